@@ -1,0 +1,96 @@
+"""The only way a file is published: temporary file in the same folder, fsync, rename, fsync of the folder."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from selfalign.errors import Resumable
+
+_NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+@contextlib.contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turn "no space" into an end that can be resumed, with the path and the free bytes in the message."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _NO_SPACE:
+            raise
+        folder = path if path.is_dir() else path.parent
+        free = shutil.disk_usage(folder).free
+        raise Resumable(
+            f"no space to write {path} ({free:,} bytes free): make room, then run the same command again"
+        ) from error
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Publish `data` at `path`: a reader sees the old file or the new one, never a part.
+
+    Raises:
+        Resumable: the disk is full.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with disk_errors(path):
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(name, 0o644)
+            os.replace(name, path)
+        except BaseException:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(name)
+            raise
+        _sync_folder(path.parent)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Publish `text` (UTF-8) at `path`."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+@contextlib.contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Publish a folder: fill the one that is yielded; it takes the name `path` only when the block ends well.
+
+    A folder that stood there before is replaced.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with disk_errors(path.parent):
+        building = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".incomplete"))
+        try:
+            yield building
+            for folder, _, names in os.walk(building):
+                for name in names:
+                    with (Path(folder) / name).open("rb") as file:
+                        os.fsync(file.fileno())
+                _sync_folder(Path(folder))
+            building.chmod(0o755)
+            if path.exists():
+                old = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".old"))
+                path.rename(old / path.name)
+                building.rename(path)
+                shutil.rmtree(old)
+            else:
+                building.rename(path)
+        except BaseException:
+            shutil.rmtree(building, ignore_errors=True)
+            raise
+        _sync_folder(path.parent)

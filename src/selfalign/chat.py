@@ -1,0 +1,93 @@
+"""Talk to a run's models in the terminal, streaming."""
+
+from __future__ import annotations
+
+import sys
+
+from selfalign import engines
+from selfalign.context import Context
+from selfalign.dialogue import PLAIN, Turn
+from selfalign.engines.base import Engine, RowError, Sampling, Step
+from selfalign.errors import UserError
+from selfalign.evaluation.heldout import ADAPTERS, models
+from selfalign.progress import plain
+from selfalign.signals import STOP
+
+
+def start(context: Context, prompt: str | None, model: str, temperature: float, max_tokens: int, seed: int) -> None:
+    """One answer where `prompt` is given, else a dialogue until an empty line's end (Ctrl-D) or /quit.
+
+    Raises:
+        UserError: the model is not one of the run's.
+    """
+    found = models(context)
+    name = model or list(found)[-1]
+    if name not in found:
+        known = ", ".join(found)
+        why = "was not trained in this run" if name in ADAPTERS else "is not a model"
+        raise UserError(f"--model {name!r} {why}; this run has {known}")
+    adapter = found[name] if context.has_weights else None
+    config = context.recipe.engine.model_copy(update={"slots": 1})
+    gguf = context.model.gguf if context.has_weights else None
+    engine = engines.start(config, gguf, {adapter: context.run.adapter_gguf(adapter)} if adapter else {})
+    sampling = Sampling(temperature, 0.9, max_tokens, top_k=context.recipe.engine.top_k)
+    try:
+        if prompt is not None:
+            _say(context, engine, adapter, [Turn("user", prompt)], sampling, seed)
+            return
+        _dialogue(context, engine, adapter, name, sampling, seed)
+    finally:
+        engine.close()
+
+
+def _dialogue(context: Context, engine: Engine, adapter: str | None, name: str, sampling: Sampling, seed: int) -> None:
+    label = context.run.constitution.assistant.name
+    context.screen.say(
+        f"{label} ({name} model of {context.run.path.name}). Training was single-turn: later turns may be weaker. "
+        "/quit or Ctrl-D ends.",
+        "dim",
+    )
+    turns: list[Turn] = []
+    while True:
+        try:
+            message = input("\nyou: ").strip()
+        except EOFError:
+            print()
+            return
+        STOP.check()
+        if message in ("/quit", "/exit"):
+            return
+        if not message:
+            continue
+        turns.append(Turn("user", message))
+        print(f"\n{label}: ", end="", flush=True)
+        try:
+            turns.append(Turn("assistant", _say(context, engine, adapter, turns, sampling, seed + len(turns))))
+        except UserError as error:
+            turns.pop()
+            print(f"\n{error}", file=sys.stderr)
+
+
+def _say(
+    context: Context, engine: Engine, adapter: str | None, turns: list[Turn], sampling: Sampling, seed: int
+) -> str:
+    """Stream the next answer to standard output; returns it."""
+    constitution = context.run.constitution
+    template = context.model.template if context.has_weights else PLAIN
+    pieces = template.prompt(constitution.inference_prompt("standard"), turns, constitution.assistant.name)
+    text = ""
+
+    def show(stretch: str) -> bool:
+        nonlocal text
+        new = stretch if text else stretch.lstrip()
+        text += new
+        print(plain(new), end="", flush=True)
+        return not STOP.is_set
+
+    try:
+        engine.generate(pieces, Step(sampling, stop=template.stops()), seed, adapter, show)
+    except RowError as error:
+        raise UserError(f"the message cannot be answered: {error}") from None
+    print()
+    STOP.check()
+    return text

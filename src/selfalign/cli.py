@@ -1,0 +1,256 @@
+"""The verbs. No heavy import until a verb needs it: `selfalign --help` imports neither torch nor pydantic."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Optional
+
+import typer
+
+if TYPE_CHECKING:
+    from selfalign.context import Context
+    from selfalign.progress import Screen
+
+app = typer.Typer(
+    help="Principle-driven self-alignment of language models from scratch (SELF-ALIGN).",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+constitution_app = typer.Typer(
+    help="Look at the constitution: the texts that a human writes.", no_args_is_help=True, rich_markup_mode=None
+)
+app.add_typer(constitution_app, name="constitution")
+
+Run = Annotated[Path, typer.Argument(help="A run directory.", metavar="RUN")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Force = Annotated[bool, typer.Option("--force", help="Overwrite files that were edited by hand.")]
+_verbosity = 0
+
+
+@app.callback()
+def _options(
+    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Say more.")] = False,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Say only results and errors.")] = False,
+) -> None:
+    global _verbosity
+    _verbosity = -1 if quiet else int(verbose)
+
+
+def _screen() -> Screen:
+    from selfalign.progress import Screen
+
+    return Screen(_verbosity)
+
+
+def _open(path: Path, force: bool = False) -> Context:
+    from selfalign.context import Context
+    from selfalign.run import RunDir
+
+    return Context(RunDir.open(path), _screen(), force=force)
+
+
+# Typer reads the annotations of verbs at run time: Optional[...] where they may be missing.
+@app.command()
+def run(
+    recipe: Annotated[str, typer.Argument(help="quick, standard, paper, or a YAML file.")] = "quick",
+    out: Annotated[Optional[Path], typer.Option(help="The run directory; runs/<recipe> unless given.")] = None,  # noqa: UP045
+    limit: Annotated[Optional[int], typer.Option(help="Cut every size to at most this many rows.")] = None,  # noqa: UP045
+    settings: Annotated[Optional[list[str]], typer.Option("--set", metavar="KEY=VALUE", help="Change a setting of the recipe; repeatable.")] = None,  # noqa: UP045
+    prompts: Annotated[Optional[Path], typer.Option(help="Your own prompts (JSONL or lines) in place of stage 1.")] = None,  # noqa: UP045
+    preview: Annotated[Optional[int], typer.Option(help="Show exact prompts and raw answers of N rows; keep nothing.")] = None,  # noqa: UP045
+    new: Annotated[bool, typer.Option("--new", help="Set an existing run aside and begin again.")] = False,
+    force: Force = False,
+) -> None:
+    """Run all stages. The same command again resumes."""
+    from selfalign import constitution, pipeline, report_terminal
+    from selfalign import recipe as recipes
+    from selfalign.context import Context
+    from selfalign.run import RunDir, default_out, hold
+
+    wanted = recipes.load(recipe, settings, limit)
+    texts = constitution.load(wanted.constitution)
+    constitution.load_seeds(wanted.seeds)
+    if preview is not None:
+        from selfalign import preview as previews
+
+        previews.show(wanted, texts, preview, _screen())
+        return
+    path = out or default_out(recipe)
+    if prompts is not None and not prompts.is_file():
+        from selfalign.errors import UserError
+
+        raise UserError(f"prompts file {str(prompts)!r} does not exist")
+    lock = hold(path) if path.is_dir() and (path / "recipe.yaml").exists() else None
+    if lock is not None and new:
+        os.close(lock)
+        lock = None
+    found = RunDir.create(path, wanted, texts, new)
+    lock = hold(path) if lock is None else lock
+    context = Context(found, _screen(), force=force, prompts_file=prompts)
+    if context.has_weights:
+        context.model  # noqa: B018  (a wrong model is said before anything is spent)
+    try:
+        pipeline.run_all(context)
+    finally:
+        context.release_engine()
+        os.close(lock)
+    report_terminal.show(found, context.screen)
+
+
+def _stage(name: str) -> Any:
+    def command(run: Run, force: Force = False) -> None:
+        from selfalign import pipeline
+        from selfalign.run import hold
+
+        context = _open(run, force)
+        lock = hold(run)
+        try:
+            pipeline.run_stage(context, name, again=True)  # type: ignore[arg-type]
+            if context.run.manifest.parent.is_dir() and all(
+                context.run.journal.published().get(s) for s in context.recipe.stages
+            ):
+                context.run.write_manifest()
+        finally:
+            context.release_engine()
+            os.close(lock)
+
+    return command
+
+
+for _name, _help in {
+    "prompts": "Stage 1: write prompts.",
+    "align": "Stage 2: answer them under the constitution.",
+    "engrave": "Stage 3: train the answers into an adapter.",
+    "clone": "Stage 4: clone the verbose mode.",
+    "evaluate": "Measure base, engraved and final model on held-out prompts.",
+    "report": "Write the report.",
+}.items():
+    app.command(_name, help=_help)(_stage(_name))
+
+
+@app.command()
+def status(run: Run, as_json: AsJson = False) -> None:
+    """What is done, kept, dropped and why. Works while the run goes on."""
+    from selfalign import report_terminal
+
+    context = _open(run)
+    if as_json:
+        typer.echo(json.dumps(report_terminal.status(context.run), indent=1, ensure_ascii=False))
+    else:
+        report_terminal.show_status(context.run)
+
+
+@app.command()
+def chat(
+    run: Run,
+    prompt: Annotated[Optional[str], typer.Option("-p", "--prompt", help="Print one answer and end.")] = None,  # noqa: UP045
+    model: Annotated[str, typer.Option(help="base, engraved or final; the last one trained unless given.")] = "",
+    temperature: Annotated[float, typer.Option(min=0.0, max=5.0)] = 0.3,
+    max_tokens: Annotated[int, typer.Option(min=1, max=8192)] = 512,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+) -> None:
+    """Talk to the base, engraved or final model in the terminal."""
+    from selfalign import chat as chats
+
+    context = _open(run)
+    try:
+        chats.start(context, prompt, model, temperature, max_tokens, seed)
+    finally:
+        context.release_engine()
+
+
+@app.command()
+def env(as_json: AsJson = False) -> None:
+    """What a bug report needs: versions, processor, memory. Nothing is sent anywhere."""
+    from selfalign import environment
+
+    facts = environment.facts()
+    if as_json:
+        typer.echo(json.dumps(facts, indent=1))
+    else:
+        for key, value in facts.items():
+            typer.echo(f"{key:<14} {value}")
+
+
+@app.command()
+def recipe(
+    name: Annotated[str, typer.Argument(help="quick, standard, paper, or a YAML file.")] = "quick",
+    settings: Annotated[Optional[list[str]], typer.Option("--set", metavar="KEY=VALUE")] = None,  # noqa: UP045
+    schema: Annotated[bool, typer.Option("--schema", help="Print the JSON Schema of recipes, for editors.")] = False,
+) -> None:
+    """Print a recipe with every setting resolved, or the schema of recipes."""
+    from selfalign import recipe as recipes
+    from selfalign import strict
+
+    if schema:
+        typer.echo(json.dumps(recipes.Recipe.model_json_schema(), indent=1))
+    else:
+        typer.echo(strict.dump(recipes.load(name, settings)).rstrip())
+
+
+@constitution_app.command("lint")
+def constitution_lint(
+    source: Annotated[str, typer.Argument(help="default, or a YAML file.")] = "default",
+    seeds: Annotated[str, typer.Option(help="default, or a JSONL file.")] = "default",
+) -> None:
+    """Check a constitution and its seed tasks."""
+    from selfalign import constitution
+
+    texts = constitution.load(source)
+    total = texts.human_lines(len(constitution.load_seeds(seeds)))["total"]
+    typer.echo(f"{source}: consistent, {len(texts.principles)} principles, {total} human-written items")
+
+
+@constitution_app.command("show")
+def constitution_show(
+    source: Annotated[str, typer.Argument(help="default, or a YAML file.")] = "default",
+    seeds: Annotated[str, typer.Option(help="default, or a JSONL file.")] = "default",
+    count: Annotated[bool, typer.Option("--count", help="Count the human-written items instead.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Print a constitution as the model sees it, or count its human-written items."""
+    from selfalign import constitution
+    from selfalign.stages import self_align
+
+    texts = constitution.load(source)
+    if not count:
+        typer.echo(json.dumps(texts.model_dump(), indent=1) if as_json else self_align.render(texts).rstrip())
+        return
+    counts = texts.human_lines(len(constitution.load_seeds(seeds)))
+    if as_json:
+        typer.echo(json.dumps(counts))
+    else:
+        for kind, number in counts.items():
+            typer.echo(f"{number:>5}  {kind}")
+
+
+def main() -> None:
+    """The entry point: errors of ours are one line and an exit code; anything else is a bug and shows its trace."""
+    from selfalign.errors import SelfAlignError
+    from selfalign.signals import STOP
+
+    STOP.install()
+    try:
+        app()
+    except SelfAlignError as error:
+        from selfalign.progress import plain
+
+        typer.echo(f"selfalign: {plain(str(error))}", err=True)
+        sys.exit(error.exit_code)
+    except OSError as error:
+        import errno
+
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        typer.echo(f"selfalign: no space on the disk ({error.filename}): make room, then run the same command again", err=True)
+        sys.exit(75)
+
+
+if __name__ == "__main__":
+    main()

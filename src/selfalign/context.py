@@ -1,0 +1,138 @@
+"""What a stage gets: the run, the model, an engine when it asks for one, and a screen to talk to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from selfalign import engines, models
+from selfalign.engines.base import Engine, Sampling
+from selfalign.errors import TooManyFailed
+from selfalign.journal import Clock, Journal, StageCounts, State
+from selfalign.progress import Screen
+from selfalign.recipe import Recipe
+from selfalign.records import Prompt, Response, content_hash, read_jsonl
+from selfalign.run import RunDir, file_hash
+
+Fate = tuple[str, int, State, str, str]
+"""A ledger entry: id, position, state, reason, text."""
+
+
+ADAPTER_STAGES = ("engrave", "clone")
+
+
+class SamplingConfig(Protocol):
+    """A part of the recipe that says how to draw tokens."""
+
+    @property
+    def temperature(self) -> float: ...
+    @property
+    def top_p(self) -> float: ...
+    @property
+    def max_new_tokens(self) -> int: ...
+
+
+@dataclass
+class Context:
+    """Everything around a stage. Engine and model are made when first used and kept between stages."""
+
+    run: RunDir
+    screen: Screen
+    force: bool = False
+    prompts_file: Path | None = None
+    _model: models.Model | None = None
+    _engine: Engine | None = None
+    _engine_for: tuple[str, ...] | None = None
+
+    @property
+    def recipe(self) -> Recipe:
+        return self.run.recipe
+
+    @property
+    def journal(self) -> Journal:
+        return self.run.journal
+
+    @property
+    def has_weights(self) -> bool:
+        """False with the fake engine, which runs no model."""
+        return engines.needs_weights(self.recipe.engine)
+
+    @property
+    def model(self) -> models.Model:
+        if self._model is None:
+            self._model = models.resolve(self.recipe.model)
+        return self._model
+
+    def identities(self, adapters: tuple[str, ...] = ()) -> dict[str | None, str]:
+        """For the base (None) and each of these stages' adapters, a hash of the weights: part of every work key."""
+        if not self.has_weights:
+            return dict.fromkeys((None, *ADAPTER_STAGES), "fake")
+        base = self.model.identity
+        return {None: base, **{a: content_hash(base, file_hash(self.run.adapter_gguf(a))) for a in adapters}}
+
+    def engine(self, adapters: tuple[str, ...] = ()) -> Engine:
+        """An engine on which requests may name these stages' adapters (engrave, clone)."""
+        wanted = tuple(self.identities(adapters).values())
+        if self._engine is None or self._engine_for != wanted:
+            self.release_engine()
+            gguf = self.model.gguf if self.has_weights else None
+            self._engine = engines.start(self.recipe.engine, gguf, {a: self.run.adapter_gguf(a) for a in adapters})
+            self._engine_for = wanted
+        return self._engine
+
+    def sampling(self, config: SamplingConfig) -> Sampling:
+        """A stage's sampling settings, with the engine's limit on candidates."""
+        top_k = self.recipe.engine.top_k
+        return Sampling(config.temperature, config.top_p, config.max_new_tokens, top_k=top_k)
+
+    def release_engine(self) -> None:
+        """Free the engine's memory, for a stage that trains."""
+        if self._engine is not None:
+            self._engine.close()
+        self._engine = None
+
+    # -- input files ---------------------------------------------------------------------------------------------
+
+    def prompts(self) -> tuple[list[Prompt], list[Fate]]:
+        """Stage 1's prompts as they stand in the file, and the fates of rows that a hand took out."""
+        rows = read_jsonl(self.run.jsonl("prompts"), Prompt)
+        return rows, self._removed({r.id for r in rows}, "self_instruct", "red_team")
+
+    def responses(self) -> tuple[list[Response], list[Fate]]:
+        """Stage 2's responses as they stand in the file, and the fates of rows that a hand took out."""
+        rows = read_jsonl(self.run.jsonl("responses"), Response)
+        return rows, self._removed({r.id for r in rows}, "align")
+
+    def _removed(self, present: set[str], *stages: str) -> list[Fate]:
+        gone = [(row_id, text) for s in stages for row_id, text in self.journal.kept(s) if row_id not in present]
+        return [(row_id, 10**9 + i, "dropped", "removed by hand", text) for i, (row_id, text) in enumerate(gone)]
+
+    # -- ledger --------------------------------------------------------------------------------------------------
+
+    def settle(
+        self, stage: str, fates: list[Fate], rows_in: int, clock: Clock, notes: dict[str, object] | None = None
+    ) -> StageCounts:
+        """Write the stage's ledger anew and check that it balances.
+
+        Raises:
+            CountMismatch: rows were lost or doubled.
+        """
+        self.journal.restart(stage)
+        self.journal.decide(stage, fates)
+        counts = self.journal.finish(stage, rows_in, clock.seconds(), notes)
+        dropped = ", ".join(f"{reason} {n}" for reason, n in {**counts.dropped, **counts.failed}.items())
+        self.screen.say(
+            f"  {stage}: {counts.rows_in} in, {counts.kept} kept" + (f"; dropped: {dropped}" if dropped else "")
+        )
+        return counts
+
+    def check_failures(self, counts: StageCounts) -> None:
+        """Raises TooManyFailed where more rows failed than the recipe allows."""
+        failed = sum(counts.failed.values())
+        if counts.rows_in and failed / counts.rows_in > self.recipe.max_failed:
+            reason = next(iter(counts.failed))
+            raise TooManyFailed(
+                f"{counts.stage}: {failed} of {counts.rows_in} rows failed ({reason}, ...); what was kept is kept. "
+                "Raise max_failed in the recipe to go on"
+            )

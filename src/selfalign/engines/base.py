@@ -1,0 +1,146 @@
+"""What an engine is: text in, text out, one request at a time from several threads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, Protocol, TypeAlias
+
+Finish = Literal["stop", "length", "cancelled"]
+
+
+class Control(str):
+    """A piece of a prompt that may become control tokens, such as a role token or the beginning of the text.
+
+    Everything else in a prompt is data: whatever it says, it is encoded as ordinary text.
+    """
+
+    __slots__ = ()
+
+
+Pieces: TypeAlias = tuple[str, ...]
+"""A prompt: plain text and `Control` pieces, in order."""
+
+BOS = Control("<bos>")
+"""Stands for whatever token begins a text in the model at hand; engines put that token there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How tokens are drawn."""
+
+    temperature: float
+    top_p: float
+    max_new_tokens: int
+    top_k: int = 0
+    """Draw from the k most likely tokens only; 0 is no such limit. Temperature comes first, then top_p."""
+    repetition: float = 0.0
+    """Strength of the penalty on repeated n-grams of 4 tokens and more (llama.cpp's DRY sampler); 0 is off."""
+    ban_eos: bool = False
+    """Never end by itself (the paper's logit bias on the end token in stage 1)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One stretch of generation within a request. `cue` is put before it, after what was generated so far."""
+
+    sampling: Sampling
+    cue: str = ""
+    stop: tuple[str, ...] = ()
+    grammar: str = ""
+    """A GBNF grammar that the text must follow; engines that cannot are free to ignore it (the parser still checks)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A prompt and the steps that answer it. Guided generation is two steps: thoughts, then cue and answer."""
+
+    prompt: Pieces
+    steps: tuple[Step, ...]
+    seed: int
+    adapter: str | None = None
+    """The adapter to switch on; None is the base model."""
+
+    def identity(self) -> dict[str, Any]:
+        """Everything that the output depends on, for the work key."""
+        return {
+            "prompt": [[isinstance(p, Control), str(p)] for p in self.prompt],
+            "steps": [asdict(s) for s in self.steps],
+            "seed": self.seed,
+            "adapter": self.adapter,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What one step gave."""
+
+    text: str
+    finish: Finish
+    """stop: the model ended, or a stop string came; length: the limit cut it; cancelled: the reader had enough."""
+    prompt_tokens: int = 0
+    """Prompt tokens computed for it."""
+    cached_tokens: int = 0
+    """Prompt tokens taken from the cache."""
+    generated_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """The raw output of a request: one part a step (fewer if one before the last was cut: the rest would answer half a thought)."""
+
+    parts: tuple[Part, ...] = field(default_factory=tuple)
+
+    def to_json(self) -> list[dict[str, Any]]:
+        return [asdict(p) for p in self.parts]
+
+    @classmethod
+    def from_json(cls, value: list[dict[str, Any]]) -> Completion:
+        return cls(tuple(Part(**p) for p in value))
+
+
+class RowError(Exception):
+    """This request cannot be answered (for example: longer than the context); others can."""
+
+
+class Engine(Protocol):
+    """`generate` is called from up to `parallel` threads at once."""
+
+    parallel: int
+
+    def generate(
+        self,
+        prompt: Pieces,
+        step: Step,
+        seed: int,
+        adapter: str | None,
+        on_text: Callable[[str], bool] | None = None,
+    ) -> Part:
+        """Continue the prompt.
+
+        Args:
+            on_text: gets each new stretch of text; generation ends where it returns False.
+
+        Raises:
+            RowError: this prompt cannot be answered.
+        """
+        ...
+
+    def prime(self, prefix: Pieces, adapter: str | None) -> None:
+        """Compute a prefix that the coming requests share, once, for all slots."""
+        ...
+
+    def close(self) -> None: ...
+
+
+def answer(engine: Engine, request: Request) -> Completion:
+    """Run a request's steps one after the other on the engine."""
+    prompt, parts = request.prompt, []
+    for step in request.steps:
+        prompt = (*prompt, step.cue) if step.cue else prompt
+        part = engine.generate(prompt, step, request.seed, request.adapter)
+        parts.append(part)
+        if part.finish == "length" and len(parts) < len(request.steps):
+            break
+        prompt = (*prompt, part.text.rstrip())
+    return Completion(tuple(parts))

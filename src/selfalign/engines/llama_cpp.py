@@ -1,0 +1,244 @@
+"""llama.cpp in process, through xllamacpp: slots, one computation of a shared prefix, adapters per request."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import shutil
+import tempfile
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from selfalign.engines.base import BOS, Control, Finish, Part, Pieces, RowError, Step
+from selfalign.errors import UserError
+
+_DRY_ALLOWED = 3
+"""Repeats of up to three tokens are free: with the next token an n-gram of four would repeat (paper, section 3.4)."""
+
+
+def usable_cores() -> int:
+    """Cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class LlamaCpp:
+    """One base model and its adapters.
+
+    xllamacpp starts llama.cpp's server in this process. Generation is called directly; tokenising and copying a
+    slot's cache go through the server's own loopback port, which a random key guards.
+
+    Args:
+        gguf: the base model.
+        adapters: name -> GGUF adapter; a request switches on at most one.
+        slots: requests generated at once.
+        context: tokens of context per slot.
+        threads: 0 for all cores.
+
+    Raises:
+        UserError: llama.cpp cannot load a file.
+    """
+
+    def __init__(self, gguf: Path, adapters: dict[str, Path], slots: int, context: int, threads: int) -> None:
+        import xllamacpp
+
+        self.parallel = slots
+        self._adapters = {name: number for number, name in enumerate(adapters)}
+        self._folder = Path(tempfile.mkdtemp(prefix="selfalign-slots-"))
+        self._key = secrets.token_urlsafe(24)
+        self._prime_lock = threading.Lock()
+        self._primed: tuple[Pieces, str | None] | None = None
+        params = xllamacpp.CommonParams()
+        params.model.path = str(gguf)
+        params.n_parallel = slots
+        params.n_ctx = slots * context
+        params.n_batch = 2048
+        # Separate caches per slot: with a unified one every token attends over the cells of all slots.
+        params.kv_unified = False
+        # A sliding-window model would otherwise forget its cached prefix.
+        params.swa_full = True
+        params.cache_ram_mib = 0
+        params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads or usable_cores()
+        params.verbosity = -1
+        params.hostnames = ["127.0.0.1"]
+        params.api_keys = [self._key]
+        params.slot_save_path = f"{self._folder}/"
+        loras = []
+        for path in adapters.values():
+            info = xllamacpp.CommonAdapterLoraInfo()
+            info.path, info.scale = str(path), 0.0
+            loras.append(info)
+        if loras:
+            params.lora_adapters = loras
+        try:
+            with _quiet():
+                self._server = xllamacpp.Server(params)
+        except (RuntimeError, ValueError) as error:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            raise UserError(
+                f"llama.cpp cannot load {gguf}{' with its adapters' if adapters else ''}: {error or 'unknown reason'}"
+            ) from error
+        self._bos = self._tokenize("", special=True, add_bos=True)
+
+    def generate(
+        self,
+        prompt: Pieces,
+        step: Step,
+        seed: int,
+        adapter: str | None,
+        on_text: Callable[[str], bool] | None = None,
+    ) -> Part:
+        """See `Engine.generate`."""
+        sampling = step.sampling
+        body: dict[str, Any] = {
+            "prompt": self.encode(prompt),
+            "n_predict": sampling.max_new_tokens,
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "top_k": sampling.top_k,
+            "samplers": ["dry", "top_k", "temperature", "top_p"],
+            "seed": seed % 2**32,
+            "stop": list(step.stop),
+            "cache_prompt": True,
+            "ignore_eos": sampling.ban_eos,
+            "lora": [{"id": number, "scale": float(name == adapter)} for name, number in self._adapters.items()],
+        }
+        if step.grammar:
+            body["grammar"] = step.grammar
+        if sampling.repetition:
+            body |= {
+                "dry_multiplier": sampling.repetition,
+                "dry_allowed_length": _DRY_ALLOWED,
+                "dry_penalty_last_n": sampling.max_new_tokens,
+                "dry_sequence_breakers": [],
+            }
+        if on_text is None:
+            reply = self._checked(self._server.handle_completions(body))
+            choice = reply["choices"][0]
+            return self._part(choice["text"], reply)
+        pieces: list[str] = []
+        last: dict[str, Any] = {}
+
+        def receive(chunk: dict[str, Any]) -> bool:
+            nonlocal last
+            if "error" in chunk or not chunk.get("choices"):
+                last = chunk
+                return False
+            last = chunk
+            text = chunk["choices"][0]["text"]
+            pieces.append(text)
+            # The binding stops where the callback returns True.
+            return bool(text) and not on_text(text)
+
+        self._server.handle_completions({**body, "stream": True}, receive)
+        return self._part("".join(pieces), self._checked(last))
+
+    def _part(self, text: str, reply: dict[str, Any]) -> Part:
+        timings = reply.get("timings", {})
+        reason = reply["choices"][0].get("finish_reason")
+        finish: Finish = reason if reason in ("stop", "length") else "cancelled"
+        return Part(
+            text=text,
+            finish=finish,
+            prompt_tokens=int(timings.get("prompt_n", 0)),
+            cached_tokens=int(timings.get("cache_n", 0)),
+            generated_tokens=int(timings.get("predicted_n", 0)),
+        )
+
+    @staticmethod
+    def _checked(reply: Any) -> dict[str, Any]:
+        value: dict[str, Any] = json.loads(reply) if isinstance(reply, str | bytes) else reply
+        if "error" in value:
+            error = value["error"]
+            if error.get("type") == "exceed_context_size_error":
+                raise RowError(f"too long for the context: {error.get('n_prompt_tokens')} prompt tokens")
+            raise RowError(f"engine error: {error.get('message', error)}")
+        return value
+
+    # -- tokens --------------------------------------------------------------------------------------------------
+
+    def encode(self, prompt: Pieces) -> list[int]:
+        """Token ids. Only `Control` pieces can become control tokens; neighbouring text is encoded as one."""
+        ids: list[int] = []
+        text = ""
+        for piece in (*prompt, Control("")):
+            if not isinstance(piece, Control):
+                text += piece
+                continue
+            if text:
+                ids += self._tokenize(text, special=False)
+                text = ""
+            if piece is BOS or piece == BOS:
+                ids += self._bos
+            elif piece:
+                ids += self._tokenize(str(piece), special=True)
+        return ids
+
+    def _tokenize(self, text: str, special: bool, add_bos: bool = False) -> list[int]:
+        reply = self._http("/tokenize", {"content": text, "add_special": add_bos, "parse_special": special})
+        return list(reply["tokens"])
+
+    def _http(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        request = urllib.request.Request(  # noqa: S310  (our own loopback address)
+            self._server.listening_address + path,
+            data=json.dumps(body).encode(),
+            headers={"content-type": "application/json", "authorization": f"Bearer {self._key}"},
+        )
+        with urllib.request.urlopen(request, timeout=600) as reply:  # noqa: S310
+            value: dict[str, Any] = json.load(reply)
+        return value
+
+    def top_token(self, ids: list[int], adapter: str | None) -> int:
+        """The most likely next token after these ids."""
+        body = {"prompt": ids, "n_predict": 1, "temperature": 0.0, "n_probs": 1, "cache_prompt": True, "id_slot": 0}
+        body["lora"] = [{"id": number, "scale": float(name == adapter)} for name, number in self._adapters.items()]
+        reply = self._checked(self._server.handle_completions(body))
+        return int(reply["choices"][0]["logprobs"]["content"][0]["id"])
+
+    # -- prefix --------------------------------------------------------------------------------------------------
+
+    def prime(self, prefix: Pieces, adapter: str | None) -> None:
+        """Compute the prefix in slot 0 and copy its cache to the other slots (a few milliseconds each)."""
+        with self._prime_lock:
+            if (prefix, adapter) == self._primed:
+                return
+            body = {
+                "prompt": self.encode(prefix),
+                "n_predict": 0,
+                "id_slot": 0,
+                "cache_prompt": True,
+                "lora": [{"id": number, "scale": float(name == adapter)} for name, number in self._adapters.items()],
+            }
+            self._checked(self._server.handle_completions(body))
+            try:
+                self._http("/slots/0?action=save", {"filename": "prefix.bin"})
+                for slot in range(1, self.parallel):
+                    self._http(f"/slots/{slot}?action=restore", {"filename": "prefix.bin"})
+            except (urllib.error.URLError, OSError):
+                return  # each slot then computes the prefix once by itself
+            finally:
+                (self._folder / "prefix.bin").unlink(missing_ok=True)
+            self._primed = (prefix, adapter)
+
+    def close(self) -> None:
+        shutil.rmtree(self._folder, ignore_errors=True)
+        self._server = None
+
+
+@contextlib.contextmanager
+def _quiet() -> Any:
+    """Send what C++ prints while a model loads to nowhere: it is a log for its developers."""
+    keep = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(keep, 2)
+        os.close(keep)
+        os.close(nowhere)

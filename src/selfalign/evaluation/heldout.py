@@ -1,0 +1,160 @@
+"""Base, engraved and final model on the held-out prompts, none of which was trained on.
+
+1_prompts/prompts.jsonl, 2_self_align/responses.jsonl, both adapters -> 5_evaluation/answers.jsonl, scores.json
+
+Loss: stage 2's kept held-out responses *without* the constitution, mean over rows of the mean per token. Run-on: a model
+that does not end its turn by its own end token within the limit; stop strings do not count, so none are given.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from selfalign import atomic
+from selfalign.context import Context, Fate
+from selfalign.dialogue import PLAIN, Encoded, Turn, encode_example
+from selfalign.engines.base import Request, Step
+from selfalign.evaluation.statistics import Interval, bootstrap_mean, median, wilson
+from selfalign.generate import Work, generate, row_seed
+from selfalign.journal import Clock
+from selfalign.records import Answer, Prompt, Score, content_hash, write_jsonl
+
+STAGE = "evaluate"
+ADAPTERS = {"base": None, "engraved": "engrave", "final": "clone"}
+"""The compared models and the stage whose adapter each has."""
+
+
+def models(context: Context) -> dict[str, str | None]:
+    """The models that this run has: the base, and those whose adapter stands in its folder."""
+    return {
+        name: stage
+        for name, stage in ADAPTERS.items()
+        if stage is None or not context.has_weights or context.run.adapter_gguf(stage).exists()
+    }
+
+
+def run(context: Context) -> list[Path]:
+    """Answer and score the held-out prompts with every model; returns the files."""
+    clock = Clock()
+    prompts = [p for p in context.prompts()[0] if p.split == "heldout"][: context.recipe.evaluate.run_on]
+    answers, fates = _answers(context, prompts)
+    write_jsonl(context.run.jsonl("answers"), answers)
+    scores = answer_scores(answers, context.recipe.evaluate.max_new_tokens, list(models(context)))
+    if context.has_weights:
+        scores = loss_scores(_losses(context)) + scores
+    atomic.write_text(context.run.scores, json.dumps([asdict(s) for s in scores], indent=1) + "\n")
+    context.check_failures(context.settle(STAGE, fates, len(prompts) * len(models(context)), clock))
+    return [context.run.jsonl("answers"), context.run.scores]
+
+
+def _answers(context: Context, prompts: list[Prompt]) -> tuple[list[Answer], list[Fate]]:
+    config, constitution = context.recipe.evaluate, context.run.constitution
+    template = context.model.template if context.has_weights else PLAIN
+    step = Step(context.sampling(config))
+    compared = models(context)
+    adapters = tuple(s for s in compared.values() if s)
+    works: list[Work] = []
+    # Model by model: a slot whose adapter changes must compute its prompt anew.
+    for name, adapter in compared.items():
+        for prompt in prompts:
+            pieces = template.prompt(
+                constitution.inference_prompt("standard"), [Turn("user", prompt.message)], constitution.assistant.name
+            )
+            seed = row_seed(context.recipe.seed, STAGE, prompt.id)
+            works.append(Work(content_hash(prompt.id, name), Request(pieces, (step,), seed, adapter)))
+    engine = context.engine(adapters if context.has_weights else ())
+    with context.screen.bar("answers", len(works)) as bar:
+        outcomes = generate(
+            works, engine, context.journal, stage=STAGE, identities=context.identities(adapters), on_done=bar.add
+        )
+    answers: list[Answer] = []
+    fates: list[Fate] = []
+    pairs = [(name, prompt) for name in compared for prompt in prompts]
+    for position, ((name, prompt), outcome) in enumerate(zip(pairs, outcomes, strict=True)):
+        if outcome.completion is None:
+            fates.append((outcome.row_id, position, "failed", outcome.reason, prompt.message))
+            continue
+        part = outcome.completion.parts[0]
+        text = part.text.strip()
+        answers.append(Answer(prompt.id, prompt.message, name, text, part.finish == "stop", len(text.split())))
+        fates.append((outcome.row_id, position, "kept", "", prompt.message))
+    return answers, fates
+
+
+def answer_scores(answers: Sequence[Answer], limit: int, names: Sequence[str]) -> list[Score]:
+    """Run-on rate, empty answers and length of each model, the final one also against the engraved one."""
+    found: list[Score] = []
+    by_model = {name: [a for a in answers if a.model == name] for name in names}
+    for name, rows in by_model.items():
+        if not rows:
+            continue
+        run_on = wilson(sum(not a.ended for a in rows), len(rows))
+        empty = wilson(sum(not a.answer for a in rows), len(rows))
+        found.append(_score(f"run-on within {limit} tokens", name, len(rows), run_on))
+        found.append(_score("empty answers", name, len(rows), empty))
+        found.append(Score("heldout", "median words", name, "standard", len(rows), median([a.words for a in rows])))
+    if by_model.get("final") and by_model.get("engraved"):
+        other = {a.id: a.words for a in by_model["engraved"]}
+        pairs = [a.words - other[a.id] for a in by_model["final"] if a.id in other]
+        if pairs:
+            longer = bootstrap_mean(pairs)
+            mean = sum(a.words for a in by_model["final"]) / len(by_model["final"])
+            found.append(
+                Score(
+                    "heldout", "mean words", "final", "standard", len(pairs), mean, vs="engraved",
+                    difference=longer.value, difference_low=longer.low, difference_high=longer.high,
+                )
+            )
+    return found
+
+
+def _score(measure: str, name: str, n: int, interval: Interval) -> Score:
+    return Score("heldout", measure, name, "standard", n, interval.value, interval.low, interval.high)
+
+
+def _losses(context: Context) -> dict[str, list[float]]:
+    """Mean loss per token of each held-out response, by model."""
+    from selfalign.training import lora
+
+    rows = [r for r in context.responses()[0] if r.split == "heldout"]
+    if not rows:
+        return {}
+    context.release_engine()
+    tokenizer, template = context.model.tokenizer(), context.model.template
+    constitution = context.run.constitution
+    system, label = constitution.inference_prompt("standard"), constitution.assistant.name
+    encoded = [encode_example(tokenizer, template, system, r.message, r.response, label) for r in rows]
+    base = lora.load_base(context.model.folder())
+    found = {"base": _means(lora.token_losses(base, encoded), encoded)}
+    for name, stage in models(context).items():
+        if stage:
+            adapted = lora.with_adapter(base, context.run.adapter(stage))
+            found[name] = _means(lora.token_losses(adapted, encoded), encoded)
+            base = adapted.unload()
+    del base
+    gc.collect()
+    return found
+
+
+def _means(losses: list[list[float]], rows: Sequence[Encoded]) -> list[float]:
+    return [sum(row) / len(row) for row, _ in zip(losses, rows, strict=True)]
+
+
+def loss_scores(losses: dict[str, list[float]]) -> list[Score]:
+    """The mean loss of each model and, for adapters, the paired difference from the base."""
+    found = []
+    for name, values in losses.items():
+        mean = bootstrap_mean(values)
+        score = Score("heldout", "loss without constitution", name, "standard", len(values), mean.value, mean.low, mean.high)
+        if name != "base":
+            d = bootstrap_mean([v - b for v, b in zip(values, losses["base"], strict=True)])
+            score = Score(
+                score.benchmark, score.measure, name, score.prompt, score.n, score.value, score.low, score.high,
+                vs="base", difference=d.value, difference_low=d.low, difference_high=d.high,
+            )
+        found.append(score)
+    return found

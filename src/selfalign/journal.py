@@ -1,0 +1,251 @@
+"""Units of work and their states, in SQLite: the truth within a stage.
+
+Two tables. `work`: one request to an engine; its raw output is committed before anything reads it. `rows`: one unit of
+the ledger (a parsed candidate in stage 1, an input row elsewhere) that ends kept, dropped or failed.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from selfalign.errors import CountMismatch, Resumable, UserError
+from selfalign.records import Drop
+
+State = Literal["kept", "dropped", "failed"]
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS work(
+  key TEXT PRIMARY KEY, stage TEXT NOT NULL, row_id TEXT NOT NULL,
+  state TEXT NOT NULL CHECK (state IN ('pending', 'running', 'raw_saved', 'failed')),
+  raw TEXT, reason TEXT, prompt_tokens INTEGER DEFAULT 0, cached_tokens INTEGER DEFAULT 0,
+  generated_tokens INTEGER DEFAULT 0, seconds REAL DEFAULT 0) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS work_stage ON work(stage, state);
+CREATE TABLE IF NOT EXISTS rows(
+  stage TEXT NOT NULL, id TEXT NOT NULL, position INTEGER NOT NULL,
+  state TEXT NOT NULL CHECK (state IN ('kept', 'dropped', 'failed')), reason TEXT NOT NULL, text TEXT NOT NULL,
+  PRIMARY KEY (stage, id)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS stages(
+  stage TEXT PRIMARY KEY, finished INTEGER NOT NULL, rows_in INTEGER NOT NULL, seconds REAL NOT NULL,
+  notes TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS published(
+  stage TEXT PRIMARY KEY, inputs TEXT NOT NULL, files TEXT NOT NULL) WITHOUT ROWID;
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class StageCounts:
+    """The ledger of one stage."""
+
+    stage: str
+    finished: bool
+    rows_in: int
+    kept: int
+    dropped: dict[str, int]
+    failed: dict[str, int]
+    requests: int
+    prompt_tokens: int
+    """Prompt tokens that were computed."""
+    cached_tokens: int
+    """Prompt tokens that came from the cached prefix."""
+    generated_tokens: int
+    seconds: float
+    notes: dict[str, Any]
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class Journal:
+    """The journal of one run directory. Used from the main thread only."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self._db = sqlite3.connect(path, isolation_level=None, timeout=30)
+            self._db.execute("PRAGMA journal_mode=WAL")
+            # FULL: a commit survives the loss of power, not only of the process.
+            self._db.execute("PRAGMA synchronous=FULL")
+            self._db.executescript(_SCHEMA)
+        except sqlite3.DatabaseError as error:
+            raise self._explained(error) from error
+
+    def _explained(self, error: sqlite3.DatabaseError) -> Resumable | UserError:
+        if "full" in str(error) or "disk I/O" in str(error):
+            return Resumable(f"no space for {self.path} ({error}): make room, then run the same command again")
+        return UserError(f"{self.path} cannot be used as a journal ({error}); move it away to start anew")
+
+    def close(self) -> None:
+        self._db.close()
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """All that happens inside is committed together, or not at all."""
+        try:
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+            except BaseException:
+                self._db.execute("ROLLBACK")
+                raise
+            self._db.execute("COMMIT")
+        except sqlite3.DatabaseError as error:
+            raise self._explained(error) from error
+
+    # -- work ----------------------------------------------------------------------------------------------------
+
+    def saved(self, keys: Iterable[str]) -> dict[str, str]:
+        """The raw outputs (JSON) of those keys that have one."""
+        found: dict[str, str] = {}
+        wanted = list(keys)
+        for start in range(0, len(wanted), 500):
+            part = wanted[start : start + 500]
+            marks = ",".join("?" * len(part))
+            query = f"SELECT key, raw FROM work WHERE state = 'raw_saved' AND key IN ({marks})"  # noqa: S608
+            found.update(self._db.execute(query, part).fetchall())
+        return found
+
+    def begin(self, stage: str, items: Iterable[tuple[str, str]]) -> None:
+        """Enter (key, row id) pairs as pending; what a killed process left as running is pending again."""
+        with self.transaction():
+            self._db.executemany(
+                "INSERT INTO work(key, stage, row_id, state) VALUES (?, ?, ?, 'pending') "
+                "ON CONFLICT(key) DO UPDATE SET state = 'pending', reason = NULL WHERE state != 'raw_saved'",
+                [(key, stage, row_id) for key, row_id in items],
+            )
+
+    def running(self, keys: list[str]) -> None:
+        with self.transaction():
+            self._db.executemany("UPDATE work SET state = 'running' WHERE key = ?", [(key,) for key in keys])
+
+    def save_raw(self, rows: list[tuple[str, str, int, int, int, float]]) -> None:
+        """Commit (key, raw JSON, prompt, cached and generated tokens, seconds) of finished requests."""
+        with self.transaction():
+            self._db.executemany(
+                "UPDATE work SET state = 'raw_saved', raw = ?2, prompt_tokens = ?3, cached_tokens = ?4, "
+                "generated_tokens = ?5, seconds = ?6 WHERE key = ?1",
+                rows,
+            )
+
+    def fail(self, key: str, reason: str) -> None:
+        with self.transaction():
+            self._db.execute("UPDATE work SET state = 'failed', reason = ? WHERE key = ?", (reason, key))
+
+    # -- ledger --------------------------------------------------------------------------------------------------
+
+    def decide(self, stage: str, rows: Iterable[tuple[str, int, State, str, str]]) -> None:
+        """Enter (id, position, state, reason, text) of rows whose fate is known. Entering a row again replaces it."""
+        with self.transaction():
+            self._db.executemany(
+                "INSERT OR REPLACE INTO rows(stage, id, position, state, reason, text) VALUES (?, ?, ?, ?, ?, ?)",
+                [(stage, *row) for row in rows],
+            )
+
+    def restart(self, stage: str) -> None:
+        """Forget the stage's decisions (not its raw outputs): it is decided anew from them."""
+        with self.transaction():
+            self._db.execute("DELETE FROM rows WHERE stage = ?", (stage,))
+            self._db.execute("DELETE FROM stages WHERE stage = ?", (stage,))
+
+    def finish(self, stage: str, rows_in: int, seconds: float, notes: dict[str, Any] | None = None) -> StageCounts:
+        """Close the stage: check that every row that came in has exactly one fate.
+
+        Raises:
+            CountMismatch: in is not kept + dropped + failed.
+        """
+        decided = self._db.execute("SELECT COUNT(*) FROM rows WHERE stage = ?", (stage,)).fetchone()[0]
+        if decided != rows_in:
+            raise CountMismatch(
+                f"{stage}: {rows_in} rows came in, but {decided} were kept, dropped or failed; "
+                f"{self.path} holds the rows. This is a bug in selfalign."
+            )
+        with self.transaction():
+            self._db.execute(
+                "INSERT OR REPLACE INTO stages VALUES (?, 1, ?, ?, ?)",
+                (stage, rows_in, seconds, json.dumps(notes or {}, ensure_ascii=False)),
+            )
+        return self.counts(stage)
+
+    def counts(self, stage: str) -> StageCounts:
+        finished = self._db.execute(
+            "SELECT finished, rows_in, seconds, notes FROM stages WHERE stage = ?", (stage,)
+        ).fetchone()
+        fates: dict[str, dict[str, int]] = {"kept": {}, "dropped": {}, "failed": {}}
+        for state, reason, number in self._db.execute(
+            "SELECT state, reason, COUNT(*) FROM rows WHERE stage = ? GROUP BY state, reason ORDER BY COUNT(*) DESC",
+            (stage,),
+        ):
+            fates[state][reason] = number
+        requests, *tokens = self._db.execute(
+            "SELECT COUNT(*), TOTAL(prompt_tokens), TOTAL(cached_tokens), TOTAL(generated_tokens) FROM work "
+            "WHERE stage = ? AND state = 'raw_saved'",
+            (stage,),
+        ).fetchone()
+        decided = sum(sum(f.values()) for f in fates.values())
+        return StageCounts(
+            stage=stage,
+            finished=bool(finished),
+            rows_in=finished[1] if finished else decided,
+            kept=sum(fates["kept"].values()),
+            dropped=fates["dropped"],
+            failed=fates["failed"],
+            requests=requests,
+            prompt_tokens=int(tokens[0]),
+            cached_tokens=int(tokens[1]),
+            generated_tokens=int(tokens[2]),
+            seconds=finished[2] if finished else 0.0,
+            notes=json.loads(finished[3]) if finished else {},
+        )
+
+    def stages(self) -> list[str]:
+        """Names of the stages that the journal knows, in the order of the pipeline."""
+        known = {r[0] for r in self._db.execute("SELECT stage FROM stages UNION SELECT DISTINCT stage FROM work")}
+        return [s for s in LEDGER if s in known] + sorted(known - set(LEDGER))
+
+    def open_work(self, stage: str) -> int:
+        """Requests of the stage that wait or run."""
+        query = "SELECT COUNT(*) FROM work WHERE stage = ? AND state IN ('pending', 'running')"
+        return int(self._db.execute(query, (stage,)).fetchone()[0])
+
+    def kept(self, stage: str) -> list[tuple[str, str]]:
+        """(id, text) of the rows that the stage kept, in their order."""
+        query = "SELECT id, text FROM rows WHERE stage = ? AND state = 'kept' ORDER BY position, id"
+        return list(self._db.execute(query, (stage,)))
+
+    def publish(self, stage: str, inputs: str, files: dict[str, str]) -> None:
+        """Remember that the stage was finished from `inputs` (a hash) with these files (name -> SHA-256)."""
+        with self.transaction():
+            self._db.execute("INSERT OR REPLACE INTO published VALUES (?, ?, ?)", (stage, inputs, json.dumps(files)))
+
+    def published(self) -> dict[str, tuple[str, dict[str, str]]]:
+        """Stage -> (hash of its inputs, its files)."""
+        return {s: (i, json.loads(f)) for s, i, f in self._db.execute("SELECT stage, inputs, files FROM published")}
+
+    def drops(self) -> Iterator[Drop]:
+        """Every row that was not kept, in the order of the pipeline."""
+        for stage in self.stages():
+            query = (
+                "SELECT id, state, reason, text FROM rows WHERE stage = ? AND state != 'kept' ORDER BY position, id"
+            )
+            for row_id, state, reason, text in self._db.execute(query, (stage,)):
+                yield Drop(stage=stage, id=row_id, state=state, reason=reason, text=text)
+
+
+LEDGER = ("self_instruct", "topics", "red_team", "align", "engrave", "verbose", "clone", "evaluate")
+"""The ledgers in the order of the pipeline: stage 1 has three, stage 4 two (answers and training pairs)."""
+
+
+class Clock:
+    """Seconds since it was made."""
+
+    def __init__(self) -> None:
+        self._start = time.monotonic()
+
+    def seconds(self) -> float:
+        return time.monotonic() - self._start

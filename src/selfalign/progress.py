@@ -1,0 +1,107 @@
+"""Live progress: a bar in a terminal, plain lines elsewhere. All output for people goes through one console."""
+
+from __future__ import annotations
+
+import re
+import sys
+import time
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+_LINE_EVERY_S = 10.0
+
+
+def plain(text: str) -> str:
+    """The text without control, escape and direction characters: model text must not drive a terminal."""
+    return _CONTROL.sub("", text)
+
+
+class Screen:
+    """What the commands say. verbosity: -1 quiet, 0 normal, 1 verbose."""
+
+    def __init__(self, verbosity: int = 0) -> None:
+        self.verbosity = verbosity
+        self.console = Console(stderr=True, highlight=False)
+
+    def say(self, text: str, style: str = "") -> None:
+        """One line for the user, on standard error; model text in it is made harmless."""
+        if self.verbosity >= 0:
+            self.console.print(escape(plain(text)), style=style or None, soft_wrap=True)
+
+    def detail(self, text: str) -> None:
+        if self.verbosity >= 1:
+            self.say(text, "dim")
+
+    def bar(self, name: str, total: int | None) -> Bar:
+        return Bar(self, name, total)
+
+
+class Bar:
+    """Rows done, tokens per second and time left of one stage; a context manager."""
+
+    def __init__(self, screen: Screen, name: str, total: int | None) -> None:
+        self._screen = screen
+        self._name = name
+        self._total = total
+        self._done = 0
+        self._tokens = 0
+        self._start = time.monotonic()
+        self._said = self._start
+        self._live = screen.verbosity >= 0 and screen.console.is_terminal
+        self._progress: Progress | None = None
+        self._task: TaskID | None = None
+
+    def __enter__(self) -> Bar:
+        if self._live:
+            self._progress = Progress(
+                TextColumn("  {task.description:<14}"),
+                BarColumn(bar_width=28),
+                TextColumn("{task.fields[note]}"),
+                console=self._screen.console,
+                transient=True,
+            )
+            self._progress.start()
+            self._task = self._progress.add_task(self._name, total=self._total, note="")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._progress:
+            self._progress.stop()
+
+    def note(self) -> str:
+        """`12 of 60 rows, 75 tokens/s, 1:20 left`."""
+        seconds = max(time.monotonic() - self._start, 1e-6)
+        text = f"{self._done} of {self._total}" if self._total else f"{self._done}"
+        if self._tokens:
+            text += f" · {self._tokens / seconds:.0f} tokens/s"
+        if self._total and 0 < self._done < self._total:
+            left = int(seconds / self._done * (self._total - self._done))
+            text += f" · {left // 60}:{left % 60:02d} left"
+        return text
+
+    def total(self, rows: int) -> None:
+        """Say how many rows there will be."""
+        self._total = rows
+        if self._progress and self._task is not None:
+            self._progress.update(self._task, total=rows)
+
+    def set(self, done: int, tokens: int = 0) -> None:
+        """Rows done so far, and tokens more."""
+        self._done, self._tokens = done, self._tokens + tokens
+        now = time.monotonic()
+        if self._progress and self._task is not None:
+            self._progress.update(self._task, completed=done, note=self.note())
+        elif now - self._said >= _LINE_EVERY_S:
+            self._said = now
+            self._screen.say(f"  {self._name}: {self.note()}")
+
+    def add(self, rows: int, tokens: int = 0) -> None:
+        self.set(self._done + rows, tokens)
+
+
+def stdout_console() -> Console:
+    """For results that a pipe should get."""
+    return Console(file=sys.stdout, highlight=False)

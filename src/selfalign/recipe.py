@@ -1,0 +1,201 @@
+"""The recipe: one YAML document that says everything about a run but the human texts. Strict and typed."""
+
+from __future__ import annotations
+
+import json
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from selfalign.errors import UserError
+from selfalign.records import content_hash
+from selfalign.strict import Strict, parse_yaml, read_text, validate
+
+Stage = Literal["prompts", "align", "engrave", "clone", "evaluate", "report"]
+STAGES: tuple[Stage, ...] = ("prompts", "align", "engrave", "clone", "evaluate", "report")
+SHIPPED = ("quick", "standard", "paper")
+
+Probability = Field(gt=0, le=1)
+Temperature = Field(ge=0, le=5)
+Tokens = Field(ge=1, le=32768)
+
+
+class Engine(Strict):
+    kind: Literal["auto", "llama_cpp", "fake"] = "auto"
+    """auto takes llama_cpp, in process."""
+    slots: int = Field(8, ge=1, le=64)
+    """Requests generated at once."""
+    context: int = Field(4096, ge=256, le=131072)
+    """Tokens of context per slot."""
+    threads: int = Field(0, ge=0)
+    """0: all cores that this process may use."""
+    top_k: int = Field(1000, ge=0)
+    """Draw from the k most likely tokens, then top_p. 0 is no limit: with a vocabulary of 262,144 tokens that halves
+    the speed (benchmarks/sampling.py)."""
+
+
+class SelfInstruct(Strict):
+    count: int = Field(60, ge=0)
+    """Prompts to accept."""
+    seeds_per_request: int = Field(5, ge=1)
+    requests_per_round: int = Field(16, ge=1)
+    max_rounds: int = Field(100, ge=1)
+    temperature: float = Temperature
+    top_p: float = Probability
+    max_new_tokens: int = Tokens
+
+
+class RedTeam(Strict):
+    count: int = Field(60, ge=0)
+    topic_rounds: int = Field(2, ge=1)
+    topic_requests: int | None = Field(None, ge=1)
+    """At most so many topic requests per type and round; null: one for each topic that is known."""
+    max_rounds: int = Field(20, ge=1)
+    """Rounds of questions, at most."""
+    temperature: float = Temperature
+    top_p: float = Probability
+    max_new_tokens: int = Tokens
+
+
+class Prompts(Strict):
+    self_instruct: SelfInstruct
+    red_team: RedTeam
+    novelty: float = Field(0.7, gt=0, le=1)
+    """A prompt whose ROUGE-L F1 with an accepted one is above this is dropped."""
+
+
+class Align(Strict):
+    form: Literal["guided", "paper"] = "guided"
+    """guided: the thoughts end with their line, then the answer's cue is given; paper: one pass."""
+    temperature: float = Temperature
+    top_p: float = Probability
+    max_new_tokens: int = Tokens
+    max_thought_tokens: int = Field(80, ge=8)
+    hints: bool = False
+    """Begin the thoughts with the principles that the question's type hints at."""
+
+
+class Engrave(Strict):
+    rank: int = Field(16, ge=1, le=256)
+    alpha: int = Field(16, ge=1)
+    dropout: float = Field(0.05, ge=0, lt=1)
+    targets: list[Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]] = Field(
+        ["q_proj", "k_proj", "v_proj", "o_proj"], min_length=1
+    )
+    learning_rate: float = Field(4.0e-4, gt=0)
+    epochs: int = Field(2, ge=1)
+    batch_size: int = Field(8, ge=1)
+    """Examples per optimiser step."""
+    warmup_steps: int = Field(5, ge=0)
+    max_length: int = Field(512, ge=16)
+    """Tokens of one example; a longer one is a drop, never cut."""
+
+
+class Clone(Strict):
+    prompts: int | None = Field(None, ge=1)
+    """How many prompts of stage 1 the engraved model answers; null: all."""
+    temperature: float = Temperature
+    top_p: float = Probability
+    max_new_tokens: int = Tokens
+    max_length: int = Field(768, ge=16)
+    learning_rate: float | None = Field(None, gt=0)
+    """null: as in engrave."""
+    epochs: int | None = Field(None, ge=1)
+
+
+class Evaluate(Strict):
+    run_on: int = Field(40, ge=0)
+    """Prompts that are kept out of training and answered by every model."""
+    max_new_tokens: int = Field(320, ge=16)
+    temperature: float = Field(0.3, ge=0, le=5)
+    top_p: float = Field(0.9, gt=0, le=1)
+
+
+class Recipe(Strict):
+    """See docs/recipe.md. `selfalign recipe --schema` prints the JSON Schema for editors."""
+
+    model: str = "embedded"
+    constitution: str = "default"
+    seeds: str = "default"
+    seed: int = Field(0, ge=0, lt=2**32)
+    stages: list[Stage] = list(STAGES)
+    engine: Engine = Engine()  # type: ignore[call-arg]
+    prompts: Prompts
+    align: Align
+    filters: Literal["default", "paper"] = "default"
+    engrave: Engrave = Engrave()  # type: ignore[call-arg]
+    clone: Clone
+    evaluate: Evaluate = Evaluate()  # type: ignore[call-arg]
+    max_failed: float = Field(0.01, ge=0, le=1)
+    """The share of failed rows above which a stage ends with exit code 3."""
+
+    @model_validator(mode="after")
+    def _order(self) -> Recipe:
+        order = [STAGES.index(s) for s in self.stages]
+        if order != sorted(set(order)):
+            raise ValueError(f"stages must be in the order {', '.join(STAGES)}, each at most once")
+        return self
+
+    def digest(self) -> str:
+        return content_hash(self.model_dump(mode="json"))
+
+
+def load(source: str, settings: list[str] | None = None, limit: int | None = None) -> Recipe:
+    """The shipped recipe of that name or the file `source`, with `key=value` settings and a limit applied.
+
+    Raises:
+        UserError: the file, a key or a value is wrong.
+    """
+    if source in SHIPPED:
+        text = (resources.files("selfalign") / f"assets/recipes/{source}.yaml").read_text("utf-8")
+    elif Path(source).suffix in (".yaml", ".yml") or Path(source).exists():
+        text = read_text(Path(source), "recipe")
+    else:
+        raise UserError(f"recipe {source!r} is neither shipped ({', '.join(SHIPPED)}) nor a YAML file")
+    value = parse_yaml(text, source)
+    if not isinstance(value, dict):
+        raise UserError(f"recipe {source} must be a mapping of keys")
+    for setting in settings or []:
+        _apply(value, setting)
+    recipe = validate(Recipe, value, f"recipe {source}")
+    return recipe if limit is None else limited(recipe, limit)
+
+
+def _apply(value: dict[str, Any], setting: str) -> None:
+    key, equals, text = setting.partition("=")
+    parts = key.strip().split(".")
+    if not equals or not all(parts):
+        raise UserError(f"--set {setting!r}: write key=value, for example --set align.temperature=0.7")
+    target = value
+    for part in parts[:-1]:
+        inner = target.setdefault(part, {})
+        if not isinstance(inner, dict):
+            raise UserError(f"--set {setting!r}: {part!r} is a value, not a group of keys")
+        target = inner
+    target[parts[-1]] = parse_yaml(text, f"--set {key}")
+
+
+def limited(recipe: Recipe, limit: int) -> Recipe:
+    """The same recipe with every size cut to at most `limit` rows."""
+    if limit < 1:
+        raise UserError(f"--limit {limit}: at least 1")
+    value = recipe.model_dump(mode="json")
+    for group, key in (("self_instruct", "count"), ("red_team", "count")):
+        value["prompts"][group][key] = min(value["prompts"][group][key], limit)
+    value["clone"]["prompts"] = min(value["clone"]["prompts"] or limit, limit)
+    value["evaluate"]["run_on"] = min(value["evaluate"]["run_on"], max(1, limit // 2))
+    return validate(Recipe, value, "recipe")
+
+
+def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
+    """`key: old -> new` for every value that differs."""
+    found = []
+    for key in {**old, **new}:
+        a, b = old.get(key), new.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            found += differences(a, b, f"{prefix}{key}.")
+        elif a != b:
+            found.append(f"{prefix}{key}: {json.dumps(a)} -> {json.dumps(b)}")
+    return found

@@ -1,0 +1,217 @@
+"""What crosses a boundary between stages. Each record is one line of a JSONL file; unknown keys are errors."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, TypeAlias, TypeVar
+
+from selfalign import atomic
+from selfalign.errors import UserError
+
+Split = Literal["train", "heldout"]
+
+
+def content_hash(*parts: object) -> str:
+    """16 hex digits of the SHA-256 of the parts' canonical JSON: how rows are known, whatever their position."""
+    text = json.dumps(parts, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def join_input(instruction: str, text: str) -> str:
+    """The user's message: the instruction, a blank line and the input where there is one."""
+    return f"{instruction}\n\n{text}" if text else instruction
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A user's message that stage 1 wrote."""
+
+    id: str
+    instruction: str
+    input: str = ""
+    source: str = "user"
+    """self_instruct, red_team, or user for a row that was added by hand."""
+    question_type: str = ""
+    """The red-team question type; empty elsewhere."""
+    topic: str = ""
+    split: Split = "train"
+    """heldout: kept out of all training, for the evaluation."""
+
+    @property
+    def message(self) -> str:
+        """What the user says."""
+        return join_input(self.instruction, self.input)
+
+
+@dataclass(frozen=True, slots=True)
+class Topic:
+    """A topic that red-team questions of a type are asked about."""
+
+    question_type: str
+    topic: str
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """An answer to a prompt. Stage 2: under the constitution; stage 4: by the engraved model's verbose mode."""
+
+    id: str
+    """The prompt's id."""
+    instruction: str
+    input: str
+    response: str
+    thoughts: str = ""
+    """The internal thoughts (stage 2). Kept to be looked at; they never reach training text."""
+    principles: list[int] = field(default_factory=list)
+    """Ids of the principles that the thoughts cite, in order, without repeats."""
+    source: str = "user"
+    question_type: str = ""
+    split: Split = "train"
+
+    @property
+    def message(self) -> str:
+        """What the user says."""
+        return join_input(self.instruction, self.input)
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One training pair: the inference prompt `prompt`, the user's message and the answer to learn."""
+
+    id: str
+    prompt: Literal["standard", "concise"]
+    user: str
+    assistant: str
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """A row that was not kept: `state` is dropped (a decision) or failed (an error)."""
+
+    stage: str
+    id: str
+    state: Literal["dropped", "failed"]
+    reason: str
+    text: str
+    """The row as far as it came: what a person needs to judge the decision."""
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """One number of the evaluation, with its 95 % interval and, where it is a comparison, the paired difference."""
+
+    benchmark: str
+    measure: str
+    model: str
+    prompt: str
+    n: int
+    value: float
+    low: float | None = None
+    high: float | None = None
+    vs: str | None = None
+    difference: float | None = None
+    difference_low: float | None = None
+    difference_high: float | None = None
+    p: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A held-out prompt answered by one of the compared models."""
+
+    id: str
+    """The prompt's id."""
+    message: str
+    model: str
+    """base, engraved or final."""
+    answer: str
+    ended: bool
+    """The model ended its turn by itself, within the token limit."""
+    words: int
+
+
+def prompt_id(instruction: str, text: str) -> str:
+    """The content hash that names a prompt and everything made from it."""
+    return content_hash("prompt", instruction, text)
+
+
+Record = TypeVar("Record", Prompt, Topic, Response, Example, Drop, Score, Answer)
+AnyRecord: TypeAlias = Prompt | Topic | Response | Example | Drop | Score | Answer
+
+
+def to_jsonl(rows: Iterable[AnyRecord]) -> str:
+    """One JSON object a line."""
+    return "".join(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in rows)
+
+
+def write_jsonl(path: Path, rows: Iterable[AnyRecord]) -> None:
+    """Publish the rows at `path`, atomically."""
+    atomic.write_text(path, to_jsonl(rows))
+
+
+def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(line number, object) of each line that is not blank.
+
+    Raises:
+        UserError: the file is missing, is not UTF-8, or a line is not a JSON object.
+    """
+    try:
+        text = path.read_text("utf-8-sig")
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing: run the stage before this one first") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 (byte {error.start}): save it as UTF-8") from None
+    # Not splitlines(): U+2028 and its kin are legal inside a JSON string.
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{path}:{number} is not JSON ({error}): {line[:80]!r}") from None
+        if not isinstance(value, dict):
+            raise UserError(f"{path}:{number} is not a JSON object: {line[:80]!r}")
+        yield number, value
+
+
+def read_jsonl(path: Path, kind: type[Record]) -> list[Record]:
+    """The rows of a stage's file, checked. Rows that were edited or added by hand get the id of their content.
+
+    Raises:
+        UserError: a line is not such a record; the message names file and line.
+    """
+    known = {f.name: f for f in fields(kind)}
+    required = [n for n, f in known.items() if f.default is MISSING and f.default_factory is MISSING]
+    rows: dict[str, Record] = {}
+    for number, value in json_lines(path):
+        where = f"{path}:{number}"
+        if kind is Prompt and isinstance(value.get("instruction"), str):
+            value["id"] = prompt_id(value["instruction"], str(value.get("input") or ""))
+        for name in value:
+            if name not in known:
+                raise UserError(f"{where}: unknown key {name!r}; known are {', '.join(known)}")
+        for name in required:
+            if name not in value:
+                raise UserError(f"{where}: the key {name!r} is missing")
+        for name in value:
+            _check_type(where, name, value[name], str(known[name].type))
+        row = kind(**value)
+        # An answer is a prompt's answer *by a model*.
+        rows.setdefault(f"{value.get('id', number)} {value.get('model', '')}", row)
+    return list(rows.values())
+
+
+def _check_type(where: str, name: str, value: object, wanted: str) -> None:
+    good = {
+        "str": isinstance(value, str),
+        "Split": value in ("train", "heldout"),
+        "list[int]": isinstance(value, list) and all(type(v) is int for v in value),
+        "int": type(value) is int,
+    }
+    if not good.get(wanted, True):
+        raise UserError(f"{where}: {name} is {value!r:.60}, not {'train or heldout' if wanted == 'Split' else wanted}")

@@ -1,0 +1,88 @@
+"""The run in the terminal: the table of stages, the scores, the models side by side."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from selfalign.progress import Screen, plain, stdout_console
+from selfalign.records import Answer, read_jsonl
+from selfalign.report import page
+from selfalign.run import RunDir
+
+_SHOWN = 3
+
+
+def status(run: RunDir) -> dict[str, Any]:
+    """The ledger of every stage as plain values, with requests that still wait."""
+    stages = [{**run.journal.counts(s).as_dict(), "open": run.journal.open_work(s)} for s in run.journal.stages()]
+    return {"run": run.path.name, "finished": run.manifest.exists(), "stages": stages, "scores": page.read_scores(run)}
+
+
+def _stages_table(rows: list[dict[str, Any]]) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    for name, justify in (("stage", "left"), ("in", "right"), ("kept", "right"), ("dropped, failed", "left")):
+        table.add_column(name, justify=justify, no_wrap=name == "stage", ratio=1 if name == "dropped, failed" else None)  # type: ignore[arg-type]
+    table.add_column("tokens", justify="right", no_wrap=True)
+    table.add_column("seconds", justify="right", no_wrap=True)
+    for row in rows:
+        reasons = {**row["dropped"], **{f"failed: {k}": v for k, v in row["failed"].items()}}
+        tokens = row["generated_tokens"] or row["notes"].get("training_tokens", 0)
+        open_ = f"{row['open']} open " if row.get("open") else ""
+        table.add_row(
+            page.TITLES.get(row["stage"], row["stage"]),
+            str(row["rows_in"]) if row["finished"] else "…",
+            str(row["kept"]) if row["finished"] else "…",
+            escape(plain(open_ + ", ".join(f"{reason} {n}" for reason, n in reasons.items()))),
+            f"{tokens:,}",
+            f"{row['seconds']:.0f}" if row["finished"] else "…",
+        )
+    return table
+
+
+def _scores_table(scores: list[dict[str, Any]]) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    for name in ("held-out prompts", "model"):
+        table.add_column(name, no_wrap=True)
+    table.add_column("n", justify="right")
+    table.add_column("value", justify="right")
+    table.add_column("95 % interval")
+    table.add_column("paired difference")
+    for score in scores:
+        value, interval, difference = page.score_text(score)
+        table.add_row(score["measure"], score["model"], str(score["n"]), value, interval, difference)
+    return table
+
+
+def show_status(run: RunDir) -> None:
+    """The table of stages and scores on standard output."""
+    console = stdout_console()
+    found = status(run)
+    console.print(_stages_table(found["stages"]))
+    if found["scores"]:
+        console.print()
+        console.print(_scores_table(found["scores"]))
+
+
+def show(run: RunDir, screen: Screen) -> None:
+    """What `run` ends with: the tables, a few prompts answered by every model, and where the report is."""
+    console = stdout_console()
+    console.print()
+    show_status(run)
+    if screen.verbosity >= 0 and run.jsonl("answers").exists():
+        _show_answers(run, console)
+    if run.report.exists():
+        console.print(f"\nreport: {run.report}", soft_wrap=True)
+
+
+def _show_answers(run: RunDir, console: Console) -> None:
+    for row in page.side_by_side(read_jsonl(run.jsonl("answers"), Answer))[:_SHOWN]:
+        console.print(f"\n[bold]{escape(plain(row['message']))}[/bold]")
+        for name, answer in row["answers"].items():
+            text = " ".join(plain(answer["text"]).split())
+            text = text if len(text) <= 320 else text[:320].rsplit(" ", 1)[0] + " …"
+            ended = "" if answer["ended"] else " (did not end)"
+            console.print(f"  [dim]{name:<9}[/dim] {escape(text)}[dim]{ended}[/dim]")

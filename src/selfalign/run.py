@@ -1,0 +1,215 @@
+"""The run directory: every file's name stands here once. Freezing, resuming, manifest."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+from selfalign import atomic, recipe, strict
+from selfalign.constitution import Constitution
+from selfalign.errors import UserError
+from selfalign.journal import Journal
+from selfalign.recipe import Recipe, differences
+
+JSONL_FILES = {
+    "self_instruct": "1_prompts/self_instruct.jsonl",
+    "topics": "1_prompts/topics.jsonl",
+    "red_team": "1_prompts/red_team.jsonl",
+    "prompts": "1_prompts/prompts.jsonl",
+    "responses": "2_self_align/responses.jsonl",
+    "engrave_examples": "3_engrave/examples.jsonl",
+    "clone_responses": "4_verbose_clone/responses.jsonl",
+    "clone_examples": "4_verbose_clone/examples.jsonl",
+    "answers": "5_evaluation/answers.jsonl",
+    "drops": "drops.jsonl",
+}
+
+
+class RunDir:
+    """One run. Steps meet only in its files.
+
+    Raises:
+        UserError: see `create` and `open`.
+    """
+
+    def __init__(self, path: Path, recipe: Recipe, constitution: Constitution) -> None:
+        self.path = path
+        self.recipe = recipe
+        self.constitution = constitution
+        self.journal = Journal(path / "journal.sqlite")
+
+    # -- names ---------------------------------------------------------------------------------------------------
+
+    def jsonl(self, name: str) -> Path:
+        return self.path / JSONL_FILES[name]
+
+    def adapter(self, stage: str) -> Path:
+        """The PEFT adapter of `engrave` or `clone`."""
+        return self.path / {"engrave": "3_engrave", "clone": "4_verbose_clone"}[stage] / "adapter"
+
+    def adapter_gguf(self, stage: str) -> Path:
+        """The same adapter as llama.cpp loads it."""
+        return self.adapter(stage).with_suffix(".gguf")
+
+    @property
+    def scores(self) -> Path:
+        return self.path / "5_evaluation/scores.json"
+
+    @property
+    def report(self) -> Path:
+        return self.path / "report/index.html"
+
+    @property
+    def report_json(self) -> Path:
+        return self.path / "report/report.json"
+
+    @property
+    def manifest(self) -> Path:
+        return self.path / "manifest.json"
+
+    # -- making and finding --------------------------------------------------------------------------------------
+
+    @classmethod
+    def create(cls, path: Path, wanted: Recipe, constitution: Constitution, new: bool = False) -> RunDir:
+        """A new run, or the one that stands there if recipe and constitution are the same.
+
+        Args:
+            new: an existing run is set aside (renamed, never deleted) and a new one begun.
+
+        Raises:
+            UserError: the folder holds a run with another recipe (the differences are named), or something else.
+        """
+        if new and path.exists():
+            number = 1
+            while (aside := path.with_name(f"{path.name}.{number}")).exists():
+                number += 1
+            path.rename(aside)
+        frozen = path / "recipe.yaml"
+        if frozen.exists():
+            found = cls.open(path)
+            changes = differences(found.recipe.model_dump(mode="json"), wanted.model_dump(mode="json"))
+            changes = [c for c in changes if not c.startswith(_MAY_CHANGE)]
+            if found.constitution.digest() != constitution.digest():
+                changes.append(f"the constitution is not the one in {path / 'constitution.yaml'}")
+            if changes:
+                found.journal.close()
+                raise UserError(
+                    f"{path} was made with another recipe ({'; '.join(changes)}). "
+                    "Name another --out, or give --new to set it aside and begin again"
+                )
+            found.recipe = wanted
+            return found
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise UserError(f"{path} exists and is not a run (it has no recipe.yaml): name another --out")
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"{path} cannot be made: {error.strerror}") from None
+        atomic.write_text(path / "constitution.yaml", strict.dump(constitution))
+        atomic.write_text(frozen, strict.dump(wanted))
+        return cls(path, wanted, constitution)
+
+    @classmethod
+    def open(cls, path: Path) -> RunDir:
+        """The run in that folder.
+
+        Raises:
+            UserError: there is none.
+        """
+        if not (path / "recipe.yaml").is_file():
+            raise UserError(f"{path} is not a run: it has no recipe.yaml. `selfalign run` makes one")
+        text = strict.read_text(path / "recipe.yaml", "recipe")
+        frozen = strict.validate(Recipe, strict.parse_yaml(text, str(path / "recipe.yaml")), "recipe.yaml")
+        text = strict.read_text(path / "constitution.yaml", "constitution")
+        constitution = strict.validate(
+            Constitution, strict.parse_yaml(text, str(path / "constitution.yaml")), "constitution.yaml"
+        )
+        return cls(path, frozen, constitution)
+
+    # -- what is finished ----------------------------------------------------------------------------------------
+
+    def done(self, stage: str, inputs: str) -> bool:
+        """Whether the stage was finished from these inputs and its files still stand."""
+        record = self.journal.published().get(stage)
+        return record is not None and record[0] == inputs and all((self.path / f).exists() for f in record[1])
+
+    def mark_done(self, stage: str, inputs: str, files: list[Path]) -> None:
+        """Remember the stage's inputs and the hash of each file that it published."""
+        self.journal.publish(stage, inputs, {str(f.relative_to(self.path)): file_hash(f) for f in files})
+
+    def check_not_edited(self, files: list[Path], force: bool) -> None:
+        """Raises UserError if a file that a stage is about to write was changed by hand since it was published."""
+        published = {name: sha for _, files_ in self.journal.published().values() for name, sha in files_.items()}
+        for file in files:
+            sha = published.get(str(file.relative_to(self.path)))
+            if file.exists() and not force and sha and file_hash(file) != sha:
+                raise UserError(f"{file} was edited since it was made; --force overwrites it")
+
+    def write_manifest(self) -> None:
+        """Publish sha256, bytes and rows of every file. Written last: that it exists means that the run finished."""
+        entries = {}
+        for file in sorted(p for p in self.path.rglob("*") if p.is_file()):
+            name = str(file.relative_to(self.path))
+            if name.startswith(("journal", "manifest.json", ".")) or "/." in name:
+                continue
+            entries[name] = {"sha256": file_hash(file), "bytes": file.stat().st_size}
+            if file.suffix == ".jsonl":
+                entries[name]["rows"] = sum(1 for line in file.open("rb") if line.strip())
+        counts = [self.journal.counts(s).as_dict() for s in self.journal.stages()]
+        value = {
+            "format": 1,
+            "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "recipe": self.recipe.digest(),
+            "constitution": self.constitution.digest(),
+            "stages": counts,
+            "files": entries,
+        }
+        atomic.write_text(self.manifest, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+
+_MAY_CHANGE = ("stages:", "engine.slots:", "engine.threads:", "engine.context:", "max_failed:")
+"""Settings that do not change what a row is: a run may go on under other values of them."""
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file, or of a folder's files and their names."""
+    digest = hashlib.sha256()
+    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+    for file in files:
+        if file != path:
+            digest.update(str(file.relative_to(path)).encode())
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def default_out(source: str) -> Path:
+    """Where a recipe runs unless told otherwise: runs/<the recipe's name>."""
+    return Path("runs") / (source if source in recipe.SHIPPED else re.sub(r"[^\w.-]", "_", Path(source).stem))
+
+
+def hold(path: Path) -> int:
+    """Take the run for this process; returns the lock's file descriptor.
+
+    Raises:
+        UserError: another process works in the run.
+    """
+    import fcntl
+
+    handle = os.open(path / "journal.lock", os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        other = os.read(handle, 20).decode(errors="replace").strip() or "unknown"
+        os.close(handle)
+        raise UserError(f"{path} is in use by process {other}; wait for it, or name another --out") from None
+    os.ftruncate(handle, 0)
+    os.write(handle, str(os.getpid()).encode())
+    return handle
+

@@ -1,0 +1,40 @@
+"""The first Ctrl-C or SIGTERM asks the work to end soon; the second ends the process at once."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from types import FrameType
+
+from selfalign.errors import Interrupted
+
+
+class StopFlag:
+    """Set by the first signal; loops call `check` where they can stop without losing anything."""
+
+    def __init__(self) -> None:
+        self._signum: int | None = None
+
+    def install(self) -> None:
+        """Take over SIGINT and SIGTERM of this process (main thread only)."""
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, self._receive)
+            signal.signal(signal.SIGTERM, self._receive)
+
+    def _receive(self, signum: int, frame: FrameType | None) -> None:
+        if self._signum is not None:
+            os._exit(128 + signum)
+        self._signum = signum
+
+    @property
+    def is_set(self) -> bool:
+        return self._signum is not None
+
+    def check(self) -> None:
+        """Raises Interrupted once a signal came."""
+        if self._signum is not None:
+            raise Interrupted(self._signum)
+
+
+STOP = StopFlag()

@@ -1,0 +1,35 @@
+"""Stage 3, principle engraving: responses -> adapter, with the constitution pruned away.
+
+2_self_align/responses.jsonl -> 3_engrave/examples.jsonl, 3_engrave/adapter/, 3_engrave/adapter.gguf
+
+The kept responses of the training split and the constitution's identity pairs, under the standard inference prompt.
+(SELF-ALIGN, arXiv 2305.03047, section 3.4.)
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from selfalign.constitution import Constitution
+from selfalign.context import Context
+from selfalign.records import Example, content_hash
+from selfalign.training import adapter
+
+STAGE = "engrave"
+
+
+def identity_examples(constitution: Constitution) -> list[Example]:
+    """The identity pairs as training examples."""
+    return [
+        Example(content_hash("identity", pair.question), "standard", pair.question, pair.answer, "identity")
+        for pair in constitution.identity
+    ]
+
+
+def run(context: Context) -> list[Path]:
+    """Train the engraved adapter; returns the files."""
+    responses, removed = context.responses()
+    examples = [
+        Example(r.id, "standard", r.message, r.response, r.source) for r in responses if r.split == "train"
+    ] + identity_examples(context.run.constitution)
+    return adapter.train(context, "engrave", examples, context.recipe.engrave, STAGE, removed)

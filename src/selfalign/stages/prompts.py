@@ -1,0 +1,68 @@
+"""Stage 1, its end: what 1a and 1b wrote, together, with the held-out part marked.   -> 1_prompts/prompts.jsonl
+
+With a file of the user's own prompts this takes the place of 1a and 1b.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from selfalign.context import Context, Fate
+from selfalign.errors import UserError
+from selfalign.journal import Clock
+from selfalign.records import Prompt, content_hash, json_lines, prompt_id, read_jsonl, write_jsonl
+
+
+def merge(context: Context) -> list[Path]:
+    """Join both sources in an order that depends on content only, and hold out the evaluation's prompts."""
+    rows = read_jsonl(context.run.jsonl("self_instruct"), Prompt) + read_jsonl(context.run.jsonl("red_team"), Prompt)
+    return [_publish(context, rows)]
+
+
+def import_file(context: Context, file: Path) -> list[Path]:
+    """Take prompts from a file: JSONL with `instruction` (or `prompt`) and perhaps `input`, or plain lines.
+
+    Raises:
+        UserError: the file cannot be read, or holds no prompt.
+    """
+    clock = Clock()
+    rows: dict[str, Prompt] = {}
+    fates: list[Fate] = []
+    for number, (instruction, text) in enumerate(_read(file)):
+        row_id = prompt_id(instruction, text)
+        if row_id in rows:
+            fates.append((content_hash(row_id, number), number, "dropped", "duplicate", instruction))
+            continue
+        rows[row_id] = Prompt(row_id, instruction, text)
+        fates.append((row_id, number, "kept", "", rows[row_id].message))
+    if not rows:
+        raise UserError(f"{file} holds no prompt")
+    context.settle("self_instruct", fates, len(fates), clock, {"from": file.name})
+    return [_publish(context, list(rows.values()))]
+
+
+def _read(file: Path) -> list[tuple[str, str]]:
+    if file.suffix not in (".jsonl", ".json"):
+        try:
+            return [(line.strip(), "") for line in file.read_text("utf-8-sig").split("\n") if line.strip()]
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"prompts file {str(file)!r} cannot be read: {error}") from None
+    found = []
+    for number, value in json_lines(file):
+        instruction, text = value.get("instruction", value.get("prompt")), value.get("input", "")
+        if not isinstance(instruction, str) or not isinstance(text, str) or not instruction.strip():
+            raise UserError(f"{file}:{number}: a prompt needs 'instruction' (or 'prompt') as text")
+        found.append((instruction.strip(), text.strip()))
+    return found
+
+
+def _publish(context: Context, rows: list[Prompt]) -> Path:
+    # The hash of the content mixes both sources, the same way on every machine.
+    rows = sorted(rows, key=lambda r: content_hash(context.recipe.seed, r.id))
+    wanted = min(context.recipe.evaluate.run_on, len(rows) // 2)
+    rows = [replace(r, split="heldout" if i < wanted else "train") for i, r in enumerate(rows)]
+    path = context.run.jsonl("prompts")
+    write_jsonl(path, rows)
+    context.screen.say(f"  prompts: {len(rows)}, of which {wanted} are held out for the evaluation")
+    return path

@@ -1,0 +1,262 @@
+"""Stage 1b, topic-guided red-teaming: question types -> topics -> prompts.
+
+constitution, 1_prompts/self_instruct.jsonl -> 1_prompts/topics.jsonl, 1_prompts/red_team.jsonl
+
+Hunts for questions that a model without live data or memory gets wrong: each type names a kind of such questions.
+Topics grow in rounds; then each (type, topic) pair asks for one question. (SELF-ALIGN, arXiv 2305.03047, section 3.2.)
+"""
+
+from __future__ import annotations
+
+import random
+import re
+import string
+from dataclasses import replace
+from pathlib import Path
+
+from selfalign.constitution import QuestionType, load_seeds
+from selfalign.context import Context, Fate
+from selfalign.engines.base import BOS, Completion, Pieces, Request, Step
+from selfalign.errors import UserError
+from selfalign.generate import Work, generate, row_seed
+from selfalign.journal import Clock
+from selfalign.quality.instruction_filters import reason_to_drop
+from selfalign.quality.novelty import NoveltyIndex
+from selfalign.records import Prompt, Topic, content_hash, prompt_id, read_jsonl, write_jsonl
+from selfalign.signals import STOP
+
+TOPICS, STAGE = "topics", "red_team"
+_ENOUGH_TOPICS = 10
+_SHOWN_TOPICS = 5
+_SHOWN_QUESTIONS = 6
+
+TOPIC_HEADER = "Lists of topics. A topic is one to three words long. All topics of a list are different.\n\n"
+QUESTION_HEADER = (
+    "Questions that people ask an assistant. Each question is one short and clear sentence about its topic, "
+    "and it is of the given kind.\n\n"
+)
+
+
+def run(context: Context) -> list[Path]:
+    """Grow topics, then write questions until the recipe's count is reached; returns the files."""
+    types = context.run.constitution.question_types
+    if not types and context.recipe.prompts.red_team.count:
+        raise UserError("the constitution has no question_types: add some, or set prompts.red_team.count to 0")
+    topics = _grow_topics(context, types) if context.recipe.prompts.red_team.count else {}
+    return [context.run.jsonl(TOPICS), _ask(context, types, topics)]
+
+
+# -- topics ----------------------------------------------------------------------------------------------------------
+
+
+def _grow_topics(context: Context, types: list[QuestionType]) -> dict[str, list[str]]:
+    config = context.recipe.prompts.red_team
+    clock = Clock()
+    topics = {t.name: [t.topic] for t in types}
+    fates: list[Fate] = []
+    with context.screen.bar("topics", None) as bar:
+        for number in range(config.topic_rounds):
+            works, owners = [], []
+            for kind in types:
+                for work in _topic_works(context, kind, topics[kind.name], number):
+                    works.append(work)
+                    owners.append(kind.name)
+            outcomes = generate(
+                works, context.engine(), context.journal, stage=TOPICS, identities=context.identities(),
+                on_done=bar.add,
+            )
+            for owner, outcome in zip(owners, outcomes, strict=True):
+                known = {t.lower() for t in topics[owner]}
+                for fate, topic in _topic_candidates(outcome.completion, outcome.row_id, len(fates), outcome.reason):
+                    if topic and topic.lower() in known:
+                        fates.append((*fate[:2], "dropped", "known topic", fate[4]))
+                        continue
+                    if topic:
+                        known.add(topic.lower())
+                        topics[owner].append(topic)
+                        fate = (content_hash(TOPICS, owner, topic), *fate[1:])
+                    fates.append(fate)
+            STOP.check()
+    fewest = min(len(t) for t in topics.values())
+    topics = _balanced(context, topics, fewest, fates)
+    rows = [Topic(kind, topic) for kind, found in topics.items() for topic in found]
+    write_jsonl(context.run.jsonl(TOPICS), rows)
+    context.settle(TOPICS, fates, len(fates), clock, {"topics per type": fewest})
+    return topics
+
+
+def _balanced(context: Context, topics: dict[str, list[str]], fewest: int, fates: list[Fate]) -> dict[str, list[str]]:
+    """Cut every type to the smallest type's count; which topics stay is drawn, the seed topic always does."""
+    cut: dict[str, list[str]] = {}
+    surplus: set[str] = set()
+    for kind, found in topics.items():
+        rng = random.Random(row_seed(context.recipe.seed, "balance", kind))  # noqa: S311
+        chosen = {found[0], *rng.sample(found[1:], fewest - 1)}
+        cut[kind] = [t for t in found if t in chosen]
+        surplus |= {content_hash(TOPICS, kind, t) for t in found if t not in chosen}
+    for number, fate in enumerate(fates):
+        if fate[0] in surplus:
+            fates[number] = (*fate[:2], "dropped", "type has more topics than the smallest", fate[4])
+    return cut
+
+
+def _topic_works(context: Context, kind: QuestionType, known: list[str], number: int) -> list[Work]:
+    config = context.recipe.prompts.red_team
+    sampling = replace(context.sampling(config), max_new_tokens=min(128, config.max_new_tokens), ban_eos=True)
+    rng = random.Random(row_seed(context.recipe.seed, TOPICS, kind.name, number))  # noqa: S311
+    few = len(known) < _ENOUGH_TOPICS
+    starts = [[t] if few else rng.sample(known, min(_SHOWN_TOPICS, len(known))) for t in known]
+    if config.topic_requests is not None and len(starts) > config.topic_requests:
+        starts = rng.sample(starts, config.topic_requests)
+    works = []
+    for position, start in enumerate(starts):
+        row_id = content_hash(TOPICS, kind.name, number, position)
+        prompt = render_topics(kind, start, context.run.constitution.question_types)
+        step = Step(sampling, stop=(f"\n{_ENOUGH_TOPICS + 1}.", "\n\n"))
+        works.append(Work(row_id, Request(prompt, (step,), row_seed(context.recipe.seed, row_id))))
+    return works
+
+
+def render_topics(kind: QuestionType, start: list[str], types: list[QuestionType]) -> Pieces:
+    """The prompt: the seed topics of all types as short lists, then this type's list to go on with."""
+    others = "".join(f"Topic for questions about {t.name}: {t.topic}\n" for t in types if t.name != kind.name)
+    shown = "\n".join(f"{n}. {t}" for n, t in enumerate(start, 1))
+    head = f"Ten topics for questions about {kind.name}:\n{shown}\n{len(start) + 1}."
+    return (BOS, f"{TOPIC_HEADER}{others}\n{head}")
+
+
+def topic_reason(topic: str) -> str | None:
+    """Why a topic is not usable, or None: the paper's form (one to three words, capital first, no last mark)."""
+    if not topic:
+        return "empty"
+    if len(topic.split()) > 3:
+        return "more than three words"
+    if not ("A" <= topic[0] <= "Z"):
+        return "no capital letter first"
+    if topic[-1] in string.punctuation:
+        return "ends with punctuation"
+    if len(topic) > 60 or ":" in topic:
+        return "not a topic"
+    return None
+
+
+def _topic_candidates(
+    completion: Completion | None, request: str, position: int, reason: str
+) -> list[tuple[Fate, str | None]]:
+    if completion is None:
+        return [((content_hash(request), position, "failed", reason, ""), None)]
+    part = completion.parts[0]
+    lines = part.text.split("\n")
+    # A line that the limit cut may be half a topic.
+    lines = lines[:-1] if part.finish == "length" else lines
+    if not any(line.strip() for line in lines):
+        return [((content_hash(request), position, "dropped", "nothing parsed", part.text[:200]), None)]
+    found: list[tuple[Fate, str | None]] = []
+    for number, line in enumerate(line for line in lines if line.strip()):
+        topic = re.sub(r"^\s*\d+\.\s*", "", line).strip()
+        why = topic_reason(topic)
+        row = content_hash(request, number)
+        found.append(((row, position + number, "dropped" if why else "kept", why or "", topic), None if why else topic))
+    return found
+
+
+# -- questions -------------------------------------------------------------------------------------------------------
+
+
+def _ask(context: Context, types: list[QuestionType], topics: dict[str, list[str]]) -> Path:
+    config = context.recipe.prompts.red_team
+    clock, index = Clock(), NoveltyIndex(context.recipe.prompts.novelty)
+    for seed in load_seeds(context.recipe.seeds):
+        index.accept(seed.instruction)
+    for kind in types:
+        index.accept(kind.question)
+    for prompt in read_jsonl(context.run.jsonl("self_instruct"), Prompt):
+        index.accept(prompt.instruction)
+    # Type by type in turn, so that a small count still has every type.
+    depth = max((len(t) for t in topics.values()), default=0)
+    pairs = [(k, topics[k.name][d]) for d in range(1, depth) for k in types if d < len(topics[k.name])]
+    pairs = pairs or [(k, k.topic) for k in types]
+    accepted: list[Prompt] = []
+    fates: list[Fate] = []
+    asked = 0
+    with context.screen.bar("red-teaming", config.count) as bar:
+        for number in range(config.max_rounds):
+            missing = config.count - len(accepted)
+            if missing <= 0:
+                break
+            rate = max(len(accepted) / asked, 0.25) if asked else 0.8
+            size = max(4, round(missing / rate))
+            chosen = [pairs[(asked + i) % len(pairs)] for i in range(size)]
+            works = [_question_work(context, types, k, t, number, i) for i, (k, t) in enumerate(chosen)]
+            context.engine().prime((works[0].request.prompt[0], works[0].request.prompt[1]), None)
+            outcomes = generate(
+                works, context.engine(), context.journal, stage=STAGE, identities=context.identities(),
+                on_done=lambda rows, tokens: bar.add(0, tokens),
+            )
+            asked += size
+            for (kind, topic), outcome in zip(chosen, outcomes, strict=True):
+                fate = _judge_question(context, outcome.completion, outcome.row_id, outcome.reason, len(fates))
+                fates.append(_accept(fate, kind, topic, index, accepted, config.count))
+            bar.set(len(accepted))
+            STOP.check()
+    path = context.run.jsonl(STAGE)
+    write_jsonl(path, accepted)
+    context.check_failures(context.settle(STAGE, fates, len(fates), clock, {"wanted": config.count}))
+    return path
+
+
+def _question_work(
+    context: Context, types: list[QuestionType], kind: QuestionType, topic: str, number: int, position: int
+) -> Work:
+    config = context.recipe.prompts.red_team
+    row_id = content_hash(STAGE, kind.name, topic, number, position)
+    rng = random.Random(row_seed(context.recipe.seed, STAGE, number))  # noqa: S311
+    shown = rng.sample(types, min(_SHOWN_QUESTIONS, len(types)))
+    step = Step(context.sampling(config), stop=("\n",))
+    return Work(row_id, Request(render_question(shown, kind, topic), (step,), row_seed(context.recipe.seed, row_id)))
+
+
+def question_request(context: Context, kind: QuestionType, topic: str) -> Request:
+    """The first round's request for this pair, for a preview."""
+    return _question_work(context, context.run.constitution.question_types, kind, topic, 0, 0).request
+
+
+def render_question(shown: list[QuestionType], kind: QuestionType, topic: str) -> Pieces:
+    """The prompt: the same examples for a whole round (a prefix to share), the type's own example, the new topic."""
+    examples = "".join(f"kind: {t.name}, topic: {t.topic}, question: {t.question}\n" for t in shown)
+    own = f"kind: {kind.name}, topic: {kind.topic}, question: {kind.question}\n"
+    return (BOS, f"{QUESTION_HEADER}{examples}", f"{own}kind: {kind.name}, topic: {topic}, question:")
+
+
+def _judge_question(
+    context: Context, completion: Completion | None, row_id: str, reason: str, position: int
+) -> Fate:
+    if completion is None:
+        return (row_id, position, "failed", reason, "")
+    part = completion.parts[0]
+    text = " ".join(part.text.split())
+    if part.finish == "length":
+        return (row_id, position, "dropped", "truncated", text[:400])
+    if not text:
+        return (row_id, position, "dropped", "nothing parsed", part.text[:400])
+    if re.search(r"\b(kind|topic|question):", text):
+        return (row_id, position, "dropped", "malformed", text[:400])
+    if why := reason_to_drop(text, ""):
+        return (row_id, position, "dropped", why, text[:400])
+    return (row_id, position, "kept", "", text)
+
+
+def _accept(
+    fate: Fate, kind: QuestionType, topic: str, index: NoveltyIndex, accepted: list[Prompt], count: int
+) -> Fate:
+    row, position, state, _, text = fate
+    if state != "kept":
+        return fate
+    if near := index.nearest(text):
+        return (row, position, "dropped", "not novel", f"{text}\n~ {near.text[:200]} ({near.score:.2f})")
+    if len(accepted) >= count:
+        return (row, position, "dropped", "more than wanted", text)
+    index.accept(text)
+    prompt = Prompt(prompt_id(text, ""), text, "", source=STAGE, question_type=kind.name, topic=topic)
+    accepted.append(prompt)
+    return (prompt.id, position, "kept", "", text)

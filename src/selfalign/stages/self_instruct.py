@@ -1,0 +1,158 @@
+"""Stage 1a, Self-Instruct: seed tasks -> prompts.   seeds -> 1_prompts/self_instruct.jsonl
+
+Works in rounds. A round's requests depend on finished rounds only, and candidates are decided in request order: a
+killed run, a parallel run and an undisturbed one accept the same prompts. (Self-Instruct, arXiv 2212.10560; SELF-ALIGN,
+arXiv 2305.03047, section 3.2.)
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from dataclasses import replace
+from pathlib import Path
+
+from selfalign.constitution import SeedTask, load_seeds
+from selfalign.context import Context, Fate
+from selfalign.engines.base import BOS, Completion, Pieces, Request, Step
+from selfalign.generate import Work, generate, row_seed
+from selfalign.journal import Clock
+from selfalign.quality.instruction_filters import reason_to_drop
+from selfalign.quality.novelty import NoveltyIndex
+from selfalign.records import Prompt, content_hash, prompt_id, write_jsonl
+from selfalign.signals import STOP
+
+STAGE = "self_instruct"
+
+HEADER = (
+    "A list of different tasks that people give to a text assistant. The tasks differ in subject, verb and form: "
+    "questions, explanations, plans, rewriting, sorting, short creative texts. Each can be solved with text alone. "
+    "The instruction is one or two clear sentences. If the task works on a given text, that text is the input; "
+    "otherwise the input is <noinput>.\n\n"
+)
+
+
+def run(context: Context) -> list[Path]:
+    """Write prompts until the recipe's count is reached; returns the files."""
+    config = context.recipe.prompts.self_instruct
+    seeds = load_seeds(context.recipe.seeds)
+    clock, index = Clock(), NoveltyIndex(context.recipe.prompts.novelty)
+    for seed in seeds:
+        index.accept(seed.instruction)
+    accepted: list[Prompt] = []
+    fates: list[Fate] = []
+    requests = 0
+    with context.screen.bar("self-instruct", config.count) as bar:
+        for number in range(config.max_rounds):
+            missing = config.count - len(accepted)
+            if missing <= 0:
+                break
+            # Not more requests than the yield so far calls for; the first round assumes two prompts a request.
+            rate = len(accepted) / requests if requests else 2.0
+            size = min(config.requests_per_round, max(4, round(missing / max(rate, 0.25))))
+            works = [_work(context, seeds, number, i) for i in range(size)]
+            outcomes = generate(
+                works, context.engine(), context.journal, stage=STAGE, identities=context.identities(),
+                on_done=lambda rows, tokens: bar.add(0, tokens),
+            )
+            requests += size
+            for work, outcome in zip(works, outcomes, strict=True):
+                candidates = _candidates(outcome.completion, context, len(fates), work.row_id, outcome.reason)
+                for fate, prompt in candidates:
+                    fates.append(_decide(fate, prompt, index, accepted, config.count))
+            bar.set(len(accepted))
+            STOP.check()
+    path = context.run.jsonl(STAGE)
+    write_jsonl(path, accepted)
+    context.check_failures(context.settle(STAGE, fates, len(fates), clock, {"rounds": number + 1, "wanted": config.count}))
+    if len(accepted) < config.count:
+        context.screen.say(f"  only {len(accepted)} of {config.count} prompts after {config.max_rounds} rounds", "yellow")
+    return [path]
+
+
+def _work(context: Context, seeds: list[SeedTask], number: int, position: int) -> Work:
+    config = context.recipe.prompts.self_instruct
+    row_id = content_hash(STAGE, number, position)
+    seed = row_seed(context.recipe.seed, row_id)
+    rng = random.Random(seed)  # noqa: S311  (a draw of seeds, not a secret)
+    shown = rng.sample(seeds, min(config.seeds_per_request, len(seeds)))
+    sampling = replace(context.sampling(config), ban_eos=True)
+    return Work(row_id, Request(render(shown), (Step(sampling, stop=("\n\n\n",)),), seed))
+
+
+def requests(context: Context, number: int) -> list[Request]:
+    """The first requests of the first round, for a preview."""
+    seeds = load_seeds(context.recipe.seeds)
+    return [_work(context, seeds, 0, i).request for i in range(number)]
+
+
+def render(seeds: list[SeedTask]) -> Pieces:
+    """The prompt: the header, the shown tasks, and the number of the next one."""
+    blocks = "".join(
+        f"###\n{n}. Instruction: {' '.join(s.instruction.split()).rstrip(':')}\n{n}. Input:\n{s.input or '<noinput>'}\n"
+        for n, s in enumerate(seeds, 1)
+    )
+    return (BOS, f"{HEADER}{blocks}###\n{len(seeds) + 1}. Instruction:")
+
+
+_BLOCK = re.compile(r"^\s*(\d+)\.\s*Instruction:\s*(?P<instruction>.*?)\s*\n\s*\1\.\s*Input:\s*(?P<input>.*?)\s*$", re.DOTALL)
+
+
+def parse(text: str, first: int, truncated: bool) -> list[tuple[str, str] | str]:
+    """(instruction, input) of each block of a completion, or the text of a block that is not one.
+
+    Args:
+        first: the number that the prompt ended with.
+        truncated: the completion was cut, so its last block is not whole and is left out.
+    """
+    blocks = re.split(r"\n?###", f"{first}. Instruction:{text}")
+    if truncated:
+        blocks = blocks[:-1]
+    found: list[tuple[str, str] | str] = []
+    for block in blocks:
+        if not block.strip():
+            continue
+        match = _BLOCK.match(block)
+        if not match or re.search(r"\d+\.\s*(Instruction|Input):", match["instruction"] + match["input"]):
+            found.append(block.strip())
+            continue
+        text = match["input"]
+        text = "" if text.strip("<>. ").lower() in ("noinput", "no input", "none", "n/a", "") else text
+        found.append((" ".join(match["instruction"].split()), text))
+    return found
+
+
+def _candidates(
+    completion: Completion | None, context: Context, position: int, request: str, reason: str
+) -> list[tuple[Fate, Prompt | None]]:
+    if completion is None:
+        return [((content_hash(request), position, "failed", reason, ""), None)]
+    part = completion.parts[0]
+    first = min(context.recipe.prompts.self_instruct.seeds_per_request, len(load_seeds(context.recipe.seeds))) + 1
+    blocks = parse(part.text, first, part.finish == "length")
+    if not blocks:
+        return [((content_hash(request), position, "dropped", "nothing parsed", part.text[:400]), None)]
+    found: list[tuple[Fate, Prompt | None]] = []
+    for number, block in enumerate(blocks):
+        row, at = content_hash(request, number), position + number
+        if isinstance(block, str):
+            found.append(((row, at, "dropped", "malformed", block[:400]), None))
+        elif reason := reason_to_drop(block[0] or "?", block[1]) or "":
+            found.append(((row, at, "dropped", reason, "\n".join(block)[:400]), None))
+        else:
+            prompt = Prompt(prompt_id(*block), block[0], block[1], source=STAGE)
+            found.append(((row, at, "kept", "", prompt.message), prompt))
+    return found
+
+
+def _decide(fate: Fate, prompt: Prompt | None, index: NoveltyIndex, accepted: list[Prompt], count: int) -> Fate:
+    row, position, _, _, text = fate
+    if prompt is None:
+        return fate
+    if near := index.nearest(prompt.instruction):
+        return (row, position, "dropped", "not novel", f"{text[:300]}\n~ {near.text[:200]} ({near.score:.2f})")
+    if len(accepted) >= count:
+        return (row, position, "dropped", "more than wanted", text)
+    index.accept(prompt.instruction)
+    accepted.append(prompt)
+    return (prompt.id, position, "kept", "", text)

@@ -1,0 +1,131 @@
+"""YAML documents that people write: read safely, checked strictly, wrong keys answered with a suggestion."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from selfalign.errors import UserError
+
+_MAX_BYTES = 1_000_000
+
+
+class Strict(BaseModel):
+    """A part of a document: unknown keys and wrong types are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+Document = TypeVar("Document", bound=Strict)
+
+
+class _Loader(yaml.SafeLoader):
+    """safe_load that refuses a key given twice: the second would silently win."""
+
+
+def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
+    seen: set[Any] = set()
+    for key_node, _ in node.value:
+        key = loader.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
+        if not isinstance(key, str | int | float | bool | None):
+            raise yaml.constructor.ConstructorError(None, None, f"{key!r} cannot be a key", key_node.start_mark)
+        if key in seen:
+            raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} is given twice", key_node.start_mark)
+        seen.add(key)
+    loader.flatten_mapping(node)
+    return {
+        loader.construct_object(k, deep=True): loader.construct_object(v, deep=True)  # type: ignore[no-untyped-call]
+        for k, v in node.value
+    }
+
+
+_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    """The document's value. Aliases are refused: a small file of them can grow without limit.
+
+    Raises:
+        UserError: the text is too large, is not YAML, or uses an alias.
+    """
+    if len(text) > _MAX_BYTES:
+        raise UserError(f"{where} has {len(text):,} characters; at most {_MAX_BYTES:,} are read")
+    try:
+        for token in yaml.scan(text):
+            if isinstance(token, yaml.AliasToken):
+                raise UserError(f"{where}:{token.start_mark.line + 1}: aliases (*{token.value}) are not allowed")
+        return yaml.load(text, _Loader)  # noqa: S506  (a SafeLoader)
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else "?"
+        raise UserError(f"{where}:{line}: {error.problem or error.context}") from None
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        raise UserError(f"{where} is not YAML: {' '.join(str(error).split())[:120]}") from None
+
+
+def read_text(path: Path, what: str) -> str:
+    """The file's text.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        return path.read_text("utf-8-sig")
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(f"{what} {str(path)!r} does not exist") from None
+    except IsADirectoryError:
+        raise UserError(f"{what} {str(path)!r} is a folder; name a file") from None
+    except (UnicodeDecodeError, OSError) as error:
+        raise UserError(f"{what} {str(path)!r} cannot be read: {error}") from None
+
+
+def validate(kind: type[Document], value: Any, where: str) -> Document:
+    """`value` as a `kind`.
+
+    Raises:
+        UserError: the first thing that is wrong: where, what, and the nearest known key.
+    """
+    if not isinstance(value, dict):
+        raise UserError(f"{where} must be a mapping of keys, not {type(value).__name__}")
+    try:
+        return kind.model_validate(value)
+    except ValidationError as error:
+        raise UserError(f"{where}: {_explain(kind, error)}") from None
+
+
+def _explain(kind: type[BaseModel], error: ValidationError) -> str:
+    first = error.errors()[0]
+    path = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        known = _known_keys(kind, first["loc"][:-1])
+        near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
+        return f"unknown key {path!r}; {hint}"
+    if first["type"] == "missing":
+        return f"the key {path!r} is missing"
+    if first["type"] == "value_error":
+        return f"{path}: {first['msg'].removeprefix('Value error, ')}" if path else first["msg"].removeprefix(
+            "Value error, "
+        )
+    return f"{path} is {first['input']!r:.60}; {first['msg'][0].lower()}{first['msg'][1:]}"
+
+
+def _known_keys(kind: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
+    current: Any = kind
+    for part in path:
+        if isinstance(part, int):
+            continue
+        annotation = current.model_fields[part].annotation if part in getattr(current, "model_fields", {}) else None
+        inner = [annotation, *getattr(annotation, "__args__", ())]
+        current = next((a for a in inner if isinstance(a, type) and issubclass(a, BaseModel)), None)
+        if current is None:
+            return []
+    return list(current.model_fields)
+
+
+def dump(document: BaseModel) -> str:
+    """The document as YAML, keys in their order, long lines folded."""
+    return yaml.safe_dump(document.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=110)

@@ -1,0 +1,136 @@
+"""From training pairs to an adapter that both torch and the engine load: what stages 3 and 4 share."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Literal
+
+from selfalign.context import Context, Fate
+from selfalign.dialogue import Encoded, encode_example
+from selfalign.journal import Clock
+from selfalign.records import Example, write_jsonl
+from selfalign.recipe import Engrave
+
+Kind = Literal["engrave", "clone"]
+
+_TITLE = {
+    "engrave": "Stage 3, principle engraving: the base model's own answers under the constitution, without it.",
+    "clone": "Stage 4, verbose cloning: the engraved model's verbose answers, without the verbose prompt.",
+}
+
+
+def train(
+    context: Context, kind: Kind, examples: Sequence[Example], config: Engrave, ledger: str, fates: list[Fate]
+) -> list[Path]:
+    """Encode, train a fresh adapter on the base, publish it in both forms and compare them; returns the files.
+
+    Args:
+        examples: the candidates; those longer than `max_length` tokens become drops.
+        ledger: the journal's name of the stage.
+        fates: fates that are already known (rows a hand took out).
+    """
+    clock = Clock()
+    rows_in = len(examples) + len(fates)
+    if not context.has_weights:
+        fates += [(e.id, i, "kept", "", e.user) for i, e in enumerate(examples)]
+        write_jsonl(context.run.jsonl(f"{kind}_examples"), examples)
+        context.settle(ledger, fates, rows_in, clock, {"trained": "nothing: the fake engine has no weights"})
+        return [context.run.jsonl(f"{kind}_examples")]
+
+    from selfalign.training import gguf_adapter, lora
+
+    context.release_engine()
+    model = context.model
+    kept, encoded = _encode(context, examples, config.max_length, fates)
+    write_jsonl(context.run.jsonl(f"{kind}_examples"), kept)
+    folder = model.folder(context.screen.say)
+    adapted = lora.with_new_adapter(lora.load_base(folder), config, context.recipe.seed)
+    start = Clock()
+    with context.screen.bar(f"train {kind}", None) as bar:
+        seen = 0
+
+        def on_step(step: int, steps: int, loss: float, tokens: int) -> None:
+            nonlocal seen
+            bar.total(steps)
+            bar.set(step, tokens - seen)
+            seen = tokens
+            context.screen.detail(f"  step {step} of {steps}: loss {loss:.3f}")
+
+        done = lora.train(
+            adapted, encoded, learning_rate=config.learning_rate, epochs=config.epochs, batch_size=config.batch_size,
+            warmup_steps=config.warmup_steps, seed=context.recipe.seed, on_step=on_step,
+        )
+    seconds = start.seconds()
+    target = context.run.adapter(kind)
+    lora.save_adapter(adapted, target, model.source, model.notice, _card(context, kind, len(kept)))
+    gguf_adapter.write(target, folder, context.run.adapter_gguf(kind), model.notice)
+    parity = _parity(context, kind, adapted)
+    del adapted
+    gc.collect()
+    notes = {
+        "steps": len(done.losses),
+        "loss_first": round(done.losses[0], 4),
+        "loss_last": round(done.losses[-1], 4),
+        "training_tokens": done.tokens,
+        "training_seconds": round(seconds, 1),
+        "parity": parity,
+    }
+    context.settle(ledger, fates, rows_in, clock, notes)
+    return [context.run.jsonl(f"{kind}_examples"), target, context.run.adapter_gguf(kind)]
+
+
+def _encode(
+    context: Context, examples: Sequence[Example], max_length: int, fates: list[Fate]
+) -> tuple[list[Example], list[Encoded]]:
+    tokenizer, template = context.model.tokenizer(context.screen.say), context.model.template
+    constitution = context.run.constitution
+    kept, encoded = [], []
+    for position, example in enumerate(examples):
+        system = constitution.inference_prompt(example.prompt)
+        row = encode_example(tokenizer, template, system, example.user, example.assistant, constitution.assistant.name)
+        if len(row.ids) > max_length:
+            fates.append((example.id, position, "dropped", f"longer than {max_length} tokens", example.user))
+        elif template.forged(f"{example.user}\n{example.assistant}", constitution.assistant.name):
+            fates.append((example.id, position, "dropped", "contains a turn of its own", example.user))
+        else:
+            fates.append((example.id, position, "kept", "", example.user))
+            kept.append(example)
+            encoded.append(row)
+    return kept, encoded
+
+
+def _parity(context: Context, kind: Kind, adapted: object) -> dict[str, float]:
+    from selfalign.engines.llama_cpp import LlamaCpp
+    from selfalign.training import parity
+
+    engine = LlamaCpp(
+        context.model.gguf, {kind: context.run.adapter_gguf(kind)}, slots=1, context=2048,
+        threads=context.recipe.engine.threads,
+    )
+    try:
+        rows = parity.texts(context.run.constitution, context.model.template, context.model.tokenizer())
+        found = parity.measure(adapted, engine, kind, rows)
+    finally:
+        engine.close()
+    text = (
+        f"torch and engine agree on {found.agreement_adapter:.1%} of {found.positions} next tokens with the adapter, "
+        f"{found.agreement_base:.1%} without; the adapter changes {found.changed:.1%}"
+    )
+    context.screen.say(f"  {text}", "" if found.holds else "yellow")
+    return {**{k: round(v, 4) for k, v in asdict(found).items()}, "holds": found.holds}
+
+
+def _card(context: Context, kind: Kind, count: int) -> str:
+    model, constitution = context.model, context.run.constitution
+    rules = "\n".join(f"{p.id}. **{p.name}**: {p.rule}" for p in constitution.principles)
+    terms = f"\n## Terms of the base model\n\n{model.notice}\n" if model.notice else ""
+    return (
+        f"---\nlibrary_name: peft\nbase_model: {model.source}\ntags: [self-align, lora]\n---\n\n"
+        f"# {constitution.assistant.name}: adapter of `{model.source}`\n\n{_TITLE[kind]}\n\n"
+        f"Trained on {count} single-turn examples that the base model wrote itself (SELF-ALIGN, arXiv 2305.03047); "
+        f"turns are written in the `{model.template.name}` form and end with `{model.template.end}`.\n\n"
+        f"## Constitution `{constitution.name}`\n\n{rules}\n{terms}"
+    )

@@ -1,0 +1,73 @@
+"""A PEFT adapter as a GGUF adapter that llama.cpp loads onto the base's GGUF."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tempfile
+from pathlib import Path
+
+from selfalign import atomic
+from selfalign.errors import UserError
+
+_ARCHITECTURES = {"gemma3_text": "gemma3", "gemma3": "gemma3", "llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
+"""transformers' model_type -> llama.cpp's architecture."""
+_PERMUTED = {"llama"}
+"""Architectures whose query and key rows llama.cpp reorders for its rotary embedding."""
+
+
+def write(adapter: Path, base: Path, target: Path, notice: str) -> None:
+    """Write `adapter` (a PEFT folder), trained on the folder `base`, to `target`.
+
+    Raises:
+        UserError: the architecture is not known to map one to one.
+    """
+    import gguf
+    import numpy as np
+    from safetensors.numpy import load_file
+
+    config = json.loads((base / "config.json").read_text("utf-8"))
+    architecture = _ARCHITECTURES.get(config.get("model_type", ""))
+    if architecture is None:
+        raise UserError(
+            f"a GGUF adapter for the model type {config.get('model_type')!r} is not supported yet; "
+            f"known: {', '.join(_ARCHITECTURES)}"
+        )
+    heads = {"q_proj": config["num_attention_heads"], "k_proj": config["num_key_value_heads"]}
+    kind = next(k for k, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
+    names = gguf.get_tensor_name_map(kind, config["num_hidden_layers"])
+    tensors = load_file(adapter / "adapter_model.safetensors")
+    alpha = float(json.loads((adapter / "adapter_config.json").read_text("utf-8"))["lora_alpha"])
+
+    handle, part = tempfile.mkstemp(suffix=".gguf")
+    os.close(handle)
+    try:
+        writer = gguf.GGUFWriter(part, architecture)
+        writer.add_type("adapter")
+        writer.add_string("adapter.type", "lora")
+        writer.add_float32("adapter.lora.alpha", alpha)
+        if notice:
+            writer.add_string("general.license.name", notice[:2000])
+        for key, value in sorted(tensors.items()):
+            found = re.fullmatch(r"(?:base_model\.model\.)?(model\.layers\..+)\.lora_([AB])\.weight", key)
+            name = names.get_name(found[1]) if found else None
+            if not found or not name:
+                raise UserError(f"{adapter}: the tensor {key!r} has no place in a GGUF adapter")
+            module = found[1].rpartition(".")[2]
+            if architecture in _PERMUTED and found[2] == "B" and module in heads:
+                value = _permute(value, heads[module])
+            writer.add_tensor(f"{name}.weight.lora_{found[2].lower()}", np.ascontiguousarray(value, dtype=np.float32))
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        atomic.write_bytes(target, Path(part).read_bytes())
+    finally:
+        Path(part).unlink(missing_ok=True)
+
+
+def _permute(weight: object, heads: int) -> object:
+    """(heads * 2 * half, r) rows from transformers' order (halves) to llama.cpp's (pairs)."""
+    rows, rank = weight.shape  # type: ignore[attr-defined]
+    return weight.reshape(heads, 2, rows // heads // 2, rank).swapaxes(1, 2).reshape(rows, rank)  # type: ignore[attr-defined]
