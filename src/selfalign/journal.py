@@ -230,9 +230,7 @@ class Journal:
     def drops(self) -> Iterator[Drop]:
         """Every row that was not kept, in the order of the pipeline."""
         for stage in self.stages():
-            query = (
-                "SELECT id, state, reason, text FROM rows WHERE stage = ? AND state != 'kept' ORDER BY position, id"
-            )
+            query = "SELECT id, state, reason, text FROM rows WHERE stage = ? AND state != 'kept' ORDER BY position, id"
             for row_id, state, reason, text in self._db.execute(query, (stage,)):
                 yield Drop(stage=stage, id=row_id, state=state, reason=reason, text=text)
 

@@ -223,6 +223,8 @@ def _convert(gguf: Path, target: Path) -> None:
 def quiet_transformers() -> Any:
     """transformers, without its bars and advice."""
     os.environ.setdefault("TQDM_DISABLE", "1")
+    # Whatever is needed is here by now: the hub is contacted in _from_hub only.
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
     import transformers
 
     transformers.utils.logging.set_verbosity_error()

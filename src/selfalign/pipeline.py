@@ -57,14 +57,20 @@ STEPS: dict[Stage, Step] = {
         verbose_clone.run,
         lambda run: [run.jsonl("prompts"), run.adapter_gguf("engrave")],
         lambda run: [
-            run.jsonl("clone_responses"), run.jsonl("clone_examples"), run.adapter("clone"), run.adapter_gguf("clone"),
+            run.jsonl("clone_responses"),
+            run.jsonl("clone_examples"),
+            run.adapter("clone"),
+            run.adapter_gguf("clone"),
         ],
     ),
     "evaluate": Step(
         "5  Evaluation on held-out prompts",
         heldout.run,
         lambda run: [
-            run.jsonl("prompts"), run.jsonl("responses"), run.adapter_gguf("engrave"), run.adapter_gguf("clone"),
+            run.jsonl("prompts"),
+            run.jsonl("responses"),
+            run.adapter_gguf("engrave"),
+            run.adapter_gguf("clone"),
         ],
         lambda run: [run.jsonl("answers"), run.scores],
     ),

@@ -8,7 +8,6 @@ import os
 import re
 import time
 from pathlib import Path
-from typing import Any
 
 from selfalign import atomic, recipe, strict
 from selfalign.constitution import Constitution
@@ -212,4 +211,3 @@ def hold(path: Path) -> int:
     os.ftruncate(handle, 0)
     os.write(handle, str(os.getpid()).encode())
     return handle
-

@@ -30,7 +30,7 @@ class _Loader(yaml.SafeLoader):
 def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
     seen: set[Any] = set()
     for key_node, _ in node.value:
-        key = loader.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
+        key = loader.construct_object(key_node, deep=True)
         if not isinstance(key, str | int | float | bool | None):
             raise yaml.constructor.ConstructorError(None, None, f"{key!r} cannot be a key", key_node.start_mark)
         if key in seen:
@@ -38,7 +38,7 @@ def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
         seen.add(key)
     loader.flatten_mapping(node)
     return {
-        loader.construct_object(k, deep=True): loader.construct_object(v, deep=True)  # type: ignore[no-untyped-call]
+        loader.construct_object(k, deep=True): loader.construct_object(v, deep=True)
         for k, v in node.value
     }
 
@@ -107,8 +107,10 @@ def _explain(kind: type[BaseModel], error: ValidationError) -> str:
     if first["type"] == "missing":
         return f"the key {path!r} is missing"
     if first["type"] == "value_error":
-        return f"{path}: {first['msg'].removeprefix('Value error, ')}" if path else first["msg"].removeprefix(
-            "Value error, "
+        return (
+            f"{path}: {first['msg'].removeprefix('Value error, ')}"
+            if path
+            else first["msg"].removeprefix("Value error, ")
         )
     return f"{path} is {first['input']!r:.60}; {first['msg'][0].lower()}{first['msg'][1:]}"
 

@@ -36,6 +36,8 @@ class Sampling:
     """Draw from the k most likely tokens only; 0 is no such limit. Temperature comes first, then top_p."""
     repetition: float = 0.0
     """Strength of the penalty on repeated n-grams of 4 tokens and more (llama.cpp's DRY sampler); 0 is off."""
+    bias: tuple[tuple[str, float], ...] = ()
+    """(text, bias): added to the logit of the text's first token."""
     ban_eos: bool = False
     """Never end by itself (the paper's logit bias on the end token in stage 1)."""
 
@@ -87,7 +89,10 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """The raw output of a request: one part a step (fewer if one before the last was cut: the rest would answer half a thought)."""
+    """The raw output of a request: one part a step.
+
+    Fewer if a step before the last was cut: what came after it would answer half a thought.
+    """
 
     parts: tuple[Part, ...] = field(default_factory=tuple)
 

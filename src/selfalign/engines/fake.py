@@ -11,17 +11,145 @@ from selfalign.engines.base import Part, Pieces, RowError, Step
 
 Script = Callable[[str, Step, random.Random], str]
 
-_VERBS = "describe explain compare list rewrite summarise plan sort translate judge invent check count name".split()
-_WORDS = (
-    "amber anchor apple arrow autumn basket beacon bicycle blossom bottle branch bridge bronze butter button cabin "
-    "candle canyon carpet castle cedar cellar cherry circle cloud clover coast copper corner cotton cradle crystal "
-    "desert dragon eagle ember engine falcon feather fiddle forest fountain garden garlic ginger glacier granite "
-    "hammer harbour harvest honey island ivory jacket jungle kettle ladder lagoon lantern lemon lily linen lizard "
-    "magnet maple marble meadow mirror monkey mosaic mountain needle nutmeg oasis orchid otter paddle palace pebble "
-    "pepper pigeon planet pocket pottery puzzle quartz rabbit ribbon river rocket saddle saffron sailor salmon "
-    "sandal satin shadow silver spider spiral spring squirrel statue sugar summer temple thunder timber tulip tunnel "
-    "turtle valley velvet violin walnut willow window winter wizard yellow zebra"
-).split()
+_VERBS = [
+    "describe",
+    "explain",
+    "compare",
+    "list",
+    "rewrite",
+    "summarise",
+    "plan",
+    "sort",
+    "translate",
+    "judge",
+    "invent",
+    "check",
+    "count",
+    "name",
+]
+_WORDS = [
+    "amber",
+    "anchor",
+    "apple",
+    "arrow",
+    "autumn",
+    "basket",
+    "beacon",
+    "bicycle",
+    "blossom",
+    "bottle",
+    "branch",
+    "bridge",
+    "bronze",
+    "butter",
+    "button",
+    "cabin",
+    "candle",
+    "canyon",
+    "carpet",
+    "castle",
+    "cedar",
+    "cellar",
+    "cherry",
+    "circle",
+    "cloud",
+    "clover",
+    "coast",
+    "copper",
+    "corner",
+    "cotton",
+    "cradle",
+    "crystal",
+    "desert",
+    "dragon",
+    "eagle",
+    "ember",
+    "engine",
+    "falcon",
+    "feather",
+    "fiddle",
+    "forest",
+    "fountain",
+    "garden",
+    "garlic",
+    "ginger",
+    "glacier",
+    "granite",
+    "hammer",
+    "harbour",
+    "harvest",
+    "honey",
+    "island",
+    "ivory",
+    "jacket",
+    "jungle",
+    "kettle",
+    "ladder",
+    "lagoon",
+    "lantern",
+    "lemon",
+    "lily",
+    "linen",
+    "lizard",
+    "magnet",
+    "maple",
+    "marble",
+    "meadow",
+    "mirror",
+    "monkey",
+    "mosaic",
+    "mountain",
+    "needle",
+    "nutmeg",
+    "oasis",
+    "orchid",
+    "otter",
+    "paddle",
+    "palace",
+    "pebble",
+    "pepper",
+    "pigeon",
+    "planet",
+    "pocket",
+    "pottery",
+    "puzzle",
+    "quartz",
+    "rabbit",
+    "ribbon",
+    "river",
+    "rocket",
+    "saddle",
+    "saffron",
+    "sailor",
+    "salmon",
+    "sandal",
+    "satin",
+    "shadow",
+    "silver",
+    "spider",
+    "spiral",
+    "spring",
+    "squirrel",
+    "statue",
+    "sugar",
+    "summer",
+    "temple",
+    "thunder",
+    "timber",
+    "tulip",
+    "tunnel",
+    "turtle",
+    "valley",
+    "velvet",
+    "violin",
+    "walnut",
+    "willow",
+    "window",
+    "winter",
+    "wizard",
+    "yellow",
+    "zebra",
+]
 
 
 def _sentence(rng: random.Random, words: int) -> str:
@@ -42,7 +170,9 @@ def default_script(prompt: str, step: Step, rng: random.Random) -> str:
     if re.fullmatch(r"\d+\.", last):
         return "".join(f" {rng.choice(_WORDS).title()} {rng.choice(_WORDS).title()}\n{n}." for n in range(3, 13))
     if last.endswith("(internal thoughts):"):
-        return f" The user asks to {_sentence(rng, 5)}. I should follow 2 (informative) and 3 (helpful).\n"
+        return f" The user asks to {_sentence(rng, 5)}. Principles: 2 (informative), 3 (helpful).\n"
+    if last.endswith("Principles:"):
+        return " 2 (informative), 3 (helpful)."
     if last.endswith(", question:"):
         return f" What does {_sentence(rng, rng.randint(5, 9))} mean?\n"
     return f" {_sentence(rng, rng.randint(30, 60)).capitalize()}.\n\nUser:"

@@ -108,6 +108,8 @@ class LlamaCpp:
             "ignore_eos": sampling.ban_eos,
             "lora": [{"id": number, "scale": float(name == adapter)} for name, number in self._adapters.items()],
         }
+        if sampling.bias:
+            body["logit_bias"] = [[self._tokenize(text, special=False)[0], bias] for text, bias in sampling.bias]
         if step.grammar:
             body["grammar"] = step.grammar
         if sampling.repetition:
@@ -115,7 +117,6 @@ class LlamaCpp:
                 "dry_multiplier": sampling.repetition,
                 "dry_allowed_length": _DRY_ALLOWED,
                 "dry_penalty_last_n": sampling.max_new_tokens,
-                "dry_sequence_breakers": [],
             }
         if on_text is None:
             reply = self._checked(self._server.handle_completions(body))

@@ -2,8 +2,8 @@
 
 1_prompts/prompts.jsonl, 2_self_align/responses.jsonl, both adapters -> 5_evaluation/answers.jsonl, scores.json
 
-Loss: stage 2's kept held-out responses *without* the constitution, mean over rows of the mean per token. Run-on: a model
-that does not end its turn by its own end token within the limit; stop strings do not count, so none are given.
+Loss: stage 2's kept held-out responses *without* the constitution, mean over rows of the mean per token. Run-on: a
+model that does not end its turn by its own end token within the limit; stop strings do not count, so none are given.
 """
 
 from __future__ import annotations
@@ -105,8 +105,16 @@ def answer_scores(answers: Sequence[Answer], limit: int, names: Sequence[str]) -
             mean = sum(a.words for a in by_model["final"]) / len(by_model["final"])
             found.append(
                 Score(
-                    "heldout", "mean words", "final", "standard", len(pairs), mean, vs="engraved",
-                    difference=longer.value, difference_low=longer.low, difference_high=longer.high,
+                    "heldout",
+                    "mean words",
+                    "final",
+                    "standard",
+                    len(pairs),
+                    mean,
+                    vs="engraved",
+                    difference=longer.value,
+                    difference_low=longer.low,
+                    difference_high=longer.high,
                 )
             )
     return found
@@ -149,12 +157,24 @@ def loss_scores(losses: dict[str, list[float]]) -> list[Score]:
     found = []
     for name, values in losses.items():
         mean = bootstrap_mean(values)
-        score = Score("heldout", "loss without constitution", name, "standard", len(values), mean.value, mean.low, mean.high)
+        score = Score(
+            "heldout", "loss without constitution", name, "standard", len(values), mean.value, mean.low, mean.high
+        )
         if name != "base":
             d = bootstrap_mean([v - b for v, b in zip(values, losses["base"], strict=True)])
             score = Score(
-                score.benchmark, score.measure, name, score.prompt, score.n, score.value, score.low, score.high,
-                vs="base", difference=d.value, difference_low=d.low, difference_high=d.high,
+                score.benchmark,
+                score.measure,
+                name,
+                score.prompt,
+                score.n,
+                score.value,
+                score.low,
+                score.high,
+                vs="base",
+                difference=d.value,
+                difference_low=d.low,
+                difference_high=d.high,
             )
         found.append(score)
     return found

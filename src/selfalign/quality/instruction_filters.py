@@ -1,6 +1,6 @@
 """Filters of stage 1: is a written instruction usable? Pure: instruction, input -> reason or None.
 
-The rules are the paper's (Self-Instruct's, arXiv 2212.10560, section 2.2, and SELF-ALIGN, arXiv 2305.03047, appendix D).
+The rules are the paper's (Self-Instruct's, arXiv 2212.10560, section 2.2; SELF-ALIGN, arXiv 2305.03047).
 """
 
 from __future__ import annotations

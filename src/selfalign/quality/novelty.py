@@ -62,7 +62,9 @@ class NoveltyIndex:
     def _encode(self, text: str) -> str:
         known = self._characters
         # Surrogates are no characters of their own; the planes above hold a million words.
-        return "".join(known.setdefault(t, chr(len(known) + (0x10000 if len(known) > 0xD000 else 1))) for t in tokens(text))
+        return "".join(
+            known.setdefault(t, chr(len(known) + (0x10000 if len(known) > 0xD000 else 1))) for t in tokens(text)
+        )
 
     def nearest(self, text: str) -> Nearest | None:
         """The first accepted text that is too close, or None if the text is new."""

@@ -22,7 +22,9 @@ _LOOP_NGRAM = 6
 _MAX_LIST_ITEMS = 12
 _THOUGHT = re.compile(r"internal thoughts?\)?\s*:|\bI should follow \d|\(internal|\bPrinciples?:\s*\d", re.IGNORECASE)
 _ROLE = re.compile(r"(^|\n)\s*(user|assistant|human)\s*(\(internal thoughts\))?:", re.IGNORECASE)
-_ENCYCLOPAEDIA = re.compile(r"(^|\n)\s*(={2,}|#+)?\s*(see also|external links|references|further reading)\b", re.IGNORECASE)
+_ENCYCLOPAEDIA = re.compile(
+    r"(^|\n)\s*(={2,}|#+)?\s*(see also|external links|references|further reading)\b", re.IGNORECASE
+)
 _CLAUSE = re.compile(r"(?<=[\n.?!;:,])")
 
 
@@ -51,7 +53,9 @@ class Leaks:
             texts = [e.answer for e in constitution.exemplars] + [e.thoughts for e in constitution.exemplars]
             texts += [p.rule for p in constitution.principles]
         grams = frozenset(g for t in texts for g in ngrams(tokens(t), _LEAK_NGRAM))
-        short = frozenset(" ".join(tokens(s)) for t in texts for s in _sentences(t) if 4 <= len(tokens(s)) < _LEAK_NGRAM)
+        short = frozenset(
+            " ".join(tokens(s)) for t in texts for s in _sentences(t) if 4 <= len(tokens(s)) < _LEAK_NGRAM
+        )
         return cls(constitution.assistant.name, grams, short)
 
     def found_in(self, text: str, message: str) -> bool:

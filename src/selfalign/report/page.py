@@ -85,7 +85,7 @@ def side_by_side(answers: list[Answer]) -> list[dict[str, Any]]:
 
 
 def _principles(run: RunDir, stages: list[StageCounts]) -> list[dict[str, Any]]:
-    used = next((c.notes.get("principles", {}) for c in stages if c.stage == "align"), {})
+    used: dict[str, int] = next((c.notes.get("principles", {}) for c in stages if c.stage == "align"), {})
     return [{"id": p.id, "name": p.name, "used": used.get(str(p.id), 0)} for p in run.constitution.principles]
 
 

@@ -62,7 +62,11 @@ def _grow_topics(context: Context, types: list[QuestionType]) -> dict[str, list[
                     works.append(work)
                     owners.append(kind.name)
             outcomes = generate(
-                works, context.engine(), context.journal, stage=TOPICS, identities=context.identities(),
+                works,
+                context.engine(),
+                context.journal,
+                stage=TOPICS,
+                identities=context.identities(),
                 on_done=bar.add,
             )
             for owner, outcome in zip(owners, outcomes, strict=True):
@@ -190,7 +194,11 @@ def _ask(context: Context, types: list[QuestionType], topics: dict[str, list[str
             works = [_question_work(context, types, k, t, number, i) for i, (k, t) in enumerate(chosen)]
             context.engine().prime((works[0].request.prompt[0], works[0].request.prompt[1]), None)
             outcomes = generate(
-                works, context.engine(), context.journal, stage=STAGE, identities=context.identities(),
+                works,
+                context.engine(),
+                context.journal,
+                stage=STAGE,
+                identities=context.identities(),
                 on_done=lambda rows, tokens: bar.add(0, tokens),
             )
             asked += size
@@ -228,9 +236,7 @@ def render_question(shown: list[QuestionType], kind: QuestionType, topic: str) -
     return (BOS, f"{QUESTION_HEADER}{examples}", f"{own}kind: {kind.name}, topic: {topic}, question:")
 
 
-def _judge_question(
-    context: Context, completion: Completion | None, row_id: str, reason: str, position: int
-) -> Fate:
+def _judge_question(context: Context, completion: Completion | None, row_id: str, reason: str, position: int) -> Fate:
     if completion is None:
         return (row_id, position, "failed", reason, "")
     part = completion.parts[0]

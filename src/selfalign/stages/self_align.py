@@ -21,6 +21,8 @@ from selfalign.quality.response_filters import Leaks, judge_response, judge_thou
 from selfalign.records import Prompt, Response, write_jsonl
 
 STAGE = "align"
+NO_SORRY = ((" Sorry", -100.0),)
+"""The paper's ban on answers that only apologise."""
 
 
 def render(constitution: Constitution) -> str:
@@ -48,7 +50,7 @@ def request(context: Context, prompt: Prompt) -> Request:
     """The request for one prompt, in the recipe's form."""
     config, constitution = context.recipe.align, context.run.constitution
     name = constitution.assistant.name
-    sampling = context.sampling(config)
+    sampling = replace(context.sampling(config), bias=NO_SORRY)
     ends = ("\n\nUser:", "\nUser:")
     pieces: Pieces = (BOS, render(constitution), query(constitution, prompt.message))
     seed = row_seed(context.recipe.seed, STAGE, prompt.id)
@@ -142,7 +144,14 @@ def decide(
     if verdict.reason:
         return (prompt.id, position, "dropped", verdict.reason, shown), None
     response = Response(
-        prompt.id, prompt.instruction, prompt.input, verdict.text, thoughts, principles, prompt.source,
-        prompt.question_type, prompt.split,
+        prompt.id,
+        prompt.instruction,
+        prompt.input,
+        verdict.text,
+        thoughts,
+        principles,
+        prompt.source,
+        prompt.question_type,
+        prompt.split,
     )
     return (prompt.id, position, "kept", "", shown), response

@@ -52,7 +52,11 @@ def run(context: Context) -> list[Path]:
             size = min(config.requests_per_round, max(4, round(missing / max(rate, 0.25))))
             works = [_work(context, seeds, number, i) for i in range(size)]
             outcomes = generate(
-                works, context.engine(), context.journal, stage=STAGE, identities=context.identities(),
+                works,
+                context.engine(),
+                context.journal,
+                stage=STAGE,
+                identities=context.identities(),
                 on_done=lambda rows, tokens: bar.add(0, tokens),
             )
             requests += size
@@ -64,9 +68,13 @@ def run(context: Context) -> list[Path]:
             STOP.check()
     path = context.run.jsonl(STAGE)
     write_jsonl(path, accepted)
-    context.check_failures(context.settle(STAGE, fates, len(fates), clock, {"rounds": number + 1, "wanted": config.count}))
+    context.check_failures(
+        context.settle(STAGE, fates, len(fates), clock, {"rounds": number + 1, "wanted": config.count})
+    )
     if len(accepted) < config.count:
-        context.screen.say(f"  only {len(accepted)} of {config.count} prompts after {config.max_rounds} rounds", "yellow")
+        context.screen.say(
+            f"  only {len(accepted)} of {config.count} prompts after {config.max_rounds} rounds", "yellow"
+        )
     return [path]
 
 
@@ -95,7 +103,9 @@ def render(seeds: list[SeedTask]) -> Pieces:
     return (BOS, f"{HEADER}{blocks}###\n{len(seeds) + 1}. Instruction:")
 
 
-_BLOCK = re.compile(r"^\s*(\d+)\.\s*Instruction:\s*(?P<instruction>.*?)\s*\n\s*\1\.\s*Input:\s*(?P<input>.*?)\s*$", re.DOTALL)
+_BLOCK = re.compile(
+    r"^\s*(\d+)\.\s*Instruction:\s*(?P<instruction>.*?)\s*\n\s*\1\.\s*Input:\s*(?P<input>.*?)\s*$", re.DOTALL
+)
 
 
 def parse(text: str, first: int, truncated: bool) -> list[tuple[str, str] | str]:

@@ -73,16 +73,19 @@ def _answer(context: Context) -> Path:
             fates.append((prompt.id, position, "failed", outcome.reason, prompt.message))
             continue
         part = outcome.completion.parts[-1]
-        verdict = judge_verbose(
-            part.text, part.finish == "length", prompt.message, leaks, context.recipe.filters
-        )
+        verdict = judge_verbose(part.text, part.finish == "length", prompt.message, leaks, context.recipe.filters)
         shown = f"{prompt.message}\n{part.text.strip()}"
         fates.append((prompt.id, position, "dropped" if verdict.reason else "kept", verdict.reason or "", shown))
         if not verdict.reason:
             kept.append(
                 Response(
-                    prompt.id, prompt.instruction, prompt.input, verdict.text, source=prompt.source,
-                    question_type=prompt.question_type, split=prompt.split,
+                    prompt.id,
+                    prompt.instruction,
+                    prompt.input,
+                    verdict.text,
+                    source=prompt.source,
+                    question_type=prompt.question_type,
+                    split=prompt.split,
                 )
             )
     path = context.run.jsonl("clone_responses")

@@ -11,8 +11,8 @@ from typing import Literal
 from selfalign.context import Context, Fate
 from selfalign.dialogue import Encoded, encode_example
 from selfalign.journal import Clock
-from selfalign.records import Example, write_jsonl
 from selfalign.recipe import Engrave
+from selfalign.records import Example, write_jsonl
 
 Kind = Literal["engrave", "clone"]
 
@@ -60,8 +60,14 @@ def train(
             context.screen.detail(f"  step {step} of {steps}: loss {loss:.3f}")
 
         done = lora.train(
-            adapted, encoded, learning_rate=config.learning_rate, epochs=config.epochs, batch_size=config.batch_size,
-            warmup_steps=config.warmup_steps, seed=context.recipe.seed, on_step=on_step,
+            adapted,
+            encoded,
+            learning_rate=config.learning_rate,
+            epochs=config.epochs,
+            batch_size=config.batch_size,
+            warmup_steps=config.warmup_steps,
+            seed=context.recipe.seed,
+            on_step=on_step,
         )
     seconds = start.seconds()
     target = context.run.adapter(kind)
@@ -107,7 +113,10 @@ def _parity(context: Context, kind: Kind, adapted: object) -> dict[str, float]:
     from selfalign.training import parity
 
     engine = LlamaCpp(
-        context.model.gguf, {kind: context.run.adapter_gguf(kind)}, slots=1, context=2048,
+        context.model.gguf,
+        {kind: context.run.adapter_gguf(kind)},
+        slots=1,
+        context=2048,
         threads=context.recipe.engine.threads,
     )
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,7 +57,10 @@ def with_new_adapter(base: Any, config: Engrave, seed: int) -> Any:
         bias="none",
         task_type="CAUSAL_LM",
     )
-    return peft.get_peft_model(base, lora)
+    with warnings.catch_warnings():
+        # transformers announces renames inside peft, which its users cannot act on.
+        warnings.simplefilter("ignore", FutureWarning)
+        return peft.get_peft_model(base, lora)
 
 
 def with_adapter(base: Any, folder: Path) -> Any:
@@ -110,8 +114,8 @@ def step_loss(model: Any, head: CrossEntropy, rows: Sequence[Encoded], total: in
     """Forward and backward of one batch; returns the summed loss divided by `total` loss positions."""
     hidden, target = hidden_at_loss(model, rows)
     loss, gradient = head.loss_and_gradient(hidden.detach(), target)
-    hidden.backward(gradient / total)  # type: ignore[no-untyped-call]
-    return loss / total
+    hidden.backward(gradient / total)
+    return float(loss) / total
 
 
 @torch.no_grad()
@@ -192,7 +196,8 @@ def save_adapter(model: Any, folder: Path, source: str, notice: str, card: str) 
     for config in model.peft_config.values():
         config.base_model_name_or_path = source  # not the path of this machine's cache
     with atomic.new_folder(folder) as building:
-        model.save_pretrained(str(building), safe_serialization=True)
+        # Embeddings are never trained; "auto" would ask the hub about the base.
+        model.save_pretrained(str(building), safe_serialization=True, save_embedding_layers=False)
         (building / "README.md").write_text(card, "utf-8")
         if notice:
             (building / "NOTICE").write_text(notice + "\n", "utf-8")

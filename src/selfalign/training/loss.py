@@ -26,7 +26,9 @@ class CrossEntropy:
         self._cap = cap
         self._buffer = torch.empty(0)
 
-    def _softmax(self, hidden: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    def _softmax(
+        self, hidden: torch.Tensor, target: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
         """(losses (n,), softmax (n, V), derivative of the cap (n, V) or None) of one chunk."""
         n, vocabulary = len(hidden), len(self._head)
         if self._buffer.numel() < n * vocabulary:

@@ -1,0 +1,115 @@
+"""Novelty: the same decisions as rouge-score's ROUGE-L, strictly above the threshold."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from rouge_score.rouge_scorer import RougeScorer
+
+from selfalign.quality.novelty import NoveltyIndex, rouge_l, tokens
+
+SCORER = RougeScorer(["rougeL"])
+
+words = st.sampled_from(
+    ["list", "sort", "the", "three", "colours", "Of", "a", "RAINBOW", "3", "é", "naïve", "日本", "x-y"]
+)
+marks = st.sampled_from([" ", " ", " ", ", ", ". ", "\n", "_", "  "])
+
+
+@st.composite
+def instructions(draw: st.DrawFn) -> str:
+    return "".join(draw(words) + draw(marks) for _ in range(draw(st.integers(0, 14))))
+
+
+def reference(a: str, b: str) -> float:
+    return SCORER.score(a, b)["rougeL"].fmeasure
+
+
+@given(instructions(), instructions())
+@example("", "")
+@example("", "sort")
+@example("日本", "日本")
+def test_the_score_is_rouge_scores(a: str, b: str):
+    assert rouge_l(a, b) == reference(a, b)
+
+
+@given(st.lists(instructions(), max_size=12), st.sampled_from([0.7, 0.5, 0.6, 2 / 3, 0.9]))
+@example(["sort the a", "sort the a"], 0.7)
+@settings(max_examples=150)
+def test_every_decision_is_rouge_scores(candidates: list[str], threshold: float):
+    index, accepted = NoveltyIndex(threshold), []
+    for text in candidates:
+        near = [other for other in accepted if reference(other, text) > threshold]
+        found = index.nearest(text)
+        assert (found is not None) == bool(near)
+        if found:
+            assert found.text == near[0]
+            assert found.score == reference(found.text, text)
+        assert index.add(text) == (not near)
+        if not near:
+            accepted.append(text)
+        assert len(index) == len(accepted)
+
+
+@given(st.text(max_size=40), st.text(max_size=40))
+def test_any_text_has_the_tokens_of_rouge_score(a: str, b: str):
+    assert rouge_l(a, b) == reference(a, b)
+
+
+def numbered(common: int, length: int, own: str) -> str:
+    return " ".join([f"w{i}" for i in range(common)] + [f"{own}{i}" for i in range(length - common)])
+
+
+@pytest.mark.parametrize(
+    ("common", "m", "n"),
+    [(7, 10, 10), (7, 8, 12), (7, 9, 11), (7, 7, 13), (14, 20, 20), (14, 17, 23), (21, 30, 30), (35, 50, 50)],
+)
+def test_exactly_at_the_threshold_it_is_as_in_rouge_score(common: int, m: int, n: int):
+    one, two = numbered(common, m, "a"), numbered(common, n, "b")
+    index = NoveltyIndex(0.7)
+    index.accept(one)
+    assert abs(reference(one, two) - 0.7) < 1e-9
+    assert index.add(two) == (not reference(one, two) > 0.7)
+
+
+def test_just_above_and_just_below_the_threshold():
+    index = NoveltyIndex(0.7)
+    index.accept(numbered(10, 10, "a"))
+    assert index.nearest(numbered(8, 10, "b")) is not None
+    assert index.nearest(numbered(6, 10, "b")) is None
+
+
+@pytest.mark.parametrize("text", ["", "   ", "?!", "日本語のテキスト", "\x00\u2028"])
+def test_a_text_without_tokens_is_near_to_nothing(text: str):
+    index = NoveltyIndex()
+    assert index.add(text)
+    assert index.add(text)
+    assert index.add("sort the words")
+    assert index.nearest(text) is None
+
+
+def test_case_and_marks_make_no_difference():
+    index = NoveltyIndex()
+    index.accept("Sort the words, please.")
+    assert index.nearest("sort THE words -- please!").score == 1.0
+    assert tokens("Naïve 3x, x_y") == ["na", "ve", "3x", "x", "y"]
+
+
+def test_the_first_near_text_is_named():
+    index = NoveltyIndex()
+    for text in ("name two rivers", "sort these ten words", "sort these ten words now"):
+        index.accept(text)
+    assert index.nearest("sort these ten words").text == "sort these ten words"
+
+
+def test_more_words_than_the_first_plane_has_characters():
+    index = NoveltyIndex()
+    for start in range(0, 70_000, 1000):
+        index.accept(" ".join(f"w{i}" for i in range(start, start + 1000)))
+    characters = set(index._characters.values())
+    assert len(characters) == 70_000
+    assert not any("\ud800" <= c <= "\udfff" for c in characters)
+    assert index.nearest(" ".join(f"w{i}" for i in range(69_000, 70_000))) is not None
+    assert index.nearest(" ".join(f"w{i}" for i in range(0, 70_000, 700))) is None
+    assert index.nearest(" ".join(f"new{i}" for i in range(100))) is None

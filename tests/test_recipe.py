@@ -1,0 +1,201 @@
+"""The recipe: shipped ones, --set, --limit, differences."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from selfalign import recipe as recipes
+from selfalign.errors import UserError
+from selfalign.recipe import SHIPPED, STAGES, differences, load
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_every_shipped_recipe_loads_with_all_stages(name: str):
+    recipe = load(name)
+    assert recipe.stages == list(STAGES)
+    assert recipe.model == "embedded"
+    assert recipe.constitution == "default"
+    assert recipe.seed == 0
+
+
+def test_quick_holds_the_contract():
+    recipe = load("quick")
+    one, two, align, clone = recipe.prompts.self_instruct, recipe.prompts.red_team, recipe.align, recipe.clone
+    assert (one.count, one.seeds_per_request, one.temperature, one.top_p, one.max_new_tokens) == (60, 5, 1.0, 0.98, 384)
+    assert (two.count, two.topic_rounds, two.temperature, two.top_p, two.max_new_tokens) == (60, 2, 1.0, 0.95, 384)
+    assert (align.form, align.temperature, align.top_p, align.max_new_tokens) == ("guided", 0.5, 0.95, 160)
+    assert align.hints is False
+    assert recipe.filters == "default"
+    assert (recipe.engrave.rank, recipe.engrave.alpha, recipe.engrave.dropout) == (16, 16, 0.05)
+    assert recipe.engrave.targets == ["q_proj", "k_proj", "v_proj", "o_proj"]
+    assert (recipe.engrave.learning_rate, recipe.engrave.epochs) == (4.0e-4, 2)
+    assert (clone.prompts, clone.temperature, clone.top_p, clone.max_new_tokens) == (64, 0.3, 0.7, 192)
+    assert recipe.evaluate.run_on == 40
+    assert recipe.engine.kind == "auto"
+
+
+def test_paper_holds_the_papers_values():
+    recipe = load("paper")
+    assert recipe.prompts.self_instruct.count == 267_597
+    assert recipe.prompts.red_team.count == 99_121
+    assert (recipe.prompts.self_instruct.temperature, recipe.prompts.self_instruct.top_p) == (1.0, 0.98)
+    assert (recipe.prompts.red_team.temperature, recipe.prompts.red_team.top_p) == (1.0, 0.95)
+    assert recipe.prompts.novelty == 0.7
+    assert (recipe.align.form, recipe.align.temperature, recipe.align.top_p) == ("paper", 0.5, 0.9)
+    assert recipe.align.max_new_tokens == 256
+    assert (recipe.clone.temperature, recipe.clone.top_p, recipe.clone.max_new_tokens) == (0.3, 0.7, 512)
+    assert recipe.clone.prompts is None
+    assert recipe.filters == "paper"
+    assert (recipe.engrave.rank, recipe.engrave.alpha, recipe.engrave.learning_rate) == (16, 16, 4e-4)
+    assert (recipe.engrave.batch_size, recipe.engrave.epochs, recipe.engrave.warmup_steps) == (768, 1, 100)
+    assert (recipe.engrave.max_length, recipe.clone.max_length) == (512, 768)
+    assert recipe.engine.top_k == 0
+
+
+def test_sizes_grow_from_quick_over_standard_to_paper():
+    counts = [load(n).prompts.self_instruct.count for n in ("quick", "standard", "paper")]
+    assert counts == sorted(counts)
+    assert len(set(counts)) == 3
+
+
+def test_set_changes_values_at_every_depth():
+    recipe = load("quick", ["seed=7", "align.temperature=0.7", "prompts.self_instruct.count=3", "model=/a/b=c.gguf"])
+    assert recipe.seed == 7
+    assert recipe.align.temperature == 0.7
+    assert recipe.prompts.self_instruct.count == 3
+    assert recipe.model == "/a/b=c.gguf"
+
+
+def test_set_takes_lists_and_null():
+    recipe = load("quick", ["stages=[prompts, align]", "engrave.targets=[q_proj]", "clone.prompts=null"])
+    assert recipe.stages == ["prompts", "align"]
+    assert recipe.engrave.targets == ["q_proj"]
+    assert recipe.clone.prompts is None
+
+
+def test_set_opens_a_group_that_the_file_leaves_out():
+    assert load("quick", ["evaluate.temperature=0.1"]).evaluate.temperature == 0.1
+    assert load("quick", ["prompts.novelty=0.5"]).prompts.novelty == 0.5
+
+
+def test_the_last_of_two_settings_wins():
+    assert load("quick", ["seed=1", "seed=2"]).seed == 2
+
+
+@pytest.mark.parametrize("setting", ["seed", "=1", "align..temperature=1", ".seed=1", "seed.=1", ""])
+def test_a_setting_that_is_no_key_and_value_is_refused(setting: str):
+    with pytest.raises(UserError, match="write key=value"):
+        load("quick", [setting])
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("align.temprature=1", "unknown key 'align.temprature'; did you mean 'temperature'"),
+        ("alin.temperature=1", "unknown key 'alin'; did you mean 'align'"),
+        ("seed.x=1", "'seed' is a value, not a group"),
+        ("seed=-1", "seed is -1"),
+        ("seed=one", "seed is 'one'"),
+        ("seed=[", "--set seed"),
+        ("align.top_p=0", "align.top_p is 0"),
+        ("align.top_p=1.01", "align.top_p is 1.01"),
+        ("align.temperature=-0.1", "align.temperature is -0.1"),
+        ("align.form=short", "align.form is 'short'"),
+        ("engine.kind=vlm", "engine.kind is 'vlm'"),
+        ("engrave.targets=[]", "engrave.targets"),
+        ("engrave.targets=[x_proj]", "engrave.targets.0 is 'x_proj'"),
+        ("engrave.dropout=1", "engrave.dropout is 1"),
+        ("stages=[align, prompts]", "stages must be in the order prompts, align"),
+        ("stages=[align, align]", "each at most once"),
+        ("stages=[train]", "stages.0 is 'train'"),
+    ],
+)
+def test_a_wrong_setting_is_explained_in_one_line(setting: str, message: str):
+    with pytest.raises(UserError) as error:
+        load("quick", [setting])
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_limit_cuts_every_size():
+    recipe = load("standard", limit=10)
+    assert recipe.prompts.self_instruct.count == 10
+    assert recipe.prompts.red_team.count == 10
+    assert recipe.clone.prompts == 10
+    assert recipe.evaluate.run_on == 5
+
+
+def test_limit_raises_nothing_and_leaves_the_rest():
+    recipe, quick = load("quick", limit=1000), load("quick")
+    assert recipe == quick
+    assert load("quick", ["prompts.red_team.count=0"], limit=5).prompts.red_team.count == 0
+    assert load("quick", limit=3).engrave == quick.engrave
+
+
+def test_limit_of_one_row_keeps_an_evaluation():
+    assert load("quick", limit=1).evaluate.run_on == 1
+
+
+@pytest.mark.parametrize("limit", [0, -3])
+def test_a_limit_below_one_is_refused(limit: int):
+    with pytest.raises(UserError, match="at least 1"):
+        load("quick", limit=limit)
+
+
+def test_differences_name_each_value_with_its_path():
+    old = load("quick").model_dump(mode="json")
+    new = load("quick", ["seed=3", "align.temperature=0.9", "clone.prompts=null"]).model_dump(mode="json")
+    assert differences(old, old) == []
+    assert differences(old, new) == ["seed: 0 -> 3", "align.temperature: 0.5 -> 0.9", "clone.prompts: 64 -> null"]
+
+
+def test_differences_of_keys_that_one_side_lacks():
+    assert differences({"a": 1}, {"b": {"c": 2}}) == ["a: 1 -> null", 'b: null -> {"c": 2}']
+
+
+def test_the_digest_follows_the_content():
+    assert load("quick").digest() == load("quick", ["seed=0"]).digest()
+    assert load("quick").digest() != load("quick", ["seed=1"]).digest()
+
+
+def test_a_recipe_file_is_read(tmp_path: Path):
+    file = tmp_path / "mine.yaml"
+    file.write_text(
+        "prompts:\n"
+        "  self_instruct: {count: 1, temperature: 1.0, top_p: 1.0, max_new_tokens: 5}\n"
+        "  red_team: {count: 1, temperature: 1.0, top_p: 1.0, max_new_tokens: 5}\n"
+        "align: {temperature: 0, top_p: 1, max_new_tokens: 9}\n"
+        "clone: {temperature: 0, top_p: 1, max_new_tokens: 9}\n"
+    )
+    recipe = load(str(file))
+    assert recipe.stages == list(STAGES)
+    assert recipe.align.temperature == 0
+
+
+@pytest.mark.parametrize(("text", "message"), [("", "must be a mapping"), ("- 1", "must be a mapping"), ("a: [", ":1")])
+def test_a_broken_recipe_file_is_named(tmp_path: Path, text: str, message: str):
+    file = tmp_path / "mine.yaml"
+    file.write_text(text)
+    with pytest.raises(UserError) as error:
+        load(str(file))
+    assert str(file) in str(error.value)
+    assert message in str(error.value)
+
+
+def test_an_unknown_recipe_names_the_shipped_ones():
+    with pytest.raises(UserError, match=r"neither shipped \(quick, standard, paper\) nor a YAML file"):
+        load("quik")
+    with pytest.raises(UserError, match="does not exist"):
+        load("none.yaml")
+
+
+def test_a_recipe_cannot_be_changed_after_it_was_read():
+    with pytest.raises(ValueError, match="frozen"):
+        load("quick").seed = 3  # type: ignore[misc]
+
+
+def test_the_json_schema_knows_every_group():
+    schema = recipes.Recipe.model_json_schema()
+    assert {"model", "prompts", "align", "engrave", "clone", "evaluate"} <= set(schema["properties"])

@@ -1,0 +1,105 @@
+"""Intervals against known values."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from selfalign.evaluation.statistics import Interval, bootstrap_mean, median, wilson
+
+
+@pytest.mark.parametrize(
+    ("hits", "n", "low", "high"),
+    [
+        # R: prop.test(hits, n, correct = FALSE)$conf.int
+        (5, 10, 0.2365931, 0.7634069),
+        (0, 10, 0.0, 0.2775328),
+        (10, 10, 0.7224672, 1.0),
+        (1, 100, 0.0017674, 0.0544862),
+        (50, 100, 0.4038315, 0.5961685),
+    ],
+)
+def test_wilson_against_known_values(hits: int, n: int, low: float, high: float):
+    found = wilson(hits, n)
+    assert found.value == hits / n
+    assert found.low == pytest.approx(low, abs=1e-6)
+    assert found.high == pytest.approx(high, abs=1e-6)
+
+
+def test_wilson_of_nothing_is_the_whole_range():
+    found = wilson(0, 0)
+    assert math.isnan(found.value)
+    assert (found.low, found.high) == (0.0, 1.0)
+
+
+@given(st.integers(1, 10_000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
+def test_wilson_contains_the_rate_and_stays_in_range(pair: tuple[int, int]):
+    found = wilson(*pair)
+    assert 0.0 <= found.low <= found.value + 1e-12
+    assert found.value - 1e-12 <= found.high <= 1.0
+
+
+@given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=20))
+@settings(max_examples=50)
+def test_the_bootstrap_interval_contains_the_mean(values: list[float]):
+    found = bootstrap_mean(values, draws=400)
+    slack = 1e-9 * max(1.0, *(abs(v) for v in values))
+    assert found.value == pytest.approx(sum(values) / len(values), abs=slack)
+    assert found.low - slack <= found.value <= found.high + slack
+    assert min(values) - slack <= found.low
+    assert found.high <= max(values) + slack
+
+
+def test_the_bootstrap_is_seeded():
+    values = [math.sqrt(i) for i in range(40)]
+    assert bootstrap_mean(values) == bootstrap_mean(values)
+    assert bootstrap_mean(values, seed=1) != bootstrap_mean(values, seed=2)
+
+
+def test_the_bootstrap_interval_has_the_width_of_the_normal_one():
+    values = [float(i % 2) for i in range(400)]
+    found = bootstrap_mean(values, draws=2000)
+    assert found.value == 0.5
+    assert found.low == pytest.approx(0.5 - 1.96 * 0.025, abs=0.006)
+    assert found.high == pytest.approx(0.5 + 1.96 * 0.025, abs=0.006)
+
+
+def test_equal_values_have_an_interval_without_width():
+    assert bootstrap_mean([2.0] * 5, draws=50) == Interval(2.0, 2.0, 2.0)
+    assert bootstrap_mean([2.0], draws=1) == Interval(2.0, 2.0, 2.0)
+
+
+def test_the_mean_of_nothing_is_an_error():
+    with pytest.raises(ValueError, match="no values"):
+        bootstrap_mean([])
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "excludes"),
+    [
+        (0.1, 0.2, True),
+        (-0.2, -0.1, True),
+        (-0.1, 0.1, False),
+        (0.0, 0.1, False),
+        (-0.1, 0.0, False),
+        (0.0, 0.0, False),
+    ],
+)
+def test_an_interval_that_touches_zero_is_no_difference(low: float, high: float, excludes: bool):
+    assert Interval(0.0, low, high).excludes_zero is excludes
+
+
+@pytest.mark.parametrize(
+    ("values", "middle"), [([3.0], 3.0), ([3.0, 1.0], 2.0), ([9.0, 1.0, 5.0], 5.0), ([4.0, 1.0, 3.0, 2.0], 2.5)]
+)
+def test_the_median(values: list[float], middle: float):
+    before = list(values)
+    assert median(values) == middle
+    assert values == before
+
+
+def test_the_median_of_nothing_is_nan():
+    assert math.isnan(median([]))

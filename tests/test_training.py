@@ -1,0 +1,116 @@
+"""The training loss and loop on a small random model of the real architecture, and the GGUF adapter's names."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from selfalign.dialogue import Encoded
+from selfalign.errors import UserError
+from selfalign.recipe import Engrave
+from selfalign.training import gguf_adapter, lora
+from selfalign.training.loss import CHUNK, CrossEntropy
+
+
+@pytest.mark.parametrize("cap", [None, 30.0])
+@pytest.mark.parametrize("n", [1, CHUNK + 3])
+def test_loss_and_gradient_are_those_of_autograd(n: int, cap: float | None) -> None:
+    torch.manual_seed(0)
+    head, hidden, target = torch.randn(500, 16) * 2, torch.randn(n, 16), torch.randint(0, 500, (n,))
+    leaf = hidden.clone().requires_grad_(True)
+    logits = F.linear(leaf, head)
+    expected = F.cross_entropy(torch.tanh(logits / cap) * cap if cap else logits, target, reduction="none")
+    expected.sum().backward()
+    ours = CrossEntropy(head, cap)
+    loss, gradient = ours.loss_and_gradient(hidden, target)
+    assert loss == pytest.approx(float(expected.detach().sum()), rel=1e-5)
+    assert leaf.grad is not None
+    torch.testing.assert_close(gradient, leaf.grad, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(ours.losses(hidden, target), expected.detach(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.fixture
+def base() -> Any:
+    from transformers import Gemma3ForCausalLM, Gemma3TextConfig
+
+    torch.manual_seed(1)
+    config = Gemma3TextConfig(
+        vocab_size=300, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=16, sliding_window=8, max_position_embeddings=128,
+    )  # fmt: skip
+    model = Gemma3ForCausalLM(config)
+    model.requires_grad_(False)
+    return model
+
+
+CONFIG = Engrave(rank=4, alpha=4, dropout=0.0, learning_rate=0.05, epochs=2, batch_size=2)
+ROWS = [Encoded([2, *range(10, 20 + k), 1], [False] * 5 + [True] * (7 + k)) for k in range(6)]
+
+
+def train(model: Any, **more: Any) -> lora.Training:
+    settings = {"learning_rate": 0.02, "epochs": 6, "batch_size": 2, "warmup_steps": 2, "seed": 0}
+    return lora.train(model, ROWS, **{**settings, **more})
+
+
+def test_training_learns_and_is_reproducible(base: Any) -> None:
+    model = lora.with_new_adapter(base, CONFIG, seed=0)
+    before = lora.token_losses(model, ROWS)
+    done = train(model)
+    after = lora.token_losses(model, ROWS)
+    assert len(done.losses) == 18 and sum(map(sum, after)) < 0.8 * sum(map(sum, before))
+    assert done.loss_tokens == 6 * sum(sum(r.mask[1:]) for r in ROWS)
+    base = model.unload()
+    again = train(lora.with_new_adapter(base, CONFIG, seed=0))
+    assert again.losses == done.losses
+
+
+def test_the_loss_is_that_of_transformers_with_masked_labels(base: Any) -> None:
+    losses = lora.token_losses(base, ROWS, size=4)
+    for row, mine in zip(ROWS, losses, strict=True):
+        ids = torch.tensor([row.ids])
+        labels = torch.where(torch.tensor([row.mask]), ids, -100)
+        with torch.no_grad():
+            expected = float(base(input_ids=ids, labels=labels).loss)
+        assert sum(mine) / len(mine) == pytest.approx(expected, rel=1e-4)
+
+
+def test_parts_of_a_batch_give_the_gradient_of_the_whole(base: Any) -> None:
+    one = train(lora.with_new_adapter(base, CONFIG, seed=0), epochs=1, batch_size=6, micro_batch=6)
+    two = train(lora.with_new_adapter(one_base := base, CONFIG, seed=0), epochs=1, batch_size=6, micro_batch=2)
+    assert one_base is base and one.losses == pytest.approx(two.losses, rel=1e-4)
+
+
+def test_no_rows_is_the_users_mistake(base: Any) -> None:
+    with pytest.raises(UserError, match="no training rows"):
+        lora.train(base, [], learning_rate=1e-3, epochs=1, batch_size=1, warmup_steps=0, seed=0)
+
+
+def test_the_adapter_is_saved_whole_and_in_both_forms(base: Any, tmp_path: Path) -> None:
+    import gguf
+
+    model = lora.with_new_adapter(base, CONFIG, seed=0)
+    train(model, epochs=1)
+    trained = lora.token_losses(model, ROWS)
+    lora.save_adapter(model, tmp_path / "adapter", "a model", "terms", "card")
+    saved = json.loads((tmp_path / "adapter/adapter_config.json").read_text())
+    assert saved["base_model_name_or_path"] == "a model" and (tmp_path / "adapter/NOTICE").read_text() == "terms\n"
+    base.save_pretrained(tmp_path / "base")
+    gguf_adapter.write(tmp_path / "adapter", tmp_path / "base", tmp_path / "adapter.gguf", "terms")
+    reader = gguf.GGUFReader(str(tmp_path / "adapter.gguf"))
+    names = {t.name for t in reader.tensors}
+    assert names == {
+        f"blk.{b}.attn_{m}.weight.lora_{x}" for b in (0, 1) for m in ("q", "k", "v", "output") for x in "ab"
+    }
+    loaded = lora.with_adapter(lora.load_base(tmp_path / "base"), tmp_path / "adapter")
+    for mine, theirs in zip(trained, lora.token_losses(loaded, ROWS), strict=True):
+        assert theirs == pytest.approx(mine, rel=1e-4)
+
+
+def test_an_unknown_architecture_is_refused_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "rwkv"}')
+    with pytest.raises(UserError, match="rwkv"):
+        gguf_adapter.write(tmp_path, tmp_path, tmp_path / "x.gguf", "")
