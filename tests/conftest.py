@@ -52,13 +52,13 @@ def default_constitution() -> Constitution:
 
 
 @pytest.fixture
-def fake_run(tmp_path: Path) -> Iterator[Callable[..., Context]]:
+def fake_run(tmp_path: Path, default_constitution: Constitution) -> Iterator[Callable[..., Context]]:
     """Makes contexts on the fake engine: `fake_run("align.form=paper", name="a", script=...)`."""
     made: list[Context] = []
 
     def make(*sets: str, name: str = "run", texts: Constitution | None = None, **fake: Any) -> Context:
         recipe = recipes.load("quick", ["engine.kind=fake", *sets])
-        texts = texts or constitutions.load(recipe.constitution)
+        texts = texts or default_constitution
         context = Context(RunDir.create(tmp_path / name, recipe, texts), Screen(-1))
         context._engine = Fake(parallel=recipe.engine.slots, **{"script": default_script, **fake})
         context._engine_for = tuple(context.identities().values())

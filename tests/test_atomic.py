@@ -99,7 +99,7 @@ def test_no_space_is_an_end_that_can_be_resumed(
     write_bytes(tmp_path / "file", b"old")
     with monkeypatch.context() as broken:
         break_write(broken, step, OSError(number, "full"))
-        with pytest.raises(Resumable, match="no space to write .*file .*bytes free.*make room") as caught:
+        with pytest.raises(Resumable, match=r"no space to write .*file .*bytes free.*make room") as caught:
             write_bytes(tmp_path / "file", b"new")
     assert caught.value.exit_code == 75
     assert (tmp_path / "file").read_bytes() == b"old"

@@ -149,7 +149,7 @@ def test_another_format_is_refused(changed):
 
 
 def test_a_missing_file_is_named(tmp_path: Path):
-    with pytest.raises(UserError, match="constitution .*none.yaml' does not exist"):
+    with pytest.raises(UserError, match=r"constitution .*none\.yaml' does not exist"):
         load(str(tmp_path / "none.yaml"))
 
 

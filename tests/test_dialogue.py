@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from conftest import processor_seconds
 
+from conftest import processor_seconds
 from selfalign.dialogue import PLAIN, ROLES, Template, Turn, detect, plain, system_prompt
 from selfalign.engines.base import BOS, Control
 

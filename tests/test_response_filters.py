@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from conftest import processor_seconds
 from hypothesis import given
 from hypothesis import strategies as st
 
+from conftest import processor_seconds
 from selfalign.constitution import Assistant, Constitution, Exemplar, InferencePrompts, Principle, Turn
 from selfalign.quality.response_filters import (
     Leaks,
@@ -251,8 +251,8 @@ def test_ngrams_are_all_runs_of_neighbours():
 # -- the paper's rules -----------------------------------------------------------------------------------------------
 
 LONG = (
-    "Rain falls when warm air rises, cools and cannot hold its water any longer; mountains help it to rise, and so does "
-    "the sea, which is why coasts are wet."
+    "Rain falls when warm air rises, cools and cannot hold its water any longer; mountains help it to rise, and so "
+    "does the sea, which is why coasts are wet."
 )
 
 
@@ -322,7 +322,7 @@ def test_verbose_the_words_inside_a_line_are_no_tail():
 
 @pytest.mark.parametrize("mark", ["{n}.", "{n})", "-", "*", "•"])
 def test_verbose_more_than_twelve_list_items_are_dropped(mark: str):
-    animals = "ant bee cat dog elk fox gnu hen ibis jay kiwi lynx mole".split()
+    animals = ["ant", "bee", "cat", "dog", "elk", "fox", "gnu", "hen", "ibis", "jay", "kiwi", "lynx", "mole"]
     lines = [f"{mark.format(n=n)} The {a} lives here." for n, a in enumerate(animals, 1)]
     assert verbose("\n".join(lines)) == "too many list items"
     assert verbose("\n".join(lines[:12])) is None
@@ -394,7 +394,7 @@ UNITS += [
     "Principles ",
     "see also ",
 ]
-# BUG: the units below make these regexes quadratic or worse, because \s* crosses lines or stands beside what overlaps it:
+# BUG: the units below make these regexes quadratic or worse: \s* crosses lines, or stands beside what it overlaps.
 # _ROLE, _ENCYCLOPAEDIA, the list-item pattern: `(^|\n)\s*` -> `(^|\n)[^\S\n]*`; _ENCYCLOPAEDIA has `\s*(...)?\s*`;
 # CITATION: `\(\s*([^()]{2,40}?)\s*\)` -> `\(([^()]{2,40})\)` with strip() on the name, and `\d{1,3}\s*` -> `{0,3}`.
 UNITS += ["\n", " \n", "\t\n", "1( ", "1 (\n"]

@@ -10,10 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import processor_seconds
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from conftest import processor_seconds
 from selfalign import pipeline
 from selfalign.constitution import Constitution, SeedTask, load_seeds
 from selfalign.context import Context
@@ -574,7 +574,7 @@ def test_a_constitution_without_question_types_needs_a_count_of_zero(
     fake_run: Runs, default_constitution: Constitution
 ):
     bare = default_constitution.model_copy(update={"question_types": []})
-    with pytest.raises(UserError, match="no question_types: add some, or set prompts.red_team.count to 0"):
+    with pytest.raises(UserError, match=r"no question_types: add some, or set prompts\.red_team\.count to 0"):
         run_stage(fake_run(*SMALL, texts=bare, name="a", script=script), "prompts")
     context = fake_run(*SMALL, "prompts.red_team.count=0", texts=bare, name="b", script=script)
     run_stage(context, "prompts")

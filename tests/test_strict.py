@@ -157,7 +157,7 @@ def _parse_or_user_error(text: str) -> None:
 
 
 @given(st.text())
-@example("[" * 5000)
+@example("[" * 1500)
 @example("9" * 5000)
 @example("2001-02-31")
 @example("a: \x00")
@@ -191,7 +191,7 @@ def test_dump_writes_no_alias_for_a_value_that_occurs_twice():
 
 
 def test_read_text_says_what_is_wrong(tmp_path: Path):
-    with pytest.raises(UserError, match="recipe .* does not exist"):
+    with pytest.raises(UserError, match=r"recipe .* does not exist"):
         read_text(tmp_path / "none.yaml", "recipe")
     with pytest.raises(UserError, match="is a folder"):
         read_text(tmp_path, "recipe")

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Protocol, TypeAlias
 
-Finish = Literal["stop", "length", "cancelled"]
+Finish = Literal["end", "stop", "length", "cancelled"]
 
 
 class Control(str):
@@ -79,7 +79,7 @@ class Part:
 
     text: str
     finish: Finish
-    """stop: the model ended, or a stop string came; length: the limit cut it; cancelled: the reader had enough."""
+    """end: by the model's own end token; stop: by a stop string; length: cut by the limit; cancelled: by the reader."""
     prompt_tokens: int = 0
     """Prompt tokens computed for it."""
     cached_tokens: int = 0

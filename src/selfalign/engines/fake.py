@@ -218,7 +218,7 @@ class Fake:
             time.sleep(self._latency_s)
         reply = self._script(text, step, random.Random(f"{seed} {adapter} {text[-200:]}"))  # noqa: S311
         ends = [at for stop in step.stop if (at := reply.find(stop)) >= 0]
-        finish = "stop"
+        finish = "stop" if ends else "end"
         reply = reply[: min(ends)] if ends else reply
         words = re.findall(r"\s*\S+|\s+", reply)
         if len(words) > step.sampling.max_new_tokens:

@@ -30,8 +30,8 @@ def usable_cores() -> int:
 class LlamaCpp:
     """One base model and its adapters.
 
-    xllamacpp starts llama.cpp's server in this process. Generation is called directly; tokenising and copying a
-    slot's cache go through the server's own loopback port, which a random key guards.
+    xllamacpp starts llama.cpp's server in this process. Streams are called directly; the rest (which says more: how a
+    generation ended, tokens, a slot's cache) goes through the server's own loopback port, which a random key guards.
 
     Args:
         gguf: the base model.
@@ -118,38 +118,32 @@ class LlamaCpp:
                 "dry_allowed_length": _DRY_ALLOWED,
                 "dry_penalty_last_n": sampling.max_new_tokens,
             }
-        if on_text is None:
-            reply = self._checked(self._server.handle_completions(body))
-            choice = reply["choices"][0]
-            return self._part(choice["text"], reply)
+        if on_text is not None:
+            return self._stream(body, on_text)
+        reply = self._checked(self._http("/completion", body))
+        finish: Finish = _FINISH.get(reply["stop_type"], "cancelled")
+        return _part(reply["content"], finish, reply["timings"])
+
+    def _stream(self, body: dict[str, Any], on_text: Callable[[str], bool]) -> Part:
         pieces: list[str] = []
         last: dict[str, Any] = {}
 
         def receive(chunk: dict[str, Any]) -> bool:
+            """The binding stops where this returns True."""
             nonlocal last
-            if "error" in chunk or not chunk.get("choices"):
-                last = chunk
-                return False
             last = chunk
+            if "error" in chunk or not chunk.get("choices"):
+                return False
             text = chunk["choices"][0]["text"]
             pieces.append(text)
-            # The binding stops where the callback returns True.
             return bool(text) and not on_text(text)
 
         self._server.handle_completions({**body, "stream": True}, receive)
-        return self._part("".join(pieces), self._checked(last))
-
-    def _part(self, text: str, reply: dict[str, Any]) -> Part:
-        timings = reply.get("timings", {})
-        reason = reply["choices"][0].get("finish_reason")
+        reply = self._checked(last)
+        # This form of the reply does not tell the end token from a stop string.
+        reason = (reply.get("choices") or [{}])[0].get("finish_reason")
         finish: Finish = reason if reason in ("stop", "length") else "cancelled"
-        return Part(
-            text=text,
-            finish=finish,
-            prompt_tokens=int(timings.get("prompt_n", 0)),
-            cached_tokens=int(timings.get("cache_n", 0)),
-            generated_tokens=int(timings.get("predicted_n", 0)),
-        )
+        return _part("".join(pieces), finish, reply.get("timings", {}))
 
     @staticmethod
     def _checked(reply: Any) -> dict[str, Any]:
@@ -181,7 +175,8 @@ class LlamaCpp:
         return ids
 
     def _tokenize(self, text: str, special: bool, add_bos: bool = False) -> list[int]:
-        reply = self._http("/tokenize", {"content": text, "add_special": add_bos, "parse_special": special})
+        body = {"content": text, "add_special": add_bos, "parse_special": special}
+        reply = self._checked(self._http("/tokenize", body))
         return list(reply["tokens"])
 
     def _http(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
@@ -190,8 +185,12 @@ class LlamaCpp:
             data=json.dumps(body).encode(),
             headers={"content-type": "application/json", "authorization": f"Bearer {self._key}"},
         )
-        with urllib.request.urlopen(request, timeout=600) as reply:  # noqa: S310
-            value: dict[str, Any] = json.load(reply)
+        try:
+            # No time limit: a long prompt on a slow processor is no fault.
+            with urllib.request.urlopen(request) as reply:  # noqa: S310
+                value: dict[str, Any] = json.load(reply)
+        except urllib.error.HTTPError as error:
+            value = json.load(error)
         return value
 
     def top_token(self, ids: list[int], adapter: str | None) -> int:
@@ -217,10 +216,10 @@ class LlamaCpp:
             }
             self._checked(self._server.handle_completions(body))
             try:
-                self._http("/slots/0?action=save", {"filename": "prefix.bin"})
+                self._checked(self._http("/slots/0?action=save", {"filename": "prefix.bin"}))
                 for slot in range(1, self.parallel):
-                    self._http(f"/slots/{slot}?action=restore", {"filename": "prefix.bin"})
-            except (urllib.error.URLError, OSError):
+                    self._checked(self._http(f"/slots/{slot}?action=restore", {"filename": "prefix.bin"}))
+            except (RowError, OSError):
                 return  # each slot then computes the prefix once by itself
             finally:
                 (self._folder / "prefix.bin").unlink(missing_ok=True)
@@ -229,6 +228,20 @@ class LlamaCpp:
     def close(self) -> None:
         shutil.rmtree(self._folder, ignore_errors=True)
         self._server = None
+
+
+_FINISH: dict[str, Finish] = {"eos": "end", "word": "stop", "limit": "length"}
+"""llama.cpp's stop_type -> ours."""
+
+
+def _part(text: str, finish: Finish, timings: dict[str, Any]) -> Part:
+    return Part(
+        text=text,
+        finish=finish,
+        prompt_tokens=int(timings.get("prompt_n", 0)),
+        cached_tokens=int(timings.get("cache_n", 0)),
+        generated_tokens=int(timings.get("predicted_n", 0)),
+    )
 
 
 @contextlib.contextmanager

@@ -3,7 +3,7 @@
 1_prompts/prompts.jsonl, 2_self_align/responses.jsonl, both adapters -> 5_evaluation/answers.jsonl, scores.json
 
 Loss: stage 2's kept held-out responses *without* the constitution, mean over rows of the mean per token. Run-on: a
-model that does not end its turn by its own end token within the limit; stop strings do not count, so none are given.
+model that does not end its turn by its own end token within the limit; one that begins the user's next turn ran on too.
 """
 
 from __future__ import annotations
@@ -54,7 +54,8 @@ def run(context: Context) -> list[Path]:
 def _answers(context: Context, prompts: list[Prompt]) -> tuple[list[Answer], list[Fate]]:
     config, constitution = context.recipe.evaluate, context.run.constitution
     template = context.model.template if context.has_weights else PLAIN
-    step = Step(context.sampling(config))
+    # A model that writes the user's next turn has run on; what it would write after that is of no use.
+    step = Step(context.sampling(config), stop=template.stops())
     compared = models(context)
     adapters = tuple(s for s in compared.values() if s)
     works: list[Work] = []
@@ -80,7 +81,7 @@ def _answers(context: Context, prompts: list[Prompt]) -> tuple[list[Answer], lis
             continue
         part = outcome.completion.parts[0]
         text = part.text.strip()
-        answers.append(Answer(prompt.id, prompt.message, name, text, part.finish == "stop", len(text.split())))
+        answers.append(Answer(prompt.id, prompt.message, name, text, part.finish == "end", len(text.split())))
         fates.append((outcome.row_id, position, "kept", "", prompt.message))
     return answers, fates
 
