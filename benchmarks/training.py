@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch.nn.functional as F
+
 from selfalign import models, recipe
 from selfalign.dialogue import Encoded
 from selfalign.training import lora

@@ -1,4 +1,4 @@
-"""All four stages on the real embedded model, with a tiny limit. The one fast test that trains and generates for real."""
+"""All four stages on the real embedded model, with a tiny limit: real generation, real training."""
 
 from __future__ import annotations
 

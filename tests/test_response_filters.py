@@ -197,7 +197,8 @@ def test_an_answer_that_repeats_the_prompt_is_dropped():
     message = "Name three warm colours of the autumn forest near us"
     assert keep(f"{message}.", message) == "echoes the prompt"
     assert keep("Name three warm colours of the winter coast there, please, now.", message) is None
-    assert keep("Red", "Red") is None
+    assert keep("Red", "Red") == "echoes the prompt"
+    assert keep("Paris.", "What is the capital of France?") is None
 
 
 @pytest.mark.parametrize("text", ["...", "?!?!", "🙂🙂", "- - -"])

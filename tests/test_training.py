@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+
 from selfalign.dialogue import Encoded
 from selfalign.errors import UserError
 from selfalign.recipe import Engrave

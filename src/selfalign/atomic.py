@@ -23,7 +23,7 @@ def disk_errors(path: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno not in _NO_SPACE:
             raise
-        folder = path if path.is_dir() else path.parent
+        folder = next(p for p in (path, *path.parents) if p.is_dir())
         free = shutil.disk_usage(folder).free
         raise Resumable(
             f"no space to write {path} ({free:,} bytes free): make room, then run the same command again"
@@ -44,8 +44,8 @@ def write_bytes(path: Path, data: bytes) -> None:
     Raises:
         Resumable: the disk is full.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
         try:
             with os.fdopen(handle, "wb") as file:
@@ -71,8 +71,8 @@ def new_folder(path: Path) -> Iterator[Path]:
 
     A folder that stood there before is replaced.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with disk_errors(path.parent):
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
         building = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".incomplete"))
         try:
             yield building
@@ -83,9 +83,13 @@ def new_folder(path: Path) -> Iterator[Path]:
                 _sync_folder(Path(folder))
             building.chmod(0o755)
             if path.exists():
-                old = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".old"))
-                path.rename(old / path.name)
-                building.rename(path)
+                old = building.with_suffix(".old")
+                path.rename(old)
+                try:
+                    building.rename(path)
+                except BaseException:
+                    old.rename(path)
+                    raise
                 shutil.rmtree(old)
             else:
                 building.rename(path)

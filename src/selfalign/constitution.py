@@ -13,7 +13,7 @@ from selfalign.errors import UserError
 from selfalign.records import content_hash, json_lines
 from selfalign.strict import Strict, parse_yaml, read_text, validate
 
-CITATION = re.compile(r"(?<![\w.])(\d{1,3})\s*\(\s*([^()]{2,40}?)\s*\)")
+CITATION = re.compile(r"(?<![\w.])(\d{1,3})\s{0,9}\(\s{0,9}([^()\s][^()]{0,38}[^()\s])\s{0,9}\)")
 """A principle cited by number and name, as in "7 (candor)"."""
 
 

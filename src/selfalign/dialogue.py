@@ -82,7 +82,7 @@ class Template:
         if self.control:
             return False
         return (
-            re.search(rf"(^|\n)\s*(User|Human|Assistant|{re.escape(label)})\s*(\(internal thoughts\))?:", text)
+            re.search(rf"(^|\n)[^\S\n]*(User|Human|Assistant|{re.escape(label)})\s*(\(internal thoughts\))?:", text)
             is not None
         )
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -98,6 +98,12 @@ class Journal:
         except sqlite3.DatabaseError as error:
             raise self._explained(error) from error
 
+    def _read(self, query: str, values: Sequence[object] = ()) -> list[Any]:
+        try:
+            return self._db.execute(query, values).fetchall()
+        except sqlite3.DatabaseError as error:
+            raise self._explained(error) from error
+
     # -- work ----------------------------------------------------------------------------------------------------
 
     def saved(self, keys: Iterable[str]) -> dict[str, str]:
@@ -108,7 +114,7 @@ class Journal:
             part = wanted[start : start + 500]
             marks = ",".join("?" * len(part))
             query = f"SELECT key, raw FROM work WHERE state = 'raw_saved' AND key IN ({marks})"  # noqa: S608
-            found.update(self._db.execute(query, part).fetchall())
+            found.update(self._read(query, part))
         return found
 
     def begin(self, stage: str, items: Iterable[tuple[str, str]]) -> None:
@@ -159,7 +165,7 @@ class Journal:
         Raises:
             CountMismatch: in is not kept + dropped + failed.
         """
-        decided = self._db.execute("SELECT COUNT(*) FROM rows WHERE stage = ?", (stage,)).fetchone()[0]
+        decided = self._read("SELECT COUNT(*) FROM rows WHERE stage = ?", (stage,))[0][0]
         if decided != rows_in:
             raise CountMismatch(
                 f"{stage}: {rows_in} rows came in, but {decided} were kept, dropped or failed; "
@@ -173,20 +179,19 @@ class Journal:
         return self.counts(stage)
 
     def counts(self, stage: str) -> StageCounts:
-        finished = self._db.execute(
-            "SELECT finished, rows_in, seconds, notes FROM stages WHERE stage = ?", (stage,)
-        ).fetchone()
+        query = "SELECT finished, rows_in, seconds, notes FROM stages WHERE stage = ?"
+        finished = next(iter(self._read(query, (stage,))), None)
         fates: dict[str, dict[str, int]] = {"kept": {}, "dropped": {}, "failed": {}}
-        for state, reason, number in self._db.execute(
+        for state, reason, number in self._read(
             "SELECT state, reason, COUNT(*) FROM rows WHERE stage = ? GROUP BY state, reason ORDER BY COUNT(*) DESC",
             (stage,),
         ):
             fates[state][reason] = number
-        requests, *tokens = self._db.execute(
+        requests, *tokens = self._read(
             "SELECT COUNT(*), TOTAL(prompt_tokens), TOTAL(cached_tokens), TOTAL(generated_tokens) FROM work "
             "WHERE stage = ? AND state = 'raw_saved'",
             (stage,),
-        ).fetchone()
+        )[0]
         decided = sum(sum(f.values()) for f in fates.values())
         return StageCounts(
             stage=stage,
@@ -205,18 +210,18 @@ class Journal:
 
     def stages(self) -> list[str]:
         """Names of the stages that the journal knows, in the order of the pipeline."""
-        known = {r[0] for r in self._db.execute("SELECT stage FROM stages UNION SELECT DISTINCT stage FROM work")}
+        known = {r[0] for r in self._read("SELECT stage FROM stages UNION SELECT DISTINCT stage FROM work")}
         return [s for s in LEDGER if s in known] + sorted(known - set(LEDGER))
 
     def open_work(self, stage: str) -> int:
         """Requests of the stage that wait or run."""
         query = "SELECT COUNT(*) FROM work WHERE stage = ? AND state IN ('pending', 'running')"
-        return int(self._db.execute(query, (stage,)).fetchone()[0])
+        return int(self._read(query, (stage,))[0][0])
 
     def kept(self, stage: str) -> list[tuple[str, str]]:
         """(id, text) of the rows that the stage kept, in their order."""
         query = "SELECT id, text FROM rows WHERE stage = ? AND state = 'kept' ORDER BY position, id"
-        return list(self._db.execute(query, (stage,)))
+        return self._read(query, (stage,))
 
     def publish(self, stage: str, inputs: str, files: dict[str, str]) -> None:
         """Remember that the stage was finished from `inputs` (a hash) with these files (name -> SHA-256)."""
@@ -225,13 +230,13 @@ class Journal:
 
     def published(self) -> dict[str, tuple[str, dict[str, str]]]:
         """Stage -> (hash of its inputs, its files)."""
-        return {s: (i, json.loads(f)) for s, i, f in self._db.execute("SELECT stage, inputs, files FROM published")}
+        return {s: (i, json.loads(f)) for s, i, f in self._read("SELECT stage, inputs, files FROM published")}
 
     def drops(self) -> Iterator[Drop]:
         """Every row that was not kept, in the order of the pipeline."""
         for stage in self.stages():
             query = "SELECT id, state, reason, text FROM rows WHERE stage = ? AND state != 'kept' ORDER BY position, id"
-            for row_id, state, reason, text in self._db.execute(query, (stage,)):
+            for row_id, state, reason, text in self._read(query, (stage,)):
                 yield Drop(stage=stage, id=row_id, state=state, reason=reason, text=text)
 
 

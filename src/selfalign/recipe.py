@@ -99,6 +99,8 @@ class Clone(Strict):
     temperature: float = Temperature
     top_p: float = Probability
     max_new_tokens: int = Tokens
+    end_penalty: float = Field(1.0, ge=0, le=20)
+    """Taken from the end token's logit while the verbose mode writes: small models end early. The paper has none."""
     max_length: int = Field(768, ge=16)
     learning_rate: float | None = Field(None, gt=0)
     """null: as in engrave."""

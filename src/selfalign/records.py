@@ -172,6 +172,8 @@ def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             continue
         try:
             value = json.loads(line)
+            # JSON can spell half a character ("\\ud83d"), which no UTF-8 file can hold.
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
         except (ValueError, RecursionError) as error:
             raise UserError(f"{path}:{number} is not JSON ({error}): {line[:80]!r}") from None
         if not isinstance(value, dict):

@@ -158,7 +158,8 @@ class RunDir:
                 continue
             entries[name] = {"sha256": file_hash(file), "bytes": file.stat().st_size}
             if file.suffix == ".jsonl":
-                entries[name]["rows"] = sum(1 for line in file.open("rb") if line.strip())
+                with file.open("rb") as stream:
+                    entries[name]["rows"] = sum(1 for line in stream if line.strip())
         counts = [self.journal.counts(s).as_dict() for s in self.journal.stages()]
         value = {
             "format": 1,

@@ -28,6 +28,8 @@ class _Loader(yaml.SafeLoader):
 
 
 def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
+    if not isinstance(node, yaml.MappingNode):
+        raise yaml.constructor.ConstructorError(None, None, "expected a mapping of keys", node.start_mark)
     seen: set[Any] = set()
     for key_node, _ in node.value:
         key = loader.construct_object(key_node, deep=True)
@@ -59,7 +61,8 @@ def parse_yaml(text: str, where: str) -> Any:
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else "?"
         raise UserError(f"{where}:{line}: {error.problem or error.context}") from None
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
+    except (yaml.YAMLError, RecursionError, ValueError, LookupError, AttributeError, TypeError) as error:
+        # PyYAML's constructors raise all of these where a value does not fit its tag, as in `!!bool maybe`.
         raise UserError(f"{where} is not YAML: {' '.join(str(error).split())[:120]}") from None
 
 
@@ -75,7 +78,7 @@ def read_text(path: Path, what: str) -> str:
         raise UserError(f"{what} {str(path)!r} does not exist") from None
     except IsADirectoryError:
         raise UserError(f"{what} {str(path)!r} is a folder; name a file") from None
-    except (UnicodeDecodeError, OSError) as error:
+    except (ValueError, OSError) as error:
         raise UserError(f"{what} {str(path)!r} cannot be read: {error}") from None
 
 
@@ -94,7 +97,8 @@ def validate(kind: type[Document], value: Any, where: str) -> Document:
 
 
 def _explain(kind: type[BaseModel], error: ValidationError) -> str:
-    first = error.errors()[0]
+    # A typo in a required key is both missing and unknown: the unknown one says what to do.
+    first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
     path = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
         known = _known_keys(kind, first["loc"][:-1])

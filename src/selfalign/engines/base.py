@@ -37,7 +37,7 @@ class Sampling:
     repetition: float = 0.0
     """Strength of the penalty on repeated n-grams of 4 tokens and more (llama.cpp's DRY sampler); 0 is off."""
     bias: tuple[tuple[str, float], ...] = ()
-    """(text, bias): added to the logit of the text's first token."""
+    """(text or control token, bias): added to the logit of its first token."""
     ban_eos: bool = False
     """Never end by itself (the paper's logit bias on the end token in stage 1)."""
 

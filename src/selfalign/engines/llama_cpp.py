@@ -109,7 +109,9 @@ class LlamaCpp:
             "lora": [{"id": number, "scale": float(name == adapter)} for name, number in self._adapters.items()],
         }
         if sampling.bias:
-            body["logit_bias"] = [[self._tokenize(text, special=False)[0], bias] for text, bias in sampling.bias]
+            body["logit_bias"] = [
+                [self._tokenize(str(text), special=isinstance(text, Control))[0], bias] for text, bias in sampling.bias
+            ]
         if step.grammar:
             body["grammar"] = step.grammar
         if sampling.repetition:
@@ -117,6 +119,8 @@ class LlamaCpp:
                 "dry_multiplier": sampling.repetition,
                 "dry_allowed_length": _DRY_ALLOWED,
                 "dry_penalty_last_n": sampling.max_new_tokens,
+                # Each breaker costs a pass over the vocabulary at every request; lists may repeat across lines.
+                "dry_sequence_breakers": ["\n"],
             }
         if on_text is not None:
             return self._stream(body, on_text)

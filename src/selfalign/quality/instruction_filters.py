@@ -13,7 +13,7 @@ _NOT_TEXT = re.compile(
 )
 """Words that mostly ask for what a text model cannot see or make."""
 
-_ROLE = re.compile(r"(^|\n)\s*(user|assistant|human)\s*:", re.IGNORECASE)
+_ROLE = re.compile(r"(^|\n)[^\S\n]*(user|assistant|human)\s*:", re.IGNORECASE)
 
 
 def reason_to_drop(instruction: str, text: str, min_words: int = 4, max_words: int = 150) -> str | None:

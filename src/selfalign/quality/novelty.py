@@ -54,10 +54,15 @@ class NoveltyIndex:
         self.threshold = threshold
         self._characters: dict[str, str] = {}
         self._texts: list[str] = []
+        self._exact: set[str] = set()
         self._encoded: list[str] = []
 
     def __len__(self) -> int:
         return len(self._texts)
+
+    def __contains__(self, text: str) -> bool:
+        """Whether this very text was accepted: a copy without words, or under a threshold of 1, is near to nothing."""
+        return text in self._exact
 
     def _encode(self, text: str) -> str:
         known = self._characters
@@ -85,6 +90,7 @@ class NoveltyIndex:
         """Enter a text without a check (the seeds)."""
         self._encoded.append(self._encode(text))
         self._texts.append(text)
+        self._exact.add(text)
 
     def add(self, text: str) -> bool:
         """Enter the text if it is new; False if it is not."""

@@ -20,10 +20,14 @@ _PAPER_MIN_CHARS = 149
 _LEAK_NGRAM = 8
 _LOOP_NGRAM = 6
 _MAX_LIST_ITEMS = 12
+_MIN_DISTINCT_TRIGRAMS = 0.75
+_MIN_JUDGED_TOKENS = 12
+"""Shorter answers repeat themselves by chance."""
+_MIN_NEW_WORDS_VERBOSE = 5
 _THOUGHT = re.compile(r"internal thoughts?\)?\s*:|\bI should follow \d|\(internal|\bPrinciples?:\s*\d", re.IGNORECASE)
-_ROLE = re.compile(r"(^|\n)\s*(user|assistant|human)\s*(\(internal thoughts\))?:", re.IGNORECASE)
+_ROLE = re.compile(r"(^|\n)[^\S\n]*(user|assistant|human)\s*(\(internal thoughts\))?:", re.IGNORECASE)
 _ENCYCLOPAEDIA = re.compile(
-    r"(^|\n)\s*(={2,}|#+)?\s*(see also|external links|references|further reading)\b", re.IGNORECASE
+    r"(^|\n)[^\S\n]*((={2,}|#+)[^\S\n]*)?(see also|external links|references|further reading)\b", re.IGNORECASE
 )
 _CLAUSE = re.compile(r"(?<=[\n.?!;:,])")
 
@@ -61,9 +65,10 @@ class Leaks:
     def found_in(self, text: str, message: str) -> bool:
         """Whether the text repeats eight words in a row, or a whole short sentence, that the user did not say."""
         said = set(ngrams(tokens(message), _LEAK_NGRAM))
+        spoken = {" ".join(tokens(s)) for s in _sentences(message)}
         if any(g in self.ngrams and g not in said for g in ngrams(tokens(text), _LEAK_NGRAM)):
             return True
-        return any(" ".join(tokens(s)) in self.sentences for s in _sentences(text))
+        return any(s in self.sentences and s not in spoken for s in (" ".join(tokens(s)) for s in _sentences(text)))
 
 
 def ngrams(items: Sequence[str], n: int) -> Iterable[tuple[str, ...]]:
@@ -87,6 +92,18 @@ def loops(text: str) -> bool:
         return True
     grams = list(ngrams(tokens(prose), _LOOP_NGRAM))
     return len(grams) >= 10 and 1 - len(set(grams)) / len(grams) > 0.3
+
+
+def repetitive(text: str) -> bool:
+    """Whether the text goes in circles: more than a quarter of its three-word runs occurred before in it."""
+    words = tokens(_without_code(text))
+    grams = list(ngrams(words, 3))
+    return len(words) >= _MIN_JUDGED_TOKENS and len(set(grams)) / len(grams) < _MIN_DISTINCT_TRIGRAMS
+
+
+def new_words(text: str, message: str) -> int:
+    """How many different words of three letters and more, or numbers, the answer adds to the question."""
+    return len({w for w in tokens(text) if len(w) >= 3 or w.isdigit()} - set(tokens(message)))
 
 
 def cut_at_repeated_clause(text: str) -> str:
@@ -145,7 +162,9 @@ def _common(text: str, message: str, leaks: Leaks) -> str | None:
         return "exemplar leaked"
     if loops(text):
         return "loop"
-    if len(tokens(text)) >= 3 and rouge_l(text, message) > 0.8:
+    if repetitive(text):
+        return "repetitive"
+    if tokens(text) and (rouge_l(text, message) > 0.8 or not new_words(text, message)):
         return "echoes the prompt"
     if not any(c.isalnum() for c in text):
         return "no words"
@@ -174,7 +193,7 @@ def judge_verbose(text: str, truncated: bool, message: str, leaks: Leaks, rules:
         return Verdict(text, "empty")
     if _ENCYCLOPAEDIA.search(text):
         return Verdict(text, "encyclopaedia tail")
-    if len(re.findall(r"(^|\n)\s*(\d+[.)]|[-*•])\s", text)) > _MAX_LIST_ITEMS:
+    if len(re.findall(r"(^|\n)[^\S\n]*(\d+[.)]|[-*•])\s", text)) > _MAX_LIST_ITEMS:
         return Verdict(text, "too many list items")
     if rules == "paper":
         cut = cut_at_repeated_clause(text)
@@ -182,4 +201,6 @@ def judge_verbose(text: str, truncated: bool, message: str, leaks: Leaks, rules:
     if truncated:
         return Verdict(text, "truncated")
     reason = _common(text, message, leaks)
+    if reason is None and tokens(text) and new_words(text, message) < _MIN_NEW_WORDS_VERBOSE:
+        reason = "not thorough"
     return Verdict(text, "persona leaked" if reason == "exemplar leaked" else reason)

@@ -115,12 +115,18 @@ def render(data: dict[str, Any]) -> str:
     import jinja2
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-    environment = ImmutableSandboxedEnvironment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    environment = ImmutableSandboxedEnvironment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, finalize=_harmless
+    )
     environment.filters["plain"] = plain
     environment.globals["score_text"] = score_text
     template = (resources.files("selfalign") / "report/page.html.jinja").read_text("utf-8")
     longest = max([p["used"] for p in data["principles"]] + [1])
     return environment.from_string(template).render(**data, longest=longest, shown=data["side_by_side"][:_SHOWN])
+
+
+def _harmless(value: Any) -> Any:
+    return plain(value) if isinstance(value, str) else value
 
 
 def _finite(value: Any) -> Any:

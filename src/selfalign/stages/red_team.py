@@ -42,7 +42,11 @@ def run(context: Context) -> list[Path]:
     types = context.run.constitution.question_types
     if not types and context.recipe.prompts.red_team.count:
         raise UserError("the constitution has no question_types: add some, or set prompts.red_team.count to 0")
-    topics = _grow_topics(context, types) if context.recipe.prompts.red_team.count else {}
+    if context.recipe.prompts.red_team.count:
+        topics = _grow_topics(context, types)
+    else:
+        topics = {}
+        write_jsonl(context.run.jsonl(TOPICS), [])
     return [context.run.jsonl(TOPICS), _ask(context, types, topics)]
 
 
@@ -260,6 +264,8 @@ def _accept(
         return fate
     if near := index.nearest(text):
         return (row, position, "dropped", "not novel", f"{text}\n~ {near.text[:200]} ({near.score:.2f})")
+    if text in index:
+        return (row, position, "dropped", "duplicate", text)
     if len(accepted) >= count:
         return (row, position, "dropped", "more than wanted", text)
     index.accept(text)

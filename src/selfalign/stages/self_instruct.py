@@ -103,9 +103,7 @@ def render(seeds: list[SeedTask]) -> Pieces:
     return (BOS, f"{HEADER}{blocks}###\n{len(seeds) + 1}. Instruction:")
 
 
-_BLOCK = re.compile(
-    r"^\s*(\d+)\.\s*Instruction:\s*(?P<instruction>.*?)\s*\n\s*\1\.\s*Input:\s*(?P<input>.*?)\s*$", re.DOTALL
-)
+_HEAD = re.compile(r"(\d+)\.\s*Instruction:")
 
 
 def parse(text: str, first: int, truncated: bool) -> list[tuple[str, str] | str]:
@@ -122,13 +120,16 @@ def parse(text: str, first: int, truncated: bool) -> list[tuple[str, str] | str]
     for block in blocks:
         if not block.strip():
             continue
-        match = _BLOCK.match(block)
-        if not match or re.search(r"\d+\.\s*(Instruction|Input):", match["instruction"] + match["input"]):
-            found.append(block.strip())
+        block = block.strip()
+        head = _HEAD.match(block)
+        # The input's line begins with the same number; a second one of either kind makes the block malformed.
+        parts = re.split(rf"\n[^\S\n]*{head[1]}\.\s*Input:", block[head.end() :]) if head else []
+        if len(parts) != 2 or re.search(r"\d\.\s*(Instruction|Input):", "\n".join(parts)):
+            found.append(block)
             continue
-        text = match["input"]
+        instruction, text = parts[0], parts[1].strip()
         text = "" if text.strip("<>. ").lower() in ("noinput", "no input", "none", "n/a", "") else text
-        found.append((" ".join(match["instruction"].split()), text))
+        found.append((" ".join(instruction.split()), text))
     return found
 
 
@@ -161,6 +162,8 @@ def _decide(fate: Fate, prompt: Prompt | None, index: NoveltyIndex, accepted: li
         return fate
     if near := index.nearest(prompt.instruction):
         return (row, position, "dropped", "not novel", f"{text[:300]}\n~ {near.text[:200]} ({near.score:.2f})")
+    if prompt.instruction in index:
+        return (row, position, "dropped", "duplicate", text)
     if len(accepted) >= count:
         return (row, position, "dropped", "more than wanted", text)
     index.accept(prompt.instruction)

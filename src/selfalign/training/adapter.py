@@ -34,21 +34,28 @@ def train(
     """
     clock = Clock()
     rows_in = len(examples) + len(fates)
-    if not context.has_weights:
+    files = [context.run.jsonl(f"{kind}_examples")]
+    if context.has_weights:
+        context.release_engine()
+        kept, encoded = _encode(context, examples, config.max_length, fates)
+        write_jsonl(files[0], kept)
+        notes = _fit(context, kind, encoded, config)
+        files += [context.run.adapter(kind), context.run.adapter_gguf(kind)]
+    else:
         fates += [(e.id, i, "kept", "", e.user) for i, e in enumerate(examples)]
-        write_jsonl(context.run.jsonl(f"{kind}_examples"), examples)
-        context.settle(ledger, fates, rows_in, clock, {"trained": "nothing: the fake engine has no weights"})
-        return [context.run.jsonl(f"{kind}_examples")]
+        write_jsonl(files[0], examples)
+        notes = {"trained": "nothing: the fake engine has no weights"}
+    context.settle(ledger, fates, rows_in, clock, notes)
+    return files
 
+
+def _fit(context: Context, kind: Kind, encoded: Sequence[Encoded], config: Engrave) -> dict[str, object]:
+    """Train, publish the adapter in both forms, compare them; returns notes for the ledger."""
     from selfalign.training import gguf_adapter, lora
 
-    context.release_engine()
-    model = context.model
-    kept, encoded = _encode(context, examples, config.max_length, fates)
-    write_jsonl(context.run.jsonl(f"{kind}_examples"), kept)
+    model, clock = context.model, Clock()
     folder = model.folder(context.screen.say)
     adapted = lora.with_new_adapter(lora.load_base(folder), config, context.recipe.seed)
-    start = Clock()
     with context.screen.bar(f"train {kind}", None) as bar:
         seen = 0
 
@@ -69,14 +76,14 @@ def train(
             seed=context.recipe.seed,
             on_step=on_step,
         )
-    seconds = start.seconds()
+    seconds = clock.seconds()
     target = context.run.adapter(kind)
-    lora.save_adapter(adapted, target, model.source, model.notice, _card(context, kind, len(kept)))
+    lora.save_adapter(adapted, target, model.source, model.notice, _card(context, kind, len(encoded)))
     gguf_adapter.write(target, folder, context.run.adapter_gguf(kind), model.notice)
     parity = _parity(context, kind, adapted)
     del adapted
     gc.collect()
-    notes = {
+    return {
         "steps": len(done.losses),
         "loss_first": round(done.losses[0], 4),
         "loss_last": round(done.losses[-1], 4),
@@ -84,8 +91,6 @@ def train(
         "training_seconds": round(seconds, 1),
         "parity": parity,
     }
-    context.settle(ledger, fates, rows_in, clock, notes)
-    return [context.run.jsonl(f"{kind}_examples"), target, context.run.adapter_gguf(kind)]
 
 
 def _encode(
