@@ -107,7 +107,6 @@ def test_no_space_is_an_end_that_can_be_resumed(
 
 
 def test_no_space_for_the_folder_is_an_end_that_can_be_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    # BUG: path.parent.mkdir stands before `with disk_errors`, in write_bytes and in new_folder.
     monkeypatch.setattr(Path, "mkdir", failing(OSError(errno.ENOSPC, "full")))
     with pytest.raises(Resumable):
         write_bytes(tmp_path / "new/file", b"x")
@@ -183,8 +182,6 @@ def test_a_failure_of_a_first_folder_leaves_nothing(tmp_path: Path):
 
 @pytest.mark.parametrize("fails_at", [1, 2])
 def test_a_failure_of_the_rename_leaves_the_old_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails_at: int):
-    # BUG: where the second rename fails, the old folder stays in .adapter.*.old and `path` is gone: rename it back.
-    # Where the first one fails, an empty .adapter.*.old folder stays.
     target = old_folder(tmp_path)
     rename, calls = Path.rename, []
 

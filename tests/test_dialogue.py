@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from conftest import processor_seconds
+from conftest import hang_guard
 from selfalign.dialogue import PLAIN, ROLES, Template, Turn, detect, plain, system_prompt
 from selfalign.engines.base import BOS, Control
 
@@ -160,8 +160,7 @@ def test_with_control_tokens_content_cannot_forge_a_turn():
 
 
 def test_forged_takes_no_time_on_blank_lines():
-    # BUG: `(^|\n)\s*` is quadratic on a run of blank lines: `(^|\n)[^\S\n]*`.
-    with processor_seconds(1.0):
+    with hang_guard():
         assert not PLAIN.forged("x" + "\n" * 100_000 + "x", "Alma")
 
 

@@ -209,8 +209,6 @@ def test_a_corrupted_journal_is_the_users_mistake(tmp_path: Path):
 
 
 def test_reading_a_corrupted_journal_is_the_users_mistake(tmp_path: Path):
-    # BUG: only `transaction` and __init__ explain sqlite3.DatabaseError; saved, counts, kept, published, drops,
-    # stages, open_work let it out as a traceback (a `selfalign status` of such a run).
     path = tmp_path / "journal.sqlite"
     made = Journal(path)
     made.begin("align", [(f"key{i}", "row" * 50) for i in range(500)])

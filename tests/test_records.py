@@ -143,7 +143,6 @@ def test_a_missing_file_names_the_way_out(tmp_path: Path):
 
 
 def test_a_lone_surrogate_in_a_users_file_is_the_users_mistake(tmp_path: Path):
-    # BUG: json.loads takes "\ud83d" alone; the row is read and write_jsonl then ends in a UnicodeEncodeError.
     with pytest.raises(UserError, match=r"rows\.jsonl:1"):
         write_jsonl(tmp_path / "out.jsonl", _read(tmp_path, '{"instruction": "half an emoji: \\ud83d"}'))
 

@@ -151,8 +151,6 @@ def test_what_a_model_wrote_holds_no_control_character(hostile: str):
 
 
 def test_no_field_holds_a_control_character():
-    # BUG: only messages and answers go through `plain`; reasons of failed rows, notices and names do not. One line for
-    # all: Environment(finalize=lambda v: plain(v) if isinstance(v, str) else v).
     page = render(data(HOSTILE[5] + HOSTILE[6]))
     assert page == plain(page)
 

@@ -57,7 +57,6 @@ def test_unknown_key_that_resembles_nothing_lists_the_known_ones():
 
 
 def test_a_typo_in_a_required_key_gets_a_suggestion():
-    # BUG: strict._explain looks at the first error only, and "missing" comes before "extra_forbidden".
     with pytest.raises(UserError, match=r"unknown key 'strete'; did you mean 'street'\?"):
         validate(House, {"strete": "Elm", "hall": {"colour": "red"}}, "doc")
 
@@ -144,7 +143,6 @@ def test_broken_yaml_names_the_line(text: str):
     "text", ["!!bool x", "!!int ''", "!!float ''", "!!timestamp x", "!!map [a]", "!!map {a: !!bool maybe}"]
 )
 def test_explicit_tags_that_do_not_fit_are_refused(text: str):
-    # BUG: PyYAML's constructors raise KeyError, IndexError, AttributeError, TypeError here; parse_yaml lets them out.
     with pytest.raises(UserError):
         parse_yaml(text, "doc")
 
@@ -173,7 +171,6 @@ _FRAGMENTS += ["!!set ", "!!map ", "!!omap ", "!!float ", "!!timestamp ", "!!bin
 
 @given(st.lists(st.sampled_from(_FRAGMENTS), max_size=12).map("".join))
 def test_parse_yaml_of_yaml_like_text_raises_nothing_but_user_errors(text: str):
-    # BUG: see test_explicit_tags_that_do_not_fit_are_refused.
     _parse_or_user_error(text)
 
 
@@ -201,7 +198,6 @@ def test_read_text_says_what_is_wrong(tmp_path: Path):
 
 
 def test_a_path_with_a_null_character_is_the_users_mistake():
-    # BUG: open() raises ValueError("embedded null byte"), which read_text lets out; YAML can hold one ("a\0b").
     with pytest.raises(UserError):
         read_text(Path("a\0b"), "constitution")
 

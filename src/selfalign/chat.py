@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 
 from selfalign import engines
@@ -15,7 +16,7 @@ from selfalign.signals import STOP
 
 
 def start(context: Context, prompt: str | None, model: str, temperature: float, max_tokens: int, seed: int) -> None:
-    """One answer where `prompt` is given, else a dialogue until an empty line's end (Ctrl-D) or /quit.
+    """One answer where `prompt` is given, else a dialogue until Ctrl-D, Ctrl-C or /quit.
 
     Raises:
         UserError: the model is not one of the run's.
@@ -30,10 +31,14 @@ def start(context: Context, prompt: str | None, model: str, temperature: float, 
     config = context.recipe.engine.model_copy(update={"slots": 1})
     gguf = context.model.gguf if context.has_weights else None
     engine = engines.start(config, gguf, {adapter: context.run.adapter_gguf(adapter)} if adapter else {})
-    sampling = Sampling(temperature, 0.9, max_tokens, top_k=context.recipe.engine.top_k)
+    settings = context.recipe.evaluate
+    sampling = Sampling(
+        temperature, settings.top_p, max_tokens, context.recipe.engine.top_k, repetition=settings.repetition
+    )
     try:
         if prompt is not None:
             _say(context, engine, adapter, [Turn("user", prompt)], sampling, seed)
+            STOP.check()
             return
         _dialogue(context, engine, adapter, name, sampling, seed)
     finally:
@@ -50,11 +55,10 @@ def _dialogue(context: Context, engine: Engine, adapter: str | None, name: str, 
     turns: list[Turn] = []
     while True:
         try:
-            message = input("\nyou: ").strip()
-        except EOFError:
+            message = _ask()
+        except (EOFError, KeyboardInterrupt):
             print()
             return
-        STOP.check()
         if message in ("/quit", "/exit"):
             return
         if not message:
@@ -66,6 +70,16 @@ def _dialogue(context: Context, engine: Engine, adapter: str | None, name: str, 
         except UserError as error:
             turns.pop()
             print(f"\n{error}", file=sys.stderr)
+        STOP.clear()
+
+
+def _ask() -> str:
+    """The user's next message. Ctrl-C while waiting ends the dialogue; during an answer it ends the answer."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        return input("\nyou: ").strip()
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _say(
@@ -89,5 +103,4 @@ def _say(
     except RowError as error:
         raise UserError(f"the message cannot be answered: {error}") from None
     print()
-    STOP.check()
     return text

@@ -77,7 +77,7 @@ STEPS: dict[Stage, Step] = {
     "report": Step(
         "   Report",
         page.run,
-        lambda run: [run.scores, run.jsonl("answers"), run.path / "journal.sqlite"],
+        lambda run: [run.scores, run.jsonl("answers")],
         lambda run: [run.report, run.report_json],
     ),
 }
@@ -119,7 +119,7 @@ def _inputs(context: Context, stage: Stage) -> str:
     run = context.run
     recipe = run.recipe.model_dump(mode="json")
     settings = {k: recipe[k] for k in ("seed", "seeds", "filters", "prompts", "align", "engrave", "clone", "evaluate")}
-    files = [file_hash(f) if f.exists() else "" for f in STEPS[stage].inputs(run) if f.name != "journal.sqlite"]
+    files = [file_hash(f) if f.exists() else "" for f in STEPS[stage].inputs(run)]
     own = file_hash(context.prompts_file) if stage == "prompts" and context.prompts_file else ""
     return content_hash(stage, settings, run.constitution.digest(), context.identities()[None], files, own)
 
@@ -128,6 +128,6 @@ def _add_notices(context: Context, files: list[Path]) -> None:
     """Put the base's licence terms beside everything that was made from it."""
     if not context.has_weights or not context.model.notice:
         return
-    for folder in {f.parent for f in files if f.suffix == ".jsonl"}:
+    for folder in {context.run.path, *(f.parent for f in files if f.suffix == ".jsonl")}:
         if not (folder / "NOTICE").exists():
             atomic.write_text(folder / "NOTICE", context.model.notice + "\n")

@@ -99,8 +99,6 @@ class Clone(Strict):
     temperature: float = Temperature
     top_p: float = Probability
     max_new_tokens: int = Tokens
-    end_penalty: float = Field(1.0, ge=0, le=20)
-    """Taken from the end token's logit while the verbose mode writes: small models end early. The paper has none."""
     max_length: int = Field(768, ge=16)
     learning_rate: float | None = Field(None, gt=0)
     """null: as in engrave."""
@@ -113,6 +111,8 @@ class Evaluate(Strict):
     max_new_tokens: int = Field(320, ge=16)
     temperature: float = Field(0.3, ge=0, le=5)
     top_p: float = Field(0.9, gt=0, le=1)
+    repetition: float = Field(1.0, ge=0, le=10)
+    """Penalty on repeated 3-grams (as in stage 4), the same for every compared model; chat uses it too. 0 is off."""
 
 
 class Recipe(Strict):

@@ -61,6 +61,8 @@ def show_status(run: RunDir) -> None:
     """The table of stages and scores on standard output."""
     console = stdout_console()
     found = status(run)
+    if run.recipe.engine.kind == "fake":
+        console.print("The fake engine made this: no model ran, the texts are random words.\n", style="yellow")
     console.print(_stages_table(found["stages"]))
     if found["scores"]:
         console.print()

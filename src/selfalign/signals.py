@@ -27,6 +27,10 @@ class StopFlag:
             os._exit(128 + signum)
         self._signum = signum
 
+    def clear(self) -> None:
+        """Forget a signal that was answered already, as when Ctrl-C ends one answer of a dialogue."""
+        self._signum = None
+
     @property
     def is_set(self) -> bool:
         return self._signum is not None

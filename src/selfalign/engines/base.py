@@ -35,7 +35,7 @@ class Sampling:
     top_k: int = 0
     """Draw from the k most likely tokens only; 0 is no such limit. Temperature comes first, then top_p."""
     repetition: float = 0.0
-    """Strength of the penalty on repeated n-grams of 4 tokens and more (llama.cpp's DRY sampler); 0 is off."""
+    """Penalty on a token that would repeat a 3-gram, doubled for each token more (llama.cpp: DRY); 0 is off."""
     bias: tuple[tuple[str, float], ...] = ()
     """(text or control token, bias): added to the logit of its first token."""
     ban_eos: bool = False

@@ -18,8 +18,8 @@ from typing import Any
 from selfalign.engines.base import BOS, Control, Finish, Part, Pieces, RowError, Step
 from selfalign.errors import UserError
 
-_DRY_ALLOWED = 3
-"""Repeats of up to three tokens are free: with the next token an n-gram of four would repeat (paper, section 3.4)."""
+_DRY_ALLOWED = 2
+"""With the next token a 3-gram would repeat; each token more doubles the penalty (the original: 1, then 2)."""
 
 
 def usable_cores() -> int:
@@ -118,6 +118,7 @@ class LlamaCpp:
             body |= {
                 "dry_multiplier": sampling.repetition,
                 "dry_allowed_length": _DRY_ALLOWED,
+                "dry_base": 2.0,
                 "dry_penalty_last_n": sampling.max_new_tokens,
                 # Each breaker costs a pass over the vocabulary at every request; lists may repeat across lines.
                 "dry_sequence_breakers": ["\n"],

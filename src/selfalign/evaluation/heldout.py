@@ -11,7 +11,7 @@ from __future__ import annotations
 import gc
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from selfalign import atomic
@@ -55,7 +55,7 @@ def _answers(context: Context, prompts: list[Prompt]) -> tuple[list[Answer], lis
     config, constitution = context.recipe.evaluate, context.run.constitution
     template = context.model.template if context.has_weights else PLAIN
     # A model that writes the user's next turn has run on; what it would write after that is of no use.
-    step = Step(context.sampling(config), stop=template.stops())
+    step = Step(replace(context.sampling(config), repetition=config.repetition), stop=template.stops())
     compared = models(context)
     adapters = tuple(s for s in compared.values() if s)
     works: list[Work] = []

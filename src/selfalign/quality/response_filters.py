@@ -20,7 +20,7 @@ _PAPER_MIN_CHARS = 149
 _LEAK_NGRAM = 8
 _LOOP_NGRAM = 6
 _MAX_LIST_ITEMS = 12
-_MIN_DISTINCT_TRIGRAMS = 0.75
+_MIN_DISTINCT_TRIGRAMS = 0.65
 _MIN_JUDGED_TOKENS = 12
 """Shorter answers repeat themselves by chance."""
 _MIN_NEW_WORDS_VERBOSE = 5
@@ -95,7 +95,7 @@ def loops(text: str) -> bool:
 
 
 def repetitive(text: str) -> bool:
-    """Whether the text goes in circles: more than a quarter of its three-word runs occurred before in it."""
+    """Whether the text goes in circles: more than a third of its three-word runs occurred before in it."""
     words = tokens(_without_code(text))
     grams = list(ngrams(words, 3))
     return len(words) >= _MIN_JUDGED_TOKENS and len(set(grams)) / len(grams) < _MIN_DISTINCT_TRIGRAMS

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from selfalign.context import Context, Fate
 from selfalign.dialogue import PLAIN, Turn
-from selfalign.engines.base import Control, Request, Step
+from selfalign.engines.base import Request, Step
 from selfalign.generate import Work, generate, row_seed
 from selfalign.journal import Clock
 from selfalign.quality.response_filters import Leaks, judge_verbose
@@ -22,8 +22,8 @@ from selfalign.records import Example, Prompt, Response, content_hash, read_json
 from selfalign.training import adapter
 
 ANSWERS, STAGE = "verbose", "clone"
-_REPETITION = 0.8
-"""Strength of the penalty on repeated 4-grams (the paper penalises 3- and 4-grams)."""
+_REPETITION = 1.0
+"""Penalty on a token that would repeat a 3-gram; 2.0 for a 4-gram, as in the original."""
 
 
 def _questions(context: Context) -> list[Prompt]:
@@ -46,8 +46,7 @@ def request(context: Context, prompt: Prompt) -> Request:
     pieces = template.prompt(
         constitution.inference_prompt("verbose"), [Turn("user", prompt.message)], constitution.assistant.name
     )
-    bias = ((Control(template.end), -config.end_penalty),) if config.end_penalty else ()
-    sampling = replace(context.sampling(config), repetition=_REPETITION, bias=bias)
+    sampling = replace(context.sampling(config), repetition=_REPETITION)
     seed = row_seed(context.recipe.seed, STAGE, prompt.id)
     return Request(pieces, (Step(sampling, stop=template.stops()),), seed, adapter="engrave")
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import random
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,17 +58,24 @@ def with_new_adapter(base: Any, config: Engrave, seed: int) -> Any:
         bias="none",
         task_type="CAUSAL_LM",
     )
-    with warnings.catch_warnings():
-        # transformers announces renames inside peft, which its users cannot act on.
-        warnings.simplefilter("ignore", FutureWarning)
+    with _no_future_warnings():
         return peft.get_peft_model(base, lora)
+
+
+@contextlib.contextmanager
+def _no_future_warnings() -> Iterator[None]:
+    """transformers announces renames that peft has to follow; a user cannot act on them."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        yield
 
 
 def with_adapter(base: Any, folder: Path) -> Any:
     """The base with a saved adapter, for scoring."""
     import peft
 
-    return peft.PeftModel.from_pretrained(base, str(folder), is_trainable=False, use_safetensors=True).eval()
+    with _no_future_warnings():
+        return peft.PeftModel.from_pretrained(base, str(folder), is_trainable=False, use_safetensors=True).eval()
 
 
 def causal(model: Any) -> Any:
