@@ -88,16 +88,19 @@ def _answers(context: Context, prompts: list[Prompt]) -> tuple[list[Answer], lis
 
 def answer_scores(answers: Sequence[Answer], limit: int, names: Sequence[str]) -> list[Score]:
     """Run-on rate, empty answers and length of each model, the final one also against the engraved one."""
-    found: list[Score] = []
-    by_model = {name: [a for a in answers if a.model == name] for name in names}
-    for name, rows in by_model.items():
-        if not rows:
-            continue
-        run_on = wilson(sum(not a.ended for a in rows), len(rows))
-        empty = wilson(sum(not a.answer for a in rows), len(rows))
-        found.append(_score(f"run-on within {limit} tokens", name, len(rows), run_on))
-        found.append(_score("empty answers", name, len(rows), empty))
-        found.append(Score("heldout", "median words", name, "standard", len(rows), median([a.words for a in rows])))
+    by_model = {name: rows for name in names if (rows := [a for a in answers if a.model == name])}
+    found = [
+        _score(f"run-on within {limit} tokens", name, len(rows), wilson(sum(not a.ended for a in rows), len(rows)))
+        for name, rows in by_model.items()
+    ]
+    found += [
+        _score("empty answers", name, len(rows), wilson(sum(not a.answer for a in rows), len(rows)))
+        for name, rows in by_model.items()
+    ]
+    found += [
+        Score("heldout", "median words", name, "standard", len(rows), median([a.words for a in rows]))
+        for name, rows in by_model.items()
+    ]
     if by_model.get("final") and by_model.get("engraved"):
         other = {a.id: a.words for a in by_model["engraved"]}
         pairs = [a.words - other[a.id] for a in by_model["final"] if a.id in other]
