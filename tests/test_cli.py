@@ -154,11 +154,41 @@ def test_an_edited_file_is_not_overwritten_without_force(tmp_path: Path) -> None
 
 def test_own_prompts_take_the_place_of_stage_1(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("How do I bake bread?\nWhy is the sky blue?\n\nHow do I bake bread?\n")
+    one_line(selfalign("run", *FAKE, "--prompts", "yours.txt", cwd=tmp_path), 1, "yours.txt", "does not exist")
     done = selfalign("run", *FAKE, "--prompts", "mine.txt", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in (tmp_path / "runs/quick/1_prompts/prompts.jsonl").read_text().splitlines()]
     assert {r["instruction"] for r in rows} == {"How do I bake bread?", "Why is the sky blue?"}
     assert "duplicate 1" in done.stderr
+    before = files(tmp_path / "runs/quick")
+    one_line(selfalign("run", *FAKE, cwd=tmp_path), 1, "prompts.file", "--new")
+    assert files(tmp_path / "runs/quick") == before
+
+
+def test_a_wrong_model_leaves_no_run_behind(tmp_path: Path) -> None:
+    one_line(selfalign("run", "--set", "model=typo.gguf", cwd=tmp_path), 1, "typo.gguf")
+    one_line(selfalign("run", "--set", "model=models/typo.gguf", cwd=tmp_path), 1, "typo.gguf", "is not 'embedded'")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_stage_stopped_midway_does_not_look_like_an_edit(tmp_path: Path) -> None:
+    assert selfalign("run", *SMALL, cwd=tmp_path).returncode == 0
+    run = tmp_path / "runs/quick"
+    responses = run / "2_self_align/responses.jsonl"
+    responses.write_text("".join(responses.read_text().splitlines(keepends=True)[2:]))
+    (run / "3_engrave/examples.jsonl").write_text("")  # as if killed between writing and publishing
+    import sqlite3
+
+    with sqlite3.connect(run / "journal.sqlite") as journal:
+        journal.execute("DELETE FROM published WHERE stage = 'engrave'")
+    journal.close()
+    again = selfalign("run", *SMALL, cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert (run / "3_engrave/examples.jsonl").read_text()
+
+
+def test_a_stage_whose_input_nobody_makes_is_said_at_once(tmp_path: Path) -> None:
+    one_line(selfalign("run", *FAKE, "--set", "stages=[align]", cwd=tmp_path), 1, "'align'", "prompts.jsonl")
 
 
 def test_preview_shows_exact_prompts_and_keeps_nothing(tmp_path: Path) -> None:

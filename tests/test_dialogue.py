@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from conftest import hang_guard
-from selfalign.dialogue import PLAIN, ROLES, Template, Turn, detect, plain, system_prompt
+from selfalign.dialogue import PLAIN, ROLES, Template, Turn, detect, plain
 from selfalign.engines.base import BOS, Control
 
 BY_NAME = {t.name: t for t in ROLES}
@@ -162,7 +162,3 @@ def test_with_control_tokens_content_cannot_forge_a_turn():
 def test_forged_takes_no_time_on_blank_lines():
     with hang_guard():
         assert not PLAIN.forged("x" + "\n" * 100_000 + "x", "Alma")
-
-
-def test_the_system_prompt_is_the_inference_prompt(default_constitution):
-    assert system_prompt(default_constitution, "concise") == default_constitution.inference_prompt("concise")

@@ -187,7 +187,7 @@ def test_rows_of_a_decision_that_fails_leave_nothing(journal: Journal):
 )
 def test_a_file_that_is_no_journal_is_the_users_mistake(tmp_path: Path, content: bytes):
     (tmp_path / "journal.sqlite").write_bytes(content)
-    with pytest.raises(UserError, match=r"journal\.sqlite cannot be used as a journal .* move it away"):
+    with pytest.raises(UserError, match=r"journal\.sqlite is not a whole journal .* --new"):
         Journal(tmp_path / "journal.sqlite")
     assert (tmp_path / "journal.sqlite").read_bytes() == content
 
@@ -200,7 +200,7 @@ def test_a_corrupted_journal_is_the_users_mistake(tmp_path: Path):
     data = bytearray(path.read_bytes())
     data[4096:] = b"\xa5" * (len(data) - 4096)
     path.write_bytes(bytes(data))
-    with pytest.raises(UserError, match="cannot be used as a journal"):
+    with pytest.raises(UserError, match="is not a whole journal"):
         broken = Journal(path)
         try:
             broken.begin("align", [("new", "row")])
@@ -218,7 +218,7 @@ def test_reading_a_corrupted_journal_is_the_users_mistake(tmp_path: Path):
     path.write_bytes(bytes(data))
     broken: Journal | None = None
     try:
-        with pytest.raises(UserError, match="cannot be used as a journal"):
+        with pytest.raises(UserError, match="is not a whole journal"):
             broken = Journal(path)
             broken.counts("align")
     finally:
@@ -228,7 +228,7 @@ def test_reading_a_corrupted_journal_is_the_users_mistake(tmp_path: Path):
 
 def test_a_folder_in_the_journals_place_is_the_users_mistake(tmp_path: Path):
     (tmp_path / "journal.sqlite").mkdir()
-    with pytest.raises(UserError, match="cannot be used as a journal"):
+    with pytest.raises(UserError, match="cannot be written"):
         Journal(tmp_path / "journal.sqlite")
 
 

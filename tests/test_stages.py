@@ -598,8 +598,7 @@ def test_fewer_prompts_than_wanted_end_after_the_last_round(fake_run: Runs):
 )
 def test_own_prompts_take_the_place_of_stage_one(fake_run: Runs, tmp_path: Path, name: str, text: str):
     (tmp_path / name).write_text(text, "utf-8")
-    context = fake_run(*SMALL, script=script)
-    context.prompts_file = tmp_path / name
+    context = fake_run(*SMALL, f"prompts.file={tmp_path / name}", script=script)
     run_both(context)
     assert {r.instruction for r in read_jsonl(context.run.jsonl("prompts"), Prompt)} == {
         "Why do cats purr?",
@@ -620,8 +619,7 @@ def test_own_prompts_take_the_place_of_stage_one(fake_run: Runs, tmp_path: Path,
 )
 def test_wrong_own_prompts_are_named(fake_run: Runs, tmp_path: Path, name: str, text: str, message: str):
     (tmp_path / name).write_text(text, "utf-8")
-    context = fake_run(*SMALL)
-    context.prompts_file = tmp_path / name
+    context = fake_run(*SMALL, f"prompts.file={tmp_path / name}")
     with pytest.raises(UserError, match=message):
         run_stage(context, "prompts")
 

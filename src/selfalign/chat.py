@@ -53,6 +53,7 @@ def _dialogue(context: Context, engine: Engine, adapter: str | None, name: str, 
         "dim",
     )
     turns: list[Turn] = []
+    STOP.message = b""
     while True:
         try:
             message = _ask()
@@ -70,7 +71,9 @@ def _dialogue(context: Context, engine: Engine, adapter: str | None, name: str, 
         except UserError as error:
             turns.pop()
             print(f"\n{error}", file=sys.stderr)
-        STOP.clear()
+        if STOP.is_set:
+            STOP.check_terminated()
+            STOP.clear()
 
 
 def _ask() -> str:

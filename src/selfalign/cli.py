@@ -6,7 +6,7 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -65,12 +65,11 @@ def _open(path: Path, force: bool = False) -> Context:
     return Context(RunDir.open(path), _screen(), force=force)
 
 
-# Typer reads the annotations of verbs at run time: Optional[...] where they may be missing.
 @app.command()
 def run(
     recipe: Annotated[str, typer.Argument(help="quick, standard, paper, or a YAML file.")] = "quick",
-    out: Annotated[Optional[Path], typer.Option(help="The run directory; runs/<recipe> unless given.")] = None,  # noqa: UP045
-    limit: Annotated[Optional[int], typer.Option(help="Cut every size to at most this many rows.")] = None,  # noqa: UP045
+    out: Annotated[Path | None, typer.Option(help="The run directory; runs/<recipe> unless given.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Cut every size of the recipe to at most this many rows.")] = None,
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Change a setting of the recipe; repeatable."),
@@ -85,33 +84,28 @@ def run(
     quiet: Quiet = False,
 ) -> None:
     """Run all stages. The same command again resumes."""
-    from selfalign import constitution, pipeline, report_terminal
+    from selfalign import constitution, engines, models, pipeline, report_terminal
     from selfalign import recipe as recipes
     from selfalign.context import Context
     from selfalign.run import RunDir, default_out, hold
 
-    wanted = recipes.load(recipe, settings, limit)
+    wanted = recipes.located(recipes.load(recipe, settings, limit), prompts)
     texts = constitution.load(wanted.constitution)
     constitution.load_seeds(wanted.seeds)
+    model = models.resolve(wanted.model) if engines.needs_weights(wanted.engine) else None
     if preview is not None:
         from selfalign import preview as previews
 
         previews.show(wanted, texts, preview, _screen())
         return
     path = out or default_out(recipe)
-    if prompts is not None and not prompts.is_file():
-        from selfalign.errors import UserError
-
-        raise UserError(f"prompts file {str(prompts)!r} does not exist")
-    lock = hold(path) if path.is_dir() and (path / "recipe.yaml").exists() else None
+    lock = hold(path) if (path / "recipe.yaml").exists() else None
     if lock is not None and new:
         os.close(lock)
         lock = None
     found = RunDir.create(path, wanted, texts, new)
     lock = hold(path) if lock is None else lock
-    context = Context(found, _screen(), force=force, prompts_file=prompts)
-    if context.has_weights:
-        context.model  # noqa: B018  (a wrong model is said before anything is spent)
+    context = Context(found, _screen(), force=force, _model=model)
     try:
         pipeline.run_all(context)
     finally:
@@ -129,10 +123,7 @@ def _stage(name: str) -> Any:
         lock = hold(run)
         try:
             pipeline.run_stage(context, name, again=True)  # type: ignore[arg-type]
-            if context.run.manifest.parent.is_dir() and all(
-                context.run.journal.published().get(s) for s in context.recipe.stages
-            ):
-                context.run.write_manifest()
+            pipeline.write_manifest_if_done(context)
         finally:
             context.release_engine()
             os.close(lock)
@@ -166,7 +157,7 @@ def status(run: Run, as_json: AsJson = False) -> None:
 @app.command()
 def chat(
     run: Run,
-    prompt: Annotated[Optional[str], typer.Option("-p", "--prompt", help="Print one answer and end.")] = None,  # noqa: UP045
+    prompt: Annotated[str | None, typer.Option("-p", "--prompt", help="Print one answer and end.")] = None,
     model: Annotated[str, typer.Option(help="base, engraved or final; the last one trained unless given.")] = "",
     temperature: Annotated[float, typer.Option(min=0.0, max=5.0)] = 0.3,
     max_tokens: Annotated[int, typer.Option(min=1, max=8192)] = 512,
@@ -198,7 +189,7 @@ def env(as_json: AsJson = False) -> None:
 @app.command()
 def recipe(
     name: Annotated[str, typer.Argument(help="quick, standard, paper, or a YAML file.")] = "quick",
-    settings: Annotated[Optional[list[str]], typer.Option("--set", metavar="KEY=VALUE")] = None,  # noqa: UP045
+    settings: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE")] = None,
     schema: Annotated[bool, typer.Option("--schema", help="Print the JSON Schema of recipes, for editors.")] = False,
 ) -> None:
     """Print a recipe with every setting resolved, or the schema of recipes."""
@@ -263,6 +254,9 @@ def main() -> None:
     except OSError as error:
         import errno
 
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            typer.echo(f"selfalign: {error.filename} cannot be written ({error.strerror})", err=True)
+            sys.exit(1)
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         typer.echo(

@@ -88,6 +88,12 @@ class Constitution(Strict):
             if principle.id in names:
                 raise ValueError(f"two principles have the id {principle.id}")
             names[principle.id] = principle.name
+        for what, texts in (
+            ("question types are named", [t.name for t in self.question_types]),
+            ("identity pairs ask", [p.question for p in self.identity]),
+        ):
+            if twice := next((t for t in texts if texts.count(t) > 1), None):
+                raise ValueError(f"two {what} {twice!r}")
         for number, exemplar in enumerate(self.exemplars, 1):
             cited = CITATION.findall(exemplar.thoughts)
             if not cited:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 from selfalign import engines, models
@@ -40,7 +39,6 @@ class Context:
     run: RunDir
     screen: Screen
     force: bool = False
-    prompts_file: Path | None = None
     _model: models.Model | None = None
     _engine: Engine | None = None
     _engine_for: tuple[str, ...] | None = None

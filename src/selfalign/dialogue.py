@@ -13,7 +13,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from selfalign.constitution import Constitution
 from selfalign.engines.base import BOS, Control, Pieces
 
 UNTRAINED_COSINE = 0.9
@@ -140,11 +139,6 @@ def detect(vocabulary: dict[str, int], eos: str, cosine: Callable[[int, list[int
 def plain(eos: str) -> Template:
     """Plain-text turns that end in this token."""
     return Template(**{**{f: getattr(PLAIN, f) for f in PLAIN.__slots__}, "end": eos})
-
-
-def system_prompt(constitution: Constitution, kind: Literal["standard", "concise", "verbose"]) -> str:
-    """The inference prompt of that kind."""
-    return constitution.inference_prompt(kind)
 
 
 @dataclass(frozen=True, slots=True)

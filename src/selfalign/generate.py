@@ -12,8 +12,10 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from typing import Literal
 
-from selfalign.engines.base import Completion, Engine, Request, RowError, answer
+from selfalign.engines.base import TOO_LONG, Completion, Engine, Request, RowError, answer
+from selfalign.errors import SelfAlignError
 from selfalign.journal import Journal
 from selfalign.records import content_hash
 from selfalign.signals import STOP
@@ -37,6 +39,11 @@ class Outcome:
     row_id: str
     completion: Completion | None
     reason: str = ""
+
+    @property
+    def fate(self) -> Literal["dropped", "failed"]:
+        """What a row without a completion is: dropped where its prompt is too long, else failed."""
+        return "dropped" if self.reason == TOO_LONG else "failed"
 
 
 def row_seed(run_seed: int, *parts: object) -> int:
@@ -121,9 +128,13 @@ def _commit(
     on_done: Callable[[int, int], None],
 ) -> None:
     saved = []
+    broken: SelfAlignError | None = None
     for key, future in done:
         try:
             completion, seconds = future.result()
+        except SelfAlignError as error:  # the engine is gone; what others finished is saved first
+            broken = error
+            continue
         except RowError as error:
             journal.fail(key, str(error))
             outcomes[key] = Outcome("", None, str(error))
@@ -145,3 +156,5 @@ def _commit(
         journal.save_raw(saved)
         for row in saved:
             on_done(1, row[4])
+    if broken:
+        raise broken

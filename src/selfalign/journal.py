@@ -79,7 +79,11 @@ class Journal:
     def _explained(self, error: sqlite3.DatabaseError) -> Resumable | UserError:
         if "full" in str(error) or "disk I/O" in str(error):
             return Resumable(f"no space for {self.path} ({error}): make room, then run the same command again")
-        return UserError(f"{self.path} cannot be used as a journal ({error}); move it away to start anew")
+        if "locked" in str(error):
+            return Resumable(f"{self.path} is locked by another process: run the same command again")
+        if "readonly" in str(error) or "unable to open" in str(error):
+            return UserError(f"{self.path} cannot be written ({error}): check the folder's permissions")
+        return UserError(f"{self.path} is not a whole journal ({error}): restore it, or begin again with --new")
 
     def close(self) -> None:
         self._db.close()
@@ -92,7 +96,9 @@ class Journal:
             try:
                 yield
             except BaseException:
-                self._db.execute("ROLLBACK")
+                # On a full disk SQLite has rolled back by itself.
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
                 raise
             self._db.execute("COMMIT")
         except sqlite3.DatabaseError as error:
@@ -227,6 +233,11 @@ class Journal:
         """Remember that the stage was finished from `inputs` (a hash) with these files (name -> SHA-256)."""
         with self.transaction():
             self._db.execute("INSERT OR REPLACE INTO published VALUES (?, ?, ?)", (stage, inputs, json.dumps(files)))
+
+    def unpublish(self, stage: str) -> None:
+        """Forget the stage's files: it writes them anew, and a stop in between must not look like an edit."""
+        with self.transaction():
+            self._db.execute("DELETE FROM published WHERE stage = ?", (stage,))
 
     def published(self) -> dict[str, tuple[str, dict[str, str]]]:
         """Stage -> (hash of its inputs, its files)."""

@@ -5,6 +5,7 @@ The only file that knows the embedded model's name.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -13,12 +14,13 @@ import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from selfalign import atomic
 from selfalign.dialogue import Template, Tokenizer, detect
-from selfalign.errors import UserError
+from selfalign.errors import Resumable, UserError
 
 _GEMMA_NOTICE = (
     "Made from Gemma 3 270M. Gemma is provided under and subject to the Gemma Terms of Use found at "
@@ -68,10 +70,28 @@ class Model:
         if self.folder_path is not None:
             return self.folder_path
         kept = cache_folder() / "torch" / self.identity
-        if not (kept / "model.safetensors").exists():
+        if not (kept / "config.json").exists():
             say("  converting the GGUF to float32 torch weights (once, about a minute)")
-            _convert(self.gguf, kept)
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            with (kept.parent / f"{self.identity}.lock").open("w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)  # another run may be converting the same model
+                if not (kept / "config.json").exists():
+                    _convert(self.gguf, kept)
         return kept
+
+    def check_trainable(self) -> None:
+        """Say before hours are spent that this model cannot be trained here.
+
+        Raises:
+            UserError: packages are missing, or the architecture has no GGUF adapter yet.
+        """
+        missing = [m for m in ("torch", "transformers", "peft", "gguf", "safetensors") if not find_spec(m)]
+        if missing:
+            raise UserError(f"training needs {', '.join(missing)}: pip install 'selfalign[train]'")
+        if self.folder_path is not None:
+            from selfalign.training import gguf_adapter
+
+            gguf_adapter.architecture(json.loads((self.folder_path / "config.json").read_text("utf-8")))
 
     def tokenizer(self, say: Callable[[str], None] = lambda _: None) -> Tokenizer:
         folder = self.folder(say)
@@ -113,7 +133,8 @@ def resolve(source: str) -> Model:
         return Model(source, _identity([path]), path.absolute(), None, _licence_of(path.parent))
     if path.is_dir():
         return _from_folder(source, path.absolute())
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", source) and not source.startswith((".", "/")):
+    local = source.endswith((".gguf", ".safetensors")) or (path.parent != Path() and path.parent.exists())
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", source) and not source.startswith((".", "/")) and not local:
         return _from_hub(source)
     raise UserError(f"model {source!r} is not 'embedded', a GGUF file, a folder or a hub id (owner/name)")
 
@@ -143,6 +164,10 @@ def _embedded() -> Model:
     return Model("embedded", digest[:16], target, None, _GEMMA_NOTICE)
 
 
+_DECIDING = ("config.json", "tokenizer.json", "tokenizer_config.json")
+"""Files of a folder that, besides the weights, decide what the model says."""
+
+
 def _from_folder(source: str, folder: Path) -> Model:
     if not (folder / "config.json").is_file():
         raise UserError(f"model {source!r} has no config.json: it is not a Hugging Face model folder")
@@ -153,7 +178,13 @@ def _from_folder(source: str, folder: Path) -> Model:
         if (folder / name).is_file() and '"auto_map"' in (folder / name).read_text("utf-8", "replace"):
             raise UserError(f"model {source!r}: {name} asks to run code of its own (auto_map); such models are refused")
     ggufs = sorted(folder.glob("*.gguf"))
-    return Model(source, _identity(weights), ggufs[0] if ggufs else None, folder, _licence_of(folder))
+    if len(ggufs) > 1:
+        names = ", ".join(g.name for g in ggufs)
+        raise UserError(
+            f"model {source!r} holds several GGUF files ({names}): keep the one that the engine should load"
+        )
+    files = [*weights, *ggufs, *(f for n in _DECIDING if (f := folder / n).is_file())]
+    return Model(source, _identity(files), ggufs[0] if ggufs else None, folder, _licence_of(folder))
 
 
 def _from_hub(source: str) -> Model:
@@ -197,7 +228,10 @@ def _identity(files: list[Path]) -> str:
 def _convert(gguf: Path, target: Path) -> None:
     """Write float32 torch weights and tokenizer of a GGUF as a folder (reference: transformers' GGUF loading)."""
     if shutil.disk_usage(_existing(target)).free < gguf.stat().st_size * 9:
-        raise UserError(f"no space in {target.parent} for the torch weights of {gguf.name}: set SELFALIGN_CACHE")
+        raise Resumable(
+            f"no space in {target.parent} for the torch weights of {gguf.name}: make room or set SELFALIGN_CACHE, "
+            "then run the same command again"
+        )
     import torch
 
     transformers = quiet_transformers()

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from selfalign import atomic
 from selfalign.context import Context
+from selfalign.errors import UserError
 from selfalign.evaluation import heldout
 from selfalign.recipe import Stage
 from selfalign.records import content_hash, write_jsonl
@@ -18,8 +19,8 @@ from selfalign.stages import engrave, prompts, red_team, self_align, self_instru
 
 
 def _prompts(context: Context) -> list[Path]:
-    if context.prompts_file:
-        return prompts.import_file(context, context.prompts_file)
+    if context.recipe.prompts.file:
+        return prompts.import_file(context, Path(context.recipe.prompts.file))
     return [*self_instruct.run(context), *red_team.run(context), *prompts.merge(context)]
 
 
@@ -94,11 +95,12 @@ def run_stage(context: Context, stage: Stage, again: bool = False) -> None:
     """
     STOP.check()
     step, run = STEPS[stage], context.run
-    key = _inputs(context, stage)
+    key = inputs_hash(context, stage)
     if not again and stage != "report" and run.done(stage, key):
         context.screen.say(f"{step.title}: done", "dim")
         return
     run.check_not_edited(step.outputs(run), context.force)
+    run.journal.unpublish(stage)
     context.screen.say(step.title, "bold")
     run.manifest.unlink(missing_ok=True)
     files = step.run(context)
@@ -110,17 +112,48 @@ def run_stage(context: Context, stage: Stage, again: bool = False) -> None:
 
 def run_all(context: Context) -> None:
     """Run the recipe's stages that are not finished, then publish the manifest."""
+    check_ready(context)
     for stage in context.recipe.stages:
         run_stage(context, stage)
     context.run.write_manifest()
 
 
-def _inputs(context: Context, stage: Stage) -> str:
+def write_manifest_if_done(context: Context) -> None:
+    """Publish the manifest if every stage of the recipe is finished from the files as they stand now."""
+    if all(context.run.done(s, inputs_hash(context, s)) for s in context.recipe.stages):
+        context.run.write_manifest()
+
+
+def check_ready(context: Context) -> None:
+    """Say before anything is spent what would stop a later stage.
+
+    Raises:
+        UserError: an input that no earlier stage makes is missing, or the model cannot be trained here.
+    """
+    made: set[Path] = set()
+    for stage in context.recipe.stages:
+        step = STEPS[stage]
+        needed = [] if stage in ("evaluate", "report") else step.inputs(context.run)
+        for file in needed:
+            real = context.has_weights or file.suffix == ".jsonl"
+            if real and file not in made and not file.exists():
+                raise UserError(
+                    f"the stage {stage!r} reads {file}, which is missing and which no stage before it in the "
+                    "recipe's `stages` makes"
+                )
+        made |= set(step.outputs(context.run))
+    if context.has_weights and {"engrave", "clone", "evaluate"} & set(context.recipe.stages):
+        context.model.check_trainable()
+
+
+def inputs_hash(context: Context, stage: Stage) -> str:
+    """A hash of everything the stage's result follows from."""
     run = context.run
     recipe = run.recipe.model_dump(mode="json")
     settings = {k: recipe[k] for k in ("seed", "seeds", "filters", "prompts", "align", "engrave", "clone", "evaluate")}
     files = [file_hash(f) if f.exists() else "" for f in STEPS[stage].inputs(run)]
-    own = file_hash(context.prompts_file) if stage == "prompts" and context.prompts_file else ""
+    seeds = Path(run.recipe.seeds)
+    own = file_hash(seeds) if stage == "prompts" and seeds.is_file() else ""
     return content_hash(stage, settings, run.constitution.digest(), context.identities()[None], files, own)
 
 

@@ -13,6 +13,7 @@ from selfalign.progress import Screen, plain
 from selfalign.recipe import Recipe
 from selfalign.records import Prompt, prompt_id
 from selfalign.run import RunDir
+from selfalign.signals import STOP
 from selfalign.stages import red_team, self_align, self_instruct
 
 
@@ -42,6 +43,7 @@ def _requests(context: Context, rows: int) -> list[tuple[str, Request]]:
 
 def _print(context: Context, title: str, request: Request) -> None:
     completion = answer(context.engine(), request)
+    STOP.check()
     print(f"\n──── {title} ──── prompt")
     print(plain("".join(p for p in request.prompt if p != "<bos>")), end="")
     for step, part in zip(request.steps, completion.parts, strict=False):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from importlib import resources
 from pathlib import Path
@@ -62,6 +63,10 @@ class RedTeam(Strict):
 class Prompts(Strict):
     self_instruct: SelfInstruct
     red_team: RedTeam
+    file: str | None = None
+    """A file of your own prompts (JSONL or lines), in place of writing them; `run --prompts FILE` sets it."""
+    file_sha256: str | None = None
+    """Set by the run: another content is another run."""
     novelty: float = Field(0.7, gt=0, le=1)
     """A prompt whose ROUGE-L F1 with an accepted one is above this is dropped."""
 
@@ -163,6 +168,24 @@ def load(source: str, settings: list[str] | None = None, limit: int | None = Non
         _apply(value, setting)
     recipe = validate(Recipe, value, f"recipe {source}")
     return recipe if limit is None else limited(recipe, limit)
+
+
+def located(recipe: Recipe, prompts: Path | None = None) -> Recipe:
+    """The recipe with the paths in it made absolute, and with a file of prompts in place of stage 1's writing.
+
+    Raises:
+        UserError: the prompts file does not exist.
+    """
+    value = recipe.model_dump(mode="json")
+    for key in ("model", "seeds"):
+        if Path(value[key]).exists() and value[key] not in ("embedded", "default"):
+            value[key] = str(Path(value[key]).absolute())
+    if file := (str(prompts) if prompts else value["prompts"]["file"]):
+        if not Path(file).is_file():
+            raise UserError(f"prompts file {file!r} does not exist")
+        value["prompts"]["file"] = str(Path(file).absolute())
+        value["prompts"]["file_sha256"] = hashlib.sha256(Path(file).read_bytes()).hexdigest()
+    return validate(Recipe, value, "recipe")
 
 
 def _apply(value: dict[str, Any], setting: str) -> None:

@@ -83,7 +83,8 @@ class RunDir:
         Raises:
             UserError: the folder holds a run with another recipe (the differences are named), or something else.
         """
-        if new and path.exists():
+        path = path.resolve() if new else path
+        if new and (path / "recipe.yaml").is_file():
             number = 1
             while (aside := path.with_name(f"{path.name}.{number}")).exists():
                 number += 1
@@ -103,7 +104,8 @@ class RunDir:
                 )
             found.recipe = wanted
             return found
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        # constitution.yaml alone: a run that was stopped in its first moment.
+        if path.exists() and (not path.is_dir() or any(f.name != "constitution.yaml" for f in path.iterdir())):
             raise UserError(f"{path} exists and is not a run (it has no recipe.yaml): name another --out")
         try:
             path.mkdir(parents=True, exist_ok=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 from types import FrameType
 
@@ -15,6 +16,7 @@ class StopFlag:
 
     def __init__(self) -> None:
         self._signum: int | None = None
+        self.message = b"\nstopping after the requests in flight; once more ends at once\n"
 
     def install(self) -> None:
         """Take over SIGINT and SIGTERM of this process (main thread only)."""
@@ -24,8 +26,16 @@ class StopFlag:
 
     def _receive(self, signum: int, frame: FrameType | None) -> None:
         if self._signum is not None:
+            if sys.stderr.isatty():
+                os.write(2, b"\x1b[?25h")  # a progress bar hides the cursor
             os._exit(128 + signum)
         self._signum = signum
+        os.write(2, self.message)
+
+    def check_terminated(self) -> None:
+        """Raises Interrupted if the signal was SIGTERM; Ctrl-C is left to the caller."""
+        if self._signum == signal.SIGTERM:
+            raise Interrupted(self._signum)
 
     def clear(self) -> None:
         """Forget a signal that was answered already, as when Ctrl-C ends one answer of a dialogue."""

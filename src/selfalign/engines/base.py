@@ -105,7 +105,17 @@ class Completion:
 
 
 class RowError(Exception):
-    """This request cannot be answered (for example: longer than the context); others can."""
+    """This request cannot be answered; others can."""
+
+
+class TooLong(RowError):
+    """The prompt does not fit the context: the row is dropped, never cut."""
+
+    def __init__(self) -> None:
+        super().__init__(TOO_LONG)
+
+
+TOO_LONG = "too long for the context"
 
 
 class Engine(Protocol):

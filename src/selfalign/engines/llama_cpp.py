@@ -15,8 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from selfalign.engines.base import BOS, Control, Finish, Part, Pieces, RowError, Step
-from selfalign.errors import UserError
+from selfalign.engines.base import BOS, Control, Finish, Part, Pieces, RowError, Step, TooLong
+from selfalign.errors import Resumable, UserError
 
 _DRY_ALLOWED = 2
 """With the next token a 3-gram would repeat; each token more doubles the penalty (the original: 1, then 2)."""
@@ -156,7 +156,7 @@ class LlamaCpp:
         if "error" in value:
             error = value["error"]
             if error.get("type") == "exceed_context_size_error":
-                raise RowError(f"too long for the context: {error.get('n_prompt_tokens')} prompt tokens")
+                raise TooLong
             raise RowError(f"engine error: {error.get('message', error)}")
         return value
 
@@ -192,10 +192,12 @@ class LlamaCpp:
         )
         try:
             # No time limit: a long prompt on a slow processor is no fault.
-            with urllib.request.urlopen(request) as reply:  # noqa: S310
+            with _OPENER.open(request) as reply:
                 value: dict[str, Any] = json.load(reply)
         except urllib.error.HTTPError as error:
             value = json.load(error)
+        except (urllib.error.URLError, ConnectionError) as error:
+            raise Resumable(f"llama.cpp stopped answering ({error}): run the same command again") from error
         return value
 
     def top_token(self, ids: list[int], adapter: str | None) -> int:
@@ -219,8 +221,8 @@ class LlamaCpp:
                 "cache_prompt": True,
                 "lora": [{"id": number, "scale": float(name == adapter)} for name, number in self._adapters.items()],
             }
-            self._checked(self._server.handle_completions(body))
             try:
+                self._checked(self._server.handle_completions(body))
                 self._checked(self._http("/slots/0?action=save", {"filename": "prefix.bin"}))
                 for slot in range(1, self.parallel):
                     self._checked(self._http(f"/slots/{slot}?action=restore", {"filename": "prefix.bin"}))
@@ -235,6 +237,8 @@ class LlamaCpp:
         self._server = None
 
 
+_OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+"""Never through a proxy: the address is this machine's own."""
 _FINISH: dict[str, Finish] = {"eos": "end", "word": "stop", "limit": "length"}
 """llama.cpp's stop_type -> ours."""
 

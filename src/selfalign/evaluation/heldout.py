@@ -16,7 +16,7 @@ from pathlib import Path
 
 from selfalign import atomic
 from selfalign.context import Context, Fate
-from selfalign.dialogue import PLAIN, Encoded, Turn, encode_example
+from selfalign.dialogue import PLAIN, Turn, encode_example
 from selfalign.engines.base import Request, Step
 from selfalign.evaluation.statistics import Interval, bootstrap_mean, median, wilson
 from selfalign.generate import Work, generate, row_seed
@@ -77,7 +77,7 @@ def _answers(context: Context, prompts: list[Prompt]) -> tuple[list[Answer], lis
     pairs = [(name, prompt) for name in compared for prompt in prompts]
     for position, ((name, prompt), outcome) in enumerate(zip(pairs, outcomes, strict=True)):
         if outcome.completion is None:
-            fates.append((outcome.row_id, position, "failed", outcome.reason, prompt.message))
+            fates.append((outcome.row_id, position, outcome.fate, outcome.reason, prompt.message))
             continue
         part = outcome.completion.parts[0]
         text = part.text.strip()
@@ -141,19 +141,19 @@ def _losses(context: Context) -> dict[str, list[float]]:
     system, label = constitution.inference_prompt("standard"), constitution.assistant.name
     encoded = [encode_example(tokenizer, template, system, r.message, r.response, label) for r in rows]
     base = lora.load_base(context.model.folder())
-    found = {"base": _means(lora.token_losses(base, encoded), encoded)}
+    found = {"base": _means(lora.token_losses(base, encoded))}
     for name, stage in models(context).items():
         if stage:
             adapted = lora.with_adapter(base, context.run.adapter(stage))
-            found[name] = _means(lora.token_losses(adapted, encoded), encoded)
+            found[name] = _means(lora.token_losses(adapted, encoded))
             base = adapted.unload()
     del base
     gc.collect()
     return found
 
 
-def _means(losses: list[list[float]], rows: Sequence[Encoded]) -> list[float]:
-    return [sum(row) / len(row) for row, _ in zip(losses, rows, strict=True)]
+def _means(losses: list[list[float]]) -> list[float]:
+    return [sum(row) / len(row) for row in losses]
 
 
 def loss_scores(losses: dict[str, list[float]]) -> list[Score]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from selfalign.context import Context, Fate
 from selfalign.errors import UserError
 from selfalign.journal import Clock
+from selfalign.quality.novelty import NoveltyIndex
 from selfalign.records import Prompt, content_hash, json_lines, prompt_id, read_jsonl, write_jsonl
 
 
@@ -27,6 +28,8 @@ def import_file(context: Context, file: Path) -> list[Path]:
         UserError: the file cannot be read, or holds no prompt.
     """
     clock = Clock()
+    for ledger in ("topics", "red_team"):
+        context.journal.restart(ledger)
     rows: dict[str, Prompt] = {}
     fates: list[Fate] = []
     for number, (instruction, text) in enumerate(_read(file)):
@@ -58,11 +61,17 @@ def _read(file: Path) -> list[tuple[str, str]]:
 
 
 def _publish(context: Context, rows: list[Prompt]) -> Path:
+    # Identity questions are always trained on: what is too close to one must not be held out.
+    known = NoveltyIndex(context.recipe.prompts.novelty)
+    for pair in context.run.constitution.identity:
+        known.accept(pair.question)
     # The hash of the content mixes both sources, the same way on every machine.
     rows = sorted(rows, key=lambda r: content_hash(context.recipe.seed, r.id))
     wanted = min(context.recipe.evaluate.run_on, len(rows) // 2)
-    rows = [replace(r, split="heldout" if i < wanted else "train") for i, r in enumerate(rows)]
+    free = [r.id for r in rows if r.instruction not in known and known.nearest(r.instruction) is None]
+    heldout = set(free[:wanted])
+    rows = [replace(r, split="heldout" if r.id in heldout else "train") for r in rows]
     path = context.run.jsonl("prompts")
     write_jsonl(path, rows)
-    context.screen.say(f"  prompts: {len(rows)}, of which {wanted} are held out for the evaluation")
+    context.screen.say(f"  prompts: {len(rows)}, of which {len(heldout)} are held out for the evaluation")
     return path

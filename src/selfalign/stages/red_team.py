@@ -214,6 +214,8 @@ def _ask(context: Context, types: list[QuestionType], topics: dict[str, list[str
     path = context.run.jsonl(STAGE)
     write_jsonl(path, accepted)
     context.check_failures(context.settle(STAGE, fates, len(fates), clock, {"wanted": config.count}))
+    if len(accepted) < config.count:
+        context.screen.say(f"  only {len(accepted)} of {config.count} red-team prompts", "yellow")
     return path
 
 

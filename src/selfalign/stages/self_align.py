@@ -131,7 +131,7 @@ def decide(
 ) -> tuple[Fate, Response | None]:
     """The row's fate and, where it is kept, the response."""
     if outcome.completion is None:
-        return (prompt.id, position, "failed", outcome.reason, prompt.message), None
+        return (prompt.id, position, outcome.fate, outcome.reason, prompt.message), None
     recipe, constitution = context.recipe, context.run.constitution
     thoughts, answer, truncated = split(outcome.completion, request, constitution.assistant.name)
     shown = f"{prompt.message}\n[{thoughts}]\n{answer}"

@@ -31,12 +31,12 @@ def _questions(context: Context) -> list[Prompt]:
     chosen = [p for p in prompts if p.split == "train"]
     if context.recipe.clone.prompts is not None:
         chosen = chosen[: context.recipe.clone.prompts]
-    known = {p.id for p in chosen}
+    known = {p.message for p in chosen}
     identity = [
         Prompt(content_hash("identity", pair.question), pair.question, source="identity")
         for pair in context.run.constitution.identity
     ]
-    return chosen + [p for p in identity if p.id not in known]
+    return chosen + [p for p in identity if p.message not in known]
 
 
 def request(context: Context, prompt: Prompt) -> Request:
@@ -70,7 +70,7 @@ def _answer(context: Context) -> Path:
     kept: list[Response] = []
     for position, (prompt, outcome) in enumerate(zip(prompts, outcomes, strict=True)):
         if outcome.completion is None:
-            fates.append((prompt.id, position, "failed", outcome.reason, prompt.message))
+            fates.append((prompt.id, position, outcome.fate, outcome.reason, prompt.message))
             continue
         part = outcome.completion.parts[-1]
         verdict = judge_verbose(part.text, part.finish == "length", prompt.message, leaks, context.recipe.filters)

@@ -7,14 +7,30 @@ import os
 import re
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from selfalign import atomic
 from selfalign.errors import UserError
 
-_ARCHITECTURES = {"gemma3_text": "gemma3", "gemma3": "gemma3", "llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
+_ARCHITECTURES = {"gemma3_text": "gemma3", "llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
 """transformers' model_type -> llama.cpp's architecture."""
 _PERMUTED = {"llama"}
 """Architectures whose query and key rows llama.cpp reorders for its rotary embedding."""
+
+
+def architecture(config: dict[str, Any]) -> str:
+    """llama.cpp's name of a model's architecture, from its config.json.
+
+    Raises:
+        UserError: an adapter of it is not known to map one to one.
+    """
+    found = _ARCHITECTURES.get(config.get("model_type", ""))
+    if found is None or "num_hidden_layers" not in config:
+        raise UserError(
+            f"a GGUF adapter for the model type {config.get('model_type')!r} is not supported yet; "
+            f"known: {', '.join(_ARCHITECTURES)}"
+        )
+    return found
 
 
 def write(adapter: Path, base: Path, target: Path, notice: str) -> None:
@@ -28,14 +44,9 @@ def write(adapter: Path, base: Path, target: Path, notice: str) -> None:
     from safetensors.numpy import load_file
 
     config = json.loads((base / "config.json").read_text("utf-8"))
-    architecture = _ARCHITECTURES.get(config.get("model_type", ""))
-    if architecture is None:
-        raise UserError(
-            f"a GGUF adapter for the model type {config.get('model_type')!r} is not supported yet; "
-            f"known: {', '.join(_ARCHITECTURES)}"
-        )
+    name_of = architecture(config)
     heads = {"q_proj": config["num_attention_heads"], "k_proj": config["num_key_value_heads"]}
-    kind = next(k for k, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
+    kind = next(k for k, name in gguf.MODEL_ARCH_NAMES.items() if name == name_of)
     names = gguf.get_tensor_name_map(kind, config["num_hidden_layers"])
     tensors = load_file(adapter / "adapter_model.safetensors")
     alpha = float(json.loads((adapter / "adapter_config.json").read_text("utf-8"))["lora_alpha"])
@@ -43,7 +54,7 @@ def write(adapter: Path, base: Path, target: Path, notice: str) -> None:
     handle, part = tempfile.mkstemp(suffix=".gguf")
     os.close(handle)
     try:
-        writer = gguf.GGUFWriter(part, architecture)
+        writer = gguf.GGUFWriter(part, name_of)
         writer.add_type("adapter")
         writer.add_string("adapter.type", "lora")
         writer.add_float32("adapter.lora.alpha", alpha)
@@ -55,7 +66,7 @@ def write(adapter: Path, base: Path, target: Path, notice: str) -> None:
             if not found or not name:
                 raise UserError(f"{adapter}: the tensor {key!r} has no place in a GGUF adapter")
             module = found[1].rpartition(".")[2]
-            if architecture in _PERMUTED and found[2] == "B" and module in heads:
+            if name_of in _PERMUTED and found[2] == "B" and module in heads:
                 value = _permute(value, heads[module])
             writer.add_tensor(f"{name}.weight.lora_{found[2].lower()}", np.ascontiguousarray(value, dtype=np.float32))
         writer.write_header_to_file()

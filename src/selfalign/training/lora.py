@@ -134,6 +134,7 @@ def token_losses(model: Any, rows: Sequence[Encoded], size: int = 8) -> list[lis
     order = sorted(range(len(rows)), key=lambda i: len(rows[i].ids))
     head = cross_entropy(model)
     for at in range(0, len(order), size):
+        STOP.check()
         part = order[at : at + size]
         hidden, target = hidden_at_loss(model, [rows[i] for i in part])
         values = iter(head.losses(hidden, target).tolist())

@@ -10,6 +10,7 @@ import torch
 from selfalign.constitution import Constitution
 from selfalign.dialogue import Template, Tokenizer, Turn
 from selfalign.engines.llama_cpp import LlamaCpp
+from selfalign.signals import STOP
 from selfalign.training.lora import causal
 
 POSITIONS = 200
@@ -52,7 +53,9 @@ def measure(model: Any, engine: LlamaCpp, adapter: str, rows: list[list[int]]) -
     adapted = _torch_top1(model, spans)
     with model.disable_adapter():
         base = _torch_top1(model, spans)
+    STOP.check()
     engine_base = [engine.top_token(row[:at], None) for row, span in spans for at in span]
+    STOP.check()
     engine_adapted = [engine.top_token(row[:at], adapter) for row, span in spans for at in span]
     n = len(base)
     return Parity(
