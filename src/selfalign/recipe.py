@@ -104,6 +104,9 @@ class Clone(Strict):
     temperature: float = Temperature
     top_p: float = Probability
     max_new_tokens: int = Tokens
+    end_penalty: float = Field(0.6, ge=0, le=20)
+    """Taken from the end token's logit while the verbose mode writes: a small model's verbose mode ends too early to
+    be worth cloning. The paper has none."""
     max_length: int = Field(768, ge=16)
     learning_rate: float | None = Field(None, gt=0)
     """null: as in engrave."""

@@ -23,7 +23,7 @@ _MAX_LIST_ITEMS = 12
 _MIN_DISTINCT_TRIGRAMS = 0.65
 _MIN_JUDGED_TOKENS = 12
 """Shorter answers repeat themselves by chance."""
-_MIN_NEW_WORDS_VERBOSE = 5
+_MIN_NEW_WORDS_VERBOSE = 6
 _THOUGHT = re.compile(r"internal thoughts?\)?\s*:|\bI should follow \d|\(internal|\bPrinciples?:\s*\d", re.IGNORECASE)
 _ROLE = re.compile(r"(^|\n)[^\S\n]*(user|assistant|human)\s*(\(internal thoughts\))?:", re.IGNORECASE)
 _ENCYCLOPAEDIA = re.compile(

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from selfalign.context import Context, Fate
 from selfalign.dialogue import PLAIN, Turn
-from selfalign.engines.base import Request, Step
+from selfalign.engines.base import Control, Request, Step
 from selfalign.generate import Work, generate, row_seed
 from selfalign.journal import Clock
 from selfalign.quality.response_filters import Leaks, judge_verbose
@@ -46,7 +46,8 @@ def request(context: Context, prompt: Prompt) -> Request:
     pieces = template.prompt(
         constitution.inference_prompt("verbose"), [Turn("user", prompt.message)], constitution.assistant.name
     )
-    sampling = replace(context.sampling(config), repetition=_REPETITION)
+    bias = ((Control(template.end), -config.end_penalty),) if config.end_penalty else ()
+    sampling = replace(context.sampling(config), repetition=_REPETITION, bias=bias)
     seed = row_seed(context.recipe.seed, STAGE, prompt.id)
     return Request(pieces, (Step(sampling, stop=template.stops()),), seed, adapter="engrave")
 
