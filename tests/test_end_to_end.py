@@ -11,18 +11,21 @@ from pathlib import Path
 import pytest
 
 SETTINGS = [
-    "prompts.self_instruct.count=8",
-    "prompts.self_instruct.max_new_tokens=200",
-    "prompts.red_team.count=20",
+    "prompts.self_instruct.count=6",
+    "prompts.self_instruct.max_new_tokens=160",
+    "prompts.red_team.count=10",
     "prompts.red_team.topic_rounds=1",
     "align.max_new_tokens=100",
-    "clone.prompts=8",
-    "clone.max_new_tokens=100",
-    "engrave.epochs=2",
-    "engrave.learning_rate=1.0e-3",
-    "evaluate.run_on=6",
+    "clone.prompts=6",
+    "clone.max_new_tokens=80",
+    "engrave.epochs=1",
+    "engrave.learning_rate=1.5e-3",
+    "evaluate.run_on=4",
     "evaluate.max_new_tokens=48",
 ]
+
+
+pytestmark = pytest.mark.timeout(1000)
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +33,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("real")
     command = [sys.executable, "-m", "selfalign.cli", "run", "--out", "run"]
     command += [part for setting in SETTINGS for part in ("--set", setting)]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=380)
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr and "Warning" not in done.stderr
     return folder / "run"
@@ -40,7 +43,6 @@ def rows(path: Path) -> list[dict[str, object]]:
     return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
 
 
-@pytest.mark.timeout(400)
 def test_every_file_of_the_contract_stands_there(run: Path) -> None:
     for name in (
         "recipe.yaml", "constitution.yaml", "journal.sqlite", "1_prompts/self_instruct.jsonl", "1_prompts/topics.jsonl",
@@ -58,19 +60,19 @@ def test_the_counts_balance_and_thoughts_stay_out_of_training(run: Path) -> None
     for stage in manifest["stages"]:
         assert stage["rows_in"] == stage["kept"] + sum(stage["dropped"].values()) + sum(stage["failed"].values())
     responses = rows(run / "2_self_align/responses.jsonl")
-    assert len(rows(run / "1_prompts/prompts.jsonl")) == 28
-    assert len(responses) >= 5
+    assert len(rows(run / "1_prompts/prompts.jsonl")) == 16
+    assert len(responses) >= 3
     assert all(r["thoughts"] and r["principles"] for r in responses)
     heldout = {r["id"] for r in rows(run / "1_prompts/prompts.jsonl") if r["split"] == "heldout"}
     trained = rows(run / "3_engrave/examples.jsonl") + rows(run / "4_verbose_clone/examples.jsonl")
-    assert len(heldout) == 6 and not heldout & {r["id"] for r in trained}
+    assert len(heldout) == 4 and not heldout & {r["id"] for r in trained}
     assert not any("internal thoughts" in str(r["assistant"]) or "Principles:" in str(r["assistant"]) for r in trained)
 
 
 def test_the_adapters_change_the_output_and_torch_agrees_with_the_engine(run: Path) -> None:
     answers = rows(run / "5_evaluation/answers.jsonl")
     by_model = {m: [a["answer"] for a in answers if a["model"] == m] for m in ("base", "engraved", "final")}
-    assert len(by_model["base"]) == len(by_model["engraved"]) == len(by_model["final"]) == 6
+    assert len(by_model["base"]) == len(by_model["engraved"]) == len(by_model["final"]) == 4
     assert by_model["base"] != by_model["engraved"] != by_model["final"]
     counts = {s["stage"]: s["notes"] for s in json.loads((run / "manifest.json").read_text())["stages"]}
     for stage in ("engrave", "clone"):
