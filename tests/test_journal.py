@@ -192,14 +192,19 @@ def test_a_file_that_is_no_journal_is_the_users_mistake(tmp_path: Path, content:
     assert (tmp_path / "journal.sqlite").read_bytes() == content
 
 
-def test_a_corrupted_journal_is_the_users_mistake(tmp_path: Path):
-    path = tmp_path / "journal.sqlite"
+def corrupted(folder: Path) -> Path:
+    path = folder / "journal.sqlite"
     made = Journal(path)
     made.begin("align", [(f"key{i}", "row" * 50) for i in range(500)])
     made.close()
     data = bytearray(path.read_bytes())
     data[4096:] = b"\xa5" * (len(data) - 4096)
     path.write_bytes(bytes(data))
+    return path
+
+
+def test_a_corrupted_journal_is_the_users_mistake(tmp_path: Path):
+    path = corrupted(tmp_path)
     with pytest.raises(UserError, match="is not a whole journal"):
         broken = Journal(path)
         try:
@@ -209,13 +214,7 @@ def test_a_corrupted_journal_is_the_users_mistake(tmp_path: Path):
 
 
 def test_reading_a_corrupted_journal_is_the_users_mistake(tmp_path: Path):
-    path = tmp_path / "journal.sqlite"
-    made = Journal(path)
-    made.begin("align", [(f"key{i}", "row" * 50) for i in range(500)])
-    made.close()
-    data = bytearray(path.read_bytes())
-    data[4096:] = b"\xa5" * (len(data) - 4096)
-    path.write_bytes(bytes(data))
+    path = corrupted(tmp_path)
     broken: Journal | None = None
     try:
         with pytest.raises(UserError, match="is not a whole journal"):

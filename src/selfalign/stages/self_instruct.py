@@ -39,6 +39,7 @@ def run(context: Context) -> list[Path]:
     clock, index = Clock(), NoveltyIndex(context.recipe.prompts.novelty)
     for seed in seeds:
         index.accept(seed.instruction)
+    first = min(config.seeds_per_request, len(seeds)) + 1  # the number that every prompt ends with
     accepted: list[Prompt] = []
     fates: list[Fate] = []
     requests = 0
@@ -61,7 +62,7 @@ def run(context: Context) -> list[Path]:
             )
             requests += size
             for work, outcome in zip(works, outcomes, strict=True):
-                candidates = _candidates(outcome.completion, context, len(fates), work.row_id, outcome.reason)
+                candidates = _candidates(outcome.completion, first, len(fates), work.row_id, outcome.reason)
                 for fate, prompt in candidates:
                     fates.append(_decide(fate, prompt, index, accepted, config.count))
             bar.set(len(accepted))
@@ -134,12 +135,11 @@ def parse(text: str, first: int, truncated: bool) -> list[tuple[str, str] | str]
 
 
 def _candidates(
-    completion: Completion | None, context: Context, position: int, request: str, reason: str
+    completion: Completion | None, first: int, position: int, request: str, reason: str
 ) -> list[tuple[Fate, Prompt | None]]:
     if completion is None:
         return [((content_hash(request), position, "failed", reason, ""), None)]
     part = completion.parts[0]
-    first = min(context.recipe.prompts.self_instruct.seeds_per_request, len(load_seeds(context.recipe.seeds))) + 1
     blocks = parse(part.text, first, part.finish == "length")
     if not blocks:
         return [((content_hash(request), position, "dropped", "nothing parsed", part.text[:400]), None)]
