@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
+    from selfalign.constitution.lint import Budget, Finding
     from selfalign.constitution.reading import Located
 
 constitution_app = typer.Typer(
@@ -40,12 +41,7 @@ def lint(
     from selfalign.constitution import lint as lints
     from selfalign.constitution import reading
 
-    budget = None
-    if model:
-        from selfalign import models
-
-        tokenizer = models.resolve(model).tokenizer()
-        budget = lints.Budget(model, lambda text: len(tokenizer.ids(text)), context, answer)
+    budget = lints.Budget(model, _counter(model), context, answer) if model else None
     document = reading.read(source)
     tasks = reading.located_seeds(seeds)
     found = lints.lint(document, tasks, budget)
@@ -62,17 +58,24 @@ def lint(
         raise typer.Exit(1)
 
 
-def _summary(document: Located, found: Sequence[object], seeds: int, budget: object) -> str:
+def _counter(model: str) -> Callable[[str], int]:
+    """Counts tokens as this model's tokenizer does."""
+    from selfalign import models
+
+    tokenizer = models.resolve(model).tokenizer()
+    return lambda text: len(tokenizer.ids(text))
+
+
+def _summary(document: Located, found: list[Finding], seeds: int, budget: Budget | None) -> str:
     from selfalign.constitution.document import Constitution
-    from selfalign.constitution.lint import Budget, Finding
     from selfalign.constitution.render import query, render
 
-    errors = sum(isinstance(f, Finding) and f.level == "error" for f in found)
+    errors = sum(f.level == "error" for f in found)
     if errors:
         return f"{document.source}: {errors} errors, {len(found) - errors} warnings"
     texts = Constitution.model_validate(document.value)
     said = f"{len(texts.principles)} principles, {texts.human_lines(seeds)['total']} human-written items"
-    if isinstance(budget, Budget):
+    if budget is not None:
         used = budget.count(render(texts) + query(texts, ""))
         said += f"; the prompt has {used:,} tokens under {budget.model}, {budget.context - used:,} are left"
     return f"{document.source}: {'consistent' if not found else f'{len(found)} warnings'}, {said}"
@@ -122,13 +125,8 @@ def diff(
     from selfalign.constitution import diff as diffs
     from selfalign.progress import plain
 
-    if model:
-        from selfalign import models
-
-        tokenizer = models.resolve(model).tokenizer()
-        changes = diffs.diff(constitution.load(old), constitution.load(new), lambda t: len(tokenizer.ids(t)))
-    else:
-        changes = diffs.diff(constitution.load(old), constitution.load(new), lambda t: round(len(t) / 4))
+    count = _counter(model) if model else lambda text: round(len(text) / 4)
+    changes = diffs.diff(constitution.load(old), constitution.load(new), count)
     if as_json:
         typer.echo(json.dumps(changes, indent=1, ensure_ascii=False))
         return
@@ -150,30 +148,23 @@ def test(
     as_json: AsJson = False,
 ) -> None:
     """Behaviour probes on base, prompted base, engraved and final model."""
-    import os
     from dataclasses import asdict
 
-    from selfalign import constitution, pipeline, report_terminal
-    from selfalign.context import Context
+    from selfalign import api, constitution, pipeline, report_terminal
     from selfalign.evaluation import probes as probing
     from selfalign.progress import Screen
-    from selfalign.run import RunDir, hold
 
-    context = Context(RunDir.open(run), Screen(0), force=force)
-    texts = constitution.load(probes) if probes else context.run.constitution
-    lock = hold(run)
-    try:
-        answers = probing.run(context, texts, drop)
-        pipeline.write_manifest_if_done(context)
-    finally:
-        context.release_engine()
-        os.close(lock)
+    with api.open_run(run, force=force, screen=Screen(0)) as opened:
+        fake = not opened.context.has_weights
+        texts = constitution.load(probes) if probes else opened.context.run.constitution
+        answers = probing.run(opened.context, texts, drop)
+        pipeline.write_manifest_if_done(opened.context)
     totals = probing.totals(answers)
     if as_json:
         value = {"totals": [asdict(t) for t in totals], "probes": [asdict(a) for a in answers]}
         typer.echo(json.dumps(value, indent=1, ensure_ascii=False))
     else:
-        report_terminal.show_probes(answers, totals)
+        report_terminal.show_probes(answers, totals, fake)
 
 
 @constitution_app.command("import")

@@ -15,6 +15,7 @@ from selfalign.report import page
 from selfalign.run import RunDir
 
 _SHOWN = 3
+_FAKE = "The fake engine made this: no model ran, the texts are random words.\n"
 
 
 def status(run: RunDir) -> dict[str, Any]:
@@ -58,8 +59,12 @@ def _scores_table(scores: list[dict[str, Any]]) -> Table:
     return table
 
 
-def show_probes(answers: list[ProbeAnswer], totals: list[Total]) -> None:
-    """A principle a row (counts), and each model's total with its interval."""
+def show_probes(answers: list[ProbeAnswer], totals: list[Total], fake: bool) -> None:
+    """A principle a row (counts), and each model's total with its interval.
+
+    Args:
+        fake: the fake engine answered.
+    """
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     table.add_column("principle", no_wrap=True)
     for total in totals:
@@ -77,12 +82,16 @@ def show_probes(answers: list[ProbeAnswer], totals: list[Total]) -> None:
     table.add_row("", *(f"{t.interval.value:.0%}" for t in totals))
     table.add_row("95 % interval", *(f"{t.interval.low:.0%} to {t.interval.high:.0%}" for t in totals))
     if compared := [t.difference for t in totals if t.difference]:
-        cells = [f"{d.value:+.0%} ({d.low:+.0%} to {d.high:+.0%})" for d in compared]
-        table.add_row(f"paired, from {totals[0].model}", "", *cells)
-    stdout_console().print(table)
-    print(
-        "A model that says anything at all but shows no behaviour passes every probe where it does not belong: "
-        "the floor of the total is about half."
+        table.add_row(f"points from {totals[0].model}", "", *(f"{100 * d.value:+.0f}" for d in compared))
+        table.add_row("95 % interval", "", *(f"{100 * d.low:+.0f} to {100 * d.high:+.0f}" for d in compared))
+    console = stdout_console()
+    if fake:
+        console.print(_FAKE, style="yellow")
+    console.print(table)
+    console.print(
+        "\nA model that says anything at all but shows no behaviour passes every probe where it does not belong: "
+        "the floor of the total is about half.",
+        style="dim",
     )
 
 
@@ -91,7 +100,7 @@ def show_status(run: RunDir) -> None:
     console = stdout_console()
     found = status(run)
     if run.recipe.engine.kind == "fake":
-        console.print("The fake engine made this: no model ran, the texts are random words.\n", style="yellow")
+        console.print(_FAKE, style="yellow")
     console.print(_stages_table(found["stages"]))
     if found["scores"]:
         console.print()

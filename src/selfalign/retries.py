@@ -87,8 +87,6 @@ class Patience:
         """In a row, over all threads."""
         self._probes = 0
         self._last = ""
-        self.retries = 0
-        """So far; for reports."""
 
     def call(self, attempt: Callable[[], Result]) -> Result:
         """The first result that is not Transient."""
@@ -103,7 +101,6 @@ class Patience:
                     raise RowError(f"{error} ({number} {'try' if number == 1 else 'tries'})") from None
                 if STOP.is_set:
                     raise RowError(f"{error} (stopped)") from None
-                self.retries += 1
                 self._wait(waiting)
             else:
                 return result

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Literal
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -63,21 +63,18 @@ class Principle(Strict):
     probes: list[Probe] = []
 
 
-def _one_line(thoughts: str) -> None:
-    if "\n" in thoughts.strip():
-        raise ValueError("an exemplar's thoughts must be one line: generation stops them at the line's end")
-
-
-class FollowUp(Strict):
-    """A later turn of an exemplar's dialogue."""
+class DialogueTurn(Strict):
+    """What a user says, what the assistant thinks of it, and what it answers."""
 
     user: str = Text
     thoughts: str = Text
+    """One line that ends in the principles it follows, each as `number (name)`."""
     answer: str = Text
 
     @model_validator(mode="after")
-    def _check(self) -> FollowUp:
-        _one_line(self.thoughts)
+    def _one_line(self) -> Self:
+        if "\n" in self.thoughts.strip():
+            raise ValueError("an exemplar's thoughts must be one line: generation stops them at the line's end")
         return self
 
 
@@ -88,20 +85,11 @@ class Closing(Strict):
     reply: str = Text
 
 
-class Exemplar(Strict):
-    user: str = Text
-    thoughts: str = Text
-    """One line that ends in the principles it follows, each as `number (name)`."""
-    answer: str = Text
-    follow_ups: list[FollowUp] = []
+class Exemplar(DialogueTurn):
+    follow_ups: list[DialogueTurn] = []
     closing: Closing | None = None
 
-    @model_validator(mode="after")
-    def _check(self) -> Exemplar:
-        _one_line(self.thoughts)
-        return self
-
-    def turns(self) -> list[Exemplar | FollowUp]:
+    def turns(self) -> list[DialogueTurn]:
         return [self, *self.follow_ups]
 
 

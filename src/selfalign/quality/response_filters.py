@@ -14,6 +14,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from selfalign.constitution import CITATION, Constitution
+from selfalign.constitution.document import LANGUAGES
+from selfalign.quality.language import lapses
 from selfalign.quality.novelty import rouge_l, tokens, words
 
 _PAPER_MIN_CHARS = 149
@@ -45,6 +47,8 @@ class Leaks:
     """What must not reach an answer, derived from a constitution."""
 
     name: str
+    language: str = "en"
+    """The constitution's: an answer that lapses into English is dropped."""
     ngrams: frozenset[tuple[str, ...]] = field(default_factory=frozenset)
     sentences: frozenset[str] = field(default_factory=frozenset)
 
@@ -60,7 +64,7 @@ class Leaks:
         short = frozenset(
             " ".join(tokens(s)) for t in texts for s in _sentences(t) if 4 <= len(tokens(s)) < _LEAK_NGRAM
         )
-        return cls(constitution.assistant.name, grams, short)
+        return cls(constitution.assistant.name, constitution.language, grams, short)
 
     def found_in(self, text: str, message: str) -> bool:
         """Whether the text repeats eight words in a row, or a whole short sentence, that the user did not say."""
@@ -144,6 +148,8 @@ def judge_response(text: str, truncated: bool, message: str, leaks: Leaks, rules
     text = text.strip()
     if not text:
         return Verdict(text, "empty")
+    if lapses(text, leaks.language):
+        return Verdict(text, f"not in {LANGUAGES[leaks.language]}")
     if rules == "paper":
         return _paper(text, truncated, leaks, message)
     if truncated:
@@ -191,6 +197,8 @@ def judge_verbose(text: str, truncated: bool, message: str, leaks: Leaks, rules:
     text = text.strip()
     if not text:
         return Verdict(text, "empty")
+    if lapses(text, leaks.language):
+        return Verdict(text, f"not in {LANGUAGES[leaks.language]}")
     if _ENCYCLOPAEDIA.search(text):
         return Verdict(text, "encyclopaedia tail")
     if len(re.findall(r"(^|\n)[^\S\n]*(\d+[.)]|[-*•])\s", text)) > _MAX_LIST_ITEMS:

@@ -11,12 +11,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from selfalign import guided
-from selfalign.constitution.document import LANGUAGES
 from selfalign.context import Context, Fate
 from selfalign.engines.base import Request
 from selfalign.generate import Outcome, Work, generate, row_seed
 from selfalign.journal import Clock
-from selfalign.quality.language import lapses
 from selfalign.quality.response_filters import Leaks, judge_response, judge_thoughts
 from selfalign.records import Prompt, Response, write_jsonl
 
@@ -87,8 +85,6 @@ def decide(
     verdict = judge_response(answer, truncated, prompt.message, leaks, recipe.filters)
     if verdict.reason:
         return (prompt.id, position, "dropped", verdict.reason, shown), None
-    if lapses(verdict.text, constitution.language):
-        return (prompt.id, position, "dropped", f"not in {LANGUAGES[constitution.language]}", shown), None
     response = Response(
         prompt.id,
         prompt.instruction,

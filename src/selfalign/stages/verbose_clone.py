@@ -12,14 +12,12 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from selfalign.constitution.document import LANGUAGES
 from selfalign.context import Context, Fate
 from selfalign.dialogue import PLAIN, Turn
 from selfalign.engines.base import Control, Request, Step
 from selfalign.generate import Work, generate, row_seed
 from selfalign.journal import Clock
-from selfalign.quality.language import lapses
-from selfalign.quality.response_filters import Leaks, Verdict, judge_verbose
+from selfalign.quality.response_filters import Leaks, judge_verbose
 from selfalign.records import Example, Prompt, Response, content_hash, read_jsonl, write_jsonl
 from selfalign.training import adapter
 
@@ -68,7 +66,6 @@ def _answer(context: Context) -> Path:
             works, engine, context.journal, stage=ANSWERS, identities=context.identities(("engrave",)), on_done=bar.add
         )
     leaks = Leaks.of(context.run.constitution, verbose_only=True)
-    language = context.run.constitution.language
     fates: list[Fate] = []
     kept: list[Response] = []
     for position, (prompt, outcome) in enumerate(zip(prompts, outcomes, strict=True)):
@@ -77,8 +74,6 @@ def _answer(context: Context) -> Path:
             continue
         part = outcome.completion.parts[-1]
         verdict = judge_verbose(part.text, part.finish == "length", prompt.message, leaks, context.recipe.filters)
-        if not verdict.reason and lapses(verdict.text, language):
-            verdict = Verdict(verdict.text, f"not in {LANGUAGES[language]}")
         shown = f"{prompt.message}\n{part.text.strip()}"
         fates.append((prompt.id, position, "dropped" if verdict.reason else "kept", verdict.reason or "", shown))
         if not verdict.reason:
