@@ -32,7 +32,7 @@ from selfalign.stages import self_align
 
 def measure(context: Context, score: bool) -> dict[str, object]:
     """Everything the issue of wording is decided by."""
-    prompts, _ = context.prompts()
+    prompts = list(context.prompts())
     kept = read_jsonl(context.run.jsonl("responses"), Response)
     share = wilson(len(kept), len(prompts))
     openings = Counter(" ".join(r.response.lower().split()[:6]) for r in kept)
@@ -59,7 +59,8 @@ def _citations(context: Context) -> dict[str, object]:
     """Shares over all answered rows: thoughts that cite, and cited principles that exist under that name."""
     names = {p.id: p.name.lower() for p in context.run.constitution.principles}
     rows = cite = cited = real = 0
-    works = [Work(p.id, self_align.request(context, p)) for p in context.prompts()[0]]
+    asked = self_align.form(context)
+    works = [Work(p.id, self_align.request(context, p, asked)) for p in context.prompts()]
     # All of them are in the journal: nothing is generated here.
     outcomes = generate(works, context.engine(), context.journal, stage="align", identities=context.identities())
     for work, outcome in zip(works, outcomes, strict=True):

@@ -147,7 +147,7 @@ def test_a_row_that_fails_harms_no_other(journal: Journal):
     assert [o.row_id for o in found if o.completion is None] == ["row4"]
     assert "told to fail" in found[4].reason
     assert all(o.reason == "" for o in found if o.completion)
-    assert journal.counts("align").requests == 9
+    assert journal.counts("align").generation.requests == 9
     assert journal.open_work("align") == 0
 
 
@@ -167,7 +167,7 @@ def test_an_engine_that_breaks_ends_the_call_and_loses_nothing_that_was_saved(jo
 
     with pytest.raises(RuntimeError, match="the engine is gone"):
         ask(works(40), Fake(1, breaks), journal)
-    saved = journal.counts("align").requests
+    saved = journal.counts("align").generation.requests
     assert saved >= 27
     engine = Fake(1, echo)
     ask(works(40), engine, journal)
@@ -241,7 +241,7 @@ def test_a_signal_drains_what_is_in_flight_and_ends(journal: Journal, stop, sign
         ask(works(60), engine, journal)
     assert caught.value.exit_code == code
     assert 10 <= engine.requests < 30
-    assert journal.counts("align").requests == engine.requests
+    assert journal.counts("align").generation.requests == engine.requests
     stop(None)
     rest = Fake(4, echo)
     found = ask(works(60), rest, journal)

@@ -30,24 +30,24 @@ def test_work_goes_from_pending_over_running_to_raw_saved(journal: Journal):
     journal.begin("align", [("k1", "r1"), ("k2", "r2")])
     assert states(journal) == {"k1": "pending", "k2": "pending"}
     assert journal.open_work("align") == 2
-    journal.running(["k1"])
+    journal.progress(started=["k1"])
     assert states(journal) == {"k1": "running", "k2": "pending"}
     assert journal.open_work("align") == 2
-    journal.save_raw([("k1", '["raw"]', 3, 2, 1, 0.5)])
+    journal.progress(saved=[("k1", '["raw"]', 3, 2, 1, 0.5)])
     assert states(journal)["k1"] == "raw_saved"
     assert journal.saved(["k1", "k2", "k3"]) == {"k1": '["raw"]'}
-    journal.fail("k2", "too long")
+    journal.progress(failed=[("k2", "too long")])
     assert states(journal)["k2"] == "failed"
     assert journal.open_work("align") == 0
 
 
 def test_raw_output_is_there_before_any_decision(journal: Journal):
     journal.begin("align", [("k1", "r1")])
-    journal.running(["k1"])
-    journal.save_raw([("k1", "[]", 0, 0, 7, 0.5)])
+    journal.progress(started=["k1"])
+    journal.progress(saved=[("k1", "[]", 0, 0, 7, 0.5)])
     counts = journal.counts("align")
     assert (counts.finished, counts.rows_in, counts.kept) == (False, 0, 0)
-    assert (counts.requests, counts.generated_tokens) == (1, 7)
+    assert (counts.generation.requests, counts.generation.generated_tokens) == (1, 7)
     other = Journal(journal.path)
     assert other.saved(["k1"]) == {"k1": "[]"}
     other.close()
@@ -55,9 +55,9 @@ def test_raw_output_is_there_before_any_decision(journal: Journal):
 
 def test_what_a_killed_process_left_running_is_pending_again(journal: Journal):
     journal.begin("align", [("k1", "r1"), ("k2", "r2"), ("k3", "r3")])
-    journal.running(["k1", "k2"])
-    journal.save_raw([("k2", "[]", 0, 0, 0, 0.0)])
-    journal.fail("k3", "too long")
+    journal.progress(started=["k1", "k2"])
+    journal.progress(saved=[("k2", "[]", 0, 0, 0, 0.0)])
+    journal.progress(failed=[("k3", "too long")])
     journal.close()
     again = Journal(journal.path)
     again.begin("align", [("k1", "r1"), ("k2", "r2"), ("k3", "r3")])
@@ -69,14 +69,14 @@ def test_what_a_killed_process_left_running_is_pending_again(journal: Journal):
 def test_more_keys_than_one_query_takes(journal: Journal):
     keys = [f"k{i}" for i in range(1203)]
     journal.begin("align", [(k, k) for k in keys])
-    journal.save_raw([(k, f'"{k}"', 0, 0, 0, 0.0) for k in keys])
+    journal.progress(saved=[(k, f'"{k}"', 0, 0, 0, 0.0) for k in keys])
     assert journal.saved(keys) == {k: f'"{k}"' for k in keys}
     assert journal.saved([]) == {}
 
 
 def test_a_balanced_stage_finishes_with_its_counts(journal: Journal):
     journal.begin("align", [("k1", "r1")])
-    journal.save_raw([("k1", "[]", 5, 6, 7, 0.1)])
+    journal.progress(saved=[("k1", "[]", 5, 6, 7, 0.1)])
     journal.decide(
         "align",
         [
@@ -96,7 +96,12 @@ def test_a_balanced_stage_finishes_with_its_counts(journal: Journal):
         {"too long": 1},
     )
     assert list(counts.dropped) == ["loop", "empty"]
-    assert (counts.requests, counts.prompt_tokens, counts.cached_tokens, counts.generated_tokens) == (1, 5, 6, 7)
+    assert (
+        counts.generation.requests,
+        counts.generation.prompt_tokens,
+        counts.generation.cached_tokens,
+        counts.generation.generated_tokens,
+    ) == (1, 5, 6, 7)
     assert (counts.seconds, counts.notes) == (1.5, {"principles": {"3": 1}})
     assert counts.as_dict()["stage"] == "align"
 
@@ -117,7 +122,7 @@ def test_two_rows_with_the_same_id_are_a_count_mismatch(journal: Journal):
 
 def test_restart_forgets_decisions_but_no_raw_output(journal: Journal):
     journal.begin("align", [("k1", "r1")])
-    journal.save_raw([("k1", "[]", 0, 0, 0, 0.0)])
+    journal.progress(saved=[("k1", "[]", 0, 0, 0, 0.0)])
     journal.decide("align", [("a", 0, "kept", "", "")])
     journal.decide("clone", [("a", 0, "kept", "", "")])
     journal.finish("align", 1, 0.0)
@@ -130,7 +135,10 @@ def test_restart_forgets_decisions_but_no_raw_output(journal: Journal):
 
 def test_kept_rows_come_in_their_order(journal: Journal):
     journal.decide("align", [("b", 2, "kept", "", "B"), ("a", 1, "kept", "", "A"), ("c", 0, "dropped", "x", "C")])
-    assert journal.kept("align") == [("a", "A"), ("b", "B")]
+    journal.note_ids("present", [])
+    assert list(journal.kept_but_not_in("present", ("align",))) == [("a", "A"), ("b", "B")]
+    assert journal.note_ids("present", ["b", "x", "b"]) == (2, {"b"})
+    assert list(journal.kept_but_not_in("present", ("align",))) == [("a", "A")]
 
 
 def test_drops_come_stage_by_stage_with_their_reasons(journal: Journal):
@@ -179,7 +187,7 @@ def test_rows_of_a_decision_that_fails_leave_nothing(journal: Journal):
     rows = [("a", 0, "kept", "", ""), ("b", 1, "lost", "", "")]
     with pytest.raises(UserError):
         journal.decide("align", rows)  # type: ignore[arg-type]
-    assert journal.kept("align") == []
+    assert journal.counts("align").kept == 0
 
 
 @pytest.mark.parametrize(

@@ -379,7 +379,7 @@ def test_stage_two_runs_on_a_real_server_and_stage_four_says_what_it_needs(
     context = Context(RunDir.create(tmp_path / "run", recipe, constitutions.load(str(tmp_path / "c.yaml"))), Screen(-1))
     pipeline.run_all(context)
     counts = context.journal.counts("align")
-    assert counts.rows_in == 2 and counts.requests == 2 and counts.generated_tokens > 20
+    assert counts.rows_in == 2 and counts.generation.requests == 2 and counts.generation.generated_tokens > 20
     with pytest.raises(
         Resumable, match=r"llama-server -m BASE\.gguf --lora .*--set engine\.served\.engrave=ID"
     ) as caught:

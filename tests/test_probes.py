@@ -37,9 +37,9 @@ def test_every_model_answers_every_probe_and_the_file_holds_it(fake_run: Runs):
 def test_a_second_time_nothing_is_generated(fake_run: Runs):
     context = fake_run(*SMALL)
     first = probes.run(context, context.run.constitution)
-    requests = context.journal.counts("probes").requests
+    requests = context.journal.counts("probes").generation.requests
     assert probes.run(context, context.run.constitution) == first
-    assert context.journal.counts("probes").requests == requests
+    assert context.journal.counts("probes").generation.requests == requests
 
 
 def refusing(prompt: str, step: Step, rng: random.Random) -> str:

@@ -20,9 +20,9 @@ from selfalign.records import (
     content_hash,
     join_input,
     json_lines,
+    line,
     prompt_id,
     read_jsonl,
-    to_jsonl,
     write_jsonl,
 )
 
@@ -65,9 +65,9 @@ def test_responses_are_read_back_as_written(folder: Path, rows: list[Response]):
 
 @given(st.lists(prompts(), max_size=4))
 def test_a_row_is_a_line(rows: list[Prompt]):
-    text = to_jsonl(rows)
+    text = "".join(line(row) for row in rows)
     assert text.count("\n") == len(rows)
-    assert [json.loads(line)["id"] for line in text.split("\n") if line] == [r.id for r in rows]
+    assert [json.loads(one)["id"] for one in text.split("\n") if one] == [r.id for r in rows]
 
 
 def test_topics_scores_and_answers_are_read_back_as_written(tmp_path: Path):
@@ -133,7 +133,7 @@ def test_principles_that_are_no_list_of_numbers_are_refused(tmp_path: Path, prin
 
 
 def test_bytes_that_are_not_utf8_are_named(tmp_path: Path):
-    with pytest.raises(UserError, match=r"rows\.jsonl is not UTF-8 \(byte 5\)"):
+    with pytest.raises(UserError, match=r"rows\.jsonl:1 is not UTF-8 \(byte 5\)"):
         _read(tmp_path, b'{"a":\xff}')
 
 

@@ -196,7 +196,11 @@ PROMPT = Prompt(prompt_id("Why is gold dear?", ""), "Why is gold dear?", questio
 
 
 def align_request(fake_run: Runs, *sets: str) -> Request:
-    return self_align.request(fake_run(*sets), PROMPT)
+    return asked(fake_run(*sets))
+
+
+def asked(context: Context) -> Request:
+    return self_align.request(context, PROMPT, self_align.form(context))
 
 
 def test_the_guided_form_thinks_cites_and_answers(fake_run: Runs):
@@ -224,8 +228,8 @@ def test_the_paper_form_is_one_pass(fake_run: Runs):
 
 def test_a_requests_seed_depends_on_the_row_and_the_recipes_seed(fake_run: Runs):
     one, two = fake_run(name="a"), fake_run("seed=1", name="b")
-    assert self_align.request(one, PROMPT).seed == self_align.request(one, PROMPT).seed
-    assert self_align.request(one, PROMPT).seed != self_align.request(two, PROMPT).seed
+    assert asked(one).seed == asked(one).seed
+    assert asked(one).seed != asked(two).seed
 
 
 # -- whole stages ----------------------------------------------------------------------------------------------------
@@ -447,7 +451,7 @@ def test_thoughts_that_never_end_are_dropped(fake_run: Runs):
 def test_failed_rows_end_the_stage_and_what_was_kept_is_kept(fake_run: Runs):
     context = fake_run(*SMALL, script=script)
     run_stage(context, "prompts")
-    row = context.prompts()[0][0]
+    row = next(iter(context.prompts()))
     context._engine._fail = row.message
     with pytest.raises(TooManyFailed, match=r"align: 1 of 24 rows failed") as caught:
         run_stage(context, "align")
@@ -464,7 +468,7 @@ def test_failed_rows_end_the_stage_and_what_was_kept_is_kept(fake_run: Runs):
 def test_few_failed_rows_are_allowed(fake_run: Runs):
     context = fake_run(*SMALL, "max_failed=0.05", script=script)
     run_stage(context, "prompts")
-    row = context.prompts()[0][0]
+    row = next(iter(context.prompts()))
     context._engine._fail = row.message
     run_stage(context, "align")
     assert sum(context.journal.counts("align").failed.values()) == 1
@@ -635,6 +639,6 @@ def test_run_all_publishes_a_manifest_last(fake_run: Runs):
     assert manifest["files"]["1_prompts/prompts.jsonl"]["rows"] == 24
     assert [s["stage"] for s in manifest["stages"]] == list(LEDGERS)
     assert set(contents(context)) <= set(manifest["files"])
-    write_jsonl(context.run.jsonl("prompts"), context.prompts()[0][:5])
+    write_jsonl(context.run.jsonl("prompts"), list(context.prompts())[:5])
     run_stage(context, "align")
     assert not context.run.manifest.exists()

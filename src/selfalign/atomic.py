@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from selfalign.errors import Resumable
 
@@ -38,8 +40,9 @@ def _sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def write_bytes(path: Path, data: bytes) -> None:
-    """Publish `data` at `path`: a reader sees the old file or the new one, never a part.
+@contextlib.contextmanager
+def new_file(path: Path) -> Iterator[BinaryIO]:
+    """Publish what the block writes to the stream that is yielded: a reader sees the old file or the whole new one.
 
     Raises:
         Resumable: the disk is full.
@@ -49,7 +52,7 @@ def write_bytes(path: Path, data: bytes) -> None:
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
         try:
             with os.fdopen(handle, "wb") as file:
-                file.write(data)
+                yield file
                 file.flush()
                 os.fsync(file.fileno())
             Path(name).chmod(0o644)
@@ -58,6 +61,16 @@ def write_bytes(path: Path, data: bytes) -> None:
             Path(name).unlink(missing_ok=True)
             raise
         _sync_folder(path.parent)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Publish `data` at `path`: a reader sees the old file or the new one, never a part.
+
+    Raises:
+        Resumable: the disk is full.
+    """
+    with new_file(path) as file:
+        file.write(data)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -97,3 +110,21 @@ def new_folder(path: Path) -> Iterator[Path]:
             shutil.rmtree(building, ignore_errors=True)
             raise
         _sync_folder(path.parent)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what a killed process left half written below `folder`; a folder it was replacing gets its name back.
+
+    Call it only while no other process writes there.
+    """
+    for old in sorted(folder.rglob(".*.old")):
+        name = re.fullmatch(r"\.(.+)\.\w+\.old", old.name)
+        if name and not (old.parent / name[1]).exists():
+            old.rename(old.parent / name[1])
+        else:
+            shutil.rmtree(old, ignore_errors=True)
+    for half in sorted(folder.rglob(".*")):
+        if half.suffix == ".tmp" and half.is_file():
+            half.unlink(missing_ok=True)
+        elif half.suffix == ".incomplete":
+            shutil.rmtree(half, ignore_errors=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
+from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
@@ -9,16 +11,13 @@ from typing import Protocol
 from selfalign import engines, models
 from selfalign.engines.base import Engine, Sampling
 from selfalign.errors import Resumable, TooManyFailed
-from selfalign.journal import Clock, Journal, StageCounts, State
+from selfalign.inputs import Rows
+from selfalign.journal import Clock, Fate, Journal, StageCounts
 from selfalign.progress import Screen
 from selfalign.quality.instruction_filters import probe_keys
 from selfalign.recipe import Recipe, engine_kind
-from selfalign.records import Prompt, Response, content_hash, read_jsonl
+from selfalign.records import Prompt, Response, content_hash
 from selfalign.run import RunDir, file_hash
-
-Fate = tuple[str, int, State, str, str]
-"""A ledger entry: id, position, state, reason, text."""
-
 
 ADAPTER_STAGES = ("engrave", "clone")
 
@@ -127,32 +126,35 @@ class Context:
 
     # -- input files ---------------------------------------------------------------------------------------------
 
-    def prompts(self) -> tuple[list[Prompt], list[Fate]]:
-        """Stage 1's prompts as they stand in the file, and the fates of rows that a hand took out."""
-        rows = read_jsonl(self.run.jsonl("prompts"), Prompt)
-        return rows, self._removed({r.id for r in rows}, "self_instruct", "red_team")
+    def prompts(self) -> Rows[Prompt]:
+        """Stage 1's prompts as they stand in the file."""
+        return Rows(self.run.jsonl("prompts"), Prompt, self.journal, ("self_instruct", "red_team"))
 
-    def responses(self) -> tuple[list[Response], list[Fate]]:
-        """Stage 2's responses as they stand in the file, and the fates of rows that a hand took out."""
-        rows = read_jsonl(self.run.jsonl("responses"), Response)
-        return rows, self._removed({r.id for r in rows}, "align")
-
-    def _removed(self, present: set[str], *stages: str) -> list[Fate]:
-        gone = [(row_id, text) for s in stages for row_id, text in self.journal.kept(s) if row_id not in present]
-        return [(row_id, 10**9 + i, "dropped", "removed by hand", text) for i, (row_id, text) in enumerate(gone)]
+    def responses(self) -> Rows[Response]:
+        """Stage 2's responses as they stand in the file."""
+        return Rows(self.run.jsonl("responses"), Response, self.journal, ("align",))
 
     # -- ledger --------------------------------------------------------------------------------------------------
+
+    def decide(self, stage: str, fates: Generator[Fate, None, None]) -> None:
+        """Write the stage's ledger anew, from an iterator that is closed where it is not read to its end."""
+        with closing(fates):
+            self.journal.restart(stage)
+            self.journal.decide(stage, fates)
 
     def settle(
         self, stage: str, fates: list[Fate], rows_in: int, clock: Clock, notes: dict[str, object] | None = None
     ) -> StageCounts:
-        """Write the stage's ledger anew and check that it balances.
+        """Write the stage's ledger anew and check that it balances. Raises as `finish`."""
+        self.decide(stage, (fate for fate in fates))
+        return self.finish(stage, rows_in, clock, notes)
+
+    def finish(self, stage: str, rows_in: int, clock: Clock, notes: dict[str, object] | None = None) -> StageCounts:
+        """Check that the stage's ledger balances, and say what became of its rows.
 
         Raises:
             CountMismatch: rows were lost or doubled.
         """
-        self.journal.restart(stage)
-        self.journal.decide(stage, fates)
         counts = self.journal.finish(stage, rows_in, clock.seconds(), notes)
         dropped = ", ".join(f"{reason} {n}" for reason, n in {**counts.dropped, **counts.failed}.items())
         self.screen.say(

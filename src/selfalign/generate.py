@@ -2,34 +2,45 @@
 
 A request's key is the hash of everything its output depends on. What the journal holds under a key is never asked
 again; what is asked is committed raw before anyone reads it. Results come back in the order of the requests, whatever
-the order of arrival, so that stages decide the same on every run.
+the order of arrival, so that stages decide the same on every run. Requests and results pass through: a window of them
+is in memory, however many there are.
 """
 
 from __future__ import annotations
 
 import json
+import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from collections import Counter, deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
-from typing import Literal
+from itertools import islice
+from queue import Empty, SimpleQueue
+from typing import Any, Literal
 
 from selfalign.engines.base import TOO_LONG, Completion, Engine, Request, RowError, answer
 from selfalign.errors import SelfAlignError
-from selfalign.journal import Journal
-from selfalign.records import content_hash
+from selfalign.journal import Journal, Saved
+from selfalign.records import content_hash, to_json
 from selfalign.signals import STOP
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """Raise it where the meaning of a raw output changes: the journal then never answers for the old code."""
+
+_LOOK_UP = 256
+"""Requests that are looked up in the journal at once."""
+_WINDOW = 2048
+"""Requests between the first one without a result and the last one asked: a slow one holds up no others until then."""
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """A request for a row of a stage."""
+    """A request for a row of a stage, and whatever the stage wants back with its result."""
 
     row_id: str
     request: Request
+    item: Any = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +63,7 @@ def row_seed(run_seed: int, *parts: object) -> int:
 
 
 def generate(
-    works: Sequence[Work],
+    works: Iterable[Work],
     engine: Engine,
     journal: Journal,
     *,
@@ -60,7 +71,24 @@ def generate(
     identities: Mapping[str | None, str],
     on_done: Callable[[int, int], None] = lambda rows, tokens: None,
 ) -> list[Outcome]:
-    """Answer every request, from the journal or by the engine.
+    """All outcomes of `stream` at once, for few requests. Takes and raises the same."""
+    answered = stream(works, engine, journal, stage=stage, identities=identities, on_done=on_done)
+    with closing(answered):
+        return [outcome for _, outcome in answered]
+
+
+def stream(
+    works: Iterable[Work],
+    engine: Engine,
+    journal: Journal,
+    *,
+    stage: str,
+    identities: Mapping[str | None, str],
+    on_done: Callable[[int, int], None] = lambda rows, tokens: None,
+) -> Generator[tuple[Work, Outcome], None, None]:
+    """Answer every request, from the journal or by the engine, in their order.
+
+    Close the iterator where it is not read to its end: requests in flight are waited for.
 
     Args:
         identities: a hash of the weights for the base (None) and each adapter that requests name.
@@ -68,93 +96,218 @@ def generate(
 
     Raises:
         Interrupted: a signal came; requests in flight were finished and saved first.
+        SelfAlignError: the engine is gone; what it finished was saved first.
     """
-    keys = [
-        content_hash(SCHEMA_VERSION, stage, identities[w.request.adapter], w.row_id, w.request.identity())
-        for w in works
-    ]
-    outcomes: dict[str, Outcome] = {}
-    for key, raw in journal.saved(keys).items():
-        outcomes[key] = Outcome("", Completion.from_json(json.loads(raw)))
-    on_done(len(outcomes), 0)
-    todo = [(key, work) for key, work in dict(zip(keys, works, strict=True)).items() if key not in outcomes]
-    if todo:
-        journal.begin(stage, ((key, work.row_id) for key, work in todo))
-        _run(todo, engine, journal, outcomes, on_done)
-    return [
-        Outcome(work.row_id, outcomes[key].completion, outcomes[key].reason)
-        for key, work in zip(keys, works, strict=True)
-    ]
+    loop = _Loop(works, engine, journal, stage, identities, on_done)
+    try:
+        yield from loop.run()
+    finally:
+        loop.crew.close()
 
 
-def _run(
-    todo: list[tuple[str, Work]],
-    engine: Engine,
-    journal: Journal,
-    outcomes: dict[str, Outcome],
-    on_done: Callable[[int, int], None],
-) -> None:
-    waiting = iter(todo)
-    flying: dict[Future[tuple[Completion, float]], str] = {}
-    with ThreadPoolExecutor(engine.parallel, thread_name_prefix="generate") as pool:
+class _Crew:
+    """One thread for each request that the engine takes at once; two queues. Threads start with the first request."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._threads: list[threading.Thread] = []
+        self._todo: SimpleQueue[tuple[str, Request] | None] = SimpleQueue()
+        self.done: SimpleQueue[tuple[str, Completion | Exception, float]] = SimpleQueue()
+
+    def give(self, key: str, request: Request) -> None:
+        if not self._threads:
+            for number in range(self._engine.parallel):
+                thread = threading.Thread(target=self._work, name=f"generate-{number}", daemon=True)
+                thread.start()
+                self._threads.append(thread)
+        self._todo.put((key, request))
+
+    def _work(self) -> None:
+        while (item := self._todo.get()) is not None:
+            start = time.monotonic()
+            result: Completion | Exception
+            try:
+                result = answer(self._engine, item[1])
+            except Exception as error:
+                result = error
+            self.done.put((item[0], result, time.monotonic() - start))
+
+    def take_back(self) -> list[str]:
+        """Keys of requests that no thread has begun; none will."""
+        keys: list[str] = []
         while True:
-            started = []
-            # Two waiting requests per thread: an idle slot finds work while the journal commits.
-            while not STOP.is_set and len(flying) < engine.parallel * 2 and (item := next(waiting, None)):
-                flying[pool.submit(_timed, engine, item[1].request)] = item[0]
-                started.append(item[0])
-            if started:
-                journal.running(started)
-            if not flying:
+            try:
+                item = self._todo.get_nowait()
+            except Empty:
+                return keys
+            if item is not None:
+                keys.append(item[0])
+
+    def close(self) -> None:
+        self.take_back()
+        for _ in self._threads:
+            self._todo.put(None)
+        for thread in self._threads:
+            thread.join()
+        self._threads = []
+
+
+class _Loop:
+    """One pass over a stage's requests.
+
+    A request is in `order` until its result is handed on; meanwhile it waits, flies (is with the crew), or is in
+    `results`. All of it happens in the calling thread but `answer`.
+    """
+
+    def __init__(
+        self,
+        works: Iterable[Work],
+        engine: Engine,
+        journal: Journal,
+        stage: str,
+        identities: Mapping[str | None, str],
+        on_done: Callable[[int, int], None],
+    ) -> None:
+        self.crew = _Crew(engine)
+        self._works = iter(works)
+        # Four requests per thread: a slot that falls idle finds work while the journal commits and rows are judged.
+        self._room = engine.parallel * 4
+        self._parallel = engine.parallel
+        self._journal = journal
+        self._stage = stage
+        self._identities = identities
+        self._on_done = on_done
+        self._order: deque[tuple[str, Work]] = deque()
+        self._waiting: deque[tuple[str, Request]] = deque()
+        self._open: set[str] = set()
+        """Keys that wait or fly."""
+        self._flying: set[str] = set()
+        self._results: dict[str, Outcome] = {}
+        self._copies: Counter[str] = Counter()
+        """How often a key stands in `order`: the same request may come twice."""
+        self._exhausted = False
+        self._sitting = 0
+        self._start = 0.0
+        self._busy = 0.0
+        self._broken: Exception | None = None
+
+    def run(self) -> Iterator[tuple[Work, Outcome]]:
+        while True:
+            self._look_up()
+            started = self._hand_out()
+            saved, failed = self._collect()
+            if started or saved or failed:
+                self._commit(started, saved, failed)
+            yield from self._ready()
+            if self._stopping:
+                for key in self.crew.take_back():
+                    self._flying.discard(key)
+            if not self._flying and (self._stopping or (self._exhausted and not self._order)):
                 break
-            done, _ = wait(flying, timeout=0.5, return_when=FIRST_COMPLETED)
-            if STOP.is_set:
-                for future in [f for f in flying if f.cancel()]:
-                    del flying[future]
-                    done.discard(future)
-            _commit([(flying.pop(f), f) for f in done], journal, outcomes, on_done)
-    STOP.check()
+        if self._broken:
+            raise self._broken
+        STOP.check()
 
+    @property
+    def _stopping(self) -> bool:
+        return STOP.is_set or self._broken is not None
 
-def _timed(engine: Engine, request: Request) -> tuple[Completion, float]:
-    start = time.monotonic()
-    return answer(engine, request), time.monotonic() - start
+    def _look_up(self) -> None:
+        """Read more requests: what the journal has is a result, the rest waits."""
+        while not self._exhausted and len(self._waiting) < self._room and len(self._order) < _WINDOW:
+            batch = list(islice(self._works, _LOOK_UP))
+            if not batch:
+                self._exhausted = True
+                return
+            keyed = [(self._key(work), work) for work in batch]
+            self._order.extend(keyed)
+            self._copies.update(key for key, _ in keyed)
+            found = self._journal.saved(key for key, _ in keyed)
+            for key, raw in found.items():
+                self._results[key] = Outcome("", Completion.from_json(json.loads(raw)))
+            fresh = {k: w for k, w in keyed if k not in found and k not in self._open and k not in self._results}
+            if fresh:
+                self._journal.begin(self._stage, ((key, work.row_id) for key, work in fresh.items()))
+                self._open.update(fresh)
+                self._waiting.extend((key, work.request) for key, work in fresh.items())
+            self._on_done(len(batch) - len(fresh), 0)
+            if found:
+                return  # hand them on before more are read
 
+    def _key(self, work: Work) -> str:
+        request = work.request
+        weights = self._identities[request.adapter]
+        return content_hash(SCHEMA_VERSION, self._stage, weights, work.row_id, request.identity())
 
-def _commit(
-    done: Iterable[tuple[str, Future[tuple[Completion, float]]]],
-    journal: Journal,
-    outcomes: dict[str, Outcome],
-    on_done: Callable[[int, int], None],
-) -> None:
-    saved = []
-    broken: SelfAlignError | None = None
-    for key, future in done:
-        try:
-            completion, seconds = future.result()
-        except SelfAlignError as error:  # the engine is gone; what others finished is saved first
-            broken = error
-            continue
-        except RowError as error:
-            journal.fail(key, str(error))
-            outcomes[key] = Outcome("", None, str(error))
-            on_done(1, 0)
-            continue
-        parts = completion.parts
-        saved.append(
-            (
-                key,
-                json.dumps(completion.to_json(), ensure_ascii=False),
-                sum(p.prompt_tokens for p in parts),
-                sum(p.cached_tokens for p in parts),
-                sum(p.generated_tokens for p in parts),
-                seconds,
-            )
-        )
-        outcomes[key] = Outcome("", completion)
-    if saved:
-        journal.save_raw(saved)
+    def _hand_out(self) -> list[str]:
+        started: list[str] = []
+        if self._waiting and not self._sitting and not self._stopping:
+            self._sitting, self._start = self._journal.sit_down(self._stage, self._parallel), time.monotonic()
+        while self._waiting and len(self._flying) < self._room and not self._stopping:
+            key, request = self._waiting.popleft()
+            self.crew.give(key, request)
+            self._flying.add(key)
+            started.append(key)
+        return started
+
+    def _collect(self) -> tuple[list[Saved], list[tuple[str, str]]]:
+        """What the crew has finished; waits for the first if nothing else can be done."""
+        saved: list[Saved] = []
+        failed: list[tuple[str, str]] = []
+        wait = bool(self._flying) and not self._has_ready()
+        while self._flying:
+            try:
+                key, result, seconds = self.crew.done.get(timeout=0.5) if wait else self.crew.done.get_nowait()
+            except Empty:
+                break
+            wait = False
+            self._busy += seconds
+            self._flying.discard(key)
+            if isinstance(result, RowError):
+                failed.append((key, str(result)))
+                self._settle(key, Outcome("", None, str(result)))
+            elif isinstance(result, Exception):
+                # An error of ours comes before a bug that it may have caused.
+                if self._broken is None or isinstance(result, SelfAlignError):
+                    self._broken = result
+            else:
+                saved.append(_saved(key, result, seconds))
+                self._settle(key, Outcome("", result))
+        return saved, failed
+
+    def _settle(self, key: str, outcome: Outcome) -> None:
+        self._results[key] = outcome
+        self._open.discard(key)
+
+    def _commit(self, started: list[str], saved: list[Saved], failed: list[tuple[str, str]]) -> None:
+        sitting = (self._sitting, time.monotonic() - self._start, self._busy)
+        self._journal.progress(started, saved, failed, sitting)
         for row in saved:
-            on_done(1, row[4])
-    if broken:
-        raise broken
+            self._on_done(1, row[4])
+        if failed:
+            self._on_done(len(failed), 0)
+
+    def _has_ready(self) -> bool:
+        return bool(self._order) and self._order[0][0] in self._results
+
+    def _ready(self) -> Iterator[tuple[Work, Outcome]]:
+        """Hand on what is there, up to the first request without a result."""
+        while self._has_ready():
+            key, work = self._order.popleft()
+            outcome = self._results[key]
+            self._copies[key] -= 1
+            if not self._copies[key]:
+                del self._results[key], self._copies[key]
+            yield work, Outcome(work.row_id, outcome.completion, outcome.reason)
+
+
+def _saved(key: str, completion: Completion, seconds: float) -> Saved:
+    parts = completion.parts
+    return (
+        key,
+        to_json(completion.to_json()),
+        sum(p.prompt_tokens for p in parts),
+        sum(p.cached_tokens for p in parts),
+        sum(p.generated_tokens for p in parts),
+        seconds,
+    )

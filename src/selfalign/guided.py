@@ -22,32 +22,51 @@ _FORM = ("\n", ":", "(", ",")
 repetition is seen across these."""
 
 
-def request(
-    constitution: Constitution, config: Align, sampling: Sampling, message: str, seed: int, question_type: str = ""
-) -> Request:
-    """The request for one message.
+class Form:
+    """How messages are asked: everything of a request but the message and its seed, made once.
 
     Args:
         config: the form (guided or paper), the limit on thoughts, hints.
         sampling: for the answer; thoughts are drawn in the same way.
-        question_type: the red-team type that the message came from, for hints.
     """
-    name = constitution.assistant.name
-    sampling = replace(sampling, bias=NO_SORRY, repetition=config.repetition)
-    ends = ("\n\nUser:", "\nUser:")
-    pieces: Pieces = (BOS, render(constitution), query(constitution, message))
-    if config.form == "paper":
-        whole = replace(sampling, breaks=_FORM, repetition_length=5)
-        return Request(pieces, (Step(whole, stop=ends),), seed)
-    answer = Step(sampling, cue=f"\n\n{name}:", stop=(*ends, f"\n{name} (internal thoughts)"))
-    brief = replace(sampling, max_new_tokens=config.max_thought_tokens)
-    cue = constitution.citation_cue()
-    if not cue:
-        return Request(pieces, (Step(brief, stop=("\n",)), answer), seed)
-    hint = _hint(constitution, question_type) if config.hints else ""
-    cite = replace(brief, max_new_tokens=64, repetition=0.0)
-    principles = Step(cite, cue=f"{cue.rstrip()}{hint}", stop=("\n",), grammar=_citations(constitution))
-    return Request(pieces, (Step(brief, stop=("\n", cue.rstrip())), principles, answer), seed)
+
+    def __init__(self, constitution: Constitution, config: Align, sampling: Sampling) -> None:
+        self._constitution = constitution
+        self._config = config
+        self._sampling = replace(sampling, bias=NO_SORRY, repetition=config.repetition)
+        self._prefix = render(constitution)
+        self._steps: dict[str, tuple[Step, ...]] = {}
+
+    @property
+    def prefix(self) -> Pieces:
+        """What all requests begin with."""
+        return (BOS, self._prefix)
+
+    def request(self, message: str, seed: int, question_type: str = "") -> Request:
+        """The request for one message.
+
+        Args:
+            question_type: the red-team type that the message came from, for hints.
+        """
+        hint = _hint(self._constitution, question_type) if self._config.hints else ""
+        if hint not in self._steps:
+            self._steps[hint] = self._make_steps(hint)
+        return Request((*self.prefix, query(self._constitution, message)), self._steps[hint], seed)
+
+    def _make_steps(self, hint: str) -> tuple[Step, ...]:
+        constitution, sampling = self._constitution, self._sampling
+        name = constitution.assistant.name
+        ends = ("\n\nUser:", "\nUser:")
+        if self._config.form == "paper":
+            return (Step(replace(sampling, breaks=_FORM, repetition_length=5), stop=ends),)
+        answer = Step(sampling, cue=f"\n\n{name}:", stop=(*ends, f"\n{name} (internal thoughts)"))
+        brief = replace(sampling, max_new_tokens=self._config.max_thought_tokens)
+        cue = constitution.citation_cue()
+        if not cue:
+            return (Step(brief, stop=("\n",)), answer)
+        cite = replace(brief, max_new_tokens=64, repetition=0.0)
+        principles = Step(cite, cue=f"{cue.rstrip()}{hint}", stop=("\n",), grammar=_citations(constitution))
+        return (Step(brief, stop=("\n", cue.rstrip())), principles, answer)
 
 
 def _citations(constitution: Constitution) -> str:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,23 +21,64 @@ from selfalign.records import Drop
 
 State = Literal["kept", "dropped", "failed"]
 
+Fate = tuple[str, int, State, str, str]
+"""A ledger entry: id, position, state, reason, text."""
+
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS work(
   key TEXT PRIMARY KEY, stage TEXT NOT NULL, row_id TEXT NOT NULL,
   state TEXT NOT NULL CHECK (state IN ('pending', 'running', 'raw_saved', 'failed')),
   raw TEXT, reason TEXT, prompt_tokens INTEGER DEFAULT 0, cached_tokens INTEGER DEFAULT 0,
-  generated_tokens INTEGER DEFAULT 0, seconds REAL DEFAULT 0) WITHOUT ROWID;
+  generated_tokens INTEGER DEFAULT 0, seconds REAL DEFAULT 0);
 CREATE INDEX IF NOT EXISTS work_stage ON work(stage, state);
 CREATE TABLE IF NOT EXISTS rows(
   stage TEXT NOT NULL, id TEXT NOT NULL, position INTEGER NOT NULL,
   state TEXT NOT NULL CHECK (state IN ('kept', 'dropped', 'failed')), reason TEXT NOT NULL, text TEXT NOT NULL,
-  PRIMARY KEY (stage, id)) WITHOUT ROWID;
+  PRIMARY KEY (stage, id));
+CREATE INDEX IF NOT EXISTS rows_order ON rows(stage, position);
 CREATE TABLE IF NOT EXISTS stages(
   stage TEXT PRIMARY KEY, finished INTEGER NOT NULL, rows_in INTEGER NOT NULL, seconds REAL NOT NULL,
   notes TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS sittings(
+  id INTEGER PRIMARY KEY, stage TEXT NOT NULL, parallel INTEGER NOT NULL, seconds REAL NOT NULL DEFAULT 0,
+  busy REAL NOT NULL DEFAULT 0);
 CREATE TABLE IF NOT EXISTS published(
   stage TEXT PRIMARY KEY, inputs TEXT NOT NULL, files TEXT NOT NULL) WITHOUT ROWID;
 """
+# work and rows keep SQLite's own row numbers: they are written in their order, so that the long texts of a million rows
+# fill page after page and only a narrow index is written to at random.
+
+_BATCH = 1000
+"""Rows of a ledger that are committed together."""
+
+Saved = tuple[str, str, int, int, int, float]
+"""A finished request: key, raw output (JSON), prompt tokens computed and cached, generated tokens, seconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """How a stage's requests went, over all sittings."""
+
+    requests: int
+    prompt_tokens: int
+    """Prompt tokens that were computed."""
+    cached_tokens: int
+    """Prompt tokens that came from the cache."""
+    generated_tokens: int
+    seconds: float
+    """Wall time in which requests were made."""
+    busy: float
+    """Share of that time, over all slots, in which a request was with the engine: 0 to 1."""
+
+    @property
+    def hit_rate(self) -> float:
+        """Share of the prompt tokens that came from the cache."""
+        return self.cached_tokens / max(1, self.cached_tokens + self.prompt_tokens)
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Generated tokens a second, all slots together."""
+        return self.generated_tokens / self.seconds if self.seconds else 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,17 +91,18 @@ class StageCounts:
     kept: int
     dropped: dict[str, int]
     failed: dict[str, int]
-    requests: int
-    prompt_tokens: int
-    """Prompt tokens that were computed."""
-    cached_tokens: int
-    """Prompt tokens that came from the cached prefix."""
-    generated_tokens: int
+    generation: Generation
     seconds: float
+    """Over all sittings."""
     notes: dict[str, Any]
 
     def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """Plain values; the generation's stand beside the others, with its rates."""
+        value = asdict(self)
+        made = value.pop("generation")
+        made["generation_seconds"] = made.pop("seconds")
+        rates = {"hit_rate": self.generation.hit_rate, "tokens_per_second": self.generation.tokens_per_second}
+        return {**value, **made, **rates}
 
 
 class Journal:
@@ -72,6 +115,7 @@ class Journal:
             self._db.execute("PRAGMA journal_mode=WAL")
             # FULL: a commit survives the loss of power, not only of the process.
             self._db.execute("PRAGMA synchronous=FULL")
+            self._db.execute("PRAGMA cache_size=-16000")
             self._db.executescript(_SCHEMA)
         except sqlite3.DatabaseError as error:
             raise self._explained(error) from error
@@ -110,6 +154,13 @@ class Journal:
         except sqlite3.DatabaseError as error:
             raise self._explained(error) from error
 
+    def _each(self, query: str, values: Sequence[object] = ()) -> Iterator[Any]:
+        """As `_read`, without holding all rows at once."""
+        try:
+            yield from self._db.execute(query, values)
+        except sqlite3.DatabaseError as error:
+            raise self._explained(error) from error
+
     # -- work ----------------------------------------------------------------------------------------------------
 
     def saved(self, keys: Iterable[str]) -> dict[str, str]:
@@ -132,32 +183,51 @@ class Journal:
                 [(key, stage, row_id) for key, row_id in items],
             )
 
-    def running(self, keys: list[str]) -> None:
+    def sit_down(self, stage: str, parallel: int) -> int:
+        """Enter that this process begins to make requests for the stage; returns the sitting's number."""
         with self.transaction():
-            self._db.executemany("UPDATE work SET state = 'running' WHERE key = ?", [(key,) for key in keys])
+            values = (stage, parallel)
+            found = self._db.execute("INSERT INTO sittings(stage, parallel) VALUES (?, ?) RETURNING id", values)
+            return int(found.fetchone()[0])
 
-    def save_raw(self, rows: list[tuple[str, str, int, int, int, float]]) -> None:
-        """Commit (key, raw JSON, prompt, cached and generated tokens, seconds) of finished requests."""
+    def progress(
+        self,
+        started: Sequence[str] = (),
+        saved: Sequence[Saved] = (),
+        failed: Sequence[tuple[str, str]] = (),
+        sitting: tuple[int, float, float] | None = None,
+    ) -> None:
+        """Commit one turn of the generation loop, all of it together.
+
+        Args:
+            started: keys that went to the engine.
+            saved: requests that it answered.
+            failed: (key, reason) of those that it could not.
+            sitting: number, wall seconds and the engine's seconds (summed over slots) of the sitting so far.
+        """
         with self.transaction():
-            self._db.executemany(
+            run = self._db.executemany
+            run("UPDATE work SET state = 'running' WHERE key = ?", [(key,) for key in started])
+            run(
                 "UPDATE work SET state = 'raw_saved', raw = ?2, prompt_tokens = ?3, cached_tokens = ?4, "
                 "generated_tokens = ?5, seconds = ?6 WHERE key = ?1",
-                rows,
+                saved,
             )
-
-    def fail(self, key: str, reason: str) -> None:
-        with self.transaction():
-            self._db.execute("UPDATE work SET state = 'failed', reason = ? WHERE key = ?", (reason, key))
+            run("UPDATE work SET state = 'failed', reason = ?2 WHERE key = ?1", failed)
+            if sitting:
+                self._db.execute("UPDATE sittings SET seconds = ?2, busy = ?3 WHERE id = ?1", sitting)
 
     # -- ledger --------------------------------------------------------------------------------------------------
 
-    def decide(self, stage: str, rows: Iterable[tuple[str, int, State, str, str]]) -> None:
+    def decide(self, stage: str, rows: Iterable[Fate]) -> None:
         """Enter (id, position, state, reason, text) of rows whose fate is known. Entering a row again replaces it."""
-        with self.transaction():
-            self._db.executemany(
-                "INSERT OR REPLACE INTO rows(stage, id, position, state, reason, text) VALUES (?, ?, ?, ?, ?, ?)",
-                [(stage, *row) for row in rows],
-            )
+        rows = iter(rows)
+        while batch := list(islice(rows, _BATCH)):
+            with self.transaction():
+                self._db.executemany(
+                    "INSERT OR REPLACE INTO rows(stage, id, position, state, reason, text) VALUES (?, ?, ?, ?, ?, ?)",
+                    [(stage, *row) for row in batch],
+                )
 
     def restart(self, stage: str) -> None:
         """Forget the stage's decisions (not its raw outputs): it is decided anew from them."""
@@ -193,11 +263,6 @@ class Journal:
             (stage,),
         ):
             fates[state][reason] = number
-        requests, *tokens = self._read(
-            "SELECT COUNT(*), TOTAL(prompt_tokens), TOTAL(cached_tokens), TOTAL(generated_tokens) FROM work "
-            "WHERE stage = ? AND state = 'raw_saved'",
-            (stage,),
-        )[0]
         decided = sum(sum(f.values()) for f in fates.values())
         return StageCounts(
             stage=stage,
@@ -206,12 +271,23 @@ class Journal:
             kept=sum(fates["kept"].values()),
             dropped=fates["dropped"],
             failed=fates["failed"],
-            requests=requests,
-            prompt_tokens=int(tokens[0]),
-            cached_tokens=int(tokens[1]),
-            generated_tokens=int(tokens[2]),
-            seconds=finished[2] if finished else 0.0,
+            generation=(generation := self.generation(stage)),
+            seconds=finished[2] if finished else generation.seconds,
             notes=json.loads(finished[3]) if finished else {},
+        )
+
+    def generation(self, stage: str) -> Generation:
+        """How the stage's requests went so far."""
+        tokens = self._read(
+            "SELECT COUNT(*), TOTAL(prompt_tokens), TOTAL(cached_tokens), TOTAL(generated_tokens) FROM work "
+            "WHERE stage = ? AND state = 'raw_saved'",
+            (stage,),
+        )[0]
+        query = "SELECT TOTAL(seconds), TOTAL(busy), TOTAL(seconds * parallel) FROM sittings WHERE stage = ?"
+        seconds, busy, offered = self._read(query, (stage,))[0]
+        requests, computed, cached, generated = (int(n) for n in tokens)
+        return Generation(
+            requests, computed, cached, generated, seconds, busy=min(1.0, busy / offered) if offered else 0.0
         )
 
     def stages(self) -> list[str]:
@@ -227,10 +303,33 @@ class Journal:
         query = "SELECT COUNT(*) FROM work WHERE stage = ? AND state IN ('pending', 'running')"
         return int(self._read(query, (stage,))[0][0])
 
-    def kept(self, stage: str) -> list[tuple[str, str]]:
-        """(id, text) of the rows that the stage kept, in their order."""
-        query = "SELECT id, text FROM rows WHERE stage = ? AND state = 'kept' ORDER BY position, id"
-        return self._read(query, (stage,))
+    def note_ids(self, table: str, ids: Iterable[str]) -> tuple[int, set[str]]:
+        """Note ids in a temporary table of that name; returns how many there are, and those that came twice."""
+        number, twice = 0, set()
+        try:
+            self._db.execute(f"CREATE TEMP TABLE IF NOT EXISTS {table}(id TEXT PRIMARY KEY) WITHOUT ROWID")
+            self._db.execute(f"DELETE FROM {table}")  # noqa: S608  (the name is ours)
+            self._db.execute("BEGIN")
+            try:
+                for one in ids:
+                    if self._db.execute(f"INSERT OR IGNORE INTO {table} VALUES (?)", (one,)).rowcount:  # noqa: S608
+                        number += 1
+                    else:
+                        twice.add(one)
+            finally:
+                self._db.execute("COMMIT")
+        except sqlite3.DatabaseError as error:
+            raise self._explained(error) from error
+        return number, twice
+
+    def kept_but_not_in(self, table: str, stages: Sequence[str]) -> Iterator[tuple[str, str]]:
+        """(id, text) of the rows that these stages kept and whose ids `note_ids` did not note, in their order."""
+        for stage in stages:
+            query = (
+                "SELECT id, text FROM rows WHERE stage = ? AND state = 'kept' AND id NOT IN "  # noqa: S608
+                f"(SELECT id FROM temp.{table}) ORDER BY position, id"
+            )
+            yield from self._each(query, (stage,))
 
     def publish(self, stage: str, inputs: str, files: dict[str, str]) -> None:
         """Remember that the stage was finished from `inputs` (a hash) with these files (name -> SHA-256)."""
@@ -250,7 +349,7 @@ class Journal:
         """Every row that was not kept, in the order of the pipeline."""
         for stage in self.stages():
             query = "SELECT id, state, reason, text FROM rows WHERE stage = ? AND state != 'kept' ORDER BY position, id"
-            for row_id, state, reason, text in self._read(query, (stage,)):
+            for row_id, state, reason, text in self._each(query, (stage,)):
                 yield Drop(stage=stage, id=row_id, state=state, reason=reason, text=text)
 
 

@@ -37,7 +37,7 @@ def _requests(context: Context, rows: int) -> list[tuple[str, Request]]:
     found += [(f"red-teaming, {t.name}", red_team.question_request(context, t, t.topic)) for t in types]
     for kind in types:
         prompt = Prompt(prompt_id(kind.question, ""), kind.question, question_type=kind.name)
-        found.append((f"self-align, {kind.name}", self_align.request(context, prompt)))
+        found.append((f"self-align, {kind.name}", self_align.request(context, prompt, self_align.form(context))))
     return found
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, TypeVar
 
@@ -17,8 +17,12 @@ Split = Literal["train", "heldout"]
 
 def content_hash(*parts: object) -> str:
     """16 hex digits of the SHA-256 of the parts' canonical JSON: how rows are known, whatever their position."""
-    text = json.dumps(parts, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+    return hashlib.sha256(_CANONICAL(parts).encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+_CANONICAL = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":")).encode
+to_json = json.JSONEncoder(ensure_ascii=False).encode
+"""A value as one line of JSON."""
 
 
 def join_input(instruction: str, text: str) -> str:
@@ -162,14 +166,17 @@ Record = TypeVar("Record", Prompt, Topic, Response, Example, Drop, Score, Answer
 AnyRecord: TypeAlias = Prompt | Topic | Response | Example | Drop | Score | Answer | ProbeAnswer
 
 
-def to_jsonl(rows: Iterable[AnyRecord]) -> str:
-    """One JSON object a line."""
-    return "".join(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in rows)
+def line(row: AnyRecord) -> str:
+    """The row as a line of JSON."""
+    value = {name: getattr(row, name) for name in row.__dataclass_fields__}
+    return to_json(value) + "\n"
 
 
 def write_jsonl(path: Path, rows: Iterable[AnyRecord]) -> None:
-    """Publish the rows at `path`, atomically."""
-    atomic.write_text(path, to_jsonl(rows))
+    """Publish the rows at `path`, atomically, one after the other: they are never all in memory."""
+    with atomic.new_file(path) as file:
+        for row in rows:
+            file.write(line(row).encode("utf-8"))
 
 
 def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -179,59 +186,74 @@ def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         UserError: the file is missing, is not UTF-8, or a line is not a JSON object.
     """
     try:
-        text = path.read_text("utf-8-sig")
+        # Lines end at "\n" only: U+2028 and its kin are legal inside a JSON string.
+        with path.open("rb") as file:
+            for number, raw in enumerate(file, 1):
+                try:
+                    text = raw.decode("utf-8-sig" if number == 1 else "utf-8")
+                except UnicodeDecodeError as error:
+                    raise UserError(f"{path}:{number} is not UTF-8 (byte {error.start}): save it as UTF-8") from None
+                if text.strip():
+                    yield number, _json_object(path, number, text)
     except FileNotFoundError:
         raise UserError(f"{path} is missing: run the stage before this one first") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 (byte {error.start}): save it as UTF-8") from None
-    # Not splitlines(): U+2028 and its kin are legal inside a JSON string.
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            value = json.loads(line)
+
+
+def _json_object(path: Path, number: int, text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+        if "\\u" in text:
             # JSON can spell half a character ("\\ud83d"), which no UTF-8 file can hold.
             json.dumps(value, ensure_ascii=False).encode("utf-8")
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{path}:{number} is not JSON ({error}): {line[:80]!r}") from None
-        if not isinstance(value, dict):
-            raise UserError(f"{path}:{number} is not a JSON object: {line[:80]!r}")
-        yield number, value
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}:{number} is not JSON ({error}): {text[:80]!r}") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path}:{number} is not a JSON object: {text[:80]!r}")
+    return value
 
 
-def read_jsonl(path: Path, kind: type[Record]) -> list[Record]:
-    """The rows of a stage's file, checked. Rows that were edited or added by hand get the id of their content.
+def stream_jsonl(path: Path, kind: type[Record]) -> Iterator[Record]:
+    """The rows of a stage's file, checked, one after the other.
+
+    Rows that were edited or added by hand get the id of their content. Copies of a row are not looked for.
 
     Raises:
         UserError: a line is not such a record; the message names file and line.
     """
-    known = {f.name: f for f in fields(kind)}
-    required = [n for n, f in known.items() if f.default is MISSING and f.default_factory is MISSING]
-    rows: dict[str, Record] = {}
+    checks = {f.name: _CHECKS.get(str(f.type), (_anything, "")) for f in fields(kind)}
+    required = [f.name for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING]
     for number, value in json_lines(path):
-        where = f"{path}:{number}"
         if kind is Prompt and isinstance(value.get("instruction"), str):
             value["id"] = prompt_id(value["instruction"], str(value.get("input") or ""))
-        for name in value:
-            if name not in known:
-                raise UserError(f"{where}: unknown key {name!r}; known are {', '.join(known)}")
         for name in required:
             if name not in value:
-                raise UserError(f"{where}: the key {name!r} is missing")
-        for name in value:
-            _check_type(where, name, value[name], str(known[name].type))
-        row = kind(**value)
+                raise UserError(f"{path}:{number}: the key {name!r} is missing")
+        for name, given in value.items():
+            if name not in checks:
+                raise UserError(f"{path}:{number}: unknown key {name!r}; known are {', '.join(checks)}")
+            good, wanted = checks[name]
+            if not good(given):
+                raise UserError(f"{path}:{number}: {name} is {given!r:.60}, not {wanted}")
+        yield kind(**value)
+
+
+def read_jsonl(path: Path, kind: type[Record]) -> list[Record]:
+    """All rows of a stage's file, checked, each once. Raises as `stream_jsonl`."""
+    rows: dict[str, Record] = {}
+    for number, row in enumerate(stream_jsonl(path, kind)):
         # An answer is a prompt's answer *by a model*.
-        rows.setdefault(f"{value.get('id', number)} {value.get('model', '')}", row)
+        rows.setdefault(f"{getattr(row, 'id', number)} {getattr(row, 'model', '')}", row)
     return list(rows.values())
 
 
-def _check_type(where: str, name: str, value: object, wanted: str) -> None:
-    good = {
-        "str": isinstance(value, str),
-        "Split": value in ("train", "heldout"),
-        "list[int]": isinstance(value, list) and all(type(v) is int for v in value),
-        "int": type(value) is int,
-    }
-    if not good.get(wanted, True):
-        raise UserError(f"{where}: {name} is {value!r:.60}, not {'train or heldout' if wanted == 'Split' else wanted}")
+def _anything(value: object) -> bool:
+    return True
+
+
+_CHECKS: dict[str, tuple[Callable[[object], bool], str]] = {
+    "str": (lambda value: isinstance(value, str), "str"),
+    "Split": (lambda value: value in ("train", "heldout"), "train or heldout"),
+    "list[int]": (lambda value: isinstance(value, list) and all(type(v) is int for v in value), "list[int]"),
+    "int": (lambda value: type(value) is int, "int"),
+}
+"""A field's annotation -> (whether a value is of that kind, what it is called in an error)."""

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from functools import lru_cache
 from typing import Any, Literal, Protocol, TypeAlias
 
 Finish = Literal["end", "stop", "length", "cancelled"]
@@ -68,14 +71,32 @@ class Request:
     adapter: str | None = None
     """The adapter to switch on; None is the base model."""
 
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> list[Any]:
         """Everything that the output depends on, for the work key."""
-        return {
-            "prompt": [[isinstance(p, Control), str(p)] for p in self.prompt],
-            "steps": [asdict(s) for s in self.steps],
-            "seed": self.seed,
-            "adapter": self.adapter,
-        }
+        return [
+            [_piece(isinstance(p, Control), str(p)) for p in self.prompt],
+            _steps(self.steps),
+            self.seed,
+            self.adapter,
+        ]
+
+
+_LONG = 256
+"""Pieces from this length on are known by their hash, which is remembered: all rows of a stage share the first."""
+
+
+def _piece(control: bool, text: str) -> list[Any]:
+    return [control, text] if len(text) < _LONG else [control, _sha256(text)]
+
+
+@lru_cache(maxsize=256)
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+@lru_cache(maxsize=256)
+def _steps(steps: tuple[Step, ...]) -> str:
+    return _sha256(json.dumps([asdict(s) for s in steps], ensure_ascii=False, sort_keys=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +123,7 @@ class Completion:
     parts: tuple[Part, ...] = field(default_factory=tuple)
 
     def to_json(self) -> list[dict[str, Any]]:
-        return [asdict(p) for p in self.parts]
+        return [{name: getattr(p, name) for name in Part.__dataclass_fields__} for p in self.parts]
 
     @classmethod
     def from_json(cls, value: list[dict[str, Any]]) -> Completion:

@@ -153,7 +153,7 @@ _WORDS = [
 
 
 def _sentence(rng: random.Random, words: int) -> str:
-    return f"{rng.choice(_VERBS)} {' '.join(rng.choice(_WORDS) for _ in range(words))}"
+    return f"{rng.choice(_VERBS)} {' '.join(rng.choices(_WORDS, k=words))}"
 
 
 def default_script(prompt: str, step: Step, rng: random.Random) -> str:

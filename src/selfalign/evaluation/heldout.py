@@ -15,12 +15,12 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from selfalign import atomic
-from selfalign.context import Context, Fate
+from selfalign.context import Context
 from selfalign.dialogue import PLAIN, Turn, encode_example
 from selfalign.engines.base import Request, Step
 from selfalign.evaluation.statistics import Interval, bootstrap_mean, median, wilson
 from selfalign.generate import Work, generate, row_seed
-from selfalign.journal import Clock
+from selfalign.journal import Clock, Fate
 from selfalign.records import Answer, Prompt, Score, content_hash, write_jsonl
 
 STAGE = "evaluate"
@@ -40,7 +40,7 @@ def models(context: Context) -> dict[str, str | None]:
 def run(context: Context) -> list[Path]:
     """Answer and score the held-out prompts with every model; returns the files."""
     clock = Clock()
-    prompts = [p for p in context.prompts()[0] if p.split == "heldout"][: context.recipe.evaluate.run_on]
+    prompts = [p for p in context.prompts() if p.split == "heldout"][: context.recipe.evaluate.run_on]
     answers, fates = _answers(context, prompts)
     write_jsonl(context.run.jsonl("answers"), answers)
     scores = answer_scores(answers, context.recipe.evaluate.max_new_tokens, list(models(context)))
@@ -132,7 +132,7 @@ def _losses(context: Context) -> dict[str, list[float]]:
     """Mean loss per token of each held-out response, by model."""
     from selfalign.training import lora
 
-    rows = [r for r in context.responses()[0] if r.split == "heldout"]
+    rows = [r for r in context.responses() if r.split == "heldout"]
     if not rows:
         return {}
     context.release_engine()

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from selfalign import guided
 from selfalign.constitution import Constitution, Principle, Probe
-from selfalign.context import Context, Fate
+from selfalign.context import Context
 from selfalign.dialogue import PLAIN, Turn
 from selfalign.engines.base import Completion, Request, Step
 from selfalign.errors import UserError
@@ -21,7 +21,7 @@ from selfalign.evaluation.checks import passes
 from selfalign.evaluation.heldout import models
 from selfalign.evaluation.statistics import Interval, bootstrap_mean, wilson
 from selfalign.generate import Work, generate, row_seed
-from selfalign.journal import Clock
+from selfalign.journal import Clock, Fate
 from selfalign.quality.novelty import folded
 from selfalign.records import Example, ProbeAnswer, content_hash, read_jsonl, write_jsonl
 
@@ -103,7 +103,7 @@ def _unseen(context: Context, probes: list[tuple[Principle, Probe]]) -> list[tup
     """The probes that are no prompt of the run; the others are named and left out."""
     seen: set[str] = set()
     if context.run.jsonl("prompts").exists():
-        seen |= {folded(p.message) for p in context.prompts()[0]}
+        seen |= {folded(p.message) for p in context.prompts()}
     for name in ("engrave_examples", "clone_examples"):
         if (path := context.run.jsonl(name)).exists():
             seen |= {folded(e.user) for e in read_jsonl(path, Example)}
@@ -153,13 +153,8 @@ def _prompted(
     # In one pass the thoughts come out of the same limit.
     limit = MAX_NEW_TOKENS + (form.max_thought_tokens if form.form == "paper" else 0)
     sampling = replace(context.sampling(config), max_new_tokens=limit)
-    return [
-        Work(
-            _row(principle, probe, name),
-            guided.request(constitution, form, sampling, probe.ask, _seed(context, probe)),
-        )
-        for principle, probe in probes
-    ]
+    asked = guided.Form(constitution, form, sampling)
+    return [Work(_row(p, probe, name), asked.request(probe.ask, _seed(context, probe))) for p, probe in probes]
 
 
 def _row(principle: Principle, probe: Probe, model: str = "") -> str:

@@ -13,14 +13,14 @@ from dataclasses import dataclass
 from rapidfuzz import process
 from rapidfuzz.distance import Indel, LCSseq
 
-_NOT_WORD = re.compile(r"[^a-z0-9]+")
+_TOKEN = re.compile(r"[a-z0-9]+")
 _MARGIN = 1e-6
 """Candidates this far below the threshold are checked with rouge-score's own formula, rounding included."""
 
 
 def tokens(text: str) -> list[str]:
     """rouge-score's default tokens: lower case, runs of a-z and 0-9."""
-    return [t for t in _NOT_WORD.sub(" ", text.lower()).split() if t]
+    return _TOKEN.findall(text.lower())
 
 
 def words(text: str) -> list[str]:

@@ -12,6 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from selfalign.constitution import CITATION, Constitution
 from selfalign.constitution.document import LANGUAGES
@@ -22,11 +23,13 @@ _PAPER_MIN_CHARS = 149
 _LEAK_NGRAM = 8
 _LOOP_NGRAM = 6
 _MAX_LIST_ITEMS = 12
+_ECHO = 0.8
+"""ROUGE-L F1 with the prompt above which an answer only repeats it."""
 _MIN_DISTINCT_TRIGRAMS = 0.65
 _MIN_JUDGED_TOKENS = 12
 """Shorter answers repeat themselves by chance."""
 _MIN_NEW_WORDS_VERBOSE = 6
-_THOUGHT = re.compile(r"internal thoughts?\)?\s*:|\bI should follow \d|\(internal|\bPrinciples?:\s*\d", re.IGNORECASE)
+_THOUGHT = re.compile(r"internal thoughts?\)?\s*:|I should follow \d|\(internal|\bPrinciples?:\s*\d", re.IGNORECASE)
 _ROLE = re.compile(r"(^|\n)[^\S\n]*(user|assistant|human)\s*(\(internal thoughts\))?:", re.IGNORECASE)
 _ENCYCLOPAEDIA = re.compile(
     r"(^|\n)[^\S\n]*((={2,}|#+)[^\S\n]*)?(see also|external links|references|further reading)\b", re.IGNORECASE
@@ -61,37 +64,47 @@ class Leaks:
             texts = [e.answer for e in constitution.exemplars] + [e.thoughts for e in constitution.exemplars]
             texts += [p.rule for p in constitution.principles]
         grams = frozenset(g for t in texts for g in ngrams(tokens(t), _LEAK_NGRAM))
-        short = frozenset(
-            " ".join(tokens(s)) for t in texts for s in _sentences(t) if 4 <= len(tokens(s)) < _LEAK_NGRAM
-        )
+        short = frozenset(k for t in texts for k in _sentence_keys(t) if 4 <= k.count(" ") + 1 < _LEAK_NGRAM)
         return cls(constitution.assistant.name, constitution.language, grams, short)
 
     def found_in(self, text: str, message: str) -> bool:
         """Whether the text repeats eight words in a row, or a whole short sentence, that the user did not say."""
-        said = set(ngrams(tokens(message), _LEAK_NGRAM))
-        spoken = {" ".join(tokens(s)) for s in _sentences(message)}
-        if any(g in self.ngrams and g not in said for g in ngrams(tokens(text), _LEAK_NGRAM)):
+        grams = self.ngrams.intersection(ngrams(tokens(text), _LEAK_NGRAM))
+        if grams and not grams <= set(ngrams(tokens(message), _LEAK_NGRAM)):
             return True
-        return any(s in self.sentences and s not in spoken for s in (" ".join(tokens(s)) for s in _sentences(text)))
+        sentences = self.sentences.intersection(_sentence_keys(text))
+        return bool(sentences) and not sentences <= set(_sentence_keys(message))
 
 
 def ngrams(items: Sequence[str], n: int) -> Iterable[tuple[str, ...]]:
     """All runs of n neighbours."""
-    return (tuple(items[i : i + n]) for i in range(len(items) - n + 1))
+    return zip(*(items[i:] for i in range(n)), strict=False)
 
 
 def _sentences(text: str) -> list[str]:
     return [s for s in re.split(r"(?<=[.?!])\s+|\n+", text) if s.strip()]
 
 
+@lru_cache(maxsize=16)
+def _sentence_keys(text: str) -> tuple[str, ...]:
+    """Each sentence's tokens, joined by spaces."""
+    return tuple(" ".join(tokens(s)) for s in _sentences(text))
+
+
+def _shows_thoughts(text: str) -> bool:
+    low = text.lower()
+    # The words first: the expression costs ten times as much.
+    return any(w in low for w in ("internal", "follow", "principle")) and bool(_THOUGHT.search(text))
+
+
 def _without_code(text: str) -> str:
-    return re.sub(r"```.*?(```|$)", " ", text, flags=re.DOTALL)
+    return re.sub(r"```.*?(```|$)", " ", text, flags=re.DOTALL) if "```" in text else text
 
 
 def loops(text: str) -> bool:
     """Whether the text repeats itself without end: a sentence three times, or mostly n-grams that occurred before."""
     prose = _without_code(text)
-    sentences = Counter(" ".join(tokens(s)) for s in _sentences(prose) if len(tokens(s)) >= 3)
+    sentences = Counter(k for k in _sentence_keys(prose) if k.count(" ") >= 2)
     if sentences and max(sentences.values()) >= 3:
         return True
     grams = list(ngrams(tokens(prose), _LOOP_NGRAM))
@@ -108,6 +121,14 @@ def repetitive(text: str) -> bool:
 def new_words(text: str, message: str) -> int:
     """How many different words of three letters and more, or numbers, the answer adds to the question."""
     return len({w for w in words(text) if len(w) >= 3 or w.isdigit()} - set(words(message)))
+
+
+def _echoes(text: str, message: str) -> bool:
+    one, two = words(text), words(message)
+    # F1 is at most that of two texts of which the shorter is part of the longer.
+    if 2 * min(len(one), len(two)) <= _ECHO * (len(one) + len(two)):
+        return False
+    return rouge_l(text, message, words) > _ECHO
 
 
 def cut_at_repeated_clause(text: str) -> str:
@@ -162,7 +183,7 @@ def judge_response(text: str, truncated: bool, message: str, leaks: Leaks, rules
 def _common(text: str, message: str, leaks: Leaks) -> str | None:
     if _ROLE.search(text) or f"\n{leaks.name}:" in f"\n{text}":
         return "turn leaked"
-    if _THOUGHT.search(text) or len(CITATION.findall(text)) >= 2:
+    if _shows_thoughts(text) or len(CITATION.findall(text)) >= 2:
         return "thoughts leaked"
     if leaks.found_in(text, message):
         return "exemplar leaked"
@@ -170,7 +191,7 @@ def _common(text: str, message: str, leaks: Leaks) -> str | None:
         return "loop"
     if repetitive(text):
         return "repetitive"
-    if tokens(text) and (rouge_l(text, message, words) > 0.8 or not new_words(text, message)):
+    if tokens(text) and (not new_words(text, message) or _echoes(text, message)):
         return "echoes the prompt"
     if not any(c.isalnum() for c in text):
         return "no words"

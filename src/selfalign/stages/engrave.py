@@ -30,8 +30,8 @@ def identity_examples(constitution: Constitution) -> list[Example]:
 
 def run(context: Context) -> list[Path]:
     """Train the engraved adapter; returns the files."""
-    responses, removed = context.responses()
+    responses = context.responses()
     examples = [
         Example(r.id, "standard", r.message, r.response, r.source) for r in responses if r.split == "train"
     ] + identity_examples(context.run.constitution)
-    return adapter.train(context, "engrave", examples, context.recipe.engrave, STAGE, removed)
+    return adapter.train(context, "engrave", examples, context.recipe.engrave, STAGE, list(responses.removed()))

@@ -10,9 +10,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from selfalign.context import Context, Fate
+from selfalign.context import Context
 from selfalign.errors import UserError
-from selfalign.journal import Clock
+from selfalign.journal import Clock, Fate
 from selfalign.quality.instruction_filters import cleaned, reason_to_drop_own
 from selfalign.quality.novelty import NoveltyIndex, folded
 from selfalign.records import Prompt, content_hash, join_input, json_lines, prompt_id, read_jsonl, write_jsonl

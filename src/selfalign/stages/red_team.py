@@ -16,11 +16,11 @@ from pathlib import Path
 
 from selfalign.constitution import QuestionType, load_seeds
 from selfalign.constitution.document import LANGUAGES
-from selfalign.context import Context, Fate
+from selfalign.context import Context
 from selfalign.engines.base import BOS, Completion, Pieces, Request, Step
 from selfalign.errors import UserError
 from selfalign.generate import Work, generate, row_seed
-from selfalign.journal import Clock
+from selfalign.journal import Clock, Fate
 from selfalign.quality.instruction_filters import reason_to_drop
 from selfalign.quality.novelty import NoveltyIndex
 from selfalign.records import Prompt, Topic, content_hash, prompt_id, read_jsonl, write_jsonl

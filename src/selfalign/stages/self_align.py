@@ -8,64 +8,71 @@ thoughts stay in a column of their own; the answer alone is training text. (SELF
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Callable, Generator
+from contextlib import closing
 from pathlib import Path
 
-from selfalign import guided
-from selfalign.context import Context, Fate
+from selfalign import atomic, guided
+from selfalign.context import Context
 from selfalign.engines.base import Request
-from selfalign.generate import Outcome, Work, generate, row_seed
-from selfalign.journal import Clock
+from selfalign.generate import Outcome, Work, row_seed, stream
+from selfalign.inputs import Rows
+from selfalign.journal import Clock, Fate
 from selfalign.quality.response_filters import Leaks, judge_response, judge_thoughts
-from selfalign.records import Prompt, Response, write_jsonl
+from selfalign.records import Prompt, Response, line
 
 STAGE = "align"
 
 
-def request(context: Context, prompt: Prompt) -> Request:
-    """The request for one prompt, in the recipe's form."""
+def form(context: Context) -> guided.Form:
+    """How the recipe asks."""
     config = context.recipe.align
-    return guided.request(
-        context.run.constitution,
-        config,
-        context.sampling(config),
-        prompt.message,
-        row_seed(context.recipe.seed, STAGE, prompt.id),
-        prompt.question_type,
-    )
+    return guided.Form(context.run.constitution, config, context.sampling(config))
+
+
+def request(context: Context, prompt: Prompt, asked: guided.Form) -> Request:
+    """The request for one prompt."""
+    return asked.request(prompt.message, row_seed(context.recipe.seed, STAGE, prompt.id), prompt.question_type)
 
 
 def run(context: Context) -> list[Path]:
     """Answer every prompt of the file; returns the files."""
-    clock = Clock()
-    prompts, fates = context.prompts()
-    removed = len(fates)
-    works = [Work(p.id, request(context, p)) for p in prompts]
-    if works:
-        context.engine().prime(works[0].request.prompt[:2], None)
-    with context.screen.bar("self-align", len(works)) as bar:
-        outcomes = generate(
-            works, context.engine(), context.journal, stage=STAGE, identities=context.identities(), on_done=bar.add
-        )
-    leaks = Leaks.of(context.run.constitution)
-    kept: list[Response] = []
-    for position, (prompt, outcome) in enumerate(zip(prompts, outcomes, strict=True)):
-        fate, response = decide(context, prompt, outcome, works[position].request, leaks, position)
-        fates.append(fate)
-        if response:
-            kept.append(response)
+    clock, prompts = Clock(), context.prompts()
     path = context.run.jsonl("responses")
-    write_jsonl(path, kept)
-    counts = context.settle(STAGE, fates, len(prompts) + removed, clock, {"principles": _usage(kept)})
+    used: Counter[str] = Counter()
+    with context.screen.bar("self-align", len(prompts)) as bar, atomic.new_file(path) as file:
+
+        def keep(response: Response) -> None:
+            file.write(line(response).encode("utf-8"))
+            used.update(map(str, response.principles))
+
+        context.decide(STAGE, _fates(context, prompts, keep, bar.add))
+    removed = prompts.number_removed()
+    counts = context.finish(STAGE, len(prompts) + removed, clock, {"principles": dict(used)})
     context.check_failures(counts)
     return [path]
 
 
-def _usage(rows: list[Response]) -> dict[str, int]:
-    used: dict[str, int] = {}
-    for row in rows:
-        for number in row.principles:
-            used[str(number)] = used.get(str(number), 0) + 1
-    return used
+def _fates(
+    context: Context, prompts: Rows[Prompt], keep: Callable[[Response], None], on_done: Callable[[int, int], None]
+) -> Generator[Fate, None, None]:
+    """Ask, judge and keep one row after the other; in memory are those of a window only."""
+    asked, leaks = form(context), Leaks.of(context.run.constitution)
+    yield from prompts.removed()
+    if not prompts:
+        return
+    context.engine().prime(asked.prefix, None)
+    works = (Work(p.id, request(context, p, asked), p) for p in prompts)
+    answered = stream(
+        works, context.engine(), context.journal, stage=STAGE, identities=context.identities(), on_done=on_done
+    )
+    with closing(answered):
+        for position, (work, outcome) in enumerate(answered):
+            fate, response = decide(context, work.item, outcome, work.request, leaks, position)
+            if response:
+                keep(response)
+            yield fate
 
 
 def decide(

@@ -14,10 +14,10 @@ from pathlib import Path
 
 from selfalign.constitution import SeedTask, load_seeds
 from selfalign.constitution.document import LANGUAGES
-from selfalign.context import Context, Fate
+from selfalign.context import Context
 from selfalign.engines.base import BOS, Pieces, Request, Step
 from selfalign.generate import Outcome, Work, generate, row_seed
-from selfalign.journal import Clock
+from selfalign.journal import Clock, Fate
 from selfalign.quality.instruction_filters import reason_to_drop
 from selfalign.quality.novelty import NoveltyIndex
 from selfalign.records import Prompt, content_hash, prompt_id, write_jsonl

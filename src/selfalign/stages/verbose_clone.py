@@ -9,16 +9,20 @@ questions. The persona is pruned: the pairs are learnt under the standard and th
 
 from __future__ import annotations
 
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
-from selfalign.context import Context, Fate
+from selfalign import atomic
+from selfalign.context import Context
 from selfalign.dialogue import PLAIN, Turn
 from selfalign.engines.base import Control, Request, Step
-from selfalign.generate import Work, generate, row_seed
-from selfalign.journal import Clock
+from selfalign.generate import Work, row_seed, stream
+from selfalign.journal import Clock, Fate
 from selfalign.quality.response_filters import Leaks, judge_verbose
-from selfalign.records import Example, Prompt, Response, content_hash, read_jsonl, write_jsonl
+from selfalign.records import Example, Prompt, Response, content_hash, line, read_jsonl
 from selfalign.training import adapter
 
 ANSWERS, STAGE = "verbose", "clone"
@@ -26,16 +30,16 @@ _REPETITION = 1.0
 """Penalty on a token that would repeat a 3-gram; 2.0 for a 4-gram, as in the original."""
 
 
-def _questions(context: Context) -> list[Prompt]:
-    prompts, _ = context.prompts()
-    chosen = [p for p in prompts if p.split == "train"]
-    if context.recipe.clone.prompts is not None:
-        chosen = chosen[: context.recipe.clone.prompts]
-    known = {p.message for p in chosen}
+def _questions(context: Context) -> Iterator[Prompt]:
+    limit, identity = context.recipe.clone.prompts, context.run.constitution.identity
     # One question may have several answers to learn in stage 3; here it is asked once.
-    questions = dict.fromkeys(pair.question for pair in context.run.constitution.identity)
-    identity = [Prompt(content_hash("identity", q), q, source="identity") for q in questions]
-    return chosen + [p for p in identity if p.message not in known]
+    questions = dict.fromkeys(pair.question for pair in identity)
+    train = (p for p in context.prompts() if p.split == "train")
+    for prompt in islice(train, limit):
+        questions.pop(prompt.message, None)
+        yield prompt
+    for question in questions:
+        yield Prompt(content_hash("identity", question), question, source="identity")
 
 
 def request(context: Context, prompt: Prompt) -> Request:
@@ -57,28 +61,33 @@ def run(context: Context) -> list[Path]:
 
 
 def _answer(context: Context) -> Path:
-    clock = Clock()
-    prompts = _questions(context)
-    works = [Work(p.id, request(context, p)) for p in prompts]
-    engine = context.engine(("engrave",) if context.has_weights else ())
-    with context.screen.bar("verbose", len(works)) as bar:
-        outcomes = generate(
-            works, engine, context.journal, stage=ANSWERS, identities=context.identities(("engrave",)), on_done=bar.add
-        )
+    clock, number = Clock(), sum(1 for _ in _questions(context))
+    path = context.run.jsonl("clone_responses")
+    with context.screen.bar("verbose", number) as bar, atomic.new_file(path) as file:
+        context.decide(ANSWERS, _fates(context, lambda r: file.write(line(r).encode("utf-8")), bar.add))
+    context.check_failures(context.finish(ANSWERS, number, clock))
+    return path
+
+
+def _fates(
+    context: Context, keep: Callable[[Response], object], on_done: Callable[[int, int], None]
+) -> Generator[Fate, None, None]:
+    """Ask, judge and keep one row after the other."""
     leaks = Leaks.of(context.run.constitution, verbose_only=True)
-    fates: list[Fate] = []
-    kept: list[Response] = []
-    for position, (prompt, outcome) in enumerate(zip(prompts, outcomes, strict=True)):
-        if outcome.completion is None:
-            fates.append((prompt.id, position, outcome.fate, outcome.reason, prompt.message))
-            continue
-        part = outcome.completion.parts[-1]
-        verdict = judge_verbose(part.text, part.finish == "length", prompt.message, leaks, context.recipe.filters)
-        shown = f"{prompt.message}\n{part.text.strip()}"
-        fates.append((prompt.id, position, "dropped" if verdict.reason else "kept", verdict.reason or "", shown))
-        if not verdict.reason:
-            kept.append(
-                Response(
+    works = (Work(p.id, request(context, p), p) for p in _questions(context))
+    engine = context.engine(("engrave",) if context.has_weights else ())
+    identities = context.identities(("engrave",))
+    answered = stream(works, engine, context.journal, stage=ANSWERS, identities=identities, on_done=on_done)
+    with closing(answered):
+        for position, (work, outcome) in enumerate(answered):
+            prompt: Prompt = work.item
+            if outcome.completion is None:
+                yield prompt.id, position, outcome.fate, outcome.reason, prompt.message
+                continue
+            part = outcome.completion.parts[-1]
+            verdict = judge_verbose(part.text, part.finish == "length", prompt.message, leaks, context.recipe.filters)
+            if not verdict.reason:
+                kept = Response(
                     prompt.id,
                     prompt.instruction,
                     prompt.input,
@@ -87,11 +96,9 @@ def _answer(context: Context) -> Path:
                     question_type=prompt.question_type,
                     split=prompt.split,
                 )
-            )
-    path = context.run.jsonl("clone_responses")
-    write_jsonl(path, kept)
-    context.check_failures(context.settle(ANSWERS, fates, len(prompts), clock))
-    return path
+                keep(kept)
+            shown = f"{prompt.message}\n{part.text.strip()}"
+            yield prompt.id, position, "dropped" if verdict.reason else "kept", verdict.reason or "", shown
 
 
 def _train(context: Context) -> list[Path]:

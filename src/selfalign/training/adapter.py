@@ -8,9 +8,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Literal
 
-from selfalign.context import Context, Fate
+from selfalign.context import Context
 from selfalign.dialogue import Encoded, encode_example
-from selfalign.journal import Clock
+from selfalign.journal import Clock, Fate
 from selfalign.recipe import Engrave
 from selfalign.records import Example, write_jsonl
 
