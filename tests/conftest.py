@@ -60,7 +60,7 @@ def fake_run(tmp_path: Path, default_constitution: Constitution) -> Iterator[Cal
         recipe = recipes.load("quick", ["engine.kind=fake", *sets])
         texts = texts or default_constitution
         context = Context(RunDir.create(tmp_path / name, recipe, texts), Screen(-1))
-        context._engine = Fake(parallel=recipe.engine.slots, **{"script": default_script, **fake})
+        context._engine = Fake(parallel=context.slots(), **{"script": default_script, **fake})
         context._engine_for = tuple(context.identities().values())
         made.append(context)
         return context

@@ -163,10 +163,10 @@ def serving(choose: Callable[[str], str | None]) -> Iterator[FaultServer]:
         server.server_close()
 
 
-def engine(server: FaultServer, policy: Policy = FAST, **more: object) -> OpenAiApi:
+def engine(server: FaultServer, policy: Policy = FAST, slots: int = 8, **more: object) -> OpenAiApi:
     url = f"http://127.0.0.1:{server.server_address[1]}/v1"
     config = {"kind": "openai", "url": url, "served": {"base": "m"}, "timeout": 0.25, **more}
-    made = OpenAiApi(Engine.model_validate(config), policy)
+    made = OpenAiApi(Engine.model_validate(config), slots, policy)
     server.engines.append(made)
     return made
 
@@ -293,13 +293,13 @@ def test_the_key_comes_from_its_variable_and_stands_in_no_message(monkeypatch: p
 @pytest.mark.parametrize("url", [None, "", "127.0.0.1:80", "ftp://x/v1", "http://user:pass@host/v1", "http:///v1"])
 def test_a_wrong_address_is_the_users_mistake(url: str | None):
     with pytest.raises(UserError, match=r"engine\.url"):
-        OpenAiApi(Engine.model_validate({"kind": "openai", "url": url}))
+        OpenAiApi(Engine.model_validate({"kind": "openai", "url": url}), 8)
 
 
 def test_a_host_that_nobody_knows_ends_the_run():
     config = Engine.model_validate({"kind": "openai", "url": "http://no-such-host.invalid/v1", "served": {"base": "m"}})
     with pytest.raises(Resumable, match="not known"):
-        OpenAiApi(config, FAST).generate((BOS, "x"), STEP, 0, None)
+        OpenAiApi(config, 8, FAST).generate((BOS, "x"), STEP, 0, None)
 
 
 def test_retry_after_in_every_form():
@@ -353,7 +353,7 @@ def test_a_real_llama_cpp_server_says_what_the_engine_in_process_says(real: Llam
     monkeypatch.setenv("LLAMA_KEY", real._key)
     url = f"{real._server.listening_address}/v1"
     config = {"kind": "openai", "url": url, "served": {"base": "any"}, "key_env": "LLAMA_KEY"}
-    remote = OpenAiApi(Engine.model_validate(config))
+    remote = OpenAiApi(Engine.model_validate(config), 8)
     step = Step(Sampling(0.0, 1.0, 12), stop=("\n",))
     prompt = (BOS, "User: Name the capital of France.\n\nAssistant:")
     mine, theirs = real.generate(prompt, step, 0, None), remote.generate(prompt, step, 0, None)

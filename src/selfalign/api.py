@@ -18,7 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from selfalign import constitution, engines, models, pipeline, report_terminal
+from selfalign import atomic, constitution, engines, models, pipeline, report_terminal
 from selfalign import recipe as recipes
 from selfalign.context import Context
 from selfalign.errors import UserError
@@ -165,6 +165,7 @@ def create(
     try:
         found = RunDir.create(path, wanted, texts, new)
         lock = hold(path) if lock is None else lock
+        atomic.sweep(path)
     except BaseException:
         if lock is not None:
             os.close(lock)
@@ -178,7 +179,7 @@ def prepare(
     limit: int | None,
     prompts: str | Path | None,
 ) -> tuple[Recipe, constitution.Constitution, models.Model | None]:
-    """Recipe, constitution and model, checked before anything is written.
+    """Recipe (with the engine chosen), constitution and model, checked before anything is written.
 
     Raises:
         SelfAlignError: one of them is wrong.
@@ -187,6 +188,7 @@ def prepare(
         settings = [f"{key}={_yaml(value)}" for key, value in settings.items()]
     loaded = recipes.load(recipe, settings, limit)
     wanted = recipes.located(loaded, Path(prompts) if prompts is not None else None, recipe)
+    wanted = wanted.model_copy(update={"engine": engines.chosen(wanted.engine)})
     texts = constitution.load(wanted.constitution)
     constitution.load_seeds(wanted.seeds)
     model = models.resolve(wanted.model) if engines.needs_weights(wanted.engine) else None
@@ -200,7 +202,9 @@ def open_run(path: str | Path, *, force: bool = False, screen: Screen | None = N
         SelfAlignError: there is none, or another process holds it.
     """
     found = RunDir.open(Path(path))
-    return Run(Context(found, screen or Screen(-1), force=force), hold(Path(path)))
+    lock = hold(Path(path))
+    atomic.sweep(Path(path))
+    return Run(Context(found, screen or Screen(-1), force=force), lock)
 
 
 def _yaml(value: object) -> str:

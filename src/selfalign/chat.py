@@ -43,9 +43,8 @@ def start(
         why = "was not trained in this run" if name in ADAPTERS else "is not a model"
         raise UserError(f"--model {name!r} {why}; this run has {known}")
     adapter = found[name] if context.has_weights else None
-    config = context.recipe.engine.model_copy(update={"slots": 1})
-    gguf = context.model.gguf if context.has_weights else None
-    engine = engines.start(config, gguf, {adapter: context.run.adapter_gguf(adapter)} if adapter else {})
+    base = context.model if context.has_weights else None
+    engine = engines.start(context.recipe.engine, base, {adapter: context.run.adapter(adapter)} if adapter else {}, 1)
     settings = context.recipe.evaluate
     sampling = Sampling(
         temperature, settings.top_p, max_tokens, context.recipe.engine.top_k, repetition=settings.repetition

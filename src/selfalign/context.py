@@ -6,7 +6,7 @@ from collections.abc import Generator
 from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from selfalign import engines, models
 from selfalign.engines.base import Engine, Sampling
@@ -15,9 +15,12 @@ from selfalign.inputs import Rows
 from selfalign.journal import Clock, Fate, Journal, StageCounts
 from selfalign.progress import Screen
 from selfalign.quality.instruction_filters import probe_keys
-from selfalign.recipe import Recipe, engine_kind
+from selfalign.recipe import Recipe
 from selfalign.records import Prompt, Response, content_hash
 from selfalign.run import RunDir, file_hash
+
+if TYPE_CHECKING:
+    from selfalign.calibrate import Calibration
 
 ADAPTER_STAGES = ("engrave", "clone")
 
@@ -67,7 +70,7 @@ class Context:
         """For the base (None) and each of these stages' adapters, a hash of the weights: part of every work key."""
         if not self.has_weights:
             return dict.fromkeys((None, *ADAPTER_STAGES), "fake")
-        if engine_kind(self.recipe.engine) == "openai":
+        if engines.kind(self.recipe.engine) == "openai":
             served = self.recipe.engine.served
             base = content_hash(self.model.identity, served.get("base"))
             return {None: base, **{a: content_hash(base, a, served.get(a)) for a in adapters}}
@@ -79,13 +82,42 @@ class Context:
         wanted = tuple(self.identities(adapters).values())
         if self._engine is None or self._engine_for != wanted:
             self.release_engine()
-            remote = engine_kind(self.recipe.engine) == "openai"
-            if remote:
+            config = self.recipe.engine
+            here = self.has_weights and engines.kind(config) != "openai"
+            if self.has_weights and not here:
                 self._check_served(adapters)
-            gguf = self.model.gguf if self.has_weights and not remote else None
-            self._engine = engines.start(self.recipe.engine, gguf, {a: self.run.adapter_gguf(a) for a in adapters})
+            folders = {a: self.run.adapter(a) for a in adapters}
+            self._engine = engines.start(config, self.model if here else None, folders, self.slots())
             self._engine_for = wanted
+            self._say_engine(self._engine.parallel)
         return self._engine
+
+    def _say_engine(self, slots: int) -> None:
+        config = self.recipe.engine
+        # What auto would say today: the frozen recipe holds its answer.
+        kind, why = engines.choose(config.model_copy(update={"kind": "auto"}))
+        reason = f" ({why})" if kind == engines.kind(config) else ""
+        text = f"  engine {engines.kind(config)}{reason}, {slots} requests at once"
+        if config.slots == "auto" and kind == "llama_cpp":
+            rates = ", ".join(f"{n}: {rate:.0f}" for n, rate in self.calibration().by_slots.items())
+            text += f"; measured tokens/s by requests at once: {rates}"
+        self.screen.say(text, "dim")
+
+    def slots(self) -> int:
+        """Requests at once: the recipe's, or what this machine does best."""
+        config = self.recipe.engine
+        if config.slots != "auto":
+            return config.slots
+        if engines.kind(config) == "llama_cpp":
+            return self.calibration().slots
+        return engines.default_slots(config)
+
+    def calibration(self, fresh: bool = False) -> Calibration:
+        """How fast llama.cpp is here, measured once per model. Raises as `calibrate.calibration`."""
+        from selfalign import calibrate
+
+        config, model = self.recipe.engine, self.model
+        return calibrate.calibration(model.gguf, model.identity, config.context, config.threads, fresh, self.screen.say)
 
     def _check_served(self, adapters: tuple[str, ...]) -> None:
         """A server cannot load an adapter of ours: the user serves it and names it.
@@ -160,6 +192,14 @@ class Context:
         self.screen.say(
             f"  {stage}: {counts.rows_in} in, {counts.kept} kept" + (f"; dropped: {dropped}" if dropped else "")
         )
+        made = counts.generation
+        if made.seconds and self.has_weights:
+            self.screen.say(
+                f"  {made.generated_tokens:,} tokens at {made.tokens_per_second:.0f} a second; of the prompts' tokens "
+                f"{made.prompt_tokens:,} computed, {made.cached_tokens:,} from the cache ({made.hit_rate:.1%}); "
+                f"engine busy {made.busy:.0%}",
+                "dim",
+            )
         return counts
 
     def check_failures(self, counts: StageCounts) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import time
 from pathlib import Path
 
 from selfalign import __version__
@@ -53,3 +54,30 @@ def _memory() -> str:
     if not hasattr(os, "sysconf"):
         return "unknown"
     return f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.1f} GiB"
+
+
+def accelerators() -> list[str]:
+    """Kinds of accelerators that this machine's system shows: cuda, rocm. No library is loaded for it."""
+    devices = {"cuda": "/dev/nvidia0", "rocm": "/dev/kfd"}
+    return [kind for kind, device in devices.items() if Path(device).exists()]
+
+
+def dtype() -> str:
+    """The floating-point type that torch should compute in here: bfloat16 where it is really faster.
+
+    A processor without bfloat16 arithmetic emulates it, hundreds of times slower than float32; what the processor says
+    of itself need not be what a virtual machine gives. So both are tried, a few milliseconds each.
+    """
+    if accelerators():
+        return "bfloat16"
+    import torch
+
+    def seconds(kind: torch.dtype) -> float:
+        matrix = torch.ones(256, 256, dtype=kind)
+        matrix @ matrix
+        start = time.perf_counter()
+        for _ in range(4):
+            matrix @ matrix
+        return time.perf_counter() - start
+
+    return "bfloat16" if seconds(torch.bfloat16) < 0.8 * seconds(torch.float32) else "float32"

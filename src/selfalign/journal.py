@@ -345,6 +345,14 @@ class Journal:
         """Stage -> (hash of its inputs, its files)."""
         return {s: (i, json.loads(f)) for s, i, f in self._read("SELECT stage, inputs, files FROM published")}
 
+    def drop_examples(self, stage: str) -> dict[str, str]:
+        """Reason -> the first row that was dropped or failed for it, the most frequent reason first."""
+        query = (
+            "SELECT reason, text, MIN(position) FROM rows WHERE stage = ? AND state != 'kept' "
+            "GROUP BY reason ORDER BY COUNT(*) DESC, reason"
+        )
+        return {reason: text for reason, text, _ in self._read(query, (stage,))}
+
     def drops(self) -> Iterator[Drop]:
         """Every row that was not kept, in the order of the pipeline."""
         for stage in self.stages():

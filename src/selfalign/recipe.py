@@ -25,8 +25,8 @@ Tokens = Field(ge=1, le=32768)
 
 
 class Engine(Strict):
-    kind: Literal["auto", "llama_cpp", "openai", "fake"] = "auto"
-    """auto takes openai where `url` is given, else llama_cpp, in process."""
+    kind: Literal["auto", "llama_cpp", "vllm", "openai", "fake"] = "auto"
+    """auto takes openai where `url` is given, vllm where it is installed beside an accelerator, else llama_cpp."""
     url: str | None = None
     """openai: the server's address, as http://127.0.0.1:8080/v1."""
     served: dict[str, str] = {}
@@ -43,14 +43,19 @@ class Engine(Strict):
         known = ("base", "engrave", "clone")
         if wrong := next((name for name in self.served if name not in known), None):
             raise ValueError(f"served names the models {', '.join(known)}, not {wrong!r}")
+        if self.slots != "auto" and not 1 <= self.slots <= 1024:
+            raise ValueError(f"slots is {self.slots}: auto, or a number from 1 to 1024")
         return self
 
-    slots: int = Field(8, ge=1, le=64)
-    """Requests generated at once."""
+    slots: int | Literal["auto"] = Field("auto")
+    """Requests generated at once. auto: for llama_cpp what a short measurement of this machine finds best, 64 for vllm
+    on an accelerator, else 8."""
     context: int = Field(4096, ge=256, le=131072)
     """Tokens of context per slot."""
     threads: int = Field(0, ge=0)
     """0: all cores that this process may use."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """vllm: the type to compute in. auto: bfloat16 where this machine is really faster in it, else float32."""
     top_k: int = Field(1000, ge=0)
     """Draw from the k most likely tokens, then top_p. 0 is no limit: with a vocabulary of 262,144 tokens that halves
     the speed (benchmarks/sampling.py)."""
@@ -173,13 +178,6 @@ class Recipe(Strict):
 
     def digest(self) -> str:
         return content_hash(self.model_dump(mode="json"))
-
-
-def engine_kind(engine: Engine) -> str:
-    """The kind that `auto` stands for."""
-    if engine.kind != "auto":
-        return engine.kind
-    return "openai" if engine.url else "llama_cpp"
 
 
 def load(source: str, settings: list[str] | None = None, limit: int | None = None) -> Recipe:

@@ -15,12 +15,17 @@ from selfalign.report import page
 from selfalign.run import RunDir
 
 _SHOWN = 3
+_CLIP = 150
 _FAKE = "The fake engine made this: no model ran, the texts are random words.\n"
 
 
 def status(run: RunDir) -> dict[str, Any]:
-    """The ledger of every stage as plain values, with requests that still wait."""
-    stages = [{**run.journal.counts(s).as_dict(), "open": run.journal.open_work(s)} for s in run.journal.stages()]
+    """The ledger of every stage as plain values, with requests that still wait and a row for each reason to drop."""
+    journal = run.journal
+    stages = [
+        {**journal.counts(s).as_dict(), "open": journal.open_work(s), "examples": journal.drop_examples(s)}
+        for s in journal.stages()
+    ]
     return {"run": run.path.name, "finished": run.manifest.exists(), "stages": stages, "scores": page.read_scores(run)}
 
 
@@ -43,6 +48,34 @@ def _stages_table(rows: list[dict[str, Any]]) -> Table:
             f"{row['seconds']:.0f}" if row["finished"] else "…",
         )
     return table
+
+
+def _generation_table(rows: list[dict[str, Any]]) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    table.add_column("generation", no_wrap=True)
+    for name in ("requests", "prompt tokens", "from cache", "generated", "tokens/s", "busy"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in rows:
+        table.add_row(
+            page.TITLES.get(row["stage"], row["stage"]),
+            f"{row['requests']:,}",
+            f"{row['prompt_tokens'] + row['cached_tokens']:,}",
+            f"{row['hit_rate']:.1%}",
+            f"{row['generated_tokens']:,}",
+            f"{row['tokens_per_second']:.0f}",
+            f"{row['busy']:.0%}",
+        )
+    return table
+
+
+def _show_examples(rows: list[dict[str, Any]], console: Console) -> None:
+    """The most frequent reasons to drop, each with the first row that it befell."""
+    for row in rows:
+        for reason, text in list(row["examples"].items())[:_SHOWN]:
+            shown = " ".join(plain(text).split())
+            number = {**row["dropped"], **row["failed"]}.get(reason, 0)
+            head = f"{page.TITLES.get(row['stage'], row['stage'])} · {plain(reason)} {number}"
+            console.print(f"[dim]{escape(head)}[/dim]\n  {escape(shown[:_CLIP])}{' …' if len(shown) > _CLIP else ''}")
 
 
 def _scores_table(scores: list[dict[str, Any]]) -> Table:
@@ -95,23 +128,29 @@ def show_probes(answers: list[ProbeAnswer], totals: list[Total], fake: bool) -> 
     )
 
 
-def show_status(run: RunDir) -> None:
-    """The table of stages and scores on standard output."""
+def show_status(run: RunDir, examples: bool = True) -> None:
+    """The tables of stages, generation and scores on standard output, with examples of what was dropped."""
     console = stdout_console()
     found = status(run)
     if run.recipe.engine.kind == "fake":
         console.print(_FAKE, style="yellow")
     console.print(_stages_table(found["stages"]))
+    if made := [row for row in found["stages"] if row["requests"] and row["generation_seconds"]]:
+        console.print()
+        console.print(_generation_table(made))
     if found["scores"]:
         console.print()
         console.print(_scores_table(found["scores"]))
+    if examples and any(row["examples"] for row in found["stages"]):
+        console.print("\nFirst row dropped for each reason (all: drops.jsonl)")
+        _show_examples(found["stages"], console)
 
 
 def show(run: RunDir, screen: Screen) -> None:
     """What `run` ends with: the tables, a few prompts answered by every model, and where the report is."""
     console = stdout_console()
     console.print()
-    show_status(run)
+    show_status(run, examples=False)
     if screen.verbosity >= 0 and run.jsonl("answers").exists():
         _show_answers(run, console)
     if run.report.exists():

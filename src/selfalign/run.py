@@ -96,7 +96,7 @@ class RunDir:
         if is_run:
             found = cls.open(path)
             changes = differences(found.recipe.model_dump(mode="json"), wanted.model_dump(mode="json"))
-            changes = [c for c in changes if not c.startswith(_MAY_CHANGE)]
+            changes = [c for c in changes if not c.startswith((*_MAY_CHANGE, 'engine.kind: "auto"'))]
             if found.constitution.digest() != constitution.digest():
                 changes.append(f"the constitution is not the one in {path / 'constitution.yaml'}")
             if changes:
@@ -129,7 +129,8 @@ class RunDir:
         ]:
             raise UserError(f"{path} holds a recipe to edit and is no run: name another --out")
         ours = path.is_dir() and all(
-            f.is_file() and texts.get(f.name) == f.read_text("utf-8", "replace") for f in path.iterdir()
+            f.is_file() and (f.suffix == ".tmp" or texts.get(f.name) == f.read_text("utf-8", "replace"))
+            for f in path.iterdir()
         )
         if not ours:
             raise UserError(f"{path} exists and is not a run: name another --out")

@@ -2,38 +2,79 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from selfalign.engines.base import Engine
+from selfalign.environment import accelerators
 from selfalign.recipe import Engine as EngineConfig
-from selfalign.recipe import engine_kind
+
+if TYPE_CHECKING:
+    from selfalign.models import Model
+
+Adapters = Mapping[str, Path]
+"""Name -> PEFT folder; the GGUF form stands beside it."""
 
 
-def _llama_cpp(gguf: Path | None, adapters: dict[str, Path], config: EngineConfig) -> Engine:
+def _llama_cpp(model: Model, adapters: Adapters, config: EngineConfig, slots: int) -> Engine:
     from selfalign.engines.llama_cpp import LlamaCpp
 
-    assert gguf is not None  # noqa: S101  (only the fake engine goes without weights)
-    return LlamaCpp(gguf, adapters, slots=config.slots, context=config.context, threads=config.threads)
+    ggufs = {name: folder.with_suffix(".gguf") for name, folder in adapters.items()}
+    return LlamaCpp(model.gguf, ggufs, slots=slots, context=config.context, threads=config.threads)
 
 
-def _openai(gguf: Path | None, adapters: dict[str, Path], config: EngineConfig) -> Engine:
+def _vllm(model: Model, adapters: Adapters, config: EngineConfig, slots: int) -> Engine:
+    from selfalign import environment
+    from selfalign.engines.vllm_offline import VllmOffline
+
+    dtype = environment.dtype() if config.dtype == "auto" else config.dtype
+    return VllmOffline(model.folder(), model.tokenizer(), adapters, slots, config.context, dtype)
+
+
+def _openai(model: Model | None, adapters: Adapters, config: EngineConfig, slots: int) -> Engine:
     from selfalign.engines.openai_api import OpenAiApi
 
-    return OpenAiApi(config)
+    return OpenAiApi(config, slots)
 
 
-def _fake(gguf: Path | None, adapters: dict[str, Path], config: EngineConfig) -> Engine:
+def _fake(model: Model | None, adapters: Adapters, config: EngineConfig, slots: int) -> Engine:
     from selfalign.engines.fake import Fake
 
-    return Fake(parallel=config.slots)
+    return Fake(parallel=slots)
 
 
-ENGINES: dict[str, Callable[[Path | None, dict[str, Path], EngineConfig], Engine]] = {
+ENGINES: dict[str, Callable[..., Engine]] = {
     "llama_cpp": _llama_cpp,
+    "vllm": _vllm,
     "openai": _openai,
     "fake": _fake,
 }
+
+
+def choose(config: EngineConfig) -> tuple[str, str]:
+    """(kind, why): what `engine.kind: auto` stands for on this machine; otherwise the recipe's own."""
+    if config.kind != "auto":
+        return config.kind, "the recipe names it"
+    if config.url:
+        return "openai", "engine.url is given"
+    devices = accelerators()
+    if devices and find_spec("vllm"):
+        return "vllm", f"vLLM is installed and there is an accelerator ({devices[0]})"
+    if devices:
+        return "llama_cpp", f"in process; vLLM is not installed, which would use the accelerator ({devices[0]})"
+    return "llama_cpp", "in process; no engine.url and no accelerator"
+
+
+def chosen(config: EngineConfig) -> EngineConfig:
+    """The same settings with the kind that was chosen, for a recipe that is frozen."""
+    return config.model_copy(update={"kind": kind(config)})
+
+
+def kind(config: EngineConfig) -> str:
+    """The engine's kind, with `auto` resolved."""
+    return choose(config)[0]
 
 
 def needs_weights(config: EngineConfig) -> bool:
@@ -41,6 +82,19 @@ def needs_weights(config: EngineConfig) -> bool:
     return config.kind != "fake"
 
 
-def start(config: EngineConfig, gguf: Path | None, adapters: dict[str, Path] | None = None) -> Engine:
-    """Start the recipe's engine on the base model in `gguf`, with adapters that requests may name."""
-    return ENGINES[engine_kind(config)](gguf, adapters or {}, config)
+def default_slots(config: EngineConfig) -> int:
+    """Requests at once where the recipe says auto; llama.cpp's is measured instead (see `calibrate`)."""
+    return 64 if kind(config) == "vllm" and accelerators() else 8
+
+
+def start(config: EngineConfig, model: Model | None, adapters: Adapters, slots: int) -> Engine:
+    """Start the recipe's engine on the base model, with adapters that requests may name.
+
+    Args:
+        model: None where no model runs here (a server, the fake engine).
+        slots: requests at once.
+
+    Raises:
+        UserError: the engine cannot be started.
+    """
+    return ENGINES[kind(config)](model, adapters, config, slots)

@@ -32,13 +32,14 @@ class OpenAiApi:
 
     Args:
         config: address, model ids, limits.
+        slots: requests at once.
         policy: retries.
 
     Raises:
         UserError: the address, or the variable with the key, is wrong or missing.
     """
 
-    def __init__(self, config: EngineConfig, policy: Policy | None = None) -> None:
+    def __init__(self, config: EngineConfig, slots: int, policy: Policy | None = None) -> None:
         if not config.url:
             raise UserError("engine.kind openai needs engine.url, for example http://127.0.0.1:8080/v1")
         parts = urllib.parse.urlsplit(config.url)
@@ -46,7 +47,7 @@ class OpenAiApi:
             raise UserError("engine.url must begin with http:// or https:// and name a host")
         if parts.username or parts.password:
             raise UserError("engine.url holds a user or password: put the key into a variable, named by engine.key_env")
-        self.parallel = config.slots
+        self.parallel = slots
         self._parts, self._path = parts, parts.path.rstrip("/").removesuffix("/v1") + "/v1/completions"
         self._served = config.served
         self._key = _key(config.key_env)

@@ -114,6 +114,9 @@ def _encode(
 
 
 def _parity(context: Context, kind: Kind, adapted: object) -> dict[str, float]:
+    """Whether llama.cpp computes what torch does; nothing where the model has no GGUF."""
+    if context.model.gguf_path is None:
+        return {}
     from selfalign.engines.llama_cpp import LlamaCpp
     from selfalign.training import parity
 

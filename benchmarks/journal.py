@@ -1,0 +1,90 @@
+"""What journal, parser and filters cost without a model: rows/s, memory, resuming.
+
+    python benchmarks/journal.py [--rows 1000000]
+
+Stage 2 of a run on the fake engine, whose answers cost next to nothing, each measurement in a process of its own:
+rows/s (median of three runs of 20,000 rows), peak memory at 10,000 rows and at --rows, the same command again on a
+finished stage of 100,000 rows, and the stage decided anew from the journal. About 9 minutes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import selfalign
+from selfalign.engines.fake import Fake
+from selfalign.records import Prompt, line, prompt_id
+
+SETTINGS = {"engine.kind": "fake", "stages": ["align"]}
+
+
+def write_prompts(file: Path, rows: int) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("w", encoding="utf-8") as stream:
+        for number in range(rows):
+            text = f"Explain in your own words what number {number} has to do with the sea and with {number % 1013}."
+            stream.write(line(Prompt(prompt_id(text, ""), text)))
+
+
+def child(folder: Path, rows: int, again: bool) -> None:
+    """Run stage 2 and print what it took."""
+    with selfalign.create("quick", folder, settings=SETTINGS) as run:
+        file = run.context.run.jsonl("prompts")
+        if not file.exists():
+            write_prompts(file, rows)
+        engine = run.context.engine()
+        assert isinstance(engine, Fake)
+        start = time.monotonic()
+        if again:
+            run.run_stage("align")
+        else:
+            run.run_all()
+        seconds = time.monotonic() - start
+        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        counts = run.counts()[0]
+        assert counts.rows_in == rows, counts
+        found = {"seconds": seconds, "megabytes": memory, "requests": engine.requests, "kept": counts.kept}
+        print(json.dumps(found))
+
+
+def measure(folder: Path, rows: int, *flags: str) -> dict[str, float]:
+    command = [sys.executable, __file__, "--child", str(folder), "--rows", str(rows), *flags]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def main(rows: int) -> None:
+    with tempfile.TemporaryDirectory(prefix="selfalign-journal-") as name:
+        folder = Path(name)
+        rates = [20_000 / measure(folder / f"rate{n}", 20_000)["seconds"] for n in range(3)]
+        print(f"stage 2, 20,000 rows, 8 threads: {statistics.median(rates):,.0f} rows/s (median of {rates[0]:,.0f}, ")
+        print(f"{rates[1]:,.0f}, {rates[2]:,.0f})")
+        measure(folder / "resume", 100_000)
+        again = measure(folder / "resume", 100_000)
+        print(f"finished stage of 100,000 rows again: {again['seconds']:.2f} s, {again['requests']:.0f} engine calls")
+        anew = measure(folder / "resume", 100_000, "--again")
+        print(f"the same decided anew from the journal: {anew['seconds']:.1f} s, {anew['requests']:.0f} engine calls")
+        small, large = measure(folder / "small", 10_000), measure(folder / "large", rows)
+        print(f"peak memory: {small['megabytes']:.0f} MB at 10,000 rows, {large['megabytes']:.0f} MB at {rows:,}")
+        print(f"{rows:,} rows: {rows / large['seconds']:,.0f} rows/s")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--again", action="store_true", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.child:
+        child(given.child, given.rows, given.again)
+    else:
+        main(given.rows)

@@ -1,0 +1,148 @@
+"""A short measurement of llama.cpp on this machine: how many slots, how fast. Kept in the cache, per model.
+
+More requests at once make a token cheaper until the processor runs out of arithmetic, and then dearer: where that is
+depends on the model, the processor and the library, so it is tried and not guessed.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from selfalign import atomic
+from selfalign.engines.base import BOS, Engine, Pieces, Sampling, Step
+from selfalign.engines.llama_cpp import LlamaCpp, usable_cores
+from selfalign.models import cache_folder
+from selfalign.records import content_hash
+
+CANDIDATES = (1, 2, 4, 8, 16, 32)
+_SECONDS = 2.0
+"""For each candidate."""
+_GAIN = 1.15
+"""More slots must bring at least this much more: they cost memory."""
+_PREFIX_TOKENS = 1300
+"""As long as a constitution: what a token costs depends on how much it looks back on."""
+_PREFIX_SECONDS = 5.0
+_SENTENCE = "The morning was cold and the harbour lay still, but in the market people spoke of bread, boats and rain. "
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """What was measured."""
+
+    slots: int
+    """The best number of requests at once."""
+    by_slots: dict[str, float]
+    """Number of requests at once -> generated tokens a second, all together, after a shared prefix."""
+    prompt_tokens_per_second: float
+    load_seconds: float
+    megabytes: float
+    """Memory that the engine took."""
+
+    @property
+    def tokens_per_second(self) -> float:
+        """At the chosen number of slots."""
+        return self.by_slots[str(self.slots)]
+
+
+def calibration(
+    gguf: Path,
+    identity: str,
+    context: int,
+    threads: int,
+    fresh: bool = False,
+    say: Callable[[str], None] = lambda _: None,
+) -> Calibration:
+    """The calibration of this model on this machine, from the cache or measured (about 20 seconds).
+
+    Args:
+        identity: the model's.
+        context: tokens of context per slot.
+        threads: 0 for all cores.
+        fresh: measure again.
+
+    Raises:
+        UserError: llama.cpp cannot load the model.
+    """
+    cores = threads or usable_cores()
+    version = importlib.metadata.version("xllamacpp")
+    kept = cache_folder() / "calibration" / f"{content_hash(identity, version, cores, context)}.json"
+    if kept.exists() and not fresh:
+        return Calibration(**json.loads(kept.read_text("utf-8")))
+    say("  measuring this machine (once per model, about 20 seconds)")
+    found = _measure(gguf, context, threads)
+    atomic.write_text(kept, json.dumps(asdict(found), indent=1) + "\n")
+    return found
+
+
+def _measure(gguf: Path, context: int, threads: int) -> Calibration:
+    before, start = memory(), time.monotonic()
+    most = max(n for n in CANDIDATES if n * context <= 32 * 4096)
+    # Cut so that the trial takes little memory: the context's length does not change the speed, what is in it does.
+    engine = LlamaCpp(gguf, {}, slots=most, context=min(context, 2048), threads=threads)
+    try:
+        loaded = time.monotonic()
+        _prefix_rate(engine, 64)  # the first computation pays for memory that is touched for the first time
+        rate, _ = _prefix_rate(engine, 128)
+        tokens = int(min(_PREFIX_TOKENS, max(128, rate * _PREFIX_SECONDS), min(context, 2048) - 256))
+        prompt_rate, prefix = _prefix_rate(engine, tokens)
+        rates: dict[int, float] = {}
+        for slots in CANDIDATES:
+            if slots > most:
+                break
+            rates[slots] = _rate(engine, prefix, slots)
+            if rates[slots] < max(rates.values()) * 0.8:
+                break  # it only gets worse
+        taken = memory() - before
+    finally:
+        engine.close()
+    best = min(rates)
+    for slots, rate in rates.items():
+        if rate > rates[best] * _GAIN:
+            best = slots
+    return Calibration(best, {str(k): v for k, v in rates.items()}, prompt_rate, loaded - start, max(0.0, taken) / 1e6)
+
+
+def _prefix_rate(engine: LlamaCpp, tokens: int) -> tuple[float, Pieces]:
+    """(prompt tokens computed a second, the prefix of about so many tokens), which all slots then have."""
+    repeats = max(1, round(tokens / max(1, len(engine.encode((_SENTENCE,))))))
+    # Another beginning each time: what an earlier prefix left in the cache must not count.
+    prefix: Pieces = (BOS, f"{tokens}. {_SENTENCE * repeats}")
+    start = time.monotonic()
+    engine.prime(prefix, None)
+    return len(engine.encode(prefix)) / (time.monotonic() - start), prefix
+
+
+def _rate(engine: Engine, prefix: Pieces, slots: int) -> float:
+    """Generated tokens a second with so many requests at once."""
+    step = Step(Sampling(1.0, 0.95, 1000, top_k=1000, ban_eos=True))
+    counts = [0] * slots
+    until = 0.0
+
+    def ask(number: int) -> None:
+        def count(text: str) -> bool:
+            counts[number] += 1
+            return time.monotonic() < until
+
+        engine.generate((*prefix, f"Number {number}:"), step, number, None, count)
+
+    with ThreadPoolExecutor(slots) as pool:
+        start = time.monotonic()
+        until = start + _SECONDS
+        list(pool.map(ask, range(slots)))
+        return sum(counts) / (time.monotonic() - start)
+
+
+def memory() -> float:
+    """Bytes of memory that this process holds now; 0 where the system does not say."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text("utf-8").split()[1])
+    except OSError:
+        return 0.0
+    return float(pages * os.sysconf("SC_PAGE_SIZE"))
