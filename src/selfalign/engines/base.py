@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from typing import Any, Literal, Protocol, TypeAlias
 
@@ -180,8 +180,15 @@ def answer(engine: Engine, request: Request) -> Completion:
     for step in request.steps:
         prompt = (*prompt, step.cue) if step.cue else prompt
         part = engine.generate(prompt, step, request.seed, request.adapter)
+        if not part.text.isascii():
+            part = replace(part, text=_whole_characters(part.text))
         parts.append(part)
         if part.finish == "length" and len(parts) < len(request.steps):
             break
         prompt = (*prompt, part.text.rstrip())
     return Completion(tuple(parts))
+
+
+def _whole_characters(text: str) -> str:
+    """The text with "?" for half characters, which a server's JSON can spell and no file can hold."""
+    return text.encode("utf-8", "replace").decode("utf-8")
