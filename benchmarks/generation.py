@@ -1,0 +1,134 @@
+"""Generation of stage 2 against simpler ways to run the same engine, side by side.
+
+    python benchmarks/generation.py            # about 14 minutes
+
+Sample: messages of the shipped seed tasks under the shipped constitution, 120 generated tokens a row (the end token is
+banned), the embedded model. Each round measures in turn: ours (loop, journal, slots as calibrated, prefix copied), a
+bare thread pool that feeds the same warm engine the same requests, one slot with a cached prefix, and one at a time
+without a cache. Medians over the rounds; the slow lanes have 40 rows in all. Then the share of the shared prefix that
+is not computed again, 200 rows, 8 slots, first pass, with the prefix copied between the slots and without.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from selfalign import calibrate, constitution, models
+from selfalign.constitution.render import query, render
+from selfalign.engines.base import BOS, Request, Sampling, Step, answer
+from selfalign.engines.llama_cpp import LlamaCpp
+from selfalign.generate import Work, generate
+from selfalign.journal import Journal
+
+ROUNDS = 4
+ROWS = 40
+SLOW_ROWS = 10
+TOKENS = 120
+CONTEXT = 4096
+MODEL = models.resolve("embedded")
+TEXTS = constitution.load("default")
+PREFIX = (BOS, render(TEXTS))
+MESSAGES = [seed.instruction for seed in constitution.load_seeds("default")]
+
+
+def requests(first: int, rows: int, tokens: int = TOKENS) -> list[Request]:
+    step = Step(Sampling(0.5, 0.95, tokens, top_k=1000, ban_eos=True))
+    chosen = [(i, f"{MESSAGES[i % len(MESSAGES)]} ({i})") for i in range(first, first + rows)]
+    return [Request((*PREFIX, query(TEXTS, text)), (step,), i) for i, text in chosen]
+
+
+@contextmanager
+def engine(slots: int, primed: bool = True) -> Any:
+    made = LlamaCpp(MODEL.gguf, {}, slots=slots, context=CONTEXT, threads=0)
+    try:
+        if primed:
+            made.prime(PREFIX, None)
+        yield made
+    finally:
+        made.close()
+
+
+def seconds(lane: Callable[[LlamaCpp, list[Request]], None], made: LlamaCpp, items: list[Request]) -> float:
+    start = time.monotonic()
+    lane(made, items)
+    return time.monotonic() - start
+
+
+def ours(made: LlamaCpp, items: list[Request]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        journal = Journal(Path(folder) / "journal.sqlite")
+        works = [Work(str(r.seed), r) for r in items]
+        outcomes = generate(works, made, journal, stage="align", identities={None: "embedded"})
+        assert all(o.completion for o in outcomes)
+        journal.close()
+
+
+def bare(made: LlamaCpp, items: list[Request]) -> None:
+    with ThreadPoolExecutor(made.parallel) as pool:
+        list(pool.map(lambda r: answer(made, r), items))
+
+
+def without_cache(made: LlamaCpp, items: list[Request]) -> None:
+    real = made._http
+    made._http = lambda path, body: real(path, {**body, "cache_prompt": False})  # type: ignore[method-assign]
+    for item in items:
+        assert answer(made, item).parts[0].cached_tokens == 0
+
+
+def one_by_one(made: LlamaCpp, items: list[Request]) -> None:
+    for item in items:
+        answer(made, item)
+
+
+def speeds(slots: int) -> None:
+    """Rows a second of each lane, and our ratio to it."""
+    lanes: dict[str, list[float]] = {"ours": [], "bare pool": [], "one slot": [], "no cache": []}
+    for number in range(ROUNDS):
+        fast, slow = requests(number * 100, ROWS), requests(number * 100 + 50, SLOW_ROWS)
+        with engine(slots) as made:
+            # In turn first and second: whoever comes second finds the processor as warm as the first left it.
+            pair = [("ours", ours), ("bare pool", bare)]
+            for name, lane in pair if number % 2 == 0 else pair[::-1]:
+                lanes[name].append(ROWS / seconds(lane, made, fast))
+        with engine(1) as made:
+            lanes["one slot"].append(SLOW_ROWS / seconds(one_by_one, made, slow))
+        with engine(1, primed=False) as made:
+            lanes["no cache"].append(SLOW_ROWS / seconds(without_cache, made, slow))
+        print(f"round {number + 1}: " + ", ".join(f"{n} {v[-1]:.3f} rows/s" for n, v in lanes.items()), flush=True)
+    median = {name: statistics.median(rates) for name, rates in lanes.items()}
+    for name, rate in median.items():
+        ratios = [a / b for a, b in zip(lanes["ours"], lanes[name], strict=True)]
+        print(f"{name:>10}: {rate:.3f} rows/s, {rate * TOKENS:.0f} tokens/s; ours is {statistics.median(ratios):.2f} x")
+
+
+def prefix_share(copied: bool) -> None:
+    """Share of the rows' prefix tokens that were not computed again."""
+    items = requests(0, 200, tokens=4)
+    with engine(8, primed=copied) as made:
+        length = len(made.encode(PREFIX))
+        own = sum(len(made.encode(r.prompt)) for r in items) - length * len(items)
+        with ThreadPoolExecutor(8) as pool:
+            parts = [p for c in pool.map(lambda r: answer(made, r), items) for p in c.parts]
+    # The last token before the suffix may be tokenised with it: a few tokens either way.
+    computed = sum(p.prompt_tokens for p in parts) - own + (length if copied else 0)
+    share = 1 - computed / (length * len(items))
+    print(f"prefix of {length} tokens, 200 rows, {'copied' if copied else 'per slot'}: {share:.1%} not computed again")
+
+
+def main() -> None:
+    measured = calibrate.calibration(MODEL.gguf, MODEL.identity, CONTEXT, 0, fresh=True)
+    print(f"calibration: {measured.slots} slots; tokens/s by slots {measured.by_slots}")
+    prefix_share(copied=True)
+    prefix_share(copied=False)
+    speeds(measured.slots)
+
+
+if __name__ == "__main__":
+    main()
