@@ -87,6 +87,15 @@ def test_a_signal_ends_the_run_resumably(tmp_path: Path, signum: signal.Signals,
     assert said.strip().splitlines()[-1].startswith("selfalign: stopped by") and "Traceback" not in said
 
 
+def test_a_run_on_the_fake_engine_never_touches_a_model(tmp_path: Path) -> None:
+    environment = {**os.environ, "SELFALIGN_CACHE": str(tmp_path / "cache")}
+    done = subprocess.run(
+        [sys.executable, "-m", "selfalign.cli", "run", *SMALL], cwd=tmp_path, env=environment, capture_output=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert not (tmp_path / "cache").exists()
+
+
 def test_a_full_disk_ends_with_75_and_resumes(tmp_path: Path) -> None:
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))

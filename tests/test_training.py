@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from selfalign.dialogue import Encoded
+from selfalign.engines.torch_scorer import TorchScorer
 from selfalign.errors import UserError
 from selfalign.recipe import Engrave
 from selfalign.training import gguf_adapter, lora
@@ -87,6 +88,25 @@ def test_parts_of_a_batch_give_the_gradient_of_the_whole(base: Any) -> None:
     assert one.losses == pytest.approx(two.losses, rel=1e-4)
 
 
+def test_the_scorer_switches_between_the_base_and_two_adapters(base: Any, tmp_path: Path) -> None:
+    base.save_pretrained(tmp_path / "base")
+    wanted = {None: lora.token_losses(base, ROWS)}
+    for number, name in enumerate(("engrave", "clone")):
+        model = lora.with_new_adapter(base, CONFIG, seed=number)
+        train(model, epochs=2 + number)
+        wanted[name] = lora.token_losses(model, ROWS)
+        lora.save_adapter(model, tmp_path / name, "a model", "", "card")
+        base = model.unload()
+    scorer = TorchScorer(tmp_path / "base", {n: tmp_path / n for n in ("engrave", "clone")})
+    for name in ("clone", None, "engrave", None, "clone"):
+        for mine, theirs in zip(scorer.score(ROWS, name), wanted[name], strict=True):
+            assert mine == pytest.approx(theirs, rel=1e-4)
+    assert wanted["clone"] != wanted["engrave"] != wanted[None]
+    for mine, theirs in zip(TorchScorer(tmp_path / "base", {}).score(ROWS, None), wanted[None], strict=True):
+        assert mine == pytest.approx(theirs, rel=1e-4)
+    scorer.close()
+
+
 def test_no_rows_is_the_users_mistake(base: Any) -> None:
     with pytest.raises(UserError, match="no training rows"):
         lora.train(base, [], learning_rate=1e-3, epochs=1, batch_size=1, warmup_steps=0, seed=0)
@@ -108,7 +128,7 @@ def test_the_adapter_is_saved_whole_and_in_both_forms(base: Any, tmp_path: Path)
     assert names == {
         f"blk.{b}.attn_{m}.weight.lora_{x}" for b in (0, 1) for m in ("q", "k", "v", "output") for x in "ab"
     }
-    loaded = lora.with_adapter(lora.load_base(tmp_path / "base"), tmp_path / "adapter")
+    loaded = lora.add_adapter(lora.load_base(tmp_path / "base"), tmp_path / "adapter")
     for mine, theirs in zip(trained, lora.token_losses(loaded, ROWS), strict=True):
         assert theirs == pytest.approx(mine, rel=1e-4)
 

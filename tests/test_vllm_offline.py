@@ -60,7 +60,7 @@ def torch_greedy(folder: Path, adapter: Path | None, ids: list[int], number: int
     from selfalign.training import lora
 
     model = lora.load_base(folder)
-    model = lora.with_adapter(model, adapter) if adapter else model
+    model = lora.add_adapter(model, adapter) if adapter else model
     with torch.no_grad():
         for _ in range(number):
             ids = [*ids, int(model(torch.tensor([ids])).logits[0, -1].argmax())]

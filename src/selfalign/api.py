@@ -18,8 +18,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from selfalign import atomic, constitution, engines, models, pipeline, report_terminal
+from selfalign import atomic, constitution, costs, engines, models, pipeline, report_terminal
 from selfalign import recipe as recipes
+from selfalign.calibrate import calibration
 from selfalign.context import Context
 from selfalign.errors import UserError
 from selfalign.journal import StageCounts
@@ -171,6 +172,32 @@ def create(
             os.close(lock)
         raise
     return Run(Context(found, screen or Screen(-1), force=force, _model=model), lock)
+
+
+def plan(
+    recipe: str = "quick",
+    *,
+    settings: Mapping[str, object] | list[str] | None = None,
+    limit: int | None = None,
+    prompts: str | Path | None = None,
+    fresh: bool = False,
+    screen: Screen | None = None,
+) -> costs.Plan:
+    """What a run of the recipe would cost on this machine. Nothing is generated but for the measurement of its speed.
+
+    Args:
+        fresh: measure this machine again; otherwise a measurement that is kept serves.
+
+    Raises:
+        SelfAlignError: as `create`.
+    """
+    wanted, texts, model = prepare(recipe, settings, limit, prompts)
+    say = (screen or Screen(-1)).say
+    speed = None
+    if model and engines.kind(wanted.engine) == "llama_cpp":
+        config = wanted.engine
+        speed = calibration(model.gguf, model.identity, config.context, config.threads, fresh, say)
+    return costs.make(wanted, texts, model, speed)
 
 
 def prepare(

@@ -43,12 +43,19 @@ class Calibration:
     prompt_tokens_per_second: float
     load_seconds: float
     megabytes: float
-    """Memory that the engine took."""
+    """Memory that the engine took, its weights included."""
+    cells: int
+    """Tokens of context that this memory has room for."""
 
     @property
     def tokens_per_second(self) -> float:
         """At the chosen number of slots."""
-        return self.by_slots[str(self.slots)]
+        return self.rate(self.slots)
+
+    def rate(self, slots: int) -> float:
+        """Generated tokens a second at so many requests at once: of the nearest number that was tried."""
+        nearest = min(self.by_slots, key=lambda n: abs(int(n) - slots))
+        return self.by_slots[nearest]
 
 
 def calibration(
@@ -73,18 +80,27 @@ def calibration(
     cores = threads or usable_cores()
     version = importlib.metadata.version("xllamacpp")
     kept = cache_folder() / "calibration" / f"{content_hash(identity, version, cores, context)}.json"
-    if kept.exists() and not fresh:
-        return Calibration(**json.loads(kept.read_text("utf-8")))
+    if not fresh and (found := _read(kept)):
+        return found
     say("  measuring this machine (once per model, about 20 seconds)")
     found = _measure(gguf, context, threads)
     atomic.write_text(kept, json.dumps(asdict(found), indent=1) + "\n")
     return found
 
 
+def _read(kept: Path) -> Calibration | None:
+    """What is kept; None where nothing is, or what another version wrote."""
+    try:
+        return Calibration(**json.loads(kept.read_text("utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
 def _measure(gguf: Path, context: int, threads: int) -> Calibration:
     before, start = memory(), time.monotonic()
     most = max(n for n in CANDIDATES if n * context <= 32 * 4096)
     # Cut so that the trial takes little memory: the context's length does not change the speed, what is in it does.
+    cells = most * min(context, 2048)
     engine = LlamaCpp(gguf, {}, slots=most, context=min(context, 2048), threads=threads)
     try:
         loaded = time.monotonic()
@@ -106,7 +122,9 @@ def _measure(gguf: Path, context: int, threads: int) -> Calibration:
     for slots, rate in rates.items():
         if rate > rates[best] * _GAIN:
             best = slots
-    return Calibration(best, {str(k): v for k, v in rates.items()}, prompt_rate, loaded - start, max(0.0, taken) / 1e6)
+    return Calibration(
+        best, {str(k): v for k, v in rates.items()}, prompt_rate, loaded - start, max(0.0, taken) / 1e6, cells
+    )
 
 
 def _prefix_rate(engine: LlamaCpp, tokens: int) -> tuple[float, Pieces]:

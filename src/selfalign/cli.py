@@ -98,6 +98,25 @@ def run(
 
 
 @app.command()
+def plan(
+    recipe: Annotated[str, typer.Argument(help="quick, standard, paper, two-stage, or a YAML file.")] = "quick",
+    limit: Annotated[int | None, typer.Option(help="Cut every size of the recipe to at most this many rows.")] = None,
+    settings: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE")] = None,
+    prompts: Annotated[Path | None, typer.Option(help="Your own prompts in place of stage 1.")] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Measure this machine again (20 seconds).")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Requests, tokens, time, memory and disk of each stage, before anything is spent."""
+    from selfalign import api, report_terminal
+
+    found = api.plan(recipe, settings=settings, limit=limit, prompts=prompts, fresh=fresh, screen=_screen())
+    if as_json:
+        typer.echo(json.dumps(found.as_dict(), indent=1))
+    else:
+        report_terminal.show_plan(found)
+
+
+@app.command()
 def init(folder: Annotated[Path, typer.Argument(help="The folder to make.", metavar="DIR")]) -> None:
     """Write a constitution, seed tasks and a recipe to edit."""
     from selfalign import starter

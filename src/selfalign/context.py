@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Protocol
 
 from selfalign import engines, models
-from selfalign.engines.base import Engine, Sampling
+from selfalign.engines.base import Engine, Pieces, Sampling
 from selfalign.errors import Resumable, TooManyFailed
 from selfalign.inputs import Rows
 from selfalign.journal import Clock, Fate, Journal, StageCounts
@@ -95,9 +95,9 @@ class Context:
     def _say_engine(self, slots: int) -> None:
         config = self.recipe.engine
         # What auto would say today: the frozen recipe holds its answer.
-        kind, why = engines.choose(config.model_copy(update={"kind": "auto"}))
-        reason = f" ({why})" if kind == engines.kind(config) else ""
-        text = f"  engine {engines.kind(config)}{reason}, {slots} requests at once"
+        kind, (automatic, why) = engines.kind(config), engines.choose(config.model_copy(update={"kind": "auto"}))
+        reason = f" ({why})" if kind == automatic else ""
+        text = f"  engine {kind}{reason}, {slots} requests at once"
         if config.slots == "auto" and kind == "llama_cpp":
             rates = ", ".join(f"{n}: {rate:.0f}" for n, rate in self.calibration().by_slots.items())
             text += f"; measured tokens/s by requests at once: {rates}"
@@ -111,6 +111,11 @@ class Context:
         if engines.kind(config) == "llama_cpp":
             return self.calibration().slots
         return engines.default_slots(config)
+
+    def speed(self, fresh: bool = False) -> Calibration | None:
+        """How fast the engine is here; None where that is not measured (a server, vLLM, the fake engine)."""
+        measured = self.has_weights and engines.kind(self.recipe.engine) == "llama_cpp"
+        return self.calibration(fresh) if measured else None
 
     def calibration(self, fresh: bool = False) -> Calibration:
         """How fast llama.cpp is here, measured once per model. Raises as `calibrate.calibration`."""
@@ -144,6 +149,11 @@ class Context:
         """A stage's sampling settings, with the engine's limit on candidates."""
         top_k = self.recipe.engine.top_k
         return Sampling(config.temperature, config.top_p, config.max_new_tokens, top_k=top_k)
+
+    def prime(self, prefix: Pieces) -> None:
+        """Let the engine compute what the coming requests begin with, and say how often it has to."""
+        how = self.engine().prime(prefix, None)
+        self.screen.detail(f"  the prefix that all requests share: {how}")
 
     def release_engine(self) -> None:
         """Free the engine's memory, for a stage that trains."""

@@ -65,6 +65,11 @@ class Model:
             )
         return self.gguf_path
 
+    def made_folder(self) -> Path | None:
+        """The folder that `folder` would give, if it need not be made first."""
+        kept = cache_folder() / "torch" / self.identity
+        return self.folder_path or (kept if (kept / "config.json").exists() else None)
+
     def folder(self, say: Callable[[str], None] = lambda _: None) -> Path:
         """The weights as transformers loads them; a GGUF is converted to float32 once and kept in the cache."""
         if self.folder_path is not None:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from selfalign import atomic
+from selfalign import atomic, costs
 from selfalign.context import Context
 from selfalign.errors import UserError
 from selfalign.evaluation import heldout
@@ -113,9 +113,18 @@ def run_stage(context: Context, stage: Stage, again: bool = False) -> None:
 def run_all(context: Context) -> None:
     """Run the recipe's stages that are not finished, then publish the manifest."""
     check_ready(context)
+    _plan(context)
     for stage in context.recipe.stages:
         run_stage(context, stage)
     context.run.write_manifest()
+
+
+def _plan(context: Context) -> None:
+    """Write down once what the run should cost; its end is compared with it."""
+    if context.run.plan.exists() or not context.has_weights:
+        return
+    made = costs.make(context.recipe, context.run.constitution, context.model, context.speed())
+    costs.write(context.run.plan, made)
 
 
 def write_manifest_if_done(context: Context) -> None:

@@ -8,6 +8,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from selfalign import costs
+from selfalign.costs import Plan, StagePlan
 from selfalign.evaluation.probes import Total
 from selfalign.progress import Screen, plain, stdout_console
 from selfalign.records import Answer, ProbeAnswer, read_jsonl
@@ -128,6 +130,66 @@ def show_probes(answers: list[ProbeAnswer], totals: list[Total], fake: bool) -> 
     )
 
 
+def _plan_table(made: Plan) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim", show_footer=True)
+    table.add_column("stage", "all", no_wrap=True)
+    columns = ("requests", "prompt tokens", "from cache", "generated", "at most")
+    total = [sum(v) for v in zip(*(_plan_numbers(s) for s in made.stages), strict=True)] or [0] * 5
+    for name, number in zip(columns, total, strict=True):
+        table.add_column(name, f"{number:,}", justify="right", no_wrap=True)
+    table.add_column("time", _duration(made.seconds), justify="right", no_wrap=True)
+    for stage in made.stages:
+        numbers = [f"{n:,}" for n in _plan_numbers(stage)]
+        table.add_row(page.TITLES.get(stage.stage, stage.stage), *numbers, _duration(stage.seconds))
+    return table
+
+
+def _plan_numbers(stage: StagePlan) -> tuple[int, ...]:
+    return (stage.requests, stage.prompt_tokens, stage.cached_tokens, stage.generated_tokens, stage.at_most)
+
+
+def _duration(seconds: float | None) -> str:
+    if seconds is None:
+        return "?"
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def show_plan(made: Plan) -> None:
+    """A plan on standard output."""
+    console = stdout_console()
+    console.print(_plan_table(made))
+    memory = f"{made.memory_mb / 1000:.1f} GB of memory at the peak, " if made.memory_mb else ""
+    cache = f", {made.cache_mb / 1000:.1f} GB in the cache for converted weights" if made.cache_mb else ""
+    console.print(f"\n{memory}{made.disk_mb:,.0f} MB of disk for the run{cache}; {made.slots} requests at once.")
+    console.print(
+        "Times are estimates from what the embedded model took; a run prints them beside what it really took.",
+        style="dim",
+    )
+
+
+def _comparison_table(made: Plan, rows: list[dict[str, Any]]) -> Table:
+    """Plan against actual, of the stages that are finished."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    table.add_column("plan → actual", no_wrap=True)
+    for name in ("requests", "tokens", "time"):
+        table.add_column(name, justify="right", no_wrap=True)
+    actual = {row["stage"]: row for row in rows if row["finished"]}
+    for stage in made.stages:
+        if row := actual.get(stage.stage):
+            tokens = row["generated_tokens"] or row["notes"].get("training_tokens", 0)
+            table.add_row(
+                page.TITLES.get(stage.stage, stage.stage),
+                f"{stage.requests:,} → {row['requests']:,}" if stage.requests else "",
+                f"{stage.generated_tokens:,} → {tokens:,}",
+                f"{_duration(stage.seconds)} → {_duration(row['seconds'])}",
+            )
+    spent = sum(row["seconds"] for row in actual.values())
+    table.add_row("all", "", "", f"{_duration(made.seconds)} → {_duration(spent)}", style="bold")
+    return table
+
+
 def show_status(run: RunDir, examples: bool = True) -> None:
     """The tables of stages, generation and scores on standard output, with examples of what was dropped."""
     console = stdout_console()
@@ -151,10 +213,23 @@ def show(run: RunDir, screen: Screen) -> None:
     console = stdout_console()
     console.print()
     show_status(run, examples=False)
+    if made := costs.read(run.plan):
+        console.print()
+        console.print(_comparison_table(made, status(run)["stages"]))
+        console.print(_resources(run, made), style="dim")
     if screen.verbosity >= 0 and run.jsonl("answers").exists():
         _show_answers(run, console)
     if run.report.exists():
         console.print(f"\nreport: {run.report}", soft_wrap=True)
+
+
+def _resources(run: RunDir, made: Plan) -> str:
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    disk = sum(f.stat().st_size for f in run.path.rglob("*") if f.is_file()) / 1e6
+    memory = f"{made.memory_mb / 1000:.1f}" if made.memory_mb else "?"
+    return f"memory {memory} → {peak:.1f} GB (of this process), disk {made.disk_mb:,.0f} → {disk:,.0f} MB"
 
 
 def _show_answers(run: RunDir, console: Console) -> None:

@@ -69,6 +69,10 @@ class RunDir:
         return self.path / "report/report.json"
 
     @property
+    def plan(self) -> Path:
+        return self.path / "plan.json"
+
+    @property
     def manifest(self) -> Path:
         return self.path / "manifest.json"
 

@@ -167,8 +167,8 @@ class Engine(Protocol):
         """
         ...
 
-    def prime(self, prefix: Pieces, adapter: str | None) -> None:
-        """Compute a prefix that the coming requests share, once, for all slots."""
+    def prime(self, prefix: Pieces, adapter: str | None) -> str:
+        """Compute a prefix that the coming requests share, once, for all slots; says how often it is computed."""
         ...
 
     def close(self) -> None: ...

@@ -231,8 +231,9 @@ class Fake:
                     return Part(shown, "cancelled", generated_tokens=len(words))
         return Part(reply, finish, len(text) // 4, 0, min(len(words), step.sampling.max_new_tokens))  # type: ignore[arg-type]
 
-    def prime(self, prefix: Pieces, adapter: str | None) -> None:
+    def prime(self, prefix: Pieces, adapter: str | None) -> str:
         """Nothing to compute."""
+        return "never computed"
 
     def close(self) -> None:
         """Nothing to close."""

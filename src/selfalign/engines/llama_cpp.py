@@ -205,11 +205,11 @@ class LlamaCpp:
 
     # -- prefix --------------------------------------------------------------------------------------------------
 
-    def prime(self, prefix: Pieces, adapter: str | None) -> None:
+    def prime(self, prefix: Pieces, adapter: str | None) -> str:
         """Compute the prefix in slot 0 and copy its cache to the other slots (a few milliseconds each)."""
         with self._prime_lock:
             if (prefix, adapter) == self._primed:
-                return
+                return _COPIED
             body = {
                 "prompt": self.encode(prefix),
                 "n_predict": 0,
@@ -222,11 +222,12 @@ class LlamaCpp:
                 self._checked(self._http("/slots/0?action=save", {"filename": "prefix.bin"}))
                 for slot in range(1, self.parallel):
                     self._checked(self._http(f"/slots/{slot}?action=restore", {"filename": "prefix.bin"}))
-            except (RowError, OSError):
-                return  # each slot then computes the prefix once by itself
+            except (RowError, OSError) as error:
+                return f"computed once per slot (it could not be copied: {error})"
             finally:
                 (self._folder / "prefix.bin").unlink(missing_ok=True)
             self._primed = (prefix, adapter)
+            return _COPIED
 
     def close(self) -> None:
         shutil.rmtree(self._folder, ignore_errors=True)
@@ -235,6 +236,7 @@ class LlamaCpp:
 
 _OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 """Never through a proxy: the address is this machine's own."""
+_COPIED = "computed once, copied to the other slots"
 _FINISH: dict[str, Finish] = {"eos": "end", "word": "stop", "limit": "length"}
 """llama.cpp's stop_type -> ours."""
 

@@ -180,8 +180,9 @@ class OpenAiApi:
         }
         raise Resumable(f"the server says {status}: {message}{hint.get(status, '')}")
 
-    def prime(self, prefix: Pieces, adapter: str | None) -> None:
+    def prime(self, prefix: Pieces, adapter: str | None) -> str:
         """The server keeps its own prefix cache."""
+        return "left to the server's cache"
 
     def close(self) -> None:
         """Close the connections that are kept open."""

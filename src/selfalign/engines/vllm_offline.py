@@ -121,8 +121,9 @@ class VllmOffline:
     def _first(self, text: str) -> int:
         return self._tokenizer.ids(str(text), special=isinstance(text, Control))[0]
 
-    def prime(self, prefix: Pieces, adapter: str | None) -> None:
+    def prime(self, prefix: Pieces, adapter: str | None) -> str:
         """Nothing to do: vLLM keeps the blocks of every prefix and finds them by their hash."""
+        return "computed by the first requests, then found by the hash of its blocks"
 
     def close(self) -> None:
         """Stop the driver; vLLM frees its memory as the engine is collected."""

@@ -8,7 +8,6 @@ model that does not end its turn by its own end token within the limit; one that
 
 from __future__ import annotations
 
-import gc
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -130,7 +129,7 @@ def _score(measure: str, name: str, n: int, interval: Interval) -> Score:
 
 def _losses(context: Context) -> dict[str, list[float]]:
     """Mean loss per token of each held-out response, by model."""
-    from selfalign.training import lora
+    from selfalign.engines.torch_scorer import TorchScorer
 
     rows = [r for r in context.responses() if r.split == "heldout"]
     if not rows:
@@ -140,16 +139,12 @@ def _losses(context: Context) -> dict[str, list[float]]:
     constitution = context.run.constitution
     system, label = constitution.inference_prompt("standard"), constitution.assistant.name
     encoded = [encode_example(tokenizer, template, system, r.message, r.response, label) for r in rows]
-    base = lora.load_base(context.model.folder())
-    found = {"base": _means(lora.token_losses(base, encoded))}
-    for name, stage in models(context).items():
-        if stage:
-            adapted = lora.with_adapter(base, context.run.adapter(stage))
-            found[name] = _means(lora.token_losses(adapted, encoded))
-            base = adapted.unload()
-    del base
-    gc.collect()
-    return found
+    compared = models(context)
+    scorer = TorchScorer(context.model.folder(), {s: context.run.adapter(s) for s in compared.values() if s})
+    try:
+        return {name: _means(scorer.score(encoded, stage)) for name, stage in compared.items()}
+    finally:
+        scorer.close()
 
 
 def _means(losses: list[list[float]]) -> list[float]:

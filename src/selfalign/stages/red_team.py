@@ -200,7 +200,7 @@ def _ask(context: Context, types: list[QuestionType], topics: dict[str, list[str
             size = max(4, round(missing / rate))
             chosen = [pairs[(asked + i) % len(pairs)] for i in range(size)]
             works = [_question_work(context, types, k, t, number, i) for i, (k, t) in enumerate(chosen)]
-            context.engine().prime((works[0].request.prompt[0], works[0].request.prompt[1]), None)
+            context.prime((works[0].request.prompt[0], works[0].request.prompt[1]))
             outcomes = generate(
                 works,
                 context.engine(),

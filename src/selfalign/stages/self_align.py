@@ -62,7 +62,7 @@ def _fates(
     yield from prompts.removed()
     if not prompts:
         return
-    context.engine().prime(asked.prefix, None)
+    context.prime(asked.prefix)
     works = (Work(p.id, request(context, p, asked), p) for p in prompts)
     answered = stream(
         works, context.engine(), context.journal, stage=STAGE, identities=context.identities(), on_done=on_done

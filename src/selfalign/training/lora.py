@@ -70,12 +70,16 @@ def _no_future_warnings() -> Iterator[None]:
         yield
 
 
-def with_adapter(base: Any, folder: Path) -> Any:
-    """The base with a saved adapter, for scoring."""
+def add_adapter(model: Any, folder: Path, name: str = "default") -> Any:
+    """The model, a base or one with adapters already, with a saved adapter more; for scoring."""
     import peft
 
     with _no_future_warnings():
-        return peft.PeftModel.from_pretrained(base, str(folder), is_trainable=False, use_safetensors=True).eval()
+        if not isinstance(model, peft.PeftModel):
+            settings = {"adapter_name": name, "is_trainable": False, "use_safetensors": True}
+            return peft.PeftModel.from_pretrained(model, str(folder), **settings).eval()
+        model.load_adapter(str(folder), name, is_trainable=False, use_safetensors=True)
+        return model.eval()
 
 
 def causal(model: Any) -> Any:

@@ -13,9 +13,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from selfalign import atomic, engines
 from selfalign.calibrate import Calibration
 from selfalign.constitution import Constitution
 from selfalign.constitution.render import render
+from selfalign.models import Model
 from selfalign.recipe import Recipe
 
 TOKENS = {"topic": 51, "question": 13, "thought": 20, "citation": 20, "answer": 70, "verbose": 55, "evaluation": 52}
@@ -96,8 +98,42 @@ class Machine:
     """Of the engine's weights."""
 
 
+def here(recipe: Recipe, model: Model | None, speed: Calibration | None) -> Machine:
+    """This machine, for that recipe and model.
+
+    Args:
+        speed: llama.cpp's; None where another engine generates.
+    """
+    slots = recipe.engine.slots
+    if slots == "auto":
+        slots = speed.slots if speed else engines.default_slots(recipe.engine)
+    folder = model.made_folder() if model else None
+    engine_bytes = model.gguf_path.stat().st_size if model and model.gguf_path else 0
+    # 4-bit weights are about an eighth of float32's; what stays in more bits makes it less.
+    weights = sum(f.stat().st_size for f in folder.glob("*.safetensors")) if folder else engine_bytes * 4.5
+    kind = engines.kind(recipe.engine)
+    return Machine(
+        slots,
+        speed,
+        weights / 1e6,
+        folder is not None or model is None,
+        kind in ("llama_cpp", "vllm"),
+        recipe.engine.context,
+        engine_bytes / 1e6,
+    )
+
+
+def make(recipe: Recipe, constitution: Constitution, model: Model | None, speed: Calibration | None) -> Plan:
+    """The plan of a recipe here. Takes the same as `here`."""
+    own = None
+    if recipe.prompts.file:
+        with Path(recipe.prompts.file).open("rb") as file:
+            own = sum(1 for line in file if line.strip())
+    return plan(recipe, constitution, here(recipe, model, speed), own)
+
+
 def plan(recipe: Recipe, constitution: Constitution, machine: Machine, own_prompts: int | None = None) -> Plan:
-    """The plan of a recipe.
+    """The plan of a recipe on that machine.
 
     Args:
         own_prompts: rows of the user's own file, which takes the place of stage 1.
@@ -127,9 +163,7 @@ def _memory(machine: Machine, trains: bool) -> float | None:
 
 
 class _Planner:
-    def __init__(
-        self, recipe: Recipe, constitution: Constitution, machine: Machine, own_prompts: int | None
-    ) -> None:
+    def __init__(self, recipe: Recipe, constitution: Constitution, machine: Machine, own_prompts: int | None) -> None:
         self._recipe = recipe
         self._constitution = constitution
         self._machine = machine
@@ -158,9 +192,7 @@ class _Planner:
                 found.append(self._generated("evaluate", rows, 30, 20, TOKENS["evaluation"], config.max_new_tokens))
         return found
 
-    def _generated(
-        self, stage: str, requests: int, own: int, shared: int, tokens: float, limit: int
-    ) -> StagePlan:
+    def _generated(self, stage: str, requests: int, own: int, shared: int, tokens: float, limit: int) -> StagePlan:
         """A stage of requests, each with `own` prompt tokens and `shared` ones that all begin with."""
         machine = self._machine
         once = 1 if machine.reads_prefix_once else machine.slots
@@ -169,7 +201,7 @@ class _Planner:
         generated = round(requests * min(tokens, limit))
         seconds = None
         if machine.speed:
-            seconds = generated / (machine.speed.tokens_per_second * _EFFICIENCY)
+            seconds = generated / (machine.speed.rate(machine.slots) * _EFFICIENCY)
             seconds += computed / machine.speed.prompt_tokens_per_second + machine.speed.load_seconds
         return StagePlan(stage, requests, computed, cached, generated, requests * limit, seconds)
 
@@ -228,8 +260,6 @@ class _Planner:
 
 def write(path: Path, value: Plan) -> None:
     """Keep the plan in the run, to be compared with what it really took."""
-    from selfalign import atomic
-
     atomic.write_text(path, json.dumps(value.as_dict(), indent=1) + "\n")
 
 
