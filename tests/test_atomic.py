@@ -205,3 +205,25 @@ def test_no_space_in_a_folder_is_an_end_that_can_be_resumed(tmp_path: Path):
         raise OSError(errno.ENOSPC, "full")
     assert (target / "a").read_text() == "old"
     assert names(tmp_path) == ["adapter"]
+
+
+def test_sweep_removes_what_was_half_written_and_nothing_else(tmp_path: Path):
+    from selfalign import atomic
+
+    theirs = [tmp_path / n for n in (".notes.tmp", ".syncthing.prompts.jsonl.tmp", "x.abcdefgh.tmp", "rows.jsonl")]
+    for file in theirs:
+        file.write_text("keep")
+    (tmp_path / ".backup.old").mkdir()
+    (tmp_path / ".rows.jsonl.a1b2c3_4.tmp").write_text("half")
+    (tmp_path / "3_engrave/.adapter.a1b2c3_4.incomplete").mkdir(parents=True)
+    # Killed between two renames: the old folder gets its name back. Killed after them: it goes.
+    (tmp_path / "3_engrave/.adapter.zzzzzzzz.old").mkdir()
+    (tmp_path / "3_engrave/.adapter.zzzzzzzz.old/weights").write_text("old")
+    (tmp_path / "4/other").mkdir(parents=True)
+    (tmp_path / "4/.other.zzzzzzzz.old").mkdir()
+    atomic.sweep(tmp_path)
+    left = {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*")}
+    assert left == {f.name for f in theirs} | {
+        ".backup.old", "3_engrave", "3_engrave/adapter", "3_engrave/adapter/weights", "4", "4/other",
+    }  # fmt: skip
+    assert (tmp_path / "3_engrave/adapter/weights").read_text() == "old"

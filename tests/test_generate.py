@@ -96,6 +96,11 @@ CHANGES: dict[str, Callable[[Request], Request]] = {
     "top_k": lambda r: replace(r, steps=(replace(STEP, sampling=replace(STEP.sampling, top_k=5)),)),
     "tokens": lambda r: replace(r, steps=(replace(STEP, sampling=replace(STEP.sampling, max_new_tokens=5)),)),
     "repetition": lambda r: replace(r, steps=(replace(STEP, sampling=replace(STEP.sampling, repetition=0.5)),)),
+    "repetition length": lambda r: replace(
+        r, steps=(replace(STEP, sampling=replace(STEP.sampling, repetition_length=3)),)
+    ),
+    "breaks": lambda r: replace(r, steps=(replace(STEP, sampling=replace(STEP.sampling, breaks=(".",))),)),
+    "bias": lambda r: replace(r, steps=(replace(STEP, sampling=replace(STEP.sampling, bias=(("a", -1.0),))),)),
     "ban_eos": lambda r: replace(r, steps=(replace(STEP, sampling=replace(STEP.sampling, ban_eos=True)),)),
     "cue": lambda r: replace(r, steps=(replace(STEP, cue="so"),)),
     "stop": lambda r: replace(r, steps=(replace(STEP, stop=("\n",)),)),

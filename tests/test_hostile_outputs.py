@@ -91,7 +91,7 @@ def test_ten_thousand_malformed_answers(fake_run: Runs):
     assert len(read_jsonl(context.run.jsonl("responses"), Response)) == counts.kept
     run_stage(context, "engrave")
     run_stage(context, "clone")
-    assert fates(context, "verbose") >= 10_000 * context.recipe.clone.prompts // 10_000
+    assert fates(context, "verbose") >= context.recipe.clone.prompts
 
 
 def test_malformed_prompts_and_topics(fake_run: Runs):

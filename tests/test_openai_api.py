@@ -34,7 +34,7 @@ from selfalign.run import RunDir
 from test_lint import GOOD as SMALL_CONSTITUTION
 
 STEP = Step(Sampling(0.5, 0.9, 8))
-FAST = Policy(attempts=6, first=0.01, longest=0.05, seconds=20)
+FAST = Policy(attempts=6, first=0.01, longest=0.05, seconds=20, probe_wait=0.01)
 GOOD = {"choices": [{"text": " fine", "finish_reason": "stop"}], "usage": {"prompt_tokens": 7, "completion_tokens": 2}}
 
 
@@ -234,7 +234,7 @@ def test_a_poisoned_row_fails_alone(tmp_path: Path):
 
 
 def test_a_dead_server_opens_the_breaker_and_ends_resumably(tmp_path: Path):
-    policy = Policy(attempts=4, first=0.001, longest=0.002, trips=6, probes=2)
+    policy = Policy(attempts=4, first=0.001, longest=0.002, trips=6, probes=2, probe_wait=0.01)
     with serving(lambda _: "503") as server:
         works = [Work(f"r{n}", Request((BOS, f"q{n}"), (STEP,), n)) for n in range(500)]
         journal = Journal(tmp_path / "j.sqlite")
@@ -314,7 +314,7 @@ def test_retry_after_in_every_form():
 
 
 def test_waits_have_full_jitter_and_a_bound():
-    patience = Patience(Policy(first=1.0, longest=60.0), seed=1)
+    patience = Patience(Policy(first=1.0, longest=60.0, probe_wait=0.01), seed=1)
     waits = [patience.pause(4, None) for _ in range(10_000)]
     assert 0 <= min(waits) < 0.1 and 7.9 < max(waits) <= 8
     assert abs(sum(waits) / len(waits) - 4) < 0.2
@@ -325,7 +325,9 @@ def test_waits_have_full_jitter_and_a_bound():
 def test_a_call_keeps_to_its_budget_of_seconds():
     now = [0.0]
     patience = Patience(
-        Policy(attempts=100, seconds=10, first=4, longest=4), lambda: now[0], lambda s: now.__setitem__(0, now[0] + s)
+        Policy(attempts=100, seconds=10, first=4, longest=4, probe_wait=0.01),
+        lambda: now[0],
+        lambda s: now.__setitem__(0, now[0] + s),
     )
     tries = []
 

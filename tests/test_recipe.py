@@ -129,7 +129,8 @@ def test_limit_cuts_every_size():
 
 def test_limit_raises_nothing_and_leaves_the_rest():
     recipe, quick = load("quick", limit=1000), load("quick")
-    assert recipe == quick
+    assert recipe.prompts.rows == 1000
+    assert recipe == quick.model_copy(update={"prompts": quick.prompts.model_copy(update={"rows": 1000})})
     assert load("quick", ["prompts.red_team.count=0"], limit=5).prompts.red_team.count == 0
     assert load("quick", limit=3).engrave == quick.engrave
 

@@ -36,7 +36,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @st.composite
 def prompts(draw: st.DrawFn) -> Prompt:
-    instruction, text = draw(texts), draw(texts)
+    instruction, text = draw(texts.filter(str.strip)), draw(texts)
     split = draw(st.sampled_from(["train", "heldout"]))
     return Prompt(prompt_id(instruction, text), instruction, text, draw(texts), draw(texts), draw(texts), split)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +49,8 @@ def adapter(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def engine(folder: Path, adapter: Path) -> Iterator[Any]:
     from selfalign.engines.vllm_offline import VllmOffline
 
-    tokenizer = models.resolve("embedded").tokenizer()
-    made = VllmOffline(folder, tokenizer, {"engrave": adapter}, 8, CONTEXT, "float32")
+    model = models.resolve("embedded")
+    made = VllmOffline(folder, model.tokenizer(), model.end_tokens(), {"engrave": adapter}, 8, CONTEXT, "float32")
     yield made
     made.close()
 
@@ -110,6 +111,28 @@ def test_ends_stops_grammar_and_limits(engine: Engine):
         engine.generate((BOS, "word " * CONTEXT), Step(GREEDY), 0, None)
     banned = Sampling(0.0, 1.0, 3, bias=((" four", -100.0),))
     assert " four" not in engine.generate((BOS, "Count: one two three"), Step(banned), 0, None).text
+
+
+def test_the_end_token_ends_unless_it_is_banned(engine: Engine):
+    """An end token of a role template is an ordinary token to vLLM: here one is made of " five"."""
+    five = engine._tokenizer.ids(" five")[0]
+    engine._ends.append(five)
+    try:
+        ended = engine.generate((BOS, "Count: one two three"), Step(GREEDY), 0, None)
+        assert (ended.finish, "six" in ended.text) == ("end", False)
+        banned = engine.generate((BOS, "Count: one two three"), Step(replace(GREEDY, ban_eos=True)), 0, None)
+        assert (banned.finish, " five" in banned.text) == ("length", False)
+    finally:
+        engine._ends.remove(five)
+
+
+def test_a_reader_that_fails_gets_its_error_and_the_engine_goes_on(engine: Engine):
+    def broken(text: str) -> bool:
+        raise BrokenPipeError("nobody reads")
+
+    with pytest.raises(BrokenPipeError):
+        engine.generate((BOS, "Count: one"), Step(GREEDY), 0, None, broken)
+    assert engine.generate((BOS, "Count: one"), Step(GREEDY), 0, None).generated_tokens == 12
 
 
 def test_a_seed_repeats_and_another_one_does_not(engine: Engine):

@@ -28,7 +28,7 @@ from selfalign.progress import Screen
 from selfalign.recipe import Recipe, Stage
 from selfalign.records import Answer, Drop, Prompt, Response, Score, read_jsonl
 from selfalign.report.page import read_scores
-from selfalign.run import RunDir, default_out, hold
+from selfalign.run import RunDir, default_out, frozen_kind, hold
 
 
 class Run:
@@ -157,8 +157,8 @@ def create(
     Raises:
         SelfAlignError: recipe, constitution, model or folder are wrong, or another process holds the run.
     """
-    wanted, texts, model = prepare(recipe, settings, limit, prompts)
     path = Path(out) if out is not None else default_out(recipe)
+    wanted, texts, model = prepare(recipe, settings, limit, prompts, None if new else path)
     lock = hold(path) if (path / "journal.sqlite").exists() else None
     if lock is not None and new:
         os.close(lock)
@@ -197,7 +197,7 @@ def plan(
     if model and engines.kind(wanted.engine) == "llama_cpp":
         config = wanted.engine
         speed = calibration(model.gguf, model.identity, config.context, config.threads, fresh, say)
-    return costs.make(wanted, texts, model, speed)
+    return costs.make(wanted, texts, model, speed, pipeline.own_prompts(wanted))
 
 
 def prepare(
@@ -205,8 +205,12 @@ def prepare(
     settings: Mapping[str, object] | list[str] | None,
     limit: int | None,
     prompts: str | Path | None,
+    out: Path | None = None,
 ) -> tuple[Recipe, constitution.Constitution, models.Model | None]:
     """Recipe (with the engine chosen), constitution and model, checked before anything is written.
+
+    Args:
+        out: where a run may stand already: it keeps the engine that it chose.
 
     Raises:
         SelfAlignError: one of them is wrong.
@@ -215,7 +219,11 @@ def prepare(
         settings = [f"{key}={_yaml(value)}" for key, value in settings.items()]
     loaded = recipes.load(recipe, settings, limit)
     wanted = recipes.located(loaded, Path(prompts) if prompts is not None else None, recipe)
-    wanted = wanted.model_copy(update={"engine": engines.chosen(wanted.engine)})
+    kept = out is not None and wanted.engine.kind == "auto" and not wanted.engine.url
+    kind = frozen_kind(out) if kept and out is not None else None
+    engine = wanted.engine.model_copy(update={"kind": kind}) if kind else engines.chosen(wanted.engine)
+    engines.check(engine)
+    wanted = wanted.model_copy(update={"engine": engine})
     texts = constitution.load(wanted.constitution)
     constitution.load_seeds(wanted.seeds)
     model = models.resolve(wanted.model) if engines.needs_weights(wanted.engine) else None

@@ -14,6 +14,8 @@ from typing import BinaryIO
 
 from selfalign.errors import Resumable
 
+HALF_WRITTEN = re.compile(r"\.(.+)\.[a-z0-9_]{8}\.(tmp|incomplete|old)")
+"""Names of what this module is writing, as tempfile makes them: .NAME.xxxxxxxx.tmp"""
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -117,14 +119,13 @@ def sweep(folder: Path) -> None:
 
     Call it only while no other process writes there.
     """
-    for old in sorted(folder.rglob(".*.old")):
-        name = re.fullmatch(r"\.(.+)\.\w+\.old", old.name)
-        if name and not (old.parent / name[1]).exists():
-            old.rename(old.parent / name[1])
+    for path in sorted(folder.rglob(".*")):
+        name = HALF_WRITTEN.fullmatch(path.name)
+        if not name:
+            continue
+        if name[2] == "old" and not (path.parent / name[1]).exists():
+            path.rename(path.parent / name[1])
+        elif name[2] == "tmp":
+            path.unlink(missing_ok=True)
         else:
-            shutil.rmtree(old, ignore_errors=True)
-    for half in sorted(folder.rglob(".*")):
-        if half.suffix == ".tmp" and half.is_file():
-            half.unlink(missing_ok=True)
-        elif half.suffix == ".incomplete":
-            shutil.rmtree(half, ignore_errors=True)
+            shutil.rmtree(path, ignore_errors=True)

@@ -18,6 +18,7 @@ from pathlib import Path
 from selfalign import atomic
 from selfalign.engines.base import BOS, Engine, Pieces, Sampling, Step
 from selfalign.engines.llama_cpp import LlamaCpp, usable_cores
+from selfalign.environment import processor
 from selfalign.models import cache_folder
 from selfalign.records import content_hash
 
@@ -29,6 +30,9 @@ _GAIN = 1.15
 _PREFIX_TOKENS = 1300
 """As long as a constitution: what a token costs depends on how much it looks back on."""
 _PREFIX_SECONDS = 5.0
+_CONTEXT = 2048
+"""Of a slot in the trial: how much there is does not change the speed, what is in it does."""
+_FIRST = 8
 _SENTENCE = "The morning was cold and the harbour lay still, but in the market people spoke of bread, boats and rain. "
 
 
@@ -79,7 +83,7 @@ def calibration(
     """
     cores = threads or usable_cores()
     version = importlib.metadata.version("xllamacpp")
-    kept = cache_folder() / "calibration" / f"{content_hash(identity, version, cores, context)}.json"
+    kept = cache_folder() / "calibration" / f"{content_hash(identity, version, cores, processor(), context)}.json"
     if not fresh and (found := _read(kept)):
         return found
     say("  measuring this machine (once per model, about 20 seconds)")
@@ -97,34 +101,47 @@ def _read(kept: Path) -> Calibration | None:
 
 
 def _measure(gguf: Path, context: int, threads: int) -> Calibration:
-    before, start = memory(), time.monotonic()
-    most = max(n for n in CANDIDATES if n * context <= 32 * 4096)
-    # Cut so that the trial takes little memory: the context's length does not change the speed, what is in it does.
-    cells = most * min(context, 2048)
-    engine = LlamaCpp(gguf, {}, slots=most, context=min(context, 2048), threads=threads)
-    try:
-        loaded = time.monotonic()
-        _prefix_rate(engine, 64)  # the first computation pays for memory that is touched for the first time
-        rate, _ = _prefix_rate(engine, 128)
-        tokens = int(min(_PREFIX_TOKENS, max(128, rate * _PREFIX_SECONDS), min(context, 2048) - 256))
-        prompt_rate, prefix = _prefix_rate(engine, tokens)
-        rates: dict[int, float] = {}
-        for slots in CANDIDATES:
-            if slots > most:
-                break
-            rates[slots] = _rate(engine, prefix, slots)
-            if rates[slots] < max(rates.values()) * 0.8:
-                break  # it only gets worse
-        taken = memory() - before
-    finally:
-        engine.close()
+    """Up to 8 slots first, which take less memory than a run with 8; more only where they still gain and fit."""
+    small = _Trial(gguf, min(context, _CONTEXT), threads, [n for n in CANDIDATES if n <= _FIRST])
+    rates, best = dict(small.rates), _best(small.rates)
+    more = [n for n in CANDIDATES if n > _FIRST]
+    per_slot = max(0.0, small.bytes - gguf.stat().st_size) / _FIRST
+    if best == _FIRST and gguf.stat().st_size + per_slot * max(more) < _available() / 2:
+        rates |= _Trial(gguf, min(context, _CONTEXT), threads, more).rates
+        best = _best(rates)
+    cells = _FIRST * min(context, _CONTEXT)
+    shown = {str(k): round(v, 1) for k, v in rates.items()}
+    return Calibration(best, shown, round(small.prompt_rate, 1), small.load_seconds, small.bytes / 1e6, cells)
+
+
+def _best(rates: dict[int, float]) -> int:
     best = min(rates)
     for slots, rate in rates.items():
         if rate > rates[best] * _GAIN:
             best = slots
-    return Calibration(
-        best, {str(k): v for k, v in rates.items()}, prompt_rate, loaded - start, max(0.0, taken) / 1e6, cells
-    )
+    return best
+
+
+class _Trial:
+    """An engine with as many slots as the largest candidate, and what was measured on it."""
+
+    def __init__(self, gguf: Path, context: int, threads: int, candidates: list[int]) -> None:
+        before, start = memory(), time.monotonic()
+        engine = LlamaCpp(gguf, {}, slots=max(candidates), context=context, threads=threads)
+        try:
+            self.load_seconds = time.monotonic() - start
+            _prefix_rate(engine, 64)  # the first computation pays for memory that is touched for the first time
+            rate, _ = _prefix_rate(engine, 128)
+            tokens = int(min(_PREFIX_TOKENS, max(128, rate * _PREFIX_SECONDS), context - 256))
+            self.prompt_rate, prefix = _prefix_rate(engine, tokens)
+            self.rates: dict[int, float] = {}
+            for slots in candidates:
+                self.rates[slots] = _rate(engine, prefix, slots)
+                if self.rates[slots] < max(self.rates.values()) * 0.8:
+                    break  # it only gets worse
+            self.bytes = max(0.0, memory() - before)
+        finally:
+            engine.close()
 
 
 def _prefix_rate(engine: LlamaCpp, tokens: int) -> tuple[float, Pieces]:
@@ -155,6 +172,15 @@ def _rate(engine: Engine, prefix: Pieces, slots: int) -> float:
         until = start + _SECONDS
         list(pool.map(ask, range(slots)))
         return sum(counts) / (time.monotonic() - start)
+
+
+def _available() -> float:
+    """Bytes of memory that are free for us; 0 where the system does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text("utf-8").splitlines()
+    except OSError:
+        return 0.0
+    return next((float(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")), 0.0)
 
 
 def memory() -> float:

@@ -112,17 +112,17 @@ class Context:
             return self.calibration().slots
         return engines.default_slots(config)
 
-    def speed(self, fresh: bool = False) -> Calibration | None:
+    def speed(self) -> Calibration | None:
         """How fast the engine is here; None where that is not measured (a server, vLLM, the fake engine)."""
         measured = self.has_weights and engines.kind(self.recipe.engine) == "llama_cpp"
-        return self.calibration(fresh) if measured else None
+        return self.calibration() if measured else None
 
-    def calibration(self, fresh: bool = False) -> Calibration:
+    def calibration(self) -> Calibration:
         """How fast llama.cpp is here, measured once per model. Raises as `calibrate.calibration`."""
         from selfalign import calibrate
 
         config, model = self.recipe.engine, self.model
-        return calibrate.calibration(model.gguf, model.identity, config.context, config.threads, fresh, self.screen.say)
+        return calibrate.calibration(model.gguf, model.identity, config.context, config.threads, say=self.screen.say)
 
     def _check_served(self, adapters: tuple[str, ...]) -> None:
         """A server cannot load an adapter of ours: the user serves it and names it.
@@ -198,10 +198,11 @@ class Context:
             CountMismatch: rows were lost or doubled.
         """
         counts = self.journal.finish(stage, rows_in, clock.seconds(), notes)
-        dropped = ", ".join(f"{reason} {n}" for reason, n in {**counts.dropped, **counts.failed}.items())
-        self.screen.say(
-            f"  {stage}: {counts.rows_in} in, {counts.kept} kept" + (f"; dropped: {dropped}" if dropped else "")
-        )
+        text = f"  {stage}: {counts.rows_in} in, {counts.kept} kept"
+        for name, reasons in (("dropped", counts.dropped), ("failed", counts.failed)):
+            if reasons:
+                text += f"; {name}: " + ", ".join(f"{reason} {n}" for reason, n in reasons.items())
+        self.screen.say(text)
         made = counts.generation
         if made.seconds and self.has_weights:
             self.screen.say(
@@ -219,5 +220,5 @@ class Context:
             reason = next(iter(counts.failed))
             raise TooManyFailed(
                 f"{counts.stage}: {failed} of {counts.rows_in} rows failed ({reason}, ...); what was kept is kept. "
-                "Raise max_failed in the recipe to go on"
+                "The same command asks the failed rows again; a higher max_failed in the recipe goes on without them"
             )

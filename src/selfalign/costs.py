@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,9 @@ _EFFICIENCY = 0.8
 _TRAINING_SPEED = 0.36
 """Training tokens a second against prompt tokens a second of the engine: forward and backward in float32."""
 _TRAINING_START = 40
+_SCORING_SPEED = 0.6
+_SCORING_START = 15
+_EVALUATION_EFFICIENCY = 0.5
 _CONVERSION = 70
 _CHARACTERS_PER_TOKEN = 4.4
 _ROW_BYTES = 2600
@@ -123,13 +126,11 @@ def here(recipe: Recipe, model: Model | None, speed: Calibration | None) -> Mach
     )
 
 
-def make(recipe: Recipe, constitution: Constitution, model: Model | None, speed: Calibration | None) -> Plan:
-    """The plan of a recipe here. Takes the same as `here`."""
-    own = None
-    if recipe.prompts.file:
-        with Path(recipe.prompts.file).open("rb") as file:
-            own = sum(1 for line in file if line.strip())
-    return plan(recipe, constitution, here(recipe, model, speed), own)
+def make(
+    recipe: Recipe, constitution: Constitution, model: Model | None, speed: Calibration | None, own_prompts: int | None
+) -> Plan:
+    """The plan of a recipe here. Takes the same as `here` and `plan`."""
+    return plan(recipe, constitution, here(recipe, model, speed), own_prompts)
 
 
 def plan(recipe: Recipe, constitution: Constitution, machine: Machine, own_prompts: int | None = None) -> Plan:
@@ -189,7 +190,8 @@ class _Planner:
                 found += [verbose, self._train("clone", round(verbose.requests * _ANSWERS_KEPT), epochs)]
             elif stage == "evaluate":
                 rows, config = 3 * self._heldout, self._recipe.evaluate
-                found.append(self._generated("evaluate", rows, 30, 20, TOKENS["evaluation"], config.max_new_tokens))
+                answers = self._generated("evaluate", rows, 30, 20, TOKENS["evaluation"], config.max_new_tokens)
+                found.append(self._with_scoring(answers))
         return found
 
     def _generated(self, stage: str, requests: int, own: int, shared: int, tokens: float, limit: int) -> StagePlan:
@@ -241,7 +243,17 @@ class _Planner:
         # Guided rows read the prefix once for each of three steps.
         plan = self._generated("align", self.prompts, 35, prefix, tokens, limit)
         extra = plan.requests * 2 * (prefix + 30) if guided else 0
-        return StagePlan(**{**asdict(plan), "cached_tokens": plan.cached_tokens + extra})
+        return replace(plan, cached_tokens=plan.cached_tokens + extra)
+
+    def _with_scoring(self, answers: StagePlan) -> StagePlan:
+        """The held-out responses are scored under each model, too."""
+        machine = self._machine
+        if machine.speed is None or answers.seconds is None:
+            return answers
+        tokens = answers.requests * _ANSWERS_KEPT * _EXAMPLE_TOKENS
+        scoring = tokens / (machine.speed.prompt_tokens_per_second * _SCORING_SPEED) + _SCORING_START
+        # Answers of models that run on end at different times, and the penalty on repetition costs its part.
+        return replace(answers, seconds=answers.seconds * _EFFICIENCY / _EVALUATION_EFFICIENCY + scoring)
 
     def _verbose(self) -> StagePlan:
         config, train = self._recipe.clone, self.prompts - self._heldout
@@ -267,5 +279,8 @@ def read(path: Path) -> Plan | None:
     """A run's plan, if it has one."""
     if not path.exists():
         return None
-    value = json.loads(path.read_text("utf-8"))
-    return Plan(**{**value, "stages": [StagePlan(**s) for s in value["stages"]]})
+    try:
+        value = json.loads(path.read_text("utf-8"))
+        return Plan(**{**value, "stages": [StagePlan(**s) for s in value["stages"]]})
+    except (ValueError, TypeError, KeyError):  # another version's, or edited
+        return None

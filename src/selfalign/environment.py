@@ -28,7 +28,7 @@ def facts() -> dict[str, str]:
         "selfalign": __version__,
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
-        "processor": _processor(),
+        "processor": processor(),
         "cores": str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()),
         "memory": _memory(),
     }
@@ -40,7 +40,8 @@ def facts() -> dict[str, str]:
     return found
 
 
-def _processor() -> str:
+def processor() -> str:
+    """Its name and what it can do that matters here."""
     try:
         lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
     except OSError:
@@ -63,13 +64,14 @@ def accelerators() -> list[str]:
 
 
 def dtype() -> str:
-    """The floating-point type that torch should compute in here: bfloat16 where it is really faster.
+    """The floating-point type that vLLM should compute in here: bfloat16 where it is really faster.
 
     A processor without bfloat16 arithmetic emulates it, hundreds of times slower than float32; what the processor says
-    of itself need not be what a virtual machine gives. So both are tried, a few milliseconds each.
+    of itself need not be what a virtual machine gives. So both are tried, a few milliseconds each. On an accelerator
+    "auto" leaves it to vLLM, which knows what each kind can do.
     """
     if accelerators():
-        return "bfloat16"
+        return "auto"
     import torch
 
     def seconds(kind: torch.dtype) -> float:

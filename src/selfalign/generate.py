@@ -13,7 +13,7 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from itertools import islice
 from queue import Empty, SimpleQueue
@@ -102,7 +102,7 @@ def stream(
     try:
         yield from loop.run()
     finally:
-        loop.crew.close()
+        loop.close()
 
 
 class _Crew:
@@ -112,7 +112,7 @@ class _Crew:
         self._engine = engine
         self._threads: list[threading.Thread] = []
         self._todo: SimpleQueue[tuple[str, Request] | None] = SimpleQueue()
-        self.done: SimpleQueue[tuple[str, Completion | Exception, float]] = SimpleQueue()
+        self.done: SimpleQueue[tuple[str, Completion | BaseException, float]] = SimpleQueue()
 
     def give(self, key: str, request: Request) -> None:
         if not self._threads:
@@ -125,10 +125,10 @@ class _Crew:
     def _work(self) -> None:
         while (item := self._todo.get()) is not None:
             start = time.monotonic()
-            result: Completion | Exception
+            result: Completion | BaseException
             try:
                 result = answer(self._engine, item[1])
-            except Exception as error:
+            except BaseException as error:  # a panic of a library, too: a key without a result would be waited for
                 result = error
             self.done.put((item[0], result, time.monotonic() - start))
 
@@ -143,13 +143,15 @@ class _Crew:
             if item is not None:
                 keys.append(item[0])
 
-    def close(self) -> None:
-        self.take_back()
+    def close(self) -> list[str]:
+        """Wait for what is with the engine; returns the keys that were not begun."""
+        never = self.take_back()
         for _ in self._threads:
             self._todo.put(None)
         for thread in self._threads:
             thread.join()
         self._threads = []
+        return never
 
 
 class _Loop:
@@ -189,7 +191,7 @@ class _Loop:
         self._sitting = 0
         self._start = 0.0
         self._busy = 0.0
-        self._broken: Exception | None = None
+        self._broken: BaseException | None = None
 
     def run(self) -> Iterator[tuple[Work, Outcome]]:
         while True:
@@ -204,9 +206,19 @@ class _Loop:
                     self._flying.discard(key)
             if not self._flying and (self._stopping or (self._exhausted and not self._order)):
                 break
+        if self._broken is None or isinstance(self._broken, SelfAlignError):
+            STOP.check()  # who asked for the end need not hear that the engine went with it
         if self._broken:
             raise self._broken
-        STOP.check()
+
+    def close(self) -> None:
+        """End the threads. What they finished after the last turn is saved, if that can be."""
+        for key in self.crew.close():
+            self._flying.discard(key)
+        saved, failed = self._collect()
+        if saved or failed:
+            with suppress(SelfAlignError):
+                self._commit([], saved, failed)
 
     @property
     def _stopping(self) -> bool:
@@ -266,7 +278,7 @@ class _Loop:
             if isinstance(result, RowError):
                 failed.append((key, str(result)))
                 self._settle(key, Outcome("", None, str(result)))
-            elif isinstance(result, Exception):
+            elif isinstance(result, BaseException):
                 # An error of ours comes before a bug that it may have caused.
                 if self._broken is None or isinstance(result, SelfAlignError):
                     self._broken = result

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Generic, TypeVar
 
+from selfalign.errors import Resumable, UserError
 from selfalign.journal import Fate, Journal
-from selfalign.records import Prompt, Response, stream_jsonl
+from selfalign.records import Prompt, Response, content_hash, stream_jsonl
 
 Row = TypeVar("Row", Prompt, Response)
 
@@ -15,7 +17,7 @@ Row = TypeVar("Row", Prompt, Response)
 class Rows(Generic[Row]):
     """A stage's input file: read once to check every line before anything is spent, then row by row.
 
-    A row that stands in it twice counts once. `len` is the number of rows.
+    `len` is the number of different rows.
 
     Args:
         path: the file.
@@ -33,6 +35,7 @@ class Rows(Generic[Row]):
         self._journal = journal
         self._sources = sources
         self._table = f"present_{kind.__name__.lower()}"
+        self._stamp = _stamp(path)
         number, self._twice = journal.note_ids(self._table, (row.id for row in stream_jsonl(path, kind)))
         self._number = number
 
@@ -40,20 +43,48 @@ class Rows(Generic[Row]):
         return self._number
 
     def __iter__(self) -> Iterator[Row]:
+        """Raises Resumable where the file is no longer the one that was checked."""
         seen: set[str] = set()
-        for row in stream_jsonl(self._path, self._kind):
-            if row.id in self._twice:
-                if row.id in seen:
-                    continue
-                seen.add(row.id)
-            yield row
+        try:
+            for row in stream_jsonl(self._path, self._kind):
+                if row.id in self._twice:
+                    if row.id in seen:
+                        continue
+                    seen.add(row.id)
+                yield row
+        except UserError:
+            self._check_unchanged()
+            raise
+        self._check_unchanged()
+
+    def _check_unchanged(self) -> None:
+        if _stamp(self._path) != self._stamp:
+            raise Resumable(f"{self._path} was changed while it was read: run the same command again")
 
     def removed(self) -> Iterator[Fate]:
-        """The fates of rows that the stages before kept and a hand took out of the file."""
+        """The fates of rows that never come: taken out of the file by hand, or standing in it once more."""
         gone = self._journal.kept_but_not_in(self._table, self._sources)
-        for number, (row_id, text) in enumerate(gone):
+        number = 0
+        for number, (row_id, text) in enumerate(gone, 1):
             yield row_id, 10**9 + number, "dropped", "removed by hand", text
+        if not self._twice:
+            return
+        seen: set[str] = set()
+        for row in stream_jsonl(self._path, self._kind):
+            if row.id in seen:
+                number += 1
+                yield content_hash(row.id, number), 10**9 + number, "dropped", "duplicate", row.message
+            elif row.id in self._twice:
+                seen.add(row.id)
 
     def number_removed(self) -> int:
         """How many rows `removed` has."""
         return sum(1 for _ in self.removed())
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    try:
+        found = os.stat(path)  # noqa: PTH116  (one call for both)
+    except OSError:
+        return (0, 0)
+    return found.st_mtime_ns, found.st_size

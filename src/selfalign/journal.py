@@ -1,7 +1,7 @@
 """Units of work and their states, in SQLite: the truth within a stage.
 
-Two tables. `work`: one request to an engine; its raw output is committed before anything reads it. `rows`: one unit of
-the ledger (a parsed candidate in stage 1, an input row elsewhere) that ends kept, dropped or failed.
+Two tables hold the rows. `work`: a request to an engine; its raw output is committed before anything reads it. `rows`:
+a unit of the ledger (a parsed candidate in stage 1, an input row elsewhere) that ends kept, dropped or failed.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -49,7 +48,8 @@ CREATE TABLE IF NOT EXISTS published(
 # fill page after page and only a narrow index is written to at random.
 
 _BATCH = 1000
-"""Rows of a ledger that are committed together."""
+"""Rows of a ledger that are committed together, at most."""
+_BATCH_SECONDS = 2.0
 
 Saved = tuple[str, str, int, int, int, float]
 """A finished request: key, raw output (JSON), prompt tokens computed and cached, generated tokens, seconds."""
@@ -105,11 +105,26 @@ class StageCounts:
         return {**value, **made, **rates}
 
 
+def _batches(rows: Iterable[Fate]) -> Iterator[list[Fate]]:
+    """Lists of so many rows, or of those that came within two seconds: who watches a slow stage sees them."""
+    batch: list[Fate] = []
+    since = time.monotonic()
+    for row in rows:
+        batch.append(row)
+        if len(batch) >= _BATCH or time.monotonic() - since > _BATCH_SECONDS:
+            yield batch
+            batch, since = [], time.monotonic()
+    if batch:
+        yield batch
+
+
 class Journal:
     """The journal of one run directory. Used from the main thread only."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._mine: set[int] = set()
+        """Sittings of this process."""
         try:
             self._db = sqlite3.connect(path, isolation_level=None, timeout=30)
             self._db.execute("PRAGMA journal_mode=WAL")
@@ -121,6 +136,8 @@ class Journal:
             raise self._explained(error) from error
 
     def _explained(self, error: sqlite3.DatabaseError) -> Resumable | UserError:
+        if "closed database" in str(error):
+            return UserError(f"the run {self.path.parent} is closed: open it again")
         if "full" in str(error) or "disk I/O" in str(error):
             return Resumable(f"no space for {self.path} ({error}): make room, then run the same command again")
         if "locked" in str(error):
@@ -188,7 +205,9 @@ class Journal:
         with self.transaction():
             values = (stage, parallel)
             found = self._db.execute("INSERT INTO sittings(stage, parallel) VALUES (?, ?) RETURNING id", values)
-            return int(found.fetchone()[0])
+            number = int(found.fetchone()[0])
+        self._mine.add(number)
+        return number
 
     def progress(
         self,
@@ -221,13 +240,17 @@ class Journal:
 
     def decide(self, stage: str, rows: Iterable[Fate]) -> None:
         """Enter (id, position, state, reason, text) of rows whose fate is known. Entering a row again replaces it."""
-        rows = iter(rows)
-        while batch := list(islice(rows, _BATCH)):
+        for batch in _batches(rows):
             with self.transaction():
                 self._db.executemany(
                     "INSERT OR REPLACE INTO rows(stage, id, position, state, reason, text) VALUES (?, ?, ?, ?, ?, ?)",
                     [(stage, *row) for row in batch],
                 )
+
+    def expect(self, stage: str, rows: int) -> None:
+        """Note how many rows will come in, for those who watch."""
+        with self.transaction():
+            self._db.execute("INSERT OR REPLACE INTO stages VALUES (?, 0, ?, 0, '{}')", (stage, rows))
 
     def restart(self, stage: str) -> None:
         """Forget the stage's decisions (not its raw outputs): it is decided anew from them."""
@@ -247,11 +270,15 @@ class Journal:
                 f"{stage}: {rows_in} rows came in, but {decided} were kept, dropped or failed; "
                 f"{self.path} holds the rows. This is a bug in selfalign."
             )
+        sittings = self._read("SELECT id, seconds FROM sittings WHERE stage = ?", (stage,))
+        seconds += sum(spent for number, spent in sittings if number not in self._mine)
         with self.transaction():
             self._db.execute(
                 "INSERT OR REPLACE INTO stages VALUES (?, 1, ?, ?, ?)",
                 (stage, rows_in, seconds, json.dumps(notes or {}, ensure_ascii=False)),
             )
+            # Requests that were looked up and then, after an edit, not needed any more.
+            self._db.execute("DELETE FROM work WHERE stage = ? AND state IN ('pending', 'running')", (stage,))
         return self.counts(stage)
 
     def counts(self, stage: str) -> StageCounts:
@@ -266,13 +293,13 @@ class Journal:
         decided = sum(sum(f.values()) for f in fates.values())
         return StageCounts(
             stage=stage,
-            finished=bool(finished),
+            finished=bool(finished and finished[0]),
             rows_in=finished[1] if finished else decided,
             kept=sum(fates["kept"].values()),
             dropped=fates["dropped"],
             failed=fates["failed"],
             generation=(generation := self.generation(stage)),
-            seconds=finished[2] if finished else generation.seconds,
+            seconds=finished[2] if finished and finished[0] else generation.seconds,
             notes=json.loads(finished[3]) if finished else {},
         )
 
@@ -309,15 +336,12 @@ class Journal:
         try:
             self._db.execute(f"CREATE TEMP TABLE IF NOT EXISTS {table}(id TEXT PRIMARY KEY) WITHOUT ROWID")
             self._db.execute(f"DELETE FROM {table}")  # noqa: S608  (the name is ours)
-            self._db.execute("BEGIN")
-            try:
+            with self.transaction():
                 for one in ids:
                     if self._db.execute(f"INSERT OR IGNORE INTO {table} VALUES (?)", (one,)).rowcount:  # noqa: S608
                         number += 1
                     else:
                         twice.add(one)
-            finally:
-                self._db.execute("COMMIT")
         except sqlite3.DatabaseError as error:
             raise self._explained(error) from error
         return number, twice

@@ -111,6 +111,11 @@ class Model:
         # A token may be given as text or as an object with its content.
         return {k: v.get("content") if isinstance(v, dict) else v for k, v in value.items() if k.endswith("_token")}
 
+    def end_tokens(self) -> tuple[str, ...]:
+        """The control tokens that end an answer: the template's, and the model's own."""
+        own = self._tokens(self.folder()).get("eos_token")
+        return tuple(dict.fromkeys(t for t in (self.template.end, own) if t))
+
     @cached_property
     def template(self) -> Template:
         """How this model's turns are written; decided once from its weights and kept beside the cache."""

@@ -10,7 +10,7 @@ from selfalign import atomic, costs
 from selfalign.context import Context
 from selfalign.errors import UserError
 from selfalign.evaluation import heldout
-from selfalign.recipe import Stage
+from selfalign.recipe import Recipe, Stage
 from selfalign.records import content_hash, write_jsonl
 from selfalign.report import page
 from selfalign.run import RunDir, file_hash
@@ -123,8 +123,27 @@ def _plan(context: Context) -> None:
     """Write down once what the run should cost; its end is compared with it."""
     if context.run.plan.exists() or not context.has_weights:
         return
-    made = costs.make(context.recipe, context.run.constitution, context.model, context.speed())
-    costs.write(context.run.plan, made)
+    recipe = context.recipe
+    generates = {"prompts", "align", "clone", "evaluate"} & set(recipe.stages)
+    # Not measured for the plan alone: the user fixed the slots, or nothing is generated.
+    speed = context.speed() if generates and recipe.engine.slots == "auto" else None
+    costs.write(
+        context.run.plan, costs.make(recipe, context.run.constitution, context.model, speed, own_prompts(recipe))
+    )
+
+
+def own_prompts(recipe: Recipe) -> int | None:
+    """How many prompts the user's own file holds; None where the run writes them.
+
+    Raises:
+        UserError: there are neither, or the file cannot be read.
+    """
+    wanted = recipe.prompts
+    if "prompts" not in recipe.stages:
+        return None
+    if not (wanted.file or wanted.self_instruct.count or wanted.red_team.count):
+        raise UserError("this recipe writes no prompts of its own: give yours with --prompts FILE (JSONL or lines)")
+    return prompts.count(Path(wanted.file), wanted.rows) if wanted.file else None
 
 
 def write_manifest_if_done(context: Context) -> None:
@@ -139,9 +158,7 @@ def check_ready(context: Context) -> None:
     Raises:
         UserError: an input that no earlier stage makes is missing, or the model cannot be trained here.
     """
-    wanted = context.recipe.prompts
-    if "prompts" in context.recipe.stages and not (wanted.file or wanted.self_instruct.count or wanted.red_team.count):
-        raise UserError("this recipe writes no prompts of its own: give yours with --prompts FILE (JSONL or lines)")
+    own_prompts(context.recipe)
     made: set[Path] = set()
     for stage in context.recipe.stages:
         step = STEPS[stage]

@@ -8,7 +8,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from selfalign.constitution.reading import SHIPPED as CONSTITUTIONS
 from selfalign.errors import UserError
@@ -43,9 +43,14 @@ class Engine(Strict):
         known = ("base", "engrave", "clone")
         if wrong := next((name for name in self.served if name not in known), None):
             raise ValueError(f"served names the models {', '.join(known)}, not {wrong!r}")
-        if self.slots != "auto" and not 1 <= self.slots <= 1024:
-            raise ValueError(f"slots is {self.slots}: auto, or a number from 1 to 1024")
         return self
+
+    @field_validator("slots", mode="before")
+    @classmethod
+    def _slots(cls, value: object) -> object:
+        if value == "auto" or (type(value) is int and 1 <= value <= 1024):
+            return value
+        raise ValueError(f"slots is {value!r}: auto, or a number from 1 to 1024")
 
     slots: int | Literal["auto"] = Field("auto")
     """Requests generated at once. auto: for llama_cpp what a short measurement of this machine finds best, 64 for vllm
@@ -91,6 +96,8 @@ class Prompts(Strict):
     """A file of your own prompts (JSONL or lines), in place of writing them; `run --prompts FILE` sets it."""
     file_sha256: str | None = None
     """Set by the run: another content is another run."""
+    rows: int | None = Field(None, ge=1)
+    """At most so many prompts from the file; null: all. `--limit` sets it."""
     tokens: list[int] | None = Field(None, min_length=2, max_length=2)
     """Fewest and most tokens of a prompt from the file; null: any length."""
     novelty: float = Field(0.7, gt=0, le=1)
@@ -251,6 +258,7 @@ def limited(recipe: Recipe, limit: int) -> Recipe:
     value = recipe.model_dump(mode="json")
     for group, key in (("self_instruct", "count"), ("red_team", "count")):
         value["prompts"][group][key] = min(value["prompts"][group][key], limit)
+    value["prompts"]["rows"] = min(value["prompts"]["rows"] or limit, limit)
     value["clone"]["prompts"] = min(value["clone"]["prompts"] or limit, limit)
     value["evaluate"]["run_on"] = min(value["evaluate"]["run_on"], max(1, limit // 2))
     return validate(Recipe, value, "recipe")

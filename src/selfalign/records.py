@@ -206,7 +206,8 @@ def _json_object(path: Path, number: int, text: str) -> dict[str, Any]:
             # JSON can spell half a character ("\\ud83d"), which no UTF-8 file can hold.
             json.dumps(value, ensure_ascii=False).encode("utf-8")
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}:{number} is not JSON ({error}): {text[:80]!r}") from None
+        why = getattr(error, "msg", str(error))
+        raise UserError(f"{path}:{number} is not JSON ({why}): mend or delete the line {text.strip()[:80]!r}") from None
     if not isinstance(value, dict):
         raise UserError(f"{path}:{number} is not a JSON object: {text[:80]!r}")
     return value
@@ -222,8 +223,11 @@ def stream_jsonl(path: Path, kind: type[Record]) -> Iterator[Record]:
     """
     checks = {f.name: _CHECKS.get(str(f.type), (_anything, "")) for f in fields(kind)}
     required = [f.name for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING]
+    required = [n for n in required if kind is not Prompt or n != "id"]  # a prompt's follows from its content
     for number, value in json_lines(path):
         if kind is Prompt and isinstance(value.get("instruction"), str):
+            if not value["instruction"].strip():
+                raise UserError(f"{path}:{number}: instruction is empty: write one, or delete the line")
             value["id"] = prompt_id(value["instruction"], str(value.get("input") or ""))
         for name in required:
             if name not in value:

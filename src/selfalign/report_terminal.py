@@ -14,7 +14,7 @@ from selfalign.evaluation.probes import Total
 from selfalign.progress import Screen, plain, stdout_console
 from selfalign.records import Answer, ProbeAnswer, read_jsonl
 from selfalign.report import page
-from selfalign.run import RunDir
+from selfalign.run import RunDir, held
 
 _SHOWN = 3
 _CLIP = 150
@@ -28,7 +28,14 @@ def status(run: RunDir) -> dict[str, Any]:
         {**journal.counts(s).as_dict(), "open": journal.open_work(s), "examples": journal.drop_examples(s)}
         for s in journal.stages()
     ]
-    return {"run": run.path.name, "finished": run.manifest.exists(), "stages": stages, "scores": page.read_scores(run)}
+    state = "finished" if run.manifest.exists() else "running" if held(run.path) else "stopped"
+    return {
+        "run": run.path.name,
+        "state": state,
+        "finished": run.manifest.exists(),
+        "stages": stages,
+        "scores": page.read_scores(run),
+    }
 
 
 def _stages_table(rows: list[dict[str, Any]]) -> Table:
@@ -40,11 +47,12 @@ def _stages_table(rows: list[dict[str, Any]]) -> Table:
     for row in rows:
         reasons = {**row["dropped"], **{f"failed: {k}": v for k, v in row["failed"].items()}}
         tokens = row["generated_tokens"] or row["notes"].get("training_tokens", 0)
-        open_ = f"{row['open']} open " if row.get("open") else ""
+        left = row["rows_in"] - row["kept"] - sum(reasons.values())
+        open_ = f"{left:,} to come; " if not row["finished"] and left > 0 else ""
         table.add_row(
             page.TITLES.get(row["stage"], row["stage"]),
-            str(row["rows_in"]) if row["finished"] else "…",
-            str(row["kept"]) if row["finished"] else "…",
+            f"{row['rows_in']:,}" if row["finished"] or row["rows_in"] else "…",
+            f"{row['kept']:,}" if row["finished"] or row["kept"] else "…",
             escape(plain(open_ + ", ".join(f"{reason} {n}" for reason, n in reasons.items()))),
             f"{tokens:,}",
             f"{row['seconds']:.0f}" if row["finished"] else "…",
@@ -55,15 +63,15 @@ def _stages_table(rows: list[dict[str, Any]]) -> Table:
 def _generation_table(rows: list[dict[str, Any]]) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     table.add_column("generation", no_wrap=True)
-    for name in ("requests", "prompt tokens", "from cache", "generated", "tokens/s", "busy"):
+    for name in ("requests", "prompt tok.", "cached", "generated", "tok./s", "busy"):
         table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
         table.add_row(
             page.TITLES.get(row["stage"], row["stage"]),
             f"{row['requests']:,}",
-            f"{row['prompt_tokens'] + row['cached_tokens']:,}",
+            _count(row["prompt_tokens"] + row["cached_tokens"]),
             f"{row['hit_rate']:.1%}",
-            f"{row['generated_tokens']:,}",
+            _count(row["generated_tokens"]),
             f"{row['tokens_per_second']:.0f}",
             f"{row['busy']:.0%}",
         )
@@ -75,8 +83,9 @@ def _show_examples(rows: list[dict[str, Any]], console: Console) -> None:
     for row in rows:
         for reason, text in list(row["examples"].items())[:_SHOWN]:
             shown = " ".join(plain(text).split())
-            number = {**row["dropped"], **row["failed"]}.get(reason, 0)
-            head = f"{page.TITLES.get(row['stage'], row['stage'])} · {plain(reason)} {number}"
+            failed = row["failed"].get(reason, 0)
+            label = f"failed: {reason} {failed}" if failed else f"{reason} {row['dropped'].get(reason, 0)}"
+            head = f"{page.TITLES.get(row['stage'], row['stage'])} · {plain(label)}"
             console.print(f"[dim]{escape(head)}[/dim]\n  {escape(shown[:_CLIP])}{' …' if len(shown) > _CLIP else ''}")
 
 
@@ -136,16 +145,23 @@ def _plan_table(made: Plan) -> Table:
     columns = ("requests", "prompt tokens", "from cache", "generated", "at most")
     total = [sum(v) for v in zip(*(_plan_numbers(s) for s in made.stages), strict=True)] or [0] * 5
     for name, number in zip(columns, total, strict=True):
-        table.add_column(name, f"{number:,}", justify="right", no_wrap=True)
+        table.add_column(name, _count(number), justify="right", no_wrap=True)
     table.add_column("time", _duration(made.seconds), justify="right", no_wrap=True)
     for stage in made.stages:
-        numbers = [f"{n:,}" for n in _plan_numbers(stage)]
+        numbers = [_count(n) for n in _plan_numbers(stage)]
         table.add_row(page.TITLES.get(stage.stage, stage.stage), *numbers, _duration(stage.seconds))
     return table
 
 
 def _plan_numbers(stage: StagePlan) -> tuple[int, ...]:
     return (stage.requests, stage.prompt_tokens, stage.cached_tokens, stage.generated_tokens, stage.at_most)
+
+
+def _count(number: int) -> str:
+    """So short that a table of large numbers fits 80 columns."""
+    if number < 100_000:
+        return f"{number:,}"
+    return f"{number / 1e3:,.0f} k" if number < 1_000_000 else f"{number / 1e6:,.1f} M"
 
 
 def _duration(seconds: float | None) -> str:
@@ -163,6 +179,8 @@ def show_plan(made: Plan) -> None:
     memory = f"{made.memory_mb / 1000:.1f} GB of memory at the peak, " if made.memory_mb else ""
     cache = f", {made.cache_mb / 1000:.1f} GB in the cache for converted weights" if made.cache_mb else ""
     console.print(f"\n{memory}{made.disk_mb:,.0f} MB of disk for the run{cache}; {made.slots} requests at once.")
+    if made.seconds is None:
+        return
     console.print(
         "Times are estimates from what the embedded model took; a run prints them beside what it really took.",
         style="dim",
@@ -185,7 +203,8 @@ def _comparison_table(made: Plan, rows: list[dict[str, Any]]) -> Table:
                 f"{stage.generated_tokens:,} → {tokens:,}",
                 f"{_duration(stage.seconds)} → {_duration(row['seconds'])}",
             )
-    spent = sum(row["seconds"] for row in actual.values())
+    planned = {stage.stage for stage in made.stages}
+    spent = sum(row["seconds"] for name, row in actual.items() if name in planned)
     table.add_row("all", "", "", f"{_duration(made.seconds)} → {_duration(spent)}", style="bold")
     return table
 
@@ -196,6 +215,11 @@ def show_status(run: RunDir, examples: bool = True) -> None:
     found = status(run)
     if run.recipe.engine.kind == "fake":
         console.print(_FAKE, style="yellow")
+    if not found["stages"]:
+        console.print(f"nothing done yet: `selfalign run` with the same --out goes on ({found['state']})")
+        return
+    if found["state"] != "finished":
+        console.print(f"{found['state']}\n", style="dim")
     console.print(_stages_table(found["stages"]))
     if made := [row for row in found["stages"] if row["requests"] and row["generation_seconds"]]:
         console.print()
@@ -204,7 +228,7 @@ def show_status(run: RunDir, examples: bool = True) -> None:
         console.print()
         console.print(_scores_table(found["scores"]))
     if examples and any(row["examples"] for row in found["stages"]):
-        console.print("\nFirst row dropped for each reason (all: drops.jsonl)")
+        console.print("\nThe first row of each reason (all: drops.jsonl)")
         _show_examples(found["stages"], console)
 
 

@@ -62,6 +62,8 @@ class Policy:
     """After so many failures in a row, of whatever rows, the breaker opens: one call at a time probes."""
     probes: int = 5
     """After so many failed probes the run stops, resumable."""
+    probe_wait: float = 2.0
+    """Before the first probe; it doubles, up to 30 s: five probes take a minute."""
 
 
 class Patience:
@@ -123,11 +125,13 @@ class Patience:
             if self._failures >= self.policy.trips:
                 with self._lock:
                     self._probes += 1
-                    if self._probes > self.policy.probes:
-                        raise Resumable(
-                            f"the server failed {self._failures} calls in a row ({self._last}): see to it, then run "
-                            "the same command again"
-                        )
+                    number = self._probes
+                if number > self.policy.probes:
+                    raise Resumable(
+                        f"the server failed {self._failures} calls in a row ({self._last}): see to it, then run "
+                        "the same command again"
+                    )
+                self._wait(min(30.0, self.policy.probe_wait * 2 ** (number - 1)))
             return self._counted(attempt)
 
     def _counted(self, attempt: Callable[[], Result]) -> Result:

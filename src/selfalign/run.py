@@ -100,7 +100,7 @@ class RunDir:
         if is_run:
             found = cls.open(path)
             changes = differences(found.recipe.model_dump(mode="json"), wanted.model_dump(mode="json"))
-            changes = [c for c in changes if not c.startswith((*_MAY_CHANGE, 'engine.kind: "auto"'))]
+            changes = [c for c in changes if not c.startswith(_MAY_CHANGE)]
             if found.constitution.digest() != constitution.digest():
                 changes.append(f"the constitution is not the one in {path / 'constitution.yaml'}")
             if changes:
@@ -133,7 +133,11 @@ class RunDir:
         ]:
             raise UserError(f"{path} holds a recipe to edit and is no run: name another --out")
         ours = path.is_dir() and all(
-            f.is_file() and (f.suffix == ".tmp" or texts.get(f.name) == f.read_text("utf-8", "replace"))
+            f.is_file()
+            and (
+                ((half := atomic.HALF_WRITTEN.fullmatch(f.name)) is not None and half[1] in texts)
+                or texts.get(f.name) == f.read_text("utf-8", "replace")
+            )
             for f in path.iterdir()
         )
         if not ours:
@@ -154,6 +158,9 @@ class RunDir:
             )
         text = strict.read_text(path / "recipe.yaml", "recipe")
         frozen = strict.validate(Recipe, strict.parse_yaml(text, str(path / "recipe.yaml")), "recipe.yaml")
+        if frozen.engine.kind == "auto":
+            kind = _old_auto(frozen.engine.url)
+            frozen = frozen.model_copy(update={"engine": frozen.engine.model_copy(update={"kind": kind})})
         return cls(path, frozen, load(str(path / "constitution.yaml")))
 
     # -- what is finished ----------------------------------------------------------------------------------------
@@ -224,9 +231,45 @@ def file_hash(path: Path) -> str:
     return digest.hexdigest()
 
 
+def frozen_kind(path: Path) -> str | None:
+    """The kind of engine that the run in that folder chose; None where there is no run."""
+    if not (path / "journal.sqlite").exists() or not (path / "recipe.yaml").is_file():
+        return None
+    value = strict.parse_yaml(strict.read_text(path / "recipe.yaml", "recipe"), str(path / "recipe.yaml"))
+    engine = value.get("engine") if isinstance(value, dict) else None
+    if not isinstance(engine, dict):
+        return None
+    kind = engine.get("kind", "auto")
+    if kind == "auto":
+        return _old_auto(engine.get("url"))
+    return kind if kind in ("llama_cpp", "vllm", "openai") else None
+
+
+def _old_auto(url: str | None) -> str:
+    """What "auto" was where it stands in a frozen recipe: version 0.1 froze the word, and took one of these two."""
+    return "openai" if url else "llama_cpp"
+
+
 def default_out(source: str) -> Path:
     """Where a recipe runs unless told otherwise: runs/<the recipe's name>."""
     return Path("runs") / (source if source in recipe.SHIPPED else re.sub(r"[^\w.-]", "_", Path(source).stem))
+
+
+def held(path: Path) -> bool:
+    """Whether a process works in the run now."""
+    import fcntl
+
+    try:
+        handle = os.open(path / "journal.lock", os.O_RDWR)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(handle)
+    return False
 
 
 def hold(path: Path) -> int:
@@ -239,7 +282,11 @@ def hold(path: Path) -> int:
 
     handle = os.open(path / "journal.lock", os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(0.1)  # it may be a `status` that looks whether the run is held
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         other = os.read(handle, 20).decode(errors="replace").strip() or "unknown"
         os.close(handle)

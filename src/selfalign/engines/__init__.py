@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from selfalign.engines.base import Engine
 from selfalign.environment import accelerators
+from selfalign.errors import UserError
 from selfalign.recipe import Engine as EngineConfig
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ def _vllm(model: Model, adapters: Adapters, config: EngineConfig, slots: int) ->
     from selfalign.engines.vllm_offline import VllmOffline
 
     dtype = environment.dtype() if config.dtype == "auto" else config.dtype
-    return VllmOffline(model.folder(), model.tokenizer(), adapters, slots, config.context, dtype)
+    return VllmOffline(model.folder(), model.tokenizer(), model.end_tokens(), adapters, slots, config.context, dtype)
 
 
 def _openai(model: Model | None, adapters: Adapters, config: EngineConfig, slots: int) -> Engine:
@@ -75,6 +76,20 @@ def chosen(config: EngineConfig) -> EngineConfig:
 def kind(config: EngineConfig) -> str:
     """The engine's kind, with `auto` resolved."""
     return choose(config)[0]
+
+
+def check(config: EngineConfig) -> None:
+    """Say before a run is made what would stop its engine at the start.
+
+    Raises:
+        UserError: vLLM is not installed, or a server's address is missing or none.
+    """
+    if kind(config) == "openai":
+        from selfalign.engines.openai_api import address
+
+        address(config)
+    if kind(config) == "vllm" and not find_spec("vllm"):
+        raise UserError("engine vllm: vLLM is not installed in this environment; docs/engines.md says how")
 
 
 def needs_weights(config: EngineConfig) -> bool:

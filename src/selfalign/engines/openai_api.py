@@ -27,6 +27,22 @@ _MAX_BODY = 4 << 20
 _REPLY_CHARS = 160
 
 
+def address(config: EngineConfig) -> urllib.parse.SplitResult:
+    """The server's address, taken apart.
+
+    Raises:
+        UserError: there is none, or it is not an http address, or it holds a password.
+    """
+    if not config.url:
+        raise UserError("engine.kind openai needs engine.url, for example http://127.0.0.1:8080/v1")
+    parts = urllib.parse.urlsplit(config.url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise UserError("engine.url must begin with http:// or https:// and name a host")
+    if parts.username or parts.password:
+        raise UserError("engine.url holds a user or password: put the key into a variable, named by engine.key_env")
+    return parts
+
+
 class OpenAiApi:
     """See `Engine`.
 
@@ -40,13 +56,7 @@ class OpenAiApi:
     """
 
     def __init__(self, config: EngineConfig, slots: int, policy: Policy | None = None) -> None:
-        if not config.url:
-            raise UserError("engine.kind openai needs engine.url, for example http://127.0.0.1:8080/v1")
-        parts = urllib.parse.urlsplit(config.url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise UserError("engine.url must begin with http:// or https:// and name a host")
-        if parts.username or parts.password:
-            raise UserError("engine.url holds a user or password: put the key into a variable, named by engine.key_env")
+        parts = address(config)
         self.parallel = slots
         self._parts, self._path = parts, parts.path.rstrip("/").removesuffix("/v1") + "/v1/completions"
         self._served = config.served

@@ -11,7 +11,7 @@ import json
 import os
 import queue
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -45,6 +45,7 @@ class VllmOffline:
     Args:
         folder: the base model's Hugging Face folder.
         tokenizer: the base's; vLLM gets token ids, so that text can never become a control token.
+        ends: control tokens that end an answer.
         adapters: name -> PEFT folder.
         parallel: requests at once.
         context: tokens of one request, prompt and answer.
@@ -58,6 +59,7 @@ class VllmOffline:
         self,
         folder: Path,
         tokenizer: Tokenizer,
+        ends: Sequence[str],
         adapters: Mapping[str, Path],
         parallel: int,
         context: int,
@@ -67,6 +69,7 @@ class VllmOffline:
         self._engine: Any = None
         self._tokenizer = tokenizer
         self._encoding = threading.Lock()
+        self._ends = [tokenizer.ids(end, special=True)[0] for end in ends]
         self._context = context
         vllm = _import()
         self._sampling_params = vllm.SamplingParams
@@ -99,6 +102,9 @@ class VllmOffline:
         with self._encoding:
             ids = self._tokenizer.encode(prompt)
             bias = {self._first(text): value for text, value in step.sampling.bias}
+        if step.sampling.ban_eos:
+            # Not ignore_eos, which only goes on after it.
+            bias |= dict.fromkeys(self._ends, -100.0)
         room = self._context - len(ids)
         if room < 1:
             raise TooLong
@@ -110,12 +116,14 @@ class VllmOffline:
             max_tokens=min(sampling.max_new_tokens, room),
             seed=seed % 2**31,
             stop=list(step.stop) or None,
-            ignore_eos=sampling.ban_eos,
+            stop_token_ids=None if sampling.ban_eos else self._ends,
             logit_bias=bias or None,
             structured_outputs=self._structured(grammar=step.grammar) if step.grammar else None,
         )
         call = _Call(ids, params, self._loras[adapter] if adapter else None, on_text)
         self._calls.put(call)
+        if not self._driver.is_alive():
+            raise Resumable("vLLM has stopped: run the same command again")
         return call.done.result()
 
     def _first(self, text: str) -> int:
@@ -141,19 +149,25 @@ class VllmOffline:
             return
         started.set_result(None)
         flying: dict[str, _Call] = {}
+        why = "the engine was closed"
+        try:
+            while self._admit(flying):
+                for output in self._engine.step():
+                    self._receive(output, flying)
+        except BaseException as error:  # whatever it is, those who wait must hear of it
+            why = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        broken = Resumable(f"vLLM stopped ({why}): run the same command again")
+        for call in (*flying.values(), *self._waiting()):
+            call.done.set_exception(broken)
+
+    def _waiting(self) -> Iterator[_Call]:
         while True:
-            if not self._admit(flying):
-                return
             try:
-                outputs = self._engine.step()
-            except Exception as error:  # whatever it is, those who wait must hear of it
-                broken = Resumable(f"vLLM stopped ({' '.join(str(error).split())[:200]}): run the same command again")
-                for call in flying.values():
-                    call.done.set_exception(broken)
-                flying.clear()
-                continue
-            for output in outputs:
-                self._receive(output, flying)
+                call = self._calls.get_nowait()
+            except queue.Empty:
+                return
+            if call is not None:
+                yield call
 
     def _admit(self, flying: dict[str, _Call]) -> bool:
         """Hand waiting calls to vLLM; blocks while there is nothing to do. False at the end."""
@@ -163,8 +177,6 @@ class VllmOffline:
             except queue.Empty:
                 return True
             if call is None:
-                for other in flying.values():
-                    other.done.set_exception(RowError("the engine was closed"))
                 return False
             key = str(next(self._numbers))
             try:
@@ -180,14 +192,21 @@ class VllmOffline:
             return
         made = output.outputs[0]
         new, call.text = made.text[len(call.text) :], made.text
-        stopped = bool(call.on_text and new and not call.on_text(new))
+        try:
+            stopped = bool(call.on_text and new and not call.on_text(new))
+        except BaseException as error:  # the reader's own: it gets it back, the engine goes on
+            del flying[output.request_id]
+            self._engine.abort_request([output.request_id])
+            call.done.set_exception(error)
+            return
         if stopped and not output.finished:
             self._engine.abort_request([output.request_id])
         if not (output.finished or stopped):
             return
         del flying[output.request_id]
         cached = output.num_cached_tokens or 0
-        finish = _FINISH.get(made.finish_reason or "abort") or ("stop" if made.stop_reason else "end")
+        # A stop string is named; an end token by its number, or not at all.
+        finish = _FINISH.get(made.finish_reason or "abort") or ("stop" if isinstance(made.stop_reason, str) else "end")
         part = Part(made.text, finish, len(call.prompt) - cached, cached, len(made.token_ids))
         call.done.set_result(part)
 

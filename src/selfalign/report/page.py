@@ -14,6 +14,7 @@ from typing import Any
 
 from selfalign import __version__, atomic
 from selfalign.context import Context
+from selfalign.errors import UserError
 from selfalign.journal import StageCounts
 from selfalign.progress import plain
 from selfalign.records import Answer, Score, read_jsonl
@@ -72,7 +73,10 @@ def read_scores(run: RunDir) -> list[dict[str, Any]]:
     """scores.json as it stands; empty before the evaluation."""
     if not run.scores.exists():
         return []
-    value = json.loads(run.scores.read_text("utf-8"))
+    try:
+        value = json.loads(run.scores.read_text("utf-8"))
+    except ValueError as error:
+        raise UserError(f"{run.scores} is not JSON ({error}): delete it, `selfalign evaluate` makes it again") from None
     return [dict(v) for v in value] if isinstance(value, list) else []
 
 

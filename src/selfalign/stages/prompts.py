@@ -37,16 +37,18 @@ def import_file(context: Context, file: Path) -> list[Path]:
     fates: list[Fate] = []
     known: set[str] = set()
     bounds = context.recipe.prompts.tokens
-    count = _counter(context) if bounds else len
+    measure = _counter(context) if bounds else len
     for number, (raw_instruction, raw_text) in enumerate(_read(file)):
         instruction, text = cleaned(raw_instruction), cleaned(raw_text)
         row_id, message = prompt_id(instruction, text), join_input(instruction, text)
-        length = None if bounds is None else count(message)
+        length = None if bounds is None else measure(message)
         reason = reason_to_drop_own(message, context.probe_keys, length, (bounds[0], bounds[1]) if bounds else (1, 1))
         # Case and punctuation do not make a prompt another one.
         key = folded(message)
         if not reason and key in known:
             reason = "duplicate"
+        if not reason and context.recipe.prompts.rows and len(rows) >= context.recipe.prompts.rows:
+            reason = "more than wanted"
         if reason:
             fates.append((content_hash(row_id, number), number, "dropped", reason, message))
             continue
@@ -59,6 +61,14 @@ def import_file(context: Context, file: Path) -> list[Path]:
         raise UserError(f"{file} holds no prompt" + (f" that can be used: {why}" if why else ""))
     context.settle("self_instruct", fates, len(fates), clock, {"from": file.name})
     return [_publish(context, list(rows.values()))]
+
+
+def count(file: Path, most: int | None) -> int:
+    """How many prompts the file holds, before the filters. Raises as `import_file`."""
+    number = len(_read(file))
+    if not number:
+        raise UserError(f"{file} holds no prompt")
+    return min(number, most) if most else number
 
 
 def _counter(context: Context) -> Callable[[str], int]:

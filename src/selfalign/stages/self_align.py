@@ -39,6 +39,8 @@ def request(context: Context, prompt: Prompt, asked: guided.Form) -> Request:
 def run(context: Context) -> list[Path]:
     """Answer every prompt of the file; returns the files."""
     clock, prompts = Clock(), context.prompts()
+    if not prompts:
+        context.screen.say(f"  {context.run.jsonl('prompts')} holds no prompt: nothing is answered", "yellow")
     path = context.run.jsonl("responses")
     used: Counter[str] = Counter()
     with context.screen.bar("self-align", len(prompts)) as bar, atomic.new_file(path) as file:
@@ -59,6 +61,7 @@ def _fates(
 ) -> Generator[Fate, None, None]:
     """Ask, judge and keep one row after the other; in memory are those of a window only."""
     asked, leaks = form(context), Leaks.of(context.run.constitution)
+    context.journal.expect(STAGE, len(prompts) + prompts.number_removed())
     yield from prompts.removed()
     if not prompts:
         return

@@ -64,16 +64,17 @@ def _answer(context: Context) -> Path:
     clock, number = Clock(), sum(1 for _ in _questions(context))
     path = context.run.jsonl("clone_responses")
     with context.screen.bar("verbose", number) as bar, atomic.new_file(path) as file:
-        context.decide(ANSWERS, _fates(context, lambda r: file.write(line(r).encode("utf-8")), bar.add))
+        context.decide(ANSWERS, _fates(context, number, lambda r: file.write(line(r).encode("utf-8")), bar.add))
     context.check_failures(context.finish(ANSWERS, number, clock))
     return path
 
 
 def _fates(
-    context: Context, keep: Callable[[Response], object], on_done: Callable[[int, int], None]
+    context: Context, number: int, keep: Callable[[Response], object], on_done: Callable[[int, int], None]
 ) -> Generator[Fate, None, None]:
     """Ask, judge and keep one row after the other."""
     leaks = Leaks.of(context.run.constitution, verbose_only=True)
+    context.journal.expect(ANSWERS, number)
     works = (Work(p.id, request(context, p), p) for p in _questions(context))
     engine = context.engine(("engrave",) if context.has_weights else ())
     identities = context.identities(("engrave",))

@@ -1,0 +1,132 @@
+"""Exact novelty at scale: time, memory and growth of NoveltyIndex, against rouge-score and brute force.
+
+    python benchmarks/novelty.py [--rows 366718]      # about 14 minutes
+
+Data: instructions that the embedded model wrote (benchmarks/readings/instructions.jsonl) and variants of them up to the
+size. A variant takes a real instruction and draws 55 % of its words anew from the real words by their frequency; a word
+that never occurred comes as often as the real ones promise (Good-Turing: the share of words seen once), from a list of
+50,000 by Zipf's law. One core. The brute-force line is an estimate: rapidfuzz over the whole pool for 300 candidates.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import random
+import resource
+import subprocess
+import sys
+import time
+from bisect import bisect
+from collections import Counter
+from itertools import accumulate
+from pathlib import Path
+
+from rapidfuzz import process
+from rapidfuzz.distance import Indel
+
+from selfalign.quality.novelty import NoveltyIndex, tokens
+
+REAL = Path(__file__).parent / "readings" / "instructions.jsonl"
+SIZES = (10_000, 30_000, 100_000, 300_000)
+
+
+def real() -> list[str]:
+    return [json.loads(line)["instruction"] for line in REAL.read_text("utf-8").splitlines()]
+
+
+def variants(number: int) -> list[str]:
+    """Real instructions first, then variants; the same on every machine."""
+    texts = real()
+    counts = Counter(t for text in texts for t in tokens(text))
+    unseen = sum(1 for n in counts.values() if n == 1) / sum(counts.values())
+    words, steps = list(counts), list(accumulate(counts.values()))
+    tail = list(accumulate(1 / rank for rank in range(1, 50_001)))
+    rng = random.Random(0)
+
+    def word() -> str:
+        if rng.random() < unseen:
+            return f"w{bisect(tail, rng.random() * tail[-1])}"
+        return words[bisect(steps, rng.random() * steps[-1])]
+
+    made = list(texts)
+    while len(made) < number:
+        made.append(" ".join(word() if rng.random() < 0.55 else t for t in tokens(rng.choice(texts))))
+    return made[:number]
+
+
+def child(rows: int) -> None:
+    """Insert or reject all rows; print time at the sizes on the way, and memory."""
+    texts = variants(rows)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    index, at = NoveltyIndex(), {}
+    start = time.process_time()
+    for number, text in enumerate(texts, 1):
+        index.add(text)
+        if number in SIZES or number == rows:
+            at[number] = time.process_time() - start
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - before
+    sample = random.Random(1).sample(texts, 300)
+    begun = time.process_time()
+    for text in sample:
+        query = index._encode(tokens(text))
+        list(process.extract_iter(query, index._encoded, scorer=Indel.normalized_similarity, score_cutoff=0.7))
+    per_pair = (time.process_time() - begun) / len(sample) / len(index)
+    print(json.dumps({"at": at, "accepted": len(index), "megabytes": memory, "brute_per_pair": per_pair}))
+
+
+def measure(rows: int) -> dict:
+    command = [sys.executable, __file__, "--child", "--rows", str(rows)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    return json.loads(done.stdout)
+
+
+def against_rouge_score(number: int = 3000) -> None:
+    """All pairs by rouge-score's own LCS and formula, on token lists made beforehand."""
+    from rouge_score import rouge_scorer
+
+    texts = variants(number)
+    lists = [tokens(t) for t in texts]
+    start, pool, wanted, pairs = time.process_time(), [], [], 0
+    for mine in lists:
+        near = False
+        for other in pool:
+            pairs += 1
+            near |= bool(mine and other) and rouge_scorer._score_lcs(other, mine).fmeasure > 0.7
+        wanted.append(not near)
+        if not near:
+            pool.append(mine)
+    theirs = pairs / (time.process_time() - start)
+    start = time.process_time()
+    got = NoveltyIndex().add_all(texts)
+    ours = pairs / (time.process_time() - start)
+    differ = sum(a != b for a, b in zip(got, wanted, strict=True))
+    print(f"first {number:,}: {differ} of {pairs:,} pairs' decisions differ from rouge-score's")
+    print(f"pairs/s: {ours:,.0f} against {theirs:,.0f}, {ours / theirs:,.0f} times")
+
+
+def main(rows: int) -> None:
+    against_rouge_score()
+    found = measure(rows)
+    at = {int(k): v for k, v in found["at"].items()}
+    print(f"{found['accepted']:,} of {rows:,} accepted ({found['accepted'] / rows:.0%})")
+    for number, seconds in at.items():
+        brute = found["brute_per_pair"] * number * number / 2 * found["accepted"] / rows
+        print(f"{number:>9,}: {seconds:7.1f} s of one core (brute force with rapidfuzz: about {brute:,.0f} s)")
+    if 300_000 in at:
+        print(f"growth exponent, 10,000 to 300,000: {math.log(at[300_000] / at[10_000]) / math.log(30):.2f}")
+    print(f"memory: {found['megabytes']:,.0f} MB, {found['megabytes'] * 100_000 / rows:,.0f} MB per 100,000")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=366_718)
+    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.child:
+        child(given.rows)
+    else:
+        main(given.rows)
