@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -113,3 +115,84 @@ def test_more_words_than_the_first_plane_has_characters():
     assert index.nearest(" ".join(f"w{i}" for i in range(69_000, 70_000))) is not None
     assert index.nearest(" ".join(f"w{i}" for i in range(0, 70_000, 700))) is None
     assert index.nearest(" ".join(f"new{i}" for i in range(100))) is None
+
+
+# -- the index against rouge-score, at random and where it is hardest --------------------------------------------------
+
+
+def adversarial(rng: random.Random) -> tuple[str, str]:
+    """A pair of texts that is likely to be near the threshold, or odd."""
+    vocabulary = [f"w{i}" for i in range(rng.choice([1, 2, 5, 40]))] + [
+        "the",
+        "a",
+        "Of",
+        "é",
+        "naïve",
+        "日本",
+        "x-y",
+        "3",
+    ]
+    one = rng.choices(vocabulary, k=rng.randint(0, rng.choice([1, 6, 14, 40])))
+    two = list(one)
+    for _ in range(rng.randint(0, max(1, len(two)))):
+        edit, at = rng.randrange(4), rng.randrange(len(two) + 1)
+        if edit == 0:
+            two.insert(at, rng.choice(vocabulary))
+        elif two and edit == 1:
+            two.pop(min(at, len(two) - 1))
+        elif two and edit == 2:
+            two[min(at, len(two) - 1)] = rng.choice(vocabulary)
+        else:
+            two = two[at:] + two[:at]
+    return " ".join(one), rng.choice([" ", "  ", ", ", "\n"]).join(two)
+
+
+def decide_pairs(number: int, seed: int) -> tuple[int, int]:
+    """(pairs whose decision differs from rouge-score's, pairs that are too close)."""
+    rng = random.Random(seed)
+    differ = close = 0
+    for _ in range(number):
+        one, two = adversarial(rng)
+        threshold = rng.choice([0.7, 0.7, 0.7, 0.5, 2 / 3, 0.9])
+        index = NoveltyIndex(threshold)
+        index.accept(one)
+        expected = reference(one, two) > threshold
+        close += expected
+        differ += index.add(two) == expected
+    return differ, close
+
+
+def test_ten_thousand_pairs_are_decided_as_by_rouge_score():
+    differ, close = decide_pairs(10_000, 1)
+    assert differ == 0
+    assert 2000 < close < 8000
+
+
+@pytest.mark.slow
+def test_a_hundred_thousand_pairs_are_decided_as_by_rouge_score():
+    assert decide_pairs(100_000, 2)[0] == 0
+
+
+def test_a_pool_of_texts_is_decided_as_by_all_pairs():
+    rng = random.Random(3)
+    texts = [text for _ in range(300) for text in adversarial(rng)]
+    pool: list[str] = []
+    index = NoveltyIndex()
+    for text in texts:
+        near = next((other for other in pool if reference(other, text) > 0.7), None)
+        found = index.nearest(text)
+        assert (found.text if found else None) == near
+        assert index.add(text) == (near is None)
+        if near is None:
+            pool.append(text)
+    assert len(pool) > 100
+
+
+@pytest.mark.parametrize("threshold", [0.0, 1.0])
+def test_the_ends_of_the_scale(threshold: float):
+    index = NoveltyIndex(threshold)
+    assert index.add("one two three") is True
+    # Above 0 is any shared word; above 1 is nothing.
+    assert index.add("three four") is (threshold == 1.0)
+    assert index.add("five") is True
+    assert index.add("") is True

@@ -221,7 +221,8 @@ def show_status(run: RunDir, examples: bool = True) -> None:
     if found["state"] != "finished":
         console.print(f"{found['state']}\n", style="dim")
     console.print(_stages_table(found["stages"]))
-    if made := [row for row in found["stages"] if row["requests"] and row["generation_seconds"]]:
+    made = [row for row in found["stages"] if row["requests"] and row["generation_seconds"]]
+    if made and run.recipe.engine.kind != "fake":
         console.print()
         console.print(_generation_table(made))
     if found["scores"]:

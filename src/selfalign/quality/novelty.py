@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 import re
 from array import array
-from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -180,9 +179,8 @@ class NoveltyIndex:
             return None
         candidates = np.concatenate(lists)
         lengths = self._lengths.values[candidates]
-        candidates = np.unique(
-            candidates[(lengths >= self._shortest(m)) & (lengths <= m * (2 - self._bound) / self._bound)]
-        )
+        fits = (lengths >= self._shortest(m)) & (lengths * self._bound <= m * (2 - self._bound) + 1e-9)
+        candidates = np.unique(candidates[fits])
         candidates = self._sharing_enough(candidates, numbers, m)
         if not len(candidates):
             return None
@@ -226,8 +224,14 @@ class NoveltyIndex:
 
     def _encode(self, found: list[str]) -> str:
         known = self._characters
-        # Surrogates are no characters of their own; the planes above hold a million words.
-        return "".join(known.setdefault(t, chr(len(known) + (0x10000 if len(known) > 0xD000 else 1))) for t in found)
+        letters = []
+        for token in found:
+            letter = known.get(token)
+            if letter is None:
+                # Surrogates are no characters of their own; the planes above hold a million words.
+                letter = known[token] = chr(len(known) + (0x10000 if len(known) > 0xD000 else 1))
+            letters.append(letter)
+        return "".join(letters)
 
     def _enter(self, text: str, found: list[str]) -> None:
         position = len(self._texts)
@@ -245,9 +249,10 @@ class NoveltyIndex:
 
 def _occurrences(found: list[str]) -> list[tuple[str, int]]:
     """Each token with how often it came before: as sets of these, two texts share what their multisets share."""
-    seen: Counter[str] = Counter()
+    seen: dict[str, int] = {}
     elements = []
     for token in found:
-        elements.append((token, seen[token]))
-        seen[token] += 1
+        before = seen.get(token, 0)
+        seen[token] = before + 1
+        elements.append((token, before))
     return elements
