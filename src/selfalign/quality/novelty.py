@@ -94,7 +94,7 @@ class _Growing:
 class NoveltyIndex:
     """Insert or reject.
 
-    Memory: about 60 MB per 100,000 instructions of a dozen words (benchmarks/novelty.py).
+    Memory: about 57 MB per 100,000 instructions of a dozen words (benchmarks/novelty.py).
 
     Args:
         threshold: a text is rejected if its F1 with an accepted one is strictly above this; 0 to 1.
