@@ -43,7 +43,7 @@ def test_a_row_that_stands_there_again_is_a_duplicate(tmp_path: Path, journal: J
     fates = list(found.removed())
     assert [(f[2], f[3], f[4]) for f in fates] == [("dropped", "duplicate", "a")] * 2
     assert len({f[0] for f in fates} | {p.id for p in found}) == 4
-    assert found.number_removed() == 2
+    assert found.number_removed == 2
 
 
 def test_rows_that_a_hand_took_out_are_dropped(tmp_path: Path, journal: Journal):

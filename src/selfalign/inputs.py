@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -77,6 +78,7 @@ class Rows(Generic[Row]):
             elif row.id in self._twice:
                 seen.add(row.id)
 
+    @cached_property
     def number_removed(self) -> int:
         """How many rows `removed` has."""
         return sum(1 for _ in self.removed())

@@ -138,12 +138,16 @@ def own_prompts(recipe: Recipe) -> int | None:
     Raises:
         UserError: there are neither, or the file cannot be read.
     """
-    wanted = recipe.prompts
-    if "prompts" not in recipe.stages:
+    _check_prompts(recipe)
+    if "prompts" not in recipe.stages or not recipe.prompts.file:
         return None
-    if not (wanted.file or wanted.self_instruct.count or wanted.red_team.count):
+    return prompts.count(Path(recipe.prompts.file), recipe.prompts.rows)
+
+
+def _check_prompts(recipe: Recipe) -> None:
+    wanted = recipe.prompts
+    if "prompts" in recipe.stages and not (wanted.file or wanted.self_instruct.count or wanted.red_team.count):
         raise UserError("this recipe writes no prompts of its own: give yours with --prompts FILE (JSONL or lines)")
-    return prompts.count(Path(wanted.file), wanted.rows) if wanted.file else None
 
 
 def write_manifest_if_done(context: Context) -> None:
@@ -158,7 +162,7 @@ def check_ready(context: Context) -> None:
     Raises:
         UserError: an input that no earlier stage makes is missing, or the model cannot be trained here.
     """
-    own_prompts(context.recipe)
+    _check_prompts(context.recipe)
     made: set[Path] = set()
     for stage in context.recipe.stages:
         step = STEPS[stage]

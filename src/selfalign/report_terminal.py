@@ -211,8 +211,10 @@ def _comparison_table(made: Plan, rows: list[dict[str, Any]]) -> Table:
 
 def show_status(run: RunDir, examples: bool = True) -> None:
     """The tables of stages, generation and scores on standard output, with examples of what was dropped."""
-    console = stdout_console()
-    found = status(run)
+    _show_tables(run, status(run), stdout_console(), examples)
+
+
+def _show_tables(run: RunDir, found: dict[str, Any], console: Console, examples: bool) -> None:
     if run.recipe.engine.kind == "fake":
         console.print(_FAKE, style="yellow")
     if not found["stages"]:
@@ -237,10 +239,11 @@ def show(run: RunDir, screen: Screen) -> None:
     """What `run` ends with: the tables, a few prompts answered by every model, and where the report is."""
     console = stdout_console()
     console.print()
-    show_status(run, examples=False)
+    found = status(run)
+    _show_tables(run, found, console, examples=False)
     if made := costs.read(run.plan):
         console.print()
-        console.print(_comparison_table(made, status(run)["stages"]))
+        console.print(_comparison_table(made, found["stages"]))
         console.print(_resources(run, made), style="dim")
     if screen.verbosity >= 0 and run.jsonl("answers").exists():
         _show_answers(run, console)

@@ -94,9 +94,14 @@ def _sha256(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-@lru_cache(maxsize=256)
 def _steps(steps: tuple[Step, ...]) -> str:
-    return _sha256(json.dumps([asdict(s) for s in steps], ensure_ascii=False, sort_keys=True))
+    # A control token and text that spells it are equal strings: which of them is meant belongs to the key.
+    return _steps_hash(steps, tuple(isinstance(text, Control) for s in steps for text, _ in s.sampling.bias))
+
+
+@lru_cache(maxsize=256)
+def _steps_hash(steps: tuple[Step, ...], controls: tuple[bool, ...]) -> str:
+    return _sha256(json.dumps([[asdict(s) for s in steps], controls], ensure_ascii=False, sort_keys=True))
 
 
 @dataclass(frozen=True, slots=True)

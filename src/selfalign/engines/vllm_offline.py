@@ -80,6 +80,9 @@ class VllmOffline:
         }
         self._numbers = itertools.count()
         self._calls: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
+        self._entering = threading.Lock()
+        self._ended = False
+        """Under the lock: whoever put a call before this was set is answered by the driver's last turn."""
         started: Future[None] = Future()
         settings = _settings(folder, list(adapters.values()), parallel, context, dtype)
         # Started by its own thread: on a processor vLLM binds the thread that starts it, and only that, to its cores.
@@ -121,9 +124,10 @@ class VllmOffline:
             structured_outputs=self._structured(grammar=step.grammar) if step.grammar else None,
         )
         call = _Call(ids, params, self._loras[adapter] if adapter else None, on_text)
-        self._calls.put(call)
-        if not self._driver.is_alive():
-            raise Resumable("vLLM has stopped: run the same command again")
+        with self._entering:
+            if self._ended:
+                raise Resumable("vLLM has stopped: run the same command again")
+            self._calls.put(call)
         return call.done.result()
 
     def _first(self, text: str) -> int:
@@ -144,7 +148,7 @@ class VllmOffline:
     def _drive(self, settings: dict[str, Any], started: Future[None]) -> None:
         try:
             self._engine = _start(settings)
-        except Exception as error:  # the thread that waits raises it
+        except BaseException as error:  # the thread that waits raises it
             started.set_exception(error)
             return
         started.set_result(None)
@@ -157,7 +161,10 @@ class VllmOffline:
         except BaseException as error:  # whatever it is, those who wait must hear of it
             why = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         broken = Resumable(f"vLLM stopped ({why}): run the same command again")
-        for call in (*flying.values(), *self._waiting()):
+        with self._entering:
+            self._ended = True
+            left = (*flying.values(), *self._waiting())
+        for call in left:
             call.done.set_exception(broken)
 
     def _waiting(self) -> Iterator[_Call]:
@@ -247,7 +254,6 @@ def _start(settings: dict[str, Any]) -> Any:
 def _settings(folder: Path, adapters: list[Path], parallel: int, context: int, dtype: str) -> dict[str, Any]:
     settings: dict[str, Any] = {
         "model": str(folder),
-        "skip_tokenizer_init": False,
         "dtype": dtype,
         "max_model_len": context,
         "max_num_seqs": parallel,

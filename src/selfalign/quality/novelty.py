@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import re
 from array import array
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -43,7 +43,7 @@ def folded(text: str) -> str:
     return " ".join(words(text)) or text.strip()
 
 
-def rouge_l(a: str, b: str, split: Callable[[str], list[str]] | None = None) -> float:
+def rouge_l(a: str, b: str, split: Callable[[str], Sequence[str]] | None = None) -> float:
     """ROUGE-L F1 of two texts, as rouge-score computes it, or over the tokens that `split` finds."""
     split = split or tokens
     one, two = split(a), split(b)

@@ -50,8 +50,7 @@ def run(context: Context) -> list[Path]:
             used.update(map(str, response.principles))
 
         context.decide(STAGE, _fates(context, prompts, keep, bar.add))
-    removed = prompts.number_removed()
-    counts = context.finish(STAGE, len(prompts) + removed, clock, {"principles": dict(used)})
+    counts = context.finish(STAGE, len(prompts) + prompts.number_removed, clock, {"principles": dict(used)})
     context.check_failures(counts)
     return [path]
 
@@ -61,7 +60,7 @@ def _fates(
 ) -> Generator[Fate, None, None]:
     """Ask, judge and keep one row after the other; in memory are those of a window only."""
     asked, leaks = form(context), Leaks.of(context.run.constitution)
-    context.journal.expect(STAGE, len(prompts) + prompts.number_removed())
+    context.journal.expect(STAGE, len(prompts) + prompts.number_removed)
     yield from prompts.removed()
     if not prompts:
         return
