@@ -9,9 +9,12 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from rouge_score.rouge_scorer import RougeScorer
 
-from selfalign.quality.novelty import NoveltyIndex, rouge_l, tokens
+from selfalign.quality import novelty
+from selfalign.quality.novelty import NoveltyIndex
+from selfalign.quality.rouge import rouge_l, tokens
 
 SCORER = RougeScorer(["rougeL"])
+WORDS = [f"w{i}" for i in range(300)]
 
 words = st.sampled_from(
     ["list", "sort", "the", "three", "colours", "Of", "a", "RAINBOW", "3", "é", "naïve", "日本", "x-y"]
@@ -186,6 +189,82 @@ def test_a_pool_of_texts_is_decided_as_by_all_pairs():
         if near is None:
             pool.append(text)
     assert len(pool) > 100
+
+
+@pytest.fixture
+def small_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So small that a few texts are several blocks, passes and numberings."""
+    monkeypatch.setattr(novelty, "_BLOCK", 7)
+    monkeypatch.setattr(novelty, "_AT_ONCE", 20)
+    monkeypatch.setattr(novelty, "_FIRST_NUMBERING", 3)
+
+
+def first_near(pool: list[str], text: str, threshold: float) -> str | None:
+    return next((other for other in pool if rouge_l(other, text) > threshold), None)
+
+
+def found_text(found: novelty.Nearest | None) -> str | None:
+    return found.text if found else None
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_many_together_are_decided_as_one_after_the_other(seed: int, small_sizes: None):
+    rng, pool = random.Random(seed), list[str]()
+    threshold = [0.7, 0.5, 2 / 3, 0.9][seed]
+    texts = [text for _ in range(300) for text in adversarial(rng)]
+    index = NoveltyIndex(threshold)
+    before = index.nearest_all(texts)
+    assert before == [None] * len(texts)  # nothing was entered
+    wanted = []
+    for text in texts:
+        near = first_near(pool, text, threshold)
+        wanted.append(near)
+        if near is None:
+            pool.append(text)
+    assert [found_text(n) for n in index.nearest_all(texts, enter=True)] == wanted
+    assert len(index) == len(pool) > 100
+    assert index._numbered_at > 256
+    again = [first_near(pool, text, threshold) for text in texts[:200]]
+    assert [found_text(n) for n in index.nearest_all(texts[:200])] == again
+
+
+@given(st.lists(instructions(), max_size=30), st.sampled_from([0.7, 0.5, 0.9]), st.integers(0, 30))
+@settings(max_examples=100)
+def test_blocks_of_any_size_decide_the_same(texts: list[str], threshold: float, cut: int):
+    whole, parts, single = (NoveltyIndex(threshold) for _ in range(3))
+    decided = whole.add_all(texts)
+    assert parts.add_all(texts[:cut]) + parts.add_all(texts[cut:]) == decided
+    assert [single.add(text) for text in texts] == decided
+
+
+def test_long_and_common_texts_pass_the_bounds_too(small_sizes: None):
+    """Hundreds of tokens fill the 64 bits of a signature; a copy with few changes is found even so."""
+    rng = random.Random(5)
+    index, texts = NoveltyIndex(), [" ".join(rng.choices(WORDS, k=400)) for _ in range(20)]
+    assert all(index.add_all(texts))
+    for text in texts:
+        changed = text.split()
+        for place in range(0, 400, 5):
+            changed[place] = "new"
+        assert found_text(index.nearest(" ".join(changed))) == text
+
+
+def test_the_mean_similarity_is_that_of_all_pairs():
+    rng = random.Random(6)
+    texts = [text for _ in range(20) for text in adversarial(rng)]
+    index = NoveltyIndex(1.0)
+    assert index.mean_similarity("sort") == 0.0
+    for text in texts:
+        index.accept(text)
+    for text in texts[:10]:
+        expected = sum(reference(other, text) for other in texts) / len(texts)
+        assert index.mean_similarity(text) == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_text_of_too_many_tokens_is_refused(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(novelty, "_PLACE", 5)
+    with pytest.raises(ValueError, match="6 tokens"):
+        NoveltyIndex().add("a b c d e f")
 
 
 @pytest.mark.parametrize("threshold", [0.0, 1.0])

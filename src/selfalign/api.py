@@ -22,8 +22,8 @@ from selfalign import atomic, constitution, costs, engines, models, pipeline, re
 from selfalign import recipe as recipes
 from selfalign.calibrate import calibration
 from selfalign.context import Context
+from selfalign.counts import StageCounts
 from selfalign.errors import UserError
-from selfalign.journal import StageCounts
 from selfalign.progress import Screen
 from selfalign.recipe import Recipe, Stage
 from selfalign.records import Answer, Drop, Prompt, Response, Score, read_jsonl

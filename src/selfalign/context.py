@@ -9,10 +9,11 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Protocol
 
 from selfalign import engines, models
+from selfalign.counts import StageCounts
 from selfalign.engines.base import Engine, Pieces, Sampling
 from selfalign.errors import Resumable, TooManyFailed
 from selfalign.inputs import Rows
-from selfalign.journal import Clock, Fate, Journal, StageCounts
+from selfalign.journal import Clock, Fate, Journal
 from selfalign.progress import Screen
 from selfalign.quality.instruction_filters import probe_keys
 from selfalign.recipe import Recipe

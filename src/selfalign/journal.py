@@ -11,10 +11,10 @@ import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from selfalign.counts import Generation, StageCounts
 from selfalign.errors import CountMismatch, Resumable, UserError
 from selfalign.records import Drop
 
@@ -41,6 +41,9 @@ CREATE TABLE IF NOT EXISTS stages(
 CREATE TABLE IF NOT EXISTS sittings(
   id INTEGER PRIMARY KEY, stage TEXT NOT NULL, parallel INTEGER NOT NULL, seconds REAL NOT NULL DEFAULT 0,
   busy REAL NOT NULL DEFAULT 0);
+CREATE TABLE IF NOT EXISTS rounds(
+  stage TEXT NOT NULL, number INTEGER NOT NULL, inputs TEXT NOT NULL, result TEXT NOT NULL,
+  PRIMARY KEY (stage, number)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS published(
   stage TEXT PRIMARY KEY, inputs TEXT NOT NULL, files TEXT NOT NULL) WITHOUT ROWID;
 """
@@ -53,56 +56,6 @@ _BATCH_SECONDS = 2.0
 
 Saved = tuple[str, str, int, int, int, float]
 """A finished request: key, raw output (JSON), prompt tokens computed and cached, generated tokens, seconds."""
-
-
-@dataclass(frozen=True, slots=True)
-class Generation:
-    """How a stage's requests went, over all sittings."""
-
-    requests: int
-    prompt_tokens: int
-    """Prompt tokens that were computed."""
-    cached_tokens: int
-    """Prompt tokens that came from the cache."""
-    generated_tokens: int
-    seconds: float
-    """Wall time in which requests were made."""
-    busy: float
-    """Share of that time, over all slots, in which a request was with the engine: 0 to 1."""
-
-    @property
-    def hit_rate(self) -> float:
-        """Share of the prompt tokens that came from the cache."""
-        return self.cached_tokens / max(1, self.cached_tokens + self.prompt_tokens)
-
-    @property
-    def tokens_per_second(self) -> float:
-        """Generated tokens a second, all slots together."""
-        return self.generated_tokens / self.seconds if self.seconds else 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class StageCounts:
-    """The ledger of one stage."""
-
-    stage: str
-    finished: bool
-    rows_in: int
-    kept: int
-    dropped: dict[str, int]
-    failed: dict[str, int]
-    generation: Generation
-    seconds: float
-    """Over all sittings."""
-    notes: dict[str, Any]
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values; the generation's stand beside the others, with its rates."""
-        value = asdict(self)
-        made = value.pop("generation")
-        made["generation_seconds"] = made.pop("seconds")
-        rates = {"hit_rate": self.generation.hit_rate, "tokens_per_second": self.generation.tokens_per_second}
-        return {**value, **made, **rates}
 
 
 def _batches(rows: Iterable[Fate]) -> Iterator[list[Fate]]:
@@ -242,10 +195,29 @@ class Journal:
         """Enter (id, position, state, reason, text) of rows whose fate is known. Entering a row again replaces it."""
         for batch in _batches(rows):
             with self.transaction():
-                self._db.executemany(
-                    "INSERT OR REPLACE INTO rows(stage, id, position, state, reason, text) VALUES (?, ?, ?, ?, ?, ?)",
-                    [(stage, *row) for row in batch],
-                )
+                self._enter_rows(stage, batch)
+
+    def _enter_rows(self, stage: str, rows: Iterable[Fate]) -> None:
+        self._db.executemany(
+            "INSERT OR REPLACE INTO rows(stage, id, position, state, reason, text) VALUES (?, ?, ?, ?, ?, ?)",
+            [(stage, *row) for row in rows],
+        )
+
+    def close_round(self, stage: str, number: int, inputs: str, rows: Iterable[Fate], result: dict[str, Any]) -> None:
+        """Commit what a round of stage 1 decided, whole: its rows, and what the next rounds need of it.
+
+        Args:
+            inputs: a hash of all that the stage follows from.
+        """
+        with self.transaction():
+            self._enter_rows(stage, rows)
+            values = (stage, number, inputs, json.dumps(result, ensure_ascii=False))
+            self._db.execute("INSERT OR REPLACE INTO rounds VALUES (?, ?, ?, ?)", values)
+
+    def rounds(self, stage: str, inputs: str) -> list[dict[str, Any]]:
+        """The results of the rounds that were closed from these inputs, in their order."""
+        query = "SELECT result FROM rounds WHERE stage = ? AND inputs = ? ORDER BY number"
+        return [json.loads(result) for (result,) in self._read(query, (stage, inputs))]
 
     def expect(self, stage: str, rows: int) -> None:
         """Note how many rows will come in, for those who watch."""
@@ -256,6 +228,7 @@ class Journal:
         """Forget the stage's decisions (not its raw outputs): it is decided anew from them."""
         with self.transaction():
             self._db.execute("DELETE FROM rows WHERE stage = ?", (stage,))
+            self._db.execute("DELETE FROM rounds WHERE stage = ?", (stage,))
             self._db.execute("DELETE FROM stages WHERE stage = ?", (stage,))
 
     def finish(self, stage: str, rows_in: int, seconds: float, notes: dict[str, Any] | None = None) -> StageCounts:

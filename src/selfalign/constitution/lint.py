@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from selfalign.constitution.document import CITATION, LANGUAGES, Constitution, SeedTask, inconsistencies
 from selfalign.constitution.reading import Located
 from selfalign.constitution.render import query, render
-from selfalign.quality.novelty import folded, rouge_l, tokens
+from selfalign.quality.rouge import folded, rouge_l, tokens
 from selfalign.strict import Place, explain
 
 HUMAN_LIMIT = 300

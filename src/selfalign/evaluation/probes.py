@@ -22,7 +22,7 @@ from selfalign.evaluation.heldout import models
 from selfalign.evaluation.statistics import Interval, bootstrap_mean, wilson
 from selfalign.generate import Work, generate, row_seed
 from selfalign.journal import Clock, Fate
-from selfalign.quality.novelty import folded
+from selfalign.quality.rouge import folded
 from selfalign.records import Example, ProbeAnswer, content_hash, read_jsonl, write_jsonl
 
 STAGE, ABLATION = "probes", "ablation"

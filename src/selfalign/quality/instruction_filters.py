@@ -13,7 +13,7 @@ from collections.abc import Set
 
 from selfalign.constitution.document import LANGUAGES, Constitution
 from selfalign.quality.language import lapses
-from selfalign.quality.novelty import folded
+from selfalign.quality.rouge import folded
 from selfalign.records import join_input
 
 _NOT_TEXT = re.compile(

@@ -9,52 +9,34 @@ that pass are compared by rapidfuzz's bit-parallel LCS.
 from __future__ import annotations
 
 import math
-import re
 from array import array
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from itertools import islice
+from typing import TYPE_CHECKING, Any
 
 from rapidfuzz.distance import LCSseq
+
+from selfalign.quality.rouge import f1, tokens
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    Ids = NDArray[np.int32]
+    Integers = NDArray[np.int64]
 
-_TOKEN = re.compile(r"[a-z0-9]+")
 _MARGIN = 1e-6
 """Pairs this far below the threshold are still decided by rouge-score's own formula, rounding included."""
-
-
-def tokens(text: str) -> list[str]:
-    """rouge-score's default tokens: lower case, runs of a-z and 0-9."""
-    return _TOKEN.findall(text.lower())
-
-
-def words(text: str) -> list[str]:
-    """The text's words in any script, case folded."""
-    return re.findall(r"\w+", text.casefold())
-
-
-def folded(text: str) -> str:
-    """The text as it is compared with others for being the same: case, spaces and punctuation do not count."""
-    return " ".join(words(text)) or text.strip()
-
-
-def rouge_l(a: str, b: str, split: Callable[[str], Sequence[str]] | None = None) -> float:
-    """ROUGE-L F1 of two texts, as rouge-score computes it, or over the tokens that `split` finds."""
-    split = split or tokens
-    one, two = split(a), split(b)
-    return _f1(int(LCSseq.similarity(one, two)), len(one), len(two))
-
-
-def _f1(lcs: int, m: int, n: int) -> float:
-    if not lcs:
-        return 0.0
-    precision, recall = lcs / n, lcs / m
-    return 2 * precision * recall / (precision + recall)
+_ROUNDING = 1e-9
+_BLOCK = 512
+"""Texts that are looked up together."""
+_AT_ONCE = 1 << 18
+"""Postings that are looked at together: what a processor's cache holds."""
+_FIRST_NUMBERING = 1000
+_PLACE_BITS = 20
+_PLACE = (1 << _PLACE_BITS) - 1
+_POSITION = (1 << 2 * _PLACE_BITS) - 1
+"""Of a key that is a place in a block, then a position."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,36 +47,70 @@ class Nearest:
     score: float
 
 
-class _Growing:
-    """An array of 32-bit integers that grows at its end."""
+class _Characters(dict[str, str]):
+    """Token -> a character of its own."""
 
-    def __init__(self) -> None:
+    def __missing__(self, token: str) -> str:
+        # Surrogates are no characters of their own; the planes above hold a million words.
+        letter = self[token] = chr(len(self) + (0x10000 if len(self) > 0xD000 else 1))
+        return letter
+
+
+class _Numbers(dict["str | tuple[str, int]", int]):
+    """Element -> number. A new one comes last: rarer than all known ones."""
+
+    def __missing__(self, element: str | tuple[str, int]) -> int:
+        number = self[element] = len(self)
+        return number
+
+
+class _Growing:
+    """An array that grows at its end."""
+
+    def __init__(self, kind: type[np.generic]) -> None:
         import numpy as np
 
-        self._data: Ids = np.empty(1024, np.int32)
+        self._data: NDArray[Any] = np.empty(1024, kind)
         self._size = 0
 
     def __len__(self) -> int:
         return self._size
 
-    def extend(self, values: list[int]) -> None:
+    def extend(self, values: Sequence[int]) -> None:
         import numpy as np
 
         size = self._size + len(values)
         if size > len(self._data):
-            self._data = np.concatenate([self._data, np.empty(max(len(self._data), size), np.int32)])
+            room = np.empty(max(len(self._data) // 2, size), self._data.dtype)
+            self._data = np.concatenate([self._data, room])
         self._data[self._size : size] = values
         self._size = size
 
     @property
-    def values(self) -> Ids:
+    def values(self) -> NDArray[Any]:
+        """A view; the array grows under another address."""
         return self._data[: self._size]
+
+
+@dataclass(slots=True)
+class _Candidate:
+    """A text as the index sees it."""
+
+    text: str
+    encoded: str
+    """A character for each token."""
+    numbers: list[int]
+    """Its elements, rarest first."""
+    rarest: list[int]
+    """Those that it is listed under."""
+    signature: int
+    """A bit for each element's number, modulo 64."""
 
 
 class NoveltyIndex:
     """Insert or reject.
 
-    Memory: about 57 MB per 100,000 instructions of a dozen words (benchmarks/novelty.py).
+    Memory: about 66 MB per 100,000 instructions of a dozen words (benchmarks/novelty.py).
 
     Args:
         threshold: a text is rejected if its F1 with an accepted one is strictly above this; 0 to 1.
@@ -105,20 +121,22 @@ class NoveltyIndex:
 
         self.threshold = threshold
         self._bound = max(0.0, threshold - _MARGIN)
-        self._characters: dict[str, str] = {}
+        self._characters = _Characters()
         """Token -> a character, so that LCS runs over strings."""
-        self._elements: dict[tuple[str, int], int] = {}
-        """(token, how often it occurred before in its text) -> number, in the order of first sight: later is rarer."""
+        self._elements = _Numbers()
+        """Token, or (token, how often it occurred before in its text) -> number: the higher, the rarer."""
         self._texts: list[str] = []
         self._exact: set[str] = set()
         self._encoded: list[str] = []
-        self._lengths = _Growing()
-        self._ends = _Growing()
-        self._members = _Growing()
-        """The elements of all texts, one after the other; `_ends` says where each text's end."""
+        self._signatures = _Growing(np.uint64)
+        self._members = _Growing(np.int32)
+        """The elements of all texts, one after the other, each text's rarest first."""
         self._postings: dict[int, array[int]] = {}
-        """Element -> texts that have it among their rarest."""
-        self._marked: NDArray[np.int8] = np.zeros(1024, np.int8)
+        """Element -> entries of texts that have it among their rarest. An entry is, packed into one number, the text's
+        position, its length, and how many of its elements stand from this one on."""
+        self._prefixes: dict[int, int] = {}
+        self._numbered_at = _FIRST_NUMBERING
+        """Texts at which the elements are numbered anew by how frequent they are."""
 
     def __len__(self) -> int:
         return len(self._texts)
@@ -129,130 +147,251 @@ class NoveltyIndex:
 
     def add(self, text: str) -> bool:
         """Enter the text if it is new; False if it is not."""
-        found = tokens(text)
-        if self._first_near(found) is not None:
-            return False
-        self._enter(text, found)
-        return True
+        return self.add_all([text])[0]
 
     def add_all(self, texts: Iterable[str]) -> list[bool]:
-        """`add` of each, in their order."""
-        return [self.add(text) for text in texts]
+        """`add` of each, in their order: the same decisions, and faster, since many are looked up together."""
+        return [near is None for near in self.nearest_all(texts, enter=True)]
 
     def accept(self, text: str) -> None:
-        """Enter a text without a check (the seeds)."""
-        self._enter(text, tokens(text))
+        """Enter a text without a check (the seeds, or what was decided before)."""
+        candidate, lists = self._candidate(text), dict[int, list[int]]()
+        self._list(candidate, len(self._texts), lists)
+        self._enter([candidate], lists)
 
     def nearest(self, text: str) -> Nearest | None:
         """The first accepted text that is too close, or None if the text is new."""
-        found = self._first_near(tokens(text))
-        return None if found is None else Nearest(self._texts[found[0]], found[1])
+        return self.nearest_all([text])[0]
+
+    def nearest_all(self, texts: Iterable[str], enter: bool = False) -> list[Nearest | None]:
+        """`nearest` of each.
+
+        Args:
+            enter: enter those that are new, so that the ones after them are compared with them, too.
+        """
+        found: list[Nearest | None] = []
+        remaining = iter(texts)
+        while block := [self._candidate(text) for text in islice(remaining, _BLOCK)]:
+            found += self._decide(block, enter)
+        return found
+
+    def mean_similarity(self, text: str) -> float:
+        """Mean ROUGE-L F1 with all accepted texts; 0 where there are none.
+
+        Compares with every one of them: about 0.15 s for 1,000,000 accepted texts of a dozen words, so for all of a
+        pool of 100,000 about 11 minutes. Decides nothing.
+        """
+        from rapidfuzz import process
+        from rapidfuzz.distance import Indel
+
+        query = self._encode(tokens(text))
+        if not query or not self._encoded:
+            return 0.0
+        others = [other for other in self._encoded if other]
+        scores = process.cdist([query], others, scorer=Indel.normalized_similarity, workers=1)
+        return float(scores.sum(dtype=float)) / len(self._encoded)
 
     # -- the bounds ----------------------------------------------------------------------------------------------
 
     def _overlap(self, m: int, n: int) -> int:
         """Fewest tokens that two texts of m and n tokens must share to be too close."""
-        return max(1, math.ceil(self._bound * (m + n) / 2 - 1e-9))
+        return max(1, math.ceil(self._bound * (m + n) / 2 - _ROUNDING))
 
     def _shortest(self, m: int) -> int:
         """Fewest tokens of a text that can be too close to one of m tokens."""
-        return max(1, math.ceil(self._bound * m / (2 - self._bound) - 1e-9))
+        return max(1, math.ceil(self._bound * m / (2 - self._bound) - _ROUNDING))
 
     def _prefix(self, m: int) -> int:
         """How many of its rarest elements a text of m tokens is known by: too close a text shares one of them."""
-        return m - self._overlap(m, self._shortest(m)) + 1
+        known = self._prefixes.get(m)
+        if known is None:
+            known = self._prefixes[m] = m - self._overlap(m, self._shortest(m)) + 1 if m else 0
+        return known
 
     # -- finding -------------------------------------------------------------------------------------------------
 
-    def _first_near(self, found: list[str]) -> tuple[int, float] | None:
-        import numpy as np
+    def _decide(self, block: list[_Candidate], enter: bool) -> list[Nearest | None]:
+        """What is too close to each of the block, among the accepted texts and then among those before it."""
+        old = self._near_pairs(block)
+        found: list[Nearest | None] = []
+        entered: list[_Candidate] = []
+        recent: dict[int, list[int]] = {}
+        for own, candidate in enumerate(block):
+            near = None
+            if own in old:
+                near = self._first(candidate, ((self._encoded[p], self._texts[p]) for p in old[own]))
+            if enter and near is None:
+                if before := self._near_in_block(candidate, entered, recent):
+                    near = self._first(candidate, ((c.encoded, c.text) for c in map(entered.__getitem__, before)))
+                if near is None:
+                    self._list(candidate, len(self._texts) + len(entered), recent)
+                    entered.append(candidate)
+            found.append(near)
+        self._enter(entered, recent)
+        return found
 
-        m = len(found)
-        if not m:
-            return None
-        numbers = [n for e in _occurrences(found) if (n := self._elements.get(e)) is not None]
-        # Unknown elements are rarer than all known ones: they stand first in the prefix and have no postings.
-        numbers.sort(reverse=True)
-        rarest = numbers[: max(0, self._prefix(m) - (m - len(numbers)))]
-        lists = [np.frombuffer(self._postings[n], np.int32) for n in rarest if n in self._postings]
-        if not lists:
-            return None
-        candidates = np.concatenate(lists)
-        lengths = self._lengths.values[candidates]
-        fits = (lengths >= self._shortest(m)) & (lengths * self._bound <= m * (2 - self._bound) + 1e-9)
-        candidates = np.unique(candidates[fits])
-        candidates = self._sharing_enough(candidates, numbers, m)
-        if not len(candidates):
-            return None
-        query = self._encode(found)
-        for position in candidates.tolist():
-            other = self._encoded[position]
-            score = _f1(LCSseq.similarity(query, other), m, len(other))
+    def _first(self, candidate: _Candidate, others: Iterable[tuple[str, str]]) -> Nearest | None:
+        mine, m = candidate.encoded, len(candidate.encoded)
+        for other, text in others:
+            score = f1(LCSseq.similarity(mine, other), m, len(other))
             if score > self.threshold:
-                return position, score
+                return Nearest(text, score)
         return None
 
-    def _sharing_enough(self, candidates: Ids, numbers: list[int], m: int) -> Ids:
-        """Those candidates that share as many elements with the query as a text too close must."""
+    def _near_in_block(
+        self, candidate: _Candidate, entered: list[_Candidate], recent: dict[int, list[int]]
+    ) -> list[int]:
+        """The same bounds as in `_pass_bounds`, for the few texts that are about to be entered."""
+        found: set[int] = set()
+        b, m, signature, first = self._bound, len(candidate.numbers), candidate.signature, len(self._texts)
+        for left, number in zip(range(m, 0, -1), candidate.rarest, strict=False):
+            for entry in recent.get(number, ()):
+                n = entry >> _PLACE_BITS & _PLACE
+                both = b * (m + n) - _ROUNDING
+                if 2 * left >= both and 2 * (entry & _PLACE) >= both:
+                    other = (entry >> 2 * _PLACE_BITS) - first
+                    if (signature ^ entered[other].signature).bit_count() <= m + n - both:
+                        found.add(other)
+        return sorted(found)
+
+    def _near_pairs(self, block: list[_Candidate]) -> dict[int, list[int]]:
+        """For each of the block the accepted texts, in their order, that no bound leaves out."""
         import numpy as np
 
-        if not len(candidates):
-            return candidates
-        lengths = self._lengths.values[candidates]
-        ends = self._ends.values[candidates]
-        total = np.cumsum(lengths)
-        # Indices of all members of all candidates, one after the other.
-        at = np.arange(total[-1]) + np.repeat(ends - total, lengths)
-        mine = self._marks(numbers)
-        shared = np.add.reduceat(mine[self._members.values[at]], total - lengths)
-        self._unmark(numbers)
-        return candidates[shared >= self._bound * (lengths + m) / 2 - 1e-9]
+        pairs: dict[int, list[int]] = {}
+        views: list[Integers] = []
+        owners: list[tuple[int, int, int]] = []
+        waiting = 0
+        for own, candidate in enumerate(block):
+            m = len(candidate.numbers)
+            for place, number in enumerate(candidate.rarest):
+                entries = self._postings.get(number)
+                if entries is not None:
+                    views.append(np.frombuffer(entries, np.int64))
+                    owners.append((own, m, place))
+                    waiting += len(entries)
+            if waiting > _AT_ONCE or (views and own == len(block) - 1):
+                for one, other in self._pass_bounds(block, views, owners):
+                    pairs.setdefault(one, []).append(other)
+                views, owners, waiting = [], [], 0
+        return pairs
 
-    def _marks(self, numbers: list[int]) -> NDArray[np.int8]:
-        """An array with 1 at these elements and 0 elsewhere; `_unmark` clears it again."""
+    def _pass_bounds(
+        self, block: list[_Candidate], views: list[Integers], owners: list[tuple[int, int, int]]
+    ) -> list[tuple[int, int]]:
+        """(place in the block, position) of pairs that may be too close: prefix, position and signature bounds."""
         import numpy as np
 
-        if len(self._marked) < len(self._elements):
-            self._marked = np.zeros(2 * len(self._elements) + 1024, np.int8)
-        self._marked[numbers] = 1
-        return self._marked
-
-    def _unmark(self, numbers: list[int]) -> None:
-        self._marked[numbers] = 0
+        b = self._bound
+        counts = np.fromiter(map(len, views), np.int64, len(views))
+        entries = np.concatenate(views)
+        own, m, place = np.array(owners, np.int64).T
+        n, rest = entries >> _PLACE_BITS & _PLACE, entries & _PLACE
+        # What can still be shared from these places on must be enough: docs/novelty.md.
+        longest = np.repeat(2 * (m - place) - b * m + _ROUNDING, counts)
+        least = np.repeat(b * m - _ROUNDING, counts)
+        kept = np.flatnonzero((b * n <= longest) & (2 * rest - b * n >= least))
+        if not len(kept):
+            return []
+        view = np.searchsorted(np.cumsum(counts), kept, side="right")
+        mine, other = own[view], entries[kept] >> 2 * _PLACE_BITS
+        signatures = np.fromiter((c.signature for c in block), np.uint64, len(block))
+        differ = np.bitwise_count(signatures[mine] ^ self._signatures.values[other])
+        close = differ <= (m[view] + n[kept]) * (1 - b) + _ROUNDING
+        found = np.unique(mine[close] << 2 * _PLACE_BITS | other[close])
+        return list(zip((found >> 2 * _PLACE_BITS).tolist(), (found & _POSITION).tolist(), strict=True))
 
     # -- entering ------------------------------------------------------------------------------------------------
 
-    def _encode(self, found: list[str]) -> str:
-        known = self._characters
-        letters = []
-        for token in found:
-            letter = known.get(token)
-            if letter is None:
-                # Surrogates are no characters of their own; the planes above hold a million words.
-                letter = known[token] = chr(len(known) + (0x10000 if len(known) > 0xD000 else 1))
-            letters.append(letter)
-        return "".join(letters)
-
-    def _enter(self, text: str, found: list[str]) -> None:
-        position = len(self._texts)
-        numbers = [self._elements.setdefault(e, len(self._elements)) for e in _occurrences(found)]
+    def _candidate(self, text: str) -> _Candidate:
+        found = tokens(text)
+        if len(found) > _PLACE:
+            raise ValueError(f"a text of {len(found):,} tokens: the index takes {_PLACE:,} at most")
+        numbers = list(map(self._elements.__getitem__, _occurrences(found)))
         numbers.sort(reverse=True)
-        for number in numbers[: self._prefix(len(found))] if found else ():
-            self._postings.setdefault(number, array("i")).append(position)
-        self._members.extend(numbers)
-        self._lengths.extend([len(numbers)])
-        self._ends.extend([len(self._members)])
-        self._texts.append(text)
-        self._exact.add(text)
-        self._encoded.append(self._encode(found))
+        signature = 0
+        for number in numbers:
+            signature |= 1 << (number & 63)
+        return _Candidate(text, self._encode(found), numbers, numbers[: self._prefix(len(found))], signature)
+
+    def _encode(self, found: list[str]) -> str:
+        return "".join(map(self._characters.__getitem__, found))
+
+    def _list(self, candidate: _Candidate, position: int, lists: dict[int, list[int]]) -> None:
+        """List the text under its rarest elements."""
+        m = len(candidate.numbers)
+        entry = position << 2 * _PLACE_BITS | m << _PLACE_BITS | m
+        for number in candidate.rarest:
+            if number in lists:
+                lists[number].append(entry)
+            else:
+                lists[number] = [entry]
+            entry -= 1
+
+    def _enter(self, candidates: Sequence[_Candidate], lists: dict[int, list[int]]) -> None:
+        for number, entries in lists.items():
+            if number in self._postings:
+                self._postings[number].fromlist(entries)
+            else:
+                self._postings[number] = array("q", entries)
+        self._members.extend([number for c in candidates for number in c.numbers])
+        self._signatures.extend([c.signature for c in candidates])
+        self._texts += [c.text for c in candidates]
+        self._exact.update(c.text for c in candidates)
+        self._encoded += [c.encoded for c in candidates]
+        if len(self._texts) >= self._numbered_at:
+            self._number_by_frequency()
+            self._numbered_at = 2 * len(self._texts)
+
+    def _number_by_frequency(self) -> None:
+        """Number the elements anew, the most frequent first, and list the texts under what is rarest in them now."""
+        import numpy as np
+
+        members = self._members.values
+        frequency = np.bincount(members, minlength=len(self._elements))
+        number = np.empty(len(frequency), np.int32)
+        number[np.argsort(-frequency, kind="stable")] = np.arange(len(frequency), dtype=np.int32)
+        self._elements = _Numbers(zip(self._elements, number[_values(self._elements)].tolist(), strict=True))
+        lengths = np.fromiter(map(len, self._encoded), np.int64, len(self._encoded))
+        starts = np.cumsum(lengths) - lengths
+        text = np.repeat(np.arange(len(lengths)), lengths)
+        # Each text's members, rarest (highest) first, in one sort.
+        highest = len(frequency) - 1
+        order = np.sort(text << 2 * _PLACE_BITS | highest - number[members])
+        members[:] = highest - (order & _POSITION)
+        bits = np.uint64(1) << (members & 63).astype(np.uint64)
+        signatures = self._signatures.values
+        signatures[:] = 0
+        np.bitwise_or.at(signatures, text, bits)
+        place = np.arange(len(text)) - starts[text]
+        prefixes = np.array([self._prefix(m) for m in range(int(lengths.max(initial=0)) + 1)])
+        listed = place < prefixes[lengths[text]]
+        text, place, element = text[listed], place[listed], members[listed]
+        m = lengths[text]
+        entries = text << 2 * _PLACE_BITS | m << _PLACE_BITS | m - place
+        by_element = np.argsort(element, kind="stable")
+        element, entries = element[by_element], entries[by_element]
+        ends = np.flatnonzero(np.diff(element, append=-1)) + 1
+        self._postings = {
+            number: array("q", part.tobytes())
+            for number, part in zip(element[ends - 1].tolist(), np.split(entries, ends[:-1]), strict=True)
+        }
 
 
-def _occurrences(found: list[str]) -> list[tuple[str, int]]:
+def _values(elements: dict[Any, int]) -> Integers:
+    import numpy as np
+
+    return np.fromiter(elements.values(), np.int64, len(elements))
+
+
+def _occurrences(found: list[str]) -> Sequence[str | tuple[str, int]]:
     """Each token with how often it came before: as sets of these, two texts share what their multisets share."""
+    if len(set(found)) == len(found):
+        return found
     seen: dict[str, int] = {}
-    elements = []
+    elements: list[str | tuple[str, int]] = []
     for token in found:
         before = seen.get(token, 0)
         seen[token] = before + 1
-        elements.append((token, before))
+        elements.append((token, before) if before else token)
     return elements

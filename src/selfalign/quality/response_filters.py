@@ -16,9 +16,9 @@ from functools import lru_cache
 
 from selfalign.constitution import CITATION, Constitution
 from selfalign.constitution.document import LANGUAGES
-from selfalign.quality import novelty
+from selfalign.quality import rouge
 from selfalign.quality.language import lapses
-from selfalign.quality.novelty import rouge_l
+from selfalign.quality.rouge import rouge_l
 
 _PAPER_MIN_CHARS = 149
 _LEAK_NGRAM = 8
@@ -41,13 +41,13 @@ _CLAUSE = re.compile(r"(?<=[\n.?!;:,])")
 @lru_cache(maxsize=32)
 def tokens(text: str) -> tuple[str, ...]:
     """rouge-score's tokens. Every rule of a row looks at the same two texts."""
-    return tuple(novelty.tokens(text))
+    return tuple(rouge.tokens(text))
 
 
 @lru_cache(maxsize=32)
 def words(text: str) -> tuple[str, ...]:
     """The text's words in any script, case folded."""
-    return tuple(novelty.words(text))
+    return tuple(rouge.words(text))
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,8 +14,8 @@ from typing import Any
 
 from selfalign import __version__, atomic
 from selfalign.context import Context
+from selfalign.counts import StageCounts
 from selfalign.errors import UserError
-from selfalign.journal import StageCounts
 from selfalign.progress import plain
 from selfalign.records import Answer, Score, read_jsonl
 from selfalign.run import RunDir

@@ -14,7 +14,8 @@ from selfalign.context import Context
 from selfalign.errors import UserError
 from selfalign.journal import Clock, Fate
 from selfalign.quality.instruction_filters import cleaned, reason_to_drop_own
-from selfalign.quality.novelty import NoveltyIndex, folded
+from selfalign.quality.novelty import NoveltyIndex
+from selfalign.quality.rouge import folded
 from selfalign.records import Prompt, content_hash, join_input, json_lines, prompt_id, read_jsonl, write_jsonl
 
 
