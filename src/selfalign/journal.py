@@ -219,6 +219,17 @@ class Journal:
         query = "SELECT result FROM rounds WHERE stage = ? AND inputs = ? ORDER BY number"
         return [json.loads(result) for (result,) in self._read(query, (stage, inputs))]
 
+    def forget_rows(self, stage: str, position: int) -> None:
+        """Forget the decisions on the rows from this position on."""
+        with self.transaction():
+            self._db.execute("DELETE FROM rows WHERE stage = ? AND position >= ?", (stage, position))
+            self._db.execute("DELETE FROM stages WHERE stage = ?", (stage,))
+
+    def forget_rounds(self) -> None:
+        """Forget what rounds decided (not their raw outputs): they are decided anew."""
+        with self.transaction():
+            self._db.execute("DELETE FROM rounds")
+
     def expect(self, stage: str, rows: int) -> None:
         """Note how many rows will come in, for those who watch."""
         with self.transaction():

@@ -101,6 +101,8 @@ def run_stage(context: Context, stage: Stage, again: bool = False) -> None:
         return
     run.check_not_edited(step.outputs(run), context.force)
     run.journal.unpublish(stage)
+    if again:
+        run.journal.forget_rounds()
     context.screen.say(step.title, "bold")
     run.manifest.unlink(missing_ok=True)
     files = step.run(context)

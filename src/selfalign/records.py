@@ -44,6 +44,8 @@ class Prompt:
     topic: str = ""
     split: Split = "train"
     """heldout: kept out of all training, for the evaluation."""
+    mean_similarity: float | None = None
+    """Mean ROUGE-L F1 with the prompts that were accepted before, where the recipe asks for it."""
 
     @property
     def message(self) -> str:
@@ -168,7 +170,7 @@ AnyRecord: TypeAlias = Prompt | Topic | Response | Example | Drop | Score | Answ
 
 def line(row: AnyRecord) -> str:
     """The row as a line of JSON."""
-    value = {name: getattr(row, name) for name in row.__dataclass_fields__}
+    value = {name: v for name in row.__dataclass_fields__ if (v := getattr(row, name)) is not None}
     return to_json(value) + "\n"
 
 
@@ -259,5 +261,6 @@ _CHECKS: dict[str, tuple[Callable[[object], bool], str]] = {
     "Split": (lambda value: value in ("train", "heldout"), "train or heldout"),
     "list[int]": (lambda value: isinstance(value, list) and all(type(v) is int for v in value), "list[int]"),
     "int": (lambda value: type(value) is int, "int"),
+    "float | None": (lambda value: value is None or type(value) in (int, float), "a number"),
 }
 """A field's annotation -> (whether a value is of that kind, what it is called in an error)."""

@@ -8,10 +8,13 @@ Topics grow in rounds; then each (type, topic) pair asks for one question. (SELF
 
 from __future__ import annotations
 
+import math
 import random
 import re
 import string
+from collections import Counter
 from dataclasses import replace
+from heapq import heapify, heappop, heappush
 from pathlib import Path
 
 from selfalign.constitution import QuestionType, load_seeds
@@ -19,17 +22,20 @@ from selfalign.constitution.document import LANGUAGES
 from selfalign.context import Context
 from selfalign.engines.base import BOS, Completion, Pieces, Request, Step
 from selfalign.errors import UserError
-from selfalign.generate import Work, generate, row_seed
+from selfalign.generate import Outcome, Work, generate, row_seed
 from selfalign.journal import Clock, Fate
 from selfalign.quality.instruction_filters import reason_to_drop
-from selfalign.quality.novelty import NoveltyIndex
+from selfalign.recipe import Steering
 from selfalign.records import Prompt, Topic, content_hash, prompt_id, read_jsonl, write_jsonl
+from selfalign.rounds import Candidate, Rounds
 from selfalign.signals import STOP
 
 TOPICS, STAGE = "topics", "red_team"
 _ENOUGH_TOPICS = 10
 _SHOWN_TOPICS = 5
 _SHOWN_QUESTIONS = 6
+_LAST_ROUND = 16
+"""So few missing questions are asked for in one round."""
 
 TOPIC_HEADER = "Lists of topics. A topic is one to three words long. All topics of a list are different.\n\n"
 QUESTION_HEADER = (
@@ -177,28 +183,22 @@ def _topic_candidates(
 
 def _ask(context: Context, types: list[QuestionType], topics: dict[str, list[str]]) -> Path:
     config = context.recipe.prompts.red_team
-    clock, index = Clock(), NoveltyIndex(context.recipe.prompts.novelty)
-    for seed in load_seeds(context.recipe.seeds):
-        index.accept(seed.instruction)
-    for kind in types:
-        index.accept(kind.question)
-    for prompt in read_jsonl(context.run.jsonl("self_instruct"), Prompt):
-        index.accept(prompt.instruction)
+    known = [seed.instruction for seed in load_seeds(context.recipe.seeds)] + [kind.question for kind in types]
+    known += [prompt.instruction for prompt in read_jsonl(context.run.jsonl("self_instruct"), Prompt)]
     # Type by type in turn, so that a small count still has every type.
     depth = max((len(t) for t in topics.values()), default=0)
     pairs = [(k, topics[k.name][d]) for d in range(1, depth) for k in types if d < len(topics[k.name])]
     pairs = pairs or [(k, k.topic) for k in types]
-    accepted: list[Prompt] = []
-    fates: list[Fate] = []
-    asked = 0
+    rounds = Rounds(context, STAGE, config.count, known, topics)
     with context.screen.bar("red-teaming", config.count) as bar:
-        for number in range(config.max_rounds):
-            missing = config.count - len(accepted)
-            if missing <= 0:
-                break
-            rate = max(len(accepted) / asked, 0.25) if asked else 0.8
-            size = max(4, round(missing / rate))
-            chosen = [pairs[(asked + i) % len(pairs)] for i in range(size)]
+        bar.set(len(rounds.accepted))
+        while rounds.missing > 0 and rounds.number < config.max_rounds and not rounds.dried_up:
+            rate = max(len(rounds.accepted) / rounds.requests, 0.25) if rounds.requests else 0.8
+            size = max(4, round(rounds.missing / rate))
+            if context.recipe.prompts.steering.rebalance:
+                size = min(size, max(_LAST_ROUND, size // 2))  # what is missing after it is asked for where it is
+            chosen = _choose(pairs, rounds, size, context.recipe.prompts.steering)
+            number = rounds.number
             works = [_question_work(context, types, k, t, number, i) for i, (k, t) in enumerate(chosen)]
             context.prime((works[0].request.prompt[0], works[0].request.prompt[1]))
             outcomes = generate(
@@ -209,18 +209,50 @@ def _ask(context: Context, types: list[QuestionType], topics: dict[str, list[str
                 identities=context.identities(),
                 on_done=lambda rows, tokens: bar.add(0, tokens),
             )
-            asked += size
-            for (kind, topic), outcome in zip(chosen, outcomes, strict=True):
-                fate = _judge_question(context, outcome.completion, outcome.row_id, outcome.reason, len(fates))
-                fates.append(_accept(fate, kind, topic, index, accepted, config.count))
-            bar.set(len(accepted))
+            found = (_candidate(context, *pair, o) for pair, o in zip(chosen, outcomes, strict=True))
+            rounds.close(found, Counter(_about(kind, topic) for kind, topic in chosen))
+            bar.set(len(rounds.accepted))
             STOP.check()
     path = context.run.jsonl(STAGE)
-    write_jsonl(path, accepted)
-    context.check_failures(context.settle(STAGE, fates, len(fates), clock, {"wanted": config.count}))
-    if len(accepted) < config.count:
-        context.screen.say(f"  only {len(accepted)} of {config.count} red-team prompts", "yellow")
+    write_jsonl(path, rounds.accepted)
+    context.check_failures(rounds.finish({}))
     return path
+
+
+def _about(kind: QuestionType, topic: str) -> str:
+    return f"{kind.name}\n{topic}"
+
+
+def _choose(
+    pairs: list[tuple[QuestionType, str]], rounds: Rounds, size: int, steering: Steering
+) -> list[tuple[QuestionType, str]]:
+    """What the next round asks about: in turn, or first what has the fewest accepted prompts."""
+    if not steering.rebalance:
+        return [pairs[(rounds.requests + i) % len(pairs)] for i in range(size)]
+    accepted = Counter(prompt.question_type for prompt in rounds.accepted)
+    asked: Counter[str] = Counter()
+    for about, number in rounds.asked.items():
+        asked[about.partition("\n")[0]] += number
+    waiting: dict[str, list[tuple[int, int, tuple[QuestionType, str]]]] = {}
+    for place, (kind, topic) in enumerate(pairs):
+        heappush(waiting.setdefault(kind.name, []), (rounds.asked[_about(kind, topic)], place, (kind, topic)))
+    # What a request of a type has brought so far, one of one at the outset.
+    brings = {name: (accepted[name] + 1) / (asked[name] + 1) for name in waiting}
+    # A type that brings nothing must not take the whole round.
+    most = math.ceil(2 * size / len(waiting))
+    types = [(float(accepted[name]), place, name) for place, name in enumerate(waiting)]
+    heapify(types)
+    chosen: list[tuple[QuestionType, str]] = []
+    given: Counter[str] = Counter()
+    while len(chosen) < size:
+        expected, place, name = heappop(types)
+        times, at, pair = heappop(waiting[name])
+        heappush(waiting[name], (times + 1, at, pair))
+        chosen.append(pair)
+        given[name] += 1
+        if given[name] < most:
+            heappush(types, (expected + brings[name], place, name))
+    return chosen
 
 
 def _question_work(
@@ -248,35 +280,25 @@ def render_question(shown: list[QuestionType], kind: QuestionType, topic: str, l
     return (BOS, f"{header}{examples}", f"{own}kind: {kind.name}, topic: {topic}, question:")
 
 
-def _judge_question(context: Context, completion: Completion | None, row_id: str, reason: str, position: int) -> Fate:
-    if completion is None:
-        return (row_id, position, "failed", reason, "")
-    part = completion.parts[0]
+def _candidate(context: Context, kind: QuestionType, topic: str, outcome: Outcome) -> Candidate:
+    row_id = outcome.row_id
+    if outcome.completion is None:
+        return (row_id, 0, "failed", outcome.reason, ""), None
+    part = outcome.completion.parts[0]
     text = " ".join(part.text.split())
-    if part.finish == "length":
-        return (row_id, position, "dropped", "truncated", text[:400])
-    if not text:
-        return (row_id, position, "dropped", "nothing parsed", part.text[:400])
-    if re.search(r"\b(kind|topic|question):", text):
-        return (row_id, position, "dropped", "malformed", text[:400])
-    if why := reason_to_drop(text, "", context.run.constitution.language, context.probe_keys):
-        return (row_id, position, "dropped", why, text[:400])
-    return (row_id, position, "kept", "", text)
-
-
-def _accept(
-    fate: Fate, kind: QuestionType, topic: str, index: NoveltyIndex, accepted: list[Prompt], count: int
-) -> Fate:
-    row, position, state, _, text = fate
-    if state != "kept":
-        return fate
-    if near := index.nearest(text):
-        return (row, position, "dropped", "not novel", f"{text}\n~ {near.text[:200]} ({near.score:.2f})")
-    if text in index:
-        return (row, position, "dropped", "duplicate", text)
-    if len(accepted) >= count:
-        return (row, position, "dropped", "more than wanted", text)
-    index.accept(text)
+    reason = _question_reason(text, part.finish, context)
+    if reason:
+        return (row_id, 0, "dropped", reason, (text or part.text)[:400]), None
     prompt = Prompt(prompt_id(text, ""), text, "", source=STAGE, question_type=kind.name, topic=topic)
-    accepted.append(prompt)
-    return (prompt.id, position, "kept", "", text)
+    return (row_id, 0, "kept", "", text), prompt
+
+
+def _question_reason(text: str, finish: str, context: Context) -> str | None:
+    """Why a question is not usable, or None."""
+    if finish == "length":
+        return "truncated"
+    if not text:
+        return "nothing parsed"
+    if re.search(r"\b(kind|topic|question):", text):
+        return "malformed"
+    return reason_to_drop(text, "", context.run.constitution.language, context.probe_keys)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 import re
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,10 +18,9 @@ from selfalign.constitution.document import LANGUAGES
 from selfalign.context import Context
 from selfalign.engines.base import BOS, Pieces, Request, Step
 from selfalign.generate import Outcome, Work, generate, row_seed
-from selfalign.journal import Clock, Fate
 from selfalign.quality.instruction_filters import reason_to_drop
-from selfalign.quality.novelty import NoveltyIndex
 from selfalign.records import Prompt, content_hash, prompt_id, write_jsonl
+from selfalign.rounds import Candidate, Rounds
 from selfalign.signals import STOP
 
 STAGE = "self_instruct"
@@ -37,22 +37,15 @@ def run(context: Context) -> list[Path]:
     """Write prompts until the recipe's count is reached; returns the files."""
     config = context.recipe.prompts.self_instruct
     seeds = load_seeds(context.recipe.seeds)
-    clock, index = Clock(), NoveltyIndex(context.recipe.prompts.novelty)
-    for seed in seeds:
-        index.accept(seed.instruction)
+    rounds = Rounds(context, STAGE, config.count, [s.instruction for s in seeds], [s.input for s in seeds])
     first = min(config.seeds_per_request, len(seeds)) + 1  # the number that every prompt ends with
-    accepted: list[Prompt] = []
-    fates: list[Fate] = []
-    requests = 0
     with context.screen.bar("self-instruct", config.count) as bar:
-        for number in range(config.max_rounds):
-            missing = config.count - len(accepted)
-            if missing <= 0:
-                break
+        bar.set(len(rounds.accepted))
+        while rounds.missing > 0 and rounds.number < config.max_rounds and not rounds.dried_up:
             # Not more requests than the yield so far calls for; the first round assumes two prompts a request.
-            rate = len(accepted) / requests if requests else 2.0
-            size = min(config.requests_per_round, max(4, round(missing / max(rate, 0.25))))
-            works = [_work(context, seeds, number, i) for i in range(size)]
+            rate = len(rounds.accepted) / rounds.requests if rounds.requests else 2.0
+            size = min(config.requests_per_round, max(4, round(rounds.missing / max(rate, 0.25))))
+            works = [_work(context, seeds, rounds.accepted, rounds.number, i) for i in range(size)]
             outcomes = generate(
                 works,
                 context.engine(),
@@ -61,31 +54,30 @@ def run(context: Context) -> list[Path]:
                 identities=context.identities(),
                 on_done=lambda rows, tokens: bar.add(0, tokens),
             )
-            requests += size
-            for work, outcome in zip(works, outcomes, strict=True):
-                candidates = _candidates(context, outcome, first, len(fates), work.row_id)
-                for fate, prompt in candidates:
-                    fates.append(_decide(fate, prompt, index, accepted, config.count))
-            bar.set(len(accepted))
+            found = (
+                candidate
+                for work, outcome in zip(works, outcomes, strict=True)
+                for candidate in _candidates(context, outcome, first, work.row_id)
+            )
+            rounds.close(found, Counter({"tasks": size}))
+            bar.set(len(rounds.accepted))
             STOP.check()
     path = context.run.jsonl(STAGE)
-    write_jsonl(path, accepted)
-    context.check_failures(
-        context.settle(STAGE, fates, len(fates), clock, {"rounds": number + 1, "wanted": config.count})
-    )
-    if len(accepted) < config.count:
-        context.screen.say(
-            f"  only {len(accepted)} of {config.count} prompts after {config.max_rounds} rounds", "yellow"
-        )
+    write_jsonl(path, rounds.accepted)
+    context.check_failures(rounds.finish({}))
     return [path]
 
 
-def _work(context: Context, seeds: list[SeedTask], number: int, position: int) -> Work:
+def _work(context: Context, seeds: list[SeedTask], accepted: list[Prompt], number: int, position: int) -> Work:
     config = context.recipe.prompts.self_instruct
     row_id = content_hash(STAGE, number, position)
     seed = row_seed(context.recipe.seed, row_id)
     rng = random.Random(seed)  # noqa: S311  (a draw of seeds, not a secret)
     shown = rng.sample(seeds, min(config.seeds_per_request, len(seeds)))
+    own = min(round(context.recipe.prompts.steering.own_seeds * len(shown)), len(accepted))
+    if own:
+        shown[:own] = [SeedTask(instruction=p.instruction, input=p.input) for p in rng.sample(accepted, own)]
+        rng.shuffle(shown)
     sampling = replace(context.sampling(config), ban_eos=True)
     pieces = render(shown, context.run.constitution.language)
     return Work(row_id, Request(pieces, (Step(sampling, stop=("\n\n\n",)),), seed))
@@ -94,7 +86,7 @@ def _work(context: Context, seeds: list[SeedTask], number: int, position: int) -
 def requests(context: Context, number: int) -> list[Request]:
     """The first requests of the first round, for a preview."""
     seeds = load_seeds(context.recipe.seeds)
-    return [_work(context, seeds, 0, i).request for i in range(number)]
+    return [_work(context, seeds, [], 0, i).request for i in range(number)]
 
 
 def render(seeds: list[SeedTask], language: str = "en") -> Pieces:
@@ -137,39 +129,22 @@ def parse(text: str, first: int, truncated: bool) -> list[tuple[str, str] | str]
     return found
 
 
-def _candidates(
-    context: Context, outcome: Outcome, first: int, position: int, request: str
-) -> list[tuple[Fate, Prompt | None]]:
+def _candidates(context: Context, outcome: Outcome, first: int, request: str) -> list[Candidate]:
     if outcome.completion is None:
-        return [((content_hash(request), position, "failed", outcome.reason, ""), None)]
+        return [((content_hash(request), 0, "failed", outcome.reason, ""), None)]
     texts, probes = context.run.constitution, context.probe_keys
     part = outcome.completion.parts[0]
     blocks = parse(part.text, first, part.finish == "length")
     if not blocks:
-        return [((content_hash(request), position, "dropped", "nothing parsed", part.text[:400]), None)]
-    found: list[tuple[Fate, Prompt | None]] = []
+        return [((content_hash(request), 0, "dropped", "nothing parsed", part.text[:400]), None)]
+    found: list[Candidate] = []
     for number, block in enumerate(blocks):
-        row, at = content_hash(request, number), position + number
+        row = content_hash(request, number)
         if isinstance(block, str):
-            found.append(((row, at, "dropped", "malformed", block[:400]), None))
+            found.append(((row, 0, "dropped", "malformed", block[:400]), None))
         elif reason := reason_to_drop(block[0] or "?", block[1], texts.language, probes) or "":
-            found.append(((row, at, "dropped", reason, "\n".join(block)[:400]), None))
+            found.append(((row, 0, "dropped", reason, "\n".join(block)[:400]), None))
         else:
             prompt = Prompt(prompt_id(*block), block[0], block[1], source=STAGE)
-            found.append(((row, at, "kept", "", prompt.message), prompt))
+            found.append(((row, 0, "kept", "", prompt.message), prompt))
     return found
-
-
-def _decide(fate: Fate, prompt: Prompt | None, index: NoveltyIndex, accepted: list[Prompt], count: int) -> Fate:
-    row, position, _, _, text = fate
-    if prompt is None:
-        return fate
-    if near := index.nearest(prompt.instruction):
-        return (row, position, "dropped", "not novel", f"{text[:300]}\n~ {near.text[:200]} ({near.score:.2f})")
-    if prompt.instruction in index:
-        return (row, position, "dropped", "duplicate", text)
-    if len(accepted) >= count:
-        return (row, position, "dropped", "more than wanted", text)
-    index.accept(prompt.instruction)
-    accepted.append(prompt)
-    return (prompt.id, position, "kept", "", text)
