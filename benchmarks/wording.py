@@ -21,10 +21,10 @@ from selfalign import recipe as recipes
 from selfalign.constitution import CITATION, Constitution
 from selfalign.context import Context
 from selfalign.dialogue import encode_example
-from selfalign.evaluation.checks import refuses, stock_refusal
 from selfalign.evaluation.statistics import wilson
 from selfalign.generate import Work, generate
 from selfalign.progress import Screen
+from selfalign.quality.refusals import refuses, stock_refusal
 from selfalign.records import Response, read_jsonl
 from selfalign.run import RunDir
 from selfalign.stages import self_align

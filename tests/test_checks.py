@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from conftest import hang_guard
 from selfalign.constitution import Constitution, Probe
-from selfalign.evaluation.checks import admits, passes, refuses, shows, stock_refusal
+from selfalign.evaluation.checks import passes, shows
+from selfalign.quality.refusals import admits, refuses, stock_refusal
 
 SEEN = {
     "refuses": ["I can't help with that, because it is illegal.", "You should never do this.", "I'm sorry, but no."],

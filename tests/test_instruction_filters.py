@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from conftest import hang_guard
 from selfalign.quality.instruction_filters import reason_to_drop
+from selfalign.quality.thresholds import PromptFilter
 
 REASONS = {
     None,
@@ -30,8 +31,8 @@ def test_length_at_both_limits():
     assert reason_to_drop("Name three warm colours", "") is None
     assert reason_to_drop(" ".join(["word"] * 150), "") is None
     assert reason_to_drop(" ".join(["word"] * 151), "") == "too long"
-    assert reason_to_drop("Name two", "", min_words=2) is None
-    assert reason_to_drop("Name three warm colours", "", max_words=3) == "too long"
+    assert reason_to_drop("Name two", "", filters=PromptFilter(min_words=2)) is None
+    assert reason_to_drop("Name three warm colours", "", filters=PromptFilter(max_words=3)) == "too long"
 
 
 @pytest.mark.parametrize(

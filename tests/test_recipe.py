@@ -27,7 +27,7 @@ def test_quick_holds_the_contract():
     assert (two.count, two.topic_rounds, two.temperature, two.top_p, two.max_new_tokens) == (60, 2, 1.0, 0.95, 384)
     assert (align.form, align.temperature, align.top_p, align.max_new_tokens) == ("guided", 0.5, 0.95, 160)
     assert align.hints is False
-    assert recipe.filters == "default"
+    assert recipe.filters.base == "default"
     assert (recipe.engrave.rank, recipe.engrave.alpha, recipe.engrave.dropout) == (16, 16, 0.05)
     assert recipe.engrave.targets == ["q_proj", "k_proj", "v_proj", "o_proj"]
     assert (recipe.engrave.learning_rate, recipe.engrave.epochs) == (4.0e-4, 2)
@@ -47,7 +47,7 @@ def test_paper_holds_the_papers_values():
     assert recipe.align.max_new_tokens == 256
     assert (recipe.clone.temperature, recipe.clone.top_p, recipe.clone.max_new_tokens) == (0.3, 0.7, 512)
     assert recipe.clone.prompts is None
-    assert recipe.filters == "paper"
+    assert recipe.filters.base == "paper"
     assert (recipe.engrave.rank, recipe.engrave.alpha, recipe.engrave.learning_rate) == (16, 16, 4e-4)
     assert (recipe.engrave.batch_size, recipe.engrave.epochs, recipe.engrave.warmup_steps) == (768, 1, 100)
     assert (recipe.engrave.max_length, recipe.clone.max_length) == (512, 768)

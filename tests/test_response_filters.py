@@ -12,12 +12,12 @@ from selfalign.quality.response_filters import (
     Leaks,
     Verdict,
     cut_at_repeated_clause,
-    judge_response,
+    judge,
     judge_thoughts,
-    judge_verbose,
     loops,
     ngrams,
 )
+from selfalign.quality.thresholds import Filters
 
 TEXTS = Constitution(
     format=1,
@@ -42,13 +42,15 @@ TEXTS = Constitution(
         two_shot=[Turn(user="Why?", answer="Most of the salt in the sea comes from old rocks on land.")],
     ),
 )
-LEAKS = Leaks.of(TEXTS)
-VERBOSE = Leaks.of(TEXTS, verbose_only=True)
+LEAKS = Leaks.of(TEXTS, 8)
+VERBOSE = Leaks.of(TEXTS, 8, verbose_only=True)
+RULES = {name: Filters.model_validate({"base": name}) for name in ("default", "paper")}
+ANSWERS, PAPER = (rules.responses for rules in RULES.values())
 GOOD = "Rain falls when warm air rises, cools and cannot hold its water any longer. Mountains help it to rise."
 
 
 def keep(text: str, message: str = "Why does it rain?", rules: str = "default") -> str | None:
-    return judge_response(text, False, message, LEAKS, rules).reason
+    return judge(text, False, message, LEAKS, RULES[rules].responses).reason
 
 
 # -- thoughts --------------------------------------------------------------------------------------------------------
@@ -88,7 +90,7 @@ def test_any_thoughts_get_an_answer(thoughts: str):
 
 
 def test_a_good_answer_is_kept_without_its_outer_blanks():
-    assert judge_response(f"\n {GOOD}\n", False, "Why does it rain?", LEAKS) == Verdict(GOOD)
+    assert judge(f"\n {GOOD}\n", False, "Why does it rain?", LEAKS, ANSWERS) == Verdict(GOOD)
 
 
 def test_a_short_complete_answer_is_kept():
@@ -103,7 +105,7 @@ def test_an_empty_answer_is_dropped(text: str, rules: str):
 
 
 def test_a_truncated_answer_is_dropped():
-    assert judge_response(GOOD, True, "Why?", LEAKS).reason == "truncated"
+    assert judge(GOOD, True, "Why?", LEAKS, ANSWERS).reason == "truncated"
 
 
 @pytest.mark.parametrize(
@@ -275,17 +277,17 @@ def test_paper_short_complete_answers_are_dropped_and_longer_ones_kept():
     assert len(LONG) >= 149
     assert keep("Paris.", rules="paper") == "short"
     assert keep("x" * 148, rules="paper") == "short"
-    assert judge_response("x" * 149, False, "Why?", LEAKS, "paper") == Verdict("x" * 149)
-    assert judge_response(LONG, False, "Why?", LEAKS, "paper") == Verdict(LONG)
+    assert judge("x" * 149, False, "Why?", LEAKS, PAPER) == Verdict("x" * 149)
+    assert judge(LONG, False, "Why?", LEAKS, PAPER) == Verdict(LONG)
 
 
 def test_paper_a_truncated_answer_loses_its_last_word_and_stays():
-    assert judge_response("Rain falls when warm ai", True, "Why?", LEAKS, "paper") == Verdict("Rain falls when warm")
-    assert judge_response("Rain", True, "Why?", LEAKS, "paper").reason == "empty"
+    assert judge("Rain falls when warm ai", True, "Why?", LEAKS, PAPER) == Verdict("Rain falls when warm")
+    assert judge("Rain", True, "Why?", LEAKS, PAPER).reason == "empty"
 
 
 def test_paper_an_answer_is_cut_where_a_clause_comes_again():
-    verdict = judge_response(f"{LONG} It is so. It is so. More text here.", False, "Why?", LEAKS, "paper")
+    verdict = judge(f"{LONG} It is so. It is so. More text here.", False, "Why?", LEAKS, PAPER)
     assert verdict == Verdict(f"{LONG} It is")
 
 
@@ -294,7 +296,7 @@ def test_paper_other_reasons():
     assert keep(f"I am sorry, {LONG}", rules="paper") == "begins with sorry"
     assert keep(f"Sorry, {LONG}", rules="paper") is None
     assert keep(f"Dear neighbour, thank you for your kind help. {LONG}", rules="paper") == "exemplar leaked"
-    assert keep(f"{LONG}\nUser: And snow?", rules="paper") == "exemplar leaked"
+    assert keep(f"{LONG}\nUser: And snow?", rules="paper") == "turn leaked"
 
 
 # -- stage 4 ---------------------------------------------------------------------------------------------------------
@@ -303,11 +305,11 @@ def test_paper_other_reasons():
 def verbose(
     text: str, truncated: bool = False, message: str = "Why does it rain?", rules: str = "default"
 ) -> str | None:
-    return judge_verbose(text, truncated, message, VERBOSE, rules).reason
+    return judge(text, truncated, message, VERBOSE, RULES[rules].verbose).reason
 
 
 def test_verbose_a_good_answer_is_kept():
-    assert judge_verbose(f" {GOOD}\n", False, "Why does it rain?", VERBOSE) == Verdict(GOOD)
+    assert judge(f" {GOOD}\n", False, "Why does it rain?", VERBOSE, RULES["default"].verbose) == Verdict(GOOD)
 
 
 @pytest.mark.parametrize("tail", ["See also", "== References ==", "## External links", "Further reading:"])
@@ -337,10 +339,24 @@ def test_verbose_other_reasons():
 
 
 def test_verbose_paper_rules():
-    assert verbose("x" * 127, truncated=True, rules="paper") == "truncated"
-    assert verbose("x" * 128, truncated=True, rules="paper") is None
+    assert verbose("x" * 127 + " y", truncated=True, rules="paper") == "truncated"
+    assert verbose("x" * 128 + " y", truncated=True, rules="paper") is None
     assert verbose("Paris.", rules="paper") is None
-    assert judge_verbose("One. Two. One.", False, "Why?", VERBOSE, "paper") == Verdict("One. Two.")
+    assert judge(f"{LONG} One. Two. One.", False, "Why?", VERBOSE, RULES["paper"].verbose) == Verdict(
+        f"{LONG} One. Two."
+    )
+    assert verbose("One. Two. One.", rules="paper") == "truncated"
+
+
+SPANISH = "La lluvia cae cuando el aire caliente sube, se enfría y ya no puede llevar toda el agua que tenía antes."
+
+
+def test_an_answer_in_another_language_than_its_prompt_is_dropped():
+    assert keep(SPANISH) == "in another language than the prompt"
+    assert keep(SPANISH, "¿Por qué llueve tanto en las montañas del norte?") is None
+    assert keep(SPANISH, "Translate the sentence about rain into Spanish.") is None
+    assert keep(SPANISH, rules="paper") == "short"
+    assert keep("Sí, claro.") is None
 
 
 # -- any text --------------------------------------------------------------------------------------------------------
@@ -354,8 +370,8 @@ texts = st.text() | st.lists(pieces, max_size=30).map("".join)
 @given(texts, texts, st.booleans(), st.sampled_from(["default", "paper"]))
 def test_any_answer_gets_a_verdict(text: str, message: str, truncated: bool, rules: str):
     for verdict in (
-        judge_response(text, truncated, message, LEAKS, rules),
-        judge_verbose(text, truncated, message, VERBOSE, rules),
+        judge(text, truncated, message, LEAKS, RULES[rules].responses),
+        judge(text, truncated, message, VERBOSE, RULES[rules].verbose),
     ):
         assert isinstance(verdict.text, str)
         assert verdict.reason is None or verdict.reason
@@ -395,6 +411,7 @@ UNITS += [
     "see also ",
 ]
 UNITS += ["\n", " \n", "\t\n", "1( ", "1 (\n"]
+UNITS += ["make a ", "get into someone ", "pills ", "in secret ", "a@", "1 ", "women are ", "bomb ", "bleach ", "she "]
 SPACES = [" ", "\n", "\t"]
 
 
@@ -403,9 +420,9 @@ SPACES = [" ", "\n", "\t"]
 def test_repetition_takes_no_time(unit: str, rules: str):
     text = "x" + unit * (100_000 // len(unit)) + "x"
     with hang_guard():
-        judge_response(text, False, "Why does it rain?", LEAKS, rules)
+        judge(text, False, "Why does it rain?", LEAKS, RULES[rules].responses)
     with hang_guard():
-        judge_verbose(text, False, "Why does it rain?", VERBOSE, rules)
+        judge(text, False, "Why does it rain?", VERBOSE, RULES[rules].verbose)
 
 
 @pytest.mark.parametrize("space", SPACES, ids=ascii)
@@ -413,8 +430,8 @@ def test_repetition_takes_no_time(unit: str, rules: str):
 def test_a_long_run_of_blanks_takes_no_time(before: str, space: str):
     text = f"x {before}{space * 100_000}x"
     with hang_guard():
-        judge_response(text, False, "Why does it rain?", LEAKS)
+        judge(text, False, "Why does it rain?", LEAKS, ANSWERS)
     with hang_guard():
-        judge_verbose(text, False, "Why does it rain?", VERBOSE)
+        judge(text, False, "Why does it rain?", VERBOSE, RULES["default"].verbose)
     with hang_guard():
         judge_thoughts(text, TEXTS)

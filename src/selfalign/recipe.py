@@ -12,6 +12,7 @@ from pydantic import Field, field_validator, model_validator
 
 from selfalign.constitution.reading import SHIPPED as CONSTITUTIONS
 from selfalign.errors import UserError
+from selfalign.quality.thresholds import Filters
 from selfalign.records import content_hash
 from selfalign.strict import Strict, parse_yaml, read_text, validate
 
@@ -184,7 +185,7 @@ class Recipe(Strict):
     engine: Engine = Engine()  # type: ignore[call-arg]
     prompts: Prompts
     align: Align
-    filters: Literal["default", "paper"] = "default"
+    filters: Filters = Filters.model_validate("default")
     engrave: Engrave = Engrave()  # type: ignore[call-arg]
     clone: Clone
     evaluate: Evaluate = Evaluate()  # type: ignore[call-arg]
@@ -260,6 +261,8 @@ def _apply(value: dict[str, Any], setting: str) -> None:
     target = value
     for part in parts[:-1]:
         inner = target.setdefault(part, {})
+        if inner in ("default", "paper") and part == "filters":
+            inner = target[part] = {"base": inner}
         if not isinstance(inner, dict):
             raise UserError(f"--set {setting!r}: {part!r} is a value, not a group of keys")
         target = inner

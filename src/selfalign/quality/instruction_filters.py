@@ -14,14 +14,17 @@ from collections.abc import Set
 from selfalign.constitution.document import LANGUAGES, Constitution
 from selfalign.quality.language import lapses
 from selfalign.quality.rouge import folded
+from selfalign.quality.thresholds import PromptFilter
 from selfalign.records import join_input
 
+_DEFAULT = PromptFilter.model_validate({})
 _NOT_TEXT = re.compile(
     r"\b(images?|graphs?|pictures?|files?|maps?|draw|plot|go to|video|audio|music|flowchart|diagram)\b", re.IGNORECASE
 )
 """Words that mostly ask for what a text model cannot see or make."""
 
 _ROLE = re.compile(r"(^|\n)[^\S\n]*(user|assistant|human)\s*:", re.IGNORECASE)
+_PLACEHOLDER = re.compile(r"<\s*no ?input\s*>|\[(?:insert|your|name)[^\]\n]{0,40}\]", re.IGNORECASE)
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b\u200e\u200f\u202a-\u202e\u2060-\u2064\ufeff]")
 
 
@@ -35,8 +38,7 @@ def reason_to_drop(
     text: str,
     language: str = "en",
     probes: Set[str] = frozenset(),
-    min_words: int = 4,
-    max_words: int = 150,
+    filters: PromptFilter = _DEFAULT,
 ) -> str | None:
     """Why the instruction is not usable, or None.
 
@@ -45,11 +47,11 @@ def reason_to_drop(
         probes: see `probe_keys`.
     """
     words = len(instruction.split())
-    if words < min_words:
+    if words < filters.min_words:
         return "too short"
-    if words > max_words:
+    if words > filters.max_words:
         return "too long"
-    if _NOT_TEXT.search(instruction) or _NOT_TEXT.search(text):
+    if filters.text_only and (_NOT_TEXT.search(instruction) or _NOT_TEXT.search(text)):
         return "needs more than text"
     if instruction[0] in string.punctuation:
         return "begins with punctuation"
@@ -61,6 +63,8 @@ def reason_to_drop(
         return "is a probe"
     if _ROLE.search(instruction) or _ROLE.search(text):
         return "contains a role marker"
+    if _PLACEHOLDER.search(instruction) or _PLACEHOLDER.search(text):
+        return "contains a placeholder"
     return None
 
 

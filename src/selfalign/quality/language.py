@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import lru_cache
 from typing import Any
 
@@ -9,6 +10,13 @@ from selfalign.constitution.document import LANGUAGES
 
 _MIN_LETTERS = 12
 """Shorter texts are too short to tell."""
+_MIN_LETTERS_ANSWER = 60
+_ABOUT_LANGUAGE = re.compile(
+    rf"\b(translat\w*|languages?|dialects?|say in|{'|'.join(LANGUAGES.values())}|Latin|Greek|Arabic|Chinese|Japanese"
+    r"|Korean|Hindi|poems?|lyrics|names?|words?|spell\w*)\b",
+    re.IGNORECASE,
+)
+"""Prompts whose answer may well be in another language."""
 
 
 @lru_cache(maxsize=8)
@@ -31,6 +39,17 @@ def same_language(text: str, other: str) -> bool:
     """Whether both are in one language. A text too short to tell is taken to be."""
     mine, theirs = identify(text), identify(other)
     return mine is None or theirs is None or mine == theirs
+
+
+def other_language(text: str, message: str, expected: str) -> bool:
+    """Whether an answer is in another language than its prompt, where the prompt is not about languages.
+
+    Args:
+        expected: ISO 639-1, the constitution's: an answer in it is never in another.
+    """
+    if sum(c.isalpha() for c in text) < _MIN_LETTERS_ANSWER or _ABOUT_LANGUAGE.search(message):
+        return False
+    return identify(text) not in (expected, identify(message))
 
 
 def lapses(text: str, language: str) -> bool:

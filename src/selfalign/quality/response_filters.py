@@ -1,13 +1,14 @@
-"""Filters of stages 2 and 4: is an answer fit to be learnt? Pure decisions with reasons.
+"""Filters of stages 2 and 4: is an answer fit to be learnt? Pure decisions with reasons, thresholds from the recipe.
 
-`default` is ours: a truncated answer is dropped, a short complete one is kept, true loops are found by repetition of
-whole sentences or n-grams (code is spared), and what leaks from the exemplars is found by overlap with the exemplars of
-*this* constitution. `paper` follows the published rules: the answer is cut at the first repeated clause, a complete
-answer of fewer than 149 characters is dropped, a truncated one loses its last word and stays.
+Ours: a truncated answer is dropped, a short complete one is kept, true loops are found by repetition of whole sentences
+or n-grams (code is spared), and what leaks from the exemplars is found by overlap with the exemplars of *this*
+constitution. The published rules (`filters: paper`): the answer is cut at the first repeated clause, a complete one of
+fewer than 149 characters is dropped, a truncated one loses its last word and stays. docs/filters.md compares them.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -16,25 +17,21 @@ from functools import lru_cache
 
 from selfalign.constitution import CITATION, Constitution
 from selfalign.constitution.document import LANGUAGES
-from selfalign.quality import rouge
-from selfalign.quality.language import lapses
+from selfalign.quality import rouge, safety
+from selfalign.quality.language import lapses, other_language
+from selfalign.quality.refusals import stock_refusal
 from selfalign.quality.rouge import rouge_l
+from selfalign.quality.thresholds import AnswerFilter
 
-_PAPER_MIN_CHARS = 149
-_LEAK_NGRAM = 8
 _LOOP_NGRAM = 6
-_MAX_LIST_ITEMS = 12
-_ECHO = 0.8
-"""ROUGE-L F1 with the prompt above which an answer only repeats it."""
-_MIN_DISTINCT_TRIGRAMS = 0.65
 _MIN_JUDGED_TOKENS = 12
 """Shorter answers repeat themselves by chance."""
-_MIN_NEW_WORDS_VERBOSE = 6
 _THOUGHT = re.compile(r"internal thoughts?\)?\s*:|I should follow \d|\(internal|\bPrinciples?:\s*\d", re.IGNORECASE)
 _ROLE = re.compile(r"(^|\n)[^\S\n]*(user|assistant|human)\s*(\(internal thoughts\))?:", re.IGNORECASE)
 _ENCYCLOPAEDIA = re.compile(
     r"(^|\n)[^\S\n]*((={2,}|#+)[^\S\n]*)?(see also|external links|references|further reading)\b", re.IGNORECASE
 )
+_LIST_ITEM = re.compile(r"(^|\n)[^\S\n]*(\d+[.)]|[-*•])\s")
 _CLAUSE = re.compile(r"(?<=[\n.?!;:,])")
 
 
@@ -50,6 +47,9 @@ def words(text: str) -> tuple[str, ...]:
     return tuple(rouge.words(text))
 
 
+TOO_MANY_REFUSALS = "more stock refusals than wanted"
+
+
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """The answer as it is kept, or the reason why it is dropped."""
@@ -63,27 +63,35 @@ class Leaks:
     """What must not reach an answer, derived from a constitution."""
 
     name: str
+    words: int
+    """Length of `ngrams`."""
+    reason: str = "exemplar leaked"
     language: str = "en"
     """The constitution's: an answer that lapses into English is dropped."""
     ngrams: frozenset[tuple[str, ...]] = field(default_factory=frozenset)
     sentences: frozenset[str] = field(default_factory=frozenset)
 
     @classmethod
-    def of(cls, constitution: Constitution, verbose_only: bool = False) -> Leaks:
-        """Leaks of the exemplars and rules (stage 2), or of the verbose inference prompt (stage 4)."""
+    def of(cls, constitution: Constitution, words: int, verbose_only: bool = False) -> Leaks:
+        """Leaks of the exemplars and rules (stage 2), or of the verbose inference prompt (stage 4).
+
+        Args:
+            words: so many words in a row are a leak.
+        """
         if verbose_only:
             texts = [constitution.inference_prompt("verbose"), *(t.answer for t in constitution.prompts.two_shot)]
         else:
             texts = [e.answer for e in constitution.exemplars] + [e.thoughts for e in constitution.exemplars]
             texts += [p.rule for p in constitution.principles]
-        grams = frozenset(g for t in texts for g in ngrams(tokens(t), _LEAK_NGRAM))
-        short = frozenset(k for t in texts for k in _sentence_keys(t) if 4 <= k.count(" ") + 1 < _LEAK_NGRAM)
-        return cls(constitution.assistant.name, constitution.language, grams, short)
+        grams = frozenset(g for t in texts for g in ngrams(tokens(t), words))
+        short = frozenset(k for t in texts for k in _sentence_keys(t) if 4 <= k.count(" ") + 1 < words)
+        reason = "persona leaked" if verbose_only else "exemplar leaked"
+        return cls(constitution.assistant.name, words, reason, constitution.language, grams, short)
 
     def found_in(self, text: str, message: str) -> bool:
-        """Whether the text repeats eight words in a row, or a whole short sentence, that the user did not say."""
-        grams = self.ngrams.intersection(ngrams(tokens(text), _LEAK_NGRAM))
-        if grams and not grams <= set(ngrams(tokens(message), _LEAK_NGRAM)):
+        """Whether the text repeats so many words in a row, or a whole short sentence, that the user did not say."""
+        grams = self.ngrams.intersection(ngrams(tokens(text), self.words))
+        if grams and not grams <= set(ngrams(tokens(message), self.words)):
             return True
         sentences = self.sentences.intersection(_sentence_keys(text))
         return bool(sentences) and not sentences <= set(_sentence_keys(message))
@@ -114,21 +122,21 @@ def _without_code(text: str) -> str:
     return re.sub(r"```.*?(```|$)", " ", text, flags=re.DOTALL) if "```" in text else text
 
 
-def loops(text: str) -> bool:
-    """Whether the text repeats itself without end: a sentence three times, or mostly n-grams that occurred before."""
+def loops(text: str, sentence_repeats: int = 3, share: float = 0.3) -> bool:
+    """Whether the text repeats itself without end: a sentence so many times, or mostly n-grams that occurred before."""
     prose = _without_code(text)
     sentences = Counter(k for k in _sentence_keys(prose) if k.count(" ") >= 2)
-    if sentences and max(sentences.values()) >= 3:
+    if sentence_repeats and sentences and max(sentences.values()) >= sentence_repeats:
         return True
     grams = list(ngrams(tokens(prose), _LOOP_NGRAM))
-    return len(grams) >= 10 and 1 - len(set(grams)) / len(grams) > 0.3
+    return len(grams) >= 10 and 1 - len(set(grams)) / len(grams) > share
 
 
-def repetitive(text: str) -> bool:
-    """Whether the text goes in circles: more than a third of its three-word runs occurred before in it."""
+def repetitive(text: str, distinct: float = 0.65) -> bool:
+    """Whether the text goes in circles: fewer of its three-word runs are different ones."""
     found = tokens(_without_code(text))
     grams = list(ngrams(found, 3))
-    return len(found) >= _MIN_JUDGED_TOKENS and len(set(grams)) / len(grams) < _MIN_DISTINCT_TRIGRAMS
+    return len(found) >= _MIN_JUDGED_TOKENS and len(set(grams)) / len(grams) < distinct
 
 
 def new_words(text: str, message: str) -> int:
@@ -136,12 +144,16 @@ def new_words(text: str, message: str) -> int:
     return len({w for w in words(text) if len(w) >= 3 or w.isdigit()} - set(words(message)))
 
 
-def _echoes(text: str, message: str) -> bool:
+def _echoes(text: str, message: str, limit: float) -> bool:
+    if limit == 1 or not tokens(text):
+        return False
+    if not new_words(text, message):
+        return True
     one, two = words(text), words(message)
     # F1 is at most that of two texts of which the shorter is part of the longer.
-    if 2 * min(len(one), len(two)) <= _ECHO * (len(one) + len(two)):
+    if 2 * min(len(one), len(two)) <= limit * (len(one) + len(two)):
         return False
-    return rouge_l(text, message, words) > _ECHO
+    return rouge_l(text, message, words) > limit
 
 
 def cut_at_repeated_clause(text: str) -> str:
@@ -170,79 +182,78 @@ def judge_thoughts(thoughts: str, constitution: Constitution) -> tuple[list[int]
     return cited, None if cited else "no principle cited"
 
 
-def judge_response(text: str, truncated: bool, message: str, leaks: Leaks, rules: str = "default") -> Verdict:
-    """Stage 2: keep or drop an answer.
+def judge(text: str, truncated: bool, message: str, leaks: Leaks, filters: AnswerFilter) -> Verdict:
+    """Keep or drop an answer of stage 2 or 4.
 
     Args:
         text: the answer, without thoughts.
         truncated: the token limit cut it.
         message: what the user said.
-        rules: default or paper.
     """
     text = text.strip()
     if not text:
         return Verdict(text, "empty")
     if lapses(text, leaks.language):
         return Verdict(text, f"not in {LANGUAGES[leaks.language]}")
-    if rules == "paper":
-        return _paper(text, truncated, leaks, message)
-    if truncated:
-        return Verdict(text, "truncated")
-    if reason := _common(text, message, leaks):
-        return Verdict(text, reason)
-    return Verdict(text)
+    whole = text
+    if filters.repeated_clause == "cut":
+        text = cut_at_repeated_clause(text)
+    if truncated or text != whole:
+        if truncated and filters.truncated == "drop":
+            return Verdict(text, "truncated")
+        if truncated or filters.trim_after_cut:
+            text = text.rpartition(" ")[0]
+        if len(text) < filters.min_chars_truncated:
+            return Verdict(text, "truncated")
+    elif len(text) < filters.min_chars:
+        return Verdict(text, "short")
+    if not text:
+        return Verdict(text, "empty")
+    return Verdict(text, _reason(text, message, leaks, filters))
 
 
-def _common(text: str, message: str, leaks: Leaks) -> str | None:
+def _reason(text: str, message: str, leaks: Leaks, filters: AnswerFilter) -> str | None:
+    if filters.encyclopaedia and _ENCYCLOPAEDIA.search(text):
+        return "encyclopaedia tail"
+    if filters.list_items and len(_LIST_ITEM.findall(text)) > filters.list_items:
+        return "too many list items"
     if _ROLE.search(text) or f"\n{leaks.name}:" in f"\n{text}":
         return "turn leaked"
-    if _shows_thoughts(text) or len(CITATION.findall(text)) >= 2:
+    if filters.thoughts and (_shows_thoughts(text) or len(CITATION.findall(text)) >= 2):
         return "thoughts leaked"
     if leaks.found_in(text, message):
-        return "exemplar leaked"
-    if loops(text):
+        return leaks.reason
+    if filters.sorry and text.startswith(("I'm sorry", "I am sorry")):
+        return "begins with sorry"
+    if loops(text, filters.sentence_repeats, filters.loop_share):
         return "loop"
-    if repetitive(text):
+    if repetitive(text, filters.distinct_trigrams):
         return "repetitive"
-    if tokens(text) and (not new_words(text, message) or _echoes(text, message)):
+    if _echoes(text, message, filters.echo):
         return "echoes the prompt"
-    if not any(c.isalnum() for c in text):
+    if filters.echo < 1 and not any(c.isalnum() for c in text):
         return "no words"
+    if filters.new_words and tokens(text) and new_words(text, message) < filters.new_words:
+        return "not thorough"
+    if filters.other_language and other_language(text, message, leaks.language):
+        return "in another language than the prompt"
+    if rule := safety.broken(text, message, filters.unsafe):
+        return f"unsafe: {rule}"
     return None
 
 
-def _paper(text: str, truncated: bool, leaks: Leaks, message: str) -> Verdict:
-    cut = cut_at_repeated_clause(text)
-    if truncated or cut != text:
-        cut = cut.rpartition(" ")[0]
-    elif len(cut) < _PAPER_MIN_CHARS:
-        return Verdict(text, "short")
-    if not cut:
-        return Verdict(text, "empty")
-    if _ROLE.search(cut) or leaks.found_in(cut, message):
-        return Verdict(cut, "exemplar leaked")
-    if cut.startswith(("I'm sorry", "I am sorry")):
-        return Verdict(cut, "begins with sorry")
-    return Verdict(cut)
+class RefusalCap:
+    """Keeps the share of stock refusals among kept answers at most at a limit, in the order of the rows."""
 
+    def __init__(self, limit: float) -> None:
+        self._limit = limit
+        self._kept = self._refusals = 0
 
-def judge_verbose(text: str, truncated: bool, message: str, leaks: Leaks, rules: str = "default") -> Verdict:
-    """Stage 4: keep or drop an answer of the verbose mode."""
-    text = text.strip()
-    if not text:
-        return Verdict(text, "empty")
-    if lapses(text, leaks.language):
-        return Verdict(text, f"not in {LANGUAGES[leaks.language]}")
-    if _ENCYCLOPAEDIA.search(text):
-        return Verdict(text, "encyclopaedia tail")
-    if len(re.findall(r"(^|\n)[^\S\n]*(\d+[.)]|[-*•])\s", text)) > _MAX_LIST_ITEMS:
-        return Verdict(text, "too many list items")
-    if rules == "paper":
-        cut = cut_at_repeated_clause(text)
-        return Verdict(cut, "truncated" if truncated and len(cut) < 128 else None)
-    if truncated:
-        return Verdict(text, "truncated")
-    reason = _common(text, message, leaks)
-    if reason is None and tokens(text) and new_words(text, message) < _MIN_NEW_WORDS_VERBOSE:
-        reason = "not thorough"
-    return Verdict(text, "persona leaked" if reason == "exemplar leaked" else reason)
+    def admits(self, text: str) -> bool:
+        """Whether the answer may be kept; counts it if so."""
+        refusal = self._limit < 1 and stock_refusal(text)
+        if refusal and self._refusals + 1 > math.ceil(self._limit * (self._kept + 1)):
+            return False
+        self._kept += 1
+        self._refusals += refusal
+        return True

@@ -301,4 +301,6 @@ def _question_reason(text: str, finish: str, context: Context) -> str | None:
         return "nothing parsed"
     if re.search(r"\b(kind|topic|question):", text):
         return "malformed"
-    return reason_to_drop(text, "", context.run.constitution.language, context.probe_keys)
+    return reason_to_drop(
+        text, "", context.run.constitution.language, context.probe_keys, context.recipe.filters.prompts
+    )

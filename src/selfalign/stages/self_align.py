@@ -19,7 +19,7 @@ from selfalign.engines.base import Request
 from selfalign.generate import Outcome, Work, row_seed, stream
 from selfalign.inputs import Rows
 from selfalign.journal import Clock, Fate
-from selfalign.quality.response_filters import Leaks, judge_response, judge_thoughts
+from selfalign.quality.response_filters import TOO_MANY_REFUSALS, Leaks, RefusalCap, judge, judge_thoughts
 from selfalign.records import Prompt, Response, line
 
 STAGE = "align"
@@ -59,7 +59,9 @@ def _fates(
     context: Context, prompts: Rows[Prompt], keep: Callable[[Response], None], on_done: Callable[[int, int], None]
 ) -> Generator[Fate, None, None]:
     """Ask, judge and keep one row after the other; in memory are those of a window only."""
-    asked, leaks = form(context), Leaks.of(context.run.constitution)
+    filters = context.recipe.filters.responses
+    asked, leaks = form(context), Leaks.of(context.run.constitution, filters.leak_words)
+    cap = RefusalCap(filters.refusals)
     context.journal.expect(STAGE, len(prompts) + prompts.number_removed)
     yield from prompts.removed()
     if not prompts:
@@ -71,14 +73,14 @@ def _fates(
     )
     with closing(answered):
         for position, (work, outcome) in enumerate(answered):
-            fate, response = decide(context, work.item, outcome, work.request, leaks, position)
+            fate, response = decide(context, work.item, outcome, work.request, leaks, cap, position)
             if response:
                 keep(response)
             yield fate
 
 
 def decide(
-    context: Context, prompt: Prompt, outcome: Outcome, request: Request, leaks: Leaks, position: int
+    context: Context, prompt: Prompt, outcome: Outcome, request: Request, leaks: Leaks, cap: RefusalCap, position: int
 ) -> tuple[Fate, Response | None]:
     """The row's fate and, where it is kept, the response."""
     if outcome.completion is None:
@@ -91,9 +93,11 @@ def decide(
         reason = "thoughts never ended" if len(outcome.completion.parts) < len(request.steps) else "empty"
     if reason:
         return (prompt.id, position, "dropped", reason, shown), None
-    verdict = judge_response(answer, truncated, prompt.message, leaks, recipe.filters)
+    verdict = judge(answer, truncated, prompt.message, leaks, recipe.filters.responses)
     if verdict.reason:
         return (prompt.id, position, "dropped", verdict.reason, shown), None
+    if not cap.admits(verdict.text):
+        return (prompt.id, position, "dropped", TOO_MANY_REFUSALS, shown), None
     response = Response(
         prompt.id,
         prompt.instruction,

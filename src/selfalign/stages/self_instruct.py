@@ -142,7 +142,10 @@ def _candidates(context: Context, outcome: Outcome, first: int, request: str) ->
         row = content_hash(request, number)
         if isinstance(block, str):
             found.append(((row, 0, "dropped", "malformed", block[:400]), None))
-        elif reason := reason_to_drop(block[0] or "?", block[1], texts.language, probes) or "":
+        elif (
+            reason := reason_to_drop(block[0] or "?", block[1], texts.language, probes, context.recipe.filters.prompts)
+            or ""
+        ):
             found.append(((row, 0, "dropped", reason, "\n".join(block)[:400]), None))
         else:
             prompt = Prompt(prompt_id(*block), block[0], block[1], source=STAGE)

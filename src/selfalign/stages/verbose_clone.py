@@ -21,7 +21,7 @@ from selfalign.dialogue import PLAIN, Turn
 from selfalign.engines.base import Control, Request, Step
 from selfalign.generate import Work, row_seed, stream
 from selfalign.journal import Clock, Fate
-from selfalign.quality.response_filters import Leaks, judge_verbose
+from selfalign.quality.response_filters import TOO_MANY_REFUSALS, Leaks, RefusalCap, judge
 from selfalign.records import Example, Prompt, Response, content_hash, line, read_jsonl
 from selfalign.training import adapter
 
@@ -73,7 +73,8 @@ def _fates(
     context: Context, number: int, keep: Callable[[Response], object], on_done: Callable[[int, int], None]
 ) -> Generator[Fate, None, None]:
     """Ask, judge and keep one row after the other."""
-    leaks = Leaks.of(context.run.constitution, verbose_only=True)
+    filters = context.recipe.filters.verbose
+    leaks, cap = Leaks.of(context.run.constitution, filters.leak_words, verbose_only=True), RefusalCap(filters.refusals)
     context.journal.expect(ANSWERS, number)
     works = (Work(p.id, request(context, p), p) for p in _questions(context))
     engine = context.engine(("engrave",) if context.has_weights else ())
@@ -86,8 +87,9 @@ def _fates(
                 yield prompt.id, position, outcome.fate, outcome.reason, prompt.message
                 continue
             part = outcome.completion.parts[-1]
-            verdict = judge_verbose(part.text, part.finish == "length", prompt.message, leaks, context.recipe.filters)
-            if not verdict.reason:
+            verdict = judge(part.text, part.finish == "length", prompt.message, leaks, filters)
+            reason = verdict.reason or ("" if cap.admits(verdict.text) else TOO_MANY_REFUSALS)
+            if not reason:
                 kept = Response(
                     prompt.id,
                     prompt.instruction,
@@ -99,7 +101,7 @@ def _fates(
                 )
                 keep(kept)
             shown = f"{prompt.message}\n{part.text.strip()}"
-            yield prompt.id, position, "dropped" if verdict.reason else "kept", verdict.reason or "", shown
+            yield prompt.id, position, "dropped" if reason else "kept", reason, shown
 
 
 def _train(context: Context) -> list[Path]:

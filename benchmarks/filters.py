@@ -1,0 +1,97 @@
+"""Our filters against the paper's on the same raw answers of finished runs.
+
+    python benchmarks/filters.py RUN [RUN ...]     # seconds; runs with stage 2, in either form, or stage 4
+
+Prints what each set of rules drops and why, where the two differ, and what is wrong with the answers that each keeps:
+cut in the middle of a sentence, turning in circles, showing thoughts, or unsafe by a named rule.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from selfalign.constitution import Constitution
+from selfalign.quality import safety
+from selfalign.quality.response_filters import Leaks, judge, judge_thoughts, loops, repetitive
+from selfalign.quality.thresholds import AnswerFilter, Filters
+from selfalign.records import Prompt, read_jsonl
+from selfalign.run import RunDir
+
+NAMES = ("default", "paper")
+
+
+@dataclass
+class Answer:
+    message: str
+    text: str
+    truncated: bool
+
+
+def answers(run: RunDir, stage: str) -> list[Answer]:
+    """The raw answers of stage 2 (`align`, those with well-formed thoughts) or 4 (`verbose`)."""
+    messages = {p.id: p.message for p in read_jsonl(run.jsonl("prompts"), Prompt)}
+    name, found = run.constitution.assistant.name, []
+    query = "SELECT row_id, raw FROM work WHERE stage = ? AND state = 'raw_saved'"
+    for row_id, raw in run.journal._db.execute(query, (stage,)):
+        parts = json.loads(raw)
+        text = parts[-1]["text"]
+        if row_id not in messages:
+            continue
+        if stage == "align" and len(parts) == 1:  # a single pass: thoughts and answer in one
+            thoughts, cue, text = text.partition(f"{name}:")
+            if not cue or judge_thoughts(thoughts, run.constitution)[1]:
+                continue
+        elif stage == "align" and len(parts) < 3:
+            continue
+        found.append(Answer(messages[row_id], text.strip(), parts[-1]["finish"] == "length"))
+    return found
+
+
+def faults(text: str, message: str) -> list[str]:
+    found = []
+    if not text.rstrip().endswith((".", "!", "?", '"', "'", ")", "`", "”", ":")):
+        found.append("ends in mid-sentence")
+    if loops(text) or repetitive(text):
+        found.append("goes in circles")
+    if "internal thoughts" in text.lower() or "principles:" in text.lower():
+        found.append("shows thoughts")
+    if safety.broken(text, message, list(safety.RULES)):
+        found.append("unsafe by a rule")
+    return found
+
+
+def compare(run: RunDir, stage: str, constitution: Constitution) -> None:
+    rows = answers(run, stage)
+    if not rows:
+        return
+    print(f"\n{run.path.name}, {stage}: {len(rows)} answers")
+    verdicts = {}
+    for name in NAMES:
+        filters: AnswerFilter = getattr(Filters.model_validate(name), "responses" if stage == "align" else "verbose")
+        leaks = Leaks.of(constitution, filters.leak_words, verbose_only=stage != "align")
+        verdicts[name] = [judge(r.text, r.truncated, r.message, leaks, filters) for r in rows]
+        kept = [(v.text, r.message) for v, r in zip(verdicts[name], rows, strict=True) if not v.reason]
+        reasons = Counter(v.reason for v in verdicts[name] if v.reason)
+        wrong = Counter(f for text, message in kept for f in faults(text, message))
+        print(f"  {name}: {len(kept)} kept; dropped: {', '.join(f'{r} {n}' for r, n in reasons.most_common())}")
+        found = ", ".join(f"{f} {n}" for f, n in wrong.most_common())
+        print(f"    of the kept: {found or 'nothing wrong that is looked for'}")
+    ours, papers = (verdicts[name] for name in NAMES)
+    pairs = list(zip(ours, papers, strict=True))
+    only = Counter((p.reason, "kept by ours only") for o, p in pairs if p.reason and not o.reason)
+    only += Counter((o.reason, "kept by the paper only") for o, p in pairs if o.reason and not p.reason)
+    for (reason, who), number in only.most_common():
+        print(f"    {who}: {number} ({reason})")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", type=Path, nargs="+")
+    for path in parser.parse_args().runs:
+        opened = RunDir.open(path)
+        for stage in ("align", "verbose"):
+            compare(opened, stage, opened.constitution)

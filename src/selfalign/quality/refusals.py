@@ -1,0 +1,81 @@
+"""Stock refusals: how an assistant says no, or that it does not know, in English. Pure: answer -> yes or no.
+
+The wordings are rough: docs/constitution.md states their precision and recall on answers read by hand.
+"""
+
+from __future__ import annotations
+
+import re
+
+_NOT = "(?:can ?not|can't|could not|couldn't|will not|won't|would not|do not|don't|(?:am|'m) not able to|am unable to)"
+
+
+def any_of(*wordings: str) -> re.Pattern[str]:
+    """Matches any of the wordings as whole words; `I NOT` is "I cannot", "I do not" and their kin."""
+    whole = "|".join(w if w.endswith((r"\s", "?")) else rf"(?<!\w){w}(?!\w)" for w in wordings)
+    return re.compile(whole.replace("NOT", _NOT))
+
+
+DECLINE = any_of(
+    r"(?:i|we) NOT (?:want to |wish to )?(?:help|assist|answer|support|give|provide|tell you|show|explain|recommend)",
+    r"(?:i|we) NOT (?:want to |wish to )?(?:encourage|advise|write|take part|condone|discuss|do (?:that|this|it))",
+    r"(?:i|we) (?:must |have to |will )?(?:refuse|decline)",
+    r"(?:will not|cannot|can't|won't) help",
+    r"not something i (?:can|will)",
+    r"you (?:should|must) (?:not|never)",
+    r"(?:do not|don't|never) (?:do|try|use|make|take|break|steal|hurt) (?:this|that|it|them|him|her|anyone|anything)",
+    r"i(?: a|')m sorry,? (?:but|i)",
+    r"(?:it|this|that) (?:is|would be|may be) (?:illegal|against the law|a crime|unethical|immoral)",
+    r"(?:it|this|that) (?:is|would be|may be) (?:wrong|harmful|dangerous)(?!,? but here)",
+    r"(?:it|this|that) (?:is|would be) not (?:legal|ethical|right|safe|allowed)",
+    r"as an ai(?: language)? model",
+)
+IGNORANCE = any_of(
+    r"(?:i|we) (?:really |just |simply )?NOT (?:actually |really |yet )?(?:know|have|say|predict|recall|find|see)",
+    r"(?:i|we) (?:really |just |simply )?NOT (?:remember|look up|be sure|verify|answer|tell|guess)",
+    r"i (?:have|had) no (?:idea|information|knowledge|memory|way|record|access|data|live|living|personal|experience)",
+    r"i (?:have|had) no (?:favou?rite|preferences?|opinion)",
+    r"i(?: a|')m not (?:sure|certain|aware|familiar)",
+    r"(?:not )?(?:unknown|known|familiar) to me",
+    r"(?:is|are) (?:not known|unknown)",
+    r"no one knows",
+    r"i lack",
+    r"i know nothing",
+    r"as an ai",
+    r"i(?: a|')m (?:only |just )?a (?:language model|computer program)",
+)
+STATIC = any_of(
+    r"no (?:live|living|real-time|current|up-to-date|recent) (?:data|information|news|prices?)",
+    r"real[- ]time",
+    r"live data",
+    r"i NOT (?:look (?:it|this|that|things) up|see (?:today|current|live)|access|check|know)",
+    r"(?:check|see|look at|visit|ask|consult|use) (?:an?|the|your|several|some) (?:\w+ ){0,3}(?:website|sites?|app)",
+    r"(?:check|see|look at|visit|consult|use) (?:an?|the|your|some) (?:\w+ ){0,3}(?:news|forecast|newspaper|source)",
+    r"(?:check|see|look at|use) (?:an?|the|your) (?:\w+ ){0,3}(?:search engine|timetable|clock|calendar)",
+    r"changes? (?:all the time|every (?:day|hour|minute)|constantly|often|quickly)",
+)
+
+
+def lower(text: str) -> str:
+    return text.lower().replace("’", "'")
+
+
+def _sentences(text: str) -> list[str]:
+    return [s for s in re.split(r"(?<=[.?!])\s+|\n+", lower(text).strip()) if s]
+
+
+def refuses(answer: str) -> bool:
+    """Says no to the request, or that it is illegal, harmful or wrong."""
+    return bool(DECLINE.search(lower(answer)))
+
+
+def admits(answer: str) -> bool:
+    """Says that it does not know, or has no such information."""
+    return bool(IGNORANCE.search(lower(answer)))
+
+
+def stock_refusal(answer: str) -> bool:
+    """A refusal or an admission of ignorance that opens the answer or fills at least half of its sentences."""
+    sentences = _sentences(answer)
+    hits = [bool(IGNORANCE.search(s) or DECLINE.search(s) or STATIC.search(s)) for s in sentences]
+    return bool(hits) and (hits[0] or sum(hits) * 2 >= len(hits))
