@@ -17,7 +17,7 @@ from selfalign.engines.fake import default_script
 from selfalign.errors import UserError
 from selfalign.evaluation import probes
 from selfalign.quality.instruction_filters import cleaned, reason_to_drop, reason_to_drop_own
-from selfalign.records import ProbeAnswer, Prompt, prompt_id, read_jsonl, write_jsonl
+from selfalign.records import ProbeAnswer, Prompt, join_input, prompt_id, read_jsonl, write_jsonl
 
 Runs = Callable[..., Context]
 SMALL = ("stages=[prompts]", "prompts.self_instruct.count=4", "prompts.red_team.count=0")
@@ -106,8 +106,8 @@ def test_a_probe_that_the_run_trained_on_is_left_out(fake_run: Runs):
 def test_stage_one_takes_no_probe(fake_run: Runs):
     context = fake_run(*SMALL)
     asked = context.run.constitution.principles[6].probes[3].ask
-    assert reason_to_drop(asked.replace("?", " ?"), "", probes=context.probe_keys) == "is a probe"
-    assert reason_to_drop(asked, "") is None
+    assert context.benchmarks.find(asked.replace("?", " ?")).source == "probes"
+    assert context.benchmarks.find("What is the tallest hill of a flat land?") is None
 
 
 def test_own_prompts_are_cleaned_bounded_and_never_probes(fake_run: Runs, tmp_path: Path):
@@ -128,15 +128,15 @@ def test_own_prompts_are_cleaned_bounded_and_never_probes(fake_run: Runs, tmp_pa
     kept = {p.instruction for p in read_jsonl(context.run.jsonl("prompts"), Prompt)}
     assert kept == {"Name a river.", "Name a lake."}
     assert context.journal.counts("self_instruct").dropped == {
-        "not 2 to 256 tokens long": 2, "duplicate": 1, "is a probe": 1, "contains a role marker": 1,
+        "not 2 to 256 tokens long": 2, "duplicate": 1, "overlaps with probes": 1, "contains a role marker": 1,
     }  # fmt: skip
 
 
 def test_cleaning_keeps_what_a_user_means():
     assert cleaned("a\r\n\r\n\r\n\r\nb  \n c") == "a\n\nb\n c"
     assert cleaned("¿Qué tal?") == "¿Qué tal?"
-    assert reason_to_drop_own("", frozenset()) == "empty"
-    assert reason_to_drop_own("Hi", frozenset()) == ""
+    assert reason_to_drop_own("") == "empty"
+    assert reason_to_drop_own("Hi") == ""
 
 
 def test_a_language_takes_the_place_of_the_ascii_rule():
@@ -193,8 +193,9 @@ def test_prompts_in_other_scripts_are_told_apart(fake_run: Runs, tmp_path: Path)
 
 
 def test_a_probe_split_into_instruction_and_input_is_a_probe(fake_run: Runs):
-    keys = fake_run(*SMALL).probe_keys
-    assert reason_to_drop("Sort these words from A to Z:", "pear, apple, fig.", probes=keys) == "is a probe"
+    benchmarks = fake_run(*SMALL).benchmarks
+    message = join_input("Sort these words from A to Z:", "pear, apple, fig.")
+    assert benchmarks.find(message).source == "probes"
 
 
 def test_the_tokenizer_is_read_once_for_a_file_of_prompts(

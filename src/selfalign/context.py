@@ -6,6 +6,7 @@ from collections.abc import Generator
 from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from selfalign import engines, models
@@ -15,7 +16,7 @@ from selfalign.errors import Resumable, TooManyFailed
 from selfalign.inputs import Rows
 from selfalign.journal import Clock, Fate, Journal
 from selfalign.progress import Screen
-from selfalign.quality.instruction_filters import probe_keys
+from selfalign.quality.contamination import Benchmarks
 from selfalign.recipe import Recipe
 from selfalign.records import Prompt, Response, content_hash
 from selfalign.run import RunDir, file_hash
@@ -163,9 +164,18 @@ class Context:
         self._engine = None
 
     @cached_property
-    def probe_keys(self) -> frozenset[str]:
-        """What stage 1 must not write: see `instruction_filters.probe_keys`."""
-        return probe_keys(self.run.constitution)
+    def benchmarks(self) -> Benchmarks:
+        """What the run will be measured on: no prompt and no answer may overlap with it.
+
+        Raises:
+            UserError: a benchmark file of the recipe cannot be read.
+        """
+        overlap = self.recipe.filters.overlap
+        found = Benchmarks(overlap.words, overlap.rouge)
+        found.add("probes", (probe.ask for _, probe in self.run.constitution.probes()))
+        for name in self.recipe.evaluate.benchmarks:
+            found.add_file(Path(name))
+        return found
 
     # -- input files ---------------------------------------------------------------------------------------------
 

@@ -189,7 +189,8 @@ def inputs_hash(context: Context, stage: Stage) -> str:
     files = [file_hash(f) if f.exists() else "" for f in STEPS[stage].inputs(run)]
     seeds = Path(run.recipe.seeds)
     own = file_hash(seeds) if stage == "prompts" and seeds.is_file() else ""
-    return content_hash(stage, settings, run.constitution.digest(), context.identities()[None], files, own)
+    measured_on = [file_hash(Path(f)) for f in run.recipe.evaluate.benchmarks if Path(f).is_file()]
+    return content_hash(stage, settings, run.constitution.digest(), context.identities()[None], files, own, measured_on)
 
 
 def _add_notices(context: Context, files: list[Path]) -> None:

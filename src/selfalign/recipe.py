@@ -172,6 +172,9 @@ class Evaluate(Strict):
     top_p: float = Field(0.9, gt=0, le=1)
     repetition: float = Field(1.0, ge=0, le=10)
     """Penalty on repeated 3-grams (as in stage 4), the same for every compared model; chat uses it too. 0 is off."""
+    benchmarks: list[str] = []
+    """Files of benchmarks (JSON, JSONL, CSV, TSV, text) that the models will be measured on: prompts and answers that
+    overlap with one are dropped (`filters.overlap`)."""
 
 
 class Recipe(Strict):
@@ -232,7 +235,7 @@ def located(recipe: Recipe, prompts: Path | None = None, source: str = "") -> Re
         source: the recipe's file; relative paths in it start there, or else where the command runs.
 
     Raises:
-        UserError: the prompts file does not exist.
+        UserError: the prompts file or a benchmark file does not exist.
     """
     value = recipe.model_dump(mode="json")
     beside = Path() if source in ("", *SHIPPED) else Path(source).parent
@@ -243,6 +246,10 @@ def located(recipe: Recipe, prompts: Path | None = None, source: str = "") -> Re
     for key in ("model", "seeds", "constitution"):
         if value[key] not in ("embedded", *CONSTITUTIONS) and found(value[key]).exists():
             value[key] = str(found(value[key]).absolute())
+    for number, name in enumerate(value["evaluate"]["benchmarks"]):
+        if not found(name).is_file():
+            raise UserError(f"evaluate.benchmarks: {name!r} does not exist")
+        value["evaluate"]["benchmarks"][number] = str(found(name).absolute())
     if prompts is None and value["prompts"]["file"]:
         prompts = found(value["prompts"]["file"])
     if file := (str(prompts) if prompts else None):

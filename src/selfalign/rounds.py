@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from selfalign import __version__
 from selfalign.context import Context
@@ -17,6 +18,7 @@ from selfalign.counts import StageCounts
 from selfalign.journal import Clock, Fate
 from selfalign.quality.novelty import NoveltyIndex
 from selfalign.records import Prompt, content_hash
+from selfalign.run import file_hash
 
 Candidate = tuple[Fate, Prompt | None]
 """A row of the ledger and, where no filter dropped it, the prompt that is left to be judged for novelty."""
@@ -63,6 +65,7 @@ class Rounds:
             context.run.constitution.digest(),
             context.identities()[None],
             content_hash(*known),
+            [file_hash(Path(name)) for name in context.recipe.evaluate.benchmarks],
             *inputs,
         )
         self._go_on()

@@ -9,13 +9,10 @@ from __future__ import annotations
 
 import re
 import string
-from collections.abc import Set
 
-from selfalign.constitution.document import LANGUAGES, Constitution
+from selfalign.constitution.document import LANGUAGES
 from selfalign.quality.language import lapses
-from selfalign.quality.rouge import folded
 from selfalign.quality.thresholds import PromptFilter
-from selfalign.records import join_input
 
 _DEFAULT = PromptFilter.model_validate({})
 _NOT_TEXT = re.compile(
@@ -28,23 +25,16 @@ _PLACEHOLDER = re.compile(r"<\s*no ?input\s*>|\[(?:insert|your|name)[^\]\n]{0,40
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b\u200e\u200f\u202a-\u202e\u2060-\u2064\ufeff]")
 
 
-def probe_keys(constitution: Constitution) -> frozenset[str]:
-    """The probes' messages as `reason_to_drop` compares them: case and punctuation do not count."""
-    return frozenset(folded(probe.ask) for _, probe in constitution.probes())
-
-
 def reason_to_drop(
     instruction: str,
     text: str,
     language: str = "en",
-    probes: Set[str] = frozenset(),
     filters: PromptFilter = _DEFAULT,
 ) -> str | None:
     """Why the instruction is not usable, or None.
 
     Args:
         language: ISO 639-1, the constitution's.
-        probes: see `probe_keys`.
     """
     words = len(instruction.split())
     if words < filters.min_words:
@@ -59,8 +49,6 @@ def reason_to_drop(
         return "begins with a non-ASCII character"
     if lapses(f"{instruction}\n{text}", language):
         return f"not in {LANGUAGES[language]}"
-    if folded(instruction) in probes or folded(join_input(instruction, text)) in probes:
-        return "is a probe"
     if _ROLE.search(instruction) or _ROLE.search(text):
         return "contains a role marker"
     if _PLACEHOLDER.search(instruction) or _PLACEHOLDER.search(text):
@@ -74,9 +62,7 @@ def cleaned(text: str) -> str:
     return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).strip()
 
 
-def reason_to_drop_own(
-    message: str, probes: Set[str], length: int | None = None, bounds: tuple[int, int] = (1, 1)
-) -> str:
+def reason_to_drop_own(message: str, length: int | None = None, bounds: tuple[int, int] = (1, 1)) -> str:
     """Why a prompt that the user brought is not taken; empty where it is.
 
     Args:
@@ -87,8 +73,6 @@ def reason_to_drop_own(
         return "empty"
     if _ROLE.search(message):
         return "contains a role marker"
-    if folded(message) in probes:
-        return "is a probe"
     if length is not None and not bounds[0] <= length <= bounds[1]:
         return f"not {bounds[0]} to {bounds[1]} tokens long"
     return ""

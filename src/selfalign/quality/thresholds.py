@@ -82,13 +82,23 @@ _PAPER: dict[str, Any] = {
     "unsafe": [],
 }
 _BASES: dict[str, dict[str, Any]] = {
-    "default": {"prompts": {}, "responses": {}, "verbose": {**_VERBOSE, "new_words": 6}},
+    "default": {"prompts": {}, "responses": {}, "verbose": {**_VERBOSE, "new_words": 6}, "overlap": {}},
     "paper": {
         "prompts": {},
         "responses": {**_PAPER, "min_chars": 149, "sorry": True},
         "verbose": {**_PAPER, **_VERBOSE, "min_chars_truncated": 128, "trim_after_cut": False},
+        "overlap": {"words": 0, "rouge": 1.0},
     },
 }
+
+
+class Overlap(Strict):
+    """With the benchmark files of the evaluation and the behaviour probes."""
+
+    words: int = Field(8, ge=0)
+    """A prompt or answer that has so many words in a row from one of their texts is dropped. 0 is off."""
+    rouge: float = Field(0.7, gt=0, le=1)
+    """So is one whose ROUGE-L F1 with one of them is above this. 1 is off."""
 
 
 class Filters(Strict):
@@ -102,6 +112,8 @@ class Filters(Strict):
     """Stage 2."""
     verbose: AnswerFilter
     """Stage 4."""
+    overlap: Overlap
+    """All prompts and answers."""
 
     @model_validator(mode="before")
     @classmethod

@@ -43,11 +43,14 @@ def import_file(context: Context, file: Path) -> list[Path]:
         instruction, text = cleaned(raw_instruction), cleaned(raw_text)
         row_id, message = prompt_id(instruction, text), join_input(instruction, text)
         length = None if bounds is None else measure(message)
-        reason = reason_to_drop_own(message, context.probe_keys, length, (bounds[0], bounds[1]) if bounds else (1, 1))
+        reason = reason_to_drop_own(message, length, (bounds[0], bounds[1]) if bounds else (1, 1))
         # Case and punctuation do not make a prompt another one.
         key = folded(message)
         if not reason and key in known:
             reason = "duplicate"
+        hit = None if reason else context.benchmarks.find(instruction, message)
+        if hit:
+            reason, message = hit.reason, hit.beside(message)
         if not reason and context.recipe.prompts.rows and len(rows) >= context.recipe.prompts.rows:
             reason = "more than wanted"
         if reason:

@@ -289,6 +289,8 @@ def _candidate(context: Context, kind: QuestionType, topic: str, outcome: Outcom
     reason = _question_reason(text, part.finish, context)
     if reason:
         return (row_id, 0, "dropped", reason, (text or part.text)[:400]), None
+    if hit := context.benchmarks.find(text):
+        return (row_id, 0, "dropped", hit.reason, hit.beside(text)), None
     prompt = Prompt(prompt_id(text, ""), text, "", source=STAGE, question_type=kind.name, topic=topic)
     return (row_id, 0, "kept", "", text), prompt
 
@@ -301,6 +303,4 @@ def _question_reason(text: str, finish: str, context: Context) -> str | None:
         return "nothing parsed"
     if re.search(r"\b(kind|topic|question):", text):
         return "malformed"
-    return reason_to_drop(
-        text, "", context.run.constitution.language, context.probe_keys, context.recipe.filters.prompts
-    )
+    return reason_to_drop(text, "", context.run.constitution.language, context.recipe.filters.prompts)

@@ -19,7 +19,7 @@ from selfalign.context import Context
 from selfalign.engines.base import BOS, Pieces, Request, Step
 from selfalign.generate import Outcome, Work, generate, row_seed
 from selfalign.quality.instruction_filters import reason_to_drop
-from selfalign.records import Prompt, content_hash, prompt_id, write_jsonl
+from selfalign.records import Prompt, content_hash, join_input, prompt_id, write_jsonl
 from selfalign.rounds import Candidate, Rounds
 from selfalign.signals import STOP
 
@@ -132,7 +132,7 @@ def parse(text: str, first: int, truncated: bool) -> list[tuple[str, str] | str]
 def _candidates(context: Context, outcome: Outcome, first: int, request: str) -> list[Candidate]:
     if outcome.completion is None:
         return [((content_hash(request), 0, "failed", outcome.reason, ""), None)]
-    texts, probes = context.run.constitution, context.probe_keys
+    language, filters = context.run.constitution.language, context.recipe.filters.prompts
     part = outcome.completion.parts[0]
     blocks = parse(part.text, first, part.finish == "length")
     if not blocks:
@@ -142,11 +142,10 @@ def _candidates(context: Context, outcome: Outcome, first: int, request: str) ->
         row = content_hash(request, number)
         if isinstance(block, str):
             found.append(((row, 0, "dropped", "malformed", block[:400]), None))
-        elif (
-            reason := reason_to_drop(block[0] or "?", block[1], texts.language, probes, context.recipe.filters.prompts)
-            or ""
-        ):
+        elif reason := reason_to_drop(block[0] or "?", block[1], language, filters):
             found.append(((row, 0, "dropped", reason, "\n".join(block)[:400]), None))
+        elif hit := context.benchmarks.find(block[0], join_input(*block)):
+            found.append(((row, 0, "dropped", hit.reason, hit.beside("\n".join(block))), None))
         else:
             prompt = Prompt(prompt_id(*block), block[0], block[1], source=STAGE)
             found.append(((row, 0, "kept", "", prompt.message), prompt))

@@ -88,7 +88,11 @@ def _fates(
                 continue
             part = outcome.completion.parts[-1]
             verdict = judge(part.text, part.finish == "length", prompt.message, leaks, filters)
-            reason = verdict.reason or ("" if cap.admits(verdict.text) else TOO_MANY_REFUSALS)
+            shown, reason = f"{prompt.message}\n{part.text.strip()}", verdict.reason or ""
+            if not reason and (hit := context.benchmarks.find(verdict.text)):
+                reason, shown = hit.reason, hit.beside(shown)
+            if not reason and not cap.admits(verdict.text):
+                reason = TOO_MANY_REFUSALS
             if not reason:
                 kept = Response(
                     prompt.id,
@@ -100,7 +104,6 @@ def _fates(
                     split=prompt.split,
                 )
                 keep(kept)
-            shown = f"{prompt.message}\n{part.text.strip()}"
             yield prompt.id, position, "dropped" if reason else "kept", reason, shown
 
 

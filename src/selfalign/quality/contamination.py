@@ -1,0 +1,149 @@
+"""Does a text overlap with what the run will be measured on? Benchmark files and behaviour probes -> a hit, or none.
+
+Two kinds of overlap count: so many words in a row (n-grams, after Brown et al., arXiv 2005.14165, appendix C), and a
+ROUGE-L F1 with an item above a threshold, which also finds short items and those with a word changed.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from selfalign.errors import UserError
+from selfalign.quality.novelty import NoveltyIndex
+from selfalign.quality.rouge import folded, words
+from selfalign.records import json_lines
+
+_MIN_WORDS = 5
+"""Shorter texts in a benchmark file (labels, "Yes.") say nothing about where a text comes from."""
+_ANY = 1.1
+"""No F1 is above it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """An overlap."""
+
+    source: str
+    """The file's name, or "probes"."""
+    item: str
+    how: str
+
+    @property
+    def reason(self) -> str:
+        return f"overlaps with {self.source}"
+
+    def beside(self, text: str) -> str:
+        """The text and what it overlaps with, for the list of what was dropped."""
+        return f"{text[:400]}\n~ {self.item[:200]} ({self.how})"
+
+
+class Benchmarks:
+    """What the run will be measured on.
+
+    Args:
+        words: so many words in a row are an overlap; 0 looks for none.
+        rouge: ROUGE-L F1 above which a text is an item; 1 looks for none.
+    """
+
+    def __init__(self, words: int = 8, rouge: float = 0.7) -> None:
+        self._words = words
+        self._items: list[tuple[str, str]] = []
+        """(source, item)."""
+        self._grams: dict[int, int] = {}
+        """Hash of so many words in a row -> the first item that has them."""
+        self._exact: dict[str, int] = {}
+        self._near = NoveltyIndex(rouge if rouge < 1 else _ANY)
+        self._positions: dict[str, int] = {}
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def add(self, source: str, items: Iterable[str]) -> None:
+        """Take up items; of each text once."""
+        for item in items:
+            key = folded(item)
+            if key in self._exact:
+                continue
+            number = self._exact[key] = len(self._items)
+            self._items.append((source, item))
+            for gram in self._ngrams(item):
+                self._grams.setdefault(gram, number)
+            self._near.accept(item)
+            self._positions[item] = number
+
+    def add_file(self, path: Path) -> None:
+        """Take up every text of a benchmark file. Raises as `texts`."""
+        self.add(path.name, texts(path))
+
+    def find(self, *texts: str) -> Hit | None:
+        """The overlap of the first of these texts that has one."""
+        for text in texts:
+            if (number := self._exact.get(folded(text))) is not None:
+                return Hit(*self._items[number], "the same")
+            for gram in self._ngrams(text):
+                if (number := self._grams.get(gram)) is not None:
+                    return Hit(*self._items[number], f"{self._words} words in a row")
+            if near := self._near.nearest(text):
+                return Hit(*self._items[self._positions[near.text]], f"ROUGE-L {near.score:.2f}")
+        return None
+
+    def _ngrams(self, text: str) -> Iterator[int]:
+        if not self._words:
+            return iter(())
+        found = words(text)
+        return (hash(gram) for gram in zip(*(found[i:] for i in range(self._words)), strict=False))
+
+
+def texts(path: Path) -> Iterator[str]:
+    """Every text of five words and more in a JSON, JSONL, CSV, TSV or plain text file, keys and parts of lists too.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    for value in _values(path):
+        for text in _strings(value):
+            # A cell may be a list, as TruthfulQA's answers.
+            parts = [text, *text.split("; ")] if "; " in text else [text]
+            yield from (part.strip() for part in parts if len(words(part)) >= _MIN_WORDS and not _is_address(part))
+
+
+def _is_address(text: str) -> bool:
+    return text.startswith(("http://", "https://")) and " " not in text
+
+
+def _values(path: Path) -> Iterator[Any]:
+    if path.suffix == ".jsonl":
+        yield from (value for _, value in json_lines(path))
+        return
+    try:
+        text = path.read_text("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"benchmark file {str(path)!r} cannot be read: {error}") from None
+    if path.suffix == ".json":
+        try:
+            yield json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"benchmark file {str(path)!r} is not JSON: {error}") from None
+    elif path.suffix in (".csv", ".tsv"):
+        csv.field_size_limit(1 << 24)
+        yield from csv.reader(io.StringIO(text), delimiter="\t" if path.suffix == ".tsv" else ",")
+    else:
+        yield from text.split("\n")
+
+
+def _strings(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            yield str(key)
+            yield from _strings(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _strings(inner)

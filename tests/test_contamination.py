@@ -1,0 +1,177 @@
+"""Overlap with benchmarks: what is found, what is not, every file format, and the stages that drop it."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from selfalign import pipeline
+from selfalign.context import Context
+from selfalign.engines.base import Step
+from selfalign.engines.fake import default_script
+from selfalign.errors import UserError
+from selfalign.quality.contamination import Benchmarks, texts
+from selfalign.records import Drop, Prompt, Response, read_jsonl
+
+Runs = Callable[..., Context]
+ITEMS = [
+    "Which small animal of the northern forest sleeps through the whole winter under the snow?",
+    "How long does light from the nearest star travel before somebody on earth can see it?",
+    "Name the reason why bread rises.",
+    "What do bees eat?",
+    "The tides follow the moon, which pulls the water of the seas towards itself twice a day.",
+]
+CLEAN = [
+    "Which animals live in the forest near your house?",
+    "How long does it take to walk around the lake?",
+    "Name the reason why the sky is blue at noon.",
+    "Write a short note to the people who live next door and ask them to feed the cat.",
+    "The moon is full tonight.",
+]
+
+
+@pytest.fixture
+def benchmarks() -> Benchmarks:
+    found = Benchmarks()
+    found.add("mine.jsonl", ITEMS)
+    return found
+
+
+@pytest.mark.parametrize("item", ITEMS)
+def test_an_item_is_found_however_it_is_written(benchmarks: Benchmarks, item: str):
+    for text in (item, item.upper(), item.replace(" ", "  ").rstrip("?.") + " !", f"  {item}\n"):
+        hit = benchmarks.find(text)
+        assert hit is not None
+        assert (hit.source, hit.item) == ("mine.jsonl", item)
+
+
+@pytest.mark.parametrize("item", [ITEMS[0], ITEMS[1], ITEMS[4]])
+def test_a_long_item_is_found_inside_a_text(benchmarks: Benchmarks, item: str):
+    hit = benchmarks.find(f"Here is something to think about. {item} Please give two reasons and an example of each.")
+    assert hit is not None
+    assert hit.how == "8 words in a row"
+    assert hit.reason == "overlaps with mine.jsonl"
+    assert item[:200] in hit.beside("text")
+
+
+@pytest.mark.parametrize("item", ITEMS[:3])
+def test_an_item_with_a_word_changed_is_found(benchmarks: Benchmarks, item: str):
+    changed = item.split()
+    changed[len(changed) // 2] = "other"
+    assert benchmarks.find(" ".join(changed)) is not None
+
+
+@pytest.mark.parametrize("text", [*CLEAN, "", "?!", "日本語"])
+def test_what_is_like_none_is_clean(benchmarks: Benchmarks, text: str):
+    assert benchmarks.find(text) is None
+
+
+def test_the_thresholds_count(benchmarks: Benchmarks):
+    inside = f"Think. {ITEMS[0]} Then answer in a table with three columns, and say where you know it from."
+    assert benchmarks.find(inside)
+    strict, loose = Benchmarks(words=0), Benchmarks(words=0, rouge=1)
+    for found in (strict, loose):
+        found.add("mine", ITEMS)
+        assert found.find(inside) is None
+    changed = ITEMS[3].replace("bees", "wasps")
+    assert strict.find(ITEMS[2].replace("bread", "dough")) is not None
+    assert loose.find(changed) is None
+    assert loose.find(ITEMS[3]) is not None  # the same text is the same under any threshold
+
+
+@given(st.text(max_size=60), st.lists(st.text(max_size=60), max_size=6))
+def test_any_text_is_judged(text: str, items: list[str]):
+    found = Benchmarks()
+    found.add("any", items)
+    hit = found.find(text)
+    if text in items:
+        assert hit is not None
+    assert len(found) <= len(items)
+
+
+# -- files -------------------------------------------------------------------------------------------------------------
+
+QUESTION = "What happens to somebody who swallows a cherry stone?"
+ANSWERS = ["Nothing at all happens to them", "The stone leaves the body after a day"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.json", json.dumps({"examples": [{"input": QUESTION, "target_scores": dict.fromkeys(ANSWERS, 0)}]})),
+        ("a.jsonl", json.dumps({"turns": [QUESTION]}) + "\n" + json.dumps({"choices": ANSWERS}) + "\n"),
+        ("a.csv", f'Question,Answers,Source\n"{QUESTION}","{"; ".join(ANSWERS)}",https://stones.example/cherry\n'),
+        ("a.tsv", f"Question\tAnswers\n{QUESTION}\t{'; '.join(ANSWERS)}\n"),
+        ("a.txt", "\n".join([QUESTION, *ANSWERS, "Yes."])),
+    ],
+)
+def test_every_kind_of_file_is_read(tmp_path: Path, name: str, content: str):
+    file = tmp_path / name
+    file.write_text(content, "utf-8")
+    found = set(texts(file))
+    assert {QUESTION, *ANSWERS} <= found
+    assert not {"Yes.", "https://stones.example/cherry"} & found
+
+
+@pytest.mark.parametrize(("name", "content"), [("a.json", b"{"), ("a.csv", b"\xff\xfe\x00"), ("a.jsonl", b"[1]\n")])
+def test_a_file_that_cannot_be_read_is_an_error(tmp_path: Path, name: str, content: bytes):
+    file = tmp_path / name
+    file.write_bytes(content)
+    with pytest.raises(UserError, match=name):
+        list(texts(file))
+
+
+# -- stages ------------------------------------------------------------------------------------------------------------
+
+SMALL = ("prompts.self_instruct.count=10", "prompts.red_team.count=10", "prompts.red_team.topic_rounds=1")
+
+
+def test_prompts_and_answers_that_overlap_are_dropped_and_listed(fake_run: Runs, tmp_path: Path):
+    probe = fake_run(*SMALL, name="probe")
+    for stage in ("prompts", "align"):
+        pipeline.run_stage(probe, stage)  # type: ignore[arg-type]
+    task = read_jsonl(probe.run.jsonl("self_instruct"), Prompt)[1].instruction
+    question = read_jsonl(probe.run.jsonl("red_team"), Prompt)[2].instruction
+    answer = read_jsonl(probe.run.jsonl("responses"), Response)[3].response
+    file = tmp_path / "bench.jsonl"
+    file.write_text("".join(json.dumps({"text": text}) + "\n" for text in (task, question, answer)), "utf-8")
+    # The same prompts are asked, so that the same answer comes.
+    context = fake_run(*SMALL, f"evaluate.benchmarks=[{file}]", "prompts.steering.own_seeds=0", name="measured")
+    for stage in ("prompts", "align"):
+        pipeline.run_stage(context, stage)  # type: ignore[arg-type]
+    instructions = {p.instruction for p in read_jsonl(context.run.jsonl("prompts"), Prompt)}
+    assert not instructions & {task, question}
+    assert answer not in {r.response for r in read_jsonl(context.run.jsonl("responses"), Response)}
+    drops = [d for d in read_jsonl(context.run.jsonl("drops"), Drop) if d.reason == "overlaps with bench.jsonl"]
+    assert {d.stage for d in drops} >= {"self_instruct", "red_team"}
+    assert all("\n~ " in d.text for d in drops)
+
+
+def test_an_answer_that_is_an_item_is_dropped(fake_run: Runs, tmp_path: Path):
+    file = tmp_path / "bench.txt"
+    file.write_text("The stone leaves the body of a person after a day or two.\n")
+
+    def script(prompt: str, step: Step, rng: random.Random) -> str:
+        if prompt.endswith("\n\nAlma:"):
+            return " The stone leaves the body of a person after a day or two, says my aunt.\n\nUser:"
+        return default_script(prompt, step, rng)
+
+    context = fake_run(*SMALL, f"evaluate.benchmarks=[{file}]", script=script)
+    for stage in ("prompts", "align"):
+        pipeline.run_stage(context, stage)  # type: ignore[arg-type]
+    assert context.journal.counts("align").dropped == {"overlaps with bench.txt": 20}
+
+
+def test_another_benchmark_file_makes_stage_one_run_again(fake_run: Runs, tmp_path: Path):
+    file = tmp_path / "bench.txt"
+    file.write_text("The stone leaves the body of a person after a day or two.\n")
+    context = fake_run(*SMALL, f"evaluate.benchmarks=[{file}]")
+    before = pipeline.inputs_hash(context, "prompts")
+    file.write_text("Something else is asked in here, that nobody knows.\n")
+    assert pipeline.inputs_hash(context, "prompts") != before
