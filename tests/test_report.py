@@ -55,6 +55,10 @@ def data(text: str = "plain words") -> dict[str, Any]:
         "prompt_tokens": 1,
         "cached_tokens": 2,
         "generated_tokens": 3456,
+        "generation_seconds": 2.0,
+        "tokens_per_second": 12.0,
+        "hit_rate": 0.5,
+        "busy": 0.9,
         "seconds": 1.5,
         "notes": {text: text},
     }
@@ -75,8 +79,32 @@ def data(text: str = "plain words") -> dict[str, Any]:
         "scores": [score],
         "principles": [{"id": 1, "name": text, "used": 3}, {"id": 2, "name": "other", "used": 0}],
         "side_by_side": [{"message": f"M {text}", "answers": answers}] * 13,
+        "data": about_the_data(text),
         "notice": text,
     }
+
+
+def about_the_data(text: str) -> dict[str, Any]:
+    described = {
+        "texts": 4,
+        "distinct": {"1": 0.5, "2": 0.75, "3": 1.0},
+        "commonest_opening": {"words": text, "share": 0.25},
+        "similarity": {"texts": 4, "mean": 0.125, "nearest": [0, 1, 2, 1, 0, 0, 0, 0, 0, 0]},
+        "sources": {text: 4},
+        "question_types": {text: 3, "other": 0},
+        "verb_objects": {"different": 2, "commonest": [[text, text, 3], ["write", "", 1]]},
+    }
+    row = {"run": text, "stage": text, "id": text, "text": f"C {text}"}
+    clusters = {"clusters": 1, "rows": 4, "largest": [[row] * 4]}
+    none = {"clusters": 0, "rows": 0, "largest": []}
+    return {
+        "diversity": {"prompts": described, text: described},
+        "duplicates": {"prompts": {"rows": 4, "exact": none, "near": clusters}},
+        "contamination": {"against": ["probes", text], "hits": [{"stage": text, "reason": text, "text": text}]},
+    }
+
+
+NO_DATA = {"diversity": {}, "duplicates": {}, "contamination": {"against": [], "hits": []}}
 
 
 class Page(HTMLParser):
@@ -173,10 +201,26 @@ def test_the_style_sheet_and_the_policy_load_nothing():
 
 
 def test_a_run_without_scores_answers_and_stages_has_a_page():
-    value = {**data(), "scores": [], "stages": [], "side_by_side": [], "principles": [], "notice": ""}
+    value = {**data(), "scores": [], "stages": [], "side_by_side": [], "principles": [], "notice": "", "data": NO_DATA}
     page = Page(render(value))
     assert "Every row accounted for" in page.text
     assert "side by side" not in page.text
+    assert "diverse" not in page.text
+
+
+def test_the_data_is_described():
+    text = " ".join(Page(render(data())).text.split())
+    assert "prompts 4 0.50 0.75 1.00 0.125 plain words (25.0%)" in text
+    assert "2 different pairs" in text
+    assert "prompts 4 0 in 0 4 in 1" in text
+    assert "C plain words · C plain words · C plain words and 1 more" in text
+    assert "1 prompts and answers were dropped because they overlap with probes, plain words." in text
+
+
+def test_generation_is_shown_unless_no_model_ran():
+    text = " ".join(Page(render(data())).text.split())
+    assert "plain words 4 12 50.0% 90%" in text
+    assert "Generation" not in Page(render({**data(), "engine": "fake"})).text
 
 
 def test_the_page_says_how_many_prompts_it_leaves_out():
@@ -239,3 +283,9 @@ def test_answers_are_put_side_by_side_in_the_order_of_the_file():
 def test_numbers_that_json_does_not_know_become_null():
     value = _finite({"a": [float("nan"), {"b": float("-inf")}], "c": 1.5, "d": "nan"})
     assert json.loads(json.dumps(value, allow_nan=False)) == {"a": [None, {"b": None}], "c": 1.5, "d": "nan"}
+
+
+def test_bars_are_elements_and_their_names_are_text():
+    page = Page(render(data("<b>&</b>")))
+    assert sum(tag == "i" for tag, _ in page.elements) == 2 + 2 * 10 + 2 + 2  # principles, histograms, types, verbs
+    assert "<b>&</b>" in page.text

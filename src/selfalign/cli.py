@@ -159,6 +159,31 @@ def status(run: Run, as_json: AsJson = False) -> None:
 
 
 @app.command()
+def duplicates(
+    runs: Annotated[list[Path], typer.Argument(help="One run directory or several.", metavar="RUN...")],
+    kind: Annotated[str, typer.Option(help="prompts or answers.")] = "prompts",
+    semantic: Annotated[bool, typer.Option("--semantic", help="By meaning: cosine of static word vectors.")] = False,
+    threshold: Annotated[
+        float | None, typer.Option(min=0.0, max=1.0, help="Jaccard similarity (0.7), or cosine (0.9).")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Prompts or answers that are nearly the same, within a run and across runs."""
+    from selfalign import report_terminal
+    from selfalign.errors import UserError
+    from selfalign.report import data
+
+    if kind not in ("prompts", "answers"):
+        raise UserError(f"--kind {kind!r}: prompts or answers")
+    options = {} if threshold is None else {"threshold": threshold}
+    found = data.across([_open(run).run for run in runs], kind, "semantic" if semantic else "near", **options)
+    if as_json:
+        typer.echo(json.dumps(data.summary(found, None), indent=1, ensure_ascii=False))
+    else:
+        report_terminal.show_clusters(found)
+
+
+@app.command()
 def chat(
     run: Run,
     prompt: Annotated[str | None, typer.Option("-p", "--prompt", help="Print one answer and end.")] = None,

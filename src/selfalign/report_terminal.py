@@ -14,6 +14,7 @@ from selfalign.evaluation.probes import Total
 from selfalign.progress import Screen, plain, stdout_console
 from selfalign.records import Answer, ProbeAnswer, read_jsonl
 from selfalign.report import page
+from selfalign.report.data import Row
 from selfalign.run import RunDir, held
 
 _SHOWN = 3
@@ -249,6 +250,18 @@ def show(run: RunDir, screen: Screen) -> None:
         _show_answers(run, console)
     if run.report.exists():
         console.print(f"\nreport: {run.report}", soft_wrap=True)
+
+
+def show_clusters(found: list[list[Row]]) -> None:
+    """Clusters of rows that say the same, on standard output."""
+    console = stdout_console()
+    rows = sum(map(len, found))
+    console.print(f"{rows:,} rows in {len(found):,} clusters" if found else "none")
+    for cluster in found:
+        console.print()
+        for row in cluster:
+            text = " ".join(plain(row.text).split())
+            console.print(f"[dim]{escape(row.run)} {row.id}[/dim]  {escape(text[:200])}", soft_wrap=True)
 
 
 def _resources(run: RunDir, made: Plan) -> str:

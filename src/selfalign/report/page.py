@@ -18,6 +18,7 @@ from selfalign.counts import StageCounts
 from selfalign.errors import UserError
 from selfalign.progress import plain
 from selfalign.records import Answer, Score, read_jsonl
+from selfalign.report import data
 from selfalign.run import RunDir
 
 TITLES = {
@@ -35,15 +36,16 @@ TITLES = {
 
 _SHOWN = 12
 """Held-out prompts on the page."""
+_VERBS = 12
 
 
 def run(context: Context) -> list[Path]:
     """Publish report/index.html and report/report.json; returns the files."""
-    data = gather(context.run)
+    found = gather(context.run)
     if context.has_weights:
-        data["notice"] = context.model.notice
-    atomic.write_text(context.run.report_json, json.dumps(_finite(data), indent=1, ensure_ascii=False) + "\n")
-    atomic.write_text(context.run.report, render(data))
+        found["notice"] = context.model.notice
+    atomic.write_text(context.run.report_json, json.dumps(_finite(found), indent=1, ensure_ascii=False) + "\n")
+    atomic.write_text(context.run.report, render(found))
     return [context.run.report, context.run.report_json]
 
 
@@ -65,6 +67,7 @@ def gather(run: RunDir) -> dict[str, Any]:
         "scores": scores,
         "principles": _principles(run, stages),
         "side_by_side": side_by_side(answers),
+        "data": data.gather(run),
         "notice": "",
     }
 
@@ -115,7 +118,7 @@ def score_text(score: dict[str, Any] | Score) -> tuple[str, str, str]:
     return number(s["value"]), interval, difference
 
 
-def render(data: dict[str, Any]) -> str:
+def render(found: dict[str, Any]) -> str:
     """The page."""
     import jinja2
     from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -126,12 +129,16 @@ def render(data: dict[str, Any]) -> str:
     environment.filters["plain"] = plain
     environment.globals["score_text"] = score_text
     template = (resources.files("selfalign") / "report/page.html.jinja").read_text("utf-8")
-    longest = max([p["used"] for p in data["principles"]] + [1])
-    return environment.from_string(template).render(**data, longest=longest, shown=data["side_by_side"][:_SHOWN])
+    cited = [(f"{p['id']} {p['name']}", p["used"]) for p in found["principles"]]
+    tagged = found["data"]["diversity"].get("prompts", {}).get("verb_objects", {"commonest": []})
+    verbs = [(f"{verb} {noun}".strip(), number) for verb, noun, number in tagged["commonest"][:_VERBS]]
+    shown = found["side_by_side"][:_SHOWN]
+    return environment.from_string(template).render(**found, shown=shown, cited=cited, verbs=verbs)
 
 
 def _harmless(value: Any) -> Any:
-    return plain(value) if isinstance(value, str) else value
+    # What has __html__ is a macro's output: the texts in it went through here already.
+    return plain(value) if isinstance(value, str) and not hasattr(value, "__html__") else value
 
 
 def _finite(value: Any) -> Any:

@@ -1,0 +1,106 @@
+"""What the report says about the data: how diverse, how often the same, what overlapped with a benchmark."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from selfalign.quality import diversity, duplicates
+from selfalign.records import Prompt, Response, read_jsonl, stream_jsonl
+from selfalign.run import RunDir
+
+_TAGGED = 20_000
+"""Instructions whose verb is looked for: half a millisecond each."""
+_SHOWN = 5
+"""Clusters that stand in the report."""
+_PAIRS = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A text of a run."""
+
+    run: str
+    stage: str
+    id: str
+    text: str
+
+
+def gather(run: RunDir) -> dict[str, Any]:
+    """Everything about the run's data, as plain values."""
+    return {"diversity": _diversity(run), "duplicates": _duplicates(run), "contamination": _contamination(run)}
+
+
+def rows(run: RunDir, kind: str) -> list[Row]:
+    """The run's texts of that kind: `prompts`, or `answers` of stages 2 and 4."""
+    files = {"prompts": ["prompts"], "answers": ["responses", "clone_responses"]}[kind]
+    found: list[Row] = []
+    for name in files:
+        path = run.jsonl(name)
+        if path.exists() and kind == "prompts":
+            found += [Row(run.path.name, name, p.id, p.message) for p in stream_jsonl(path, Prompt)]
+        elif path.exists():
+            found += [Row(run.path.name, name, r.id, r.response) for r in stream_jsonl(path, Response)]
+    return found
+
+
+def clusters(found: list[Row], method: str, **options: float) -> list[list[Row]]:
+    """The rows that say the same, largest cluster first. Raises as `duplicates.semantic`."""
+    return [[found[i] for i in one] for one in duplicates.METHODS[method]([row.text for row in found], **options)]
+
+
+def _diversity(run: RunDir) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    path = run.jsonl("prompts")
+    if path.exists():
+        prompts = read_jsonl(path, Prompt)
+        found["prompts"] = diversity.describe([p.instruction for p in prompts])
+        found["prompts"]["sources"] = dict(Counter(p.source for p in prompts))
+        types = Counter(p.question_type for p in prompts if p.question_type)
+        known = {t.name: 0 for t in run.constitution.question_types} if types else {}
+        found["prompts"]["question_types"] = known | dict(types)
+        pairs = diversity.verb_objects(p.instruction for p in prompts[:_TAGGED])
+        if pairs is not None:
+            found["prompts"]["verb_objects"] = {
+                "different": len(pairs),
+                "commonest": [[verb, noun, number] for (verb, noun), number in pairs.most_common(_PAIRS)],
+            }
+    for title, name in (("answers", "responses"), ("verbose", "clone_responses")):
+        if run.jsonl(name).exists():
+            found[title] = diversity.describe([r.response for r in read_jsonl(run.jsonl(name), Response)])
+    return found
+
+
+def _duplicates(run: RunDir) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for kind in ("prompts", "answers"):
+        texts = rows(run, kind)
+        found[kind] = {"rows": len(texts)} | {method: summary(clusters(texts, method)) for method in ("exact", "near")}
+    return found
+
+
+def summary(found: list[list[Row]], shown: int | None = _SHOWN) -> dict[str, Any]:
+    """How many clusters and rows in them; the largest ones in full."""
+    return {
+        "clusters": len(found),
+        "rows": sum(map(len, found)),
+        "largest": [
+            [{"run": r.run, "stage": r.stage, "id": r.id, "text": r.text} for r in one] for one in found[:shown]
+        ],
+    }
+
+
+def _contamination(run: RunDir) -> dict[str, Any]:
+    hits = [d for d in run.journal.drops() if d.reason.startswith("overlaps with ")]
+    return {
+        "against": ["probes", *(Path(name).name for name in run.recipe.evaluate.benchmarks)],
+        "hits": [{"stage": d.stage, "reason": d.reason, "text": d.text} for d in hits],
+    }
+
+
+def across(runs: Iterable[RunDir], kind: str, method: str, **options: float) -> list[list[Row]]:
+    """Clusters of rows of several runs. Raises as `clusters`."""
+    return clusters([row for run in runs for row in rows(run, kind)], method, **options)
