@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
@@ -85,7 +86,11 @@ def _tagger() -> Any:
         from textblob.en.taggers import PatternTagger
     except ImportError:
         return None
-    return PatternTagger()
+    tagger = PatternTagger()
+    with warnings.catch_warnings():  # it reads its lexicon at the first use and leaves the closing to Python
+        warnings.simplefilter("ignore", ResourceWarning)
+        tagger.tag("Write it.")
+    return tagger
 
 
 def _verb_object(tagged: Sequence[tuple[str, str]]) -> tuple[str, str] | None:
@@ -103,7 +108,7 @@ def _verb_object(tagged: Sequence[tuple[str, str]]) -> tuple[str, str] | None:
     for word, tag in tagged[at + 1 :]:
         if tag.startswith("NN") and word.isalpha():
             noun = word.lower() if tag in ("NN", "NNP") else singularize(word.lower())
-        elif noun or tag.startswith("VB") or not word[0].isalnum():
+        elif noun or tag in ("VB", "VBP", "VBZ", "VBD") or not word[0].isalnum():
             break
     return tagged[at][0].lower(), noun
 
