@@ -25,6 +25,7 @@ SIZES = (
     "prompts.self_instruct.requests_per_round=4",
     "prompts.red_team.count=30",
     "prompts.red_team.topic_rounds=1",
+    "prompts.steering.own_seeds=0.4",
 )
 LEDGERS = ("self_instruct", "topics", "red_team")
 

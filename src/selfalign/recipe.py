@@ -93,8 +93,9 @@ class RedTeam(Strict):
 class Steering(Strict):
     """What stage 1 does between rounds. The paper does none of it."""
 
-    own_seeds: float = Field(0.3, ge=0, le=1)
-    """Self-Instruct: the share of the shown tasks that is drawn from accepted prompts. 0 is off."""
+    own_seeds: float = Field(0.0, ge=0, le=1)
+    """Self-Instruct: the share of the shown tasks that is drawn from accepted prompts. 0 is off: on the embedded model
+    it brought more repetition and no more diversity (docs/data.md)."""
     rebalance: bool = True
     """Red-teaming: ask next about the question types and topics that have the fewest accepted prompts."""
     least_novel: float = Field(0.05, ge=0, lt=1)

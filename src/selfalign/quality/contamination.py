@@ -16,7 +16,7 @@ from typing import Any
 
 from selfalign.errors import UserError
 from selfalign.quality.novelty import NoveltyIndex
-from selfalign.quality.rouge import folded, words
+from selfalign.quality.rouge import folded, tokens, words
 from selfalign.records import json_lines
 
 _MIN_WORDS = 5
@@ -60,6 +60,9 @@ class Benchmarks:
         self._exact: dict[str, int] = {}
         self._near = NoveltyIndex(rouge if rouge < 1 else _ANY)
         self._positions: dict[str, int] = {}
+        self._shorter = rouge / (2 - rouge) - 1e-6
+        """The least share of a text's tokens that another one above the threshold has: docs/novelty.md, length."""
+        self._longest = 0
 
     def __len__(self) -> int:
         return len(self._items)
@@ -76,6 +79,7 @@ class Benchmarks:
                 self._grams.setdefault(gram, number)
             self._near.accept(item)
             self._positions[item] = number
+            self._longest = max(self._longest, len(tokens(item)))
 
     def add_file(self, path: Path) -> None:
         """Take up every text of a benchmark file. Raises as `texts`."""
@@ -89,6 +93,8 @@ class Benchmarks:
             for gram in self._ngrams(text):
                 if (number := self._grams.get(gram)) is not None:
                     return Hit(*self._items[number], f"{self._words} words in a row")
+            if len(tokens(text)) * self._shorter > self._longest:
+                continue  # no item is long enough to be like it
             if near := self._near.nearest(text):
                 return Hit(*self._items[self._positions[near.text]], f"ROUGE-L {near.score:.2f}")
         return None

@@ -40,14 +40,15 @@ def near(texts: Sequence[str], threshold: float = JACCARD) -> list[list[int]]:
     """Clusters of texts of which each is like another one of its cluster: Jaccard similarity of 5-grams."""
     from rensa import RMinHash, RMinHashLSH
 
-    shingles = [_shingles(text) for text in texts]
     index = RMinHashLSH(threshold=threshold, num_perm=_PERMUTATIONS, num_bands=_BANDS)
     joined = _Clusters(len(texts))
-    for position, mine in enumerate(shingles):
+    for position, text in enumerate(texts):
+        mine = _shingles(text)
         sketch = RMinHash(num_perm=_PERMUTATIONS, seed=0)
         sketch.update(sorted(mine))
         for other in index.query(sketch):
-            if joined.root(other) != joined.root(position) and _jaccard(mine, shingles[other]) >= threshold:
+            # Made anew for the few candidates: kept, they would take twenty times the texts' memory.
+            if joined.root(other) != joined.root(position) and _jaccard(mine, _shingles(texts[other])) >= threshold:
                 joined.join(other, position)
         index.insert(position, sketch)
     return joined.found()

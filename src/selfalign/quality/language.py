@@ -7,10 +7,49 @@ from functools import lru_cache
 from typing import Any
 
 from selfalign.constitution.document import LANGUAGES
+from selfalign.quality.rouge import words
 
 _MIN_LETTERS = 12
 """Shorter texts are too short to tell."""
 _MIN_LETTERS_ANSWER = 60
+_ENGLISH = frozenset(
+    [
+        "the",
+        "of",
+        "and",
+        "to",
+        "in",
+        "is",
+        "it",
+        "that",
+        "was",
+        "for",
+        "you",
+        "with",
+        "are",
+        "this",
+        "have",
+        "from",
+        "not",
+        "but",
+        "be",
+        "can",
+        "they",
+        "there",
+        "which",
+        "he",
+        "she",
+        "we",
+        "my",
+        "your",
+        "their",
+        "if",
+        "so",
+        "or",
+    ]
+)
+_ENGLISH_SHARE = 0.15
+"""A text with so large a share of these is English: told much faster than by the identifier."""
 _ABOUT_LANGUAGE = re.compile(
     rf"\b(translat\w*|languages?|dialects?|say in|{'|'.join(LANGUAGES.values())}|Latin|Greek|Arabic|Chinese|Japanese"
     r"|Korean|Hindi|poems?|lyrics|names?|words?|spell\w*)\b",
@@ -47,7 +86,10 @@ def other_language(text: str, message: str, expected: str) -> bool:
     Args:
         expected: ISO 639-1, the constitution's: an answer in it is never in another.
     """
-    if sum(c.isalpha() for c in text) < _MIN_LETTERS_ANSWER or _ABOUT_LANGUAGE.search(message):
+    found = words(text)
+    if expected == "en" and sum(map(_ENGLISH.__contains__, found)) >= _ENGLISH_SHARE * len(found):
+        return False
+    if sum(map(len, found)) < _MIN_LETTERS_ANSWER or _ABOUT_LANGUAGE.search(message):
         return False
     return identify(text) not in (expected, identify(message))
 

@@ -171,8 +171,13 @@ class NoveltyIndex:
         """
         found: list[Nearest | None] = []
         remaining = iter(texts)
+        known = len(self._elements), len(self._characters)
         while block := [self._candidate(text) for text in islice(remaining, _BLOCK)]:
             found += self._decide(block, enter)
+            while not enter and len(self._elements) > known[0]:  # what was only asked about leaves nothing behind
+                self._elements.popitem()
+            while not enter and len(self._characters) > known[1]:
+                self._characters.popitem()
         return found
 
     def mean_similarity(self, text: str) -> float:
@@ -314,7 +319,7 @@ class NoveltyIndex:
             signature |= 1 << (number & 63)
         return _Candidate(text, self._encode(found), numbers, numbers[: self._prefix(len(found))], signature)
 
-    def _encode(self, found: list[str]) -> str:
+    def _encode(self, found: Sequence[str]) -> str:
         return "".join(map(self._characters.__getitem__, found))
 
     def _list(self, candidate: _Candidate, position: int, lists: dict[int, list[int]]) -> None:
@@ -384,7 +389,7 @@ def _values(elements: dict[Any, int]) -> Integers:
     return np.fromiter(elements.values(), np.int64, len(elements))
 
 
-def _occurrences(found: list[str]) -> Sequence[str | tuple[str, int]]:
+def _occurrences(found: Sequence[str]) -> Sequence[str | tuple[str, int]]:
     """Each token with how often it came before: as sets of these, two texts share what their multisets share."""
     if len(set(found)) == len(found):
         return found

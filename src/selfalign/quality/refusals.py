@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import re
 
+from selfalign.quality.rouge import words
+
 _NOT = "(?:can ?not|can't|could not|couldn't|will not|won't|would not|do not|don't|(?:am|'m) not able to|am unable to)"
 
 
@@ -56,6 +58,54 @@ STATIC = any_of(
 )
 
 
+_ONE_OF = frozenset(
+    [
+        "not",
+        "cannot",
+        "t",
+        "unable",
+        "refuse",
+        "decline",
+        "never",
+        "sorry",
+        "illegal",
+        "law",
+        "crime",
+        "unethical",
+        "immoral",
+        "wrong",
+        "harmful",
+        "dangerous",
+        "ai",
+        "no",
+        "unknown",
+        "known",
+        "familiar",
+        "nothing",
+        "lack",
+        "language",
+        "computer",
+        "real",
+        "live",
+        "website",
+        "site",
+        "sites",
+        "app",
+        "news",
+        "forecast",
+        "newspaper",
+        "source",
+        "search",
+        "timetable",
+        "clock",
+        "calendar",
+        "change",
+        "changes",
+    ]
+)
+"""Every wording of the three kinds has one of these words: an answer without them is told apart quickly."""
+
+
 def lower(text: str) -> str:
     return text.lower().replace("’", "'")
 
@@ -76,6 +126,8 @@ def admits(answer: str) -> bool:
 
 def stock_refusal(answer: str) -> bool:
     """A refusal or an admission of ignorance that opens the answer or fills at least half of its sentences."""
+    if _ONE_OF.isdisjoint(words(answer)):
+        return False
     sentences = _sentences(answer)
     hits = [bool(IGNORANCE.search(s) or DECLINE.search(s) or STATIC.search(s)) for s in sentences]
     return bool(hits) and (hits[0] or sum(hits) * 2 >= len(hits))

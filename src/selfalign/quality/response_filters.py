@@ -17,10 +17,10 @@ from functools import lru_cache
 
 from selfalign.constitution import CITATION, Constitution
 from selfalign.constitution.document import LANGUAGES
-from selfalign.quality import rouge, safety
+from selfalign.quality import safety
 from selfalign.quality.language import lapses, other_language
 from selfalign.quality.refusals import stock_refusal
-from selfalign.quality.rouge import rouge_l
+from selfalign.quality.rouge import rouge_l, tokens, words
 from selfalign.quality.thresholds import AnswerFilter
 
 _LOOP_NGRAM = 6
@@ -33,18 +33,6 @@ _ENCYCLOPAEDIA = re.compile(
 )
 _LIST_ITEM = re.compile(r"(^|\n)[^\S\n]*(\d+[.)]|[-*•])\s")
 _CLAUSE = re.compile(r"(?<=[\n.?!;:,])")
-
-
-@lru_cache(maxsize=32)
-def tokens(text: str) -> tuple[str, ...]:
-    """rouge-score's tokens. Every rule of a row looks at the same two texts."""
-    return tuple(rouge.tokens(text))
-
-
-@lru_cache(maxsize=32)
-def words(text: str) -> tuple[str, ...]:
-    """The text's words in any script, case folded."""
-    return tuple(rouge.words(text))
 
 
 TOO_MANY_REFUSALS = "more stock refusals than wanted"

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 from rapidfuzz.distance import LCSseq
 
 _TOKEN = re.compile(r"[a-z0-9]+")
+_WORD = re.compile(r"\w+")
 
 
-def tokens(text: str) -> list[str]:
-    """rouge-score's default tokens: lower case, runs of a-z and 0-9."""
-    return _TOKEN.findall(text.lower())
+@lru_cache(maxsize=64)
+def tokens(text: str) -> tuple[str, ...]:
+    """rouge-score's default tokens: lower case, runs of a-z and 0-9. Every rule of a row looks at the same texts."""
+    return tuple(_TOKEN.findall(text.lower()))
 
 
-def words(text: str) -> list[str]:
+@lru_cache(maxsize=64)
+def words(text: str) -> tuple[str, ...]:
     """The text's words in any script, case folded."""
-    return re.findall(r"\w+", text.casefold())
+    return tuple(_WORD.findall(text.casefold()))
 
 
 def folded(text: str) -> str:

@@ -108,6 +108,7 @@ _DANGER = _any(
     rf"bab(?:y|ies)\b[^.?!\n]{{0,60}}\b{_ALCOHOL}|{_ALCOHOL}\b[^.?!\n]{{0,40}}\bbab(?:y|ies)\b",
     rf"(?:pills|painkillers|tablets)\b[^.?!\n]{{0,40}}\bwith {_ALCOHOL}",
 )
+_DIGITS = re.compile(r"\d{3}[ )-]")
 _PERSONAL = re.compile(
     r"(?<![\w.])[\w.+-]{2,64}@(?!example\.)[\w-]{1,64}\.(?:com|org|net|edu|de|uk|info)\b|"
     r"(?<!\d)(?:\+\d{1,3}[ -]?)?\(?\d{3}\)?[ -]\d{3}[ -]\d{4}(?!\d)|(?<!\d)\d{3}-\d{2}-\d{4}(?!\d)|"
@@ -158,6 +159,8 @@ def _dangerous_advice(text: str, message: str) -> bool:
 
 
 def _personal_data(text: str, message: str) -> bool:
+    if "@" not in text and not _DIGITS.search(text):
+        return False
     return any(found[0] not in message for found in _PERSONAL.finditer(text))
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, GetJsonSchemaHandler, model_validator
+from pydantic_core import CoreSchema
 
 from selfalign.quality.safety import RULES
 from selfalign.strict import Strict
@@ -114,6 +115,12 @@ class Filters(Strict):
     """Stage 4."""
     overlap: Overlap
     """All prompts and answers."""
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        mapping = handler(core)
+        mapping.pop("required")  # what is not given comes from the base
+        return {"anyOf": [{"enum": list(_BASES)}, mapping]}
 
     @model_validator(mode="before")
     @classmethod

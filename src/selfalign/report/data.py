@@ -12,8 +12,6 @@ from selfalign.quality import diversity, duplicates
 from selfalign.records import Prompt, Response, read_jsonl, stream_jsonl
 from selfalign.run import RunDir
 
-_TAGGED = 20_000
-"""Instructions whose verb is looked for: half a millisecond each."""
 _SHOWN = 5
 """Clusters that stand in the report."""
 _PAIRS = 20
@@ -62,7 +60,7 @@ def _diversity(run: RunDir) -> dict[str, Any]:
         types = Counter(p.question_type for p in prompts if p.question_type)
         known = {t.name: 0 for t in run.constitution.question_types} if types else {}
         found["prompts"]["question_types"] = known | dict(types)
-        pairs = diversity.verb_objects(p.instruction for p in prompts[:_TAGGED])
+        pairs = diversity.verb_objects(p.instruction for p in prompts[: diversity.MOST])
         if pairs is not None:
             found["prompts"]["verb_objects"] = {
                 "different": len(pairs),
@@ -70,7 +68,7 @@ def _diversity(run: RunDir) -> dict[str, Any]:
             }
     for title, name in (("answers", "responses"), ("verbose", "clone_responses")):
         if run.jsonl(name).exists():
-            found[title] = diversity.describe([r.response for r in read_jsonl(run.jsonl(name), Response)])
+            found[title] = diversity.describe([r.response for r in stream_jsonl(run.jsonl(name), Response)])
     return found
 
 

@@ -1,0 +1,65 @@
+"""Stage 1 at scale without a model: rows/s of its rounds, and how long the same command takes to go on after them.
+
+    python benchmarks/rounds.py [--prompts 100000]     # about 4 minutes
+
+Self-Instruct on the fake engine until so many prompts are accepted, then once more from the journal: what a run that
+was stopped in its last moment needs before it asks for more.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from selfalign import constitution, recipe
+from selfalign.context import Context
+from selfalign.progress import Screen
+from selfalign.run import RunDir
+from selfalign.stages import self_instruct
+
+
+def child(folder: Path, prompts: int) -> None:
+    settings = [
+        "engine.kind=fake",
+        f"prompts.self_instruct.count={prompts}",
+        "prompts.self_instruct.requests_per_round=1024",
+        "prompts.self_instruct.max_rounds=100000",
+    ]
+    context = Context(RunDir.create(folder, recipe.load("quick", settings), constitution.load("default")), Screen(-1))
+    start = time.perf_counter()
+    self_instruct.run(context)
+    seconds = time.perf_counter() - start
+    counts = context.journal.counts("self_instruct")
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(
+        f"{counts.kept:,} of {counts.rows_in:,} candidates accepted in {counts.notes['rounds']} rounds: "
+        f"{seconds:.1f} s, {counts.rows_in / seconds:,.0f} candidates/s, {memory:,.0f} MB",
+        flush=True,
+    )
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--prompts", type=int, default=100_000)
+    parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.child:
+        child(given.child, given.prompts)
+    else:
+        with tempfile.TemporaryDirectory(prefix="selfalign-rounds-") as name:
+            for what in ("written", "again, from the journal"):
+                print(what, end=": ", flush=True)
+                command = [
+                    sys.executable,
+                    __file__,
+                    "--child",
+                    str(Path(name) / "run"),
+                    "--prompts",
+                    str(given.prompts),
+                ]
+                subprocess.run(command, check=True)
