@@ -98,7 +98,7 @@ def test_case_and_marks_make_no_difference():
     index = NoveltyIndex()
     index.accept("Sort the words, please.")
     assert index.nearest("sort THE words -- please!").score == 1.0
-    assert tokens("Naïve 3x, x_y") == ["na", "ve", "3x", "x", "y"]
+    assert tokens("Naïve 3x, x_y") == ("na", "ve", "3x", "x", "y")
 
 
 def test_the_first_near_text_is_named():

@@ -356,7 +356,9 @@ class NoveltyIndex:
         frequency = np.bincount(members, minlength=len(self._elements))
         number = np.empty(len(frequency), np.int32)
         number[np.argsort(-frequency, kind="stable")] = np.arange(len(frequency), dtype=np.int32)
-        self._elements = _Numbers(zip(self._elements, number[_values(self._elements)].tolist(), strict=True))
+        self._elements = _Numbers(
+            zip(self._elements, number[np.fromiter(self._elements.values(), np.int64)].tolist(), strict=True)
+        )
         lengths = np.fromiter(map(len, self._encoded), np.int64, len(self._encoded))
         starts = np.cumsum(lengths) - lengths
         text = np.repeat(np.arange(len(lengths)), lengths)
@@ -381,12 +383,6 @@ class NoveltyIndex:
             number: array("q", part.tobytes())
             for number, part in zip(element[ends - 1].tolist(), np.split(entries, ends[:-1]), strict=True)
         }
-
-
-def _values(elements: dict[Any, int]) -> Integers:
-    import numpy as np
-
-    return np.fromiter(elements.values(), np.int64, len(elements))
 
 
 def _occurrences(found: Sequence[str]) -> Sequence[str | tuple[str, int]]:
