@@ -12,42 +12,10 @@ from selfalign.quality.rouge import words
 _MIN_LETTERS = 12
 """Shorter texts are too short to tell."""
 _MIN_LETTERS_ANSWER = 60
-_ENGLISH = frozenset(
-    [
-        "the",
-        "of",
-        "and",
-        "to",
-        "in",
-        "is",
-        "it",
-        "that",
-        "was",
-        "for",
-        "you",
-        "with",
-        "are",
-        "this",
-        "have",
-        "from",
-        "not",
-        "but",
-        "be",
-        "can",
-        "they",
-        "there",
-        "which",
-        "he",
-        "she",
-        "we",
-        "my",
-        "your",
-        "their",
-        "if",
-        "so",
-        "or",
-    ]
-)
+_ENGLISH = frozenset([
+    "the", "of", "and", "to", "in", "is", "it", "that", "was", "for", "you", "with", "are", "this", "have", "from",
+    "not", "but", "be", "can", "they", "there", "which", "he", "she", "we", "my", "your", "their", "if", "so", "or",
+])  # fmt: skip
 _ENGLISH_SHARE = 0.15
 """A text with so large a share of these is English: told much faster than by the identifier."""
 _ABOUT_LANGUAGE = re.compile(

@@ -58,51 +58,12 @@ STATIC = any_of(
 )
 
 
-_ONE_OF = frozenset(
-    [
-        "not",
-        "cannot",
-        "t",
-        "unable",
-        "refuse",
-        "decline",
-        "never",
-        "sorry",
-        "illegal",
-        "law",
-        "crime",
-        "unethical",
-        "immoral",
-        "wrong",
-        "harmful",
-        "dangerous",
-        "ai",
-        "no",
-        "unknown",
-        "known",
-        "familiar",
-        "nothing",
-        "lack",
-        "language",
-        "computer",
-        "real",
-        "live",
-        "website",
-        "site",
-        "sites",
-        "app",
-        "news",
-        "forecast",
-        "newspaper",
-        "source",
-        "search",
-        "timetable",
-        "clock",
-        "calendar",
-        "change",
-        "changes",
-    ]
-)
+_ONE_OF = frozenset([
+    "not", "cannot", "t", "unable", "refuse", "decline", "never", "sorry", "illegal", "law", "crime", "unethical",
+    "immoral", "wrong", "harmful", "dangerous", "ai", "no", "unknown", "known", "familiar", "nothing", "lack",
+    "language", "computer", "real", "live", "website", "site", "sites", "app", "news", "forecast", "newspaper",
+    "source", "search", "timetable", "clock", "calendar", "change", "changes",
+])  # fmt: skip
 """Every wording of the three kinds has one of these words: an answer without them is told apart quickly."""
 
 
