@@ -55,9 +55,10 @@ def test_an_item_is_found_however_it_is_written(benchmarks: Benchmarks, item: st
 def test_a_long_item_is_found_inside_a_text(benchmarks: Benchmarks, item: str):
     hit = benchmarks.find(f"Here is something to think about. {item} Please give two reasons and an example of each.")
     assert hit is not None
-    assert hit.how == "8 words in a row"
+    assert hit.how.startswith("8 words in a row: ")
     assert hit.reason == "overlaps with mine.jsonl"
-    assert item[:200] in hit.beside("text")
+    assert hit.beside("text " * 200).startswith("text " * 200)
+    assert item in hit.beside("text")
 
 
 @pytest.mark.parametrize("item", ITEMS[:3])
@@ -95,6 +96,32 @@ def test_any_text_is_judged(text: str, items: list[str]):
     assert len(found) <= len(items)
 
 
+def test_a_thousand_items_and_more_under_any_threshold():
+    rng = random.Random(4)
+    items = [" ".join(rng.choices([f"w{i}" for i in range(500)], k=9)) for _ in range(1300)]
+    for found in (Benchmarks(0, 1.0), Benchmarks(8, 0.7), Benchmarks(0, 0.7)):
+        found.add("many", items)
+        assert found.find(items[1200]) is not None
+        assert found.find("nothing like any of the items at all") is None
+    scripts = Benchmarks()
+    scripts.add("many", ("日" * n for n in range(1, 1300)))
+    assert scripts.find("日" * 1250) is not None
+
+
+def test_a_quote_in_a_tsv_file_swallows_nothing(tmp_path: Path):
+    file = tmp_path / "a.tsv"
+    file.write_text(f'"The stone is an odd thing to eat\tx\n{QUESTION}\ty\n', "utf-8")
+    assert QUESTION in set(texts(file))
+
+
+def test_a_whole_document_in_one_cell_is_an_item(tmp_path: Path):
+    document = " ".join(f"w{i}" for i in range(5000))
+    found = Benchmarks()
+    found.add("doc", [document])
+    assert found.find("So it is: w100 w101 w102 w103 w104 w105 w106 w107, they say.") is not None
+    assert found.find(document) is not None
+
+
 # -- files -------------------------------------------------------------------------------------------------------------
 
 QUESTION = "What happens to somebody who swallows a cherry stone?"
@@ -119,10 +146,13 @@ def test_every_kind_of_file_is_read(tmp_path: Path, name: str, content: str):
     assert not {"Yes.", "https://stones.example/cherry"} & found
 
 
-@pytest.mark.parametrize(("name", "content"), [("a.json", b"{"), ("a.csv", b"\xff\xfe\x00"), ("a.jsonl", b"[1]\n")])
-def test_a_file_that_cannot_be_read_is_an_error(tmp_path: Path, name: str, content: bytes):
+@pytest.mark.parametrize(
+    ("name", "content"), [("a.json", b"{"), ("a.csv", b"\xff\xfe\x00"), ("a.jsonl", b"{\n"), ("none.csv", None)]
+)
+def test_a_file_that_cannot_be_read_is_an_error(tmp_path: Path, name: str, content: bytes | None):
     file = tmp_path / name
-    file.write_bytes(content)
+    if content is not None:
+        file.write_bytes(content)
     with pytest.raises(UserError, match=name):
         list(texts(file))
 
@@ -166,6 +196,26 @@ def test_an_answer_that_is_an_item_is_dropped(fake_run: Runs, tmp_path: Path):
     for stage in ("prompts", "align"):
         pipeline.run_stage(context, stage)  # type: ignore[arg-type]
     assert context.journal.counts("align").dropped == {"overlaps with bench.txt": 20}
+
+
+def test_a_prompt_that_was_added_by_hand_is_checked_too(fake_run: Runs, tmp_path: Path):
+    file = tmp_path / "bench.txt"
+    file.write_text(f"{ITEMS[0]}\n")
+    context = fake_run(*SMALL, f"evaluate.benchmarks=[{file}]")
+    pipeline.run_stage(context, "prompts")
+    with context.run.jsonl("prompts").open("a", encoding="utf-8") as added:
+        added.write(json.dumps({"instruction": ITEMS[0]}) + "\n")
+    pipeline.run_stage(context, "align")
+    assert context.journal.counts("align").dropped == {"overlaps with bench.txt": 1}
+
+
+def test_a_broken_benchmark_file_is_said_before_anything_is_asked(fake_run: Runs, tmp_path: Path):
+    file = tmp_path / "bench.json"
+    file.write_text("{")
+    context = fake_run(*SMALL, f"evaluate.benchmarks=[{file}]")
+    with pytest.raises(UserError, match=r"bench\.json"):
+        pipeline.run_stage(context, "prompts")
+    assert context.engine().requests == 0  # type: ignore[attr-defined]
 
 
 def test_another_benchmark_file_makes_stage_one_run_again(fake_run: Runs, tmp_path: Path):

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
+from conftest import hang_guard
 from selfalign import pipeline
 from selfalign.cli import app
 from selfalign.context import Context
@@ -87,6 +88,30 @@ def test_minhash_misses_no_pair_among_many():
     assert pairs <= together
 
 
+@pytest.mark.parametrize("threshold", [0.3, 0.5])
+def test_lower_thresholds_miss_hardly_a_pair(threshold: float):
+    rng = random.Random(2)
+    words = [f"{a}{b}{c}" for a in "abcdef" for b in "ghijk" for c in "lmnop"]
+    texts = [" ".join(rng.choices(words, k=8)) for _ in range(120)]
+    for text in texts[:60]:
+        changed = text.split()
+        for place in rng.sample(range(8), 2 if threshold == 0.5 else 3):
+            changed[place] = rng.choice(words)
+        texts.append(" ".join(changed))
+    sets = [duplicates._shingles(t) for t in texts]
+    pairs = [
+        p for p in itertools.combinations(range(180), 2) if duplicates._jaccard(sets[p[0]], sets[p[1]]) >= threshold
+    ]
+    together = {p for c in duplicates.near(texts, threshold) for p in itertools.combinations(c, 2)}
+    assert len(pairs) > 10
+    assert sum(p in together for p in pairs) >= 0.97 * len(pairs)
+
+
+def test_many_copies_take_no_time():
+    with hang_guard():
+        assert [len(c) for c in duplicates.near(["I cannot help with that."] * 50_000)] == [50_000]
+
+
 SMALL = ("prompts.self_instruct.count=12", "prompts.red_team.count=12", "prompts.red_team.topic_rounds=1")
 
 
@@ -97,7 +122,7 @@ def test_two_runs_are_compared(fake_run: Runs, tmp_path: Path):
     # Both wrote the same prompts: each is a cluster of two.
     found = data.across([one.run, two.run], "prompts", "near")
     assert len(found) == 24
-    assert {row.run for row in found[0]} == {"one", "two"}
+    assert {Path(row.run).name for row in found[0]} == {"one", "two"}
     assert data.across([one.run], "prompts", "near") == []
     for context in (one, two):
         context.journal.close()

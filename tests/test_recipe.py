@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from selfalign import recipe as recipes
+from selfalign import strict
 from selfalign.errors import UserError
 from selfalign.recipe import SHIPPED, STAGES, differences, load
 
@@ -200,3 +201,13 @@ def test_a_recipe_cannot_be_changed_after_it_was_read():
 def test_the_json_schema_knows_every_group():
     schema = recipes.Recipe.model_json_schema()
     assert {"model", "prompts", "align", "engrave", "clone", "evaluate"} <= set(schema["properties"])
+
+
+def test_a_base_of_the_filters_brings_its_values(tmp_path: Path):
+    file = tmp_path / "r.yaml"
+    file.write_text(strict.dump(recipes.load("quick")), "utf-8")
+    assert recipes.load(str(file), ["filters.base=paper"]).filters == recipes.load("paper").filters
+    assert recipes.load("quick", ["filters=paper", "filters.responses.echo=0.5"]).filters.responses.min_chars == 149
+    for value in ("papr", "[paper]", "3"):
+        with pytest.raises(UserError, match="filters"):
+            recipes.load("quick", [f"filters.base={value}"])

@@ -95,7 +95,7 @@ def about_the_data(text: str) -> dict[str, Any]:
         "verb_objects": {"different": 2, "commonest": [[text, text, 3], ["write", "", 1]]},
     }
     row = {"run": text, "stage": text, "id": text, "text": f"C {text}"}
-    clusters = {"clusters": 1, "rows": 4, "largest": [[row] * 4]}
+    clusters = {"clusters": 1, "rows": 4, "largest": [{"size": 4, "rows": [row] * 3}]}
     none = {"clusters": 0, "rows": 0, "largest": []}
     return {
         "diversity": {"prompts": described, text: described},

@@ -357,6 +357,21 @@ def test_an_answer_in_another_language_than_its_prompt_is_dropped():
     assert keep(SPANISH, "Translate the sentence about rain into Spanish.") is None
     assert keep(SPANISH, rules="paper") == "short"
     assert keep("Sí, claro.") is None
+    assert keep(SPANISH, "Hola!") is None  # too short to tell what the user speaks
+
+
+@pytest.mark.parametrize(
+    ("message", "answer"),
+    [
+        ("List the prime numbers below 100.", ", ".join(str(n) for n in range(3, 100, 2) if n % 3)),
+        ("List nine cities of the south.", "Sevilla, Granada, Málaga, Córdoba, Cádiz, Almería, Huelva, Jaén, Ronda."),
+        ("Which dishes do you like?", "Spaghetti alla carbonara, penne arrabbiata, gnocchi al pomodoro, risotto."),
+        ("Count the rows of the table.", "```\nSELECT COUNT(*) FROM orders WHERE total > 100 GROUP BY customer\n```"),
+        ("Make a small list of fruit.", "<ul><li>Apfel</li><li>Birne</li><li>Kirsche</li><li>Pflaume</li></ul>"),
+    ],
+)  # fmt: skip
+def test_names_numbers_and_code_are_in_no_other_language(message: str, answer: str):
+    assert keep(answer, message) != "in another language than the prompt"
 
 
 # -- any text --------------------------------------------------------------------------------------------------------

@@ -102,8 +102,8 @@ def test_a_round_with_failed_requests_is_decided_anew(fake_run: Runs):
     context = fake_run(*SIZES, fail=shown_later)
     with pytest.raises(TooManyFailed):
         pipeline.run_stage(context, "prompts")
-    asked = sum(r["asked"]["tasks"] for r in context.journal.rounds("self_instruct", rounds_inputs(context)))
-    assert asked < 4 * len(ledger(context, "self_instruct"))
+    closed = len(context.journal.rounds("self_instruct", rounds_inputs(context)))
+    assert 1 <= closed < context.journal.counts("self_instruct").notes["rounds"]
     context.journal.close()
     whole, again = fake_run(*SIZES, name="whole"), fake_run(*SIZES)
     for run in (whole, again):
@@ -120,6 +120,17 @@ def test_the_verb_decides_all_rounds_anew(fake_run: Runs):
     pipeline.run_stage(context, "prompts", again=True)
     assert files(context) == before
     assert context.engine().requests == asked  # type: ignore[attr-defined]
+
+
+def test_another_verb_forgets_no_round(fake_run: Runs, stop_after: Callable[[int], None]):
+    stop_after(2)
+    context = fake_run(*SIZES)
+    with pytest.raises(Interrupted):
+        pipeline.run_stage(context, "prompts")
+    STOP.clear()
+    inputs = rounds_inputs(context)
+    pipeline.run_stage(context, "report", again=True)
+    assert len(context.journal.rounds("self_instruct", inputs)) == 2
 
 
 def few_words(prompt: str, step: Step, rng: random.Random) -> str:
@@ -144,6 +155,22 @@ def test_it_stops_where_novelty_has_dried_up(fake_run: Runs, capsys: pytest.Capt
     assert 0 < counts.kept < 60
     assert counts.notes["rounds"] < 30
     assert f"only {counts.kept} of 60 prompts: of the last" in capsys.readouterr().err
+
+
+def test_it_stops_where_the_model_repeats_itself_word_for_word(fake_run: Runs):
+    def same(prompt: str, step: Step, rng: random.Random) -> str:
+        if not prompt.rstrip().endswith("Instruction:"):
+            return default_script(prompt, step, rng)
+        number = prompt.rstrip().rsplit("\n", 1)[-1].split(".")[0]
+        return (
+            f" {rng.choice(['Name a river in the north', 'Sort all of these words'])}.\n{number}. Input:\n<noinput>\n"
+        )
+
+    context = fake_run(*SIZES, "prompts.self_instruct.requests_per_round=20", script=same)
+    self_instruct.run(context)
+    notes = context.journal.counts("self_instruct").notes
+    assert "were new, fewer than 5%" in notes["stopped"]
+    assert notes["rounds"] <= 15
 
 
 def test_the_paper_goes_on_to_the_last_round(fake_run: Runs):

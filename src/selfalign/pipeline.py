@@ -101,7 +101,9 @@ def run_stage(context: Context, stage: Stage, again: bool = False) -> None:
         return
     run.check_not_edited(step.outputs(run), context.force)
     run.journal.unpublish(stage)
-    if again:
+    if stage in ("prompts", "align", "clone"):
+        _ = context.benchmarks  # a file that cannot be read is said before anything is generated
+    if again and stage == "prompts":
         run.journal.forget_rounds()
     context.screen.say(step.title, "bold")
     run.manifest.unlink(missing_ok=True)

@@ -116,8 +116,8 @@ class Prompts(Strict):
     novelty: float = Field(0.7, gt=0, le=1)
     """A prompt whose ROUGE-L F1 with an accepted one is above this is dropped."""
     mean_similarity: bool = False
-    """Store each prompt's mean ROUGE-L F1 with those before it, as the original does. Compares with all: about 0.15 µs
-    a pair, 11 minutes for 100,000 prompts. Decides nothing."""
+    """Store each prompt's mean ROUGE-L F1 with the seeds and the prompts of the rounds before, as the original does.
+    Compares with all: about 0.15 µs a pair, 11 minutes for 100,000 prompts. Decides nothing."""
     steering: Steering = Steering()  # type: ignore[call-arg]
 
 
@@ -266,6 +266,8 @@ def _apply(value: dict[str, Any], setting: str) -> None:
     parts = key.strip().split(".")
     if not equals or not all(parts):
         raise UserError(f"--set {setting!r}: write key=value, for example --set align.temperature=0.7")
+    if parts == ["filters", "base"]:  # the values of a base come with it
+        parts = ["filters"]
     target = value
     for part in parts[:-1]:
         inner = target.setdefault(part, {})

@@ -45,7 +45,7 @@ class Prompt:
     split: Split = "train"
     """heldout: kept out of all training, for the evaluation."""
     mean_similarity: float | None = None
-    """Mean ROUGE-L F1 with the prompts that were accepted before, where the recipe asks for it."""
+    """Mean ROUGE-L F1 with the seeds and the prompts of earlier rounds, where the recipe asks for it."""
 
     @property
     def message(self) -> str:

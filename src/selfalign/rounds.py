@@ -1,8 +1,9 @@
 """Stage 1 works in rounds: what finished rounds decided, kept in the run, and when to stop.
 
 A round's requests follow from finished rounds and the seed, and its candidates are decided in request order. A finished
-round is committed whole, so that the same command goes on after it without deciding anything again: the pool of
-accepted prompts is read from the journal, and the novelty index made of it.
+round is committed whole, so that the same command goes on after it without deciding anything again: the accepted
+prompts are read from the journal, and the novelty index made of them. A round with failed requests stays open, and so
+do those after it: the same command asks the failed ones again, and what follows from them may change.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ class Rounds:
         self.dried_up = ""
         """Why no more is to be expected; empty as long as there is."""
         self._judged: deque[tuple[int, int]] = deque()
-        """(candidates judged for novelty, new ones) of the last rounds."""
+        """(usable candidates, new ones) of the last rounds."""
         self._failed = False
         self.index = NoveltyIndex(context.recipe.prompts.novelty)
         for text in known:
@@ -134,7 +135,7 @@ class Rounds:
             self.dried_up = f"of the last {looked_at} usable candidates {new} were new, fewer than {least:.0%}"
 
     def _decide(self, candidates: list[Candidate]) -> tuple[list[Fate], list[Prompt], int]:
-        """The fates, the prompts that are accepted, and how many were judged for novelty."""
+        """The fates, the prompts that are accepted, and how many candidates were usable."""
         seen: set[str] = set()
         judged: list[int] = []
         for at, (_, prompt) in enumerate(candidates):
@@ -143,9 +144,7 @@ class Rounds:
                 seen.add(prompt.instruction)
                 judged.append(at)
         texts = [prompt.instruction for at in judged if (prompt := candidates[at][1])]
-        mean: dict[int, float] = {}
-        if self._context.recipe.prompts.mean_similarity:  # with the pool of the finished rounds
-            mean = {at: self.index.mean_similarity(text) for at, text in zip(judged, texts, strict=True)}
+        before = len(self.index)
         nearest = dict(zip(judged, self.index.nearest_all(texts, enter=True), strict=True))
         fates: list[Fate] = []
         new: list[Prompt] = []
@@ -162,9 +161,13 @@ class Rounds:
             elif len(new) >= self.missing:
                 fates.append((row, place, "dropped", "more than wanted", text))
             else:
-                new.append(replace(prompt, mean_similarity=mean.get(at)))
+                if self._context.recipe.prompts.mean_similarity:
+                    mean = self.index.mean_similarity(prompt.instruction, before)
+                    prompt = replace(prompt, mean_similarity=mean)
+                new.append(prompt)
                 fates.append((prompt.id, place, "kept", "", text))
-        return fates, new, len(judged)
+        # A copy of what is there is as little new as what is near to it.
+        return fates, new, sum(prompt is not None for _, prompt in candidates)
 
     def finish(self, notes: dict[str, object]) -> StageCounts:
         """Close the ledger, and say so where prompts are missing. Raises as `Context.finish`."""

@@ -17,12 +17,11 @@ from typing import Any
 from selfalign.errors import UserError
 from selfalign.quality.novelty import NoveltyIndex
 from selfalign.quality.rouge import folded, tokens, words
-from selfalign.records import json_lines
 
 _MIN_WORDS = 5
 """Shorter texts in a benchmark file (labels, "Yes.") say nothing about where a text comes from."""
-_ANY = 1.1
-"""No F1 is above it."""
+_LONGEST = 1000
+"""Tokens of an item up to which a text may be the same as a whole; longer ones are found by their n-grams."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +39,7 @@ class Hit:
 
     def beside(self, text: str) -> str:
         """The text and what it overlaps with, for the list of what was dropped."""
-        return f"{text[:400]}\n~ {self.item[:200]} ({self.how})"
+        return f"{text}\n~ {self.item[:1000]} ({self.how})"
 
 
 class Benchmarks:
@@ -58,7 +57,7 @@ class Benchmarks:
         self._grams: dict[int, int] = {}
         """Hash of so many words in a row -> the first item that has them."""
         self._exact: dict[str, int] = {}
-        self._near = NoveltyIndex(rouge if rouge < 1 else _ANY)
+        self._near = NoveltyIndex(rouge)
         self._positions: dict[str, int] = {}
         self._shorter = rouge / (2 - rouge) - 1e-6
         """The least share of a text's tokens that another one above the threshold has: docs/novelty.md, length."""
@@ -77,9 +76,10 @@ class Benchmarks:
             self._items.append((source, item))
             for gram in self._ngrams(item):
                 self._grams.setdefault(gram, number)
-            self._near.accept(item)
-            self._positions[item] = number
-            self._longest = max(self._longest, len(tokens(item)))
+            if self._shorter < 1 and len(tokens(item)) <= _LONGEST:
+                self._near.accept(item)
+                self._positions[item] = number
+                self._longest = max(self._longest, len(tokens(item)))
 
     def add_file(self, path: Path) -> None:
         """Take up every text of a benchmark file. Raises as `texts`."""
@@ -90,9 +90,10 @@ class Benchmarks:
         for text in texts:
             if (number := self._exact.get(folded(text))) is not None:
                 return Hit(*self._items[number], "the same")
-            for gram in self._ngrams(text):
+            for place, gram in enumerate(self._ngrams(text)):
                 if (number := self._grams.get(gram)) is not None:
-                    return Hit(*self._items[number], f"{self._words} words in a row")
+                    run = " ".join(words(text)[place : place + self._words])
+                    return Hit(*self._items[number], f"{self._words} words in a row: {run}")
             if len(tokens(text)) * self._shorter > self._longest:
                 continue  # no item is long enough to be like it
             if near := self._near.nearest(text):
@@ -124,23 +125,23 @@ def _is_address(text: str) -> bool:
 
 
 def _values(path: Path) -> Iterator[Any]:
-    if path.suffix == ".jsonl":
-        yield from (value for _, value in json_lines(path))
-        return
     try:
         text = path.read_text("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"benchmark file {str(path)!r} cannot be read: {error}") from None
-    if path.suffix == ".json":
-        try:
+        if path.suffix == ".json":
             yield json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"benchmark file {str(path)!r} is not JSON: {error}") from None
-    elif path.suffix in (".csv", ".tsv"):
-        csv.field_size_limit(1 << 24)
-        yield from csv.reader(io.StringIO(text), delimiter="\t" if path.suffix == ".tsv" else ",")
-    else:
-        yield from text.split("\n")
+        elif path.suffix == ".jsonl":
+            yield from (json.loads(line) for line in text.split("\n") if line.strip())
+        elif path.suffix == ".csv":
+            csv.field_size_limit(max(csv.field_size_limit(), len(text) + 1))
+            yield from csv.reader(io.StringIO(text))
+        elif path.suffix == ".tsv":
+            yield from ([cell.strip('"') for cell in line.split("\t")] for line in text.split("\n"))
+        else:
+            yield from text.split("\n")
+    except OSError as error:
+        raise UserError(f"benchmark file {str(path)!r} cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError, csv.Error) as error:
+        raise UserError(f"benchmark file {str(path)!r} is no {path.suffix[1:]} file in UTF-8: {error}") from None
 
 
 def _strings(value: Any) -> Iterator[str]:

@@ -1,8 +1,8 @@
 """Filters of stage 1: is a written instruction usable? Pure: instruction, input -> reason or None.
 
-The rules are the paper's (Self-Instruct's, arXiv 2212.10560, section 2.2; SELF-ALIGN, arXiv 2305.03047), but for two:
-in another language than English a rule about that language takes the place of the one about ASCII, and a prompt that is
-a behaviour probe is never taken.
+The rules are the paper's (Self-Instruct's, arXiv 2212.10560, section 2.2; SELF-ALIGN, arXiv 2305.03047), but for three:
+in another language than English a rule about that language takes the place of the one about ASCII, role markers are not
+taken, and left-over placeholders neither unless the recipe says so.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def reason_to_drop(
         return f"not in {LANGUAGES[language]}"
     if _ROLE.search(instruction) or _ROLE.search(text):
         return "contains a role marker"
-    if _PLACEHOLDER.search(instruction) or _PLACEHOLDER.search(text):
+    if not filters.placeholders and (_PLACEHOLDER.search(instruction) or _PLACEHOLDER.search(text)):
         return "contains a placeholder"
     return None
 

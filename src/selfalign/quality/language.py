@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -12,12 +13,28 @@ from selfalign.quality.rouge import words
 _MIN_LETTERS = 12
 """Shorter texts are too short to tell."""
 _MIN_LETTERS_ANSWER = 60
-_ENGLISH = frozenset([
-    "the", "of", "and", "to", "in", "is", "it", "that", "was", "for", "you", "with", "are", "this", "have", "from",
-    "not", "but", "be", "can", "they", "there", "which", "he", "she", "we", "my", "your", "their", "if", "so", "or",
-])  # fmt: skip
-_ENGLISH_SHARE = 0.15
-"""A text with so large a share of these is English: told much faster than by the identifier."""
+_FUNCTION_WORDS = {
+    "cs": "a je se na v že to s do jsou jako ale pro nebo byl by",
+    "da": "og er det at en den til af som på med ikke der har for et",
+    "de": "der die das und ist ein eine nicht mit zu von sich auf den im sie",
+    "en": "the of and to in is it that was for you with are this have not but can they which he she we if",
+    "es": "el la de que y en los se del las un una por con no es para su",
+    "fi": "ja on ei se että oli hän mutta ovat kun niin myös voi tai kuin",
+    "fr": "le la les de des et est un une que qui dans en pour il elle ne pas du",
+    "hu": "a az és hogy nem egy is van azt meg ez de volt mint csak",
+    "id": "yang dan di itu dengan untuk tidak ini dari dalam akan pada adalah",
+    "it": "il la di che e un una è per non in sono del della con le gli",
+    "nl": "de het een en van is dat in te niet op zijn met voor er die",
+    "no": "og er det at en den til av som på med ikke har for et jeg",
+    "pl": "i w na że się nie jest to z do jak ale co po są",
+    "pt": "o a de que e do da em um uma para com não os as é se",
+    "ro": "și de la în cu nu o este un că pe din mai sunt pentru",
+    "sv": "och är det att en den till av som på med inte har för ett jag",
+    "tr": "ve bir bu da için ile çok olarak daha gibi ne var olan değil",
+    "vi": "và của là có trong cho được các một với không người này những",
+}
+_SPEAKS = 0.12
+"""A text of sentences has at least so large a share of its language's function words; a list of names has not."""
 _ABOUT_LANGUAGE = re.compile(
     rf"\b(translat\w*|languages?|dialects?|say in|{'|'.join(LANGUAGES.values())}|Latin|Greek|Arabic|Chinese|Japanese"
     r"|Korean|Hindi|poems?|lyrics|names?|words?|spell\w*)\b",
@@ -49,17 +66,28 @@ def same_language(text: str, other: str) -> bool:
 
 
 def other_language(text: str, message: str, expected: str) -> bool:
-    """Whether an answer is in another language than its prompt, where the prompt is not about languages.
+    """Whether an answer is in sentences of another language than its prompt, where the prompt is not about languages.
 
     Args:
         expected: ISO 639-1, the constitution's: an answer in it is never in another.
     """
     found = words(text)
-    if expected == "en" and sum(map(_ENGLISH.__contains__, found)) >= _ENGLISH_SHARE * len(found):
+    if _speaks(found, expected) or sum(map(str.isalpha, text)) < _MIN_LETTERS_ANSWER:
         return False
-    if sum(map(len, found)) < _MIN_LETTERS_ANSWER or _ABOUT_LANGUAGE.search(message):
+    mine, asked = identify(text), identify(message)
+    if mine in (None, expected, asked) or asked is None or _ABOUT_LANGUAGE.search(message):
         return False
-    return identify(text) not in (expected, identify(message))
+    return _speaks(found, str(mine))
+
+
+def _speaks(found: Sequence[str], language: str) -> bool:
+    common = _sets()[language]
+    return sum(map(common.__contains__, found)) >= _SPEAKS * len(found)
+
+
+@lru_cache(maxsize=1)
+def _sets() -> dict[str, frozenset[str]]:
+    return {language: frozenset(common.split()) for language, common in _FUNCTION_WORDS.items()}
 
 
 def lapses(text: str, language: str) -> bool:

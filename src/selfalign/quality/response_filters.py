@@ -8,7 +8,6 @@ fewer than 149 characters is dropped, a truncated one loses its last word and st
 
 from __future__ import annotations
 
-import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -23,9 +22,6 @@ from selfalign.quality.refusals import stock_refusal
 from selfalign.quality.rouge import rouge_l, tokens, words
 from selfalign.quality.thresholds import AnswerFilter
 
-_LOOP_NGRAM = 6
-_MIN_JUDGED_TOKENS = 12
-"""Shorter answers repeat themselves by chance."""
 _THOUGHT = re.compile(r"internal thoughts?\)?\s*:|I should follow \d|\(internal|\bPrinciples?:\s*\d", re.IGNORECASE)
 _ROLE = re.compile(r"(^|\n)[^\S\n]*(user|assistant|human)\s*(\(internal thoughts\))?:", re.IGNORECASE)
 _ENCYCLOPAEDIA = re.compile(
@@ -110,21 +106,21 @@ def _without_code(text: str) -> str:
     return re.sub(r"```.*?(```|$)", " ", text, flags=re.DOTALL) if "```" in text else text
 
 
-def loops(text: str, sentence_repeats: int = 3, share: float = 0.3) -> bool:
+def loops(text: str, sentence_repeats: int = 3, share: float = 0.3, run: int = 6) -> bool:
     """Whether the text repeats itself without end: a sentence so many times, or mostly n-grams that occurred before."""
     prose = _without_code(text)
     sentences = Counter(k for k in _sentence_keys(prose) if k.count(" ") >= 2)
     if sentence_repeats and sentences and max(sentences.values()) >= sentence_repeats:
         return True
-    grams = list(ngrams(tokens(prose), _LOOP_NGRAM))
+    grams = list(ngrams(tokens(prose), run))
     return len(grams) >= 10 and 1 - len(set(grams)) / len(grams) > share
 
 
-def repetitive(text: str, distinct: float = 0.65) -> bool:
+def repetitive(text: str, distinct: float = 0.65, judged: int = 12) -> bool:
     """Whether the text goes in circles: fewer of its three-word runs are different ones."""
     found = tokens(_without_code(text))
     grams = list(ngrams(found, 3))
-    return len(found) >= _MIN_JUDGED_TOKENS and len(set(grams)) / len(grams) < distinct
+    return len(found) >= judged and len(set(grams)) / len(grams) < distinct
 
 
 def new_words(text: str, message: str) -> int:
@@ -213,9 +209,9 @@ def _reason(text: str, message: str, leaks: Leaks, filters: AnswerFilter) -> str
         return leaks.reason
     if filters.sorry and text.startswith(("I'm sorry", "I am sorry")):
         return "begins with sorry"
-    if loops(text, filters.sentence_repeats, filters.loop_share):
+    if loops(text, filters.sentence_repeats, filters.loop_share, filters.loop_words):
         return "loop"
-    if repetitive(text, filters.distinct_trigrams):
+    if repetitive(text, filters.distinct_trigrams, filters.judged_words):
         return "repetitive"
     if _echoes(text, message, filters.echo):
         return "echoes the prompt"
@@ -223,7 +219,7 @@ def _reason(text: str, message: str, leaks: Leaks, filters: AnswerFilter) -> str
         return "no words"
     if filters.new_words and tokens(text) and new_words(text, message) < filters.new_words:
         return "not thorough"
-    if filters.other_language and other_language(text, message, leaks.language):
+    if filters.other_language and other_language(_without_code(text), message, leaks.language):
         return "in another language than the prompt"
     if rule := safety.broken(text, message, filters.unsafe):
         return f"unsafe: {rule}"
@@ -231,7 +227,10 @@ def _reason(text: str, message: str, leaks: Leaks, filters: AnswerFilter) -> str
 
 
 class RefusalCap:
-    """Keeps the share of stock refusals among kept answers at most at a limit, in the order of the rows."""
+    """Keeps the share of stock refusals among the answers kept so far at most at a limit.
+
+    The one decision that looks at other rows: in their order, so that it is the same every time.
+    """
 
     def __init__(self, limit: float) -> None:
         self._limit = limit
@@ -240,7 +239,7 @@ class RefusalCap:
     def admits(self, text: str) -> bool:
         """Whether the answer may be kept; counts it if so."""
         refusal = self._limit < 1 and stock_refusal(text)
-        if refusal and self._refusals + 1 > math.ceil(self._limit * (self._kept + 1)):
+        if refusal and self._refusals + 1 > self._limit * (self._kept + 1):
             return False
         self._kept += 1
         self._refusals += refusal

@@ -20,6 +20,8 @@ class PromptFilter(Strict):
     max_words: int = Field(150, ge=1)
     text_only: bool = True
     """Drop what names images, files and other things that a text model cannot see or make."""
+    placeholders: bool = False
+    """Keep prompts with a left-over `<noinput>` or `[insert ...]`."""
 
 
 class AnswerFilter(Strict):
@@ -37,10 +39,13 @@ class AnswerFilter(Strict):
     """Take the last word away after such a cut, too."""
     sentence_repeats: int = Field(3, ge=0)
     """An answer that says a sentence of three words and more so often is a loop; code blocks are spared."""
+    loop_words: int = Field(6, ge=2)
     loop_share: float = Field(0.3, ge=0, le=1)
-    """An answer of whose runs of six words a larger share occurred before in it is a loop."""
+    """An answer of whose runs of `loop_words` words a larger share occurred before in it is a loop."""
     distinct_trigrams: float = Field(0.65, ge=0, le=1)
-    """Smallest share of different ones among an answer's runs of three words."""
+    """Smallest share of different ones among an answer's runs of three words, from `judged_words` words on: shorter
+    answers repeat themselves by chance."""
+    judged_words: int = Field(12, ge=3)
     echo: float = Field(0.8, ge=0, le=1)
     """ROUGE-L F1 with the prompt above which an answer only repeats it; so does one without a new word."""
     new_words: int = Field(0, ge=0)
@@ -52,7 +57,7 @@ class AnswerFilter(Strict):
     sorry: bool = False
     """Drop answers that begin with "I'm sorry"."""
     refusals: float = Field(0.15, ge=0, le=1)
-    """Largest share of stock refusals among the kept answers."""
+    """Largest share of stock refusals among the kept answers, at any row."""
     other_language: bool = True
     """Drop an answer in another language than its prompt, unless the prompt is about languages."""
     unsafe: list[str] = list(RULES)
@@ -85,7 +90,7 @@ _PAPER: dict[str, Any] = {
 _BASES: dict[str, dict[str, Any]] = {
     "default": {"prompts": {}, "responses": {}, "verbose": {**_VERBOSE, "new_words": 6}, "overlap": {}},
     "paper": {
-        "prompts": {},
+        "prompts": {"placeholders": True},
         "responses": {**_PAPER, "min_chars": 149, "sorry": True},
         "verbose": {**_PAPER, **_VERBOSE, "min_chars_truncated": 128, "trim_after_cut": False},
         "overlap": {"words": 0, "rouge": 1.0},
@@ -129,7 +134,8 @@ class Filters(Strict):
             value = {"base": value}
         if not isinstance(value, dict):
             return value
-        base = _BASES.get(value.get("base", "default"), {})
+        name = value.get("base", "default")
+        base = _BASES.get(name, {}) if isinstance(name, str) else {}
         given = {k: v for k, v in value.items() if k not in base}
         for group, values in base.items():
             own = value.get(group, {})

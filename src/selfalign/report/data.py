@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import random
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,10 @@ from selfalign.records import Prompt, Response, read_jsonl, stream_jsonl
 from selfalign.run import RunDir
 
 _SHOWN = 5
-"""Clusters that stand in the report."""
+"""Clusters that stand in the report, with at most `_ROWS` rows of each."""
+_ROWS = 20
+_LOOKED_AT = 50_000
+"""Rows among which the report looks for copies; `selfalign duplicates` looks at all."""
 _PAIRS = 20
 
 
@@ -76,18 +80,18 @@ def _duplicates(run: RunDir) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for kind in ("prompts", "answers"):
         texts = rows(run, kind)
-        found[kind] = {"rows": len(texts)} | {method: summary(clusters(texts, method)) for method in ("exact", "near")}
+        some = texts if len(texts) <= _LOOKED_AT else random.Random(0).sample(texts, _LOOKED_AT)  # noqa: S311
+        found[kind] = {"rows": len(texts), "looked_at": len(some)}
+        found[kind] |= {method: summary(clusters(some, method), _SHOWN, _ROWS) for method in ("exact", "near")}
     return found
 
 
-def summary(found: list[list[Row]], shown: int | None = _SHOWN) -> dict[str, Any]:
-    """How many clusters and rows in them; the largest ones in full."""
+def summary(found: list[list[Row]], shown: int | None = None, most: int | None = None) -> dict[str, Any]:
+    """How many clusters and rows in them; the largest ones, all of them and in full unless limited."""
     return {
         "clusters": len(found),
         "rows": sum(map(len, found)),
-        "largest": [
-            [{"run": r.run, "stage": r.stage, "id": r.id, "text": r.text} for r in one] for one in found[:shown]
-        ],
+        "largest": [{"size": len(one), "rows": [asdict(row) for row in one[:most]]} for one in found[:shown]],
     }
 
 
@@ -99,6 +103,7 @@ def _contamination(run: RunDir) -> dict[str, Any]:
     }
 
 
-def across(runs: Iterable[RunDir], kind: str, method: str, **options: float) -> list[list[Row]]:
-    """Clusters of rows of several runs. Raises as `clusters`."""
-    return clusters([row for run in runs for row in rows(run, kind)], method, **options)
+def across(runs: Sequence[RunDir], kind: str, method: str, **options: float) -> list[list[Row]]:
+    """Clusters of rows of several runs, which are called by their paths. Raises as `clusters`."""
+    found = [replace(row, run=str(run.path)) for run in runs for row in rows(run, kind)]
+    return clusters(found, method, **options)

@@ -283,7 +283,7 @@ def render_question(shown: list[QuestionType], kind: QuestionType, topic: str, l
 def _candidate(context: Context, kind: QuestionType, topic: str, outcome: Outcome) -> Candidate:
     row_id = outcome.row_id
     if outcome.completion is None:
-        return (row_id, 0, "failed", outcome.reason, ""), None
+        return (row_id, 0, outcome.fate, outcome.reason, ""), None
     part = outcome.completion.parts[0]
     text = " ".join(part.text.split())
     reason = _question_reason(text, part.finish, context)

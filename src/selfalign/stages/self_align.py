@@ -96,7 +96,7 @@ def decide(
     verdict = judge(answer, truncated, prompt.message, leaks, recipe.filters.responses)
     if verdict.reason:
         return (prompt.id, position, "dropped", verdict.reason, shown), None
-    if hit := context.benchmarks.find(verdict.text):
+    if hit := context.benchmarks.find(prompt.message, verdict.text):
         return (prompt.id, position, "dropped", hit.reason, hit.beside(shown)), None
     if not cap.admits(verdict.text):
         return (prompt.id, position, "dropped", TOO_MANY_REFUSALS, shown), None

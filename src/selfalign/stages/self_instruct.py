@@ -131,7 +131,7 @@ def parse(text: str, first: int, truncated: bool) -> list[tuple[str, str] | str]
 
 def _candidates(context: Context, outcome: Outcome, first: int, request: str) -> list[Candidate]:
     if outcome.completion is None:
-        return [((content_hash(request), 0, "failed", outcome.reason, ""), None)]
+        return [((content_hash(request), 0, outcome.fate, outcome.reason, ""), None)]
     language, filters = context.run.constitution.language, context.recipe.filters.prompts
     part = outcome.completion.parts[0]
     blocks = parse(part.text, first, part.finish == "length")

@@ -89,7 +89,7 @@ def _fates(
             part = outcome.completion.parts[-1]
             verdict = judge(part.text, part.finish == "length", prompt.message, leaks, filters)
             shown, reason = f"{prompt.message}\n{part.text.strip()}", verdict.reason or ""
-            if not reason and (hit := context.benchmarks.find(verdict.text)):
+            if not reason and (hit := context.benchmarks.find(prompt.message, verdict.text)):
                 reason, shown = hit.reason, hit.beside(shown)
             if not reason and not cap.admits(verdict.text):
                 reason = TOO_MANY_REFUSALS
