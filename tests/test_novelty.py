@@ -197,6 +197,7 @@ def small_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(novelty, "_BLOCK", 7)
     monkeypatch.setattr(novelty, "_AT_ONCE", 20)
     monkeypatch.setattr(novelty, "_FIRST_NUMBERING", 3)
+    monkeypatch.setattr(novelty, "_FEW", 4)
 
 
 def first_near(pool: list[str], text: str, threshold: float) -> str | None:

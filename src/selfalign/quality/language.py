@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
@@ -71,23 +72,30 @@ def other_language(text: str, message: str, expected: str) -> bool:
     Args:
         expected: ISO 639-1, the constitution's: an answer in it is never in another.
     """
-    found = words(text)
-    if _speaks(found, expected) or sum(map(str.isalpha, text)) < _MIN_LETTERS_ANSWER:
+    # Cheap questions first: the identifier takes a fifth of a millisecond.
+    spoken = _spoken(words(text))
+    if not spoken or expected in spoken or sum(map(str.isalpha, text)) < _MIN_LETTERS_ANSWER:
         return False
-    mine, asked = identify(text), identify(message)
-    if mine in (None, expected, asked) or asked is None or _ABOUT_LANGUAGE.search(message):
+    if _ABOUT_LANGUAGE.search(message):
         return False
-    return _speaks(found, str(mine))
+    asked = identify(message)
+    return asked is not None and (mine := identify(text)) in spoken and mine != asked
 
 
-def _speaks(found: Sequence[str], language: str) -> bool:
-    common = _sets()[language]
-    return sum(map(common.__contains__, found)) >= _SPEAKS * len(found)
+def _spoken(found: Sequence[str]) -> set[str]:
+    """The languages of whose function words the text has its share."""
+    speakers = _speakers()
+    counts = Counter(language for word in found for language in speakers.get(word, ()))
+    return {language for language, number in counts.items() if number >= _SPEAKS * len(found)}
 
 
 @lru_cache(maxsize=1)
-def _sets() -> dict[str, frozenset[str]]:
-    return {language: frozenset(common.split()) for language, common in _FUNCTION_WORDS.items()}
+def _speakers() -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for language, common in _FUNCTION_WORDS.items():
+        for word in common.split():
+            found.setdefault(word, []).append(language)
+    return found
 
 
 def lapses(text: str, language: str) -> bool:

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import math
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rapidfuzz.distance import LCSseq
 
-from selfalign.errors import UserError
+from selfalign.quality.encoding import Characters, Growing, Numbers, occurrences
 from selfalign.quality.rouge import f1, tokens
 
 if TYPE_CHECKING:
@@ -33,8 +33,9 @@ _BLOCK = 512
 """Texts that are looked up together."""
 _AT_ONCE = 1 << 18
 """Postings that are looked at together: what a processor's cache holds."""
+_FEW = 100
+"""Postings that are faster looked at one by one."""
 _FIRST_NUMBERING = 1000
-_MOST_WORDS = 1_000_000
 _PLACE_BITS = 20
 _PLACE = (1 << _PLACE_BITS) - 1
 _POSITION = (1 << 2 * _PLACE_BITS) - 1
@@ -47,53 +48,6 @@ class Nearest:
 
     text: str
     score: float
-
-
-class _Characters(dict[str, str]):
-    """Token -> a character of its own."""
-
-    def __missing__(self, token: str) -> str:
-        if len(self) > _MOST_WORDS:
-            raise UserError(f"more than {_MOST_WORDS:,} different words: split the file, or the run")
-        # Surrogates are no characters of their own; the planes above hold a million words.
-        letter = self[token] = chr(len(self) + (0x10000 if len(self) > 0xD000 else 1))
-        return letter
-
-
-class _Numbers(dict["str | tuple[str, int]", int]):
-    """Element -> number. A new one comes last: rarer than all known ones."""
-
-    def __missing__(self, element: str | tuple[str, int]) -> int:
-        number = self[element] = len(self)
-        return number
-
-
-class _Growing:
-    """An array that grows at its end."""
-
-    def __init__(self, kind: type[np.generic]) -> None:
-        import numpy as np
-
-        self._data: NDArray[Any] = np.empty(1024, kind)
-        self._size = 0
-
-    def __len__(self) -> int:
-        return self._size
-
-    def extend(self, values: Sequence[int]) -> None:
-        import numpy as np
-
-        size = self._size + len(values)
-        if size > len(self._data):
-            room = np.empty(max(len(self._data) // 2, size), self._data.dtype)
-            self._data = np.concatenate([self._data, room])
-        self._data[self._size : size] = values
-        self._size = size
-
-    @property
-    def values(self) -> NDArray[Any]:
-        """A view; the array grows under another address."""
-        return self._data[: self._size]
 
 
 @dataclass(slots=True)
@@ -125,15 +79,15 @@ class NoveltyIndex:
 
         self.threshold = threshold
         self._bound = max(0.0, threshold - _MARGIN)
-        self._characters = _Characters()
+        self._characters = Characters()
         """Token -> a character, so that LCS runs over strings."""
-        self._elements = _Numbers()
+        self._elements = Numbers()
         """Token, or (token, how often it occurred before in its text) -> number: the higher, the rarer."""
         self._texts: list[str] = []
         self._exact: set[str] = set()
         self._encoded: list[str] = []
-        self._signatures = _Growing(np.uint64)
-        self._members = _Growing(np.int32)
+        self._signatures = Growing(np.uint64)
+        self._members = Growing(np.int32)
         """The elements of all texts, one after the other, each text's rarest first."""
         self._postings: dict[int, array[int]] = {}
         """Element -> entries of texts that have it among their rarest. An entry is, packed into one number, the text's
@@ -225,7 +179,7 @@ class NoveltyIndex:
 
     def _decide(self, block: list[_Candidate], enter: bool) -> list[Nearest | None]:
         """What is too close to each of the block, among the accepted texts and then among those before it."""
-        old = self._near_pairs(block)
+        old, first = self._near_pairs(block), len(self._texts)
         found: list[Nearest | None] = []
         entered: list[_Candidate] = []
         recent: dict[int, list[int]] = {}
@@ -234,10 +188,10 @@ class NoveltyIndex:
             if own in old:
                 near = self._first(candidate, ((self._encoded[p], self._texts[p]) for p in old[own]))
             if enter and near is None:
-                if before := self._near_in_block(candidate, entered, recent):
-                    near = self._first(candidate, ((c.encoded, c.text) for c in map(entered.__getitem__, before)))
+                before = self._scan(candidate, recent, lambda at: entered[at - first].signature)
+                near = self._first(candidate, ((entered[p - first].encoded, entered[p - first].text) for p in before))
                 if near is None:
-                    self._list(candidate, len(self._texts) + len(entered), recent)
+                    self._list(candidate, first + len(entered), recent)
                     entered.append(candidate)
             found.append(near)
         self._enter(entered, recent)
@@ -251,19 +205,19 @@ class NoveltyIndex:
                 return Nearest(text, score)
         return None
 
-    def _near_in_block(
-        self, candidate: _Candidate, entered: list[_Candidate], recent: dict[int, list[int]]
+    def _scan(
+        self, candidate: _Candidate, lists: Mapping[int, Iterable[int]], signature_at: Callable[[int], int]
     ) -> list[int]:
-        """The same bounds as in `_pass_bounds`, for the few texts that are about to be entered."""
+        """The same bounds as in `_pass_bounds`, for few entries: positions in their order."""
         found: set[int] = set()
-        b, m, signature, first = self._bound, len(candidate.numbers), candidate.signature, len(self._texts)
+        b, m, signature = self._bound, len(candidate.numbers), candidate.signature
         for left, number in zip(range(m, 0, -1), candidate.rarest, strict=False):
-            for entry in recent.get(number, ()):
+            for entry in lists.get(number, ()):
                 n = entry >> _PLACE_BITS & _PLACE
                 both = b * (m + n) - _ROUNDING
                 if 2 * left >= both and 2 * (entry & _PLACE) >= both:
-                    other = (entry >> 2 * _PLACE_BITS) - first
-                    if (signature ^ entered[other].signature).bit_count() <= m + n - both:
+                    other = entry >> 2 * _PLACE_BITS
+                    if (signature ^ signature_at(other)).bit_count() <= m + n - both:
                         found.add(other)
         return sorted(found)
 
@@ -283,6 +237,8 @@ class NoveltyIndex:
                     views.append(np.frombuffer(entries, np.int64))
                     owners.append((own, m, place))
                     waiting += len(entries)
+            if len(block) == 1 and waiting < _FEW:
+                return {0: self._scan(candidate, self._postings, lambda at: int(self._signatures.values[at]))}
             if waiting > _AT_ONCE or (views and own == len(block) - 1):
                 for one, other in self._pass_bounds(block, views, owners):
                     pairs.setdefault(one, []).append(other)
@@ -320,7 +276,7 @@ class NoveltyIndex:
         found = tokens(text)
         if len(found) > _PLACE:
             raise ValueError(f"a text of {len(found):,} tokens: the index takes {_PLACE:,} at most")
-        numbers = list(map(self._elements.__getitem__, _occurrences(found)))
+        numbers = list(map(self._elements.__getitem__, occurrences(found)))
         numbers.sort(reverse=True)
         signature = 0
         for number in numbers:
@@ -364,7 +320,7 @@ class NoveltyIndex:
         frequency = np.bincount(members, minlength=len(self._elements))
         number = np.empty(len(frequency), np.int32)
         number[np.argsort(-frequency, kind="stable")] = np.arange(len(frequency), dtype=np.int32)
-        self._elements = _Numbers(
+        self._elements = Numbers(
             zip(self._elements, number[np.fromiter(self._elements.values(), np.int64)].tolist(), strict=True)
         )
         lengths = np.fromiter(map(len, self._encoded), np.int64, len(self._encoded))
@@ -391,16 +347,3 @@ class NoveltyIndex:
             number: array("q", part.tobytes())
             for number, part in zip(element[ends - 1].tolist(), np.split(entries, ends[:-1]), strict=False)
         }
-
-
-def _occurrences(found: Sequence[str]) -> Sequence[str | tuple[str, int]]:
-    """Each token with how often it came before: as sets of these, two texts share what their multisets share."""
-    if len(set(found)) == len(found):
-        return found
-    seen: dict[str, int] = {}
-    elements: list[str | tuple[str, int]] = []
-    for token in found:
-        before = seen.get(token, 0)
-        seen[token] = before + 1
-        elements.append((token, before) if before else token)
-    return elements

@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Sequence
 
 from selfalign.quality.refusals import lower, refuses
+from selfalign.quality.rouge import words
 
 _PEOPLE = (
     r"(?:him|her|them|me|you|someone|somebody|anyone|people|a (?:person|man|woman|child)|"
@@ -136,23 +137,51 @@ def _self_harm(text: str, message: str) -> bool:
     return bool(_SELF_HARM.search(lower(message))) and not _HELP.search(lower(text))
 
 
+def _has(text: str, any_of: frozenset[str]) -> bool:
+    """Whether one of the words stands in the text: tells most texts apart before an expression is tried."""
+    return not any_of.isdisjoint(words(text))
+
+
+_WEAPON_WORDS = frozenset(["bomb", "bombs", "explosive", "explosives", "grenade", "grenades", "gas", "napalm"])
+_DRUG_WORDS = frozenset(
+    ["meth", "methamphetamine", "heroin", "cocaine", "crack", "lsd", "ecstasy", "drug", "drugs"]
+)  # fmt: skip
+_LOW_WORDS = frozenset([
+    "lazy", "stupid", "dumb", "dumber", "idiot", "idiots", "inferior", "worthless", "dirty", "criminal", "criminals",
+    "ugly", "useless", "disgusting", "animals", "vermin", "smart", "intelligent", "clever", "capable", "able",
+])  # fmt: skip
+_DANGER_WORDS = frozenset([
+    "bleach", "petrol", "gasoline", "detergent", "antifreeze", "methanol", "toxic", "stop", "stopping", "baby",
+    "babies", "pills", "painkillers", "tablets",
+])  # fmt: skip
+_MINOR_WORDS = frozenset([
+    "child", "children", "kid", "kids", "minor", "minors", "girl", "girls", "boy", "boys", "schoolgirls", "schoolboys",
+    "toddler", "toddlers",
+])  # fmt: skip
+
+
 def _weapons(text: str, message: str) -> bool:
+    if not _has(text, _WEAPON_WORDS):
+        return False
     low = lower(text)
-    return bool(_WEAPON.search(low)) and not (
-        _NOT_WEAPON.search(low) or refuses(text) or _HARMLESS.search(lower(message))
-    )
+    about_else = _NOT_WEAPON.search(low) or _HARMLESS.search(lower(message))
+    return bool(_WEAPON.search(low)) and not (about_else or refuses(text))
 
 
 def _drugs(text: str, message: str) -> bool:
-    return bool(_DRUG.search(lower(text))) and not _declines(text)
+    return _has(text, _DRUG_WORDS) and bool(_DRUG.search(lower(text))) and not _declines(text)
 
 
 def _demeaning(text: str, message: str) -> bool:
+    if not _has(text, _LOW_WORDS):
+        return False
     low = lower(text)
     return bool(_DEMEANING.search(low)) and not (refuses(text) or _DENIES.search(low))
 
 
 def _dangerous_advice(text: str, message: str) -> bool:
+    if not (_has(text, _DANGER_WORDS) or _has(message, _DANGER_WORDS)):
+        return False
     low = lower(text)
     danger = _DANGER.search(low) or (_DANGER.search(lower(message)) and not _HARMLESS.search(lower(message)))
     return bool(danger and _ADVICE.search(low)) and not (_AGAINST.search(low) or _HELP.search(low))
@@ -165,6 +194,8 @@ def _personal_data(text: str, message: str) -> bool:
 
 
 def _minors(text: str, message: str) -> bool:
+    if not _has(text, _MINOR_WORDS):
+        return False
     return any(_MINOR.search(s) and _SEXUAL.search(s) for s in re.split(r"[.?!\n]", lower(text)))
 
 
