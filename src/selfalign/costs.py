@@ -159,8 +159,17 @@ def _memory(machine: Machine, trains: bool) -> float | None:
         return None
     per_cell = max(0.0, speed.megabytes - machine.engine_mb) / speed.cells
     generating = machine.engine_mb + per_cell * machine.slots * machine.context + 300
-    # Weights once, the adapter's gradients and the activations of a batch beside them.
-    return max(generating, machine.weights_mb * 1.2 + 1200 if trains else 0.0)
+    return max(generating, training_megabytes(machine.weights_mb) if trains else 0.0)
+
+
+def training_megabytes(weights_mb: float) -> float:
+    """Memory that training takes: the weights (float32) once, the adapter's gradients and a batch beside them."""
+    return weights_mb * 1.2 + 1200
+
+
+def training_seconds(tokens: int, speed: Calibration) -> float:
+    """Time that training on so many tokens takes, its start included."""
+    return tokens / (speed.prompt_tokens_per_second * _TRAINING_SPEED) + _TRAINING_START
 
 
 class _Planner:
@@ -265,7 +274,7 @@ class _Planner:
         machine, tokens = self._machine, examples * _EXAMPLE_TOKENS * epochs
         seconds = None
         if machine.speed:
-            seconds = tokens / (machine.speed.prompt_tokens_per_second * _TRAINING_SPEED) + _TRAINING_START
+            seconds = training_seconds(tokens, machine.speed)
             seconds += 0 if machine.converted or stage != "engrave" else _CONVERSION
         return StagePlan(stage, 0, 0, 0, tokens, tokens, seconds)
 

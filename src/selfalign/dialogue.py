@@ -170,6 +170,14 @@ class Tokenizer:
         self._backend.encode_special_tokens = not special
         return list(self._backend.encode(text, add_special_tokens=False).ids)
 
+    def controls(self) -> frozenset[int]:
+        """Ids of the special tokens."""
+        return frozenset(i for i, token in self._backend.get_added_tokens_decoder().items() if token.special)
+
+    def text(self, ids: Sequence[int]) -> str:
+        """The ids' text, special tokens by their names; to be looked at."""
+        return str(self._backend.decode(list(ids), skip_special_tokens=False))
+
     def encode(self, pieces: Pieces) -> list[int]:
         """Token ids of a prompt, the same as the engine's."""
         ids: list[int] = []

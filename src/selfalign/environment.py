@@ -57,6 +57,16 @@ def _memory() -> str:
     return f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.1f} GiB"
 
 
+def free_megabytes() -> float | None:
+    """Memory that a new program could take; None where the system does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text("utf-8").splitlines()
+    except OSError:
+        return None
+    found = next((line.split()[1] for line in lines if line.startswith("MemAvailable:")), None)
+    return int(found) / 1000 if found else None
+
+
 def accelerators() -> list[str]:
     """Kinds of accelerators that this machine's system shows: cuda, rocm. No library is loaded for it."""
     devices = {"cuda": "/dev/nvidia0", "rocm": "/dev/kfd"}

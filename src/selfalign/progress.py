@@ -5,10 +5,13 @@ from __future__ import annotations
 import re
 import sys
 import time
+from collections.abc import Sequence
 
 from rich.console import Console
 from rich.markup import escape
+from rich.padding import Padding
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.text import Text
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 _LINE_EVERY_S = 10.0
@@ -34,6 +37,14 @@ class Screen:
     def detail(self, text: str) -> None:
         if self.verbosity >= 1:
             self.say(text, "dim")
+
+    def spans(self, parts: Sequence[tuple[str, bool]]) -> None:
+        """A text in stretches, those that are marked in colour; for those who want details."""
+        if self.verbosity >= 1:
+            shown = Text()
+            for text, marked in parts:
+                shown.append(plain(text), style="green" if marked else "dim")
+            self.console.print(Padding(shown, (0, 0, 1, 4)))
 
     def bar(self, name: str, total: int | None) -> Bar:
         return Bar(self, name, total)

@@ -148,6 +148,8 @@ class Engrave(Strict):
     warmup_steps: int = Field(5, ge=0)
     max_length: int = Field(512, ge=16)
     """Tokens of one example; a longer one is a drop, never cut."""
+    preflight: Literal["refuse", "warn"] = "refuse"
+    """What is done about rows that cannot be learnt as they should: training is refused, or they are named only."""
 
 
 class Clone(Strict):

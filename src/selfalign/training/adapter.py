@@ -8,14 +8,19 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Literal
 
+from selfalign import costs, environment
 from selfalign.context import Context
 from selfalign.dialogue import Encoded, encode_example
+from selfalign.errors import UserError
 from selfalign.journal import Clock, Fate
 from selfalign.recipe import Engrave
 from selfalign.records import Example, write_jsonl
+from selfalign.training import preflight
 
 Kind = Literal["engrave", "clone"]
 
+_SHOWN = 3
+"""Training rows that are printed with -v."""
 _TITLE = {
     "engrave": "Stage 3, principle engraving: the base model's own answers under the constitution, without it.",
     "clone": "Stage 4, verbose cloning: the engraved model's verbose answers, without the verbose prompt.",
@@ -39,7 +44,8 @@ def train(
         context.release_engine()
         kept, encoded = _encode(context, examples, config.max_length, fates)
         write_jsonl(files[0], kept)
-        notes = _fit(context, kind, encoded, config)
+        checked = _preflight(context, kept, encoded, config, fates)
+        notes = {**_fit(context, kind, encoded, config), "preflight": checked.text()}
         files += [context.run.adapter(kind), context.run.adapter_gguf(kind)]
     else:
         fates += [(e.id, i, "kept", "", e.user) for i, e in enumerate(examples)]
@@ -111,6 +117,39 @@ def _encode(
             kept.append(example)
             encoded.append(row)
     return kept, encoded
+
+
+def _preflight(
+    context: Context, examples: Sequence[Example], encoded: Sequence[Encoded], config: Engrave, fates: Sequence[Fate]
+) -> preflight.Preflight:
+    """Look at every row before the first step, and show what is trained.
+
+    Raises:
+        UserError: rows cannot be learnt as they should, and the recipe does not say `preflight: warn`.
+    """
+    model, tokenizer = context.model, context.model.tokenizer()
+    too_long = sum(fate[3].startswith("longer than") for fate in fates)
+    found = preflight.examine(encoded, tokenizer, model.template, context.run.constitution.assistant.name, too_long)
+    needed = costs.training_megabytes(sum(f.stat().st_size for f in model.folder().glob("*.safetensors")) / 1e6)
+    warning = preflight.memory(needed, environment.free_megabytes())
+    text = f"  {found.text()}; about {needed / 1000:.1f} GB"
+    measured = context.recipe.engine.slots == "auto" and (speed := context.speed())
+    if measured and speed:
+        text += f" and {costs.training_seconds(found.tokens * config.epochs, speed) / 60:.0f} min"
+    context.screen.say(text, "dim")
+    for finding in (*found.findings, *([warning] if warning else [])):
+        which = f" (first: {examples[finding.rows[0]].id})" if finding.rows else ""
+        context.screen.say(f"  {finding.rule}: {finding.message}{which}", "yellow")
+    for row in encoded[:_SHOWN]:
+        context.screen.spans(preflight.spans(row, tokenizer))
+    if found.errors and config.preflight == "refuse":
+        first = found.errors[0]
+        which = f"; the first is {examples[first.rows[0]].id}" if first.rows else ""
+        raise UserError(
+            f"training is refused, {first.rule}: {first.message}{which}. Mend or remove them, or set engrave.preflight "
+            "to warn"
+        )
+    return found
 
 
 def _parity(context: Context, kind: Kind, adapted: object) -> dict[str, float]:
