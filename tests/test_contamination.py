@@ -157,6 +157,31 @@ def test_a_file_that_cannot_be_read_is_an_error(tmp_path: Path, name: str, conte
         list(texts(file))
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "why"),
+    [
+        ("a.csv", 'n,q\n1,"Hello there\n2,Why do cats purr at night?\n', "a.csv.* is no CSV"),
+        ("b.jsonl", '{"q": "Why do cats purr at night?"}\n{"q": \n', "b.jsonl:2 is no JSONL"),
+        ("c.csv", "n,q\n", "holds no text of 5 words"),
+        ("d.json", "[]", "holds no text of 5 words"),
+    ],
+)
+def test_a_file_that_protects_from_nothing_is_an_error(tmp_path: Path, name: str, content: str, why: str):
+    (tmp_path / name).write_text(content, "utf-8")
+    with pytest.raises(UserError, match=why):
+        Benchmarks().add_file(tmp_path / name)
+
+
+def test_texts_without_spaces_between_words_are_items(tmp_path: Path):
+    file = tmp_path / "a.jsonl"
+    items = ["日本語で自己紹介してください。", "这是一个关于人工智能的问题请回答它"]
+    file.write_text("".join(json.dumps({"q": text}) + "\n" for text in items), "utf-8")
+    found = Benchmarks()
+    found.add_file(file)
+    assert found.sources == {"a.jsonl": 2}
+    assert all(found.find(text) is not None for text in items)
+
+
 # -- stages ------------------------------------------------------------------------------------------------------------
 
 SMALL = ("prompts.self_instruct.count=10", "prompts.red_team.count=10", "prompts.red_team.topic_rounds=1")

@@ -130,7 +130,9 @@ def test_two_runs_are_compared(fake_run: Runs, tmp_path: Path):
     assert json.loads(result.stdout)["clusters"] == 24
     result = CliRunner().invoke(app, ["duplicates", str(tmp_path / "one"), str(tmp_path / "two")])
     assert "48 rows in 24 clusters" in result.stdout
-    assert CliRunner().invoke(app, ["duplicates", str(tmp_path / "one")]).stdout.strip() == "none"
+    assert CliRunner().invoke(app, ["duplicates", str(tmp_path / "one")]).stdout.startswith("none is")
+    result = CliRunner().invoke(app, ["duplicates", str(tmp_path / "one"), "--kind", "answers"])
+    assert "has no answers yet" in str(result.exception)
 
 
 def test_answers_of_both_stages_are_compared(fake_run: Runs):

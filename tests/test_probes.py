@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from selfalign.engines.fake import default_script
 from selfalign.errors import UserError
 from selfalign.evaluation import probes
 from selfalign.quality.instruction_filters import cleaned, reason_to_drop, reason_to_drop_own
+from selfalign.quality.rouge import rouge_l
 from selfalign.records import ProbeAnswer, Prompt, join_input, prompt_id, read_jsonl, write_jsonl
 
 Runs = Callable[..., Context]
@@ -130,6 +132,33 @@ def test_own_prompts_are_cleaned_bounded_and_never_probes(fake_run: Runs, tmp_pa
     assert context.journal.counts("self_instruct").dropped == {
         "not 2 to 256 tokens long": 2, "duplicate": 1, "overlaps with probes": 1, "contains a role marker": 1,
     }  # fmt: skip
+
+
+def test_near_wordings_of_a_held_out_prompt_are_not_trained_on(fake_run: Runs, tmp_path: Path):
+    questions = [f"How many {a} {b} live in the {c} of the valley?" for a in ("old", "red", "shy")
+                 for b in ("owls", "bees", "elks") for c in ("woods", "lakes")]  # fmt: skip
+    lines = questions + [f"Please say: {q}" for q in questions[::3]]
+    file = tmp_path / "mine.txt"
+    file.write_text("\n".join(lines), "utf-8")
+    sets = (f"prompts.file={file}", "stages=[prompts]", "evaluate.run_on=4", "prompts.novelty=0.8")
+    context = fake_run(*sets, name="near")
+    pipeline.run_stage(context, "prompts")
+    rows = read_jsonl(context.run.jsonl("prompts"), Prompt)
+    held = [r.instruction for r in rows if r.split == "heldout"]
+    assert len(rows) == len(lines)
+    assert len(held) <= 4
+    assert not any(rouge_l(h, r.instruction) > 0.8 for h in held for r in rows if r.split == "train")
+
+
+def test_a_changed_file_of_own_prompts_is_refused(fake_run: Runs, tmp_path: Path):
+    file = tmp_path / "mine.txt"
+    file.write_text("Name a river.\nName a lake.\n", "utf-8")
+    sha = hashlib.sha256(file.read_bytes()).hexdigest()
+    context = fake_run(f"prompts.file={file}", f"prompts.file_sha256={sha}", "stages=[prompts]", name="sha")
+    pipeline.run_stage(context, "prompts")
+    file.write_text("Name a hill.\n", "utf-8")
+    with pytest.raises(UserError, match="was changed since the run was begun"):
+        pipeline.run_stage(context, "prompts", again=True)
 
 
 def test_cleaning_keeps_what_a_user_means():

@@ -80,6 +80,7 @@ def data(text: str = "plain words") -> dict[str, Any]:
         "principles": [{"id": 1, "name": text, "used": 3}, {"id": 2, "name": "other", "used": 0}],
         "side_by_side": [{"message": f"M {text}", "answers": answers}] * 13,
         "data": about_the_data(text),
+        "story": text,
         "notice": text,
     }
 
@@ -100,7 +101,10 @@ def about_the_data(text: str) -> dict[str, Any]:
     return {
         "diversity": {"prompts": described, text: described},
         "duplicates": {"prompts": {"rows": 4, "exact": none, "near": clusters}},
-        "contamination": {"against": ["probes", text], "hits": [{"stage": text, "reason": text, "text": text}]},
+        "contamination": {
+            "against": ["probes", text],
+            "hits": [{"stage": text, "reason": text, "text": text, "item": text}],
+        },
     }
 
 

@@ -173,6 +173,14 @@ def test_it_stops_where_the_model_repeats_itself_word_for_word(fake_run: Runs):
     assert notes["rounds"] <= 15
 
 
+def test_it_stops_where_nothing_can_be_used(fake_run: Runs):
+    context = fake_run(*SIZES, "prompts.self_instruct.requests_per_round=50", "filters.prompts.min_words=100")
+    self_instruct.run(context)
+    notes = context.journal.counts("self_instruct").notes
+    assert notes["rounds"] <= 6
+    assert "candidates was accepted" in notes["stopped"]
+
+
 def test_the_paper_goes_on_to_the_last_round(fake_run: Runs):
     sets = ("prompts.steering.least_novel=0", "prompts.self_instruct.max_rounds=40")
     context = fake_run(*SIZES, *sets, "prompts.self_instruct.requests_per_round=20", script=few_words)

@@ -118,8 +118,15 @@ def test_default_and_paper_differ_as_documented():
 
 
 @pytest.mark.parametrize(
-    "value", ["papr", {"responses": {"unsafe": ["bombs"]}}, {"responses": {"echo": 2}}, {"base": "paper", "ecko": 1}]
+    "value",
+    [
+        "papr",
+        {"prompts": {"min_words": 200}},
+        {"responses": {"unsafe": ["bombs"]}},
+        {"responses": {"echo": 2}},
+        {"base": "paper", "ecko": 1},
+    ],
 )
 def test_a_wrong_value_is_an_error(value: object):
-    with pytest.raises(ValueError, match=r"papr|bombs|echo|ecko"):
+    with pytest.raises(ValueError, match=r"papr|bombs|echo|ecko|min_words"):
         Filters.model_validate(value)

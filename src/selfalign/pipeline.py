@@ -102,7 +102,9 @@ def run_stage(context: Context, stage: Stage, again: bool = False) -> None:
     run.check_not_edited(step.outputs(run), context.force)
     run.journal.unpublish(stage)
     if stage in ("prompts", "align", "clone"):
-        _ = context.benchmarks  # a file that cannot be read is said before anything is generated
+        # A file that cannot be read is said before anything is generated.
+        for name, items in context.benchmarks.sources.items():
+            context.screen.say(f"  measured on {name}: {items:,} texts that nothing may overlap with", "dim")
     if again and stage == "prompts":
         run.journal.forget_rounds()
     context.screen.say(step.title, "bold")

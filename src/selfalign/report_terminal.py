@@ -256,12 +256,14 @@ def show_clusters(found: list[list[Row]]) -> None:
     """Clusters of rows that say the same, on standard output."""
     console = stdout_console()
     rows = sum(map(len, found))
-    console.print(f"{rows:,} rows in {len(found):,} clusters" if found else "none")
+    word = "cluster" if len(found) == 1 else "clusters"
+    console.print(f"{rows:,} rows in {len(found):,} {word}" if found else "none is nearly the same as another")
     for cluster in found:
         console.print()
         for row in cluster:
             text = " ".join(plain(row.text).split())
-            console.print(f"[dim]{escape(row.run)} {row.id}[/dim]  {escape(text[:200])}", soft_wrap=True)
+            text = text if len(text) <= 200 else text[:200].rsplit(" ", 1)[0] + " …"
+            console.print(f"[dim]{escape(row.run)} {row.stage} {row.id}[/dim]  {escape(text)}", soft_wrap=True)
 
 
 def _resources(run: RunDir, made: Plan) -> str:

@@ -27,6 +27,9 @@ Candidate = tuple[Fate, Prompt | None]
 _JUDGED = 200
 """Candidates over which the share of new ones is looked at, before a stage is said to have dried up."""
 
+_BARREN = 500
+"""Candidates of which none is accepted that end a stage."""
+
 
 class Rounds:
     """The accepted prompts of a stage, round after round.
@@ -131,7 +134,9 @@ class Rounds:
             self._judged.popleft()
         looked_at, new = (sum(column) for column in zip(*self._judged, strict=True))
         least = self._context.recipe.prompts.steering.least_novel
-        if looked_at >= _JUDGED and new < least * looked_at and self.missing > 0:
+        if self.rows >= _BARREN and not self.accepted and least:
+            self.dried_up = f"none of {self.rows} candidates was accepted"
+        elif looked_at >= _JUDGED and new < least * looked_at and self.missing > 0:
             self.dried_up = f"of the last {looked_at} usable candidates {new} were new, fewer than {least:.0%}"
 
     def _decide(self, candidates: list[Candidate]) -> tuple[list[Fate], list[Prompt], int]:

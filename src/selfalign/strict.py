@@ -18,7 +18,7 @@ _MAX_BYTES = 1_000_000
 class Strict(BaseModel):
     """A part of a document: unknown keys and wrong types are errors."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(use_attribute_docstrings=True, extra="forbid", frozen=True, strict=True)
 
 
 Document = TypeVar("Document", bound=Strict)

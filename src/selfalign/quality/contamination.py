@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import unicodedata
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,6 +63,8 @@ class Benchmarks:
         self._shorter = rouge / (2 - rouge) - 1e-6
         """The least share of a text's tokens that another one above the threshold has: docs/novelty.md, length."""
         self._longest = 0
+        self.sources: dict[str, int] = {}
+        """Benchmark file -> items in it."""
 
     def __len__(self) -> int:
         return len(self._items)
@@ -82,8 +85,17 @@ class Benchmarks:
                 self._longest = max(self._longest, len(tokens(item)))
 
     def add_file(self, path: Path) -> None:
-        """Take up every text of a benchmark file. Raises as `texts`."""
-        self.add(path.name, texts(path))
+        """Take up every text of a benchmark file.
+
+        Raises:
+            UserError: it cannot be read, or holds no text of five words.
+        """
+        before = len(self)
+        found = list(texts(path))
+        self.add(path.name, found)
+        if not found:
+            raise UserError(f"benchmark file {str(path)!r} holds no text of {_MIN_WORDS} words: is it the right one?")
+        self.sources[path.name] = self.sources.get(path.name, 0) + len(self) - before
 
     def find(self, *texts: str) -> Hit | None:
         """The overlap of the first of these texts that has one."""
@@ -117,7 +129,16 @@ def texts(path: Path) -> Iterator[str]:
         for text in _strings(value):
             # A cell may be a list, as TruthfulQA's answers.
             parts = [text, *text.split("; ")] if "; " in text else [text]
-            yield from (part.strip() for part in parts if len(words(part)) >= _MIN_WORDS and not _is_address(part))
+            yield from (part.strip() for part in parts if _says_enough(part) and not _is_address(part))
+
+
+def _says_enough(text: str) -> bool:
+    # Scripts without spaces between words: their letters are counted.
+    return len(words(text)) >= _MIN_WORDS or (not text.isascii() and sum(map(_is_wide, text)) >= 2 * _MIN_WORDS)
+
+
+def _is_wide(letter: str) -> bool:
+    return unicodedata.east_asian_width(letter) == "W" and letter.isalpha()
 
 
 def _is_address(text: str) -> bool:
@@ -125,23 +146,30 @@ def _is_address(text: str) -> bool:
 
 
 def _values(path: Path) -> Iterator[Any]:
+    number = 1
     try:
         text = path.read_text("utf-8-sig")
         if path.suffix == ".json":
             yield json.loads(text)
         elif path.suffix == ".jsonl":
-            yield from (json.loads(line) for line in text.split("\n") if line.strip())
+            for number, line in enumerate(text.split("\n"), 1):  # noqa: B007  (the error names it)
+                if line.strip():
+                    yield json.loads(line)
         elif path.suffix == ".csv":
             csv.field_size_limit(max(csv.field_size_limit(), len(text) + 1))
-            yield from csv.reader(io.StringIO(text))
+            # strict: a quote that is never closed would swallow the rest of the file
+            yield from csv.reader(io.StringIO(text), strict=True)
         elif path.suffix == ".tsv":
             yield from ([cell.strip('"') for cell in line.split("\t")] for line in text.split("\n"))
         else:
             yield from text.split("\n")
     except OSError as error:
         raise UserError(f"benchmark file {str(path)!r} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"benchmark file {str(path)!r} is not UTF-8 (byte {error.start}): save it as UTF-8") from None
     except (ValueError, RecursionError, csv.Error) as error:
-        raise UserError(f"benchmark file {str(path)!r} is no {path.suffix[1:]} file in UTF-8: {error}") from None
+        why = getattr(error, "msg", str(error))
+        raise UserError(f"benchmark file {path}:{number} is no {path.suffix[1:].upper()}: {why}") from None
 
 
 def _strings(value: Any) -> Iterator[str]:

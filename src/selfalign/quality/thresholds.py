@@ -18,6 +18,13 @@ class PromptFilter(Strict):
 
     min_words: int = Field(4, ge=1)
     max_words: int = Field(150, ge=1)
+
+    @model_validator(mode="after")
+    def _bounds(self) -> PromptFilter:
+        if self.min_words > self.max_words:
+            raise ValueError(f"min_words is {self.min_words}, more than max_words, {self.max_words}")
+        return self
+
     text_only: bool = True
     """Drop what names images, files and other things that a text model cannot see or make."""
     placeholders: bool = False
@@ -93,7 +100,7 @@ _BASES: dict[str, dict[str, Any]] = {
         "prompts": {"placeholders": True},
         "responses": {**_PAPER, "min_chars": 149, "sorry": True},
         "verbose": {**_PAPER, **_VERBOSE, "min_chars_truncated": 128, "trim_after_cut": False},
-        "overlap": {"words": 0, "rouge": 1.0},
+        "overlap": {},
     },
 }
 

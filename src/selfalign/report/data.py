@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from selfalign.quality import diversity, duplicates
-from selfalign.records import Prompt, Response, read_jsonl, stream_jsonl
+from selfalign.records import Drop, Prompt, Response, read_jsonl, stream_jsonl
 from selfalign.run import RunDir
 
 _SHOWN = 5
@@ -99,8 +99,13 @@ def _contamination(run: RunDir) -> dict[str, Any]:
     hits = [d for d in run.journal.drops() if d.reason.startswith("overlaps with ")]
     return {
         "against": ["probes", *(Path(name).name for name in run.recipe.evaluate.benchmarks)],
-        "hits": [{"stage": d.stage, "reason": d.reason, "text": d.text} for d in hits],
+        "hits": [_hit(d) for d in hits],
     }
+
+
+def _hit(drop: Drop) -> dict[str, str]:
+    text, _, item = drop.text.rpartition("\n~ ")
+    return {"stage": drop.stage, "reason": drop.reason, "text": text, "item": item}
 
 
 def across(runs: Sequence[RunDir], kind: str, method: str, **options: float) -> list[list[Row]]:

@@ -68,8 +68,26 @@ def gather(run: RunDir) -> dict[str, Any]:
         "principles": _principles(run, stages),
         "side_by_side": side_by_side(answers),
         "data": data.gather(run),
+        "story": _story(run),
         "notice": "",
     }
+
+
+def _story(run: RunDir) -> str:
+    """What the run did, in a sentence: of the stages that its recipe has."""
+    own = run.recipe.prompts.file is not None
+    steps = {
+        "prompts": "was given prompts" if own else "wrote its own prompts",
+        "align": "answered them under the constitution",
+        "engrave": "learnt the answers without it",
+        "clone": "learnt its own verbose mode",
+    }
+    done = [text for stage, text in steps.items() if stage in run.recipe.stages]
+    told = ", ".join(done[:-1]) + (" and " if len(done) > 1 else "") + done[-1] if done else "was measured"
+    text = f"The base model {told}. Below is what came of each step"
+    if "evaluate" in run.recipe.stages:
+        text += ", and what the models say to prompts that none of them was trained on"
+    return f"{text}."
 
 
 def read_scores(run: RunDir) -> list[dict[str, Any]]:

@@ -5,6 +5,7 @@ With a file of the user's own prompts this takes the place of 1a and 1b.
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -31,7 +32,9 @@ def import_file(context: Context, file: Path) -> list[Path]:
     Raises:
         UserError: the file cannot be read, or holds no prompt.
     """
-    clock = Clock()
+    clock, wanted = Clock(), context.recipe.prompts.file_sha256
+    if wanted and hashlib.sha256(_bytes(file)).hexdigest() != wanted:
+        raise UserError(f"{file} was changed since the run was begun: restore it, or begin again with --new")
     for ledger in ("topics", "red_team"):
         context.journal.restart(ledger)
     rows: dict[str, Prompt] = {}
@@ -67,6 +70,13 @@ def import_file(context: Context, file: Path) -> list[Path]:
     return [_publish(context, list(rows.values()))]
 
 
+def _bytes(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise UserError(f"prompts file {str(file)!r} cannot be read: {error.strerror}") from None
+
+
 def count(file: Path, most: int | None) -> int:
     """How many prompts the file holds, before the filters. Raises as `import_file`."""
     number = len(_read(file))
@@ -99,17 +109,40 @@ def _read(file: Path) -> list[tuple[str, str]]:
 
 
 def _publish(context: Context, rows: list[Prompt]) -> Path:
-    # Identity questions are always trained on: what is too close to one must not be held out.
-    known = NoveltyIndex(context.recipe.prompts.novelty)
-    for pair in context.run.constitution.identity:
-        known.accept(pair.question)
     # The hash of the content mixes both sources, the same way on every machine.
     rows = sorted(rows, key=lambda r: content_hash(context.recipe.seed, r.id))
     wanted = min(context.recipe.evaluate.run_on, len(rows) // 2)
-    free = [r.id for r in rows if r.instruction not in known and known.nearest(r.instruction) is None]
-    heldout = set(free[:wanted])
+    heldout = _apart(rows, wanted, [pair.question for pair in context.run.constitution.identity], context)
     rows = [replace(r, split="heldout" if r.id in heldout else "train") for r in rows]
     path = context.run.jsonl("prompts")
     write_jsonl(path, rows)
     context.screen.say(f"  prompts: {len(rows)}, of which {len(heldout)} are held out for the evaluation")
+    if len(heldout) < wanted:
+        context.screen.say(f"  {wanted} were to be held out: the others are too close to what is trained on", "yellow")
     return path
+
+
+def _apart(rows: list[Prompt], wanted: int, trained: list[str], context: Context) -> set[str]:
+    """Ids of the first rows that are close to no other row and to none of the texts that are always trained on.
+
+    Stage 1's own prompts are all far from each other; a file of the user's may hold several wordings of one.
+    """
+    limit = context.recipe.prompts.novelty
+    known = NoveltyIndex(limit)
+    for text in trained:
+        known.accept(text)
+    near = known.nearest_all(r.instruction for r in rows)
+    free = [r for r, found in zip(rows, near, strict=True) if found is None and r.instruction not in known]
+    places = {r.id: n for n, r in enumerate(rows)}
+    while True:
+        chosen, rest = free[:wanted], set(range(len(rows)))
+        index = NoveltyIndex(limit)
+        for row in chosen:
+            index.accept(row.instruction)
+            rest.discard(places[row.id])
+        others = [rows[n].instruction for n in sorted(rest)]
+        close = {found.text for found in index.nearest_all(others) if found} | {o for o in others if o in index}
+        # Two of the chosen may be close to each other: neither is trained on.
+        if not close:
+            return {row.id for row in chosen}
+        free = [row for row in free if row.instruction not in close]
