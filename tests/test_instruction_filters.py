@@ -32,7 +32,7 @@ def test_length_at_both_limits():
     assert reason_to_drop(" ".join(["word"] * 150), "") is None
     assert reason_to_drop(" ".join(["word"] * 151), "") == "too long"
     assert reason_to_drop("Name two", "", filters=PromptFilter(min_words=2)) is None
-    assert reason_to_drop("Name three warm colours", "", filters=PromptFilter(max_words=3)) == "too long"
+    assert reason_to_drop("Name three warm colours", "", filters=PromptFilter(min_words=1, max_words=3)) == "too long"
 
 
 @pytest.mark.parametrize(
