@@ -68,7 +68,7 @@ class _Candidate:
 class NoveltyIndex:
     """Insert or reject.
 
-    Memory: about 66 MB per 100,000 instructions of a dozen words (benchmarks/novelty.py).
+    Memory: about 70 MB per 100,000 instructions of a dozen words (benchmarks/novelty.py).
 
     Args:
         threshold: a text is rejected if its F1 with an accepted one is strictly above this; 0 to 1.
