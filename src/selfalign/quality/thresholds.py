@@ -10,8 +10,6 @@ from pydantic_core import CoreSchema
 from selfalign.quality.safety import RULES
 from selfalign.strict import Strict
 
-Share = Field(ge=0, le=1)
-
 
 class PromptFilter(Strict):
     """Stage 1."""
