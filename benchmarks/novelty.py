@@ -92,16 +92,6 @@ def against_rouge_score(number: int = 3000) -> None:
 
     texts = variants(number)
     NoveltyIndex().add_all(texts[:10])  # loads numpy
-    times: list[float] = []
-
-    def ours() -> list[bool]:
-        start = time.process_time()
-        decisions = NoveltyIndex().add_all(texts)
-        times.append(time.process_time() - start)
-        return decisions
-
-    for _ in range(5):
-        ours()
     scorer, some = rouge_scorer.RougeScorer(["rougeL"]), texts[:60]
     times: list[float] = []
     rates: list[float] = []

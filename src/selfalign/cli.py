@@ -177,9 +177,6 @@ def duplicates(
         raise UserError(f"--kind {kind!r}: prompts or answers")
     options = {} if threshold is None else {"threshold": threshold}
     opened = [_open(run).run for run in dict.fromkeys(path.resolve() for path in runs)]
-    for run in opened:
-        if not data.rows(run, kind):
-            raise UserError(f"{run.path} has no {kind} yet")
     found = data.across(opened, kind, "semantic" if semantic else "near", **options)
     if as_json:
         typer.echo(json.dumps(data.summary(found, None), indent=1, ensure_ascii=False))

@@ -99,7 +99,7 @@ class Benchmarks:
 
     def find(self, *texts: str) -> Hit | None:
         """The overlap of the first of these texts that has one."""
-        for text in texts:
+        for text in dict.fromkeys(texts):
             if (number := self._exact.get(folded(text))) is not None:
                 return Hit(*self._items[number], "the same")
             for place, gram in enumerate(self._ngrams(text)):

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from selfalign.errors import UserError
 from selfalign.quality import diversity, duplicates
 from selfalign.records import Drop, Prompt, Response, read_jsonl, stream_jsonl
 from selfalign.run import RunDir
@@ -109,6 +110,15 @@ def _hit(drop: Drop) -> dict[str, str]:
 
 
 def across(runs: Sequence[RunDir], kind: str, method: str, **options: float) -> list[list[Row]]:
-    """Clusters of rows of several runs, which are called by their paths. Raises as `clusters`."""
-    found = [replace(row, run=str(run.path)) for run in runs for row in rows(run, kind)]
+    """Clusters of rows of several runs, which are called by their paths.
+
+    Raises:
+        UserError: a run has no such rows, or see `duplicates.semantic`.
+    """
+    found: list[Row] = []
+    for run in runs:
+        texts = rows(run, kind)
+        if not texts:
+            raise UserError(f"{run.path} has no {kind} yet")
+        found += [replace(row, run=str(run.path)) for row in texts]
     return clusters(found, method, **options)
