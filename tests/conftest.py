@@ -16,9 +16,11 @@ from selfalign import recipe as recipes
 from selfalign.constitution import Constitution
 from selfalign.context import Context
 from selfalign.engines.fake import Fake, default_script
+from selfalign.environment import share_processor
 from selfalign.progress import Screen
 from selfalign.run import RunDir
 
+share_processor()
 settings.register_profile(
     "fixed",
     derandomize=True,

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import copy
 import math
+import os
 import random
+import signal
+import time
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -153,6 +156,25 @@ def test_a_run_stopped_at_any_step_goes_on_with_the_same_losses(
         assert sum(found.validation, ()) == pytest.approx(sum(wanted.validation, ())) and found.tokens == wanted.tokens
         for name, value in weights.items():
             torch.testing.assert_close(again[name], value, rtol=0, atol=1e-6)
+
+
+def test_killed_at_random_instants_it_ends_with_the_same_losses(tiny_gemma: Any, tmp_path: Path) -> None:
+    wanted, weights = trained(tiny_gemma)
+    checkpoint, rng, kills = Checkpoint(tmp_path / "c.safetensors", "key"), random.Random(0), 0
+    for _ in range(60):
+        child = os.fork()
+        if child == 0:
+            trained(tiny_gemma, checkpoint=checkpoint)
+            os._exit(0)
+        time.sleep(rng.uniform(0, 1.5 * wanted.seconds))
+        os.kill(child, signal.SIGKILL)
+        kills += os.WIFSIGNALED(os.waitpid(child, 0)[1])
+        if kills >= 8 and checkpoint.path.exists():
+            break
+    found, again = trained(tiny_gemma, checkpoint=checkpoint)
+    assert kills >= 5 and found.resumed_at > 0
+    assert found.losses == pytest.approx(wanted.losses, abs=1e-6)
+    assert all(torch.allclose(again[n], weights[n], rtol=0, atol=1e-6) for n in weights)
 
 
 def test_a_finished_state_is_not_trained_on(tiny_gemma: Any, tmp_path: Path) -> None:

@@ -124,3 +124,16 @@ def test_an_unknown_architecture_is_refused_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "rwkv"}')
     with pytest.raises(UserError, match="rwkv"):
         gguf_adapter.write(tmp_path, tmp_path, tmp_path / "x.gguf", "")
+
+
+def test_an_adapter_of_another_base_is_refused(tiny_gemma: Any, tmp_path: Path) -> None:
+    lora.save_adapter(lora.with_new_adapter(tiny_gemma, CONFIG, seed=0), tmp_path / "adapter", BASE, "card")
+    BASE.check_adapter(tmp_path / "adapter")
+    other = models.Model("another", "4567", None, None, "")
+    with pytest.raises(UserError, match=r"another base \(a model, 0123\) than another \(4567\)"):
+        other.check_adapter(tmp_path / "adapter")
+    (tmp_path / "adapter/base.json").write_text("{")
+    with pytest.raises(UserError, match="is not JSON"):
+        BASE.check_adapter(tmp_path / "adapter")
+    (tmp_path / "adapter/base.json").unlink()
+    other.check_adapter(tmp_path / "adapter")

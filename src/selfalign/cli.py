@@ -237,9 +237,11 @@ def recipe(
 
 def main() -> None:
     """The entry point: errors of ours are one line and an exit code; anything else is a bug and shows its trace."""
+    from selfalign.environment import share_processor
     from selfalign.errors import SelfAlignError
     from selfalign.signals import STOP
 
+    share_processor()
     STOP.install()
     try:
         app()

@@ -79,6 +79,12 @@ class Context:
         base = self.model.identity
         return {None: base, **{a: content_hash(base, file_hash(self.run.adapter_gguf(a))) for a in adapters}}
 
+    def adapter(self, stage: str) -> Path:
+        """The PEFT adapter of a stage. Raises as `Model.check_adapter`."""
+        folder = self.run.adapter(stage)
+        self.model.check_adapter(folder)
+        return folder
+
     def engine(self, adapters: tuple[str, ...] = ()) -> Engine:
         """An engine on which requests may name these stages' adapters (engrave, clone)."""
         wanted = tuple(self.identities(adapters).values())
@@ -88,7 +94,7 @@ class Context:
             here = self.has_weights and engines.kind(config) != "openai"
             if self.has_weights and not here:
                 self._check_served(adapters)
-            folders = {a: self.run.adapter(a) for a in adapters}
+            folders = {a: self.adapter(a) if here else self.run.adapter(a) for a in adapters}
             self._engine = engines.start(config, self.model if here else None, folders, self.slots())
             self._engine_for = wanted
             self._say_engine(self._engine.parallel)

@@ -30,6 +30,10 @@ _GEMMA_NOTICE = (
 )
 
 
+BASE_NOTE = "base.json"
+"""In an adapter's folder: which base it was trained on."""
+
+
 def cache_folder() -> Path:
     """Where converted models are kept: $SELFALIGN_CACHE, else the user's cache folder."""
     if own := os.environ.get("SELFALIGN_CACHE"):
@@ -97,6 +101,29 @@ class Model:
             from selfalign.training import gguf_adapter
 
             gguf_adapter.architecture(json.loads((self.folder_path / "config.json").read_text("utf-8")))
+
+    def note(self) -> str:
+        """What an adapter's folder says of its base."""
+        return json.dumps({"source": self.source, "identity": self.identity}) + "\n"
+
+    def check_adapter(self, folder: Path) -> None:
+        """Whether the adapter in that folder was trained on these weights; without a note of it, it is believed.
+
+        Raises:
+            UserError: it was trained on others.
+        """
+        try:
+            note = json.loads((folder / BASE_NOTE).read_text("utf-8"))
+        except FileNotFoundError:
+            return
+        except ValueError:
+            raise UserError(f"{folder / BASE_NOTE} is not JSON: restore it, or train the adapter again") from None
+        named = note if isinstance(note, dict) else {}
+        if named.get("identity") != self.identity:
+            raise UserError(
+                f"the adapter in {folder} was trained on another base ({named.get('source')}, {named.get('identity')}) "
+                f"than {self.source} ({self.identity}): give the model that it was trained on, or train it again"
+            )
 
     def tokenizer(self, say: Callable[[str], None] = lambda _: None) -> Tokenizer:
         folder = self.folder(say)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,12 +12,9 @@ import torch
 
 from selfalign import atomic
 from selfalign.errors import UserError
-from selfalign.models import Model, quiet_transformers
+from selfalign.models import BASE_NOTE, Model, quiet_transformers
 from selfalign.recipe import Engrave
 from selfalign.training.device import CPU, Placement
-
-BASE = "base.json"
-"""In an adapter's folder: which base it was trained on."""
 
 
 def load_base(folder: Path, where: Placement = CPU) -> Any:
@@ -83,22 +79,6 @@ def save_adapter(model: Any, folder: Path, base: Model, card: str) -> None:
         # Embeddings are never trained; "auto" would ask the hub about the base.
         model.save_pretrained(str(building), safe_serialization=True, save_embedding_layers=False)
         (building / "README.md").write_text(card, "utf-8")
-        (building / BASE).write_text(json.dumps({"source": base.source, "identity": base.identity}) + "\n", "utf-8")
+        (building / BASE_NOTE).write_text(base.note(), "utf-8")
         if base.notice:
             (building / "NOTICE").write_text(base.notice + "\n", "utf-8")
-
-
-def check_base(folder: Path, base: Model) -> None:
-    """Raises UserError where the adapter in that folder was trained on another base; without a note it is believed."""
-    try:
-        note = json.loads((folder / BASE).read_text("utf-8"))
-    except FileNotFoundError:
-        return
-    except ValueError:
-        raise UserError(f"{folder / BASE} is not JSON: train the adapter again, or restore the file") from None
-    identity = note.get("identity") if isinstance(note, dict) else None
-    if identity != base.identity:
-        raise UserError(
-            f"the adapter in {folder} was trained on another base ({note.get('source') if identity else 'unknown'}, "
-            f"{identity}) than {base.source} ({base.identity}): give the model that it was trained on"
-        )
