@@ -137,3 +137,19 @@ def test_an_adapter_of_another_base_is_refused(tiny_gemma: Any, tmp_path: Path) 
         BASE.check_adapter(tmp_path / "adapter")
     (tmp_path / "adapter/base.json").unlink()
     other.check_adapter(tmp_path / "adapter")
+
+
+def test_tokens_of_no_likelihood_are_left_out_of_the_gradient_but_not_of_the_loss() -> None:
+    torch.manual_seed(0)
+    head, hidden, target = torch.randn(50_000, 16), torch.randn(40, 16) * 2, torch.randint(0, 50_000, (40,))
+    leaf = hidden.clone().requires_grad_(True)
+    expected = F.cross_entropy(F.linear(leaf, head), target, reduction="sum")
+    expected.backward()
+    ours = CrossEntropy(head, None)
+    softmax = torch.softmax(head @ hidden.T, 0)
+    likely = ours._likely(softmax, target)
+    assert likely is not None and len(likely) < 35_000 and set(target.tolist()) <= set(likely.tolist())
+    loss, gradient = ours.loss_and_gradient(hidden, target)
+    assert loss == pytest.approx(float(expected.detach()), rel=1e-5)
+    assert leaf.grad is not None
+    assert float((gradient - leaf.grad).norm() / leaf.grad.norm()) < 1e-4

@@ -123,9 +123,11 @@ def _shown(context: Context, bar: Bar) -> Callable[[int, int, float, int], None]
 
     def on_step(step: int, steps: int, loss: float, tokens: int) -> None:
         nonlocal seen
-        bar.total(steps)
-        # The steps before a stop took no time in this sitting.
-        bar.set(step, 0 if seen is None and step > 1 else tokens - (seen or 0))
+        if seen is None:
+            bar.total(steps)
+            bar.begin_at(step - 1)
+            seen = 0 if step == 1 else tokens
+        bar.set(step, tokens - seen)
         seen = tokens
         context.screen.detail(f"  step {step} of {steps}: loss {loss:.3f}")
 

@@ -1,4 +1,4 @@
-"""Cross-entropy over a large vocabulary: exact loss and gradient, in chunks that share one buffer.
+"""Cross-entropy over a large vocabulary, in chunks that share one buffer.
 
 torch's autograd would keep logits, their softmax and its gradient: three tensors of N x V. Here a chunk's logits are
 turned into its softmax in place and multiplied with the head's weight at once, so that N x V never exists and the
@@ -11,6 +11,12 @@ import torch
 
 CHUNK = 512
 """Positions at once: 512 x 262,144 floats are 537 MB."""
+
+
+NEGLIGIBLE = 2.0**-24
+"""A token that is less likely than this at every position of a chunk is left out of the gradient (not of the loss)."""
+_LARGE = 1 << 15
+"""Size of a vocabulary from which that is worth it."""
 
 
 class CrossEntropy:
@@ -57,6 +63,15 @@ class CrossEntropy:
         losses = total.log() + top - picked
         return losses, logits.div_(total), slope
 
+    def _likely(self, softmax: torch.Tensor, target: torch.Tensor) -> torch.Tensor | None:
+        """Tokens that enter the gradient of a chunk; None where leaving the others out saves nothing."""
+        if len(softmax) < _LARGE:
+            return None
+        marked = softmax.amax(1) > NEGLIGIBLE
+        marked[target] = True
+        found = marked.nonzero()[:, 0]
+        return found if len(found) < 0.7 * len(softmax) else None
+
     @torch.no_grad()
     def losses(self, hidden: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """Loss of each position: hidden (N, d), target (N,) -> (N,)."""
@@ -71,9 +86,17 @@ class CrossEntropy:
         for h, t in zip(hidden.split(CHUNK), target.split(CHUNK), strict=True):
             losses, softmax, slope = self._softmax(h, t)
             loss += float(losses.sum())
+            likely = self._likely(softmax, t)
             softmax[t, torch.arange(len(t), device=t.device)] -= 1
             if slope is not None:
                 softmax.mul_(slope)
-            gradient[at : at + len(t)] = softmax.T.to(self._head.dtype) @ self._head
+            gradient[at : at + len(t)] = _weighted(softmax, self._head, likely)
             at += len(t)
         return loss, gradient
+
+
+def _weighted(softmax: torch.Tensor, head: torch.Tensor, likely: torch.Tensor | None) -> torch.Tensor:
+    """The head's rows summed by weight: (V, n), (V, d) -> (n, d)."""
+    if likely is not None:
+        softmax, head = softmax.index_select(0, likely), head.index_select(0, likely)
+    return softmax.T.to(head.dtype) @ head
