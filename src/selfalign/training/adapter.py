@@ -51,7 +51,7 @@ def train(
         kept, encoded = _encode(context, examples, config.max_length, fates)
         write_jsonl(files[0], kept)
         checked = _preflight(context, kept, encoded, config, fates)
-        notes = {**_fit(context, kind, kept, encoded, config), "preflight": checked.text()}
+        notes = {**_fit(context, kind, kept, encoded, config, clock), "preflight": checked.text()}
         files += [context.run.adapter(kind), context.run.adapter_gguf(kind)]
     else:
         fates += [(e.id, i, "kept", "", e.user) for i, e in enumerate(examples)]
@@ -63,7 +63,12 @@ def train(
 
 
 def _fit(
-    context: Context, kind: Kind, examples: Sequence[Example], encoded: Sequence[Encoded], config: Engrave
+    context: Context,
+    kind: Kind,
+    examples: Sequence[Example],
+    encoded: Sequence[Encoded],
+    config: Engrave,
+    clock: Clock,
 ) -> dict[str, object]:
     """Train, publish the adapter in both forms, compare them; returns notes for the ledger."""
     from selfalign.training import device, gguf_adapter, loop, lora
@@ -85,6 +90,7 @@ def _fit(
             on_step=_shown(context, bar),
             say=lambda text: context.screen.say(f"  {text}", "yellow"),
         )
+    clock.add(done.seconds_before)
     target = context.run.adapter(kind)
     lora.save_adapter(adapted, target, model, _card(context, kind, len(rows)))
     gguf_adapter.write(target, folder, context.run.adapter_gguf(kind), model.notice)

@@ -45,6 +45,8 @@ class Training:
     """Of the steps, over all sittings."""
     resumed_at: int = 0
     """The step after which this sitting went on."""
+    seconds_before: float = 0.0
+    """Of the steps before that."""
     best_step: int = 0
     """The step whose adapter is kept, where training stops early; else 0."""
     tokens_at_once: int = 0
@@ -292,7 +294,7 @@ class _Loop:
         tensors, record = found
         self.stopped = record.pop("stopped")
         self.made = Training(**{**record, "validation": [(s, v) for s, v in record["validation"]]})
-        self.made.resumed_at = len(self.made.losses)
+        self.made.resumed_at, self.made.seconds_before = len(self.made.losses), self.made.seconds
         with torch.no_grad():
             for name, parameter in self.trained.items():
                 parameter.copy_(tensors[name])
