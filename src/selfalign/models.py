@@ -140,7 +140,7 @@ def resolve(source: str) -> Model:
         with path.open("rb") as file:
             if file.read(4) != b"GGUF":
                 raise UserError(f"model {source!r} is not a GGUF file (its first bytes say so)")
-        return Model(source, _identity([path]), path.absolute(), None, _licence_of(path.parent))
+        return Model(source, identity_of([path]), path.absolute(), None, _licence_of(path.parent))
     if path.is_dir():
         return _from_folder(source, path.absolute())
     local = source.endswith((".gguf", ".safetensors")) or (path.parent != Path() and path.parent.exists())
@@ -194,7 +194,7 @@ def _from_folder(source: str, folder: Path) -> Model:
             f"model {source!r} holds several GGUF files ({names}): keep the one that the engine should load"
         )
     files = [*weights, *ggufs, *(f for n in _DECIDING if (f := folder / n).is_file())]
-    return Model(source, _identity(files), ggufs[0] if ggufs else None, folder, _licence_of(folder))
+    return Model(source, identity_of(files), ggufs[0] if ggufs else None, folder, _licence_of(folder))
 
 
 def _from_hub(source: str) -> Model:
@@ -222,8 +222,8 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _identity(files: list[Path]) -> str:
-    """A hash of size and 64 evenly spaced stretches of each file: full hashes of large models take minutes."""
+def identity_of(files: list[Path]) -> str:
+    """A hash of name, size and 64 evenly spaced stretches of each file: full hashes of large models take minutes."""
     digest = hashlib.sha256()
     for path in files:
         size = path.stat().st_size

@@ -209,6 +209,7 @@ _MAY_CHANGE = (
     "stages:",
     "constitution:",
     "max_failed:",
+    "engrave.elsewhere:",
     *(
         f"engine.{key}"
         for key in ("slots:", "threads:", "context:", "url:", "served.", "key_env:", "attempts:", "timeout:")

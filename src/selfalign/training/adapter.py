@@ -11,11 +11,11 @@ from typing import Literal
 from selfalign import costs, environment
 from selfalign.context import Context
 from selfalign.dialogue import Encoded, encode_example
-from selfalign.errors import UserError
+from selfalign.errors import Resumable, UserError
 from selfalign.journal import Clock, Fate
 from selfalign.recipe import Engrave
-from selfalign.records import Example, write_jsonl
-from selfalign.training import preflight
+from selfalign.records import Example, read_jsonl, write_jsonl
+from selfalign.training import elsewhere, preflight
 
 Kind = Literal["engrave", "clone"]
 
@@ -44,9 +44,16 @@ def train(
         context.release_engine()
         kept, encoded = _encode(context, examples, config.max_length, fates)
         write_jsonl(files[0], kept)
-        checked = _preflight(context, kept, encoded, config, fates)
-        notes = {**_fit(context, kind, encoded, config), "preflight": checked.text()}
+        if context.given_adapter:
+            notes = _take(context, kind, encoded, config, context.given_adapter)
+        else:
+            checked = _preflight(context, kept, encoded, config, fates)
+            if config.elsewhere:
+                raise Resumable(elsewhere.next_steps(context.run.path, kind))
+            notes = {**_fit(context, kind, encoded, config), "preflight": checked.text()}
         files += [context.run.adapter(kind), context.run.adapter_gguf(kind)]
+    elif context.given_adapter:
+        raise UserError("this run's engine is the fake one, which has no weights: it takes no adapter")
     else:
         fates += [(e.id, i, "kept", "", e.user) for i, e in enumerate(examples)]
         write_jsonl(files[0], examples)
@@ -97,6 +104,36 @@ def _fit(context: Context, kind: Kind, encoded: Sequence[Encoded], config: Engra
         "training_seconds": round(seconds, 1),
         "parity": parity,
     }
+
+
+def _take(context: Context, kind: Kind, encoded: Sequence[Encoded], config: Engrave, given: Path) -> dict[str, object]:
+    """Publish an adapter that was trained elsewhere as `_fit` does its own; returns notes for the ledger."""
+    from selfalign.training import gguf_adapter, lora
+
+    model, target = context.model, context.run.adapter(kind)
+    folder = model.folder(context.screen.say)
+    found = elsewhere.read(given, kind, model, encoded, config, lambda text: context.screen.say(text, "yellow"))
+    elsewhere.publish(found, target, model, _card(context, kind, len(encoded)))
+    gguf_adapter.write(target, folder, context.run.adapter_gguf(kind), model.notice)
+    parity: dict[str, float] = {}
+    if model.gguf_path is not None:
+        parity = _parity(context, kind, lora.add_adapter(lora.load_base(folder), target))
+        gc.collect()
+    return {**found.notes, "parity": parity}
+
+
+def rows(context: Context, kind: Kind) -> list[Encoded]:
+    """The training rows of a stage, from the examples that it wrote.
+
+    Raises:
+        UserError: it wrote none yet, or they were edited into something that cannot be trained on.
+    """
+    path, config = context.run.jsonl(f"{kind}_examples"), context.recipe.training(kind)
+    fates: list[Fate] = []
+    _, encoded = _encode(context, read_jsonl(path, Example), config.max_length, fates)
+    if wrong := next((fate for fate in fates if fate[2] == "dropped"), None):
+        raise UserError(f"{path}: the row {wrong[0]} is {wrong[3]}: run `selfalign {kind} {context.run.path}` again")
+    return encoded
 
 
 def _encode(
