@@ -12,7 +12,9 @@ run: $(STAMP)
 test: $(STAMP) check
 	$(BIN)/pytest -q
 
+# The training folders of `selfalign export RUN launch` are run for real, with TRL.
 test-slow: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[trl]'
 	$(BIN)/pytest -q -m slow
 
 # vLLM pins other versions than ours: it gets an environment of its own. Its vision and audio packages are not needed

@@ -21,7 +21,7 @@ from typing import Any
 from selfalign import atomic, constitution, costs, engines, models, pipeline, report_terminal
 from selfalign import recipe as recipes
 from selfalign.calibrate import calibration
-from selfalign.context import Context
+from selfalign.context import ADAPTER_STAGES, Context
 from selfalign.counts import StageCounts
 from selfalign.errors import UserError
 from selfalign.progress import Screen
@@ -65,15 +65,24 @@ class Run:
         """
         pipeline.run_all(self._context)
 
-    def run_stage(self, stage: Stage) -> None:
+    def run_stage(self, stage: Stage, adapter: str | Path | None = None) -> None:
         """Run one stage, also where it is finished (its raw outputs then come from the journal).
+
+        Args:
+            adapter: of engrave and clone: a folder with an adapter that was trained elsewhere, in place of training.
 
         Raises:
             SelfAlignError: see `pipeline.run_stage`.
         """
         if stage not in pipeline.STEPS:
             raise UserError(f"{stage!r} is not a stage; stages are {', '.join(pipeline.STEPS)}")
-        pipeline.run_stage(self._context, stage, again=True)
+        if adapter is not None and stage not in ADAPTER_STAGES:
+            raise UserError(f"the stage {stage!r} takes no adapter; {' and '.join(ADAPTER_STAGES)} do")
+        self._context.given_adapter = Path(adapter) if adapter is not None else None
+        try:
+            pipeline.run_stage(self._context, stage, again=True)
+        finally:
+            self._context.given_adapter = None
         pipeline.write_manifest_if_done(self._context)
 
     # -- reading -------------------------------------------------------------------------------------------------
@@ -145,7 +154,7 @@ def create(
     """A new run, or the one that stands in `out` if its recipe and constitution are the same (it then resumes).
 
     Args:
-        recipe: quick, standard, paper, two-stage, or a YAML file.
+        recipe: quick, standard, paper, two-stage, single-gpu, or a YAML file.
         out: the run directory; runs/<recipe> unless given.
         settings: changes to the recipe, as {"align.temperature": 0.7} or ["align.temperature=0.7"].
         limit: cut every size of the recipe to at most this many rows.
@@ -218,6 +227,11 @@ def prepare(
     if isinstance(settings, Mapping):
         settings = [f"{key}={_yaml(value)}" for key, value in settings.items()]
     loaded = recipes.load(recipe, settings, limit)
+    if not loaded.model:
+        raise UserError(
+            f"recipe {recipe} names no model: give yours with --set model=NAME, a Hugging Face folder or a hub id such "
+            "as Qwen/Qwen3-8B-Base"
+        )
     wanted = recipes.located(loaded, Path(prompts) if prompts is not None else None, recipe)
     kept = out is not None and wanted.engine.kind == "auto" and not wanted.engine.url
     kind = frozen_kind(out) if kept and out is not None else None

@@ -45,6 +45,8 @@ class Context:
     run: RunDir
     screen: Screen
     force: bool = False
+    given_adapter: Path | None = None
+    """One that was trained elsewhere, for the stage that runs now."""
     _model: models.Model | None = None
     _engine: Engine | None = None
     _engine_for: tuple[str, ...] | None = None

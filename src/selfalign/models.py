@@ -116,13 +116,15 @@ class Model:
             note = json.loads((folder / BASE_NOTE).read_text("utf-8"))
         except FileNotFoundError:
             return
-        except ValueError:
-            raise UserError(f"{folder / BASE_NOTE} is not JSON: restore it, or train the adapter again") from None
-        named = note if isinstance(note, dict) else {}
-        if named.get("identity") != self.identity:
+        except (ValueError, RecursionError):
+            note = None
+        if not isinstance(note, dict):
+            raise UserError(f"{folder / BASE_NOTE} is not a JSON object: restore it, or train the adapter again")
+        if note.get("identity") != self.identity:
+            named = " ".join(str(note[key])[:40] for key in ("source", "identity") if note.get(key))
             raise UserError(
-                f"the adapter in {folder} was trained on another base ({named.get('source')}, {named.get('identity')}) "
-                f"than {self.source} ({self.identity}): give the model that it was trained on, or train it again"
+                f"the adapter in {folder} was trained on another base ({named or 'unknown'}) than {self.source} "
+                f"{self.identity}: give the model that it was trained on, or train it again"
             )
 
     def tokenizer(self, say: Callable[[str], None] = lambda _: None) -> Tokenizer:
@@ -173,7 +175,7 @@ def resolve(source: str) -> Model:
         with path.open("rb") as file:
             if file.read(4) != b"GGUF":
                 raise UserError(f"model {source!r} is not a GGUF file (its first bytes say so)")
-        return Model(source, _identity([path]), path.absolute(), None, _licence_of(path.parent))
+        return Model(source, identity_of([path]), path.absolute(), None, _licence_of(path.parent))
     if path.is_dir():
         return _from_folder(source, path.absolute())
     local = source.endswith((".gguf", ".safetensors")) or (path.parent != Path() and path.parent.exists())
@@ -227,7 +229,7 @@ def _from_folder(source: str, folder: Path) -> Model:
             f"model {source!r} holds several GGUF files ({names}): keep the one that the engine should load"
         )
     files = [*weights, *ggufs, *(f for n in _DECIDING if (f := folder / n).is_file())]
-    return Model(source, _identity(files), ggufs[0] if ggufs else None, folder, _licence_of(folder))
+    return Model(source, identity_of(files), ggufs[0] if ggufs else None, folder, _licence_of(folder))
 
 
 def _from_hub(source: str) -> Model:
@@ -255,8 +257,8 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _identity(files: list[Path]) -> str:
-    """A hash of size and 64 evenly spaced stretches of each file: full hashes of large models take minutes."""
+def identity_of(files: list[Path]) -> str:
+    """A hash of name, size and 64 evenly spaced stretches of each file: full hashes of large models take minutes."""
     digest = hashlib.sha256()
     for path in files:
         size = path.stat().st_size

@@ -200,6 +200,7 @@ def inputs_hash(context: Context, stage: Stage) -> str:
     """A hash of everything the stage's result follows from."""
     run = context.run
     recipe = run.recipe.model_dump(mode="json")
+    recipe["engrave"].pop("elsewhere")  # the same rows, wherever they are trained on
     settings = {k: recipe[k] for k in ("seed", *_SETTINGS[stage])}
     files = [file_hash(f) if f.exists() else "" for f in STEPS[stage].inputs(run)]
     seeds = Path(run.recipe.seeds)

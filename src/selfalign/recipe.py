@@ -18,7 +18,7 @@ from selfalign.strict import Strict, parse_yaml, read_text, validate
 
 Stage = Literal["prompts", "align", "engrave", "clone", "evaluate", "report"]
 STAGES: tuple[Stage, ...] = ("prompts", "align", "engrave", "clone", "evaluate", "report")
-SHIPPED = ("quick", "standard", "paper", "two-stage")
+SHIPPED = ("quick", "standard", "paper", "two-stage", "single-gpu")
 
 Probability = Field(gt=0, le=1)
 Temperature = Field(ge=0, le=5)
@@ -168,6 +168,9 @@ class Engrave(Strict):
     """Tokens of one example; a longer one is a drop, never cut."""
     preflight: Literal["refuse", "warn"] = "refuse"
     """What is done about rows that cannot be learnt as they should: training is refused, or they are named only."""
+    elsewhere: bool = False
+    """Stages 3 and 4 stop once their examples are written: `selfalign export RUN launch` makes a folder to train in,
+    and `selfalign engrave|clone RUN --adapter DIR` takes what it made."""
 
 
 class Clone(Strict):
@@ -225,6 +228,19 @@ class Recipe(Strict):
 
     def digest(self) -> str:
         return content_hash(self.model_dump(mode="json"))
+
+    def training(self, stage: str) -> Engrave:
+        """LoRA and optimiser of stage 3 (engrave) or 4 (clone), which has some settings of its own."""
+        if stage == "engrave":
+            return self.engrave
+        own = self.clone
+        return self.engrave.model_copy(
+            update={
+                "max_length": own.max_length,
+                "learning_rate": own.learning_rate or self.engrave.learning_rate,
+                "epochs": own.epochs or self.engrave.epochs,
+            }
+        )
 
 
 def load(source: str, settings: list[str] | None = None, limit: int | None = None) -> Recipe:

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Literal
 
 from selfalign import costs, environment
 from selfalign.context import Context
+from selfalign.counts import thinned
 from selfalign.dialogue import Encoded, encode_example
-from selfalign.errors import UserError
+from selfalign.errors import Resumable, UserError
 from selfalign.journal import Clock, Fate
 from selfalign.progress import Bar
 from selfalign.recipe import Engrave
-from selfalign.records import Example, content_hash, write_jsonl
-from selfalign.training import preflight
+from selfalign.records import Example, content_hash, read_jsonl, write_jsonl
+from selfalign.training import elsewhere, preflight
 
 if TYPE_CHECKING:
     from selfalign.training.checkpoint import Checkpoint
@@ -50,9 +51,16 @@ def train(
         context.release_engine()
         kept, encoded = _encode(context, examples, config.max_length, fates)
         write_jsonl(files[0], kept)
-        checked = _preflight(context, kept, encoded, config, fates)
-        notes = {**_fit(context, kind, kept, encoded, config, clock), "preflight": checked.text()}
+        if context.given_adapter:
+            notes = _take(context, kind, encoded, config, context.given_adapter)
+        else:
+            checked = _preflight(context, kept, encoded, config, fates)
+            if config.elsewhere:
+                raise Resumable(elsewhere.next_steps(context.run.path, kind))
+            notes = {**_fit(context, kind, kept, encoded, config, clock), "preflight": checked.text()}
         files += [context.run.adapter(kind), context.run.adapter_gguf(kind)]
+    elif context.given_adapter:
+        raise UserError("this run's engine is the fake one, which has no weights: it takes no adapter")
     else:
         fates += [(e.id, i, "kept", "", e.user) for i, e in enumerate(examples)]
         write_jsonl(files[0], examples)
@@ -140,25 +148,16 @@ def _shown(context: Context, bar: Bar) -> Callable[[int, int, float, int], None]
     return on_step
 
 
-_POINTS = 1000
-"""Of the loss curve that is kept."""
-
-
 def _notes(done: Training, others: Sequence[Encoded]) -> dict[str, object]:
     """What the ledger keeps of a training."""
-    every = -(-len(done.losses) // _POINTS)
-    curve = [
-        [n + 1, round(loss, 5), rate]
-        for n, (loss, rate) in enumerate(zip(done.losses, done.rates, strict=True))
-        if n % every == 0 or n + 1 == len(done.losses)
-    ]
+    curve = [(n, round(x, 5), rate) for n, (x, rate) in enumerate(zip(done.losses, done.rates, strict=True), 1)]
     notes: dict[str, object] = {
         "steps": len(done.losses),
         "loss_first": round(done.losses[0], 4),
         "loss_last": round(done.losses[-1], 4),
         "training_tokens": done.tokens,
         "training_seconds": round(done.seconds, 1),
-        "curve": curve,
+        "curve": thinned(curve),
     }
     if done.validation:
         notes["heldout"] = [[step, round(loss, 5)] for step, loss in done.validation]
@@ -166,6 +165,36 @@ def _notes(done: Training, others: Sequence[Encoded]) -> dict[str, object]:
     if done.best_step:
         notes["best_step"] = done.best_step
     return notes
+
+
+def _take(context: Context, kind: Kind, encoded: Sequence[Encoded], config: Engrave, given: Path) -> dict[str, object]:
+    """Publish an adapter that was trained elsewhere as `_fit` does its own; returns notes for the ledger."""
+    from selfalign.training import gguf_adapter, lora
+
+    model, target = context.model, context.run.adapter(kind)
+    folder = model.folder(context.screen.say)
+    found = elsewhere.read(given, kind, model, encoded, config, lambda text: context.screen.say(text, "yellow"))
+    elsewhere.publish(found, target, model, _card(context, kind, len(encoded)))
+    gguf_adapter.write(target, folder, context.run.adapter_gguf(kind), model.notice)
+    parity: dict[str, float] = {}
+    if model.gguf_path is not None:
+        parity = _parity(context, kind, lora.add_adapter(lora.load_base(folder), target))
+        gc.collect()
+    return {**found.notes, "parity": parity}
+
+
+def rows(context: Context, kind: Kind) -> list[Encoded]:
+    """The training rows of a stage, from the examples that it wrote.
+
+    Raises:
+        UserError: it wrote none yet, or they were edited into something that cannot be trained on.
+    """
+    path, config = context.run.jsonl(f"{kind}_examples"), context.recipe.training(kind)
+    fates: list[Fate] = []
+    _, encoded = _encode(context, read_jsonl(path, Example), config.max_length, fates)
+    if wrong := next((fate for fate in fates if fate[2] == "dropped"), None):
+        raise UserError(f"{path}: the row {wrong[0]} is {wrong[3]}: run `selfalign {kind} {context.run.path}` again")
+    return encoded
 
 
 def _encode(
