@@ -97,6 +97,9 @@ class CrossEntropy:
 
 def _weighted(softmax: torch.Tensor, head: torch.Tensor, likely: torch.Tensor | None) -> torch.Tensor:
     """The head's rows summed by weight: (V, n), (V, d) -> (n, d)."""
-    if likely is not None:
-        softmax, head = softmax.index_select(0, likely), head.index_select(0, likely)
-    return softmax.T.to(head.dtype) @ head
+    if likely is None:
+        return softmax.T.to(head.dtype) @ head
+    found = head.new_zeros(softmax.shape[1], head.shape[1])
+    for rows in likely.split(_LARGE):  # some at a time: each is copied
+        found.addmm_(softmax.index_select(0, rows).T.to(head.dtype), head.index_select(0, rows))
+    return found
