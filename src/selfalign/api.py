@@ -28,7 +28,7 @@ from selfalign.progress import Screen
 from selfalign.recipe import Recipe, Stage
 from selfalign.records import Answer, Drop, Prompt, Response, Score, read_jsonl
 from selfalign.report.page import read_scores
-from selfalign.run import RunDir, default_out, frozen_kind, hold
+from selfalign.run import RunDir, default_out, frozen_kind, frozen_prompts, hold
 
 
 class Run:
@@ -149,7 +149,7 @@ def create(
         out: the run directory; runs/<recipe> unless given.
         settings: changes to the recipe, as {"align.temperature": 0.7} or ["align.temperature=0.7"].
         limit: cut every size of the recipe to at most this many rows.
-        prompts: a file of own prompts in place of stage 1.
+        prompts: own rows in place of stage 1: a file, a folder or a hub data set (docs/formats.md).
         new: set an existing run aside and begin again.
         force: overwrite files that were edited by hand.
         screen: where progress goes; nowhere unless given.
@@ -218,7 +218,8 @@ def prepare(
     if isinstance(settings, Mapping):
         settings = [f"{key}={_yaml(value)}" for key, value in settings.items()]
     loaded = recipes.load(recipe, settings, limit)
-    wanted = recipes.located(loaded, Path(prompts) if prompts is not None else None, recipe)
+    data = frozen_prompts(out) if out is not None else None
+    wanted = recipes.located(loaded, Path(prompts) if prompts is not None else None, recipe, data)
     kept = out is not None and wanted.engine.kind == "auto" and not wanted.engine.url
     kind = frozen_kind(out) if kept and out is not None else None
     engine = wanted.engine.model_copy(update={"kind": kind}) if kind else engines.chosen(wanted.engine)

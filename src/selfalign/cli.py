@@ -27,6 +27,7 @@ app.add_typer(constitution_app, name="constitution")
 
 Run = Annotated[Path, typer.Argument(help="A run directory.", metavar="RUN")]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite files that were edited by hand.")]
+_OWN = "Your own prompts in place of stage 1: a file, a folder, or a hub data set (owner/name[/config][:split])."
 _verbosity = 0
 
 
@@ -71,7 +72,7 @@ def run(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Change a setting of the recipe; repeatable."),
     ] = None,
-    prompts: Annotated[Path | None, typer.Option(help="Your own prompts (JSONL or lines) in place of stage 1.")] = None,
+    prompts: Annotated[Path | None, typer.Option(help=_OWN)] = None,
     preview: Annotated[
         int | None, typer.Option(help="Show exact prompts and raw answers of N rows; keep nothing.")
     ] = None,
@@ -102,7 +103,7 @@ def plan(
     recipe: Annotated[str, typer.Argument(help="quick, standard, paper, two-stage, or a YAML file.")] = "quick",
     limit: Annotated[int | None, typer.Option(help="Cut every size of the recipe to at most this many rows.")] = None,
     settings: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE")] = None,
-    prompts: Annotated[Path | None, typer.Option(help="Your own prompts in place of stage 1.")] = None,
+    prompts: Annotated[Path | None, typer.Option(help=_OWN)] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Measure this machine again (20 seconds).")] = False,
     as_json: AsJson = False,
 ) -> None:
