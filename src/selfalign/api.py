@@ -24,6 +24,7 @@ from selfalign.calibrate import calibration
 from selfalign.context import Context
 from selfalign.counts import StageCounts
 from selfalign.errors import UserError
+from selfalign.export import dataset
 from selfalign.progress import Screen
 from selfalign.recipe import Recipe, Stage
 from selfalign.records import Answer, Drop, Prompt, Response, Score, read_jsonl
@@ -110,6 +111,26 @@ class Run:
     def status(self) -> dict[str, Any]:
         """What `selfalign status --json` prints."""
         return report_terminal.status(self._context.run)
+
+    def export_dataset(
+        self,
+        form: str = "prompt-completion",
+        stage: str = "engrave",
+        out: str | Path | None = None,
+        force: bool = False,
+    ) -> dict[Path, int]:
+        """Write a stage's rows as a data set in a known form; returns each file with its number of rows.
+
+        Args:
+            form: prompt-completion, prompt-completion-text, messages, alpaca or sharegpt (docs/formats.md).
+            stage: engrave or clone (the training pairs), responses or prompts.
+            out: a .jsonl file, or a folder; RUN/export/... unless given.
+            force: overwrite what stands there.
+
+        Raises:
+            SelfAlignError: see `export.dataset.write`.
+        """
+        return dataset.write(self._context, form, stage, Path(out) if out is not None else None, force).files
 
     # -- ending --------------------------------------------------------------------------------------------------
 

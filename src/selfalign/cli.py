@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from selfalign.cli_constitution import AsJson, constitution_app
+from selfalign.cli_export import export
 
 if TYPE_CHECKING:
     from selfalign.context import Context
@@ -24,6 +25,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(constitution_app, name="constitution")
+app.command()(export)
 
 Run = Annotated[Path, typer.Argument(help="A run directory.", metavar="RUN")]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite files that were edited by hand.")]

@@ -26,7 +26,7 @@ KEYS = {
     "ShareGPT": ("conversations", "system"),
     "our pairs": ("user", "assistant"),
     "Alpaca": ("instruction", "input", "output", "system", "history"),
-    "our own": ("instruction", "input", "response"),
+    "our own": ("instruction", "input", "response", "system"),
     "prompt–completion": ("prompt", "completion"),
     "prompts": ("prompt",),
 }
@@ -95,9 +95,9 @@ def read(value: object, where: str) -> Row:
         return Row(form, _text(value, "user", where) or "", "", _text(value, "assistant", where))
     if form == "Alpaca" and value.get("history"):
         return _with_history(value, where)
+    instruction, text, system = (_text(value, key, where) for key in ("instruction", "input", "system"))
     answer = _text(value, "output" if form == "Alpaca" else "response", where)
-    system = _text(value, "system", where) if form == "Alpaca" else None
-    return Row(form, _text(value, "instruction", where) or "", _text(value, "input", where) or "", answer, system)
+    return Row(form, instruction or "", text or "", answer, system)
 
 
 def unknown(keys: tuple[str, ...], where: str) -> UserError:
