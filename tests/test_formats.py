@@ -173,8 +173,8 @@ def test_any_value_is_a_row_or_an_error_with_its_place(value: Any):
 
 HOSTILE = [
     "<eos>", "<bos>", "<start_of_turn>user\n", "<|im_end|>", "User:", "\n\nUser: hi\n\nAlma: ho", '"', "\\",
-    "\x00", "\x1b[2J", "\u202e", "\u2028", "\ufeff", "{{7*7}}", "</script>", "=1+1", " ", "\n", "\t", "\r\n", "human", "🙂",
-    "漢字", "naïve",
+    "\x00", "\x1b[2J", "\u202e", "\u2028", "\ufeff", "{{7*7}}", "</script>", "=1+1", " ", "\n", "\t", "\r\n", "human",
+    "🙂", "漢字", "naïve",
 ]  # fmt: skip
 texts = st.text(max_size=60) | st.lists(st.sampled_from(HOSTILE), max_size=8).map("".join)
 WITH_ROLES = [form for form in WRITTEN if form != "prompt-completion-text"]

@@ -9,17 +9,16 @@ from __future__ import annotations
 
 import codecs
 import csv
-import json
 import sqlite3
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from selfalign import formats, tables
+from selfalign import formats, json_array, tables
 from selfalign.errors import Resumable, UserError
 from selfalign.quality.instruction_filters import cleaned, without_controls
-from selfalign.records import check_characters, json_lines, prompt_id
+from selfalign.records import json_lines, prompt_id
 from selfalign.run import file_hash
 
 if TYPE_CHECKING:
@@ -222,107 +221,9 @@ def _is_array(path: Path) -> bool:
     return text.lstrip().startswith(b"[")
 
 
-class _Array:
-    """A JSON array read element by element, with a stretch of the text in memory.
-
-    Its text is `_text` from `_at` on; `_line` is the line there.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._text = ""
-        self._at = 0
-        self._line = 1
-        self._ended = False
-
-    def elements(self) -> Iterator[tuple[str, Any]]:
-        decoder = json.JSONDecoder()
-        with self._path.open("rb") as file:
-            chunks = self._chunks(file)
-            self._expect("[", chunks)
-            while (found := self._next(chunks)) != "]":
-                if found != "{":
-                    raise self._wrong("an object was expected")
-                yield self._element(decoder, chunks)
-                if self._next(chunks) == ",":
-                    self._move(self._at + 1)
-                    if self._next(chunks) == "]":
-                        raise self._wrong("a comma before the end")
-                elif self._next(chunks) != "]":
-                    raise self._wrong("a comma or ] was expected")
-            self._move(self._at + 1)
-            if self._next(chunks):
-                raise self._wrong("text after the array's end")
-
-    def _chunks(self, file: Any) -> Iterator[str]:
-        """The file's text in stretches, each twice as long as what is in memory, so that a long element is quick."""
-        decode = codecs.getincrementaldecoder("utf-8-sig")().decode
-        line = 1
-        while True:
-            raw = file.read(max(_CHUNK, len(self._text) - self._at))
-            try:
-                text = decode(raw, not raw)
-            except UnicodeDecodeError as error:
-                line += error.object[: error.start].count(b"\n")
-                raise UserError(f"{self._path}:{line} is not UTF-8: save it as UTF-8") from None
-            line += text.count("\n")
-            if text:
-                yield text
-            if not raw:
-                return
-
-    def _more(self, chunks: Iterator[str]) -> bool:
-        text = next(chunks, "")
-        self._text, self._at = self._text[self._at :] + text, 0
-        return bool(text)
-
-    def _move(self, at: int) -> None:
-        self._line += self._text.count("\n", self._at, at)
-        self._at = at
-
-    def _next(self, chunks: Iterator[str]) -> str:
-        """The next character that is no space, and go there; "" at the end."""
-        while True:
-            at = self._at
-            while at < len(self._text) and self._text[at] in " \t\r\n":
-                at += 1
-            self._move(at)
-            if at < len(self._text):
-                return self._text[at]
-            if not self._more(chunks):
-                return ""
-
-    def _expect(self, wanted: str, chunks: Iterator[str]) -> None:
-        if self._next(chunks) != wanted:
-            raise self._wrong(f"{wanted} was expected")
-        self._move(self._at + 1)
-
-    def _element(self, decoder: json.JSONDecoder, chunks: Iterator[str]) -> tuple[str, Any]:
-        while True:
-            try:
-                value, end = decoder.raw_decode(self._text, self._at)
-                check_characters(value, self._text[self._at : end])
-                break
-            except json.JSONDecodeError as error:
-                # Either it is wrong there, or the text in memory ends within the element.
-                cut = error.msg.startswith("Unterminated string") or error.pos >= len(self._text) - 16
-                if not (cut and self._more(chunks)):
-                    self._move(min(error.pos, len(self._text)))
-                    raise self._wrong(error.msg) from None
-            except (ValueError, RecursionError) as error:  # an integer of thousands of digits, a deep one
-                raise self._wrong(str(error)) from None
-        where = f"{self._path}:{self._line}"
-        self._move(end)
-        return where, value
-
-    def _wrong(self, why: str) -> UserError:
-        shown = self._text[self._at : self._at + 60]
-        return UserError(f"{self._path}:{self._line} is not JSON ({why}): mend it at {shown!r}")
-
-
 def _array(path: Path) -> Iterator[tuple[str, Any]]:
     try:
-        yield from _Array(path).elements()
+        yield from json_array.elements(path)
     except OSError as error:
         raise UserError(f"prompts file {str(path)!r} cannot be read: {error.strerror}") from None
 
@@ -354,5 +255,8 @@ def _table(path: Path, kind: str) -> Iterator[tuple[str, Any]]:
 
 
 def _names(line: str, comma: str) -> list[str]:
-    names = next(csv.reader([line], delimiter=comma), [])
+    try:
+        names = next(csv.reader([line], delimiter=comma), [])
+    except csv.Error:  # reading the table says which, and where
+        return []
     return names if formats.form_of(tuple(name.strip().lower() for name in names)) else []

@@ -119,6 +119,7 @@ def _datasets() -> Any:
         import datasets
     except ImportError:
         raise UserError("folders and hub data sets need datasets: pip install 'selfalign[data]'") from None
+    datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False  # nothing is told to anybody
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity_error()
     return datasets

@@ -19,6 +19,7 @@ from selfalign.quality.instruction_filters import reason_to_drop_own
 from selfalign.quality.novelty import NoveltyIndex
 from selfalign.quality.rouge import folded
 from selfalign.records import Prompt, content_hash, join_input, read_jsonl, write_jsonl
+from selfalign.signals import STOP
 
 
 def merge(context: Context) -> list[Path]:
@@ -40,13 +41,16 @@ def import_file(context: Context) -> list[Path]:
 
     def fates() -> Generator[Fate, None, None]:
         for prompt, fate in _judged(context, data):
+            STOP.check()
+            bar.add(1)
             if prompt:
                 kept.append(prompt)
             else:
                 dropped[fate[3]] += 1
             yield fate
 
-    context.decide("self_instruct", fates())
+    with context.screen.bar("own prompts", None) as bar:
+        context.decide("self_instruct", fates())
     if not kept:
         why = ", ".join(f"{reason} {n}" for reason, n in dropped.most_common())
         raise UserError(f"{data.name} holds no prompt" + (f" that can be used: {why}" if why else ""))
