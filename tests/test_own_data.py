@@ -231,7 +231,7 @@ def check_hostile(folder: Path, number: int, seed: int) -> None:
 
 
 def test_hostile_files_are_read_whole_or_refused_with_a_line(tmp_path: Path):
-    check_hostile(tmp_path, 1500, 16)
+    check_hostile(tmp_path, 1000, 16)
 
 
 @pytest.mark.slow

@@ -34,7 +34,8 @@ def import_file(context: Context) -> list[Path]:
     Raises:
         UserError: the file cannot be read, a row is in no known form, or there is no prompt that can be used.
     """
-    clock, data, kept = Clock(), OwnData(context.recipe.prompts), []
+    clock, data = Clock(), OwnData(context.recipe.prompts)
+    kept: list[Prompt] = []
     for ledger in ("topics", "red_team"):
         context.journal.restart(ledger)
     dropped: Counter[str] = Counter()
