@@ -70,6 +70,10 @@ def test_another_file_is_read_line_by_line(tmp_path: Path):
     ]  # fmt: skip
 
 
+def test_a_row_of_empty_cells_is_a_row(tmp_path: Path):
+    assert read(tmp_path / "a.csv", 'prompt,completion\n,\n\n" ",b\n') == [("", "", ""), (" ", "", "b")]
+
+
 def test_places_are_lines(tmp_path: Path):
     lines = given_file(tmp_path / "a.jsonl", '\n{"prompt": "a"}\n\n{"prompt": "b"}')
     array = given_file(tmp_path / "a.json", '[\n{"prompt": "a\\n"},\n{"prompt":\n "b"}, {"prompt": "c"}]')
@@ -208,7 +212,7 @@ def rows_in(kind: str, data: bytes) -> int | None:
             return len(found) if all(isinstance(row, dict) for row in found) else None
         if kind in (".csv", ".tsv"):
             table = csv.reader(io.StringIO(text, newline=""), delimiter="\t" if kind == ".tsv" else ",", strict=True)
-            return sum(any(cell.strip() for cell in cells) for cells in table) - 1
+            return sum(bool(cells) for cells in table) - 1
     except (ValueError, csv.Error):
         return None
     return sum(bool(line.strip()) for line in text.split("\n"))

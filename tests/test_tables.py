@@ -67,6 +67,9 @@ def test_a_wrong_table_is_named(tmp_path: Path):
         read(parquet(tmp_path / "a.parquet", [{"text": "a"}]))
     with pytest.raises(UserError, match=r"b\.parquet:2: prompt is 7, not text"):
         read(parquet(tmp_path / "b.parquet", [{"prompt": None}, {"prompt": 7}]))
+    pa = pytest.importorskip("pyarrow")
+    with pytest.raises(UserError, match=r"c\.parquet: there are two columns 'prompt'"):
+        read(parquet(tmp_path / "c.parquet", pa.table([["a"], ["b"]], ["prompt", "prompt"])))
     (tmp_path / "d.parquet").write_bytes(b"PAR1 and no more")
     with pytest.raises(UserError, match=r"d\.parquet cannot be read as Parquet: .*[Pp]arquet"):
         read(tmp_path / "d.parquet")

@@ -107,7 +107,7 @@ class OwnData:
         """What the user should know about how the rows were read."""
         found = [f"{self.name}: read as " + ", ".join(f"{form} {n:,}" for form, n in self.forms.most_common())]
         if self.unread:
-            names = [key for key, _ in self.unread.most_common()]
+            names = [f"{key:.40}" for key, _ in self.unread.most_common()]
             more = ", …" if len(names) > _SHOWN else ""
             found.append(f"keys that are not read: {', '.join(names[:_SHOWN])}{more}")
         if self.shortened:
@@ -246,7 +246,7 @@ def _table(path: Path, kind: str) -> Iterator[tuple[str, Any]]:
                     raise formats.unknown(tuple(names), f"{where}: the header")
                 if twice := next((n for n in names if names.count(n) > 1), None):
                     raise UserError(f"{where}: the header names {twice!r} twice")
-            elif any(cell.strip() for cell in cells):
+            elif cells:  # a blank line has none
                 if len(cells) != len(names):
                     raise UserError(f"{where}: {len(cells)} cells, but the header names {len(names)}")
                 yield where, dict(zip(names, cells, strict=True))

@@ -164,6 +164,8 @@ def _wanted(names: tuple[str, ...], where: str) -> list[str]:
     form = formats.form_of(names)
     if form is None:
         raise formats.unknown(names, where)
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise UserError(f"{where}: there are two columns {twice!r}")
     return [name for name in names if name in formats.KEYS[form]]
 
 
