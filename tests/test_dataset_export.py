@@ -81,7 +81,7 @@ def test_held_out_rows_are_a_file_of_their_own(done: Context, tmp_path: Path):
     ]
     found = dataset.write(done, "alpaca", "responses", tmp_path / "one.jsonl")
     assert found.files == {tmp_path / "one.jsonl": len(responses) - len(held)}
-    assert found.notes == [f"{len(held)} rows are held out for the evaluation and not in the file"]
+    assert found.notes == [f"rows that are held out for the evaluation and not in the file: {len(held)}"]
 
 
 @pytest.mark.parametrize("form", WITH_ROLES)
@@ -132,6 +132,7 @@ def test_mistakes_are_one_line(done: Context, fake_run: Runs, tmp_path: Path):
             "engrave",
             tmp_path / "a.csv",
         ),
+        "is among the run's own files": ("messages", "engrave", done.run.jsonl("engrave_examples"), True),
         "is what a model's tokenizer sees, and the fake engine has no model": ("prompt-completion-text",),
     }.items():
         with pytest.raises(UserError, match=match):
@@ -268,7 +269,8 @@ def test_ordinary_rows_are_written_and_forged_ones_left_out(families: dict[str, 
     alone, answered = (made(("p", Row("our own", "Hello", "", answer, "Be kind."))) for answer in (None, "x"))
     assert alone and answered and alone == {"prompt": answered["prompt"]}
     said = made.said()
-    assert said[0].startswith(f"{3 * len(known)} rows are left out, of which a trainer would make other tokens")
+    assert said[0].startswith("rows left out, of which a trainer would make other tokens than this run")
+    assert f"two turns): {3 * len(known)}, as u{known[0]}, a{known[0]}, p{known[0]}" in said[0]
     assert f"eos_token={family.template.end!r}" in said[1] and "max_length" not in said[1]
 
 
@@ -300,7 +302,7 @@ def real(tmp_path: Path, default_constitution: Constitution, model: models.Model
 def test_a_real_run_is_written_with_its_terms_and_what_a_trainer_must_know(real: Context, tmp_path: Path):
     found = dataset.write(real, "prompt-completion-text", out=tmp_path / "out")
     assert found.files == {tmp_path / "out/train.jsonl": 3}
-    assert found.notes[0].endswith(": 2") and found.notes[0].startswith("1 rows are left out")
+    assert found.notes[0].startswith("rows left out, of") and found.notes[0].endswith(": 1, as 2")
     assert found.notes[1].startswith("in TRL: eos_token='<eos>', max_length at least 2,")
     assert "Gemma Terms of Use" in (tmp_path / "out/NOTICE").read_text()
     constitution = real.run.constitution

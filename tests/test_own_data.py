@@ -276,8 +276,8 @@ def test_what_is_not_taken_is_said(tmp_path: Path):
     assert data.said() == [
         "mine.jsonl: read as ShareGPT 1, our own 1",
         "keys that are not read: id, lang, context",
-        "1 dialogues: the first user turn and the answer to it are taken",
-        "1 system texts are not taken: the inference prompts take their place",
+        "dialogues of which only the first user turn and the answer to it are taken: 1",
+        "system texts that are not taken (the inference prompts take their place): 1",
     ]
     assert data.notes() == {
         "from": "mine.jsonl", "read as": {"ShareGPT": 1, "our own": 1}, "dialogues shortened": 1,

@@ -48,6 +48,6 @@ def dataset(context: Context, form: str, stage: str, out: Path | None, force: bo
 
     done = data_sets.write(context, form, stage, out, force)
     for path, number in done.files.items():
-        typer.echo(f"{path}: {number:,} rows")
+        typer.echo(f"{path}: {number:,} {'row' if number == 1 else 'rows'}")
     for note in done.notes:
         context.screen.say(f"  {note}", "yellow" if "left out" in note or "held out" in note else "")

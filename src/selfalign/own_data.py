@@ -111,9 +111,11 @@ class OwnData:
             more = ", …" if len(names) > _SHOWN else ""
             found.append(f"keys that are not read: {', '.join(names[:_SHOWN])}{more}")
         if self.shortened:
-            found.append(f"{self.shortened:,} dialogues: the first user turn and the answer to it are taken")
+            found.append(
+                f"dialogues of which only the first user turn and the answer to it are taken: {self.shortened:,}"
+            )
         if self.systems:
-            found.append(f"{self.systems:,} system texts are not taken: the inference prompts take their place")
+            found.append(f"system texts that are not taken (the inference prompts take their place): {self.systems:,}")
         return found
 
     def notes(self) -> dict[str, object]:

@@ -79,7 +79,7 @@ def write(
         rows = _rows(context, stage, split)
         if split not in targets:
             if number := sum(1 for _ in rows):
-                done.notes.append(f"{number:,} rows are held out for the evaluation and not in the file")
+                done.notes.append(f"rows that are held out for the evaluation and not in the file: {number:,}")
             continue
         number = _write(targets[split], (value for item in rows if (value := maker(item)) is not None))
         if number:
@@ -96,10 +96,16 @@ def write(
 
 def _targets(context: Context, form: str, stage: str, out: Path | None) -> dict[str, Path]:
     """Split -> file."""
-    if out is not None and out.suffix == ".jsonl" and not out.is_dir():
-        return {"train": out}
-    if out is not None and (out.suffix in _OTHER_FILES or out.is_file()):
+    one = out is not None and out.suffix == ".jsonl" and not out.is_dir()
+    if out is not None and not one and (out.suffix in _OTHER_FILES or out.is_file()):
         raise UserError(f"--out {str(out)!r}: JSON lines are written: name a file that ends in .jsonl, or a folder")
+    ours = context.run.path.resolve()
+    if out is not None and out.resolve().is_relative_to(ours) and not out.resolve().is_relative_to(ours / "export"):
+        raise UserError(
+            f"--out {str(out)!r} is among the run's own files: name a place outside, or in {ours / 'export'}"
+        )
+    if out is not None and one:
+        return {"train": out}
     folder = out or context.run.path / "export" / f"dataset-{stage}-{form}"
     return {split: folder / name for split, name in _SPLITS.items()}
 
@@ -214,8 +220,8 @@ class _Rendering:
         found = []
         if self._left_out:
             found.append(
-                f"{len(self._left_out):,} rows are left out, of which a trainer would make other tokens than this run "
-                f"(they spell a control token, or tokens would merge across two turns): {', '.join(self._left_out[:3])}"
+                "rows left out, of which a trainer would make other tokens than this run (they spell a control token, "
+                f"or tokens would merge across two turns): {len(self._left_out):,}, as {', '.join(self._left_out[:3])}"
             )
         if self._longest:
             cut = f", max_length at least {self._longest:,}" if self._longest > _DEFAULT_LENGTH else ""
