@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from selfalign import cli_export
 from selfalign.cli_constitution import AsJson, constitution_app
-from selfalign.cli_export import export
 
 if TYPE_CHECKING:
     from selfalign.context import Context
@@ -25,10 +25,10 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(constitution_app, name="constitution")
-app.command()(export)
 
 Run = Annotated[Path, typer.Argument(help="A run directory.", metavar="RUN")]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite files that were edited by hand.")]
+_OWN = "Your own prompts in place of stage 1: a file, a folder, or a hub data set (owner/name[/config][:split])."
 _verbosity = 0
 
 
@@ -75,7 +75,7 @@ def run(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Change a setting of the recipe; repeatable."),
     ] = None,
-    prompts: Annotated[Path | None, typer.Option(help="Your own prompts (JSONL or lines) in place of stage 1.")] = None,
+    prompts: Annotated[Path | None, typer.Option(help=_OWN)] = None,
     preview: Annotated[
         int | None, typer.Option(help="Show exact prompts and raw answers of N rows; keep nothing.")
     ] = None,
@@ -108,7 +108,7 @@ def plan(
     ] = "quick",
     limit: Annotated[int | None, typer.Option(help="Cut every size of the recipe to at most this many rows.")] = None,
     settings: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE")] = None,
-    prompts: Annotated[Path | None, typer.Option(help="Your own prompts in place of stage 1.")] = None,
+    prompts: Annotated[Path | None, typer.Option(help=_OWN)] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Measure this machine again (20 seconds).")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -231,6 +231,9 @@ def chat(
         chats.start(context, prompt, model, temperature, max_tokens, seed, style)
     finally:
         context.release_engine()
+
+
+cli_export.register(app, _screen)
 
 
 @app.command()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from importlib import resources
 from pathlib import Path
@@ -106,9 +105,10 @@ class Prompts(Strict):
     self_instruct: SelfInstruct
     red_team: RedTeam
     file: str | None = None
-    """A file of your own prompts (JSONL or lines), in place of writing them; `run --prompts FILE` sets it."""
+    """Your own rows in place of written ones: a file, a folder or a hub data set, as owner/name[/config][:split]
+    (docs/formats.md); `run --prompts FILE` sets it. The run adds a hub data set's commit, as @COMMIT."""
     file_sha256: str | None = None
-    """Set by the run: another content is another run."""
+    """Set by the run: another content of the file or folder is another run."""
     rows: int | None = Field(None, ge=1)
     """At most so many prompts from the file; null: all. `--limit` sets it."""
     tokens: list[int] | None = Field(None, min_length=2, max_length=2)
@@ -122,8 +122,9 @@ class Prompts(Strict):
 
 
 class Align(Strict):
-    form: Literal["guided", "paper"] = "guided"
-    """guided: the thoughts end with their line, then the answer's cue is given; paper: one pass."""
+    form: Literal["guided", "paper", "given"] = "guided"
+    """guided: the thoughts end with their line, then the answer's cue is given; paper: one pass; given: nothing is
+    generated, the answers are those of `prompts.file`."""
     temperature: float = Temperature
     top_p: float = Probability
     max_new_tokens: int = Tokens
@@ -264,16 +265,19 @@ def load(source: str, settings: list[str] | None = None, limit: int | None = Non
     return recipe if limit is None else limited(recipe, limit)
 
 
-def located(recipe: Recipe, prompts: Path | None = None, source: str = "") -> Recipe:
-    """The recipe with the paths in it made absolute, and with a file of prompts in place of stage 1's writing.
+def located(recipe: Recipe, prompts: Path | None = None, source: str = "", kept: str | None = None) -> Recipe:
+    """The recipe with the paths in it made absolute, and with own prompts in place of stage 1's writing.
 
     Args:
-        prompts: a file given on the command line.
+        prompts: a file, folder or hub data set given on the command line.
         source: the recipe's file; relative paths in it start there, or else where the command runs.
+        kept: the `prompts.file` of the run that goes on, if there is one.
 
     Raises:
-        UserError: the prompts file or a benchmark file does not exist.
+        UserError: the prompts file or a benchmark file does not exist, or the hub cannot be asked.
     """
+    from selfalign import own_data
+
     value = recipe.model_dump(mode="json")
     beside = Path() if source in ("", *SHIPPED) else Path(source).parent
 
@@ -289,11 +293,8 @@ def located(recipe: Recipe, prompts: Path | None = None, source: str = "") -> Re
         value["evaluate"]["benchmarks"][number] = str(found(name).absolute())
     if prompts is None and value["prompts"]["file"]:
         prompts = found(value["prompts"]["file"])
-    if file := (str(prompts) if prompts else None):
-        if not Path(file).is_file():
-            raise UserError(f"prompts file {file!r} does not exist")
-        value["prompts"]["file"] = str(Path(file).absolute())
-        value["prompts"]["file_sha256"] = hashlib.sha256(Path(file).read_bytes()).hexdigest()
+    if prompts is not None:
+        value["prompts"]["file"], value["prompts"]["file_sha256"] = own_data.pinned(str(prompts), kept)
     return validate(Recipe, value, "recipe")
 
 

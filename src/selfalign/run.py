@@ -8,6 +8,7 @@ import os
 import re
 import time
 from pathlib import Path
+from typing import Any
 
 from selfalign import atomic, recipe, strict
 from selfalign.constitution import Constitution, load
@@ -239,13 +240,25 @@ def file_hash(path: Path) -> str:
     return digest.hexdigest()
 
 
+def _frozen(path: Path, part: str) -> dict[str, Any]:
+    """That part of the recipe of the run in the folder; empty where there is no run."""
+    if not (path / "journal.sqlite").exists() or not (path / "recipe.yaml").is_file():
+        return {}
+    value = strict.parse_yaml(strict.read_text(path / "recipe.yaml", "recipe"), str(path / "recipe.yaml"))
+    found = value.get(part) if isinstance(value, dict) else None
+    return found if isinstance(found, dict) else {}
+
+
+def frozen_prompts(path: Path) -> str | None:
+    """The `prompts.file` of the run in that folder; None where there is no run, or no such file."""
+    file = _frozen(path, "prompts").get("file")
+    return file if isinstance(file, str) else None
+
+
 def frozen_kind(path: Path) -> str | None:
     """The kind of engine that the run in that folder chose; None where there is no run."""
-    if not (path / "journal.sqlite").exists() or not (path / "recipe.yaml").is_file():
-        return None
-    value = strict.parse_yaml(strict.read_text(path / "recipe.yaml", "recipe"), str(path / "recipe.yaml"))
-    engine = value.get("engine") if isinstance(value, dict) else None
-    if not isinstance(engine, dict):
+    engine = _frozen(path, "engine")
+    if not engine:
         return None
     kind = engine.get("kind", "auto")
     if kind == "auto":

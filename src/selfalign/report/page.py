@@ -75,11 +75,11 @@ def gather(run: RunDir) -> dict[str, Any]:
 
 def _story(run: RunDir) -> str:
     """What the run did, in a sentence: of the stages that its recipe has."""
-    own = run.recipe.prompts.file is not None
+    own, given = run.recipe.prompts.file is not None, run.recipe.align.form == "given"
     steps = {
         "prompts": "was given prompts" if own else "wrote its own prompts",
-        "align": "answered them under the constitution",
-        "engrave": "learnt the answers without it",
+        "align": "was given answers to them" if given else "answered them under the constitution",
+        "engrave": "learnt the answers" if given else "learnt the answers without it",
         "clone": "learnt its own verbose mode",
     }
     done = [text for stage, text in steps.items() if stage in run.recipe.stages]

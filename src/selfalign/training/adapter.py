@@ -282,10 +282,13 @@ def _card(context: Context, kind: Kind, count: int) -> str:
     model, constitution = context.model, context.run.constitution
     rules = "\n".join(f"{p.id}. **{p.name}**: {p.rule}" for p in constitution.principles)
     terms = f"\n## Terms of the base model\n\n{model.notice}\n" if model.notice else ""
+    given = kind == "engrave" and context.recipe.align.form == "given"
+    title = "Answers that were brought along, learnt as in stage 3 of SELF-ALIGN." if given else _TITLE[kind]
+    writer = "people or other programs wrote" if given else "the base model wrote itself"
     return (
         f"---\nlibrary_name: peft\nbase_model: {model.source}\ntags: [self-align, lora]\n---\n\n"
-        f"# {constitution.assistant.name}: adapter of `{model.source}`\n\n{_TITLE[kind]}\n\n"
-        f"Trained on {count} single-turn examples that the base model wrote itself (SELF-ALIGN, arXiv 2305.03047); "
+        f"# {constitution.assistant.name}: adapter of `{model.source}`\n\n{title}\n\n"
+        f"Trained on {count} single-turn examples that {writer} (SELF-ALIGN, arXiv 2305.03047); "
         f"turns are written in the `{model.template.name}` form and end with `{model.template.end}`.\n\n"
         f"## Constitution `{constitution.name}`\n\n{rules}\n{terms}"
     )
