@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from selfalign import cli_export
 from selfalign.cli_constitution import AsJson, constitution_app
 
 if TYPE_CHECKING:
@@ -204,6 +205,9 @@ def chat(
         chats.start(context, prompt, model, temperature, max_tokens, seed, style)
     finally:
         context.release_engine()
+
+
+cli_export.register(app, _screen)
 
 
 @app.command()

@@ -100,7 +100,11 @@ class Model:
 
     def tokenizer(self, say: Callable[[str], None] = lambda _: None) -> Tokenizer:
         folder = self.folder(say)
-        return Tokenizer(str(folder / "tokenizer.json"), self._tokens(folder).get("bos_token") or "")
+        tokens = self._tokens(folder)
+        file, bos = str(folder / "tokenizer.json"), tokens.get("bos_token") or ""
+        found = Tokenizer(file, bos)
+        # A tokenizer may name a start token and put none: the engine, too, would then begin without it.
+        return found if tokens.get("add_bos_token") or found.begins_with(bos) else Tokenizer(file, "")
 
     @staticmethod
     def _tokens(folder: Path) -> dict[str, Any]:

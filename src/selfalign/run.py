@@ -56,6 +56,10 @@ class RunDir:
         """The same adapter as llama.cpp loads it."""
         return self.adapter(stage).with_suffix(".gguf")
 
+    def export(self, name: str) -> Path:
+        """An export's folder, unless the user names another."""
+        return self.path / "export" / name
+
     @property
     def scores(self) -> Path:
         return self.path / "5_evaluation/scores.json"
@@ -187,7 +191,7 @@ class RunDir:
         entries = {}
         for file in sorted(p for p in self.path.rglob("*") if p.is_file()):
             name = str(file.relative_to(self.path))
-            if name.startswith(("journal", "manifest.json", ".")) or "/." in name:
+            if name.startswith(("journal", "manifest.json", "export/", ".")) or "/." in name:
                 continue
             entries[name] = {"sha256": file_hash(file), "bytes": file.stat().st_size}
             if file.suffix == ".jsonl":

@@ -12,6 +12,7 @@ from selfalign import costs, environment
 from selfalign.context import Context
 from selfalign.dialogue import Encoded, encode_example
 from selfalign.errors import UserError
+from selfalign.export import card
 from selfalign.journal import Clock, Fate
 from selfalign.recipe import Engrave
 from selfalign.records import Example, write_jsonl
@@ -21,10 +22,6 @@ Kind = Literal["engrave", "clone"]
 
 _SHOWN = 3
 """Training rows that are printed with -v."""
-_TITLE = {
-    "engrave": "Stage 3, principle engraving: the base model's own answers under the constitution, without it.",
-    "clone": "Stage 4, verbose cloning: the engraved model's verbose answers, without the verbose prompt.",
-}
 
 
 def train(
@@ -84,7 +81,8 @@ def _fit(context: Context, kind: Kind, encoded: Sequence[Encoded], config: Engra
         )
     seconds = clock.seconds()
     target = context.run.adapter(kind)
-    lora.save_adapter(adapted, target, model.source, model.notice, _card(context, kind, len(encoded)))
+    text = card.adapter_card(model, context.run.constitution, kind, len(encoded))
+    lora.save_adapter(adapted, target, model.source, model.notice, text)
     gguf_adapter.write(target, folder, context.run.adapter_gguf(kind), model.notice)
     parity = _parity(context, kind, adapted)
     del adapted
@@ -177,16 +175,3 @@ def _parity(context: Context, kind: Kind, adapted: object) -> dict[str, float]:
     )
     context.screen.say(f"  {text}", "" if found.holds else "yellow")
     return {**{k: round(v, 4) for k, v in asdict(found).items()}, "holds": found.holds}
-
-
-def _card(context: Context, kind: Kind, count: int) -> str:
-    model, constitution = context.model, context.run.constitution
-    rules = "\n".join(f"{p.id}. **{p.name}**: {p.rule}" for p in constitution.principles)
-    terms = f"\n## Terms of the base model\n\n{model.notice}\n" if model.notice else ""
-    return (
-        f"---\nlibrary_name: peft\nbase_model: {model.source}\ntags: [self-align, lora]\n---\n\n"
-        f"# {constitution.assistant.name}: adapter of `{model.source}`\n\n{_TITLE[kind]}\n\n"
-        f"Trained on {count} single-turn examples that the base model wrote itself (SELF-ALIGN, arXiv 2305.03047); "
-        f"turns are written in the `{model.template.name}` form and end with `{model.template.end}`.\n\n"
-        f"## Constitution `{constitution.name}`\n\n{rules}\n{terms}"
-    )
