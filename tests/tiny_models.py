@@ -1,4 +1,4 @@
-"""Tiny random base models of real architectures, as a Hugging Face folder with a GGUF that llama.cpp loads beside it."""
+"""Tiny random base models of real architectures: a Hugging Face folder with a GGUF for llama.cpp beside it."""
 
 from __future__ import annotations
 

@@ -27,7 +27,11 @@ _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 def escaped(text: str) -> str:
     """The text on one line, as Markdown that shows it as it stands."""
     line = " ".join(plain(text).split())
-    return re.sub(r"([\\`*_{}\[\]()#+!|~$-])", r"\\\1", line.replace("&", "&amp;").replace("<", "&lt;"))
+    shown = re.sub(
+        r"([\\`*_{}\[\]#|~$])", r"\\\1", line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    )
+    # What would begin a list at the beginning of a line.
+    return re.sub(r"^(\d{0,9})([-+.)=])", r"\1\\\2", shown)
 
 
 def block(text: str) -> str:
@@ -146,11 +150,11 @@ def export_card(
     """
     tags = ["self-align", *(["lora"] if "adapter" in form else []), *(["gguf"] if "gguf" in form else [])]
     label, base = escaped(constitution.assistant.name), escaped(published_name(model.source))
-    what = f"{_NAMES[form]}{f', {kind}' if kind else ''}, {name} model, of the base {base}"
+    what = f"{_NAMES[form]}{f', {kind}' if kind else ''}: the {name} model of {base}"
     return "\n".join(
         [
             front(model, constitution, _LIBRARY[form], tags),
-            f"# {label}: {what}\n",
+            f"# {label}, {what}\n",
             f"{TITLES[stage]}\n",
             "The base model wrote prompts and answers itself, under the constitution below, and was trained on them "
             "without it (SELF-ALIGN, arXiv 2305.03047). Its facts are the base's: it can be wrong.\n",

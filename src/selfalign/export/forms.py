@@ -59,22 +59,25 @@ def merged(job: Job, folder: Path) -> list[str]:
     if job.kind == "f32":
         found = compare.exact(reading, reads, _TORCH)
     else:
-        tops, values = reads.argmax(-1).tolist(), reads.max(-1).values.tolist()
         largest = float((reads - reading.trained).abs().max())
         base = _rounded_base(job, at)
         loaded_with = f"torch ({job.kind} weights, float32 arithmetic)"
-        found = compare.rounded(reading, tops, values, loaded_with, base, largest)
+        found = compare.rounded(reading, *_likeliest(reads), loaded_with, base, largest)
     faults += _same_ids(job, lambda messages: merged_model.chat_ids(folder, messages), "transformers")
     return faults + _note(job, found)
 
 
-def _rounded_base(job: Job, at: list[parity.Span]) -> list[int]:
-    """The most likely tokens of the base with its weights rounded to the export's type."""
+def _rounded_base(job: Job, at: list[parity.Span]) -> tuple[list[int], list[float]]:
+    """The most likely tokens of the base with its weights rounded to the export's type, and their log-probabilities."""
     base = lora.load_base(job.context.model.folder())
     for parameter in base.parameters():
         parameter.data = parameter.data.to(merged_model.DTYPES[job.kind]).float()
-    tops: list[int] = parity.torch_reads(base, at).argmax(-1).tolist()
-    return tops
+    return _likeliest(parity.torch_reads(base, at))
+
+
+def _likeliest(reads: Any) -> tuple[list[int], list[float]]:
+    values, tops = reads.max(-1)
+    return tops.tolist(), values.tolist()
 
 
 def gguf_adapter(job: Job, folder: Path) -> list[str]:
@@ -89,11 +92,11 @@ def gguf_adapter(job: Job, folder: Path) -> list[str]:
     faults = _template_beside(job, folder)
     engine = _engine(job, base, at, {"adapter": file})
     try:
-        base_tops, _ = parity.engine_reads(engine, None, at)
-        tops, values = parity.engine_reads(engine, "adapter", at)
+        own = parity.engine_reads(engine, None, at)
+        found = parity.engine_reads(engine, "adapter", at)
     finally:
         engine.close()
-    return faults + _note(job, compare.rounded(reading, tops, values, f"{_ENGINE} on the base", base_tops))
+    return faults + _note(job, compare.rounded(reading, *found, f"{_ENGINE} on the base", own))
 
 
 def gguf(job: Job, folder: Path) -> list[str]:
@@ -110,14 +113,14 @@ def gguf(job: Job, folder: Path) -> list[str]:
         converter.write(trained, job, folder, file)
     del trained
     gc.collect()
-    base_tops = None
+    own = None
     if model.gguf_path is not None:
         name = f"{job.label} ({job.model})"
         about = gguf_model.Identity(name, job.jinja(), end[0], model.notice)
         gguf_model.write(model.gguf_path, job.adapter, model.folder(), file, job.kind, about)  # type: ignore[arg-type]
         engine = _engine(job, model.gguf_path, at, {})
         try:
-            base_tops, _ = parity.engine_reads(engine, None, at)
+            own = parity.engine_reads(engine, None, at)
         finally:
             engine.close()
     source = modelfile.text(file.name, model.template, job.system, job.label, model.notice)
@@ -128,11 +131,11 @@ def gguf(job: Job, folder: Path) -> list[str]:
         faults.append("Modelfile: its TEMPLATE does not say what the model was trained on")
     engine = _engine(job, file, at, {})
     try:
-        tops, values = parity.engine_reads(engine, None, at)
+        found = parity.engine_reads(engine, None, at)
         faults += _same_ids(job, engine.chat_ids, _ENGINE) + _ends(job, engine)
     finally:
         engine.close()
-    return faults + _note(job, compare.rounded(reading, tops, values, _ENGINE, base_tops))
+    return faults + _note(job, compare.rounded(reading, *found, _ENGINE, own))
 
 
 def _trained(job: Job) -> tuple[Any, compare.Reading, list[parity.Span]]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from selfalign import atomic
 from selfalign.errors import UserError
 from selfalign.signals import STOP
 from selfalign.training import gguf_adapter
@@ -67,6 +68,7 @@ def write(base: Path, adapter: Path, folder: Path, target: Path, kind: Kind, abo
         for tensor in reader.tensors:
             shape = [int(n) for n in reversed(tensor.shape)]
             writer.add_tensor_info(tensor.name, shape, *_stored(shape, types[tensor.name]), types[tensor.name])
+        atomic.check_space(target, sum(ti.nbytes for ti in writer.tensors[0].values()))
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()

@@ -104,6 +104,7 @@ def export(
     target = out or context.run.export("-".join(filter(None, (name, form, job.kind))))
     _check_free(target, force)
     failed = target.with_name(f"{target.name}-{FAILED}")
+    _check_free(failed, force=True)
     context.screen.say(f"{form} of the {name} model of {context.run.path.name}", "bold")
     with atomic.new_folder(target) as folder:
         faults = _maker(form)(job, folder)

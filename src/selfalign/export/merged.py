@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import torch
 
+from selfalign import atomic
 from selfalign.errors import UserError
 from selfalign.models import Model
 
@@ -31,11 +32,13 @@ def write(adapted: Any, model: Model, folder: Path, kind: Kind, chat_template: s
 
     Raises:
         UserError: the type cannot hold the weights.
+        Resumable: they do not fit on the disk.
     """
     merged = adapted.merge_and_unload(safe_merge=True).to(DTYPES[kind])
     for name, value in merged.named_parameters():
         if not torch.isfinite(value).all():
             raise UserError(f"{name} has numbers that {kind} cannot hold: take --type bf16 or f32")
+    atomic.check_space(folder, sum(p.numel() * p.element_size() for p in merged.parameters()))
     merged.config._name_or_path = ""
     merged.save_pretrained(str(folder), safe_serialization=True, max_shard_size="4GB")
     describe(model, folder, chat_template)
@@ -58,7 +61,8 @@ def describe(model: Model, folder: Path, chat_template: str) -> None:
         _write(folder / "special_tokens_map.json", {**known, "eos_token": end})
     (folder / CHAT_TEMPLATE).write_text(chat_template, "utf-8")
     for name in ("config.json", "generation_config.json"):
-        settings = _read(folder / name) or {"_from_model_config": False}
+        settings = _read(folder / name)
+        settings.pop("_from_model_config", None)  # it would be derived anew from the model's settings
         _write(folder / name, {**settings, "eos_token_id": ends[0] if len(ends) == 1 else ends})
 
 
