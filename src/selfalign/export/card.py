@@ -26,12 +26,9 @@ _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 def escaped(text: str) -> str:
     """The text on one line, as Markdown that shows it as it stands."""
-    line = " ".join(plain(text).split())
-    shown = re.sub(
-        r"([\\`*_{}\[\]#|~$])", r"\\\1", line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    )
-    # What would begin a list at the beginning of a line.
-    return re.sub(r"^(\d{0,9})([-+.)=])", r"\1\\\2", shown)
+    line = " ".join(plain(text).split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    shown = re.sub(r"([\\`*_{}\[\]#|~$])", r"\\\1", line)
+    return re.sub(r"^(\d{0,9})([-+.)=])(?=[-=\s]|$)", r"\1\\\2", shown)  # else it may begin a list, or a rule
 
 
 def block(text: str) -> str:

@@ -99,15 +99,16 @@ def _tops(model: Any, at: list[Span]) -> list[int]:
 
 @torch.no_grad()
 def _logits(model: Any, at: list[Span]) -> list[torch.Tensor]:
-    """The logits (n, V), float32, of each text's positions."""
+    """The logits (n, V), float32, of each text's positions, in the processor's memory."""
     model.eval()
     inner = causal(model)
     cap = getattr(inner.config, "final_logit_softcapping", None)
     found = []
     for row, span in at:
         STOP.check()
-        hidden = inner.model(input_ids=torch.tensor([row]), use_cache=False).last_hidden_state[0]
-        logits = inner.lm_head(hidden[[i - 1 for i in span]]).float()
+        ids = torch.tensor([row], device=inner.lm_head.weight.device)
+        hidden = inner.model(input_ids=ids, use_cache=False).last_hidden_state[0]
+        logits = inner.lm_head(hidden[[i - 1 for i in span]]).float().cpu()
         found.append(torch.tanh(logits / cap) * cap if cap else logits)
     return found
 
