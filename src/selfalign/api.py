@@ -88,6 +88,25 @@ class Run:
             self._context.given_adapter = None
         pipeline.write_manifest_if_done(self._context)
 
+    def export(
+        self, form: str, model: str = "", *, kind: str = "", out: str | Path | None = None, force: bool = False
+    ) -> Path:
+        """A trained model in a form that others load, compared before it is published; returns its folder.
+
+        Args:
+            form: adapter, merged, gguf-adapter or gguf.
+            model: engraved or final; the last one trained unless given.
+            kind: merged: f32, bf16 or f16; gguf: q8_0 or f16; the first of them unless given.
+            out: the folder; inside the run unless given.
+            force: replace an export that stands there.
+
+        Raises:
+            SelfAlignError: see `export.job.export`; what does not hold stays under a name that says so.
+        """
+        from selfalign.export import job
+
+        return job.export(self._context, form, model, kind, Path(out) if out is not None else None, force)
+
     # -- reading -------------------------------------------------------------------------------------------------
 
     def prompts(self) -> Iterator[Prompt]:

@@ -99,6 +99,4 @@ def _lines(run: Run, form: str, out: Path | None, named: dict[str, Any]) -> list
         return [f"{path}: {n:,} {'row' if n == 1 else 'rows'}" for path, n in done.files.items()]
     if form == "launch":
         return run.export_launch(out=out, **named)
-    return [
-        str(run.export(form, named.get("model", ""), kind=named.get("type", ""), out=out, force="force" in named))
-    ]
+    return [str(run.export(form, named.get("model", ""), kind=named.get("type", ""), out=out, force="force" in named))]

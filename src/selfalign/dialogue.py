@@ -170,6 +170,11 @@ class Tokenizer:
         self._backend.encode_special_tokens = not special
         return list(self._backend.encode(text, add_special_tokens=False).ids)
 
+    def begins_with(self, token: str) -> bool:
+        """Whether the tokenizer itself puts this token before a text."""
+        own = self._backend.encode("").ids
+        return bool(token) and own[:1] == self.ids(token, special=True)
+
     def controls(self) -> frozenset[int]:
         """Ids of the special tokens."""
         return frozenset(i for i, token in self._backend.get_added_tokens_decoder().items() if token.special)

@@ -102,9 +102,15 @@ class Model:
 
             gguf_adapter.architecture(json.loads((self.folder_path / "config.json").read_text("utf-8")))
 
+    @property
+    def name(self) -> str:
+        """The source without the folders of this machine: embedded, a hub id, or the last part of a path."""
+        path = Path(self.source).expanduser()
+        return path.name if self.source != "embedded" and path.exists() else self.source
+
     def note(self) -> str:
         """What an adapter's folder says of its base."""
-        return json.dumps({"source": self.source, "identity": self.identity}) + "\n"
+        return json.dumps({"name": self.name, "identity": self.identity}) + "\n"
 
     def check_adapter(self, folder: Path) -> None:
         """Whether the adapter in that folder was trained on these weights; without a note of it, it is believed.
@@ -121,7 +127,7 @@ class Model:
         if not isinstance(note, dict):
             raise UserError(f"{folder / BASE_NOTE} is not a JSON object: restore it, or train the adapter again")
         if note.get("identity") != self.identity:
-            named = " ".join(str(note[key])[:40] for key in ("source", "identity") if note.get(key))
+            named = " ".join(str(note[key])[:40] for key in ("name", "identity") if note.get(key))
             raise UserError(
                 f"the adapter in {folder} was trained on another base ({named or 'unknown'}) than {self.source} "
                 f"{self.identity}: give the model that it was trained on, or train it again"
@@ -129,7 +135,11 @@ class Model:
 
     def tokenizer(self, say: Callable[[str], None] = lambda _: None) -> Tokenizer:
         folder = self.folder(say)
-        return Tokenizer(str(folder / "tokenizer.json"), self._tokens(folder).get("bos_token") or "")
+        tokens = self._tokens(folder)
+        file, bos = str(folder / "tokenizer.json"), tokens.get("bos_token") or ""
+        found = Tokenizer(file, bos)
+        # A tokenizer may name a start token and put none: the engine, too, would then begin without it.
+        return found if tokens.get("add_bos_token") or found.begins_with(bos) else Tokenizer(file, "")
 
     @staticmethod
     def _tokens(folder: Path) -> dict[str, Any]:

@@ -61,6 +61,10 @@ class RunDir:
         """The state of a training that has not ended yet."""
         return self.adapter(stage).with_name("checkpoint.safetensors")
 
+    def export(self, name: str) -> Path:
+        """An export's folder, unless the user names another."""
+        return self.path / "export" / name
+
     @property
     def scores(self) -> Path:
         return self.path / "5_evaluation/scores.json"
@@ -192,7 +196,7 @@ class RunDir:
         entries = {}
         for file in sorted(p for p in self.path.rglob("*") if p.is_file()):
             name = str(file.relative_to(self.path))
-            if name.startswith(("journal", "manifest.json", ".")) or "/." in name:
+            if name.startswith(("journal", "manifest.json", "export/", ".")) or "/." in name:
                 continue
             entries[name] = {"sha256": file_hash(file), "bytes": file.stat().st_size}
             if file.suffix == ".jsonl":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import secrets
 import shutil
@@ -196,12 +197,29 @@ class LlamaCpp:
             raise Resumable(f"llama.cpp stopped answering ({error}): run the same command again") from error
         return value
 
-    def top_token(self, ids: list[int], adapter: str | None) -> int:
-        """The most likely next token after these ids."""
+    def top(self, ids: list[int], adapter: str | None) -> tuple[int, float]:
+        """The most likely next token after these ids, and its log-probability.
+
+        That is not a number where the token is a part of a character: the server then gives none.
+        """
         body = {"prompt": ids, "n_predict": 1, "temperature": 0.0, "n_probs": 1, "cache_prompt": True, "id_slot": 0}
         body["lora"] = [{"id": number, "scale": float(name == adapter)} for name, number in self._adapters.items()]
-        reply = self._checked(self._server.handle_completions(body))
-        return int(reply["choices"][0]["logprobs"]["content"][0]["id"])
+        reply = self._checked(self._http("/completion", {**body, "return_tokens": True}))
+        found = reply.get("completion_probabilities") or [{"logprob": math.nan}]
+        return int(reply["tokens"][0]), float(found[0]["logprob"])
+
+    def top_token(self, ids: list[int], adapter: str | None) -> int:
+        """The most likely next token after these ids."""
+        return self.top(ids, adapter)[0]
+
+    def chat_ids(self, messages: list[dict[str, str]]) -> list[int]:
+        """Token ids of a dialogue as a client of the chat interface gets it: by the chat template inside the GGUF.
+
+        Raises:
+            RowError: the template refuses the dialogue.
+        """
+        text = str(self._checked(self._http("/apply-template", {"messages": messages}))["prompt"])
+        return self._tokenize(text, special=True, add_bos=True)
 
     # -- prefix --------------------------------------------------------------------------------------------------
 

@@ -13,6 +13,7 @@ from selfalign.context import Context
 from selfalign.counts import thinned
 from selfalign.dialogue import Encoded, encode_example
 from selfalign.errors import Resumable, UserError
+from selfalign.export import card
 from selfalign.journal import Clock, Fate
 from selfalign.progress import Bar
 from selfalign.recipe import Engrave
@@ -28,10 +29,6 @@ Kind = Literal["engrave", "clone"]
 
 _SHOWN = 3
 """Training rows that are printed with -v."""
-_TITLE = {
-    "engrave": "Stage 3, principle engraving: the base model's own answers under the constitution, without it.",
-    "clone": "Stage 4, verbose cloning: the engraved model's verbose answers, without the verbose prompt.",
-}
 
 
 def train(
@@ -279,16 +276,5 @@ def _parity(context: Context, kind: Kind, adapted: object) -> dict[str, float]:
 
 
 def _card(context: Context, kind: Kind, count: int) -> str:
-    model, constitution = context.model, context.run.constitution
-    rules = "\n".join(f"{p.id}. **{p.name}**: {p.rule}" for p in constitution.principles)
-    terms = f"\n## Terms of the base model\n\n{model.notice}\n" if model.notice else ""
     given = kind == "engrave" and context.recipe.align.form == "given"
-    title = "Answers that were brought along, learnt as in stage 3 of SELF-ALIGN." if given else _TITLE[kind]
-    writer = "people or other programs wrote" if given else "the base model wrote itself"
-    return (
-        f"---\nlibrary_name: peft\nbase_model: {model.source}\ntags: [self-align, lora]\n---\n\n"
-        f"# {constitution.assistant.name}: adapter of `{model.source}`\n\n{title}\n\n"
-        f"Trained on {count} single-turn examples that {writer} (SELF-ALIGN, arXiv 2305.03047); "
-        f"turns are written in the `{model.template.name}` form and end with `{model.template.end}`.\n\n"
-        f"## Constitution `{constitution.name}`\n\n{rules}\n{terms}"
-    )
+    return card.adapter_card(context.model, context.run.constitution, "given" if given else kind, count)
