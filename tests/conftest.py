@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,22 @@ def hang_guard(limit: float = 20.0) -> Iterator[None]:
     finally:
         signal.setitimer(signal.ITIMER_VIRTUAL, 0)
         signal.signal(signal.SIGVTALRM, before)
+
+
+def byte_tokenizer(folder: Path, special: Sequence[str] = ("<bos>", "<eos>"), ordinary: Sequence[str] = ()) -> Path:
+    """The file of a tokenizer of bytes and these tokens; the ordinary ones are known but not special."""
+    from tokenizers import AddedToken, Tokenizer
+    from tokenizers.decoders import ByteLevel as ByteDecoder
+    from tokenizers.models import BPE
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    made = Tokenizer(BPE({c: i for i, c in enumerate(sorted(ByteLevel.alphabet()))}, []))
+    made.pre_tokenizer = ByteLevel(add_prefix_space=False)
+    made.decoder = ByteDecoder()
+    made.add_tokens([AddedToken(token, special=True) for token in special])
+    made.add_tokens([AddedToken(token, special=False) for token in ordinary])
+    made.save(str(folder / "tokenizer.json"))
+    return folder / "tokenizer.json"
 
 
 @pytest.fixture(scope="session")

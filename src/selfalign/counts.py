@@ -23,6 +23,8 @@ class Generation:
     """Wall time in which requests were made."""
     busy: float
     """Share of that time, over all slots, in which a request was with the engine: 0 to 1."""
+    neutralised: int = 0
+    """Rows in whose prompt content spelled a control token, for an engine that takes nothing but text."""
 
     @property
     def hit_rate(self) -> float:

@@ -5,15 +5,16 @@ The only file that knows the embedded model's name.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import json
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -80,12 +81,25 @@ class Model:
             return self.folder_path
         kept = cache_folder() / "torch" / self.identity
         if not (kept / "config.json").exists():
-            say("  converting the GGUF to float32 torch weights (once, about a minute)")
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            with (kept.parent / f"{self.identity}.lock").open("w") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX)  # another run may be converting the same model
+            tokenizer = self._tokenizer_folder(say)
+            say("  converting the GGUF to float32 torch weights (once, under a minute)")
+            with _alone(kept):  # another run may be converting the same model
                 if not (kept / "config.json").exists():
-                    _convert(self.gguf, kept)
+                    _convert(self.gguf, tokenizer, kept)
+        return kept
+
+    def _tokenizer_folder(self, say: Callable[[str], None]) -> Path:
+        """Where the tokenizer's files are. A GGUF's are made without its weights, which may be large."""
+        if found := self.made_folder():
+            return found
+        kept = cache_folder() / "tokenizers" / self.identity
+        if not (kept / "tokenizer.json").exists():
+            if missing := [m for m in ("gguf", "tokenizers", "transformers") if not find_spec(m)]:
+                raise UserError(f"a GGUF's tokenizer needs {', '.join(missing)}: pip install 'selfalign[train]'")
+            say("  reading the GGUF's tokenizer (once, about 20 seconds)")
+            with _alone(kept):
+                if not (kept / "tokenizer.json").exists():
+                    _convert_tokenizer(self.gguf, kept)
         return kept
 
     def check_trainable(self) -> None:
@@ -134,12 +148,19 @@ class Model:
             )
 
     def tokenizer(self, say: Callable[[str], None] = lambda _: None) -> Tokenizer:
-        folder = self.folder(say)
+        """The tokenizer for content and turns; training and engines share it.
+
+        Raises:
+            UserError: packages are missing that read it, or it cannot be read.
+        """
+        if not find_spec("tokenizers"):
+            raise UserError("the model's tokenizer needs tokenizers: pip install 'selfalign[train]'")
+        folder = self._tokenizer_folder(say)
         tokens = self._tokens(folder)
-        file, bos = str(folder / "tokenizer.json"), tokens.get("bos_token") or ""
-        found = Tokenizer(file, bos)
-        # A tokenizer may name a start token and put none: the engine, too, would then begin without it.
-        return found if tokens.get("add_bos_token") or found.begins_with(bos) else Tokenizer(file, "")
+        # Where the file does not say, its post-processor does: many name a token that no text begins with.
+        adds = tokens.get("add_bos_token")
+        bos = None if adds is None else (tokens.get("bos_token") or "") if adds else ""
+        return _read_tokenizer(folder / "tokenizer.json", bos)
 
     @staticmethod
     def _tokens(folder: Path) -> dict[str, Any]:
@@ -170,6 +191,11 @@ class Model:
         found = _detect_template(self.folder(), self._tokens(self.folder()))
         atomic.write_text(kept, json.dumps(asdict(found)))
         return found
+
+
+@lru_cache(maxsize=2)
+def _read_tokenizer(file: Path, bos: str | None) -> Tokenizer:
+    return Tokenizer(str(file), bos)
 
 
 def resolve(source: str) -> Model:
@@ -280,8 +306,45 @@ def identity_of(files: list[Path]) -> str:
     return digest.hexdigest()[:16]
 
 
-def _convert(gguf: Path, target: Path) -> None:
-    """Write float32 torch weights and tokenizer of a GGUF as a folder (reference: transformers' GGUF loading)."""
+@contextlib.contextmanager
+def _alone(target: Path) -> Iterator[None]:
+    """The only process that makes this folder."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with (target.parent / f"{target.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _convert_tokenizer(gguf: Path, target: Path) -> None:
+    """Write the tokenizer that a GGUF describes as a folder (reference: transformers' GGUF loading)."""
+    transformers = quiet_transformers()
+    with atomic.new_folder(target) as folder:
+        try:
+            tokenizer = transformers.AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
+        except _UNREADABLE as error:
+            raise _unreadable(gguf, error) from None
+        _set_digits_apart(gguf, tokenizer.backend_tokenizer)
+        tokenizer.save_pretrained(str(folder))
+
+
+_DIGITS_APART = frozenset({"smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"})
+"""`tokenizer.ggml.pre` of the vocabularies whose texts are cut around each digit before all else (llama.cpp)."""
+
+
+def _set_digits_apart(gguf: Path, backend: Any) -> None:
+    """Cut texts around digits where the GGUF says so: transformers does not know this of byte-level vocabularies."""
+    from gguf import GGUFReader
+    from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
+
+    if not isinstance(backend.pre_tokenizer, ByteLevel):
+        return
+    field = GGUFReader(str(gguf)).fields.get("tokenizer.ggml.pre")
+    if field is not None and field.contents() in _DIGITS_APART:
+        backend.pre_tokenizer = Sequence([Digits(individual_digits=True), backend.pre_tokenizer])
+
+
+def _convert(gguf: Path, tokenizer: Path, target: Path) -> None:
+    """Write float32 torch weights of a GGUF as a folder, with its tokenizer (reference: transformers' GGUF loading)."""
     if shutil.disk_usage(_existing(target)).free < gguf.stat().st_size * 9:
         raise Resumable(
             f"no space in {target.parent} for the torch weights of {gguf.name}: make room or set SELFALIGN_CACHE, "
@@ -295,18 +358,25 @@ def _convert(gguf: Path, target: Path) -> None:
             model = transformers.AutoModelForCausalLM.from_pretrained(
                 str(gguf.parent), gguf_file=gguf.name, dtype=torch.float32
             )
-            tokenizer = transformers.AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
-        except (ValueError, KeyError, NotImplementedError) as error:
-            raise UserError(
-                f"transformers cannot read {gguf.name} ({' '.join(str(error).split())[:120]}): "
-                "give the model's Hugging Face folder with the GGUF inside it"
-            ) from None
+        except _UNREADABLE as error:
+            raise _unreadable(gguf, error) from None
         # Or save_pretrained refuses: it takes the weights for quantised ones.
         if hasattr(model.config, "quantization_config"):
             del model.config.quantization_config
         model.hf_quantizer, model.is_quantized = None, False
         model.save_pretrained(str(folder))
-        tokenizer.save_pretrained(str(folder))
+        for file in tokenizer.iterdir():
+            shutil.copyfile(file, folder / file.name)
+
+
+_UNREADABLE = (ValueError, KeyError, NotImplementedError)
+
+
+def _unreadable(gguf: Path, error: Exception) -> UserError:
+    return UserError(
+        f"transformers cannot read {gguf.name} ({' '.join(str(error).split())[:120]}): "
+        "give the model's Hugging Face folder with the GGUF inside it"
+    )
 
 
 def quiet_transformers() -> Any:

@@ -12,10 +12,12 @@ import tempfile
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from selfalign.dialogue import Tokenizer
+from selfalign.engines import vocabulary
 from selfalign.engines.base import BOS, Control, Finish, Part, Pieces, RowError, Step, TooLong
 from selfalign.errors import Resumable, UserError
 
@@ -37,15 +39,27 @@ class LlamaCpp:
         slots: requests generated at once.
         context: tokens of context per slot.
         threads: 0 for all cores.
+        tokenizer: the model's, which training uses: llama.cpp gets its ids. Without it llama.cpp encodes the text,
+            which differs in rare places (runs of 32 spaces and more under Gemma 3).
 
     Raises:
-        UserError: llama.cpp cannot load a file.
+        UserError: llama.cpp cannot load a file, or its vocabulary is not the tokenizer's.
     """
 
-    def __init__(self, gguf: Path, adapters: dict[str, Path], slots: int, context: int, threads: int) -> None:
+    def __init__(
+        self,
+        gguf: Path,
+        adapters: dict[str, Path],
+        slots: int,
+        context: int,
+        threads: int,
+        tokenizer: Tokenizer | None = None,
+    ) -> None:
         import xllamacpp
 
         self.parallel = slots
+        self.note = ""
+        self._tokenizer = tokenizer
         self._adapters = {name: number for number, name in enumerate(adapters)}
         self._folder = Path(tempfile.mkdtemp(prefix="selfalign-slots-"))
         self._key = secrets.token_urlsafe(24)
@@ -82,6 +96,8 @@ class LlamaCpp:
                 f"llama.cpp cannot load {gguf}{' with its adapters' if adapters else ''}: {error or 'unknown reason'}"
             ) from error
         self._bos = self._tokenize("", special=True, add_bos=True)
+        if tokenizer:
+            self._check_vocabulary(tokenizer, gguf)
 
     def generate(
         self,
@@ -107,9 +123,7 @@ class LlamaCpp:
             "lora": [{"id": number, "scale": float(name == adapter)} for name, number in self._adapters.items()],
         }
         if sampling.bias:
-            body["logit_bias"] = [
-                [self._tokenize(str(text), special=isinstance(text, Control))[0], bias] for text, bias in sampling.bias
-            ]
+            body["logit_bias"] = [[self.encode((text,))[0], bias] for text, bias in sampling.bias]
         if step.grammar:
             body["grammar"] = step.grammar
         if sampling.repetition:
@@ -161,6 +175,8 @@ class LlamaCpp:
 
     def encode(self, prompt: Pieces) -> list[int]:
         """Token ids. Only `Control` pieces can become control tokens; neighbouring text is encoded as one."""
+        if self._tokenizer:
+            return self._tokenizer.encode(prompt)
         ids: list[int] = []
         text = ""
         for piece in (*prompt, Control("")):
@@ -180,6 +196,28 @@ class LlamaCpp:
         body = {"content": text, "add_special": add_bos, "parse_special": special}
         reply = self._checked(self._http("/tokenize", body))
         return list(reply["tokens"])
+
+    def _check_vocabulary(self, tokenizer: Tokenizer, gguf: Path) -> None:
+        try:
+            wrong = vocabulary.difference(tokenizer, self._detokenize)
+        except RowError as error:
+            wrong = f"it does not read its ids: {error}"
+        if wrong:
+            self.close()
+            raise UserError(
+                f"the vocabulary of {gguf} is not that of the model's tokenizer ({wrong}): convert the GGUF from the "
+                "folder that is trained"
+            )
+        if self._bos != (start := tokenizer.encode((BOS,))):
+            self.note = f"texts begin with the tokens {start}, as the tokenizer has it; the GGUF says {self._bos}"
+        elif self._tokenize(vocabulary.TEXT, special=False) != tokenizer.ids(vocabulary.TEXT):
+            self.note = (
+                "llama.cpp would cut texts otherwise than the model's tokenizer, whose tokens it gets: where that was "
+                "read from the GGUF, give the model's Hugging Face folder instead"
+            )
+
+    def _detokenize(self, ids: Sequence[int]) -> str:
+        return str(self._checked(self._http("/detokenize", {"tokens": list(ids)}))["content"])
 
     def _http(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         request = urllib.request.Request(  # noqa: S310  (our own loopback address)
