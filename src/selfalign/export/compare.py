@@ -2,7 +2,7 @@
 
 How near it must be depends on what was done to it. Float32 in torch must be the same but for rounding. Where weights
 or activations are rounded, the base's own loss by that is the measure: the export may agree with the trained model at
-most 2 points less than the base, in the same form, agrees with itself. And it must be nearer to the trained model than
+most 4 points less than the base, in the same form, agrees with itself. And it must be nearer to the trained model than
 to the base, which a file whose adapter was lost, or merged in a wrong order, is not.
 """
 
@@ -12,19 +12,21 @@ from dataclasses import dataclass
 
 import torch
 
-from selfalign.training.parity import MAX_LOSS_OF_AGREEMENT, agreement
+from selfalign.training.parity import agreement
 
 _EXACT_DIFFERENCE = 0.01
 """In float32 merged weights may change a log-probability by this much: W + BA is rounded once more than Wx + B(Ax)."""
 _EXACT_AGREEMENT = 0.99
 """A near tie or two of 200 may turn over by that."""
+_LESS_AGREEMENT = 0.04
+"""Two standard errors of the difference of two shares near 95 % at 200 positions; the distance is sharper."""
 _NEARER = 0.5
 """Distance to the trained model, at most this share of the distance to the base."""
 _NOISE = 1.5
 """... and at most this many times what the form costs the base itself,"""
 _ROUNDING = 0.01
 """... and the nats that rounding once more may cost."""
-_ASSUMED = 0.92
+_ASSUMED = 0.9
 """Agreement expected of the base where it has no GGUF to measure."""
 
 
@@ -125,7 +127,7 @@ def rounded(
     if own is not None:
         base = agreement([int(i) for i in reading.base.argmax(-1)], own[0])
         own_distance = _distances(reading, *own)[1]
-    least = (_ASSUMED if base is None else base) - MAX_LOSS_OF_AGREEMENT
+    least = _ASSUMED if base is None else base - _LESS_AGREEMENT
     most = _NEARER * to_base if own_distance is None else min(_NEARER * to_base, _NOISE * own_distance + _ROUNDING)
     faults = []
     if same < least:

@@ -130,22 +130,18 @@ def gguf(job: Job, folder: Path) -> list[str]:
 
 
 def _rewritten(job: Job, base: Path, file: Path, end: int, at: list[parity.Span]) -> tuple[list[int], list[float]]:
-    """Write the base's GGUF with the adapter added; returns what the base says in that form.
-
-    That is the base's own file, if its weights are coarser than the wanted type, else the base rewritten alike.
-    """
+    """Write the base's GGUF with the adapter added; returns what the base, rewritten alike without it, says."""
     model = job.context.model
     about = gguf_model.Identity(f"{job.label} ({job.model})", job.jinja(), end, model.notice)
-    gguf_model.write(base, job.adapter, model.folder(), file, job.kind, about)  # type: ignore[arg-type]
     alike = file.with_name("base.gguf")
-    if gguf_model.rounds(base, job.kind):  # type: ignore[arg-type]
-        gguf_model.write(base, None, model.folder(), alike, job.kind, about)  # type: ignore[arg-type]
-    engine = _engine(job, alike if alike.exists() else base, at, {})
+    for adapter, target in ((job.adapter, file), (None, alike)):
+        gguf_model.write(base, adapter, model.folder(), target, job.kind, about)  # type: ignore[arg-type]
+    engine = _engine(job, alike, at, {})
     try:
         return parity.engine_reads(engine, None, at)
     finally:
         engine.close()
-        alike.unlink(missing_ok=True)
+        alike.unlink()
 
 
 def _trained(job: Job) -> tuple[Any, compare.Reading, list[parity.Span]]:

@@ -80,14 +80,6 @@ def write(base: Path, adapter: Path | None, folder: Path, target: Path, kind: Ki
         writer.close()
 
 
-def rounds(base: Path, kind: Kind) -> bool:
-    """Whether the base's weights lose by being written in that type, with or without an adapter."""
-    import gguf
-
-    finer = {"F32", "BF16"} | ({"F16"} if kind == "q8_0" else set())
-    return any(len(t.shape) > 1 and t.tensor_type.name in finer for t in gguf.GGUFReader(str(base)).tensors)
-
-
 class _Deltas:
     """What the adapter adds to each of the base's tensors."""
 

@@ -17,7 +17,7 @@ from selfalign.signals import STOP
 from selfalign.training.forward import causal
 
 POSITIONS = 200
-MAX_LOSS_OF_AGREEMENT = 0.02
+_MAX_LOSS_OF_AGREEMENT = 0.02
 """Quantised weights and activations disagree with float32 already without an adapter; with it by this much more."""
 _MIN_CHANGED = 0.10
 
@@ -40,7 +40,7 @@ class Parity:
     @property
     def holds(self) -> bool:
         """At most 2 points less agreement with the adapter than without, and at least 10 % of the tokens changed."""
-        return self.agreement_adapter >= self.agreement_base - MAX_LOSS_OF_AGREEMENT and self.changed >= _MIN_CHANGED
+        return self.agreement_adapter >= self.agreement_base - _MAX_LOSS_OF_AGREEMENT and self.changed >= _MIN_CHANGED
 
 
 def texts(constitution: Constitution, template: Template, tokenizer: Tokenizer) -> list[list[int]]:
