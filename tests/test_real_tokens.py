@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from conftest import byte_tokenizer
-from selfalign import models
+from selfalign import conversion, models
 from selfalign.dialogue import ROLES, Template, Tokenizer, Turn, as_text, encode_example
 from selfalign.engines import vocabulary
 from selfalign.engines.base import BOS, Control, Pieces, RowError, Sampling, Step
@@ -52,7 +52,7 @@ def texts(folder: Path, tokenizer: Tokenizer) -> list[str]:
 
 @cache
 def transformers_tokenizer(folder: Path) -> Any:
-    return models.quiet_transformers().AutoTokenizer.from_pretrained(str(folder))
+    return conversion.quiet_transformers().AutoTokenizer.from_pretrained(str(folder))
 
 
 ENCODED_OTHERWISE = re.compile(" {32}|▁")

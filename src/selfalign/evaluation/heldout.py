@@ -14,12 +14,13 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from selfalign import atomic
+from selfalign.clock import Clock
 from selfalign.context import Context
 from selfalign.dialogue import PLAIN, Turn, encode_example
 from selfalign.engines.base import Request, Step
 from selfalign.evaluation.statistics import Interval, bootstrap_mean, median, wilson
 from selfalign.generate import Work, generate, row_seed
-from selfalign.journal import Clock, Fate
+from selfalign.journal import Fate
 from selfalign.records import Answer, Prompt, Score, content_hash, write_jsonl
 
 STAGE = "evaluate"

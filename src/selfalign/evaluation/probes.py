@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from selfalign import guided
+from selfalign.clock import Clock
 from selfalign.constitution import Constitution, Principle, Probe
 from selfalign.context import Context
 from selfalign.dialogue import PLAIN, Turn
@@ -21,7 +22,7 @@ from selfalign.evaluation.checks import passes
 from selfalign.evaluation.heldout import models
 from selfalign.evaluation.statistics import Interval, bootstrap_mean, wilson
 from selfalign.generate import Work, generate, row_seed
-from selfalign.journal import Clock, Fate
+from selfalign.journal import Fate
 from selfalign.quality.rouge import folded
 from selfalign.records import Example, ProbeAnswer, content_hash, read_jsonl, write_jsonl
 

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from selfalign import costs, environment
+from selfalign.clock import Clock
 from selfalign.context import Context
 from selfalign.counts import thinned
 from selfalign.dialogue import Encoded, encode_example
 from selfalign.errors import Resumable, UserError
 from selfalign.export import card
-from selfalign.journal import Clock, Fate
+from selfalign.journal import Fate
 from selfalign.progress import Bar
 from selfalign.recipe import Engrave
 from selfalign.records import Example, content_hash, read_jsonl, write_jsonl
