@@ -1,6 +1,8 @@
 # Two commands do all the set-up: `make run` and `make test`. Both are safe to repeat.
 PYTHON ?= python3
 BIN := .venv/bin
+# The public benchmarks, where they lie beside the checkout; what needs them says so elsewhere.
+export SELFALIGN_BENCHMARKS ?= $(wildcard $(abspath ../shared/data))
 STAMP := .venv/.installed
 
 .PHONY: run test test-slow test-vllm check format wheel clean
