@@ -59,6 +59,11 @@ class Scorer(Protocol):
     name: str
     """What it is, for people: "torch, float32"."""
 
+    @property
+    def tokens(self) -> tuple[int, int]:
+        """(tokens asked for, tokens computed) so far: the difference was shared."""
+        ...
+
     def loglikelihoods(self, requests: Sequence[Text], adapter: str | None) -> list[Scored | None]:
         """One result a request, in their order; None where a request is longer than the model can take.
 
