@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+import tiny_models
 from selfalign.dialogue import Tokenizer
 from selfalign.engines import tree_scoring
 from selfalign.engines.base import BOS
@@ -18,32 +19,7 @@ from selfalign.engines.torch_scorer import TorchScorer
 from selfalign.engines.tree_scoring import TreeScoring
 from selfalign.recipe import Engrave
 from selfalign.training import lora
-
-SIZES = {
-    "vocab_size": 300, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 2,
-    "num_key_value_heads": 1, "max_position_embeddings": 256,
-}  # fmt: skip
-
-
-def tiny(kind: str) -> Any:
-    """A random model: windows on some layers, on all, on none; capped logits; another body's name and biases."""
-    import transformers as t
-
-    torch.manual_seed(1)
-    made = {
-        "gemma3": lambda: t.Gemma3ForCausalLM(
-            t.Gemma3TextConfig(**SIZES, head_dim=16, sliding_window=8, final_logit_softcapping=2.0)
-        ),
-        "mistral": lambda: t.MistralForCausalLM(t.MistralConfig(**SIZES, sliding_window=8)),
-        "llama": lambda: t.LlamaForCausalLM(t.LlamaConfig(**SIZES)),
-        "neox": lambda: t.GPTNeoXForCausalLM(t.GPTNeoXConfig(**SIZES)),
-        "phi": lambda: t.PhiForCausalLM(t.PhiConfig(**{**SIZES, "num_key_value_heads": 2})),
-        "granite": lambda: t.GraniteForCausalLM(t.GraniteConfig(**SIZES, logits_scaling=4.0)),
-        "mamba": lambda: t.MambaForCausalLM(t.MambaConfig(vocab_size=300, hidden_size=32, num_hidden_layers=2)),
-    }[kind]()
-    for parameter in made.parameters():
-        torch.nn.init.normal_(parameter, std=0.3)
-    return made.eval()
+from tiny_models import tiny
 
 
 def requests(seed: int = 0, head: int = 40) -> list[ScoreRequest]:
@@ -130,24 +106,7 @@ def test_adapters_are_switched_and_a_kept_prefix_is_that_of_its_model(tmp_path: 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small random model with a tokenizer of its own, as a Hugging Face folder."""
-    from tokenizers import Tokenizer as Backend
-    from tokenizers import decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    path = tmp_path_factory.mktemp("tiny")
-    tiny("gemma3").save_pretrained(path)
-    backend = Backend(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=300, special_tokens=["<pad>", "<eos>", "<bos>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
-    )
-    backend.train_from_iterator(["a stone is hard and a river is wet, true or false"] * 3, trainer)
-    PreTrainedTokenizerFast(
-        tokenizer_object=backend, bos_token="<bos>", eos_token="<eos>", pad_token="<pad>"
-    ).save_pretrained(path)
-    return path
+    return tiny_models.write(tmp_path_factory.mktemp("tiny"))
 
 
 QUESTIONS: list[Text] = [
@@ -165,7 +124,7 @@ def test_texts_are_encoded_as_one_and_long_ones_are_not_scored(folder: Path) -> 
     inside = encode_pair(tokenizer, (BOS, "a riv"), "er")  # one token spans the border
     assert len(inside.context) == len(tokenizer.encode((BOS, "a riv"))) and inside.continuation
     scorer = TorchScorer(folder, {}, tokenizer)
-    found = scorer.loglikelihoods([((BOS, "a stone is"), " hard"), ((BOS, "stone " * 300), " hard")], None)
+    found = scorer.loglikelihoods([((BOS, "a stone is"), " hard"), ((BOS, "stone " * 5000), " hard")], None)
     assert found[0] is not None and found[1] is None
     scorer.close()
 

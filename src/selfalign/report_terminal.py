@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
@@ -10,9 +11,11 @@ from rich.table import Table
 
 from selfalign import costs
 from selfalign.costs import Plan, StagePlan
+from selfalign.evaluation import tables
 from selfalign.evaluation.probes import Total
+from selfalign.evaluation.statistics import verdict
 from selfalign.progress import Screen, plain, stdout_console
-from selfalign.records import Answer, ProbeAnswer, read_jsonl
+from selfalign.records import Answer, ProbeAnswer, Score, read_jsonl
 from selfalign.report import page
 from selfalign.report.data import Row
 from selfalign.run import RunDir, held
@@ -138,6 +141,40 @@ def show_probes(answers: list[ProbeAnswer], totals: list[Total], fake: bool) -> 
         "the floor of the total is about half.",
         style="dim",
     )
+
+
+def show_benchmarks(scores: Sequence[Score]) -> None:
+    """A table for each benchmark: a measure and model a row, with its interval and its paired differences."""
+    console = stdout_console()
+    for name in dict.fromkeys(s.benchmark for s in scores):
+        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+        table.add_column(escape(plain(name)), ratio=2)
+        for column, justify in (("model", "left"), ("prompt", "left"), ("n", "right"), ("value", "right")):
+            table.add_column(column, justify=justify, no_wrap=True)  # type: ignore[arg-type]
+        table.add_column("95 % interval", no_wrap=True)
+        table.add_column("paired difference", ratio=3)
+        before = ""
+        for s in (s for s in scores if s.benchmark == name):
+            row = f"{s.measure} {s.model} {s.prompt}"
+            own = (s.measure, s.model, s.prompt, str(s.n), *_rate(s)) if row != before else ("", "", "", "", "", "")
+            table.add_row(*(escape(plain(cell)) for cell in (*own, _difference(s))))
+            before = row
+        console.print(table)
+        console.print()
+
+
+def _rate(score: Score) -> tuple[str, str]:
+    if score.value is None or score.low is None or score.high is None:
+        return "–", ""
+    return f"{score.value:.1%}", f"{100 * score.low:.1f} to {100 * score.high:.1f}"
+
+
+def _difference(score: Score) -> str:
+    found = tables.interval_of(score)
+    if found is None:
+        return ""
+    points = f"{100 * found.value:+.1f} points against {score.vs} ({100 * found.low:+.1f} to {100 * found.high:+.1f}"
+    return f"{points}{f', p {score.p:.3f}' if score.p is not None else ''}): {verdict(found)}"
 
 
 def _plan_table(made: Plan) -> Table:
