@@ -152,7 +152,7 @@ def evaluate(
         typer.Argument(help="A run directory; or models, each MODEL or MODEL+ADAPTER.", metavar="RUN|MODEL..."),
     ],
     tasks: Annotated[
-        str, typer.Option("--benchmarks", help="hhh, truthfulqa: what to run besides the held-out prompts.")
+        str, typer.Option("--benchmarks", help="hhh, truthfulqa, truthfulqa-generation, with commas between.")
     ] = "",
     models: Annotated[str, typer.Option(help="Of a run: base, prompted, engraved, final; all unless given.")] = "",
     others: Annotated[
@@ -169,6 +169,7 @@ def evaluate(
     prompted: Annotated[
         bool, typer.Option("--prompted", help="Models also with the constitution in the prompt.")
     ] = False,
+    judge: Annotated[str, typer.Option(help="Who judges generated answers: a model, or URL#ID.")] = "",
     limit: Annotated[int | None, typer.Option(min=1, help="At most so many items of each benchmark.")] = None,
     constitution: Annotated[str, typer.Option(help="For models: whose inference prompts stand before.")] = "default",
     out: Annotated[Path | None, typer.Option(help="For models: the folder of results; evaluations/<names>.")] = None,
@@ -180,7 +181,9 @@ def evaluate(
     """Measure a run's models, or any model, on held-out prompts and benchmarks. The same command again goes on."""
     from selfalign import cli_evaluate
 
-    asked = cli_evaluate.Asked(tasks, models, others or [], data or [], prompt, prompted, limit, constitution, out)
+    asked = cli_evaluate.Asked(
+        tasks, models, others or [], data or [], prompt, prompted, limit, constitution, out, judge
+    )
     cli_evaluate.run(targets, asked, force, as_json, _screen())
 
 

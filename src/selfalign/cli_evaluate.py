@@ -30,6 +30,7 @@ class Asked:
     limit: int | None
     constitution: str
     out: Path | None
+    judge: str
 
     def wanted(self) -> compare.Wanted:
         """The same as values.
@@ -41,10 +42,10 @@ class Asked:
             raise UserError(f"--prompt {self.prompt!r} is not known; known are {', '.join(PROMPTS[:-1])}")
         tasks = _list(self.tasks)
         for task in tasks:
-            if task not in compare.FORMS:
-                raise UserError(f"--benchmarks: {task!r} is not known; known are {', '.join(compare.FORMS)}")
+            if task not in compare.TASKS:
+                raise UserError(f"--benchmarks: {task!r} is not known; known are {', '.join(compare.TASKS)}")
         sources = dict(_source(text) for text in self.data)
-        return compare.Wanted(tasks, _list(self.models), self.others, sources, self.prompt, self.limit)
+        return compare.Wanted(tasks, _list(self.models), self.others, sources, self.prompt, self.limit, self.judge)
 
 
 def _list(text: str) -> list[str]:
@@ -68,7 +69,7 @@ def run(targets: Sequence[str], asked: Asked, force: bool, as_json: bool, screen
         _run(Path(runs[0]), wanted, force, as_json, screen)
         return
     if not wanted.tasks:
-        raise UserError(f"{targets[0]!r} is no run: say with --benchmarks what to measure ({', '.join(compare.FORMS)})")
+        raise UserError(f"{targets[0]!r} is no run: say with --benchmarks what to measure ({', '.join(compare.TASKS)})")
     if wanted.models or wanted.others:
         raise UserError("--models and --with are for a run; name models one after the other")
     names = "_".join(re.sub(r"[^\w.-]+", "-", t).strip("-")[-40:] for t in targets)
@@ -84,7 +85,7 @@ def _run(path: Path, wanted: compare.Wanted, force: bool, as_json: bool, screen:
             opened.run_stage("evaluate")
             return
         pipeline.run_benchmarks(opened.context, wanted)
-        _show([s for s in opened.scores() if s.benchmark.split("/")[0].split(" ")[0] in wanted.tasks], as_json)
+        _show([s for s in opened.scores() if s.benchmark.split("/")[0].split(" ")[0] in compare.FORMS], as_json)
 
 
 def _show(scores: Sequence[Score], as_json: bool) -> None:

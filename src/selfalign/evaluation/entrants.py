@@ -75,17 +75,17 @@ def of_run(context: Context, names: Sequence[str], others: Sequence[str], prompt
     """
     if not context.has_weights:
         raise UserError("the fake engine runs no model: nothing can be scored")
-    chosen = _chosen(context, names)
-    adapters = {a: context.run.adapter(a) for n in chosen if (a := heldout.ADAPTERS.get(n))}
-    constitution, others_in = context.run.constitution, dict(_named(o) for o in others)
-    mine = {n: Path(spec) for n, spec in others_in.items() if _is_adapter(spec)}
-    if clash := set(others_in) & {*chosen, *adapters}:
+    wanted = chosen(context, names)
+    adapters = {a: context.run.adapter(a) for n in wanted if (a := heldout.ADAPTERS.get(n))}
+    constitution, others_in = context.run.constitution, dict(named(o) for o in others)
+    mine = {n: Path(spec) for n, spec in others_in.items() if is_adapter(spec)}
+    if clash := set(others_in) & {*wanted, *adapters}:
         raise UserError(f"--with {sorted(clash)[0]}=...: the run has a model of that name; name it otherwise")
     folders = {**adapters, **mine}
-    identity = _identities(context.model.identity, folders)
+    identity = identities(context.model.identity, folders)
     entrants = [
         Entrant(n, "constitution" if n == PROMPTED else prompt, a, identity[a])
-        for n in chosen
+        for n in wanted
         for a in [heldout.ADAPTERS.get(n)]
     ]
     entrants += [Entrant(n, prompt, n, identity[n]) for n in mine]
@@ -94,7 +94,8 @@ def of_run(context: Context, names: Sequence[str], others: Sequence[str], prompt
     return [team, *(_foreign(n, spec, constitution, prompt) for n, spec in rest.items())]
 
 
-def _chosen(context: Context, names: Sequence[str]) -> list[str]:
+def chosen(context: Context, names: Sequence[str]) -> list[str]:
+    """The models that names stand for, in the order of tables. Raises as `of_run`."""
     has = heldout.models(context)
     wanted = [PROMPTED if n in ("prompted", "prompted-base") else n for n in names] or list(NAMES)
     for name in wanted:
@@ -114,7 +115,7 @@ def of_models(specs: Sequence[str], constitution: Constitution, prompt: PromptKi
     teams = []
     names: set[str] = set()
     for spec in specs:
-        name, source = _named(spec) if "=" in spec else (_short(spec), spec)
+        name, source = named(spec) if "=" in spec else (short(spec), spec)
         if name in names:
             raise UserError(f"two models are named {name!r}: write NAME={spec} for one of them")
         names.add(name)
@@ -126,42 +127,44 @@ def of_models(specs: Sequence[str], constitution: Constitution, prompt: PromptKi
     return teams
 
 
-def _named(text: str) -> tuple[str, str]:
+def named(text: str) -> tuple[str, str]:
+    """(NAME, SPEC) of NAME=SPEC."""
     name, equals, spec = text.partition("=")
     if not equals or not name.strip() or not spec.strip():
         raise UserError(f"{text!r}: write NAME=ADAPTER, NAME=MODEL or NAME=URL#ID")
     return name.strip(), spec.strip()
 
 
-def _short(spec: str) -> str:
+def short(spec: str) -> str:
     """A model's name in tables: the last parts of its path, without its ending."""
-    base, adapter = _apart(spec)
+    base, adapter = apart(spec)
     short = Path(base).name.removesuffix(".gguf") or base
     return f"{short}+{'/'.join(adapter.parts[-2:])}" if adapter else short
 
 
-def _apart(spec: str) -> tuple[str, Path | None]:
+def apart(spec: str) -> tuple[str, Path | None]:
     """(model, adapter) of MODEL+ADAPTER; a path that holds a plus itself is one."""
     if "+" not in spec or Path(spec).exists():
         return spec, None
     base, _, adapter = spec.partition("+")
-    if not _is_adapter(adapter):
+    if not is_adapter(adapter):
         raise UserError(f"{adapter!r} is no PEFT adapter: the folder has no adapter_config.json and safetensors")
     return base, Path(adapter)
 
 
-def _is_adapter(spec: str) -> bool:
+def is_adapter(spec: str) -> bool:
+    """Whether a folder is an adapter as PEFT writes it."""
     return all((Path(spec) / f).is_file() for f in ("adapter_config.json", "adapter_model.safetensors"))
 
 
 def _foreign(name: str, spec: str, constitution: Constitution, prompt: PromptKind) -> Team:
     if spec.startswith(("http://", "https://")):
         return _server(name, spec, constitution, prompt)
-    source, adapter = _apart(spec)
+    source, adapter = apart(spec)
     model = models.resolve(source)
     folders = {"adapter": adapter} if adapter else {}
     used = "adapter" if adapter else None
-    identity = _identities(model.identity, folders)[used]
+    identity = identities(model.identity, folders)[used]
     entrant = Entrant(name, prompt, used, identity)
 
     def start() -> Scorer:
@@ -188,7 +191,7 @@ def _server(name: str, spec: str, constitution: Constitution, prompt: PromptKind
     return Team([Entrant(name, prompt, None, content_hash("server", url, served))], lambda: PLAIN, constitution, start)
 
 
-def _identities(base: str, adapters: Mapping[str, Path]) -> dict[str | None, str]:
+def identities(base: str, adapters: Mapping[str, Path]) -> dict[str | None, str]:
     """For the base (None) and each adapter, a hash of the weights and of the scorer's arithmetic."""
     found: dict[str | None, str] = {None: content_hash("torch float32", base)}
     for name, folder in adapters.items():
