@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-import tiny_models
+import small_models
 from selfalign import constitution as constitutions
 from selfalign import models, pipeline
 from selfalign import recipe as recipes
@@ -36,7 +36,7 @@ WANTED = Wanted(["hhh"], data=SOURCES)
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_models.write(tmp_path_factory.mktemp("tiny"))
+    return small_models.write(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture(scope="module")

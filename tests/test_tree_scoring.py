@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-import tiny_models
+import small_models
 from selfalign.dialogue import Tokenizer
 from selfalign.engines import tree_scoring
 from selfalign.engines.base import BOS
@@ -19,7 +19,7 @@ from selfalign.engines.torch_scorer import TorchScorer
 from selfalign.engines.tree_scoring import TreeScoring
 from selfalign.recipe import Engrave
 from selfalign.training import lora
-from tiny_models import tiny
+from small_models import tiny
 
 
 def requests(seed: int = 0, head: int = 40) -> list[ScoreRequest]:
@@ -106,7 +106,7 @@ def test_adapters_are_switched_and_a_kept_prefix_is_that_of_its_model(tmp_path: 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_models.write(tmp_path_factory.mktemp("tiny"))
+    return small_models.write(tmp_path_factory.mktemp("tiny"))
 
 
 QUESTIONS: list[Text] = [
