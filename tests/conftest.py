@@ -75,3 +75,35 @@ def fake_run(tmp_path: Path, default_constitution: Constitution) -> Iterator[Cal
     for context in made:
         context.release_engine()
         context.journal.close()
+
+
+@pytest.fixture
+def tiny_gemma() -> Any:
+    """A small random model of the embedded model's architecture, frozen."""
+    import torch
+    from transformers import Gemma3ForCausalLM, Gemma3TextConfig
+
+    torch.manual_seed(1)
+    config = Gemma3TextConfig(
+        vocab_size=300, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=16, sliding_window=8, max_position_embeddings=128,
+    )  # fmt: skip
+    model = Gemma3ForCausalLM(config)
+    model.requires_grad_(False)
+    return model
+
+
+@pytest.fixture
+def tiny_llama() -> Any:
+    """A small random Llama, frozen."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(1)
+    config = LlamaConfig(
+        vocab_size=300, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=128,
+    )  # fmt: skip
+    model = LlamaForCausalLM(config)
+    model.requires_grad_(False)
+    return model

@@ -58,7 +58,7 @@ def adapter(folder: Path, target: Path, seed: int) -> Path:
     for key, parameter in model.named_parameters():
         if "lora_B" in key:
             torch.nn.init.normal_(parameter, std=0.2)
-    lora.save_adapter(model, target, "a model", "", "card")
+    lora.save_adapter(model, target, models.resolve(str(folder)), "card")
     target.with_suffix(".gguf").write_bytes(b"")  # that it is there is all that is asked
     return target
 

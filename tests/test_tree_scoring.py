@@ -17,6 +17,7 @@ from selfalign.engines.base import BOS
 from selfalign.engines.scoring import ScoreRequest, Text, encode_pair
 from selfalign.engines.torch_scorer import TorchScorer
 from selfalign.engines.tree_scoring import TreeScoring
+from selfalign.models import Model
 from selfalign.recipe import Engrave
 from selfalign.training import lora
 from small_models import tiny
@@ -93,7 +94,7 @@ def test_adapters_are_switched_and_a_kept_prefix_is_that_of_its_model(tmp_path: 
             if "lora_B" in key:
                 torch.nn.init.normal_(parameter, std=0.2)
         wanted[name] = [plain(model.eval(), r) for r in requests()]
-        lora.save_adapter(model, tmp_path / name, "a model", "", "card")
+        lora.save_adapter(model, tmp_path / name, Model("a model", "0", None, None, ""), "card")
         base = model.unload()
     scorer = TorchScorer(tmp_path / "base", {n: tmp_path / n for n in ("engrave", "clone")})
     for name in ("clone", None, "engrave", None, "clone"):

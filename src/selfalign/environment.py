@@ -74,14 +74,18 @@ def accelerators() -> list[str]:
 
 
 def dtype() -> str:
-    """The floating-point type that vLLM should compute in here: bfloat16 where it is really faster.
-
-    A processor without bfloat16 arithmetic emulates it, hundreds of times slower than float32; what the processor says
-    of itself need not be what a virtual machine gives. So both are tried, a few milliseconds each. On an accelerator
-    "auto" leaves it to vLLM, which knows what each kind can do.
+    """The floating-point type that vLLM should compute in here. On an accelerator "auto" leaves it to vLLM, which knows
+    what each kind can do.
     """
-    if accelerators():
-        return "auto"
+    return "auto" if accelerators() else processor_dtype()
+
+
+def processor_dtype() -> str:
+    """bfloat16 where this processor is really faster in it, else float32.
+
+    One without bfloat16 arithmetic emulates it, hundreds of times slower than float32; what the processor says of
+    itself need not be what a virtual machine gives. So both are tried, a few milliseconds each.
+    """
     import torch
 
     def seconds(kind: torch.dtype) -> float:

@@ -111,6 +111,12 @@ class Model:
         # A token may be given as text or as an object with its content.
         return {k: v.get("content") if isinstance(v, dict) else v for k, v in value.items() if k.endswith("_token")}
 
+    def context_length(self) -> int | None:
+        """The most tokens of one text that the model was made for; None where its configuration does not say."""
+        config = json.loads((self.folder() / "config.json").read_text("utf-8"))
+        found = config.get("max_position_embeddings")
+        return found if isinstance(found, int) and found > 0 else None
+
     def end_tokens(self) -> tuple[str, ...]:
         """The control tokens that end an answer: the template's, and the model's own."""
         own = self._tokens(self.folder()).get("eos_token")

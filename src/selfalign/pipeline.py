@@ -209,15 +209,25 @@ def check_ready(context: Context) -> None:
         context.model.check_trainable()
 
 
+_SETTINGS: dict[Stage, tuple[str, ...]] = {
+    "prompts": ("seeds", "filters", "prompts", "evaluate"),
+    "align": ("filters", "align"),
+    "engrave": ("engrave",),
+    "clone": ("filters", "engrave", "clone"),
+    "evaluate": ("evaluate",),
+    "report": ("seeds", "filters", "prompts", "align", "engrave", "clone", "evaluate"),
+}
+"""Parts of the recipe that a stage's result follows from, besides its input files."""
+
+
 def inputs_hash(context: Context, stage: Stage) -> str:
     """A hash of everything the stage's result follows from."""
     run = context.run
     recipe = run.recipe.model_dump(mode="json")
-    settings = {k: recipe[k] for k in ("seed", "seeds", "filters", "prompts", "align", "engrave", "clone", "evaluate")}
-    # A task more makes no other stage run again, and no run of a version that knew none.
-    tasks = settings["evaluate"].pop("tasks")
-    if stage == "evaluate" and tasks:
-        settings["evaluate"]["tasks"] = tasks
+    settings = {k: recipe[k] for k in ("seed", *_SETTINGS[stage])}
+    if "evaluate" in settings and (stage != "evaluate" or not settings["evaluate"]["tasks"]):
+        # A task more makes no other stage run again, and no run of a version that knew none.
+        del settings["evaluate"]["tasks"]
     files = [file_hash(f) if f.exists() else "" for f in STEPS[stage].inputs(run)]
     seeds = Path(run.recipe.seeds)
     own = file_hash(seeds) if stage == "prompts" and seeds.is_file() else ""

@@ -146,6 +146,24 @@ class Engrave(Strict):
     batch_size: int = Field(8, ge=1)
     """Examples per optimiser step."""
     warmup_steps: int = Field(5, ge=0)
+    schedule: Literal["linear", "cosine"] = "linear"
+    """How the learning rate falls to zero after the warm-up."""
+    max_grad_norm: float = Field(1.0, gt=0)
+    validation: float = Field(0.0, ge=0, le=0.5)
+    """The share of the examples that is not trained on: the loss on them is measured while training."""
+    validate_every: int | None = Field(None, ge=1)
+    """Steps between two measurements; null: once an epoch."""
+    patience: int | None = Field(None, ge=1)
+    """Stop after so many measurements without a better one, and keep the best adapter; null: never."""
+    tokens_at_once: int = Field(2048, ge=1)
+    """Tokens computed at once, padding counted: it decides the memory. Halved where memory runs out."""
+    gradient_checkpointing: bool = False
+    """Compute each layer again on the way back instead of keeping it: less memory, a third slower."""
+    checkpoint_seconds: float = Field(60.0, ge=0)
+    """Seconds between two checkpoints, at most; a stop by a signal writes one too. 0: after each step."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """The type of the frozen weights. auto: bfloat16 where this machine is really faster in it."""
     max_length: int = Field(512, ge=16)
     """Tokens of one example; a longer one is a drop, never cut."""
     preflight: Literal["refuse", "warn"] = "refuse"

@@ -61,6 +61,10 @@ class RunDir:
         """The same adapter as llama.cpp loads it."""
         return self.adapter(stage).with_suffix(".gguf")
 
+    def checkpoint(self, stage: str) -> Path:
+        """The state of a training that has not ended yet."""
+        return self.adapter(stage).with_name("checkpoint.safetensors")
+
     @property
     def scores(self) -> Path:
         return self.path / "5_evaluation/scores.json"
@@ -226,13 +230,17 @@ _MAY_CHANGE = (
     "constitution:",
     "max_failed:",
     "evaluate.tasks:",
+    "engrave.",
+    "clone.learning_rate:",
+    "clone.epochs:",
+    "clone.max_length:",
     *(
         f"engine.{key}"
         for key in ("slots:", "threads:", "context:", "url:", "served.", "key_env:", "attempts:", "timeout:")
     ),
 )
-"""Settings that do not change what a row is: a run may go on under other values of them. Of the constitution the
-content counts, not its path."""
+"""Settings that do not change what a generated row is: a run may go on under other values of them, and trains anew
+where they are about training. Of the constitution the content counts, not its path."""
 
 
 def file_hash(path: Path) -> str:

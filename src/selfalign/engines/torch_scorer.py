@@ -10,7 +10,7 @@ from typing import Any
 
 from selfalign.dialogue import Encoded, Tokenizer
 from selfalign.engines.scoring import Scored, ScoreRequest, Text, encode_pair
-from selfalign.training import lora
+from selfalign.training import forward, lora
 
 
 class TorchScorer:
@@ -48,7 +48,7 @@ class TorchScorer:
             Interrupted: a signal came between two batches.
         """
         with self._switched(adapter):
-            losses: list[list[float]] = lora.token_losses(self._model, rows)
+            losses: list[list[float]] = forward.token_losses(self._model, rows)
             return losses
 
     def loglikelihoods(self, requests: Sequence[Text], adapter: str | None) -> list[Scored | None]:

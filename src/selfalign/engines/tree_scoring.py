@@ -15,7 +15,7 @@ import torch
 
 from selfalign.engines.scoring import Layout, Scored, ScoreRequest, Tree, lay_out
 from selfalign.signals import STOP
-from selfalign.training import lora
+from selfalign.training import forward
 
 _CHUNK = 64
 """Positions at once under the head: 64 x 262,144 floats are 67 MB."""
@@ -32,7 +32,7 @@ class TreeScoring:
 
     def __init__(self, model: Any) -> None:
         self._model = model
-        inner = lora.causal(model)
+        inner = forward.causal(model)
         self._body = getattr(inner, inner.base_model_prefix)
         self._head = inner.get_output_embeddings()
         self._config = inner.config.get_text_config()
@@ -182,7 +182,7 @@ class TreeScoring:
         STOP.check()
         ids = torch.tensor([request.ids[:-1]], device=self._head.weight.device)
         number = len(request.continuation)
-        logits = lora.causal(self._model)(input_ids=ids, use_cache=False, logits_to_keep=number).logits[0, -number:]
+        logits = forward.causal(self._model)(input_ids=ids, use_cache=False, logits_to_keep=number).logits[0, -number:]
         chosen = torch.tensor(request.continuation, device=logits.device)[:, None]
         return Scored(tuple(torch.log_softmax(logits.float(), -1).gather(1, chosen)[:, 0].tolist()))
 

@@ -169,7 +169,10 @@ def _foreign(name: str, spec: str, constitution: Constitution, prompt: PromptKin
 
     def start() -> Scorer:
         from selfalign.engines.torch_scorer import TorchScorer
+        from selfalign.training import lora
 
+        for folder in folders.values():
+            lora.check_base(folder, model)
         return TorchScorer(model.folder(), folders, model.tokenizer())
 
     return Team([entrant], lambda: model.template, constitution, start)
@@ -212,7 +215,10 @@ def _starter(context: Context, folders: Mapping[str, Path]) -> Callable[[], Scor
     def start() -> Scorer:
         from selfalign import engines
         from selfalign.engines.torch_scorer import TorchScorer
+        from selfalign.training import lora
 
+        for folder in folders.values():
+            lora.check_base(folder, context.model)
         context.release_engine()
         why = {
             "llama_cpp": "llama.cpp gives no log-probabilities of prompts",

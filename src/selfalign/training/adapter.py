@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from selfalign import costs, environment
 from selfalign.context import Context
 from selfalign.dialogue import Encoded, encode_example
 from selfalign.errors import UserError
 from selfalign.journal import Clock, Fate
+from selfalign.progress import Bar
 from selfalign.recipe import Engrave
-from selfalign.records import Example, write_jsonl
+from selfalign.records import Example, content_hash, write_jsonl
 from selfalign.training import preflight
+
+if TYPE_CHECKING:
+    from selfalign.training.checkpoint import Checkpoint
+    from selfalign.training.device import Placement
+    from selfalign.training.loop import Training
 
 Kind = Literal["engrave", "clone"]
 
@@ -45,58 +51,113 @@ def train(
         kept, encoded = _encode(context, examples, config.max_length, fates)
         write_jsonl(files[0], kept)
         checked = _preflight(context, kept, encoded, config, fates)
-        notes = {**_fit(context, kind, encoded, config), "preflight": checked.text()}
+        notes = {**_fit(context, kind, kept, encoded, config), "preflight": checked.text()}
         files += [context.run.adapter(kind), context.run.adapter_gguf(kind)]
     else:
         fates += [(e.id, i, "kept", "", e.user) for i, e in enumerate(examples)]
         write_jsonl(files[0], examples)
         notes = {"trained": "nothing: the fake engine has no weights"}
     context.settle(ledger, fates, rows_in, clock, notes)
+    context.run.checkpoint(kind).unlink(missing_ok=True)
     return files
 
 
-def _fit(context: Context, kind: Kind, encoded: Sequence[Encoded], config: Engrave) -> dict[str, object]:
+def _fit(
+    context: Context, kind: Kind, examples: Sequence[Example], encoded: Sequence[Encoded], config: Engrave
+) -> dict[str, object]:
     """Train, publish the adapter in both forms, compare them; returns notes for the ledger."""
-    from selfalign.training import gguf_adapter, lora
+    from selfalign.training import device, gguf_adapter, loop, lora
 
-    model, clock = context.model, Clock()
-    folder = model.folder(context.screen.say)
-    adapted = lora.with_new_adapter(lora.load_base(folder), config, context.recipe.seed)
+    model = context.model
+    folder, where = model.folder(context.screen.say), device.choose(config)
+    measured = _validation(examples, config.validation)
+    rows = [row for row, e in zip(encoded, examples, strict=True) if e.id not in measured]
+    others = [row for row, e in zip(encoded, examples, strict=True) if e.id in measured]
+    adapted = lora.with_new_adapter(lora.load_base(folder, where), config, context.recipe.seed)
     with context.screen.bar(f"train {kind}", None) as bar:
-        seen = 0
-
-        def on_step(step: int, steps: int, loss: float, tokens: int) -> None:
-            nonlocal seen
-            bar.total(steps)
-            bar.set(step, tokens - seen)
-            seen = tokens
-            context.screen.detail(f"  step {step} of {steps}: loss {loss:.3f}")
-
-        done = lora.train(
+        done = loop.train(
             adapted,
-            encoded,
-            learning_rate=config.learning_rate,
-            epochs=config.epochs,
-            batch_size=config.batch_size,
-            warmup_steps=config.warmup_steps,
-            seed=context.recipe.seed,
-            on_step=on_step,
+            rows,
+            config,
+            context.recipe.seed,
+            validation=others,
+            checkpoint=_checkpoint(context, kind, rows, others, config, where),
+            on_step=_shown(context, bar),
+            say=lambda text: context.screen.say(f"  {text}", "yellow"),
         )
-    seconds = clock.seconds()
     target = context.run.adapter(kind)
-    lora.save_adapter(adapted, target, model.source, model.notice, _card(context, kind, len(encoded)))
+    lora.save_adapter(adapted, target, model, _card(context, kind, len(rows)))
     gguf_adapter.write(target, folder, context.run.adapter_gguf(kind), model.notice)
     parity = _parity(context, kind, adapted)
     del adapted
     gc.collect()
-    return {
+    return {**_notes(done, others), "computed": f"{where.dtype} on {where.device}", "parity": parity}
+
+
+def _validation(examples: Sequence[Example], share: float) -> set[str]:
+    """Ids of the examples that are not trained on: chosen by their content, so that an edit elsewhere changes none."""
+    wanted = int(share * len(examples))
+    return {e.id for e in sorted(examples, key=lambda e: content_hash("validation", e.id))[:wanted]}
+
+
+def _checkpoint(
+    context: Context,
+    kind: Kind,
+    rows: Sequence[Encoded],
+    others: Sequence[Encoded],
+    config: Engrave,
+    where: Placement,
+) -> Checkpoint:
+    """The training's state in the run, good for these rows, settings and weights only."""
+    from selfalign.training.checkpoint import Checkpoint
+
+    settings = config.model_dump(mode="json", exclude={"preflight", "checkpoint_seconds", "tokens_at_once"})
+    texts = [[(r.ids, sum(r.mask)) for r in part] for part in (rows, others)]
+    key = content_hash(context.model.identity, context.recipe.seed, settings, where.dtype, where.device, texts)
+    return Checkpoint(context.run.checkpoint(kind), key)
+
+
+def _shown(context: Context, bar: Bar) -> Callable[[int, int, float, int], None]:
+    """Shows each step."""
+    seen: int | None = None
+
+    def on_step(step: int, steps: int, loss: float, tokens: int) -> None:
+        nonlocal seen
+        bar.total(steps)
+        # The steps before a stop took no time in this sitting.
+        bar.set(step, 0 if seen is None and step > 1 else tokens - (seen or 0))
+        seen = tokens
+        context.screen.detail(f"  step {step} of {steps}: loss {loss:.3f}")
+
+    return on_step
+
+
+_POINTS = 1000
+"""Of the loss curve that is kept."""
+
+
+def _notes(done: Training, others: Sequence[Encoded]) -> dict[str, object]:
+    """What the ledger keeps of a training."""
+    every = -(-len(done.losses) // _POINTS)
+    curve = [
+        [n + 1, round(loss, 5), rate]
+        for n, (loss, rate) in enumerate(zip(done.losses, done.rates, strict=True))
+        if n % every == 0 or n + 1 == len(done.losses)
+    ]
+    notes: dict[str, object] = {
         "steps": len(done.losses),
         "loss_first": round(done.losses[0], 4),
         "loss_last": round(done.losses[-1], 4),
         "training_tokens": done.tokens,
-        "training_seconds": round(seconds, 1),
-        "parity": parity,
+        "training_seconds": round(done.seconds, 1),
+        "curve": curve,
     }
+    if done.validation:
+        notes["heldout"] = [[step, round(loss, 5)] for step, loss in done.validation]
+        notes["heldout_rows"] = len(others)
+    if done.best_step:
+        notes["best_step"] = done.best_step
+    return notes
 
 
 def _encode(
@@ -104,6 +165,7 @@ def _encode(
 ) -> tuple[list[Example], list[Encoded]]:
     tokenizer, template = context.model.tokenizer(context.screen.say), context.model.template
     constitution = context.run.constitution
+    max_length = min(max_length, context.model.context_length() or max_length)
     kept, encoded = [], []
     for position, example in enumerate(examples):
         system = constitution.inference_prompt(example.prompt)

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import torch
 
-CHUNK = 256
-"""Positions at once: 256 x 262,144 floats are 268 MB."""
+CHUNK = 512
+"""Positions at once: 512 x 262,144 floats are 537 MB."""
 
 
 class CrossEntropy:
@@ -24,27 +24,37 @@ class CrossEntropy:
     def __init__(self, head: torch.Tensor, cap: float | None) -> None:
         self._head = head.detach()
         self._cap = cap
-        self._buffer = torch.empty(0)
+        self._buffer = torch.empty(0, device=head.device)
+
+    def forget(self) -> None:
+        """Give the buffer's memory back."""
+        self._buffer = self._buffer.new_empty(0)
+
+    def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """(V, n) in float32, in the buffer: the vocabulary first is a fifth faster than last."""
+        size = len(hidden) * len(self._head)
+        if self._buffer.numel() < size:
+            self._buffer = self._buffer.new_empty(min(CHUNK, max(len(hidden), 1)) * len(self._head))
+        logits = self._buffer[:size].view(len(self._head), len(hidden))
+        if self._head.dtype == logits.dtype:
+            return torch.mm(self._head, hidden.T, out=logits)
+        return logits.copy_(self._head @ hidden.to(self._head.dtype).T)
 
     def _softmax(
         self, hidden: torch.Tensor, target: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-        """(losses (n,), softmax (n, V), derivative of the cap (n, V) or None) of one chunk."""
-        n, vocabulary = len(hidden), len(self._head)
-        if self._buffer.numel() < n * vocabulary:
-            self._buffer = torch.empty(min(CHUNK, max(n, 1)), vocabulary)
-        logits = self._buffer[:n]
-        torch.mm(hidden, self._head.T, out=logits)
+        """(losses (n,), softmax (V, n), derivative of the cap (V, n) or None) of one chunk."""
+        logits = self._logits(hidden)
         slope = None
         if self._cap:
             logits.div_(self._cap).tanh_()
             slope = 1 - logits.square()
             logits.mul_(self._cap)
-        picked = logits.gather(1, target[:, None])[:, 0]
-        top = logits.amax(1, keepdim=True)
+        picked = logits.gather(0, target[None])[0]
+        top = logits.amax(0)
         logits.sub_(top).exp_()
-        total = logits.sum(1, keepdim=True)
-        losses = (total.log() + top)[:, 0] - picked
+        total = logits.sum(0)
+        losses = total.log() + top - picked
         return losses, logits.div_(total), slope
 
     @torch.no_grad()
@@ -61,10 +71,9 @@ class CrossEntropy:
         for h, t in zip(hidden.split(CHUNK), target.split(CHUNK), strict=True):
             losses, softmax, slope = self._softmax(h, t)
             loss += float(losses.sum())
-            rows = torch.arange(len(t))
-            softmax[rows, t] -= 1
+            softmax[t, torch.arange(len(t), device=t.device)] -= 1
             if slope is not None:
                 softmax.mul_(slope)
-            torch.mm(softmax, self._head, out=gradient[at : at + len(t)])
+            gradient[at : at + len(t)] = softmax.T.to(self._head.dtype) @ self._head
             at += len(t)
         return loss, gradient

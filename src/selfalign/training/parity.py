@@ -11,7 +11,7 @@ from selfalign.constitution import Constitution
 from selfalign.dialogue import Template, Tokenizer, Turn
 from selfalign.engines.llama_cpp import LlamaCpp
 from selfalign.signals import STOP
-from selfalign.training.lora import causal
+from selfalign.training.forward import causal
 
 POSITIONS = 200
 _MAX_LOSS_OF_AGREEMENT = 0.02
@@ -70,9 +70,10 @@ def measure(model: Any, engine: LlamaCpp, adapter: str, rows: list[list[int]]) -
 def _torch_top1(model: Any, spans: list[tuple[list[int], range]]) -> list[int]:
     model.eval()
     inner = causal(model)
+    device = inner.lm_head.weight.device
     found: list[int] = []
     for row, span in spans:
-        hidden = inner.model(input_ids=torch.tensor([row]), use_cache=False).last_hidden_state[0]
+        hidden = inner.model(input_ids=torch.tensor([row], device=device), use_cache=False).last_hidden_state[0]
         wanted = hidden[[at - 1 for at in span]]
         found += (wanted @ inner.lm_head.weight.T).argmax(-1).tolist()
     return found
