@@ -20,7 +20,7 @@ test-slow: $(STAMP)
 # vLLM pins other versions than ours: it gets an environment of its own. Its vision and audio packages are not needed
 # and do not load everywhere.
 test-vllm: .venv-vllm/.installed
-	.venv-vllm/bin/pytest -q -m slow -o filterwarnings=default tests/test_vllm_offline.py
+	.venv-vllm/bin/pytest -q -m slow -o filterwarnings=default tests/test_vllm_offline.py tests/test_vllm_scorer.py
 
 .venv-vllm/.installed: pyproject.toml
 	test -x .venv-vllm/bin/python || $(PYTHON) -m venv .venv-vllm

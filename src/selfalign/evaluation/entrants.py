@@ -16,6 +16,7 @@ from selfalign.errors import UserError
 from selfalign.evaluation import heldout, sanity
 from selfalign.evaluation.forms import PromptKind
 from selfalign.evaluation.probes import PROMPTED
+from selfalign.recipe import Engine as EngineConfig
 from selfalign.records import content_hash
 from selfalign.run import file_hash
 
@@ -82,7 +83,7 @@ def of_run(context: Context, names: Sequence[str], others: Sequence[str], prompt
     if clash := set(others_in) & {*wanted, *adapters}:
         raise UserError(f"--with {sorted(clash)[0]}=...: the run has a model of that name; name it otherwise")
     folders = {**adapters, **mine}
-    identity = identities(context.model.identity, folders)
+    identity = identities(context.model.identity, folders, _arithmetic(context))
     entrants = [
         Entrant(n, "constitution" if n == PROMPTED else prompt, a, identity[a])
         for n in wanted
@@ -194,12 +195,29 @@ def _server(name: str, spec: str, constitution: Constitution, prompt: PromptKind
     return Team([Entrant(name, prompt, None, content_hash("server", url, served))], lambda: PLAIN, constitution, start)
 
 
-def identities(base: str, adapters: Mapping[str, Path]) -> dict[str | None, str]:
+TORCH = "torch float32"
+
+
+def _arithmetic(context: Context) -> str:
+    """What a run's scorer computes with: vLLM where that is its engine, else torch."""
+    from selfalign import engines
+
+    config = context.recipe.engine
+    return f"vllm {_dtype(config)}" if engines.kind(config) == "vllm" else TORCH
+
+
+def _dtype(config: EngineConfig) -> str:
+    from selfalign import environment
+
+    return environment.dtype() if config.dtype == "auto" else config.dtype
+
+
+def identities(base: str, adapters: Mapping[str, Path], arithmetic: str = TORCH) -> dict[str | None, str]:
     """For the base (None) and each adapter, a hash of the weights and of the scorer's arithmetic."""
-    found: dict[str | None, str] = {None: content_hash("torch float32", base)}
+    found: dict[str | None, str] = {None: content_hash(arithmetic, base)}
     for name, folder in adapters.items():
         files = [file_hash(folder / "adapter_model.safetensors"), _adapter_settings(folder)]
-        found[name] = content_hash("torch float32", base, files)
+        found[name] = content_hash(arithmetic, base, files)
     return found
 
 
@@ -210,22 +228,29 @@ def _adapter_settings(folder: Path) -> str:
 
 
 def _starter(context: Context, folders: Mapping[str, Path]) -> Callable[[], Scorer]:
-    """A run's scorer: torch, whatever the engine; where that is another one, it is said why."""
+    """A run's scorer: vLLM where that is its engine, else torch, and it is said why."""
 
     def start() -> Scorer:
         from selfalign import engines
-        from selfalign.engines.torch_scorer import TorchScorer
         from selfalign.training import lora
 
+        model, config, say = context.model, context.recipe.engine, context.screen.say
         for folder in folders.values():
-            lora.check_base(folder, context.model)
+            lora.check_base(folder, model)
         context.release_engine()
+        kind = engines.kind(config)
+        if kind == "vllm":
+            from selfalign.engines.vllm_scorer import VllmScorer
+
+            say(f"  scored by vLLM ({_dtype(config)})", "dim")
+            return VllmScorer(model.folder(say), model.tokenizer(), folders, config.context, _dtype(config))
+        from selfalign.engines.torch_scorer import TorchScorer
+
         why = {
-            "llama_cpp": "llama.cpp gives no log-probabilities of prompts",
-            "openai": "the weights are here, and few servers give log-probabilities of prompts",
-        }.get(engines.kind(context.recipe.engine), "")
-        context.screen.say(f"  scored by torch in float32{': ' + why if why else ''}", "dim")
-        model = context.model
-        return TorchScorer(model.folder(context.screen.say), folders, model.tokenizer())
+            "llama_cpp": ": llama.cpp gives no log-probabilities of prompts",
+            "openai": ": the weights are here, and few servers give log-probabilities of prompts",
+        }.get(kind, "")
+        say(f"  scored by torch in float32{why}", "dim")
+        return TorchScorer(model.folder(say), folders, model.tokenizer())
 
     return start
