@@ -223,6 +223,15 @@ def test_other_scores_stay_and_those_of_old_weights_go(run: Context, folder: Pat
     assert {s.model for s in found if s.benchmark.startswith("hhh")} == {"base", "prompted base", "engraved"}
 
 
+def test_an_item_that_stands_there_twice_counts_twice(run: Context, tmp_path: Path):
+    value = json.loads((DATA / "fixture_hhh.json").read_text("utf-8"))
+    value = {"other": {"examples": value["other"]["examples"][:1] * 2}}
+    (tmp_path / "twice.json").write_text(json.dumps(value), "utf-8")
+    compare.run(run, Wanted(["hhh"], ["base"], data={"hhh": str(tmp_path / "twice.json")}))
+    assert len(read_jsonl(run.run.jsonl("hhh"), ItemScore)) == 4
+    assert {s.n for s in compare.read_scores(run.run.scores)} == {2}
+
+
 def test_a_file_edited_by_hand_is_not_overwritten(run: Context):
     compare.run(run, WANTED)
     file = run.run.jsonl("hhh")

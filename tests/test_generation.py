@@ -88,6 +88,8 @@ def test_a_judge_says_what_is_truthful_and_what_is_informative(
         for name in ("base", "prompted base")
     )
     assert (base, prompted) == ([0, 1, 0], [1, 0, 0])
+    judged = context.journal.counts("judge")
+    assert (judged.finished, judged.rows_in, judged.kept) == (True, 16, 16)
     assert found["truthful, judged by by rule", "prompted base"].p == pytest.approx(2 / 2**8)
     # Later without a judge, and with another model: what was judged stays judged.
     compare.run(context, Wanted([GENERATION], ["base", "final"], data={"truthfulqa": SOURCE}))

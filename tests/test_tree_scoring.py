@@ -14,7 +14,7 @@ import small_models
 from selfalign.dialogue import Tokenizer
 from selfalign.engines import tree_scoring
 from selfalign.engines.base import BOS
-from selfalign.engines.scoring import ScoreRequest, Text, encode_pair
+from selfalign.engines.scoring import ScoreRequest, Text, encode_all
 from selfalign.engines.torch_scorer import TorchScorer
 from selfalign.engines.tree_scoring import TreeScoring
 from selfalign.models import Model
@@ -120,9 +120,9 @@ QUESTIONS: list[Text] = [
 
 def test_texts_are_encoded_as_one_and_long_ones_are_not_scored(folder: Path) -> None:
     tokenizer = Tokenizer(str(folder / "tokenizer.json"), "<bos>")
-    pair = encode_pair(tokenizer, (BOS, "a river is"), " wet")
+    pair, inside = encode_all(tokenizer, [((BOS, "a river is"), " wet"), ((BOS, "a riv"), "er")])
     assert [*pair.context, *pair.continuation] == tokenizer.encode((BOS, "a river is wet"))
-    inside = encode_pair(tokenizer, (BOS, "a riv"), "er")  # one token spans the border
+    # One token spans the border of the second.
     assert len(inside.context) == len(tokenizer.encode((BOS, "a riv"))) and inside.continuation
     scorer = TorchScorer(folder, {}, tokenizer)
     found = scorer.loglikelihoods([((BOS, "a stone is"), " hard"), ((BOS, "stone " * 5000), " hard")], None)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from selfalign.dialogue import Tokenizer
-from selfalign.engines.base import Pieces
+from selfalign.engines.base import Control, Pieces
 
 BUDGET = 512
 """Tokens of a tree: larger ones make the matrices no faster, and each token is weighed against all others."""
@@ -79,20 +79,27 @@ Text = tuple[Pieces, str]
 """(context, continuation) as text; the continuation begins with its own space where the turns' form has one."""
 
 
-def encode_pair(tokenizer: Tokenizer, context: Pieces, continuation: str) -> ScoreRequest:
-    """The token ids of a text and of what follows it, encoded as one: a word is cut as it would be in a whole text.
+def encode_all(tokenizer: Tokenizer, texts: Sequence[Text]) -> list[ScoreRequest]:
+    """The token ids of texts and of what follows them, encoded as one: a word is cut as it would be in a whole text.
 
     Where a token spans the border, the context keeps its own number of tokens (as lm-evaluation-harness does it); where
     nothing would be left to score, the two are encoded apart.
 
     Raises:
-        ValueError: one of the two is empty.
+        ValueError: one of a pair is empty.
     """
-    before = tokenizer.encode(context)
-    whole = tokenizer.encode((*context, continuation))
-    if len(whole) <= len(before):
-        whole = [*before, *tokenizer.ids(continuation)]
-    return ScoreRequest(tuple(whole[: len(before)]), tuple(whole[len(before) :]))
+    contexts: dict[tuple[Pieces, tuple[bool, ...]], list[int]] = {}
+    found = []
+    for context, continuation in texts:
+        # A control token and text that spells it are equal strings: which of them is meant belongs to the key.
+        key = context, tuple(isinstance(piece, Control) for piece in context)
+        if key not in contexts:
+            contexts[key] = tokenizer.encode(context)
+        before, whole = contexts[key], tokenizer.encode((*context, continuation))
+        if len(whole) <= len(before):
+            whole = [*before, *tokenizer.ids(continuation)]
+        found.append(ScoreRequest(tuple(whole[: len(before)]), tuple(whole[len(before) :])))
+    return found
 
 
 @dataclass(slots=True)

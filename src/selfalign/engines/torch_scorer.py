@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from selfalign.dialogue import Encoded, Tokenizer
-from selfalign.engines.scoring import Scored, ScoreRequest, Text, encode_pair
+from selfalign.engines.scoring import Scored, ScoreRequest, Text, encode_all
 from selfalign.training import forward, lora
 
 
@@ -59,7 +59,7 @@ class TorchScorer:
         """
         if self._tokenizer is None:
             raise ValueError("a scorer of texts needs a tokenizer")
-        encoded = [encode_pair(self._tokenizer, context, continuation) for context, continuation in requests]
+        encoded = encode_all(self._tokenizer, requests)
         fits = [r for r in encoded if len(r.ids) <= self._trees.longest]
         found = iter(self.score_ids(fits, adapter))
         return [next(found) if len(r.ids) <= self._trees.longest else None for r in encoded]

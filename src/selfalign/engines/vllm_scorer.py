@@ -10,7 +10,7 @@ from typing import Any
 
 from selfalign.dialogue import Tokenizer
 from selfalign.engines import vllm_offline
-from selfalign.engines.scoring import Scored, ScoreRequest, Text, encode_pair
+from selfalign.engines.scoring import Scored, ScoreRequest, Text, encode_all
 from selfalign.environment import accelerators
 from selfalign.errors import Resumable, UserError
 from selfalign.signals import STOP
@@ -72,7 +72,7 @@ class VllmScorer:
             Resumable: vLLM has stopped.
             Interrupted: a signal came between two batches.
         """
-        encoded = [encode_pair(self._tokenizer, context, continuation) for context, continuation in requests]
+        encoded = encode_all(self._tokenizer, requests)
         fits = [r for r in encoded if len(r.ids) <= self._context]
         self._asked += sum(len(r.ids) for r in fits)
         try:

@@ -49,7 +49,7 @@ def answer(
                 engine.prime(works[0].request.prompt[:2], speaker.adapter)
             outcomes = generate(works, engine, journal, stage=STAGE, identities=identities, on_done=bar.add)
             for item, work, outcome in zip(questions, works, outcomes, strict=True):
-                name, position = content_hash(item_id(item), speaker.entrant.name), len(fates)
+                name, position = content_hash(work.row_id, item.position), len(fates)
                 if outcome.completion is None:
                     fates.append((name, position, outcome.fate, outcome.reason, item.question))
                     continue
@@ -90,7 +90,7 @@ def _row(
         _, text, cut = guided.split(completion, request, constitution.assistant.name)
     else:
         text, cut = completion.parts[0].text, completion.parts[0].finish == "length"
-    name = content_hash(STAGE, item_id(item), speaker.entrant.prompt)
+    name = content_hash(STAGE, item_id(item), item.position, speaker.entrant.prompt)
     entrant = speaker.entrant
     return JudgedAnswer(
         name, benchmark.label, item.position, item.question, entrant.prompt, entrant.name, text.strip(), not cut
@@ -117,12 +117,15 @@ def judged(
     text = f"  judge {judge.name}: {right}"
     if found.low <= 0.5:
         screen.say(f"{text}, which may be chance: it judges nothing, and the answers stay unjudged", "yellow")
+        judging.settle(journal, judge, {})
         return list(rows)
     screen.say(text)
     pairs = [(items[r.item], r.answer) for r in rows]
     with screen.bar("judge", 2 * len(pairs)) as bar:
         truthful = judging.verdicts(judge, journal, pairs, False, bar.add)
         informative = judging.verdicts(judge, journal, pairs, True, bar.add)
+    named = [f"{r.id} {r.model}" for r in rows]
+    judging.settle(journal, judge, {n: None not in v for n, *v in zip(named, truthful, informative, strict=True)})
     return [
         replace(row, truthful=t, informative=i, judge=judge.name)
         for row, t, i in zip(rows, truthful, informative, strict=True)

@@ -6,14 +6,14 @@ reference answers, each kept out of what it sees; one that is at chance there ju
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from selfalign.engines.base import BOS, Engine, Request, Sampling, Step
 from selfalign.evaluation.benchmarks import Question, item_id
 from selfalign.evaluation.statistics import Interval, wilson
 from selfalign.generate import Work, generate
-from selfalign.journal import Journal
+from selfalign.journal import Fate, Journal
 from selfalign.records import content_hash
 
 STAGE = "judge"
@@ -99,3 +99,18 @@ def trial(judge: Judge, journal: Journal, items: Sequence[Question]) -> Interval
     found = verdicts(judge, journal, pairs, informative=False)
     right = sum(v is (n % 2 == 0) for n, v in enumerate(found))
     return wilson(right, len(found))
+
+
+def settle(journal: Journal, judge: Judge, answers: Mapping[str, bool]) -> None:
+    """Write the judge's ledger anew.
+
+    Args:
+        answers: answer -> whether the judge said yes or no to both questions.
+    """
+    fates: list[Fate] = [
+        (name, i, "kept" if said else "failed", "" if said else "neither yes nor no", name)
+        for i, (name, said) in enumerate(answers.items())
+    ]
+    journal.restart(STAGE)
+    journal.decide(STAGE, fates)
+    journal.finish(STAGE, len(fates), journal.generation(STAGE).seconds, {"judge": judge.name})

@@ -137,14 +137,19 @@ def _parsed(raw: str) -> list[Scored] | None:
 
 
 def _fate(work: Work, form: Form, entrant: Entrant, position: int, scored: bool) -> Fate:
-    name = content_hash(item_id(work.item), form.name, entrant.prompt, entrant.name)
+    name = content_hash(_row_id(work.item, form, entrant), entrant.name)
     text = f"item {work.item.position} of {work.item.subset}, {form.name}, {entrant.name}"
     return (name, position, "kept", "", text) if scored else (name, position, "dropped", "too long for the model", text)
 
 
+def _row_id(item: Item, form: Form, entrant: Entrant) -> str:
+    """With the item's place: a benchmark may hold an item twice."""
+    return content_hash(item_id(item), item.position, form.name, entrant.prompt)
+
+
 def _row(benchmark: Benchmark, form: Form, entrant: Entrant, item: Item, found: Sequence[Scored]) -> ItemScore:
     return ItemScore(
-        id=content_hash(item_id(item), form.name, entrant.prompt),
+        id=_row_id(item, form, entrant),
         benchmark=benchmark.label,
         item=item.position,
         subset=item.subset,
