@@ -221,6 +221,7 @@ def test_other_scores_stay_and_those_of_old_weights_go(run: Context, folder: Pat
     found = compare.read_scores(run.run.scores)
     assert found[0] == held
     assert {s.model for s in found if s.benchmark.startswith("hhh")} == {"base", "prompted base", "engraved"}
+    run.run.check_not_edited([run.run.jsonl("hhh")], force=False)
 
 
 def test_an_item_that_stands_there_twice_counts_twice(run: Context, tmp_path: Path):

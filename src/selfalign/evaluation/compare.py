@@ -103,7 +103,8 @@ def run(context: Context, wanted: Wanted) -> list[Path]:
         for team in teams:
             team.close()
     if heard:
-        files.append(ask(place, heard, wanted, context.recipe, run.constitution, context.release_engine))
+        made = context.recipe, run.constitution, _spoken(context), context.release_engine
+        files.append(ask(place, heard, wanted, *made))
     with run.rewriting(run.scores):
         publish(place)
     run.mark_done(ALONE, content_hash(list(wanted.tasks)), [run.jsonl(n) for n in TASKS if run.jsonl(n).exists()])
@@ -125,10 +126,11 @@ def refresh(context: Context) -> None:
         file = place.file(_task(label))
         if not stale or not file.exists():
             continue
-        if _task(label) == GENERATION:
-            write_jsonl(file, [r for r in read_jsonl(file, JudgedAnswer) if _column(r) not in stale])
-        else:
-            write_jsonl(file, [r for r in read_jsonl(file, ItemScore) if _column(r) not in stale])
+        with context.run.rewriting(file):
+            if _task(label) == GENERATION:
+                write_jsonl(file, [r for r in read_jsonl(file, JudgedAnswer) if _column(r) not in stale])
+            else:
+                write_jsonl(file, [r for r in read_jsonl(file, ItemScore) if _column(r) not in stale])
         gone = ", ".join(sorted(stale))
         context.screen.say(f"  {label}: scores of weights that are no more are left out: {gone}")
     publish(place)
@@ -176,7 +178,7 @@ def alone(
         for team in teams:
             team.close()
         if heard:
-            ask(place, heard, wanted, recipes.load("quick"), constitution)
+            ask(place, heard, wanted, recipes.load("quick"), constitution, {})
         return publish(place)
     finally:
         for team in teams:
@@ -215,11 +217,13 @@ def ask(
     wanted: Wanted,
     recipe: Recipe,
     constitution: Constitution,
+    current: Mapping[str, str],
     release: Callable[[], None] = lambda: None,
 ) -> Path:
     """Let the models answer TruthfulQA's questions, and a judge judge them; returns the file.
 
     Args:
+        current: see `measure`; of the weights as the engine has them.
         release: frees the engine of the run before the judge's is started.
     """
     benchmark = _load(place, "truthfulqa", wanted)
@@ -230,8 +234,8 @@ def ask(
         for speaker in heard:
             speaker.close()
     now = {f"{s.entrant.name}|{s.entrant.prompt}": s.entrant.identity for s in heard}
-    current = {s.entrant.name: s.entrant.identity for s in heard}
-    before = _kept(place, benchmark, label, set(), current, JudgedAnswer)
+    known = {**current, **{s.entrant.name: s.entrant.identity for s in heard}}
+    before = _kept(place, benchmark, label, set(), known, JudgedAnswer)
     kept = [r for r in before if _column(r) not in now]
     rows = generation.with_verdicts([*kept, *rows], before)
     write_jsonl(file, rows)  # before the judge: answers are never lost to it
