@@ -112,7 +112,7 @@ def dumbbells(labels: Sequence[str], series: Sequence[tuple[str, Look, Sequence[
 
 def matrix(rows: Sequence[str], columns: Sequence[str], values: Sequence[Sequence[float]]) -> Canvas:
     """Shaded squares: 0 is paper, the largest value is full colour. Column labels stand upright above."""
-    side, head, right = 132, 12 + _LETTER * min(24, max(map(len, columns), default=0)), 4
+    side, head, right = 150, 12 + _LETTER * min(24, max(map(len, columns), default=0)), 4
     cell = min(22.0, (WIDTH - side - right) / max(1, len(columns)))
     height = min(cell, 17.0)
     drawn = canvas(WIDTH, round(head + height * len(rows) + 6))
@@ -123,7 +123,7 @@ def matrix(rows: Sequence[str], columns: Sequence[str], values: Sequence[Sequenc
         axes.text(x, head - 6, clip(column, 24), rotation=90, ha="center", va="bottom", color=SOFT, fontsize=SMALL)
     for at, row in enumerate(rows):
         y = head + at * height
-        axes.text(side - 8, y + height / 2 + 3.5, clip(row, 23), ha="right", color=INK, fontsize=SMALL)
+        axes.text(side - 8, y + height / 2 + 3.5, clip(row, 28), ha="right", color=INK, fontsize=SMALL)
         _box(axes, side, y + height - 0.2, cell * len(columns), 0.4, LINE)
         for place, value in enumerate(values[at]):
             if value > 0:

@@ -135,9 +135,9 @@ def _crossing(
         (c["name"], c["answers"], ", ".join(f"{p}: {n}" for p, n in list(c["principles"].items())[:6])) for c in crossed
     ]
     what = "question type" if name == "question_types" else "verb"
-    text = f"A row for each {what}, a column for each principle; the darker, the larger the share of answers citing it."
+    text = f"A row for each {what}, a column for each principle; the stronger, the larger the share that cites it."
     table = ((what, "answers", "principles by number: how often"), rows)
-    labels = [c["name"] for c in crossed]
+    labels = [f"{plots.clip(c['name'], 21)} · {c['answers']}" for c in crossed]
     return _figure(f"by-{name.replace('_', '-')}", title, text, table, lambda: charts.matrix(labels, columns, values))
 
 
@@ -192,6 +192,8 @@ def _scores(number: int, group: dict[str, Any]) -> Iterator[tuple[Figure, Callab
         measures = [m for m in group["measures"] if m["unit"] == kind]
         scale = 100 if kind == "percent" else 1
         rows = [row for measure in measures for row in _estimates(measure, scale)]
+        if len(measures) == 1:
+            rows = rows[1:]  # its name is the plot's title
         if not rows:
             continue
         limits = {"percent": (0.0, 100.0), "words": (0.0, None)}.get(kind, (None, None))

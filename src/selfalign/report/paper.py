@@ -17,7 +17,7 @@ class Reference:
     """How the names of ours begin that it stands beside."""
     title: str
     head: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
+    rows: tuple[tuple[str | int, ...], ...]
     note: str
 
 
@@ -29,11 +29,11 @@ REFERENCES = (
         "HHH Eval, multiple choice",
         ("accuracy, %", *_MODELS),
         (
-            ("harmless", "71", "91", "91"),
-            ("helpful", "83", "86", "85"),
-            ("honest", "72", "74", "74"),
-            ("other", "84", "88", "81"),
-            ("overall", "77", "85", "83"),
+            ("harmless", 71, 91, 91),
+            ("helpful", 83, 86, 85),
+            ("honest", 72, 74, 74),
+            ("other", 84, 88, 81),
+            ("overall", 77, 85, 83),
         ),
         "ChatGPT: 87 overall.",
     ),
@@ -42,10 +42,10 @@ REFERENCES = (
         "TruthfulQA",
         ("%", *_MODELS),
         (
-            ("MC1, ranked by P(True)", "37", "61", "49"),
-            ("MC1, ranked by P(True) − P(False)", "56", "69", "65"),
-            ("generation: truthful", "57", "74", "72"),
-            ("generation: truthful and informative", "53", "57", "61"),
+            ("MC1, ranked by P(True)", 37, 61, 49),
+            ("MC1, ranked by P(True) − P(False)", 56, 69, 65),
+            ("generation: truthful", 57, 74, 72),
+            ("generation: truthful and informative", 53, 57, 61),
         ),
         "MC1 is read from a figure.",
     ),
@@ -54,11 +54,11 @@ REFERENCES = (
         "Vicuna questions, judged by GPT-4",
         ("Dromedary, two-shot, against", "won", "tied", "lost"),
         (
-            ("LLaMA-65B, zero-shot", "72", "0", "8"),
-            ("LLaMA-65B, two-shot", "47", "5", "28"),
-            ("engraved, zero-shot", "67", "2", "11"),
-            ("engraved, two-shot", "55", "5", "20"),
-            ("ChatGPT", "19", "6", "55"),
+            ("LLaMA-65B, zero-shot", 72, 0, 8),
+            ("LLaMA-65B, two-shot", 47, 5, 28),
+            ("engraved, zero-shot", 67, 2, 11),
+            ("engraved, two-shot", 55, 5, 20),
+            ("ChatGPT", 19, 6, 55),
         ),
         "Of 80, read from a figure.",
     ),
