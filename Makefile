@@ -13,7 +13,9 @@ run: $(STAMP)
 test: $(STAMP) check
 	$(BIN)/pytest -q
 
+# The training folders of `selfalign export RUN launch` are run for real, with TRL.
 test-slow: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[trl]'
 	$(BIN)/pytest -q -m slow
 
 # Debian's chromium, for the tests that open the report in a browser; without it they skip.

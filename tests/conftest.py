@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,11 @@ from selfalign import recipe as recipes
 from selfalign.constitution import Constitution
 from selfalign.context import Context
 from selfalign.engines.fake import Fake, default_script
+from selfalign.environment import share_processor
 from selfalign.progress import Screen
 from selfalign.run import RunDir
 
+share_processor()
 settings.register_profile(
     "fixed",
     derandomize=True,
@@ -47,6 +49,22 @@ def hang_guard(limit: float = 20.0) -> Iterator[None]:
         signal.signal(signal.SIGVTALRM, before)
 
 
+def byte_tokenizer(folder: Path, special: Sequence[str] = ("<bos>", "<eos>"), ordinary: Sequence[str] = ()) -> Path:
+    """The file of a tokenizer of bytes and these tokens; the ordinary ones are known but not special."""
+    from tokenizers import AddedToken, Tokenizer
+    from tokenizers.decoders import ByteLevel as ByteDecoder
+    from tokenizers.models import BPE
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    made = Tokenizer(BPE({c: i for i, c in enumerate(sorted(ByteLevel.alphabet()))}, []))
+    made.pre_tokenizer = ByteLevel(add_prefix_space=False)
+    made.decoder = ByteDecoder()
+    made.add_tokens([AddedToken(token, special=True) for token in special])
+    made.add_tokens([AddedToken(token, special=False) for token in ordinary])
+    made.save(str(folder / "tokenizer.json"))
+    return folder / "tokenizer.json"
+
+
 @pytest.fixture(scope="session")
 def default_constitution() -> Constitution:
     return constitutions.load("default")
@@ -56,6 +74,61 @@ def default_constitution() -> Constitution:
 def gathered(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What the report says of a run in which everything happened. Not to be changed."""
     return report_numbers.gather(tmp_path_factory.mktemp("report") / "run")
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder: two random layers of a real architecture, a tokenizer of bytes."""
+    import torch
+    from tokenizers import AddedToken
+    from tokenizers import Tokenizer as Backend
+    from tokenizers.decoders import ByteLevel as ByteDecoder
+    from tokenizers.models import BPE
+    from tokenizers.pre_tokenizers import ByteLevel
+    from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+
+    folder = tmp_path_factory.mktemp("tiny") / "base"
+    backend = Backend(BPE({c: i for i, c in enumerate(sorted(ByteLevel.alphabet()))}, []))
+    backend.pre_tokenizer = ByteLevel(add_prefix_space=False)
+    backend.decoder = ByteDecoder()
+    backend.add_tokens([AddedToken(t, special=True) for t in ("<bos>", "<eos>")])
+    PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<bos>", eos_token="<eos>").save_pretrained(folder)
+    torch.manual_seed(1)
+    config = Qwen3Config(
+        vocab_size=258, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=16, max_position_embeddings=4096, bos_token_id=256, eos_token_id=257,
+        tie_word_embeddings=False, initializer_range=0.1,
+    )  # fmt: skip
+    Qwen3ForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def tiny_run(
+    tmp_path: Path, tiny_base: Path, default_constitution: Constitution, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[..., Context]]:
+    """Makes contexts of stage 3 on the tiny base: `tiny_run("engrave.elsewhere=true", answers=13)`."""
+    from selfalign.records import Response, write_jsonl
+
+    made: list[Context] = []
+    monkeypatch.setenv("SELFALIGN_CACHE", str(tmp_path / "cache"))
+
+    def make(*sets: str, name: str = "run", answers: int = 13) -> Context:
+        lora = ["engrave.rank=4", "engrave.dropout=0.0", "engrave.max_length=2048", "engrave.learning_rate=0.02"]
+        # No server is asked: stage 3 only trains.
+        server = ["engine.kind=openai", "engine.url=http://127.0.0.1:1"]
+        recipe = recipes.load("quick", [f"model={tiny_base}", "stages=[engrave]", *server, *lora, *sets])
+        context = Context(RunDir.create(tmp_path / name, recipe, default_constitution), Screen(-1))
+        rows = [
+            Response(f"{i:016x}", f"What is {i}?", "", f"It is <eos> {'very ' * (i % 5)}old.") for i in range(answers)
+        ]
+        write_jsonl(context.run.jsonl("responses"), rows)
+        made.append(context)
+        return context
+
+    yield make
+    for context in made:
+        context.journal.close()
 
 
 @pytest.fixture
@@ -76,3 +149,35 @@ def fake_run(tmp_path: Path, default_constitution: Constitution) -> Iterator[Cal
     for context in made:
         context.release_engine()
         context.journal.close()
+
+
+@pytest.fixture
+def tiny_gemma() -> Any:
+    """A small random model of the embedded model's architecture, frozen."""
+    import torch
+    from transformers import Gemma3ForCausalLM, Gemma3TextConfig
+
+    torch.manual_seed(1)
+    config = Gemma3TextConfig(
+        vocab_size=300, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=16, sliding_window=8, max_position_embeddings=128,
+    )  # fmt: skip
+    model = Gemma3ForCausalLM(config)
+    model.requires_grad_(False)
+    return model
+
+
+@pytest.fixture
+def tiny_llama() -> Any:
+    """A small random Llama, frozen."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(1)
+    config = LlamaConfig(
+        vocab_size=300, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=128,
+    )  # fmt: skip
+    model = LlamaForCausalLM(config)
+    model.requires_grad_(False)
+    return model

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+import selfalign
 from selfalign import recipe as recipes
 from selfalign import strict
 from selfalign.errors import UserError
@@ -16,7 +18,7 @@ from selfalign.recipe import SHIPPED, STAGES, differences, load
 def test_every_shipped_recipe_loads_with_all_stages(name: str):
     recipe = load(name)
     assert recipe.stages == [s for s in STAGES if s != "clone" or name != "two-stage"]
-    assert recipe.model == "embedded"
+    assert recipe.model == ("" if name == "single-gpu" else "embedded")
     assert recipe.constitution == ("two-stage" if name == "two-stage" else "default")
     assert recipe.seed == 0
 
@@ -53,6 +55,14 @@ def test_paper_holds_the_papers_values():
     assert (recipe.engrave.batch_size, recipe.engrave.epochs, recipe.engrave.warmup_steps) == (768, 1, 100)
     assert (recipe.engrave.max_length, recipe.clone.max_length) == (512, 768)
     assert recipe.engine.top_k == 0
+
+
+@pytest.mark.parametrize("verb", [selfalign.plan, selfalign.create])
+def test_a_recipe_without_a_model_asks_for_it_in_one_line(verb: Callable[..., object], tmp_path: Path):
+    with pytest.raises(UserError, match="recipe single-gpu names no model: give yours with --set model=") as error:
+        verb("single-gpu", **({"out": tmp_path / "run"} if verb is selfalign.create else {}))
+    assert "\n" not in str(error.value) and not (tmp_path / "run").exists()
+    assert load("single-gpu", ["model=ORG/BASE"]).model == "ORG/BASE"
 
 
 def test_sizes_grow_from_quick_over_standard_to_paper():
@@ -187,7 +197,7 @@ def test_a_broken_recipe_file_is_named(tmp_path: Path, text: str, message: str):
 
 
 def test_an_unknown_recipe_names_the_shipped_ones():
-    with pytest.raises(UserError, match=r"neither shipped \(quick, standard, paper, two-stage\) nor a YAML file"):
+    with pytest.raises(UserError, match=r"neither shipped \(quick, .*, single-gpu\) nor a YAML file"):
         load("quik")
     with pytest.raises(UserError, match="does not exist"):
         load("none.yaml")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from selfalign import cli_export
 from selfalign.cli_constitution import AsJson, constitution_app
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ app.add_typer(constitution_app, name="constitution")
 
 Run = Annotated[Path, typer.Argument(help="A run directory.", metavar="RUN")]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite files that were edited by hand.")]
+_OWN = "Your own prompts in place of stage 1: a file, a folder, or a hub data set (owner/name[/config][:split])."
 _verbosity = 0
 
 
@@ -64,14 +66,16 @@ def _open(path: Path, force: bool = False) -> Context:
 
 @app.command()
 def run(
-    recipe: Annotated[str, typer.Argument(help="quick, standard, paper, two-stage, or a YAML file.")] = "quick",
+    recipe: Annotated[
+        str, typer.Argument(help="quick, standard, paper, two-stage, single-gpu, or a YAML file.")
+    ] = "quick",
     out: Annotated[Path | None, typer.Option(help="The run directory; runs/<recipe> unless given.")] = None,
     limit: Annotated[int | None, typer.Option(help="Cut every size of the recipe to at most this many rows.")] = None,
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Change a setting of the recipe; repeatable."),
     ] = None,
-    prompts: Annotated[Path | None, typer.Option(help="Your own prompts (JSONL or lines) in place of stage 1.")] = None,
+    prompts: Annotated[Path | None, typer.Option(help=_OWN)] = None,
     preview: Annotated[
         int | None, typer.Option(help="Show exact prompts and raw answers of N rows; keep nothing.")
     ] = None,
@@ -99,10 +103,12 @@ def run(
 
 @app.command()
 def plan(
-    recipe: Annotated[str, typer.Argument(help="quick, standard, paper, two-stage, or a YAML file.")] = "quick",
+    recipe: Annotated[
+        str, typer.Argument(help="quick, standard, paper, two-stage, single-gpu, or a YAML file.")
+    ] = "quick",
     limit: Annotated[int | None, typer.Option(help="Cut every size of the recipe to at most this many rows.")] = None,
     settings: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE")] = None,
-    prompts: Annotated[Path | None, typer.Option(help="Your own prompts in place of stage 1.")] = None,
+    prompts: Annotated[Path | None, typer.Option(help=_OWN)] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Measure this machine again (20 seconds).")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -135,15 +141,36 @@ def _stage(name: str) -> Any:
     return command
 
 
-for _name, _help in {
-    "prompts": "Stage 1: write prompts.",
-    "align": "Stage 2: answer them under the constitution.",
-    "engrave": "Stage 3: train the answers into an adapter.",
-    "clone": "Stage 4: clone the verbose mode.",
-    "evaluate": "Measure base, engraved and final model on held-out prompts.",
-    "report": "Write the report.",
-}.items():
-    app.command(_name, help=_help)(_stage(_name))
+def _training_stage(name: str) -> Any:
+    def command(
+        run: Run,
+        adapter: Annotated[
+            Path | None,
+            typer.Option(
+                metavar="DIR", help="Take this adapter, trained elsewhere (`export RUN launch`), and train none."
+            ),
+        ] = None,
+        force: Force = False,
+        verbose: Verbose = False,
+        quiet: Quiet = False,
+    ) -> None:
+        from selfalign import api
+
+        with api.open_run(run, force=force, screen=_screen()) as opened:
+            opened.run_stage(name, adapter)  # type: ignore[arg-type]
+
+    return command
+
+
+for _name, _make, _help in (
+    ("prompts", _stage, "Stage 1: write prompts."),
+    ("align", _stage, "Stage 2: answer them under the constitution."),
+    ("engrave", _training_stage, "Stage 3: train the answers into an adapter."),
+    ("clone", _training_stage, "Stage 4: clone the verbose mode."),
+    ("evaluate", _stage, "Measure base, engraved and final model on held-out prompts."),
+    ("report", _stage, "Write the report."),
+):
+    app.command(_name, help=_help)(_make(_name))
 
 
 @app.command()
@@ -206,6 +233,9 @@ def chat(
         context.release_engine()
 
 
+cli_export.register(app, _screen)
+
+
 @app.command()
 def env(as_json: AsJson = False) -> None:
     """What a bug report needs: versions, processor, memory. Nothing is sent anywhere."""
@@ -221,7 +251,9 @@ def env(as_json: AsJson = False) -> None:
 
 @app.command()
 def recipe(
-    name: Annotated[str, typer.Argument(help="quick, standard, paper, two-stage, or a YAML file.")] = "quick",
+    name: Annotated[
+        str, typer.Argument(help="quick, standard, paper, two-stage, single-gpu, or a YAML file.")
+    ] = "quick",
     settings: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE")] = None,
     schema: Annotated[bool, typer.Option("--schema", help="Print the JSON Schema of recipes, for editors.")] = False,
 ) -> None:
@@ -237,9 +269,11 @@ def recipe(
 
 def main() -> None:
     """The entry point: errors of ours are one line and an exit code; anything else is a bug and shows its trace."""
+    from selfalign.environment import share_processor
     from selfalign.errors import SelfAlignError
     from selfalign.signals import STOP
 
+    share_processor()
     STOP.install()
     try:
         app()

@@ -5,15 +5,16 @@ The only file that knows the embedded model's name.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import json
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,10 @@ _GEMMA_NOTICE = (
     "restrictions of those terms (section 3.2, the Gemma Prohibited Use Policy at "
     "ai.google.dev/gemma/prohibited_use_policy); whoever passes it on must pass them on."
 )
+
+
+BASE_NOTE = "base.json"
+"""In an adapter's folder: which base it was trained on."""
 
 
 def cache_folder() -> Path:
@@ -76,12 +81,25 @@ class Model:
             return self.folder_path
         kept = cache_folder() / "torch" / self.identity
         if not (kept / "config.json").exists():
-            say("  converting the GGUF to float32 torch weights (once, about a minute)")
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            with (kept.parent / f"{self.identity}.lock").open("w") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX)  # another run may be converting the same model
+            tokenizer = self._tokenizer_folder(say)
+            say("  converting the GGUF to float32 torch weights (once, under a minute)")
+            with _alone(kept):  # another run may be converting the same model
                 if not (kept / "config.json").exists():
-                    _convert(self.gguf, kept)
+                    _convert(self.gguf, tokenizer, kept)
+        return kept
+
+    def _tokenizer_folder(self, say: Callable[[str], None]) -> Path:
+        """Where the tokenizer's files are. A GGUF's are made without its weights, which may be large."""
+        if found := self.made_folder():
+            return found
+        kept = cache_folder() / "tokenizers" / self.identity
+        if not (kept / "tokenizer.json").exists():
+            if missing := [m for m in ("gguf", "tokenizers", "transformers") if not find_spec(m)]:
+                raise UserError(f"a GGUF's tokenizer needs {', '.join(missing)}: pip install 'selfalign[train]'")
+            say("  reading the GGUF's tokenizer (once, about 20 seconds)")
+            with _alone(kept):
+                if not (kept / "tokenizer.json").exists():
+                    _convert_tokenizer(self.gguf, kept)
         return kept
 
     def check_trainable(self) -> None:
@@ -98,9 +116,51 @@ class Model:
 
             gguf_adapter.architecture(json.loads((self.folder_path / "config.json").read_text("utf-8")))
 
+    @property
+    def name(self) -> str:
+        """The source without the folders of this machine: embedded, a hub id, or the last part of a path."""
+        path = Path(self.source).expanduser()
+        return path.name if self.source != "embedded" and path.exists() else self.source
+
+    def note(self) -> str:
+        """What an adapter's folder says of its base."""
+        return json.dumps({"name": self.name, "identity": self.identity}) + "\n"
+
+    def check_adapter(self, folder: Path) -> None:
+        """Whether the adapter in that folder was trained on these weights; without a note of it, it is believed.
+
+        Raises:
+            UserError: it was trained on others.
+        """
+        try:
+            note = json.loads((folder / BASE_NOTE).read_text("utf-8"))
+        except FileNotFoundError:
+            return
+        except (ValueError, RecursionError):
+            note = None
+        if not isinstance(note, dict):
+            raise UserError(f"{folder / BASE_NOTE} is not a JSON object: restore it, or train the adapter again")
+        if note.get("identity") != self.identity:
+            named = " ".join(str(note[key])[:40] for key in ("name", "identity") if note.get(key))
+            raise UserError(
+                f"the adapter in {folder} was trained on another base ({named or 'unknown'}) than {self.source} "
+                f"{self.identity}: give the model that it was trained on, or train it again"
+            )
+
     def tokenizer(self, say: Callable[[str], None] = lambda _: None) -> Tokenizer:
-        folder = self.folder(say)
-        return Tokenizer(str(folder / "tokenizer.json"), self._tokens(folder).get("bos_token") or "")
+        """The tokenizer for content and turns; training and engines share it.
+
+        Raises:
+            UserError: packages are missing that read it, or it cannot be read.
+        """
+        if not find_spec("tokenizers"):
+            raise UserError("the model's tokenizer needs tokenizers: pip install 'selfalign[train]'")
+        folder = self._tokenizer_folder(say)
+        tokens = self._tokens(folder)
+        # Where the file does not say, its post-processor does: many name a token that no text begins with.
+        adds = tokens.get("add_bos_token")
+        bos = None if adds is None else (tokens.get("bos_token") or "") if adds else ""
+        return _read_tokenizer(folder / "tokenizer.json", bos)
 
     @staticmethod
     def _tokens(folder: Path) -> dict[str, Any]:
@@ -110,6 +170,12 @@ class Model:
             raise UserError(f"{folder} has no readable tokenizer_config.json") from None
         # A token may be given as text or as an object with its content.
         return {k: v.get("content") if isinstance(v, dict) else v for k, v in value.items() if k.endswith("_token")}
+
+    def context_length(self) -> int | None:
+        """The most tokens of one text that the model was made for; None where its configuration does not say."""
+        config = json.loads((self.folder() / "config.json").read_text("utf-8"))
+        found = config.get("max_position_embeddings")
+        return found if isinstance(found, int) and found > 0 else None
 
     def end_tokens(self) -> tuple[str, ...]:
         """The control tokens that end an answer: the template's, and the model's own."""
@@ -127,6 +193,11 @@ class Model:
         return found
 
 
+@lru_cache(maxsize=2)
+def _read_tokenizer(file: Path, bos: str | None) -> Tokenizer:
+    return Tokenizer(str(file), bos)
+
+
 def resolve(source: str) -> Model:
     """Find the model that the recipe names: embedded, a GGUF file, a local Hugging Face folder, or a hub id.
 
@@ -140,7 +211,7 @@ def resolve(source: str) -> Model:
         with path.open("rb") as file:
             if file.read(4) != b"GGUF":
                 raise UserError(f"model {source!r} is not a GGUF file (its first bytes say so)")
-        return Model(source, _identity([path]), path.absolute(), None, _licence_of(path.parent))
+        return Model(source, identity_of([path]), path.absolute(), None, _licence_of(path.parent))
     if path.is_dir():
         return _from_folder(source, path.absolute())
     local = source.endswith((".gguf", ".safetensors")) or (path.parent != Path() and path.parent.exists())
@@ -194,7 +265,7 @@ def _from_folder(source: str, folder: Path) -> Model:
             f"model {source!r} holds several GGUF files ({names}): keep the one that the engine should load"
         )
     files = [*weights, *ggufs, *(f for n in _DECIDING if (f := folder / n).is_file())]
-    return Model(source, _identity(files), ggufs[0] if ggufs else None, folder, _licence_of(folder))
+    return Model(source, identity_of(files), ggufs[0] if ggufs else None, folder, _licence_of(folder))
 
 
 def _from_hub(source: str) -> Model:
@@ -222,8 +293,8 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _identity(files: list[Path]) -> str:
-    """A hash of size and 64 evenly spaced stretches of each file: full hashes of large models take minutes."""
+def identity_of(files: list[Path]) -> str:
+    """A hash of name, size and 64 evenly spaced stretches of each file: full hashes of large models take minutes."""
     digest = hashlib.sha256()
     for path in files:
         size = path.stat().st_size
@@ -235,8 +306,45 @@ def _identity(files: list[Path]) -> str:
     return digest.hexdigest()[:16]
 
 
-def _convert(gguf: Path, target: Path) -> None:
-    """Write float32 torch weights and tokenizer of a GGUF as a folder (reference: transformers' GGUF loading)."""
+@contextlib.contextmanager
+def _alone(target: Path) -> Iterator[None]:
+    """The only process that makes this folder."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with (target.parent / f"{target.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _convert_tokenizer(gguf: Path, target: Path) -> None:
+    """Write the tokenizer that a GGUF describes as a folder (reference: transformers' GGUF loading)."""
+    transformers = quiet_transformers()
+    with atomic.new_folder(target) as folder:
+        try:
+            tokenizer = transformers.AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
+        except _UNREADABLE as error:
+            raise _unreadable(gguf, error) from None
+        _set_digits_apart(gguf, tokenizer.backend_tokenizer)
+        tokenizer.save_pretrained(str(folder))
+
+
+_DIGITS_APART = frozenset({"smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"})
+"""`tokenizer.ggml.pre` of the vocabularies whose texts are cut around each digit before all else (llama.cpp)."""
+
+
+def _set_digits_apart(gguf: Path, backend: Any) -> None:
+    """Cut texts around digits where the GGUF says so: transformers does not know this of byte-level vocabularies."""
+    from gguf import GGUFReader
+    from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
+
+    if not isinstance(backend.pre_tokenizer, ByteLevel):
+        return
+    field = GGUFReader(str(gguf)).fields.get("tokenizer.ggml.pre")
+    if field is not None and field.contents() in _DIGITS_APART:
+        backend.pre_tokenizer = Sequence([Digits(individual_digits=True), backend.pre_tokenizer])
+
+
+def _convert(gguf: Path, tokenizer: Path, target: Path) -> None:
+    """Write float32 torch weights of a GGUF as a folder, with its tokenizer (reference: transformers' GGUF loading)."""
     if shutil.disk_usage(_existing(target)).free < gguf.stat().st_size * 9:
         raise Resumable(
             f"no space in {target.parent} for the torch weights of {gguf.name}: make room or set SELFALIGN_CACHE, "
@@ -250,18 +358,25 @@ def _convert(gguf: Path, target: Path) -> None:
             model = transformers.AutoModelForCausalLM.from_pretrained(
                 str(gguf.parent), gguf_file=gguf.name, dtype=torch.float32
             )
-            tokenizer = transformers.AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
-        except (ValueError, KeyError, NotImplementedError) as error:
-            raise UserError(
-                f"transformers cannot read {gguf.name} ({' '.join(str(error).split())[:120]}): "
-                "give the model's Hugging Face folder with the GGUF inside it"
-            ) from None
+        except _UNREADABLE as error:
+            raise _unreadable(gguf, error) from None
         # Or save_pretrained refuses: it takes the weights for quantised ones.
         if hasattr(model.config, "quantization_config"):
             del model.config.quantization_config
         model.hf_quantizer, model.is_quantized = None, False
         model.save_pretrained(str(folder))
-        tokenizer.save_pretrained(str(folder))
+        for file in tokenizer.iterdir():
+            shutil.copyfile(file, folder / file.name)
+
+
+_UNREADABLE = (ValueError, KeyError, NotImplementedError)
+
+
+def _unreadable(gguf: Path, error: Exception) -> UserError:
+    return UserError(
+        f"transformers cannot read {gguf.name} ({' '.join(str(error).split())[:120]}): "
+        "give the model's Hugging Face folder with the GGUF inside it"
+    )
 
 
 def quiet_transformers() -> Any:

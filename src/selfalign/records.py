@@ -204,15 +204,23 @@ def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 def _json_object(path: Path, number: int, text: str) -> dict[str, Any]:
     try:
         value = json.loads(text)
-        if "\\u" in text:
-            # JSON can spell half a character ("\\ud83d"), which no UTF-8 file can hold.
-            json.dumps(value, ensure_ascii=False).encode("utf-8")
+        check_characters(value, text)
     except (ValueError, RecursionError) as error:
         why = getattr(error, "msg", str(error))
         raise UserError(f"{path}:{number} is not JSON ({why}): mend or delete the line {text.strip()[:80]!r}") from None
     if not isinstance(value, dict):
         raise UserError(f"{path}:{number} is not a JSON object: {text[:80]!r}")
     return value
+
+
+def check_characters(value: object, text: str) -> None:
+    """Raises ValueError where a value has half a character: JSON can spell it ("\\ud83d"), no UTF-8 file can hold it.
+
+    Args:
+        text: the JSON that it was read from.
+    """
+    if "\\u" in text:
+        json.dumps(value, ensure_ascii=False).encode("utf-8")
 
 
 def stream_jsonl(path: Path, kind: type[Record]) -> Iterator[Record]:

@@ -28,7 +28,12 @@ def status(run: RunDir) -> dict[str, Any]:
     """The ledger of every stage as plain values, with requests that still wait and a row for each reason to drop."""
     journal = run.journal
     stages = [
-        {**journal.counts(s).as_dict(), "open": journal.open_work(s), "examples": journal.drop_examples(s)}
+        {
+            **journal.counts(s).as_dict(),
+            "open": journal.open_work(s),
+            "examples": journal.drop_examples(s),
+            "neutralised_rows": journal.neutralised(s),
+        }
         for s in journal.stages()
     ]
     state = "finished" if run.manifest.exists() else "running" if held(run.path) else "stopped"
@@ -230,6 +235,13 @@ def _show_tables(run: RunDir, found: dict[str, Any], console: Console, examples:
     if made and run.recipe.engine.kind != "fake":
         console.print()
         console.print(_generation_table(made))
+    for row in (row for row in found["stages"] if row["neutralised"]):
+        title = page.TITLES.get(row["stage"], row["stage"])
+        word = "row" if row["neutralised"] == 1 else "rows"
+        console.print(
+            f"{title}: control tokens in the text neutralised: {row['neutralised']:,} {word} (--json names them)",
+            style="yellow",
+        )
     if found["scores"]:
         console.print()
         console.print(_scores_table(found["scores"]))

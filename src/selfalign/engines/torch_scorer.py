@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from selfalign.dialogue import Encoded
-from selfalign.training import lora
+from selfalign.training import forward, lora
 
 
 class TorchScorer:
@@ -40,7 +40,7 @@ class TorchScorer:
             Interrupted: a signal came between two batches.
         """
         with self._switched(adapter):
-            losses: list[list[float]] = lora.token_losses(self._model, rows)
+            losses: list[list[float]] = forward.token_losses(self._model, rows)
             return losses
 
     @contextlib.contextmanager

@@ -140,7 +140,7 @@ def _losses(context: Context) -> dict[str, list[float]]:
     system, label = constitution.inference_prompt("standard"), constitution.assistant.name
     encoded = [encode_example(tokenizer, template, system, r.message, r.response, label) for r in rows]
     compared = models(context)
-    scorer = TorchScorer(context.model.folder(), {s: context.run.adapter(s) for s in compared.values() if s})
+    scorer = TorchScorer(context.model.folder(), {s: context.adapter(s) for s in compared.values() if s})
     try:
         return {name: _means(scorer.score(encoded, stage)) for name, stage in compared.items()}
     finally:

@@ -32,11 +32,11 @@ def gather(run: RunDir, stages: list[dict[str, Any]]) -> dict[str, Any]:
 
 def story(run: RunDir) -> str:
     """What the run did, in a sentence: of the stages that its recipe has."""
-    own = run.recipe.prompts.file is not None
+    own, given = run.recipe.prompts.file is not None, run.recipe.align.form == "given"
     steps = {
         "prompts": "was given prompts" if own else "wrote its own prompts",
-        "align": "answered them under the constitution",
-        "engrave": "learnt the answers without it",
+        "align": "was given answers to them" if given else "answered them under the constitution",
+        "engrave": "learnt the answers" if given else "learnt the answers without it",
         "clone": "learnt its own verbose mode",
     }
     done = [text for stage, text in steps.items() if stage in run.recipe.stages]
@@ -61,7 +61,9 @@ def facts(run: RunDir) -> list[list[str]]:
     ]
     if "prompts" in recipe.stages:
         rows.append(["prompts", _prompts(recipe)])
-    if "align" in recipe.stages:
+    if "align" in recipe.stages and recipe.align.form == "given":
+        rows.append(["answers", "the user's own"])
+    elif "align" in recipe.stages:
         hints = ", hints by question type" if recipe.align.hints else ""
         rows.append(["answers", f"{recipe.align.form} form, {_drawn(recipe.align)}{hints}"])
     if "engrave" in recipe.stages:

@@ -108,18 +108,10 @@ def _fates(
 
 
 def _train(context: Context) -> list[Path]:
-    config = context.recipe.clone
     rows = read_jsonl(context.run.jsonl("clone_responses"), Response)
     # Standard and concise by turns (the paper's meta prompts), by content and not by position.
     examples = [
         Example(r.id, "standard" if int(r.id, 16) % 2 == 0 else "concise", r.message, r.response, r.source)
         for r in rows
     ]
-    training = context.recipe.engrave.model_copy(
-        update={
-            "max_length": config.max_length,
-            "learning_rate": config.learning_rate or context.recipe.engrave.learning_rate,
-            "epochs": config.epochs or context.recipe.engrave.epochs,
-        }
-    )
-    return adapter.train(context, "clone", examples, training, STAGE, [])
+    return adapter.train(context, "clone", examples, context.recipe.training("clone"), STAGE, [])

@@ -1,0 +1,12 @@
+#!/bin/sh
+# One node: sh launch.sh. Several: on each of them, with a folder that all share,
+#   NODES=2 NODE_RANK=0 MASTER_ADDR=<the first node's address> sh launch.sh
+# CPU=1 tries the folder on processor cores (gloo, always as ddp). What follows goes to train.py: --base, --out, --resume.
+set -eu
+here=$(dirname "$0")
+if [ "${CPU:-0}" = 1 ]; then export ACCELERATE_USE_CPU=true CUDA_VISIBLE_DEVICES=; fi
+exec accelerate launch --config_file "$here/accelerate.yaml" \
+  --num_machines "${NODES:-@NODES@}" --machine_rank "${NODE_RANK:-0}" \
+  --num_processes "$((${NODES:-@NODES@} * ${GPUS:-@GPUS@}))" \
+  --main_process_ip "${MASTER_ADDR:-127.0.0.1}" --main_process_port "${MASTER_PORT:-29500}" \
+  "$here/train.py" "$@"
