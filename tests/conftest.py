@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
+import report_numbers
 from selfalign import constitution as constitutions
 from selfalign import recipe as recipes
 from selfalign.constitution import Constitution
@@ -73,6 +74,12 @@ def byte_tokenizer(folder: Path, special: Sequence[str] = ("<bos>", "<eos>"), or
 @pytest.fixture(scope="session")
 def default_constitution() -> Constitution:
     return constitutions.load("default")
+
+
+@pytest.fixture(scope="session")
+def gathered(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What the report says of a run in which everything happened. Not to be changed."""
+    return report_numbers.gather(tmp_path_factory.mktemp("report") / "run")
 
 
 @pytest.fixture(scope="session")

@@ -27,7 +27,7 @@ from selfalign.errors import UserError
 from selfalign.progress import Screen
 from selfalign.recipe import Recipe, Stage
 from selfalign.records import Answer, Drop, Prompt, Response, Score, read_jsonl
-from selfalign.report.page import read_scores
+from selfalign.report.scores import read_scores
 from selfalign.run import RunDir, default_out, frozen_kind, frozen_prompts, hold
 
 if TYPE_CHECKING:

@@ -17,7 +17,9 @@ from selfalign.evaluation.statistics import verdict
 from selfalign.progress import Screen, plain, stdout_console
 from selfalign.records import Answer, ProbeAnswer, Score, read_jsonl
 from selfalign.report import page
+from selfalign.report.answers import side_by_side
 from selfalign.report.data import Row
+from selfalign.report.scores import read_scores, score_text
 from selfalign.run import RunDir, held
 
 _SHOWN = 3
@@ -43,7 +45,7 @@ def status(run: RunDir) -> dict[str, Any]:
         "state": state,
         "finished": run.manifest.exists(),
         "stages": stages,
-        "scores": page.read_scores(run),
+        "scores": read_scores(run),
     }
 
 
@@ -107,7 +109,7 @@ def _scores_table(scores: list[dict[str, Any]]) -> Table:
     table.add_column("95 % interval")
     table.add_column("paired difference")
     for score in scores:
-        value, interval, difference = page.score_text(score)
+        value, interval, difference = score_text(score)
         table.add_row(score["measure"], score["model"], str(score["n"]), value, interval, difference)
     return table
 
@@ -336,7 +338,7 @@ def _resources(run: RunDir, made: Plan) -> str:
 
 
 def _show_answers(run: RunDir, console: Console) -> None:
-    for row in page.side_by_side(read_jsonl(run.jsonl("answers"), Answer))[:_SHOWN]:
+    for row in side_by_side(read_jsonl(run.jsonl("answers"), Answer))[:_SHOWN]:
         console.print(f"\n[bold]{escape(plain(row['message']))}[/bold]")
         for name, answer in row["answers"].items():
             text = " ".join(plain(answer["text"]).split())

@@ -17,7 +17,7 @@ from selfalign.context import Context
 from selfalign.errors import UserError
 from selfalign.evaluation import heldout
 from selfalign.export import card, chat_template
-from selfalign.report import page
+from selfalign.report import page, scores
 from selfalign.run import file_hash
 
 Form = Literal["adapter", "merged", "gguf-adapter", "gguf"]
@@ -206,8 +206,8 @@ def _card(job: Job, faults: list[str]) -> str:
     context = job.context
     journal = context.journal
     rows = [
-        (f"{s['benchmark']}: {s['measure']}", str(s["model"]), str(s["n"]), *page.score_text(s))
-        for s in page.read_scores(context.run)
+        (f"{s['benchmark']}: {s['measure']}", str(s["model"]), str(s["n"]), *scores.score_text(s))
+        for s in scores.read_scores(context.run)
     ]
     compared = " ".join([job.found["comparison"]["text"] + ".", *(f"Does not hold: {fault}." for fault in faults)])
     return card.export_card(
