@@ -104,6 +104,7 @@ def run_stage(context: Context, stage: Stage, again: bool = False) -> None:
     """
     STOP.check()
     step, run = STEPS[stage], context.run
+    before = run.journal.published().get(stage)
     key = inputs_hash(context, stage)
     if not again and stage != "report" and run.done(stage, key):
         context.screen.say(f"{step.title}: done", "dim")
@@ -118,7 +119,12 @@ def run_stage(context: Context, stage: Stage, again: bool = False) -> None:
         run.journal.forget_rounds()
     context.screen.say(step.title, "bold")
     run.manifest.unlink(missing_ok=True)
-    files = step.run(context)
+    try:
+        files = step.run(context)
+    except UserError:
+        if context.given_adapter and before:  # an adapter that does not fit takes nothing away
+            run.journal.publish(stage, *before)
+        raise
     _add_notices(context, files)
     write_jsonl(run.jsonl("drops"), run.journal.drops())
     # The inputs as they were read: a file that changed meanwhile makes the stage run again.
