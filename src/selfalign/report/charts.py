@@ -253,28 +253,29 @@ def curves(train: Sequence[Sequence[float]], heldout: Sequence[Sequence[float]])
         heldout: [step, loss].
     """
     drawn = canvas(WIDTH, 262)
-    entries: list[tuple[str, Look, str]] = [("step", (SOFT, SOFT), "-"), ("mean of 10 %", (ACCENT, ACCENT), "-")]
+    entries: list[tuple[str, Look, str]] = [("step", (SOFT, SOFT), "-"), ("mean of a tenth", (ACCENT, ACCENT), "-")]
     if heldout:
         entries.append(("held-out", (INK, PAPER), ""))
     _legend(drawn.whole(), entries)
-    axes = drawn.axes(48, 26, 10, 98)
+    axes = drawn.axes(56, 26, 10, 98)
     points = thinned(train)
-    x, loss = [p[0] for p in points], [p[1] for p in points]
+    x, loss, rate = ([p[i] for p in points] for i in range(3))
     axes.plot(x, loss, color=SOFT, linewidth=0.8, alpha=0.7)
     axes.plot(x, running_mean(loss, max(1, len(loss) // 10)), color=ACCENT, linewidth=1.8)
     if heldout:
         axes.plot(*zip(*heldout, strict=True), color=INK, marker="o", markersize=6, markerfacecolor=PAPER, linewidth=1)
     axes.set_ylabel("loss per token")
     axes.set_xticklabels([])
-    below = drawn.axes(48, 176, 10, 38)
-    below.plot(x, [p[2] for p in points], color=SOFT, linewidth=1.2)
-    below.set_ylim(0, max((p[2] for p in points), default=0) * 1.15 or 1)
-    below.set_yticks([0, max((p[2] for p in points), default=0) or 1])
-    below.yaxis.set_major_formatter("{x:.0e}")
+    below = drawn.axes(56, 178, 10, 38)
+    below.plot(x, rate, color=SOFT, linewidth=1.2)
+    highest = max(rate, default=0) or 1
+    below.set_ylim(0, highest * 1.15)
+    below.set_yticks([0, highest], ["0", f"{highest:g}"])
     below.set_ylabel("rate")
     below.set_xlabel("optimiser step")
     for one in (axes, below):
         one.set_xlim(0, max([*x, *(h[0] for h in heldout), 1]))
+        one.yaxis.set_label_coords(-0.128, 0.5)
         _grid(one, "y")
     return drawn
 
