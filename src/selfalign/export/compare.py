@@ -20,9 +20,9 @@ _EXACT_AGREEMENT = 0.99
 """A near tie or two of 200 may turn over by that."""
 _NEARER = 0.5
 """Distance to the trained model, at most this share of the distance to the base."""
-_NOISE = 2.0
+_NOISE = 1.5
 """... and at most this many times what the form costs the base itself,"""
-_ROUNDING = 0.02
+_ROUNDING = 0.01
 """... and the nats that rounding once more may cost."""
 _ASSUMED = 0.92
 """Agreement expected of the base where it has no GGUF to measure."""

@@ -113,16 +113,7 @@ def gguf(job: Job, folder: Path) -> list[str]:
         converter.write(trained, job, folder, file)
     del trained
     gc.collect()
-    own = None
-    if model.gguf_path is not None:
-        name = f"{job.label} ({job.model})"
-        about = gguf_model.Identity(name, job.jinja(), end[0], model.notice)
-        gguf_model.write(model.gguf_path, job.adapter, model.folder(), file, job.kind, about)  # type: ignore[arg-type]
-        engine = _engine(job, model.gguf_path, at, {})
-        try:
-            own = parity.engine_reads(engine, None, at)
-        finally:
-            engine.close()
+    own = None if model.gguf_path is None else _rewritten(job, model.gguf_path, file, end[0], at)
     source = modelfile.text(file.name, model.template, job.system, job.label, model.notice)
     (folder / modelfile.NAME).write_text(source, "utf-8")
     faults = [f"Modelfile: {problem}" for problem in modelfile.check_modelfile(folder / modelfile.NAME)]
@@ -136,6 +127,25 @@ def gguf(job: Job, folder: Path) -> list[str]:
     finally:
         engine.close()
     return faults + _note(job, compare.rounded(reading, *found, _ENGINE, own))
+
+
+def _rewritten(job: Job, base: Path, file: Path, end: int, at: list[parity.Span]) -> tuple[list[int], list[float]]:
+    """Write the base's GGUF with the adapter added; returns what the base says in that form.
+
+    That is the base's own file, if its weights are coarser than the wanted type, else the base rewritten alike.
+    """
+    model = job.context.model
+    about = gguf_model.Identity(f"{job.label} ({job.model})", job.jinja(), end, model.notice)
+    gguf_model.write(base, job.adapter, model.folder(), file, job.kind, about)  # type: ignore[arg-type]
+    alike = file.with_name("base.gguf")
+    if gguf_model.rounds(base, job.kind):  # type: ignore[arg-type]
+        gguf_model.write(base, None, model.folder(), alike, job.kind, about)  # type: ignore[arg-type]
+    engine = _engine(job, alike if alike.exists() else base, at, {})
+    try:
+        return parity.engine_reads(engine, None, at)
+    finally:
+        engine.close()
+        alike.unlink(missing_ok=True)
 
 
 def _trained(job: Job) -> tuple[Any, compare.Reading, list[parity.Span]]:

@@ -38,10 +38,11 @@ class Identity:
     licence: str
 
 
-def write(base: Path, adapter: Path, folder: Path, target: Path, kind: Kind, about: Identity) -> None:
+def write(base: Path, adapter: Path | None, folder: Path, target: Path, kind: Kind, about: Identity) -> None:
     """Write the GGUF `base` with the PEFT folder `adapter` added to `target`, a path that no reader knows yet.
 
     Args:
+        adapter: None rewrites the base alone.
         folder: the base as transformers loads it (for the names and the order of the adapter's rows).
         kind: type of the weight matrices; what has one dimension stays float32.
 
@@ -79,13 +80,21 @@ def write(base: Path, adapter: Path, folder: Path, target: Path, kind: Kind, abo
         writer.close()
 
 
+def rounds(base: Path, kind: Kind) -> bool:
+    """Whether the base's weights lose by being written in that type, with or without an adapter."""
+    import gguf
+
+    finer = {"F32", "BF16"} | ({"F16"} if kind == "q8_0" else set())
+    return any(len(t.shape) > 1 and t.tensor_type.name in finer for t in gguf.GGUFReader(str(base)).tensors)
+
+
 class _Deltas:
     """What the adapter adds to each of the base's tensors."""
 
-    def __init__(self, adapter: Path, folder: Path) -> None:
-        alpha, rank = gguf_adapter.scale(adapter)
+    def __init__(self, adapter: Path | None, folder: Path) -> None:
+        alpha, rank = gguf_adapter.scale(adapter) if adapter else (0.0, 1)
         self._scale = alpha / rank
-        self._tensors = gguf_adapter.tensors(adapter, folder)
+        self._tensors = gguf_adapter.tensors(adapter, folder) if adapter else {}
         self.names = {name.removesuffix(".lora_a").removesuffix(".lora_b") for name in self._tensors}
 
     def of(self, name: str) -> Callable[[int, int], Any] | None:
