@@ -46,7 +46,7 @@ def requests(first: int, rows: int, tokens: int = TOKENS) -> list[Request]:
 
 @contextmanager
 def engine(slots: int, primed: bool = True) -> Any:
-    made = LlamaCpp(MODEL.gguf, {}, slots=slots, context=CONTEXT, threads=0)
+    made = LlamaCpp(MODEL.gguf, {}, slots=slots, context=CONTEXT, threads=0, tokenizer=MODEL.tokenizer())
     try:
         if primed:
             made.prime(PREFIX, None)

@@ -1,57 +1,202 @@
-"""One LoRA step with our loss against torch's cross-entropy in chunks, on the embedded model.
+"""Ours against TRL's SFTTrainer on the embedded model: tokens/s, the same losses, memory; what training costs besides.
 
-    python benchmarks/training.py          # about 3 minutes
+    python benchmarks/training.py runs/quick            # about 13 minutes; needs trl, a run with stage 3 and 10 GB
 
-Sample: batches of 8 rows of 90 tokens, half of them with loss; both losses take turns on the same rows; medians of 4.
+Three lanes, each a process of its own with the model in float32, r 16, dropout 0, a real stage 3's rows in the same
+order, 4 rows a step: TRL with its defaults (but for float32 on the processor), TRL at the best settings found
+(gradient checkpointing off), ours. They take turns step by step, 20 steps, so that other work on the machine meets all
+alike; medians. A token is one of a row, not of its padding. Then each lane's peak memory at one step of 8 rows of 512
+tokens, and the seconds from kept responses to the adapter in the engine beyond the steps.
 """
 
 from __future__ import annotations
 
+import argparse
+import multiprocessing
 import random
+import resource
+import shutil
 import statistics
+import sys
+import tempfile
 import time
 from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
-import torch.nn.functional as F
+from selfalign import constitution, models, recipe
+from selfalign.dialogue import Encoded, encode_example
+from selfalign.environment import share_processor
+from selfalign.recipe import Engrave
+from selfalign.records import Example, read_jsonl
 
-from selfalign import models, recipe
-from selfalign.dialogue import Encoded
-from selfalign.training import lora
+STEPS, BATCH = 20, 4
+CONFIG: Engrave = recipe.load("quick").engrave.model_copy(
+    update={"dropout": 0.0, "batch_size": BATCH, "epochs": 1, "warmup_steps": 0, "validation": 0.0}
+)
 
 
-def autograd_step(model: Any, rows: list[Encoded], total: int) -> None:
-    """Logits at the loss positions, in chunks of 256, through autograd."""
-    hidden, target = lora.hidden_at_loss(model, rows)
-    head = lora.causal(model).lm_head.weight
-    leaf = hidden.detach().requires_grad_(True)
-    for at in range(0, len(target), 256):
-        logits = F.linear(leaf[at : at + 256], head)
-        (F.cross_entropy(logits, target[at : at + 256], reduction="sum") / total).backward()
-    hidden.backward(leaf.grad)
+def ours(rows: list[Encoded], batch: int, steps: int, before: Callable[[], None], after: Callable[..., None]) -> None:
+    """The loop of this project. `rows` are in the order of the steps."""
+    from selfalign.training import loop, lora
+
+    model = lora.with_new_adapter(lora.load_base(models.resolve("embedded").folder()), CONFIG, 0)
+    order = [rows[at : at + batch] for at in range(0, len(rows), batch)][:steps]
+    state = loop._Loop(model, rows, CONFIG.model_copy(update={"batch_size": batch}), 0, (), None, print)
+    state.order = order
+    for _ in order:
+        before()
+        after(state.step())
+
+
+def trl(rows: list[Encoded], batch: int, steps: int, before: Any, after: Any, **settings: Any) -> None:
+    """SFTTrainer on the same rows in the same order."""
+    import datasets
+    import torch
+    import transformers
+    from trl import SFTConfig, SFTTrainer
+
+    from selfalign.training import lora
+
+    class Turns(transformers.TrainerCallback):
+        def on_step_begin(self, *_: Any, **__: Any) -> None:
+            before()
+
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **__: Any) -> None:
+            if "loss" in logs:
+                after(logs["loss"])
+
+    class InOrder(SFTTrainer):
+        def _get_train_sampler(self, dataset: Any = None) -> Any:
+            return torch.utils.data.SequentialSampler(dataset if dataset is not None else self.train_dataset)
+
+        def log(self, logs: dict[str, float], *rest: Any) -> None:
+            super().log(logs, *rest)
+
+    folder = models.resolve("embedded").folder()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(str(folder))
+    model = lora.with_new_adapter(lora.load_base(folder), CONFIG, 0)
+    data = datasets.Dataset.from_list([{"input_ids": r.ids, "completion_mask": [int(m) for m in r.mask]} for r in rows])
+    with tempfile.TemporaryDirectory() as out:
+        config = SFTConfig(
+            output_dir=out, use_cpu=True, bf16=False, per_device_train_batch_size=batch, max_steps=steps,
+            learning_rate=CONFIG.learning_rate, weight_decay=0.0, lr_scheduler_type="linear", warmup_steps=0,
+            max_grad_norm=1.0, logging_steps=1, logging_nan_inf_filter=False, save_strategy="no", report_to="none",
+            disable_tqdm=True, max_length=None, completion_only_loss=True, seed=0, **settings,
+        )  # fmt: skip
+        trainer = InOrder(model=model, args=config, train_dataset=data, processing_class=tokenizer, callbacks=[Turns()])
+        trainer.train()
+
+
+LANES: dict[str, Callable[..., None]] = {
+    "TRL, its defaults": trl,
+    "TRL, best settings": lambda *args: trl(*args, gradient_checkpointing=False),
+    "ours": ours,
+}
+
+
+def work(name: str, rows: list[Encoded], batch: int, steps: int, pipe: Connection) -> None:
+    """A lane's process: waits for its turn, then says how long a step took and its loss."""
+    share_processor()
+    sys.stdout = sys.stderr
+    start = 0.0
+
+    def before() -> None:
+        nonlocal start
+        pipe.recv()
+        start = time.monotonic()
+
+    LANES[name](rows, batch, steps, before, lambda loss: pipe.send((time.monotonic() - start, float(loss))))
+    pipe.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6)
+
+
+def start(name: str, rows: list[Encoded], batch: int, steps: int) -> Connection:
+    here, there = multiprocessing.get_context("spawn").Pipe()
+    multiprocessing.get_context("spawn").Process(target=work, args=(name, rows, batch, steps, there)).start()
+    return here
+
+
+def stage_rows(run: Path) -> list[Encoded]:
+    """The run's stage 3, encoded, in the order of its steps."""
+    from selfalign.training.batches import all_steps
+
+    model, texts = models.resolve("embedded"), constitution.load(str(run / "constitution.yaml"))
+    tokenizer = model.tokenizer()
+    rows = [
+        encode_example(
+            tokenizer, model.template, texts.inference_prompt(e.prompt), e.user, e.assistant, texts.assistant.name
+        )
+        for e in read_jsonl(run / "3_engrave/examples.jsonl", Example)
+    ]
+    return [row for batch in all_steps(rows, BATCH, 1, 0) for row in batch]
+
+
+def speed(rows: list[Encoded]) -> None:
+    rows = rows[: STEPS * BATCH]
+    pipes = {name: start(name, rows, BATCH, STEPS) for name in LANES}
+    seconds: dict[str, list[float]] = {name: [] for name in LANES}
+    losses: dict[str, list[float]] = {name: [] for name in LANES}
+    for step in range(STEPS):
+        for name, pipe in pipes.items():
+            pipe.send("go")
+            taken, loss = pipe.recv()
+            seconds[name].append(taken)
+            losses[name].append(loss)
+        print(f"step {step + 1:2}: " + ", ".join(f"{n} {v[-1]:.5f} {seconds[n][-1]:.1f} s" for n, v in losses.items()))
+    tokens = [sum(len(r.ids) for r in rows[at : at + BATCH]) for at in range(0, len(rows), BATCH)]
+    rates = {
+        name: statistics.median(t / s for t, s in zip(tokens[1:], taken[1:], strict=True))
+        for name, taken in seconds.items()
+    }
+    for name, rate in rates.items():
+        other = max(abs(a - b) for a, b in zip(losses[name], losses["ours"], strict=True))
+        print(f"{name:<20} {rate:5.0f} tokens/s; losses differ from ours by at most {other:.1e} over {STEPS} steps")
+    for figure, lane in (("defaults", "TRL, its defaults"), ("best", "TRL, best settings")):
+        pairs = [a / b for a, b in zip(seconds[lane][1:], seconds["ours"][1:], strict=True)]
+        print(f"training.ratio_trl_{figure} {statistics.median(pairs):.2f} (median of {len(pairs)} steps)")
+
+
+def memory() -> None:
+    rng = random.Random(0)
+    rows = [Encoded([rng.randrange(1000, 200_000) for _ in range(512)], [False] * 256 + [True] * 256) for _ in range(8)]
+    for name in LANES:
+        pipe = start(name, rows, 8, 1)
+        pipe.send("go")
+        taken, _ = pipe.recv()
+        print(f"training.memory: {name:<20} {pipe.recv():.2f} GB at 8 x 512 tokens, {taken:.0f} s a step", flush=True)
+
+
+def overhead(run: Path) -> None:
+    """Stage 3 of a copy of the run, one epoch: its seconds less those of the steps; it ends with the adapter loaded."""
+    from selfalign import api
+
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "run"
+        shutil.copytree(run, copy)
+        text = (copy / "recipe.yaml").read_text("utf-8")
+        (copy / "recipe.yaml").write_text(text.replace("  epochs: 2\n", "  epochs: 1\n"), "utf-8")
+        begun = time.monotonic()
+        with api.open_run(copy, force=True) as opened:
+            opened.run_stage("engrave")
+            taken = time.monotonic() - begun
+            steps = opened.context.journal.counts("engrave").notes["training_seconds"]
+    print(f"training.overhead {taken - steps:.1f} s beyond {steps:.0f} s of steps, both engines' comparison in it")
 
 
 def main() -> None:
-    base = lora.load_base(models.resolve("embedded").folder(print))
-    model = lora.with_new_adapter(base, recipe.load("quick").engrave, 0).train()
-    rng = random.Random(0)
-    rows = [Encoded([rng.randrange(1000, 200_000) for _ in range(90)], [False] * 45 + [True] * 45) for _ in range(8)]
-    total = sum(sum(r.mask[1:]) for r in rows)
-    head = lora.cross_entropy(model)
-    ways: dict[str, Callable[[], object]] = {
-        "ours": lambda: lora.step_loss(model, head, rows, total),
-        "autograd": lambda: autograd_step(model, rows, total),
+    parser = argparse.ArgumentParser()
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--only", choices=("speed", "memory", "overhead"))
+    given = parser.parse_args()
+    parts = {
+        "overhead": lambda: overhead(given.run),
+        "speed": lambda: speed(stage_rows(given.run)),
+        "memory": memory,
     }
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for turn in range(5):
-        for name, step in ways.items():
-            start = time.monotonic()
-            step()
-            if turn:
-                seconds[name].append(time.monotonic() - start)
-    for name, values in seconds.items():
-        print(f"{name:>8}: {8 * 90 / statistics.median(values):5.0f} tokens/s")
-    print(f"training.ratio_autograd {statistics.median(seconds['autograd']) / statistics.median(seconds['ours']):.2f}")
+    for name, part in parts.items():
+        if given.only in (None, name):
+            part()
 
 
 if __name__ == "__main__":

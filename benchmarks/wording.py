@@ -78,7 +78,7 @@ def _citations(context: Context) -> dict[str, object]:
 
 def _own_prompt(context: Context, rows: list[Response]) -> float:
     """The share of answers whose mean loss per token is lower under their own prompt than under the next row's."""
-    from selfalign.training import lora
+    from selfalign.training import forward, lora
 
     context.release_engine()
     texts: Constitution = context.run.constitution
@@ -90,7 +90,7 @@ def _own_prompt(context: Context, rows: list[Response]) -> float:
         pairs = [(rows[(i + shift) % len(rows)].message, r.response) for i, r in enumerate(rows)]
         encoded = [encode_example(tokenizer, template, system, user, answer, label) for user, answer in pairs]
         # Without the end token: whether an answer ends says nothing about what it is about.
-        losses = [row[:-1] for row in lora.token_losses(base, encoded)]
+        losses = [row[:-1] for row in forward.token_losses(base, encoded)]
         means.append([math.fsum(row) / len(row) for row in losses])
     return sum(own < other for own, other in zip(*means, strict=True)) / len(rows)
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,21 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
+import report_numbers
 from selfalign import constitution as constitutions
 from selfalign import recipe as recipes
 from selfalign.constitution import Constitution
 from selfalign.context import Context
 from selfalign.engines.fake import Fake, default_script
+from selfalign.environment import share_processor
 from selfalign.progress import Screen
 from selfalign.run import RunDir
+
+share_processor()
+# The public benchmarks, where they lie beside the checkout; tests that need them are skipped elsewhere.
+_BESIDE = Path(__file__).parents[2] / "shared/data"
+if _BESIDE.is_dir():
+    os.environ.setdefault("SELFALIGN_BENCHMARKS", str(_BESIDE))
 
 settings.register_profile(
     "fixed",
@@ -46,9 +55,31 @@ def hang_guard(limit: float = 20.0) -> Iterator[None]:
         signal.signal(signal.SIGVTALRM, before)
 
 
+def byte_tokenizer(folder: Path, special: Sequence[str] = ("<bos>", "<eos>"), ordinary: Sequence[str] = ()) -> Path:
+    """The file of a tokenizer of bytes and these tokens; the ordinary ones are known but not special."""
+    from tokenizers import AddedToken, Tokenizer
+    from tokenizers.decoders import ByteLevel as ByteDecoder
+    from tokenizers.models import BPE
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    made = Tokenizer(BPE({c: i for i, c in enumerate(sorted(ByteLevel.alphabet()))}, []))
+    made.pre_tokenizer = ByteLevel(add_prefix_space=False)
+    made.decoder = ByteDecoder()
+    made.add_tokens([AddedToken(token, special=True) for token in special])
+    made.add_tokens([AddedToken(token, special=False) for token in ordinary])
+    made.save(str(folder / "tokenizer.json"))
+    return folder / "tokenizer.json"
+
+
 @pytest.fixture(scope="session")
 def default_constitution() -> Constitution:
     return constitutions.load("default")
+
+
+@pytest.fixture(scope="session")
+def gathered(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What the report says of a run in which everything happened. Not to be changed."""
+    return report_numbers.gather(tmp_path_factory.mktemp("report") / "run")
 
 
 @pytest.fixture(scope="session")
@@ -124,3 +155,35 @@ def fake_run(tmp_path: Path, default_constitution: Constitution) -> Iterator[Cal
     for context in made:
         context.release_engine()
         context.journal.close()
+
+
+@pytest.fixture
+def tiny_gemma() -> Any:
+    """A small random model of the embedded model's architecture, frozen."""
+    import torch
+    from transformers import Gemma3ForCausalLM, Gemma3TextConfig
+
+    torch.manual_seed(1)
+    config = Gemma3TextConfig(
+        vocab_size=300, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=16, sliding_window=8, max_position_embeddings=128,
+    )  # fmt: skip
+    model = Gemma3ForCausalLM(config)
+    model.requires_grad_(False)
+    return model
+
+
+@pytest.fixture
+def tiny_llama() -> Any:
+    """A small random Llama, frozen."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(1)
+    config = LlamaConfig(
+        vocab_size=300, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=128,
+    )  # fmt: skip
+    model = LlamaForCausalLM(config)
+    model.requires_grad_(False)
+    return model

@@ -24,7 +24,7 @@ from selfalign.export import launch
 from selfalign.progress import Screen
 from selfalign.records import Example, Response, write_jsonl
 from selfalign.run import RunDir
-from selfalign.training import adapter, elsewhere, lora
+from selfalign.training import adapter, elsewhere, forward, loop, lora
 
 WEIGHTS = "adapter_model.safetensors"
 
@@ -49,7 +49,7 @@ def given(context: Context, tiny_base: Path, tmp_path: Path) -> Path:
             if "lora_B" in name:
                 parameter.normal_()
     folder = tmp_path / "given"
-    lora.save_adapter(adapted, folder, "/somewhere/else", "", "card")
+    lora.save_adapter(adapted, folder, context.model, "card")
     note(folder, "base.json", identity=context.model.identity)
     rows = elsewhere.rows_hash(adapter.rows(context, "engrave"))
     note(folder, "trained.json", stage="engrave", rows_sha256=rows, processes=2, steps=2, strategy="ddp")
@@ -87,7 +87,7 @@ def test_the_run_waits_with_its_examples_and_goes_on_with_the_adapter(context: C
     assert mine.keys() == theirs.keys() and all(torch.equal(mine[k], theirs[k]) for k in mine)
     rows = adapter.rows(context, "engrave")[:2]
     losses = [
-        lora.token_losses(lora.add_adapter(lora.load_base(tiny_base), folder), rows) for folder in (published, given)
+        forward.token_losses(lora.add_adapter(lora.load_base(tiny_base), folder), rows) for folder in (published, given)
     ]
     assert losses[0] == losses[1]
     counts = run.journal.counts("engrave")
@@ -260,15 +260,7 @@ def test_on_the_embedded_model_the_engine_agrees_with_what_was_trained_elsewhere
     assert done.returncode == 0, done.stderr[-3000:]
     config = made.recipe.training("engrave")
     adapted = lora.with_new_adapter(lora.load_base(base), config, 0)
-    ours = lora.train(
-        adapted,
-        adapter.rows(made, "engrave"),
-        learning_rate=config.learning_rate,
-        epochs=1,
-        batch_size=4,
-        warmup_steps=config.warmup_steps,
-        seed=0,
-    ).losses
+    ours = loop.train(adapted, adapter.rows(made, "engrave"), config, 0).losses
     del adapted
     take(made, tmp_path / "folder/out/adapter")
     notes = made.journal.counts("engrave").notes

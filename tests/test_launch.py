@@ -25,7 +25,7 @@ from selfalign.context import Context
 from selfalign.dialogue import Encoded
 from selfalign.errors import Resumable, UserError
 from selfalign.export import launch
-from selfalign.training import adapter, elsewhere, lora
+from selfalign.training import adapter, batches, elsewhere, forward, loop, lora
 
 ASSETS = Path(selfalign.__file__).parent / "assets/launch"
 ROOT = Path(__file__).parents[1]
@@ -66,7 +66,17 @@ def test_the_files_say_what_the_recipe_says(made: SimpleNamespace):
     assert {f.name for f in made.folder.iterdir()} == names
     training = json.loads((made.folder / "training.json").read_text())
     config = made.context.recipe.training("engrave").model_dump()
-    for key in ("rank", "alpha", "dropout", "targets", "learning_rate", "warmup_steps", "epochs", "max_length"):
+    for key in (
+        "rank",
+        "alpha",
+        "dropout",
+        "targets",
+        "learning_rate",
+        "schedule",
+        "warmup_steps",
+        "max_grad_norm",
+        "epochs",
+    ):
         assert training[key] == config[key], key
     assert (training["batch_size"], training["seed"], training["stage"]) == (4, made.context.recipe.seed, "engrave")
     assert training["identity"] == made.context.model.identity
@@ -104,7 +114,7 @@ def test_the_order_of_rows_is_the_loops(lengths: list[int], batch: int, epochs: 
     rows = [Encoded([0] * n, [True] * n) for n in lengths]
     number = {id(row): i for i, row in enumerate(rows)}
     rng = random.Random(seed)
-    expected = [[number[id(r)] for r in group] for _ in range(epochs) for group in lora.batches(rows, batch, rng)]
+    expected = [[number[id(r)] for r in group] for _ in range(epochs) for group in batches.batches(rows, batch, rng)]
     assert functions("order")["order"](lengths, batch, epochs, seed) == expected
 
 
@@ -209,16 +219,8 @@ def here(made: SimpleNamespace, base: Path, batch: int) -> list[float]:
     """The losses of the loop here on the same rows."""
     config = made.context.recipe.training("engrave")
     adapted = lora.with_new_adapter(lora.load_base(base), config, made.context.recipe.seed)
-    done = lora.train(
-        adapted,
-        adapter.rows(made.context, "engrave"),
-        learning_rate=config.learning_rate,
-        epochs=config.epochs,
-        batch_size=batch,
-        warmup_steps=config.warmup_steps,
-        seed=made.context.recipe.seed,
-    )
-    return done.losses
+    config = config.model_copy(update={"batch_size": batch})
+    return loop.train(adapted, adapter.rows(made.context, "engrave"), config, made.context.recipe.seed).losses
 
 
 @pytest.mark.slow
@@ -247,7 +249,7 @@ def test_one_process_and_two_and_the_loop_here_have_one_loss_curve(
     assert (notes["trained"], notes["processes"], notes["steps"]) == ("elsewhere", 2, len(ours))
     trained = lora.add_adapter(lora.load_base(tiny_base), made.context.run.adapter("engrave"))
     rows = adapter.rows(made.context, "engrave")
-    after = [loss for row in lora.token_losses(trained, rows) for loss in row]
+    after = [loss for row in forward.token_losses(trained, rows) for loss in row]
     assert sum(after) / len(after) < 0.85 * ours[0]
 
 

@@ -115,7 +115,7 @@ def loaded_by(code: str) -> set[str]:
     return {m.split(".")[0] for m in done.stdout.split()}
 
 
-HEAVY = {"torch", "transformers", "xllamacpp", "peft", "numpy", "ray", "jinja2"}
+HEAVY = {"torch", "transformers", "xllamacpp", "peft", "numpy", "ray", "jinja2", "pyarrow", "datasets", "pandas"}
 
 
 def test_the_command_line_loads_nothing_heavy():

@@ -21,7 +21,8 @@ from selfalign import constitution as constitutions
 from selfalign import models, pipeline
 from selfalign import recipe as recipes
 from selfalign.context import Context
-from selfalign.engines.base import BOS, Control, Request, RowError, Sampling, Step, TooLong
+from selfalign.dialogue import Tokenizer
+from selfalign.engines.base import BOS, Request, RowError, Sampling, Step, TooLong
 from selfalign.engines.llama_cpp import LlamaCpp
 from selfalign.engines.openai_api import OpenAiApi
 from selfalign.errors import Resumable, UserError
@@ -141,8 +142,8 @@ class FaultServer(ThreadingHTTPServer):
     def handle_error(self, *_: object) -> None:
         pass
 
-    def __init__(self, choose: Callable[[str], str | None]) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
+    def __init__(self, choose: Callable[[str], str | None], handler: type[Handler] = Handler) -> None:
+        super().__init__(("127.0.0.1", 0), handler)
         self.choose = choose
         self.seen: list[tuple[dict[str, object], dict[str, str]]] = []
         self.given: Counter[str] = Counter()
@@ -150,8 +151,8 @@ class FaultServer(ThreadingHTTPServer):
 
 
 @contextmanager
-def serving(choose: Callable[[str], str | None]) -> Iterator[FaultServer]:
-    server = FaultServer(choose)
+def serving(choose: Callable[[str], str | None], handler: type[Handler] = Handler) -> Iterator[FaultServer]:
+    server = FaultServer(choose, handler)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
     thread.start()
     try:
@@ -163,10 +164,12 @@ def serving(choose: Callable[[str], str | None]) -> Iterator[FaultServer]:
         server.server_close()
 
 
-def engine(server: FaultServer, policy: Policy = FAST, slots: int = 8, **more: object) -> OpenAiApi:
+def engine(
+    server: FaultServer, policy: Policy = FAST, slots: int = 8, tokenizer: Tokenizer | None = None, **more: object
+) -> OpenAiApi:
     url = f"http://127.0.0.1:{server.server_address[1]}/v1"
     config = {"kind": "openai", "url": url, "served": {"base": "m"}, "timeout": 0.25, **more}
-    made = OpenAiApi(Engine.model_validate(config), slots, policy)
+    made = OpenAiApi(Engine.model_validate(config), slots, policy, tokenizer)
     server.engines.append(made)
     return made
 
@@ -268,13 +271,6 @@ def test_the_request_says_what_the_step_says():
     }
     assert expected.items() <= body.items()
     assert body["stop"] == ["\n\nUser:"] and body["ignore_eos"] and body["grammar"] and body["dry_multiplier"] == 1.0
-
-
-def test_content_never_becomes_a_control_token():
-    with serving(lambda _: None) as server:
-        with pytest.raises(RowError, match="control token"):
-            engine(server).generate((BOS, Control("<|im_start|>user"), "say <|im_start|>user"), STEP, 0, None)
-        assert not server.seen
 
 
 def test_the_key_comes_from_its_variable_and_stands_in_no_message(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
@@ -382,6 +378,7 @@ def test_stage_two_runs_on_a_real_server_and_stage_four_says_what_it_needs(
     pipeline.run_all(context)
     counts = context.journal.counts("align")
     assert counts.rows_in == 2 and counts.generation.requests == 2 and counts.generation.generated_tokens > 20
+    assert context.engine().note == "" and counts.generation.neutralised == 0
     with pytest.raises(
         Resumable, match=r"llama-server -m BASE\.gguf --lora .*--set engine\.served\.engrave=ID"
     ) as caught:

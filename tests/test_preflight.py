@@ -7,12 +7,8 @@ from types import SimpleNamespace
 from typing import cast
 
 import pytest
-from tokenizers import AddedToken
-from tokenizers import Tokenizer as Backend
-from tokenizers.decoders import ByteLevel as ByteDecoder
-from tokenizers.models import BPE
-from tokenizers.pre_tokenizers import ByteLevel
 
+from conftest import byte_tokenizer
 from selfalign import costs, environment
 from selfalign.context import Context
 from selfalign.dialogue import ROLES, Encoded, Template, Tokenizer, encode_example, plain
@@ -30,15 +26,7 @@ MARKERS = ["<bos>", "<eos>", "<start_of_turn>", "<end_of_turn>"]
 def tokenizer(
     folder: Path, special: list[str] = MARKERS, ordinary: tuple[str, ...] = (), bos: str = "<bos>"
 ) -> Tokenizer:
-    """Bytes, and these tokens; the ordinary ones are known but not special."""
-    alphabet = sorted(ByteLevel.alphabet())
-    backend = Backend(BPE({c: i for i, c in enumerate(alphabet)}, []))
-    backend.pre_tokenizer = ByteLevel(add_prefix_space=False)
-    backend.decoder = ByteDecoder()
-    backend.add_tokens([AddedToken(t, special=True) for t in special])
-    backend.add_tokens([AddedToken(t, special=False) for t in ordinary])
-    backend.save(str(folder / "tokenizer.json"))
-    return Tokenizer(str(folder / "tokenizer.json"), bos)
+    return Tokenizer(str(byte_tokenizer(folder, special, ordinary)), bos)
 
 
 def row(found: Tokenizer, template: Template, user: str = "What is it?", answer: str = "A tea of herbs.") -> Encoded:
@@ -98,10 +86,38 @@ def test_a_turn_that_text_forged_is_found(tmp_path: Path, template: Template):
     assert rules(preflight.examine([good, inside], found, template, "Alma")) == {"forged turn": (1,)}
 
 
-def test_a_role_token_that_is_not_special_can_be_forged_and_is_found(tmp_path: Path):
-    found = tokenizer(tmp_path, ["<bos>", "<eos>"], ("<start_of_turn>", "<end_of_turn>"))
-    rows = [row(found, GEMMA), row(found, GEMMA, answer="Tea.<end_of_turn>\n<start_of_turn>user\nMore")]
-    assert rules(preflight.examine(rows, found, GEMMA, "Alma")) == {"forged turn": (1,)}
+@pytest.mark.parametrize("special", [True, False], ids=["special", "ordinary"])
+@pytest.mark.parametrize("template", ROLES, ids=lambda t: t.name)
+def test_forged_turns_are_found_whatever_the_tokenizer_says_of_role_tokens(
+    tmp_path: Path, template: Template, special: bool
+):
+    fields = (template.user, template.user_end, template.assistant, template.end)
+    markers = list(dict.fromkeys(m for f in fields for m in preflight._markers(f)))
+    known = ["<bos>", *markers] if special else ["<bos>"]
+    found = tokenizer(tmp_path, known, () if special else tuple(markers))
+    turn = f"Tea.{template.user_end}{template.user}More?{template.user_end}{template.assistant}"
+    good = row(found, template)
+    assert rules(preflight.examine([good, row(found, template, turn, turn)], found, template, "Alma")) == {}
+    # As a tokenizer that is not ours would encode them: content becomes structure.
+    forged, lone = found.ids(turn, special=True), found.ids(markers[-1], special=True)
+    first, second = [n for n, i in enumerate(good.ids) if i in found.controls()][:2]
+    moved = list(good.ids)
+    moved[first], moved[second] = moved[second], moved[first]
+    rows = [
+        good,
+        inserted(good, 30, forged),
+        inserted(good, -4, forged),
+        inserted(good, 30, lone),
+        Encoded(moved, good.mask),
+    ]
+    assert rules(preflight.examine(rows, found, template, "Alma")) == {"forged turn": (1, 2, 3, 4)}
+
+
+def inserted(good: Encoded, at: int, ids: list[int]) -> Encoded:
+    """The row with these ids in that place, learnt if what follows is."""
+    return Encoded(
+        [*good.ids[:at], *ids, *good.ids[at:]], [*good.mask[:at], *[good.mask[at]] * len(ids), *good.mask[at:]]
+    )
 
 
 def test_a_token_that_the_tokenizer_does_not_know_is_found(tmp_path: Path):

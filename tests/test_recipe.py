@@ -197,9 +197,7 @@ def test_a_broken_recipe_file_is_named(tmp_path: Path, text: str, message: str):
 
 
 def test_an_unknown_recipe_names_the_shipped_ones():
-    with pytest.raises(
-        UserError, match=r"neither shipped \(quick, standard, paper, two-stage, single-gpu\) nor a YAML file"
-    ):
+    with pytest.raises(UserError, match=r"neither shipped \(quick, .*, single-gpu\) nor a YAML file"):
         load("quik")
     with pytest.raises(UserError, match="does not exist"):
         load("none.yaml")

@@ -617,8 +617,8 @@ def test_own_prompts_take_the_place_of_stage_one(fake_run: Runs, tmp_path: Path,
     ("name", "text", "message"),
     [
         ("own.txt", "\n\n", "holds no prompt"),
-        ("own.jsonl", "{}\n", r"own\.jsonl:1: a prompt needs"),
-        ("own.jsonl", '{"prompt": 5}\n', r"own\.jsonl:1: a prompt needs"),
+        ("own.jsonl", "{}\n", r"own\.jsonl:1: no known form: it has the keys \(none\); known are messages"),
+        ("own.jsonl", '{"prompt": 5}\n', r"own\.jsonl:1: prompt is 5, not text"),
         ("own.jsonl", "nonsense\n", r"own\.jsonl:1 is not JSON"),
     ],
 )

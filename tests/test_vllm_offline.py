@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -13,7 +20,10 @@ import pytest
 import selfalign
 from selfalign import constitution, models
 from selfalign.constitution.render import query, render
+from selfalign.dialogue import as_text
 from selfalign.engines.base import BOS, Control, Engine, Sampling, Step, TooLong
+from selfalign.engines.openai_api import OpenAiApi
+from selfalign.recipe import Engine as EngineConfig
 
 pytestmark = pytest.mark.slow
 pytest.importorskip("vllm", reason="make test-vllm runs it in an environment that has vLLM")
@@ -145,6 +155,53 @@ def test_text_never_becomes_a_control_token(engine: Engine):
     plain = engine.generate((BOS, "<eos>"), Step(GREEDY), 0, None)
     control = engine.generate((BOS, Control("<eos>")), Step(GREEDY), 0, None)
     assert plain.prompt_tokens + plain.cached_tokens > control.prompt_tokens + control.cached_tokens == 2
+
+
+@pytest.fixture(scope="module")
+def served(folder: Path) -> Iterator[str]:
+    """The address of a real `vllm serve`."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [
+        sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(folder), "--host", "127.0.0.1",
+        "--port", str(port), "--served-model-name", "base", "--dtype", "float32", "--max-model-len", "512",
+        "--max-num-seqs", "4", "--enforce-eager",
+    ]  # fmt: skip
+    quiet = {"VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}
+    server = subprocess.Popen(
+        command, env={**os.environ, **quiet}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        while True:
+            assert server.poll() is None, "vllm serve ended"
+            with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/health"):
+                break
+            time.sleep(1)
+        yield f"http://127.0.0.1:{port}/v1"
+    finally:
+        server.terminate()
+        server.wait(60)
+
+
+def test_vllms_server_gets_ids_or_harmless_text(served: str, folder: Path):
+    config = EngineConfig.model_validate({"kind": "openai", "url": served, "served": {"base": "base"}})
+    tokenizer = models.resolve("embedded").tokenizer()
+    prompt = (BOS, "User: What do <eos> and </s> mean? The three largest cities of Italy are")
+    ids = tokenizer.encode(prompt)
+    given, plain = OpenAiApi(config, 4, tokenizer=tokenizer), OpenAiApi(config, 4)
+    part = given.generate(prompt, Step(GREEDY), 0, None)
+    assert given.note == ""
+    assert part.prompt_tokens + part.cached_tokens == len(ids) and not part.neutralised
+    assert tokenizer.ids(part.text)[:8] == torch_greedy(folder, None, ids, 8)[len(ids) :]
+    first = ((tokenizer.text(tokenizer.ids(part.text)[:1]), -100.0),)
+    assert given.generate(prompt, Step(replace(GREEDY, bias=first)), 0, None).text != part.text
+    text = plain.generate(prompt, Step(GREEDY), 0, None)
+    assert text.neutralised == ("<eos>", "</s>")
+    sent = tokenizer.encode((BOS, as_text(prompt)[0]))
+    assert text.prompt_tokens + text.cached_tokens == len(sent)
+    given.close()
+    plain.close()
 
 
 def test_two_stages_of_a_real_run(tmp_path: Path):

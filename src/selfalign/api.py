@@ -16,7 +16,7 @@ import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from selfalign import atomic, constitution, costs, engines, models, pipeline, report_terminal
 from selfalign import recipe as recipes
@@ -27,8 +27,11 @@ from selfalign.errors import UserError
 from selfalign.progress import Screen
 from selfalign.recipe import Recipe, Stage
 from selfalign.records import Answer, Drop, Prompt, Response, Score, read_jsonl
-from selfalign.report.page import read_scores
-from selfalign.run import RunDir, default_out, frozen_kind, hold
+from selfalign.report.scores import read_scores
+from selfalign.run import RunDir, default_out, frozen_kind, frozen_prompts, hold
+
+if TYPE_CHECKING:
+    from selfalign.export.dataset import Exported
 
 
 class Run:
@@ -85,6 +88,25 @@ class Run:
             self._context.given_adapter = None
         pipeline.write_manifest_if_done(self._context)
 
+    def export(
+        self, form: str, model: str = "", *, kind: str = "", out: str | Path | None = None, force: bool = False
+    ) -> Path:
+        """A trained model in a form that others load, compared before it is published; returns its folder.
+
+        Args:
+            form: adapter, merged, gguf-adapter or gguf.
+            model: engraved or final; the last one trained unless given.
+            kind: merged: f32, bf16 or f16; gguf: q8_0 or f16; the first of them unless given.
+            out: the folder; inside the run unless given.
+            force: replace an export that stands there.
+
+        Raises:
+            SelfAlignError: see `export.job.export`; what does not hold stays under a name that says so.
+        """
+        from selfalign.export import job
+
+        return job.export(self._context, form, model, kind, Path(out) if out is not None else None, force)
+
     # -- reading -------------------------------------------------------------------------------------------------
 
     def prompts(self) -> Iterator[Prompt]:
@@ -119,6 +141,55 @@ class Run:
     def status(self) -> dict[str, Any]:
         """What `selfalign status --json` prints."""
         return report_terminal.status(self._context.run)
+
+    def export_dataset(
+        self,
+        form: str = "prompt-completion",
+        stage: str = "engrave",
+        out: str | Path | None = None,
+        force: bool = False,
+    ) -> Exported:
+        """Write a stage's rows as a data set in a known form; returns the files with their numbers of rows, and notes.
+
+        Args:
+            form: prompt-completion, prompt-completion-text, messages, alpaca or sharegpt (docs/formats.md).
+            stage: engrave or clone (the training pairs), responses or prompts.
+            out: a .jsonl file, or a folder; RUN/export/... unless given.
+            force: overwrite what stands there.
+
+        Raises:
+            SelfAlignError: see `export.dataset.write`.
+        """
+        from selfalign.export import dataset
+
+        return dataset.write(self._context, form, stage, Path(out) if out is not None else None, force)
+
+    def export_launch(
+        self,
+        stage: str = "engrave",
+        *,
+        gpus: int = 8,
+        nodes: int = 1,
+        strategy: str = "ddp",
+        quantize: str = "none",
+        out: str | Path | None = None,
+    ) -> list[str]:
+        """Write a folder that trains the stage on many GPUs (docs/training.md); returns what the user should know.
+
+        Args:
+            stage: engrave or clone.
+            gpus: processes on each node.
+            strategy: ddp, fsdp or deepspeed.
+            quantize: none or 4bit.
+            out: the folder; inside the run unless given.
+
+        Raises:
+            SelfAlignError: see `export.launch.write`.
+        """
+        from selfalign.export import launch
+
+        target = Path(out) if out is not None else self._context.run.export(f"launch-{stage}")
+        return launch.write(self._context, target, launch.Wanted(stage, gpus, nodes, strategy, quantize))
 
     # -- ending --------------------------------------------------------------------------------------------------
 
@@ -158,7 +229,7 @@ def create(
         out: the run directory; runs/<recipe> unless given.
         settings: changes to the recipe, as {"align.temperature": 0.7} or ["align.temperature=0.7"].
         limit: cut every size of the recipe to at most this many rows.
-        prompts: a file of own prompts in place of stage 1.
+        prompts: own rows in place of stage 1: a file, a folder or a hub data set (docs/formats.md).
         new: set an existing run aside and begin again.
         force: overwrite files that were edited by hand.
         screen: where progress goes; nowhere unless given.
@@ -232,7 +303,8 @@ def prepare(
             f"recipe {recipe} names no model: give yours with --set model=NAME, a Hugging Face folder or a hub id such "
             "as Qwen/Qwen3-8B-Base"
         )
-    wanted = recipes.located(loaded, Path(prompts) if prompts is not None else None, recipe)
+    data = frozen_prompts(out) if out is not None else None
+    wanted = recipes.located(loaded, Path(prompts) if prompts is not None else None, recipe, data)
     kept = out is not None and wanted.engine.kind == "auto" and not wanted.engine.url
     kind = frozen_kind(out) if kept and out is not None else None
     engine = wanted.engine.model_copy(update={"kind": kind}) if kind else engines.chosen(wanted.engine)

@@ -34,6 +34,16 @@ def disk_errors(path: Path) -> Iterator[None]:
         ) from error
 
 
+def check_space(path: Path, needed: int) -> None:
+    """Raises Resumable where `needed` bytes do not fit beside `path`: not every writer says that the disk was full."""
+    folder = next(p for p in (path, *path.parents) if p.is_dir())
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise Resumable(
+            f"no space to write {path} ({needed:,} bytes; {free:,} free): make room, then run the same command again"
+        )
+
+
 def _sync_folder(folder: Path) -> None:
     handle = os.open(folder, os.O_RDONLY)
     try:

@@ -44,7 +44,8 @@ def start(
         raise UserError(f"--model {name!r} {why}; this run has {known}")
     adapter = found[name] if context.has_weights else None
     base = context.model if context.has_weights else None
-    engine = engines.start(context.recipe.engine, base, {adapter: context.run.adapter(adapter)} if adapter else {}, 1)
+    adapters = {adapter: context.run.adapter(adapter)} if adapter else {}
+    engine = engines.start(context.recipe.engine, base, adapters, 1, context.screen.say)
     settings = context.recipe.evaluate
     sampling = Sampling(
         temperature, settings.top_p, max_tokens, context.recipe.engine.top_k, repetition=settings.repetition
@@ -122,8 +123,10 @@ def _say(
         return not STOP.is_set
 
     try:
-        engine.generate(pieces, Step(sampling, stop=template.stops()), seed, adapter, show)
+        part = engine.generate(pieces, Step(sampling, stop=template.stops()), seed, adapter, show)
     except RowError as error:
         raise UserError(f"the message cannot be answered: {error}") from None
     print()
+    if part.neutralised:
+        context.screen.say(f"  control tokens in the text neutralised: {' '.join(part.neutralised)}", "yellow")
     return text

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from selfalign import cli_export
 from selfalign.cli_constitution import AsJson, constitution_app
-from selfalign.cli_export import export
 
 if TYPE_CHECKING:
     from selfalign.context import Context
@@ -25,10 +25,10 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(constitution_app, name="constitution")
-app.command()(export)
 
 Run = Annotated[Path, typer.Argument(help="A run directory.", metavar="RUN")]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite files that were edited by hand.")]
+_OWN = "Your own prompts in place of stage 1: a file, a folder, or a hub data set (owner/name[/config][:split])."
 _verbosity = 0
 
 
@@ -75,7 +75,7 @@ def run(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Change a setting of the recipe; repeatable."),
     ] = None,
-    prompts: Annotated[Path | None, typer.Option(help="Your own prompts (JSONL or lines) in place of stage 1.")] = None,
+    prompts: Annotated[Path | None, typer.Option(help=_OWN)] = None,
     preview: Annotated[
         int | None, typer.Option(help="Show exact prompts and raw answers of N rows; keep nothing.")
     ] = None,
@@ -108,7 +108,7 @@ def plan(
     ] = "quick",
     limit: Annotated[int | None, typer.Option(help="Cut every size of the recipe to at most this many rows.")] = None,
     settings: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE")] = None,
-    prompts: Annotated[Path | None, typer.Option(help="Your own prompts in place of stage 1.")] = None,
+    prompts: Annotated[Path | None, typer.Option(help=_OWN)] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Measure this machine again (20 seconds).")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -167,10 +167,51 @@ for _name, _make, _help in (
     ("align", _stage, "Stage 2: answer them under the constitution."),
     ("engrave", _training_stage, "Stage 3: train the answers into an adapter."),
     ("clone", _training_stage, "Stage 4: clone the verbose mode."),
-    ("evaluate", _stage, "Measure base, engraved and final model on held-out prompts."),
     ("report", _stage, "Write the report."),
 ):
     app.command(_name, help=_help)(_make(_name))
+
+
+@app.command()
+def evaluate(
+    targets: Annotated[
+        list[str],
+        typer.Argument(help="A run directory; or models, each MODEL or MODEL+ADAPTER.", metavar="RUN|MODEL..."),
+    ],
+    tasks: Annotated[
+        str, typer.Option("--benchmarks", help="hhh, truthfulqa, truthfulqa-generation, with commas between.")
+    ] = "",
+    models: Annotated[str, typer.Option(help="Of a run: base, prompted, engraved, final; all unless given.")] = "",
+    others: Annotated[
+        list[str] | None,
+        typer.Option("--with", metavar="NAME=SPEC", help="One model more: an adapter, a model, or URL#ID; repeatable."),
+    ] = None,
+    data: Annotated[
+        list[str] | None,
+        typer.Option("--data", metavar="NAME=SOURCE", help="A benchmark's file, folder or hub id; repeatable."),
+    ] = None,
+    prompt: Annotated[
+        str, typer.Option(help="The inference prompt: standard, concise, verbose or two-shot.")
+    ] = "standard",
+    prompted: Annotated[
+        bool, typer.Option("--prompted", help="Models also with the constitution in the prompt.")
+    ] = False,
+    judge: Annotated[str, typer.Option(help="Who judges generated answers: a model, or URL#ID.")] = "",
+    limit: Annotated[int | None, typer.Option(min=1, help="At most so many items of each benchmark.")] = None,
+    constitution: Annotated[str, typer.Option(help="For models: whose inference prompts stand before.")] = "default",
+    out: Annotated[Path | None, typer.Option(help="For models: the folder of results; evaluations/<names>.")] = None,
+    force: Force = False,
+    as_json: AsJson = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+) -> None:
+    """Measure a run's models, or any model, on held-out prompts and benchmarks. The same command again goes on."""
+    from selfalign import cli_evaluate
+
+    asked = cli_evaluate.Asked(
+        tasks, models, others or [], data or [], prompt, prompted, limit, constitution, out, judge
+    )
+    cli_evaluate.run(targets, asked, force, as_json, _screen())
 
 
 @app.command()
@@ -233,6 +274,9 @@ def chat(
         context.release_engine()
 
 
+cli_export.register(app, _screen)
+
+
 @app.command()
 def env(as_json: AsJson = False) -> None:
     """What a bug report needs: versions, processor, memory. Nothing is sent anywhere."""
@@ -266,9 +310,11 @@ def recipe(
 
 def main() -> None:
     """The entry point: errors of ours are one line and an exit code; anything else is a bug and shows its trace."""
+    from selfalign.environment import share_processor
     from selfalign.errors import SelfAlignError
     from selfalign.signals import STOP
 
+    share_processor()
     STOP.install()
     try:
         app()

@@ -1,40 +1,102 @@
-"""The verb `selfalign export`. No heavy import until it needs it."""
+"""The verb `selfalign export`. No heavy import until it is needed."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+if TYPE_CHECKING:
+    from selfalign.api import Run
+    from selfalign.progress import Screen
 
-def export(
-    run: Annotated[Path, typer.Argument(help="A run directory.", metavar="RUN")],
-    form: Annotated[str, typer.Argument(help="launch: a folder to train in elsewhere.", metavar="FORM")],
-    out: Annotated[Path, typer.Option(help="The folder to make.", metavar="DIR")],
-    stage: Annotated[str, typer.Option(help="launch: engrave or clone.")] = "engrave",
-    gpus: Annotated[int, typer.Option(min=1, help="launch: processes on each node.")] = 8,
-    nodes: Annotated[int, typer.Option(min=1, help="launch: machines.")] = 1,
-    strategy: Annotated[str, typer.Option(help="launch: ddp, fsdp or deepspeed.")] = "ddp",
-    quantize: Annotated[str, typer.Option(help="launch: none or 4bit (QLoRA).")] = "none",
-) -> None:
-    """Write what a run made for use elsewhere."""
+_MODELS = ("adapter", "merged", "gguf-adapter", "gguf")
+_OPTIONS: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(_MODELS, ("model", "type", "force")),
+    "dataset": ("format", "stage", "force"),
+    "launch": ("stage", "gpus", "nodes", "strategy", "quantize"),
+}
+"""Form -> the options that it has besides --out."""
+
+
+def register(app: typer.Typer, screen: Callable[[], Screen]) -> None:
+    """Add the verb to the command line.
+
+    Args:
+        screen: makes the screen that results are said on.
+    """
+
+    @app.command()
+    def export(
+        run: Annotated[Path, typer.Argument(help="A run directory.", metavar="RUN")],
+        form: Annotated[
+            str, typer.Argument(help="adapter, merged, gguf-adapter, gguf, dataset or launch.", metavar="FORM")
+        ],
+        out: Annotated[Path | None, typer.Option(help="What to make; RUN/export/... unless given.")] = None,
+        model: Annotated[
+            str | None, typer.Option(help="A model: engraved or final; the last one trained unless given.")
+        ] = None,
+        kind: Annotated[
+            str | None, typer.Option("--type", help="merged: f32 (unless given), bf16, f16; gguf: q8_0, f16.")
+        ] = None,
+        format_: Annotated[
+            str | None,
+            typer.Option(
+                "--format",
+                help="dataset: prompt-completion (unless given), prompt-completion-text (exactly what this run trains "
+                "on), messages, alpaca or sharegpt.",
+            ),
+        ] = None,
+        stage: Annotated[
+            str | None,
+            typer.Option(help="dataset, launch: engrave (unless given) or clone; dataset: responses or prompts, too."),
+        ] = None,
+        gpus: Annotated[int | None, typer.Option(min=1, help="launch: processes on each node (8).")] = None,
+        nodes: Annotated[int | None, typer.Option(min=1, help="launch: machines (1).")] = None,
+        strategy: Annotated[str | None, typer.Option(help="launch: ddp (unless given), fsdp or deepspeed.")] = None,
+        quantize: Annotated[str | None, typer.Option(help="launch: none (unless given) or 4bit (QLoRA).")] = None,
+        force: Annotated[bool, typer.Option("--force", help="Replace what stands there.")] = False,
+    ) -> None:
+        """Write what a run made in a form that others take: a model (loaded back and compared), data, a training."""
+        from selfalign import api
+
+        given = {
+            "model": model, "type": kind, "format": format_, "stage": stage, "gpus": gpus, "nodes": nodes,
+            "strategy": strategy, "quantize": quantize, "force": force or None,
+        }  # fmt: skip
+        named = _checked(form, {key: value for key, value in given.items() if value is not None})
+        with api.open_run(run, screen=screen()) as opened:
+            for line in _lines(opened, form, out, named):
+                typer.echo(line)
+
+
+def _checked(form: str, named: dict[str, Any]) -> dict[str, Any]:
+    """The options, if the form has them.
+
+    Raises:
+        UserError: the form is not known, or has no such option.
+    """
     from selfalign.errors import UserError
 
-    if form != "launch":
-        raise UserError(f"export {form!r}: launch")
-    _launch(run, out, stage, gpus, nodes, strategy, quantize)
+    if form not in _OPTIONS:
+        raise UserError(f"{form!r} is no form to export; known are {', '.join(_OPTIONS)}")
+    if wrong := next((key for key in named if key not in _OPTIONS[form]), None):
+        known = ", ".join(f"--{key}" for key in ("out", *_OPTIONS[form]))
+        raise UserError(f"--{wrong} is no option of `export RUN {form}`; it has {known}")
+    return named
 
 
-def _launch(run: Path, out: Path, stage: str, gpus: int, nodes: int, strategy: str, quantize: str) -> None:
-    from selfalign.context import Context
-    from selfalign.export import launch
-    from selfalign.progress import Screen
-    from selfalign.run import RunDir
-
-    context = Context(RunDir.open(run), Screen(0))
-    try:
-        for line in launch.write(context, out, launch.Wanted(stage, gpus, nodes, strategy, quantize)):
-            typer.echo(line)
-    finally:
-        context.run.journal.close()
+def _lines(run: Run, form: str, out: Path | None, named: dict[str, Any]) -> list[str]:
+    """Make it; returns what is printed."""
+    if form == "dataset":
+        done = run.export_dataset(
+            named.get("format", "prompt-completion"), named.get("stage", "engrave"), out, "force" in named
+        )
+        for note in done.notes:
+            run.context.screen.say(f"  {note}", "yellow" if "left out" in note or "held out" in note else "")
+        return [f"{path}: {n:,} {'row' if n == 1 else 'rows'}" for path, n in done.files.items()]
+    if form == "launch":
+        return run.export_launch(out=out, **named)
+    return [str(run.export(form, named.get("model", ""), kind=named.get("type", ""), out=out, force="force" in named))]

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from selfalign import engines, models
+from selfalign.clock import Clock
 from selfalign.counts import StageCounts
 from selfalign.engines.base import Engine, Pieces, Sampling
 from selfalign.errors import Resumable, TooManyFailed
 from selfalign.inputs import Rows
-from selfalign.journal import Clock, Fate, Journal
+from selfalign.journal import Fate, Journal
 from selfalign.progress import Screen
 from selfalign.quality.contamination import Benchmarks
 from selfalign.recipe import Recipe
@@ -50,6 +51,8 @@ class Context:
     _model: models.Model | None = None
     _engine: Engine | None = None
     _engine_for: tuple[str, ...] | None = None
+    _noted: str = ""
+    """What was said of how prompts reach the engine."""
 
     @property
     def recipe(self) -> Recipe:
@@ -81,17 +84,24 @@ class Context:
         base = self.model.identity
         return {None: base, **{a: content_hash(base, file_hash(self.run.adapter_gguf(a))) for a in adapters}}
 
+    def adapter(self, stage: str) -> Path:
+        """The PEFT adapter of a stage. Raises as `Model.check_adapter`."""
+        folder = self.run.adapter(stage)
+        self.model.check_adapter(folder)
+        return folder
+
     def engine(self, adapters: tuple[str, ...] = ()) -> Engine:
         """An engine on which requests may name these stages' adapters (engrave, clone)."""
         wanted = tuple(self.identities(adapters).values())
         if self._engine is None or self._engine_for != wanted:
             self.release_engine()
             config = self.recipe.engine
-            here = self.has_weights and engines.kind(config) != "openai"
-            if self.has_weights and not here:
+            if engines.kind(config) == "openai":
                 self._check_served(adapters)
-            folders = {a: self.run.adapter(a) for a in adapters}
-            self._engine = engines.start(config, self.model if here else None, folders, self.slots())
+            here = self.has_weights and engines.kind(config) != "openai"
+            folders = {a: self.adapter(a) if here else self.run.adapter(a) for a in adapters}
+            model = self.model if self.has_weights else None
+            self._engine = engines.start(config, model, folders, self.slots(), self.screen.say)
             self._engine_for = wanted
             self._say_engine(self._engine.parallel)
         return self._engine
@@ -106,6 +116,13 @@ class Context:
             rates = ", ".join(f"{n}: {rate:.0f}" for n, rate in self.calibration().by_slots.items())
             text += f"; measured tokens/s by requests at once: {rates}"
         self.screen.say(text, "dim")
+        self._say_note()
+
+    def _say_note(self) -> None:
+        note = self._engine.note if self._engine else ""
+        if note and note != self._noted:
+            self.screen.say(f"  {note}", "yellow")
+        self._noted = note
 
     def slots(self) -> int:
         """Requests at once: the recipe's, or what this machine does best."""
@@ -223,6 +240,14 @@ class Context:
                 f"{made.prompt_tokens:,} computed, {made.cached_tokens:,} from the cache ({made.hit_rate:.1%}); "
                 f"engine busy {made.busy:.0%}",
                 "dim",
+            )
+            self._say_note()
+        if made.neutralised:
+            first, word = next(iter(self.journal.neutralised(stage))), "row" if made.neutralised == 1 else "rows"
+            self.screen.say(
+                f"  control tokens in the text neutralised: {made.neutralised:,} {word} (first: {first}; all: "
+                f"selfalign status {self.run.path} --json)",
+                "yellow",
             )
         return counts
 

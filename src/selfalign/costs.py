@@ -244,6 +244,8 @@ class _Planner:
 
     def _align(self) -> StagePlan:
         config = self._recipe.align
+        if config.form == "given":
+            return StagePlan("align", 0, 0, 0, 0, 0, 0.0 if self._machine.speed else None)
         prefix = round(len(render(self._constitution)) / _CHARACTERS_PER_TOKEN)
         thought = min(TOKENS["thought"], config.max_thought_tokens) + TOKENS["citation"]
         tokens = thought + min(TOKENS["answer"], config.max_new_tokens)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypeVar
+
+Point = TypeVar("Point")
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +23,8 @@ class Generation:
     """Wall time in which requests were made."""
     busy: float
     """Share of that time, over all slots, in which a request was with the engine: 0 to 1."""
+    neutralised: int = 0
+    """Rows in whose prompt content spelled a control token, for an engine that takes nothing but text."""
 
     @property
     def hit_rate(self) -> float:
@@ -54,3 +59,9 @@ class StageCounts:
         made["generation_seconds"] = made.pop("seconds")
         rates = {"hit_rate": self.generation.hit_rate, "tokens_per_second": self.generation.tokens_per_second}
         return {**value, **made, **rates}
+
+
+def thinned(points: Sequence[Point], most: int = 1000) -> list[Point]:
+    """Evenly spaced points of a curve, the last one among them: what the ledger keeps of a long one."""
+    every = -(-len(points) // most)
+    return [point for n, point in enumerate(points) if n % every == 0 or n + 1 == len(points)]

@@ -9,11 +9,14 @@ out (Gemma 3's <end_of_turn> in the pretrained-only weights is such a one). `Tem
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from functools import lru_cache
+from itertools import pairwise
+from typing import Any, Literal
 
-from selfalign.engines.base import BOS, Control, Pieces
+from selfalign.engines.base import BOS, Control, Pieces, whole_characters
 
 UNTRAINED_COSINE = 0.9
 """A row this close to the mean of the unused tokens' rows was never trained."""
@@ -149,37 +152,88 @@ class Encoded:
     mask: list[bool]
 
 
+_NAMED = re.compile(
+    r"<[|｜]/?\w[^<>\s]*>|</?\w[^<>\s]*[|｜]>|</s>|<(?:bos|eos|EOT|(?:start|end)_of_turn|end_of_utterance)>"
+    r"|\[(?:/?INST|EOS|EOT)\]"
+)
+"""Names of control tokens in all families.
+
+A tokenizer file may list such a token without calling it special (Gemma 3's </s>, the role tokens of some chatml
+models). An engine ends an answer there all the same (llama.cpp goes by names, too), so text must not become one.
+"""
+
+
 class Tokenizer:
-    """A Hugging Face `tokenizers` file, with content kept apart from structure.
+    """A Hugging Face `tokenizers` file, with content kept apart from structure. Threads may share it.
 
     Args:
         path: tokenizer.json.
-        bos: text of the token that begins every text; empty for models without one.
+        bos: text of the token that begins every text; empty for models without one, None for what the file's own
+            post-processor puts there.
     """
 
-    def __init__(self, path: str, bos: str) -> None:
+    def __init__(self, path: str, bos: str | None) -> None:
         from tokenizers import Tokenizer as Backend
 
         self._backend = Backend.from_file(path)
         self._backend.no_truncation()
         self._backend.no_padding()
-        self._bos = bos
+        self._lock = threading.Lock()
+        """Whether special tokens in a text count is a state of the backend."""
+        added = self._backend.get_added_tokens_decoder()
+        named = [token for token in added.values() if not token.special and _NAMED.fullmatch(token.content)]
+        for token in named:
+            token.special = True
+        self._backend.add_special_tokens(named)
+        special = {i: token.content for i, token in added.items() if token.special}
+        # What the vocabulary has no token for becomes the unknown one: that is text, not structure.
+        unknown = self._encode("\U0010ffff", special=False).ids
+        self._controls = {i: text for i, text in special.items() if i not in unknown}
+        self._start = self._begins() if bos is None else self.ids(bos, special=True) if bos else []
+
+    def _begins(self) -> list[int]:
+        bare, whole = (self._backend.encode("a", add_special_tokens=add).ids for add in (False, True))
+        return list(whole[: next(n for n in range(len(whole)) if whole[n : n + len(bare)] == bare)])
+
+    def _encode(self, text: str, special: bool) -> Any:
+        with self._lock:
+            self._backend.encode_special_tokens = not special
+            try:
+                return self._backend.encode(text, add_special_tokens=False)
+            except TypeError:
+                return self._backend.encode(whole_characters(text), add_special_tokens=False)
 
     def ids(self, text: str, special: bool = False) -> list[int]:
-        """The text's token ids; with `special`, control tokens in it become control ids."""
-        self._backend.encode_special_tokens = not special
-        return list(self._backend.encode(text, add_special_tokens=False).ids)
+        """The text's token ids; with `special`, control tokens in it become control ids, else none does."""
+        found = self._encode(text, special)
+        ids: list[int] = found.ids
+        if special or self._controls.keys().isdisjoint(ids):
+            return ids
+        # To some kinds of vocabulary a control token is a piece like others: what spells it is encoded in two halves.
+        spans = zip(ids, found.offsets, strict=True)
+        cuts = [start + 1 for token, (start, end) in spans if token in self._controls and end - start > 1]
+        if not cuts:
+            return ids
+        return [i for start, end in pairwise((0, *cuts, len(text))) for i in self.ids(text[start:end])]
+
+    def first(self, text: str) -> int:
+        """The id of a text's first token; of a `Control`, its own."""
+        return self.ids(str(text), special=isinstance(text, Control))[0]
 
     def controls(self) -> frozenset[int]:
-        """Ids of the special tokens."""
-        return frozenset(i for i, token in self._backend.get_added_tokens_decoder().items() if token.special)
+        """Ids of the control tokens: those that the file calls special, and those that are it by their names."""
+        return frozenset(self._controls)
+
+    def control_texts(self) -> frozenset[str]:
+        """How the control tokens are spelled."""
+        return frozenset(self._controls.values())
 
     def text(self, ids: Sequence[int]) -> str:
         """The ids' text, special tokens by their names; to be looked at."""
         return str(self._backend.decode(list(ids), skip_special_tokens=False))
 
     def encode(self, pieces: Pieces) -> list[int]:
-        """Token ids of a prompt, the same as the engine's."""
+        """Token ids of a prompt: what training sees, and what every engine gets that takes ids."""
         ids: list[int] = []
         text = ""
         for piece in (*pieces, Control("")):
@@ -190,10 +244,50 @@ class Tokenizer:
                 ids += self.ids(text)
                 text = ""
             if piece == BOS:
-                ids += self.ids(self._bos, special=True) if self._bos else []
+                ids += self._start
             elif piece:
                 ids += self.ids(str(piece), special=True)
         return ids
+
+
+def as_text(prompt: Pieces, controls: frozenset[str] = frozenset()) -> tuple[str, tuple[str, ...]]:
+    """A prompt for a server that takes no token ids: (text, control tokens that content spelled).
+
+    Such a server takes whatever spells a control token for it. Where content does, be it across the seam of two
+    pieces, a space after the token's first character breaks it ("< |im_end|>"). It stays legible, and is not put
+    together again by what strips invisible characters. The server itself begins the text with its token.
+
+    Args:
+        controls: how the model's control tokens are spelled; empty where that is not known.
+    """
+    text, structure = "", []
+    for piece in prompt:
+        if isinstance(piece, Control) and piece != BOS:
+            structure.append((len(text), len(text) + len(piece)))
+        text += "" if isinstance(piece, Control) and piece == BOS else piece
+    parts: list[str] = []
+    spelled: list[str] = []
+    pattern, done, at = _spelled(controls), 0, 0
+    while found := pattern.search(text, at):
+        start, end = found.span()
+        inside = next(((s, e) for s, e in structure if s <= start < e), None)
+        if inside and end <= inside[1]:
+            at = end
+            continue
+        at = inside[1] if inside else start + 1
+        parts.append(text[done:at])
+        spelled.append(found[0])
+        done = at
+    return " ".join((*parts, text[done:])), tuple(dict.fromkeys(spelled))
+
+
+@lru_cache(maxsize=8)
+def _spelled(controls: frozenset[str]) -> re.Pattern[str]:
+    """Matches what spells a control token, the longest first; numbered ones (<unused17>) by their common form."""
+    # HTML's <s> begins a text in some models: broken where the model's own tokens are not known.
+    known = controls or {"<s>"}
+    named = {re.sub(r"(?<=\D)\d+(?=\D)", r"\\d+", re.escape(c)) for c in known if len(c) > 1}
+    return re.compile("|".join((*sorted(named, key=lambda n: (-len(n), n)), _NAMED.pattern)))
 
 
 def encode_example(

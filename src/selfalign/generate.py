@@ -185,6 +185,8 @@ class _Loop:
         """Keys that wait or fly."""
         self._flying: set[str] = set()
         self._results: dict[str, Outcome] = {}
+        self._neutralised: dict[str, tuple[str, ...]] = {}
+        """What was broken in the prompts of answers that are not committed yet."""
         self._copies: Counter[str] = Counter()
         """How often a key stands in `order`: the same request may come twice."""
         self._exhausted = False
@@ -284,6 +286,8 @@ class _Loop:
                     self._broken = result
             else:
                 saved.append(_saved(key, result, seconds))
+                if result.neutralised:
+                    self._neutralised[key] = result.neutralised
                 self._settle(key, Outcome("", result))
         return saved, failed
 
@@ -293,7 +297,8 @@ class _Loop:
 
     def _commit(self, started: list[str], saved: list[Saved], failed: list[tuple[str, str]]) -> None:
         sitting = (self._sitting, time.monotonic() - self._start, self._busy)
-        self._journal.progress(started, saved, failed, sitting)
+        self._journal.progress(started, saved, failed, sitting, self._neutralised)
+        self._neutralised = {}
         for row in saved:
             self._on_done(1, row[4])
         if failed:

@@ -9,9 +9,10 @@ from __future__ import annotations
 import json
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 from selfalign.counts import Generation, StageCounts
@@ -30,6 +31,7 @@ CREATE TABLE IF NOT EXISTS work(
   raw TEXT, reason TEXT, prompt_tokens INTEGER DEFAULT 0, cached_tokens INTEGER DEFAULT 0,
   generated_tokens INTEGER DEFAULT 0, seconds REAL DEFAULT 0);
 CREATE INDEX IF NOT EXISTS work_stage ON work(stage, state);
+CREATE TABLE IF NOT EXISTS neutralised(key TEXT PRIMARY KEY, tokens TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS rows(
   stage TEXT NOT NULL, id TEXT NOT NULL, position INTEGER NOT NULL,
   state TEXT NOT NULL CHECK (state IN ('kept', 'dropped', 'failed')), reason TEXT NOT NULL, text TEXT NOT NULL,
@@ -49,6 +51,9 @@ CREATE TABLE IF NOT EXISTS published(
 """
 # work and rows keep SQLite's own row numbers: they are written in their order, so that the long texts of a million rows
 # fill page after page and only a narrow index is written to at random.
+
+# CROSS: the few first, then their work.
+_NEUTRALISED = "FROM neutralised CROSS JOIN work USING (key) WHERE stage = ?"
 
 _BATCH = 1000
 """Rows of a ledger that are committed together, at most."""
@@ -168,6 +173,7 @@ class Journal:
         saved: Sequence[Saved] = (),
         failed: Sequence[tuple[str, str]] = (),
         sitting: tuple[int, float, float] | None = None,
+        neutralised: Mapping[str, Sequence[str]] = MappingProxyType({}),
     ) -> None:
         """Commit one turn of the generation loop, all of it together.
 
@@ -176,6 +182,7 @@ class Journal:
             saved: requests that it answered.
             failed: (key, reason) of those that it could not.
             sitting: number, wall seconds and the engine's seconds (summed over slots) of the sitting so far.
+            neutralised: key -> control tokens that were broken in the request's text.
         """
         with self.transaction():
             run = self._db.executemany
@@ -186,6 +193,8 @@ class Journal:
                 saved,
             )
             run("UPDATE work SET state = 'failed', reason = ?2 WHERE key = ?1", failed)
+            rows = [(key, json.dumps(tokens, ensure_ascii=False)) for key, tokens in neutralised.items()]
+            run("INSERT OR REPLACE INTO neutralised VALUES (?, ?)", rows)
             if sitting:
                 self._db.execute("UPDATE sittings SET seconds = ?2, busy = ?3 WHERE id = ?1", sitting)
 
@@ -297,9 +306,14 @@ class Journal:
         query = "SELECT TOTAL(seconds), TOTAL(busy), TOTAL(seconds * parallel) FROM sittings WHERE stage = ?"
         seconds, busy, offered = self._read(query, (stage,))[0]
         requests, computed, cached, generated = (int(n) for n in tokens)
-        return Generation(
-            requests, computed, cached, generated, seconds, busy=min(1.0, busy / offered) if offered else 0.0
-        )
+        busy = min(1.0, busy / offered) if offered else 0.0
+        query = f"SELECT COUNT(DISTINCT row_id) {_NEUTRALISED}"
+        return Generation(requests, computed, cached, generated, seconds, busy, self._read(query, (stage,))[0][0])
+
+    def neutralised(self, stage: str) -> dict[str, list[str]]:
+        """Row id -> the control tokens that were broken in its text, in the order in which the rows were answered."""
+        query = f"SELECT row_id, tokens {_NEUTRALISED} ORDER BY work.rowid"
+        return {row_id: json.loads(tokens) for row_id, tokens in self._read(query, (stage,))}
 
     def stages(self) -> list[str]:
         """Names of the stages that the journal knows, in the order of the pipeline.
@@ -371,13 +385,3 @@ class Journal:
 
 LEDGER = ("self_instruct", "topics", "red_team", "align", "engrave", "verbose", "clone", "evaluate", "probes")
 """The ledgers in the order of the pipeline: stage 1 has three, stage 4 two (answers and training pairs)."""
-
-
-class Clock:
-    """Seconds since it was made."""
-
-    def __init__(self) -> None:
-        self._start = time.monotonic()
-
-    def seconds(self) -> float:
-        return time.monotonic() - self._start

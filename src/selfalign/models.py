@@ -5,22 +5,21 @@ The only file that knows the embedded model's name.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
 import re
-import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from selfalign import atomic
+from selfalign.conversion import alone, convert, convert_tokenizer
 from selfalign.dialogue import Template, Tokenizer, detect
-from selfalign.errors import Resumable, UserError
+from selfalign.errors import UserError
 
 _GEMMA_NOTICE = (
     "Made from Gemma 3 270M. Gemma is provided under and subject to the Gemma Terms of Use found at "
@@ -28,6 +27,10 @@ _GEMMA_NOTICE = (
     "restrictions of those terms (section 3.2, the Gemma Prohibited Use Policy at "
     "ai.google.dev/gemma/prohibited_use_policy); whoever passes it on must pass them on."
 )
+
+
+BASE_NOTE = "base.json"
+"""In an adapter's folder: which base it was trained on."""
 
 
 def cache_folder() -> Path:
@@ -76,12 +79,25 @@ class Model:
             return self.folder_path
         kept = cache_folder() / "torch" / self.identity
         if not (kept / "config.json").exists():
-            say("  converting the GGUF to float32 torch weights (once, about a minute)")
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            with (kept.parent / f"{self.identity}.lock").open("w") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX)  # another run may be converting the same model
+            tokenizer = self._tokenizer_folder(say)
+            say("  converting the GGUF to float32 torch weights (once, under a minute)")
+            with alone(kept):  # another run may be converting the same model
                 if not (kept / "config.json").exists():
-                    _convert(self.gguf, kept)
+                    convert(self.gguf, tokenizer, kept)
+        return kept
+
+    def _tokenizer_folder(self, say: Callable[[str], None]) -> Path:
+        """Where the tokenizer's files are. A GGUF's are made without its weights, which may be large."""
+        if found := self.made_folder():
+            return found
+        kept = cache_folder() / "tokenizers" / self.identity
+        if not (kept / "tokenizer.json").exists():
+            if missing := [m for m in ("gguf", "tokenizers", "transformers") if not find_spec(m)]:
+                raise UserError(f"a GGUF's tokenizer needs {', '.join(missing)}: pip install 'selfalign[train]'")
+            say("  reading the GGUF's tokenizer (once, about 20 seconds)")
+            with alone(kept):
+                if not (kept / "tokenizer.json").exists():
+                    convert_tokenizer(self.gguf, kept)
         return kept
 
     def check_trainable(self) -> None:
@@ -98,9 +114,51 @@ class Model:
 
             gguf_adapter.architecture(json.loads((self.folder_path / "config.json").read_text("utf-8")))
 
+    @property
+    def name(self) -> str:
+        """The source without the folders of this machine: embedded, a hub id, or the last part of a path."""
+        path = Path(self.source).expanduser()
+        return path.name if self.source != "embedded" and path.exists() else self.source
+
+    def note(self) -> str:
+        """What an adapter's folder says of its base."""
+        return json.dumps({"name": self.name, "identity": self.identity}) + "\n"
+
+    def check_adapter(self, folder: Path) -> None:
+        """Whether the adapter in that folder was trained on these weights; without a note of it, it is believed.
+
+        Raises:
+            UserError: it was trained on others.
+        """
+        try:
+            note = json.loads((folder / BASE_NOTE).read_text("utf-8"))
+        except FileNotFoundError:
+            return
+        except (ValueError, RecursionError):
+            note = None
+        if not isinstance(note, dict):
+            raise UserError(f"{folder / BASE_NOTE} is not a JSON object: restore it, or train the adapter again")
+        if note.get("identity") != self.identity:
+            named = " ".join(str(note[key])[:40] for key in ("name", "identity") if note.get(key))
+            raise UserError(
+                f"the adapter in {folder} was trained on another base ({named or 'unknown'}) than {self.source} "
+                f"{self.identity}: give the model that it was trained on, or train it again"
+            )
+
     def tokenizer(self, say: Callable[[str], None] = lambda _: None) -> Tokenizer:
-        folder = self.folder(say)
-        return Tokenizer(str(folder / "tokenizer.json"), self._tokens(folder).get("bos_token") or "")
+        """The tokenizer for content and turns; training and engines share it.
+
+        Raises:
+            UserError: packages are missing that read it, or it cannot be read.
+        """
+        if not find_spec("tokenizers"):
+            raise UserError("the model's tokenizer needs tokenizers: pip install 'selfalign[train]'")
+        folder = self._tokenizer_folder(say)
+        tokens = self._tokens(folder)
+        # Where the file does not say, its post-processor does: many name a token that no text begins with.
+        adds = tokens.get("add_bos_token")
+        bos = None if adds is None else (tokens.get("bos_token") or "") if adds else ""
+        return _read_tokenizer(folder / "tokenizer.json", bos)
 
     @staticmethod
     def _tokens(folder: Path) -> dict[str, Any]:
@@ -110,6 +168,12 @@ class Model:
             raise UserError(f"{folder} has no readable tokenizer_config.json") from None
         # A token may be given as text or as an object with its content.
         return {k: v.get("content") if isinstance(v, dict) else v for k, v in value.items() if k.endswith("_token")}
+
+    def context_length(self) -> int | None:
+        """The most tokens of one text that the model was made for; None where its configuration does not say."""
+        config = json.loads((self.folder() / "config.json").read_text("utf-8"))
+        found = config.get("max_position_embeddings")
+        return found if isinstance(found, int) and found > 0 else None
 
     def end_tokens(self) -> tuple[str, ...]:
         """The control tokens that end an answer: the template's, and the model's own."""
@@ -125,6 +189,11 @@ class Model:
         found = _detect_template(self.folder(), self._tokens(self.folder()))
         atomic.write_text(kept, json.dumps(asdict(found)))
         return found
+
+
+@lru_cache(maxsize=2)
+def _read_tokenizer(file: Path, bos: str | None) -> Tokenizer:
+    return Tokenizer(str(file), bos)
 
 
 def resolve(source: str) -> Model:
@@ -233,51 +302,6 @@ def identity_of(files: list[Path]) -> str:
                 file.seek(size * part // 64)
                 digest.update(file.read(1 << 18))
     return digest.hexdigest()[:16]
-
-
-def _convert(gguf: Path, target: Path) -> None:
-    """Write float32 torch weights and tokenizer of a GGUF as a folder (reference: transformers' GGUF loading)."""
-    if shutil.disk_usage(_existing(target)).free < gguf.stat().st_size * 9:
-        raise Resumable(
-            f"no space in {target.parent} for the torch weights of {gguf.name}: make room or set SELFALIGN_CACHE, "
-            "then run the same command again"
-        )
-    import torch
-
-    transformers = quiet_transformers()
-    with atomic.new_folder(target) as folder:
-        try:
-            model = transformers.AutoModelForCausalLM.from_pretrained(
-                str(gguf.parent), gguf_file=gguf.name, dtype=torch.float32
-            )
-            tokenizer = transformers.AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
-        except (ValueError, KeyError, NotImplementedError) as error:
-            raise UserError(
-                f"transformers cannot read {gguf.name} ({' '.join(str(error).split())[:120]}): "
-                "give the model's Hugging Face folder with the GGUF inside it"
-            ) from None
-        # Or save_pretrained refuses: it takes the weights for quantised ones.
-        if hasattr(model.config, "quantization_config"):
-            del model.config.quantization_config
-        model.hf_quantizer, model.is_quantized = None, False
-        model.save_pretrained(str(folder))
-        tokenizer.save_pretrained(str(folder))
-
-
-def quiet_transformers() -> Any:
-    """transformers, without its bars and advice."""
-    os.environ.setdefault("TQDM_DISABLE", "1")
-    # Whatever is needed is here by now: the hub is contacted in _from_hub only.
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    import transformers
-
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    return transformers
-
-
-def _existing(path: Path) -> Path:
-    return next(p for p in (path, *path.parents) if p.exists())
 
 
 def _detect_template(folder: Path, tokens: dict[str, Any]) -> Template:

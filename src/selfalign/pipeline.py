@@ -6,10 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from selfalign import atomic, costs
+from selfalign import atomic, costs, own_data
 from selfalign.context import Context
 from selfalign.errors import UserError
-from selfalign.evaluation import heldout
+from selfalign.evaluation import compare, heldout
 from selfalign.recipe import Recipe, Stage
 from selfalign.records import content_hash, write_jsonl
 from selfalign.report import page
@@ -20,8 +20,17 @@ from selfalign.stages import engrave, prompts, red_team, self_align, self_instru
 
 def _prompts(context: Context) -> list[Path]:
     if context.recipe.prompts.file:
-        return prompts.import_file(context, Path(context.recipe.prompts.file))
+        return prompts.import_file(context)
     return [*self_instruct.run(context), *red_team.run(context), *prompts.merge(context)]
+
+
+def _evaluate(context: Context) -> list[Path]:
+    files = heldout.run(context)
+    if context.has_weights:
+        compare.refresh(context)
+        if tasks := context.recipe.evaluate.tasks:
+            compare.run(context, compare.Wanted(tasks))
+    return files
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +75,7 @@ STEPS: dict[Stage, Step] = {
     ),
     "evaluate": Step(
         "5  Evaluation on held-out prompts",
-        heldout.run,
+        _evaluate,
         lambda run: [
             run.jsonl("prompts"),
             run.jsonl("responses"),
@@ -116,6 +125,21 @@ def run_stage(context: Context, stage: Stage, again: bool = False) -> None:
     run.mark_done(stage, key, files)
 
 
+def run_benchmarks(context: Context, wanted: compare.Wanted) -> None:
+    """Measure the run's models on benchmarks; a report that stands there is written anew.
+
+    Raises:
+        SelfAlignError: see `compare.run`.
+    """
+    STOP.check()
+    context.screen.say("5  Benchmarks", "bold")
+    _add_notices(context, compare.run(context, wanted))
+    write_jsonl(context.run.jsonl("drops"), context.journal.drops())
+    if context.run.report.exists():
+        run_stage(context, "report", again=True)
+    write_manifest_if_done(context)
+
+
 def run_all(context: Context) -> None:
     """Run the recipe's stages that are not finished, then publish the manifest."""
     check_ready(context)
@@ -130,7 +154,9 @@ def _plan(context: Context) -> None:
     if context.run.plan.exists() or not context.has_weights:
         return
     recipe = context.recipe
-    generates = {"prompts", "align", "clone", "evaluate"} & set(recipe.stages)
+    own, given = recipe.prompts.file is not None, recipe.align.form == "given"
+    idle = {"engrave", "report", *(["prompts"] if own else []), *(["align"] if given else [])}
+    generates = set(recipe.stages) - idle
     # Not measured for the plan alone: the user fixed the slots, or nothing is generated.
     speed = context.speed() if generates and recipe.engine.slots == "auto" else None
     costs.write(
@@ -147,13 +173,15 @@ def own_prompts(recipe: Recipe) -> int | None:
     _check_prompts(recipe)
     if "prompts" not in recipe.stages or not recipe.prompts.file:
         return None
-    return prompts.count(Path(recipe.prompts.file), recipe.prompts.rows)
+    return own_data.count(recipe.prompts)
 
 
 def _check_prompts(recipe: Recipe) -> None:
     wanted = recipe.prompts
     if "prompts" in recipe.stages and not (wanted.file or wanted.self_instruct.count or wanted.red_team.count):
-        raise UserError("this recipe writes no prompts of its own: give yours with --prompts FILE (JSONL or lines)")
+        raise UserError("this recipe writes no prompts of its own: give yours with --prompts FILE (docs/formats.md)")
+    if "align" in recipe.stages and recipe.align.form == "given" and not wanted.file:
+        raise UserError("align.form: given takes the answers from your own rows: give them with --prompts FILE")
 
 
 def write_manifest_if_done(context: Context) -> None:
@@ -185,12 +213,26 @@ def check_ready(context: Context) -> None:
         context.model.check_trainable()
 
 
+_SETTINGS: dict[Stage, tuple[str, ...]] = {
+    "prompts": ("seeds", "filters", "prompts", "evaluate"),
+    "align": ("filters", "align"),
+    "engrave": ("engrave",),
+    "clone": ("filters", "engrave", "clone"),
+    "evaluate": ("evaluate",),
+    "report": ("seeds", "filters", "prompts", "align", "engrave", "clone", "evaluate"),
+}
+"""Parts of the recipe that a stage's result follows from, besides its input files."""
+
+
 def inputs_hash(context: Context, stage: Stage) -> str:
     """A hash of everything the stage's result follows from."""
     run = context.run
     recipe = run.recipe.model_dump(mode="json")
     recipe["engrave"].pop("elsewhere")  # the same rows, wherever they are trained on
-    settings = {k: recipe[k] for k in ("seed", "seeds", "filters", "prompts", "align", "engrave", "clone", "evaluate")}
+    settings = {k: recipe[k] for k in ("seed", *_SETTINGS[stage])}
+    if "evaluate" in settings and (stage != "evaluate" or not settings["evaluate"]["tasks"]):
+        # A task more makes no other stage run again, and no run of a version that knew none.
+        del settings["evaluate"]["tasks"]
     files = [file_hash(f) if f.exists() else "" for f in STEPS[stage].inputs(run)]
     seeds = Path(run.recipe.seeds)
     own = file_hash(seeds) if stage == "prompts" and seeds.is_file() else ""

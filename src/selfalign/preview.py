@@ -1,14 +1,19 @@
-"""`run --preview N`: the exact prompts and the raw answers of a few rows of stages 1 and 2; nothing is kept."""
+"""`run --preview N`: the exact prompts and the raw answers of a few rows of stages 1 and 2; nothing is kept.
+
+Of the user's own prompts the first rows are shown; where their answers are given, as they were read.
+"""
 
 from __future__ import annotations
 
 import tempfile
+from itertools import islice
 from pathlib import Path
 
 from selfalign.constitution import Constitution
 from selfalign.context import Context
-from selfalign.engines.base import Request, RowError, answer
+from selfalign.engines.base import BOS, Request, RowError, answer
 from selfalign.errors import UserError
+from selfalign.own_data import OwnData, prompt_of
 from selfalign.progress import Screen, plain
 from selfalign.recipe import Recipe
 from selfalign.records import Prompt, prompt_id
@@ -24,6 +29,9 @@ def show(recipe: Recipe, constitution: Constitution, rows: int, screen: Screen) 
     with tempfile.TemporaryDirectory(prefix="selfalign-preview-") as folder:
         context = Context(RunDir.create(Path(folder) / "run", recipe, constitution), screen)
         try:
+            if recipe.align.form == "given":
+                _print_given(context, rows)
+                return
             for title, request in _requests(context, rows):
                 _print(context, title, request)
         finally:
@@ -31,13 +39,29 @@ def show(recipe: Recipe, constitution: Constitution, rows: int, screen: Screen) 
             context.journal.close()
 
 
+def _own(context: Context, rows: int) -> list[tuple[str, Prompt, str | None]]:
+    """(place, prompt, answer) of the first of the user's own rows."""
+    first = islice(OwnData(context.recipe.prompts), rows)
+    return [(f"{Path(place).name}", Prompt(*prompt_of(row)), row.answer) for place, row in first]
+
+
+def _print_given(context: Context, rows: int) -> None:
+    for place, prompt, given in _own(context, rows):
+        print(f"\n──── {plain(place)} ──── given\n{plain(prompt.message)}")
+        print("(no answer)" if given is None else f"⟦{plain(given)}⟧")
+
+
 def _requests(context: Context, rows: int) -> list[tuple[str, Request]]:
+    asked = self_align.form(context)
+    if context.recipe.prompts.file:
+        own = _own(context, rows)
+        return [(f"self-align, {place}", self_align.request(context, prompt, asked)) for place, prompt, _ in own]
     found = [(f"self-instruct {n + 1}", r) for n, r in enumerate(self_instruct.requests(context, rows))]
     types = context.run.constitution.question_types[:rows]
     found += [(f"red-teaming, {t.name}", red_team.question_request(context, t, t.topic)) for t in types]
     for kind in types:
         prompt = Prompt(prompt_id(kind.question, ""), kind.question, question_type=kind.name)
-        found.append((f"self-align, {kind.name}", self_align.request(context, prompt, self_align.form(context))))
+        found.append((f"self-align, {kind.name}", self_align.request(context, prompt, asked)))
     return found
 
 
@@ -48,7 +72,7 @@ def _print(context: Context, title: str, request: Request) -> None:
         raise UserError(f"{title}: {error}") from None
     STOP.check()
     print(f"\n──── {title} ──── prompt")
-    print(plain("".join(p for p in request.prompt if p != "<bos>")), end="")
+    print(plain("".join(p for p in request.prompt if p is not BOS)), end="")
     for step, part in zip(request.steps, completion.parts, strict=False):
         print(f"{plain(step.cue)}⟦{plain(part.text)}⟧", end="")
         print(f"  ({part.finish}, {part.generated_tokens} tokens)", end="")

@@ -58,6 +58,7 @@ class Bar:
         self._name = name
         self._total = total
         self._done = 0
+        self._before = 0
         self._tokens = 0
         self._start = time.monotonic()
         self._said = self._start
@@ -89,7 +90,7 @@ class Bar:
         if self._tokens:
             text += f" · {self._tokens / seconds:.0f} tokens/s"
         if self._total and 0 < self._done < self._total:
-            left = int(seconds / self._done * (self._total - self._done))
+            left = int(seconds / max(1, self._done - self._before) * (self._total - self._done))
             text += f" · {left // 60}:{left % 60:02d} left"
         return text
 
@@ -98,6 +99,10 @@ class Bar:
         self._total = rows
         if self._progress and self._task is not None:
             self._progress.update(self._task, total=rows)
+
+    def begin_at(self, done: int) -> None:
+        """Rows that were done before: they took no time of this sitting."""
+        self._done = self._before = done
 
     def set(self, done: int, tokens: int = 0) -> None:
         """Rows done so far, and tokens more."""

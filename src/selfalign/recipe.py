@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from importlib import resources
 from pathlib import Path
@@ -106,9 +105,10 @@ class Prompts(Strict):
     self_instruct: SelfInstruct
     red_team: RedTeam
     file: str | None = None
-    """A file of your own prompts (JSONL or lines), in place of writing them; `run --prompts FILE` sets it."""
+    """Your own rows in place of written ones: a file, a folder or a hub data set, as owner/name[/config][:split]
+    (docs/formats.md); `run --prompts FILE` sets it. The run adds a hub data set's commit, as @COMMIT."""
     file_sha256: str | None = None
-    """Set by the run: another content is another run."""
+    """Set by the run: another content of the file or folder is another run."""
     rows: int | None = Field(None, ge=1)
     """At most so many prompts from the file; null: all. `--limit` sets it."""
     tokens: list[int] | None = Field(None, min_length=2, max_length=2)
@@ -122,8 +122,9 @@ class Prompts(Strict):
 
 
 class Align(Strict):
-    form: Literal["guided", "paper"] = "guided"
-    """guided: the thoughts end with their line, then the answer's cue is given; paper: one pass."""
+    form: Literal["guided", "paper", "given"] = "guided"
+    """guided: the thoughts end with their line, then the answer's cue is given; paper: one pass; given: nothing is
+    generated, the answers are those of `prompts.file`."""
     temperature: float = Temperature
     top_p: float = Probability
     max_new_tokens: int = Tokens
@@ -146,6 +147,24 @@ class Engrave(Strict):
     batch_size: int = Field(8, ge=1)
     """Examples per optimiser step."""
     warmup_steps: int = Field(5, ge=0)
+    schedule: Literal["linear", "cosine"] = "linear"
+    """How the learning rate falls to zero after the warm-up."""
+    max_grad_norm: float = Field(1.0, gt=0)
+    validation: float = Field(0.0, ge=0, le=0.5)
+    """The share of the examples that is not trained on: the loss on them is measured while training."""
+    validate_every: int | None = Field(None, ge=1)
+    """Steps between two measurements; null: once an epoch."""
+    patience: int | None = Field(None, ge=1)
+    """Stop after so many measurements without a better one, and keep the best adapter; null: never."""
+    tokens_at_once: int = Field(2048, ge=1)
+    """Tokens computed at once, padding counted: it decides the memory. Halved where memory runs out."""
+    gradient_checkpointing: bool = False
+    """Compute each layer again on the way back instead of keeping it: less memory, a third slower."""
+    checkpoint_seconds: float = Field(60.0, ge=0)
+    """Seconds between two checkpoints, at most; a stop by a signal writes one too. 0: after each step."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """The type of the frozen weights. auto: bfloat16 where this machine is really faster in it."""
     max_length: int = Field(512, ge=16)
     """Tokens of one example; a longer one is a drop, never cut."""
     preflight: Literal["refuse", "warn"] = "refuse"
@@ -178,6 +197,9 @@ class Evaluate(Strict):
     top_p: float = Field(0.9, gt=0, le=1)
     repetition: float = Field(1.0, ge=0, le=10)
     """Penalty on repeated 3-grams (as in stage 4), the same for every compared model; chat uses it too. 0 is off."""
+    tasks: list[Literal["hhh", "truthfulqa", "truthfulqa-generation"]] = []
+    """Benchmarks that the stage runs besides; `selfalign evaluate RUN --benchmarks ...` runs them later. Generated
+    answers stay unjudged here: the command takes a judge."""
     benchmarks: list[str] = []
     """Files of benchmarks (JSON, JSONL, CSV, TSV, text) that the models will be measured on: prompts and answers that
     overlap with one are dropped (`filters.overlap`)."""
@@ -246,16 +268,19 @@ def load(source: str, settings: list[str] | None = None, limit: int | None = Non
     return recipe if limit is None else limited(recipe, limit)
 
 
-def located(recipe: Recipe, prompts: Path | None = None, source: str = "") -> Recipe:
-    """The recipe with the paths in it made absolute, and with a file of prompts in place of stage 1's writing.
+def located(recipe: Recipe, prompts: Path | None = None, source: str = "", kept: str | None = None) -> Recipe:
+    """The recipe with the paths in it made absolute, and with own prompts in place of stage 1's writing.
 
     Args:
-        prompts: a file given on the command line.
+        prompts: a file, folder or hub data set given on the command line.
         source: the recipe's file; relative paths in it start there, or else where the command runs.
+        kept: the `prompts.file` of the run that goes on, if there is one.
 
     Raises:
-        UserError: the prompts file or a benchmark file does not exist.
+        UserError: the prompts file or a benchmark file does not exist, or the hub cannot be asked.
     """
+    from selfalign import own_data
+
     value = recipe.model_dump(mode="json")
     beside = Path() if source in ("", *SHIPPED) else Path(source).parent
 
@@ -271,11 +296,8 @@ def located(recipe: Recipe, prompts: Path | None = None, source: str = "") -> Re
         value["evaluate"]["benchmarks"][number] = str(found(name).absolute())
     if prompts is None and value["prompts"]["file"]:
         prompts = found(value["prompts"]["file"])
-    if file := (str(prompts) if prompts else None):
-        if not Path(file).is_file():
-            raise UserError(f"prompts file {file!r} does not exist")
-        value["prompts"]["file"] = str(Path(file).absolute())
-        value["prompts"]["file_sha256"] = hashlib.sha256(Path(file).read_bytes()).hexdigest()
+    if prompts is not None:
+        value["prompts"]["file"], value["prompts"]["file_sha256"] = own_data.pinned(str(prompts), kept)
     return validate(Recipe, value, "recipe")
 
 

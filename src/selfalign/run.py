@@ -7,7 +7,10 @@ import json
 import os
 import re
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from selfalign import atomic, recipe, strict
 from selfalign.constitution import Constitution, load
@@ -26,6 +29,9 @@ JSONL_FILES = {
     "clone_examples": "4_verbose_clone/examples.jsonl",
     "answers": "5_evaluation/answers.jsonl",
     "probes": "5_evaluation/probes.jsonl",
+    "hhh": "5_evaluation/hhh.jsonl",
+    "truthfulqa": "5_evaluation/truthfulqa.jsonl",
+    "truthfulqa-generation": "5_evaluation/truthfulqa-generation.jsonl",
     "drops": "drops.jsonl",
 }
 
@@ -55,6 +61,14 @@ class RunDir:
     def adapter_gguf(self, stage: str) -> Path:
         """The same adapter as llama.cpp loads it."""
         return self.adapter(stage).with_suffix(".gguf")
+
+    def checkpoint(self, stage: str) -> Path:
+        """The state of a training that has not ended yet."""
+        return self.adapter(stage).with_name("checkpoint.safetensors")
+
+    def export(self, name: str) -> Path:
+        """An export's folder, unless the user names another."""
+        return self.path / "export" / name
 
     @property
     def scores(self) -> Path:
@@ -174,6 +188,17 @@ class RunDir:
         """Remember the stage's inputs and the hash of each file that it published."""
         self.journal.publish(stage, inputs, {str(f.relative_to(self.path)): file_hash(f) for f in files})
 
+    @contextmanager
+    def rewriting(self, file: Path) -> Iterator[None]:
+        """Write a file anew that a finished stage published: it stays finished, the file is not taken for edited."""
+        name = str(file.relative_to(self.path))
+        owners = {s: record for s, record in self.journal.published().items() if name in record[1]}
+        for stage in owners:
+            self.journal.unpublish(stage)
+        yield
+        for stage, (inputs, files) in owners.items():
+            self.journal.publish(stage, inputs, {**files, name: file_hash(file)})
+
     def check_not_edited(self, files: list[Path], force: bool) -> None:
         """Raises UserError if a file that a stage is about to write was changed by hand since it was published."""
         published = {name: sha for _, files_ in self.journal.published().values() for name, sha in files_.items()}
@@ -187,7 +212,7 @@ class RunDir:
         entries = {}
         for file in sorted(p for p in self.path.rglob("*") if p.is_file()):
             name = str(file.relative_to(self.path))
-            if name.startswith(("journal", "manifest.json", ".")) or "/." in name:
+            if name.startswith(("journal", "manifest.json", "export/", ".")) or "/." in name:
                 continue
             entries[name] = {"sha256": file_hash(file), "bytes": file.stat().st_size}
             if file.suffix == ".jsonl":
@@ -209,14 +234,18 @@ _MAY_CHANGE = (
     "stages:",
     "constitution:",
     "max_failed:",
-    "engrave.elsewhere:",
+    "evaluate.tasks:",
+    "engrave.",
+    "clone.learning_rate:",
+    "clone.epochs:",
+    "clone.max_length:",
     *(
         f"engine.{key}"
         for key in ("slots:", "threads:", "context:", "url:", "served.", "key_env:", "attempts:", "timeout:")
     ),
 )
-"""Settings that do not change what a row is: a run may go on under other values of them. Of the constitution the
-content counts, not its path."""
+"""Settings that do not change what a generated row is: a run may go on under other values of them, and trains anew
+where they are about training. Of the constitution the content counts, not its path."""
 
 
 def file_hash(path: Path) -> str:
@@ -232,13 +261,25 @@ def file_hash(path: Path) -> str:
     return digest.hexdigest()
 
 
+def _frozen(path: Path, part: str) -> dict[str, Any]:
+    """That part of the recipe of the run in the folder; empty where there is no run."""
+    if not (path / "journal.sqlite").exists() or not (path / "recipe.yaml").is_file():
+        return {}
+    value = strict.parse_yaml(strict.read_text(path / "recipe.yaml", "recipe"), str(path / "recipe.yaml"))
+    found = value.get(part) if isinstance(value, dict) else None
+    return found if isinstance(found, dict) else {}
+
+
+def frozen_prompts(path: Path) -> str | None:
+    """The `prompts.file` of the run in that folder; None where there is no run, or no such file."""
+    file = _frozen(path, "prompts").get("file")
+    return file if isinstance(file, str) else None
+
+
 def frozen_kind(path: Path) -> str | None:
     """The kind of engine that the run in that folder chose; None where there is no run."""
-    if not (path / "journal.sqlite").exists() or not (path / "recipe.yaml").is_file():
-        return None
-    value = strict.parse_yaml(strict.read_text(path / "recipe.yaml", "recipe"), str(path / "recipe.yaml"))
-    engine = value.get("engine") if isinstance(value, dict) else None
-    if not isinstance(engine, dict):
+    engine = _frozen(path, "engine")
+    if not engine:
         return None
     kind = engine.get("kind", "auto")
     if kind == "auto":

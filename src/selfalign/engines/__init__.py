@@ -13,20 +13,38 @@ from selfalign.errors import UserError
 from selfalign.recipe import Engine as EngineConfig
 
 if TYPE_CHECKING:
+    from selfalign.dialogue import Tokenizer
     from selfalign.models import Model
 
 Adapters = Mapping[str, Path]
 """Name -> PEFT folder; the GGUF form stands beside it."""
 
+Say = Callable[[str], None]
 
-def _llama_cpp(model: Model, adapters: Adapters, config: EngineConfig, slots: int) -> Engine:
+
+def _tokenizer(model: Model | None, say: Say) -> tuple[Tokenizer | None, str]:
+    """(the model's tokenizer, why there is none). Generation needs none, training says itself what it lacks."""
+    if model is None:
+        return None, "no model is here"
+    try:
+        return model.tokenizer(say), ""
+    except UserError as error:
+        return None, str(error)
+
+
+def _llama_cpp(model: Model, adapters: Adapters, config: EngineConfig, slots: int, say: Say) -> Engine:
     from selfalign.engines.llama_cpp import LlamaCpp
 
     ggufs = {name: folder.with_suffix(".gguf") for name, folder in adapters.items()}
-    return LlamaCpp(model.gguf, ggufs, slots=slots, context=config.context, threads=config.threads)
+    gguf = model.gguf  # what is missing here is said first
+    tokenizer, why = _tokenizer(model, say)
+    engine = LlamaCpp(gguf, ggufs, slots, config.context, config.threads, tokenizer)
+    if why:
+        engine.note = f"llama.cpp encodes the prompts itself ({why})"
+    return engine
 
 
-def _vllm(model: Model, adapters: Adapters, config: EngineConfig, slots: int) -> Engine:
+def _vllm(model: Model, adapters: Adapters, config: EngineConfig, slots: int, say: Say) -> Engine:
     from selfalign import environment
     from selfalign.engines.vllm_offline import VllmOffline
 
@@ -34,13 +52,14 @@ def _vllm(model: Model, adapters: Adapters, config: EngineConfig, slots: int) ->
     return VllmOffline(model.folder(), model.tokenizer(), model.end_tokens(), adapters, slots, config.context, dtype)
 
 
-def _openai(model: Model | None, adapters: Adapters, config: EngineConfig, slots: int) -> Engine:
+def _openai(model: Model | None, adapters: Adapters, config: EngineConfig, slots: int, say: Say) -> Engine:
     from selfalign.engines.openai_api import OpenAiApi
 
-    return OpenAiApi(config, slots)
+    tokenizer, _ = _tokenizer(model, say)
+    return OpenAiApi(config, slots, tokenizer=tokenizer)
 
 
-def _fake(model: Model | None, adapters: Adapters, config: EngineConfig, slots: int) -> Engine:
+def _fake(model: Model | None, adapters: Adapters, config: EngineConfig, slots: int, say: Say) -> Engine:
     from selfalign.engines.fake import Fake
 
     return Fake(parallel=slots)
@@ -102,14 +121,17 @@ def default_slots(config: EngineConfig) -> int:
     return 64 if kind(config) == "vllm" and accelerators() else 8
 
 
-def start(config: EngineConfig, model: Model | None, adapters: Adapters, slots: int) -> Engine:
+def start(
+    config: EngineConfig, model: Model | None, adapters: Adapters, slots: int, say: Say = lambda _: None
+) -> Engine:
     """Start the recipe's engine on the base model, with adapters that requests may name.
 
     Args:
-        model: None where no model runs here (a server, the fake engine).
+        model: None with the fake engine. A server's model is here for its tokenizer.
         slots: requests at once.
+        say: told of what takes long.
 
     Raises:
         UserError: the engine cannot be started.
     """
-    return ENGINES[kind(config)](model, adapters, config, slots)
+    return ENGINES[kind(config)](model, adapters, config, slots, say)

@@ -116,6 +116,8 @@ class Part:
     cached_tokens: int = 0
     """Prompt tokens taken from the cache."""
     generated_tokens: int = 0
+    neutralised: tuple[str, ...] = ()
+    """Control tokens that content spelled and that were broken, since the engine takes nothing but text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,12 +129,20 @@ class Completion:
 
     parts: tuple[Part, ...] = field(default_factory=tuple)
 
+    @property
+    def neutralised(self) -> tuple[str, ...]:
+        """What was broken for any of its steps."""
+        return tuple(dict.fromkeys(token for part in self.parts for token in part.neutralised))
+
     def to_json(self) -> list[dict[str, Any]]:
-        return [{name: getattr(p, name) for name in Part.__dataclass_fields__} for p in self.parts]
+        names = Part.__dataclass_fields__
+        return [
+            {name: getattr(p, name) for name in names if name != "neutralised" or p.neutralised} for p in self.parts
+        ]
 
     @classmethod
     def from_json(cls, value: list[dict[str, Any]]) -> Completion:
-        return cls(tuple(Part(**p) for p in value))
+        return cls(tuple(Part(**{**p, "neutralised": tuple(p.get("neutralised", ()))}) for p in value))
 
 
 class RowError(Exception):
@@ -153,6 +163,8 @@ class Engine(Protocol):
     """`generate` is called from up to `parallel` threads at once."""
 
     parallel: int
+    note: str
+    """What the user should know of how prompts reach the model; of a server it is known after the first request."""
 
     def generate(
         self,
@@ -186,7 +198,7 @@ def answer(engine: Engine, request: Request) -> Completion:
         prompt = (*prompt, step.cue) if step.cue else prompt
         part = engine.generate(prompt, step, request.seed, request.adapter)
         if not part.text.isascii():
-            part = replace(part, text=_whole_characters(part.text))
+            part = replace(part, text=whole_characters(part.text))
         parts.append(part)
         if part.finish == "length" and len(parts) < len(request.steps):
             break
@@ -194,6 +206,6 @@ def answer(engine: Engine, request: Request) -> Completion:
     return Completion(tuple(parts))
 
 
-def _whole_characters(text: str) -> str:
+def whole_characters(text: str) -> str:
     """The text with "?" for half characters, which a server's JSON can spell and no file can hold."""
     return text.encode("utf-8", "replace").decode("utf-8")

@@ -196,6 +196,7 @@ class Fake:
         fail: str | None = None,
     ) -> None:
         self.parallel = parallel
+        self.note = ""
         self.requests = 0
         self._script = script
         self._latency_s = latency_s

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import secrets
 import shutil
@@ -11,10 +12,12 @@ import tempfile
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from selfalign.dialogue import Tokenizer
+from selfalign.engines import vocabulary
 from selfalign.engines.base import BOS, Control, Finish, Part, Pieces, RowError, Step, TooLong
 from selfalign.errors import Resumable, UserError
 
@@ -36,15 +39,27 @@ class LlamaCpp:
         slots: requests generated at once.
         context: tokens of context per slot.
         threads: 0 for all cores.
+        tokenizer: the model's, which training uses: llama.cpp gets its ids. Without it llama.cpp encodes the text,
+            which differs in rare places (runs of 32 spaces and more under Gemma 3).
 
     Raises:
-        UserError: llama.cpp cannot load a file.
+        UserError: llama.cpp cannot load a file, or its vocabulary is not the tokenizer's.
     """
 
-    def __init__(self, gguf: Path, adapters: dict[str, Path], slots: int, context: int, threads: int) -> None:
+    def __init__(
+        self,
+        gguf: Path,
+        adapters: dict[str, Path],
+        slots: int,
+        context: int,
+        threads: int,
+        tokenizer: Tokenizer | None = None,
+    ) -> None:
         import xllamacpp
 
         self.parallel = slots
+        self.note = ""
+        self._tokenizer = tokenizer
         self._adapters = {name: number for number, name in enumerate(adapters)}
         self._folder = Path(tempfile.mkdtemp(prefix="selfalign-slots-"))
         self._key = secrets.token_urlsafe(24)
@@ -81,6 +96,8 @@ class LlamaCpp:
                 f"llama.cpp cannot load {gguf}{' with its adapters' if adapters else ''}: {error or 'unknown reason'}"
             ) from error
         self._bos = self._tokenize("", special=True, add_bos=True)
+        if tokenizer:
+            self._check_vocabulary(tokenizer, gguf)
 
     def generate(
         self,
@@ -106,9 +123,7 @@ class LlamaCpp:
             "lora": [{"id": number, "scale": float(name == adapter)} for name, number in self._adapters.items()],
         }
         if sampling.bias:
-            body["logit_bias"] = [
-                [self._tokenize(str(text), special=isinstance(text, Control))[0], bias] for text, bias in sampling.bias
-            ]
+            body["logit_bias"] = [[self.encode((text,))[0], bias] for text, bias in sampling.bias]
         if step.grammar:
             body["grammar"] = step.grammar
         if sampling.repetition:
@@ -160,6 +175,8 @@ class LlamaCpp:
 
     def encode(self, prompt: Pieces) -> list[int]:
         """Token ids. Only `Control` pieces can become control tokens; neighbouring text is encoded as one."""
+        if self._tokenizer:
+            return self._tokenizer.encode(prompt)
         ids: list[int] = []
         text = ""
         for piece in (*prompt, Control("")):
@@ -180,6 +197,28 @@ class LlamaCpp:
         reply = self._checked(self._http("/tokenize", body))
         return list(reply["tokens"])
 
+    def _check_vocabulary(self, tokenizer: Tokenizer, gguf: Path) -> None:
+        try:
+            wrong = vocabulary.difference(tokenizer, self._detokenize)
+        except RowError as error:
+            wrong = f"it does not read its ids: {error}"
+        if wrong:
+            self.close()
+            raise UserError(
+                f"the vocabulary of {gguf} is not that of the model's tokenizer ({wrong}): convert the GGUF from the "
+                "folder that is trained"
+            )
+        if self._bos != (start := tokenizer.encode((BOS,))):
+            self.note = f"texts begin with the tokens {start}, as the tokenizer has it; the GGUF says {self._bos}"
+        elif self._tokenize(vocabulary.TEXT, special=False) != tokenizer.ids(vocabulary.TEXT):
+            self.note = (
+                "llama.cpp would cut texts otherwise than the model's tokenizer, whose tokens it gets: where that was "
+                "read from the GGUF, give the model's Hugging Face folder instead"
+            )
+
+    def _detokenize(self, ids: Sequence[int]) -> str:
+        return str(self._checked(self._http("/detokenize", {"tokens": list(ids)}))["content"])
+
     def _http(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         request = urllib.request.Request(  # noqa: S310  (our own loopback address)
             self._server.listening_address + path,
@@ -196,12 +235,29 @@ class LlamaCpp:
             raise Resumable(f"llama.cpp stopped answering ({error}): run the same command again") from error
         return value
 
-    def top_token(self, ids: list[int], adapter: str | None) -> int:
-        """The most likely next token after these ids."""
+    def top(self, ids: list[int], adapter: str | None) -> tuple[int, float]:
+        """The most likely next token after these ids, and its log-probability.
+
+        That is not a number where the token is a part of a character: the server then gives none.
+        """
         body = {"prompt": ids, "n_predict": 1, "temperature": 0.0, "n_probs": 1, "cache_prompt": True, "id_slot": 0}
         body["lora"] = [{"id": number, "scale": float(name == adapter)} for name, number in self._adapters.items()]
-        reply = self._checked(self._server.handle_completions(body))
-        return int(reply["choices"][0]["logprobs"]["content"][0]["id"])
+        reply = self._checked(self._http("/completion", {**body, "return_tokens": True}))
+        found = reply.get("completion_probabilities") or [{"logprob": math.nan}]
+        return int(reply["tokens"][0]), float(found[0]["logprob"])
+
+    def top_token(self, ids: list[int], adapter: str | None) -> int:
+        """The most likely next token after these ids."""
+        return self.top(ids, adapter)[0]
+
+    def chat_ids(self, messages: list[dict[str, str]]) -> list[int]:
+        """Token ids of a dialogue as a client of the chat interface gets it: by the chat template inside the GGUF.
+
+        Raises:
+            RowError: the template refuses the dialogue.
+        """
+        text = str(self._checked(self._http("/apply-template", {"messages": messages}))["prompt"])
+        return self._tokenize(text, special=True, add_bos=True)
 
     # -- prefix --------------------------------------------------------------------------------------------------
 

@@ -1,7 +1,9 @@
 """Any OpenAI-compatible server, by raw `/v1/completions`: llama.cpp's, vLLM's, Ollama's.
 
-Raw completions, not chat: the dialogue template is ours, the same in training and generation. A server cannot load our
-adapter; the recipe names the model ids under which the user serves base, engraved and final model.
+Raw completions, not chat: the dialogue template is ours, the same in training and generation. A server that proves
+that it means the same by our token ids gets ids; another gets text, in which content cannot spell a control token. A
+server cannot load our adapter; the recipe names the model ids under which the user serves base, engraved and final
+model.
 """
 
 from __future__ import annotations
@@ -12,12 +14,16 @@ import os
 import queue
 import socket
 import ssl
+import threading
 import time
 import urllib.parse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
-from selfalign.engines.base import Control, Finish, Part, Pieces, RowError, Step, TooLong
+from selfalign.dialogue import Tokenizer, as_text
+from selfalign.engines import vocabulary
+from selfalign.engines.base import BOS, Finish, Part, Pieces, RowError, Step, TooLong
 from selfalign.errors import Resumable, UserError
 from selfalign.recipe import Engine as EngineConfig
 from selfalign.retries import Patience, Policy, Transient, decision, retry_after
@@ -25,6 +31,8 @@ from selfalign.retries import Patience, Policy, Transient, decision, retry_after
 _MAX_BODY = 4 << 20
 """Bytes of a reply that are read at most."""
 _REPLY_CHARS = 160
+_BUSY = frozenset({408, 425, 429, 502, 503, 504})
+"""Replies that say nothing about what a server knows."""
 
 
 def address(config: EngineConfig) -> urllib.parse.SplitResult:
@@ -43,6 +51,10 @@ def address(config: EngineConfig) -> urllib.parse.SplitResult:
     return parts
 
 
+class _Unknown(Exception):
+    """The server does not answer this question."""
+
+
 class OpenAiApi:
     """See `Engine`.
 
@@ -50,15 +62,24 @@ class OpenAiApi:
         config: address, model ids, limits.
         slots: requests at once.
         policy: retries.
+        tokenizer: the base model's; without it the server gets text.
 
     Raises:
         UserError: the address, or the variable with the key, is wrong or missing.
     """
 
-    def __init__(self, config: EngineConfig, slots: int, policy: Policy | None = None) -> None:
+    def __init__(
+        self, config: EngineConfig, slots: int, policy: Policy | None = None, tokenizer: Tokenizer | None = None
+    ) -> None:
         parts = address(config)
         self.parallel = slots
-        self._parts, self._path = parts, parts.path.rstrip("/").removesuffix("/v1") + "/v1/completions"
+        self.note = "" if tokenizer else "the server gets text: the model's tokenizer is not here"
+        self._tokenizer = tokenizer
+        self._controls = tokenizer.control_texts() if tokenizer else frozenset()
+        self._takes_ids: bool | None = None if tokenizer else False
+        """None until the server was asked."""
+        self._asking = threading.Lock()
+        self._parts, self._path = parts, parts.path.rstrip("/").removesuffix("/v1")
         self._served = config.served
         self._key = _key(config.key_env)
         self._read_timeout, self._connect_timeout = config.timeout, min(10.0, config.timeout)
@@ -74,8 +95,18 @@ class OpenAiApi:
         on_text: Callable[[str], bool] | None = None,
     ) -> Part:
         """See `Engine.generate`. Text comes at once, not in stretches."""
-        body = self._body(prompt, step, seed, self._model(adapter))
+        body = self._body(step, seed, self._model(adapter))
+        broken: tuple[str, ...] = ()
+        tokenizer = self._tokenizer
+        if tokenizer and self._accepts_ids(tokenizer, body["model"]):
+            body["prompt"] = tokenizer.encode(prompt)
+            if step.sampling.bias:
+                body["logit_bias"] = {str(tokenizer.first(text)): bias for text, bias in step.sampling.bias}
+        else:
+            body["prompt"], broken = as_text(prompt, self._controls)
         part = self._patience.call(lambda: self._completion(body))
+        if broken:
+            part = replace(part, neutralised=broken)
         if on_text is not None:
             on_text(part.text)
         return part
@@ -86,11 +117,10 @@ class OpenAiApi:
             raise Resumable(f"engine.served names no model for {name!r}: see docs/engines.md")
         return self._served[name]
 
-    def _body(self, prompt: Pieces, step: Step, seed: int, model: str) -> dict[str, Any]:
+    def _body(self, step: Step, seed: int, model: str) -> dict[str, Any]:
         sampling = step.sampling
         body: dict[str, Any] = {
             "model": model,
-            "prompt": _text(prompt),
             "max_tokens": sampling.max_new_tokens,
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
@@ -118,10 +148,56 @@ class OpenAiApi:
             }
         return body
 
+    # -- token ids -----------------------------------------------------------------------------------------------
+
+    def _accepts_ids(self, tokenizer: Tokenizer, model: str) -> bool:
+        """Whether the server takes our token ids; asked with the first request. Raises as `generate`."""
+        with self._asking:
+            if self._takes_ids is None:
+                why = self._patience.call(lambda: self._why_text(tokenizer, model))
+                self._takes_ids = not why
+                self.note = f"the server gets text: {why}" if why else ""
+            return self._takes_ids
+
+    def _why_text(self, tokenizer: Tokenizer, model: str) -> str:
+        """Why the server cannot be given ids; empty where it reads ours as we do (/detokenize) and goes on from them.
+
+        llama.cpp's server and vLLM's have /detokenize; what another one has under that name must prove itself, too.
+        """
+        try:
+            wrong = vocabulary.difference(tokenizer, lambda ids: self._detokenize(ids, model))
+        except _Unknown as error:
+            return str(error)
+        if wrong:
+            return f"its vocabulary is not the model's ({wrong})"
+        ids = tokenizer.encode((BOS, "One, two, three,"))
+        try:
+            part = self._completion({"model": model, "prompt": ids, "max_tokens": 1, "temperature": 0.0})
+        except RowError as error:
+            return f"it refuses token ids ({error})"
+        count = part.prompt_tokens + part.cached_tokens
+        return f"it takes {len(ids)} token ids for {count} tokens" if count not in (0, len(ids)) else ""
+
+    def _detokenize(self, ids: Sequence[int], model: str) -> str:
+        body = json.dumps({"model": model, "tokens": list(ids)}).encode()
+        status, headers, raw = self._post("/detokenize", body)
+        if status in (401, 403):
+            self._refused(status, headers, raw)
+        if status in _BUSY:
+            raise Transient(f"the server says {status}", retry_after(headers))
+        try:
+            value = json.loads(raw)
+            text = value.get("content", value.get("prompt")) if status == 200 else None  # llama.cpp's, vLLM's
+        except (ValueError, AttributeError, RecursionError):
+            text = None
+        if not isinstance(text, str):
+            raise _Unknown(f"it does not say how it reads the model's token ids (/detokenize: {status})")
+        return text
+
     # -- one call ------------------------------------------------------------------------------------------------
 
     def _completion(self, body: dict[str, Any]) -> Part:
-        status, headers, raw = self._post(json.dumps(body).encode())
+        status, headers, raw = self._post("/v1/completions", json.dumps(body).encode())
         if status != 200:
             self._refused(status, headers, raw)
         try:
@@ -134,7 +210,7 @@ class OpenAiApi:
             raise Transient("the server's reply holds no text")
         return _part(text, choice, reply)
 
-    def _post(self, data: bytes) -> tuple[int, dict[str, str], bytes]:
+    def _post(self, path: str, data: bytes) -> tuple[int, dict[str, str], bytes]:
         headers = {"content-type": "application/json", "accept-encoding": "identity"}
         if self._key:
             headers["authorization"] = f"Bearer {self._key}"
@@ -143,7 +219,7 @@ class OpenAiApi:
         except queue.Empty:
             connection = self._connect()
         try:
-            connection.request("POST", self._path, data, headers)
+            connection.request("POST", self._path + path, data, headers)
             reply = connection.getresponse()
             raw = _bounded(reply, self._read_timeout)
         except (OSError, http.client.HTTPException) as error:
@@ -209,19 +285,6 @@ def _key(variable: str | None) -> str:
     if not key.isascii() or not key.isprintable():
         raise UserError(f"the variable {variable} (engine.key_env) holds characters that no key has")
     return key
-
-
-def _text(prompt: Pieces) -> str:
-    """The prompt as text. The server puts the beginning-of-text token itself.
-
-    Raises:
-        RowError: content holds what the server would take for a control token.
-    """
-    controls = {str(p).strip() for p in prompt if isinstance(p, Control) and str(p).strip()}
-    for piece in prompt:
-        if not isinstance(piece, Control) and any(c in piece for c in controls):
-            raise RowError("the text contains a control token")
-    return "".join(str(p) for p in prompt if p != "<bos>")
 
 
 def _bounded(reply: http.client.HTTPResponse, seconds: float) -> bytes:

@@ -66,10 +66,10 @@ class VllmOffline:
         dtype: str,
     ) -> None:
         self.parallel = parallel
+        self.note = ""
         self._engine: Any = None
         self._tokenizer = tokenizer
-        self._encoding = threading.Lock()
-        self._ends = [tokenizer.ids(end, special=True)[0] for end in ends]
+        self._ends = [tokenizer.first(Control(end)) for end in ends]
         self._context = context
         vllm = _import()
         self._sampling_params = vllm.SamplingParams
@@ -102,9 +102,8 @@ class VllmOffline:
         on_text: Callable[[str], bool] | None = None,
     ) -> Part:
         """See `Engine.generate`."""
-        with self._encoding:
-            ids = self._tokenizer.encode(prompt)
-            bias = {self._first(text): value for text, value in step.sampling.bias}
+        ids = self._tokenizer.encode(prompt)
+        bias = {self._tokenizer.first(text): value for text, value in step.sampling.bias}
         if step.sampling.ban_eos:
             # Not ignore_eos, which only goes on after it.
             bias |= dict.fromkeys(self._ends, -100.0)
@@ -129,9 +128,6 @@ class VllmOffline:
                 raise Resumable("vLLM has stopped: run the same command again")
             self._calls.put(call)
         return call.done.result()
-
-    def _first(self, text: str) -> int:
-        return self._tokenizer.ids(str(text), special=isinstance(text, Control))[0]
 
     def prime(self, prefix: Pieces, adapter: str | None) -> str:
         """Nothing to do: vLLM keeps the blocks of every prefix and finds them by their hash."""

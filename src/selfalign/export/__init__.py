@@ -1,1 +1,1 @@
-"""What leaves a run: folders to train in elsewhere."""
+"""A run's models and data in the forms that other programs take, and folders to train in elsewhere."""

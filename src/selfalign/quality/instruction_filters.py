@@ -58,8 +58,13 @@ def reason_to_drop(
 
 def cleaned(text: str) -> str:
     """A user's own prompt without control and invisible characters, trailing spaces and runs of blank lines."""
-    lines = [line.rstrip() for line in _CONTROL.sub("", text.replace("\r\n", "\n").replace("\r", "\n")).split("\n")]
+    lines = [line.rstrip() for line in without_controls(text).split("\n")]
     return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).strip()
+
+
+def without_controls(text: str) -> str:
+    """The text without control and invisible characters, its lines ended by "\\n"."""
+    return _CONTROL.sub("", text.replace("\r\n", "\n").replace("\r", "\n"))
 
 
 def reason_to_drop_own(message: str, length: int | None = None, bounds: tuple[int, int] = (1, 1)) -> str:

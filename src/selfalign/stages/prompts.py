@@ -1,23 +1,26 @@
 """Stage 1, its end: what 1a and 1b wrote, together, with the held-out part marked.   -> 1_prompts/prompts.jsonl
 
-With a file of the user's own prompts this takes the place of 1a and 1b.
+With a file (folder, hub data set) of the user's own prompts this takes the place of 1a and 1b.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
+from hashlib import blake2b
 from pathlib import Path
 
+from selfalign.clock import Clock
 from selfalign.context import Context
 from selfalign.errors import UserError
-from selfalign.journal import Clock, Fate
-from selfalign.quality.instruction_filters import cleaned, reason_to_drop_own
+from selfalign.journal import Fate
+from selfalign.own_data import OwnData, prompt_of
+from selfalign.quality.instruction_filters import reason_to_drop_own
 from selfalign.quality.novelty import NoveltyIndex
 from selfalign.quality.rouge import folded
-from selfalign.records import Prompt, content_hash, join_input, json_lines, prompt_id, read_jsonl, write_jsonl
+from selfalign.records import Prompt, content_hash, join_input, read_jsonl, write_jsonl
+from selfalign.signals import STOP
 
 
 def merge(context: Context) -> list[Path]:
@@ -26,63 +29,66 @@ def merge(context: Context) -> list[Path]:
     return [_publish(context, rows)]
 
 
-def import_file(context: Context, file: Path) -> list[Path]:
-    """Take prompts from a file: JSONL with `instruction` (or `prompt`) and perhaps `input`, or plain lines.
+def import_file(context: Context) -> list[Path]:
+    """Take the prompts of the recipe's `prompts.file`, row by row: what is kept is held once, nothing else.
 
     Raises:
-        UserError: the file cannot be read, or holds no prompt.
+        UserError: the file cannot be read, a row is in no known form, or there is no prompt that can be used.
     """
-    clock, wanted = Clock(), context.recipe.prompts.file_sha256
-    if wanted and hashlib.sha256(_bytes(file)).hexdigest() != wanted:
-        raise UserError(f"{file} was changed since the run was begun: restore it, or begin again with --new")
+    clock, data = Clock(), OwnData(context.recipe.prompts)
+    kept: list[Prompt] = []
     for ledger in ("topics", "red_team"):
         context.journal.restart(ledger)
-    rows: dict[str, Prompt] = {}
-    fates: list[Fate] = []
-    known: set[str] = set()
-    bounds = context.recipe.prompts.tokens
+    dropped: Counter[str] = Counter()
+
+    def fates() -> Generator[Fate, None, None]:
+        for prompt, fate in _judged(context, data):
+            STOP.check()
+            bar.add(1)
+            if prompt:
+                kept.append(prompt)
+            else:
+                dropped[fate[3]] += 1
+            yield fate
+
+    with context.screen.bar("own prompts", None) as bar:
+        context.decide("self_instruct", fates())
+    if not kept:
+        why = ", ".join(f"{reason} {n}" for reason, n in dropped.most_common())
+        raise UserError(f"{data.name} holds no prompt" + (f" that can be used: {why}" if why else ""))
+    for text in data.said():
+        context.screen.say(f"  {text}", "dim")
+    context.finish("self_instruct", len(kept) + dropped.total(), clock, data.notes())
+    return [_publish(context, kept)]
+
+
+def _judged(context: Context, data: OwnData) -> Iterator[tuple[Prompt | None, Fate]]:
+    """The prompt of each row, or None where it is dropped, with the row's fate."""
+    config, taken = context.recipe.prompts, 0
+    known: set[bytes] = set()
+    bounds = (config.tokens[0], config.tokens[1]) if config.tokens else None
     measure = _counter(context) if bounds else len
-    for number, (raw_instruction, raw_text) in enumerate(_read(file)):
-        instruction, text = cleaned(raw_instruction), cleaned(raw_text)
-        row_id, message = prompt_id(instruction, text), join_input(instruction, text)
+    for number, (place, row) in enumerate(data):
+        row_id, instruction, text = prompt_of(row)
+        message = join_input(instruction, text)
         length = None if bounds is None else measure(message)
-        reason = reason_to_drop_own(message, length, (bounds[0], bounds[1]) if bounds else (1, 1))
+        reason = reason_to_drop_own(message, length, bounds or (1, 1))
         # Case and punctuation do not make a prompt another one.
-        key = folded(message)
+        key = blake2b(folded(message).encode("utf-8"), digest_size=16).digest()
         if not reason and key in known:
             reason = "duplicate"
         hit = None if reason else context.benchmarks.find(instruction, message)
         if hit:
             reason, message = hit.reason, hit.beside(message)
-        if not reason and context.recipe.prompts.rows and len(rows) >= context.recipe.prompts.rows:
+        if not reason and config.rows and taken >= config.rows:
             reason = "more than wanted"
         if reason:
-            fates.append((content_hash(row_id, number), number, "dropped", reason, message))
+            # Of an empty row only its place tells which one it is.
+            yield None, (content_hash(row_id, number), number, "dropped", reason, message or place)
             continue
         known.add(key)
-        rows[row_id] = Prompt(row_id, instruction, text)
-        fates.append((row_id, number, "kept", "", message))
-    if not rows:
-        reasons = Counter(fate[3] for fate in fates)
-        why = ", ".join(f"{reason} {n}" for reason, n in reasons.most_common())
-        raise UserError(f"{file} holds no prompt" + (f" that can be used: {why}" if why else ""))
-    context.settle("self_instruct", fates, len(fates), clock, {"from": file.name})
-    return [_publish(context, list(rows.values()))]
-
-
-def _bytes(file: Path) -> bytes:
-    try:
-        return file.read_bytes()
-    except OSError as error:
-        raise UserError(f"prompts file {str(file)!r} cannot be read: {error.strerror}") from None
-
-
-def count(file: Path, most: int | None) -> int:
-    """How many prompts the file holds, before the filters. Raises as `import_file`."""
-    number = len(_read(file))
-    if not number:
-        raise UserError(f"{file} holds no prompt")
-    return min(number, most) if most else number
+        taken += 1
+        yield Prompt(row_id, instruction, text), (row_id, number, "kept", "", message)
 
 
 def _counter(context: Context) -> Callable[[str], int]:
@@ -93,29 +99,13 @@ def _counter(context: Context) -> Callable[[str], int]:
     return lambda message: len(tokenizer.ids(message))
 
 
-def _read(file: Path) -> list[tuple[str, str]]:
-    if file.suffix not in (".jsonl", ".json"):
-        try:
-            return [(line.strip(), "") for line in file.read_text("utf-8-sig").split("\n") if line.strip()]
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"prompts file {str(file)!r} cannot be read: {error}") from None
-    found = []
-    for number, value in json_lines(file):
-        instruction, text = value.get("instruction", value.get("prompt")), value.get("input", "")
-        if not isinstance(instruction, str) or not isinstance(text, str) or not instruction.strip():
-            raise UserError(f"{file}:{number}: a prompt needs 'instruction' (or 'prompt') as text")
-        found.append((instruction.strip(), text.strip()))
-    return found
-
-
 def _publish(context: Context, rows: list[Prompt]) -> Path:
     # The hash of the content mixes both sources, the same way on every machine.
     rows = sorted(rows, key=lambda r: content_hash(context.recipe.seed, r.id))
     wanted = min(context.recipe.evaluate.run_on, len(rows) // 2)
     heldout = _apart(rows, wanted, [pair.question for pair in context.run.constitution.identity], context)
-    rows = [replace(r, split="heldout" if r.id in heldout else "train") for r in rows]
     path = context.run.jsonl("prompts")
-    write_jsonl(path, rows)
+    write_jsonl(path, (replace(r, split="heldout" if r.id in heldout else "train") for r in rows))
     context.screen.say(f"  prompts: {len(rows)}, of which {len(heldout)} are held out for the evaluation")
     if len(heldout) < wanted:
         context.screen.say(f"  {wanted} were to be held out: the others are too close to what is trained on", "yellow")

@@ -4,6 +4,8 @@
 
 The base model sees the principles and the exemplars, thinks in one line about which principles apply, and answers. The
 thoughts stay in a column of their own; the answer alone is training text. (SELF-ALIGN, arXiv 2305.03047, section 3.3.)
+
+With `align.form: given` nothing is generated: the answers are those of the user's own rows; the same filters decide.
 """
 
 from __future__ import annotations
@@ -11,18 +13,23 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Generator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 from selfalign import atomic, guided
+from selfalign.clock import Clock
 from selfalign.context import Context
 from selfalign.engines.base import Request
 from selfalign.generate import Outcome, Work, row_seed, stream
 from selfalign.inputs import Rows
-from selfalign.journal import Clock, Fate
+from selfalign.journal import Fate
+from selfalign.own_data import Answers, OwnData
 from selfalign.quality.response_filters import TOO_MANY_REFUSALS, Leaks, RefusalCap, judge, judge_thoughts
 from selfalign.records import Prompt, Response, line
+from selfalign.signals import STOP
 
 STAGE = "align"
+NO_ANSWER = "no answer is given"
 
 
 def form(context: Context) -> guided.Form:
@@ -50,7 +57,10 @@ def run(context: Context) -> list[Path]:
             used.update(map(str, response.principles))
 
         context.decide(STAGE, _fates(context, prompts, keep, bar.add))
-    counts = context.finish(STAGE, len(prompts) + prompts.number_removed, clock, {"principles": dict(used)})
+    notes: dict[str, object] = {"principles": dict(used)}
+    if context.recipe.align.form == "given":
+        notes["answers from"] = OwnData(context.recipe.prompts).name
+    counts = context.finish(STAGE, len(prompts) + prompts.number_removed, clock, notes)
     context.check_failures(counts)
     return [path]
 
@@ -58,14 +68,30 @@ def run(context: Context) -> list[Path]:
 def _fates(
     context: Context, prompts: Rows[Prompt], keep: Callable[[Response], None], on_done: Callable[[int, int], None]
 ) -> Generator[Fate, None, None]:
-    """Ask, judge and keep one row after the other; in memory are those of a window only."""
+    """Ask (or look up), judge and keep one row after the other; in memory are those of a window only."""
     filters = context.recipe.filters.responses
-    asked, leaks = form(context), Leaks.of(context.run.constitution, filters.leak_words)
+    leaks = Leaks.of(context.run.constitution, filters.leak_words)
     cap = RefusalCap(filters.refusals)
     context.journal.expect(STAGE, len(prompts) + prompts.number_removed)
     yield from prompts.removed()
     if not prompts:
         return
+    decided = _given if context.recipe.align.form == "given" else _asked
+    with closing(decided(context, prompts, leaks, cap, on_done)) as decisions:
+        for fate, response in decisions:
+            if response:
+                keep(response)
+            yield fate
+
+
+Decisions = Generator[tuple[Fate, Response | None], None, None]
+
+
+def _asked(
+    context: Context, prompts: Rows[Prompt], leaks: Leaks, cap: RefusalCap, on_done: Callable[[int, int], None]
+) -> Decisions:
+    """The base model answers."""
+    asked = form(context)
     context.prime(asked.prefix)
     works = (Work(p.id, request(context, p, asked), p) for p in prompts)
     answered = stream(
@@ -73,10 +99,22 @@ def _fates(
     )
     with closing(answered):
         for position, (work, outcome) in enumerate(answered):
-            fate, response = decide(context, work.item, outcome, work.request, leaks, cap, position)
-            if response:
-                keep(response)
-            yield fate
+            yield decide(context, work.item, outcome, work.request, leaks, cap, position)
+
+
+def _given(
+    context: Context, prompts: Rows[Prompt], leaks: Leaks, cap: RefusalCap, on_done: Callable[[int, int], None]
+) -> Decisions:
+    """The user's own answers are taken."""
+    with closing(Answers(context.recipe.prompts)) as answers:
+        for position, prompt in enumerate(prompts):
+            STOP.check()
+            answer = answers.get(prompt.id)
+            on_done(1, 0)
+            if answer is None:
+                yield (prompt.id, position, "dropped", NO_ANSWER, prompt.message), None
+            else:
+                yield _judged(context, _response(prompt, answer, "", []), False, leaks, cap, position)
 
 
 def decide(
@@ -85,30 +123,46 @@ def decide(
     """The row's fate and, where it is kept, the response."""
     if outcome.completion is None:
         return (prompt.id, position, outcome.fate, outcome.reason, prompt.message), None
-    recipe, constitution = context.recipe, context.run.constitution
+    constitution = context.run.constitution
     thoughts, answer, truncated = guided.split(outcome.completion, request, constitution.assistant.name)
-    shown = f"{prompt.message}\n[{thoughts}]\n{answer}"
     principles, reason = judge_thoughts(thoughts, constitution)
     if reason is None and not answer.strip():
         reason = "thoughts never ended" if len(outcome.completion.parts) < len(request.steps) else "empty"
+    response = _response(prompt, answer, thoughts, principles)
     if reason:
-        return (prompt.id, position, "dropped", reason, shown), None
-    verdict = judge(answer, truncated, prompt.message, leaks, recipe.filters.responses)
-    if verdict.reason:
-        return (prompt.id, position, "dropped", verdict.reason, shown), None
-    if hit := context.benchmarks.find(prompt.message, verdict.text):
-        return (prompt.id, position, "dropped", hit.reason, hit.beside(shown)), None
-    if not cap.admits(verdict.text):
-        return (prompt.id, position, "dropped", TOO_MANY_REFUSALS, shown), None
-    response = Response(
+        return (prompt.id, position, "dropped", reason, _shown(response)), None
+    return _judged(context, response, truncated, leaks, cap, position)
+
+
+def _response(prompt: Prompt, answer: str, thoughts: str, principles: list[int]) -> Response:
+    return Response(
         prompt.id,
         prompt.instruction,
         prompt.input,
-        verdict.text,
+        answer,
         thoughts,
         principles,
         prompt.source,
         prompt.question_type,
         prompt.split,
     )
-    return (prompt.id, position, "kept", "", shown), response
+
+
+def _shown(response: Response) -> str:
+    thoughts = f"[{response.thoughts}]\n" if response.thoughts else ""
+    return f"{response.message}\n{thoughts}{response.response}"
+
+
+def _judged(
+    context: Context, response: Response, truncated: bool, leaks: Leaks, cap: RefusalCap, position: int
+) -> tuple[Fate, Response | None]:
+    """What the filters say to a response."""
+    message, shown = response.message, _shown(response)
+    verdict = judge(response.response, truncated, message, leaks, context.recipe.filters.responses)
+    if verdict.reason:
+        return (response.id, position, "dropped", verdict.reason, shown), None
+    if hit := context.benchmarks.find(message, verdict.text):
+        return (response.id, position, "dropped", hit.reason, hit.beside(shown)), None
+    if not cap.admits(verdict.text):
+        return (response.id, position, "dropped", TOO_MANY_REFUSALS, shown), None
+    return (response.id, position, "kept", "", shown), replace(response, response=verdict.text)

@@ -3,28 +3,33 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from selfalign import costs, environment
+from selfalign.clock import Clock
 from selfalign.context import Context
+from selfalign.counts import thinned
 from selfalign.dialogue import Encoded, encode_example
 from selfalign.errors import Resumable, UserError
-from selfalign.journal import Clock, Fate
+from selfalign.export import card
+from selfalign.journal import Fate
+from selfalign.progress import Bar
 from selfalign.recipe import Engrave
-from selfalign.records import Example, read_jsonl, write_jsonl
+from selfalign.records import Example, content_hash, read_jsonl, write_jsonl
 from selfalign.training import elsewhere, preflight
+
+if TYPE_CHECKING:
+    from selfalign.training.checkpoint import Checkpoint
+    from selfalign.training.device import Placement
+    from selfalign.training.loop import Training
 
 Kind = Literal["engrave", "clone"]
 
 _SHOWN = 3
 """Training rows that are printed with -v."""
-_TITLE = {
-    "engrave": "Stage 3, principle engraving: the base model's own answers under the constitution, without it.",
-    "clone": "Stage 4, verbose cloning: the engraved model's verbose answers, without the verbose prompt.",
-}
 
 
 def train(
@@ -50,7 +55,7 @@ def train(
             checked = _preflight(context, kept, encoded, config, fates)
             if config.elsewhere:
                 raise Resumable(elsewhere.next_steps(context.run.path, kind))
-            notes = {**_fit(context, kind, encoded, config), "preflight": checked.text()}
+            notes = {**_fit(context, kind, kept, encoded, config, clock), "preflight": checked.text()}
         files += [context.run.adapter(kind), context.run.adapter_gguf(kind)]
     elif context.given_adapter:
         raise UserError("this run's engine is the fake one, which has no weights: it takes no adapter")
@@ -59,51 +64,105 @@ def train(
         write_jsonl(files[0], examples)
         notes = {"trained": "nothing: the fake engine has no weights"}
     context.settle(ledger, fates, rows_in, clock, notes)
+    context.run.checkpoint(kind).unlink(missing_ok=True)
     return files
 
 
-def _fit(context: Context, kind: Kind, encoded: Sequence[Encoded], config: Engrave) -> dict[str, object]:
+def _fit(
+    context: Context,
+    kind: Kind,
+    examples: Sequence[Example],
+    encoded: Sequence[Encoded],
+    config: Engrave,
+    clock: Clock,
+) -> dict[str, object]:
     """Train, publish the adapter in both forms, compare them; returns notes for the ledger."""
-    from selfalign.training import gguf_adapter, lora
+    from selfalign.training import device, gguf_adapter, loop, lora
 
-    model, clock = context.model, Clock()
-    folder = model.folder(context.screen.say)
-    adapted = lora.with_new_adapter(lora.load_base(folder), config, context.recipe.seed)
+    model = context.model
+    folder, where = model.folder(context.screen.say), device.choose(config)
+    measured = _validation(examples, config.validation)
+    rows = [row for row, e in zip(encoded, examples, strict=True) if e.id not in measured]
+    others = [row for row, e in zip(encoded, examples, strict=True) if e.id in measured]
+    adapted = lora.with_new_adapter(lora.load_base(folder, where), config, context.recipe.seed)
     with context.screen.bar(f"train {kind}", None) as bar:
-        seen = 0
-
-        def on_step(step: int, steps: int, loss: float, tokens: int) -> None:
-            nonlocal seen
-            bar.total(steps)
-            bar.set(step, tokens - seen)
-            seen = tokens
-            context.screen.detail(f"  step {step} of {steps}: loss {loss:.3f}")
-
-        done = lora.train(
+        done = loop.train(
             adapted,
-            encoded,
-            learning_rate=config.learning_rate,
-            epochs=config.epochs,
-            batch_size=config.batch_size,
-            warmup_steps=config.warmup_steps,
-            seed=context.recipe.seed,
-            on_step=on_step,
+            rows,
+            config,
+            context.recipe.seed,
+            validation=others,
+            checkpoint=_checkpoint(context, kind, rows, others, config, where),
+            on_step=_shown(context, bar),
+            say=lambda text: context.screen.say(f"  {text}", "yellow"),
         )
-    seconds = clock.seconds()
+    clock.add(done.seconds_before)
     target = context.run.adapter(kind)
-    lora.save_adapter(adapted, target, model.source, model.notice, _card(context, kind, len(encoded)))
+    lora.save_adapter(adapted, target, model, _card(context, kind, len(rows)))
     gguf_adapter.write(target, folder, context.run.adapter_gguf(kind), model.notice)
     parity = _parity(context, kind, adapted)
     del adapted
     gc.collect()
-    return {
+    return {**_notes(done, others), "computed": f"{where.dtype} on {where.device}", "parity": parity}
+
+
+def _validation(examples: Sequence[Example], share: float) -> set[str]:
+    """Ids of the examples that are not trained on: chosen by their content, so that an edit elsewhere changes none."""
+    wanted = int(share * len(examples))
+    return {e.id for e in sorted(examples, key=lambda e: content_hash("validation", e.id))[:wanted]}
+
+
+def _checkpoint(
+    context: Context,
+    kind: Kind,
+    rows: Sequence[Encoded],
+    others: Sequence[Encoded],
+    config: Engrave,
+    where: Placement,
+) -> Checkpoint:
+    """The training's state in the run, good for these rows, settings and weights only."""
+    from selfalign.training.checkpoint import Checkpoint
+
+    settings = config.model_dump(mode="json", exclude={"preflight", "checkpoint_seconds", "tokens_at_once"})
+    texts = [[(r.ids, sum(r.mask)) for r in part] for part in (rows, others)]
+    key = content_hash(context.model.identity, context.recipe.seed, settings, where.dtype, where.device, texts)
+    return Checkpoint(context.run.checkpoint(kind), key)
+
+
+def _shown(context: Context, bar: Bar) -> Callable[[int, int, float, int], None]:
+    """Shows each step."""
+    seen: int | None = None
+
+    def on_step(step: int, steps: int, loss: float, tokens: int) -> None:
+        nonlocal seen
+        if seen is None:
+            bar.total(steps)
+            bar.begin_at(step - 1)
+            seen = 0 if step == 1 else tokens
+        bar.set(step, tokens - seen)
+        seen = tokens
+        context.screen.detail(f"  step {step} of {steps}: loss {loss:.3f}")
+
+    return on_step
+
+
+def _notes(done: Training, others: Sequence[Encoded]) -> dict[str, object]:
+    """What the ledger keeps of a training."""
+    curve = [(n, round(x, 5), rate) for n, (x, rate) in enumerate(zip(done.losses, done.rates, strict=True), 1)]
+    notes: dict[str, object] = {
         "steps": len(done.losses),
         "loss_first": round(done.losses[0], 4),
         "loss_last": round(done.losses[-1], 4),
         "training_tokens": done.tokens,
-        "training_seconds": round(seconds, 1),
-        "parity": parity,
+        "training_seconds": round(done.seconds, 1),
+        "curve": thinned(curve),
     }
+    if done.validation:
+        notes["heldout"] = [[step, round(loss, 5)] for step, loss in done.validation]
+        notes["heldout_rows"] = len(others)
+    if done.best_step:
+        notes["best_step"] = done.best_step
+    return notes
 
 
 def _take(context: Context, kind: Kind, encoded: Sequence[Encoded], config: Engrave, given: Path) -> dict[str, object]:
@@ -141,6 +200,7 @@ def _encode(
 ) -> tuple[list[Example], list[Encoded]]:
     tokenizer, template = context.model.tokenizer(context.screen.say), context.model.template
     constitution = context.run.constitution
+    max_length = min(max_length, context.model.context_length() or max_length)
     kept, encoded = [], []
     for position, example in enumerate(examples):
         system = constitution.inference_prompt(example.prompt)
@@ -217,13 +277,5 @@ def _parity(context: Context, kind: Kind, adapted: object) -> dict[str, float]:
 
 
 def _card(context: Context, kind: Kind, count: int) -> str:
-    model, constitution = context.model, context.run.constitution
-    rules = "\n".join(f"{p.id}. **{p.name}**: {p.rule}" for p in constitution.principles)
-    terms = f"\n## Terms of the base model\n\n{model.notice}\n" if model.notice else ""
-    return (
-        f"---\nlibrary_name: peft\nbase_model: {model.source}\ntags: [self-align, lora]\n---\n\n"
-        f"# {constitution.assistant.name}: adapter of `{model.source}`\n\n{_TITLE[kind]}\n\n"
-        f"Trained on {count} single-turn examples that the base model wrote itself (SELF-ALIGN, arXiv 2305.03047); "
-        f"turns are written in the `{model.template.name}` form and end with `{model.template.end}`.\n\n"
-        f"## Constitution `{constitution.name}`\n\n{rules}\n{terms}"
-    )
+    given = kind == "engrave" and context.recipe.align.form == "given"
+    return card.adapter_card(context.model, context.run.constitution, "given" if given else kind, count)

@@ -16,16 +16,17 @@ from typing import Any, TypeGuard, cast, get_args
 from pydantic import ValidationError
 
 from selfalign import atomic
+from selfalign.conversion import quiet_transformers
+from selfalign.counts import thinned
 from selfalign.dialogue import Encoded
 from selfalign.errors import UserError
-from selfalign.models import Model, quiet_transformers
+from selfalign.models import BASE_NOTE, Model
 from selfalign.recipe import Engrave
 from selfalign.records import json_lines
 
-WEIGHTS, CONFIG, BASE, RECORD, LOSSES = (
+WEIGHTS, CONFIG, RECORD, LOSSES = (
     "adapter_model.safetensors",
     "adapter_config.json",
-    "base.json",
     "trained.json",
     "losses.jsonl",
 )
@@ -35,8 +36,6 @@ _SCALED = ("use_rslora", "alpha_pattern")
 _KEPT = ("strategy", "processes", "quantize", "batch_size", "epochs", "learning_rate", "training_tokens", "steps")
 """Of `trained.json`, for the ledger."""
 _HUGE = 1e12
-_POINTS = 1000
-"""Of the loss curve that is kept."""
 
 
 def rows_text(rows: Sequence[Encoded]) -> str:
@@ -111,14 +110,9 @@ def _object(path: Path) -> dict[str, Any] | None:
 
 
 def _check_base(folder: Path, model: Model, say: Callable[[str], None]) -> None:
-    found = _object(folder / BASE)
-    if found is None:
-        say(f"  {folder} has no {BASE}: that it was trained on this base is not known")
-    elif found.get("identity") != model.identity:
-        raise UserError(
-            f"{folder} was trained on another base ({str(found.get('identity'))[:40]}, not {model.identity}): give the "
-            f"adapter that was trained on {model.source}"
-        )
+    if not (folder / BASE_NOTE).is_file():
+        say(f"  {folder} has no {BASE_NOTE}: that it was trained on this base is not known")
+    model.check_adapter(folder)
 
 
 def _check_record(folder: Path, stage: str, rows: Sequence[Encoded], say: Callable[[str], None]) -> dict[str, Any]:
@@ -216,9 +210,7 @@ def _curve(folder: Path) -> dict[str, object]:
         found.append((step, round(float(loss), 5), float(rate)))
     if not found:
         return {}
-    every = -(-len(found) // _POINTS)
-    curve = [point for n, point in enumerate(found) if n % every == 0 or n + 1 == len(found)]
-    return {"loss_first": round(found[0][1], 4), "loss_last": round(found[-1][1], 4), "curve": curve}
+    return {"loss_first": round(found[0][1], 4), "loss_last": round(found[-1][1], 4), "curve": thinned(found)}
 
 
 def _finite(value: object) -> TypeGuard[float]:
@@ -236,7 +228,7 @@ def publish(adapter: Adapter, target: Path, model: Model, card: str) -> None:
     with atomic.new_folder(target) as building:
         save_file(dict(adapter.tensors), str(building / WEIGHTS), metadata={"format": "pt"})
         _config(adapter.lora, model.source).save_pretrained(str(building))
-        (building / BASE).write_text(json.dumps({"source": model.source, "identity": model.identity}) + "\n", "utf-8")
+        (building / BASE_NOTE).write_text(model.note(), "utf-8")
         (building / "README.md").write_text(card, "utf-8")
         if model.notice:
             (building / "NOTICE").write_text(model.notice + "\n", "utf-8")

@@ -1,4 +1,7 @@
-"""Do torch and the engine agree on an adapter? Next-token top-1 at fixed positions, with it and without it."""
+"""Do two forms of a model agree? Next tokens and their log-probabilities at fixed positions, in torch and llama.cpp.
+
+After training the adapter is compared in llama.cpp; an export is compared with the trained model (export/compare.py).
+"""
 
 from __future__ import annotations
 
@@ -11,11 +14,15 @@ from selfalign.constitution import Constitution
 from selfalign.dialogue import Template, Tokenizer, Turn
 from selfalign.engines.llama_cpp import LlamaCpp
 from selfalign.signals import STOP
-from selfalign.training.lora import causal
+from selfalign.training.forward import causal
 
 POSITIONS = 200
-_MAX_LOSS_OF_AGREEMENT = 0.02
+MAX_LOSS_OF_AGREEMENT = 0.02
+"""Quantised weights and activations disagree with float32 already without an adapter; with it by this much more."""
 _MIN_CHANGED = 0.10
+
+Span = tuple[list[int], range]
+"""Token ids of a text, and the positions in it whose token is predicted from those before it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +40,7 @@ class Parity:
     @property
     def holds(self) -> bool:
         """At most 2 points less agreement with the adapter than without, and at least 10 % of the tokens changed."""
-        return self.agreement_adapter >= self.agreement_base - _MAX_LOSS_OF_AGREEMENT and self.changed >= _MIN_CHANGED
+        return self.agreement_adapter >= self.agreement_base - MAX_LOSS_OF_AGREEMENT and self.changed >= _MIN_CHANGED
 
 
 def texts(constitution: Constitution, template: Template, tokenizer: Tokenizer) -> list[list[int]]:
@@ -46,33 +53,71 @@ def texts(constitution: Constitution, template: Template, tokenizer: Tokenizer) 
     return found
 
 
+def spans(rows: list[list[int]]) -> list[Span]:
+    """The last positions of each row, `POSITIONS` in all where the rows are long enough: the same number of each."""
+    taken = [0] * len(rows)
+    left = POSITIONS
+    while left and (open_rows := [i for i, row in enumerate(rows) if taken[i] < len(row) - 1]):
+        share = max(1, left // len(open_rows))
+        for i in open_rows:
+            more = min(share, left, len(rows[i]) - 1 - taken[i])
+            taken[i] += more
+            left -= more
+    return [(row, range(len(row) - n, len(row))) for row, n in zip(rows, taken, strict=True) if n]
+
+
 def measure(model: Any, engine: LlamaCpp, adapter: str, rows: list[list[int]]) -> Parity:
     """Compare the PEFT model with the engine's adapter of that name at the last positions of each row."""
-    each = POSITIONS // len(rows)
-    spans = [(row, range(max(1, len(row) - each), len(row))) for row in rows]
-    adapted = _torch_top1(model, spans)
+    at = spans(rows)
+    adapted = _tops(model, at)
     with model.disable_adapter():
-        base = _torch_top1(model, spans)
-    STOP.check()
-    engine_base = [engine.top_token(row[:at], None) for row, span in spans for at in span]
-    STOP.check()
-    engine_adapted = [engine.top_token(row[:at], adapter) for row, span in spans for at in span]
-    n = len(base)
+        base = _tops(model, at)
+    engine_base, _ = engine_reads(engine, None, at)
+    engine_adapted, _ = engine_reads(engine, adapter, at)
     return Parity(
-        n,
-        sum(a == b for a, b in zip(base, engine_base, strict=True)) / n,
-        sum(a == b for a, b in zip(adapted, engine_adapted, strict=True)) / n,
-        sum(a != b for a, b in zip(engine_base, engine_adapted, strict=True)) / n,
+        len(base),
+        agreement(base, engine_base),
+        agreement(adapted, engine_adapted),
+        1 - agreement(engine_base, engine_adapted),
     )
 
 
+def agreement(one: list[int], other: list[int]) -> float:
+    """Share of the positions, 0 to 1, at which both have the same token."""
+    return sum(a == b for a, b in zip(one, other, strict=True)) / len(one)
+
+
 @torch.no_grad()
-def _torch_top1(model: Any, spans: list[tuple[list[int], range]]) -> list[int]:
+def torch_reads(model: Any, at: list[Span]) -> torch.Tensor:
+    """Log-probabilities (N, V), float32, of every token at the N positions; the model's mode is set to eval."""
+    return torch.cat([torch.log_softmax(logits, -1) for logits in _logits(model, at)])
+
+
+def _tops(model: Any, at: list[Span]) -> list[int]:
+    return [int(i) for logits in _logits(model, at) for i in logits.argmax(-1)]
+
+
+@torch.no_grad()
+def _logits(model: Any, at: list[Span]) -> list[torch.Tensor]:
+    """The logits (n, V), float32, of each text's positions, in the processor's memory."""
     model.eval()
     inner = causal(model)
-    found: list[int] = []
-    for row, span in spans:
-        hidden = inner.model(input_ids=torch.tensor([row]), use_cache=False).last_hidden_state[0]
-        wanted = hidden[[at - 1 for at in span]]
-        found += (wanted @ inner.lm_head.weight.T).argmax(-1).tolist()
+    cap = getattr(inner.config, "final_logit_softcapping", None)
+    found = []
+    for row, span in at:
+        STOP.check()
+        ids = torch.tensor([row], device=inner.lm_head.weight.device)
+        hidden = inner.model(input_ids=ids, use_cache=False).last_hidden_state[0]
+        logits = inner.lm_head(hidden[[i - 1 for i in span]]).float().cpu()
+        found.append(torch.tanh(logits / cap) * cap if cap else logits)
     return found
+
+
+def engine_reads(engine: LlamaCpp, adapter: str | None, at: list[Span]) -> tuple[list[int], list[float]]:
+    """The most likely token at each position, and its log-probability."""
+    found = []
+    for row, span in at:
+        for i in span:
+            STOP.check()
+            found.append(engine.top(row[:i], adapter))
+    return [token for token, _ in found], [value for _, value in found]

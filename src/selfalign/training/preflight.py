@@ -1,13 +1,12 @@
 """Before any training step: is every row what training needs? The faults that stay silent elsewhere.
 
 Encoded rows and what the tokenizer says about the template's tokens -> findings. A row's structure is compared with
-that of a row of harmless words under the same template: a control token more than there is one that came from text.
+that of a row of harmless words under the same template: a control token more, or in another place, came from text.
 """
 
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -102,11 +101,11 @@ def _markers(field: str) -> list[str]:
 
 def _rows(rows: Sequence[Encoded], tokenizer: Tokenizer, template: Template, label: str) -> Iterator[Finding]:
     end = tokenizer.ids(template.end, special=True)
-    # A role token need not be special to the tokenizer: then text that spells it becomes it.
+    # Rows may come from elsewhere: role tokens count, whether or not the tokenizer calls them special.
     roles = (template.user, template.user_end, template.assistant) if template.control else ()
     controls = tokenizer.controls() | {i for f in roles for m in _markers(f) for i in tokenizer.ids(m, special=True)}
     harmless = encode_example(tokenizer, template, "Say it.", "What?", "Tea.", label)
-    structure = Counter(i for i in harmless.ids if i in controls)
+    structure = [i for i in harmless.ids if i in controls]
     start = tokenizer.encode((BOS,))
     faults: dict[tuple[Literal["error", "warning"], str, str], list[int]] = {}
 
@@ -123,7 +122,7 @@ def _rows(rows: Sequence[Encoded], tokenizer: Tokenizer, template: Template, lab
             note("warning", "empty answer", "have an answer of one token or none", position)
         if start and row.ids[: 2 * len(start)] == start * 2:
             note("error", "double start", "begin with the start token twice", position)
-        elif Counter(i for i in row.ids if i in controls) != structure:
+        elif [i for i in row.ids if i in controls] != structure:
             message = "have control tokens that are not the template's: a turn that text forged, or one that is missing"
             note("error", "forged turn", message, position)
     for (level, rule, message), found in faults.items():

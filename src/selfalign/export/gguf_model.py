@@ -1,0 +1,179 @@
+"""The base's GGUF with the adapter's weights added: a GGUF of its own, with tokenizer and chat template inside.
+
+Tensor by tensor: read, made float32 in stretches of rows, the adapter's alpha / rank * B @ A added, written in the
+wanted type. So the memory that it takes is the adapter, the largest tensor in its new type (usually the embeddings)
+and some hundred MB for a stretch and the vocabulary; the base is mapped, not read as a whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from selfalign import atomic
+from selfalign.errors import UserError
+from selfalign.signals import STOP
+from selfalign.training import gguf_adapter
+
+Kind = Literal["q8_0", "f16"]
+_STRETCH = 1 << 24
+"""Numbers that are float32 at once."""
+_DROPPED = (
+    "GGUF.", "split.", "quantize.imatrix.", "tokenizer.chat_template", "general.architecture", "general.alignment",
+    "general.file_type", "general.quantization_version", "general.name", "general.license.name", "general.finetune",
+)  # fmt: skip
+"""Metadata of the base that is written anew or no longer true."""
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What the new file says of itself."""
+
+    name: str
+    chat_template: str
+    end: int
+    """Id of the token that ends an answer."""
+    licence: str
+
+
+def write(base: Path, adapter: Path, folder: Path, target: Path, kind: Kind, about: Identity) -> None:
+    """Write the GGUF `base` with the PEFT folder `adapter` added to `target`, a path that no reader knows yet.
+
+    Args:
+        folder: the base as transformers loads it (for the names and the order of the adapter's rows).
+        kind: type of the weight matrices; what has one dimension stays float32.
+
+    Raises:
+        UserError: the base is split or of another byte order, holds types that cannot be read, or lacks a tensor that
+            the adapter changes.
+    """
+    import gguf
+
+    reader = gguf.GGUFReader(str(base))
+    if reader.endianess != gguf.GGUFEndian.LITTLE:
+        raise UserError(f"{base} has another byte order than this machine: convert it with llama.cpp first")
+    if (split := reader.fields.get("split.count")) is not None and split.contents() > 1:
+        raise UserError(f"{base} is one of several parts: join them with llama.cpp's llama-gguf-split --merge first")
+    deltas = _Deltas(adapter, folder)
+    if missing := deltas.names - {t.name for t in reader.tensors}:
+        raise UserError(f"{base} has no tensor {sorted(missing)[0]!r}, which the adapter changes")
+    writer = gguf.GGUFWriter(str(target), str(reader.fields["general.architecture"].contents()))
+    try:
+        if "general.alignment" in reader.fields:
+            writer.add_custom_alignment(int(reader.alignment))
+        _metadata(reader, writer, kind, about)
+        types = {t.name: _new_type(t, kind, _keeps_float32(reader)) for t in reader.tensors}
+        for tensor in reader.tensors:
+            shape = [int(n) for n in reversed(tensor.shape)]
+            writer.add_tensor_info(tensor.name, shape, *_stored(shape, types[tensor.name]), types[tensor.name])
+        atomic.check_space(target, sum(ti.nbytes for ti in writer.tensors[0].values()))
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        for tensor in reader.tensors:
+            STOP.check()
+            writer.write_tensor_data(_converted(tensor, types[tensor.name], deltas.of(tensor.name), base))
+    finally:
+        writer.close()
+
+
+class _Deltas:
+    """What the adapter adds to each of the base's tensors."""
+
+    def __init__(self, adapter: Path, folder: Path) -> None:
+        alpha, rank = gguf_adapter.scale(adapter)
+        self._scale = alpha / rank
+        self._tensors = gguf_adapter.tensors(adapter, folder)
+        self.names = {name.removesuffix(".lora_a").removesuffix(".lora_b") for name in self._tensors}
+
+    def of(self, name: str) -> Callable[[int, int], Any] | None:
+        """(first row, last row) -> what is added to these rows; None where nothing is."""
+        if name not in self.names:
+            return None
+        a, b = self._tensors[f"{name}.lora_a"], self._tensors[f"{name}.lora_b"]
+        return lambda first, last: self._scale * (b[first:last] @ a)
+
+
+def _metadata(reader: Any, writer: Any, kind: Kind, about: Identity) -> None:
+    import gguf
+
+    for key, field in reader.fields.items():
+        if key.startswith(_DROPPED):
+            continue
+        value = field.contents()
+        if field.types[0] != gguf.GGUFValueType.ARRAY:
+            writer.add_key_value(key, value, field.types[0])
+        elif len(field.types) == 2 and value:
+            writer.add_key_value(key, value, field.types[0], field.types[1])
+    writer.add_name(about.name)
+    writer.add_file_type({"q8_0": gguf.LlamaFileType.MOSTLY_Q8_0, "f16": gguf.LlamaFileType.MOSTLY_F16}[kind])
+    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+    writer.add_string("general.license.name", about.licence[:2000])
+    writer.add_chat_template(about.chat_template)
+    ends = reader.fields.get(gguf.Keys.Tokenizer.EOS_ID)
+    if ends is None or int(ends.contents()) != about.end:
+        # What ended a text before still ends a turn.
+        if ends is not None and gguf.Keys.Tokenizer.EOT_ID not in reader.fields:
+            writer.add_eot_token_id(int(ends.contents()))
+        writer.kv_data[0].pop(gguf.Keys.Tokenizer.EOS_ID, None)
+        writer.add_eos_token_id(about.end)
+
+
+def _keeps_float32(reader: Any) -> bool:
+    """Whether matrices that are float32 here are so on purpose: the file's embeddings are smaller."""
+    import gguf
+
+    float32 = gguf.GGMLQuantizationType.F32
+    return not any(t.name == "token_embd.weight" and t.tensor_type == float32 for t in reader.tensors)
+
+
+def _new_type(tensor: Any, kind: Kind, keeps_float32: bool) -> Any:
+    import gguf
+
+    types = gguf.GGMLQuantizationType
+    if len(tensor.shape) < 2 or (tensor.tensor_type == types.F32 and keeps_float32):
+        return types.F32
+    block = gguf.GGML_QUANT_SIZES[types.Q8_0][0]
+    return types.Q8_0 if kind == "q8_0" and int(tensor.shape[0]) % block == 0 else types.F16
+
+
+def _stored(shape: list[int], kind: Any) -> tuple[Any, int]:
+    """(numpy type, bytes) of a tensor of this shape."""
+    import gguf
+    import numpy as np
+
+    block, size = gguf.GGML_QUANT_SIZES[kind]
+    number = 1
+    for n in shape:
+        number *= n
+    # `add_tensor_info` takes a shape in numbers for these types, and one in bytes for uint8 alone.
+    return (np.dtype(np.float32 if kind == gguf.GGMLQuantizationType.F32 else np.float16), number // block * size)
+
+
+def _converted(tensor: Any, kind: Any, delta: Callable[[int, int], Any] | None, base: Path) -> Any:
+    """The tensor in its new type, with the adapter's part added."""
+    import gguf
+    import numpy as np
+
+    if tensor.tensor_type == kind and delta is None:
+        return tensor.data
+    rows = tensor.data.reshape(-1, tensor.data.shape[-1])
+    out: Any = None
+    step = max(1, _STRETCH // int(tensor.shape[0]))
+    for first in range(0, len(rows), step):
+        last = min(first + step, len(rows))
+        try:
+            part = gguf.quants.dequantize(rows[first:last], tensor.tensor_type)
+        except (NotImplementedError, KeyError):
+            raise UserError(f"{base} holds weights of the type {tensor.tensor_type.name}, which are not read") from None
+        if delta is not None:
+            part = part + delta(first, last)
+        with np.errstate(over="ignore"):
+            made = gguf.quants.quantize(part, kind)
+        if made.dtype != np.uint8 and not np.isfinite(made).all():
+            raise UserError(f"{tensor.name} has numbers that {kind.name} cannot hold: take --type q8_0")
+        out = np.empty((len(rows), made.shape[-1]), made.dtype) if out is None else out
+        out[first:last] = made
+    return out
