@@ -228,7 +228,7 @@ def inputs_hash(context: Context, stage: Stage) -> str:
     """A hash of everything the stage's result follows from."""
     run = context.run
     recipe = run.recipe.model_dump(mode="json")
-    recipe["engrave"].pop("elsewhere")  # the same rows, wherever they are trained on
+    recipe["engrave"] = run.recipe.engrave.deciding()
     settings = {k: recipe[k] for k in ("seed", *_SETTINGS[stage])}
     if "evaluate" in settings and (stage != "evaluate" or not settings["evaluate"]["tasks"]):
         # A task more makes no other stage run again, and no run of a version that knew none.

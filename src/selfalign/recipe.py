@@ -156,7 +156,7 @@ class Engrave(Strict):
     """Steps between two measurements; null: once an epoch."""
     patience: int | None = Field(None, ge=1)
     """Stop after so many measurements without a better one, and keep the best adapter; null: never."""
-    tokens_at_once: int = Field(2048, ge=1)
+    tokens_at_once: int = Field(1024, ge=1)
     """Tokens computed at once, padding counted: it decides the memory. Halved where memory runs out."""
     gradient_checkpointing: bool = False
     """Compute each layer again on the way back instead of keeping it: less memory, a third slower."""
@@ -172,6 +172,16 @@ class Engrave(Strict):
     elsewhere: bool = False
     """Stages 3 and 4 stop once their examples are written: `selfalign export RUN launch` makes a folder to train in,
     and `selfalign engrave|clone RUN --adapter DIR` takes what it made."""
+
+    @model_validator(mode="after")
+    def _measured(self) -> Engrave:
+        if self.patience is not None and not self.validation:
+            raise ValueError("patience needs rows to measure the loss on: set validation, as 0.05")
+        return self
+
+    def deciding(self) -> dict[str, Any]:
+        """The settings that the trained adapter follows from."""
+        return self.model_dump(mode="json", exclude={"preflight", "checkpoint_seconds", "tokens_at_once", "elsewhere"})
 
 
 class Clone(Strict):
