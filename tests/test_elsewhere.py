@@ -271,3 +271,11 @@ def test_on_the_embedded_model_the_engine_agrees_with_what_was_trained_elsewhere
     pipeline.run_all(made)
     assert made.run.manifest.is_file()
     made.journal.close()
+
+
+def test_a_wrong_adapter_takes_nothing_away(context: Context, given: Path, tmp_path: Path):
+    take(context, given)
+    before = context.journal.published()["engrave"]
+    with pytest.raises(UserError, match="has no adapter_model"):
+        take(context, tmp_path / "no such folder")
+    assert context.journal.published()["engrave"] == before
