@@ -1,9 +1,12 @@
 # Two commands do all the set-up: `make run` and `make test`. Both are safe to repeat.
 PYTHON ?= python3
 BIN := .venv/bin
+# The public benchmarks, where they lie beside the checkout; what needs them says so elsewhere.
+export SELFALIGN_BENCHMARKS ?= $(wildcard $(abspath ../shared/data))
 STAMP := .venv/.installed
+SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 
-.PHONY: run test test-slow test-vllm check format wheel clean
+.PHONY: run test test-slow test-vllm browser check format wheel clean
 
 run: $(STAMP)
 	$(BIN)/selfalign run
@@ -17,10 +20,15 @@ test-slow: $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[trl]'
 	$(BIN)/pytest -q -m slow
 
+# Debian's chromium, for the tests that open the report in a browser; without it they skip.
+browser:
+	command -v chromium >/dev/null || { $(SUDO) apt-get update -qq && \
+		$(SUDO) apt-get install -y -qq --no-install-recommends chromium fonts-dejavu-core >/dev/null; }
+
 # vLLM pins other versions than ours: it gets an environment of its own. Its vision and audio packages are not needed
 # and do not load everywhere.
 test-vllm: .venv-vllm/.installed
-	.venv-vllm/bin/pytest -q -m slow -o filterwarnings=default tests/test_vllm_offline.py
+	.venv-vllm/bin/pytest -q -m slow -o filterwarnings=default tests/test_vllm_offline.py tests/test_vllm_scorer.py
 
 .venv-vllm/.installed: pyproject.toml
 	test -x .venv-vllm/bin/python || $(PYTHON) -m venv .venv-vllm

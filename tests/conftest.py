@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
+import report_numbers
 from selfalign import constitution as constitutions
 from selfalign import recipe as recipes
 from selfalign.constitution import Constitution
@@ -21,6 +23,11 @@ from selfalign.progress import Screen
 from selfalign.run import RunDir
 
 share_processor()
+# The public benchmarks, where they lie beside the checkout; tests that need them are skipped elsewhere.
+_BESIDE = Path(__file__).parents[2] / "shared/data"
+if _BESIDE.is_dir():
+    os.environ.setdefault("SELFALIGN_BENCHMARKS", str(_BESIDE))
+
 settings.register_profile(
     "fixed",
     derandomize=True,
@@ -67,6 +74,12 @@ def byte_tokenizer(folder: Path, special: Sequence[str] = ("<bos>", "<eos>"), or
 @pytest.fixture(scope="session")
 def default_constitution() -> Constitution:
     return constitutions.load("default")
+
+
+@pytest.fixture(scope="session")
+def gathered(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What the report says of a run in which everything happened. Not to be changed."""
+    return report_numbers.gather(tmp_path_factory.mktemp("report") / "run")
 
 
 @pytest.fixture(scope="session")

@@ -86,3 +86,13 @@ def test_an_unknown_stage_is_named(tmp_path: Path):
         pytest.raises(selfalign.UserError, match="'aling' is not a stage"),
     ):
         run.run_stage("aling")  # type: ignore[arg-type]
+
+
+def test_benchmarks_run_from_python(tmp_path: Path):
+    source = str(Path(__file__).parent / "data/fixture_truthfulqa.csv")
+    settings = ["engine.kind=fake", "stages=[prompts]"]
+    with selfalign.create("quick", out=tmp_path / "run", settings=settings, limit=4) as run:
+        scores = run.run_benchmarks(["truthfulqa-generation"], models=["base"], data={"truthfulqa": source}, limit=3)
+        assert [(s.model, s.n, s.value) for s in scores] == [("base", 3, None)]
+        with pytest.raises(selfalign.SelfAlignError, match="'mmlu' is not known"):
+            run.run_benchmarks(["mmlu"])

@@ -81,7 +81,7 @@ def test_held_out_rows_are_a_file_of_their_own(done: Context, tmp_path: Path):
     ]
     found = dataset.write(done, "alpaca", "responses", tmp_path / "one.jsonl")
     assert found.files == {tmp_path / "one.jsonl": len(responses) - len(held)}
-    assert found.notes == [f"rows that are held out for the evaluation and not in the file: {len(held)}"]
+    assert found.notes == [f"rows that are held out from training and not in the file: {len(held)}"]
 
 
 @pytest.mark.parametrize("form", WITH_ROLES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
@@ -21,7 +22,7 @@ from selfalign.context import Context
 from selfalign.errors import Resumable, UserError
 from selfalign.export import launch
 from selfalign.progress import Screen
-from selfalign.records import Response, write_jsonl
+from selfalign.records import Example, Response, write_jsonl
 from selfalign.run import RunDir
 from selfalign.training import adapter, elsewhere, forward, loop, lora
 
@@ -192,6 +193,27 @@ def test_where_it_is_trained_changes_no_row(tiny_run: Callable[..., Context], co
     assert pipeline.inputs_hash(rank, "engrave") != pipeline.inputs_hash(here, "engrave")
 
 
+def test_stage_4_waits_and_goes_on_in_the_same_way(tiny_run: Callable[..., Context], given: Path, tmp_path: Path):
+    made = tiny_run("engrave.elsewhere=true", "clone.max_length=2048", "clone.epochs=3", name="two")
+    pairs = [Example(f"{i:016x}", "concise" if i % 2 else "standard", f"Why {i}?", "So.", "") for i in range(5)]
+
+    def stage() -> list[Path]:
+        return adapter.train(made, "clone", pairs, made.recipe.training("clone"), "clone", [])
+
+    with pytest.raises(Resumable, match="--stage clone"):
+        stage()
+    launch.write(made, tmp_path / "folder", launch.Wanted("clone", 1, 1, "ddp", "none"))
+    training = json.loads((tmp_path / "folder/training.json").read_text())
+    assert (training["stage"], training["epochs"]) == ("clone", 3)
+    made.given_adapter = given
+    with pytest.raises(UserError, match="for the stage 'engrave', not 'clone'"):
+        stage()
+    rows = hashlib.sha256((tmp_path / "folder/rows.jsonl").read_bytes()).hexdigest()
+    note(given, "trained.json", stage="clone", rows_sha256=rows)
+    assert made.run.adapter_gguf("clone") in stage() and made.run.adapter_gguf("clone").is_file()
+    assert made.journal.counts("clone").kept == 5
+
+
 def test_stage_4_has_settings_of_its_own(tiny_run: Callable[..., Context]):
     made = tiny_run("clone.max_length=99", "clone.epochs=5").recipe
     clone, engrave = made.training("clone"), made.training("engrave")
@@ -249,3 +271,11 @@ def test_on_the_embedded_model_the_engine_agrees_with_what_was_trained_elsewhere
     pipeline.run_all(made)
     assert made.run.manifest.is_file()
     made.journal.close()
+
+
+def test_a_wrong_adapter_takes_nothing_away(context: Context, given: Path, tmp_path: Path):
+    take(context, given)
+    before = context.journal.published()["engrave"]
+    with pytest.raises(UserError, match="has no adapter_model"):
+        take(context, tmp_path / "no such folder")
+    assert context.journal.published()["engrave"] == before

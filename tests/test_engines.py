@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 import selfalign
-from selfalign import engines
+from selfalign import engines, models
+from selfalign.engines.base import BOS
+from selfalign.engines.llama_cpp import LlamaCpp
 from selfalign.errors import UserError
 from selfalign.recipe import Engine
 from selfalign.run import RunDir
@@ -73,3 +75,15 @@ def test_a_run_of_the_first_version_froze_the_word_auto(tmp_path: Path):
     selfalign.create("quick", tmp_path / "run", settings=settings).close()
     with pytest.raises(UserError, match=r'engine\.kind: "llama_cpp" -> "fake"'):
         selfalign.create("quick", tmp_path / "run", settings={**settings, "engine.kind": "fake"})
+
+
+def test_without_the_packages_of_training_llama_cpp_encodes_the_prompts_itself(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(models, "find_spec", lambda name: None)
+    settings = config(kind="llama_cpp", context=256)
+    started = engines.start(settings, models.resolve("embedded"), {}, 1)
+    try:
+        assert "encodes the prompts itself" in started.note and "selfalign[train]" in started.note
+        assert isinstance(started, LlamaCpp)
+        assert started.encode((BOS, "Hi")) == started._bos + started._tokenize("Hi", special=False)
+    finally:
+        started.close()

@@ -14,7 +14,7 @@ import torch
 from typer.testing import CliRunner
 
 import tiny_models
-from selfalign import cli, models
+from selfalign import cli, conversion, models
 from selfalign import recipe as recipes
 from selfalign.constitution import Constitution
 from selfalign.context import Context
@@ -124,7 +124,7 @@ def test_every_form_has_its_card_its_terms_and_no_path_of_this_machine(
 
 
 def test_the_merged_model_loads_plainly_and_ends_at_the_end_token(family: Context, exported: dict[str, Path]) -> None:
-    transformers = models.quiet_transformers()
+    transformers = conversion.quiet_transformers()
     folder = exported["merged"]
     loaded = transformers.AutoModelForCausalLM.from_pretrained(folder)
     assert loaded.get_output_embeddings().weight is loaded.get_input_embeddings().weight

@@ -25,6 +25,11 @@ def test_run_on_empty_and_length_by_model() -> None:
     assert (longer.vs, longer.difference, longer.n) == ("engraved", pytest.approx(42.5), 4)
     assert longer.difference_low is not None and longer.difference_low > 0
     assert not any(model == "base" for _, model in found)
+    # What verbose cloning costs stands beside every rate of the final model.
+    tax = found["run-on within 320 tokens", "final"]
+    assert (tax.vs, tax.difference, tax.p) == ("engraved", 0.25, 1.0)
+    assert found["empty answers", "final"].difference == -0.25
+    assert found["run-on within 320 tokens", "engraved"].difference is None
 
 
 def test_the_loss_difference_is_paired() -> None:
@@ -36,6 +41,15 @@ def test_the_loss_difference_is_paired() -> None:
     assert engraved.difference == pytest.approx(-0.5)
     assert engraved.difference_low == pytest.approx(-0.5) and engraved.difference_high == pytest.approx(-0.5)
     assert engraved.low is not None and engraved.high is not None and engraved.high - engraved.low > 1
+
+
+def test_the_final_models_loss_stands_against_both_others() -> None:
+    base = [1.0, 2.0, 3.0]
+    rows = loss_scores({"base": base, "engraved": [0.5, 1.5, 2.5], "final": [0.75, 1.75, 2.75]})
+    found = [(s.model, s.vs, s.difference) for s in rows]
+    assert found == [
+        ("base", None, None), ("engraved", "base", -0.5), ("final", "base", -0.25), ("final", "engraved", 0.25)
+    ]  # fmt: skip
 
 
 def test_a_model_without_answers_has_no_scores() -> None:

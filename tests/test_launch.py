@@ -66,7 +66,17 @@ def test_the_files_say_what_the_recipe_says(made: SimpleNamespace):
     assert {f.name for f in made.folder.iterdir()} == names
     training = json.loads((made.folder / "training.json").read_text())
     config = made.context.recipe.training("engrave").model_dump()
-    for key in ("rank", "alpha", "dropout", "targets", "learning_rate", "warmup_steps", "epochs", "max_length"):
+    for key in (
+        "rank",
+        "alpha",
+        "dropout",
+        "targets",
+        "learning_rate",
+        "schedule",
+        "warmup_steps",
+        "max_grad_norm",
+        "epochs",
+    ):
         assert training[key] == config[key], key
     assert (training["batch_size"], training["seed"], training["stage"]) == (4, made.context.recipe.seed, "engrave")
     assert training["identity"] == made.context.model.identity

@@ -23,8 +23,8 @@ from selfalign.errors import Interrupted, Resumable, UserError
 from selfalign.recipe import Engrave
 from selfalign.signals import STOP
 from selfalign.training import forward, loop, lora
-from selfalign.training.batches import all_steps, batches, parts
-from selfalign.training.checkpoint import Checkpoint, Unusable
+from selfalign.training.batches import all_steps, batches, held_out, parts
+from selfalign.training.checkpoint import Checkpoint, Unusable, dtype_of
 
 
 @pytest.fixture(autouse=True)
@@ -207,8 +207,8 @@ def test_a_torn_or_other_checkpoint_is_named_and_not_used(tiny_gemma: Any, tmp_p
             checkpoint.load(like)
         except Unusable:
             continue
-        # The only bits that may change are those of the record and of blanks in the header.
-        assert at < 8 + int.from_bytes(whole[:8], "little")
+        # The only bits that may change are blanks in the header.
+        assert 0 < at < 8 + int.from_bytes(whole[:8], "little") and whole[at : at + 1] == b" "
     checkpoint.path.write_bytes(whole[:100])
     said: list[str] = []
     found, _ = trained(tiny_gemma, checkpoint=checkpoint, say=said.append)
@@ -232,12 +232,32 @@ def test_where_memory_runs_out_the_parts_are_halved_and_it_goes_on(
     monkeypatch.setattr(forward, "hidden_at_loss", small)
     said: list[str] = []
     found, _ = trained(tiny_gemma, config={"dropout": 0.0}, say=said.append)
-    assert found.losses == pytest.approx(wanted.losses, rel=1e-4) and 1 < found.tokens_at_once < 2048
-    assert "going on with 1024 tokens at once" in said[0]
+    assert found.losses == pytest.approx(wanted.losses, rel=1e-4) and 1 < found.tokens_at_once < 1024
+    assert "going on with 512 tokens at once" in said[0]
 
     monkeypatch.setattr(forward, "hidden_at_loss", lambda *_: torch.empty(2**46))
-    with pytest.raises(Resumable, match="one row of"):
+    with pytest.raises(Resumable, match="one row at a time"):
         trained(tiny_gemma)
+
+
+def test_memory_that_runs_out_while_the_loss_is_measured_ends_in_one_line(
+    tiny_gemma: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = Checkpoint(tmp_path / "c.safetensors", "key")
+    real = loop.hidden_at_loss
+    monkeypatch.setattr(loop, "hidden_at_loss", lambda *_: torch.empty(2**46))
+    with pytest.raises(Resumable, match="out of memory at step"):
+        trained(tiny_gemma, validation=ROWS[:3], checkpoint=checkpoint, config={"checkpoint_seconds": 1e9})
+    monkeypatch.setattr(loop, "hidden_at_loss", real)
+    found, _ = trained(tiny_gemma, validation=ROWS[:3], checkpoint=checkpoint)
+    assert found.resumed_at == 5 and [step for step, _ in found.validation] == [5, 10]
+
+
+def test_another_number_of_tokens_at_once_counts_in_a_training_that_goes_on(tiny_gemma: Any, tmp_path: Path) -> None:
+    checkpoint = Checkpoint(tmp_path / "c.safetensors", "key")
+    trained(tiny_gemma, checkpoint=checkpoint, config={"tokens_at_once": 900})
+    assert trained(tiny_gemma, checkpoint=checkpoint, config={"tokens_at_once": 64})[0].tokens_at_once == 64
+    assert dtype_of(checkpoint.path) == "float32" and dtype_of(tmp_path / "none") is None
 
 
 def test_a_loss_that_is_no_number_ends_with_what_to_do(tiny_gemma: Any, tmp_path: Path) -> None:
@@ -298,3 +318,15 @@ def test_the_losses_of_a_tiny_model_are_pinned(tiny_gemma: Any) -> None:
 
 
 PINNED = [5.703776, 5.705596, 5.697716, 5.725506, 5.705198, 5.612041, 5.6525, 5.647932, 5.582107, 5.624138]
+
+
+def test_rows_are_held_out_by_their_content_and_one_at_least() -> None:
+    ids = [f"{n:04x}" for n in range(100)]
+    assert held_out(ids, 0.0) == held_out(ids[:1], 0.5) == set() and len(held_out(ids[:9], 0.05)) == 1
+    some = held_out(ids, 0.2)
+    assert len(some) == 20 and held_out(list(reversed(ids)), 0.2) == some and len(some & held_out(ids[:-1], 0.2)) >= 18
+
+
+def test_patience_without_rows_to_measure_is_refused() -> None:
+    with pytest.raises(ValueError, match="patience needs rows"):
+        Engrave(patience=2)  # type: ignore[call-arg]

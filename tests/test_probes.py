@@ -80,6 +80,21 @@ def test_without_a_principle_only_the_prompted_base_is_compared(fake_run: Runs):
         probes.run(context, context.run.constitution, dropped=99)
 
 
+def test_one_half_of_the_probes_serves_choices_and_the_other_measures(fake_run: Runs):
+    context = fake_run(*SMALL)
+    whole = context.run.constitution.probes()
+    choices, report = (probes.half_of(whole, h) for h in ("choices", "report"))
+    assert len(choices) == len(report) == 48
+    assert sorted(p.ask for _, p in choices + report) == sorted(p.ask for _, p in whole)
+    for part in (choices, report):
+        assert sum(p.contrast for _, p in part) == 24 and len({principle.id for principle, _ in part}) == 16
+    answers = probes.run(context, context.run.constitution, half="choices")
+    assert {a.ask for a in answers} == {p.ask for _, p in choices} and not context.run.jsonl("probes").exists()
+    requests = context.journal.counts("probes").generation.requests
+    probes.run(context, context.run.constitution)
+    assert context.journal.counts("probes").generation.requests == 2 * requests  # what was asked is not asked again
+
+
 def test_dropping_a_principle_takes_its_citations_along(default_constitution: Constitution):
     less = default_constitution.without(9)
     assert all("9 (static)" not in e.thoughts for e in less.exemplars)

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from conftest import byte_tokenizer
-from selfalign import models
+from selfalign import conversion, models
 from selfalign.dialogue import ROLES, Template, Tokenizer, Turn, as_text, encode_example
 from selfalign.engines import vocabulary
 from selfalign.engines.base import BOS, Control, Pieces, RowError, Sampling, Step
@@ -52,7 +52,7 @@ def texts(folder: Path, tokenizer: Tokenizer) -> list[str]:
 
 @cache
 def transformers_tokenizer(folder: Path) -> Any:
-    return models.quiet_transformers().AutoTokenizer.from_pretrained(str(folder))
+    return conversion.quiet_transformers().AutoTokenizer.from_pretrained(str(folder))
 
 
 ENCODED_OTHERWISE = re.compile(" {32}|▁")
@@ -116,7 +116,9 @@ def test_ids_are_equal_on_a_thousand_texts_of_another_family(tmp_path: Path, mon
     monkeypatch.setenv("SELFALIGN_CACHE", str(tmp_path))
     model = models.resolve(str(next(Path(SMOLLM.origin).parent.glob("*.gguf"))))
     tokenizer = model.tokenizer()
-    assert model.template.name == "chatml" and tokenizer.encode((BOS,)) == []
+    assert tokenizer.encode((BOS,)) == [] and model.made_folder() is None, "read without the weights"
+    assert model.template.name == "chatml"
+    assert model.tokenizer().encode((BOS, "12\n\n3")) == tokenizer.encode((BOS, "12\n\n3"))
     engine = LlamaCpp(model.gguf, {}, slots=1, context=1024, threads=0, tokenizer=tokenizer)
     assert engine.note == ""
     try:

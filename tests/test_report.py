@@ -1,114 +1,38 @@
-"""The report's page: whatever the texts say, they stay texts."""
+"""The report's page: whatever the texts say, they stay texts; and what it says is what the run's files say."""
 
 from __future__ import annotations
 
+import copy
 import json
+import random
 import re
+from collections.abc import Callable
 from html.parser import HTMLParser
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from report_numbers import HOSTILE, poisoned
+from selfalign import pipeline
+from selfalign.context import Context
 from selfalign.progress import plain
-from selfalign.records import Answer, Score
-from selfalign.report.page import _finite, render, score_text, side_by_side
-
-HOSTILE = [
-    "</script><script>alert(1)</script>",
-    "</td></table></title></style><img src=x onerror=alert(1)>",
-    '" onload=\'x\' style="background:url(http://evil.example)"',
-    "<!-- ]]> --> &lt;b&gt; &amp; &#60;",
-    "{{ 7 * 7 }}{% for x in y %}{{ config }}",
-    "\x1b[2J\x1b]0;owned\x07 red\x1b[31m",
-    "\u202eevil\u202c \u2066abc\u2069 \u200f",
-    "<svg/onload=alert(1)>javascript:alert(1)",
-]
+from selfalign.records import Answer, Prompt, Response, prompt_id, write_jsonl
+from selfalign.report import page, plots
+from selfalign.report.answers import side_by_side
+from selfalign.report.page import _finite, duration, render
 
 
-def data(text: str = "plain words") -> dict[str, Any]:
-    score = {
-        "benchmark": text,
-        "measure": text,
-        "model": text,
-        "prompt": text,
-        "n": 3,
-        "value": 0.5,
-        "low": 0.1,
-        "high": 0.9,
-        "vs": text,
-        "difference": 0.25,
-        "difference_low": -0.1,
-        "difference_high": 0.6,
-        "p": None,
-    }
-    stage = {
-        "stage": text,
-        "title": text,
-        "finished": True,
-        "rows_in": 4,
-        "kept": 1,
-        "dropped": {text: 2},
-        "failed": {text: 1},
-        "requests": 4,
-        "prompt_tokens": 1,
-        "cached_tokens": 2,
-        "generated_tokens": 3456,
-        "generation_seconds": 2.0,
-        "tokens_per_second": 12.0,
-        "hit_rate": 0.5,
-        "busy": 0.9,
-        "seconds": 1.5,
-        "notes": {text: text},
-    }
-    answers = {
-        text: {"text": f"A {text}", "ended": True, "words": 3},
-        f"{text}2": {"text": f"B {text}", "ended": False, "words": 4},
-    }
-    return {
-        "format": 1,
-        "selfalign": text,
-        "made": text,
-        "run": text,
-        "model": text,
-        "engine": text,
-        "constitution": text,
-        "assistant": text,
-        "stages": [stage],
-        "scores": [score],
-        "principles": [{"id": 1, "name": text, "used": 3}, {"id": 2, "name": "other", "used": 0}],
-        "side_by_side": [{"message": f"M {text}", "answers": answers}] * 13,
-        "data": about_the_data(text),
-        "story": text,
-        "notice": text,
-    }
+@pytest.fixture(scope="module")
+def made(gathered: dict[str, Any]) -> str:
+    return render(gathered)
 
 
-def about_the_data(text: str) -> dict[str, Any]:
-    described = {
-        "texts": 4,
-        "distinct": {"1": 0.5, "2": 0.75, "3": 1.0},
-        "commonest_opening": {"words": text, "share": 0.25},
-        "similarity": {"texts": 4, "mean": 0.125, "nearest": [0, 1, 2, 1, 0, 0, 0, 0, 0, 0]},
-        "sources": {text: 4},
-        "question_types": {text: 3, "other": 0},
-        "verb_objects": {"different": 2, "commonest": [[text, text, 3], ["write", "", 1]]},
-    }
-    row = {"run": text, "stage": text, "id": text, "text": f"C {text}"}
-    clusters = {"clusters": 1, "rows": 4, "largest": [{"size": 4, "rows": [row] * 3}]}
-    none = {"clusters": 0, "rows": 0, "largest": []}
-    return {
-        "diversity": {"prompts": described, text: described},
-        "duplicates": {"prompts": {"rows": 4, "exact": none, "near": clusters}},
-        "contamination": {
-            "against": ["probes", text],
-            "hits": [{"stage": text, "reason": text, "text": text, "item": text}],
-        },
-    }
-
-
-NO_DATA = {"diversity": {}, "duplicates": {}, "contamination": {"against": [], "hits": []}}
+@pytest.fixture(scope="module")
+def usual(gathered: dict[str, Any]) -> Page:
+    return check(render(poisoned(gathered, "plain text")))
 
 
 class Page(HTMLParser):
@@ -117,21 +41,32 @@ class Page(HTMLParser):
     def __init__(self, page: str) -> None:
         super().__init__(convert_charrefs=True)
         self.elements: list[tuple[str, tuple[str, ...]]] = []
+        """Outside of plots."""
         self.attributes: list[tuple[str, str, str | None]] = []
+        self.drawn: list[str] = []
+        """Elements of plots."""
         self.text = ""
         self.others: list[str] = []
         self._style = False
+        self._svg = 0
         self.feed(page)
         self.close()
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, tuple(name for name, _ in attrs)))
+        self._svg += tag == "svg"
+        if self._svg:
+            self.drawn.append(tag)
+        else:
+            self.elements.append((tag, tuple(name for name, _ in attrs)))
         self.attributes += [(tag, name, value) for name, value in attrs]
         self._style = tag == "style"
 
     def handle_endtag(self, tag: str) -> None:
-        self.elements.append((f"/{tag}", ()))
-        self.text += " " if tag == "td" else ""
+        if self._svg:
+            self._svg -= tag == "svg"
+        else:
+            self.elements.append((f"/{tag}", ()))
+        self.text += " " if tag in ("td", "th", "dt", "dd", "text", "li", "summary", "b", "p", "div") else ""
         self._style = False
 
     def handle_data(self, text: str) -> None:
@@ -147,133 +82,205 @@ class Page(HTMLParser):
     def unknown_decl(self, text: str) -> None:
         self.others.append(text)
 
+    @property
+    def flat(self) -> str:
+        return " ".join(self.text.split())
 
-def check(hostile: str) -> Page:
-    page, usual = Page(render(data(hostile))), Page(render(data()))
-    assert page.elements == usual.elements
-    assert page.others == []
-    assert not {"script", "img", "link", "iframe", "object", "svg", "form", "base"} & {e for e, _ in page.elements}
-    for tag, name, value in page.attributes:
+
+_DRAWN = {"svg", "title", "desc", "g", "defs", "path", "use", "text"}
+_NEVER = {"script", "img", "link", "iframe", "object", "embed", "form", "input", "base", "image", "foreignobject"}
+
+
+def check(page: str) -> Page:
+    """Nothing is loaded or run, and links stay in the page."""
+    read = Page(page)
+    assert read.others == []
+    assert set(read.drawn) <= _DRAWN
+    assert not _NEVER & {tag for tag, _ in read.elements}
+    ids = [value for _, name, value in read.attributes if name == "id"]
+    assert len(ids) == len(set(ids))
+    for tag, name, value in read.attributes:
         assert not name.startswith("on")
-        assert name not in {"src", "href", "action", "srcset", "data"}
+        assert name not in {"src", "action", "srcset", "data", "xlink:href", "background", "poster"}
+        if name == "href":
+            assert tag in ("a", "use") and (value or "").removeprefix("#") in ids, value
         assert "url(" not in (value or ""), (tag, name, value)
-    return page
+        assert "http" not in (value or ""), (tag, name, value)
+    return read
 
 
 @pytest.mark.parametrize("hostile", HOSTILE, ids=range(len(HOSTILE)))
-def test_hostile_texts_change_no_element_and_load_nothing(hostile: str):
-    check(hostile)
-
-
-@pytest.mark.parametrize("hostile", HOSTILE, ids=range(len(HOSTILE)))
-def test_texts_are_shown_as_they_are_but_for_control_characters(hostile: str):
-    page = check(hostile)
-    shown = plain(page.text)
-    for text in (f"M {hostile}", f"A {hostile}", f"B {hostile}", f"Run {hostile}", f"constitution {hostile}"):
-        assert plain(text) in shown
-    assert shown.count(plain(hostile)) >= 5 + 4 + 3 * 12
-
-
-@pytest.mark.parametrize("hostile", [HOSTILE[5], HOSTILE[6]], ids=["escapes", "directions"])
-def test_what_a_model_wrote_holds_no_control_character(hostile: str):
-    value = data()
-    value["side_by_side"] = [{"message": hostile, "answers": {"base": {"text": hostile, "ended": True, "words": 1}}}]
-    page = render(value)
+def test_hostile_texts_everywhere_change_no_element_and_load_nothing(
+    gathered: dict[str, Any], usual: Page, hostile: str
+):
+    page = render(poisoned(gathered, hostile))
+    assert check(page).elements == usual.elements
     assert page == plain(page)
 
 
-def test_no_field_holds_a_control_character():
-    page = render(data(HOSTILE[5] + HOSTILE[6]))
-    assert page == plain(page)
+def test_any_text_changes_no_element(gathered: dict[str, Any], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(plots, "available", lambda: False)
+    usual = check(render(poisoned(gathered, "plain text")))
+
+    @given(st.text(min_size=1, max_size=60))
+    @settings(max_examples=20)
+    def holds(text: str) -> None:
+        assert check(render(poisoned(gathered, text))).elements == usual.elements
+
+    holds()
 
 
-@given(st.text(min_size=1, max_size=60))
-@settings(max_examples=25)
-def test_any_text_changes_no_element(text: str):
-    check(text)
+@pytest.mark.parametrize("hostile", HOSTILE[:5], ids=range(5))
+def test_texts_are_shown_as_they_are(gathered: dict[str, Any], hostile: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(plots, "available", lambda: False)
+    value = copy.deepcopy(gathered)
+    value["side_by_side"][0]["message"] = f"M {hostile}"
+    next(iter(value["side_by_side"][0]["answers"].values()))["text"] = f"A {hostile}"
+    value["examples"][0]["thoughts"] = f"T {hostile}"
+    value["constitution"]["principles"][0]["rule"] = f"R {hostile}"
+    shown = Page(render(value)).text
+    for letter in "MATR":
+        assert f"{letter} {hostile}" in shown
 
 
-def test_the_style_sheet_and_the_policy_load_nothing():
-    page = render(data())
-    style = re.search(r"<style>(.*?)</style>", page, re.DOTALL)
+def test_the_style_sheet_and_the_policy_load_nothing(made: str):
+    style = re.search(r"<style>(.*?)</style>", made, re.DOTALL)
     assert style
     assert "url(" not in style[1]
     assert "@import" not in style[1]
-    assert "default-src 'none'" in page
-    assert "http://" not in page
-    assert "https://" not in page
+    assert "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'" in made
+    assert "http://" not in made
+    assert "https://" not in made
 
 
-def test_a_run_without_scores_answers_and_stages_has_a_page():
-    value = {**data(), "scores": [], "stages": [], "side_by_side": [], "principles": [], "notice": "", "data": NO_DATA}
-    page = Page(render(value))
-    assert "Every row accounted for" in page.text
-    assert "side by side" not in page.text
-    assert "diverse" not in page.text
+def test_plots_take_every_colour_from_the_page(made: str):
+    drawn = re.findall(r"<svg.*?</svg>", made, re.DOTALL)
+    assert len(drawn) >= 10
+    style = made[: made.index("</style>")]
+    for one in drawn:
+        assert not re.search(r"#[0-9a-fA-F]{6}", one)
+        assert set(re.findall(r"var\(--(\w+)\)", one)) <= set(re.findall(r"--(\w+):", style))
+        assert re.search(r"<title id=\"[\w-]+\">[^<]+</title><desc id=\"[\w-]+\">[^<]+</desc>", one)
 
 
-def test_the_data_is_described():
-    text = " ".join(Page(render(data())).text.split())
-    assert "prompts 4 0.50 0.75 1.00 0.125 plain words (25.0%)" in text
-    assert "2 different pairs" in text
-    assert "prompts 4 0 in 0 4 in 1" in text
-    assert "C plain words · C plain words · C plain words and 1 more" in text
-    assert "1 prompts and answers were dropped because they overlap with probes, plain words." in text
+def test_the_page_is_the_same_each_time(gathered: dict[str, Any], made: str):
+    assert render(copy.deepcopy(gathered)) == made
 
 
-def test_generation_is_shown_unless_no_model_ran():
-    text = " ".join(Page(render(data())).text.split())
-    assert "plain words 4 12 50.0% 90%" in text
-    assert "Generation" not in Page(render({**data(), "engine": "fake"})).text
+def test_without_matplotlib_the_numbers_stand_there_and_one_line_says_how(
+    gathered: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(plots, "available", lambda: False)
+    page = check(render(gathered))
+    assert page.drawn == []
+    assert page.text.count("pip install 'selfalign[report]'") == 1
+    assert ("details", ("open",)) in page.elements
+    assert "Self-Instruct candidates" in page.text
 
 
-def test_the_page_says_how_many_prompts_it_leaves_out():
-    page = Page(render(data()))
-    assert page.text.count("M plain words") == 12
-    assert "1 more in 5_evaluation/answers.jsonl" in page.text
+def test_a_run_that_has_only_begun_has_a_page(fake_run: Callable[..., Context]):
+    page = check(render(page_of(fake_run())))
+    assert "From seeds to examples" in page.text
+    assert "Held-out prompts" not in page.text
+    assert "No kept answer cites a principle" in page.text
 
 
-def test_the_ledger_is_shown_whole():
-    text = " ".join(Page(render(data())).text.split())
-    assert "plain words 4 1 plain words 2, failed: plain words 1 3,456 2" in text
+def page_of(context: Context) -> dict[str, Any]:
+    return page.gather(context.run)
 
 
-# -- scores ----------------------------------------------------------------------------------------------------------
+def test_what_is_left_out_is_counted(gathered: dict[str, Any], made: str):
+    text = Page(made).flat
+    assert len(gathered["side_by_side"]) == 12
+    assert "2 more in 5_evaluation/answers.jsonl" in text
+    assert "2 more in drops.jsonl" in text
+    assert "the same text · the same text · the same text and 6 more" in text
 
 
-def score(measure: str, value: float, **more: Any) -> Score:
-    return Score("heldout", measure, "final", "standard", 40, value, **more)
+def test_the_ledger_training_and_costs_are_shown(gathered: dict[str, Any], made: str):
+    text = Page(made).flat
+    first = gathered["stages"][0]
+    assert f"1a Self-Instruct {first['rows_in']} {first['kept']} more than wanted" in text
+    assert "failed: server gone 2" in text
+    assert "3 engrave 4 2 9,000 1 min 2.500 2.000 on 99.0% of 200 next tokens" in text
+    assert "Terms of the base." in text
+    assert re.search(r"– → [\d,]+ – → \d+ s", text)
 
 
-def test_a_rate_is_shown_in_percent():
-    made = score(
-        "run-on rate", 0.125, low=0.05, high=0.25, vs="base", difference=-0.5, difference_low=-0.6, difference_high=-0.4
-    )
-    assert score_text(made) == ("12%", "5% to 25%", "-50% vs base (-60% to -40%)")
-    assert score_text(score("empty rate", 1.0))[0] == "100%"
+def test_the_fake_engine_is_named_and_no_speed_is_shown(gathered: dict[str, Any], made: str):
+    assert "Generation" in Page(made).text
+    text = Page(render({**gathered, "engine": "fake"})).text
+    assert "no model ran" in text
+    assert "Generation" not in text
 
 
-def test_words_are_shown_whole_and_the_rest_with_three_digits():
-    assert score_text(score("median words", 71.6, low=60.0, high=80.2)) == ("72", "60 to 80", "")
-    assert score_text(score("loss", 1.23456)) == ("1.235", "", "")
+def test_the_papers_figures_stand_beside_what_was_measured_and_below_what_was_not(made: str):
+    text = Page(made).flat
+    beside, below = text.split("The paper’s figures at 65 B on what was not measured here")
+    assert "overall 77 85 83" in beside
+    assert "MC1, ranked by P(True) 37 61 49" in below.split("Supervision")[0]
 
 
-def test_a_gain_has_its_sign():
-    made = score("loss", 1.0, vs="base", difference=0.1, difference_low=0.0, difference_high=0.2)
-    assert score_text(made)[2] == "+0.100 vs base (0.000 to 0.200)"
-    none = score("loss", 1.0, vs="base", difference=0.0, difference_low=-0.1, difference_high=0.1)
-    assert score_text(none)[2] == "0.000 vs base (-0.100 to 0.100)"
+def test_the_constitution_is_there_in_full(made: str, default_constitution: Any):
+    text = Page(made).flat
+    for principle in default_constitution.principles:
+        assert principle.rule in text
+        assert all(" ".join(probe.ask.split()) in text for probe in principle.probes)
+    for exemplar in default_constitution.exemplars:
+        assert all(" ".join(turn.answer.split()) in text for turn in exemplar.turns())
+    for kind in default_constitution.question_types:
+        assert kind.question in text
+    for pair in default_constitution.identity:
+        assert " ".join(pair.answer.split()) in text
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), None])
-def test_what_is_no_number_is_a_dash(value: Any):
-    assert score_text(score("loss", value))[0] == "–"
-    assert score_text(score("loss", 1.0, low=value or float("nan"), high=1.0))[1] == "– to 1.000"
+def test_human_lines_are_counted_and_their_sum_is_right(gathered: dict[str, Any], default_constitution: Any):
+    human = gathered["supervision"]
+    assert human["total"] == sum(human["counts"].values()) == default_constitution.human_lines(175)["total"]
+    assert human["missing"] == ""
 
 
-def test_a_score_and_its_dictionary_are_shown_alike():
-    made = score("loss", 1.5, low=1.0, high=2.0)
-    assert score_text({k: getattr(made, k) for k in Score.__slots__}) == score_text(made)
+def test_the_users_own_prompts_are_human_lines(fake_run: Callable[..., Context], tmp_path: Path):
+    file = tmp_path / "mine.txt"
+    file.write_text("Name three rivers.\nHow do bees make honey?\n")
+    context = fake_run(f"prompts.file={file}")
+    pipeline.run_stage(context, "prompts")
+    found = page_of(context)
+    assert found["supervision"]["counts"]["prompts of the user"] == 2
+    assert "seed tasks" not in found["supervision"]["counts"]
+    assert found["funnel"][0] == {"title": "prompts of the user", "human": True, "rows_in": 2, "kept": 2, "lost": 0}
+
+
+def test_the_funnel_balances_with_the_ledgers(gathered: dict[str, Any]):
+    steps = [s for s in gathered["funnel"] if not s["human"]]
+    assert [s["title"] for s in gathered["funnel"]][:2] == ["seed tasks", "Self-Instruct candidates"]
+    assert all(s["rows_in"] == s["kept"] + s["lost"] for s in steps)
+
+
+def test_a_large_run_makes_no_large_page(fake_run: Callable[..., Context]):
+    """Ten times the rows: the page grows by digits."""
+    sizes = []
+    for number in (300, 3000):
+        context = fake_run(name=str(number))
+        rng = random.Random(number)
+        words = ["".join(rng.choices("abcdefgh", k=6)) for _ in range(500)]
+        texts = [f"Describe the {' '.join(rng.choices(words, k=6))}." for _ in range(number)]
+        write_jsonl(context.run.jsonl("prompts"), (Prompt(prompt_id(t, ""), t, source="self_instruct") for t in texts))
+        answers = [" ".join(rng.choices(words, k=5 + n % 50)) for n in range(number)]
+        rows = zip(texts, answers, strict=True)
+        write_jsonl(
+            context.run.jsonl("responses"),
+            (Response(prompt_id(t, ""), t, "", a, "It asks.", [1 + len(a) % 16], "self_instruct") for t, a in rows),
+        )
+        models = [(t, m) for m in ("base", "final") for t in texts]
+        write_jsonl(
+            context.run.jsonl("answers"), (Answer(prompt_id(t, ""), t, m, "Yes. " * 20, True, 20) for t, m in models)
+        )
+        sizes.append(len(render(page_of(context))))
+    assert sizes[1] < sizes[0] * 1.05
+
+
+# -- small parts -------------------------------------------------------------------------------------------------------
 
 
 def test_answers_are_put_side_by_side_in_the_order_of_the_file():
@@ -284,12 +291,21 @@ def test_answers_are_put_side_by_side_in_the_order_of_the_file():
     assert found[0]["answers"]["final"] == {"text": "c", "ended": False, "words": 2}
 
 
+def test_thoughts_stand_beside_the_held_out_answers(gathered: dict[str, Any], made: str):
+    rows = gathered["side_by_side"]
+    assert gathered["heldout"] == 14
+    assert all(set(r["answers"]) == {"base", "engraved", "final"} for r in rows)
+    assert any(r["constitution"] and r["constitution"]["thoughts"] for r in rows)
+    assert "Thoughts and answer of the base under the constitution" in made
+
+
 def test_numbers_that_json_does_not_know_become_null():
     value = _finite({"a": [float("nan"), {"b": float("-inf")}], "c": 1.5, "d": "nan"})
     assert json.loads(json.dumps(value, allow_nan=False)) == {"a": [None, {"b": None}], "c": 1.5, "d": "nan"}
 
 
-def test_bars_are_elements_and_their_names_are_text():
-    page = Page(render(data("<b>&</b>")))
-    assert sum(tag == "i" for tag, _ in page.elements) == 2 + 2 * 10 + 2 + 2  # principles, histograms, types, verbs
-    assert "<b>&</b>" in page.text
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(None, "–"), (3.4, "3 s"), (61, "1 min"), (5399, "90 min"), (7200, "2.0 h")]
+)
+def test_times_are_short(seconds: float | None, text: str):
+    assert duration(seconds) == text

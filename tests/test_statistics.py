@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from selfalign.evaluation.statistics import Interval, bootstrap_mean, median, wilson
+from selfalign.evaluation.statistics import Interval, bootstrap_mean, mcnemar, median, verdict, wilson
 
 
 @pytest.mark.parametrize(
@@ -103,3 +103,42 @@ def test_the_median(values: list[float], middle: float):
 
 def test_the_median_of_nothing_is_nan():
     assert math.isnan(median([]))
+
+
+def test_values_of_a_cluster_are_drawn_together():
+    values = [float(i // 5 % 2) for i in range(200)]  # forty clusters of five equal values
+    apart = bootstrap_mean(values, draws=2000)
+    together = bootstrap_mean(values, draws=2000, clusters=[str(i // 5) for i in range(200)])
+    assert together.value == apart.value == 0.5
+    # The width is that of forty values, not of two hundred: the square root of five times as much.
+    assert (together.high - together.low) / (apart.high - apart.low) == pytest.approx(5**0.5, rel=0.1)
+    alone = bootstrap_mean(values, draws=2000, clusters=[str(i) for i in range(200)])
+    assert alone == apart
+    uneven = bootstrap_mean([1.0, 1.0, 1.0, 0.0], draws=500, clusters=["a", "a", "a", "b"])
+    assert (uneven.value, uneven.low, uneven.high) == (0.75, 0.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("wins", "losses", "p"),
+    [
+        # scipy: binomtest(wins, wins + losses).pvalue
+        (0, 0, 1.0),
+        (1, 0, 1.0),
+        (5, 5, 1.0),
+        (10, 2, 0.03857422),
+        (2, 10, 0.03857422),
+        (20, 5, 0.004077315),
+        (300, 250, 0.03657875),
+    ],
+)
+def test_mcnemar_against_known_values(wins: int, losses: int, p: float):
+    first = [False] * wins + [True] * losses + [True] * 7 + [False] * 9
+    second = [True] * wins + [False] * losses + [True] * 7 + [False] * 9
+    assert mcnemar(first, second) == pytest.approx(p, rel=1e-4)
+
+
+def test_nothing_is_better_unless_its_interval_excludes_zero():
+    assert verdict(Interval(0.1, 0.02, 0.2)) == "better"
+    assert verdict(Interval(-0.1, -0.2, -0.02)) == "worse"
+    assert verdict(Interval(-0.1, -0.2, -0.02), more_is_better=False) == "better"
+    assert verdict(Interval(0.1, 0.0, 0.2)) == verdict(Interval(0.1, -0.01, 0.2)) == "no difference"

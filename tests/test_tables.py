@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+import selfalign
 from selfalign import recipe as recipes
 from selfalign import tables
 from selfalign.context import Context
@@ -116,7 +117,7 @@ def test_other_names_are_none(text: str):
 def test_a_folder_that_is_there_makes_it_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "owner").mkdir()
-    assert parse("owner/name") is None
+    assert parse("owner/name") is None and parse(f"owner/name@{COMMIT}")
     with pytest.raises(UserError, match="prompts file 'owner/name' does not exist"):
         recipes.located(recipes.load("quick"), Path("owner/name"))
 
@@ -233,6 +234,17 @@ def test_a_run_that_goes_on_keeps_its_commit(offline: Path):
     assert recipes.located(recipes.load("quick"), Path("owner/name:test"), kept=kept).prompts.file == kept
     with pytest.raises(UserError, match="cannot be looked up"):
         recipes.located(recipes.load("quick"), Path("owner/name"), kept=kept)
+
+
+def test_the_same_command_goes_on_offline_at_the_commit_it_began_with(offline: Path, tmp_path: Path):
+    in_cache(folder(tmp_path / "name", train=ROWS[:4]), offline, COMMIT)
+    settings = {"engine.kind": "fake", "stages": ["prompts"], "evaluate.run_on": 1}
+    for name in (f"owner/name@{COMMIT}", "owner/name"):
+        with selfalign.create("quick", tmp_path / "run", settings=settings, prompts=name) as run:
+            run.run_all()
+            assert (run.recipe.prompts.file, len(list(run.prompts()))) == (f"owner/name@{COMMIT}", 4)
+    with pytest.raises(UserError, match="cannot be looked up"):
+        selfalign.create("quick", tmp_path / "other", settings=settings, prompts="owner/name")
 
 
 def test_the_commit_of_now_is_frozen(offline: Path, monkeypatch: pytest.MonkeyPatch):

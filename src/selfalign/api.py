@@ -24,10 +24,11 @@ from selfalign.calibrate import calibration
 from selfalign.context import ADAPTER_STAGES, Context
 from selfalign.counts import StageCounts
 from selfalign.errors import UserError
+from selfalign.evaluation.compare import Wanted
 from selfalign.progress import Screen
 from selfalign.recipe import Recipe, Stage
 from selfalign.records import Answer, Drop, Prompt, Response, Score, read_jsonl
-from selfalign.report.page import read_scores
+from selfalign.report.scores import read_scores
 from selfalign.run import RunDir, default_out, frozen_kind, frozen_prompts, hold
 
 if TYPE_CHECKING:
@@ -106,6 +107,19 @@ class Run:
         from selfalign.export import job
 
         return job.export(self._context, form, model, kind, Path(out) if out is not None else None, force)
+
+    def run_benchmarks(self, tasks: list[str], **options: Any) -> list[Score]:
+        """Measure the run's models on benchmarks; returns all scores of the run.
+
+        Args:
+            tasks: some of hhh, truthfulqa, truthfulqa-generation.
+            options: models, others, data, prompt, limit, judge; see `evaluation.compare.Wanted`.
+
+        Raises:
+            SelfAlignError: see `pipeline.run_benchmarks`; what was scored so far is kept.
+        """
+        pipeline.run_benchmarks(self._context, Wanted(tasks, **options))
+        return self.scores()
 
     # -- reading -------------------------------------------------------------------------------------------------
 

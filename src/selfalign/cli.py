@@ -167,10 +167,51 @@ for _name, _make, _help in (
     ("align", _stage, "Stage 2: answer them under the constitution."),
     ("engrave", _training_stage, "Stage 3: train the answers into an adapter."),
     ("clone", _training_stage, "Stage 4: clone the verbose mode."),
-    ("evaluate", _stage, "Measure base, engraved and final model on held-out prompts."),
     ("report", _stage, "Write the report."),
 ):
     app.command(_name, help=_help)(_make(_name))
+
+
+@app.command()
+def evaluate(
+    targets: Annotated[
+        list[str],
+        typer.Argument(help="A run directory; or models, each MODEL or MODEL+ADAPTER.", metavar="RUN|MODEL..."),
+    ],
+    tasks: Annotated[
+        str, typer.Option("--benchmarks", help="hhh, truthfulqa, truthfulqa-generation, with commas between.")
+    ] = "",
+    models: Annotated[str, typer.Option(help="Of a run: base, prompted, engraved, final; all unless given.")] = "",
+    others: Annotated[
+        list[str] | None,
+        typer.Option("--with", metavar="NAME=SPEC", help="One model more: an adapter, a model, or URL#ID; repeatable."),
+    ] = None,
+    data: Annotated[
+        list[str] | None,
+        typer.Option("--data", metavar="NAME=SOURCE", help="A benchmark's file, folder or hub id; repeatable."),
+    ] = None,
+    prompt: Annotated[
+        str, typer.Option(help="The inference prompt: standard, concise, verbose or two-shot.")
+    ] = "standard",
+    prompted: Annotated[
+        bool, typer.Option("--prompted", help="Models also with the constitution in the prompt.")
+    ] = False,
+    judge: Annotated[str, typer.Option(help="Who judges generated answers: a model, or URL#ID.")] = "",
+    limit: Annotated[int | None, typer.Option(min=1, help="At most so many items of each benchmark.")] = None,
+    constitution: Annotated[str, typer.Option(help="For models: whose inference prompts stand before.")] = "default",
+    out: Annotated[Path | None, typer.Option(help="For models: the folder of results; evaluations/<names>.")] = None,
+    force: Force = False,
+    as_json: AsJson = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+) -> None:
+    """Measure a run's models, or any model, on held-out prompts and benchmarks. The same command again goes on."""
+    from selfalign import cli_evaluate
+
+    asked = cli_evaluate.Asked(
+        tasks, models, others or [], data or [], prompt, prompted, limit, constitution, out, judge
+    )
+    cli_evaluate.run(targets, asked, force, as_json, _screen())
 
 
 @app.command()

@@ -144,6 +144,9 @@ def test(
     drop: Annotated[
         int | None, typer.Option(metavar="N", help="The prompted base with and without principle N instead.")
     ] = None,
+    half: Annotated[
+        str, typer.Option(help="choices or report: one half of the probes serves choices, the other one measures.")
+    ] = "",
     force: Annotated[bool, typer.Option("--force", help="Overwrite probes.jsonl where it was edited by hand.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -151,13 +154,16 @@ def test(
     from dataclasses import asdict
 
     from selfalign import api, constitution, pipeline, report_terminal
+    from selfalign.errors import UserError
     from selfalign.evaluation import probes as probing
     from selfalign.progress import Screen
 
+    if half not in ("", "choices", "report"):
+        raise UserError(f"--half {half!r}: choices or report")
     with api.open_run(run, force=force, screen=Screen(0)) as opened:
         fake = not opened.context.has_weights
         texts = constitution.load(probes) if probes else opened.context.run.constitution
-        answers = probing.run(opened.context, texts, drop)
+        answers = probing.run(opened.context, texts, drop, half or None)  # type: ignore[arg-type]
         pipeline.write_manifest_if_done(opened.context)
     totals = probing.totals(answers)
     if as_json:

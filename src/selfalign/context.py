@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from selfalign import engines, models
+from selfalign.clock import Clock
 from selfalign.counts import StageCounts
 from selfalign.engines.base import Engine, Pieces, Sampling
 from selfalign.errors import Resumable, TooManyFailed
 from selfalign.inputs import Rows
-from selfalign.journal import Clock, Fate, Journal
+from selfalign.journal import Fate, Journal
 from selfalign.progress import Screen
 from selfalign.quality.contamination import Benchmarks
 from selfalign.recipe import Recipe

@@ -385,17 +385,3 @@ class Journal:
 
 LEDGER = ("self_instruct", "topics", "red_team", "align", "engrave", "verbose", "clone", "evaluate", "probes")
 """The ledgers in the order of the pipeline: stage 1 has three, stage 4 two (answers and training pairs)."""
-
-
-class Clock:
-    """Seconds since it was made."""
-
-    def __init__(self) -> None:
-        self._start = time.monotonic()
-
-    def add(self, seconds: float) -> None:
-        """Count what earlier sittings took."""
-        self._start -= seconds
-
-    def seconds(self) -> float:
-        return time.monotonic() - self._start

@@ -9,7 +9,7 @@ from pathlib import Path
 from selfalign import atomic, costs, own_data
 from selfalign.context import Context
 from selfalign.errors import UserError
-from selfalign.evaluation import heldout
+from selfalign.evaluation import compare, heldout
 from selfalign.recipe import Recipe, Stage
 from selfalign.records import content_hash, write_jsonl
 from selfalign.report import page
@@ -22,6 +22,15 @@ def _prompts(context: Context) -> list[Path]:
     if context.recipe.prompts.file:
         return prompts.import_file(context)
     return [*self_instruct.run(context), *red_team.run(context), *prompts.merge(context)]
+
+
+def _evaluate(context: Context) -> list[Path]:
+    files = heldout.run(context)
+    if context.has_weights:
+        compare.refresh(context)
+        if tasks := context.recipe.evaluate.tasks:
+            compare.run(context, compare.Wanted(tasks))
+    return files
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +75,7 @@ STEPS: dict[Stage, Step] = {
     ),
     "evaluate": Step(
         "5  Evaluation on held-out prompts",
-        heldout.run,
+        _evaluate,
         lambda run: [
             run.jsonl("prompts"),
             run.jsonl("responses"),
@@ -95,6 +104,7 @@ def run_stage(context: Context, stage: Stage, again: bool = False) -> None:
     """
     STOP.check()
     step, run = STEPS[stage], context.run
+    before = run.journal.published().get(stage)
     key = inputs_hash(context, stage)
     if not again and stage != "report" and run.done(stage, key):
         context.screen.say(f"{step.title}: done", "dim")
@@ -109,11 +119,31 @@ def run_stage(context: Context, stage: Stage, again: bool = False) -> None:
         run.journal.forget_rounds()
     context.screen.say(step.title, "bold")
     run.manifest.unlink(missing_ok=True)
-    files = step.run(context)
+    try:
+        files = step.run(context)
+    except UserError:
+        if context.given_adapter and before:  # an adapter that does not fit takes nothing away
+            run.journal.publish(stage, *before)
+        raise
     _add_notices(context, files)
     write_jsonl(run.jsonl("drops"), run.journal.drops())
     # The inputs as they were read: a file that changed meanwhile makes the stage run again.
     run.mark_done(stage, key, files)
+
+
+def run_benchmarks(context: Context, wanted: compare.Wanted) -> None:
+    """Measure the run's models on benchmarks; a report that stands there is written anew.
+
+    Raises:
+        SelfAlignError: see `compare.run`.
+    """
+    STOP.check()
+    context.screen.say("5  Benchmarks", "bold")
+    _add_notices(context, compare.run(context, wanted))
+    write_jsonl(context.run.jsonl("drops"), context.journal.drops())
+    if context.run.report.exists():
+        run_stage(context, "report", again=True)
+    write_manifest_if_done(context)
 
 
 def run_all(context: Context) -> None:
@@ -204,8 +234,11 @@ def inputs_hash(context: Context, stage: Stage) -> str:
     """A hash of everything the stage's result follows from."""
     run = context.run
     recipe = run.recipe.model_dump(mode="json")
-    recipe["engrave"].pop("elsewhere")  # the same rows, wherever they are trained on
+    recipe["engrave"] = run.recipe.engrave.deciding()
     settings = {k: recipe[k] for k in ("seed", *_SETTINGS[stage])}
+    if "evaluate" in settings and (stage != "evaluate" or not settings["evaluate"]["tasks"]):
+        # A task more makes no other stage run again, and no run of a version that knew none.
+        del settings["evaluate"]["tasks"]
     files = [file_hash(f) if f.exists() else "" for f in STEPS[stage].inputs(run)]
     seeds = Path(run.recipe.seeds)
     own = file_hash(seeds) if stage == "prompts" and seeds.is_file() else ""

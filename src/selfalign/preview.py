@@ -11,7 +11,7 @@ from pathlib import Path
 
 from selfalign.constitution import Constitution
 from selfalign.context import Context
-from selfalign.engines.base import Request, RowError, answer
+from selfalign.engines.base import BOS, Request, RowError, answer
 from selfalign.errors import UserError
 from selfalign.own_data import OwnData, prompt_of
 from selfalign.progress import Screen, plain
@@ -72,7 +72,7 @@ def _print(context: Context, title: str, request: Request) -> None:
         raise UserError(f"{title}: {error}") from None
     STOP.check()
     print(f"\n──── {title} ──── prompt")
-    print(plain("".join(p for p in request.prompt if p != "<bos>")), end="")
+    print(plain("".join(p for p in request.prompt if p is not BOS)), end="")
     for step, part in zip(request.steps, completion.parts, strict=False):
         print(f"{plain(step.cue)}⟦{plain(part.text)}⟧", end="")
         print(f"  ({part.finish}, {part.generated_tokens} tokens)", end="")

@@ -156,7 +156,7 @@ class Engrave(Strict):
     """Steps between two measurements; null: once an epoch."""
     patience: int | None = Field(None, ge=1)
     """Stop after so many measurements without a better one, and keep the best adapter; null: never."""
-    tokens_at_once: int = Field(2048, ge=1)
+    tokens_at_once: int = Field(1024, ge=1)
     """Tokens computed at once, padding counted: it decides the memory. Halved where memory runs out."""
     gradient_checkpointing: bool = False
     """Compute each layer again on the way back instead of keeping it: less memory, a third slower."""
@@ -172,6 +172,16 @@ class Engrave(Strict):
     elsewhere: bool = False
     """Stages 3 and 4 stop once their examples are written: `selfalign export RUN launch` makes a folder to train in,
     and `selfalign engrave|clone RUN --adapter DIR` takes what it made."""
+
+    @model_validator(mode="after")
+    def _measured(self) -> Engrave:
+        if self.patience is not None and not self.validation:
+            raise ValueError("patience needs rows to measure the loss on: set validation, as 0.05")
+        return self
+
+    def deciding(self) -> dict[str, Any]:
+        """The settings that the trained adapter follows from."""
+        return self.model_dump(mode="json", exclude={"preflight", "checkpoint_seconds", "tokens_at_once", "elsewhere"})
 
 
 class Clone(Strict):
@@ -197,6 +207,9 @@ class Evaluate(Strict):
     top_p: float = Field(0.9, gt=0, le=1)
     repetition: float = Field(1.0, ge=0, le=10)
     """Penalty on repeated 3-grams (as in stage 4), the same for every compared model; chat uses it too. 0 is off."""
+    tasks: list[Literal["hhh", "truthfulqa", "truthfulqa-generation"]] = []
+    """Benchmarks that the stage runs besides; `selfalign evaluate RUN --benchmarks ...` runs them later. Generated
+    answers stay unjudged here: the command takes a judge."""
     benchmarks: list[str] = []
     """Files of benchmarks (JSON, JSONL, CSV, TSV, text) that the models will be measured on: prompts and answers that
     overlap with one are dropped (`filters.overlap`)."""

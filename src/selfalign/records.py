@@ -116,7 +116,8 @@ class Score:
     model: str
     prompt: str
     n: int
-    value: float
+    value: float | None
+    """None where nothing judged it."""
     low: float | None = None
     high: float | None = None
     vs: str | None = None
@@ -159,13 +160,60 @@ class ProbeAnswer:
     passed: bool
 
 
+@dataclass(frozen=True, slots=True)
+class ItemScore:
+    """What a model made of one item of a benchmark in one form: the raw log-probabilities, and what they mean.
+
+    The item's text is not in it: a benchmark does not belong into files that are passed on.
+    """
+
+    id: str
+    benchmark: str
+    item: int
+    """Its place in the benchmark, from 0."""
+    subset: str
+    cluster: str
+    """Items with the same value are about the same text."""
+    form: str
+    prompt: str
+    """The inference prompt that stood before it."""
+    model: str
+    labels: list[str]
+    """What each of the scored texts is."""
+    logprobs: list[list[float]]
+    """Of each of them, the log-probability of each token."""
+    values: dict[str, float]
+    """Measure -> 1 (right), 0 (wrong) or a share."""
+
+
+@dataclass(frozen=True, slots=True)
+class JudgedAnswer:
+    """An answer that a model wrote to a question of TruthfulQA, and what a judge said of it."""
+
+    id: str
+    benchmark: str
+    item: int
+    """The question's place in the benchmark, from 0."""
+    question: str
+    prompt: str
+    model: str
+    answer: str
+    ended: bool
+    truthful: bool | None = None
+    """None: not judged."""
+    informative: bool | None = None
+    judge: str = ""
+
+
 def prompt_id(instruction: str, text: str) -> str:
     """The content hash that names a prompt and everything made from it."""
     return content_hash("prompt", instruction, text)
 
 
-Record = TypeVar("Record", Prompt, Topic, Response, Example, Drop, Score, Answer, ProbeAnswer)
-AnyRecord: TypeAlias = Prompt | Topic | Response | Example | Drop | Score | Answer | ProbeAnswer
+Record = TypeVar("Record", Prompt, Topic, Response, Example, Drop, Score, Answer, ProbeAnswer, ItemScore, JudgedAnswer)
+AnyRecord: TypeAlias = (
+    Prompt | Topic | Response | Example | Drop | Score | Answer | ProbeAnswer | ItemScore | JudgedAnswer
+)
 
 
 def line(row: AnyRecord) -> str:

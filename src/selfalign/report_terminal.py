@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
@@ -10,11 +11,15 @@ from rich.table import Table
 
 from selfalign import costs
 from selfalign.costs import Plan, StagePlan
+from selfalign.evaluation import tables
 from selfalign.evaluation.probes import Total
+from selfalign.evaluation.statistics import verdict
 from selfalign.progress import Screen, plain, stdout_console
-from selfalign.records import Answer, ProbeAnswer, read_jsonl
+from selfalign.records import Answer, ProbeAnswer, Score, read_jsonl
 from selfalign.report import page
+from selfalign.report.answers import side_by_side
 from selfalign.report.data import Row
+from selfalign.report.scores import read_scores, score_text
 from selfalign.run import RunDir, held
 
 _SHOWN = 3
@@ -40,7 +45,7 @@ def status(run: RunDir) -> dict[str, Any]:
         "state": state,
         "finished": run.manifest.exists(),
         "stages": stages,
-        "scores": page.read_scores(run),
+        "scores": read_scores(run),
     }
 
 
@@ -104,7 +109,7 @@ def _scores_table(scores: list[dict[str, Any]]) -> Table:
     table.add_column("95 % interval")
     table.add_column("paired difference")
     for score in scores:
-        value, interval, difference = page.score_text(score)
+        value, interval, difference = score_text(score)
         table.add_row(score["measure"], score["model"], str(score["n"]), value, interval, difference)
     return table
 
@@ -143,6 +148,51 @@ def show_probes(answers: list[ProbeAnswer], totals: list[Total], fake: bool) -> 
         "the floor of the total is about half.",
         style="dim",
     )
+
+
+def show_benchmarks(scores: Sequence[Score]) -> None:
+    """A table for each benchmark and measure, with intervals and paired differences; subsets by their values only."""
+    console = stdout_console()
+    for name, measure in dict.fromkeys((s.benchmark, s.measure) for s in scores if "/" not in s.benchmark):
+        console.print(f"[bold]{escape(plain(name))}[/bold]  {escape(plain(measure))}", soft_wrap=True)
+        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+        for column in ("model", "prompt"):
+            table.add_column(column, overflow="fold")
+        for column in ("n", "value"):
+            table.add_column(column, justify="right", no_wrap=True)
+        table.add_column("95 % interval", no_wrap=True)
+        table.add_column("paired difference in points", ratio=1)
+        before = ("", "")
+        for s in (s for s in scores if (s.benchmark, s.measure) == (name, measure)):
+            same, before = (s.model, s.prompt) == before, (s.model, s.prompt)
+            own = ("",) * 5 if same else (s.model, s.prompt, str(s.n), *_rate(s))
+            table.add_row(*(escape(plain(cell)) for cell in (*own, _difference(s))))
+        console.print(table)
+        _show_subsets(console, [s for s in scores if s.benchmark.startswith(f"{name}/") and s.measure == measure])
+        console.print()
+
+
+def _show_subsets(console: Console, scores: Sequence[Score]) -> None:
+    """The values of each subset, a model a line."""
+    values = {(s.model, s.prompt, s.benchmark.split("/")[1]): _rate(s)[0] for s in scores}
+    for model, prompt in dict.fromkeys((s.model, s.prompt) for s in scores):
+        own = ", ".join(f"{subset} {value}" for (m, p, subset), value in values.items() if (m, p) == (model, prompt))
+        console.print(f"  {escape(plain(f'{model} ({prompt}): {own}'))}", style="dim", soft_wrap=True)
+
+
+def _rate(score: Score) -> tuple[str, str]:
+    if score.value is None or score.low is None or score.high is None:
+        return "–", ""
+    return f"{score.value:.1%}", f"{100 * score.low:.1f} to {100 * score.high:.1f}"
+
+
+def _difference(score: Score) -> str:
+    found = tables.interval_of(score)
+    if found is None:
+        return ""
+    points = f"{100 * found.value:+.1f} vs {score.vs} ({100 * found.low:+.1f} to {100 * found.high:+.1f}"
+    p = "" if score.p is None else ", p < 0.001" if score.p < 0.001 else f", p {score.p:.3f}"
+    return f"{points}{p}): {verdict(found)}"
 
 
 def _plan_table(made: Plan) -> Table:
@@ -288,7 +338,7 @@ def _resources(run: RunDir, made: Plan) -> str:
 
 
 def _show_answers(run: RunDir, console: Console) -> None:
-    for row in page.side_by_side(read_jsonl(run.jsonl("answers"), Answer))[:_SHOWN]:
+    for row in side_by_side(read_jsonl(run.jsonl("answers"), Answer))[:_SHOWN]:
         console.print(f"\n[bold]{escape(plain(row['message']))}[/bold]")
         for name, answer in row["answers"].items():
             text = " ".join(plain(answer["text"]).split())

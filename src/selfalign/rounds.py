@@ -14,9 +14,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from selfalign import __version__
+from selfalign.clock import Clock
 from selfalign.context import Context
 from selfalign.counts import StageCounts
-from selfalign.journal import Clock, Fate
+from selfalign.journal import Fate
 from selfalign.quality.novelty import NoveltyIndex
 from selfalign.records import Prompt, content_hash
 from selfalign.run import file_hash

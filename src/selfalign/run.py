@@ -7,6 +7,8 @@ import json
 import os
 import re
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,9 @@ JSONL_FILES = {
     "clone_examples": "4_verbose_clone/examples.jsonl",
     "answers": "5_evaluation/answers.jsonl",
     "probes": "5_evaluation/probes.jsonl",
+    "hhh": "5_evaluation/hhh.jsonl",
+    "truthfulqa": "5_evaluation/truthfulqa.jsonl",
+    "truthfulqa-generation": "5_evaluation/truthfulqa-generation.jsonl",
     "drops": "drops.jsonl",
 }
 
@@ -183,6 +188,17 @@ class RunDir:
         """Remember the stage's inputs and the hash of each file that it published."""
         self.journal.publish(stage, inputs, {str(f.relative_to(self.path)): file_hash(f) for f in files})
 
+    @contextmanager
+    def rewriting(self, file: Path) -> Iterator[None]:
+        """Write a file anew that a finished stage published: it stays finished, the file is not taken for edited."""
+        name = str(file.relative_to(self.path))
+        owners = {s: record for s, record in self.journal.published().items() if name in record[1]}
+        for stage in owners:
+            self.journal.unpublish(stage)
+        yield
+        for stage, (inputs, files) in owners.items():
+            self.journal.publish(stage, inputs, {**files, name: file_hash(file)})
+
     def check_not_edited(self, files: list[Path], force: bool) -> None:
         """Raises UserError if a file that a stage is about to write was changed by hand since it was published."""
         published = {name: sha for _, files_ in self.journal.published().values() for name, sha in files_.items()}
@@ -218,6 +234,7 @@ _MAY_CHANGE = (
     "stages:",
     "constitution:",
     "max_failed:",
+    "evaluate.tasks:",
     "engrave.",
     "clone.learning_rate:",
     "clone.epochs:",

@@ -42,7 +42,9 @@ class HubData:
 def parse(text: str) -> HubData | None:
     """The hub data set that the text names, or None where it looks like a path."""
     found = _HUB.fullmatch(text)
-    if not found or Path(text.partition("/")[0]).exists() or found["name"].lower().endswith(_FILES):
+    if not found or found["name"].lower().endswith(_FILES):
+        return None
+    if not found["revision"] and Path(text.partition("/")[0]).exists():
         return None
     return HubData(found["name"], found["config"], found["split"], found["revision"])
 

@@ -181,8 +181,6 @@ class OpenAiApi:
     def _detokenize(self, ids: Sequence[int], model: str) -> str:
         body = json.dumps({"model": model, "tokens": list(ids)}).encode()
         status, headers, raw = self._post("/detokenize", body)
-        if status in (401, 403):
-            self._refused(status, headers, raw)
         if status in _BUSY:
             raise Transient(f"the server says {status}", retry_after(headers))
         try:

@@ -8,7 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from selfalign.dialogue import Encoded
+from selfalign.dialogue import Encoded, Tokenizer
+from selfalign.engines.scoring import Scored, ScoreRequest, Text, encode_all
 from selfalign.training import forward, lora
 
 
@@ -20,15 +21,22 @@ class TorchScorer:
     Args:
         folder: the base model's Hugging Face folder.
         adapters: name -> PEFT folder.
+        tokenizer: needed for `loglikelihoods` only.
 
     Raises:
         UserError: torch cannot load the model.
     """
 
-    def __init__(self, folder: Path, adapters: Mapping[str, Path]) -> None:
+    name = "torch, float32"
+
+    def __init__(self, folder: Path, adapters: Mapping[str, Path], tokenizer: Tokenizer | None = None) -> None:
+        from selfalign.engines.tree_scoring import TreeScoring
+
         self._model: Any = lora.load_base(folder)
         for name, path in adapters.items():
             self._model = lora.add_adapter(self._model, path, name)
+        self._tokenizer = tokenizer
+        self._trees = TreeScoring(self._model)
 
     def score(self, rows: Sequence[Encoded], adapter: str | None) -> list[list[float]]:
         """The loss (nats) of each token that a row's mask marks, row by row.
@@ -42,6 +50,34 @@ class TorchScorer:
         with self._switched(adapter):
             losses: list[list[float]] = forward.token_losses(self._model, rows)
             return losses
+
+    def loglikelihoods(self, requests: Sequence[Text], adapter: str | None) -> list[Scored | None]:
+        """See `Scorer`. What requests begin with alike is computed once.
+
+        Raises:
+            Interrupted: a signal came between two batches.
+        """
+        if self._tokenizer is None:
+            raise ValueError("a scorer of texts needs a tokenizer")
+        encoded = encode_all(self._tokenizer, requests)
+        fits = [r for r in encoded if len(r.ids) <= self._trees.longest]
+        found = iter(self.score_ids(fits, adapter))
+        return [next(found) if len(r.ids) <= self._trees.longest else None for r in encoded]
+
+    def score_ids(self, requests: Sequence[ScoreRequest], adapter: str | None, shared: bool = True) -> list[Scored]:
+        """The same for token ids.
+
+        Args:
+            shared: False computes each request by itself, to compare with.
+        """
+        with self._switched(adapter):
+            found: list[Scored] = self._trees.score(requests, adapter, shared)
+            return found
+
+    @property
+    def tokens(self) -> tuple[int, int]:
+        """(tokens asked for, tokens computed) by `loglikelihoods` so far."""
+        return self._trees.asked, self._trees.computed
 
     @contextlib.contextmanager
     def _switched(self, adapter: str | None) -> Iterator[None]:
@@ -57,4 +93,5 @@ class TorchScorer:
     def close(self) -> None:
         """Free the memory."""
         self._model = None
+        self._trees.close()
         gc.collect()

@@ -9,17 +9,18 @@ model that does not end its turn by its own end token within the limit; one that
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
 from selfalign import atomic
+from selfalign.clock import Clock
 from selfalign.context import Context
 from selfalign.dialogue import PLAIN, Turn, encode_example
 from selfalign.engines.base import Request, Step
-from selfalign.evaluation.statistics import Interval, bootstrap_mean, median, wilson
+from selfalign.evaluation.statistics import Interval, bootstrap_mean, mcnemar, median, wilson
 from selfalign.generate import Work, generate, row_seed
-from selfalign.journal import Clock, Fate
+from selfalign.journal import Fate
 from selfalign.records import Answer, Prompt, Score, content_hash, write_jsonl
 
 STAGE = "evaluate"
@@ -88,14 +89,11 @@ def _answers(context: Context, prompts: list[Prompt]) -> tuple[list[Answer], lis
 def answer_scores(answers: Sequence[Answer], limit: int, names: Sequence[str]) -> list[Score]:
     """Run-on rate, empty answers and length of each model, the final one also against the engraved one."""
     by_model = {name: rows for name in names if (rows := [a for a in answers if a.model == name])}
-    found = [
-        _score(f"run-on within {limit} tokens", name, len(rows), wilson(sum(not a.ended for a in rows), len(rows)))
-        for name, rows in by_model.items()
-    ]
-    found += [
-        _score("empty answers", name, len(rows), wilson(sum(not a.answer for a in rows), len(rows)))
-        for name, rows in by_model.items()
-    ]
+    found = []
+    for measure, is_so in ((f"run-on within {limit} tokens", _ran_on), ("empty answers", _empty)):
+        for name, rows in by_model.items():
+            score = _score(measure, name, len(rows), wilson(sum(map(is_so, rows)), len(rows)))
+            found.append(_taxed(score, {a.id: is_so(a) for a in rows}, by_model, is_so))
     found += [
         Score("heldout", "median words", name, "standard", len(rows), median([a.words for a in rows]))
         for name, rows in by_model.items()
@@ -104,23 +102,35 @@ def answer_scores(answers: Sequence[Answer], limit: int, names: Sequence[str]) -
         other = {a.id: a.words for a in by_model["engraved"]}
         pairs = [a.words - other[a.id] for a in by_model["final"] if a.id in other]
         if pairs:
-            longer = bootstrap_mean(pairs)
             mean = sum(a.words for a in by_model["final"]) / len(by_model["final"])
-            found.append(
-                Score(
-                    "heldout",
-                    "mean words",
-                    "final",
-                    "standard",
-                    len(pairs),
-                    mean,
-                    vs="engraved",
-                    difference=longer.value,
-                    difference_low=longer.low,
-                    difference_high=longer.high,
-                )
-            )
+            score = Score("heldout", "mean words", "final", "standard", len(pairs), mean)
+            found.append(_compared(score, "engraved", bootstrap_mean(pairs)))
     return found
+
+
+def _ran_on(answer: Answer) -> bool:
+    return not answer.ended
+
+
+def _empty(answer: Answer) -> bool:
+    return not answer.answer
+
+
+def _taxed(
+    score: Score, mine: dict[str, bool], by_model: dict[str, list[Answer]], is_so: Callable[[Answer], bool]
+) -> Score:
+    """The final model's rate with its paired difference from the engraved one's: what verbose cloning costs."""
+    theirs = {a.id: is_so(a) for a in by_model.get("engraved", [])}
+    both = [i for i in mine if i in theirs]
+    if score.model != "final" or not both:
+        return score
+    difference = bootstrap_mean([float(mine[i]) - float(theirs[i]) for i in both])
+    p = mcnemar([theirs[i] for i in both], [mine[i] for i in both])
+    return replace(_compared(score, "engraved", difference), p=p)
+
+
+def _compared(score: Score, vs: str, d: Interval) -> Score:
+    return replace(score, vs=vs, difference=d.value, difference_low=d.low, difference_high=d.high)
 
 
 def _score(measure: str, name: str, n: int, interval: Interval) -> Score:
@@ -152,28 +162,16 @@ def _means(losses: list[list[float]]) -> list[float]:
 
 
 def loss_scores(losses: dict[str, list[float]]) -> list[Score]:
-    """The mean loss of each model and, for adapters, the paired difference from the base."""
+    """The mean loss of each model and, for adapters, the paired difference from the base; of the final one also that
+    from the engraved one."""
     found = []
     for name, values in losses.items():
-        mean = bootstrap_mean(values)
-        score = Score(
-            "heldout", "loss without constitution", name, "standard", len(values), mean.value, mean.low, mean.high
-        )
-        if name != "base":
-            d = bootstrap_mean([v - b for v, b in zip(values, losses["base"], strict=True)])
-            score = Score(
-                score.benchmark,
-                score.measure,
-                name,
-                score.prompt,
-                score.n,
-                score.value,
-                score.low,
-                score.high,
-                vs="base",
-                difference=d.value,
-                difference_low=d.low,
-                difference_high=d.high,
-            )
-        found.append(score)
+        score = _score("loss without constitution", name, len(values), bootstrap_mean(values))
+        rivals = [r for r in ("base", "engraved") if name != "base" and (r == "base" or name == "final")]
+        for rival in rivals:
+            if rival in losses:
+                paired = [v - other for v, other in zip(values, losses[rival], strict=True)]
+                found.append(_compared(score, rival, bootstrap_mean(paired)))
+        if not rivals:
+            found.append(score)
     return found

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from selfalign import guided
+from selfalign.clock import Clock
 from selfalign.constitution import Constitution, Principle, Probe
 from selfalign.context import Context
 from selfalign.dialogue import PLAIN, Turn
@@ -21,7 +23,7 @@ from selfalign.evaluation.checks import passes
 from selfalign.evaluation.heldout import models
 from selfalign.evaluation.statistics import Interval, bootstrap_mean, wilson
 from selfalign.generate import Work, generate, row_seed
-from selfalign.journal import Clock, Fate
+from selfalign.journal import Fate
 from selfalign.quality.rouge import folded
 from selfalign.records import Example, ProbeAnswer, content_hash, read_jsonl, write_jsonl
 
@@ -49,21 +51,41 @@ class Total:
     difference: Interval | None = None
 
 
-def run(context: Context, texts: Constitution, dropped: int | None = None) -> list[ProbeAnswer]:
+Half = Literal["choices", "report"]
+
+
+def half_of(probes: Sequence[tuple[Principle, Probe]], half: Half) -> list[tuple[Principle, Probe]]:
+    """Every second probe, of those where the behaviour belongs and of the contrasts.
+
+    One half serves choices, such as of a wording or a learning rate, and the other one measures what was chosen.
+    """
+    numbers = {False: 0, True: 0}
+    found = []
+    for principle, probe in probes:
+        if numbers[probe.contrast] % 2 == (half == "report"):
+            found.append((principle, probe))
+        numbers[probe.contrast] += 1
+    return found
+
+
+def run(
+    context: Context, texts: Constitution, dropped: int | None = None, half: Half | None = None
+) -> list[ProbeAnswer]:
     """Let the models answer the probes of `texts`; writes and returns the judged answers.
 
     Args:
         texts: the constitution whose probes are asked; the run's own stays the one that prompts.
         dropped: compare the prompted base with and without this principle instead of the run's models.
+        half: only these probes; nothing is written then.
 
     Raises:
         UserError: there are no probes, or no such principle.
     """
     clock = Clock()
     file, stage = context.run.jsonl(STAGE), STAGE if dropped is None else ABLATION
-    if dropped is None:
+    if dropped is None and half is None:
         context.run.check_not_edited([file], context.force)
-    probes = _unseen(context, texts.probes())
+    probes = _unseen(context, half_of(texts.probes(), half) if half else texts.probes())
     if not probes:
         raise UserError("the constitution has no probes (principles[].probes); --probes default takes the shipped ones")
     works = _prompted_pair(context, probes, dropped) if dropped is not None else _of_models(context, probes)
@@ -87,7 +109,7 @@ def run(context: Context, texts: Constitution, dropped: int | None = None) -> li
     lost = [f for f in fates if f[2] != "kept"]
     if lost:
         context.screen.say(f"  {len(lost)} of {len(fates)} without an answer ({lost[0][3]}): left out", "yellow")
-    if dropped is None:
+    if dropped is None and half is None:
         # The manifest names the file's hash: it goes before the file changes, and comes back at the end.
         context.run.manifest.unlink(missing_ok=True)
         context.journal.unpublish(STAGE)

@@ -118,6 +118,15 @@ _NAMES = {
 _LIBRARY = {"adapter": "peft", "merged": "transformers", "gguf-adapter": "", "gguf": ""}
 
 
+def writers(own_prompts: bool, own_answers: bool) -> str:
+    """Who wrote what the model was trained on."""
+    if own_answers:
+        return "Prompts and answers were brought along: people or other programs wrote them."
+    if own_prompts:
+        return "The prompts were brought along; the base model answered them itself, under the constitution below."
+    return "The base model wrote prompts and answers itself, under the constitution below."
+
+
 def export_card(
     model: Model,
     constitution: Constitution,
@@ -125,6 +134,7 @@ def export_card(
     name: str,
     kind: str,
     stage: str,
+    wrote: str,
     ledger: str,
     measured: str,
     compared: str,
@@ -135,7 +145,8 @@ def export_card(
         form: adapter, merged, gguf-adapter or gguf.
         name: engraved or final.
         kind: type of the weights; empty for adapters.
-        stage: whose adapter it has: engrave or clone.
+        stage: whose adapter it has: engrave or clone, or given where the answers were brought along.
+        wrote: who wrote prompts and answers, as a sentence.
         ledger: `counts`.
         measured: `scores`.
         compared: what loading it back showed.
@@ -148,8 +159,8 @@ def export_card(
             front(model, constitution, _LIBRARY[form], tags),
             f"# {label}, {what}\n",
             f"{TITLES[stage]}\n",
-            "The base model wrote prompts and answers itself, under the constitution below, and was trained on them "
-            "without it (SELF-ALIGN, arXiv 2305.03047). Its facts are the base's: it can be wrong.\n",
+            f"{wrote} It was trained on them without the constitution (SELF-ALIGN, arXiv 2305.03047). What it says can "
+            "be wrong.\n",
             turns(model),
             loading(form, kind, constitution.assistant.name),
             f"## Compared\n\n{escaped(compared)}\n",

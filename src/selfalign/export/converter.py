@@ -52,6 +52,7 @@ def write(trained: Any, job: Job, folder: Path, target: Path) -> None:
     with tempfile.TemporaryDirectory(prefix="merged-", dir=folder) as part:
         merged.write(trained, model, Path(part), "f32", job.jinja())
         command = [sys.executable, str(script), part, "--outtype", job.kind, "--outfile", str(target)]
+        command += ["--model-name", f"{job.label} ({job.model})"]
         done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)  # noqa: S603
     if done.returncode or not target.is_file():
         last = (done.stderr.strip().splitlines() or ["it says nothing"])[-1]

@@ -1,7 +1,7 @@
 """A run's rows as a data set for other programs: training pairs, responses or prompts in a known form, as JSON lines.
 
 {3_engrave,4_verbose_clone}/examples.jsonl, 2_self_align/responses.jsonl or 1_prompts/prompts.jsonl -> train.jsonl and,
-where rows are held out for the evaluation, test.jsonl
+where rows are held out from training, test.jsonl
 
 The system text of a row is the inference prompt that its training text has. In the form prompt-completion-text the rows
 are that text itself: each is encoded as a trainer does it, and left out where other tokens than ours would come of it.
@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from selfalign import atomic, formats
-from selfalign.context import Context
+from selfalign.context import ADAPTER_STAGES, Context
 from selfalign.dialogue import Template, Tokenizer, Turn, encode_example
 from selfalign.engines.base import BOS
 from selfalign.errors import UserError
 from selfalign.formats import WRITTEN, Row, Written
 from selfalign.records import Example, Prompt, Response, stream_jsonl, to_json
+from selfalign.training.batches import held_out
 
 STAGES = {
     "engrave": "engrave_examples",
@@ -79,7 +80,7 @@ def write(
         rows = _rows(context, stage, split)
         if split not in targets:
             if number := sum(1 for _ in rows):
-                done.notes.append(f"rows that are held out for the evaluation and not in the file: {number:,}")
+                done.notes.append(f"rows that are held out from training and not in the file: {number:,}")
             continue
         number = _write(targets[split], (value for item in rows if (value := maker(item)) is not None))
         if number:
@@ -141,8 +142,12 @@ def _add_notice(context: Context, beside: Path) -> None:
 def _rows(context: Context, stage: str, split: str) -> Iterator[Item]:
     """The rows of that split as they stand in the stage's file, each once."""
     prompts, seen = context.run.constitution.inference_prompt, set()
-    for record in _records(context.run.jsonl(STAGES[stage]), stage):
-        if record.id in seen or split != (record.split if isinstance(record, Prompt | Response) else "train"):
+    path, apart = context.run.jsonl(STAGES[stage]), set()
+    if stage in ADAPTER_STAGES and (share := context.recipe.engrave.validation):
+        apart = held_out([record.id for record in _records(path, stage)], share)
+    for record in _records(path, stage):
+        own = record.split if isinstance(record, Prompt | Response) else "heldout" if record.id in apart else "train"
+        if record.id in seen or split != own:
             continue
         seen.add(record.id)
         if isinstance(record, Example):

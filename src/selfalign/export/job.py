@@ -17,7 +17,8 @@ from selfalign.context import Context
 from selfalign.errors import UserError
 from selfalign.evaluation import heldout
 from selfalign.export import card, chat_template
-from selfalign.report import page
+from selfalign.recipe import Stage
+from selfalign.report import page, scores
 from selfalign.run import file_hash
 
 Form = Literal["adapter", "merged", "gguf-adapter", "gguf"]
@@ -101,6 +102,7 @@ def export(
     name, stage = _model(context, model)
     job = Job(context, form, name, stage, _kind(form, kind))
     _check_base(job)
+    _note_earlier(job)
     target = out or context.run.export("-".join(filter(None, (name, form, job.kind))))
     _check_free(target, force)
     failed = target.with_name(f"{target.name}-{FAILED}")
@@ -147,6 +149,18 @@ def _check_base(job: Job) -> None:
     """Raises UserError if the adapter was trained on other weights than the recipe's model has now, or cannot load."""
     job.context.model.check_trainable()
     job.context.model.check_adapter(job.adapter)
+
+
+def _note_earlier(job: Job) -> None:
+    """Say it where the adapter is not what the run makes now: a stage was changed or stopped since."""
+    from selfalign import pipeline
+
+    context = job.context
+    stages: tuple[Stage, ...] = ("engrave", "clone") if job.stage == "clone" else ("engrave",)
+    if stale := [s for s in stages if not context.run.done(s, pipeline.inputs_hash(context, s))]:
+        text = f"The adapter is an earlier one: the run's stage {' and '.join(stale)} is not finished as it stands now"
+        job.found["earlier"] = text
+        context.screen.say(f"  {text}: `selfalign run` finishes it", "yellow")
 
 
 def _check_free(target: Path, force: bool) -> None:
@@ -206,17 +220,21 @@ def _card(job: Job, faults: list[str]) -> str:
     context = job.context
     journal = context.journal
     rows = [
-        (f"{s['benchmark']}: {s['measure']}", str(s["model"]), str(s["n"]), *page.score_text(s))
-        for s in page.read_scores(context.run)
+        (f"{s['benchmark']}: {s['measure']}", str(s["model"]), str(s["n"]), *scores.score_text(s))
+        for s in scores.read_scores(context.run)
     ]
+    recipe, own_answers = context.recipe, context.recipe.align.form == "given"
     compared = " ".join([job.found["comparison"]["text"] + ".", *(f"Does not hold: {fault}." for fault in faults)])
+    if job.found.get("earlier"):
+        compared += f" {job.found['earlier']}."
     return card.export_card(
         context.model,
         context.run.constitution,
         job.form,
         job.model,
         job.kind,
-        job.stage,
+        "given" if own_answers and job.stage == "engrave" else job.stage,
+        card.writers(bool(recipe.prompts.file), own_answers),
         card.counts([journal.counts(stage) for stage in journal.stages()], page.TITLES),
         card.scores(rows),
         compared,

@@ -35,19 +35,19 @@ VERSIONS = {
 }
 """What the tests run the folder with."""
 _EXTRA = {"4bit": "bitsandbytes>=0.46", "deepspeed": "deepspeed>=0.17"}
-_SETTINGS = {
-    "rank": None,
-    "alpha": None,
-    "dropout": None,
-    "targets": None,
-    "learning_rate": None,
-    "schedule": "linear",
-    "warmup_steps": None,
-    "max_grad_norm": 1.0,
-    "epochs": None,
-    "max_length": None,
-}
-"""Of the recipe, with what holds where it does not say."""
+_SETTINGS = (
+    "rank",
+    "alpha",
+    "dropout",
+    "targets",
+    "learning_rate",
+    "schedule",
+    "warmup_steps",
+    "max_grad_norm",
+    "epochs",
+    "max_length",
+)
+"""Of the recipe, as train.py reads them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +127,7 @@ def write(context: Context, out: Path, wanted: Wanted) -> list[str]:
         "base": hub,
         "identity": model.identity,
         "base_weights": models.identity_of(sorted(model.folder().glob("*.safetensors"))),
-        **{key: recipe.get(key, default) for key, default in _SETTINGS.items()},
+        **{key: recipe[key] for key in _SETTINGS},
         "batch_size": batch.size,
         "per_device_batch_size": batch.per_device,
         "seed": context.recipe.seed,
@@ -150,7 +150,7 @@ def write(context: Context, out: Path, wanted: Wanted) -> list[str]:
 
 def _rows(context: Context, stage: str) -> list[Any]:
     """The stage's rows, looked at as before a training here."""
-    if context.recipe.training(stage).model_dump().get("validation"):
+    if context.recipe.training(stage).validation:
         raise UserError("the folder measures no loss on rows that are kept out: set engrave.validation to 0")
     found = adapter.rows(context, cast(Literal["engrave", "clone"], stage))
     if not found:

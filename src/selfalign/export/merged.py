@@ -82,7 +82,7 @@ def tied(model: Any) -> bool:
 
 def chat_ids(folder: Path, messages: list[dict[str, str]]) -> list[int]:
     """Token ids of a dialogue as transformers makes them from the folder."""
-    from selfalign.models import quiet_transformers
+    from selfalign.conversion import quiet_transformers
 
     tokenizer = quiet_transformers().AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
     return list(tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False))

@@ -71,15 +71,15 @@ def verb_objects(texts: Iterable[str]) -> Counter[tuple[str, str]] | None:
     After Self-Instruct (arXiv 2212.10560, figure 3), with textblob's rule-based English tagger, not a parser.
     None where textblob is not installed.
     """
-    tagger = _tagger()
-    if tagger is None:
+    if _tagger() is None:
         return None
-    found: Counter[tuple[str, str]] = Counter()
-    for text in texts:
-        sentence = text.strip().split("\n", 1)[0]
-        if pair := _verb_object(tagger.tag(sentence)):
-            found[pair] += 1
-    return found
+    return Counter(pair for text in texts if (pair := verb_object(text)))
+
+
+def verb_object(text: str) -> tuple[str, str] | None:
+    """The same of one instruction; None where it has no verb, or where textblob is not installed."""
+    tagger = _tagger()
+    return _verb_object(tagger.tag(text.strip().split("\n", 1)[0])) if tagger else None
 
 
 @lru_cache(maxsize=1)

@@ -11,9 +11,10 @@ from dataclasses import replace
 from hashlib import blake2b
 from pathlib import Path
 
+from selfalign.clock import Clock
 from selfalign.context import Context
 from selfalign.errors import UserError
-from selfalign.journal import Clock, Fate
+from selfalign.journal import Fate
 from selfalign.own_data import OwnData, prompt_of
 from selfalign.quality.instruction_filters import reason_to_drop_own
 from selfalign.quality.novelty import NoveltyIndex

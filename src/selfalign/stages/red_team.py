@@ -17,13 +17,14 @@ from dataclasses import replace
 from heapq import heapify, heappop, heappush
 from pathlib import Path
 
+from selfalign.clock import Clock
 from selfalign.constitution import QuestionType, load_seeds
 from selfalign.constitution.document import LANGUAGES
 from selfalign.context import Context
 from selfalign.engines.base import BOS, Completion, Pieces, Request, Step
 from selfalign.errors import UserError
 from selfalign.generate import Outcome, Work, generate, row_seed
-from selfalign.journal import Clock, Fate
+from selfalign.journal import Fate
 from selfalign.quality.instruction_filters import reason_to_drop
 from selfalign.recipe import Steering
 from selfalign.records import Prompt, Topic, content_hash, prompt_id, read_jsonl, write_jsonl

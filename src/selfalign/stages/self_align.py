@@ -17,11 +17,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from selfalign import atomic, guided
+from selfalign.clock import Clock
 from selfalign.context import Context
 from selfalign.engines.base import Request
 from selfalign.generate import Outcome, Work, row_seed, stream
 from selfalign.inputs import Rows
-from selfalign.journal import Clock, Fate
+from selfalign.journal import Fate
 from selfalign.own_data import Answers, OwnData
 from selfalign.quality.response_filters import TOO_MANY_REFUSALS, Leaks, RefusalCap, judge, judge_thoughts
 from selfalign.records import Prompt, Response, line

@@ -16,11 +16,12 @@ from itertools import islice
 from pathlib import Path
 
 from selfalign import atomic
+from selfalign.clock import Clock
 from selfalign.context import Context
 from selfalign.dialogue import PLAIN, Turn
 from selfalign.engines.base import Control, Request, Step
 from selfalign.generate import Work, row_seed, stream
-from selfalign.journal import Clock, Fate
+from selfalign.journal import Fate
 from selfalign.quality.response_filters import TOO_MANY_REFUSALS, Leaks, RefusalCap, judge
 from selfalign.records import Example, Prompt, Response, content_hash, line, read_jsonl
 from selfalign.training import adapter

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from selfalign import costs, environment
+from selfalign.clock import Clock
 from selfalign.context import Context
 from selfalign.counts import thinned
 from selfalign.dialogue import Encoded, encode_example
 from selfalign.errors import Resumable, UserError
 from selfalign.export import card
-from selfalign.journal import Clock, Fate
+from selfalign.journal import Fate
 from selfalign.progress import Bar
 from selfalign.recipe import Engrave
 from selfalign.records import Example, content_hash, read_jsonl, write_jsonl
@@ -76,11 +77,12 @@ def _fit(
     clock: Clock,
 ) -> dict[str, object]:
     """Train, publish the adapter in both forms, compare them; returns notes for the ledger."""
-    from selfalign.training import device, gguf_adapter, loop, lora
+    from selfalign.training import batches, checkpoint, device, gguf_adapter, loop, lora
 
     model = context.model
-    folder, where = model.folder(context.screen.say), device.choose(config)
-    measured = _validation(examples, config.validation)
+    folder = model.folder(context.screen.say)
+    where = device.choose(config, checkpoint.dtype_of(context.run.checkpoint(kind)))
+    measured = batches.held_out([e.id for e in examples], config.validation)
     rows = [row for row, e in zip(encoded, examples, strict=True) if e.id not in measured]
     others = [row for row, e in zip(encoded, examples, strict=True) if e.id in measured]
     adapted = lora.with_new_adapter(lora.load_base(folder, where), config, context.recipe.seed)
@@ -105,12 +107,6 @@ def _fit(
     return {**_notes(done, others), "computed": f"{where.dtype} on {where.device}", "parity": parity}
 
 
-def _validation(examples: Sequence[Example], share: float) -> set[str]:
-    """Ids of the examples that are not trained on: chosen by their content, so that an edit elsewhere changes none."""
-    wanted = int(share * len(examples))
-    return {e.id for e in sorted(examples, key=lambda e: content_hash("validation", e.id))[:wanted]}
-
-
 def _checkpoint(
     context: Context,
     kind: Kind,
@@ -122,7 +118,7 @@ def _checkpoint(
     """The training's state in the run, good for these rows, settings and weights only."""
     from selfalign.training.checkpoint import Checkpoint
 
-    settings = config.model_dump(mode="json", exclude={"preflight", "checkpoint_seconds", "tokens_at_once"})
+    settings = config.deciding()
     texts = [[(r.ids, sum(r.mask)) for r in part] for part in (rows, others)]
     key = content_hash(context.model.identity, context.recipe.seed, settings, where.dtype, where.device, texts)
     return Checkpoint(context.run.checkpoint(kind), key)

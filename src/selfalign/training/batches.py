@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from selfalign.dialogue import Encoded
+from selfalign.records import content_hash
 
 _WORTH = 64
 """Tokens that sharing a prefix must save: it is a pass of its own through the layers."""
@@ -27,6 +28,16 @@ def batches(rows: Sequence[Encoded], size: int, rng: random.Random) -> list[list
     groups = [[rows[i] for i in order[at : at + size]] for at in range(0, len(order), size)]
     rng.shuffle(groups)
     return groups
+
+
+def held_out(ids: Sequence[str], share: float) -> set[str]:
+    """Ids of the examples that are not trained on: by their content, so that an edit elsewhere moves none.
+
+    Args:
+        share: of all, one at least; none where it is 0 or there is one example only.
+    """
+    wanted = max(1, int(share * len(ids))) if share and len(ids) > 1 else 0
+    return set(sorted(ids, key=lambda i: content_hash("validation", i))[:wanted])
 
 
 def all_steps(rows: Sequence[Encoded], size: int, epochs: int, seed: int) -> list[list[Encoded]]:

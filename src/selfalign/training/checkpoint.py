@@ -46,7 +46,8 @@ class Checkpoint:
         from safetensors.torch import save
 
         kept = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        note = {"key": self.key, "digest": _digest(kept), "record": json.dumps(record)}
+        text = json.dumps(record)
+        note = {"key": self.key, "digest": _digest(kept, self.key, text), "record": text}
         atomic.write_bytes(self.path, save(kept, metadata=note))
 
     def load(self, like: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
@@ -66,10 +67,10 @@ class Checkpoint:
             with safe_open(str(self.path), "pt") as file:
                 note = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            record = json.loads(note.get("record", ""))
+            record = json.loads(text := note.get("record", ""))
         except (SafetensorError, OSError, ValueError):
             raise Unusable("it is torn") from None
-        if note.get("digest") != _digest(tensors):
+        if note.get("digest") != _digest(tensors, note.get("key", ""), text):
             raise Unusable("its content is not what was written")
         if note.get("key") != self.key:
             raise Unusable("rows, settings or weights are others now")
@@ -85,8 +86,20 @@ class Checkpoint:
         self.path.unlink(missing_ok=True)
 
 
-def _digest(tensors: Mapping[str, torch.Tensor]) -> str:
-    digest = hashlib.sha256()
+def dtype_of(path: Path) -> str | None:
+    """The type in which the training computes whose state that is; None where it does not say, or is torn."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(path), "pt") as file:
+            found = json.loads((file.metadata() or {}).get("record", "{}")).get("dtype")
+    except (SafetensorError, OSError, ValueError, AttributeError):
+        return None
+    return found if found in ("float32", "bfloat16") else None
+
+
+def _digest(tensors: Mapping[str, torch.Tensor], *texts: str) -> str:
+    digest = hashlib.sha256("\0".join(texts).encode())
     for name in sorted(tensors):
         digest.update(f"{name} {tensors[name].dtype} {list(tensors[name].shape)}".encode())
         digest.update(tensors[name].contiguous().view(torch.uint8).numpy().tobytes())

@@ -16,10 +16,11 @@ from typing import Any, TypeGuard, cast, get_args
 from pydantic import ValidationError
 
 from selfalign import atomic
+from selfalign.conversion import quiet_transformers
 from selfalign.counts import thinned
 from selfalign.dialogue import Encoded
 from selfalign.errors import UserError
-from selfalign.models import BASE_NOTE, Model, quiet_transformers
+from selfalign.models import BASE_NOTE, Model
 from selfalign.recipe import Engrave
 from selfalign.records import json_lines
 

@@ -12,7 +12,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -22,8 +22,9 @@ from selfalign.recipe import Engrave
 from selfalign.signals import STOP
 from selfalign.training.batches import Part, all_steps, parts
 from selfalign.training.checkpoint import Checkpoint, Unusable
-from selfalign.training.forward import backward, causal, cross_entropy, hidden_at_loss, token_losses
+from selfalign.training.forward import backward, causal, cross_entropy, hidden_at_loss
 
+Value = TypeVar("Value")
 OnStep = Callable[[int, int, float, int], None]
 _SAME = 1e-3
 """Relative difference of a part's loss up to which sharing a prefix is taken for exact (float32 rounds to 1e-6)."""
@@ -139,27 +140,35 @@ class _Loop:
     def done(self) -> bool:
         return self.stopped or len(self.made.losses) >= len(self.order)
 
-    @torch.no_grad()
     def _check_sharing(self) -> None:
-        """Sharing a prefix must change nothing; a model whose cache does otherwise is trained without."""
+        """Sharing a prefix must change nothing; a model whose cache does otherwise is trained without.
+
+        Compared on two rows of the longest part, of those that share something: the loss, and the gradient.
+        """
         cut = (part for batch in self.order for part in parts(batch, self.config.tokens_at_once))
-        part = next((Part(p.rows[:2], p.prefix) for p in cut if p.prefix and len(p.rows) > 1), None)
+        shared = (part for part in cut if part.prefix and len(part.rows) > 1)
+        part = max(shared, key=lambda p: len(p.rows[-1].ids), default=None)
         if part is None:
             return
+        rows = part.rows[-2:]
         self.model.eval()
         try:
-            plain, shared = (
-                self.head.losses(*hidden_at_loss(self.model, part.rows, n)).double().sum() for n in (0, part.prefix)
-            )
-            self.share = bool(abs(plain - shared) <= self._tolerance() * abs(plain))
-        except (RuntimeError, ValueError, TypeError, AttributeError, NotImplementedError):
-            self.share = False
+            (plain, expected), (loss, gradient) = (self._probe(Part(rows, n)) for n in (0, part.prefix))
+            tolerance = _SAME if next(iter(self.model.parameters())).dtype == torch.float32 else 30 * _SAME
+            same = bool((gradient - expected).norm() <= 10 * tolerance * expected.norm())
+            self.share = same and abs(plain - loss) <= tolerance * abs(plain)
+        except (RuntimeError, ValueError, TypeError, AttributeError, NotImplementedError) as error:
+            self.share = out_of_memory(error)  # then nothing was compared: the steps go on with less at once
+        self.optimizer.zero_grad(set_to_none=True)
         if not self.share:
             self.say("this model's cache cannot be shared between rows: each computes its prompt (slower)")
 
-    def _tolerance(self) -> float:
-        exact = next(iter(self.model.parameters())).dtype == torch.float32
-        return _SAME if exact else 30 * _SAME
+    def _probe(self, part: Part) -> tuple[float, torch.Tensor]:
+        """(loss, all gradients as one vector) of a part."""
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = backward(self.model, self.head, part, _loss_tokens(part.rows))
+        grads = [p.grad.flatten() for p in self.trained.values() if p.grad is not None]
+        return loss, torch.cat(grads).double()
 
     # -- a step --------------------------------------------------------------------------------------------------
 
@@ -183,7 +192,7 @@ class _Loop:
             )
         for group in self.optimizer.param_groups:
             group["lr"] = share
-        self.optimizer.step()
+        self._within_memory(self.optimizer.step, lambda: 1)
         self.optimizer.zero_grad(set_to_none=True)
         self.made.losses.append(loss)
         self.made.rates.append(share)
@@ -198,30 +207,45 @@ class _Loop:
         Raises:
             Resumable: one row alone is too much.
         """
-        total = _loss_tokens(batch)
-        while True:
+        total, cut = _loss_tokens(batch), [Part([], 0)]
+
+        def compute() -> float:
+            nonlocal cut
+            self.optimizer.zero_grad(set_to_none=True)
             # So dropout follows from the step alone: a resumed run draws the same.
             torch.manual_seed(_step_seed(self.seed, number))
+            cut = parts(batch, self.made.tokens_at_once, self.share)
+            return sum(backward(self.model, self.head, part, total) for part in cut)
+
+        return self._within_memory(compute, lambda: max(len(part.rows) for part in cut))
+
+    def _within_memory(self, compute: Callable[[], Value], rows_at_once: Callable[[], int]) -> Value:
+        """Compute, again with half of the tokens at once where memory runs out.
+
+        Args:
+            rows_at_once: how many rows the last try computed at once.
+
+        Raises:
+            Resumable: one row alone is too much.
+        """
+        step = len(self.made.losses) + 1
+        while True:
             try:
-                cut = parts(batch, self.made.tokens_at_once, self.share)
-                return sum(backward(self.model, self.head, part, total) for part in cut)
+                return compute()
             except (RuntimeError, MemoryError) as error:
                 if not out_of_memory(error):
                     raise
-                largest = max(len(part.rows) for part in cut)
-            self.optimizer.zero_grad(set_to_none=True)
             self.head.forget()
             gc.collect()
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
-            if largest == 1:
+            if rows_at_once() <= 1:
                 raise Resumable(
-                    f"out of memory at step {number + 1} with one row of {max(len(r.ids) for r in batch)} tokens at a "
-                    "time: lower engrave.max_length, set engrave.gradient_checkpointing, or close other programs; "
-                    "then run the same command again"
+                    f"out of memory at step {step} with one row at a time: lower engrave.max_length, set "
+                    "engrave.gradient_checkpointing, or close other programs; then run the same command again"
                 )
             self.made.tokens_at_once = max(1, self.made.tokens_at_once // 2)
-            self.say(f"out of memory at step {number + 1}: going on with {self.made.tokens_at_once} tokens at once")
+            self.say(f"out of memory at step {step}: going on with {self.made.tokens_at_once} tokens at once")
 
     # -- the loss on other rows ----------------------------------------------------------------------------------
 
@@ -237,11 +261,12 @@ class _Loop:
         if not self.validation or not due or step in dict(self.made.validation):
             return
         try:
-            losses = token_losses(self.model, self.validation)
-        except Interrupted:
+            mean = self._validation_loss()
+        except (Interrupted, Resumable):
             self.save(True)
             raise
-        mean = sum(map(sum, losses)) / max(1, sum(map(len, losses)))
+        if not math.isfinite(mean):
+            raise UserError(f"the held-out loss became {mean} at step {step}: lower the learning rate")
         self.made.validation.append((step, mean))
         if self.config.patience is None:
             return
@@ -250,6 +275,22 @@ class _Loop:
             self.best = {n: p.detach().clone() for n, p in self.trained.items()}
         since = sum(at > self.made.best_step for at, _ in self.made.validation)
         self.stopped = since >= self.config.patience
+
+    def _validation_loss(self) -> float:
+        """Mean loss per token of the rows that are not trained on. Raises as `validate` and `_within_memory`."""
+        self.model.eval()
+        cut = [Part([], 0)]
+
+        def compute() -> float:
+            nonlocal cut
+            cut, total = parts(self.validation, self.made.tokens_at_once, self.share), 0.0
+            for part in cut:
+                STOP.check()
+                with torch.no_grad():
+                    total += float(self.head.losses(*hidden_at_loss(self.model, part.rows, part.prefix)).sum())
+            return total / max(1, _loss_tokens(self.validation))
+
+        return self._within_memory(compute, lambda: max(len(part.rows) for part in cut))
 
     def finish(self) -> Training:
         """The record; the adapter is the best one where training may stop early."""
@@ -270,14 +311,16 @@ class _Loop:
     def save(self, now: bool) -> None:
         """Keep the state, now or if the last time is long enough ago."""
         due = time.monotonic() - self._saved >= self.config.checkpoint_seconds
-        if self.checkpoint is None or not (now or due):
+        if self.checkpoint is None or not self.made.losses or not (now or due):
             return
         tensors = dict(self.trained)
         for name, parameter in self.trained.items():
             state = self.optimizer.state[parameter]
             tensors |= {f"{key} {name}": state[key] for key in _MOMENTS if key in state}
         tensors |= {f"best {name}": value for name, value in self.best.items()}
-        self.checkpoint.save(tensors, {**asdict(self.made), "stopped": self.stopped})
+        dtype = str(next(iter(self.model.parameters())).dtype).removeprefix("torch.")
+        asked = {"dtype": dtype, "asked": self.config.tokens_at_once, "stopped": self.stopped}
+        self.checkpoint.save(tensors, {"made": asdict(self.made), **asked})
         self._saved = time.monotonic()
 
     def resume(self) -> None:
@@ -285,21 +328,28 @@ class _Loop:
         if self.checkpoint is None:
             return
         try:
-            found = self.checkpoint.load(self.trained)
+            if found := self.checkpoint.load(self.trained):
+                self._take(*found)
         except Unusable as why:
             self.say(f"{self.checkpoint.path} is not used ({why}): training begins anew")
-            return
-        if found is None or not found[1].get("losses"):
-            return
-        tensors, record = found
-        self.stopped = record.pop("stopped")
-        self.made = Training(**{**record, "validation": [(s, v) for s, v in record["validation"]]})
+
+    def _take(self, tensors: dict[str, torch.Tensor], record: dict[str, Any]) -> None:
+        """Put a saved state in place. Raises Unusable."""
+        names = [f"{key} {name}" for name in self.trained for key in _MOMENTS]
+        try:
+            made = record["made"]
+            self.made = Training(**{**made, "validation": [(step, loss) for step, loss in made["validation"]]})
+            moments, self.stopped = {name: tensors[name] for name in names}, bool(record["stopped"])
+            if record["asked"] != self.config.tokens_at_once:  # the recipe's word counts again where it is another one
+                self.made.tokens_at_once = self.config.tokens_at_once
+        except (KeyError, TypeError, ValueError):
+            raise Unusable("another version wrote it") from None
         self.made.resumed_at, self.made.seconds_before = len(self.made.losses), self.made.seconds
         with torch.no_grad():
             for name, parameter in self.trained.items():
                 parameter.copy_(tensors[name])
-                moments = {key: tensors[f"{key} {name}"].to(parameter.device) for key in _MOMENTS}
-                self.optimizer.state[parameter] = {"step": torch.tensor(float(self.made.resumed_at)), **moments}
+                own = {key: moments[f"{key} {name}"].to(parameter.device) for key in _MOMENTS}
+                self.optimizer.state[parameter] = {"step": torch.tensor(float(self.made.resumed_at)), **own}
         self.best = {n: tensors[f"best {n}"] for n in self.trained if f"best {n}" in tensors}
         self.say(f"going on after step {self.made.resumed_at} of {len(self.order)}")
 

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 
 from selfalign import atomic
+from selfalign.conversion import quiet_transformers
 from selfalign.errors import UserError
-from selfalign.models import BASE_NOTE, Model, quiet_transformers
+from selfalign.models import BASE_NOTE, Model
 from selfalign.recipe import Engrave
 from selfalign.training.device import CPU, Placement
 

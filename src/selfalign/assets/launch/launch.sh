@@ -1,7 +1,7 @@
 #!/bin/sh
 # One node: sh launch.sh. Several: on each of them, with a folder that all share,
 #   NODES=2 NODE_RANK=0 MASTER_ADDR=<the first node's address> sh launch.sh
-# CPU=1 tries the folder on processor cores (gloo, always as ddp). What follows goes to train.py: --base, --out, --resume.
+# CPU=1 tries a folder for ddp on processor cores (gloo). What follows goes to train.py: --base, --out, --resume.
 set -eu
 here=$(dirname "$0")
 if [ "${CPU:-0}" = 1 ]; then export ACCELERATE_USE_CPU=true CUDA_VISIBLE_DEVICES=; fi

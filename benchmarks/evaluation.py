@@ -1,0 +1,107 @@
+"""Our scorer against lm-evaluation-harness' HF model: the same texts and weights, side by side in one process.
+
+    SELFALIGN_BENCHMARKS=FOLDER python benchmarks/evaluation.py      # about 10 minutes on two cores; needs lm-eval
+
+Sample: 60 comparisons of HHH as A or B in both orders, 60 questions of TruthfulQA as true or false, in blocks that both
+score in turns, the first one alternating; medians over the blocks. Prints the seconds of each, their ratio, the largest
+difference of a log-likelihood, and the accuracies, which must be the same.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import statistics
+import time
+from collections.abc import Callable, Sequence
+
+from lm_eval.api.instance import Instance
+from lm_eval.models.huggingface import HFLM
+from transformers import AutoTokenizer
+
+from selfalign import constitution, models
+from selfalign.engines.scoring import Scored, Text
+from selfalign.engines.torch_scorer import TorchScorer
+from selfalign.evaluation import benchmarks, hhh, truthfulqa
+from selfalign.evaluation.benchmarks import Item
+from selfalign.evaluation.forms import Form, text
+
+Way = Callable[[Sequence[Text]], list[Scored]]
+
+
+def harness(scorer: TorchScorer, folder: str, batch: int) -> Way:
+    """lm-evaluation-harness on the very weights that ours has in memory."""
+    logging.disable(logging.WARNING)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = HFLM(pretrained=scorer._model, tokenizer=tokenizer, batch_size=batch, device="cpu")
+
+    def score(texts: Sequence[Text]) -> list[Scored]:
+        asked = [
+            Instance("loglikelihood", {}, (tokenizer.bos_token + "".join(context[1:]), answer), i)
+            for i, (context, answer) in enumerate(texts)
+        ]
+        return [Scored((value,)) for value, _ in model.loglikelihood(asked, disable_tqdm=True)]
+
+    return score
+
+
+def timed(way: Way, texts: Sequence[Text]) -> tuple[list[Scored], float]:
+    start = time.monotonic()
+    found = way(texts)
+    return found, time.monotonic() - start
+
+
+def values(form: Form, items: Sequence[Item], found: Sequence[Scored]) -> dict[str, float]:
+    """The mean of each measure over the items."""
+    rest, rows = iter(found), []
+    for item in items:
+        rows.append(form.read(item, [next(rest) for _ in form.cells(item)]))
+    return {name: sum(r[name] for r in rows) / len(rows) for name in rows[0]}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--items", type=int, default=60)
+    parser.add_argument("--blocks", type=int, default=3)
+    parser.add_argument("--batch", type=int, default=8, help="lm-evaluation-harness' batch size")
+    parser.add_argument("--model", default="embedded")
+    given = parser.parse_args()
+
+    base, texts = models.resolve(given.model), constitution.load("default")
+    scorer = TorchScorer(base.folder(print), {}, base.tokenizer())
+    ways: dict[str, Way] = {
+        "ours": lambda asked: [s for s in scorer.loglikelihoods(asked, None) if s],
+        "lm-eval": harness(scorer, str(base.folder()), given.batch),
+    }
+    warm = [text(base.template, texts, "standard", cell) for cell in hhh.FORMS[0].cells(
+        benchmarks.Comparison(0, "", "Who is there?", ("Me.", "You."), 0))]  # fmt: skip
+    for way in ways.values():
+        way(warm)
+    for name, form in (("hhh", hhh.FORMS[0]), ("truthfulqa", truthfulqa.FORMS[0])):
+        items = benchmarks.load(name).first(given.items).items  # type: ignore[arg-type]
+        seconds: dict[str, list[float]] = {n: [] for n in ways}
+        all_found: dict[str, list[Scored]] = {n: [] for n in ways}
+        in_order: list[Item] = []
+        for block in range(given.blocks):
+            part = items[block :: given.blocks]
+            in_order += part
+            asked = [text(base.template, texts, "standard", c) for i in part for c in form.cells(i)]
+            order = list(ways) if block % 2 == 0 else list(ways)[::-1]
+            for way in order:
+                found, took = timed(ways[way], asked)
+                all_found[way] += found
+                seconds[way].append(took)
+        ratios = [b / a for a, b in zip(seconds["ours"], seconds["lm-eval"], strict=True)]
+        apart = max(abs(a.total - b.total) for a, b in zip(all_found["ours"], all_found["lm-eval"], strict=True))
+        print(f"\n{name}, {form.name}: {len(items)} items, {len(all_found['ours'])} texts, base")
+        for way, took in seconds.items():
+            means = ", ".join(f"{m} {v:.4f}" for m, v in values(form, in_order, all_found[way]).items())
+            print(f"  {way:<8} {sum(took):6.1f} s ({', '.join(f'{s:.1f}' for s in took)}); {means}")
+        print(f"  largest difference of a log-likelihood {apart:.1e}")
+        print(f"  evaluation.ratio_lm_eval {statistics.median(ratios):.2f} ({', '.join(f'{r:.2f}' for r in ratios)})")
+    asked_tokens, computed = scorer.tokens
+    print(f"\ntokens: {computed:,} computed of {asked_tokens:,} asked for")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,243 @@
+"""Which plots the report has, of the numbers in report.json; each with its numbers as a table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from selfalign.report import charts, plots, scores
+from selfalign.report.charts import Estimate, Look
+from selfalign.report.data import LENGTHS
+from selfalign.report.plots import ACCENT, INK, PAPER, SOFT, Canvas
+
+SOURCES: dict[str, tuple[str, Look]] = {
+    "self_instruct": ("Self-Instruct", (INK, PAPER)),
+    "red_team": ("red-teaming", (ACCENT, ACCENT)),
+    "user": ("the user's", (INK, PAPER)),
+}
+_KINDS: dict[str, tuple[Look, str]] = {
+    "prompts": ((SOFT, SOFT), ":"),
+    "answers": ((INK, INK), "-"),
+    "verbose": ((ACCENT, ACCENT), "-"),
+}
+_AXES = {"percent": "share, with 95 % interval", "words": "words", "number": "mean, with 95 % interval"}
+_UNITS = {"percent": "Shares", "words": "Lengths", "number": "Means"}
+_ROWS = 40
+"""Rows of a table of numbers; report.json has all."""
+
+Table = tuple[tuple[str, ...], list[tuple[Any, ...]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """A plot with what it shows in words and numbers."""
+
+    name: str
+    title: str
+    text: str
+    """In a sentence, for those who do not see it."""
+    head: tuple[str, ...]
+    rows: list[tuple[Any, ...]]
+    more: int
+    """Rows of numbers that are left out."""
+    svg: str
+    """Empty where matplotlib is not installed."""
+
+
+def draw(found: dict[str, Any]) -> dict[str, Figure]:
+    """Name -> plot, of everything there is to draw; without SVGs where matplotlib is not installed."""
+    made: dict[str, Figure] = {}
+    if not plots.available():
+        return {f.name: f for f, _ in _all(found)}
+    with plots.drawing():
+        for figure, canvas in _all(found):
+            svg = plots.svg(canvas(), figure.name, figure.title, figure.text)
+            made[figure.name] = Figure(**{**{k: getattr(figure, k) for k in Figure.__slots__}, "svg": svg})
+    return made
+
+
+def _all(found: dict[str, Any]) -> Iterator[tuple[Figure, Callable[[], Canvas]]]:
+    if found["funnel"]:
+        yield _funnel(found["funnel"])
+    use = found["principle_use"]
+    if use["citations"]:
+        yield _usage(found["principles"], use)
+        for name, title in (("question_types", "Principles by question type"), ("verbs", "Principles by verb")):
+            if use[name]:
+                yield _crossing(name, title, found["principles"], use[name])
+    described = found["data"]["diversity"]
+    if (pairs := described.get("prompts", {}).get("verb_objects")) and pairs["verbs"]:
+        yield _verbs(pairs)
+    if found["data"]["lengths"]:
+        yield _lengths(found["data"]["lengths"])
+    if any(sum(d["similarity"]["nearest"]) for d in described.values()):
+        yield _nearest(described)
+    for number, group in enumerate(scores.groups(found["scores"])):
+        yield from _scores(number, group)
+    for number, trained in enumerate(found["training"]):
+        if trained["curve"]:
+            yield _training(number, trained)
+    if any(row["seconds"] for row in found["costs"]["stages"]):
+        yield _costs(found["costs"]["stages"])
+
+
+def _figure(
+    name: str, title: str, text: str, table: Table, canvas: Callable[[], Canvas]
+) -> tuple[Figure, Callable[[], Canvas]]:
+    head, rows = table
+    return Figure(name, title, text, head, rows[:_ROWS], max(0, len(rows) - _ROWS), ""), canvas
+
+
+def _funnel(steps: list[dict[str, Any]]) -> tuple[Figure, Callable[[], Canvas]]:
+    bars = [
+        charts.Bar(
+            s["title"],
+            f"{s['kept']:,} by people" if s["human"] else f"{s['kept']:,} of {s['rows_in']:,}",
+            s["kept"],
+            s["lost"],
+            s["human"],
+        )
+        for s in steps
+    ]
+    rows = [(s["title"], s["rows_in"], s["kept"], s["lost"]) for s in steps]
+    last = steps[-1]
+    text = f"{len(steps)} steps; the last, {last['title']}, keeps {last['kept']:,} of {last['rows_in']:,}."
+    table = (("step", "in", "kept", "dropped and failed"), rows)
+    return _figure("funnel", "Kept at each step", text, table, lambda: charts.funnel(bars))
+
+
+def _usage(principles: list[dict[str, Any]], use: dict[str, Any]) -> tuple[Figure, Callable[[], Canvas]]:
+    known = [s for s in SOURCES if use["by_source"].get(s)] + [s for s in use["by_source"] if s not in SOURCES]
+    series = []
+    for source in known:
+        label, look = SOURCES.get(source, (source, (INK, INK)))
+        counts = [p["by_source"].get(source, 0) for p in principles]
+        series.append((label, look, [100 * n / max(1, use["by_source"][source]) for n in counts]))
+    labels = [f"{p['id']} {p['name']}" for p in principles]
+    most = max(principles, key=lambda p: p["used"])
+    text = f"The most cited is {most['id']} {most['name']}, in {most['used']:,} of {use['answers']:,} answers."
+    head = ("principle", *(f"{SOURCES.get(s, (s,))[0]}, of {use['by_source'][s]:,}" for s in known))
+    rows = [(label, *(p["by_source"].get(s, 0) for s in known)) for label, p in zip(labels, principles, strict=True)]
+    axis = "share of the kept answers that cite it"
+    return _figure(
+        "usage", "Principles cited, by source", text, (head, rows), lambda: charts.dumbbells(labels, series, axis)
+    )
+
+
+def _crossing(
+    name: str, title: str, principles: list[dict[str, Any]], crossed: list[dict[str, Any]]
+) -> tuple[Figure, Callable[[], Canvas]]:
+    cited = [p for p in principles if p["used"]]
+    columns = [f"{p['id']} {p['name']}" for p in cited]
+    values = [[c["principles"].get(str(p["id"]), 0) / max(1, c["answers"]) for p in cited] for c in crossed]
+    rows = [
+        (c["name"], c["answers"], ", ".join(f"{p}: {n}" for p, n in list(c["principles"].items())[:6])) for c in crossed
+    ]
+    what = "question type" if name == "question_types" else "verb"
+    text = f"A row for each {what}, a column for each principle; the stronger, the larger the share that cites it."
+    table = ((what, "answers", "principles by number: how often"), rows)
+    labels = [f"{plots.clip(c['name'], 21)} · {c['answers']}" for c in crossed]
+    return _figure(f"by-{name.replace('_', '-')}", title, text, table, lambda: charts.matrix(labels, columns, values))
+
+
+def _verbs(pairs: dict[str, Any]) -> tuple[Figure, Callable[[], Canvas]]:
+    tree = [(v["verb"], [(noun, n) for noun, n in v["objects"]]) for v in pairs["verbs"]]
+    rows = [(v, sum(n for _, n in objects), ", ".join(f"{o} {n}" for o, n in objects)) for v, objects in tree]
+    of = "Self-Instruct's prompts" if pairs["of"] == "self_instruct" else "the prompts"
+    text = f"The {len(tree)} commonest verbs of {of}, inside, and up to four objects of each, outside."
+    table = (("verb", "times", "objects"), rows)
+    return _figure("verbs", "Verbs of the instructions and their objects", text, table, lambda: charts.sunburst(tree))
+
+
+def _shares(counts: Sequence[int]) -> list[float]:
+    return [100 * n / max(1, sum(counts)) for n in counts]
+
+
+def _lengths(found: dict[str, Any]) -> tuple[Figure, Callable[[], Canvas]]:
+    series = [
+        (name, *_KINDS.get(name, ((INK, INK), "-")), _shares(one["histogram"]))
+        for name, one in found.items()
+        if one["texts"]
+    ]
+    rows = [(name, *(one[k] for k in ("texts", "low", "median", "high", "longest"))) for name, one in found.items()]
+    text = "; ".join(f"{name}: median {one['median']} words" for name, one in found.items()) + "."
+    head = ("", "texts", "10 % have at most", "median", "90 % have at most", "longest")
+    edges, ticks = (*LENGTHS, 2 * LENGTHS[-1]), (1, 4, 16, 64, 256, 1024)
+    return _figure(
+        "lengths", "Lengths", text, (head, rows), lambda: charts.steps(series, edges, "words", ticks, log=True)
+    )
+
+
+def _nearest(described: dict[str, Any]) -> tuple[Figure, Callable[[], Canvas]]:
+    known = {name: d["similarity"] for name, d in described.items() if sum(d["similarity"]["nearest"])}
+    series = [(name, *_KINDS.get(name, ((INK, INK), "-")), _shares(s["nearest"])) for name, s in known.items()]
+    bins = len(next(iter(known.values()))["nearest"])
+    edges = [i / bins for i in range(bins + 1)]
+    rows = [(f"{edges[i]:.1f} to {edges[i + 1]:.1f}", *(s["nearest"][i] for s in known.values())) for i in range(bins)]
+    text = "; ".join(f"{name}: {_half(s['nearest'])} % have another one at 0.5 or more" for name, s in known.items())
+    return _figure(
+        "nearest", "How like the nearest other one", f"{text}.", (("ROUGE-L", *known), rows),
+        lambda: charts.steps(series, edges, "ROUGE-L F1 with the nearest other one", (0, 0.2, 0.4, 0.6, 0.8, 1)),
+    )  # fmt: skip
+
+
+def _half(nearest: Sequence[int]) -> int:
+    return round(100 * sum(nearest[len(nearest) // 2 :]) / max(1, sum(nearest)))
+
+
+def _scores(number: int, group: dict[str, Any]) -> Iterator[tuple[Figure, Callable[[], Canvas]]]:
+    """A plot for each unit that a benchmark's measures are in."""
+    for kind in dict.fromkeys(m["unit"] for m in group["measures"]):
+        measures = [m for m in group["measures"] if m["unit"] == kind]
+        scale = 100 if kind == "percent" else 1
+        rows = [row for measure in measures for row in _estimates(measure, scale)]
+        if len(measures) == 1:
+            rows = rows[1:]  # its name is the plot's title
+        if not rows:
+            continue
+        limits = {"percent": (0.0, 100.0), "words": (0.0, None)}.get(kind, (None, None))
+        title = measures[0]["name"] if len(measures) == 1 else _UNITS[kind]
+        text = "Values and intervals are those of the table."
+        yield _figure(
+            f"scores-{number}-{kind}", title, text, ((), []),
+            lambda r=rows, s=limits, k=kind: charts.intervals(r, s, _AXES[k], k == "percent"),  # type: ignore[misc]
+        )  # fmt: skip
+
+
+def _known(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) < 1e300  # neither nan nor infinite
+
+
+def _estimates(measure: dict[str, Any], scale: float) -> list[Estimate]:
+    """The measure's name and below it its models; nothing where no value is a number."""
+    found = []
+    for row in measure["rows"]:
+        value, low, high = (scale * row[k] if _known(row[k]) else None for k in ("value", "low", "high"))
+        if value is not None and not row["repeat"]:
+            look = charts.MODEL_LOOKS.get(row["model"], (INK, PAPER))
+            found.append(Estimate(row["label"], value, low, high, look))
+    return [Estimate(measure["name"]), *found] if found else []
+
+
+def _training(number: int, trained: dict[str, Any]) -> tuple[Figure, Callable[[], Canvas]]:
+    curve, heldout = trained["curve"], trained["heldout"]
+    rows = [tuple(p) for p in (curve if len(curve) <= _ROWS else curve[:: -(-len(curve) // _ROWS)])]
+    head = ("step", "loss", "learning rate")
+    text = f"Loss from {curve[0][1]:.3f} to {curve[-1][1]:.3f} in {len(curve):,} steps"
+    if heldout:
+        text += f"; held out, from {heldout[0][1]:.3f} to {heldout[-1][1]:.3f}"
+    return _figure(
+        f"training-{number}", f"Loss: {trained['title']}", f"{text}.", (head, rows),
+        lambda: charts.curves(curve, heldout),
+    )  # fmt: skip
+
+
+def _costs(stages: list[dict[str, Any]]) -> tuple[Figure, Callable[[], Canvas]]:
+    rows = [
+        (s["title"], s["seconds"] / 60, None if s["planned_seconds"] is None else s["planned_seconds"] / 60)
+        for s in stages
+    ]
+    longest = max(stages, key=lambda s: s["seconds"])
+    text = f"The longest is {longest['title']}, {longest['seconds'] / 60:.1f} minutes."
+    return _figure("time", "Time, plan and actual", text, ((), []), lambda: charts.plan_and_actual(rows))
