@@ -222,7 +222,8 @@ def _preflight(
     model, tokenizer = context.model, context.model.tokenizer()
     too_long = sum(fate[3].startswith("longer than") for fate in fates)
     found = preflight.examine(encoded, tokenizer, model.template, context.run.constitution.assistant.name, too_long)
-    needed = costs.training_megabytes(sum(f.stat().st_size for f in model.folder().glob("*.safetensors")) / 1e6)
+    weights = sum(f.stat().st_size for f in model.folder().glob("*.safetensors")) / 1e6
+    needed = costs.training_megabytes(weights, config.tokens_at_once)
     warning = preflight.memory(needed, environment.free_megabytes())
     text = f"  {found.text()}; about {needed / 1000:.1f} GB"
     measured = context.recipe.engine.slots == "auto" and (speed := context.speed())
