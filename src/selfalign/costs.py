@@ -167,7 +167,7 @@ def training_megabytes(weights_mb: float, tokens_at_once: int = 1024) -> float:
 
     Fitted to the embedded model's 3.7 GB (benchmarks/training.py); layers and width grow slower than the weights.
     """
-    return weights_mb * 1.3 + tokens_at_once * 1.1 * (weights_mb / 1072) ** 0.67 + 1300
+    return float(weights_mb * 1.3 + tokens_at_once * 1.1 * (weights_mb / 1072) ** 0.67 + 1300)
 
 
 def training_seconds(tokens: int, speed: Calibration) -> float:
