@@ -76,9 +76,9 @@ def test_counts_and_scores_are_tables(default_constitution: Constitution) -> Non
 
 @pytest.mark.parametrize("form", ["adapter", "merged", "gguf-adapter", "gguf"])
 def test_every_form_says_how_it_is_loaded(default_constitution: Constitution, form: str) -> None:
-    text = card.export_card(
-        base(), default_constitution, form, "final", "q8_0" if form == "gguf" else "", "clone", "L\n", "S\n", "Same."
-    )
+    kind, wrote = "q8_0" if form == "gguf" else "", card.writers(True, False)
+    text = card.export_card(base(), default_constitution, form, "final", kind, "clone", wrote, "L\n", "S\n", "Same.")
+    assert "The prompts were brought along" in text and "answers were brought along" not in text
     wanted = {
         "adapter": "PeftModel.from_pretrained", "merged": 'AutoModelForCausalLM.from_pretrained(".")',
         "gguf-adapter": "--lora adapter.gguf", "gguf": "ollama create alma -f Modelfile",
