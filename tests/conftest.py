@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
@@ -99,6 +100,8 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     backend.decoder = ByteDecoder()
     backend.add_tokens([AddedToken(t, special=True) for t in ("<bos>", "<eos>")])
     PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<bos>", eos_token="<eos>").save_pretrained(folder)
+    said = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps({**said, "add_bos_token": True}))
     torch.manual_seed(1)
     config = Qwen3Config(
         vocab_size=258, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
