@@ -143,14 +143,14 @@ class _Loop:
     def _check_sharing(self) -> None:
         """Sharing a prefix must change nothing; a model whose cache does otherwise is trained without.
 
-        Compared on two rows of the longest part, of those that share something: the loss, and the gradient.
+        Compared on two rows of the part that shares the most tokens: the loss, and the gradient.
         """
         cut = (part for batch in self.order for part in parts(batch, self.config.tokens_at_once))
         shared = (part for part in cut if part.prefix and len(part.rows) > 1)
-        part = max(shared, key=lambda p: len(p.rows[-1].ids), default=None)
+        part = max(shared, key=lambda p: p.prefix, default=None)
         if part is None:
             return
-        rows = part.rows[-2:]
+        rows = part.rows[:2]
         self.model.eval()
         try:
             (plain, expected), (loss, gradient) = (self._probe(Part(rows, n)) for n in (0, part.prefix))
