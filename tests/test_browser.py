@@ -113,10 +113,10 @@ CONTRAST = """([one, other]) => {
 
 def test_in_print_everything_is_open(browser: Any, pages: dict[str, Path]):
     page, _ = seen(browser, pages["usual"], 800, "light")
-    hidden = "() => document.querySelectorAll('details pre')[0].checkVisibility({contentVisibilityAuto: true})"
-    assert not page.evaluate(hidden)
+    shown = "() => document.querySelectorAll('details pre')[0].checkVisibility({contentVisibilityAuto: true})"
+    assert not page.evaluate(shown)
     page.emulate_media(media="print")
-    assert page.evaluate(hidden)
+    page.wait_for_function(shown, timeout=10_000)  # content that was hidden is laid out with the next frame
     assert not page.evaluate("() => document.querySelector('nav').checkVisibility()")
     page.context.close()
 
