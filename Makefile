@@ -11,9 +11,9 @@ SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 run: $(STAMP)
 	$(BIN)/selfalign run
 
-# Lint, types, then the fast tests (at most 8 minutes).
+# Lint, types, then the fast tests (at most 8 minutes): two processes, a file's tests in one of them.
 test: $(STAMP) check
-	$(BIN)/pytest -q
+	$(BIN)/pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
 # The training folders of `selfalign export RUN launch` are run for real, with TRL.
 test-slow: $(STAMP)

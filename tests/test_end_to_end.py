@@ -15,6 +15,7 @@ SETTINGS = [
     "prompts.self_instruct.max_new_tokens=160",
     "prompts.red_team.count=10",
     "prompts.red_team.topic_rounds=1",
+    "prompts.red_team.topic_requests=1",
     "align.max_new_tokens=100",
     "clone.prompts=6",
     "clone.max_new_tokens=80",
