@@ -9,18 +9,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import cast
 
-from selfalign import guided
-from selfalign.clock import Clock
 from selfalign.constitution import Constitution
-from selfalign.dialogue import Turn
-from selfalign.engines.base import Completion, Request, Sampling, Step
 from selfalign.evaluation import judge as judging
+from selfalign.evaluation.asking import Asked, Reply, ask
 from selfalign.evaluation.benchmarks import Benchmark, Question, item_id
-from selfalign.evaluation.forms import opening
 from selfalign.evaluation.judge import Judge
 from selfalign.evaluation.speakers import Speaker
-from selfalign.generate import Work, generate, row_seed
-from selfalign.journal import Fate, Journal
+from selfalign.journal import Journal
 from selfalign.progress import Screen
 from selfalign.recipe import Recipe
 from selfalign.records import ItemScore, JudgedAnswer, Score, content_hash
@@ -38,63 +33,17 @@ def answer(
     constitution: Constitution,
 ) -> list[JudgedAnswer]:
     """Let every model answer every question, with the same seeds; what the journal holds is not asked again."""
-    clock = Clock()
-    rows: list[JudgedAnswer] = []
-    fates: list[Fate] = []
-    with screen.bar(STAGE, len(speakers) * len(benchmark.items)) as bar:
-        for speaker in speakers:
-            questions = [cast(Question, i) for i in benchmark.items]
-            works = [_work(speaker, item, recipe, constitution) for item in questions]
-            engine, identities = speaker.engine(), {speaker.adapter: speaker.entrant.identity}
-            if speaker.entrant.prompt == "constitution":
-                engine.prime(works[0].request.prompt[:2], speaker.adapter)
-            outcomes = generate(works, engine, journal, stage=STAGE, identities=identities, on_done=bar.add)
-            for item, work, outcome in zip(questions, works, outcomes, strict=True):
-                name, position = content_hash(work.row_id, item.position), len(fates)
-                if outcome.completion is None:
-                    fates.append((name, position, outcome.fate, outcome.reason, item.question))
-                    continue
-                fates.append((name, position, "kept", "", item.question))
-                rows.append(_row(benchmark, speaker, item, work.request, outcome.completion, constitution))
-    journal.restart(STAGE)
-    journal.decide(STAGE, fates)
-    journal.finish(STAGE, len(fates), clock.seconds())
-    return rows
+    items = [cast(Question, i) for i in benchmark.items]
+    questions = [Asked(item_id(i), i.question) for i in items]
+    replies = ask(STAGE, journal, screen, speakers, questions, recipe, constitution, MAX_NEW_TOKENS)
+    return [_row(benchmark, items[reply.position], reply) for reply in replies]
 
 
-def _work(speaker: Speaker, item: Question, recipe: Recipe, constitution: Constitution) -> Work:
-    seed = row_seed(recipe.seed, STAGE, item.question)
-    config = recipe.evaluate
-    limit = min(config.max_new_tokens, MAX_NEW_TOKENS)
-    sampling = Sampling(config.temperature, config.top_p, limit, recipe.engine.top_k, repetition=config.repetition)
-    if speaker.entrant.prompt == "constitution":
-        form = recipe.align.model_copy(update={"repetition": config.repetition, "hints": False})
-        thoughts = form.max_thought_tokens if form.form == "paper" else 0
-        asked = guided.Form(constitution, form, replace(sampling, max_new_tokens=limit + thoughts))
-        request = replace(asked.request(item.question, seed), adapter=speaker.adapter)
-    else:
-        template = speaker.template()
-        pieces = opening(template, constitution, speaker.entrant.prompt, [Turn("user", item.question)])
-        request = Request(pieces, (Step(sampling, stop=template.stops()),), seed, speaker.adapter)
-    return Work(content_hash(item_id(item), speaker.entrant.name), request)
-
-
-def _row(
-    benchmark: Benchmark,
-    speaker: Speaker,
-    item: Question,
-    request: Request,
-    completion: Completion,
-    constitution: Constitution,
-) -> JudgedAnswer:
-    if speaker.entrant.prompt == "constitution":
-        _, text, cut = guided.split(completion, request, constitution.assistant.name)
-    else:
-        text, cut = completion.parts[0].text, completion.parts[0].finish == "length"
-    name = content_hash(STAGE, item_id(item), item.position, speaker.entrant.prompt)
-    entrant = speaker.entrant
+def _row(benchmark: Benchmark, item: Question, reply: Reply) -> JudgedAnswer:
+    entrant = reply.speaker.entrant
+    name = content_hash(STAGE, item_id(item), item.position, entrant.prompt)
     return JudgedAnswer(
-        name, benchmark.label, item.position, item.question, entrant.prompt, entrant.name, text.strip(), not cut
+        name, benchmark.label, item.position, item.question, entrant.prompt, entrant.name, reply.text, reply.ended
     )
 
 

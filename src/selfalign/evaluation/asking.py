@@ -1,0 +1,105 @@
+"""Questions put to every compared model, with the same seeds: journal -> engine -> journal, a stage's ledger."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from selfalign import guided
+from selfalign.clock import Clock
+from selfalign.constitution import Constitution
+from selfalign.dialogue import Turn
+from selfalign.engines.base import Completion, Request, Sampling, Step
+from selfalign.evaluation.forms import opening
+from selfalign.evaluation.speakers import Speaker
+from selfalign.generate import Work, generate, row_seed
+from selfalign.journal import Fate, Journal
+from selfalign.progress import Screen
+from selfalign.recipe import Recipe
+from selfalign.records import content_hash
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What is asked: a content hash that names it, and the user's words."""
+
+    id: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What a model answered."""
+
+    speaker: Speaker
+    position: int
+    """Which of the questions."""
+    text: str
+    ended: bool
+    """By its own end token, within the limit."""
+
+
+def ask(
+    stage: str,
+    journal: Journal,
+    screen: Screen,
+    speakers: Sequence[Speaker],
+    questions: Sequence[Asked],
+    recipe: Recipe,
+    constitution: Constitution,
+    max_new_tokens: int,
+) -> list[Reply]:
+    """Let every model answer every question; what the journal holds is not asked again.
+
+    The prompted base answers as in stage 2: thoughts first, which are no part of the reply.
+    """
+    clock = Clock()
+    replies: list[Reply] = []
+    fates: list[Fate] = []
+    with screen.bar(stage, len(speakers) * len(questions)) as bar:
+        # Model by model: a slot whose adapter or prefix changes must compute its prompt anew.
+        for speaker in speakers:
+            works = [_work(stage, speaker, q, recipe, constitution, max_new_tokens) for q in questions]
+            engine, identities = speaker.engine(), {speaker.adapter: speaker.entrant.identity}
+            if works and speaker.entrant.prompt == "constitution":
+                engine.prime(works[0].request.prompt[:2], speaker.adapter)
+            outcomes = generate(works, engine, journal, stage=stage, identities=identities, on_done=bar.add)
+            for position, (question, work, outcome) in enumerate(zip(questions, works, outcomes, strict=True)):
+                name, place = content_hash(work.row_id, position), len(fates)
+                if outcome.completion is None:
+                    fates.append((name, place, outcome.fate, outcome.reason, question.text))
+                    continue
+                fates.append((name, place, "kept", "", question.text))
+                text, ended = _said(speaker, work.request, outcome.completion, constitution)
+                replies.append(Reply(speaker, position, text, ended))
+    journal.restart(stage)
+    journal.decide(stage, fates)
+    journal.finish(stage, len(fates), clock.seconds())
+    return replies
+
+
+def _work(
+    stage: str, speaker: Speaker, question: Asked, recipe: Recipe, constitution: Constitution, max_new_tokens: int
+) -> Work:
+    seed = row_seed(recipe.seed, stage, question.text)
+    config = recipe.evaluate
+    limit = min(config.max_new_tokens, max_new_tokens)
+    sampling = Sampling(config.temperature, config.top_p, limit, recipe.engine.top_k, repetition=config.repetition)
+    if speaker.entrant.prompt == "constitution":
+        form = recipe.align.model_copy(update={"repetition": config.repetition, "hints": False})
+        thoughts = form.max_thought_tokens if form.form == "paper" else 0
+        asked = guided.Form(constitution, form, replace(sampling, max_new_tokens=limit + thoughts))
+        request = replace(asked.request(question.text, seed), adapter=speaker.adapter)
+    else:
+        template = speaker.template()
+        pieces = opening(template, constitution, speaker.entrant.prompt, [Turn("user", question.text)])
+        request = Request(pieces, (Step(sampling, stop=template.stops()),), seed, speaker.adapter)
+    return Work(content_hash(question.id, speaker.entrant.name), request)
+
+
+def _said(speaker: Speaker, request: Request, completion: Completion, constitution: Constitution) -> tuple[str, bool]:
+    if speaker.entrant.prompt == "constitution":
+        _, text, cut = guided.split(completion, request, constitution.assistant.name)
+    else:
+        text, cut = completion.parts[0].text, completion.parts[0].finish != "end"
+    return text.strip(), not cut
