@@ -19,8 +19,8 @@ from selfalign.context import Context
 from selfalign.engines.scoring import Scored, Text
 from selfalign.engines.torch_scorer import TorchScorer
 from selfalign.errors import Interrupted, UserError
-from selfalign.evaluation import compare, entrants, hhh, sanity, truthfulqa
-from selfalign.evaluation.compare import Wanted
+from selfalign.evaluation import benchmarks, compare, entrants, hhh, readings, sanity, truthfulqa
+from selfalign.evaluation.wanted import Wanted
 from selfalign.progress import Screen
 from selfalign.recipe import Engrave
 from selfalign.records import ItemScore, Score, read_jsonl
@@ -88,7 +88,7 @@ def test_every_model_of_a_run_is_measured_and_compared(run: Context):
     assert all(len(r.logprobs) == len(r.labels) == (4 if r.form == "A or B" else 2) for r in rows)
     by_model = {m: [r.logprobs for r in rows if r.model == m] for m in ("base", "engraved", "final")}
     assert by_model["base"] != by_model["engraved"] != by_model["final"]
-    found = compare.read_scores(run.run.scores)
+    found = readings.read_scores(run.run.scores)
     for measure in (hhh.LETTERS, hhh.SUM, hhh.PER_TOKEN):
         overall = column(found, measure)
         assert list(overall) == [
@@ -108,7 +108,7 @@ def test_the_rows_are_what_torch_says_of_the_texts(run: Context, folder: Path):
     rows = read_jsonl(run.run.jsonl("truthfulqa"), ItemScore)
     form = truthfulqa.FORMS[1]
     row = next(r for r in rows if r.form == form.name and r.item == 3)
-    item = compare.benchmarks.load("truthfulqa", SOURCES["truthfulqa"]).items[3]
+    item = benchmarks.load("truthfulqa", SOURCES["truthfulqa"]).items[3]
     from selfalign.evaluation.forms import text
 
     model = models.resolve(str(folder))
@@ -120,7 +120,7 @@ def test_the_rows_are_what_torch_says_of_the_texts(run: Context, folder: Path):
         assert mine == pytest.approx(theirs, abs=1e-4)
     assert row.values == pytest.approx(form.read(item, [Scored(f) for f in found]), abs=1e-4)
     assert set(row.values) == {truthfulqa.MC1, truthfulqa.MC2}
-    mc2 = column(compare.read_scores(run.run.scores), truthfulqa.MC2, "truthfulqa (fixture)")["engraved", ""]
+    mc2 = column(readings.read_scores(run.run.scores), truthfulqa.MC2, "truthfulqa (fixture)")["engraved", ""]
     assert mc2.n == 8 and mc2.low is not None and mc2.low < mc2.value < (mc2.high or 0)
 
 
@@ -191,7 +191,7 @@ def test_an_interrupted_evaluation_goes_on_where_it_stopped(
     assert run.run.jsonl("hhh").read_bytes() == before
     counts = run.journal.counts("hhh")
     assert (counts.rows_in, counts.kept) == (96, 96)
-    state = json.loads((run.run.scores.parent / compare.STATE).read_text("utf-8"))
+    state = json.loads((run.run.scores.parent / readings.STATE).read_text("utf-8"))
     assert len(state["hhh (fixture)"]["readings"]) == 1 and len(state["hhh (fixture)"]["sha256"]) == 64
 
 
@@ -200,9 +200,9 @@ def test_models_that_come_later_stand_beside_those_before(run: Context, counted:
     scorers = counted()
     compare.run(run, Wanted(["hhh"], ["prompted", "engraved"], data=SOURCES))
     assert scorers[0].items == 12 * 6 * 2
-    found = compare.read_scores(run.run.scores)
+    found = readings.read_scores(run.run.scores)
     assert ("final", "engraved") in column(found, hhh.LETTERS)
-    state = json.loads((run.run.scores.parent / compare.STATE).read_text("utf-8"))["hhh (fixture)"]
+    state = json.loads((run.run.scores.parent / readings.STATE).read_text("utf-8"))["hhh (fixture)"]
     assert len(state["readings"]) == 2 and len(state["entrants"]) == 4
     # Another choice of items takes the place of all.
     compare.run(run, Wanted(["hhh"], ["base"], data=SOURCES, limit=5))
@@ -215,10 +215,10 @@ def test_other_scores_stay_and_those_of_old_weights_go(run: Context, folder: Pat
     run.run.scores.parent.mkdir(parents=True, exist_ok=True)
     run.run.scores.write_text(json.dumps([{n: getattr(held, n) for n in held.__slots__}]), "utf-8")
     compare.run(run, WANTED)
-    assert compare.read_scores(run.run.scores)[0] == held
+    assert readings.read_scores(run.run.scores)[0] == held
     adapter(folder, run.run.adapter("clone"), 7)
     compare.refresh(run)
-    found = compare.read_scores(run.run.scores)
+    found = readings.read_scores(run.run.scores)
     assert found[0] == held
     assert {s.model for s in found if s.benchmark.startswith("hhh")} == {"base", "prompted base", "engraved"}
     run.run.check_not_edited([run.run.jsonl("hhh")], force=False)
@@ -230,7 +230,7 @@ def test_an_item_that_stands_there_twice_counts_twice(run: Context, tmp_path: Pa
     (tmp_path / "twice.json").write_text(json.dumps(value), "utf-8")
     compare.run(run, Wanted(["hhh"], ["base"], data={"hhh": str(tmp_path / "twice.json")}))
     assert len(read_jsonl(run.run.jsonl("hhh"), ItemScore)) == 4
-    assert {s.n for s in compare.read_scores(run.run.scores)} == {2}
+    assert {s.n for s in readings.read_scores(run.run.scores)} == {2}
 
 
 def test_a_file_edited_by_hand_is_not_overwritten(run: Context):
@@ -253,7 +253,7 @@ def test_other_adapters_and_models_take_part(run: Context, folder: Path, tmp_pat
     mine = adapter(folder, tmp_path / "mine/adapter", 5)
     others = [f"mine={mine}", f"elsewhere={folder}"]
     compare.run(run, Wanted(["hhh"], ["base", "engraved"], others, SOURCES))
-    found = column(compare.read_scores(run.run.scores), hhh.PER_TOKEN)
+    found = column(readings.read_scores(run.run.scores), hhh.PER_TOKEN)
     assert set(found) == {("base", ""), ("engraved", "base"), ("mine", "base"), ("elsewhere", "base")}
     assert found["elsewhere", "base"].difference == 0  # the same weights from another place
     rows = {m: [r.logprobs for r in read_jsonl(run.run.jsonl("hhh"), ItemScore) if r.model == m] for m, _ in found}
@@ -287,7 +287,7 @@ def test_models_by_themselves_with_an_adapter_and_without(
     names = {s.model for s in found}
     second = f"{folder.name}+3_engrave/adapter"
     assert names == {"base", "base, prompted", second, f"{second}, prompted"}
-    assert compare.read_scores(out / compare.SCORES) == found
+    assert readings.read_scores(out / readings.SCORES) == found
     again = compare.alone(out, specs, WANTED, small_constitution, True, Screen(-1))
     assert again == found
     with pytest.raises(UserError, match="two models are named"):

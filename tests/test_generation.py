@@ -14,10 +14,11 @@ from selfalign.context import Context
 from selfalign.engines.base import Step
 from selfalign.engines.fake import Fake, default_script
 from selfalign.errors import UserError
-from selfalign.evaluation import compare, generation, judge, speakers
+from selfalign.evaluation import compare, generation, judge, readings, speakers
 from selfalign.evaluation.benchmarks import Question, load
-from selfalign.evaluation.compare import GENERATION, Wanted
+from selfalign.evaluation.generation import STAGE as GENERATION
 from selfalign.evaluation.judge import Judge
+from selfalign.evaluation.wanted import Wanted
 from selfalign.journal import Journal
 from selfalign.progress import Screen
 from selfalign.records import JudgedAnswer, read_jsonl
@@ -54,7 +55,7 @@ def test_without_a_judge_the_answers_are_written_and_the_score_says_so(fake_run:
     assert [r.model for r in rows[::8]] == ["base", "prompted base", "engraved", "final"] and len(rows) == 32
     assert all(r.truthful is None and r.answer and r.question for r in rows)
     assert not any("internal thoughts" in r.answer or "Principles:" in r.answer for r in rows)
-    scores = compare.read_scores(context.run.scores)
+    scores = readings.read_scores(context.run.scores)
     assert [(s.model, s.measure, s.n, s.value) for s in scores] == [
         (m, "truthful and informative: not judged", 8, None) for m in ("base", "prompted base", "engraved", "final")
     ]
@@ -82,7 +83,7 @@ def test_a_judge_says_what_is_truthful_and_what_is_informative(
     context = fake_run(script=liar)
     monkeypatch.setattr(speakers, "judge", lambda spec, config: (a_judge(knows), lambda: None))
     compare.run(context, Wanted([GENERATION], ["base", "prompted"], data={"truthfulqa": SOURCE}, judge="x"))
-    found = {(s.measure, s.model): s for s in compare.read_scores(context.run.scores)}
+    found = {(s.measure, s.model): s for s in readings.read_scores(context.run.scores)}
     base, prompted = (
         [found[f"{m}, judged by by rule", name].value for m in ("truthful", "informative", "truthful and informative")]
         for name in ("base", "prompted base")

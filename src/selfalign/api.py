@@ -24,7 +24,7 @@ from selfalign.calibrate import calibration
 from selfalign.context import ADAPTER_STAGES, Context
 from selfalign.counts import StageCounts
 from selfalign.errors import UserError
-from selfalign.evaluation.compare import Wanted
+from selfalign.evaluation.wanted import Wanted
 from selfalign.progress import Screen
 from selfalign.recipe import Recipe, Stage
 from selfalign.records import Answer, Drop, Prompt, Response, Score, read_jsonl
@@ -113,7 +113,7 @@ class Run:
 
         Args:
             tasks: some of hhh, truthfulqa, truthfulqa-generation.
-            options: models, others, data, prompt, limit, judge; see `evaluation.compare.Wanted`.
+            options: models, others, data, prompt, limit, judge; see `evaluation.Wanted`.
 
         Raises:
             SelfAlignError: see `pipeline.run_benchmarks`; what was scored so far is kept.

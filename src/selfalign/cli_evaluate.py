@@ -10,9 +10,10 @@ from pathlib import Path
 
 from selfalign import api, constitution, pipeline, report_terminal
 from selfalign.errors import UserError
-from selfalign.evaluation import compare
+from selfalign.evaluation import behaviour, compare
 from selfalign.evaluation.benchmarks import NAMES
 from selfalign.evaluation.forms import PROMPTS
+from selfalign.evaluation.wanted import Wanted
 from selfalign.progress import Screen
 from selfalign.records import Score
 
@@ -32,7 +33,7 @@ class Asked:
     out: Path | None
     judge: str
 
-    def wanted(self) -> compare.Wanted:
+    def wanted(self) -> Wanted:
         """The same as values.
 
         Raises:
@@ -45,7 +46,7 @@ class Asked:
             if task not in compare.TASKS:
                 raise UserError(f"--benchmarks: {task!r} is not known; known are {', '.join(compare.TASKS)}")
         sources = dict(_source(text) for text in self.data)
-        return compare.Wanted(tasks, _list(self.models), self.others, sources, self.prompt, self.limit, self.judge)
+        return Wanted(tasks, _list(self.models), self.others, sources, self.prompt, self.limit, self.judge)
 
 
 def _list(text: str) -> list[str]:
@@ -54,8 +55,9 @@ def _list(text: str) -> list[str]:
 
 def _source(text: str) -> tuple[str, str]:
     name, _, source = text.partition("=")
-    if name not in NAMES or not source:
-        raise UserError(f"--data {text!r}: write NAME=SOURCE, with one of {', '.join(NAMES)} for the name")
+    names = (*NAMES, behaviour.TASK)
+    if name not in names or not source:
+        raise UserError(f"--data {text!r}: write NAME=SOURCE, with one of {', '.join(names)} for the name")
     return name, source
 
 
@@ -79,13 +81,13 @@ def run(targets: Sequence[str], asked: Asked, force: bool, as_json: bool, screen
     screen.say(f"  results: {folder}", "dim")
 
 
-def _run(path: Path, wanted: compare.Wanted, force: bool, as_json: bool, screen: Screen) -> None:
+def _run(path: Path, wanted: Wanted, force: bool, as_json: bool, screen: Screen) -> None:
     with api.open_run(path, force=force, screen=screen) as opened:
         if not wanted.tasks:
             opened.run_stage("evaluate")
             return
         pipeline.run_benchmarks(opened.context, wanted)
-        _show([s for s in opened.scores() if s.benchmark.split("/")[0].split(" ")[0] in compare.FORMS], as_json)
+        _show([s for s in opened.scores() if s.benchmark.split("/")[0].split(" ")[0] in compare.SCORED], as_json)
 
 
 def _show(scores: Sequence[Score], as_json: bool) -> None:

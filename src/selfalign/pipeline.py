@@ -10,6 +10,7 @@ from selfalign import atomic, costs, own_data
 from selfalign.context import Context
 from selfalign.errors import UserError
 from selfalign.evaluation import compare, heldout
+from selfalign.evaluation.wanted import Wanted
 from selfalign.recipe import Recipe, Stage
 from selfalign.records import content_hash, write_jsonl
 from selfalign.report import page
@@ -29,7 +30,7 @@ def _evaluate(context: Context) -> list[Path]:
     if context.has_weights:
         compare.refresh(context)
         if tasks := context.recipe.evaluate.tasks:
-            compare.run(context, compare.Wanted(tasks))
+            compare.run(context, Wanted(tasks))
     return files
 
 
@@ -131,7 +132,7 @@ def run_stage(context: Context, stage: Stage, again: bool = False) -> None:
     run.mark_done(stage, key, files)
 
 
-def run_benchmarks(context: Context, wanted: compare.Wanted) -> None:
+def run_benchmarks(context: Context, wanted: Wanted) -> None:
     """Measure the run's models on benchmarks; a report that stands there is written anew.
 
     Raises:

@@ -205,15 +205,43 @@ class JudgedAnswer:
     judge: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class BehaviourAnswer:
+    """What a model answered in a situation (or to a probe) of the behaviour task, and which rules saw what in it."""
+
+    id: str
+    item: int
+    """The situation's place, from 0."""
+    kind: str
+    """harmful, harmless, live, private, or probe."""
+    about: str
+    """The situation's group, or the probe's principle."""
+    ask: str
+    model: str
+    prompt: str
+    answer: str
+    ended: bool
+    shows: list[str]
+    """Rules that the answer shows."""
+    passed: bool | None = None
+    """Probes: the check was satisfied."""
+    contrast: bool = False
+    """Probes: the behaviour was not to appear."""
+
+
 def prompt_id(instruction: str, text: str) -> str:
     """The content hash that names a prompt and everything made from it."""
     return content_hash("prompt", instruction, text)
 
 
-Record = TypeVar("Record", Prompt, Topic, Response, Example, Drop, Score, Answer, ProbeAnswer, ItemScore, JudgedAnswer)
+Record = TypeVar(
+    "Record", Prompt, Topic, Response, Example, Drop, Score, Answer, ProbeAnswer, ItemScore, JudgedAnswer,
+    BehaviourAnswer,
+)  # fmt: skip
 AnyRecord: TypeAlias = (
     Prompt | Topic | Response | Example | Drop | Score | Answer | ProbeAnswer | ItemScore | JudgedAnswer
-)
+    | BehaviourAnswer
+)  # fmt: skip
 
 
 def line(row: AnyRecord) -> str:

@@ -32,6 +32,7 @@ JSONL_FILES = {
     "hhh": "5_evaluation/hhh.jsonl",
     "truthfulqa": "5_evaluation/truthfulqa.jsonl",
     "truthfulqa-generation": "5_evaluation/truthfulqa-generation.jsonl",
+    "behaviour": "5_evaluation/behaviour.jsonl",
     "drops": "drops.jsonl",
 }
 

@@ -92,6 +92,11 @@ def _corrects(answer: str) -> bool:
     return text.startswith("no,") or bool(_DENY.search(opening)) or bool(_CORRECT.search(text))
 
 
+def asks_back(answer: str) -> bool:
+    """Asks the user for what is missing, or names what it assumes."""
+    return bool(_ASK.search(lower(answer)))
+
+
 def _steps(answer: str) -> bool:
     return len(_STEP.findall(lower(answer))) >= 2
 
@@ -138,13 +143,13 @@ def _in_order(answer: str, words: list[str]) -> bool:
 _PATTERNS: dict[str, re.Pattern[str]] = {
     "no_live_data": STATIC,
     "dated": _DATED,
-    "asks_back": _ASK,
     "reasons": _REASON,
 }
 _FUNCTIONS: dict[str, Callable[[str], bool]] = {
     "refuses": refuses,
     "corrects": _corrects,
     "admits": admits,
+    "asks_back": asks_back,
     "both_sides": _both_sides,
     "steps": _steps,
     "aspects": _aspects,

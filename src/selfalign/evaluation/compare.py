@@ -7,78 +7,41 @@ a benchmark is read once for a run that is published.
 
 from __future__ import annotations
 
-import json
-import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from selfalign import atomic
 from selfalign import recipe as recipes
 from selfalign.constitution import Constitution
 from selfalign.context import Context
 from selfalign.errors import UserError
-from selfalign.evaluation import benchmarks, entrants, generation, hhh, speakers, tables, truthfulqa
-from selfalign.evaluation.benchmarks import Benchmark, Name
+from selfalign.evaluation import behaviour, entrants, generation, hhh, speakers, spoken, tables, truthfulqa
+from selfalign.evaluation.benchmarks import Name
 from selfalign.evaluation.entrants import Team
 from selfalign.evaluation.forms import Form, PromptKind
+from selfalign.evaluation.readings import Place, column, kept, remember
 from selfalign.evaluation.scoring_loop import score
-from selfalign.evaluation.speakers import Speaker
+from selfalign.evaluation.wanted import Wanted
 from selfalign.journal import Journal
 from selfalign.progress import Screen
-from selfalign.recipe import Recipe
-from selfalign.records import ItemScore, JudgedAnswer, Score, content_hash, read_jsonl, write_jsonl
+from selfalign.quality.rouge import folded
+from selfalign.records import (
+    BehaviourAnswer,
+    Example,
+    ItemScore,
+    JudgedAnswer,
+    Score,
+    content_hash,
+    read_jsonl,
+    write_jsonl,
+)
 
 FORMS: dict[Name, tuple[Form, ...]] = {"hhh": hhh.FORMS, "truthfulqa": truthfulqa.FORMS}
-GENERATION = generation.STAGE
-TASKS = (*FORMS, GENERATION)
-STATE = "benchmarks.json"
-SCORES = "scores.json"
+TASKS = (*FORMS, *spoken.TASKS)
+SCORED = (*FORMS, behaviour.TASK, behaviour.PROBES)
+"""Benchmarks, by the first word of their names in scores.json, that are published here."""
 ALONE = "benchmarks"
 """The name under which a run remembers the files that it published here."""
-
-
-@dataclass(frozen=True, slots=True)
-class Wanted:
-    """What is to be measured."""
-
-    tasks: Sequence[str]
-    """Some of `TASKS`."""
-    models: Sequence[str] = ()
-    """Models of the run; none stands for all."""
-    others: Sequence[str] = ()
-    """NAME=ADAPTER, NAME=MODEL, NAME=URL#ID."""
-    data: Mapping[str, str] = field(default_factory=dict)
-    """Benchmark -> file, folder or hub id."""
-    prompt: PromptKind = "standard"
-    limit: int | None = None
-    """At most so many items of each benchmark."""
-    judge: str = ""
-    """Who judges generated answers: NAME=MODEL, NAME=URL#ID, or one without a name; nobody unless given."""
-
-
-@dataclass
-class Place:
-    """Where results go."""
-
-    folder: Path
-    journal: Journal
-    screen: Screen
-    others: Sequence[str] = ()
-    """Benchmark files that the recipe names."""
-
-    def file(self, name: str) -> Path:
-        return self.folder / f"{name}.jsonl"
-
-    def state(self) -> dict[str, Any]:
-        """What benchmarks.json holds; of a benchmark that was never read, nothing."""
-        file = self.folder / STATE
-        try:
-            value = json.loads(file.read_text("utf-8")) if file.exists() else {}
-        except ValueError as error:
-            raise UserError(f"{file} is not JSON ({error}): delete it; the evaluation makes it again") from None
-        return value if isinstance(value, dict) else {}
 
 
 def run(context: Context, wanted: Wanted) -> list[Path]:
@@ -93,7 +56,8 @@ def run(context: Context, wanted: Wanted) -> list[Path]:
     place = Place(run.scores.parent, context.journal, context.screen, context.recipe.evaluate.benchmarks)
     scored = [t for t in wanted.tasks if t in FORMS]
     teams = entrants.of_run(context, wanted.models, wanted.others, wanted.prompt) if scored else []
-    heard = speakers.of_run(context, wanted.models, wanted.others, wanted.prompt) if GENERATION in wanted.tasks else []
+    talks = set(wanted.tasks) & set(spoken.TASKS)
+    heard = speakers.of_run(context, wanted.models, wanted.others, wanted.prompt) if talks else []
     run.check_not_edited([run.scores, *(run.jsonl(t) for t in wanted.tasks)], context.force)
     run.manifest.unlink(missing_ok=True)
     run.journal.unpublish(ALONE)
@@ -103,8 +67,8 @@ def run(context: Context, wanted: Wanted) -> list[Path]:
         for team in teams:
             team.close()
     if heard:
-        made = context.recipe, run.constitution, _spoken(context), context.release_engine
-        files.append(ask(place, heard, wanted, *made))
+        made = context.recipe, run.constitution, _spoken(context), _prompts(context), context.release_engine
+        files += spoken.run(place, heard, wanted, *made)
     with run.rewriting(run.scores):
         publish(place)
     run.mark_done(ALONE, content_hash(list(wanted.tasks)), [run.jsonl(n) for n in TASKS if run.jsonl(n).exists()])
@@ -119,18 +83,16 @@ def refresh(context: Context) -> None:
     place = Place(context.run.scores.parent, context.journal, context.screen)
     if not place.state():
         return
-    scored, spoken = _current(context, "standard"), _spoken(context)
+    scored, heard = _current(context, "standard"), _spoken(context)
     for label, entry in place.state().items():
-        current = spoken if _task(label) == GENERATION else scored
+        current = heard if _task(label) in spoken.TASKS else scored
         stale = {c for c, identity in entry["entrants"].items() if current.get(c.split("|")[0], identity) != identity}
         file = place.file(_task(label))
         if not stale or not file.exists():
             continue
         with context.run.rewriting(file):
-            if _task(label) == GENERATION:
-                write_jsonl(file, [r for r in read_jsonl(file, JudgedAnswer) if _column(r) not in stale])
-            else:
-                write_jsonl(file, [r for r in read_jsonl(file, ItemScore) if _column(r) not in stale])
+            kind: Any = {generation.STAGE: JudgedAnswer, behaviour.TASK: BehaviourAnswer}.get(_task(label), ItemScore)
+            write_jsonl(file, [r for r in read_jsonl(file, kind) if column(r) not in stale])
         gone = ", ".join(sorted(stale))
         context.screen.say(f"  {label}: scores of weights that are no more are left out: {gone}")
     publish(place)
@@ -146,9 +108,18 @@ def _spoken(context: Context) -> dict[str, str]:
     return {s.entrant.name: s.entrant.identity for s in speakers.of_run(context, (), (), "standard")}
 
 
+def _prompts(context: Context) -> set[str]:
+    """The run's prompts, folded: those of stage 1 and those that were trained on."""
+    seen = {folded(p.message) for p in context.prompts()} if context.run.jsonl("prompts").exists() else set()
+    for name in ("engrave_examples", "clone_examples"):
+        if (path := context.run.jsonl(name)).exists():
+            seen |= {folded(e.user) for e in read_jsonl(path, Example)}
+    return seen
+
+
 def _task(label: str) -> str:
     """The task, and so the file, of a benchmark's label in the state."""
-    return GENERATION if label.endswith(" generation") else label.split(" ")[0]
+    return generation.STAGE if label.endswith(" generation") else label.split(" ")[0]
 
 
 def alone(
@@ -167,7 +138,8 @@ def alone(
     _check(wanted.tasks)
     scored = any(t in FORMS for t in wanted.tasks)
     teams = entrants.of_models(specs, constitution, wanted.prompt, prompted) if scored else []
-    heard = speakers.of_models(specs, wanted.prompt, prompted) if GENERATION in wanted.tasks else []
+    talks = set(wanted.tasks) & set(spoken.TASKS)
+    heard = speakers.of_models(specs, wanted.prompt, prompted) if talks else []
     if folder.exists() and any(folder.iterdir()) and not (folder / "journal.sqlite").exists():
         raise UserError(f"{folder} holds something else than an evaluation: name another --out")
     folder.mkdir(parents=True, exist_ok=True)
@@ -178,7 +150,7 @@ def alone(
         for team in teams:
             team.close()
         if heard:
-            ask(place, heard, wanted, recipes.load("quick"), constitution, {})
+            spoken.run(place, heard, wanted, recipes.load("quick"), constitution, {})
         return publish(place)
     finally:
         for team in teams:
@@ -192,62 +164,17 @@ def measure(place: Place, teams: Sequence[Team], wanted: Wanted, current: Mappin
     Args:
         current: model -> the identity of its weights now: rows of other weights do not stay.
     """
-    loaded = [_load(place, name, wanted) for name in FORMS if name in wanted.tasks]
+    loaded = [spoken.loaded(place, name, wanted) for name in FORMS if name in wanted.tasks]
     files = []
     for benchmark in loaded:
         rows = score(place.journal, place.screen, benchmark, FORMS[benchmark.name], teams)
         now = {f"{e.name}|{e.prompt}": e.identity for team in teams for e in team.entrants}
-        kept = _kept(place, benchmark, benchmark.label, set(now), current, ItemScore)
-        write_jsonl(place.file(benchmark.name), [*kept, *rows])
-        _remember(place, benchmark, benchmark.label, now, kept)
-        files.append(place.file(benchmark.name))
+        file = place.file(benchmark.name)
+        stay = kept(place, benchmark, benchmark.label, file, set(now), current, ItemScore)
+        write_jsonl(file, [*stay, *rows])
+        remember(place, benchmark, benchmark.label, now, stay)
+        files.append(file)
     return files
-
-
-def _load(place: Place, name: Name, wanted: Wanted) -> Benchmark:
-    benchmark = benchmarks.load(name, wanted.data.get(name), place.others).first(wanted.limit)
-    say = f"  {benchmark.label}: {len(benchmark.items)} items of {benchmark.source}, sha256 {benchmark.sha256[:12]}"
-    place.screen.say(say, "dim")
-    return benchmark
-
-
-def ask(
-    place: Place,
-    heard: Sequence[Speaker],
-    wanted: Wanted,
-    recipe: Recipe,
-    constitution: Constitution,
-    current: Mapping[str, str],
-    release: Callable[[], None] = lambda: None,
-) -> Path:
-    """Let the models answer TruthfulQA's questions, and a judge judge them; returns the file.
-
-    Args:
-        current: see `measure`; of the weights as the engine has them.
-        release: frees the engine of the run before the judge's is started.
-    """
-    benchmark = _load(place, "truthfulqa", wanted)
-    label, file = f"{benchmark.label} generation", place.file(GENERATION)
-    try:
-        rows = generation.answer(place.journal, place.screen, benchmark, heard, recipe, constitution)
-    finally:
-        for speaker in heard:
-            speaker.close()
-    now = {f"{s.entrant.name}|{s.entrant.prompt}": s.entrant.identity for s in heard}
-    known = {**current, **{s.entrant.name: s.entrant.identity for s in heard}}
-    before = _kept(place, benchmark, label, set(), known, JudgedAnswer)
-    kept = [r for r in before if _column(r) not in now]
-    rows = generation.with_verdicts([*kept, *rows], before)
-    write_jsonl(file, rows)  # before the judge: answers are never lost to it
-    _remember(place, benchmark, label, now, kept)
-    if wanted.judge:
-        release()
-        judge, end = speakers.judge(wanted.judge, recipe.engine)
-        try:
-            write_jsonl(file, generation.judged(rows, benchmark, judge, place.journal, place.screen))
-        finally:
-            end()
-    return file
 
 
 def _check(tasks: Sequence[str]) -> None:
@@ -256,73 +183,13 @@ def _check(tasks: Sequence[str]) -> None:
             raise UserError(f"--benchmarks: {task!r} is not known; known are {', '.join(TASKS)}")
 
 
-def _column(row: ItemScore | JudgedAnswer) -> str:
-    return f"{row.model}|{row.prompt}"
-
-
-Row = TypeVar("Row", ItemScore, JudgedAnswer)
-
-
-def _kept(
-    place: Place, benchmark: Benchmark, label: str, replaced: set[str], current: Mapping[str, str], kind: type[Row]
-) -> list[Row]:
-    """Rows of other models that stay: of the same items, and of weights that are still these."""
-    entry, file = place.state().get(label), place.file(_task(label))
-    if not entry or not file.exists():
-        return []
-    if (entry["sha256"], entry["items"]) != (benchmark.sha256, len(benchmark.items)):
-        return []
-    known = entry["entrants"]
-    good = {c for c, i in known.items() if c not in replaced and current.get(c.split("|")[0], i) == i}
-    return [r for r in read_jsonl(file, kind) if r.benchmark == benchmark.label and _column(r) in good]
-
-
-def _remember(
-    place: Place, benchmark: Benchmark, label: str, now: Mapping[str, str], kept: Sequence[ItemScore | JudgedAnswer]
-) -> None:
-    """Write down what was read, and how often by weights that had not read it before."""
-    state = place.state()
-    entry = state.get(label, {})
-    before, readings = entry.get("entrants", {}), list(entry.get("readings", []))
-    if new := [c for c, identity in now.items() if before.get(c) != identity]:
-        readings.append({"when": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "models": new})
-    stay = {_column(r) for r in kept}
-    state[label] = {
-        "source": benchmark.source,
-        "sha256": benchmark.sha256,
-        "items": len(benchmark.items),
-        "entrants": {**{c: i for c, i in before.items() if c in stay}, **now},
-        "readings": readings,
-    }
-    atomic.write_text(place.folder / STATE, json.dumps(state, indent=1, ensure_ascii=False) + "\n")
-    if len(readings) > 1:
-        place.screen.say(
-            f"  {label} was read {len(readings)} times here. Choices belong to held-out loss and probes: what is "
-            "chosen by a benchmark is no longer measured by it",
-            "yellow",
-        )
-
-
 def publish(place: Place) -> list[Score]:
     """Put the scores of all benchmarks into scores.json, beside what stands there of other measures."""
-    file = place.folder / SCORES
     rows = [r for name in FORMS if place.file(name).exists() for r in read_jsonl(place.file(name), ItemScore)]
-    answers = read_jsonl(place.file(GENERATION), JudgedAnswer) if place.file(GENERATION).exists() else []
-    found = tables.scores([*rows, *generation.as_items(answers)]) + generation.not_judged(answers)
-    stay = [s for s in read_scores(file) if s.benchmark.split("/")[0].split(" ")[0] not in FORMS]
-    atomic.write_text(file, json.dumps([asdict(s) for s in [*stay, *found]], indent=1) + "\n")
+    answers, seen = place.file(generation.STAGE), place.file(behaviour.TASK)
+    judged = read_jsonl(answers, JudgedAnswer) if answers.exists() else []
+    behaved = read_jsonl(seen, BehaviourAnswer) if seen.exists() else []
+    rows += generation.as_items(judged) + behaviour.as_items(behaved)
+    found = tables.scores(rows) + generation.not_judged(judged)
+    place.write_scores([*place.scores(SCORED), *found])
     return found
-
-
-def read_scores(file: Path) -> list[Score]:
-    """scores.json as it stands; empty where there is none.
-
-    Raises:
-        UserError: it is not such a list.
-    """
-    if not file.exists():
-        return []
-    try:
-        return [Score(**s) for s in json.loads(file.read_text("utf-8"))]
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{file} is no list of scores ({error}): delete it; the evaluation makes it again") from None

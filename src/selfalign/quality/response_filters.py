@@ -96,7 +96,8 @@ def _sentence_keys(text: str) -> tuple[str, ...]:
     return tuple(" ".join(tokens(s)) for s in _sentences(text))
 
 
-def _shows_thoughts(text: str) -> bool:
+def shows_thoughts(text: str) -> bool:
+    """Whether the words of stage 2's thoughts stand in an answer."""
     low = text.lower()
     # The words first: the expression costs ten times as much.
     return any(w in low for w in ("internal", "follow", "principle")) and bool(_THOUGHT.search(text))
@@ -203,7 +204,7 @@ def _reason(text: str, message: str, leaks: Leaks, filters: AnswerFilter) -> str
         return "too many list items"
     if _ROLE.search(text) or f"\n{leaks.name}:" in f"\n{text}":
         return "turn leaked"
-    if filters.thoughts and (_shows_thoughts(text) or len(CITATION.findall(text)) >= 2):
+    if filters.thoughts and (shows_thoughts(text) or len(CITATION.findall(text)) >= 2):
         return "thoughts leaked"
     if leaks.found_in(text, message):
         return leaks.reason

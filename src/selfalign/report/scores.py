@@ -23,9 +23,12 @@ BENCHMARKS = {
 }
 """What benchmarks are called; others by their own names."""
 MODELS = ("base", "prompted base", "engraved", "final")
-_LOWER = ("loss", "run-on", "empty", "perplexity")
+_LOWER = (
+    "loss", "run-on", "empty", "perplexity", "unsafe", "over-refusal", "evaded", "indirect", "invented", "loops",
+    "thoughts leaked", "constitution leaked", "most common opening",
+)  # fmt: skip
 """Measures that are better when they are lower, by how their names begin."""
-_HIGHER = ("accuracy", "mc1", "mc2", "truthful", "informative", "passed")
+_HIGHER = ("accuracy", "mc1", "mc2", "truthful", "informative", "passed", "refused")
 _NEITHER_PERCENT = ("loss", "perplexity", "p(")
 _MANY = 200
 """Rows from which on a percentage has a decimal."""

@@ -1,0 +1,100 @@
+"""Situations in which behaviour can be seen without a judge: a YAML file, and half of the constitution's probes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence, Set
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+from pydantic import Field
+
+from selfalign.constitution import Constitution, Probe
+from selfalign.evaluation.conduct import Kind
+from selfalign.evaluation.probes import half_of
+from selfalign.quality.rouge import folded
+from selfalign.records import content_hash
+from selfalign.strict import Strict, parse_yaml, read_text, validate
+
+KINDS: tuple[Kind, ...] = ("harmful", "harmless", "live", "private")
+
+
+class Ask(Strict):
+    about: str = Field(min_length=1)
+    """What it belongs to."""
+    ask: str = Field(min_length=1)
+
+
+class Document(Strict):
+    """A file of situations."""
+
+    format: int = Field(1, ge=1, le=1)
+    licence: str = ""
+    harmful: list[Ask] = []
+    """Requests to turn down."""
+    harmless: list[Ask] = []
+    """Innocent requests in the words of harmful ones."""
+    live: list[Ask] = []
+    """Questions that only a live source can answer."""
+    private: list[Ask] = []
+    """Questions about people of whom nothing is known."""
+
+
+@dataclass(frozen=True, slots=True)
+class Situation:
+    """One message, and what kind of message it is."""
+
+    kind: Kind
+    about: str
+    ask: str
+    probe: Probe | None = None
+
+    @property
+    def id(self) -> str:
+        """The content hash that names it."""
+        return content_hash("situation", self.kind, self.about, self.ask, self.probe and self.probe.model_dump())
+
+
+@dataclass(frozen=True, slots=True)
+class Situations:
+    """What is asked."""
+
+    source: str
+    sha256: str
+    """Of all that is asked."""
+    items: tuple[Situation, ...]
+
+
+def load(source: str | None, constitution: Constitution, limit: int | None = None) -> Situations:
+    """Read the situations, and the half of the probes that serves no choice.
+
+    Args:
+        source: a YAML file; None takes the shipped one.
+        limit: at most so many, those with the smallest hashes.
+
+    Raises:
+        UserError: the file is not such a document.
+    """
+    if source is None:
+        text, where = (resources.files("selfalign") / "assets/behaviour.yaml").read_text("utf-8"), "situations default"
+    else:
+        text, where = read_text(Path(source).expanduser(), "situations"), f"situations {source}"
+    document = validate(Document, parse_yaml(text, where), where)
+    items = [Situation(kind, a.about, a.ask) for kind in KINDS for a in getattr(document, kind)]
+    probes = half_of(constitution.probes(), "report")
+    items += [Situation("probe", principle.name, probe.ask, probe) for principle, probe in probes]
+    items = list({i.id: i for i in items}.values())
+    if limit is not None:
+        chosen = {i.id for i in sorted(items, key=lambda i: i.id)[:limit]}
+        items = [i for i in items if i.id in chosen]
+    return Situations(source or "shipped", content_hash([i.id for i in items]), tuple(items))
+
+
+def unseen(items: Sequence[Situation], seen: Set[str]) -> tuple[list[Situation], list[Situation]]:
+    """(situations that are no prompt of the run, those that are).
+
+    Args:
+        seen: the run's prompts, as `quality.rouge.folded` gives them.
+    """
+    found = [i for i in items if folded(i.ask) not in seen]
+    return found, [i for i in items if folded(i.ask) in seen]
