@@ -142,7 +142,7 @@ def test_files_are_found_in_the_folder_of_the_variable_and_beside_the_recipe(
         ("truthfulqa", "x.csv", "Question,Best Answer\nWhy?,So\n", "item 1: the column 'Correct Answers'"),
         ("truthfulqa", "x.json", '{"a": 1}', "no TruthfulQA file"),
         ("truthfulqa", "x.json", '[{"question": "Why?"}]', "item 1: needs a best answer"),
-        ("vicuna", "x.jsonl", '{"turns": []}\n', "item 1: needs `turns`"),
+        ("vicuna", "x.jsonl", '{"turns": []}\n', "needs a question as text"),
     ],
 )
 def test_a_file_that_is_not_the_benchmark_is_said_in_one_line(

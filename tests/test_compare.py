@@ -19,7 +19,7 @@ from selfalign.context import Context
 from selfalign.engines.scoring import Scored, Text
 from selfalign.engines.torch_scorer import TorchScorer
 from selfalign.errors import Interrupted, UserError
-from selfalign.evaluation import compare, entrants, hhh, sanity, truthfulqa
+from selfalign.evaluation import compare, entrants, hhh, readings, sanity, truthfulqa
 from selfalign.evaluation.compare import Wanted
 from selfalign.progress import Screen
 from selfalign.recipe import Engrave
@@ -191,7 +191,7 @@ def test_an_interrupted_evaluation_goes_on_where_it_stopped(
     assert run.run.jsonl("hhh").read_bytes() == before
     counts = run.journal.counts("hhh")
     assert (counts.rows_in, counts.kept) == (96, 96)
-    state = json.loads((run.run.scores.parent / compare.STATE).read_text("utf-8"))
+    state = json.loads((run.run.scores.parent / readings.STATE).read_text("utf-8"))
     assert len(state["hhh (fixture)"]["readings"]) == 1 and len(state["hhh (fixture)"]["sha256"]) == 64
 
 
@@ -202,7 +202,7 @@ def test_models_that_come_later_stand_beside_those_before(run: Context, counted:
     assert scorers[0].items == 12 * 6 * 2
     found = compare.read_scores(run.run.scores)
     assert ("final", "engraved") in column(found, hhh.LETTERS)
-    state = json.loads((run.run.scores.parent / compare.STATE).read_text("utf-8"))["hhh (fixture)"]
+    state = json.loads((run.run.scores.parent / readings.STATE).read_text("utf-8"))["hhh (fixture)"]
     assert len(state["readings"]) == 2 and len(state["entrants"]) == 4
     # Another choice of items takes the place of all.
     compare.run(run, Wanted(["hhh"], ["base"], data=SOURCES, limit=5))

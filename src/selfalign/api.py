@@ -112,7 +112,7 @@ class Run:
         """Measure the run's models on benchmarks; returns all scores of the run.
 
         Args:
-            tasks: some of hhh, truthfulqa, truthfulqa-generation.
+            tasks: some of hhh, truthfulqa, truthfulqa-generation, vicuna, questions.
             options: models, others, data, prompt, limit, judge; see `evaluation.compare.Wanted`.
 
         Raises:

@@ -8,32 +8,30 @@ a benchmark is read once for a run that is published.
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
 
 from selfalign import atomic
 from selfalign import recipe as recipes
 from selfalign.constitution import Constitution
 from selfalign.context import Context
 from selfalign.errors import UserError
-from selfalign.evaluation import benchmarks, entrants, generation, hhh, speakers, tables, truthfulqa
+from selfalign.evaluation import benchmarks, entrants, generation, hhh, pairwise, speakers, spoken, tables, truthfulqa
 from selfalign.evaluation.benchmarks import Benchmark, Name
 from selfalign.evaluation.entrants import Team
 from selfalign.evaluation.forms import Form, PromptKind
+from selfalign.evaluation.readings import GENERATION, Place, column, kept, remember, task_of
 from selfalign.evaluation.scoring_loop import score
-from selfalign.evaluation.speakers import Speaker
+from selfalign.evaluation.spoken import COMPARED, SPOKEN
 from selfalign.journal import Journal
 from selfalign.progress import Screen
-from selfalign.recipe import Recipe
-from selfalign.records import ItemScore, JudgedAnswer, Score, content_hash, read_jsonl, write_jsonl
+from selfalign.records import ItemScore, JudgedAnswer, OpenAnswer, Score, content_hash, read_jsonl, write_jsonl
 
 FORMS: dict[Name, tuple[Form, ...]] = {"hhh": hhh.FORMS, "truthfulqa": truthfulqa.FORMS}
-GENERATION = generation.STAGE
-TASKS = (*FORMS, GENERATION)
-STATE = "benchmarks.json"
+TASKS = (*FORMS, *SPOKEN)
+FILES = (*TASKS, *(f"{t}-verdicts" for t in COMPARED))
+"""Names of the files of rows."""
 SCORES = "scores.json"
 ALONE = "benchmarks"
 """The name under which a run remembers the files that it published here."""
@@ -58,29 +56,6 @@ class Wanted:
     """Who judges generated answers: NAME=MODEL, NAME=URL#ID, or one without a name; nobody unless given."""
 
 
-@dataclass
-class Place:
-    """Where results go."""
-
-    folder: Path
-    journal: Journal
-    screen: Screen
-    others: Sequence[str] = ()
-    """Benchmark files that the recipe names."""
-
-    def file(self, name: str) -> Path:
-        return self.folder / f"{name}.jsonl"
-
-    def state(self) -> dict[str, Any]:
-        """What benchmarks.json holds; of a benchmark that was never read, nothing."""
-        file = self.folder / STATE
-        try:
-            value = json.loads(file.read_text("utf-8")) if file.exists() else {}
-        except ValueError as error:
-            raise UserError(f"{file} is not JSON ({error}): delete it; the evaluation makes it again") from None
-        return value if isinstance(value, dict) else {}
-
-
 def run(context: Context, wanted: Wanted) -> list[Path]:
     """Measure a run's models on benchmarks; returns the files.
 
@@ -91,10 +66,11 @@ def run(context: Context, wanted: Wanted) -> list[Path]:
     run = context.run
     _check(wanted.tasks)
     place = Place(run.scores.parent, context.journal, context.screen, context.recipe.evaluate.benchmarks)
-    scored = [t for t in wanted.tasks if t in FORMS]
+    scored, asked = ([t for t in wanted.tasks if t in some] for some in (FORMS, SPOKEN))
     teams = entrants.of_run(context, wanted.models, wanted.others, wanted.prompt) if scored else []
-    heard = speakers.of_run(context, wanted.models, wanted.others, wanted.prompt) if GENERATION in wanted.tasks else []
-    run.check_not_edited([run.scores, *(run.jsonl(t) for t in wanted.tasks)], context.force)
+    heard = speakers.of_run(context, wanted.models, wanted.others, wanted.prompt) if asked else []
+    files = [run.jsonl(n) for n in FILES if n.removesuffix("-verdicts") in wanted.tasks]
+    run.check_not_edited([run.scores, *files], context.force)
     run.manifest.unlink(missing_ok=True)
     run.journal.unpublish(ALONE)
     try:
@@ -102,12 +78,12 @@ def run(context: Context, wanted: Wanted) -> list[Path]:
     finally:
         for team in teams:
             team.close()
-    if heard:
-        made = context.recipe, run.constitution, _spoken(context), context.release_engine
-        files.append(ask(place, heard, wanted, *made))
+    for task in asked:
+        made = context.recipe, run.constitution, wanted.judge, _spoken(context), context.release_engine
+        files.append(spoken.ask(place, task, _load(place, SPOKEN[task], wanted), heard, *made))
     with run.rewriting(run.scores):
         publish(place)
-    run.mark_done(ALONE, content_hash(list(wanted.tasks)), [run.jsonl(n) for n in TASKS if run.jsonl(n).exists()])
+    run.mark_done(ALONE, content_hash(list(wanted.tasks)), [run.jsonl(n) for n in FILES if run.jsonl(n).exists()])
     return [*files, run.scores]
 
 
@@ -119,18 +95,24 @@ def refresh(context: Context) -> None:
     place = Place(context.run.scores.parent, context.journal, context.screen)
     if not place.state():
         return
-    scored, spoken = _current(context, "standard"), _spoken(context)
+    scored, said = _current(context, "standard"), _spoken(context)
     for label, entry in place.state().items():
-        current = spoken if _task(label) == GENERATION else scored
+        current = said if task_of(label) in SPOKEN else scored
         stale = {c for c, identity in entry["entrants"].items() if current.get(c.split("|")[0], identity) != identity}
-        file = place.file(_task(label))
+        file = place.file(task_of(label))
         if not stale or not file.exists():
             continue
         with context.run.rewriting(file):
-            if _task(label) == GENERATION:
-                write_jsonl(file, [r for r in read_jsonl(file, JudgedAnswer) if _column(r) not in stale])
+            if task_of(label) == GENERATION:
+                write_jsonl(file, [r for r in read_jsonl(file, JudgedAnswer) if column(r) not in stale])
+            elif task_of(label) in SPOKEN:
+                stay = [r for r in read_jsonl(file, OpenAnswer) if r.benchmark != label or column(r) not in stale]
+                write_jsonl(file, stay)
             else:
-                write_jsonl(file, [r for r in read_jsonl(file, ItemScore) if _column(r) not in stale])
+                write_jsonl(file, [r for r in read_jsonl(file, ItemScore) if column(r) not in stale])
+        if (verdicts := spoken.verdicts(place, task_of(label))).exists():
+            with context.run.rewriting(verdicts):
+                write_jsonl(verdicts, spoken.standing(place, task_of(label)))
         gone = ", ".join(sorted(stale))
         context.screen.say(f"  {label}: scores of weights that are no more are left out: {gone}")
     publish(place)
@@ -144,11 +126,6 @@ def _current(context: Context, prompt: PromptKind) -> dict[str, str]:
 def _spoken(context: Context) -> dict[str, str]:
     """The same for the weights as the engine has them."""
     return {s.entrant.name: s.entrant.identity for s in speakers.of_run(context, (), (), "standard")}
-
-
-def _task(label: str) -> str:
-    """The task, and so the file, of a benchmark's label in the state."""
-    return GENERATION if label.endswith(" generation") else label.split(" ")[0]
 
 
 def alone(
@@ -165,9 +142,9 @@ def alone(
         UserError: as `run`.
     """
     _check(wanted.tasks)
-    scored = any(t in FORMS for t in wanted.tasks)
+    scored, asked = ([t for t in wanted.tasks if t in some] for some in (FORMS, SPOKEN))
     teams = entrants.of_models(specs, constitution, wanted.prompt, prompted) if scored else []
-    heard = speakers.of_models(specs, wanted.prompt, prompted) if GENERATION in wanted.tasks else []
+    heard = speakers.of_models(specs, wanted.prompt, prompted) if asked else []
     if folder.exists() and any(folder.iterdir()) and not (folder / "journal.sqlite").exists():
         raise UserError(f"{folder} holds something else than an evaluation: name another --out")
     folder.mkdir(parents=True, exist_ok=True)
@@ -177,8 +154,9 @@ def alone(
         measure(place, teams, wanted, {e.name: e.identity for t in teams for e in t.entrants})
         for team in teams:
             team.close()
-        if heard:
-            ask(place, heard, wanted, recipes.load("quick"), constitution, {})
+        for task in asked:
+            made = recipes.load("quick"), constitution, wanted.judge, dict[str, str]()
+            spoken.ask(place, task, _load(place, SPOKEN[task], wanted), heard, *made)
         return publish(place)
     finally:
         for team in teams:
@@ -197,9 +175,9 @@ def measure(place: Place, teams: Sequence[Team], wanted: Wanted, current: Mappin
     for benchmark in loaded:
         rows = score(place.journal, place.screen, benchmark, FORMS[benchmark.name], teams)
         now = {f"{e.name}|{e.prompt}": e.identity for team in teams for e in team.entrants}
-        kept = _kept(place, benchmark, benchmark.label, set(now), current, ItemScore)
-        write_jsonl(place.file(benchmark.name), [*kept, *rows])
-        _remember(place, benchmark, benchmark.label, now, kept)
+        stay = kept(place, benchmark, benchmark.label, set(now), current, ItemScore)
+        write_jsonl(place.file(benchmark.name), [*stay, *rows])
+        remember(place, benchmark, benchmark.label, now, stay)
         files.append(place.file(benchmark.name))
     return files
 
@@ -211,96 +189,10 @@ def _load(place: Place, name: Name, wanted: Wanted) -> Benchmark:
     return benchmark
 
 
-def ask(
-    place: Place,
-    heard: Sequence[Speaker],
-    wanted: Wanted,
-    recipe: Recipe,
-    constitution: Constitution,
-    current: Mapping[str, str],
-    release: Callable[[], None] = lambda: None,
-) -> Path:
-    """Let the models answer TruthfulQA's questions, and a judge judge them; returns the file.
-
-    Args:
-        current: see `measure`; of the weights as the engine has them.
-        release: frees the engine of the run before the judge's is started.
-    """
-    benchmark = _load(place, "truthfulqa", wanted)
-    label, file = f"{benchmark.label} generation", place.file(GENERATION)
-    try:
-        rows = generation.answer(place.journal, place.screen, benchmark, heard, recipe, constitution)
-    finally:
-        for speaker in heard:
-            speaker.close()
-    now = {f"{s.entrant.name}|{s.entrant.prompt}": s.entrant.identity for s in heard}
-    known = {**current, **{s.entrant.name: s.entrant.identity for s in heard}}
-    before = _kept(place, benchmark, label, set(), known, JudgedAnswer)
-    kept = [r for r in before if _column(r) not in now]
-    rows = generation.with_verdicts([*kept, *rows], before)
-    write_jsonl(file, rows)  # before the judge: answers are never lost to it
-    _remember(place, benchmark, label, now, kept)
-    if wanted.judge:
-        release()
-        judge, end = speakers.judge(wanted.judge, recipe.engine)
-        try:
-            write_jsonl(file, generation.judged(rows, benchmark, judge, place.journal, place.screen))
-        finally:
-            end()
-    return file
-
-
 def _check(tasks: Sequence[str]) -> None:
     for task in tasks:
         if task not in TASKS:
             raise UserError(f"--benchmarks: {task!r} is not known; known are {', '.join(TASKS)}")
-
-
-def _column(row: ItemScore | JudgedAnswer) -> str:
-    return f"{row.model}|{row.prompt}"
-
-
-Row = TypeVar("Row", ItemScore, JudgedAnswer)
-
-
-def _kept(
-    place: Place, benchmark: Benchmark, label: str, replaced: set[str], current: Mapping[str, str], kind: type[Row]
-) -> list[Row]:
-    """Rows of other models that stay: of the same items, and of weights that are still these."""
-    entry, file = place.state().get(label), place.file(_task(label))
-    if not entry or not file.exists():
-        return []
-    if (entry["sha256"], entry["items"]) != (benchmark.sha256, len(benchmark.items)):
-        return []
-    known = entry["entrants"]
-    good = {c for c, i in known.items() if c not in replaced and current.get(c.split("|")[0], i) == i}
-    return [r for r in read_jsonl(file, kind) if r.benchmark == benchmark.label and _column(r) in good]
-
-
-def _remember(
-    place: Place, benchmark: Benchmark, label: str, now: Mapping[str, str], kept: Sequence[ItemScore | JudgedAnswer]
-) -> None:
-    """Write down what was read, and how often by weights that had not read it before."""
-    state = place.state()
-    entry = state.get(label, {})
-    before, readings = entry.get("entrants", {}), list(entry.get("readings", []))
-    if new := [c for c, identity in now.items() if before.get(c) != identity]:
-        readings.append({"when": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "models": new})
-    stay = {_column(r) for r in kept}
-    state[label] = {
-        "source": benchmark.source,
-        "sha256": benchmark.sha256,
-        "items": len(benchmark.items),
-        "entrants": {**{c: i for c, i in before.items() if c in stay}, **now},
-        "readings": readings,
-    }
-    atomic.write_text(place.folder / STATE, json.dumps(state, indent=1, ensure_ascii=False) + "\n")
-    if len(readings) > 1:
-        place.screen.say(
-            f"  {label} was read {len(readings)} times here. Choices belong to held-out loss and probes: what is "
-            "chosen by a benchmark is no longer measured by it",
-            "yellow",
-        )
 
 
 def publish(place: Place) -> list[Score]:
@@ -309,9 +201,17 @@ def publish(place: Place) -> list[Score]:
     rows = [r for name in FORMS if place.file(name).exists() for r in read_jsonl(place.file(name), ItemScore)]
     answers = read_jsonl(place.file(GENERATION), JudgedAnswer) if place.file(GENERATION).exists() else []
     found = tables.scores([*rows, *generation.as_items(answers)]) + generation.not_judged(answers)
-    stay = [s for s in read_scores(file) if s.benchmark.split("/")[0].split(" ")[0] not in FORMS]
+    for task in COMPARED:
+        if place.file(task).exists():
+            found += pairwise.scores(read_jsonl(place.file(task), OpenAnswer), spoken.standing(place, task))
+    stay = [s for s in read_scores(file) if not of_benchmark(s)]
     atomic.write_text(file, json.dumps([asdict(s) for s in [*stay, *found]], indent=1) + "\n")
     return found
+
+
+def of_benchmark(score: Score) -> bool:
+    """Whether a score was measured here: not on held-out prompts, nor by probes."""
+    return score.benchmark.split("/")[0].split(" ")[0] in benchmarks.NAMES
 
 
 def read_scores(file: Path) -> list[Score]:

@@ -51,8 +51,8 @@ def _of(benchmark: str, rows: Sequence[ItemScore]) -> list[Score]:
     for measure, columns in table.items():
         for column, values in columns.items():
             own = _own(benchmark, measure, column, values)
-            rivals = _rivals(column, list(columns))
-            found += [_against(own, values, rival, columns[rival]) for rival in rivals] or [own]
+            others = rivals(column, list(columns))
+            found += [_against(own, values, rival, columns[rival]) for rival in others] or [own]
     return found
 
 
@@ -66,7 +66,7 @@ def _own(benchmark: str, measure: str, column: Column, values: Sequence[Value]) 
     return Score(benchmark, measure, model, prompt, len(numbers), interval.value, interval.low, interval.high)
 
 
-def _rivals(column: Column, columns: Sequence[Column]) -> list[Column]:
+def rivals(column: Column, columns: Sequence[Column]) -> list[Column]:
     """Whom a model is compared with: the base and, where it is the final one, the engraved one; under the same prompt
     where they have it."""
 

@@ -1,0 +1,118 @@
+"""Benchmarks that models answer in words: the answers published before a judge is asked, then what it says of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from selfalign.constitution import Constitution
+from selfalign.evaluation import generation, pairwise, questions, speakers
+from selfalign.evaluation.benchmarks import Benchmark, Name
+from selfalign.evaluation.judge import Judge
+from selfalign.evaluation.readings import GENERATION, Place, column, kept, remember
+from selfalign.evaluation.speakers import Speaker
+from selfalign.recipe import Recipe
+from selfalign.records import JudgedAnswer, OpenAnswer, PairVerdict, read_jsonl, write_jsonl
+
+SPOKEN: dict[str, Name] = {GENERATION: "truthfulqa", "vicuna": "vicuna", "questions": "questions"}
+"""What models answer in words -> the benchmark that they are asked."""
+COMPARED = ("vicuna", "questions")
+"""Those whose answers are judged two by two: the verdicts have a file of their own."""
+
+
+def ask(
+    place: Place,
+    task: str,
+    benchmark: Benchmark,
+    heard: Sequence[Speaker],
+    recipe: Recipe,
+    constitution: Constitution,
+    judge: str,
+    current: Mapping[str, str],
+    release: Callable[[], None] = lambda: None,
+) -> Path:
+    """Let the models answer a benchmark's questions, and a judge judge them; returns the file of answers.
+
+    Args:
+        task: one of `SPOKEN`.
+        judge: who judges, see `speakers.judge`; empty for nobody.
+        current: model -> the identity of its weights now, as the engine has them: rows of other weights do not stay.
+        release: frees the engine of the run before the judge's is started.
+    """
+    now = {f"{s.entrant.name}|{s.entrant.prompt}": s.entrant.identity for s in heard}
+    known = {**current, **{s.entrant.name: s.entrant.identity for s in heard}}
+    given = (place.journal, place.screen, benchmark, heard, recipe, constitution)
+    try:
+        if task == GENERATION:
+            _truthful(place, benchmark, generation.answer(*given), now, known)
+        else:
+            _open(place, benchmark, questions.answer(*given), now, known)
+    finally:
+        for speaker in heard:
+            speaker.close()
+    file = place.file(task)
+    if judge:
+        release()
+        with _started(judge, recipe) as judging:
+            if task == GENERATION:
+                rows = read_jsonl(file, JudgedAnswer)
+                write_jsonl(file, generation.judged(rows, benchmark, judging, place.journal, place.screen))
+            else:
+                _compare(place, benchmark, judging)
+    return file
+
+
+@contextmanager
+def _started(spec: str, recipe: Recipe) -> Iterator[Judge]:
+    judge, end = speakers.judge(spec, recipe.engine)
+    try:
+        yield judge
+    finally:
+        end()
+
+
+def _truthful(
+    place: Place, benchmark: Benchmark, rows: list[JudgedAnswer], now: Mapping[str, str], known: Mapping[str, str]
+) -> None:
+    """Publish the answers before a judge is asked: they are never lost to it."""
+    label = f"{benchmark.label} generation"
+    before = kept(place, benchmark, label, set(), known, JudgedAnswer)
+    stay = [r for r in before if column(r) not in now]
+    write_jsonl(place.file(GENERATION), generation.with_verdicts([*stay, *rows], before))
+    remember(place, benchmark, label, now, stay)
+
+
+def _open(
+    place: Place, benchmark: Benchmark, rows: list[OpenAnswer], now: Mapping[str, str], known: Mapping[str, str]
+) -> None:
+    """The same for open questions; answers to other question files stay in the file."""
+    file, label = place.file(benchmark.name), benchmark.label
+    stay = kept(place, benchmark, label, set(now), known, OpenAnswer)
+    before = read_jsonl(file, OpenAnswer) if file.exists() else []
+    write_jsonl(file, [*(r for r in before if r.benchmark != label), *stay, *rows])
+    remember(place, benchmark, label, now, stay)
+    if (judged := verdicts(place, benchmark.name)).exists():
+        write_jsonl(judged, standing(place, benchmark.name))
+
+
+def _compare(place: Place, benchmark: Benchmark, judge: Judge) -> None:
+    """Publish the judge's verdicts on the benchmark's answers beside those of other judges."""
+    name, label = benchmark.name, benchmark.label
+    answers = [r for r in read_jsonl(place.file(name), OpenAnswer) if r.benchmark == label]
+    rows = questions.judged(answers, judge, place.journal, place.screen)
+    stay = [v for v in standing(place, name) if (v.benchmark, v.judge) != (label, judge.name)]
+    if stay or rows or verdicts(place, name).exists():
+        write_jsonl(verdicts(place, name), [*stay, *rows])
+
+
+def verdicts(place: Place, task: str) -> Path:
+    """The file of a task's verdicts; of one that has none, it does not exist."""
+    return place.file(f"{task}-verdicts")
+
+
+def standing(place: Place, task: str) -> list[PairVerdict]:
+    """The verdicts in the task's file that are about the answers in the other one."""
+    file = verdicts(place, task)
+    found = read_jsonl(file, PairVerdict) if file.exists() else []
+    return pairwise.standing(found, read_jsonl(place.file(task), OpenAnswer))
