@@ -64,7 +64,7 @@ def run(context: Context, wanted: Wanted) -> list[Path]:
         Interrupted: a signal came; the same command goes on.
     """
     run = context.run
-    _check(wanted.tasks)
+    _check(wanted, run.constitution)
     place = Place(run.scores.parent, context.journal, context.screen, context.recipe.evaluate.benchmarks)
     scored, asked = ([t for t in wanted.tasks if t in some] for some in (FORMS, SPOKEN))
     teams = entrants.of_run(context, wanted.models, wanted.others, wanted.prompt) if scored else []
@@ -141,7 +141,7 @@ def alone(
     Raises:
         UserError: as `run`.
     """
-    _check(wanted.tasks)
+    _check(wanted, constitution)
     scored, asked = ([t for t in wanted.tasks if t in some] for some in (FORMS, SPOKEN))
     teams = entrants.of_models(specs, constitution, wanted.prompt, prompted) if scored else []
     heard = speakers.of_models(specs, wanted.prompt, prompted) if asked else []
@@ -189,10 +189,12 @@ def _load(place: Place, name: Name, wanted: Wanted) -> Benchmark:
     return benchmark
 
 
-def _check(tasks: Sequence[str]) -> None:
-    for task in tasks:
+def _check(wanted: Wanted, constitution: Constitution) -> None:
+    for task in wanted.tasks:
         if task not in TASKS:
             raise UserError(f"--benchmarks: {task!r} is not known; known are {', '.join(TASKS)}")
+    if wanted.prompt == "two-shot" and not constitution.prompts.two_shot:
+        raise UserError("--prompt two-shot: the constitution's prompts.two_shot is empty: write two worked turns there")
 
 
 def publish(place: Place) -> list[Score]:
