@@ -120,6 +120,25 @@ def test_two_prompts_meet_under_the_same_prompt_and_benchmarks_apart():
     assert len(pairs(given_)) == 3, "a question that one of them did not answer is no pair"
 
 
+@given(st.permutations([("base", "standard"), ("base", "two-shot"), ("final", "two-shot"), ("engraved", "standard"),
+                        ("final", "standard"), ("prompted base", "constitution")]))  # fmt: skip
+def test_who_meets_whom_does_not_follow_from_who_was_measured_first(order: list[tuple[str, str]]):
+    met = {(p.model.model, p.model.prompt, p.rival.model, p.rival.prompt) for p in pairs([
+        a for model, prompt in order for a in answers(model, 1, prompt)
+    ])}  # fmt: skip
+    assert met == {
+        ("final", "standard", "base", "standard"), ("final", "two-shot", "base", "two-shot"),
+        ("engraved", "standard", "base", "standard"), ("prompted base", "constitution", "base", "standard"),
+        ("final", "standard", "engraved", "standard"), ("final", "two-shot", "engraved", "standard"),
+    }  # fmt: skip
+
+
+def test_models_by_themselves_meet_the_first_one_under_the_same_prompt():
+    given_ = [a for p in ("two-shot", "standard") for m in ("x", "y") for a in answers(m, 1, p)]
+    met = {(p.model.model, p.model.prompt, p.rival.model, p.rival.prompt) for p in pairs(given_)}
+    assert met == {("y", p, "x", p) for p in ("standard", "two-shot")}
+
+
 def test_scores_say_who_won_against_whom_by_which_judge_and_by_category():
     given_ = answers("base") + answers("final")
     rows = verdicts([("A", "B"), ("A", "A"), ("A", "B"), ("", "A")])
