@@ -60,7 +60,7 @@ def test_a_file_of_ones_own_and_a_limit(small: str) -> None:
     assert [i.kind for i in read.items] == list(situations.KINDS)
     less = situations.load(small, constitution, 2)
     assert len(less.items) == 2 and set(less.items) < set(read.items) and less.sha256 != read.sha256
-    assert situations.unseen(read.items, {folded("is it raining NOW?")})[1] == [read.items[2]]
+    assert situations.unseen(read, {folded("is it raining NOW?")})[1] == [read.items[2]]
 
 
 def test_a_wrong_file_is_one_line(tmp_path: Path) -> None:
@@ -115,7 +115,7 @@ def test_what_was_trained_on_is_left_out(
 
 
 def test_scores_have_units_directions_and_paired_differences() -> None:
-    first = BehaviourAnswer("a", 0, "harmless", "", "?", "base", "standard", "Do this and that then.", True, [])
+    first = BehaviourAnswer("a", TASK, 0, "harmless", "", "?", "base", "standard", "Do this and that then.", True, [])
     rows = [replace(first, id=str(i), item=i) for i in range(30)]
     shy = [replace(r, model="final", shows=[conduct.OVER_REFUSED], answer="I cannot help with that one.") for r in rows]
     found = [s for s in tables.scores(behaviour.as_items([*rows, *shy])) if s.model == "final"]

@@ -16,6 +16,7 @@ from selfalign.evaluation.benchmarks import FOLDER, Comparison, Question, Task, 
 
 DATA = Path(__file__).parent / "data"
 HHH, TRUTHFUL, VICUNA = (DATA / f"fixture_{n}" for n in ("hhh.json", "truthfulqa.csv", "vicuna.jsonl"))
+OWN = DATA / "fixture_questions.jsonl"
 
 
 def test_the_fixtures_say_that_they_are_fixtures():
@@ -110,6 +111,37 @@ def test_vicuna_has_turns():
     assert [len(i.turns) for i in items] == [1, 1, 1, 2] and items[0].subset == "generic"
 
 
+def test_own_questions_stand_under_any_of_several_names_or_a_line_each(tmp_path: Path):
+    found = load("questions", str(OWN))
+    assert (found.label, found.sha256) == (
+        "questions (fixture_questions)",
+        hashlib.sha256(OWN.read_bytes()).hexdigest(),
+    )
+    items = [i for i in found.items if isinstance(i, Task)]
+    assert [(i.key, i.subset) for i in items] == [
+        ("tea-1", "household"),
+        ("walk", "household"),
+        ("", "facts"),
+        ("4", ""),
+    ]
+    assert items[1].turns == ("Plan a walk for a rainy day.\n\nI have two hours.",)
+    texts = [i.turns[0] for i in items]
+    (tmp_path / "lines.txt").write_text("\ufeff" + "\n\n".join(t.split("\n")[0] for t in texts) + "\n", "utf-8")
+    (tmp_path / "array.json").write_text(json.dumps([{"question": t, "category": " a\nb "} for t in texts]), "utf-8")
+    lines, array = load("questions", str(tmp_path / "lines.txt")), load("questions", str(tmp_path / "array.json"))
+    assert lines.label == "questions (lines)" and len(lines.items) == len(array.items) == 4
+    assert [i.turns for i in array.items if isinstance(i, Task)] == [i.turns for i in items]
+    assert {i.subset for i in array.items} == {"a b"}
+
+
+def test_own_questions_are_found_by_their_name_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv(FOLDER, str(tmp_path))
+    with pytest.raises(UserError, match="questions: no file is given"):
+        load("questions")
+    (tmp_path / "questions.txt").write_text("Why?\n", "utf-8")
+    assert load("questions").label == "questions (questions)"
+
+
 def test_a_limit_takes_some_of_every_subset_and_always_the_same():
     whole = load("hhh", str(HHH))
     some = whole.first(8)
@@ -142,7 +174,12 @@ def test_files_are_found_in_the_folder_of_the_variable_and_beside_the_recipe(
         ("truthfulqa", "x.csv", "Question,Best Answer\nWhy?,So\n", "item 1: the column 'Correct Answers'"),
         ("truthfulqa", "x.json", '{"a": 1}', "no TruthfulQA file"),
         ("truthfulqa", "x.json", '[{"question": "Why?"}]', "item 1: needs a best answer"),
-        ("vicuna", "x.jsonl", '{"turns": []}\n', "item 1: needs `turns`"),
+        ("vicuna", "x.jsonl", '{"turns": []}\n', "x.jsonl:1: needs a question as text"),
+        ("vicuna", "x.jsonl", '{"turns": ["a", 1]}\n', "needs a question as text"),
+        ("questions", "x.jsonl", '{"prompt": "a"}\n{"prompt": " "}\n', "x.jsonl:2: needs a question as text"),
+        ("questions", "x.jsonl", '{"ask": "a"}\n', "under one of turns, question, text, instruction, prompt"),
+        ("questions", "x.json", '["a"]', "an object was expected"),
+        ("questions", "x.txt", "\n", "holds no item"),
     ],
 )
 def test_a_file_that_is_not_the_benchmark_is_said_in_one_line(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,10 +11,15 @@ from typer.testing import CliRunner
 
 import small_models
 from selfalign.cli import app
+from selfalign.context import Context
+from selfalign.engines.fake import Fake
 from selfalign.errors import UserError
-from selfalign.evaluation import sanity
+from selfalign.evaluation import sanity, speakers
+from selfalign.evaluation.judge import Judge
 from test_lint import GOOD
+from test_questions import prefers
 
+QUESTIONS = Path(__file__).parent / "data/fixture_questions.jsonl"
 HHH = Path(__file__).parent / "data/fixture_hhh.json"
 
 
@@ -57,6 +63,24 @@ def test_an_untrained_model_is_stopped_before_it_gets_a_score(folder: Path, tmp_
     assert not (tmp_path / "out/scores.json").exists()
 
 
+def test_the_models_of_a_run_answer_questions_and_two_are_compared(
+    fake_run: Callable[..., Context], monkeypatch: pytest.MonkeyPatch
+):
+    made = fake_run("evaluate.max_new_tokens=16")
+    judge = Judge("mine", Fake(script=prefers("-")), "identity")
+    monkeypatch.setattr(speakers, "judge", lambda spec, config: (judge, lambda: None))
+    words = [str(made.run.path), "--benchmarks", "questions", "--data", f"questions={QUESTIONS}"]
+    table = evaluate(*words, "--prompt", "two-shot", "--models", "base,final")
+    assert "questions (fixture_questions)  win rate: not judged" in table
+    table = evaluate(*words, "--prompt", "two-shot", "--models", "base,final", "--judge", "x")
+    shown = " ".join(table.split())
+    assert "win rate against base, judged by mine" in shown and "0 won, 4 tied, 0 lost vs base" in shown
+    assert "wins against base" not in shown and "final (two-shot): household 50.0%, facts 50.0%" in shown
+    assert max(map(len, table.splitlines())) <= 100, "it fits a terminal"
+    found = json.loads(evaluate(*words, "--models", "base", "--limit", "2", "--json"))
+    assert {(s["benchmark"], s["n"]) for s in found} == {("questions (fixture_questions)", 2)}
+
+
 @pytest.mark.parametrize(
     ("words", "match"),
     [
@@ -65,6 +89,7 @@ def test_an_untrained_model_is_stopped_before_it_gets_a_score(folder: Path, tmp_
         (["x", "--benchmarks", "hhh", "--prompt", "loud"], "--prompt 'loud'"),
         (["x", "--benchmarks", "hhh", "--data", "hhh"], "write NAME=SOURCE"),
         (["x", "--benchmarks", "hhh", "--models", "base"], "are for a run"),
+        (["x", "--benchmarks", "vicuna", "--data", "question=x.txt"], "with one of hhh, truthfulqa, vicuna, questions"),
         (["no/such/folder/x.gguf", "--benchmarks", "hhh"], "is not 'embedded'"),
     ],
 )

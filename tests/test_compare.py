@@ -19,11 +19,11 @@ from selfalign.context import Context
 from selfalign.engines.scoring import Scored, Text
 from selfalign.engines.torch_scorer import TorchScorer
 from selfalign.errors import Interrupted, UserError
-from selfalign.evaluation import benchmarks, compare, entrants, hhh, readings, sanity, truthfulqa
+from selfalign.evaluation import benchmarks, compare, entrants, hhh, pairwise, readings, sanity, spoken, truthfulqa
 from selfalign.evaluation.wanted import Wanted
 from selfalign.progress import Screen
 from selfalign.recipe import Engrave
-from selfalign.records import ItemScore, Score, read_jsonl
+from selfalign.records import ItemScore, OpenAnswer, PairVerdict, Score, read_jsonl, write_jsonl
 from selfalign.run import RunDir
 from selfalign.signals import STOP
 from selfalign.training import lora
@@ -222,6 +222,29 @@ def test_other_scores_stay_and_those_of_old_weights_go(run: Context, folder: Pat
     assert found[0] == held
     assert {s.model for s in found if s.benchmark.startswith("hhh")} == {"base", "prompted base", "engraved"}
     run.run.check_not_edited([run.run.jsonl("hhh")], force=False)
+
+
+def test_answers_and_verdicts_of_old_weights_go_too(run: Context, folder: Path):
+    place = readings.Place(run.run.scores.parent, run.journal, run.screen)
+    place.folder.mkdir(parents=True, exist_ok=True)
+    benchmark = compare.benchmarks.load("vicuna", str(DATA / "fixture_vicuna.jsonl"))
+    now = compare._spoken(run)
+    rows = [
+        OpenAnswer(f"{m} {i}", benchmark.label, i, "", "", "?", "standard", m, f"{m} {i}", True)
+        for m in ("base", "engraved", "final")
+        for i in range(2)
+    ]
+    spoken._open(place, benchmark, rows, {f"{m}|standard": now[m] for m in ("base", "engraved", "final")}, now)
+    write_jsonl(spoken.verdicts(place, "vicuna"), [pairwise.row(p, "j", "A", "B") for p in pairwise.pairs(rows)])
+    run.run.mark_done(compare.ALONE, "", [run.run.jsonl("vicuna"), run.run.jsonl("vicuna-verdicts")])
+    compare.refresh(run)
+    assert len(read_jsonl(run.run.jsonl("vicuna-verdicts"), PairVerdict)) == 6
+    run.run.adapter_gguf("clone").write_bytes(b"trained again")
+    compare.refresh(run)
+    assert {r.model for r in read_jsonl(run.run.jsonl("vicuna"), OpenAnswer)} == {"base", "engraved"}
+    assert {v.model for v in read_jsonl(run.run.jsonl("vicuna-verdicts"), PairVerdict)} == {"engraved"}
+    assert {s.model for s in readings.read_scores(run.run.scores)} == {"engraved"}
+    run.run.check_not_edited([run.run.jsonl("vicuna"), run.run.jsonl("vicuna-verdicts")], force=False)
 
 
 def test_an_item_that_stands_there_twice_counts_twice(run: Context, tmp_path: Path):

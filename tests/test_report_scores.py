@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from selfalign.records import Score
+from selfalign.evaluation.pairwise import pairs, row, scores
+from selfalign.records import OpenAnswer, Score
 from selfalign.report import paper
-from selfalign.report.scores import findings, groups, p_text, score_text, verdict
+from selfalign.report.scores import findings, folded, groups, p_text, score_text, verdict
 
 
 def score(measure: str, value: float, model: str = "final", prompt: str = "standard", **more: Any) -> Score:
@@ -139,6 +140,53 @@ def test_a_score_that_nothing_judged_is_a_dash_in_its_group():
     assert group["title"] == "TruthfulQA generation"
     [row] = group["measures"][0]["rows"]
     assert score_text(row, group["measures"][0]["unit"]) == ("–", "", "")
+
+
+def pair_scores(found: list[tuple[str, str]], **more: Any) -> list[dict[str, Any]]:
+    """The scores of the final model against the base where a judge said this of each question, in both orders."""
+    rows = [
+        OpenAnswer(f"{i}", "vicuna", i, "coding", "", f"{i}?", "standard", m, m, True)
+        for m in ("base", "final")
+        for i in range(len(found))
+    ]
+    said = [row(p, "j", *orders) for p, orders in zip(pairs(rows), found, strict=True)]
+    return [asdict(s) for s in scores(rows, said)]
+
+
+@pytest.mark.parametrize(
+    ("found", "word"),
+    [
+        ([("A", "B")] * 9 + [("A", "A")], "better"),
+        ([("B", "A")] * 9 + [("A", "A")], "worse"),
+        ([("A", "B"), ("B", "A"), ("A", "A")] * 3, "no difference"),
+        ([("A", "B"), ("A", "B")], "no difference"),
+        ([("", "")] * 9, ""),
+    ],
+)
+def test_a_win_rate_is_compared_with_one_half(found: list[tuple[str, str]], word: str):
+    assert verdict(pair_scores(found)[0]) == word
+
+
+def test_a_win_rate_has_its_counts_beside_it_and_counts_have_no_row():
+    made = pair_scores([("A", "B")] * 7 + [("A", "A"), ("tie", "A"), ("B", "")])
+    [group] = groups([asdict(score("loss", 1.0, benchmark="vicuna")), *made])
+    assert [m["name"] for m in group["measures"]] == ["loss", "win rate against base, judged by j"]
+    assert [m["name"] for m in group["subsets"]] == ["coding: win rate against base, judged by j"]
+    [shown] = group["measures"][1]["rows"]
+    counts = "7 won, 2 tied, 0 lost vs base, 1 unparsable; by place in both orders: first 1, second 0"
+    assert score_text(shown, group["measures"][1]["unit"])[::2] == ("89%", counts)
+    assert (shown["verdict"], shown["n"], shown["p_text"]) == ("better", 9, "p 0.016")
+    [line] = findings(made)
+    assert line.startswith("Vicuna questions, win rate against base, judged by j: better, 89% (") and line.endswith(
+        counts
+    )
+    assert len(folded(made)) == 2 and made == pair_scores([("A", "B")] * 7 + [("A", "A"), ("tie", "A"), ("B", "")])
+
+
+def test_a_count_without_its_win_rate_is_left_out_and_nothing_else_is():
+    lonely = [s for s in pair_scores([("A", "B")]) if s["measure"].startswith("wins")]
+    other = asdict(score("wins", 3.0))
+    assert folded([*lonely, other]) == [other]
 
 
 @pytest.mark.parametrize(("p", "text"), [(None, ""), (0.0001, "p < 0.001"), (0.04, "p 0.040"), (float("nan"), "")])

@@ -112,8 +112,8 @@ class Run:
         """Measure the run's models on benchmarks; returns all scores of the run.
 
         Args:
-            tasks: some of hhh, truthfulqa, truthfulqa-generation.
-            options: models, others, data, prompt, limit, judge; see `evaluation.Wanted`.
+            tasks: some of behaviour, hhh, truthfulqa, truthfulqa-generation, vicuna, questions.
+            options: models, others, data, prompt, limit, judge; see `evaluation.wanted.Wanted`.
 
         Raises:
             SelfAlignError: see `pipeline.run_benchmarks`; what was scored so far is kept.

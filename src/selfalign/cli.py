@@ -179,7 +179,10 @@ def evaluate(
         typer.Argument(help="A run directory; or models, each MODEL or MODEL+ADAPTER.", metavar="RUN|MODEL..."),
     ],
     tasks: Annotated[
-        str, typer.Option("--benchmarks", help="hhh, truthfulqa, truthfulqa-generation, with commas between.")
+        str,
+        typer.Option(
+            "--benchmarks", help="hhh, truthfulqa, truthfulqa-generation, vicuna, questions, with commas between."
+        ),
     ] = "",
     models: Annotated[str, typer.Option(help="Of a run: base, prompted, engraved, final; all unless given.")] = "",
     others: Annotated[
@@ -188,7 +191,9 @@ def evaluate(
     ] = None,
     data: Annotated[
         list[str] | None,
-        typer.Option("--data", metavar="NAME=SOURCE", help="A benchmark's file, folder or hub id; repeatable."),
+        typer.Option(
+            "--data", metavar="NAME=SOURCE", help="A benchmark's file, folder or hub id, or questions=FILE; repeatable."
+        ),
     ] = None,
     prompt: Annotated[
         str, typer.Option(help="The inference prompt: standard, concise, verbose or two-shot.")
@@ -196,7 +201,9 @@ def evaluate(
     prompted: Annotated[
         bool, typer.Option("--prompted", help="Models also with the constitution in the prompt.")
     ] = False,
-    judge: Annotated[str, typer.Option(help="Who judges generated answers: a model, or URL#ID.")] = "",
+    judge: Annotated[
+        str, typer.Option(help="Who judges generated answers: a model, or URL#ID, as NAME=... or without.")
+    ] = "",
     limit: Annotated[int | None, typer.Option(min=1, help="At most so many items of each benchmark.")] = None,
     constitution: Annotated[str, typer.Option(help="For models: whose inference prompts stand before.")] = "default",
     out: Annotated[Path | None, typer.Option(help="For models: the folder of results; evaluations/<names>.")] = None,

@@ -87,7 +87,7 @@ def _run(path: Path, wanted: Wanted, force: bool, as_json: bool, screen: Screen)
             opened.run_stage("evaluate")
             return
         pipeline.run_benchmarks(opened.context, wanted)
-        _show([s for s in opened.scores() if s.benchmark.split("/")[0].split(" ")[0] in compare.SCORED], as_json)
+        _show([s for s in opened.scores() if compare.of_benchmark(s)], as_json)
 
 
 def _show(scores: Sequence[Score], as_json: bool) -> None:

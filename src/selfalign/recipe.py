@@ -207,7 +207,7 @@ class Evaluate(Strict):
     top_p: float = Field(0.9, gt=0, le=1)
     repetition: float = Field(1.0, ge=0, le=10)
     """Penalty on repeated 3-grams (as in stage 4), the same for every compared model; chat uses it too. 0 is off."""
-    tasks: list[Literal["behaviour", "hhh", "truthfulqa", "truthfulqa-generation"]] = []
+    tasks: list[Literal["behaviour", "hhh", "truthfulqa", "truthfulqa-generation", "vicuna", "questions"]] = []
     """Benchmarks that the stage runs besides; `selfalign evaluate RUN --benchmarks ...` runs them later. Generated
     answers stay unjudged here: the command takes a judge."""
     benchmarks: list[str] = []

@@ -210,6 +210,7 @@ class BehaviourAnswer:
     """What a model answered in a situation (or to a probe) of the behaviour task, and which rules saw what in it."""
 
     id: str
+    benchmark: str
     item: int
     """The situation's place, from 0."""
     kind: str
@@ -229,18 +230,60 @@ class BehaviourAnswer:
     """Probes: the behaviour was not to appear."""
 
 
+@dataclass(frozen=True, slots=True)
+class OpenAnswer:
+    """An answer that a model wrote to an open question: one of Vicuna's, or one of the user's own."""
+
+    id: str
+    benchmark: str
+    item: int
+    """The question's place in the benchmark, from 0."""
+    category: str
+    question_id: str
+    """What its file calls it; empty where the file gives it no id."""
+    question: str
+    prompt: str
+    model: str
+    answer: str
+    ended: bool
+
+
+@dataclass(frozen=True, slots=True)
+class PairVerdict:
+    """What a judge said of two models' answers to a question, which it saw in both orders."""
+
+    id: str
+    benchmark: str
+    item: int
+    category: str
+    question: str
+    model: str
+    prompt: str
+    rival: str
+    rival_prompt: str
+    judge: str
+    answers: str
+    """A hash of the question and of both answers: a verdict on other texts is none on these."""
+    model_first: str
+    """The better answer where the model's was shown as A: A, B, tie, or empty where the judge said none of them."""
+    rival_first: str
+    """The same where the rival's was shown as A."""
+    verdict: str
+    """win or loss of the model, tie, or unparsable."""
+
+
 def prompt_id(instruction: str, text: str) -> str:
     """The content hash that names a prompt and everything made from it."""
     return content_hash("prompt", instruction, text)
 
 
 Record = TypeVar(
-    "Record", Prompt, Topic, Response, Example, Drop, Score, Answer, ProbeAnswer, ItemScore, JudgedAnswer,
-    BehaviourAnswer,
+    "Record", Prompt, Topic, Response, Example, Drop, Score, Answer, ProbeAnswer, ItemScore, JudgedAnswer, OpenAnswer,
+    PairVerdict, BehaviourAnswer,
 )  # fmt: skip
 AnyRecord: TypeAlias = (
-    Prompt | Topic | Response | Example | Drop | Score | Answer | ProbeAnswer | ItemScore | JudgedAnswer
-    | BehaviourAnswer
+    Prompt | Topic | Response | Example | Drop | Score | Answer | ProbeAnswer | ItemScore | JudgedAnswer | OpenAnswer
+    | PairVerdict | BehaviourAnswer
 )  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 from rich.console import Console
@@ -12,6 +13,7 @@ from rich.table import Table
 from selfalign import costs
 from selfalign.costs import Plan, StagePlan
 from selfalign.evaluation import tables
+from selfalign.evaluation.pairwise import WIN_RATE
 from selfalign.evaluation.probes import Total
 from selfalign.evaluation.statistics import verdict
 from selfalign.progress import Screen, plain, stdout_console
@@ -19,7 +21,8 @@ from selfalign.records import Answer, ProbeAnswer, Score, read_jsonl
 from selfalign.report import page
 from selfalign.report.answers import side_by_side
 from selfalign.report.data import Row
-from selfalign.report.scores import read_scores, score_text
+from selfalign.report.scores import folded, read_scores, score_text
+from selfalign.report.scores import verdict as word
 from selfalign.run import RunDir, held
 
 _SHOWN = 3
@@ -108,7 +111,7 @@ def _scores_table(scores: list[dict[str, Any]]) -> Table:
     table.add_column("value", justify="right")
     table.add_column("95 % interval")
     table.add_column("paired difference")
-    for score in scores:
+    for score in folded(scores):
         value, interval, difference = score_text(score)
         table.add_row(score["measure"], score["model"], str(score["n"]), value, interval, difference)
     return table
@@ -153,6 +156,9 @@ def show_probes(answers: list[ProbeAnswer], totals: list[Total], fake: bool) -> 
 def show_benchmarks(scores: Sequence[Score]) -> None:
     """A table for each benchmark and measure, with intervals and paired differences; subsets by their values only."""
     console = stdout_console()
+    rows = folded([asdict(s) for s in scores])
+    scores = [Score(**{name: row[name] for name in Score.__dataclass_fields__}) for row in rows]
+    pairs = {s: ": ".join(filter(None, (word(r), r.get("counts")))) for s, r in zip(scores, rows, strict=True)}
     for name, measure in dict.fromkeys((s.benchmark, s.measure) for s in scores if "/" not in s.benchmark):
         console.print(f"[bold]{escape(plain(name))}[/bold]  {escape(plain(measure))}", soft_wrap=True)
         table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
@@ -161,12 +167,13 @@ def show_benchmarks(scores: Sequence[Score]) -> None:
         for column in ("n", "value"):
             table.add_column(column, justify="right", no_wrap=True)
         table.add_column("95 % interval", no_wrap=True)
-        table.add_column("paired difference in points", ratio=1)
+        won = measure.startswith(WIN_RATE)
+        table.add_column("pairs" if won else "paired difference in points", ratio=1)
         before = ("", "")
         for s in (s for s in scores if (s.benchmark, s.measure) == (name, measure)):
             same, before = (s.model, s.prompt) == before, (s.model, s.prompt)
             own = ("",) * 5 if same else (s.model, s.prompt, str(s.n), *_rate(s))
-            table.add_row(*(escape(plain(cell)) for cell in (*own, _difference(s))))
+            table.add_row(*(escape(plain(cell)) for cell in (*own, pairs[s] if won else _difference(s))))
         console.print(table)
         _show_subsets(console, [s for s in scores if s.benchmark.startswith(f"{name}/") and s.measure == measure])
         console.print()
@@ -174,7 +181,7 @@ def show_benchmarks(scores: Sequence[Score]) -> None:
 
 def _show_subsets(console: Console, scores: Sequence[Score]) -> None:
     """The values of each subset, a model a line."""
-    values = {(s.model, s.prompt, s.benchmark.split("/")[1]): _rate(s)[0] for s in scores}
+    values = {(s.model, s.prompt, s.benchmark.split("/", 1)[1]): _rate(s)[0] for s in scores}
     for model, prompt in dict.fromkeys((s.model, s.prompt) for s in scores):
         own = ", ".join(f"{subset} {value}" for (m, p, subset), value in values.items() if (m, p) == (model, prompt))
         console.print(f"  {escape(plain(f'{model} ({prompt}): {own}'))}", style="dim", soft_wrap=True)

@@ -33,6 +33,10 @@ JSONL_FILES = {
     "truthfulqa": "5_evaluation/truthfulqa.jsonl",
     "truthfulqa-generation": "5_evaluation/truthfulqa-generation.jsonl",
     "behaviour": "5_evaluation/behaviour.jsonl",
+    "vicuna": "5_evaluation/vicuna.jsonl",
+    "vicuna-verdicts": "5_evaluation/vicuna-verdicts.jsonl",
+    "questions": "5_evaluation/questions.jsonl",
+    "questions-verdicts": "5_evaluation/questions-verdicts.jsonl",
     "drops": "drops.jsonl",
 }
 

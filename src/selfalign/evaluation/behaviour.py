@@ -46,10 +46,11 @@ def answer(
 
 def _row(situation: Situation, reply: Reply, leaks: Leaks) -> BehaviourAnswer:
     found = conduct.seen(situation.kind, situation.ask, reply.text, reply.ended, leaks)
+    shown = [rule for rule, is_so in found.items() if is_so]
     probe, entrant = situation.probe, reply.speaker.entrant
     return BehaviourAnswer(
-        content_hash(situation.id, entrant.prompt), reply.position, situation.kind, situation.about, situation.ask,
-        entrant.name, entrant.prompt, reply.text, reply.ended, [rule for rule, shown in found.items() if shown],
+        content_hash(situation.id, entrant.prompt), TASK, reply.position, situation.kind, situation.about,
+        situation.ask, entrant.name, entrant.prompt, reply.text, reply.ended, shown,
         passes(probe, reply.text) if probe else None, bool(probe and probe.contrast),
     )  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""The public benchmarks as their authors publish them: HHH alignment, TruthfulQA, the Vicuna questions.
+"""The public benchmarks as their authors publish them: HHH alignment, TruthfulQA, the Vicuna questions; own questions.
 
 From a local file, a folder (a BIG-bench checkout), or a hub id; none of them is shipped. What was read is known by the
 hash of its content, which stands beside the scores.
@@ -17,17 +17,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
+from selfalign import own_data
 from selfalign.errors import UserError
-from selfalign.records import content_hash, json_lines
+from selfalign.records import content_hash, join_input, json_lines
 
-Name = Literal["hhh", "truthfulqa", "vicuna"]
-NAMES: tuple[Name, ...] = ("hhh", "truthfulqa", "vicuna")
+Name = Literal["hhh", "truthfulqa", "vicuna", "questions"]
+NAMES: tuple[Name, ...] = ("hhh", "truthfulqa", "vicuna", "questions")
 FOLDER = "SELFALIGN_BENCHMARKS"
 """The environment variable that names the folder with benchmark files."""
 FILES: dict[Name, tuple[str, ...]] = {
     "hhh": ("hhh_alignment.json", "hhh_alignment.jsonl", "hhh_alignment", "bigbench", "BIG-bench"),
     "truthfulqa": ("truthfulqa.csv", "TruthfulQA.csv", "truthfulqa.jsonl", "mc_task.json"),
     "vicuna": ("vicuna_questions.jsonl", "question.jsonl"),
+    "questions": ("questions.jsonl", "questions.txt"),
 }
 """What is looked for in that folder."""
 HUB: dict[Name, str] = {"hhh": "HuggingFaceH4/hhh_alignment", "truthfulqa": "truthfulqa/truthful_qa"}
@@ -77,7 +79,10 @@ class Task:
 
     position: int
     subset: str
+    """The file's category; empty where it has none."""
     turns: tuple[str, ...]
+    key: str = ""
+    """What the file calls it."""
 
     @property
     def cluster(self) -> str:
@@ -106,7 +111,9 @@ class Benchmark:
 
     @property
     def label(self) -> str:
-        """Its name in scores; a fixture says that it is one."""
+        """Its name in scores; a fixture says that it is one, and own questions which file they stand in."""
+        if self.name == "questions":
+            return f"{self.name} ({Path(self.source).stem})"
         fixture = Path(self.source).name.startswith(FIXTURE)
         return f"{self.name} (fixture)" if fixture else self.name
 
@@ -276,18 +283,36 @@ def _targets(value: Any) -> dict[str, int]:
     return {str(c).strip(): int(n) for c, n in value.items()} if isinstance(value, dict) else {}
 
 
-def _vicuna(path: Path) -> tuple[list[Task], str]:
-    rows, digest = _rows(path)
-    found = []
-    for position, row in enumerate(rows):
-        turns = _strings(row.get("turns") if "turns" in row else [row.get("text") or ""])
+_ASKED = ("turns", "question", "text", "instruction", "prompt")
+"""Where a question may stand in a row, the first that is there."""
+
+
+def _tasks(path: Path) -> tuple[list[Task], str]:
+    """Vicuna's questions, or the user's: rows in the files that own prompts are read from, or a question a line."""
+    found: list[Task] = []
+    for where, row in own_data.values(path):
+        turns = _turns(row) if isinstance(row, dict) else ()
         if not turns:
-            raise _wrong(path, position, "needs `turns` or `text`")
-        found.append(Task(position, str(row.get("category") or ""), turns))
-    return found, digest
+            raise UserError(f"{where}: needs a question as text, under one of {', '.join(_ASKED)}")
+        key = next((str(row[n]) for n in ("id", "question_id") if row.get(n) is not None), "")
+        found.append(Task(len(found), " ".join(str(row.get("category") or "").split()), turns, key))
+    return found, hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-_READERS: dict[Name, Any] = {"hhh": _hhh, "truthfulqa": _truthfulqa, "vicuna": _vicuna}
+def _turns(row: dict[str, Any]) -> tuple[str, ...]:
+    """What the user says in a row; nothing where no text stands under a known name."""
+    name = next((n for n in _ASKED if row.get(n)), "")
+    said = row.get(name)
+    given = said if name == "turns" and isinstance(said, list) else [said]
+    turns = tuple(t.strip() for t in given if isinstance(t, str) and t.strip())
+    if len(turns) < len(given):
+        return ()
+    if name == "instruction" and isinstance(row.get("input"), str):
+        return (join_input(turns[0], row["input"].strip()),)
+    return turns
+
+
+_READERS: dict[Name, Any] = {"hhh": _hhh, "truthfulqa": _truthfulqa, "vicuna": _tasks, "questions": _tasks}
 
 
 def _from_hub(name: Name, source: str) -> tuple[Sequence[Item], str]:

@@ -7,20 +7,33 @@ a benchmark is read once for a run that is published.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
-from typing import Any
 
 from selfalign import recipe as recipes
 from selfalign.constitution import Constitution
 from selfalign.context import Context
 from selfalign.errors import UserError
-from selfalign.evaluation import behaviour, entrants, generation, hhh, speakers, spoken, tables, truthfulqa
-from selfalign.evaluation.benchmarks import Name
+from selfalign.evaluation import (
+    behaviour,
+    benchmarks,
+    entrants,
+    generation,
+    hhh,
+    pairwise,
+    situations,
+    speakers,
+    spoken,
+    tables,
+    truthfulqa,
+)  # fmt: skip
+from selfalign.evaluation.benchmarks import Benchmark, Name
 from selfalign.evaluation.entrants import Team
 from selfalign.evaluation.forms import Form, PromptKind
-from selfalign.evaluation.readings import Place, column, kept, remember
+from selfalign.evaluation.readings import GENERATION, Place, column, kept, remember, task_of
 from selfalign.evaluation.scoring_loop import score
+from selfalign.evaluation.situations import Situations
+from selfalign.evaluation.spoken import BEHAVIOUR, COMPARED, SPOKEN
 from selfalign.evaluation.wanted import Wanted
 from selfalign.journal import Journal
 from selfalign.progress import Screen
@@ -30,16 +43,17 @@ from selfalign.records import (
     Example,
     ItemScore,
     JudgedAnswer,
+    OpenAnswer,
     Score,
     content_hash,
     read_jsonl,
     write_jsonl,
-)
+)  # fmt: skip
 
 FORMS: dict[Name, tuple[Form, ...]] = {"hhh": hhh.FORMS, "truthfulqa": truthfulqa.FORMS}
-TASKS = (*FORMS, *spoken.TASKS)
-SCORED = (*FORMS, behaviour.TASK, behaviour.PROBES)
-"""Benchmarks, by the first word of their names in scores.json, that are published here."""
+TASKS = (*FORMS, *SPOKEN)
+FILES = (*TASKS, *(f"{t}-verdicts" for t in COMPARED))
+"""Names of the files of rows."""
 ALONE = "benchmarks"
 """The name under which a run remembers the files that it published here."""
 
@@ -52,13 +66,13 @@ def run(context: Context, wanted: Wanted) -> list[Path]:
         Interrupted: a signal came; the same command goes on.
     """
     run = context.run
-    _check(wanted.tasks)
+    _check(wanted, run.constitution)
     place = Place(run.scores.parent, context.journal, context.screen, context.recipe.evaluate.benchmarks)
-    scored = [t for t in wanted.tasks if t in FORMS]
+    scored, asked = ([t for t in wanted.tasks if t in some] for some in (FORMS, SPOKEN))
     teams = entrants.of_run(context, wanted.models, wanted.others, wanted.prompt) if scored else []
-    talks = set(wanted.tasks) & set(spoken.TASKS)
-    heard = speakers.of_run(context, wanted.models, wanted.others, wanted.prompt) if talks else []
-    run.check_not_edited([run.scores, *(run.jsonl(t) for t in wanted.tasks)], context.force)
+    heard = speakers.of_run(context, wanted.models, wanted.others, wanted.prompt) if asked else []
+    files = [run.jsonl(n) for n in FILES if n.removesuffix("-verdicts") in wanted.tasks]
+    run.check_not_edited([run.scores, *files], context.force)
     run.manifest.unlink(missing_ok=True)
     run.journal.unpublish(ALONE)
     try:
@@ -66,12 +80,13 @@ def run(context: Context, wanted: Wanted) -> list[Path]:
     finally:
         for team in teams:
             team.close()
-    if heard:
-        made = context.recipe, run.constitution, _spoken(context), _prompts(context), context.release_engine
-        files += spoken.run(place, heard, wanted, *made)
+    for task in asked:
+        made = context.recipe, run.constitution, wanted.judge, _spoken(context), context.release_engine
+        asks = _situations(place, wanted, run.constitution, _prompts(context)) if task == BEHAVIOUR else None
+        files.append(spoken.ask(place, task, asks or _load(place, spoken.ASKED[task], wanted), heard, *made))
     with run.rewriting(run.scores):
         publish(place)
-    run.mark_done(ALONE, content_hash(list(wanted.tasks)), [run.jsonl(n) for n in TASKS if run.jsonl(n).exists()])
+    run.mark_done(ALONE, content_hash(list(wanted.tasks)), [run.jsonl(n) for n in FILES if run.jsonl(n).exists()])
     return [*files, run.scores]
 
 
@@ -83,16 +98,26 @@ def refresh(context: Context) -> None:
     place = Place(context.run.scores.parent, context.journal, context.screen)
     if not place.state():
         return
-    scored, heard = _current(context, "standard"), _spoken(context)
+    scored, said = _current(context, "standard"), _spoken(context)
     for label, entry in place.state().items():
-        current = heard if _task(label) in spoken.TASKS else scored
+        current = said if task_of(label) in SPOKEN else scored
         stale = {c for c, identity in entry["entrants"].items() if current.get(c.split("|")[0], identity) != identity}
-        file = place.file(_task(label))
+        file = place.file(task_of(label))
         if not stale or not file.exists():
             continue
         with context.run.rewriting(file):
-            kind: Any = {generation.STAGE: JudgedAnswer, behaviour.TASK: BehaviourAnswer}.get(_task(label), ItemScore)
-            write_jsonl(file, [r for r in read_jsonl(file, kind) if column(r) not in stale])
+            if task_of(label) == GENERATION:
+                write_jsonl(file, [r for r in read_jsonl(file, JudgedAnswer) if column(r) not in stale])
+            elif task_of(label) == BEHAVIOUR:
+                write_jsonl(file, [r for r in read_jsonl(file, BehaviourAnswer) if column(r) not in stale])
+            elif task_of(label) in SPOKEN:
+                stay = [r for r in read_jsonl(file, OpenAnswer) if r.benchmark != label or column(r) not in stale]
+                write_jsonl(file, stay)
+            else:
+                write_jsonl(file, [r for r in read_jsonl(file, ItemScore) if column(r) not in stale])
+        if (verdicts := spoken.verdicts(place, task_of(label))).exists():
+            with context.run.rewriting(verdicts):
+                write_jsonl(verdicts, spoken.standing(place, task_of(label)))
         gone = ", ".join(sorted(stale))
         context.screen.say(f"  {label}: scores of weights that are no more are left out: {gone}")
     publish(place)
@@ -108,20 +133,6 @@ def _spoken(context: Context) -> dict[str, str]:
     return {s.entrant.name: s.entrant.identity for s in speakers.of_run(context, (), (), "standard")}
 
 
-def _prompts(context: Context) -> set[str]:
-    """The run's prompts, folded: those of stage 1 and those that were trained on."""
-    seen = {folded(p.message) for p in context.prompts()} if context.run.jsonl("prompts").exists() else set()
-    for name in ("engrave_examples", "clone_examples"):
-        if (path := context.run.jsonl(name)).exists():
-            seen |= {folded(e.user) for e in read_jsonl(path, Example)}
-    return seen
-
-
-def _task(label: str) -> str:
-    """The task, and so the file, of a benchmark's label in the state."""
-    return generation.STAGE if label.endswith(" generation") else label.split(" ")[0]
-
-
 def alone(
     folder: Path, specs: Sequence[str], wanted: Wanted, constitution: Constitution, prompted: bool, screen: Screen
 ) -> list[Score]:
@@ -135,11 +146,10 @@ def alone(
     Raises:
         UserError: as `run`.
     """
-    _check(wanted.tasks)
-    scored = any(t in FORMS for t in wanted.tasks)
+    _check(wanted, constitution)
+    scored, asked = ([t for t in wanted.tasks if t in some] for some in (FORMS, SPOKEN))
     teams = entrants.of_models(specs, constitution, wanted.prompt, prompted) if scored else []
-    talks = set(wanted.tasks) & set(spoken.TASKS)
-    heard = speakers.of_models(specs, wanted.prompt, prompted) if talks else []
+    heard = speakers.of_models(specs, wanted.prompt, prompted) if asked else []
     if folder.exists() and any(folder.iterdir()) and not (folder / "journal.sqlite").exists():
         raise UserError(f"{folder} holds something else than an evaluation: name another --out")
     folder.mkdir(parents=True, exist_ok=True)
@@ -149,8 +159,10 @@ def alone(
         measure(place, teams, wanted, {e.name: e.identity for t in teams for e in t.entrants})
         for team in teams:
             team.close()
-        if heard:
-            spoken.run(place, heard, wanted, recipes.load("quick"), constitution, {})
+        for task in asked:
+            made = recipes.load("quick"), constitution, wanted.judge, dict[str, str]()
+            asks = _situations(place, wanted, constitution, set()) if task == BEHAVIOUR else None
+            spoken.ask(place, task, asks or _load(place, spoken.ASKED[task], wanted), heard, *made)
         return publish(place)
     finally:
         for team in teams:
@@ -164,32 +176,68 @@ def measure(place: Place, teams: Sequence[Team], wanted: Wanted, current: Mappin
     Args:
         current: model -> the identity of its weights now: rows of other weights do not stay.
     """
-    loaded = [spoken.loaded(place, name, wanted) for name in FORMS if name in wanted.tasks]
+    loaded = [_load(place, name, wanted) for name in FORMS if name in wanted.tasks]
     files = []
     for benchmark in loaded:
         rows = score(place.journal, place.screen, benchmark, FORMS[benchmark.name], teams)
         now = {f"{e.name}|{e.prompt}": e.identity for team in teams for e in team.entrants}
-        file = place.file(benchmark.name)
-        stay = kept(place, benchmark, benchmark.label, file, set(now), current, ItemScore)
-        write_jsonl(file, [*stay, *rows])
+        stay = kept(place, benchmark, benchmark.label, set(now), current, ItemScore)
+        write_jsonl(place.file(benchmark.name), [*stay, *rows])
         remember(place, benchmark, benchmark.label, now, stay)
-        files.append(file)
+        files.append(place.file(benchmark.name))
     return files
 
 
-def _check(tasks: Sequence[str]) -> None:
-    for task in tasks:
+def _load(place: Place, name: Name, wanted: Wanted) -> Benchmark:
+    benchmark = benchmarks.load(name, wanted.data.get(name), place.others).first(wanted.limit)
+    say = f"  {benchmark.label}: {len(benchmark.items)} items of {benchmark.source}, sha256 {benchmark.sha256[:12]}"
+    place.screen.say(say, "dim")
+    return benchmark
+
+
+def _situations(place: Place, wanted: Wanted, constitution: Constitution, seen: Set[str]) -> Situations:
+    """Situations to ask: those that are no prompt of the run."""
+    read = situations.load(wanted.data.get(BEHAVIOUR), constitution, wanted.limit)
+    asked, trained = situations.unseen(read, seen)
+    if not asked.items:
+        raise UserError(f"{BEHAVIOUR}: {read.source} holds no situation that is not a prompt of the run")
+    place.screen.say(f"  {BEHAVIOUR}: {len(asked.items)} situations, {read.source}", "dim")
+    for situation in trained:
+        place.screen.say(f"  left out, it is one of the run's prompts: {situation.ask}", "yellow")
+    return asked
+
+
+def _prompts(context: Context) -> set[str]:
+    """The run's prompts, folded: those of stage 1 and those that were trained on."""
+    seen = {folded(p.message) for p in context.prompts()} if context.run.jsonl("prompts").exists() else set()
+    for name in ("engrave_examples", "clone_examples"):
+        if (path := context.run.jsonl(name)).exists():
+            seen |= {folded(e.user) for e in read_jsonl(path, Example)}
+    return seen
+
+
+def _check(wanted: Wanted, constitution: Constitution) -> None:
+    for task in wanted.tasks:
         if task not in TASKS:
             raise UserError(f"--benchmarks: {task!r} is not known; known are {', '.join(TASKS)}")
+    if wanted.prompt == "two-shot" and not constitution.prompts.two_shot:
+        raise UserError("--prompt two-shot: the constitution's prompts.two_shot is empty: write two worked turns there")
 
 
 def publish(place: Place) -> list[Score]:
     """Put the scores of all benchmarks into scores.json, beside what stands there of other measures."""
     rows = [r for name in FORMS if place.file(name).exists() for r in read_jsonl(place.file(name), ItemScore)]
-    answers, seen = place.file(generation.STAGE), place.file(behaviour.TASK)
-    judged = read_jsonl(answers, JudgedAnswer) if answers.exists() else []
-    behaved = read_jsonl(seen, BehaviourAnswer) if seen.exists() else []
-    rows += generation.as_items(judged) + behaviour.as_items(behaved)
-    found = tables.scores(rows) + generation.not_judged(judged)
-    place.write_scores([*place.scores(SCORED), *found])
+    answers = read_jsonl(place.file(GENERATION), JudgedAnswer) if place.file(GENERATION).exists() else []
+    found = tables.scores([*rows, *generation.as_items(answers)]) + generation.not_judged(answers)
+    if place.file(BEHAVIOUR).exists():
+        found += tables.scores(behaviour.as_items(read_jsonl(place.file(BEHAVIOUR), BehaviourAnswer)))
+    for task in COMPARED:
+        if place.file(task).exists():
+            found += pairwise.scores(read_jsonl(place.file(task), OpenAnswer), spoken.standing(place, task))
+    place.write_scores([*(s for s in place.scores() if not of_benchmark(s)), *found])
     return found
+
+
+def of_benchmark(score: Score) -> bool:
+    """Whether a score was measured here: not on held-out prompts."""
+    return score.benchmark.split("/")[0].split(" ")[0] in (*benchmarks.NAMES, BEHAVIOUR, behaviour.PROBES)

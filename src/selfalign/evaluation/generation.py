@@ -14,13 +14,14 @@ from selfalign.evaluation import judge as judging
 from selfalign.evaluation.asking import Asked, Reply, ask
 from selfalign.evaluation.benchmarks import Benchmark, Question, item_id
 from selfalign.evaluation.judge import Judge
+from selfalign.evaluation.readings import GENERATION
 from selfalign.evaluation.speakers import Speaker
 from selfalign.journal import Journal
 from selfalign.progress import Screen
 from selfalign.recipe import Recipe
 from selfalign.records import ItemScore, JudgedAnswer, Score, content_hash
 
-STAGE = "truthfulqa-generation"
+STAGE = GENERATION
 MAX_NEW_TOKENS = 128
 
 

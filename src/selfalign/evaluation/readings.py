@@ -1,4 +1,4 @@
-"""What was measured here: the folder of results, which files were read by which weights and how often, scores.json.
+"""Where results go: rows that stay, scores.json, and which benchmark was read by whom and how often (benchmarks.json).
 
 Choices belong to held-out loss and to half of the probes; a benchmark is read once for a run that is published. So
 every further reading by other weights is counted and said.
@@ -11,30 +11,31 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 from selfalign import atomic
 from selfalign.errors import UserError
 from selfalign.journal import Journal
 from selfalign.progress import Screen
-from selfalign.records import BehaviourAnswer, ItemScore, JudgedAnswer, Score, read_jsonl
+from selfalign.records import BehaviourAnswer, ItemScore, JudgedAnswer, OpenAnswer, Score, read_jsonl
 
 STATE = "benchmarks.json"
 SCORES = "scores.json"
+GENERATION = "truthfulqa-generation"
+"""The task, and so the file, of TruthfulQA's generated answers."""
 
 
 class Source(Protocol):
-    """What was read."""
+    """What was read: a benchmark, or situations."""
 
+    @property
+    def label(self) -> str: ...
     @property
     def source(self) -> str: ...
     @property
     def sha256(self) -> str: ...
     @property
     def items(self) -> Sequence[object]: ...
-
-
-Row = TypeVar("Row", ItemScore, JudgedAnswer, BehaviourAnswer)
 
 
 @dataclass
@@ -59,52 +60,48 @@ class Place:
             raise UserError(f"{file} is not JSON ({error}): delete it; the evaluation makes it again") from None
         return value if isinstance(value, dict) else {}
 
-    def scores(self, mine: Sequence[str]) -> list[Score]:
-        """What scores.json holds of other benchmarks than these (their first words)."""
-        found = read_scores(self.folder / SCORES)
-        return [s for s in found if s.benchmark.split("/")[0].split(" ")[0] not in mine]
+    def scores(self) -> list[Score]:
+        """See `read_scores`."""
+        return read_scores(self.folder / SCORES)
 
     def write_scores(self, scores: Sequence[Score]) -> None:
         atomic.write_text(self.folder / SCORES, json.dumps([asdict(s) for s in scores], indent=1) + "\n")
 
 
-def column(row: ItemScore | JudgedAnswer | BehaviourAnswer) -> str:
-    """The model and its prompt."""
+def task_of(label: str) -> str:
+    """The task, and so the file, of a benchmark's label in the state."""
+    return GENERATION if label.endswith(" generation") else label.split(" ")[0]
+
+
+Said: TypeAlias = ItemScore | JudgedAnswer | OpenAnswer | BehaviourAnswer
+Row = TypeVar("Row", ItemScore, JudgedAnswer, OpenAnswer, BehaviourAnswer)
+
+
+def column(row: Said) -> str:
+    """Who answered, and under which prompt: a key of the state's `entrants`."""
     return f"{row.model}|{row.prompt}"
 
 
 def kept(
-    place: Place,
-    source: Source,
-    label: str,
-    file: Path,
-    replaced: set[str],
-    current: Mapping[str, str],
-    kind: type[Row],
+    place: Place, benchmark: Source, label: str, replaced: set[str], current: Mapping[str, str], kind: type[Row]
 ) -> list[Row]:
-    """Rows of other models that stay: of the same items, and of weights that are still these.
-
-    Args:
-        label: the source's name in the state.
-        replaced: columns that are written anew.
-        current: model -> the identity of its weights now.
-    """
-    entry = place.state().get(label)
+    """Rows of other models that stay: of the same items, and of weights that are still these."""
+    entry, file = place.state().get(label), place.file(task_of(label))
     if not entry or not file.exists():
         return []
-    if (entry["sha256"], entry["items"]) != (source.sha256, len(source.items)):
+    if (entry["sha256"], entry["items"]) != (benchmark.sha256, len(benchmark.items)):
         return []
     known = entry["entrants"]
     good = {c for c, i in known.items() if c not in replaced and current.get(c.split("|")[0], i) == i}
-    return [r for r in read_jsonl(file, kind) if column(r) in good]
+    return [r for r in read_jsonl(file, kind) if r.benchmark == benchmark.label and column(r) in good]
 
 
 def remember(
     place: Place,
-    source: Source,
+    benchmark: Source,
     label: str,
     now: Mapping[str, str],
-    kept: Sequence[ItemScore | JudgedAnswer | BehaviourAnswer],
+    stay: Sequence[Said],
 ) -> None:
     """Write down what was read, and how often by weights that had not read it before."""
     state = place.state()
@@ -112,12 +109,12 @@ def remember(
     before, readings = entry.get("entrants", {}), list(entry.get("readings", []))
     if new := [c for c, identity in now.items() if before.get(c) != identity]:
         readings.append({"when": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "models": new})
-    stay = {column(r) for r in kept}
+    columns = {column(r) for r in stay}
     state[label] = {
-        "source": source.source,
-        "sha256": source.sha256,
-        "items": len(source.items),
-        "entrants": {**{c: i for c, i in before.items() if c in stay}, **now},
+        "source": benchmark.source,
+        "sha256": benchmark.sha256,
+        "items": len(benchmark.items),
+        "entrants": {**{c: i for c, i in before.items() if c in columns}, **now},
         "readings": readings,
     }
     atomic.write_text(place.folder / STATE, json.dumps(state, indent=1, ensure_ascii=False) + "\n")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Set
-from dataclasses import dataclass
+from collections.abc import Set
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 
@@ -61,8 +61,10 @@ class Situations:
 
     source: str
     sha256: str
-    """Of all that is asked."""
+    """Of all that the file and the probes hold."""
     items: tuple[Situation, ...]
+    label: str = "behaviour"
+    """Its name in scores."""
 
 
 def load(source: str | None, constitution: Constitution, limit: int | None = None) -> Situations:
@@ -90,11 +92,11 @@ def load(source: str | None, constitution: Constitution, limit: int | None = Non
     return Situations(source or "shipped", content_hash([i.id for i in items]), tuple(items))
 
 
-def unseen(items: Sequence[Situation], seen: Set[str]) -> tuple[list[Situation], list[Situation]]:
-    """(situations that are no prompt of the run, those that are).
+def unseen(read: Situations, seen: Set[str]) -> tuple[Situations, list[Situation]]:
+    """(the situations that are no prompt of the run, those that are).
 
     Args:
         seen: the run's prompts, as `quality.rouge.folded` gives them.
     """
-    found = [i for i in items if folded(i.ask) not in seen]
-    return found, [i for i in items if folded(i.ask) in seen]
+    fresh = tuple(i for i in read.items if folded(i.ask) not in seen)
+    return replace(read, items=fresh), [i for i in read.items if folded(i.ask) in seen]

@@ -1,121 +1,133 @@
-"""Tasks that models answer in their own words: answers -> files; then, where one is wanted, a judge."""
+"""Benchmarks that models answer in words: the answers published before a judge is asked, then what it says of them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from selfalign.constitution import Constitution
-from selfalign.errors import UserError
-from selfalign.evaluation import behaviour, benchmarks, generation, situations, speakers
+from selfalign.evaluation import behaviour, generation, pairwise, questions, speakers
 from selfalign.evaluation.benchmarks import Benchmark, Name
-from selfalign.evaluation.readings import Place, column, kept, remember
+from selfalign.evaluation.judge import Judge
+from selfalign.evaluation.readings import GENERATION, Place, column, kept, remember
+from selfalign.evaluation.situations import Situations
 from selfalign.evaluation.speakers import Speaker
-from selfalign.evaluation.wanted import Wanted
 from selfalign.recipe import Recipe
-from selfalign.records import BehaviourAnswer, JudgedAnswer, read_jsonl, write_jsonl
+from selfalign.records import BehaviourAnswer, JudgedAnswer, OpenAnswer, PairVerdict, read_jsonl, write_jsonl
 
-TASKS = (behaviour.TASK, generation.STAGE)
+BEHAVIOUR = behaviour.TASK
+ASKED: dict[str, Name] = {GENERATION: "truthfulqa", "vicuna": "vicuna", "questions": "questions"}
+"""What models answer in words -> the benchmark that they are asked."""
+SPOKEN = (BEHAVIOUR, *ASKED)
+COMPARED = ("vicuna", "questions")
+"""Those whose answers are judged two by two: the verdicts have a file of their own."""
 
 
-def run(
+def ask(
     place: Place,
+    task: str,
+    benchmark: Benchmark | Situations,
     heard: Sequence[Speaker],
-    wanted: Wanted,
     recipe: Recipe,
     constitution: Constitution,
+    judge: str,
     current: Mapping[str, str],
-    seen: Set[str] = frozenset(),
     release: Callable[[], None] = lambda: None,
-) -> list[Path]:
-    """Let the models answer what is wanted, and a judge judge it; returns the files.
+) -> Path:
+    """Let the models answer a benchmark's questions, and a judge judge them; returns the file of answers.
 
     Args:
+        task: one of `SPOKEN`.
+        judge: who judges, see `speakers.judge`; empty for nobody.
         current: model -> the identity of its weights now, as the engine has them: rows of other weights do not stay.
-        seen: the run's own prompts, folded: situations among them are left out.
         release: frees the engine of the run before the judge's is started.
-
-    Raises:
-        UserError: a file is not what it should be, or a model cannot be started.
     """
+    now = {f"{s.entrant.name}|{s.entrant.prompt}": s.entrant.identity for s in heard}
     known = {**current, **{s.entrant.name: s.entrant.identity for s in heard}}
-    files: list[Path] = []
+    made = (heard, recipe, constitution)
     try:
-        if behaviour.TASK in wanted.tasks:
-            files.append(_behaviour(place, heard, wanted, recipe, constitution, known, seen))
-        if generation.STAGE in wanted.tasks:
-            benchmark = loaded(place, "truthfulqa", wanted)
-            files.append(_generation(place, heard, benchmark, recipe, constitution, known))
+        if isinstance(benchmark, Situations):
+            rows = behaviour.answer(place.journal, place.screen, benchmark.items, *made)
+            _behaved(place, benchmark, rows, now, known)
+        elif task == GENERATION:
+            answers = generation.answer(place.journal, place.screen, benchmark, *made)
+            _truthful(place, benchmark, answers, now, known)
+        else:
+            _open(place, benchmark, questions.answer(place.journal, place.screen, benchmark, *made), now, known)
     finally:
         for speaker in heard:
             speaker.close()
-    if wanted.judge and generation.STAGE in wanted.tasks:
+    file = place.file(task)
+    if judge and isinstance(benchmark, Benchmark):
         release()
-        _judge(place, benchmark, wanted.judge, recipe)
-    return files
-
-
-def _behaviour(
-    place: Place,
-    heard: Sequence[Speaker],
-    wanted: Wanted,
-    recipe: Recipe,
-    constitution: Constitution,
-    known: Mapping[str, str],
-    seen: Set[str],
-) -> Path:
-    read = situations.load(wanted.data.get(behaviour.TASK), constitution, wanted.limit)
-    asked, trained = situations.unseen(read.items, seen)
-    if not asked:
-        raise UserError(f"{behaviour.TASK}: {read.source} holds no situation that is not a prompt of the run")
-    place.screen.say(f"  {behaviour.TASK}: {len(asked)} situations, {read.source}", "dim")
-    for situation in trained:
-        place.screen.say(f"  left out, it is one of the run's prompts: {situation.ask}", "yellow")
-    used = situations.Situations(read.source, read.sha256, tuple(asked))
-    rows = behaviour.answer(place.journal, place.screen, asked, heard, recipe, constitution)
-    now = _columns(heard)
-    file = place.file(behaviour.TASK)
-    stay = kept(place, used, behaviour.TASK, file, set(now), known, BehaviourAnswer)
-    write_jsonl(file, [*stay, *rows])
-    remember(place, used, behaviour.TASK, now, stay)
+        with _started(judge, recipe) as judging:
+            if task == GENERATION:
+                answers = read_jsonl(file, JudgedAnswer)
+                write_jsonl(file, generation.judged(answers, benchmark, judging, place.journal, place.screen))
+            else:
+                _compare(place, benchmark, judging)
     return file
 
 
-def _generation(
-    place: Place,
-    heard: Sequence[Speaker],
-    benchmark: Benchmark,
-    recipe: Recipe,
-    constitution: Constitution,
-    known: Mapping[str, str],
-) -> Path:
-    label, file = f"{benchmark.label} generation", place.file(generation.STAGE)
-    rows = generation.answer(place.journal, place.screen, benchmark, heard, recipe, constitution)
-    now = _columns(heard)
-    before = kept(place, benchmark, label, file, set(), known, JudgedAnswer)
-    stay = [r for r in before if column(r) not in now]
-    write_jsonl(file, generation.with_verdicts([*stay, *rows], before))  # before the judge: never lost to it
-    remember(place, benchmark, label, now, stay)
-    return file
-
-
-def _judge(place: Place, benchmark: Benchmark, spec: str, recipe: Recipe) -> None:
-    file = place.file(generation.STAGE)
+@contextmanager
+def _started(spec: str, recipe: Recipe) -> Iterator[Judge]:
     judge, end = speakers.judge(spec, recipe.engine)
     try:
-        rows = read_jsonl(file, JudgedAnswer)
-        write_jsonl(file, generation.judged(rows, benchmark, judge, place.journal, place.screen))
+        yield judge
     finally:
         end()
 
 
-def _columns(heard: Sequence[Speaker]) -> dict[str, str]:
-    return {f"{s.entrant.name}|{s.entrant.prompt}": s.entrant.identity for s in heard}
+def _behaved(
+    place: Place, asked: Situations, rows: list[BehaviourAnswer], now: Mapping[str, str], known: Mapping[str, str]
+) -> None:
+    stay = kept(place, asked, asked.label, set(now), known, BehaviourAnswer)
+    write_jsonl(place.file(BEHAVIOUR), [*stay, *rows])
+    remember(place, asked, asked.label, now, stay)
 
 
-def loaded(place: Place, name: Name, wanted: Wanted) -> Benchmark:
-    """A benchmark's items, and a word on what was read."""
-    benchmark = benchmarks.load(name, wanted.data.get(name), place.others).first(wanted.limit)
-    say = f"  {benchmark.label}: {len(benchmark.items)} items of {benchmark.source}, sha256 {benchmark.sha256[:12]}"
-    place.screen.say(say, "dim")
-    return benchmark
+def _truthful(
+    place: Place, benchmark: Benchmark, rows: list[JudgedAnswer], now: Mapping[str, str], known: Mapping[str, str]
+) -> None:
+    """Publish the answers before a judge is asked: they are never lost to it."""
+    label = f"{benchmark.label} generation"
+    before = kept(place, benchmark, label, set(), known, JudgedAnswer)
+    stay = [r for r in before if column(r) not in now]
+    write_jsonl(place.file(GENERATION), generation.with_verdicts([*stay, *rows], before))
+    remember(place, benchmark, label, now, stay)
+
+
+def _open(
+    place: Place, benchmark: Benchmark, rows: list[OpenAnswer], now: Mapping[str, str], known: Mapping[str, str]
+) -> None:
+    """The same for open questions; answers to other question files stay in the file."""
+    file, label = place.file(benchmark.name), benchmark.label
+    stay = kept(place, benchmark, label, set(now), known, OpenAnswer)
+    before = read_jsonl(file, OpenAnswer) if file.exists() else []
+    write_jsonl(file, [*(r for r in before if r.benchmark != label), *stay, *rows])
+    remember(place, benchmark, label, now, stay)
+    if (judged := verdicts(place, benchmark.name)).exists():
+        write_jsonl(judged, standing(place, benchmark.name))
+
+
+def _compare(place: Place, benchmark: Benchmark, judge: Judge) -> None:
+    """Publish the judge's verdicts on the benchmark's answers beside those of other judges."""
+    name, label = benchmark.name, benchmark.label
+    answers = [r for r in read_jsonl(place.file(name), OpenAnswer) if r.benchmark == label]
+    rows = questions.judged(answers, judge, place.journal, place.screen)
+    stay = [v for v in standing(place, name) if (v.benchmark, v.judge) != (label, judge.name)]
+    if stay or rows or verdicts(place, name).exists():
+        write_jsonl(verdicts(place, name), [*stay, *rows])
+
+
+def verdicts(place: Place, task: str) -> Path:
+    """The file of a task's verdicts; of one that has none, it does not exist."""
+    return place.file(f"{task}-verdicts")
+
+
+def standing(place: Place, task: str) -> list[PairVerdict]:
+    """The verdicts in the task's file that are about the answers in the other one."""
+    file = verdicts(place, task)
+    found = read_jsonl(file, PairVerdict) if file.exists() else []
+    return pairwise.standing(found, read_jsonl(place.file(task), OpenAnswer))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from selfalign.evaluation.forms import PROMPTS
 from selfalign.evaluation.statistics import Interval, bootstrap_mean, mcnemar, wilson
 from selfalign.records import ItemScore, Score
 
@@ -51,8 +52,8 @@ def _of(benchmark: str, rows: Sequence[ItemScore]) -> list[Score]:
     for measure, columns in table.items():
         for column, values in columns.items():
             own = _own(benchmark, measure, column, values)
-            rivals = _rivals(column, list(columns))
-            found += [_against(own, values, rival, columns[rival]) for rival in rivals] or [own]
+            others = rivals(column, list(columns))
+            found += [_against(own, values, rival, columns[rival]) for rival in others] or [own]
     return found
 
 
@@ -66,19 +67,27 @@ def _own(benchmark: str, measure: str, column: Column, values: Sequence[Value]) 
     return Score(benchmark, measure, model, prompt, len(numbers), interval.value, interval.low, interval.high)
 
 
-def _rivals(column: Column, columns: Sequence[Column]) -> list[Column]:
-    """Whom a model is compared with: the base and, where it is the final one, the engraved one; under the same prompt
-    where they have it."""
+def rivals(column: Column, columns: Sequence[Column]) -> list[Column]:
+    """Whom a model is compared with: the base (where there is none, the first model) and, where it is the final one,
+    the engraved one.
+
+    Under the same prompt where they have it, else under the first of `PROMPTS`: the order in which models were measured
+    plays no part.
+    """
 
     def named(name: str) -> Column | None:
-        same = [c for c in columns if c[0] == name]
-        return next((c for c in same if c[1] == column[1]), same[0] if same else None)
+        same = sorted((c for c in columns if c[0] == name), key=lambda c: (c[1] != column[1], *_order(c[1])))
+        return same[0] if same else None
 
-    base = named("base") or columns[0]
-    found = [base] if base != column else []
+    base = named("base") or named(columns[0][0])
+    found = [base] if base and base != column else []
     if column[0] == "final" and (engraved := named("engraved")):
         found.append(engraved)
     return found
+
+
+def _order(prompt: str) -> tuple[int, str]:
+    return next((i for i, name in enumerate(PROMPTS) if name == prompt), len(PROMPTS)), prompt
 
 
 def _against(own: Score, values: Sequence[Value], rival: Column, theirs: Sequence[Value]) -> Score:

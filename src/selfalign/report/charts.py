@@ -209,11 +209,18 @@ class Estimate:
     look: Look = (SOFT, PAPER)
 
 
-def intervals(rows: Sequence[Estimate], limits: tuple[float | None, float | None], axis: str, percent: bool) -> Canvas:
+def intervals(
+    rows: Sequence[Estimate],
+    limits: tuple[float | None, float | None],
+    axis: str,
+    percent: bool,
+    even: float | None = None,
+) -> Canvas:
     """Dot and whisker for each row, under headings.
 
     Args:
         limits: of the axis; None follows from the values.
+        even: where a line stands that tells better from worse.
     """
     pitch, side = 18, 132
     drawn = canvas(WIDTH, pitch * len(rows) + 44)
@@ -229,6 +236,8 @@ def intervals(rows: Sequence[Estimate], limits: tuple[float | None, float | None
     if percent:
         axes.xaxis.set_major_formatter("{x:.0f}%")
     _grid(axes, "x")
+    if even is not None:
+        axes.axvline(even, color=SOFT, linewidth=1)
     for at, row in enumerate(rows):
         heading = row.value is None
         place = (-(side - 2) if heading else -(side - 14), -3.5)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from selfalign.evaluation.pairwise import WIN_RATE
 from selfalign.report import charts, plots, scores
 from selfalign.report.charts import Estimate, Look
 from selfalign.report.data import LENGTHS
@@ -199,9 +200,10 @@ def _scores(number: int, group: dict[str, Any]) -> Iterator[tuple[Figure, Callab
         limits = {"percent": (0.0, 100.0), "words": (0.0, None)}.get(kind, (None, None))
         title = measures[0]["name"] if len(measures) == 1 else _UNITS[kind]
         text = "Values and intervals are those of the table."
+        even = 50.0 if kind == "percent" and all(m["name"].startswith(WIN_RATE) for m in measures) else None
         yield _figure(
             f"scores-{number}-{kind}", title, text, ((), []),
-            lambda r=rows, s=limits, k=kind: charts.intervals(r, s, _AXES[k], k == "percent"),  # type: ignore[misc]
+            lambda r=rows, s=limits, k=kind, e=even: charts.intervals(r, s, _AXES[k], k == "percent", e),  # type: ignore[misc]
         )  # fmt: skip
 
 

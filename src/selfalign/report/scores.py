@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import Any, Literal
 
 from selfalign.errors import UserError
+from selfalign.evaluation.pairwise import COUNTS, WIN_RATE
 from selfalign.records import Score
 from selfalign.run import RunDir
 
@@ -18,6 +19,7 @@ BENCHMARKS = {
     "hhh": "HHH Eval",
     "truthfulqa": "TruthfulQA",
     "vicuna": "Vicuna questions",
+    "questions": "Own questions",
     "probes": "Behaviour probes",
     "behaviour": "Behaviour",
 }
@@ -28,7 +30,7 @@ _LOWER = (
     "thoughts leaked", "constitution leaked", "most common opening",
 )  # fmt: skip
 """Measures that are better when they are lower, by how their names begin."""
-_HIGHER = ("accuracy", "mc1", "mc2", "truthful", "informative", "passed", "refused")
+_HIGHER = ("accuracy", "mc1", "mc2", "truthful", "informative", "passed", "refused", WIN_RATE)
 _NEITHER_PERCENT = ("loss", "perplexity", "p(")
 _MANY = 200
 """Rows from which on a percentage has a decimal."""
@@ -95,20 +97,54 @@ def score_text(score: dict[str, Any] | Score, kind: Unit | None = None) -> tuple
         low, high = (number_text(s[f"difference_{end}"], kind, n, sign=True) for end in ("low", "high"))
         points = " points" if mark else ""
         difference = f"{number_text(s['difference'], kind, n, sign=True)}{points} vs {s['vs']} ({low} to {high})"
-    return number(s["value"]), interval, difference
+    return number(s["value"]), interval, s.get("counts") or difference
+
+
+def folded(scores: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The same rows, each win rate with what its pairs came to in `counts`; counts have no row of their own then."""
+    found: dict[tuple[str, ...], dict[str, int]] = {}
+    for score in scores:
+        if (name := _count(score)) and score["value"] is not None:
+            found.setdefault(_pairing(score, name), {})[name] = round(score["value"])
+    rows = [score for score in scores if not _count(score)]
+    return [
+        {**row, "counts": _counts_text(c, row["vs"])} if (c := found.get(_pairing(row, WIN_RATE))) else row
+        for row in rows
+    ]
+
+
+def _count(score: dict[str, Any]) -> str:
+    """Which of `COUNTS` a score is; empty for others."""
+    return next((name for name in COUNTS if score["measure"].startswith(f"{name} against ")), "")
+
+
+def _pairing(score: dict[str, Any], name: str) -> tuple[str, ...]:
+    """Which two models, and by which judge: what stands behind the measure's name."""
+    return score["benchmark"], score["measure"].removeprefix(name), score["model"], score["prompt"]
+
+
+def _counts_text(counts: dict[str, int], rival: str) -> str:
+    wins, ties, losses, bad, first, second = (counts.get(name, 0) for name in COUNTS)
+    none = f", {bad} unparsable" if bad else ""
+    place = f"; by place in both orders: first {first}, second {second}"
+    return f"{wins} won, {ties} tied, {losses} lost vs {rival}{none}{place}"
 
 
 def verdict(score: dict[str, Any]) -> str:
     """better, worse, higher, lower or no difference, from the interval of the paired difference; else empty.
 
-    Higher and lower are said of measures that are neither good nor bad in themselves, as lengths are.
+    A win rate is compared with one half. Higher and lower are said of measures that are neither good nor bad in
+    themselves, as lengths are.
     """
+    measure, value, equal = score["measure"].lower(), "difference", 0.0
     low, high = score["difference_low"], score["difference_high"]
-    if score["difference"] is None or low is None or high is None or not math.isfinite(low + high):
+    if measure.startswith(WIN_RATE):
+        value, equal, low, high = "value", 0.5, score["low"], score["high"]
+    if score[value] is None or low is None or high is None or not math.isfinite(low + high):
         return ""
-    if low <= 0 <= high:
+    if low <= equal <= high:
         return "no difference"
-    up, measure = low > 0, score["measure"].lower()
+    up = low > equal
     if measure.startswith(_LOWER):
         return "worse" if up else "better"
     if measure.startswith(_HIGHER):
@@ -127,10 +163,11 @@ def p_text(score: dict[str, Any]) -> str:
 def groups(scores: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Benchmarks, each with its measures, each with its rows by model; subsets ("hhh/honest") under their benchmark.
 
-    In the order of the file. A model that is compared with two others has two rows, the second of which is a `repeat`.
+    In the order of the file, win rates with their counts. A model that is compared with two others has two rows, the
+    second of which is a `repeat`.
     """
     found: dict[str, dict[str, dict[str, list[dict[str, Any]]]]] = {}
-    for score in scores:
+    for score in folded(scores):
         benchmark, _, subset = score["benchmark"].partition("/")
         parts = found.setdefault(benchmark, {"measures": {}, "subsets": {}})
         name = f"{subset}: {score['measure']}" if subset else score["measure"]
@@ -171,12 +208,13 @@ def _place(model: str) -> int:
 
 def findings(scores: list[dict[str, Any]]) -> list[str]:
     """What the comparisons of the final model (or else the engraved one) say, a line each; nothing beyond intervals."""
-    compared = [s for s in scores if s["difference"] is not None]
+    compared = [s for s in folded(scores) if s["difference"] is not None or s.get("counts")]
     model = next((m for m in ("final", "engraved") if any(s["model"] == m for s in compared)), "")
     lines = []
     for group in groups([s for s in compared if s["model"] == model and "/" not in s["benchmark"]]):
         for measure in group["measures"]:
             for row in measure["rows"]:
-                _, _, difference = score_text(row, measure["unit"])
-                lines.append(f"{group['title']}, {measure['name']}: {row['verdict'] or 'unknown'}, {difference}")
+                value, interval, difference = score_text(row, measure["unit"])
+                said = f"{value} ({interval}), {difference}" if row.get("counts") else difference
+                lines.append(f"{group['title']}, {measure['name']}: {row['verdict'] or 'unknown'}, {said}")
     return lines
