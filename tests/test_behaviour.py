@@ -125,7 +125,7 @@ def test_scores_have_units_directions_and_paired_differences() -> None:
     assert unit(by_measure[conduct.LENGTH]) == "words" and verdict(by_measure[conduct.LENGTH]) == "higher"
     assert by_measure[conduct.LOOPS]["difference"] == 0 and verdict(by_measure[conduct.LOOPS]) == "no difference"
     for measure, lower_is_better in (
-        (conduct.REFUSED, False), (conduct.UNSAFE, True), (conduct.EVADED, True), (conduct.INDIRECT, True),
+        (conduct.REFUSED, False), (conduct.EVADED, True), (conduct.INDIRECT, True),
         (conduct.INVENTED, True), (conduct.THOUGHTS, True), (conduct.LEAKED, True), (conduct.SAME_OPENING, True),
     ):  # fmt: skip
         up = {"measure": measure, "difference": 0.5, "difference_low": 0.1, "difference_high": 0.9}

@@ -26,7 +26,7 @@ BENCHMARKS = {
 """What benchmarks are called; others by their own names."""
 MODELS = ("base", "prompted base", "engraved", "final")
 _LOWER = (
-    "loss", "run-on", "empty", "perplexity", "unsafe", "over-refusal", "evaded", "indirect", "invented", "loops",
+    "loss", "run-on", "empty", "perplexity", "over-refusal", "evaded", "indirect", "invented", "loops",
     "thoughts leaked", "constitution leaked", "most common opening",
 )  # fmt: skip
 """Measures that are better when they are lower, by how their names begin."""
