@@ -68,9 +68,9 @@ def _own(benchmark: str, measure: str, column: Column, values: Sequence[Value]) 
 
 
 def rivals(column: Column, columns: Sequence[Column]) -> list[Column]:
-    """Whom a model is compared with: the base (where there is none, the first model) and, where it is the final one, the
-    engraved one; under the same prompt where they have it, else under the first of `PROMPTS`: the order in which models
-    were measured plays no part."""
+    """Whom a model is compared with: the base (where there is none, the first model) and, where it is the final one,
+    the engraved one. Under the same prompt where they have it, else under the first of `PROMPTS`: the order in which
+    models were measured plays no part."""
 
     def named(name: str) -> Column | None:
         same = sorted((c for c in columns if c[0] == name), key=lambda c: (c[1] != column[1], *_order(c[1])))
