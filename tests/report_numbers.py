@@ -66,6 +66,14 @@ def gather(path: Path) -> dict[str, Any]:
     found["training"] = [{**trained, "curve": [[1, 2.5, 1e-4], [2, 2.0, 5e-5]], "heldout": [[0, 2.6], [2, 2.1]]}]
     hit = {"stage": "align", "reason": "overlaps with x.csv", "text": "a text", "item": "an item"}
     found["data"]["contamination"] = {"against": ["probes", "x.csv"], "number": 7, "hits": [hit] * 6}
+    said = {m: {"text": "An answer", "ended": m == "base", "words": 2} for m in ("base", "final · two-shot", "x", "y")}
+    asked = {"id": "0", "message": "A question?", "answers": said}
+    found["questions"] = [
+        {"title": "Vicuna questions", "file": "5_evaluation/vicuna.jsonl", "rows": [asked], "number": 9}
+    ]
+    found["scores"].append(
+        score("vicuna", measure="win rate against base, judged by x", difference=None, counts="1 won")
+    )
     row = {"run": "run", "stage": "prompts", "id": "1", "text": "the same text"}
     largest = [{"size": 9, "rows": [row] * 9}]
     found["data"]["duplicates"]["prompts"]["near"] = {"clusters": 1, "rows": 9, "largest": largest}

@@ -128,7 +128,7 @@ def test_the_page_is_read_by_its_headings_and_plots_have_names(browser: Any, pag
     assert page.get_by_role("img", name="Principles cited, by source").count() == 1
     assert page.get_by_role("heading", level=1).count() == 1
     names = page.evaluate("() => [...document.querySelectorAll('nav a')].map(a => [a.hash.slice(1), a.textContent])")
-    assert len(names) == 11
+    assert len(names) == 12
     for anchor, name in names:
         page.get_by_role("link", name=name, exact=True).click()
         assert page.evaluate("id => document.getElementById(id).getBoundingClientRect().top < innerHeight", anchor)

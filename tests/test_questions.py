@@ -30,6 +30,7 @@ from selfalign.evaluation.wanted import Wanted
 from selfalign.journal import Journal
 from selfalign.progress import Screen
 from selfalign.records import OpenAnswer, PairVerdict, Score, read_jsonl
+from selfalign.report import answers as report_answers
 
 DATA = Path(__file__).parent / "data"
 VICUNA, OWN = str(DATA / "fixture_vicuna.jsonl"), str(DATA / "fixture_questions.jsonl")
@@ -244,6 +245,18 @@ def test_two_shot_is_a_column_and_puts_the_worked_turns_before_the_question(
     without = replace_two_shot(default_constitution)
     with pytest.raises(UserError, match=r"prompts\.two_shot is empty"):
         compare.run(fake_run(name="without", texts=without), replace(WANTED, prompt="two-shot"))
+
+
+def test_the_report_shows_the_answers_side_by_side(fake_run: Callable[..., Context]) -> None:
+    context = fake_run()
+    assert report_answers.gather(context.run) == {"side_by_side": [], "heldout": 0, "questions": []}
+    compare.run(context, replace(WANTED, models=["base", "final"]))
+    compare.run(context, replace(WANTED, models=["base"], prompt="two-shot"))
+    [shown] = report_answers.questions(context.run)
+    assert (shown["title"], shown["file"]) == ("Vicuna questions (fixture)", "5_evaluation/vicuna.jsonl")
+    questions_ = [i.turns[0] for i in load("vicuna", VICUNA).items if isinstance(i, Task)]
+    assert [r["message"] for r in shown["rows"]] == questions_ and shown["number"] == 4
+    assert all(set(r["answers"]) == {"base · standard", "base · two-shot", "final"} for r in shown["rows"])
 
 
 def replace_two_shot(texts: Constitution) -> Constitution:

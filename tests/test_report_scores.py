@@ -160,6 +160,8 @@ def pair_scores(found: list[tuple[str, str]], **more: Any) -> list[dict[str, Any
         ([("B", "A")] * 9 + [("A", "A")], "worse"),
         ([("A", "B"), ("B", "A"), ("A", "A")] * 3, "no difference"),
         ([("A", "B"), ("A", "B")], "no difference"),
+        ([("A", "B")] * 5, "no difference"),  # Wilson: 57 % to 100 %; p is 0.063
+        ([("A", "B")] * 6, "better"),
         ([("", "")] * 9, ""),
     ],
 )

@@ -133,8 +133,8 @@ def _counts_text(counts: dict[str, int], rival: str) -> str:
 def verdict(score: dict[str, Any]) -> str:
     """better, worse, higher, lower or no difference, from the interval of the paired difference; else empty.
 
-    A win rate is compared with one half. Higher and lower are said of measures that are neither good nor bad in
-    themselves, as lengths are.
+    A win rate is compared with one half, and its exact test must agree: of few pairs no interval is exact. Higher and
+    lower are said of measures that are neither good nor bad in themselves, as lengths are.
     """
     measure, value, equal = score["measure"].lower(), "difference", 0.0
     low, high = score["difference_low"], score["difference_high"]
@@ -142,7 +142,7 @@ def verdict(score: dict[str, Any]) -> str:
         value, equal, low, high = "value", 0.5, score["low"], score["high"]
     if score[value] is None or low is None or high is None or not math.isfinite(low + high):
         return ""
-    if low <= equal <= high:
+    if low <= equal <= high or (equal and score["p"] is not None and score["p"] > 0.05):
         return "no difference"
     up = low > equal
     if measure.startswith(_LOWER):
@@ -175,14 +175,15 @@ def groups(scores: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [
         {
             "benchmark": benchmark,
-            "title": _title(benchmark),
+            "title": title(benchmark),
             **{kind: [_measure(name, rows) for name, rows in measures.items()] for kind, measures in parts.items()},
         }
         for benchmark, parts in found.items()
     ]
 
 
-def _title(benchmark: str) -> str:
+def title(benchmark: str) -> str:
+    """What a benchmark is called on the page."""
     name, space, rest = benchmark.partition(" ")
     return BENCHMARKS.get(name.lower(), name) + space + rest
 
@@ -197,7 +198,16 @@ def _measure(name: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
     for row in sorted(rows, key=lambda row: _place(row["model"])):
         which = (row["model"], row["prompt"])
         label = row["model"] if len(prompts[row["model"]]) == 1 else " · ".join(which)
-        shown.append({**row, "label": label, "repeat": which == before, "verdict": verdict(row), "p_text": p_text(row)})
+        shown.append(
+            {
+                "counts": "",
+                **row,
+                "label": label,
+                "repeat": which == before,
+                "verdict": verdict(row),
+                "p_text": p_text(row),
+            }
+        )
         before = which
     return {"name": name, "unit": kind, "rows": shown}
 
