@@ -56,21 +56,22 @@ def _row(situation: Situation, reply: Reply, leaks: Leaks) -> BehaviourAnswer:
 
 
 def as_items(rows: Sequence[BehaviourAnswer]) -> list[ItemScore]:
-    """The answers as values of measures, for the tables."""
+    """The answers as values of measures, for the tables: what belongs to one kind of situation, what to all, probes."""
     columns: dict[tuple[str, str], list[BehaviourAnswer]] = {}
     for row in rows:
         columns.setdefault((row.model, row.prompt), []).append(row)
-    found = []
+    own = [_item(r, TASK, _shares(r, _OF_KIND[r.kind])) for kind in _OF_KIND for r in rows if r.kind == kind]
+    of_all, probes = [], []
     for mine in columns.values():
         is_common = conduct.common_opening([r.answer for r in mine])
         for row in mine:
-            values = {**_values(row), conduct.SAME_OPENING: float(is_common(row.answer))}
-            values[conduct.LENGTH] = float(len(row.answer.split()))
-            found.append(_item(row, TASK, values))
+            values = {**_shares(row, _OF_ALL), conduct.SAME_OPENING: float(is_common(row.answer))}
+            of_all.append(_item(row, TASK, {**values, conduct.LENGTH: float(len(row.answer.split()))}))
             if row.passed is not None:
                 part = "held back where it does not belong" if row.contrast else "shown where it belongs"
-                found.append(_item(row, PROBES, {"passed": float(row.passed), f"passed: {part}": float(row.passed)}))
-    return found
+                passed = float(row.passed)
+                probes.append(_item(row, PROBES, {"passed": passed, f"passed: {part}": passed}))
+    return own + of_all + probes
 
 
 def _item(row: BehaviourAnswer, benchmark: str, values: dict[str, float]) -> ItemScore:
@@ -89,5 +90,5 @@ _OF_KIND = {
 _OF_ALL = (conduct.RUN_ON, conduct.LOOPS, conduct.THOUGHTS, conduct.LEAKED)
 
 
-def _values(row: BehaviourAnswer) -> dict[str, float]:
-    return {rule: float(rule in row.shows) for rule in (*_OF_KIND[row.kind], *_OF_ALL)}
+def _shares(row: BehaviourAnswer, rules: Sequence[str]) -> dict[str, float]:
+    return {rule: float(rule in row.shows) for rule in rules}
