@@ -217,7 +217,7 @@ def test_status_json_and_chat_on_the_fake_engine(tmp_path: Path) -> None:
     for style in ("concise", "two-shot"):
         assert selfalign("chat", "runs/quick", "-p", "Hi", "--style", style, cwd=tmp_path).stdout.strip()
     one_line(selfalign("chat", "runs/quick", "-p", "x", "--style", "rude", cwd=tmp_path), 1, "rude", "two-shot")
-    dialogue = selfalign("chat", "runs/quick", cwd=tmp_path, input="Hello\n/quit\n")
+    dialogue = selfalign("chat", "runs/quick", "--lines", cwd=tmp_path, input="Hello\n/quit\n")
     assert dialogue.returncode == 0 and "single-turn" in dialogue.stderr
 
 

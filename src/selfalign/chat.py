@@ -1,20 +1,92 @@
-"""Talk to a run's models in the terminal, streaming."""
+"""Talk to a run's models in the terminal: streamed, several turns, side by side, from a pipe."""
 
 from __future__ import annotations
 
 import signal
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
 
-from selfalign import engines
+from selfalign import atomic, engines
 from selfalign.context import Context
 from selfalign.dialogue import PLAIN, Turn
-from selfalign.engines.base import Engine, RowError, Sampling, Step
+from selfalign.engines.base import Engine, Pieces, RowError, Sampling, Step
 from selfalign.errors import UserError
+from selfalign.evaluation.forms import PROMPTS, PromptKind, opening
 from selfalign.evaluation.heldout import ADAPTERS, models
 from selfalign.progress import plain
+from selfalign.records import to_json
 from selfalign.signals import STOP
 
-STYLES = ("standard", "concise", "verbose", "two-shot")
+STYLES: tuple[PromptKind, ...] = PROMPTS[:-1]
+HELP = """\
+/model NAME        go on with another model
+/compare           every message answered by every model; once more ends it
+/prompt            the text before the dialogue; /prompt NAME takes another one
+/retry             another answer to the last message
+/undo              take the last message and its answer back
+/new               begin anew
+/save FILE         the dialogue as a line of JSON (messages), added to the file
+/help, /quit       Ctrl-D ends, too; Ctrl-C ends an answer"""
+
+
+@dataclass
+class Talk:
+    """A dialogue with the models of a run.
+
+    Args:
+        found: model -> the stage whose adapter it has.
+    """
+
+    context: Context
+    engine: Engine
+    found: dict[str, str | None]
+    model: str
+    style: PromptKind
+    sampling: Sampling
+    seed: int
+    compares: bool = False
+    turns: list[Turn] = field(default_factory=list)
+    tries: int = 0
+    """Answers asked for so far: each is drawn with another seed."""
+
+    def shown_prompt(self) -> str:
+        """The text that stands before the dialogue."""
+        return "".join(p for p in self._pieces([]) if isinstance(p, str)).strip()
+
+    def answer(self, name: str, show: Callable[[str], None]) -> tuple[str, tuple[str, ...]]:
+        """(the model's next answer, control tokens of the text that were neutralised); the answer is shown as it comes.
+
+        Raises:
+            UserError: the dialogue cannot be answered, as when it is longer than the context.
+        """
+        text = ""
+
+        def on_text(stretch: str) -> bool:
+            nonlocal text
+            new = stretch if text else stretch.lstrip()
+            text += new
+            show(new)
+            return not STOP.is_set
+
+        template = self.context.model.template if self.context.has_weights else PLAIN
+        adapter = self.found[name] if self.context.has_weights else None
+        step = Step(self.sampling, stop=template.stops())
+        try:
+            part = self.engine.generate(self._pieces(self.turns), step, self.seed + self.tries, adapter, on_text)
+        except RowError as error:
+            raise UserError(f"the message cannot be answered: {error}; /undo takes it back, /new begins anew") from None
+        return text, part.neutralised
+
+    def _pieces(self, turns: list[Turn]) -> Pieces:
+        template = self.context.model.template if self.context.has_weights else PLAIN
+        return opening(template, self.context.run.constitution, self.style, turns)
+
+    def messages(self) -> dict[str, object]:
+        """The dialogue as OpenAI's messages, and whom it was with."""
+        said = [{"role": t.role, "content": t.text} for t in self.turns]
+        return {"messages": said, "model": self.model, "prompt": self.style, "run": self.context.run.path.name}
 
 
 def start(
@@ -25,69 +97,87 @@ def start(
     max_tokens: int,
     seed: int,
     style: str = "standard",
+    compares: bool = False,
+    lines: bool = False,
 ) -> None:
-    """One answer where `prompt` is given, else a dialogue until Ctrl-D, Ctrl-C or /quit.
+    """One answer to `prompt` or to what is piped in, else a dialogue until Ctrl-D, Ctrl-C or /quit.
 
     Args:
+        prompt: "-" stands for standard input.
         style: which inference prompt opens the dialogue; two-shot is the standard one and two worked turns.
+        compares: every message is answered by every model of the run.
+        lines: each line of standard input is a message, or a command, of one dialogue.
 
     Raises:
-        UserError: the model is not one of the run's, or the style is not known.
+        UserError: the model is not one of the run's, the style is not known, or nothing is asked.
     """
-    if style not in STYLES:
-        raise UserError(f"--style {style!r} is not known; known are {', '.join(STYLES)}")
     found = models(context)
-    name = model or list(found)[-1]
-    if name not in found:
-        known = ", ".join(found)
-        why = "was not trained in this run" if name in ADAPTERS else "is not a model"
-        raise UserError(f"--model {name!r} {why}; this run has {known}")
-    adapter = found[name] if context.has_weights else None
-    base = context.model if context.has_weights else None
-    adapters = {adapter: context.run.adapter(adapter)} if adapter else {}
-    engine = engines.start(context.recipe.engine, base, adapters, 1, context.screen.say)
+    name, kind = _model(found, model or list(found)[-1]), _style(style)
+    if prompt == "-" or (prompt is None and not lines and not sys.stdin.isatty()):
+        prompt = sys.stdin.read().strip()
+        if not prompt:
+            raise UserError("standard input is empty: pipe a message in, or say it with -p")
     settings = context.recipe.evaluate
     sampling = Sampling(
         temperature, settings.top_p, max_tokens, context.recipe.engine.top_k, repetition=settings.repetition
     )
+    engine = _engine(context, [name] if prompt is not None and not compares else list(found), found)
+    talk = Talk(context, engine, found, name, kind, sampling, seed, compares)
     try:
         if prompt is not None:
-            _say(context, engine, adapter, [Turn("user", prompt)], sampling, seed, style)
+            _say(talk, prompt, heads=compares)
             STOP.check()
             return
-        _dialogue(context, engine, adapter, name, sampling, seed, style)
+        _dialogue(talk, _read if lines else _ask)
     finally:
         engine.close()
 
 
-def _dialogue(
-    context: Context, engine: Engine, adapter: str | None, name: str, sampling: Sampling, seed: int, style: str
-) -> None:
-    label = context.run.constitution.assistant.name
-    context.screen.say(
-        f"{label} ({name} model of {context.run.path.name}). Training was single-turn: later turns may be weaker. "
-        "/quit or Ctrl-D ends.",
+def _model(found: dict[str, str | None], name: str) -> str:
+    if name not in found:
+        why = "was not trained in this run" if name in ADAPTERS else "is not a model"
+        raise UserError(f"model {name!r} {why}; this run has {', '.join(found)}")
+    return name
+
+
+def _style(style: str) -> PromptKind:
+    kind = next((s for s in STYLES if s == style), None)
+    if kind is None:
+        raise UserError(f"prompt {style!r} is not known; known are {', '.join(STYLES)}")
+    return kind
+
+
+def _engine(context: Context, names: list[str], found: dict[str, str | None]) -> Engine:
+    """An engine with the adapters of these models."""
+    stages = [s for s in (found[n] for n in names) if s] if context.has_weights else []
+    base = context.model if context.has_weights else None
+    adapters = {s: context.run.adapter(s) for s in stages}
+    return engines.start(context.recipe.engine, base, adapters, 1, context.screen.say)
+
+
+def _dialogue(talk: Talk, read: Callable[[], str]) -> None:
+    run, label = talk.context.run, talk.context.run.constitution.assistant.name
+    talk.context.screen.say(
+        f"{label} ({talk.model} model of {run.path.name}). Training was single-turn: later turns may be weaker. "
+        "/help lists commands, /quit or Ctrl-D ends.",
         "dim",
     )
-    turns: list[Turn] = []
     STOP.message = b""
     while True:
         try:
-            message = _ask()
+            message = read()
         except (EOFError, KeyboardInterrupt):
             print()
             return
         if message in ("/quit", "/exit"):
             return
-        if not message:
-            continue
-        turns.append(Turn("user", message))
-        print(f"\n{label}: ", end="", flush=True)
         try:
-            turns.append(Turn("assistant", _say(context, engine, adapter, turns, sampling, seed + len(turns), style)))
+            if message.startswith("/"):
+                _command(talk, message)
+            elif message:
+                _say(talk, message, heads=True)
         except UserError as error:
-            turns.pop()
-            print(f"\n{error}", file=sys.stderr)
+            print(f"{plain(str(error))}", file=sys.stderr)
         if STOP.is_set:
             STOP.check_terminated()
             STOP.clear()
@@ -102,31 +192,94 @@ def _ask() -> str:
         signal.signal(signal.SIGINT, before)
 
 
-def _say(
-    context: Context, engine: Engine, adapter: str | None, turns: list[Turn], sampling: Sampling, seed: int, style: str
-) -> str:
-    """Stream the next answer to standard output; returns it."""
-    constitution = context.run.constitution
-    template = context.model.template if context.has_weights else PLAIN
-    opening = "standard" if style == "two-shot" else style
-    shots = constitution.prompts.two_shot if style == "two-shot" else []
-    lead = [turn for shot in shots for turn in (Turn("user", shot.user), Turn("assistant", shot.answer))]
-    system = constitution.inference_prompt(opening)  # type: ignore[arg-type]
-    pieces = template.prompt(system, [*lead, *turns], constitution.assistant.name)
-    text = ""
+def _read() -> str:
+    """The next line of standard input."""
+    line = sys.stdin.readline()
+    if not line:
+        raise EOFError
+    return line.strip()
 
-    def show(stretch: str) -> bool:
-        nonlocal text
-        new = stretch if text else stretch.lstrip()
-        text += new
-        print(plain(new), end="", flush=True)
-        return not STOP.is_set
 
+def _command(talk: Talk, message: str) -> None:
+    """What begins with a slash.
+
+    Raises:
+        UserError: there is no such command, or it cannot be done.
+    """
+    name, _, rest = message[1:].partition(" ")
+    rest, say = rest.strip(), talk.context.screen.say
+    if name == "help":
+        print(HELP)
+    elif name == "model":
+        talk.model = _model(talk.found, rest) if rest else talk.model
+        say(f"{talk.model}; this run has {', '.join(talk.found)}", "dim")
+    elif name == "compare":
+        talk.compares = not talk.compares
+        say(f"every message is answered by {', '.join(talk.found) if talk.compares else talk.model}", "dim")
+    elif name == "prompt":
+        talk.style = _style(rest) if rest else talk.style
+        say(f"{talk.style}; known are {', '.join(STYLES)}", "dim")
+        print(plain(talk.shown_prompt()))
+    elif name in ("retry", "undo"):
+        _take_back(talk, again=name == "retry")
+    elif name == "new":
+        talk.turns.clear()
+        say("a new dialogue", "dim")
+    elif name == "save":
+        _save(talk, rest)
+    else:
+        raise UserError(f"/{name} is not known; /help lists the commands")
+
+
+def _take_back(talk: Talk, again: bool) -> None:
+    if not talk.turns:
+        raise UserError("nothing was said yet")
+    message = talk.turns[-2].text
+    del talk.turns[-2:]
+    if again:
+        _say(talk, message, heads=True)
+    else:
+        talk.context.screen.say(f"taken back: {message}", "dim")
+
+
+def _save(talk: Talk, target: str) -> None:
+    """Add the dialogue to a file, as a line of JSON that others read as messages."""
+    if not target:
+        raise UserError("/save needs a file, as /save talk.jsonl")
+    if not talk.turns:
+        raise UserError("nothing was said yet")
+    path = Path(target).expanduser()
     try:
-        part = engine.generate(pieces, Step(sampling, stop=template.stops()), seed, adapter, show)
-    except RowError as error:
-        raise UserError(f"the message cannot be answered: {error}") from None
-    print()
-    if part.neutralised:
-        context.screen.say(f"  control tokens in the text neutralised: {' '.join(part.neutralised)}", "yellow")
-    return text
+        before = path.read_text("utf-8") if path.exists() else ""
+        atomic.write_text(path, before + to_json(talk.messages()) + "\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be written ({error})") from None
+    talk.context.screen.say(f"saved: {path}", "dim")
+
+
+def _say(talk: Talk, message: str, heads: bool) -> None:
+    """Put the message to the model (or to all) and print each answer as it comes; the talk goes on with its model's.
+
+    Args:
+        heads: say who answers.
+    """
+    label = talk.context.run.constitution.assistant.name
+    talk.turns.append(Turn("user", message))
+    answer = ""
+    try:
+        for name in list(talk.found) if talk.compares else [talk.model]:
+            if heads:
+                who = f"{label} ({name})" if talk.compares else label
+                print(f"\n{who}: ", end="", flush=True)
+            text, neutralised = talk.answer(name, lambda new: print(plain(new), end="", flush=True))
+            print()
+            if neutralised:
+                talk.context.screen.say(f"  control tokens in the text neutralised: {' '.join(neutralised)}", "yellow")
+            answer = text if name == talk.model else answer
+            if STOP.is_set:
+                break
+    except UserError:
+        talk.turns.pop()
+        raise
+    talk.turns.append(Turn("assistant", answer))
+    talk.tries += 1

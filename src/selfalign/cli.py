@@ -262,8 +262,14 @@ def duplicates(
 @app.command()
 def chat(
     run: Run,
-    prompt: Annotated[str | None, typer.Option("-p", "--prompt", help="Print one answer and end.")] = None,
+    prompt: Annotated[
+        str | None, typer.Option("-p", "--prompt", help="Print one answer and end; - reads standard input.")
+    ] = None,
     model: Annotated[str, typer.Option(help="base, engraved or final; the last one trained unless given.")] = "",
+    compare: Annotated[bool, typer.Option("--compare", help="Every model of the run answers.")] = False,
+    lines: Annotated[
+        bool, typer.Option("--lines", help="Each line of standard input is a message, or a command, of one dialogue.")
+    ] = False,
     temperature: Annotated[float, typer.Option(min=0.0, max=5.0)] = 0.3,
     max_tokens: Annotated[int, typer.Option(min=1, max=8192)] = 512,
     seed: Annotated[int, typer.Option(min=0)] = 0,
@@ -271,12 +277,12 @@ def chat(
         str, typer.Option(help="The inference prompt: standard, concise, verbose or two-shot.")
     ] = "standard",
 ) -> None:
-    """Talk to the base, engraved or final model in the terminal."""
+    """Talk to the base, engraved or final model in the terminal; what is piped in is one message."""
     from selfalign import chat as chats
 
     context = _open(run)
     try:
-        chats.start(context, prompt, model, temperature, max_tokens, seed, style)
+        chats.start(context, prompt, model, temperature, max_tokens, seed, style, compare, lines)
     finally:
         context.release_engine()
 
