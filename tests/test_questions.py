@@ -145,6 +145,18 @@ def test_a_judge_says_who_is_better_in_both_orders(
     assert {f"win rate against base, judged by {j}" for j in ("by rule", "other")} < measures
 
 
+def test_other_weights_under_a_judges_name_take_the_place_of_its_verdicts(
+    fake_run: Callable[..., Context], judged_by: Callable[[Judge], None]
+) -> None:
+    context, wanted = fake_run(script=under_the_constitution), replace(WANTED, judge="x", models=["base", "prompted"])
+    for word, wins, losses in (("good", 4, 0), ("some", 0, 4)):
+        judged_by(Judge("j", Fake(script=prefers(word)), word))
+        compare.run(context, wanted)
+        scores = compare.read_scores(context.run.scores)
+        assert [by(scores, "prompted base", m).value for m in ("wins", "losses")] == [wins, losses]
+    assert len(read_jsonl(context.run.jsonl("vicuna-verdicts"), PairVerdict)) == 4
+
+
 def test_a_judge_that_looks_at_the_place_alone_is_seen(
     fake_run: Callable[..., Context], judged_by: Callable[[Judge], None]
 ) -> None:

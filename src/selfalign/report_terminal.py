@@ -21,7 +21,7 @@ from selfalign.records import Answer, ProbeAnswer, Score, read_jsonl
 from selfalign.report import page
 from selfalign.report.answers import side_by_side
 from selfalign.report.data import Row
-from selfalign.report.scores import folded, read_scores, score_text
+from selfalign.report.scores import folded, p_text, read_scores, score_text
 from selfalign.report.scores import verdict as word
 from selfalign.run import RunDir, held
 
@@ -158,7 +158,7 @@ def show_benchmarks(scores: Sequence[Score]) -> None:
     console = stdout_console()
     rows = folded([asdict(s) for s in scores])
     scores = [Score(**{name: row[name] for name in Score.__dataclass_fields__}) for row in rows]
-    pairs = {s: ": ".join(filter(None, (word(r), r.get("counts")))) for s, r in zip(scores, rows, strict=True)}
+    pairs = {s: _pairs(r) for s, r in zip(scores, rows, strict=True)}
     for name, measure in dict.fromkeys((s.benchmark, s.measure) for s in scores if "/" not in s.benchmark):
         console.print(f"[bold]{escape(plain(name))}[/bold]  {escape(plain(measure))}", soft_wrap=True)
         table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
@@ -177,6 +177,12 @@ def show_benchmarks(scores: Sequence[Score]) -> None:
         console.print(table)
         _show_subsets(console, [s for s in scores if s.benchmark.startswith(f"{name}/") and s.measure == measure])
         console.print()
+
+
+def _pairs(row: dict[str, Any]) -> str:
+    """What a win rate's pairs came to, and what that may be called."""
+    text = ", ".join(filter(None, (row.get("counts"), p_text(row))))
+    return ": ".join(filter(None, (word(row), text)))
 
 
 def _show_subsets(console: Console, scores: Sequence[Score]) -> None:
