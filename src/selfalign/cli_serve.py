@@ -56,7 +56,7 @@ def start(
     """
     from selfalign.web import app, guard, server
     from selfalign.web.generation import Generation
-    from selfalign.web.openai_shape import Limits
+    from selfalign.web.openai_request import Limits
     from selfalign.web.served import Served
 
     server.check_installed()

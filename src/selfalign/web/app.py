@@ -9,10 +9,12 @@ import traceback
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from selfalign.web import openai_shape as shape
+from selfalign.web import openai_answer as shape
+from selfalign.web import openai_request as asked
 from selfalign.web.generation import Done, Generation, Job, Left, Running
 from selfalign.web.guard import Guard, Policy, Receive, Refused, Scope, Send, part
-from selfalign.web.openai_shape import Choice, Head, Limits, Options
+from selfalign.web.openai_answer import Choice, Head
+from selfalign.web.openai_request import Limits, Options
 from selfalign.web.served import Served
 
 if TYPE_CHECKING:
@@ -68,12 +70,12 @@ class Api:
 
     async def chat(self, request: Request) -> Answer:
         """POST /v1/chat/completions."""
-        wanted = shape.chat(await _json_body(request), self._limits)
+        wanted = asked.chat(await _json_body(request), self._limits)
         return self._answer(wanted.options, self._served.chat_jobs(wanted), "chatcmpl", 1)
 
     async def text(self, request: Request) -> Answer:
         """POST /v1/completions."""
-        wanted = shape.text(await _json_body(request), self._limits)
+        wanted = asked.text(await _json_body(request), self._limits)
         return self._answer(wanted.options, self._served.text_jobs(wanted), "cmpl", len(wanted.prompts))
 
     def _answer(self, options: Options, jobs: Sequence[Job], kind: str, prompts: int) -> Answer:

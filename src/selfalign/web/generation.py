@@ -19,7 +19,7 @@ from typing import Literal, TypeAlias
 from selfalign.engines.base import Engine, Part, Request, RowError, Step, TooLong, whole_characters
 from selfalign.errors import SelfAlignError
 from selfalign.web.guard import Refused
-from selfalign.web.openai_shape import Choice, Usage
+from selfalign.web.openai_answer import Choice, Usage
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from selfalign.evaluation.heldout import models
 from selfalign.guided import Form
 from selfalign.web.generation import Job
 from selfalign.web.guard import Refused
-from selfalign.web.openai_shape import STYLES, Chat, Options, Text
+from selfalign.web.openai_request import STYLES, Chat, Options, Text
 
 PROMPTED = "prompted-base"
 DEFAULT_TOKENS = 512
