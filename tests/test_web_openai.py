@@ -156,6 +156,7 @@ def test_plain_prompts():
     assert ask(prompt="Once").prompts == ("Once",)
     assert ask(prompt=["a", "b"], n=4, best_of=1, echo=False).prompts == ("a", "b")
     assert ask(prompt="").prompts == ("",)
+    assert ask(prompt=["half \ud800"]).prompts == ("half ?",)
     for wrong in ({}, {"prompt": []}, {"prompt": [1, 2]}, {"prompt": [[1]]}, {"prompt": ["a", "b"], "n": 5}):
         with pytest.raises(Refused):
             ask(**wrong)

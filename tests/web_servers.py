@@ -7,6 +7,7 @@ import http.client
 import json
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,8 +33,8 @@ class Paced(Fake):
     def __init__(self, pace_s: float = 0.0, **more: Any) -> None:
         super().__init__(**more)
         self.pace_s = pace_s
-        self.prompts: list[tuple[str, str | None, int]] = []
-        """(prompt, adapter, seed) of each call."""
+        self.prompts: deque[tuple[str, str | None, int]] = deque(maxlen=50)
+        """(prompt, adapter, seed) of the last calls."""
         self.cut = 0
         """Calls that the reader ended."""
         self.at_once = 0

@@ -117,7 +117,7 @@ def text(body: bytes, limits: Limits) -> Text:
     options = _options(value, limits)
     if len(prompts) * options.n > limits.n:
         raise _bad(f"prompts times n may be {limits.n} at most", "prompt")
-    return Text(options, prompts)
+    return Text(options, tuple(whole_characters(p) for p in prompts))
 
 
 # -- fields ------------------------------------------------------------------------------------------------------------

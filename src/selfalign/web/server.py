@@ -101,11 +101,15 @@ def _patient() -> Any:
     class Patient(H11Protocol):
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
-            self.loop.call_later(HEADER_S, self._hurry)
+            self.patience = self.loop.call_later(HEADER_S, transport.abort)
 
-        def _hurry(self) -> None:
-            cycle: Any = self.cycle
-            if cycle is None and not self.transport.is_closing():
-                self.transport.abort()
+        def handle_events(self) -> None:
+            super().handle_events()
+            if self.cycle:
+                self.patience.cancel()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self.patience.cancel()
+            super().connection_lost(exc)
 
     return Patient
