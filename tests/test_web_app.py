@@ -11,10 +11,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+import openai_conformance
+from selfalign.constitution import Constitution
 from selfalign.context import Context
 from selfalign.web.app import PARTS
 from selfalign.web.guard import Policy, cookie_value
@@ -410,8 +413,6 @@ def test_fuzzed_requests_are_answered_or_refused(run: Context):
 
 
 def resident_mb() -> float:
-    from pathlib import Path
-
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * 4096 / 1e6
 
@@ -465,3 +466,57 @@ def test_slow_and_rude_clients_do_not_keep_others_out(run: Context):
             assert open_ones[0].recv(10) == b""
         for one in open_ones:
             one.close()
+
+
+# -- the official client -----------------------------------------------------------------------------------------------
+
+
+def test_the_openai_client_finds_what_it_expects(quick: Running):
+    openai_conformance.check(quick.url, ["base", "prompted-base", "engraved", "final"])
+
+
+def test_the_openai_client_is_told_of_the_token_and_the_queue(run: Context):
+    import openai
+
+    with serving(run, Paced(0.05), slots=1, max_queue=0, policy=Policy(token=TOKEN)) as running:
+        with openai_conformance.client(running.url) as asked, pytest.raises(openai.AuthenticationError):
+            asked.models.list()
+        with openai_conformance.client(running.url, TOKEN) as asked:
+            fixed: Any = {"model": "base", "messages": openai_conformance.ASKED, "stream": True}
+            with asked.chat.completions.create(**fixed) as stream:
+                next(iter(stream))
+                with pytest.raises(openai.RateLimitError) as caught:
+                    asked.chat.completions.create(**fixed)
+                assert caught.value.response.headers["retry-after"].isdigit()
+            running.settle()  # the stream was closed before its end
+            assert running.engine.cut == 1
+
+
+def test_a_real_engine_answers_the_openai_client(tmp_path: Path, default_constitution: Constitution):
+    """llama.cpp on a tiny random model: what comes is noise, but it comes as it should."""
+    import tiny_models
+    from selfalign import recipe as recipes
+    from selfalign.progress import Screen
+    from selfalign.run import RunDir
+    from selfalign.web.served import Served
+
+    base = tiny_models.write(tmp_path / "base", "llama")
+    recipe = recipes.load("quick", [f"model={base}", "engine.kind=llama_cpp", "engine.context=4096"])
+    context = Context(RunDir.create(tmp_path / "run", recipe, default_constitution), Screen(-1))
+    engine = Served(context).start(2)
+    try:
+        with serving(context, engine, slots=2) as running:
+            assert [m["id"] for m in json.loads(running.ask("GET", "/v1/models")[2])["data"]] == [
+                "base",
+                "prompted-base",
+            ]
+            status, found = running.chat(model="base", seed=1, max_tokens=8, temperature=1)
+            assert status == 200
+            assert found["usage"]["completion_tokens"] == 8
+            assert running.chat(model="final")[0] == 404
+            openai_conformance.check_length(running.url, "base")
+            leave(running, {**CHAT, "stream": True, "max_tokens": 4000, "temperature": 2}, 2000)
+            running.settle()
+    finally:
+        engine.close()
+        context.journal.close()
