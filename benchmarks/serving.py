@@ -143,9 +143,8 @@ def main() -> None:
     thread.start()
     try:
         times = first_tokens(port, given.first)
-        print(
-            f"first token, {len(times)} short messages: median {statistics.median(times):.3f} s, worst {max(times):.3f} s"
-        )
+        middle = statistics.median(times)
+        print(f"first token, {len(times)} short messages: median {middle:.3f} s, worst {max(times):.3f} s")
         for at_once in (1, SLOTS):
             ratios, speeds = [], []
             for number in range(given.rounds):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from selfalign.web import openai_answer as shape
 from selfalign.web import openai_request as asked
 from selfalign.web.generation import Done, Generation, Job, Left, Running
-from selfalign.web.guard import Guard, Policy, Receive, Refused, Scope, Send, part
+from selfalign.web.guard import Guard, Message, Policy, Receive, Refused, Scope, Send, part
 from selfalign.web.openai_answer import Choice, Head
 from selfalign.web.openai_request import Limits, Options
 from selfalign.web.served import Served
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 PARTS = {"chat.css": "text/css", "chat.js": "text/javascript", "icon.svg": "image/svg+xml"}
 """What the page consists of besides base.css, which the guard serves."""
+READ_S = 60.0
+"""Seconds in which a client must take the next part of its answer."""
 
 
 def build(served: Served, generation: Generation, policy: Policy, limits: Limits) -> Guard:
@@ -95,10 +97,11 @@ class Answer:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         watch = asyncio.create_task(self._watch(receive))
+        send = _impatient(send)
         try:
             await (self._stream(send) if self._options.stream else self._whole(send))
-        except Left:
-            # Where the server ends, the client is still there: it sees the connection close.
+        except (Left, TimeoutError):
+            # Where the server ends, or a client does not read, it sees the connection close.
             pass
         except Refused as refused:
             await _start(send, refused.status, refused.headers())
@@ -155,6 +158,16 @@ class Answer:
             chunks = tuple({"usage": None, **chunk} for chunk in chunks)
         body = b"".join(shape.event(chunk) for chunk in chunks)
         await send({"type": "http.response.body", "body": body, "more_body": True})
+
+
+def _impatient(send: Send) -> Send:
+    """Clients that do not read must not keep their answers in memory for ever."""
+
+    async def sending(message: Message) -> None:
+        async with asyncio.timeout(READ_S):
+            await send(message)
+
+    return sending
 
 
 async def _start(send: Send, status: int, headers: list[tuple[bytes, bytes]]) -> None:

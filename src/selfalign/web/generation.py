@@ -6,6 +6,7 @@ Engines block, so each slot has a thread; the event loop gets what they say thro
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import threading
 import time
@@ -112,9 +113,14 @@ class Generation:
         for number, job in enumerate(jobs):
             self.taken += 1
             future = self._pool.submit(self._work, running, number, job)
-            future.add_done_callback(lambda _: running.loop.call_soon_threadsafe(self._free))
+            future.add_done_callback(lambda _: self._over(running.loop))
             running.futures.append(future)
         return running
+
+    def _over(self, loop: asyncio.AbstractEventLoop) -> None:
+        """In whichever thread a job ended or was cancelled; the loop may be gone, where the server ended first."""
+        with contextlib.suppress(RuntimeError):
+            loop.call_soon_threadsafe(self._free)
 
     def _free(self) -> None:
         self.taken -= 1
