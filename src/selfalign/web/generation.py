@@ -74,6 +74,10 @@ class Trim:
         self._begun = self._begun or bool(shown)
         return shown
 
+    def part(self) -> None:
+        """A part ends here: what it ended in is not shown, whatever follows."""
+        self._held = ""
+
 
 class Generation:
     """The engine's slots and the queue before them. One event loop owns it.
@@ -146,7 +150,8 @@ class Generation:
     def _answer(self, job: Job, stopped: Callable[[], bool], number: int, say: Callable[[Event], None]) -> Choice:
         """Run a job's steps; all but the last one are thoughts (see `engines.base.answer`)."""
         prompt, steps = job.request.prompt, job.request.steps
-        trims = {True: Trim(), False: Trim() if job.tidy else None}
+        thinking = Trim()
+        trims = {True: thinking, False: Trim() if job.tidy else None}
         texts = {True: "", False: ""}
 
         def show(stretch: str, thought: bool) -> bool:
@@ -163,6 +168,7 @@ class Generation:
             thought = place < len(steps)
             prompt = (*prompt, step.cue) if step.cue else prompt
             if step.cue and thought:
+                thinking.part()
                 show(step.cue, thought)
             part = self._step(prompt, step, job, lambda stretch, thought=thought: show(stretch, thought))  # type: ignore[misc]
             parts.append(part)
