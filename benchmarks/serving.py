@@ -1,6 +1,6 @@
 """The server's own cost on the embedded model: first token, and decode speed against the bare engine's, side by side.
 
-    python benchmarks/serving.py RUN           # RUN: a finished run of the embedded model; some minutes
+    python benchmarks/serving.py RUN           # RUN: a finished run of the embedded model; about 10 minutes
 
 First token: a short message to the warm final model, streamed, from sending to the first text (median, and the worst
 of all). Decode: in each round the same requests go to the same warm engine in turn, directly (its `generate` with a
@@ -129,7 +129,7 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--answers", type=int, default=4, help="answers of one client and of all, in each round")
-    parser.add_argument("--tokens", type=int, default=200)
+    parser.add_argument("--tokens", type=int, default=150)
     parser.add_argument("--first", type=int, default=40, help="short messages")
     given = parser.parse_args()
     context = Context(RunDir.open(given.run), Screen(-1))
