@@ -19,6 +19,7 @@ import pytest
 import openai_conformance
 from selfalign.constitution import Constitution
 from selfalign.context import Context
+from selfalign.engines.base import Part
 from selfalign.web.app import PARTS
 from selfalign.web.guard import Policy, cookie_value
 from selfalign.web.openai_request import Limits
@@ -504,6 +505,13 @@ def test_a_real_engine_answers_the_openai_client(tmp_path: Path, default_constit
     recipe = recipes.load("quick", [f"model={base}", "engine.kind=llama_cpp", "engine.context=4096"])
     context = Context(RunDir.create(tmp_path / "run", recipe, default_constitution), Screen(-1))
     engine = Served(context).start(2)
+    generate, parts = engine.generate, list[Part]()
+
+    def recorded(*given: Any) -> Part:
+        parts.append(generate(*given))
+        return parts[-1]
+
+    engine.generate = recorded  # type: ignore[method-assign]
     try:
         with serving(context, engine, slots=2) as running:
             assert [m["id"] for m in json.loads(running.ask("GET", "/v1/models")[2])["data"]] == [
@@ -515,8 +523,10 @@ def test_a_real_engine_answers_the_openai_client(tmp_path: Path, default_constit
             assert found["usage"]["completion_tokens"] == 8
             assert running.chat(model="final")[0] == 404
             openai_conformance.check_length(running.url, "base")
-            leave(running, {**CHAT, "stream": True, "max_tokens": 4000, "temperature": 2}, 2000)
+            leave(running, {**CHAT, "stream": True, "max_tokens": 4000, "temperature": 2}, 600)
             running.settle()
+            assert parts[-1].finish == "cancelled"
+            assert len(parts[-1].text) < 3000
     finally:
         engine.close()
         context.journal.close()

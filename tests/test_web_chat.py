@@ -266,7 +266,7 @@ def shows(page: Page, place: str, wanted: str) -> None:
 ELEMENTS = "() => document.querySelectorAll('#dialogue *').length"
 
 
-@pytest.mark.parametrize("count", [65, pytest.param(300, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [len(PARTS) + len(HOSTILE), pytest.param(300, marks=pytest.mark.slow)])
 def test_hostile_text_of_models_and_people_stays_text(browser: Any, fake_run: Callable[..., Context], count: int):
     """So many texts, as messages and as answers: nothing runs, nothing is fetched, nothing is lost."""
     texts = hostile(count, 1)

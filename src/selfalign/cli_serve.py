@@ -63,7 +63,11 @@ def start(
     policy = guard.policy(host, allowed)
     served = Served(context, style)
     listening = server.listen(host, port)
-    engine = served.start(slots)
+    try:
+        engine = served.start(slots)
+    except BaseException:
+        listening.close()
+        raise
     generation = Generation(engine, slots, max_queue)
     try:
         limits = Limits(tokens=max_tokens or context.recipe.engine.context)

@@ -34,6 +34,7 @@ def listen(host: str, port: int) -> socket.socket:
     Raises:
         UserError: the address is none of this machine, or the port is taken.
     """
+    found: socket.socket | None = None
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         found = socket.socket(family, kind, protocol)
@@ -41,6 +42,8 @@ def listen(host: str, port: int) -> socket.socket:
         found.bind(address)
         found.listen(256)
     except OSError as error:
+        if found:
+            found.close()
         taken = error.errno == errno.EADDRINUSE
         what = (
             f"port {port} is taken: name another with --port" if taken else f"cannot listen ({error.strerror or error})"
