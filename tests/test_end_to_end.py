@@ -100,3 +100,14 @@ def test_chat_answers_with_the_base_and_the_final_model(run: Path) -> None:
         assert done.returncode == 0, done.stderr
         said[model] = done.stdout.strip()
     assert said["base"] and said["final"] and said["base"] != said["final"]
+
+
+def test_the_server_answers_the_openai_client_with_every_model(run: Path) -> None:
+    import openai_conformance
+    from test_cli_serve import serve
+
+    with serve(run) as (process, url):
+        openai_conformance.check(url, ["base", "prompted-base", "engraved", "final"])
+        openai_conformance.check_length(url, "final")
+        process.terminate()
+        assert process.wait(20) == 143

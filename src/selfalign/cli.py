@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from selfalign import cli_export
+from selfalign import cli_export, cli_serve
 from selfalign.cli_constitution import AsJson, constitution_app
 
 if TYPE_CHECKING:
@@ -288,6 +288,7 @@ def chat(
 
 
 cli_export.register(app, _screen)
+cli_serve.register(app, _open)
 
 
 @app.command()

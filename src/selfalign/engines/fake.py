@@ -223,14 +223,15 @@ class Fake:
         reply = reply[: min(ends)] if ends else reply
         words = re.findall(r"\s*\S+|\s+", reply)
         if len(words) > step.sampling.max_new_tokens:
-            reply, finish = "".join(words[: step.sampling.max_new_tokens]), "length"
+            words = words[: step.sampling.max_new_tokens]
+            reply, finish = "".join(words), "length"
         if on_text:
             shown = ""
             for word in words:
                 shown += word
                 if not on_text(word):
                     return Part(shown, "cancelled", generated_tokens=len(words))
-        return Part(reply, finish, len(text) // 4, 0, min(len(words), step.sampling.max_new_tokens))  # type: ignore[arg-type]
+        return Part(reply, finish, len(text) // 4, 0, len(words))  # type: ignore[arg-type]
 
     def prime(self, prefix: Pieces, adapter: str | None) -> str:
         """Nothing to compute."""

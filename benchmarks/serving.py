@@ -1,0 +1,171 @@
+"""The server's own cost on the embedded model: first token, and decode speed against the bare engine's, side by side.
+
+    python benchmarks/serving.py RUN           # RUN: a finished run of the embedded model; about 10 minutes
+
+First token: a short message to the warm final model, streamed, from sending to the first text (median, and the worst
+of all). Decode: in each round the same requests go to the same warm engine in turn, directly (its `generate` with a
+reader, as the server calls it) and through HTTP as streams; tokens a second from an answer's first text to its end,
+one client and as many as there are slots. Ratios are within a round; medians over the rounds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import http.client
+import json
+import statistics
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from selfalign import constitution
+from selfalign.context import Context
+from selfalign.engines.base import Engine
+from selfalign.progress import Screen
+from selfalign.run import RunDir
+from selfalign.web import app, openai_request, server
+from selfalign.web.generation import Generation
+from selfalign.web.guard import Policy
+from selfalign.web.openai_request import Limits
+from selfalign.web.served import Served
+
+SLOTS = 4
+MODEL = "final"
+MESSAGES = [seed.instruction for seed in constitution.load_seeds("default")]
+
+
+def body(number: int, tokens: int) -> dict[str, Any]:
+    """A request for an answer that is as long as it may be, as a rule: hot, with a seed of its own."""
+    messages = [{"role": "user", "content": f"{MESSAGES[number % len(MESSAGES)]} Write a long story about it."}]
+    return {
+        "model": MODEL,
+        "messages": messages,
+        "seed": number,
+        "temperature": 1.0,
+        "top_p": 1.0,
+        "max_tokens": tokens,
+    }
+
+
+class Measured:
+    """What one answer took."""
+
+    def __init__(self) -> None:
+        self.began = time.monotonic()
+        self.first = 0.0
+        self.tokens = 0
+        self.ended = 0.0
+
+    def text(self) -> None:
+        self.first = self.first or time.monotonic()
+
+    def end(self, tokens: int) -> Measured:
+        self.tokens, self.ended = tokens, time.monotonic()
+        return self
+
+
+def directly(engine: Engine, served: Served, wanted: dict[str, Any]) -> Measured:
+    (job,) = served.chat_jobs(openai_request.chat(json.dumps(wanted).encode(), Limits()))
+    found = Measured()
+
+    def show(_: str) -> bool:
+        found.text()
+        return True
+
+    request = job.request
+    part = engine.generate(request.prompt, request.steps[0], request.seed, request.adapter, show)
+    return found.end(part.generated_tokens)
+
+
+def over_http(port: int, wanted: dict[str, Any]) -> Measured:
+    found = Measured()
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=600)
+    asked = {**wanted, "stream": True, "stream_options": {"include_usage": True}}
+    connection.request("POST", "/v1/chat/completions", json.dumps(asked), {"content-type": "application/json"})
+    reply = connection.getresponse()
+    assert reply.status == 200, reply.read()
+    tokens = 0
+    for line in reply:
+        if not line.startswith(b"data: {"):
+            continue
+        event = json.loads(line[6:])
+        if event["usage"]:
+            tokens = event["usage"]["completion_tokens"]
+        elif event["choices"][0]["delta"].get("content"):
+            found.text()
+    connection.close()
+    return found.end(tokens)
+
+
+def rate(answers: list[Measured]) -> float:
+    """Tokens a second while answers came: of all together, from the first text of any to the last one's end."""
+    first = min(a.first for a in answers)
+    return sum(a.tokens for a in answers) / (max(a.ended for a in answers) - first)
+
+
+def many(lane: Any, wanted: list[dict[str, Any]], at_once: int) -> float:
+    if at_once == 1:
+        rates = [(a.tokens - 1, a.ended - a.first) for a in map(lane, wanted)]
+        return sum(tokens for tokens, _ in rates) / sum(seconds for _, seconds in rates)
+    with ThreadPoolExecutor(at_once) as clients:
+        return rate(list(clients.map(lane, wanted)))
+
+
+def first_tokens(port: int, times: int) -> list[float]:
+    """Seconds to the first text of short messages, after one that warms the slot."""
+    short = [
+        {**body(i, 4), "messages": [{"role": "user", "content": MESSAGES[i % len(MESSAGES)][:60]}]}
+        for i in range(times + 1)
+    ]
+    answers = [over_http(port, wanted) for wanted in short][1:]
+    return [a.first - a.began for a in answers if a.first]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--answers", type=int, default=4, help="answers of one client and of all, in each round")
+    parser.add_argument("--tokens", type=int, default=150)
+    parser.add_argument("--first", type=int, default=40, help="short messages")
+    given = parser.parse_args()
+    context = Context(RunDir.open(given.run), Screen(-1))
+    served = Served(context)
+    engine = served.start(SLOTS)
+    listening = server.listen("127.0.0.1", 0)
+    port = int(listening.getsockname()[1])
+    generation = Generation(engine, SLOTS, 64)
+    made = server.make(app.build(served, generation, Policy(), Limits()))
+    thread = threading.Thread(target=lambda: asyncio.run(made._serve([listening])))
+    thread.start()
+    try:
+        times = first_tokens(port, given.first)
+        middle = statistics.median(times)
+        print(f"first token, {len(times)} short messages: median {middle:.3f} s, worst {max(times):.3f} s")
+        for at_once in (1, SLOTS):
+            ratios, speeds = [], []
+            for number in range(given.rounds):
+                rows = [body(100 * number + i, given.tokens) for i in range(given.answers * (1 if at_once == 1 else 2))]
+                lanes = [lambda w: directly(engine, served, w), lambda w: over_http(port, w)]
+                # Whoever goes first has the cooler processor: they take turns.
+                order = (0, 1) if number % 2 == 0 else (1, 0)
+                found = {lane: many(lanes[lane], rows, at_once) for lane in order}
+                ratios.append(found[1] / found[0])
+                speeds.append((found[0], found[1]))
+            bare, ours = (statistics.median(s[i] for s in speeds) for i in (0, 1))
+            print(
+                f"{at_once} at once: engine {bare:.1f} tokens/s, server {ours:.1f}; ratio median "
+                f"{statistics.median(ratios):.3f} ({', '.join(f'{r:.2f}' for r in ratios)})"
+            )
+    finally:
+        made.should_exit = True
+        thread.join()
+        generation.close()
+        engine.close()
+
+
+if __name__ == "__main__":
+    main()
