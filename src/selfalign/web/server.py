@@ -1,0 +1,111 @@
+"""A guarded application on a socket: listen, serve, end by a signal."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import socket
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from selfalign.errors import UserError
+from selfalign.signals import STOP
+
+if TYPE_CHECKING:
+    from selfalign.web.guard import App
+
+GRACE_S = 5
+"""Seconds that requests in flight get when the server ends."""
+HEADER_S = 20.0
+"""Seconds in which a connection must have sent its first request's headers."""
+
+
+def check_installed() -> None:
+    """Raises UserError where the libraries of the extra are missing."""
+    from importlib.util import find_spec
+
+    if not find_spec("starlette") or not find_spec("uvicorn"):
+        raise UserError("the server needs starlette and uvicorn: pip install 'selfalign[serve]'")
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens; port 0 takes a free one.
+
+    Raises:
+        UserError: the address is none of this machine, or the port is taken.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        found = socket.socket(family, kind, protocol)
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        found.bind(address)
+        found.listen(256)
+    except OSError as error:
+        taken = error.errno == errno.EADDRINUSE
+        what = (
+            f"port {port} is taken: name another with --port" if taken else f"cannot listen ({error.strerror or error})"
+        )
+        raise UserError(f"--host {host} --port {port}: {what}") from None
+    return found
+
+
+def address(listening: socket.socket) -> str:
+    """Where a browser finds it: http://127.0.0.1:8000."""
+    host, port = listening.getsockname()[:2]
+    if host in ("0.0.0.0", "::"):  # noqa: S104  (every address: one of them is shown)
+        host = "127.0.0.1"
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+def serve(app: App, listening: socket.socket, on_end: Callable[[], None] = lambda: None) -> None:
+    """Serve until SIGINT or SIGTERM.
+
+    Args:
+        on_end: called once when the end begins, to cut short what is in flight.
+
+    Raises:
+        Interrupted: always in the end, with the signal's exit code.
+    """
+    STOP.message = b"\nending; once more ends at once\n"
+    made = make(app)
+
+    async def run() -> None:
+        task = asyncio.create_task(made._serve([listening]))
+        while not task.done():
+            if STOP.is_set and not made.should_exit:
+                on_end()
+                made.should_exit = True
+            await asyncio.wait([task], timeout=0.1)
+        await task
+
+    asyncio.run(run())
+    STOP.check()
+
+
+def make(app: App) -> Any:
+    """uvicorn's server with bounds on headers and time, and without signal handlers and banners of its own."""
+    import uvicorn
+
+    config = uvicorn.Config(
+        app, http=_patient(), ws="none", loop="asyncio", lifespan="off", log_config=None, log_level="critical",
+        access_log=False, proxy_headers=False, server_header=False, timeout_keep_alive=10,
+        timeout_graceful_shutdown=GRACE_S, h11_max_incomplete_event_size=16 << 10,
+    )  # fmt: skip
+    return uvicorn.Server(config)
+
+
+def _patient() -> Any:
+    """HTTP/1.1 that does not wait for ever for headers."""
+    from uvicorn.protocols.http.h11_impl import H11Protocol
+
+    class Patient(H11Protocol):
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            self.loop.call_later(HEADER_S, self._hurry)
+
+        def _hurry(self) -> None:
+            cycle: Any = self.cycle
+            if cycle is None and not self.transport.is_closing():
+                self.transport.abort()
+
+    return Patient
