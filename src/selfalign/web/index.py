@@ -1,0 +1,275 @@
+"""The viewer's cache: a run's rows in an SQLite of its own, so that pages, filters and counts are quick.
+
+Nothing of the run is changed. A stage's rows are read anew where its file, or the ledger that it finished with, became
+another one; rows that a run adds while it goes on are added. Written in batches, each whole: a viewer that was killed
+goes on where it was. The cache may be deleted at any time.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from selfalign.constitution import Constitution
+from selfalign.journal import LEDGER
+from selfalign.run import JSONL_FILES, file_hash
+from selfalign.web.entries import FILES, Entry, Fate, Reader
+
+VERSION = "1"
+_BATCH = 2000
+
+_SCHEMA = """
+CREATE TABLE meta(key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE stages(stage TEXT PRIMARY KEY, stamp TEXT NOT NULL, last INTEGER NOT NULL, number INTEGER NOT NULL)
+  WITHOUT ROWID;
+CREATE TABLE files(name TEXT PRIMARY KEY, size INTEGER, changed INTEGER, hash TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE rows(
+  n INTEGER PRIMARY KEY, place INTEGER NOT NULL, stage TEXT NOT NULL, id TEXT NOT NULL, state TEXT NOT NULL,
+  reason TEXT NOT NULL, source TEXT NOT NULL, type TEXT NOT NULL, split TEXT NOT NULL, model TEXT NOT NULL);
+CREATE INDEX rows_place ON rows(place);
+CREATE INDEX rows_stage ON rows(stage, place);
+CREATE INDEX rows_reason ON rows(reason, place);
+CREATE INDEX rows_type ON rows(type, place);
+CREATE UNIQUE INDEX rows_id ON rows(id, stage);
+CREATE TABLE cited(principle INTEGER NOT NULL, n INTEGER NOT NULL, PRIMARY KEY (principle, n)) WITHOUT ROWID;
+CREATE INDEX cited_row ON cited(n);
+CREATE TABLE texts(n INTEGER PRIMARY KEY, topic TEXT NOT NULL, message TEXT NOT NULL, thoughts TEXT NOT NULL,
+  answer TEXT NOT NULL);
+CREATE VIRTUAL TABLE found USING fts5(
+  message, thoughts, answer, content='texts', content_rowid='n', tokenize='unicode61 remove_diacritics 2');
+CREATE TABLE cube(
+  stage TEXT, state TEXT, reason TEXT, source TEXT, type TEXT, split TEXT, model TEXT, principle INTEGER,
+  number INTEGER NOT NULL, PRIMARY KEY (stage, state, reason, source, type, split, model, principle)) WITHOUT ROWID;
+"""
+# place: rank of the stage and position in it. cube: how many rows there are of each kind, once for the row (principle
+# 0) and once for each principle that it cites.
+
+PLACES = 1 << 40
+"""Positions of one stage are below this."""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far reading has come."""
+
+    busy: bool
+    done: int
+    total: int
+    generation: int
+    """Another one means that rows have changed."""
+
+
+def read_only(path: Path) -> sqlite3.Connection:
+    """A connection that cannot write, also where another process is writing and where the folder cannot be written."""
+    address = f"{path.resolve().as_uri()}?mode=ro"
+    try:
+        found = sqlite3.connect(address, uri=True, isolation_level=None, timeout=10)
+        found.execute("SELECT 1 FROM sqlite_master LIMIT 1")
+    except sqlite3.OperationalError:
+        # A folder that cannot be written, where a WAL needs a file beside it.
+        found = sqlite3.connect(f"{address}&immutable=1", uri=True, isolation_level=None)
+        found.execute("SELECT 1 FROM sqlite_master LIMIT 1")
+    return found
+
+
+class Index:
+    """A run's rows, to be filtered and paged.
+
+    Args:
+        run: the run's folder.
+        cache: where the cache stands.
+    """
+
+    def __init__(self, run: Path, constitution: Constitution, cache: Path) -> None:
+        self.run = run
+        self.constitution = constitution
+        self.path = cache
+        self._lock = threading.Lock()
+        """One reads the run at a time."""
+        self._busy, self._done, self._total = False, 0, 0
+        self._make()
+
+    # -- the cache's file ----------------------------------------------------------------------------------------
+
+    def _make(self) -> None:
+        """Take the cache that is there, or begin one."""
+        with suppress(sqlite3.DatabaseError), self.reading() as db:
+            if db.execute("SELECT value FROM meta WHERE key = 'version'").fetchone() == (VERSION,):
+                return
+        for end in ("", "-wal", "-shm"):
+            self.path.with_name(self.path.name + end).unlink(missing_ok=True)
+        with self._writing() as db:
+            db.executescript(_SCHEMA)
+            db.executemany("INSERT INTO meta VALUES (?, ?)", [("version", VERSION), ("generation", "0")])
+
+    @contextmanager
+    def reading(self) -> Iterator[sqlite3.Connection]:
+        """A connection to the cache that cannot write, for this thread."""
+        db = sqlite3.connect(f"{self.path.resolve().as_uri()}?mode=ro", uri=True, isolation_level=None, timeout=10)
+        try:
+            db.execute("PRAGMA cache_size=-16000")
+            yield db
+        finally:
+            db.close()
+
+    @contextmanager
+    def _writing(self) -> Iterator[sqlite3.Connection]:
+        db = sqlite3.connect(self.path, isolation_level=None, timeout=30)
+        try:
+            db.execute("PRAGMA journal_mode=WAL")
+            db.execute("PRAGMA synchronous=NORMAL")
+            db.execute("PRAGMA cache_size=-32000")
+            yield db
+        finally:
+            db.close()
+
+    # -- reading the run -----------------------------------------------------------------------------------------
+
+    def progress(self) -> Progress:
+        """How far reading has come."""
+        with self.reading() as db:
+            generation = int(db.execute("SELECT value FROM meta WHERE key = 'generation'").fetchone()[0])
+        return Progress(self._busy, self._done, self._total, generation)
+
+    def refresh_soon(self) -> None:
+        """Read what is new in the run, in a thread of its own, unless one does."""
+        if not self._lock.locked():
+            threading.Thread(target=self.refresh, name="view-index", daemon=True).start()
+
+    def refresh(self) -> None:
+        """Read what is new in the run, and return when it is read."""
+        with self._lock, self._writing() as db:
+            journal = read_only(self.run / "journal.sqlite")
+            self._busy, self._done, self._total = True, 0, 0
+            try:
+                stages = [name for (name,) in journal.execute("SELECT DISTINCT stage FROM rows")]
+                gone = [name for (name,) in db.execute("SELECT stage FROM stages") if name not in stages]
+                for stage in gone:
+                    self._forget(db, stage)
+                    self._commit(db)
+                for stage in sorted(stages, key=_rank):
+                    self._stage(db, journal, stage)
+            finally:
+                self._busy = False
+                journal.close()
+
+    def _stage(self, db: sqlite3.Connection, journal: sqlite3.Connection, stage: str) -> None:
+        stamp = self._stamp(db, journal, stage)
+        known = db.execute("SELECT stamp, last, number FROM stages WHERE stage = ?", (stage,)).fetchone()
+        # The narrow index alone answers this: the rows with their texts are not touched.
+        numbers = [n for (n,) in journal.execute("SELECT rowid FROM rows INDEXED BY rows_order WHERE stage = ?", (stage,))]
+        numbers.sort()
+        last = known[1] if known else 0
+        new = [n for n in numbers if n > last]
+        if known and (known[0] != stamp or len(numbers) - len(new) != known[2]):
+            self._forget(db, stage)
+            self._commit(db)
+            new = numbers
+        elif known and not new:
+            return
+        self._done, self._total = 0, len(new)
+        with Reader(self.run, stage, self.constitution) as reader:
+            for start in range(0, len(new), _BATCH):
+                fates = _fates(journal, stage, new[start : start + _BATCH])
+                self._add(db, stage, stamp, [reader.entry(fate) for fate in fates], new[: start + _BATCH][-1])
+                self._done = min(len(new), start + _BATCH)
+                time.sleep(0)  # those who ask for a page come first
+
+    def _stamp(self, db: sqlite3.Connection, journal: sqlite3.Connection, stage: str) -> str:
+        """Changes where the stage was decided anew or one of its files was written."""
+        query = "SELECT finished, rows_in, seconds FROM stages WHERE stage = ?"
+        ledger = journal.execute(query, (stage,)).fetchone()
+        files = [self._file_hash(db, name) for name in FILES.get(stage, ())]
+        return json.dumps([ledger, files, self.constitution.digest()])
+
+    def _file_hash(self, db: sqlite3.Connection, name: str) -> str:
+        """The file's SHA-256; taken again only where size or time are others."""
+        try:
+            found = (self.run / JSONL_FILES[name]).stat()
+        except OSError:
+            return ""
+        at = (found.st_size, found.st_mtime_ns)
+        known = db.execute("SELECT size, changed, hash FROM files WHERE name = ?", (name,)).fetchone()
+        if known and known[:2] == at:
+            return str(known[2])
+        digest = file_hash(self.run / JSONL_FILES[name])
+        db.execute("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?)", (name, *at, digest))
+        return digest
+
+    # -- writing the cache ---------------------------------------------------------------------------------------
+
+    def _commit(self, db: sqlite3.Connection) -> None:
+        db.execute("UPDATE meta SET value = CAST(value AS INTEGER) + 1 WHERE key = 'generation'")
+        if db.in_transaction:
+            db.execute("COMMIT")
+
+    def _forget(self, db: sqlite3.Connection, stage: str) -> None:
+        """Take the stage's rows out; the caller commits."""
+        db.execute("BEGIN IMMEDIATE")
+        own = "SELECT n FROM rows WHERE stage = ?"
+        db.execute(
+            "INSERT INTO found(found, rowid, message, thoughts, answer) "  # noqa: S608  (the query is ours)
+            f"SELECT 'delete', n, message, thoughts, answer FROM texts WHERE n IN ({own})",
+            (stage,),
+        )
+        for table in ("texts", "cited"):
+            db.execute(f"DELETE FROM {table} WHERE n IN ({own})", (stage,))  # noqa: S608
+        for table in ("rows", "cube", "stages"):
+            db.execute(f"DELETE FROM {table} WHERE stage = ?", (stage,))  # noqa: S608
+
+    def _add(self, db: sqlite3.Connection, stage: str, stamp: str, entries: Sequence[Entry], last: int) -> None:
+        """Enter rows, whole."""
+        db.execute("BEGIN IMMEDIATE")
+        first = (db.execute("SELECT MAX(n) FROM rows").fetchone()[0] or 0) + 1
+        numbered = list(enumerate(entries, first))
+        db.executemany(
+            "INSERT INTO rows VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            [(n, _place(stage, e.fate.position), stage, e.fate.id, *_kind(e)) for n, e in numbered],
+        )
+        texts = [(n, e.topic, e.message, e.thoughts, e.answer) for n, e in numbered]
+        db.executemany("INSERT INTO texts VALUES (?, ?, ?, ?, ?)", texts)
+        db.executemany(
+            "INSERT INTO found(rowid, message, thoughts, answer) VALUES (?, ?, ?, ?)",
+            [(n, *rest) for n, _, *rest in texts],
+        )
+        db.executemany("INSERT INTO cited VALUES (?, ?)", [(p, n) for n, e in numbered for p in e.principles])
+        kinds = Counter((stage, *_kind(e), p) for e in entries for p in (0, *e.principles))
+        db.executemany(
+            "INSERT INTO cube VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET number = number + excluded.number",
+            [(*kind, number) for kind, number in kinds.items()],
+        )
+        db.execute(
+            "INSERT INTO stages VALUES (?1, ?2, ?3, ?4) ON CONFLICT DO UPDATE SET stamp = ?2, last = ?3, number = number + ?4",
+            (stage, stamp, last, len(entries)),
+        )
+        self._commit(db)
+
+
+def _rank(stage: str) -> tuple[int, str]:
+    return (LEDGER.index(stage) if stage in LEDGER else len(LEDGER), stage)
+
+
+def _place(stage: str, position: int) -> int:
+    return _rank(stage)[0] * PLACES + min(max(position, 0), PLACES - 1)
+
+
+def _kind(entry: Entry) -> tuple[str, ...]:
+    return (entry.fate.state, entry.fate.reason, entry.source, entry.type, entry.split, entry.model)
+
+
+def _fates(journal: sqlite3.Connection, stage: str, numbers: Sequence[int]) -> list[Fate]:
+    """Those of the journal's rows, in their order. A row that was decided anew meanwhile is another one, and left out."""
+    found: list[Fate] = []
+    for start in range(0, len(numbers), 500):
+        part = numbers[start : start + 500]
+        marks = ",".join("?" * len(part))
+        query = f"SELECT rowid, id, position, state, reason, text FROM rows WHERE rowid IN ({marks}) AND stage = ?"  # noqa: S608
+        found += [Fate(*row) for row in journal.execute(query, (*part, stage))]
+    return sorted(found, key=lambda fate: fate.rowid)

@@ -1,0 +1,177 @@
+"""Filters, pages and counts over the viewer's cache: SQL with every value a parameter."""
+
+from __future__ import annotations
+
+import re
+import sqlite3
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+DIMENSIONS = ("stage", "state", "reason", "source", "type", "split", "model")
+"""Columns that rows are filtered by, in the order of the cube."""
+SHOWN = 320
+"""Characters of a text in a list."""
+MOST = 200
+"""Rows of a page, at most."""
+
+_TOGETHER = re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]")
+"""Letters of scripts that put no spaces between words: the index of words cannot find what stands inside of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """Which rows; None is any."""
+
+    stage: str | None = None
+    state: str | None = None
+    reason: str | None = None
+    source: str | None = None
+    type: str | None = None
+    split: str | None = None
+    model: str | None = None
+    principle: int | None = None
+    words: str = ""
+    """All of these words occur; the last may be the beginning of one; "words in quotes" stand side by side."""
+
+    def where(self, without: str = "") -> tuple[str, list[object]]:
+        """The SQL condition on `rows` and its values.
+
+        Args:
+            without: a dimension whose condition is left out.
+        """
+        parts, values = ["1"], list[object]()
+        for name in DIMENSIONS:
+            value = getattr(self, name)
+            if value is not None and name != without:
+                parts.append(f"rows.{name} = ?")
+                values.append(value)
+        if self.principle is not None and without != "principle":
+            parts.append("n IN (SELECT n FROM cited WHERE principle = ?)")
+            values.append(self.principle)
+        condition, more = _search(self.words)
+        return " AND ".join([*parts, *condition]), [*values, *more]
+
+
+def parse(query: Mapping[str, str]) -> Filter:
+    """The filter that a request's query names.
+
+    Raises:
+        ValueError: the principle is not a number.
+    """
+    known = {f.name for f in fields(Filter)} - {"principle"}
+    found: dict[str, Any] = {name: value for name, value in query.items() if name in known}
+    if "principle" in query:
+        found["principle"] = int(query["principle"][:9])
+    return Filter(**found)
+
+
+def phrases(words: str) -> list[str]:
+    """The words and quoted phrases of a search that hold a letter or a digit."""
+    found = re.findall(r'"([^"]*)"?|([^\s"]+)', words)
+    return [text for quoted, bare in found if (text := quoted or bare) and any(c.isalnum() for c in text)]
+
+
+def _search(words: str) -> tuple[list[str], list[object]]:
+    wanted = phrases(words)
+    if not wanted:
+        # Marks alone are in no index of words.
+        text = words.strip()
+        return ([_contains(1)], [_like(text)] * 3) if text else ([], [])
+    inside = [text for text in wanted if _TOGETHER.search(text)]
+    apart = [text for text in wanted if text not in inside]
+    conditions, values = [_contains(1) for _ in inside], [_like(text) for text in inside for _ in range(3)]
+    if apart:
+        quoted = [f'"{text}"' for text in apart]
+        if not words.rstrip().endswith('"') and apart[-1] == wanted[-1]:
+            quoted[-1] += "*"
+        conditions.append("n IN (SELECT rowid FROM found WHERE found MATCH ?)")
+        values.append(" ".join(quoted))
+    return conditions, list(values)
+
+
+def _contains(_: int) -> str:
+    likes = " OR ".join(f"{name} LIKE ? ESCAPE '\\'" for name in ("message", "thoughts", "answer"))
+    return f"n IN (SELECT n FROM texts WHERE {likes})"  # noqa: S608
+
+
+def _like(text: str) -> str:
+    return "%" + re.sub(r"([\\%_])", r"\\\1", text) + "%"
+
+
+def page(
+    db: sqlite3.Connection, wanted: Filter, after: tuple[int, int] | None = None, limit: int = 50, back: bool = False
+) -> list[dict[str, Any]]:
+    """Rows in the order of the pipeline, with the beginnings of their texts.
+
+    Args:
+        after: (place, n) of the row before the first one; of the row behind the last one with `back`.
+        limit: so many rows at most.
+        back: the page that ends before `after`.
+    """
+    condition, values = wanted.where()
+    if after is not None:
+        condition += f" AND (place, n) {'<' if back else '>'} (?, ?)"
+        values += after
+    order = "DESC" if back else "ASC"
+    query = (
+        f"SELECT n, place FROM rows WHERE {condition} ORDER BY place {order}, n {order} LIMIT ?"  # noqa: S608
+    )
+    found = db.execute(query, (*values, max(1, min(limit, MOST)))).fetchall()
+    rows = [_row(db, n, place) for n, place in found]
+    return rows[::-1] if back else rows
+
+
+def _row(db: sqlite3.Connection, n: int, place: int) -> dict[str, Any]:
+    names = ("id", *DIMENSIONS)
+    query = (
+        f"SELECT {', '.join(names)}, topic, substr(message, 1, {SHOWN}), substr(answer, 1, {SHOWN}), "  # noqa: S608
+        "length(message), length(answer) FROM rows JOIN texts USING (n) WHERE n = ?"
+    )
+    *said, topic, message, answer, long, longer = db.execute(query, (n,)).fetchone()
+    cited = [p for (p,) in db.execute("SELECT principle FROM cited WHERE n = ? ORDER BY principle", (n,))]
+    return {
+        "n": n, "place": place, **dict(zip(names, said, strict=True)), "topic": topic, "principles": cited,
+        "message": message + ("…" if long > SHOWN else ""), "answer": answer + ("…" if longer > SHOWN else ""),
+    }  # fmt: skip
+
+
+def counts(db: sqlite3.Connection, wanted: Filter) -> dict[str, Any]:
+    """How many rows there are, and how many of each value of each dimension if that one's own condition were left out."""
+    cube = _cube(db, wanted)
+    names = (*DIMENSIONS, "principle")
+    total = 0
+    found: dict[str, Counter[Any]] = {name: Counter() for name in names}
+    chosen = {name: getattr(wanted, name) for name in DIMENSIONS if getattr(wanted, name) is not None}
+    for *kind, principle, number in cube:
+        row = dict(zip(DIMENSIONS, kind, strict=True))
+        missed = [name for name, value in chosen.items() if row[name] != value]
+        if principle:
+            if not missed:
+                found["principle"][principle] += number
+        if principle != (wanted.principle or 0):
+            continue
+        if not missed:
+            total += number
+        for name in DIMENSIONS:
+            if missed in ([], [name]):
+                found[name][row[name]] += number
+    return {"total": total, "by": {name: _sorted(values) for name, values in found.items()}}
+
+
+def _sorted(values: Counter[Any]) -> list[list[Any]]:
+    return [[value, number] for value, number in sorted(values.items(), key=lambda one: (-one[1], one[0]))]
+
+
+def _cube(db: sqlite3.Connection, wanted: Filter) -> Iterable[tuple[Any, ...]]:
+    """Numbers by kind and principle, of the rows that a search finds."""
+    condition, values = _search(wanted.words)
+    columns = ", ".join(DIMENSIONS)
+    if not condition:
+        return db.execute(f"SELECT {columns}, principle, number FROM cube")  # noqa: S608
+    where = " AND ".join(condition)
+    every = f"SELECT n, {columns} FROM rows WHERE {where}"  # noqa: S608
+    found = db.execute(f"SELECT {columns}, 0, COUNT(*) FROM ({every}) GROUP BY {columns}", values).fetchall()  # noqa: S608
+    query = f"SELECT {columns}, principle, COUNT(*) FROM ({every}) JOIN cited USING (n) GROUP BY {columns}, principle"  # noqa: S608
+    return [*found, *db.execute(query, values)]
