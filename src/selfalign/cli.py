@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from selfalign import cli_export
+from selfalign import cli_export, cli_view
 from selfalign.cli_constitution import AsJson, constitution_app
 
 if TYPE_CHECKING:
@@ -275,6 +275,7 @@ def chat(
 
 
 cli_export.register(app, _screen)
+cli_view.register(app, _screen)
 
 
 @app.command()

@@ -51,6 +51,10 @@ class Entry:
     message: str = ""
     thoughts: str = ""
     answer: str = ""
+    about: str = ""
+    """The id of the prompt that the row is about; empty where it is the row's own."""
+    prompt: str = ""
+    """Of a training example: its inference prompt."""
 
 
 def _prompt_key(row: dict[str, Any]) -> object:
@@ -183,14 +187,14 @@ class Reader:
         row = {**prompt, "source": _text(example, "source") or _text(prompt, "source")}
         return _described(
             fate, row, message=_text(example, "user") or fate.text, answer=_text(example, "assistant"),
-            principles=_numbers(response.get("principles")),
+            principles=_numbers(response.get("principles")), prompt=_text(example, "prompt"),
         )  # fmt: skip
 
     def _evaluated(self, fate: Fate, answer: dict[str, Any]) -> Entry:
         prompt = self._files["prompts"].get(_text(answer, "id"))
         return _described(
             fate, prompt, message=_text(answer, "message") or fate.text, answer=_text(answer, "answer"),
-            model=_text(answer, "model"),
+            model=_text(answer, "model"), about=_text(answer, "id"),
         )  # fmt: skip
 
 
@@ -202,13 +206,13 @@ def _probed(fate: Fate, answer: dict[str, Any]) -> Entry:
     )  # fmt: skip
 
 
-def _described(fate: Fate, prompt: Mapping[str, Any], **more: Any) -> Entry:
+def _described(fate: Fate, of: Mapping[str, Any], **more: Any) -> Entry:
     """With the prompt's source, type, topic and split."""
     said = {
-        "source": _text(prompt, "source"),
-        "type": _text(prompt, "question_type"),
-        "topic": _text(prompt, "topic"),
-        "split": _text(prompt, "split"),
+        "source": _text(of, "source"),
+        "type": _text(of, "question_type"),
+        "topic": _text(of, "topic"),
+        "split": _text(of, "split"),
     }
     return Entry(fate, **{**more, **{k: v for k, v in said.items() if v or k not in more}})
 

@@ -31,17 +31,19 @@ CREATE TABLE stages(stage TEXT PRIMARY KEY, stamp TEXT NOT NULL, last INTEGER NO
   WITHOUT ROWID;
 CREATE TABLE files(name TEXT PRIMARY KEY, size INTEGER, changed INTEGER, hash TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE rows(
-  n INTEGER PRIMARY KEY, place INTEGER NOT NULL, stage TEXT NOT NULL, id TEXT NOT NULL, state TEXT NOT NULL,
+  n INTEGER PRIMARY KEY, place INTEGER NOT NULL, stage TEXT NOT NULL, id TEXT NOT NULL, about TEXT NOT NULL,
+  state TEXT NOT NULL,
   reason TEXT NOT NULL, source TEXT NOT NULL, type TEXT NOT NULL, split TEXT NOT NULL, model TEXT NOT NULL);
 CREATE INDEX rows_place ON rows(place);
 CREATE INDEX rows_stage ON rows(stage, place);
 CREATE INDEX rows_reason ON rows(reason, place);
 CREATE INDEX rows_type ON rows(type, place);
 CREATE UNIQUE INDEX rows_id ON rows(id, stage);
+CREATE INDEX rows_about ON rows(about);
 CREATE TABLE cited(principle INTEGER NOT NULL, n INTEGER NOT NULL, PRIMARY KEY (principle, n)) WITHOUT ROWID;
 CREATE INDEX cited_row ON cited(n);
-CREATE TABLE texts(n INTEGER PRIMARY KEY, topic TEXT NOT NULL, message TEXT NOT NULL, thoughts TEXT NOT NULL,
-  answer TEXT NOT NULL);
+CREATE TABLE texts(n INTEGER PRIMARY KEY, topic TEXT NOT NULL, prompt TEXT NOT NULL, message TEXT NOT NULL,
+  thoughts TEXT NOT NULL, answer TEXT NOT NULL);
 CREATE VIRTUAL TABLE found USING fts5(
   message, thoughts, answer, content='texts', content_rowid='n', tokenize='unicode61 remove_diacritics 2');
 CREATE TABLE cube(
@@ -230,14 +232,17 @@ class Index:
         first = (db.execute("SELECT MAX(n) FROM rows").fetchone()[0] or 0) + 1
         numbered = list(enumerate(entries, first))
         db.executemany(
-            "INSERT INTO rows VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            [(n, _place(stage, e.fate.position), stage, e.fate.id, *_kind(e)) for n, e in numbered],
+            "INSERT INTO rows VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            [
+                (n, _place(stage, e.fate.position), stage, e.fate.id, e.about or e.fate.id, *_kind(e))
+                for n, e in numbered
+            ],
         )
-        texts = [(n, e.topic, e.message, e.thoughts, e.answer) for n, e in numbered]
-        db.executemany("INSERT INTO texts VALUES (?, ?, ?, ?, ?)", texts)
+        texts = [(n, e.topic, e.prompt, e.message, e.thoughts, e.answer) for n, e in numbered]
+        db.executemany("INSERT INTO texts VALUES (?, ?, ?, ?, ?, ?)", texts)
         db.executemany(
             "INSERT INTO found(rowid, message, thoughts, answer) VALUES (?, ?, ?, ?)",
-            [(n, *rest) for n, _, *rest in texts],
+            [(n, *rest) for n, _, _, *rest in texts],
         )
         db.executemany("INSERT INTO cited VALUES (?, ?)", [(p, n) for n, e in numbered for p in e.principles])
         kinds = Counter((stage, *_kind(e), p) for e in entries for p in (0, *e.principles))

@@ -20,6 +20,12 @@ _TOGETHER = re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u
 """Letters of scripts that put no spaces between words: the index of words cannot find what stands inside of them."""
 
 
+_CONTAINS = (
+    "n IN (SELECT n FROM texts WHERE message LIKE ? ESCAPE '\\' OR thoughts LIKE ? ESCAPE '\\' "
+    "OR answer LIKE ? ESCAPE '\\')"
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Filter:
     """Which rows; None is any."""
@@ -78,10 +84,10 @@ def _search(words: str) -> tuple[list[str], list[object]]:
     if not wanted:
         # Marks alone are in no index of words.
         text = words.strip()
-        return ([_contains(1)], [_like(text)] * 3) if text else ([], [])
+        return ([_CONTAINS], [_like(text)] * 3) if text else ([], [])
     inside = [text for text in wanted if _TOGETHER.search(text)]
     apart = [text for text in wanted if text not in inside]
-    conditions, values = [_contains(1) for _ in inside], [_like(text) for text in inside for _ in range(3)]
+    conditions, values = [_CONTAINS for _ in inside], [_like(text) for text in inside for _ in range(3)]
     if apart:
         quoted = [f'"{text}"' for text in apart]
         if not words.rstrip().endswith('"') and apart[-1] == wanted[-1]:
@@ -89,11 +95,6 @@ def _search(words: str) -> tuple[list[str], list[object]]:
         conditions.append("n IN (SELECT rowid FROM found WHERE found MATCH ?)")
         values.append(" ".join(quoted))
     return conditions, list(values)
-
-
-def _contains(_: int) -> str:
-    likes = " OR ".join(f"{name} LIKE ? ESCAPE '\\'" for name in ("message", "thoughts", "answer"))
-    return f"n IN (SELECT n FROM texts WHERE {likes})"  # noqa: S608
 
 
 def _like(text: str) -> str:
@@ -124,17 +125,18 @@ def page(
 
 
 def _row(db: sqlite3.Connection, n: int, place: int) -> dict[str, Any]:
-    names = ("id", *DIMENSIONS)
-    query = (
-        f"SELECT {', '.join(names)}, topic, substr(message, 1, {SHOWN}), substr(answer, 1, {SHOWN}), "  # noqa: S608
-        "length(message), length(answer) FROM rows JOIN texts USING (n) WHERE n = ?"
-    )
-    *said, topic, message, answer, long, longer = db.execute(query, (n,)).fetchone()
+    columns = ", ".join(("id", *DIMENSIONS))
+    query = f"SELECT topic, message, answer, {columns} FROM rows JOIN texts USING (n) WHERE n = ?"  # noqa: S608
+    topic, message, answer, *said = db.execute(query, (n,)).fetchone()
     cited = [p for (p,) in db.execute("SELECT principle FROM cited WHERE n = ? ORDER BY principle", (n,))]
-    return {
-        "n": n, "place": place, **dict(zip(names, said, strict=True)), "topic": topic, "principles": cited,
-        "message": message + ("…" if long > SHOWN else ""), "answer": answer + ("…" if longer > SHOWN else ""),
-    }  # fmt: skip
+    named = dict(zip(("id", *DIMENSIONS), said, strict=True))
+    texts = {"topic": topic, "message": _short(message), "answer": _short(answer)}
+    return {"n": n, "place": place, **named, **texts, "principles": cited}
+
+
+def _short(text: str) -> str:
+    # In SQL a text would end at its first NUL.
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
 
 
 def counts(db: sqlite3.Connection, wanted: Filter) -> dict[str, Any]:

@@ -1,0 +1,144 @@
+"""The routes of `selfalign view`: the page, and what it asks. No route names a file; all texts leave as JSON."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from selfalign import __version__
+from selfalign.errors import UserError
+from selfalign.report import page as report
+from selfalign.web import query
+from selfalign.web.guard import Guard, Policy, part
+from selfalign.web.index import Index
+from selfalign.web.progress import Watch
+from selfalign.web.rows import ASKED, TRAINED, Rows
+
+if TYPE_CHECKING:
+    from starlette.requests import Request
+    from starlette.responses import Response
+
+PARTS = {
+    "view.css": "text/css",
+    **dict.fromkeys(("view.js", "dom.js", "row.js", "watch.js"), "text/javascript"),
+    "icon.svg": "image/svg+xml",
+}
+"""What the page consists of besides base.css, which the guard serves."""
+
+Answer = Callable[[Mapping[str, str]], Any]
+
+
+class Viewer:
+    """What the page asks for, as plain values."""
+
+    def __init__(self, index: Index) -> None:
+        self.index = index
+        self.rows = Rows(index)
+        self.run = self.rows.context.run
+        self.watch = Watch(self.run, index)
+
+    def about(self, asked: Mapping[str, str]) -> dict[str, Any]:
+        """What does not change while the viewer runs."""
+        texts = self.run.constitution
+        return {
+            "name": self.run.path.resolve().name,
+            "model": self.run.recipe.model,
+            "assistant": texts.assistant.name,
+            "version": __version__,
+            "titles": report.TITLES,
+            "principles": {p.id: p.name for p in texts.principles},
+            "asked": [s for s in ASKED if s != "align" or self.run.recipe.align.form != "given"],
+            "trained": list(TRAINED),
+        }
+
+    def progress(self, asked: Mapping[str, str]) -> dict[str, Any]:
+        """How far the run is. What is new in it is read meanwhile."""
+        self.index.refresh_soon()
+        return self.watch.now()
+
+    def page(self, asked: Mapping[str, str]) -> dict[str, Any]:
+        """A page of rows: those after (or before) a place, that the filter lets through."""
+        after = None
+        if at := asked.get("at"):
+            place, _, n = at.partition(".")
+            after = (int(place[:19]), int(n[:19]))
+        limit = int(asked.get("limit", "50")[:4])
+        start = time.perf_counter()
+        with self.index.reading() as db:
+            rows = query.page(db, query.parse(asked), after, limit, back="back" in asked)
+        return {"rows": rows, "ms": round(1000 * (time.perf_counter() - start))}
+
+    def counts(self, asked: Mapping[str, str]) -> dict[str, Any]:
+        """How many rows the filter lets through, and how many of each value."""
+        with self.index.reading() as db:
+            return query.counts(db, query.parse(asked))
+
+    def row(self, asked: Mapping[str, str]) -> dict[str, Any]:
+        """A row and all others about the same prompt."""
+        found = self.rows.detail(asked.get("stage", ""), asked.get("id", ""))
+        if found is None:
+            raise UserError("there is no such row: the run may have been changed")
+        return found
+
+    def asked(self, asked: Mapping[str, str]) -> dict[str, Any]:
+        """The text that the engine got for a row, and what it said."""
+        return self.rows.asked(asked.get("stage", ""), asked.get("id", ""))
+
+    def tokens(self, asked: Mapping[str, str]) -> dict[str, Any]:
+        """A row's tokens with their loss mask."""
+        return self.rows.tokens(asked.get("stage", ""), asked.get("id", ""))
+
+
+def build(viewer: Viewer, policy: Policy) -> Guard:
+    """The guarded application."""
+    from starlette.applications import Starlette
+    from starlette.routing import Route
+
+    answers: dict[str, Answer] = {
+        "run": viewer.about,
+        "progress": viewer.progress,
+        "rows": viewer.page,
+        "counts": viewer.counts,
+        "row": viewer.row,
+        "asked": viewer.asked,
+        "tokens": viewer.tokens,
+    }
+    routes = [
+        Route("/", _fixed("view.html", "text/html")),
+        *(Route(f"/parts/{name}", _fixed(name, kind)) for name, kind in PARTS.items()),
+        *(Route(f"/api/{name}", _json(answer)) for name, answer in answers.items()),
+    ]
+    app = Starlette(routes=routes)
+    app.router.redirect_slashes = False
+    return Guard(app, policy)
+
+
+def _json(answer: Answer) -> Callable[[Request], Response]:
+    """A route that answers with a value; a mistake of who asks is said in one line."""
+    from starlette.responses import Response
+
+    def route(request: Request) -> Response:
+        status = 200
+        try:
+            value = answer(request.query_params)
+        except UserError as error:
+            status, value = 404, {"error": str(error)}
+        except ValueError:
+            status, value = 400, {"error": "a number was expected"}
+        body = json.dumps(value, ensure_ascii=False).encode("utf-8", "replace")
+        return Response(body, status, media_type="application/json")
+
+    return route
+
+
+def _fixed(name: str, kind: str) -> Callable[[Request], Response]:
+    from starlette.responses import Response
+
+    body = part(name)
+
+    def route(request: Request) -> Response:
+        return Response(body, media_type=kind)
+
+    return route
