@@ -137,9 +137,7 @@ class Reader:
         self._stage = stage
         self._constitution = constitution
         self._types = frozenset(kind.name for kind in constitution.question_types)
-        self._files = {
-            name: Lines(run / JSONL_FILES[name], _KEYS.get(name, _id)) for name in FILES.get(stage, ())
-        }
+        self._files = {name: Lines(run / JSONL_FILES[name], _KEYS.get(name, _id)) for name in FILES.get(stage, ())}
 
     def __enter__(self) -> Reader:
         return self

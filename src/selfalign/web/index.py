@@ -19,6 +19,7 @@ from pathlib import Path
 
 from selfalign.constitution import Constitution
 from selfalign.journal import LEDGER
+from selfalign.records import content_hash
 from selfalign.run import JSONL_FILES, file_hash
 from selfalign.web.entries import FILES, Entry, Fate, Reader
 
@@ -30,28 +31,30 @@ CREATE TABLE meta(key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE stages(stage TEXT PRIMARY KEY, stamp TEXT NOT NULL, last INTEGER NOT NULL, number INTEGER NOT NULL)
   WITHOUT ROWID;
 CREATE TABLE files(name TEXT PRIMARY KEY, size INTEGER, changed INTEGER, hash TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE kinds(
+  kind INTEGER PRIMARY KEY, stage TEXT NOT NULL, state TEXT NOT NULL, reason TEXT NOT NULL, source TEXT NOT NULL,
+  type TEXT NOT NULL, split TEXT NOT NULL, model TEXT NOT NULL,
+  UNIQUE (stage, state, reason, source, type, split, model));
+CREATE TABLE sets(cites INTEGER NOT NULL, principle INTEGER NOT NULL, PRIMARY KEY (cites, principle)) WITHOUT ROWID;
 CREATE TABLE rows(
   n INTEGER PRIMARY KEY, place INTEGER NOT NULL, stage TEXT NOT NULL, id TEXT NOT NULL, about TEXT NOT NULL,
-  state TEXT NOT NULL,
-  reason TEXT NOT NULL, source TEXT NOT NULL, type TEXT NOT NULL, split TEXT NOT NULL, model TEXT NOT NULL);
-CREATE INDEX rows_place ON rows(place);
-CREATE INDEX rows_stage ON rows(stage, place);
-CREATE INDEX rows_reason ON rows(reason, place);
-CREATE INDEX rows_type ON rows(type, place);
+  kind INTEGER NOT NULL, cites INTEGER NOT NULL);
+CREATE INDEX rows_place ON rows(place, kind);
+CREATE INDEX rows_stage ON rows(stage);
 CREATE UNIQUE INDEX rows_id ON rows(id, stage);
 CREATE INDEX rows_about ON rows(about);
 CREATE TABLE cited(principle INTEGER NOT NULL, n INTEGER NOT NULL, PRIMARY KEY (principle, n)) WITHOUT ROWID;
-CREATE INDEX cited_row ON cited(n);
 CREATE TABLE texts(n INTEGER PRIMARY KEY, topic TEXT NOT NULL, prompt TEXT NOT NULL, message TEXT NOT NULL,
   thoughts TEXT NOT NULL, answer TEXT NOT NULL);
 CREATE VIRTUAL TABLE found USING fts5(
   message, thoughts, answer, content='texts', content_rowid='n', tokenize='unicode61 remove_diacritics 2');
 CREATE TABLE cube(
-  stage TEXT, state TEXT, reason TEXT, source TEXT, type TEXT, split TEXT, model TEXT, principle INTEGER,
-  number INTEGER NOT NULL, PRIMARY KEY (stage, state, reason, source, type, split, model, principle)) WITHOUT ROWID;
+  kind INTEGER NOT NULL, principle INTEGER NOT NULL, number INTEGER NOT NULL, PRIMARY KEY (kind, principle)
+) WITHOUT ROWID;
 """
-# place: rank of the stage and position in it. cube: how many rows there are of each kind, once for the row (principle
-# 0) and once for each principle that it cites.
+# kinds: all that rows are filtered by but the principles; sets: which principles a row cites together; place: the rank
+# of the stage and the position in it; cube: how many rows of a kind there are, once for the row (principle 0) and once
+# for each principle that it cites. So a count is a sum over few kinds, whatever the number of rows.
 
 PLACES = 1 << 40
 """Positions of one stage are below this."""
@@ -166,7 +169,9 @@ class Index:
         stamp = self._stamp(db, journal, stage)
         known = db.execute("SELECT stamp, last, number FROM stages WHERE stage = ?", (stage,)).fetchone()
         # The narrow index alone answers this: the rows with their texts are not touched.
-        numbers = [n for (n,) in journal.execute("SELECT rowid FROM rows INDEXED BY rows_order WHERE stage = ?", (stage,))]
+        numbers = [
+            n for (n,) in journal.execute("SELECT rowid FROM rows INDEXED BY rows_order WHERE stage = ?", (stage,))
+        ]
         numbers.sort()
         last = known[1] if known else 0
         new = [n for n in numbers if n > last]
@@ -223,7 +228,8 @@ class Index:
         )
         for table in ("texts", "cited"):
             db.execute(f"DELETE FROM {table} WHERE n IN ({own})", (stage,))  # noqa: S608
-        for table in ("rows", "cube", "stages"):
+        db.execute("DELETE FROM cube WHERE kind IN (SELECT kind FROM kinds WHERE stage = ?)", (stage,))
+        for table in ("rows", "stages"):
             db.execute(f"DELETE FROM {table} WHERE stage = ?", (stage,))  # noqa: S608
 
     def _add(self, db: sqlite3.Connection, stage: str, stamp: str, entries: Sequence[Entry], last: int) -> None:
@@ -231,13 +237,15 @@ class Index:
         db.execute("BEGIN IMMEDIATE")
         first = (db.execute("SELECT MAX(n) FROM rows").fetchone()[0] or 0) + 1
         numbered = list(enumerate(entries, first))
+        kinds, sets = _numbers(db, stage, entries)
         db.executemany(
-            "INSERT INTO rows VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            "INSERT INTO rows VALUES (?, ?, ?, ?, ?, ?, ?)",
             [
-                (n, _place(stage, e.fate.position), stage, e.fate.id, e.about or e.fate.id, *_kind(e))
+                (n, _place(stage, e.fate.position), stage, e.fate.id, e.about or e.fate.id, kinds[_kind(e)],
+                 sets[e.principles])
                 for n, e in numbered
             ],
-        )
+        )  # fmt: skip
         texts = [(n, e.topic, e.prompt, e.message, e.thoughts, e.answer) for n, e in numbered]
         db.executemany("INSERT INTO texts VALUES (?, ?, ?, ?, ?, ?)", texts)
         db.executemany(
@@ -245,10 +253,10 @@ class Index:
             [(n, *rest) for n, _, _, *rest in texts],
         )
         db.executemany("INSERT INTO cited VALUES (?, ?)", [(p, n) for n, e in numbered for p in e.principles])
-        kinds = Counter((stage, *_kind(e), p) for e in entries for p in (0, *e.principles))
+        cube = Counter((kinds[_kind(e)], p) for e in entries for p in (0, *e.principles))
         db.executemany(
-            "INSERT INTO cube VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET number = number + excluded.number",
-            [(*kind, number) for kind, number in kinds.items()],
+            "INSERT INTO cube VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET number = number + excluded.number",
+            [(*kind, number) for kind, number in cube.items()],
         )
         db.execute(
             "INSERT INTO stages VALUES (?1, ?2, ?3, ?4) ON CONFLICT DO UPDATE SET stamp = ?2, last = ?3, number = number + ?4",
@@ -263,6 +271,32 @@ def _rank(stage: str) -> tuple[int, str]:
 
 def _place(stage: str, position: int) -> int:
     return _rank(stage)[0] * PLACES + min(max(position, 0), PLACES - 1)
+
+
+def _numbers(
+    db: sqlite3.Connection, stage: str, entries: Sequence[Entry]
+) -> tuple[dict[tuple[str, ...], int], dict[tuple[int, ...], int]]:
+    """The numbers of the entries' kinds and of their sets of principles; new ones are entered."""
+    kinds: dict[tuple[str, ...], int] = {}
+    for kind in dict.fromkeys(map(_kind, entries)):
+        query = (
+            "SELECT kind FROM kinds WHERE stage = ? AND state = ? AND reason = ? AND source = ? AND type = ? "
+            "AND split = ? AND model = ?"
+        )
+        if (found := db.execute(query, (stage, *kind)).fetchone()) is None:
+            entered = "INSERT INTO kinds VALUES (NULL, ?, ?, ?, ?, ?, ?, ?) RETURNING kind"
+            found = db.execute(entered, (stage, *kind)).fetchone()
+        kinds[kind] = found[0]
+    sets: dict[tuple[int, ...], int] = {}
+    for members in dict.fromkeys(e.principles for e in entries):
+        sets[members] = _set_number(members)
+        db.executemany("INSERT OR IGNORE INTO sets VALUES (?, ?)", [(sets[members], p) for p in members])
+    return kinds, sets
+
+
+def _set_number(members: tuple[int, ...]) -> int:
+    """A number that these principles have and no others; 0 for none."""
+    return int(content_hash("cites", sorted(members))[:15], 16) if members else 0
 
 
 def _kind(entry: Entry) -> tuple[str, ...]:

@@ -46,8 +46,8 @@ class Watch:
             self._from_journal(journal, found)
         with self._index.reading() as db:
             query = (
-                "SELECT stage, state, reason, SUM(number) FROM cube WHERE principle = 0 GROUP BY stage, state, reason "
-                "ORDER BY SUM(number) DESC"
+                "SELECT stage, state, reason, SUM(number) FROM cube JOIN kinds USING (kind) WHERE principle = 0 "
+                "GROUP BY stage, state, reason ORDER BY SUM(number) DESC, reason"
             )
             for stage, fate, reason, number in db.execute(query):
                 ledger = found.setdefault(stage, _empty(stage))

@@ -18,6 +18,7 @@ from selfalign.records import Prompt
 from selfalign.run import RunDir
 from selfalign.stages import self_align, verbose_clone
 from selfalign.web.index import Index, read_only
+from selfalign.web.query import CITED, DIMENSIONS
 
 ASKED = ("align", "verbose", "evaluate")
 """Stages whose requests can be put together again from the row alone."""
@@ -46,16 +47,16 @@ class Rows:
             query = "SELECT about FROM rows WHERE id = ? AND stage = ?"
             if (found := db.execute(query, (row_id, stage)).fetchone()) is None:
                 return None
-            names = ("stage", "id", "state", "reason", "source", "type", "split", "model")
+            names = ("id", *(f"kinds.{name}" for name in DIMENSIONS))
             texts = ("topic", "prompt", "message", "thoughts", "answer")
             query = (
-                f"SELECT n, {', '.join((*names, *texts))} FROM rows JOIN texts USING (n) WHERE about = ? "  # noqa: S608
-                "ORDER BY place, n LIMIT 100"
+                f"SELECT n, {', '.join((*names, *texts))} FROM rows JOIN texts USING (n) "  # noqa: S608
+                "JOIN kinds USING (kind) WHERE about = ? ORDER BY place, n LIMIT 100"
             )
-            steps = [dict(zip(("n", *names, *texts), row, strict=True)) for row in db.execute(query, found)]
+            keys = ("n", "id", *DIMENSIONS, *texts)
+            steps = [dict(zip(keys, row, strict=True)) for row in db.execute(query, found)]
             for step in steps:
-                query = "SELECT principle FROM cited WHERE n = ? ORDER BY principle"
-                step["principles"] = [p for (p,) in db.execute(query, (step.pop("n"),))]
+                step["principles"] = [p for (p,) in db.execute(CITED, (step.pop("n"),))]
         with closing(read_only(self._index.run / "journal.sqlite")) as journal:
             for step in steps:
                 query = "SELECT text FROM rows WHERE stage = ? AND id = ?"

@@ -45,7 +45,7 @@ function page(found) {
   return [
     back(),
     h("h2", { class: "said asked-all" }, own.message || "(nothing)"),
-    h("p", { class: "tag" }, facts.filter(Boolean).join(" · "), h("code", {}, found.about)),
+    h("p", { class: "tag" }, facts.filter(Boolean).map((fact) => `${fact} · `), h("code", {}, found.about)),
     ...others.map((step) => stage(step, found, own)),
     evaluated.length ? answers(evaluated, found) : null,
   ].filter(Boolean);

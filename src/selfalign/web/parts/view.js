@@ -187,6 +187,7 @@ function keys(event) {
 function fold() {
   const is = document.body.classList.toggle("filters");
   by("filter").setAttribute("aria-expanded", String(is));
+  by("filter").replaceChildren(is ? "Show rows" : "Filter");
 }
 
 // Called where rows have changed: the page stays where it is.

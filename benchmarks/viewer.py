@@ -1,0 +1,104 @@
+"""How quick the viewer is on a large run: the cache, its size, pages, filters and searches.
+
+    python benchmarks/viewer.py [--rows 300000]
+
+A run with that many rows in its ledgers is written, the cache made of it, then every question asked that the page asks:
+over HTTP, as a browser does (rows and counts of one filter, one after the other), the median of five; in brackets the
+slowest. About four minutes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+import threading
+import time
+import urllib.request
+from pathlib import Path
+from urllib.parse import urlencode
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+
+from viewer_runs import make
+
+from selfalign.web import guard, server, viewer
+from selfalign.web.index import Index
+
+QUESTIONS: dict[str, dict[str, str]] = {
+    "first page": {},
+    "a stage": {"stage": "engrave"},
+    "a reason": {"reason": "truncated"},
+    "stage, outcome and type": {"stage": "align", "state": "kept", "type": "legal expertise"},
+    "a principle": {"principle": "7"},
+    "a rare word": {"words": '"answer 4711"'},
+    "a common word": {"words": "winter"},
+    "a word in every row": {"words": "the"},
+    "a phrase": {"words": '"river winter"'},
+    "a principle, a reason and a word": {"principle": "1", "reason": "truncated", "words": "music"},
+    "a word's beginning": {"words": "gard"},
+    "in a script without spaces": {"words": "天気"},
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rows", type=int, default=300_000)
+    wanted = parser.parse_args().rows
+    with tempfile.TemporaryDirectory(prefix="selfalign-viewer-") as name:
+        start = time.monotonic()
+        run = make(Path(name) / "run", round(wanted / (2 + 6 / 7)))
+        print(f"run written in {time.monotonic() - start:.1f} s")
+        start = time.monotonic()
+        index = Index(run.path, run.constitution, run.view)
+        index.refresh()
+        size = run.view.stat().st_size / 1e6
+        journal = (run.path / "journal.sqlite").stat().st_size / 1e6
+        print(f"cache made in {time.monotonic() - start:.1f} s; {size:.0f} MB beside a journal of {journal:.0f} MB")
+        start = time.monotonic()
+        index.refresh()
+        print(f"opened again in {1000 * (time.monotonic() - start):.0f} ms")
+        listening = server.listen("127.0.0.1", 0)
+        app = viewer.build(viewer.Viewer(index), guard.policy("127.0.0.1"))
+        made = server.make(app)
+        threading.Thread(target=made.run, kwargs={"sockets": [listening]}, daemon=True).start()
+        ask(listening, "run", {})
+        for title, query in QUESTIONS.items():
+            times = [measured(listening, query) for _ in range(5)]
+            pages, counts = ([1000 * t[at] for t in times] for at in (0, 1))
+            print(
+                f"{title:<34} page {statistics.median(pages):6.0f} ms ({max(pages):.0f})  counts "
+                f"{statistics.median(counts):6.0f} ms ({max(counts):.0f})  {times[0][2]:,} rows"
+            )
+        deep(listening)
+        made.should_exit = True
+
+
+def measured(listening: object, query: dict[str, str]) -> tuple[float, float, int]:
+    start = time.monotonic()
+    ask(listening, "rows", {**query, "limit": "50"})
+    middle = time.monotonic()
+    total = ask(listening, "counts", query)["total"]
+    return middle - start, time.monotonic() - middle, total
+
+
+def deep(listening: object) -> None:
+    """The last page, and all in a row from it backwards."""
+    start = time.monotonic()
+    ask(listening, "rows", {"back": "1", "limit": "50"})
+    print(f"{'the last page':<34} page {1000 * (time.monotonic() - start):6.0f} ms")
+    start = time.monotonic()
+    ask(listening, "progress", {})
+    print(f"{'progress':<34}      {1000 * (time.monotonic() - start):6.0f} ms")
+
+
+def ask(listening: object, name: str, query: dict[str, str]) -> dict:  # type: ignore[type-arg]
+    url = f"{server.address(listening)}/api/{name}?{urlencode(query)}"  # type: ignore[arg-type]
+    with urllib.request.urlopen(url, timeout=60) as answer:
+        return json.load(answer)
+
+
+if __name__ == "__main__":
+    main()
