@@ -10,10 +10,40 @@ from selfalign import constitution, recipe
 from selfalign.records import Example, Prompt, Response, prompt_id, write_jsonl
 from selfalign.run import RunDir
 
-WORDS = (
-    "the a of and to in is river winter teacher engine letter garden music number friend window market planet bread "
-    "answer story language history reason colour weather journey kitchen doctor island paper"
-).split()
+WORDS = [
+    "the",
+    "a",
+    "of",
+    "and",
+    "to",
+    "in",
+    "is",
+    "river",
+    "winter",
+    "teacher",
+    "engine",
+    "letter",
+    "garden",
+    "music",
+    "number",
+    "friend",
+    "window",
+    "market",
+    "planet",
+    "bread",
+    "answer",
+    "story",
+    "language",
+    "history",
+    "reason",
+    "colour",
+    "weather",
+    "journey",
+    "kitchen",
+    "doctor",
+    "island",
+    "paper",
+]
 REASONS = ("truncated", "repetitive", "exemplar leaked", "more stock refusals than wanted")
 TYPES = ("art knowledge", "current events", "famous people", "legal expertise", "")
 
@@ -43,7 +73,7 @@ def make(folder: Path, rows: int, say: Say = said, engine: str = "fake") -> RunD
     """
     settings = ["engine.kind=fake"] if engine == "fake" else [f"engine.kind={engine}"]
     run = RunDir.create(folder, recipe.load("quick", settings), constitution.load("default"))
-    numbers = [p.id for p in run.constitution.principles]  # type: ignore[attr-defined]
+    numbers = [p.id for p in run.constitution.principles]
     write_jsonl(run.jsonl("prompts"), (p for _, p in prompts(rows, say)))
 
     def answered() -> Iterator[tuple[int, Prompt, Response]]:
