@@ -1,10 +1,11 @@
-"""The viewer's cache: what it holds is what the journal and the files hold, and what filters find is what filters mean."""
+"""The viewer's cache holds what the journal and the files hold; filters find what they mean."""
 
 from __future__ import annotations
 
 import json
 import shutil
 import sqlite3
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,10 @@ def index_of(folder: Path) -> Index:
     return found
 
 
-def everything(index: Index, wanted: Filter = Filter(), limit: int = 200, back: bool = False) -> list[dict[str, Any]]:
+ALL = Filter()
+
+
+def everything(index: Index, wanted: Filter = ALL, limit: int = 200, back: bool = False) -> list[dict[str, Any]]:
     """All pages, one after the other."""
     rows: list[dict[str, Any]] = []
     with index.reading() as db:
@@ -251,10 +255,7 @@ def test_marks_and_scripts_without_spaces_are_found_inside_of_texts(tmp_path: Pa
 def test_principles_are_counted_where_a_row_cites_several(tmp_path: Path):
     run = viewer_runs.make(tmp_path / "run", 30)
     rows = read_jsonl(run.jsonl("responses"), Response)
-    write_jsonl(
-        run.jsonl("responses"),
-        [Response(**{**{f: getattr(r, f) for f in Response.__slots__}, "principles": [2, 3, 5]}) for r in rows],
-    )
+    write_jsonl(run.jsonl("responses"), [replace(r, principles=[2, 3, 5]) for r in rows])
     index = index_of(run.path)
     with index.reading() as db:
         for words in ("", "answer"):

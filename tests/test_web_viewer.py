@@ -163,7 +163,7 @@ def test_progress_is_that_of_the_ledger(tmp_path: Path):
         assert (ledgers[stage]["kept"], ledgers[stage]["dropped"]) == (counts.kept, counts.dropped)
         assert ledgers[stage]["finished"]
     assert now["state"] == "stopped"
-    assert [s["title"] for s in now["funnel"]][0] == "seed tasks"
+    assert now["funnel"][0]["title"] == "seed tasks"
     journal.close()
 
 

@@ -10,40 +10,11 @@ from selfalign import constitution, recipe
 from selfalign.records import Example, Prompt, Response, prompt_id, write_jsonl
 from selfalign.run import RunDir
 
-WORDS = [
-    "the",
-    "a",
-    "of",
-    "and",
-    "to",
-    "in",
-    "is",
-    "river",
-    "winter",
-    "teacher",
-    "engine",
-    "letter",
-    "garden",
-    "music",
-    "number",
-    "friend",
-    "window",
-    "market",
-    "planet",
-    "bread",
-    "answer",
-    "story",
-    "language",
-    "history",
-    "reason",
-    "colour",
-    "weather",
-    "journey",
-    "kitchen",
-    "doctor",
-    "island",
-    "paper",
-]
+_TEXT = (
+    "the a of and to in is river winter teacher engine letter garden music number friend window market planet bread "
+    "answer story language history reason colour weather journey kitchen doctor island paper"
+)
+WORDS = _TEXT.split()
 REASONS = ("truncated", "repetitive", "exemplar leaked", "more stock refusals than wanted")
 TYPES = ("art knowledge", "current events", "famous people", "legal expertise", "")
 

@@ -259,7 +259,8 @@ class Index:
             [(*kind, number) for kind, number in cube.items()],
         )
         db.execute(
-            "INSERT INTO stages VALUES (?1, ?2, ?3, ?4) ON CONFLICT DO UPDATE SET stamp = ?2, last = ?3, number = number + ?4",
+            "INSERT INTO stages VALUES (?1, ?2, ?3, ?4) ON CONFLICT DO UPDATE SET stamp = ?2, last = ?3, "
+            "number = number + ?4",
             (stage, stamp, last, len(entries)),
         )
         self._commit(db)
@@ -304,7 +305,7 @@ def _kind(entry: Entry) -> tuple[str, ...]:
 
 
 def _fates(journal: sqlite3.Connection, stage: str, numbers: Sequence[int]) -> list[Fate]:
-    """Those of the journal's rows, in their order. A row that was decided anew meanwhile is another one, and left out."""
+    """Those of the journal's rows, in their order; without those that were decided anew meanwhile."""
     found: list[Fate] = []
     for start in range(0, len(numbers), 500):
         part = numbers[start : start + 500]

@@ -48,7 +48,7 @@ class Filter:
         chosen = [name for name in DIMENSIONS if getattr(self, name) is not None]
         if chosen:
             kinds = " AND ".join(f"{name} = ?" for name in chosen)
-            parts.append(f"kind IN (SELECT kind FROM kinds WHERE {kinds})")
+            parts.append(f"kind IN (SELECT kind FROM kinds WHERE {kinds})")  # noqa: S608
             values += [getattr(self, name) for name in chosen]
         if self.principle is not None:
             parts.append("n IN (SELECT n FROM cited WHERE principle = ?)")
@@ -142,7 +142,7 @@ def _short(text: str) -> str:
 
 
 def counts(db: sqlite3.Connection, wanted: Filter) -> dict[str, Any]:
-    """How many rows there are, and how many of each value of each dimension if that one's own condition were left out."""
+    """How many rows there are; and how many of each value, were the condition on that value's dimension left out."""
     cube = _cube(db, wanted)
     names = (*DIMENSIONS, "principle")
     total = 0
@@ -151,9 +151,8 @@ def counts(db: sqlite3.Connection, wanted: Filter) -> dict[str, Any]:
     for *kind, principle, number in cube:
         row = dict(zip(DIMENSIONS, kind, strict=True))
         missed = [name for name, value in chosen.items() if row[name] != value]
-        if principle:
-            if not missed:
-                found["principle"][principle] += number
+        if principle and not missed:
+            found["principle"][principle] += number
         if principle != (wanted.principle or 0):
             continue
         if not missed:

@@ -164,7 +164,7 @@ class Rows:
         constitution = context.run.constitution
         with self._lock:
             tokenizer, template = context.model.tokenizer(), context.model.template
-        system = constitution.inference_prompt(prompt)
+        system = constitution.inference_prompt("concise" if prompt == "concise" else "standard")
         row = encode_example(tokenizer, template, system, user, assistant, constitution.assistant.name)
         return {"tokens": stretches(row, tokenizer), "learnt": sum(row.mask), "all": len(row.ids), "prompt": prompt}
 

@@ -12,6 +12,7 @@ export async function open(row) {
   asking = new AbortController();
   if (!row) {
     shown = null;
+    delete by("row").dataset.row;
     by("row").replaceChildren(h("p", { class: "soft none" }, "Choose a row to see its way through the run."));
     return;
   }
@@ -19,6 +20,7 @@ export async function open(row) {
     const found = await ask("row", row, asking.signal);
     shown = found;
     by("row").replaceChildren(...page(found));
+    by("row").dataset.row = `${row.stage}.${row.id}`;
     by("row").scrollTop = 0;
   } catch (error) {
     if (error.name !== "AbortError") by("row").replaceChildren(back(), h("p", { class: "warn" }, String(error.message)));

@@ -119,6 +119,8 @@ export async function choose(row, push = false) {
   await open(chosen);
 }
 
+let walking = Promise.resolve(); // a key at a time, however fast they come
+
 async function step(by_) {
   let at = rows.findIndex((row) => chosen && row.stage === chosen.stage && row.id === chosen.id) + by_;
   if (!chosen) at = by_ > 0 ? 0 : -1;
@@ -179,8 +181,8 @@ function keys(event) {
   }
   if (typing || by("rows").hidden) return;
   if (event.key === "/") { event.preventDefault(); by("words").focus(); by("words").select(); }
-  else if (event.key === "j") step(1);
-  else if (event.key === "k") step(-1);
+  else if (event.key === "j") walking = walking.then(() => step(1));
+  else if (event.key === "k") walking = walking.then(() => step(-1));
   else if (chosen && press(event.key)) event.preventDefault();
 }
 
