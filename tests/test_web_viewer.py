@@ -13,6 +13,7 @@ import pytest
 pytest.importorskip("starlette", reason="starlette is not installed")
 
 import viewer_runs
+from selfalign import marks
 from selfalign.dialogue import PLAIN, Encoded, Tokenizer, encode_example
 from selfalign.errors import UserError
 from selfalign.journal import Journal
@@ -23,6 +24,7 @@ from selfalign.web.rows import stretches
 from selfalign.web.viewer import PARTS, Viewer, build
 
 TOKEN = "a token of 24 characters"
+NO_TOKEN = Policy()
 API = ("run", "progress", "rows", "counts", "row", "asked", "tokens")
 ROUTES = ["/", *(f"/parts/{name}" for name in PARTS), *(f"/api/{name}" for name in API)]
 
@@ -271,3 +273,76 @@ def test_there_is_no_viewer_of_what_is_no_run(tmp_path: Path):
     viewer_runs.make(tmp_path / "run", 3)
     with pytest.raises(UserError, match="can be reached from other machines"):
         start(tmp_path / "run", "0.0.0.0", 0, None, [], Screen(-1))
+
+
+# -- marks -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def marked(tmp_path: Path) -> Viewer:
+    run = viewer_runs.make(tmp_path / "run", 30)
+    index = Index(run.path, run.constitution, run.view)
+    index.refresh()
+    return Viewer(index)
+
+
+def tell(viewer: Viewer, policy: Policy = NO_TOKEN, kind: str = "application/json", **told: str) -> tuple[int, Any]:
+    body = json.dumps(told).encode()
+    headers = {"content_type": kind, "content_length": str(len(body))}
+    status, _, said = answer(build(viewer, policy), "/api/mark", None, "POST", body, **headers)
+    return status, json.loads(said)
+
+
+def test_a_row_is_marked_edited_and_taken_back(marked: Viewer):
+    row = marked.page({"stage": "engrave"})["rows"][2]
+    file = marked.run.jsonl("marks")
+    mine = {"stage": "align", "id": row["id"]}
+    status, found = tell(marked, **mine, mark="drop")
+    assert status == 200 and {s["mark"] for s in found["steps"] if s["stage"] != "self_instruct"} == {"drop"}
+    assert [json.loads(line)["mark"] for line in file.read_text().splitlines()] == ["drop"]
+    assert marked.counts({"mark": "drop"})["total"] == 2  # the answer and its example
+    assert marked.counts({})["by"]["mark"] == [["drop", 2]]
+    assert [r["mark"] for r in marked.page({"mark": "drop"})["rows"]] == ["drop", "drop"]
+    tell(marked, **mine, mark="edit", answer=" Said by hand. ")
+    assert marks.read(marked.run)["engrave", row["id"]].answer == "Said by hand."
+    assert [s["edited"] for s in marked.row(mine)["steps"]][1:] == ["Said by hand."] * 2
+    answer_ = next(s["answer"] for s in marked.row(mine)["steps"] if s["stage"] == "align")
+    tell(marked, **mine, mark="edit", answer=answer_)  # the same again is no edit
+    assert marks.read(marked.run) == {}
+    tell(marked, **mine, mark="drop")
+    tell(marked, **mine, mark="")
+    assert marks.read(marked.run) == {} and marked.counts({"mark": "drop"})["total"] == 0
+
+
+def test_only_what_is_trained_on_is_marked(marked: Viewer):
+    rows = [
+        marked.page({"stage": "self_instruct"})["rows"][0],
+        marked.page({"stage": "align", "state": "dropped"})["rows"][0],
+        marked.page({"stage": "align", "split": "heldout", "state": "kept"})["rows"][0],
+    ]
+    good = marked.page({"stage": "engrave"})["rows"][0]
+    for row in rows:
+        assert tell(marked, stage=row["stage"], id=row["id"], mark="drop")[0] == 404
+    assert tell(marked, stage="engrave", id=good["id"], mark="edit", answer=" ")[0] == 404
+    assert tell(marked, stage="engrave", id=good["id"], mark="keep")[0] == 404
+    assert tell(marked, stage="engrave", id="../../x", mark="drop")[0] == 404
+    assert not marked.run.jsonl("marks").exists()
+
+
+def test_marks_come_from_the_page_alone(marked: Viewer):
+    row = marked.page({"stage": "engrave"})["rows"][0]
+    mine = {"stage": "engrave", "id": row["id"], "mark": "drop"}
+    body = json.dumps(mine).encode()
+    app = build(marked, Policy(token=TOKEN))
+    plain = {"content_type": "application/json", "content_length": str(len(body))}
+    assert answer(app, "/api/mark", None, "POST", body, **plain)[0] == 401
+    signed = {**plain, "authorization": f"Bearer {TOKEN}"}
+    assert answer(app, "/api/mark", None, "POST", body, **signed, origin="http://evil.example")[0] == 403
+    assert answer(app, "/api/mark", None, "POST", body, **{**signed, "host": "evil.example"})[0] == 421
+    assert answer(app, "/api/mark", None, "POST", body, **{**signed, "content_type": "text/plain"})[0] == 415
+    assert answer(app, "/api/mark", None, "GET", b"", **signed)[0] == 405
+    for bad in (b"", b"[1]", b"{", b'{"id": "\\ud83d"}', b"[" * 100_000):
+        assert answer(app, "/api/mark", None, "POST", bad, **{**signed, "content_length": str(len(bad))})[0] == 400
+    assert not marked.run.jsonl("marks").exists()
+    assert answer(app, "/api/mark", None, "POST", body, **signed)[0] == 200
+    assert marked.run.jsonl("marks").exists()

@@ -34,6 +34,7 @@ JSONL_FILES = {
     "truthfulqa": "5_evaluation/truthfulqa.jsonl",
     "truthfulqa-generation": "5_evaluation/truthfulqa-generation.jsonl",
     "drops": "drops.jsonl",
+    "marks": "marks.jsonl",
 }
 
 

@@ -17,14 +17,19 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from selfalign import marks
 from selfalign.constitution import Constitution
+from selfalign.errors import UserError
 from selfalign.journal import LEDGER
 from selfalign.records import content_hash
-from selfalign.run import JSONL_FILES, file_hash
+from selfalign.run import JSONL_FILES, RunDir, file_hash
 from selfalign.web.entries import FILES, Entry, Fate, Reader
 
 VERSION = "1"
 _BATCH = 2000
+
+ANSWERS = {"engrave": "align", "clone": "verbose"}
+"""Training -> the ledger of the answers that it learns."""
 
 _SCHEMA = """
 CREATE TABLE meta(key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -44,6 +49,7 @@ CREATE INDEX rows_stage ON rows(stage);
 CREATE UNIQUE INDEX rows_id ON rows(id, stage);
 CREATE INDEX rows_about ON rows(about);
 CREATE TABLE cited(principle INTEGER NOT NULL, n INTEGER NOT NULL, PRIMARY KEY (principle, n)) WITHOUT ROWID;
+CREATE TABLE marks(n INTEGER PRIMARY KEY, mark TEXT NOT NULL, answer TEXT NOT NULL);
 CREATE TABLE texts(n INTEGER PRIMARY KEY, topic TEXT NOT NULL, prompt TEXT NOT NULL, message TEXT NOT NULL,
   thoughts TEXT NOT NULL, answer TEXT NOT NULL);
 CREATE VIRTUAL TABLE found USING fts5(
@@ -161,6 +167,7 @@ class Index:
                     self._commit(db)
                 for stage in sorted(stages, key=_rank):
                     self._stage(db, journal, stage)
+                self._marks(db)
             finally:
                 self._busy = False
                 journal.close()
@@ -209,6 +216,24 @@ class Index:
         digest = file_hash(self.run / JSONL_FILES[name])
         db.execute("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?)", (name, *at, digest))
         return digest
+
+    def _marks(self, db: sqlite3.Connection) -> None:
+        """Note which rows carry a mark: those of the answers as well as those of the examples made of them."""
+        try:
+            found = marks.read(RunDir.look(self.run))
+        except UserError:
+            return  # a line that a hand broke: the stage will say it
+        wanted: list[tuple[int, str, str]] = []
+        for (stage, row_id), mark in found.items():
+            query = "SELECT n FROM rows WHERE id = ? AND stage IN (?, ?)"
+            rows = db.execute(query, (row_id, stage, ANSWERS[stage])).fetchall()
+            wanted += [(n, mark.mark, mark.answer) for (n,) in rows]
+        if sorted(wanted) == db.execute("SELECT n, mark, answer FROM marks ORDER BY n").fetchall():
+            return
+        db.execute("BEGIN IMMEDIATE")
+        db.execute("DELETE FROM marks")
+        db.executemany("INSERT INTO marks VALUES (?, ?, ?)", wanted)
+        self._commit(db)
 
     # -- writing the cache ---------------------------------------------------------------------------------------
 

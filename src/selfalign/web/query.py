@@ -6,7 +6,7 @@ import re
 import sqlite3
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 DIMENSIONS = ("stage", "state", "reason", "source", "type", "split", "model")
@@ -39,6 +39,8 @@ class Filter:
     split: str | None = None
     model: str | None = None
     principle: int | None = None
+    mark: str | None = None
+    """drop or edit: what a hand decided."""
     words: str = ""
     """All of these words occur; the last may be the beginning of one; "words in quotes" stand side by side."""
 
@@ -53,8 +55,15 @@ class Filter:
         if self.principle is not None:
             parts.append("n IN (SELECT n FROM cited WHERE principle = ?)")
             values.append(self.principle)
-        condition, more = _search(self.words)
+        condition, more = self._special()
         return " AND ".join([*parts, *condition]) or "1", [*values, *more]
+
+    def _special(self) -> tuple[list[str], list[object]]:
+        """The conditions that the cube cannot answer."""
+        condition, values = _search(self.words)
+        if self.mark is None:
+            return condition, values
+        return [*condition, "n IN (SELECT n FROM marks WHERE mark = ?)"], [*values, self.mark]
 
 
 def parse(query: Mapping[str, str]) -> Filter:
@@ -131,9 +140,10 @@ def _row(db: sqlite3.Connection, n: int, place: int) -> dict[str, Any]:
     )
     topic, message, answer, *said = db.execute(query, (n,)).fetchone()
     cited = [p for (p,) in db.execute(CITED, (n,))]
+    mark = db.execute("SELECT mark FROM marks WHERE n = ?", (n,)).fetchone()
     named = dict(zip(("id", *DIMENSIONS), said, strict=True))
     texts = {"topic": topic, "message": _short(message), "answer": _short(answer)}
-    return {"n": n, "place": place, **named, **texts, "principles": cited}
+    return {"n": n, "place": place, **named, **texts, "principles": cited, "mark": mark and mark[0]}
 
 
 def _short(text: str) -> str:
@@ -160,7 +170,14 @@ def counts(db: sqlite3.Connection, wanted: Filter) -> dict[str, Any]:
         for name in DIMENSIONS:
             if missed in ([], [name]):
                 found[name][row[name]] += number
+    found["mark"] = _marks(db, wanted)
     return {"total": total, "by": {name: _sorted(values) for name, values in found.items()}}
+
+
+def _marks(db: sqlite3.Connection, wanted: Filter) -> Counter[Any]:
+    condition, values = replace(wanted, mark=None).where()
+    query = f"SELECT mark, COUNT(*) FROM marks JOIN rows USING (n) WHERE {condition} GROUP BY mark"  # noqa: S608
+    return Counter(dict(db.execute(query, values).fetchall()))
 
 
 def _sorted(values: Counter[Any]) -> list[list[Any]]:
@@ -169,7 +186,7 @@ def _sorted(values: Counter[Any]) -> list[list[Any]]:
 
 def _cube(db: sqlite3.Connection, wanted: Filter) -> Iterable[tuple[Any, ...]]:
     """Numbers by kind and principle, of the rows that a search finds."""
-    condition, values = _search(wanted.words)
+    condition, values = wanted._special()
     columns = ", ".join(DIMENSIONS)
     if not condition:
         return db.execute(f"SELECT {columns}, principle, number FROM cube JOIN kinds USING (kind)")  # noqa: S608

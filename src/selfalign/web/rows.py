@@ -7,6 +7,7 @@ import threading
 from contextlib import closing
 from typing import Any
 
+from selfalign import marks
 from selfalign.context import Context
 from selfalign.dialogue import Encoded, Tokenizer, encode_example
 from selfalign.engines.base import BOS, Completion, Control, Request
@@ -17,7 +18,7 @@ from selfalign.progress import Screen
 from selfalign.records import Prompt
 from selfalign.run import RunDir
 from selfalign.stages import self_align, verbose_clone
-from selfalign.web.index import Index, read_only
+from selfalign.web.index import ANSWERS, Index, read_only
 from selfalign.web.query import CITED, DIMENSIONS
 
 ASKED = ("align", "verbose", "evaluate")
@@ -56,6 +57,8 @@ class Rows:
             keys = ("n", "id", *DIMENSIONS, *texts)
             steps = [dict(zip(keys, row, strict=True)) for row in db.execute(query, found)]
             for step in steps:
+                mark = db.execute("SELECT mark, answer FROM marks WHERE n = ?", (step["n"],)).fetchone()
+                step["mark"], step["edited"] = mark or ("", "")
                 step["principles"] = [p for (p,) in db.execute(CITED, (step.pop("n"),))]
         with closing(read_only(self._index.run / "journal.sqlite")) as journal:
             for step in steps:
@@ -139,6 +142,36 @@ class Rows:
             found = journal.execute(query, (stage, row_id)).fetchone()
         return (found[0] if found else ""), False
 
+    # -- marks ---------------------------------------------------------------------------------------------------
+
+    def mark(self, stage: str, row_id: str, wanted: str, answer: str = "") -> None:
+        """Mark a row to be dropped or edited before training, or take its mark away.
+
+        Args:
+            wanted: drop, edit or nothing.
+            answer: of an edit: what is to be learnt.
+
+        Raises:
+            UserError: the row is not trained on, or an edit has no text.
+        """
+        training = next((t for t, ledger in ANSWERS.items() if stage in (t, ledger)), None)
+        row = self._one(stage, row_id)
+        if training is None or row["split"] == "heldout" or not row["answer"]:
+            raise UserError("this row is not trained on")
+        if row["state"] != "kept" and row["reason"] != marks.BY_HAND:
+            raise UserError("this row was dropped already")
+        if wanted not in ("drop", "edit", "") or (wanted == "edit" and not answer.strip()):
+            raise UserError("a mark is drop, or edit with an answer, or nothing")
+        run = self._context.run
+        with self._lock:
+            found = marks.read(run)
+            found.pop((training, row_id), None)
+            if wanted and not (wanted == "edit" and answer.strip() == row["answer"].strip()):
+                text = answer.strip() if wanted == "edit" else ""
+                found[training, row_id] = marks.Mark(training, row_id, wanted, text, row["message"][:200])
+            marks.write(run, found)
+        self._index.refresh()
+
     # -- what training sees --------------------------------------------------------------------------------------
 
     def tokens(self, stage: str, row_id: str) -> dict[str, Any]:
@@ -154,7 +187,11 @@ class Rows:
             raise UserError("this row is not trained on")
         if row["split"] == "heldout":
             raise UserError("this row is held out for the evaluation and never trained on")
-        return self.encoded(row["message"], row["answer"], row["prompt"] or TRAINED[stage] or "standard")
+        if row["mark"] == "drop":
+            raise UserError("this row is marked to be dropped")
+        return self.encoded(
+            row["message"], row["edited"] or row["answer"], row["prompt"] or TRAINED[stage] or "standard"
+        )
 
     def encoded(self, user: str, assistant: str, prompt: str) -> dict[str, Any]:
         """As `tokens`, of any text."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from selfalign import __version__
@@ -12,7 +12,7 @@ from selfalign.errors import UserError
 from selfalign.report import page as report
 from selfalign.web import query
 from selfalign.web.guard import Guard, Policy, part
-from selfalign.web.index import Index
+from selfalign.web.index import ANSWERS, Index
 from selfalign.web.progress import Watch
 from selfalign.web.rows import ASKED, TRAINED, Rows
 
@@ -50,7 +50,8 @@ class Viewer:
             "titles": report.TITLES,
             "principles": {p.id: p.name for p in texts.principles},
             "asked": [s for s in ASKED if s != "align" or self.run.recipe.align.form != "given"],
-            "trained": list(TRAINED),
+            "trained": list(TRAINED) if self.rows.context.has_weights else [],
+            "marked": [stage for pair in ANSWERS.items() for stage in pair],
         }
 
     def progress(self, asked: Mapping[str, str]) -> dict[str, Any]:
@@ -90,6 +91,12 @@ class Viewer:
         """A row's tokens with their loss mask."""
         return self.rows.tokens(asked.get("stage", ""), asked.get("id", ""))
 
+    def mark(self, told: Mapping[str, object]) -> dict[str, Any]:
+        """Mark a row; answers with the row as it stands then."""
+        texts = {k: str(told.get(k) or "") for k in ("stage", "id", "mark", "answer")}
+        self.rows.mark(texts["stage"], texts["id"], texts["mark"], texts["answer"])
+        return self.row(texts)
+
 
 def build(viewer: Viewer, policy: Policy) -> Guard:
     """The guarded application."""
@@ -109,28 +116,55 @@ def build(viewer: Viewer, policy: Policy) -> Guard:
         Route("/", _fixed("view.html", "text/html")),
         *(Route(f"/parts/{name}", _fixed(name, kind)) for name, kind in PARTS.items()),
         *(Route(f"/api/{name}", _json(answer)) for name, answer in answers.items()),
+        Route("/api/mark", _told(viewer.mark), methods=["POST"]),
     ]
     app = Starlette(routes=routes)
     app.router.redirect_slashes = False
     return Guard(app, policy)
 
 
-def _json(answer: Answer) -> Callable[[Request], Response]:
-    """A route that answers with a value; a mistake of who asks is said in one line."""
-    from starlette.responses import Response
+def _told(answer: Callable[[Mapping[str, object]], Any]) -> Callable[[Request], Awaitable[Response]]:
+    """A route that is told a JSON object. Forms of other sites cannot send one."""
+    from starlette.concurrency import run_in_threadpool
 
-    def route(request: Request) -> Response:
-        status = 200
+    async def route(request: Request) -> Response:
+        if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
+            return _answered(415, {"error": "JSON is expected"})
         try:
-            value = answer(request.query_params)
-        except UserError as error:
-            status, value = 404, {"error": str(error)}
-        except ValueError:
-            status, value = 400, {"error": "a number was expected"}
-        body = json.dumps(value, ensure_ascii=False).encode("utf-8", "replace")
-        return Response(body, status, media_type="application/json")
+            told = json.loads(await request.body())
+            json.dumps(told, ensure_ascii=False).encode()
+        except (ValueError, RecursionError):
+            told = None
+        if not isinstance(told, dict):
+            return _answered(400, {"error": "a JSON object is expected"})
+        return await run_in_threadpool(_tried, answer, told)
 
     return route
+
+
+def _json(answer: Answer) -> Callable[[Request], Response]:
+    """A route that answers with a value; a mistake of who asks is said in one line."""
+
+    def route(request: Request) -> Response:
+        return _tried(answer, request.query_params)
+
+    return route
+
+
+def _tried(answer: Callable[[Any], Any], asked: object) -> Response:
+    try:
+        return _answered(200, answer(asked))
+    except UserError as error:
+        return _answered(404, {"error": str(error)})
+    except ValueError:
+        return _answered(400, {"error": "a number was expected"})
+
+
+def _answered(status: int, value: object) -> Response:
+    from starlette.responses import Response
+
+    body = json.dumps(value, ensure_ascii=False).encode("utf-8", "replace")
+    return Response(body, status, media_type="application/json")
 
 
 def _fixed(name: str, kind: str) -> Callable[[Request], Response]:

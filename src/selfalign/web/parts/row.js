@@ -1,7 +1,7 @@
 // One row: its way through the stages, the exact prompt, the tokens and what of them is learnt.
 
-import { SOURCES, ask, h, plural } from "/parts/dom.js";
-import { about, choose, narrow, title } from "/parts/view.js";
+import { SOURCES, ask, h, plural, tell } from "/parts/dom.js";
+import { about, again, choose, narrow, title } from "/parts/view.js";
 
 const by = (id) => document.getElementById(id);
 let shown = null; // the row as the server gave it
@@ -67,11 +67,12 @@ function stage(step, found, own) {
     parts.push(h("p", { class: "cites" }, step.principles.map((p) =>
       h("button", { class: "quiet", title: "Only rows that cite it", onclick: () => narrow("principle", p) }, h("b", {}, String(p)), ` ${about.principles[p] ?? ""}`))));
   }
+  if (step.edited) parts.push(h("p", { class: "said edited" }, step.edited), h("p", { class: "soft small" }, "Edited by hand; the model's own answer:"));
   const repeated = found.steps.some((other) => other !== step && other.answer === step.answer && ["align", "verbose"].includes(other.stage));
   if (step.answer && !(repeated && ["engrave", "clone"].includes(step.stage))) parts.push(h("p", { class: "said" }, step.answer));
   else if (repeated && step.answer) parts.push(h("p", { class: "soft small" }, `The answer above, learnt under the ${step.prompt || "standard"} prompt.`));
   if (decided(step)) parts.push(folded("As the ledger has it", h("pre", {}, step.ledger)));
-  parts.push(...closer(step, is));
+  parts.push(...closer(step, is), marking(step, is));
   return h("section", { class: is ? "step own" : "step" }, parts);
 }
 
@@ -88,7 +89,7 @@ function folded(name, ...inside) {
 function closer(step, is) {
   const found = [];
   const mine = { stage: step.stage, id: step.id };
-  const trained = about.trained.includes(step.stage) && step.state === "kept" && step.split !== "heldout" && step.answer;
+  const trained = about.trained.includes(step.stage) && step.state === "kept" && step.split !== "heldout" && step.answer && step.mark !== "drop";
   if (about.asked.includes(step.stage)) found.push(later("Exact prompt", is && "p", () => ask("asked", mine).then(prompt)));
   if (trained) found.push(later("Tokens and loss mask", is && "t", () => ask("tokens", mine).then(tokens)));
   return found;
@@ -111,6 +112,32 @@ function later(name, key, make) {
     }
   } }, summary, place);
   return details;
+}
+
+// Drop, edit, take back: for rows that are trained on.
+function marking(step, is) {
+  const can = about.marked.includes(step.stage) && step.answer && step.split !== "heldout" && (step.state === "kept" || step.reason === "by hand");
+  if (!can || (!is && !step.mark)) return null;
+  const note = h("p", { class: "soft small", role: "status" });
+  const send = async (mark, answer) => {
+    try {
+      const found = await tell("mark", { stage: step.stage, id: step.id, mark, answer });
+      shown = { ...found, stage: shown.stage, id: shown.id };
+      by("row").replaceChildren(...page(shown));
+      await again();
+    } catch (error) { note.replaceChildren(String(error.message)); }
+  };
+  const box = h("textarea", { rows: 8, "aria-label": "The answer to learn", maxlength: 200_000 });
+  box.value = step.edited || step.answer;
+  const form = h("form", { hidden: true, onsubmit: (event) => { event.preventDefault(); send("edit", box.value); } },
+    box, h("button", { class: "main" }, "Learn this instead"), h("button", { type: "button", onclick: () => { form.hidden = true; } }, "Cancel"));
+  const edit = () => { form.hidden = false; box.focus(); };
+  const word = { drop: "Marked: is left out of training.", edit: "Marked: is learnt with the edited answer." }[step.mark];
+  if (word) note.replaceChildren(`${word} The next selfalign run trains accordingly.`);
+  return h("div", { class: "marking" }, h("div", {},
+    step.mark !== "drop" && h("button", { "data-key": is && "d", onclick: () => send("drop") }, "Leave out"),
+    h("button", { "data-key": is && "e", onclick: edit }, "Edit"),
+    step.mark && h("button", { "data-key": is && "u", onclick: () => send("") }, "Take the mark back")), form, note);
 }
 
 function prompt(found) {
