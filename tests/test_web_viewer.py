@@ -25,7 +25,7 @@ from selfalign.web.viewer import PARTS, Viewer, build
 
 TOKEN = "a token of 24 characters"
 NO_TOKEN = Policy()
-API = ("run", "progress", "rows", "counts", "row", "asked", "tokens")
+API = ("run", "progress", "rows", "counts", "row", "asked", "tokens", "compare", "compared")
 ROUTES = ["/", *(f"/parts/{name}" for name in PARTS), *(f"/api/{name}" for name in API)]
 
 
@@ -58,7 +58,7 @@ def viewer(tmp_path_factory: pytest.TempPathFactory) -> Viewer:
     run = viewer_runs.make(tmp_path_factory.mktemp("viewer") / "run", 30)
     index = Index(run.path, run.constitution, run.view)
     index.refresh()
-    return Viewer(index)
+    return Viewer(index, index)
 
 
 def asked_of(viewer: Viewer, name: str, **query: str) -> Any:
@@ -269,10 +269,10 @@ def test_there_is_no_viewer_of_what_is_no_run(tmp_path: Path):
     from selfalign.progress import Screen
 
     with pytest.raises(UserError, match="is not a run"):
-        start(tmp_path, "127.0.0.1", 0, None, [], Screen(-1))
+        start(tmp_path, None, "127.0.0.1", 0, None, [], Screen(-1))
     viewer_runs.make(tmp_path / "run", 3)
     with pytest.raises(UserError, match="can be reached from other machines"):
-        start(tmp_path / "run", "0.0.0.0", 0, None, [], Screen(-1))
+        start(tmp_path / "run", None, "0.0.0.0", 0, None, [], Screen(-1))
 
 
 # -- marks -----------------------------------------------------------------------------------------------------------
@@ -346,3 +346,45 @@ def test_marks_come_from_the_page_alone(marked: Viewer):
     assert not marked.run.jsonl("marks").exists()
     assert answer(app, "/api/mark", None, "POST", body, **signed)[0] == 200
     assert marked.run.jsonl("marks").exists()
+
+
+# -- two runs --------------------------------------------------------------------------------------------------------
+
+
+def test_two_runs_are_compared_row_by_row(tmp_path: Path):
+    def other(number: int, field: str) -> str:
+        text = viewer_runs.said(number, field)
+        return f"{text} but not the same" if field == "answer" and number % 4 == 0 else text
+
+    runs = [viewer_runs.make(tmp_path / "a", 30), viewer_runs.make(tmp_path / "b", 42, other)]
+    indices = [Index(run.path, run.constitution, run.view) for run in runs]
+    for index in indices:
+        index.refresh()
+    viewer = Viewer(*indices)
+    found = viewer.compare({})
+    counts = {row["stage"]: row for row in found["rows"]}
+    differ = [n for n in range(30) if n % 4 == 0 and n % 7]  # of those that were kept
+    assert counts["align"] == {
+        "stage": "align", "alike": 30 - len(differ), "differ": len(differ), "here": 0, "there": 12
+    }  # fmt: skip
+    assert (counts["self_instruct"]["differ"], counts["self_instruct"]["alike"]) == (0, 30)
+    assert [s["rows_in"] for s in found["here"]] != [s["rows_in"] for s in found["there"]]
+    rows: list[Any] = []
+    at: dict[str, str] = {}
+    while page := viewer.compared({"stage": "align", "which": "differ", "limit": "4", **at})["rows"]:
+        rows += page
+        at = {"at": f"{page[-1]['place']}.{page[-1]['n']}"}
+    assert len(rows) == len(differ)
+    for row in rows:
+        assert row["here"]["id"] == row["there"]["id"] and row["here"]["message"] == row["there"]["message"]
+        assert row["there"]["answer"] == row["here"]["answer"] + " but not the same"
+    there = viewer.compared({"stage": "align", "which": "there"})["rows"]
+    assert len(there) == 12 and all("here" not in row for row in there)
+    turned = Viewer(*indices[::-1]).compare({})
+    assert {r["stage"]: (r["there"], r["here"]) for r in turned["rows"]} == {
+        stage: (r["here"], r["there"]) for stage, r in counts.items()
+    }
+    with pytest.raises(UserError):
+        viewer.compared({"stage": "align", "which": "; DROP TABLE rows"})
+    with pytest.raises(UserError, match="no other run"):
+        Viewer(indices[0]).compare({})

@@ -22,6 +22,9 @@ def register(app: typer.Typer, screen: Callable[[], Screen]) -> None:
     @app.command()
     def view(
         run: Annotated[Path, typer.Argument(help="A run directory.", metavar="RUN")],
+        other: Annotated[
+            Path | None, typer.Argument(help="A run to compare it with.", metavar="[OTHER]", show_default=False)
+        ] = None,
         host: Annotated[
             str, typer.Option(help="The address to listen on; beyond loopback a token is needed.")
         ] = "127.0.0.1",
@@ -37,12 +40,14 @@ def register(app: typer.Typer, screen: Callable[[], Screen]) -> None:
         from selfalign.errors import Interrupted
 
         try:
-            start(run, host, port, cache, allow_host or [], screen())
+            start(run, other, host, port, cache, allow_host or [], screen())
         except Interrupted as ended:
             raise typer.Exit(ended.exit_code) from None
 
 
-def start(run: Path, host: str, port: int, cache: Path | None, allowed: list[str], screen: Screen) -> None:
+def start(
+    run: Path, other: Path | None, host: str, port: int, cache: Path | None, allowed: list[str], screen: Screen
+) -> None:
     """Show the run until a signal comes.
 
     Raises:
@@ -60,7 +65,13 @@ def start(run: Path, host: str, port: int, cache: Path | None, allowed: list[str
     found = RunDir.look(run)
     index = Index(run, found.constitution, cache or found.view)
     index.refresh_soon()
-    guarded = viewer.build(viewer.Viewer(index), policy)
+    beside = None
+    if other is not None:
+        second = RunDir.look(other)
+        place = cache.with_name(f"{cache.name}.other") if cache else second.view
+        beside = Index(other, second.constitution, place)
+        beside.refresh_soon()
+    guarded = viewer.build(viewer.Viewer(index, beside), policy)
     listening = server.listen(host, port)
     try:
         screen.say(f"{found.path.resolve().name}  {server.address(listening)}/   (Ctrl-C ends)")

@@ -13,6 +13,15 @@ from selfalign.report import about, page
 from selfalign.run import RunDir, held
 from selfalign.web.index import Index, read_only
 
+_LEDGERS: dict[str, tuple[str, ...]] = {
+    "prompts": ("self_instruct", "topics", "red_team"),
+    "align": ("align",),
+    "engrave": ("engrave",),
+    "clone": ("verbose", "clone"),
+    "evaluate": ("evaluate",),
+}
+"""Stage -> its ledgers, in their order."""
+
 
 class Watch:
     """A run's progress. Threads may share it."""
@@ -29,8 +38,8 @@ class Watch:
     def now(self) -> dict[str, Any]:
         """State, ledgers, funnel, and how far the cache has been filled."""
         run, reading = self._run, self._index.progress()
-        stages = self._stages()
         state = "finished" if run.manifest.exists() else "running" if held(run.path) else "stopped"
+        stages = self._stages(state == "running")
         return {
             "state": state,
             "generation": reading.generation,
@@ -39,8 +48,12 @@ class Watch:
             "funnel": about.funnel(run, stages, self._human),
         }
 
-    def _stages(self) -> list[dict[str, Any]]:
-        """The ledgers as the cache has them, with what only the journal knows."""
+    def _stages(self, running: bool) -> list[dict[str, Any]]:
+        """The ledgers as the cache has them, with what only the journal knows.
+
+        Args:
+            running: the next one is at work, even where it has entered nothing yet (a training does so at its end).
+        """
         found: dict[str, dict[str, Any]] = {}
         with closing(read_only(self._index.run / "journal.sqlite")) as journal:
             self._from_journal(journal, found)
@@ -59,6 +72,10 @@ class Watch:
             decided = ledger["kept"] + sum(ledger["dropped"].values()) + sum(ledger["failed"].values())
             ledger["decided"] = decided
             ledger["rows_in"] = max(ledger["rows_in"], decided)
+        ledgers = [ledger for stage in self._run.recipe.stages for ledger in _LEDGERS.get(stage, ())]
+        waits = next((s for s in ledgers if s not in found or not found[s]["finished"]), None)
+        if running and waits is not None:
+            found.setdefault(waits, _empty(waits))
         order = [s for s in LEDGER if s in found] + sorted(set(found) - set(LEDGER))
         return [found[stage] for stage in order]
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from selfalign import __version__
 from selfalign.errors import UserError
 from selfalign.report import page as report
+from selfalign.run import RunDir
 from selfalign.web import query
+from selfalign.web.compare import Pair
 from selfalign.web.guard import Guard, Policy, part
 from selfalign.web.index import ANSWERS, Index
 from selfalign.web.progress import Watch
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 PARTS = {
     "view.css": "text/css",
-    **dict.fromkeys(("view.js", "dom.js", "row.js", "watch.js"), "text/javascript"),
+    **dict.fromkeys(("view.js", "dom.js", "row.js", "watch.js", "compare.js"), "text/javascript"),
     "icon.svg": "image/svg+xml",
 }
 """What the page consists of besides base.css, which the guard serves."""
@@ -33,17 +34,20 @@ Answer = Callable[[Mapping[str, str]], Any]
 class Viewer:
     """What the page asks for, as plain values."""
 
-    def __init__(self, index: Index) -> None:
+    def __init__(self, index: Index, other: Index | None = None) -> None:
         self.index = index
+        self.other = other
         self.rows = Rows(index)
         self.run = self.rows.context.run
         self.watch = Watch(self.run, index)
+        self.beside = Watch(RunDir.look(other.run), other) if other else None
 
     def about(self, asked: Mapping[str, str]) -> dict[str, Any]:
         """What does not change while the viewer runs."""
         texts = self.run.constitution
         return {
             "name": self.run.path.resolve().name,
+            "other": self.other.run.resolve().name if self.other else None,
             "model": self.run.recipe.model,
             "assistant": texts.assistant.name,
             "version": __version__,
@@ -61,15 +65,8 @@ class Viewer:
 
     def page(self, asked: Mapping[str, str]) -> dict[str, Any]:
         """A page of rows: those after (or before) a place, that the filter lets through."""
-        after = None
-        if at := asked.get("at"):
-            place, _, n = at.partition(".")
-            after = (int(place[:19]), int(n[:19]))
-        limit = int(asked.get("limit", "50")[:4])
-        start = time.perf_counter()
         with self.index.reading() as db:
-            rows = query.page(db, query.parse(asked), after, limit, back="back" in asked)
-        return {"rows": rows, "ms": round(1000 * (time.perf_counter() - start))}
+            return {"rows": query.page(db, query.parse(asked), _at(asked), _limit(asked), back="back" in asked)}
 
     def counts(self, asked: Mapping[str, str]) -> dict[str, Any]:
         """How many rows the filter lets through, and how many of each value."""
@@ -91,11 +88,37 @@ class Viewer:
         """A row's tokens with their loss mask."""
         return self.rows.tokens(asked.get("stage", ""), asked.get("id", ""))
 
+    def compare(self, asked: Mapping[str, str]) -> dict[str, Any]:
+        """Both runs' ledgers, and how many of their rows differ."""
+        pair, beside = self._pair()
+        return {"rows": pair.counts(), "here": self.watch.now()["stages"], "there": beside.now()["stages"]}
+
+    def compared(self, asked: Mapping[str, str]) -> dict[str, Any]:
+        """Rows of both runs about the same prompt that differ, or those of one run alone."""
+        pair, _ = self._pair()
+        return {"rows": pair.page(asked.get("stage", ""), asked.get("which", "differ"), _at(asked), _limit(asked))}
+
+    def _pair(self) -> tuple[Pair, Watch]:
+        if self.other is None or self.beside is None:
+            raise UserError("there is no other run: selfalign view RUN OTHER")
+        self.other.refresh()
+        return Pair(self.index, self.other), self.beside
+
     def mark(self, told: Mapping[str, object]) -> dict[str, Any]:
         """Mark a row; answers with the row as it stands then."""
         texts = {k: str(told.get(k) or "") for k in ("stage", "id", "mark", "answer")}
         self.rows.mark(texts["stage"], texts["id"], texts["mark"], texts["answer"])
         return self.row(texts)
+
+
+def _at(asked: Mapping[str, str]) -> tuple[int, int] | None:
+    """The place that a page begins after."""
+    place, _, n = asked.get("at", "").partition(".")
+    return (int(place[:18]), int(n[:18])) if place or n else None
+
+
+def _limit(asked: Mapping[str, str]) -> int:
+    return int(asked.get("limit", "50")[:4])
 
 
 def build(viewer: Viewer, policy: Policy) -> Guard:
@@ -111,6 +134,8 @@ def build(viewer: Viewer, policy: Policy) -> Guard:
         "row": viewer.row,
         "asked": viewer.asked,
         "tokens": viewer.tokens,
+        "compare": viewer.compare,
+        "compared": viewer.compared,
     }
     routes = [
         Route("/", _fixed("view.html", "text/html")),

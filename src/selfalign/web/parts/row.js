@@ -67,10 +67,10 @@ function stage(step, found, own) {
     parts.push(h("p", { class: "cites" }, step.principles.map((p) =>
       h("button", { class: "quiet", title: "Only rows that cite it", onclick: () => narrow("principle", p) }, h("b", {}, String(p)), ` ${about.principles[p] ?? ""}`))));
   }
-  if (step.edited) parts.push(h("p", { class: "said edited" }, step.edited), h("p", { class: "soft small" }, "Edited by hand; the model's own answer:"));
   const repeated = found.steps.some((other) => other !== step && other.answer === step.answer && ["align", "verbose"].includes(other.stage));
   if (step.answer && !(repeated && ["engrave", "clone"].includes(step.stage))) parts.push(h("p", { class: "said" }, step.answer));
   else if (repeated && step.answer) parts.push(h("p", { class: "soft small" }, `The answer above, learnt under the ${step.prompt || "standard"} prompt.`));
+  if (step.edited && is) parts.push(h("p", { class: "soft small" }, "Edited by hand; learnt in its place is:"), h("p", { class: "said edited" }, step.edited));
   if (decided(step)) parts.push(folded("As the ledger has it", h("pre", {}, step.ledger)));
   parts.push(...closer(step, is), marking(step, is));
   return h("section", { class: is ? "step own" : "step" }, parts);
@@ -117,8 +117,10 @@ function later(name, key, make) {
 // Drop, edit, take back: for rows that are trained on.
 function marking(step, is) {
   const can = about.marked.includes(step.stage) && step.answer && step.split !== "heldout" && (step.state === "kept" || step.reason === "by hand");
-  if (!can || (!is && !step.mark)) return null;
   const note = h("p", { class: "soft small", role: "status" });
+  const word = { drop: "Marked: is left out of training.", edit: "Marked: is learnt with the edited answer." }[step.mark];
+  if (word) note.replaceChildren(`${word} The next selfalign run trains accordingly.`);
+  if (!can || !is) return can && word ? note : null;
   const send = async (mark, answer) => {
     try {
       const found = await tell("mark", { stage: step.stage, id: step.id, mark, answer });
@@ -132,8 +134,6 @@ function marking(step, is) {
   const form = h("form", { hidden: true, onsubmit: (event) => { event.preventDefault(); send("edit", box.value); } },
     box, h("button", { class: "main" }, "Learn this instead"), h("button", { type: "button", onclick: () => { form.hidden = true; } }, "Cancel"));
   const edit = () => { form.hidden = false; box.focus(); };
-  const word = { drop: "Marked: is left out of training.", edit: "Marked: is learnt with the edited answer." }[step.mark];
-  if (word) note.replaceChildren(`${word} The next selfalign run trains accordingly.`);
   return h("div", { class: "marking" }, h("div", {},
     step.mark !== "drop" && h("button", { "data-key": is && "d", onclick: () => send("drop") }, "Leave out"),
     h("button", { "data-key": is && "e", onclick: edit }, "Edit"),

@@ -2,6 +2,7 @@
 
 import { SOURCES, ask, h, number, plural } from "/parts/dom.js";
 import { open, press } from "/parts/row.js";
+import { begin as compare } from "/parts/compare.js";
 import { begin } from "/parts/watch.js";
 
 const SIZE = 50;
@@ -209,7 +210,7 @@ async function start() {
   const tab = readAddress();
   show(tab, false);
   document.body.classList.toggle("open", Boolean(chosen));
-  await Promise.all([load(), chosen ? open(chosen) : open(null), begin()]);
+  await Promise.all([load(), open(chosen), begin(), compare()]);
 }
 
 let waiting;

@@ -49,7 +49,7 @@ function state(now) {
 const goal = (stage) => (stage.finished ? stage.rows_in : stage.wanted ?? stage.rows_in);
 const reached = (stage) => (stage.finished || stage.wanted === null ? stage.decided : stage.kept);
 const share = (stage) => (goal(stage) ? Math.min(1, reached(stage) / goal(stage)) : 0);
-const count = (stage) => `${number(reached(stage))} of ${number(goal(stage))}`;
+const count = (stage) => !goal(stage) ? "at work" : `${number(reached(stage))} of ${number(goal(stage))}`;
 
 function bar(part, lost = 0) {
   const made = h("span", { class: "bar" }, h("span", {}), h("span", {}));
@@ -74,7 +74,7 @@ function ledger(stage, now) {
   const active = stage === current(now);
   const lost = [...Object.entries(stage.dropped).map(([reason, n]) => ["dropped", reason, n]), ...Object.entries(stage.failed).map(([reason, n]) => ["failed", reason, n])];
   const facts = [];
-  if (active) facts.push(`${count(stage)} so far`);
+  if (active) facts.push(goal(stage) ? `${count(stage)} so far` : "its rows come at its end");
   if (active && stage.open) facts.push(`${plural(stage.open, "request")} with the engine or waiting`);
   if (active && left(stage)) facts.push(`about ${time(left(stage))} left`);
   if (!active && stage.answered) facts.push(plural(stage.answered, "request"));
