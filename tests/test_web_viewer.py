@@ -314,6 +314,36 @@ def test_a_row_is_marked_edited_and_taken_back(marked: Viewer):
     assert marks.read(marked.run) == {} and marked.counts({"mark": "drop"})["total"] == 0
 
 
+def test_marks_are_changed_after_the_stage_ran_with_them(fake_run: Any):
+    from selfalign import pipeline
+    from selfalign.records import Response, write_jsonl
+
+    context = fake_run("stages=[engrave]")
+    run: RunDir = context.run
+    rows = [Response(f"{n:016x}", f"What is {n}?", "", f"It is {n}.") for n in range(3)]
+    write_jsonl(run.jsonl("responses"), rows)
+    run.journal.decide("align", [(r.id, n, "kept", "", f"{r.message}\n{r.response}") for n, r in enumerate(rows)])
+    run.journal.finish("align", 3, 1.0)
+    index = Index(run.path, run.constitution, run.view)
+    index.refresh()
+    viewer = Viewer(index)
+    tell(viewer, stage="align", id=rows[0].id, mark="drop")
+    tell(viewer, stage="align", id=rows[1].id, mark="edit", answer="One.")
+    pipeline.run_stage(context, "engrave")
+    index.refresh()
+    assert viewer.counts({"stage": "engrave", "reason": "by hand"})["total"] == 1
+    gone, edited = ({"stage": "engrave", "id": r.id} for r in rows[:2])
+    assert viewer.row(edited)["steps"][-1]["answer"] == "One."
+    tell(viewer, **edited, mark="edit", answer="One.")  # the same again keeps it
+    assert marks.read(run)["engrave", rows[1].id].answer == "One."
+    assert tell(viewer, **gone, mark="")[0] == 200
+    tell(viewer, **edited, mark="edit", answer="It is 1.")
+    assert marks.read(run) == {}
+    pipeline.run_stage(context, "engrave")
+    index.refresh()
+    assert {r["answer"] for r in viewer.page({"stage": "engrave", "words": "It"})["rows"]} >= {"It is 0.", "It is 1."}
+
+
 def test_only_what_is_trained_on_is_marked(marked: Viewer):
     rows = [
         marked.page({"stage": "self_instruct"})["rows"][0],

@@ -80,7 +80,7 @@ class Pair:
             raise UserError("rows differ, or are here, or there")
         columns = "a.place, a.n, " + ("b.n" if which == "differ" else "NULL")
         edge, values = (" AND (a.place, a.n) > (?, ?)", after) if after else ("", ())
-        query = f"SELECT {columns} FROM {_ROWS[which]}{edge} ORDER BY a.place, a.n LIMIT ?"  # type: ignore[index]  # noqa: S608
+        query = f"SELECT {columns} FROM {_ROWS[which]}{edge} ORDER BY a.place, a.n LIMIT ?"  # noqa: S608
         with self._reading() as db:
             rows = db.execute(query, (stage, *values, max(1, min(limit, MOST)))).fetchall()
             own = "other" if which == "there" else "main"

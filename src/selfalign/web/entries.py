@@ -183,6 +183,9 @@ class Reader:
         example = found[f"{self._stage}_examples"]
         prompt, response = found["prompts"], found.get("responses", {})
         row = {**prompt, "source": _text(example, "source") or _text(prompt, "source")}
+        if not example:  # left out by hand: the ledger has what it would have been
+            message, _, answer = apart(fate.text, _message(prompt) or _message(response))
+            return _described(fate, row, message=message, answer=answer)
         return _described(
             fate, row, message=_text(example, "user") or fate.text, answer=_text(example, "assistant"),
             principles=_numbers(response.get("principles")), prompt=_text(example, "prompt"),

@@ -166,11 +166,17 @@ class Rows:
         with self._lock:
             found = marks.read(run)
             found.pop((training, row_id), None)
-            if wanted and not (wanted == "edit" and answer.strip() == row["answer"].strip()):
+            if wanted and not (wanted == "edit" and answer.strip() == self._own(ANSWERS[training], row_id)):
                 text = answer.strip() if wanted == "edit" else ""
                 found[training, row_id] = marks.Mark(training, row_id, wanted, text, row["message"][:200])
             marks.write(run, found)
         self._index.refresh()
+
+    def _own(self, ledger: str, row_id: str) -> str | None:
+        """The model's own answer; an example's is another one once it was edited."""
+        found = self.detail(ledger, row_id)
+        steps = found["steps"] if found else []
+        return next((s["answer"].strip() for s in steps if (s["stage"], s["id"]) == (ledger, row_id)), None)
 
     # -- what training sees --------------------------------------------------------------------------------------
 

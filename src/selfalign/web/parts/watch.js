@@ -43,7 +43,7 @@ function state(now) {
   const stage = current(now);
   if (stage) words.push(`${stage.title}, ${count(stage)}`);
   if (now.reading.busy && now.reading.total > 2000) words.push(`reading ${number(now.reading.done)} of ${number(now.reading.total)}`);
-  by("state").replaceChildren(...(stage ? [bar(share(stage))] : []), words.join(" · "));
+  by("state").replaceChildren(...(stage && goal(stage) ? [bar(share(stage))] : []), words.join(" · "));
 }
 
 const goal = (stage) => (stage.finished ? stage.rows_in : stage.wanted ?? stage.rows_in);
@@ -59,7 +59,7 @@ function bar(part, lost = 0) {
 }
 
 function page(now) {
-  const most = Math.max(1, ...now.funnel.map((step) => step.kept + step.lost));
+  const most = Math.max(1, ...now.funnel.filter((step) => step.rows_in).map((step) => step.kept + step.lost));
   return [
     h("h2", {}, "From seeds to examples"),
     h("div", { class: "funnel" }, now.funnel.map((step) => h("div", { class: step.human ? "human" : "" },
@@ -84,7 +84,7 @@ function ledger(stage, now) {
   return h("section", { class: active ? "ledger active" : "ledger" },
     h("h3", {}, h("button", { class: "quiet", onclick: () => pick({ stage: stage.stage }) }, stage.title), " ",
       h("span", {}, stage.finished ? `${number(stage.kept)} of ${number(stage.rows_in)} kept` : active ? "now" : stage.decided ? "not finished" : "")),
-    active && bar(share(stage)),
+    active && goal(stage) > 0 && bar(share(stage)),
     h("p", { class: "soft small" }, facts.join(" · ")),
     lost.length > 0 && h("p", { class: "reasons" }, lost.map(([state, reason, n]) => h("button", { class: "quiet", onclick: () => pick({ stage: stage.stage, state, reason }) },
       state === "failed" ? `failed: ${reason} ` : `${reason} `, h("b", {}, number(n))))));
