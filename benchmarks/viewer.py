@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import statistics
 import sys
 import tempfile
@@ -72,6 +73,7 @@ def main() -> None:
                 f"{statistics.median(counts):6.0f} ms ({max(counts):.0f})  {times[0][2]:,} rows"
             )
         deep(listening)
+        in_a_browser(server.address(listening))
         made.should_exit = True
 
 
@@ -91,6 +93,46 @@ def deep(listening: object) -> None:
     start = time.monotonic()
     ask(listening, "progress", {})
     print(f"{'progress':<34}      {1000 * (time.monotonic() - start):6.0f} ms")
+
+
+SEEN = """text => new Promise(done => {
+  const at = performance.now();
+  const look = () => document.getElementById('found').textContent.endsWith(text)
+    ? done(performance.now() - at) : requestAnimationFrame(look);
+  look();
+})"""
+
+
+def in_a_browser(url: str) -> None:
+    """What a person waits for, in Chromium: from the address or the click to rows and counts on the page."""
+    chromium = shutil.which("chromium")
+    try:
+        from playwright.sync_api import sync_playwright
+    except ImportError:
+        chromium = None
+    if chromium is None:
+        print("no browser here: make browser")
+        return
+    with sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+        for attempt in ("cold", "warm"):
+            page = browser.new_page()
+            start = time.monotonic()
+            page.goto(url)
+            page.wait_for_function("() => document.querySelectorAll('#list li').length === 50")
+            print(f"{f'browser, {attempt}: the page':<34} {1000 * (time.monotonic() - start):6.0f} ms")
+            total = page.locator("#found").text_content().rpartition(" of ")[2]
+            for name, click in {"a stage": "2 self-align", "a reason": "truncated", "a principle": "7 candor"}.items():
+                button = page.locator("#facets button", has_text=click).first
+                wanted = f"of {button.locator('.n').text_content()} rows"
+                start = time.monotonic()
+                button.click()
+                page.evaluate(SEEN, wanted)
+                print(f"{f'browser, {attempt}: {name}':<34} {1000 * (time.monotonic() - start):6.0f} ms")
+                page.locator("#chosen button").click()
+                page.evaluate(SEEN, f"of {total}")
+            page.close()
+        browser.close()
 
 
 def ask(listening: object, name: str, query: dict[str, str]) -> dict:  # type: ignore[type-arg]

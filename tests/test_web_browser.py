@@ -284,3 +284,27 @@ def test_what_runs_would_be_heard(browser: Any, url: str):
     with pytest.raises(api.Error, match="TrustedHTML"):
         page.evaluate("() => { document.body.innerHTML = '<b>x</b>' }")
     page.context.close()
+
+
+@pytest.mark.slow
+def test_300000_rows_are_filtered_and_paged_in_the_browser(look: Open, tmp_path: Path):
+    """How long it takes is measured by benchmarks/viewer.py."""
+    run = viewer_runs.make(tmp_path / "run", 105_000)
+    with served(run) as address:
+        page = look(address)
+        found(page, 300_000)
+        assert page.locator("#list li").count() == 50
+        page.get_by_role("button", name="2 self-align").click()
+        found(page, 105_000)
+        page.get_by_role("button", name="dropped 15,000").click()
+        found(page, 15_000)
+        page.get_by_role("button", name="truncated").click()
+        found(page, 3750)
+        page.get_by_role("button", name="Last").click()
+        page.wait_for_function("() => document.getElementById('found').textContent.startsWith('3,701')")
+        for _ in range(3):
+            page.locator("#chosen button").first.click()
+        found(page, 300_000)
+        page.locator("#words").fill('"answer 104999"')
+        found(page, 0) if 104_999 % 7 == 0 else found(page, 2)
+        assert page.evaluate("() => document.querySelectorAll('*').length") < 2000

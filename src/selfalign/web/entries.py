@@ -9,7 +9,6 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, BinaryIO
 
 from selfalign.constitution import Constitution
@@ -93,27 +92,36 @@ class Lines:
     """The rows of a JSONL file by a key, read where they stand: in memory are their places only."""
 
     def __init__(self, path: Path, key: Key) -> None:
+        self._path = path
+        self._key = key
         self._places: dict[str, int] = {}
         self._file: BinaryIO | None = None
         if not path.exists():
             return
-        self._file = path.open("rb")
         at = 0
-        for raw in self._file:
-            if (row := _object(raw)) is not None and isinstance(name := key(row), str):
-                self._places.setdefault(name, at)
-            at += len(raw)
+        with path.open("rb") as file:
+            for raw in file:
+                if (row := _object(raw)) is not None and isinstance(name := key(row), str):
+                    self._places.setdefault(name, at)
+                at += len(raw)
 
     def get(self, name: str) -> dict[str, Any]:
-        """The row of that key; empty where there is none."""
-        if self._file is None or (at := self._places.get(name)) is None:
+        """The row of that key; empty where there is none, or the file is another one by now."""
+        if (at := self._places.get(name)) is None:
+            return {}
+        try:
+            self._file = self._file or self._path.open("rb")
+        except OSError:
             return {}
         self._file.seek(at)
-        return _object(self._file.readline()) or {}
+        row = _object(self._file.readline()) or {}
+        return row if self._key(row) == name else {}
 
     def close(self) -> None:
+        """Let the file go; it is opened again where a row is asked for."""
         if self._file is not None:
             self._file.close()
+        self._file = None
 
 
 def _object(raw: bytes) -> dict[str, Any] | None:
@@ -125,32 +133,27 @@ def _object(raw: bytes) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
+def lines(run: Path, name: str) -> Lines:
+    """A file of the run by its name in `run.JSONL_FILES`; empty where it is not written yet."""
+    return Lines(run / JSONL_FILES[name], _KEYS.get(name, _id))
+
+
 class Reader:
-    """Makes entries of a ledger's rows. Close it, or use it as a context manager.
+    """Makes entries of a ledger's rows.
 
     Args:
-        run: the run's folder.
         stage: the ledger's name.
+        files: the run's files that say more of its rows, as `FILES` names them.
     """
 
-    def __init__(self, run: Path, stage: str, constitution: Constitution) -> None:
+    def __init__(self, stage: str, constitution: Constitution, files: Mapping[str, Lines]) -> None:
         self._stage = stage
         self._constitution = constitution
-        self._types = frozenset(kind.name for kind in constitution.question_types)
-        self._files = {name: Lines(run / JSONL_FILES[name], _KEYS.get(name, _id)) for name in FILES.get(stage, ())}
-
-    def __enter__(self) -> Reader:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for lines in self._files.values():
-            lines.close()
+        self._files = files
 
     def entry(self, fate: Fate) -> Entry:
         """The row with everything that the run's files say of it."""
-        found = {name: lines.get(fate.id) for name, lines in self._files.items() if name != "topics"}
+        found = {name: file.get(fate.id) for name, file in self._files.items() if name != "topics"}
         if self._stage == "topics":
             row = self._files["topics"].get(fate.text)
             return Entry(fate, type=_text(row, "question_type"), topic=fate.text, message=fate.text)

@@ -23,7 +23,7 @@ from selfalign.errors import UserError
 from selfalign.journal import LEDGER
 from selfalign.records import content_hash
 from selfalign.run import JSONL_FILES, RunDir, file_hash
-from selfalign.web.entries import FILES, Entry, Fate, Reader
+from selfalign.web.entries import FILES, Entry, Fate, Lines, Reader, lines
 
 VERSION = "1"
 _BATCH = 2000
@@ -105,6 +105,7 @@ class Index:
         self._lock = threading.Lock()
         """One reads the run at a time."""
         self._busy, self._done, self._total = False, 0, 0
+        self._known: dict[str, tuple[tuple[int, int] | None, Lines]] = {}
         self._make()
 
     # -- the cache's file ----------------------------------------------------------------------------------------
@@ -189,12 +190,24 @@ class Index:
         elif known and not new:
             return
         self._done, self._total = 0, len(new)
-        with Reader(self.run, stage, self.constitution) as reader:
+        files = {name: self._lines(name) for name in FILES.get(stage, ())}
+        reader = Reader(stage, self.constitution, files)
+        try:
             for start in range(0, len(new), _BATCH):
                 fates = _fates(journal, stage, new[start : start + _BATCH])
                 self._add(db, stage, stamp, [reader.entry(fate) for fate in fates], new[: start + _BATCH][-1])
                 self._done = min(len(new), start + _BATCH)
                 time.sleep(0)  # those who ask for a page come first
+        finally:
+            for file in files.values():
+                file.close()
+
+    def _lines(self, name: str) -> Lines:
+        """The run's file; its places are kept as long as it stays the same, while a run goes on and adds rows."""
+        stamp = _stamp(self.run / JSONL_FILES[name])
+        if name not in self._known or self._known[name][0] != stamp:
+            self._known[name] = (stamp, lines(self.run, name))
+        return self._known[name][1]
 
     def _stamp(self, db: sqlite3.Connection, journal: sqlite3.Connection, stage: str) -> str:
         """Changes where the stage was decided anew or one of its files was written."""
@@ -205,11 +218,8 @@ class Index:
 
     def _file_hash(self, db: sqlite3.Connection, name: str) -> str:
         """The file's SHA-256; taken again only where size or time are others."""
-        try:
-            found = (self.run / JSONL_FILES[name]).stat()
-        except OSError:
+        if (at := _stamp(self.run / JSONL_FILES[name])) is None:
             return ""
-        at = (found.st_size, found.st_mtime_ns)
         known = db.execute("SELECT size, changed, hash FROM files WHERE name = ?", (name,)).fetchone()
         if known and known[:2] == at:
             return str(known[2])
@@ -289,6 +299,15 @@ class Index:
             (stage, stamp, last, len(entries)),
         )
         self._commit(db)
+
+
+def _stamp(file: Path) -> tuple[int, int] | None:
+    """Size and time of a file; None where there is none."""
+    try:
+        found = file.stat()
+    except OSError:
+        return None
+    return found.st_size, found.st_mtime_ns
 
 
 def _rank(stage: str) -> tuple[int, str]:
