@@ -8,6 +8,7 @@ goes on where it was. The cache may be deleted at any time.
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
 import threading
 import time
@@ -84,7 +85,9 @@ def read_only(path: Path) -> sqlite3.Connection:
         found = sqlite3.connect(address, uri=True, isolation_level=None, timeout=10)
         found.execute("SELECT 1 FROM sqlite_master LIMIT 1")
     except sqlite3.OperationalError:
-        # A folder that cannot be written, where a WAL needs a file beside it.
+        if os.access(path.parent, os.W_OK):
+            raise
+        # A WAL needs a file beside it, which cannot be made here; so nobody else writes there, either.
         found = sqlite3.connect(f"{address}&immutable=1", uri=True, isolation_level=None)
         found.execute("SELECT 1 FROM sqlite_master LIMIT 1")
     return found
@@ -96,6 +99,9 @@ class Index:
     Args:
         run: the run's folder.
         cache: where the cache stands.
+
+    Raises:
+        UserError: it cannot be written there.
     """
 
     def __init__(self, run: Path, constitution: Constitution, cache: Path) -> None:
@@ -105,6 +111,8 @@ class Index:
         self._lock = threading.Lock()
         """One reads the run at a time."""
         self._busy, self._done, self._total = False, 0, 0
+        self.trouble = ""
+        """What kept the last reading from its end."""
         self._known: dict[str, tuple[tuple[int, int] | None, Lines]] = {}
         self._make()
 
@@ -117,9 +125,12 @@ class Index:
                 return
         for end in ("", "-wal", "-shm"):
             self.path.with_name(self.path.name + end).unlink(missing_ok=True)
-        with self._writing() as db:
-            db.executescript(_SCHEMA)
-            db.executemany("INSERT INTO meta VALUES (?, ?)", [("version", VERSION), ("generation", "0")])
+        try:
+            with self._writing() as db:
+                db.executescript(_SCHEMA)
+                db.executemany("INSERT INTO meta VALUES (?, ?)", [("version", VERSION), ("generation", "0")])
+        except sqlite3.OperationalError as error:
+            raise UserError(f"{self.path} cannot be written ({error}): --cache FILE puts it elsewhere") from None
 
     @contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
@@ -153,7 +164,14 @@ class Index:
     def refresh_soon(self) -> None:
         """Read what is new in the run, in a thread of its own, unless one does."""
         if not self._lock.locked():
-            threading.Thread(target=self.refresh, name="view-index", daemon=True).start()
+            threading.Thread(target=self._try, name="view-index", daemon=True).start()
+
+    def _try(self) -> None:
+        try:
+            self.refresh()
+            self.trouble = ""
+        except (sqlite3.Error, OSError) as error:
+            self.trouble = f"the run cannot be read now ({error})"
 
     def refresh(self) -> None:
         """Read what is new in the run, and return when it is read."""

@@ -44,6 +44,7 @@ class Watch:
             "state": state,
             "generation": reading.generation,
             "reading": {"busy": reading.busy, "done": reading.done, "total": reading.total},
+            "trouble": self._index.trouble,
             "stages": stages,
             "funnel": about.funnel(run, stages, self._human),
         }

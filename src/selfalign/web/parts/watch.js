@@ -42,6 +42,7 @@ function state(now) {
   const words = [now.state];
   const stage = current(now);
   if (stage) words.push(`${stage.title}, ${count(stage)}`);
+  if (now.trouble) words.push(now.trouble);
   if (now.reading.busy && now.reading.total > 2000) words.push(`reading ${number(now.reading.done)} of ${number(now.reading.total)}`);
   by("state").replaceChildren(...(stage && goal(stage) ? [bar(share(stage))] : []), words.join(" · "));
 }
