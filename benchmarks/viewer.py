@@ -118,7 +118,7 @@ def in_a_browser(url: str) -> None:
         for attempt in ("cold", "warm"):
             page = browser.new_page()
             start = time.monotonic()
-            page.goto(url)
+            page.goto(url, wait_until="commit")
             page.wait_for_function("() => document.querySelectorAll('#list li').length === 50")
             print(f"{f'browser, {attempt}: the page':<34} {1000 * (time.monotonic() - start):6.0f} ms")
             total = page.locator("#found").text_content().rpartition(" of ")[2]

@@ -23,6 +23,7 @@ let filter = {};
 let chosen = null; // the row that is open: {stage, id}
 let asking = null;
 const unfolded = new Set();
+const ready = ask("run").then((found) => { about = found; });
 
 export const title = (stage) => about.titles[stage] ?? stage;
 const label = (name, value) => {
@@ -61,13 +62,17 @@ async function load(where = {}, rank = 0) {
   asking = new AbortController();
   const { signal } = asking;
   try {
-    const [page, counts] = await Promise.all([
-      ask("rows", { ...filter, ...where, limit: SIZE }, signal), ask("counts", filter, signal),
-    ]);
+    const counting = ask("counts", filter, signal);
+    counting.catch(() => {}); // it is waited for below
+    const page = await ask("rows", { ...filter, ...where, limit: SIZE }, signal);
+    await ready;
     rows = page.rows;
+    by("list").replaceChildren(...rows.map(item));
+    markChosen();
+    const counts = await counting;
     total = counts.total;
     first = rank < 0 ? Math.max(0, total - rows.length) : rank;
-    showList();
+    showPlace();
     showFacets(counts.by);
     return true;
   } catch (error) {
@@ -85,14 +90,12 @@ function go(where) {
   return Promise.resolve(false);
 }
 
-function showList() {
+function showPlace() {
   by("found").replaceChildren(total ? `${number(first + 1)} – ${number(first + rows.length)} of ${plural(total, "row")}` : "No row is like that.");
-  by("list").replaceChildren(...rows.map(item));
   for (const button of by("pages").children) {
     button.disabled = ["first", "back"].includes(button.dataset.go) ? first === 0 : first + rows.length >= total;
   }
   by("pages").hidden = total <= rows.length;
-  markChosen();
 }
 
 function item(row) {
@@ -199,18 +202,19 @@ export async function again() {
     const counts = await ask("counts", filter);
     total = counts.total;
     showFacets(counts.by);
-    showList();
+    showPlace();
   } else await load();
 }
 
 async function start() {
-  about = await ask("run");
+  show(readAddress(), false);
+  document.body.classList.toggle("open", Boolean(chosen));
+  const first = load();
+  await ready;
   document.title = `${about.name} · selfalign view`;
   by("name").replaceChildren(about.name);
-  const tab = readAddress();
-  show(tab, false);
-  document.body.classList.toggle("open", Boolean(chosen));
-  await Promise.all([load(), open(chosen), begin(), compare()]);
+  await Promise.all([first, open(chosen)]);
+  await Promise.all([begin(), compare()]);
 }
 
 let waiting;
