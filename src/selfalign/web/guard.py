@@ -40,7 +40,7 @@ HEADERS = {
     "content-security-policy": CONTENT_POLICY,
     "x-content-type-options": "nosniff",
     "x-frame-options": "DENY",
-    "referrer-policy": "no-referrer",
+    "referrer-policy": "same-origin",
     "cross-origin-resource-policy": "same-origin",
     "cross-origin-opener-policy": "same-origin",
     "cache-control": "no-store",
@@ -116,7 +116,8 @@ def policy(host: str, allowed: Iterable[str] = ()) -> Policy:
             f"--host {host} can be reached from other machines and there is no token: set one, as in "
             f"{TOKEN}=$(openssl rand -hex 24), or leave --host out"
         )
-    own = () if is_loopback(host) else (host, socket.gethostname(), socket.getfqdn())
+    machine = socket.gethostname()
+    own = () if is_loopback(host) else (host, machine, f"{machine}.local")
     names = {name.lower().rstrip(".") for name in ("localhost", *own, *allowed) if _address(name) is None}
     return Policy(frozenset(names), is_loopback(host), token)
 

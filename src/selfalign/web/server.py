@@ -34,6 +34,7 @@ def listen(host: str, port: int) -> socket.socket:
     Raises:
         UserError: the address is none of this machine, or the port is taken.
     """
+    found: socket.socket | None = None
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         found = socket.socket(family, kind, protocol)
@@ -41,6 +42,8 @@ def listen(host: str, port: int) -> socket.socket:
         found.bind(address)
         found.listen(256)
     except OSError as error:
+        if found:
+            found.close()
         taken = error.errno == errno.EADDRINUSE
         what = (
             f"port {port} is taken: name another with --port" if taken else f"cannot listen ({error.strerror or error})"
@@ -101,11 +104,15 @@ def _patient() -> Any:
     class Patient(H11Protocol):
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
-            self.loop.call_later(HEADER_S, self._hurry)
+            self.patience = self.loop.call_later(HEADER_S, transport.abort)
 
-        def _hurry(self) -> None:
-            cycle: Any = self.cycle
-            if cycle is None and not self.transport.is_closing():
-                self.transport.abort()
+        def handle_events(self) -> None:
+            super().handle_events()
+            if self.cycle:
+                self.patience.cancel()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self.patience.cancel()
+            super().connection_lost(exc)
 
     return Patient
