@@ -5,6 +5,7 @@ Needs Debian's chromium (`make browser`) and playwright; skips where one of them
 
 from __future__ import annotations
 
+import json
 import random
 import shutil
 import threading
@@ -49,6 +50,9 @@ PARTS = (
 )  # fmt: skip
 
 
+ANYBODY = Policy()
+
+
 def hostile(number: int) -> list[str]:
     """So many texts, no two the same."""
     rng = random.Random(7)
@@ -56,12 +60,13 @@ def hostile(number: int) -> list[str]:
 
 
 @contextmanager
-def served(run: RunDir) -> Iterator[str]:
+def served(run: RunDir, beside: RunDir | None = None, policy: Policy = ANYBODY) -> Iterator[str]:
     """The viewer of the run on a socket; yields its address."""
-    index = Index(run.path, run.constitution, run.view)
-    index.refresh()
+    indices = [Index(one.path, one.constitution, one.view) for one in (run, beside) if one]
+    for index in indices:
+        index.refresh()
     listening = server.listen("127.0.0.1", 0)
-    made = server.make(viewer.build(viewer.Viewer(index), Policy()))
+    made = server.make(viewer.build(viewer.Viewer(*indices), policy))
     thread = threading.Thread(target=made.run, kwargs={"sockets": [listening]}, daemon=True)
     thread.start()
     try:
@@ -249,6 +254,47 @@ def test_300_hostile_texts_in_every_field_are_shown_whole_and_run_nothing(look: 
         page.wait_for_selector(".ledger")
         reasons = page.locator(".reasons").all_text_contents()
         assert all(any(t in r for r in reasons) for t in texts[:40])
+
+
+def test_rows_are_marked_by_keys_and_runs_compared(look: Open, tmp_path: Path):
+    def other(number: int, field: str) -> str:
+        return viewer_runs.said(number, field) + (" otherwise" if field == "answer" and number == 2 else "")
+
+    run, beside = viewer_runs.make(tmp_path / "a", 14), viewer_runs.make(tmp_path / "b", 14, other)
+    with served(run, beside) as address:
+        page = look(f"{address}?stage=engrave")
+        page.keyboard.press("j")
+        page.wait_for_selector(".step.own")
+        page.keyboard.press("d")
+        page.wait_for_selector("#list .tag b")
+        mark = json.loads(run.jsonl("marks").read_text("utf-8"))
+        assert (mark["stage"], mark["mark"]) == ("engrave", "drop")
+        page.keyboard.press("u")
+        page.wait_for_function("() => !document.querySelector('#list .tag b')")
+        page.keyboard.press("e")
+        page.locator(".marking textarea").fill("<b>By hand</b> & whole")
+        page.get_by_role("button", name="Learn this instead").click()
+        page.wait_for_selector(".edited")
+        assert page.locator(".edited").text_content() == "<b>By hand</b> & whole"
+        assert json.loads(run.jsonl("marks").read_text("utf-8"))["answer"] == "<b>By hand</b> & whole"
+        page.get_by_role("button", name="Compare").click()
+        page.wait_for_selector("#pairs .said")
+        assert page.locator("#pairs section").count() == 1
+        answers = page.locator("#pairs .models p:last-child").all_text_contents()
+        assert answers[1] == f"{answers[0]} otherwise"
+        assert page.locator("#compare td button").all_text_contents() == ["1", "1"]  # the answer and its example
+
+
+def test_a_viewer_with_a_token_lets_in_who_has_it(browser: Any, tmp_path: Path):
+    token = "a token of 24 characters"
+    with served(viewer_runs.make(tmp_path / "run", 5), policy=Policy(token=token)) as address:
+        page = browser.new_page()
+        page.goto(address)
+        assert page.locator("#list").count() == 0
+        page.get_by_label("Token").fill(token)
+        page.get_by_role("button", name="Sign in").click()
+        found(page, 14)
+        page.close()
 
 
 def test_a_run_that_goes_on_is_shown_live(look: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
