@@ -62,6 +62,12 @@ def row_seed(run_seed: int, *parts: object) -> int:
     return int(content_hash(run_seed, *parts)[:8], 16)
 
 
+def work_key(stage: str, work: Work, identities: Mapping[str | None, str]) -> str:
+    """What the journal knows the request by: a hash of everything that its output depends on."""
+    weights = identities[work.request.adapter]
+    return content_hash(SCHEMA_VERSION, stage, weights, work.row_id, work.request.identity())
+
+
 def generate(
     works: Iterable[Work],
     engine: Engine,
@@ -233,7 +239,7 @@ class _Loop:
             if not batch:
                 self._exhausted = True
                 return
-            keyed = [(self._key(work), work) for work in batch]
+            keyed = [(work_key(self._stage, work, self._identities), work) for work in batch]
             self._order.extend(keyed)
             self._copies.update(key for key, _ in keyed)
             found = self._journal.saved(key for key, _ in keyed)
@@ -247,11 +253,6 @@ class _Loop:
             self._on_done(len(batch) - len(fresh), 0)
             if found:
                 return  # hand them on before more are read
-
-    def _key(self, work: Work) -> str:
-        request = work.request
-        weights = self._identities[request.adapter]
-        return content_hash(SCHEMA_VERSION, self._stage, weights, work.row_id, request.identity())
 
     def _hand_out(self) -> list[str]:
         started: list[str] = []

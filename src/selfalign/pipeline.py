@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from selfalign import atomic, costs, own_data
+from selfalign import atomic, costs, marks, own_data
 from selfalign.context import Context
 from selfalign.errors import UserError
 from selfalign.evaluation import compare, heldout
@@ -244,7 +244,10 @@ def inputs_hash(context: Context, stage: Stage) -> str:
     seeds = Path(run.recipe.seeds)
     own = file_hash(seeds) if stage == "prompts" and seeds.is_file() else ""
     measured_on = [file_hash(Path(f)) for f in run.recipe.evaluate.benchmarks if Path(f).is_file()]
-    return content_hash(stage, settings, run.constitution.digest(), context.identities()[None], files, own, measured_on)
+    # Without marks the hash is what it was before there were any: no run of an earlier version is trained again.
+    by_hand = [digest] if stage in marks.STAGES and (digest := marks.digest(run, stage)) else []
+    weights = context.identities()[None]
+    return content_hash(stage, settings, run.constitution.digest(), weights, files, own, measured_on, *by_hand)
 
 
 def _add_notices(context: Context, files: list[Path]) -> None:

@@ -9,6 +9,7 @@ import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ JSONL_FILES = {
     "questions": "5_evaluation/questions.jsonl",
     "questions-verdicts": "5_evaluation/questions-verdicts.jsonl",
     "drops": "drops.jsonl",
+    "marks": "marks.jsonl",
 }
 
 
@@ -52,7 +54,11 @@ class RunDir:
         self.path = path
         self.recipe = recipe
         self.constitution = constitution
-        self.journal = Journal(path / "journal.sqlite")
+
+    @cached_property
+    def journal(self) -> Journal:
+        """The journal, opened to be written."""
+        return Journal(self.path / "journal.sqlite")
 
     # -- names ---------------------------------------------------------------------------------------------------
 
@@ -86,6 +92,11 @@ class RunDir:
     @property
     def report_json(self) -> Path:
         return self.path / "report/report.json"
+
+    @property
+    def view(self) -> Path:
+        """The viewer's cache: no part of what the run made, and free to be deleted."""
+        return self.path / "view.sqlite"
 
     @property
     def plan(self) -> Path:
@@ -140,7 +151,9 @@ class RunDir:
             raise UserError(f"{path} cannot be made: {error.strerror}") from None
         for name, text in texts.items():
             atomic.write_text(path / name, text)
-        return cls(path, wanted, constitution)
+        made = cls(path, wanted, constitution)
+        made.journal  # noqa: B018  (with it the folder is a run)
+        return made
 
     @staticmethod
     def _check_free(path: Path, texts: dict[str, str]) -> None:
@@ -165,6 +178,17 @@ class RunDir:
     @classmethod
     def open(cls, path: Path) -> RunDir:
         """The run in that folder.
+
+        Raises:
+            UserError: there is none.
+        """
+        found = cls.look(path)
+        found.journal  # noqa: B018  (whether it is whole is said now)
+        return found
+
+    @classmethod
+    def look(cls, path: Path) -> RunDir:
+        """The run in that folder, with nothing opened to be written as long as its journal is not asked for.
 
         Raises:
             UserError: there is none.
@@ -217,7 +241,7 @@ class RunDir:
         entries = {}
         for file in sorted(p for p in self.path.rglob("*") if p.is_file()):
             name = str(file.relative_to(self.path))
-            if name.startswith(("journal", "manifest.json", "export/", ".")) or "/." in name:
+            if name.startswith(("journal", "manifest.json", "export/", "view.sqlite", ".")) or "/." in name:
                 continue
             entries[name] = {"sha256": file_hash(file), "bytes": file.stat().st_size}
             if file.suffix == ".jsonl":

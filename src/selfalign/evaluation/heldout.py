@@ -51,22 +51,27 @@ def run(context: Context) -> list[Path]:
     return [context.run.jsonl("answers"), context.run.scores]
 
 
-def _answers(context: Context, prompts: list[Prompt]) -> tuple[list[Answer], list[Fate]]:
+def request(context: Context, prompt: Prompt, adapter: str | None) -> Request:
+    """The prompt under the standard inference prompt, for the base (None) or an adapter of this stage."""
     config, constitution = context.recipe.evaluate, context.run.constitution
     template = context.model.template if context.has_weights else PLAIN
     # A model that writes the user's next turn has run on; what it would write after that is of no use.
     step = Step(replace(context.sampling(config), repetition=config.repetition), stop=template.stops())
+    pieces = template.prompt(
+        constitution.inference_prompt("standard"), [Turn("user", prompt.message)], constitution.assistant.name
+    )
+    return Request(pieces, (step,), row_seed(context.recipe.seed, STAGE, prompt.id), adapter)
+
+
+def _answers(context: Context, prompts: list[Prompt]) -> tuple[list[Answer], list[Fate]]:
     compared = models(context)
     adapters = tuple(s for s in compared.values() if s)
-    works: list[Work] = []
     # Model by model: a slot whose adapter changes must compute its prompt anew.
-    for name, adapter in compared.items():
-        for prompt in prompts:
-            pieces = template.prompt(
-                constitution.inference_prompt("standard"), [Turn("user", prompt.message)], constitution.assistant.name
-            )
-            seed = row_seed(context.recipe.seed, STAGE, prompt.id)
-            works.append(Work(content_hash(prompt.id, name), Request(pieces, (step,), seed, adapter)))
+    works = [
+        Work(content_hash(prompt.id, name), request(context, prompt, adapter))
+        for name, adapter in compared.items()
+        for prompt in prompts
+    ]
     engine = context.engine(adapters if context.has_weights else ())
     with context.screen.bar("answers", len(works)) as bar:
         outcomes = generate(

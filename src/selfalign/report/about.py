@@ -213,5 +213,11 @@ def compared(run: RunDir, stages: list[dict[str, Any]]) -> dict[str, Any]:
         "planned_seconds": made.seconds if made else None,
         "memory_mb": made.memory_mb if made else None,
         "disk_mb": made.disk_mb if made else None,
-        "actual_disk_mb": sum(f.stat().st_size for f in run.path.rglob("*") if f.is_file()) / 1e6,
+        "actual_disk_mb": _megabytes(run),
     }
+
+
+def _megabytes(run: RunDir) -> float:
+    """What the run's files take; the viewer's cache is none of them."""
+    files = (f for f in run.path.rglob("*") if f.is_file() and not f.name.startswith(run.view.name))
+    return sum(f.stat().st_size for f in files) / 1e6

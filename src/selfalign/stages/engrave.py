@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from selfalign import marks
 from selfalign.constitution import Constitution
 from selfalign.context import Context
 from selfalign.records import Example, content_hash
@@ -34,4 +35,8 @@ def run(context: Context) -> list[Path]:
     examples = [
         Example(r.id, "standard", r.message, r.response, r.source) for r in responses if r.split == "train"
     ] + identity_examples(context.run.constitution)
-    return adapter.train(context, "engrave", examples, context.recipe.engrave, STAGE, list(responses.removed()))
+    examples, left_out, said = marks.of_run(context.run, STAGE, examples)
+    if said:
+        context.screen.say(f"  {said}", "dim")
+    fates = [*responses.removed(), *left_out]
+    return adapter.train(context, "engrave", examples, context.recipe.engrave, STAGE, fates)

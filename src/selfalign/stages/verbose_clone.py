@@ -15,7 +15,7 @@ from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
-from selfalign import atomic
+from selfalign import atomic, marks
 from selfalign.clock import Clock
 from selfalign.context import Context
 from selfalign.dialogue import PLAIN, Turn
@@ -115,4 +115,7 @@ def _train(context: Context) -> list[Path]:
         Example(r.id, "standard" if int(r.id, 16) % 2 == 0 else "concise", r.message, r.response, r.source)
         for r in rows
     ]
-    return adapter.train(context, "clone", examples, context.recipe.training("clone"), STAGE, [])
+    examples, left_out, said = marks.of_run(context.run, STAGE, examples)
+    if said:
+        context.screen.say(f"  {said}", "dim")
+    return adapter.train(context, "clone", examples, context.recipe.training("clone"), STAGE, left_out)

@@ -1,0 +1,51 @@
+// Two runs side by side: their numbers, and the rows about the same prompt that came out differently.
+
+import { ask, h, number } from "/parts/dom.js";
+import { about, title } from "/parts/view.js";
+
+const by = (id) => document.getElementById(id);
+const SIZE = 30;
+let shown = { stage: null, which: "differ" };
+
+export async function begin() {
+  if (!about.other) return;
+  document.querySelector("[data-tab=compare]").hidden = false;
+  by("compare").replaceChildren(h("h2", {}, about.name, h("span", { class: "soft" }, " beside "), about.other), h("div", { id: "sides" }, h("p", { class: "soft" }, "…")), h("div", { id: "pairs" }));
+  try {
+    const found = await ask("compare");
+    by("sides").replaceChildren(table(found));
+    const first = found.rows.find((row) => row.stage === "align" && row.differ) ?? found.rows.find((row) => row.differ);
+    if (first) await pick(first.stage, "differ");
+  } catch (error) { by("sides").replaceChildren(h("p", { class: "warn" }, String(error.message))); }
+}
+
+function table(found) {
+  const order = Object.keys(about.titles);
+  const rows = found.rows.toSorted((a, b) => order.indexOf(a.stage) - order.indexOf(b.stage));
+  const side = (stages, stage) => { const one = stages.find((s) => s.stage === stage); return one ? `${number(one.kept)} of ${number(one.rows_in)}` : "–"; };
+  const cell = (row, which) => h("td", { class: "n" }, row[which] ? h("button", { class: "quiet", onclick: () => pick(row.stage, which) }, number(row[which])) : "0");
+  return h("div", { class: "scroll" }, h("table", {},
+    h("thead", {}, h("tr", {}, h("th", {}, "kept"), ...[about.name, about.other, "alike", "differ", "here only", "there only"].map((name) => h("th", { class: "n" }, name)))),
+    h("tbody", {}, rows.map((row) => h("tr", {}, h("td", {}, title(row.stage)), h("td", { class: "n" }, side(found.here, row.stage)), h("td", { class: "n" }, side(found.there, row.stage)),
+      h("td", { class: "n" }, number(row.alike)), cell(row, "differ"), cell(row, "here"), cell(row, "there"))))));
+}
+
+async function pick(stage, which, at = undefined) {
+  shown = { stage, which };
+  const { rows } = await ask("compared", { stage, which, at, limit: SIZE });
+  if (shown.stage !== stage || shown.which !== which) return;
+  const words = { differ: "came out differently", here: `are in ${about.name} alone`, there: `are in ${about.other} alone` }[which];
+  const more = rows.length === SIZE && h("button", { onclick: async (event) => { event.target.remove(); await pick(stage, which, `${rows.at(-1).place}.${rows.at(-1).n}`); } }, "More");
+  const items = rows.map(pair);
+  if (at) by("pairs").append(...items, ...(more ? [more] : []));
+  else by("pairs").replaceChildren(h("h3", {}, `${title(stage)}: rows that ${words}`), ...items, ...(more ? [more] : []));
+}
+
+function pair(row) {
+  const one = row.here ?? row.there;
+  return h("section", { class: "step" }, h("p", { class: "said asked" }, one.message || "(nothing)"),
+    h("div", { class: "models" }, [[about.name, row.here], [about.other, row.there]].filter(([, side]) => side).map(([name, side]) => h("div", {},
+      h("b", {}, name), side.state !== "kept" && h("span", { class: "fate lost" }, `${side.state}: ${side.reason}`),
+      side.principles.length > 0 && h("span", { class: "fate" }, `cites ${side.principles.join(", ")}`),
+      side.thoughts && h("p", { class: "said thoughts" }, side.thoughts), h("p", { class: "said" }, side.answer)))));
+}

@@ -1,0 +1,244 @@
+// The rows: filters, pages, keys. What is shown stands in the address, so that it can be kept and sent.
+
+import { SOURCES, ask, h, number, plural } from "/parts/dom.js";
+import { open, press } from "/parts/row.js";
+import { begin as compare } from "/parts/compare.js";
+import { begin } from "/parts/watch.js";
+
+const SIZE = 50;
+const FACETS = [
+  ["stage", "Stage"], ["state", "Outcome"], ["reason", "Reason"], ["mark", "Marks"], ["principle", "Principle cited"],
+  ["type", "Question type"], ["source", "Source"], ["split", "Split"], ["model", "Model"],
+];
+const SHOWN = 8;
+const SPLITS = { train: "trained on", heldout: "held out" };
+const MARKS = { drop: "to be dropped", edit: "edited" };
+
+const by = (id) => document.getElementById(id);
+export let about = {};
+let rows = [];
+let first = 0; // the rank of the page's first row
+let total = 0;
+let filter = {};
+let chosen = null; // the row that is open: {stage, id}
+let asking = null;
+const unfolded = new Set();
+const ready = ask("run").then((found) => { about = found; });
+
+export const title = (stage) => about.titles[stage] ?? stage;
+const label = (name, value) => {
+  if (name === "stage") return title(value);
+  if (name === "principle") return `${value} ${about.principles[value] ?? ""}`;
+  if (name === "source") return SOURCES[value] ?? value;
+  if (name === "split") return SPLITS[value] ?? value;
+  if (name === "mark") return MARKS[value] ?? value;
+  return value;
+};
+
+// -- the address ----------------------------------------------------------------------------------------------------
+
+function readAddress() {
+  const given = new URLSearchParams(location.search);
+  filter = {};
+  for (const name of [...FACETS.map(([n]) => n), "words"]) if (given.has(name)) filter[name] = given.get(name);
+  by("words").value = filter.words ?? "";
+  chosen = given.has("row") ? { stage: given.get("row").split(".")[0], id: given.get("row").split(".").slice(1).join(".") } : null;
+  return given.get("tab") ?? "rows";
+}
+
+function writeAddress(push = false) {
+  const given = new URLSearchParams(filter);
+  if (chosen) given.set("row", `${chosen.stage}.${chosen.id}`);
+  const tab = document.querySelector("#tabs [aria-pressed=true]").dataset.tab;
+  if (tab !== "rows") given.set("tab", tab);
+  const query = given.toString();
+  history[push ? "pushState" : "replaceState"](null, "", query ? `?${query}` : location.pathname);
+}
+
+// -- rows -----------------------------------------------------------------------------------------------------------
+
+async function load(where = {}, rank = 0) {
+  asking?.abort();
+  asking = new AbortController();
+  const { signal } = asking;
+  try {
+    const counting = ask("counts", filter, signal);
+    counting.catch(() => {}); // it is waited for below
+    const page = await ask("rows", { ...filter, ...where, limit: SIZE }, signal);
+    await ready;
+    rows = page.rows;
+    by("list").replaceChildren(...rows.map(item));
+    markChosen();
+    const counts = await counting;
+    total = counts.total;
+    first = rank < 0 ? Math.max(0, total - rows.length) : rank;
+    showPlace();
+    showFacets(counts.by);
+    return true;
+  } catch (error) {
+    if (error.name !== "AbortError") by("found").replaceChildren(String(error.message));
+    return false;
+  }
+}
+
+function go(where) {
+  const at = (row) => `${row.place}.${row.n}`;
+  if (where === "first") return load();
+  if (where === "last") return load({ back: 1 }, -1);
+  if (where === "on" && first + rows.length < total) return load({ at: at(rows.at(-1)) }, first + rows.length);
+  if (where === "back" && first > 0) return load({ at: at(rows[0]), back: 1 }, Math.max(0, first - SIZE));
+  return Promise.resolve(false);
+}
+
+function showPlace() {
+  by("found").replaceChildren(total ? `${number(first + 1)} – ${number(first + rows.length)} of ${plural(total, "row")}` : "No row is like that.");
+  for (const button of by("pages").children) {
+    button.disabled = ["first", "back"].includes(button.dataset.go) ? first === 0 : first + rows.length >= total;
+  }
+  by("pages").hidden = total <= rows.length;
+}
+
+function item(row) {
+  const said = [title(row.stage), row.model, row.type, row.principles.length ? `cites ${row.principles.join(", ")}` : ""];
+  const fate = row.mark ? h("b", {}, MARKS[row.mark]) : row.state === "kept" ? null : h("b", {}, row.state === "failed" ? `failed: ${row.reason}` : row.reason);
+  return h("li", {}, h("button", { class: `item ${row.mark === "drop" ? "dropped" : row.state}`, "data-row": `${row.stage}.${row.id}`, onclick: () => choose(row, true) },
+    h("span", { class: "asked" }, row.message || "(nothing)"),
+    row.answer && h("span", { class: "gist" }, row.answer),
+    h("span", { class: "tag" }, said.filter(Boolean).join(" · "), fate && " · ", fate)));
+}
+
+function markChosen() {
+  for (const button of by("list").querySelectorAll("button")) {
+    const is = chosen && button.dataset.row === `${chosen.stage}.${chosen.id}`;
+    if (is) button.setAttribute("aria-current", "true");
+    else button.removeAttribute("aria-current");
+  }
+}
+
+export async function choose(row, push = false) {
+  chosen = row ? { stage: row.stage, id: row.id } : null;
+  document.body.classList.toggle("open", Boolean(chosen));
+  markChosen();
+  writeAddress(push);
+  await open(chosen);
+}
+
+let walking = Promise.resolve(); // a key at a time, however fast they come
+
+async function step(by_) {
+  let at = rows.findIndex((row) => chosen && row.stage === chosen.stage && row.id === chosen.id) + by_;
+  if (!chosen) at = by_ > 0 ? 0 : -1;
+  if (at >= rows.length) { if (!(await go("on"))) return; at = 0; }
+  if (at < 0) { if (!(await go("back"))) return; at = rows.length - 1; }
+  if (!rows[at]) return;
+  document.querySelector(`#list li:nth-child(${at + 1}) button`)?.scrollIntoView({ block: "nearest" });
+  await choose(rows[at]);
+}
+
+// -- filters --------------------------------------------------------------------------------------------------------
+
+export function narrow(name, value) {
+  if (value === undefined || filter[name] === String(value)) delete filter[name];
+  else filter[name] = String(value);
+  writeAddress(true);
+  return load();
+}
+
+function showFacets(counts) {
+  by("facets").replaceChildren(...FACETS.map(([name, text]) => {
+    let values = (counts[name] ?? []).filter(([value]) => value !== "");
+    if (name === "stage") values.sort(([a], [b]) => Object.keys(about.titles).indexOf(a) - Object.keys(about.titles).indexOf(b));
+    if (name === "principle") values.sort(([a], [b]) => a - b);
+    if (values.length < 2 && !(name in filter) && !["reason", "mark"].includes(name)) return null;
+    if (!values.length && !(name in filter)) return null;
+    const more = values.length - SHOWN;
+    if (more > 1 && !unfolded.has(name) && !["stage", "state"].includes(name)) {
+      values = values.filter(([value], at) => at < SHOWN || filter[name] === String(value));
+    }
+    return h("div", { class: "facet" }, h("h2", {}, text), h("ul", {}, values.map(([value, count]) => h("li", {},
+      h("button", { "aria-pressed": String(filter[name] === String(value)), onclick: () => narrow(name, value) },
+        h("span", {}, label(name, value)), h("span", { class: "n" }, number(count)))))),
+    more > 1 && !["stage", "state"].includes(name) && h("button", { class: "quiet", onclick: () => {
+      if (!unfolded.delete(name)) unfolded.add(name);
+      showFacets(counts);
+    } }, unfolded.has(name) ? "fewer" : `${more} more`));
+  }).filter(Boolean));
+  by("chosen").replaceChildren(...FACETS.filter(([name]) => name in filter).map(([name, text]) =>
+    h("button", { title: `${text}: leave out`, onclick: () => narrow(name) }, label(name, filter[name]), " ×")));
+}
+
+// -- tabs, keys, beginning --------------------------------------------------------------------------------------------
+
+export function show(tab, push = true) {
+  for (const button of by("tabs").children) button.setAttribute("aria-pressed", String(button.dataset.tab === tab));
+  for (const name of ["rows", "watch", "compare"]) by(name).hidden = name !== tab;
+  if (push) writeAddress(true);
+}
+
+function keys(event) {
+  if (event.ctrlKey || event.metaKey || event.altKey) return;
+  const typing = event.target.closest("input, textarea, select");
+  if (event.key === "Escape") {
+    if (document.body.classList.contains("filters")) return fold();
+    if (typing) return event.target.blur();
+    return chosen ? choose(null) : undefined;
+  }
+  if (typing || by("rows").hidden) return;
+  if (event.key === "/") { event.preventDefault(); by("words").focus(); by("words").select(); }
+  else if (event.key === "j") walking = walking.then(() => step(1));
+  else if (event.key === "k") walking = walking.then(() => step(-1));
+  else if (chosen && press(event.key)) event.preventDefault();
+}
+
+function fold() {
+  const is = document.body.classList.toggle("filters");
+  by("filter").setAttribute("aria-expanded", String(is));
+  by("filter").replaceChildren(is ? "Show rows" : "Filter");
+}
+
+// Called where rows have changed: the page stays where it is.
+export async function again() {
+  if (first > 0) {
+    const counts = await ask("counts", filter);
+    total = counts.total;
+    showFacets(counts.by);
+    showPlace();
+  } else await load();
+}
+
+async function start() {
+  show(readAddress(), false);
+  document.body.classList.toggle("open", Boolean(chosen));
+  const first = load();
+  await ready;
+  document.title = `${about.name} · selfalign view`;
+  by("name").replaceChildren(about.name);
+  await Promise.all([first, open(chosen)]);
+  await Promise.all([begin(), compare()]);
+}
+
+let waiting;
+by("words").addEventListener("input", () => {
+  clearTimeout(waiting);
+  waiting = setTimeout(() => {
+    const words = by("words").value;
+    if (words.trim()) filter.words = words;
+    else delete filter.words;
+    writeAddress();
+    load();
+  }, 180);
+});
+by("search").addEventListener("submit", (event) => { event.preventDefault(); by("words").blur(); });
+by("filter").addEventListener("click", fold);
+by("pages").addEventListener("click", async (event) => {
+  if (event.target.dataset.go && (await go(event.target.dataset.go))) by("found").scrollIntoView({ block: "nearest" });
+});
+by("tabs").addEventListener("click", (event) => event.target.dataset.tab && show(event.target.dataset.tab));
+document.addEventListener("keydown", keys);
+addEventListener("popstate", () => {
+  show(readAddress(), false);
+  document.body.classList.toggle("open", Boolean(chosen));
+  load();
+  open(chosen);
+});
+start();

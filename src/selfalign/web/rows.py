@@ -1,0 +1,237 @@
+"""One row in full: its way through the stages, what the engine was asked and said, the tokens that training sees."""
+
+from __future__ import annotations
+
+import json
+import threading
+from contextlib import closing
+from typing import Any
+
+from selfalign import marks
+from selfalign.context import Context
+from selfalign.dialogue import Encoded, Tokenizer, encode_example
+from selfalign.engines.base import BOS, Completion, Control, Request
+from selfalign.errors import UserError
+from selfalign.evaluation import heldout
+from selfalign.generate import Work, work_key
+from selfalign.progress import Screen
+from selfalign.records import Prompt
+from selfalign.run import RunDir
+from selfalign.stages import self_align, verbose_clone
+from selfalign.web.index import ANSWERS, Index, read_only
+from selfalign.web.query import CITED, DIMENSIONS
+
+ASKED = ("align", "verbose", "evaluate")
+"""Stages whose requests can be put together again from the row alone."""
+TRAINED = {"align": "standard", "engrave": "standard", "clone": ""}
+"""Stages whose rows are or become training text, with the inference prompt where it is always the same."""
+
+
+class Rows:
+    """Rows of a run, one at a time. Threads may share it."""
+
+    def __init__(self, index: Index) -> None:
+        self._index = index
+        self._context = Context(RunDir.look(index.run), Screen(-1))
+        self._lock = threading.Lock()
+        """The model is resolved, and its tokenizer read, once."""
+
+    @property
+    def context(self) -> Context:
+        return self._context
+
+    # -- a row's way ---------------------------------------------------------------------------------------------
+
+    def detail(self, stage: str, row_id: str) -> dict[str, Any] | None:
+        """The row and all others about the same prompt, in the order of the pipeline; None where there is none."""
+        with self._index.reading() as db:
+            query = "SELECT about FROM rows WHERE id = ? AND stage = ?"
+            if (found := db.execute(query, (row_id, stage)).fetchone()) is None:
+                return None
+            names = ("id", *(f"kinds.{name}" for name in DIMENSIONS))
+            texts = ("topic", "prompt", "message", "thoughts", "answer")
+            query = (
+                f"SELECT n, {', '.join((*names, *texts))} FROM rows JOIN texts USING (n) "  # noqa: S608
+                "JOIN kinds USING (kind) WHERE about = ? ORDER BY place, n LIMIT 100"
+            )
+            keys = ("n", "id", *DIMENSIONS, *texts)
+            steps = [dict(zip(keys, row, strict=True)) for row in db.execute(query, found)]
+            for step in steps:
+                mark = db.execute("SELECT mark, answer FROM marks WHERE n = ?", (step["n"],)).fetchone()
+                step["mark"], step["edited"] = mark or ("", "")
+                step["principles"] = [p for (p,) in db.execute(CITED, (step.pop("n"),))]
+        with closing(read_only(self._index.run / "journal.sqlite")) as journal:
+            for step in steps:
+                query = "SELECT text FROM rows WHERE stage = ? AND id = ?"
+                step["ledger"] = next((t for (t,) in journal.execute(query, (step["stage"], step["id"]))), "")
+        return {"stage": stage, "id": row_id, "about": found[0], "steps": steps}
+
+    def _one(self, stage: str, row_id: str) -> dict[str, Any]:
+        """Raises UserError where there is no such row."""
+        found = self.detail(stage, row_id)
+        step = next((s for s in found["steps"] if (s["stage"], s["id"]) == (stage, row_id)), None) if found else None
+        if step is None:
+            raise UserError("there is no such row")
+        return {**step, "about": found["about"] if found else ""}
+
+    # -- what the engine was asked -------------------------------------------------------------------------------
+
+    def asked(self, stage: str, row_id: str) -> dict[str, Any]:
+        """The exact text that went to the engine for the row, and what came back, stretch by stretch.
+
+        `proved`: the journal has an answer under the hash of just this request, settings and weights.
+
+        Raises:
+            UserError: the row has no request that can be put together again.
+        """
+        if stage not in ASKED or (stage == "align" and self._context.recipe.align.form == "given"):
+            raise UserError("the request of this row is not shown")
+        row = self._one(stage, row_id)
+        with self._lock:
+            request = self._request(stage, row)
+            key, why = self._key(stage, row_id, request)
+        raw, proved = self._raw(stage, row_id, key)
+        completion = Completion.from_json(json.loads(raw)) if raw else Completion()
+        parts = [("control" if isinstance(p, Control) else "text", _named(p)) for p in request.prompt]
+        for number, step in enumerate(request.steps):
+            if number > len(completion.parts):
+                break
+            if step.cue:
+                parts.append(("cue", step.cue))
+            if number < len(completion.parts):
+                parts.append(("said", completion.parts[number].text))
+        sampling = request.steps[-1].sampling
+        return {
+            "parts": parts,
+            "proved": proved,
+            "why": why,
+            "model": row["model"] or request.adapter or "base",
+            "finish": [part.finish for part in completion.parts],
+            "generated_tokens": sum(part.generated_tokens for part in completion.parts),
+            "settings": {
+                "temperature": sampling.temperature, "top_p": sampling.top_p, "seed": request.seed,
+                "max_new_tokens": [step.sampling.max_new_tokens for step in request.steps],
+            },
+        }  # fmt: skip
+
+    def _request(self, stage: str, row: dict[str, Any]) -> Request:
+        context = self._context
+        prompt = Prompt(row["about"], row["message"], question_type=row["type"])
+        if stage == "align":
+            return self_align.request(context, prompt, self_align.form(context))
+        if stage == "verbose":
+            return verbose_clone.request(context, prompt)
+        return heldout.request(context, prompt, heldout.ADAPTERS.get(row["model"]))
+
+    def _key(self, stage: str, row_id: str, request: Request) -> tuple[str, str]:
+        """(the journal's key of the request, or why it is not known)."""
+        try:
+            adapters = (request.adapter,) if request.adapter else ()
+            identities = self._context.identities(adapters)
+        except (UserError, OSError) as error:
+            return "", str(error)
+        return work_key(stage, Work(row_id, request), identities), ""
+
+    def _raw(self, stage: str, row_id: str, key: str) -> tuple[str, bool]:
+        """(raw output as JSON, or nothing; whether the key found it)."""
+        with closing(read_only(self._index.run / "journal.sqlite")) as journal:
+            found = journal.execute("SELECT raw FROM work WHERE key = ? AND state = 'raw_saved'", (key,)).fetchone()
+            if found:
+                return found[0], True
+            query = "SELECT raw FROM work WHERE stage = ? AND state = 'raw_saved' AND row_id = ?"
+            found = journal.execute(query, (stage, row_id)).fetchone()
+        return (found[0] if found else ""), False
+
+    # -- marks ---------------------------------------------------------------------------------------------------
+
+    def mark(self, stage: str, row_id: str, wanted: str, answer: str = "") -> None:
+        """Mark a row to be dropped or edited before training, or take its mark away.
+
+        Args:
+            wanted: drop, edit or nothing.
+            answer: of an edit: what is to be learnt.
+
+        Raises:
+            UserError: the row is not trained on, or an edit has no text.
+        """
+        training = next((t for t, ledger in ANSWERS.items() if stage in (t, ledger)), None)
+        row = self._one(stage, row_id)
+        if training is None or row["split"] == "heldout" or not row["answer"]:
+            raise UserError("this row is not trained on")
+        if row["state"] != "kept" and row["reason"] != marks.BY_HAND:
+            raise UserError("this row was dropped already")
+        if wanted not in ("drop", "edit", "") or (wanted == "edit" and not answer.strip()):
+            raise UserError("a mark is drop, or edit with an answer, or nothing")
+        run = self._context.run
+        with self._lock:
+            found = marks.read(run)
+            found.pop((training, row_id), None)
+            if wanted and not (wanted == "edit" and answer.strip() == self._own(ANSWERS[training], row_id)):
+                text = answer.strip() if wanted == "edit" else ""
+                found[training, row_id] = marks.Mark(training, row_id, wanted, text, row["message"][:200])
+            marks.write(run, found)
+        self._index.refresh()
+
+    def _own(self, ledger: str, row_id: str) -> str | None:
+        """The model's own answer; an example's is another one once it was edited."""
+        found = self.detail(ledger, row_id)
+        steps = found["steps"] if found else []
+        return next((s["answer"].strip() for s in steps if (s["stage"], s["id"]) == (ledger, row_id)), None)
+
+    # -- what training sees --------------------------------------------------------------------------------------
+
+    def tokens(self, stage: str, row_id: str) -> dict[str, Any]:
+        """The row as training encodes it: each token with its text, its id and whether it is learnt.
+
+        Raises:
+            UserError: the row is no training text, or the model's tokenizer is missing.
+        """
+        if stage not in TRAINED:
+            raise UserError("rows of this stage are not trained on")
+        row = self._one(stage, row_id)
+        if row["state"] != "kept" or not row["answer"]:
+            raise UserError("this row is not trained on")
+        if row["split"] == "heldout":
+            raise UserError("this row is held out for the evaluation and never trained on")
+        if row["mark"] == "drop":
+            raise UserError("this row is marked to be dropped")
+        return self.encoded(
+            row["message"], row["edited"] or row["answer"], row["prompt"] or TRAINED[stage] or "standard"
+        )
+
+    def encoded(self, user: str, assistant: str, prompt: str) -> dict[str, Any]:
+        """As `tokens`, of any text."""
+        context = self._context
+        if not context.has_weights:
+            raise UserError("the fake engine made this run: it has no tokens")
+        constitution = context.run.constitution
+        with self._lock:
+            tokenizer, template = context.model.tokenizer(), context.model.template
+        system = constitution.inference_prompt("concise" if prompt == "concise" else "standard")
+        row = encode_example(tokenizer, template, system, user, assistant, constitution.assistant.name)
+        return {"tokens": stretches(row, tokenizer), "learnt": sum(row.mask), "all": len(row.ids), "prompt": prompt}
+
+
+def stretches(row: Encoded, tokenizer: Tokenizer) -> list[tuple[str, list[int], bool]]:
+    """(text, ids, learnt) of each token; tokens that only together make a character stand together.
+
+    The texts, one after the other, are the row's text.
+    """
+    # Many decoders take the space off a text's beginning: an anchor before it keeps it.
+    anchor = tokenizer.ids("a")
+    start = len(tokenizer.text(anchor))
+    found: list[tuple[str, list[int], bool]] = []
+    held: list[int] = []
+    for number, (token, learnt) in enumerate(zip(row.ids, row.mask, strict=True)):
+        held.append(token)
+        text = tokenizer.text([*anchor, *held])[start:]
+        last = number + 1 == len(row.ids) or row.mask[number + 1] != learnt
+        if text.endswith("\ufffd") and len(held) < 8 and not last:
+            continue
+        found.append((text, held, learnt))
+        held = []
+    return found
+
+
+def _named(piece: str) -> str:
+    return "⟨start⟩" if isinstance(piece, Control) and piece == BOS else str(piece)

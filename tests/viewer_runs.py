@@ -1,0 +1,78 @@
+"""Runs for the viewer's tests and its benchmark: a journal and files as stages leave them, of any size and text."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from selfalign import constitution, recipe
+from selfalign.records import Example, Prompt, Response, prompt_id, write_jsonl
+from selfalign.run import RunDir
+
+_TEXT = (
+    "the a of and to in is river winter teacher engine letter garden music number friend window market planet bread "
+    "answer story language history reason colour weather journey kitchen doctor island paper"
+)
+WORDS = _TEXT.split()
+REASONS = ("truncated", "repetitive", "exemplar leaked", "more stock refusals than wanted")
+TYPES = ("art knowledge", "current events", "famous people", "legal expertise", "")
+
+Say = Callable[[int, str], str]
+"""(row's number, field) -> text."""
+
+
+def said(number: int, field: str) -> str:
+    """Plain sentences, the same for the same arguments."""
+    rng = random.Random(f"{number} {field}")
+    lengths = {"instruction": 12, "input": 0, "thoughts": 14, "answer": 45, "dropped": 40}
+    return f"{field} {number}: " + " ".join(rng.choices(WORDS, k=lengths.get(field, 10)))
+
+
+def prompts(rows: int, say: Say) -> Iterator[tuple[int, Prompt]]:
+    for n in range(rows):
+        kind = TYPES[n % len(TYPES)]
+        instruction, text = say(n, "instruction"), say(n, "input") if n % 3 == 0 else ""
+        source, split = ("red_team" if kind else "self_instruct"), ("heldout" if n % 10 == 0 else "train")
+        yield n, Prompt(prompt_id(instruction, text), instruction, text, source, kind, kind and f"topic {n}", split)
+
+
+def make(folder: Path, rows: int, say: Say = said, engine: str = "fake") -> RunDir:
+    """A run of that many prompts, answers (a seventh of them dropped) and training examples: about three rows each.
+
+    The run's journal is closed.
+    """
+    settings = ["engine.kind=fake"] if engine == "fake" else [f"engine.kind={engine}"]
+    run = RunDir.create(folder, recipe.load("quick", settings), constitution.load("default"))
+    numbers = [p.id for p in run.constitution.principles]
+    write_jsonl(run.jsonl("prompts"), (p for _, p in prompts(rows, say)))
+
+    def answered() -> Iterator[tuple[int, Prompt, Response]]:
+        for n, p in prompts(rows, say):
+            cited = [numbers[n % len(numbers)], numbers[(3 * n + 1) % len(numbers)]]
+            yield n, p, Response(
+                p.id, p.instruction, p.input, say(n, "answer"), say(n, "thoughts"), list(dict.fromkeys(cited)),
+                p.source, p.question_type, p.split,
+            )  # fmt: skip
+
+    write_jsonl(run.jsonl("responses"), (r for n, _, r in answered() if n % 7))
+    examples = (Example(r.id, "standard", r.message, r.response, r.source) for n, _, r in answered() if n % 7)
+    write_jsonl(run.jsonl("engrave_examples"), examples)
+    journal = run.journal
+    journal.decide("self_instruct", ((p.id, n, "kept", "", p.message) for n, p in prompts(rows, say)))
+    journal.finish("self_instruct", rows, 1.5)
+    journal.decide(
+        "align",
+        (
+            (r.id, n, "kept", "", f"{r.message}\n[{r.thoughts}]\n{r.response}")
+            if n % 7
+            else (r.id, n, "dropped", REASONS[n % len(REASONS)], f"{r.message}\n[{r.thoughts}]\n{say(n, 'dropped')}")
+            for n, _, r in answered()
+        ),
+    )
+    journal.finish("align", rows, 2.5)
+    kept = [(r.id, n, r.message) for n, _, r in answered() if n % 7]
+    journal.decide("engrave", ((row, n, "kept", "", text) for row, n, text in kept))
+    journal.finish("engrave", len(kept), 3.5)
+    journal.close()
+    return run
