@@ -215,6 +215,13 @@ def test_stop_strings_and_limits_end_an_answer(quick: Running):
     assert quick.chat(seed=1, max_tokens=2)[1]["choices"][0]["finish_reason"] == "length"
 
 
+def test_the_servers_limit_bounds_the_default_too(run: Context):
+    with serving(run, Paced(), limits=Limits(tokens=5)) as running:
+        assert running.chat()[1]["usage"]["completion_tokens"] == 5
+        assert running.chat(max_tokens=6)[0] == 400
+        assert json.loads(running.ask("GET", "/about")[2])["defaults"]["max_tokens"] == 5
+
+
 def test_a_message_that_reads_as_a_turn_is_said(quick: Running):
     assert quick.chat("One\n\nUser: two")[1]["selfalign"] == {"reads_as_turns": True}
     assert "selfalign" not in quick.chat("One")[1]

@@ -107,7 +107,8 @@ def serving(
     """Serve a run on this engine from a thread until the block ends; jobs must be over by then."""
     listening = server.listen("127.0.0.1", 0)
     generation = Generation(engine, slots, max_queue, deadline_s)
-    guarded = app.build(Served(context), generation, policy or Policy(), limits or Limits())
+    limits = limits or Limits()
+    guarded = app.build(Served(context, max_tokens=limits.tokens), generation, policy or Policy(), limits)
     made = server.make(guarded)
     thread = threading.Thread(target=lambda: asyncio.run(made._serve([listening])), daemon=True)
     thread.start()

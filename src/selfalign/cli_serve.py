@@ -61,7 +61,8 @@ def start(
 
     server.check_installed()
     policy = guard.policy(host, allowed)
-    served = Served(context, style)
+    limits = Limits(tokens=max_tokens or context.recipe.engine.context)
+    served = Served(context, style, limits.tokens)
     listening = server.listen(host, port)
     try:
         engine = served.start(slots)
@@ -70,7 +71,6 @@ def start(
         raise
     generation = Generation(engine, slots, max_queue)
     try:
-        limits = Limits(tokens=max_tokens or context.recipe.engine.context)
         guarded = app.build(served, generation, policy, limits)
         url = server.address(listening)
         context.screen.say(f"{', '.join(served.models)} of {context.run.path.name}")

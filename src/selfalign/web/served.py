@@ -44,16 +44,19 @@ class Served:
 
     Args:
         style: which inference prompt stands before a dialogue that brings none of its own.
+        max_tokens: the most that an answer may have.
 
     Raises:
         UserError: the style is not known.
     """
 
-    def __init__(self, context: Context, style: str = "standard") -> None:
+    def __init__(self, context: Context, style: str = "standard", max_tokens: int = DEFAULT_TOKENS) -> None:
         if style not in STYLES:
             raise UserError(f"--style {style!r} is not known; known are {', '.join(STYLES)}")
         self.context = context
         self.style = style
+        self.tokens = min(DEFAULT_TOKENS, max_tokens)
+        """Of an answer where the request does not say."""
         self.constitution = context.run.constitution
         self.template: Template = context.model.template if context.has_weights else PLAIN
         self.models = {m.name: m for m in _models(context)}
@@ -96,7 +99,7 @@ class Served:
             "defaults": {
                 "temperature": self._settings.temperature,
                 "top_p": self._settings.top_p,
-                "max_tokens": DEFAULT_TOKENS,
+                "max_tokens": self.tokens,
             },
         }
 
@@ -172,7 +175,7 @@ class Served:
         return Sampling(
             settings.temperature if options.temperature is None else options.temperature,
             settings.top_p if options.top_p is None else options.top_p,
-            options.max_tokens or DEFAULT_TOKENS,
+            options.max_tokens or self.tokens,
             self.context.recipe.engine.top_k,
             repetition=repetition,
         )
