@@ -72,11 +72,11 @@ def test_the_models_of_a_run_answer_questions_and_two_are_compared(
     words = [str(made.run.path), "--benchmarks", "questions", "--data", f"questions={QUESTIONS}"]
     table = evaluate(*words, "--prompt", "two-shot", "--models", "base,final")
     assert "questions (fixture_questions)  win rate: not judged" in table
-    table = evaluate(*words, "--prompt", "two-shot", "--models", "base,final", "--judge", "x")
+    table = evaluate(*words, "--prompt", "two-shot", "--models", "base,final", "--judge", "embedded")
     shown = " ".join(table.split())
     assert "win rate against base, judged by mine" in shown and "no difference: 0 won, 4 tied, 0 lost vs base;" in shown
     assert "first 0, second 0, p 1.000" in shown
-    assert "wins against base" not in shown and "final (two-shot): household 50.0%, facts 50.0%" in shown
+    assert "wins against base" not in shown and "final (two-shot): household 50%, facts 50%" in shown
     assert max(map(len, table.splitlines())) <= 100, "it fits a terminal"
     found = json.loads(evaluate(*words, "--models", "base", "--limit", "2", "--json"))
     assert {(s["benchmark"], s["n"]) for s in found} == {("questions (fixture_questions)", 2)}

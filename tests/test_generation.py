@@ -82,7 +82,7 @@ def test_a_judge_says_what_is_truthful_and_what_is_informative(
 ) -> None:
     context = fake_run(script=liar)
     monkeypatch.setattr(speakers, "judge", lambda spec, config: (a_judge(knows), lambda: None))
-    compare.run(context, Wanted([GENERATION], ["base", "prompted"], data={"truthfulqa": SOURCE}, judge="x"))
+    compare.run(context, Wanted([GENERATION], ["base", "prompted"], data={"truthfulqa": SOURCE}, judge="embedded"))
     found = {(s.measure, s.model): s for s in readings.read_scores(context.run.scores)}
     base, prompted = (
         [found[f"{m}, judged by by rule", name].value for m in ("truthful", "informative", "truthful and informative")]
@@ -95,7 +95,7 @@ def test_a_judge_says_what_is_truthful_and_what_is_informative(
     # Later without a judge, and with another model: what was judged stays judged.
     compare.run(context, Wanted([GENERATION], ["base", "final"], data={"truthfulqa": SOURCE}))
     rows = read_jsonl(context.run.jsonl(GENERATION), JudgedAnswer)
-    assert [(r.model, r.truthful) for r in rows[::8]] == [("prompted base", True), ("base", False), ("final", None)]
+    assert [(r.model, r.truthful) for r in rows[::8]] == [("base", False), ("prompted base", True), ("final", None)]
 
 
 @pytest.mark.parametrize(

@@ -112,7 +112,7 @@ def test_a_judge_says_who_is_better_in_both_orders(
     context = fake_run(script=under_the_constitution)
     context.screen = Screen(0)
     judged_by(a_judge(prefers("good")))
-    compare.run(context, replace(WANTED, judge="x"))
+    compare.run(context, replace(WANTED, judge="embedded"))
     scores = readings.read_scores(context.run.scores)
     won = by(scores, "prompted base", "win rate")
     assert (won.measure, won.value, won.n, won.vs) == (
@@ -140,7 +140,7 @@ def test_a_judge_says_who_is_better_in_both_orders(
     judged_by(
         a_judge(lambda p, s, r: " A" if "good" in p.rsplit("Answer A:", 1)[1] else prefers("?")(p, s, r), "other")
     )
-    compare.run(context, replace(WANTED, judge="x", models=["base"]))
+    compare.run(context, replace(WANTED, judge="embedded", models=["base"]))
     measures = {s.measure for s in readings.read_scores(context.run.scores)}
     assert {f"win rate against base, judged by {j}" for j in ("by rule", "other")} < measures
 
@@ -148,11 +148,14 @@ def test_a_judge_says_who_is_better_in_both_orders(
 def test_other_weights_under_a_judges_name_take_the_place_of_its_verdicts(
     fake_run: Callable[..., Context], judged_by: Callable[[Judge], None]
 ) -> None:
-    context, wanted = fake_run(script=under_the_constitution), replace(WANTED, judge="x", models=["base", "prompted"])
+    context, wanted = (
+        fake_run(script=under_the_constitution),
+        replace(WANTED, judge="embedded", models=["base", "prompted"]),
+    )
     for word, wins, losses in (("good", 4, 0), ("some", 0, 4)):
         judged_by(Judge("j", Fake(script=prefers(word)), word))
         compare.run(context, wanted)
-        scores = compare.read_scores(context.run.scores)
+        scores = readings.read_scores(context.run.scores)
         assert [by(scores, "prompted base", m).value for m in ("wins", "losses")] == [wins, losses]
     assert len(read_jsonl(context.run.jsonl("vicuna-verdicts"), PairVerdict)) == 4
 
@@ -163,7 +166,7 @@ def test_a_judge_that_looks_at_the_place_alone_is_seen(
     context = fake_run()
     knows = prefers("-")
     judged_by(a_judge(lambda p, s, r: " A" if knows(p, s, r) == " tie" else knows(p, s, r)))
-    compare.run(context, replace(WANTED, judge="x", models=["base", "final"]))
+    compare.run(context, replace(WANTED, judge="embedded", models=["base", "final"]))
     scores = readings.read_scores(context.run.scores)
     assert by(scores, "final", "first place in both orders against base").value == 4
     assert by(scores, "final", "second place in both orders against base").value == 0
@@ -183,7 +186,7 @@ def test_a_judge_at_chance_judges_nothing(
     context.screen = Screen(0)
     judge = a_judge(script)
     judged_by(judge)
-    compare.run(context, replace(WANTED, judge="x", models=["base", "prompted"]))
+    compare.run(context, replace(WANTED, judge="embedded", models=["base", "prompted"]))
     assert "it judges nothing" in capsys.readouterr().err.replace("\n", " ")
     assert not context.run.jsonl("vicuna-verdicts").exists()
     assert isinstance(judge.engine, Fake) and judge.engine.requests == 2 * len(pair_judge._CERTAIN)
@@ -196,7 +199,7 @@ def test_what_a_judge_says_besides_is_counted_as_no_verdict(
     context = fake_run(script=under_the_constitution)
     knows = prefers("good")
     judged_by(a_judge(lambda p, s, r: " A better one" if "lighthouse" in p else knows(p, s, r)))
-    compare.run(context, replace(WANTED, judge="x", models=["base", "prompted"]))
+    compare.run(context, replace(WANTED, judge="embedded", models=["base", "prompted"]))
     scores = readings.read_scores(context.run.scores)
     assert by(scores, "prompted base", "unparsable").value == 1 and by(scores, "prompted base", "win rate").n == 3
     ledger = context.journal.counts("pair-judge")
@@ -208,7 +211,10 @@ def test_what_a_judge_says_besides_is_counted_as_no_verdict(
 def test_an_interrupted_judge_goes_on_where_it_stopped(
     fake_run: Callable[..., Context], judged_by: Callable[[Judge], None]
 ) -> None:
-    context, wanted = fake_run(script=under_the_constitution), replace(WANTED, judge="x", models=["base", "prompted"])
+    context, wanted = (
+        fake_run(script=under_the_constitution),
+        replace(WANTED, judge="embedded", models=["base", "prompted"]),
+    )
     knows, certain = prefers("good"), 2 * len(pair_judge._CERTAIN)
     left = [certain + 3]
 

@@ -114,7 +114,7 @@ def start(
     found = models(context)
     name, kind = _model(found, model or list(found)[-1]), _style(style)
     if prompt == "-" or (prompt is None and not lines and not sys.stdin.isatty()):
-        prompt = sys.stdin.read().strip()
+        prompt = _checked(sys.stdin.read).strip()
         if not prompt:
             raise UserError("standard input is empty: pipe a message in, or say it with -p")
     settings = context.recipe.evaluate
@@ -194,10 +194,20 @@ def _ask() -> str:
 
 def _read() -> str:
     """The next line of standard input."""
-    line = sys.stdin.readline()
+    line = _checked(sys.stdin.readline)
     if not line:
         raise EOFError
     return line.strip()
+
+
+def _checked(read: Callable[[], str]) -> str:
+    """What is read, if it is UTF-8."""
+    try:
+        text = read()
+        text.encode("utf-8")
+    except UnicodeError as error:
+        raise UserError(f"standard input is not UTF-8 ({error.reason})") from None  # type: ignore[attr-defined]
+    return text
 
 
 def _command(talk: Talk, message: str) -> None:
@@ -234,10 +244,15 @@ def _command(talk: Talk, message: str) -> None:
 def _take_back(talk: Talk, again: bool) -> None:
     if not talk.turns:
         raise UserError("nothing was said yet")
-    message = talk.turns[-2].text
+    before = talk.turns[-2:]
+    message = before[0].text
     del talk.turns[-2:]
     if again:
-        _say(talk, message, heads=True)
+        try:
+            _say(talk, message, heads=True)
+        except UserError:
+            talk.turns += before
+            raise
     else:
         talk.context.screen.say(f"taken back: {message}", "dim")
 
@@ -251,6 +266,7 @@ def _save(talk: Talk, target: str) -> None:
     path = Path(target).expanduser()
     try:
         before = path.read_text("utf-8") if path.exists() else ""
+        before += "\n" if before and not before.endswith("\n") else ""
         atomic.write_text(path, before + to_json(talk.messages()) + "\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be written ({error})") from None
@@ -281,5 +297,8 @@ def _say(talk: Talk, message: str, heads: bool) -> None:
     except UserError:
         talk.turns.pop()
         raise
-    talk.turns.append(Turn("assistant", answer))
     talk.tries += 1
+    if answer or not STOP.is_set:
+        talk.turns.append(Turn("assistant", answer))
+    else:  # stopped before the chosen model's turn
+        talk.turns.pop()

@@ -181,7 +181,8 @@ def evaluate(
     tasks: Annotated[
         str,
         typer.Option(
-            "--benchmarks", help="hhh, truthfulqa, truthfulqa-generation, vicuna, questions, with commas between."
+            "--benchmarks",
+            help="behaviour, hhh, truthfulqa, truthfulqa-generation, vicuna, questions, with commas between.",
         ),
     ] = "",
     models: Annotated[str, typer.Option(help="Of a run: base, prompted, engraved, final; all unless given.")] = "",
@@ -192,7 +193,9 @@ def evaluate(
     data: Annotated[
         list[str] | None,
         typer.Option(
-            "--data", metavar="NAME=SOURCE", help="A benchmark's file, folder or hub id, or questions=FILE; repeatable."
+            "--data",
+            metavar="NAME=SOURCE",
+            help="A benchmark's file, folder or hub id; questions=FILE, behaviour=FILE; repeatable.",
         ),
     ] = None,
     prompt: Annotated[

@@ -84,7 +84,12 @@ def run(targets: Sequence[str], asked: Asked, force: bool, as_json: bool, screen
 def _run(path: Path, wanted: Wanted, force: bool, as_json: bool, screen: Screen) -> None:
     with api.open_run(path, force=force, screen=screen) as opened:
         if not wanted.tasks:
+            asked = (wanted.models, wanted.others, wanted.data, wanted.limit, wanted.judge, wanted.prompt != "standard")
+            if any(asked):
+                raise UserError("say with --benchmarks what is to be measured: alone, the command runs the stage")
             opened.run_stage("evaluate")
+            if as_json:
+                _show(opened.scores(), as_json)
             return
         pipeline.run_benchmarks(opened.context, wanted)
         _show([s for s in opened.scores() if compare.of_benchmark(s)], as_json)

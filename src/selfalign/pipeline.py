@@ -27,11 +27,12 @@ def _prompts(context: Context) -> list[Path]:
 
 def _evaluate(context: Context) -> list[Path]:
     files = heldout.run(context)
-    if context.has_weights:
-        compare.refresh(context)
-        if tasks := context.recipe.evaluate.tasks:
-            compare.run(context, Wanted(tasks))
-    return files
+    compare.refresh(context)
+    tasks = context.recipe.evaluate.tasks
+    if not context.has_weights and any(t in compare.FORMS for t in tasks):
+        context.screen.say("  the fake engine runs no model: nothing is scored", "yellow")
+        tasks = [t for t in tasks if t not in compare.FORMS]
+    return list(dict.fromkeys([*files, *(compare.run(context, Wanted(tasks)) if tasks else [])]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,6 +217,8 @@ def check_ready(context: Context) -> None:
                     "recipe's `stages` makes"
                 )
         made |= set(step.outputs(context.run))
+    if "evaluate" in context.recipe.stages:
+        compare.ready(context)
     if context.has_weights and {"engrave", "clone", "evaluate"} & set(context.recipe.stages):
         context.model.check_trainable()
 

@@ -12,10 +12,8 @@ from rich.table import Table
 
 from selfalign import costs
 from selfalign.costs import Plan, StagePlan
-from selfalign.evaluation import tables
 from selfalign.evaluation.pairwise import WIN_RATE
 from selfalign.evaluation.probes import Total
-from selfalign.evaluation.statistics import verdict
 from selfalign.progress import Screen, plain, stdout_console
 from selfalign.records import Answer, ProbeAnswer, Score, read_jsonl
 from selfalign.report import page
@@ -168,7 +166,7 @@ def show_benchmarks(scores: Sequence[Score]) -> None:
             table.add_column(column, justify="right", no_wrap=True)
         table.add_column("95 % interval", no_wrap=True)
         won = measure.startswith(WIN_RATE)
-        table.add_column("pairs" if won else "paired difference in points", ratio=1)
+        table.add_column("pairs" if won else "paired difference", ratio=1)
         before = ("", "")
         for s in (s for s in scores if (s.benchmark, s.measure) == (name, measure)):
             same, before = (s.model, s.prompt) == before, (s.model, s.prompt)
@@ -194,18 +192,14 @@ def _show_subsets(console: Console, scores: Sequence[Score]) -> None:
 
 
 def _rate(score: Score) -> tuple[str, str]:
-    if score.value is None or score.low is None or score.high is None:
-        return "–", ""
-    return f"{score.value:.1%}", f"{100 * score.low:.1f} to {100 * score.high:.1f}"
+    value, interval, _ = score_text(score)
+    return value, interval
 
 
 def _difference(score: Score) -> str:
-    found = tables.interval_of(score)
-    if found is None:
-        return ""
-    points = f"{100 * found.value:+.1f} vs {score.vs} ({100 * found.low:+.1f} to {100 * found.high:+.1f}"
-    p = "" if score.p is None else ", p < 0.001" if score.p < 0.001 else f", p {score.p:.3f}"
-    return f"{points}{p}): {verdict(found)}"
+    """The paired difference, what it may be called, and p; in the words of the report."""
+    row = asdict(score)
+    return ": ".join(filter(None, (word(row), ", ".join(filter(None, (score_text(row)[2], p_text(row)))))))
 
 
 def _plan_table(made: Plan) -> Table:

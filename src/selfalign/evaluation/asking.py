@@ -51,6 +51,8 @@ def ask(
 ) -> list[Reply]:
     """Let every model answer every question; what the journal holds is not asked again.
 
+    Questions that a model has no answer to are said; in its scores it has a smaller n.
+
     The prompted base answers as in stage 2: thoughts first, which are no part of the reply.
     """
     clock = Clock()
@@ -58,7 +60,7 @@ def ask(
     fates: list[Fate] = []
     with screen.bar(stage, len(speakers) * len(questions)) as bar:
         # Model by model: a slot whose adapter or prefix changes must compute its prompt anew.
-        for speaker in speakers:
+        for number, speaker in enumerate(speakers):
             works = [_work(stage, speaker, q, recipe, constitution, max_new_tokens) for q in questions]
             engine, identities = speaker.engine(), {speaker.adapter: speaker.entrant.identity}
             if works and speaker.entrant.prompt == "constitution":
@@ -72,6 +74,11 @@ def ask(
                 fates.append((name, place, "kept", "", question.text))
                 text, ended = _said(speaker, work.request, outcome.completion, constitution)
                 replies.append(Reply(speaker, position, text, ended))
+            if lost := [o for o in outcomes if o.completion is None]:
+                who = f"{speaker.entrant.name}: {len(lost)} of {len(works)} without an answer"
+                screen.say(f"  {stage}: {who} ({lost[0].reason}); the same command asks them again", "yellow")
+            if not any(s.close == speaker.close for s in speakers[number + 1 :]):
+                speaker.close()  # one model in memory at a time
     journal.restart(stage)
     journal.decide(stage, fates)
     journal.finish(stage, len(fates), clock.seconds())

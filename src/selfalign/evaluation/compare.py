@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
+from typing import Any
 
 from selfalign import recipe as recipes
 from selfalign.constitution import Constitution
@@ -30,7 +31,7 @@ from selfalign.evaluation import (
 from selfalign.evaluation.benchmarks import Benchmark, Name
 from selfalign.evaluation.entrants import Team
 from selfalign.evaluation.forms import Form, PromptKind
-from selfalign.evaluation.readings import GENERATION, Place, column, kept, remember, task_of
+from selfalign.evaluation.readings import GENERATION, Place, column, forget, kept, merged, remember, task_of
 from selfalign.evaluation.scoring_loop import score
 from selfalign.evaluation.situations import Situations
 from selfalign.evaluation.spoken import BEHAVIOUR, COMPARED, SPOKEN
@@ -47,13 +48,16 @@ from selfalign.records import (
     Score,
     content_hash,
     read_jsonl,
-    write_jsonl,
 )  # fmt: skip
 
 FORMS: dict[Name, tuple[Form, ...]] = {"hhh": hhh.FORMS, "truthfulqa": truthfulqa.FORMS}
 TASKS = (*FORMS, *SPOKEN)
 FILES = (*TASKS, *(f"{t}-verdicts" for t in COMPARED))
 """Names of the files of rows."""
+RECORDS: dict[str, Any] = {
+    GENERATION: JudgedAnswer, BEHAVIOUR: BehaviourAnswer, **dict.fromkeys(spoken.COMPARED, OpenAnswer),
+}  # fmt: skip
+"""Task -> the record of its rows, where that is not ItemScore."""
 ALONE = "benchmarks"
 """The name under which a run remembers the files that it published here."""
 
@@ -67,26 +71,28 @@ def run(context: Context, wanted: Wanted) -> list[Path]:
     """
     run = context.run
     _check(wanted, run.constitution)
-    place = Place(run.scores.parent, context.journal, context.screen, context.recipe.evaluate.benchmarks)
+    place = _place(context)
     scored, asked = ([t for t in wanted.tasks if t in some] for some in (FORMS, SPOKEN))
     teams = entrants.of_run(context, wanted.models, wanted.others, wanted.prompt) if scored else []
     heard = speakers.of_run(context, wanted.models, wanted.others, wanted.prompt) if asked else []
-    files = [run.jsonl(n) for n in FILES if n.removesuffix("-verdicts") in wanted.tasks]
-    run.check_not_edited([run.scores, *files], context.force)
+    # What a mistake would stop later is said before anything is done or taken away.
+    sources = _sources(place, wanted, run.constitution, _prompts(context) if BEHAVIOUR in asked else set())
+    if wanted.judge and asked:
+        speakers.check_judge(wanted.judge, context.recipe.engine)
+    run.check_not_edited([run.scores, *(run.jsonl(n) for n in FILES)], context.force)
     run.manifest.unlink(missing_ok=True)
-    run.journal.unpublish(ALONE)
     try:
-        files = measure(place, teams, wanted, _current(context, wanted.prompt) if scored else {})
+        files = measure(place, teams, sources, _current(context, wanted.prompt) if scored else {})
     finally:
         for team in teams:
             team.close()
     for task in asked:
         made = context.recipe, run.constitution, wanted.judge, _spoken(context), context.release_engine
-        asks = _situations(place, wanted, run.constitution, _prompts(context)) if task == BEHAVIOUR else None
-        files.append(spoken.ask(place, task, asks or _load(place, spoken.ASKED[task], wanted), heard, *made))
-    with run.rewriting(run.scores):
-        publish(place)
+        files.append(spoken.ask(place, task, sources[task], heard, *made))
+    publish(place)
     run.mark_done(ALONE, content_hash(list(wanted.tasks)), [run.jsonl(n) for n in FILES if run.jsonl(n).exists()])
+    for task in asked:
+        context.check_failures(context.journal.counts(task))
     return [*files, run.scores]
 
 
@@ -95,29 +101,24 @@ def refresh(context: Context) -> None:
 
     Rows of models that were trained again since are gone.
     """
-    place = Place(context.run.scores.parent, context.journal, context.screen)
+    place = _place(context)
     if not place.state():
         return
-    scored, said = _current(context, "standard"), _spoken(context)
+    scored, said = _current(context, "standard") if context.has_weights else {}, _spoken(context)
     for label, entry in place.state().items():
         current = said if task_of(label) in SPOKEN else scored
-        stale = {c for c, identity in entry["entrants"].items() if current.get(c.split("|")[0], identity) != identity}
+        stale = {
+            c for c, identity in entry["entrants"].items() if current.get(c.rpartition("|")[0], identity) != identity
+        }
         file = place.file(task_of(label))
         if not stale or not file.exists():
             continue
-        with context.run.rewriting(file):
-            if task_of(label) == GENERATION:
-                write_jsonl(file, [r for r in read_jsonl(file, JudgedAnswer) if column(r) not in stale])
-            elif task_of(label) == BEHAVIOUR:
-                write_jsonl(file, [r for r in read_jsonl(file, BehaviourAnswer) if column(r) not in stale])
-            elif task_of(label) in SPOKEN:
-                stay = [r for r in read_jsonl(file, OpenAnswer) if r.benchmark != label or column(r) not in stale]
-                write_jsonl(file, stay)
-            else:
-                write_jsonl(file, [r for r in read_jsonl(file, ItemScore) if column(r) not in stale])
+        own = label.removesuffix(" generation")
+        rows = read_jsonl(file, RECORDS.get(task_of(label), ItemScore))
+        place.write(file, [r for r in rows if r.benchmark != own or column(r) not in stale])
         if (verdicts := spoken.verdicts(place, task_of(label))).exists():
-            with context.run.rewriting(verdicts):
-                write_jsonl(verdicts, spoken.standing(place, task_of(label)))
+            place.write(verdicts, spoken.standing(place, task_of(label)))
+        forget(place, label, stale)
         gone = ", ".join(sorted(stale))
         context.screen.say(f"  {label}: scores of weights that are no more are left out: {gone}")
     publish(place)
@@ -148,6 +149,8 @@ def alone(
     """
     _check(wanted, constitution)
     scored, asked = ([t for t in wanted.tasks if t in some] for some in (FORMS, SPOKEN))
+    if wanted.judge and asked:
+        speakers.check_judge(wanted.judge, recipes.load("quick").engine)
     teams = entrants.of_models(specs, constitution, wanted.prompt, prompted) if scored else []
     heard = speakers.of_models(specs, wanted.prompt, prompted) if asked else []
     if folder.exists() and any(folder.iterdir()) and not (folder / "journal.sqlite").exists():
@@ -155,14 +158,14 @@ def alone(
     folder.mkdir(parents=True, exist_ok=True)
     journal = Journal(folder / "journal.sqlite")
     try:
-        place = Place(folder, journal, screen)
-        measure(place, teams, wanted, {e.name: e.identity for t in teams for e in t.entrants})
+        place = Place(folder, journal, screen, constitution=constitution.digest())
+        sources = _sources(place, wanted, constitution, set())
+        measure(place, teams, sources, {e.name: e.identity for t in teams for e in t.entrants})
         for team in teams:
             team.close()
         for task in asked:
             made = recipes.load("quick"), constitution, wanted.judge, dict[str, str]()
-            asks = _situations(place, wanted, constitution, set()) if task == BEHAVIOUR else None
-            spoken.ask(place, task, asks or _load(place, spoken.ASKED[task], wanted), heard, *made)
+            spoken.ask(place, task, sources[task], heard, *made)
         return publish(place)
     finally:
         for team in teams:
@@ -170,22 +173,49 @@ def alone(
         journal.close()
 
 
-def measure(place: Place, teams: Sequence[Team], wanted: Wanted, current: Mapping[str, str]) -> list[Path]:
+def measure(
+    place: Place, teams: Sequence[Team], sources: Mapping[str, Benchmark | Situations], current: Mapping[str, str]
+) -> list[Path]:
     """Score what is wanted, and publish a row for each item, form and model.
 
     Args:
         current: model -> the identity of its weights now: rows of other weights do not stay.
     """
-    loaded = [_load(place, name, wanted) for name in FORMS if name in wanted.tasks]
     files = []
-    for benchmark in loaded:
+    for benchmark in (s for name, s in sources.items() if name in FORMS and isinstance(s, Benchmark)):
         rows = score(place.journal, place.screen, benchmark, FORMS[benchmark.name], teams)
         now = {f"{e.name}|{e.prompt}": e.identity for team in teams for e in team.entrants}
         stay = kept(place, benchmark, benchmark.label, set(now), current, ItemScore)
-        write_jsonl(place.file(benchmark.name), [*stay, *rows])
+        place.write(place.file(benchmark.name), merged(place, benchmark.label, now, stay, rows))
         remember(place, benchmark, benchmark.label, now, stay)
         files.append(place.file(benchmark.name))
     return files
+
+
+def ready(context: Context) -> None:
+    """Raises UserError where the recipe's stage would miss a benchmark, before anything is spent."""
+    for task in context.recipe.evaluate.tasks:
+        if task != BEHAVIOUR:
+            benchmarks.load(spoken.ASKED.get(task, task), None, context.recipe.evaluate.benchmarks)  # type: ignore[arg-type]
+
+
+def _place(context: Context) -> Place:
+    run = context.run
+    others, digest = context.recipe.evaluate.benchmarks, run.constitution.digest()
+    return Place(run.scores.parent, context.journal, context.screen, others, digest, run.rewriting)
+
+
+def _sources(
+    place: Place, wanted: Wanted, constitution: Constitution, seen: Set[str]
+) -> dict[str, Benchmark | Situations]:
+    """What each task asks: all read before the first one begins."""
+    found: dict[str, Benchmark | Situations] = {}
+    for task in (t for t in TASKS if t in wanted.tasks):
+        if task == BEHAVIOUR:
+            found[task] = _situations(place, wanted, constitution, seen)
+        else:
+            found[task] = _load(place, spoken.ASKED.get(task, task), wanted)  # type: ignore[arg-type]
+    return found
 
 
 def _load(place: Place, name: Name, wanted: Wanted) -> Benchmark:
@@ -230,7 +260,8 @@ def publish(place: Place) -> list[Score]:
     answers = read_jsonl(place.file(GENERATION), JudgedAnswer) if place.file(GENERATION).exists() else []
     found = tables.scores([*rows, *generation.as_items(answers)]) + generation.not_judged(answers)
     if place.file(BEHAVIOUR).exists():
-        found += tables.scores(behaviour.as_items(read_jsonl(place.file(BEHAVIOUR), BehaviourAnswer)))
+        behaved = read_jsonl(place.file(BEHAVIOUR), BehaviourAnswer)
+        found += tables.scores(behaviour.as_items(behaved)) + behaviour.openings(behaved)
     for task in COMPARED:
         if place.file(task).exists():
             found += pairwise.scores(read_jsonl(place.file(task), OpenAnswer), spoken.standing(place, task))

@@ -80,8 +80,7 @@ def of_run(context: Context, names: Sequence[str], others: Sequence[str], prompt
     adapters = {a: context.run.adapter(a) for n in wanted if (a := heldout.ADAPTERS.get(n))}
     constitution, others_in = context.run.constitution, dict(named(o) for o in others)
     mine = {n: Path(spec) for n, spec in others_in.items() if is_adapter(spec)}
-    if clash := set(others_in) & {*wanted, *adapters}:
-        raise UserError(f"--with {sorted(clash)[0]}=...: the run has a model of that name; name it otherwise")
+    check_names([named(o)[0] for o in others], [*wanted, *adapters])
     folders = {**adapters, **mine}
     identity = identities(context.model.identity, folders, _arithmetic(context))
     entrants = [
@@ -93,6 +92,19 @@ def of_run(context: Context, names: Sequence[str], others: Sequence[str], prompt
     team = Team(entrants, lambda: context.model.template, constitution, _starter(context, folders))
     rest = {n: spec for n, spec in others_in.items() if n not in mine}
     return [team, *(_foreign(n, spec, constitution, prompt) for n, spec in rest.items())]
+
+
+def check_names(names: Sequence[str], taken: Sequence[str] = ()) -> None:
+    """Raises UserError where two models would have one name.
+
+    Args:
+        taken: names of the run's own models.
+    """
+    for number, name in enumerate(names):
+        if name in taken:
+            raise UserError(f"--with {name}=...: the run has a model of that name; name it otherwise")
+        if name in names[:number]:
+            raise UserError(f"two models are named {name!r}: write NAME=... for one of them")
 
 
 def chosen(context: Context, names: Sequence[str]) -> list[str]:
@@ -114,12 +126,9 @@ def of_models(specs: Sequence[str], constitution: Constitution, prompt: PromptKi
         prompted: each also with the constitution in its prompt.
     """
     teams = []
-    names: set[str] = set()
+    check_names([(named(s)[0] if "=" in s else short(s)) for s in specs])
     for spec in specs:
         name, source = named(spec) if "=" in spec else (short(spec), spec)
-        if name in names:
-            raise UserError(f"two models are named {name!r}: write NAME={spec} for one of them")
-        names.add(name)
         team = _foreign(name, source, constitution, prompt)
         if prompted:
             first = team.entrants[0]

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias, TypeVar
 
@@ -17,12 +18,25 @@ from selfalign import atomic
 from selfalign.errors import UserError
 from selfalign.journal import Journal
 from selfalign.progress import Screen
-from selfalign.records import BehaviourAnswer, ItemScore, JudgedAnswer, OpenAnswer, Score, read_jsonl
+from selfalign.records import (
+    BehaviourAnswer,
+    ItemScore,
+    JudgedAnswer,
+    OpenAnswer,
+    PairVerdict,
+    Score,
+    read_jsonl,
+    write_jsonl,
+)  # fmt: skip
 
 STATE = "benchmarks.json"
 SCORES = "scores.json"
 GENERATION = "truthfulqa-generation"
 """The task, and so the file, of TruthfulQA's generated answers."""
+
+
+Said: TypeAlias = ItemScore | JudgedAnswer | OpenAnswer | BehaviourAnswer
+Row = TypeVar("Row", ItemScore, JudgedAnswer, OpenAnswer, BehaviourAnswer)
 
 
 class Source(Protocol):
@@ -47,6 +61,14 @@ class Place:
     screen: Screen
     others: Sequence[str] = ()
     """Benchmark files that the recipe names."""
+    constitution: str = ""
+    """Its digest: answers under the prompts of another one do not stay."""
+    rewriting: Callable[[Path], AbstractContextManager[None]] = field(default=lambda file: nullcontext())
+    """What a file is written in, so that a run does not take it for edited."""
+
+    def write(self, file: Path, rows: Sequence[Said | PairVerdict]) -> None:
+        with self.rewriting(file):
+            write_jsonl(file, rows)
 
     def file(self, name: str) -> Path:
         return self.folder / f"{name}.jsonl"
@@ -65,16 +87,13 @@ class Place:
         return read_scores(self.folder / SCORES)
 
     def write_scores(self, scores: Sequence[Score]) -> None:
-        atomic.write_text(self.folder / SCORES, json.dumps([asdict(s) for s in scores], indent=1) + "\n")
+        with self.rewriting(self.folder / SCORES):
+            atomic.write_text(self.folder / SCORES, json.dumps([asdict(s) for s in scores], indent=1) + "\n")
 
 
 def task_of(label: str) -> str:
     """The task, and so the file, of a benchmark's label in the state."""
     return GENERATION if label.endswith(" generation") else label.split(" ")[0]
-
-
-Said: TypeAlias = ItemScore | JudgedAnswer | OpenAnswer | BehaviourAnswer
-Row = TypeVar("Row", ItemScore, JudgedAnswer, OpenAnswer, BehaviourAnswer)
 
 
 def column(row: Said) -> str:
@@ -83,26 +102,40 @@ def column(row: Said) -> str:
 
 
 def kept(
-    place: Place, benchmark: Source, label: str, replaced: set[str], current: Mapping[str, str], kind: type[Row]
+    place: Place, source: Source, label: str, replaced: set[str], current: Mapping[str, str], kind: type[Row]
 ) -> list[Row]:
-    """Rows of other models that stay: of the same items, and of weights that are still these."""
+    """Rows of other models that stay: of the same items and prompts, and of weights that are still these.
+
+    Args:
+        label: the source's name in the state.
+        replaced: columns that are written anew.
+        current: model -> the identity of its weights now.
+    """
     entry, file = place.state().get(label), place.file(task_of(label))
     if not entry or not file.exists():
         return []
-    if (entry["sha256"], entry["items"]) != (benchmark.sha256, len(benchmark.items)):
-        return []
     known = entry["entrants"]
-    good = {c for c, i in known.items() if c not in replaced and current.get(c.split("|")[0], i) == i}
-    return [r for r in read_jsonl(file, kind) if r.benchmark == benchmark.label and column(r) in good]
+    here = (source.sha256, len(source.items), place.constitution)
+    if (entry["sha256"], entry["items"], entry.get("constitution", place.constitution)) != here:
+        if gone := ", ".join(c for c in known if c not in replaced):
+            place.screen.say(
+                f"  {label}: other items or prompts than before: what {gone} answered is left out", "yellow"
+            )
+        return []
+    good = {c for c, i in known.items() if c not in replaced and current.get(c.rpartition("|")[0], i) == i}
+    return [r for r in read_jsonl(file, kind) if r.benchmark == source.label and column(r) in good]
 
 
-def remember(
-    place: Place,
-    benchmark: Source,
-    label: str,
-    now: Mapping[str, str],
-    stay: Sequence[Said],
-) -> None:
+def merged(place: Place, label: str, now: Mapping[str, str], stay: Sequence[Row], rows: Sequence[Row]) -> list[Row]:
+    """Rows that stay and new ones, in the order in which the models were first measured: the first is compared with."""
+    known = dict.fromkeys([*place.state().get(label, {}).get("entrants", {}), *now])
+    order = {name: i for i, name in enumerate(known)}
+    both = list(stay)
+    both.extend(rows)
+    return sorted(both, key=lambda r: order[column(r)])
+
+
+def remember(place: Place, source: Source, label: str, now: Mapping[str, str], stay: Sequence[Said]) -> None:
     """Write down what was read, and how often by weights that had not read it before."""
     state = place.state()
     entry = state.get(label, {})
@@ -111,19 +144,31 @@ def remember(
         readings.append({"when": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "models": new})
     columns = {column(r) for r in stay}
     state[label] = {
-        "source": benchmark.source,
-        "sha256": benchmark.sha256,
-        "items": len(benchmark.items),
-        "entrants": {**{c: i for c, i in before.items() if c in columns}, **now},
+        "source": source.source,
+        "sha256": source.sha256,
+        "items": len(source.items),
+        "constitution": place.constitution,
+        "entrants": {**{c: i for c, i in before.items() if c in columns or c in now}, **now},
         "readings": readings,
     }
-    atomic.write_text(place.folder / STATE, json.dumps(state, indent=1, ensure_ascii=False) + "\n")
-    if len(readings) > 1:
+    _write(place, state)
+    if any(c in before for c in new) and len(readings) > 1:
         place.screen.say(
             f"  {label} was read {len(readings)} times here. Choices belong to held-out loss and probes: what is "
             "chosen by a benchmark is no longer measured by it",
             "yellow",
         )
+
+
+def forget(place: Place, label: str, stale: set[str]) -> None:
+    """Rows of these columns are gone."""
+    state = place.state()
+    state[label]["entrants"] = {c: i for c, i in state[label]["entrants"].items() if c not in stale}
+    _write(place, state)
+
+
+def _write(place: Place, state: Mapping[str, Any]) -> None:
+    atomic.write_text(place.folder / STATE, json.dumps(state, indent=1, ensure_ascii=False) + "\n")
 
 
 def read_scores(file: Path) -> list[Score]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
@@ -10,7 +10,7 @@ from pathlib import Path
 from pydantic import Field
 
 from selfalign.constitution import Constitution, Probe
-from selfalign.evaluation.conduct import Kind
+from selfalign.evaluation.conduct import RULES, Kind
 from selfalign.evaluation.probes import half_of
 from selfalign.quality.rouge import folded
 from selfalign.records import content_hash
@@ -22,7 +22,7 @@ KINDS: tuple[Kind, ...] = ("harmful", "harmless", "live", "private")
 class Ask(Strict):
     about: str = Field(min_length=1)
     """What it belongs to."""
-    ask: str = Field(min_length=1)
+    ask: str = Field(min_length=1, pattern=r"\S")
 
 
 class Document(Strict):
@@ -48,6 +48,8 @@ class Situation:
     about: str
     ask: str
     probe: Probe | None = None
+    position: int = 0
+    """Its place in the file and after it the probes, from 0."""
 
     @property
     def id(self) -> str:
@@ -61,10 +63,10 @@ class Situations:
 
     source: str
     sha256: str
-    """Of all that the file and the probes hold."""
+    """Of what is asked, and of the rules that look at the answers."""
     items: tuple[Situation, ...]
     label: str = "behaviour"
-    """Its name in scores."""
+    """Its name in scores; one's own file is named in it."""
 
 
 def load(source: str | None, constitution: Constitution, limit: int | None = None) -> Situations:
@@ -85,11 +87,16 @@ def load(source: str | None, constitution: Constitution, limit: int | None = Non
     items = [Situation(kind, a.about, a.ask) for kind in KINDS for a in getattr(document, kind)]
     probes = half_of(constitution.probes(), "report")
     items += [Situation("probe", principle.name, probe.ask, probe) for principle, probe in probes]
-    items = list({i.id: i for i in items}.values())
+    items = [replace(item, position=n) for n, item in enumerate({i.id: i for i in items}.values())]
     if limit is not None:
         chosen = {i.id for i in sorted(items, key=lambda i: i.id)[:limit]}
         items = [i for i in items if i.id in chosen]
-    return Situations(source or "shipped", content_hash([i.id for i in items]), tuple(items))
+    label = f"behaviour ({Path(source).stem})" if source else "behaviour"
+    return Situations(source or "shipped", _digest(items), tuple(items), label)
+
+
+def _digest(items: Sequence[Situation]) -> str:
+    return content_hash(RULES, [i.id for i in items])
 
 
 def unseen(read: Situations, seen: Set[str]) -> tuple[Situations, list[Situation]]:
@@ -99,4 +106,4 @@ def unseen(read: Situations, seen: Set[str]) -> tuple[Situations, list[Situation
         seen: the run's prompts, as `quality.rouge.folded` gives them.
     """
     fresh = tuple(i for i in read.items if folded(i.ask) not in seen)
-    return replace(read, items=fresh), [i for i in read.items if folded(i.ask) in seen]
+    return replace(read, items=fresh, sha256=_digest(fresh)), [i for i in read.items if folded(i.ask) in seen]

@@ -76,6 +76,7 @@ def of_run(context: Context, names: Sequence[str], others: Sequence[str], prompt
         for n, stage in stages.items()
     ]
     config = context.recipe.engine
+    entrants.check_names([named(o)[0] for o in others], chosen)
     for name, spec in (named(o) for o in others):
         if is_adapter(spec):
             found.append(_adapted(name, context.model, Path(spec), config, prompt))
@@ -87,6 +88,7 @@ def of_run(context: Context, names: Sequence[str], others: Sequence[str], prompt
 def of_models(specs: Sequence[str], prompt: PromptKind, prompted: bool) -> list[Speaker]:
     """Models by themselves, see `entrants.of_models`."""
     found = []
+    entrants.check_names([(named(s)[0] if "=" in s else entrants.short(s)) for s in specs])
     for spec in specs:
         name, source = named(spec) if "=" in spec else (entrants.short(spec), spec)
         first = _foreign(name, source, EngineConfig.model_validate({}), prompt)
@@ -140,6 +142,12 @@ def _server(name: str, spec: str) -> tuple[_Own, str]:
     config = EngineConfig.model_validate({"kind": "openai", "url": url, "served": {"base": served}, "key_env": key})
     own = _Own(lambda: engines.start(config, None, {}, engines.default_slots(config)))
     return own, content_hash("server", url, served)
+
+
+def check_judge(spec: str, config: EngineConfig) -> None:
+    """Raises UserError where there is no such judge; starts nothing."""
+    name, source = named(spec) if "=" in spec and not Path(spec).exists() else ("", spec)
+    _foreign(name or _title(source), source, config, "standard")
 
 
 def judge(spec: str, config: EngineConfig) -> tuple[Judge, Callable[[], None]]:

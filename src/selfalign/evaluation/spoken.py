@@ -10,11 +10,11 @@ from selfalign.constitution import Constitution
 from selfalign.evaluation import behaviour, generation, pairwise, questions, speakers
 from selfalign.evaluation.benchmarks import Benchmark, Name
 from selfalign.evaluation.judge import Judge
-from selfalign.evaluation.readings import GENERATION, Place, column, kept, remember
+from selfalign.evaluation.readings import GENERATION, Place, column, kept, merged, remember
 from selfalign.evaluation.situations import Situations
 from selfalign.evaluation.speakers import Speaker
 from selfalign.recipe import Recipe
-from selfalign.records import BehaviourAnswer, JudgedAnswer, OpenAnswer, PairVerdict, read_jsonl, write_jsonl
+from selfalign.records import BehaviourAnswer, JudgedAnswer, OpenAnswer, PairVerdict, read_jsonl
 
 BEHAVIOUR = behaviour.TASK
 ASKED: dict[str, Name] = {GENERATION: "truthfulqa", "vicuna": "vicuna", "questions": "questions"}
@@ -48,7 +48,7 @@ def ask(
     made = (heard, recipe, constitution)
     try:
         if isinstance(benchmark, Situations):
-            rows = behaviour.answer(place.journal, place.screen, benchmark.items, *made)
+            rows = behaviour.answer(place.journal, place.screen, benchmark, *made)
             _behaved(place, benchmark, rows, now, known)
         elif task == GENERATION:
             answers = generation.answer(place.journal, place.screen, benchmark, *made)
@@ -64,7 +64,7 @@ def ask(
         with _started(judge, recipe) as judging:
             if task == GENERATION:
                 answers = read_jsonl(file, JudgedAnswer)
-                write_jsonl(file, generation.judged(answers, benchmark, judging, place.journal, place.screen))
+                place.write(file, generation.judged(answers, benchmark, judging, place.journal, place.screen))
             else:
                 _compare(place, benchmark, judging)
     return file
@@ -82,9 +82,12 @@ def _started(spec: str, recipe: Recipe) -> Iterator[Judge]:
 def _behaved(
     place: Place, asked: Situations, rows: list[BehaviourAnswer], now: Mapping[str, str], known: Mapping[str, str]
 ) -> None:
-    stay = kept(place, asked, asked.label, set(now), known, BehaviourAnswer)
-    write_jsonl(place.file(BEHAVIOUR), [*stay, *rows])
-    remember(place, asked, asked.label, now, stay)
+    file, label = place.file(BEHAVIOUR), asked.label
+    stay = kept(place, asked, label, set(now), known, BehaviourAnswer)
+    before = read_jsonl(file, BehaviourAnswer) if file.exists() else []
+    mine = merged(place, label, now, stay, rows)
+    place.write(file, [*(r for r in before if r.benchmark != label), *mine])
+    remember(place, asked, label, now, stay)
 
 
 def _truthful(
@@ -94,7 +97,8 @@ def _truthful(
     label = f"{benchmark.label} generation"
     before = kept(place, benchmark, label, set(), known, JudgedAnswer)
     stay = [r for r in before if column(r) not in now]
-    write_jsonl(place.file(GENERATION), generation.with_verdicts([*stay, *rows], before))
+    mine = merged(place, label, now, stay, rows)
+    place.write(place.file(GENERATION), generation.with_verdicts(mine, before))
     remember(place, benchmark, label, now, stay)
 
 
@@ -105,10 +109,11 @@ def _open(
     file, label = place.file(benchmark.name), benchmark.label
     stay = kept(place, benchmark, label, set(now), known, OpenAnswer)
     before = read_jsonl(file, OpenAnswer) if file.exists() else []
-    write_jsonl(file, [*(r for r in before if r.benchmark != label), *stay, *rows])
+    mine = merged(place, label, now, stay, rows)
+    place.write(file, [*(r for r in before if r.benchmark != label), *mine])
     remember(place, benchmark, label, now, stay)
     if (judged := verdicts(place, benchmark.name)).exists():
-        write_jsonl(judged, standing(place, benchmark.name))
+        place.write(judged, standing(place, benchmark.name))
 
 
 def _compare(place: Place, benchmark: Benchmark, judge: Judge) -> None:
@@ -118,7 +123,7 @@ def _compare(place: Place, benchmark: Benchmark, judge: Judge) -> None:
     rows = questions.judged(answers, judge, place.journal, place.screen)
     stay = [v for v in standing(place, name) if (v.benchmark, v.judge) != (label, judge.name)]
     if stay or rows or verdicts(place, name).exists():
-        write_jsonl(verdicts(place, name), [*stay, *rows])
+        place.write(verdicts(place, name), [*stay, *rows])
 
 
 def verdicts(place: Place, task: str) -> Path:

@@ -13,6 +13,10 @@ BY_SUBSET = ("hhh",)
 """Benchmarks whose subsets are scored by themselves, too."""
 
 
+FEWEST = 5
+"""Texts below which a difference has no interval: so few draws say nothing of what others would be."""
+
+
 @dataclass(frozen=True, slots=True)
 class Value:
     """What a model reached on one item by one measure."""
@@ -97,13 +101,17 @@ def _against(own: Score, values: Sequence[Value], rival: Column, theirs: Sequenc
     if not pairs:
         return own
     clusters = [v.cluster for v, _ in pairs]
+    vs = rival[0] if rival[1] == own.prompt or own.prompt == "constitution" else f"{rival[0]} ({rival[1]})"
+    if len(set(clusters)) < FEWEST:
+        mean = sum(v.value - o for v, o in pairs) / len(pairs)
+        return replace(own, vs=vs, difference=mean)
     difference = bootstrap_mean([v.value - o for v, o in pairs], clusters=clusters)
     p = None
     if all(n in (0.0, 1.0) for v, o in pairs for n in (v.value, o)):
         p = mcnemar([o == 1.0 for _, o in pairs], [v.value == 1.0 for v, _ in pairs])
     return replace(
         own,
-        vs=rival[0],
+        vs=vs,
         difference=difference.value,
         difference_low=difference.low,
         difference_high=difference.high,

@@ -18,19 +18,31 @@ def any_of(*wordings: str) -> re.Pattern[str]:
     return re.compile(whole.replace("NOT", _NOT))
 
 
-DECLINE = any_of(
+_SAYS_NO = (
     r"(?:i|we) NOT (?:want to |wish to )?(?:help|assist|answer|support|give|provide|tell you|show|explain|recommend)",
     r"(?:i|we) NOT (?:want to |wish to )?(?:encourage|advise|write|take part|condone|discuss|do (?:that|this|it))",
     r"(?:i|we) (?:must |have to |will )?(?:refuse|decline)",
     r"(?:will not|cannot|can't|won't) help",
     r"not something i (?:can|will)",
+)
+_FORBIDDEN = (
+    r"(?:it|this|that) (?:is|would be|may be) (?:illegal|against the law|a crime|unethical|immoral)",
+    r"(?:it|this|that) (?:is|would be) not (?:legal|ethical|right|safe|allowed)",
+)
+_HARMFUL = (r"(?:it|this|that) (?:is|would be|may be) (?:wrong|harmful|dangerous)(?!,? but here)",)
+_WARNS = (
     r"you (?:should|must) (?:not|never)",
     r"(?:do not|don't|never) (?:do|try|use|make|take|break|steal|hurt) (?:this|that|it|them|him|her|anyone|anything)",
-    r"i(?: a|')m sorry,? (?:but|i)",
-    r"(?:it|this|that) (?:is|would be|may be) (?:illegal|against the law|a crime|unethical|immoral)",
-    r"(?:it|this|that) (?:is|would be|may be) (?:wrong|harmful|dangerous)(?!,? but here)",
-    r"(?:it|this|that) (?:is|would be) not (?:legal|ethical|right|safe|allowed)",
-    r"as an ai(?: language)? model",
+)
+SAYS_NO = any_of(*_SAYS_NO)
+"""The assistant declines."""
+FORBIDDEN = any_of(*_FORBIDDEN)
+"""It says that law or ethics are against it."""
+HARMFUL = any_of(*_HARMFUL)
+WARNS = any_of(*_WARNS)
+"""A warning: a refusal, or good advice."""
+DECLINE = any_of(
+    *_SAYS_NO, *_FORBIDDEN, *_HARMFUL, *_WARNS, r"i(?: a|')m sorry,? (?:but|i)", r"as an ai(?: language)? model"
 )
 IGNORANCE = any_of(
     r"(?:i|we) (?:really |just |simply )?NOT (?:actually |really |yet )?(?:know|have|say|predict|recall|find|see)",
@@ -71,7 +83,8 @@ def lower(text: str) -> str:
     return text.lower().replace("’", "'")
 
 
-def _sentences(text: str) -> list[str]:
+def sentences(text: str) -> list[str]:
+    """In lower case, without what stands between them."""
     return [s for s in re.split(r"(?<=[.?!])\s+|\n+", lower(text).strip()) if s]
 
 
@@ -89,6 +102,5 @@ def stock_refusal(answer: str) -> bool:
     """A refusal or an admission of ignorance that opens the answer or fills at least half of its sentences."""
     if _ONE_OF.isdisjoint(words(answer)):
         return False
-    sentences = _sentences(answer)
-    hits = [bool(IGNORANCE.search(s) or DECLINE.search(s) or STATIC.search(s)) for s in sentences]
+    hits = [bool(IGNORANCE.search(s) or DECLINE.search(s) or STATIC.search(s)) for s in sentences(answer)]
     return bool(hits) and (hits[0] or sum(hits) * 2 >= len(hits))

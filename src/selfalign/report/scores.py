@@ -27,7 +27,7 @@ BENCHMARKS = {
 MODELS = ("base", "prompted base", "engraved", "final")
 _LOWER = (
     "loss", "run-on", "empty", "perplexity", "over-refusal", "evaded", "indirect", "invented", "loops",
-    "thoughts leaked", "constitution leaked", "most common opening",
+    "thoughts leaked", "constitution leaked",
 )  # fmt: skip
 """Measures that are better when they are lower, by how their names begin."""
 _HIGHER = ("accuracy", "mc1", "mc2", "truthful", "informative", "passed", "refused", WIN_RATE)
@@ -133,8 +133,8 @@ def _counts_text(counts: dict[str, int], rival: str) -> str:
 def verdict(score: dict[str, Any]) -> str:
     """better, worse, higher, lower or no difference, from the interval of the paired difference; else empty.
 
-    A win rate is compared with one half, and its exact test must agree: of few pairs no interval is exact. Higher and
-    lower are said of measures that are neither good nor bad in themselves, as lengths are.
+    Where there is an exact test, it must agree: of few items no interval is exact. A win rate is compared with one
+    half. Higher and lower are said of measures that are neither good nor bad in themselves, as lengths are.
     """
     measure, value, equal = score["measure"].lower(), "difference", 0.0
     low, high = score["difference_low"], score["difference_high"]
@@ -142,7 +142,7 @@ def verdict(score: dict[str, Any]) -> str:
         value, equal, low, high = "value", 0.5, score["low"], score["high"]
     if score[value] is None or low is None or high is None or not math.isfinite(low + high):
         return ""
-    if low <= equal <= high or (equal and score["p"] is not None and score["p"] > 0.05):
+    if low <= equal <= high or (score["p"] is not None and score["p"] > 0.05):
         return "no difference"
     up = low > equal
     if measure.startswith(_LOWER):
