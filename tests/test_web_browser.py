@@ -135,7 +135,7 @@ def test_rows_are_filtered_searched_and_paged(look: Open, url: str):
     found(page, 140)
     page.get_by_role("button", name="dropped 20").click()
     found(page, 20)
-    page.get_by_role("button", name="truncated", exact=False).first.click()
+    page.locator("#facets button", has_text="truncated").click()
     found(page, 5)
     assert page.locator("#list .tag b").all_text_contents() == ["truncated"] * 5
     page.go_back()
@@ -344,13 +344,14 @@ def test_300000_rows_are_filtered_and_paged_in_the_browser(look: Open, tmp_path:
         found(page, 105_000)
         page.get_by_role("button", name="dropped 15,000").click()
         found(page, 15_000)
-        page.get_by_role("button", name="truncated").click()
+        page.locator("#facets button", has_text="truncated").click()
         found(page, 3750)
         page.get_by_role("button", name="Last").click()
         page.wait_for_function("() => document.getElementById('found').textContent.startsWith('3,701')")
-        for _ in range(3):
-            page.locator("#chosen button").first.click()
+        page.go_back()
+        found(page, 15_000)
+        page.goto(address)
         found(page, 300_000)
-        page.locator("#words").fill('"answer 104999"')
-        found(page, 0) if 104_999 % 7 == 0 else found(page, 2)
+        page.locator("#words").fill('"answer 104998"')
+        found(page, 2)
         assert page.evaluate("() => document.querySelectorAll('*').length") < 2000

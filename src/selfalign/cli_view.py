@@ -23,7 +23,7 @@ def register(app: typer.Typer, screen: Callable[[], Screen]) -> None:
     def view(
         run: Annotated[Path, typer.Argument(help="A run directory.", metavar="RUN")],
         other: Annotated[
-            Path | None, typer.Argument(help="A run to compare it with.", metavar="[OTHER]", show_default=False)
+            Path | None, typer.Argument(help="A run to compare it with.", metavar="OTHER", show_default=False)
         ] = None,
         host: Annotated[
             str, typer.Option(help="The address to listen on; beyond loopback a token is needed.")

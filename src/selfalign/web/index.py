@@ -111,6 +111,8 @@ class Index:
         self._lock = threading.Lock()
         """One reads the run at a time."""
         self._busy, self._done, self._total = False, 0, 0
+        self._stamps: list[tuple[int, int] | None] = []
+        """Of the run's files, when all that they held was read."""
         self.trouble = ""
         """What kept the last reading from its end."""
         self._known: dict[str, tuple[tuple[int, int] | None, Lines]] = {}
@@ -176,6 +178,10 @@ class Index:
     def refresh(self) -> None:
         """Read what is new in the run, and return when it is read."""
         with self._lock, self._writing() as db:
+            # Taken before anything is read: what comes meanwhile is seen the next time.
+            names = ("journal.sqlite", "journal.sqlite-wal", *JSONL_FILES.values())
+            if (stamps := [_stamp(self.run / name) for name in names]) == self._stamps:
+                return
             journal = read_only(self.run / "journal.sqlite")
             self._busy, self._done, self._total = True, 0, 0
             try:
@@ -187,6 +193,7 @@ class Index:
                 for stage in sorted(stages, key=_rank):
                     self._stage(db, journal, stage)
                 self._marks(db)
+                self._stamps = stamps
             finally:
                 self._busy = False
                 journal.close()
@@ -194,19 +201,17 @@ class Index:
     def _stage(self, db: sqlite3.Connection, journal: sqlite3.Connection, stage: str) -> None:
         stamp = self._stamp(db, journal, stage)
         known = db.execute("SELECT stamp, last, number FROM stages WHERE stage = ?", (stage,)).fetchone()
-        # The narrow index alone answers this: the rows with their texts are not touched.
-        numbers = [
-            n for (n,) in journal.execute("SELECT rowid FROM rows INDEXED BY rows_order WHERE stage = ?", (stage,))
-        ]
-        numbers.sort()
         last = known[1] if known else 0
-        new = [n for n in numbers if n > last]
-        if known and (known[0] != stamp or len(numbers) - len(new) != known[2]):
+        query = "SELECT COUNT(*), TOTAL(rowid > ?) FROM rows WHERE stage = ?"
+        number, newer = journal.execute(query, (last, stage)).fetchone()
+        if known and (known[0] != stamp or number - newer != known[2]):
             self._forget(db, stage)
             self._commit(db)
-            new = numbers
-        elif known and not new:
+            last = 0
+        elif known and not newer:
             return
+        query = "SELECT rowid FROM rows WHERE stage = ? AND rowid > ?"
+        new = sorted(n for (n,) in journal.execute(query, (stage, last)))
         self._done, self._total = 0, len(new)
         files = {name: self._lines(name) for name in FILES.get(stage, ())}
         reader = Reader(stage, self.constitution, files)

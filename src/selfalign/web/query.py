@@ -176,7 +176,7 @@ def counts(db: sqlite3.Connection, wanted: Filter) -> dict[str, Any]:
 
 def _marks(db: sqlite3.Connection, wanted: Filter) -> Counter[Any]:
     condition, values = replace(wanted, mark=None).where()
-    query = f"SELECT mark, COUNT(*) FROM marks JOIN rows USING (n) WHERE {condition} GROUP BY mark"  # noqa: S608
+    query = f"SELECT mark, COUNT(*) FROM marks CROSS JOIN rows USING (n) WHERE {condition} GROUP BY mark"  # noqa: S608
     return Counter(dict(db.execute(query, values).fetchall()))
 
 

@@ -68,6 +68,7 @@ async function load(where = {}, rank = 0) {
     await ready;
     rows = page.rows;
     by("list").replaceChildren(...rows.map(item));
+    performance.mark("rows");
     markChosen();
     const counts = await counting;
     total = counts.total;
