@@ -10,7 +10,7 @@ import random
 import shutil
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -86,10 +86,18 @@ def browser() -> Iterator[Any]:
 
 
 Open = Callable[..., Any]
+Serve = Callable[..., str]
 
 
 @pytest.fixture
-def look(browser: Any) -> Iterator[Open]:
+def serve() -> Iterator[Serve]:
+    """Starts viewers, which end after the pages: a page asks how far the run is for as long as it is open."""
+    with ExitStack() as started:
+        yield lambda *runs: started.enter_context(served(*runs))
+
+
+@pytest.fixture
+def look(browser: Any, serve: Serve) -> Iterator[Open]:
     """Opens pages; at the end nothing may have been said, asked elsewhere or executed."""
     pages: list[Any] = []
     heard: list[str] = []
@@ -179,22 +187,24 @@ def test_keys_walk_through_rows(look: Open, url: str):
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(390, "light"), (1400, "dark")])
-def test_nothing_is_too_wide_on_a_telephone_or_a_desk(look: Open, tmp_path: Path, width: int, scheme: str):
+def test_nothing_is_too_wide_on_a_telephone_or_a_desk(
+    look: Open, serve: Serve, tmp_path: Path, width: int, scheme: str
+):
     texts = hostile(300)
     run = viewer_runs.make(tmp_path / "run", 15, lambda n, field: f"{field} {texts[n * 11]}")
-    with served(run) as address:
-        for query in ("", "?tab=watch"):
-            page = look(address + query, width, scheme)
-            assert page.evaluate("() => document.documentElement.scrollWidth") <= width
-            assert page.evaluate(WIDE) == []
-        page = look(f"{address}?stage=align", width, scheme)
-        page.locator("#list button").first.click()
-        page.wait_for_selector(".step")
-        page.locator("summary").first.click()
-        page.wait_for_selector("#row pre")
+    address = serve(run)
+    for query in ("", "?tab=watch"):
+        page = look(address + query, width, scheme)
+        assert page.evaluate("() => document.documentElement.scrollWidth") <= width
         assert page.evaluate(WIDE) == []
-        for name in ("ink", "soft", "accent"):
-            assert page.evaluate(CONTRAST, [name, "wash"]) >= 4.5
+    page = look(f"{address}?stage=align", width, scheme)
+    page.locator("#list button").first.click()
+    page.wait_for_selector(".step")
+    page.locator("summary").first.click()
+    page.wait_for_selector("#row pre")
+    assert page.evaluate(WIDE) == []
+    for name in ("ink", "soft", "accent"):
+        assert page.evaluate(CONTRAST, [name, "wash"]) >= 4.5
 
 
 CONTRAST = """([one, other]) => {
@@ -209,7 +219,7 @@ CONTRAST = """([one, other]) => {
 }"""
 
 
-def test_300_hostile_texts_in_every_field_are_shown_whole_and_run_nothing(look: Open, tmp_path: Path):
+def test_300_hostile_texts_in_every_field_are_shown_whole_and_run_nothing(look: Open, serve: Serve, tmp_path: Path):
     texts = hostile(300)
     run = viewer_runs.make(
         tmp_path / "run", 300, lambda n, field: f"{field} {texts[n]}" if field != "input" else texts[n]
@@ -219,70 +229,68 @@ def test_300_hostile_texts_in_every_field_are_shown_whole_and_run_nothing(look: 
     journal.decide("align", [(f"x{n}{t}", 1000 + n, "dropped", t, t) for n, t in enumerate(texts)])
     journal.decide("<script>globalThis.pwned=1</script>", [(t, n, "failed", t, t) for n, t in enumerate(texts[:40])])
     journal.close()
-    with served(run) as address:
-        page = look(f"{address}?stage=align")
-        seen: set[str] = set()
-        while True:
-            seen |= set(page.locator("#list .asked").all_text_contents()) | set(
-                page.locator("#list .gist").all_text_contents()
-            )
-            seen |= {t.split(" · ", 1)[-1] for t in page.locator("#list .tag").all_text_contents()}
-            if page.get_by_role("button", name="Next").is_disabled():
-                break
-            before = page.locator("#found").text_content()
-            page.get_by_role("button", name="Next").click()
-            page.wait_for_function("t => document.getElementById('found').textContent !== t", arg=before)
-        short = [t if len(t) <= 320 else t[:320] + "…" for t in texts]
-        assert [t for t in short if t not in seen] == []
-        assert sum(any(s.endswith(t) for s in seen) for t in texts) >= 250  # whole reasons
-        rows = page.evaluate("async () => (await (await fetch('/api/rows?stage=engrave&limit=60')).json()).rows")
-        for row in rows[::4]:
-            page.evaluate("async row => (await import('/parts/view.js')).choose(row)", row)
-            whole = page.evaluate(
-                "async r => (await (await fetch(`/api/row?stage=${r.stage}&id=${r.id}`)).json())", row
-            )
-            shown = page.locator("#row").evaluate("e => [...e.querySelectorAll('.said')].map(x => x.textContent)")
-            for step in whole["steps"]:
-                for text in (step["message"], step["thoughts"]):
-                    assert not text or text in shown
-            assert row["id"] in page.locator("#row .tag").first.text_content()
-        # Everything that can be unfolded, and the progress with the reasons.
-        for summary in page.locator("#row summary").all():
-            summary.click()
-        page.wait_for_selector("#row pre")
-        page.get_by_role("button", name="Progress").click()
-        page.wait_for_selector(".ledger")
-        reasons = page.locator(".reasons").all_text_contents()
-        assert all(any(t in r for r in reasons) for t in texts[:40])
+    address = serve(run)
+    page = look(f"{address}?stage=align")
+    seen: set[str] = set()
+    while True:
+        seen |= set(page.locator("#list .asked").all_text_contents()) | set(
+            page.locator("#list .gist").all_text_contents()
+        )
+        seen |= {t.split(" · ", 1)[-1] for t in page.locator("#list .tag").all_text_contents()}
+        if page.get_by_role("button", name="Next").is_disabled():
+            break
+        before = page.locator("#found").text_content()
+        page.get_by_role("button", name="Next").click()
+        page.wait_for_function("t => document.getElementById('found').textContent !== t", arg=before)
+    short = [t if len(t) <= 320 else t[:320] + "…" for t in texts]
+    assert [t for t in short if t not in seen] == []
+    assert sum(any(s.endswith(t) for s in seen) for t in texts) >= 250  # whole reasons
+    rows = page.evaluate("async () => (await (await fetch('/api/rows?stage=engrave&limit=60')).json()).rows")
+    for row in rows[::4]:
+        page.evaluate("async row => (await import('/parts/view.js')).choose(row)", row)
+        whole = page.evaluate("async r => (await (await fetch(`/api/row?stage=${r.stage}&id=${r.id}`)).json())", row)
+        shown = page.locator("#row").evaluate("e => [...e.querySelectorAll('.said')].map(x => x.textContent)")
+        for step in whole["steps"]:
+            for text in (step["message"], step["thoughts"]):
+                assert not text or text in shown
+        assert row["id"] in page.locator("#row .tag").first.text_content()
+    # Everything that can be unfolded, and the progress with the reasons.
+    for summary in page.locator("#row summary").all():
+        summary.click()
+    page.wait_for_selector("#row pre")
+    page.get_by_role("button", name="Progress").click()
+    page.wait_for_selector(".ledger")
+    reasons = page.locator(".reasons").all_text_contents()
+    assert all(any(t in r for r in reasons) for t in texts[:40])
 
 
-def test_rows_are_marked_by_keys_and_runs_compared(look: Open, tmp_path: Path):
+def test_rows_are_marked_by_keys_and_runs_compared(look: Open, serve: Serve, tmp_path: Path):
     def other(number: int, field: str) -> str:
         return viewer_runs.said(number, field) + (" otherwise" if field == "answer" and number == 2 else "")
 
     run, beside = viewer_runs.make(tmp_path / "a", 14), viewer_runs.make(tmp_path / "b", 14, other)
-    with served(run, beside) as address:
-        page = look(f"{address}?stage=engrave")
-        page.keyboard.press("j")
-        page.wait_for_selector(".step.own")
-        page.keyboard.press("d")
-        page.wait_for_selector("#list .tag b")
-        mark = json.loads(run.jsonl("marks").read_text("utf-8"))
-        assert (mark["stage"], mark["mark"]) == ("engrave", "drop")
-        page.keyboard.press("u")
-        page.wait_for_function("() => !document.querySelector('#list .tag b')")
-        page.keyboard.press("e")
-        page.locator(".marking textarea").fill("<b>By hand</b> & whole")
-        page.get_by_role("button", name="Learn this instead").click()
-        page.wait_for_selector(".edited")
-        assert page.locator(".edited").text_content() == "<b>By hand</b> & whole"
-        assert json.loads(run.jsonl("marks").read_text("utf-8"))["answer"] == "<b>By hand</b> & whole"
-        page.get_by_role("button", name="Compare").click()
-        page.wait_for_selector("#pairs .said")
-        assert page.locator("#pairs section").count() == 1
-        answers = page.locator("#pairs .models p:last-child").all_text_contents()
-        assert answers[1] == f"{answers[0]} otherwise"
-        assert page.locator("#compare td button").all_text_contents() == ["1", "1"]  # the answer and its example
+    address = serve(run, beside)
+    page = look(f"{address}?stage=engrave")
+    page.keyboard.press("j")
+    page.wait_for_selector(".step.own")
+    page.keyboard.press("d")
+    page.wait_for_selector("#list .tag b")
+    mark = json.loads(run.jsonl("marks").read_text("utf-8"))
+    assert (mark["stage"], mark["mark"]) == ("engrave", "drop")
+    page.keyboard.press("u")
+    page.wait_for_function("() => !document.querySelector('#list .tag b')")
+    page.keyboard.press("e")
+    page.locator(".marking textarea").fill("<b>By hand</b> & whole")
+    page.get_by_role("button", name="Learn this instead").click()
+    page.wait_for_selector(".edited")
+    assert page.locator(".edited").text_content() == "<b>By hand</b> & whole"
+    assert json.loads(run.jsonl("marks").read_text("utf-8"))["answer"] == "<b>By hand</b> & whole"
+    page.get_by_role("button", name="Compare").click()
+    page.wait_for_selector("#pairs .said")
+    assert page.locator("#pairs section").count() == 1
+    answers = page.locator("#pairs .models p:last-child").all_text_contents()
+    assert answers[1] == f"{answers[0]} otherwise"
+    assert page.locator("#compare td button").all_text_contents() == ["1", "1"]  # the answer and its example
 
 
 def test_a_viewer_with_a_token_lets_in_who_has_it(browser: Any, tmp_path: Path):
@@ -297,20 +305,20 @@ def test_a_viewer_with_a_token_lets_in_who_has_it(browser: Any, tmp_path: Path):
         page.close()
 
 
-def test_a_run_that_goes_on_is_shown_live(look: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_run_that_goes_on_is_shown_live(look: Open, serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     run = viewer_runs.make(tmp_path / "run", 20)
     monkeypatch.setattr("selfalign.web.progress.held", lambda path: True)
     journal = Journal(run.path / "journal.sqlite")
     journal.expect("verbose", 10)
     journal.decide("verbose", [("0" * 16, 0, "kept", "", "first question\nfirst answer")])
-    with served(run) as address:
-        page = look(f"{address}?stage=verbose")
-        found_one = "() => document.getElementById('found').textContent.endsWith('of 1 row')"
-        page.wait_for_function(found_one)
-        page.wait_for_function("() => document.getElementById('state').textContent.includes('running')")
-        journal.decide("verbose", [(f"{n:016x}", n, "kept", "", f"{n} question\nanswer") for n in range(1, 6)])
-        found(page, 6)
-        page.wait_for_function("() => document.getElementById('state').textContent.includes('6 of 10')")
+    address = serve(run)
+    page = look(f"{address}?stage=verbose")
+    found_one = "() => document.getElementById('found').textContent.endsWith('of 1 row')"
+    page.wait_for_function(found_one)
+    page.wait_for_function("() => document.getElementById('state').textContent.includes('running')")
+    journal.decide("verbose", [(f"{n:016x}", n, "kept", "", f"{n} question\nanswer") for n in range(1, 6)])
+    found(page, 6)
+    page.wait_for_function("() => document.getElementById('state').textContent.includes('6 of 10')")
     journal.close()
 
 
@@ -333,25 +341,25 @@ def test_what_runs_would_be_heard(browser: Any, url: str):
 
 
 @pytest.mark.slow
-def test_300000_rows_are_filtered_and_paged_in_the_browser(look: Open, tmp_path: Path):
+def test_300000_rows_are_filtered_and_paged_in_the_browser(look: Open, serve: Serve, tmp_path: Path):
     """How long it takes is measured by benchmarks/viewer.py."""
     run = viewer_runs.make(tmp_path / "run", 105_000)
-    with served(run) as address:
-        page = look(address)
-        found(page, 300_000)
-        assert page.locator("#list li").count() == 50
-        page.get_by_role("button", name="2 self-align").click()
-        found(page, 105_000)
-        page.get_by_role("button", name="dropped 15,000").click()
-        found(page, 15_000)
-        page.locator("#facets button", has_text="truncated").click()
-        found(page, 3750)
-        page.get_by_role("button", name="Last").click()
-        page.wait_for_function("() => document.getElementById('found').textContent.startsWith('3,701')")
-        page.go_back()
-        found(page, 15_000)
-        page.goto(address)
-        found(page, 300_000)
-        page.locator("#words").fill('"answer 104998"')
-        found(page, 2)
-        assert page.evaluate("() => document.querySelectorAll('*').length") < 2000
+    address = serve(run)
+    page = look(address)
+    found(page, 300_000)
+    assert page.locator("#list li").count() == 50
+    page.get_by_role("button", name="2 self-align").click()
+    found(page, 105_000)
+    page.get_by_role("button", name="dropped 15,000").click()
+    found(page, 15_000)
+    page.locator("#facets button", has_text="truncated").click()
+    found(page, 3750)
+    page.get_by_role("button", name="Last").click()
+    page.wait_for_function("() => document.getElementById('found').textContent.startsWith('3,701')")
+    page.go_back()
+    found(page, 15_000)
+    page.goto(address)
+    found(page, 300_000)
+    page.locator("#words").fill('"answer 104998"')
+    found(page, 2)
+    assert page.evaluate("() => document.querySelectorAll('*').length") < 2000
