@@ -125,6 +125,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, bytes], f
     return files(folder), seconds, len(paid(folder))
 
 
+@pytest.mark.slow
 def test_ten_kills_at_random_instants(tmp_path: Path, whole: tuple[dict[str, bytes], float, int]):
     kill_at_random(tmp_path, whole, 10)
 

@@ -11,14 +11,15 @@ from pathlib import Path
 import pytest
 
 SETTINGS = [
-    "prompts.self_instruct.count=6",
+    "prompts.self_instruct.count=4",
+    "prompts.self_instruct.requests_per_round=8",
     "prompts.self_instruct.max_new_tokens=160",
-    "prompts.red_team.count=10",
+    "prompts.red_team.count=8",
     "prompts.red_team.topic_rounds=1",
     "prompts.red_team.topic_requests=1",
     "align.max_new_tokens=100",
-    "clone.prompts=6",
-    "clone.max_new_tokens=80",
+    "clone.prompts=5",
+    "clone.max_new_tokens=64",
     "engrave.epochs=1",
     "engrave.learning_rate=1.5e-3",
     "evaluate.run_on=4",
@@ -61,7 +62,7 @@ def test_the_counts_balance_and_thoughts_stay_out_of_training(run: Path) -> None
     for stage in manifest["stages"]:
         assert stage["rows_in"] == stage["kept"] + sum(stage["dropped"].values()) + sum(stage["failed"].values())
     responses = rows(run / "2_self_align/responses.jsonl")
-    assert len(rows(run / "1_prompts/prompts.jsonl")) == 16
+    assert len(rows(run / "1_prompts/prompts.jsonl")) == 12
     assert len(responses) >= 3
     assert all(r["thoughts"] and r["principles"] for r in responses)
     heldout = {r["id"] for r in rows(run / "1_prompts/prompts.jsonl") if r["split"] == "heldout"}

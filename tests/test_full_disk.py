@@ -69,6 +69,7 @@ def check(found: list[dict[str, object]]) -> None:
     assert any(row["code"] == 75 for row in found)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not allowed(), reason="no mount namespaces here")
 def test_a_full_disk_stops_the_run_and_loses_nothing(tmp_path: Path):
     check(fill(tmp_path, [40, 300]))

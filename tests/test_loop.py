@@ -158,6 +158,7 @@ def test_a_run_stopped_at_any_step_goes_on_with_the_same_losses(
             torch.testing.assert_close(again[name], value, rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_killed_at_random_instants_it_ends_with_the_same_losses(tiny_gemma: Any, tmp_path: Path) -> None:
     wanted, weights = trained(tiny_gemma)
     checkpoint, rng, kills = Checkpoint(tmp_path / "c.safetensors", "key"), random.Random(0), 0

@@ -181,6 +181,7 @@ RETRIED = (
 )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_thousand_requests_at_thirty_percent_faults_of_sixteen_kinds(tmp_path: Path):
     assert len(ROW_FAULTS + RETRIED) == 16
     rng, lock = random.Random(1), threading.Lock()
