@@ -201,10 +201,17 @@ class _Planner:
                 epochs = self._recipe.clone.epochs or self._recipe.engrave.epochs
                 found += [verbose, self._train("clone", round(verbose.requests * _ANSWERS_KEPT), epochs)]
             elif stage == "evaluate":
-                rows, config = 3 * self._heldout, self._recipe.evaluate
+                rows, config = 3 * self._heldout + 4 * self._situations(), self._recipe.evaluate
                 answers = self._generated("evaluate", rows, 30, 20, TOKENS["evaluation"], config.max_new_tokens)
                 found.append(self._with_scoring(answers))
         return found
+
+    def _situations(self) -> int:
+        """What the behaviour task asks each of four models, where the recipe has it."""
+        from selfalign.evaluation import situations
+
+        wanted = "behaviour" in self._recipe.evaluate.tasks
+        return len(situations.load(None, self._constitution).items) if wanted else 0
 
     def _generated(self, stage: str, requests: int, own: int, shared: int, tokens: float, limit: int) -> StagePlan:
         """A stage of requests, each with `own` prompt tokens and `shared` ones that all begin with."""
