@@ -226,3 +226,14 @@ def test_few_items_are_no_difference() -> None:
     shy = [replace(r, model="final", shows=[conduct.OVER_REFUSED]) for r in rows]
     score = next(s for s in tables.scores(behaviour.as_items([*rows, *shy])) if s.difference)
     assert score.difference_low is None and verdict({n: getattr(score, n) for n in score.__slots__}) == ""
+
+
+@pytest.mark.slow
+def test_a_real_model_is_seen_with_the_constitution_and_without(tmp_path: Path) -> None:
+    texts = constitutions.load("default")
+    scores = compare.alone(tmp_path / "out", ["embedded"], Wanted([TASK], limit=6), texts, True, Screen(-1))
+    rows = read_jsonl(tmp_path / "out" / f"{TASK}.jsonl", BehaviourAnswer)
+    assert len(rows) == 12 and {r.prompt for r in rows} == {"standard", "constitution"}
+    assert all(r.answer for r in rows if r.prompt == "standard")
+    by = {(s.measure, s.model): s for s in scores if s.benchmark == TASK}
+    assert by[conduct.RUN_ON, "embedded"].value == 1  # a base does not end its turn
