@@ -20,6 +20,7 @@ from selfalign.constitution import Constitution
 from selfalign.context import Context
 from selfalign.dialogue import Turn, encode_example
 from selfalign.engines.base import BOS
+from selfalign.engines.llama_cpp import LlamaCpp
 from selfalign.errors import UserError
 from selfalign.export import chat_template, compare, gguf_model, job, modelfile
 from selfalign.progress import Screen
@@ -150,6 +151,17 @@ def test_the_merged_gguf_holds_tokenizer_and_chat_template(exported: dict[str, P
     assert reader.fields["general.name"].contents() == "Alma (engraved)"
     assert not any(t.name == "output.weight" for t in reader.tensors)  # tied as in the base
     assert modelfile.check_modelfile(exported["gguf"] / "Modelfile") == []
+
+
+@pytest.mark.parametrize("starts", [True, False])
+def test_a_start_token_that_the_tokenizer_names_and_does_not_put_is_not_put(tmp_path: Path, starts: bool) -> None:
+    model = models.resolve(str(tiny_models.write(tmp_path / "base", "llama", "chatml", starts)))
+    assert len(model.tokenizer().encode((BOS,))) == int(starts)
+    engine = LlamaCpp(model.gguf, {}, slots=1, context=64, threads=1)
+    try:
+        assert engine.encode((BOS, "Hi")) == model.tokenizer().encode((BOS, "Hi"))
+    finally:
+        engine.close()
 
 
 # -- faults that must be found ---------------------------------------------------------------------------------------
