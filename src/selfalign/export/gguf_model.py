@@ -1,8 +1,8 @@
 """The base's GGUF with the adapter's weights added: a GGUF of its own, with tokenizer and chat template inside.
 
 Tensor by tensor: read, made float32 in stretches of rows, the adapter's alpha / rank * B @ A added, written in the
-wanted type. So the memory that it takes is the adapter, the largest tensor in its new type (usually the embeddings)
-and some hundred MB for a stretch and the vocabulary; the base is mapped, not read as a whole.
+wanted type. So the memory that it takes is the adapter, the largest tensor in its new type (usually the embeddings),
+a stretch and the vocabulary; the base is mapped, not read as a whole.
 """
 
 from __future__ import annotations
