@@ -5,24 +5,19 @@ Needs Debian's chromium (`make browser`) and playwright; skips where one of them
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import browsers
 from report_numbers import HOSTILE, poisoned
 from selfalign.report.page import render
 
 api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-CHROMIUM = shutil.which("chromium")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed: make browser")
+pytestmark = pytest.mark.skipif(browsers.CHROMIUM is None, reason="chromium is not installed: make browser")
 
-QUIET = (
-    "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update",
-    "--disable-sync", "--no-first-run",
-)  # fmt: skip
 WIDE = """() => [...document.querySelectorAll('body *')].filter(e =>
     e.getBoundingClientRect().right > innerWidth + 1 && !e.closest('.scroll, .said, pre')
 ).map(e => e.tagName + '.' + e.className + ': ' + e.textContent.slice(0, 60))"""
@@ -31,10 +26,8 @@ WIDE = """() => [...document.querySelectorAll('body *')].filter(e =>
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    with api.sync_playwright() as started:
-        made = started.chromium.launch(executable_path=CHROMIUM, args=list(QUIET))
+    with browsers.started() as made:
         yield made
-        made.close()
 
 
 @pytest.fixture(scope="module")
@@ -95,20 +88,8 @@ def test_light_and_dark_are_both_readable(browser: Any, pages: dict[str, Path]):
         page, _ = seen(browser, pages["usual"], 1400, scheme)
         for name in ("ink", "soft", "accent"):
             for ground in ("paper", "wash"):
-                assert page.evaluate(CONTRAST, [name, ground]) >= 4.5, (scheme, name, ground)
+                assert page.evaluate(browsers.CONTRAST, [name, ground]) >= 4.5, (scheme, name, ground)
         page.context.close()
-
-
-CONTRAST = """([one, other]) => {
-  const light = name => {
-    const hex = getComputedStyle(document.documentElement).getPropertyValue('--' + name).trim().slice(1);
-    const [r, g, b] = [0, 2, 4].map(i => parseInt(hex.slice(i, i + 2), 16) / 255)
-      .map(v => v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
-    return 0.2126 * r + 0.7152 * g + 0.0722 * b + 0.05;
-  };
-  const [a, b] = [light(one), light(other)];
-  return Math.max(a, b) / Math.min(a, b);
-}"""
 
 
 def test_in_print_everything_is_open(browser: Any, pages: dict[str, Path]):

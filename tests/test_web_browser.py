@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import random
-import shutil
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -16,6 +15,7 @@ from typing import Any
 
 import pytest
 
+import browsers
 import viewer_runs
 from report_numbers import HOSTILE
 from selfalign.journal import Journal
@@ -27,13 +27,8 @@ api = pytest.importorskip("playwright.sync_api", reason="playwright is not insta
 viewer = pytest.importorskip("selfalign.web.viewer", reason="starlette is not installed")
 server = pytest.importorskip("selfalign.web.server")
 pytest.importorskip("uvicorn", reason="uvicorn is not installed")
-CHROMIUM = shutil.which("chromium")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed: make browser")
+pytestmark = pytest.mark.skipif(browsers.CHROMIUM is None, reason="chromium is not installed: make browser")
 
-QUIET = (
-    "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update",
-    "--disable-sync", "--no-first-run",
-)  # fmt: skip
 WIDE = """() => [...document.querySelectorAll('body *')].filter(e => e.checkVisibility() &&
     e.getBoundingClientRect().right > innerWidth + 1 && !e.closest('pre')
 ).map(e => e.tagName + '.' + e.className + ': ' + e.textContent.slice(0, 60))"""
@@ -79,10 +74,8 @@ def served(run: RunDir, beside: RunDir | None = None, policy: Policy = ANYBODY) 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    with api.sync_playwright() as started:
-        made = started.chromium.launch(executable_path=CHROMIUM, args=list(QUIET))
+    with browsers.started() as made:
         yield made
-        made.close()
 
 
 Open = Callable[..., Any]
@@ -204,19 +197,7 @@ def test_nothing_is_too_wide_on_a_telephone_or_a_desk(
     page.wait_for_selector("#row pre")
     assert page.evaluate(WIDE) == []
     for name in ("ink", "soft", "accent"):
-        assert page.evaluate(CONTRAST, [name, "wash"]) >= 4.5
-
-
-CONTRAST = """([one, other]) => {
-  const light = name => {
-    const hex = getComputedStyle(document.documentElement).getPropertyValue('--' + name).trim().slice(1);
-    const [r, g, b] = [0, 2, 4].map(i => parseInt(hex.slice(i, i + 2), 16) / 255)
-      .map(v => v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
-    return 0.2126 * r + 0.7152 * g + 0.0722 * b + 0.05;
-  };
-  const [a, b] = [light(one), light(other)];
-  return Math.max(a, b) / Math.min(a, b);
-}"""
+        assert page.evaluate(browsers.CONTRAST, [name, "wash"]) >= 4.5
 
 
 def test_300_hostile_texts_in_every_field_are_shown_whole_and_run_nothing(look: Open, serve: Serve, tmp_path: Path):

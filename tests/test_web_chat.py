@@ -8,26 +8,21 @@ from __future__ import annotations
 import json
 import random
 import re
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
+import browsers
 from report_numbers import HOSTILE
 from selfalign.context import Context
 from selfalign.web.guard import Policy
 from web_servers import Paced, Running, serving
 
 api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-CHROMIUM = shutil.which("chromium")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed: make browser")
+pytestmark = pytest.mark.skipif(browsers.CHROMIUM is None, reason="chromium is not installed: make browser")
 
-QUIET = (
-    "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update",
-    "--disable-sync", "--no-first-run",
-)  # fmt: skip
 TOKEN = "correct-horse-battery"
 WIDE = """() => [...document.querySelectorAll('body *')].filter(e =>
     e.getBoundingClientRect().right > innerWidth + 1).map(e => e.tagName + '.' + e.className)"""
@@ -35,10 +30,8 @@ WIDE = """() => [...document.querySelectorAll('body *')].filter(e =>
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    with api.sync_playwright() as started:
-        made = started.chromium.launch(executable_path=CHROMIUM, args=list(QUIET))
+    with browsers.started() as made:
         yield made
-        made.close()
 
 
 @pytest.fixture
@@ -208,11 +201,10 @@ def test_nothing_is_too_wide_or_too_pale(browser: Any, running: Running, width: 
     page.page.evaluate("() => document.querySelectorAll('details').forEach(d => d.open = true)")
     assert page.page.evaluate("() => document.documentElement.scrollWidth") == width
     assert page.page.evaluate(WIDE) == []
-    from test_browser import CONTRAST
 
     for name in ("ink", "soft", "accent"):
         for ground in ("paper", "wash"):
-            assert page.page.evaluate(CONTRAST, [name, ground]) >= 4.5, (scheme, name, ground)
+            assert page.page.evaluate(browsers.CONTRAST, [name, ground]) >= 4.5, (scheme, name, ground)
     assert page.heard == []
     page.context.close()
 
