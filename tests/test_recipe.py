@@ -11,6 +11,7 @@ import selfalign
 from selfalign import recipe as recipes
 from selfalign import strict
 from selfalign.errors import UserError
+from selfalign.quality.thresholds import Filters
 from selfalign.recipe import SHIPPED, STAGES, differences, load
 
 
@@ -40,21 +41,44 @@ def test_quick_holds_the_contract():
 
 
 def test_paper_holds_the_papers_values():
+    """Appendix D of arXiv 2305.03047; where the released scripts differ, the paper."""
     recipe = load("paper")
-    assert recipe.prompts.self_instruct.count == 267_597
-    assert recipe.prompts.red_team.count == 99_121
-    assert (recipe.prompts.self_instruct.temperature, recipe.prompts.self_instruct.top_p) == (1.0, 0.98)
-    assert (recipe.prompts.red_team.temperature, recipe.prompts.red_team.top_p) == (1.0, 0.95)
+    one, two, align, train, clone = (
+        recipe.prompts.self_instruct, recipe.prompts.red_team, recipe.align, recipe.engrave, recipe.clone
+    )  # fmt: skip
+    assert (one.count, two.count, one.count + two.count) == (267_597, 99_121, 366_718)
+    assert (one.seeds_per_request, two.topic_rounds, two.topic_requests) == (5, 5, None)
+    # Every sampling of stage 1 is the same one.
+    assert {(part.temperature, part.top_p, part.max_new_tokens) for part in (one, two)} == {(1.0, 0.98, 384)}
     assert recipe.prompts.novelty == 0.7
-    assert (recipe.align.form, recipe.align.temperature, recipe.align.top_p) == ("paper", 0.5, 0.9)
-    assert recipe.align.max_new_tokens == 256
-    assert (recipe.clone.temperature, recipe.clone.top_p, recipe.clone.max_new_tokens) == (0.3, 0.7, 512)
-    assert recipe.clone.prompts is None
-    assert recipe.filters.base == "paper"
-    assert (recipe.engrave.rank, recipe.engrave.alpha, recipe.engrave.learning_rate) == (16, 16, 4e-4)
-    assert (recipe.engrave.batch_size, recipe.engrave.epochs, recipe.engrave.warmup_steps) == (768, 1, 100)
-    assert (recipe.engrave.max_length, recipe.clone.max_length) == (512, 768)
+    assert recipe.prompts.steering.model_dump() == {"own_seeds": 0.0, "rebalance": False, "least_novel": 0.0}
+    assert (align.form, align.temperature, align.top_p, align.max_new_tokens) == ("paper", 0.5, 0.9, 256)
+    assert (align.repetition, align.hints) == (0.0, False)
+    assert (clone.prompts, clone.temperature, clone.top_p, clone.max_new_tokens) == (None, 0.3, 0.7, 512)
+    assert clone.end_penalty == 0.0
+    assert recipe.filters == Filters.model_validate("paper")
+    assert (train.rank, train.alpha, train.dropout) == (16, 16, 0.05)
+    assert train.targets == ["q_proj", "k_proj", "v_proj", "o_proj"]
+    for stage, max_length in (("engrave", 512), ("clone", 768)):
+        config = recipe.training(stage)
+        assert (config.learning_rate, config.epochs, config.batch_size) == (4e-4, 1, 768)
+        assert (config.warmup_steps, config.schedule, config.max_length) == (100, "linear", max_length)
+        assert config.gradient_checkpointing and config.elsewhere
+    assert recipe.evaluate.run_on == 2000
     assert recipe.engine.top_k == 0
+
+
+def test_the_papers_rows_make_the_papers_steps():
+    """258,878 kept pairs and 910 about identity, 2,000 of them held out: about 335 steps; 358,777: about 465."""
+    batch = load("paper").engrave.batch_size
+    assert round((258_878 + 910 - 2000) / batch) == 336
+    assert round((358_777 - 2000) / batch) == 465
+
+
+def test_the_papers_longest_request_fits_the_context():
+    recipe = load("paper")
+    # 1,045 words of rules and exemplars are about 1,800 tokens.
+    assert 1800 + 256 + recipe.align.max_new_tokens <= recipe.engine.context
 
 
 @pytest.mark.parametrize("verb", [selfalign.plan, selfalign.create])
