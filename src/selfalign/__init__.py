@@ -1,6 +1,7 @@
 """Principle-driven self-alignment of language models from scratch (SELF-ALIGN, arXiv 2305.03047).
 
-`create`, `open_run`, `plan` and `Run` are the command line from Python (see `selfalign.api`), loaded when first used.
+`create`, `open_run`, `plan`, `plan_cluster` and `Run` are the command line from Python (see `selfalign.api`), loaded
+when first used.
 """
 
 from __future__ import annotations
@@ -10,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 from selfalign.errors import SelfAlignError, UserError
 
 if TYPE_CHECKING:
-    from selfalign.api import Run, create, open_run, plan
+    from selfalign.api import Run, create, open_run, plan, plan_cluster
 
 __version__ = "0.1.0"
-__all__ = ["Run", "SelfAlignError", "UserError", "__version__", "create", "open_run", "plan"]
+__all__ = ["Run", "SelfAlignError", "UserError", "__version__", "create", "open_run", "plan", "plan_cluster"]
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("Run", "create", "open_run", "plan"):
+    if name in ("Run", "create", "open_run", "plan", "plan_cluster"):
         from selfalign import api
 
         return getattr(api, name)

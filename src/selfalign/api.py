@@ -18,7 +18,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from selfalign import atomic, constitution, costs, engines, models, pipeline, report_terminal
+from selfalign import atomic, capacity, constitution, costs, engines, models, pipeline, report_terminal
+from selfalign import cluster as clusters
 from selfalign import recipe as recipes
 from selfalign.calibrate import calibration
 from selfalign.context import ADAPTER_STAGES, Context
@@ -292,6 +293,32 @@ def plan(
         config = wanted.engine
         speed = calibration(model.gguf, model.identity, config.context, config.threads, fresh, say)
     return costs.make(wanted, texts, model, speed, pipeline.own_prompts(wanted))
+
+
+def plan_cluster(
+    recipe: str,
+    cluster: str,
+    *,
+    settings: Mapping[str, object] | list[str] | None = None,
+    limit: int | None = None,
+    prompts: str | Path | None = None,
+) -> capacity.Capacity:
+    """What a run of the recipe would take on other machines. Neither the model nor a GPU is needed here.
+
+    Args:
+        cluster: as `gpus=2x8xH100,model=70b` (docs/capacity.md).
+
+    Raises:
+        SelfAlignError: the recipe, the cluster or the prompts are wrong.
+    """
+    if isinstance(settings, Mapping):
+        settings = [f"{key}={_yaml(value)}" for key, value in settings.items()]
+    loaded = recipes.load(recipe, settings, limit)
+    machines = clusters.parse(cluster)
+    wanted = recipes.located(loaded, Path(prompts) if prompts is not None else None, recipe)
+    shape = clusters.shape_of(machines.model, wanted.model)
+    texts = constitution.load(wanted.constitution)
+    return capacity.plan(wanted, texts, machines, shape, pipeline.own_prompts(wanted))
 
 
 def prepare(

@@ -110,16 +110,26 @@ def plan(
     settings: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE")] = None,
     prompts: Annotated[Path | None, typer.Option(help=_OWN)] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Measure this machine again (20 seconds).")] = False,
+    cluster: Annotated[
+        str | None, typer.Option(help="Plan for other machines: gpus=2x8xH100,model=70b (docs/capacity.md).")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Requests, tokens, time, memory and disk of each stage, before anything is spent."""
-    from selfalign import api, report_terminal
+    from selfalign import api, plan_terminal
 
+    if cluster is not None:
+        planned = api.plan_cluster(recipe, cluster, settings=settings, limit=limit, prompts=prompts)
+        if as_json:
+            typer.echo(json.dumps(planned.as_dict(), indent=1))
+        else:
+            plan_terminal.show_capacity(planned)
+        return
     found = api.plan(recipe, settings=settings, limit=limit, prompts=prompts, fresh=fresh, screen=_screen())
     if as_json:
         typer.echo(json.dumps(found.as_dict(), indent=1))
     else:
-        report_terminal.show_plan(found)
+        plan_terminal.show(found)
 
 
 @app.command()

@@ -11,9 +11,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from selfalign import costs
-from selfalign.costs import Plan, StagePlan
+from selfalign.costs import Plan
 from selfalign.evaluation.pairwise import WIN_RATE
 from selfalign.evaluation.probes import Total
+from selfalign.plan_terminal import count, duration
 from selfalign.progress import Screen, plain, stdout_console
 from selfalign.records import Answer, ProbeAnswer, Score, read_jsonl
 from selfalign.report import page
@@ -81,9 +82,9 @@ def _generation_table(rows: list[dict[str, Any]]) -> Table:
         table.add_row(
             page.TITLES.get(row["stage"], row["stage"]),
             f"{row['requests']:,}",
-            _count(row["prompt_tokens"] + row["cached_tokens"]),
+            count(row["prompt_tokens"] + row["cached_tokens"]),
             f"{row['hit_rate']:.1%}",
-            _count(row["generated_tokens"]),
+            count(row["generated_tokens"]),
             f"{row['tokens_per_second']:.0f}",
             f"{row['busy']:.0%}",
         )
@@ -202,54 +203,6 @@ def _difference(score: Score) -> str:
     return ": ".join(filter(None, (word(row), ", ".join(filter(None, (score_text(row)[2], p_text(row)))))))
 
 
-def _plan_table(made: Plan) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim", show_footer=True)
-    table.add_column("stage", "all", no_wrap=True)
-    columns = ("requests", "prompt tokens", "from cache", "generated", "at most")
-    total = [sum(v) for v in zip(*(_plan_numbers(s) for s in made.stages), strict=True)] or [0] * 5
-    for name, number in zip(columns, total, strict=True):
-        table.add_column(name, _count(number), justify="right", no_wrap=True)
-    table.add_column("time", _duration(made.seconds), justify="right", no_wrap=True)
-    for stage in made.stages:
-        numbers = [_count(n) for n in _plan_numbers(stage)]
-        table.add_row(page.TITLES.get(stage.stage, stage.stage), *numbers, _duration(stage.seconds))
-    return table
-
-
-def _plan_numbers(stage: StagePlan) -> tuple[int, ...]:
-    return (stage.requests, stage.prompt_tokens, stage.cached_tokens, stage.generated_tokens, stage.at_most)
-
-
-def _count(number: int) -> str:
-    """So short that a table of large numbers fits 80 columns."""
-    if number < 100_000:
-        return f"{number:,}"
-    return f"{number / 1e3:,.0f} k" if number < 1_000_000 else f"{number / 1e6:,.1f} M"
-
-
-def _duration(seconds: float | None) -> str:
-    if seconds is None:
-        return "?"
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
-def show_plan(made: Plan) -> None:
-    """A plan on standard output."""
-    console = stdout_console()
-    console.print(_plan_table(made))
-    memory = f"{made.memory_mb / 1000:.1f} GB of memory at the peak, " if made.memory_mb else ""
-    cache = f", {made.cache_mb / 1000:.1f} GB in the cache for converted weights" if made.cache_mb else ""
-    console.print(f"\n{memory}{made.disk_mb:,.0f} MB of disk for the run{cache}; {made.slots} requests at once.")
-    if made.seconds is None:
-        return
-    console.print(
-        "Times are estimates from what the embedded model took; a run prints them beside what it really took.",
-        style="dim",
-    )
-
-
 def _comparison_table(made: Plan, rows: list[dict[str, Any]]) -> Table:
     """Plan against actual, of the stages that are finished."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
@@ -264,11 +217,11 @@ def _comparison_table(made: Plan, rows: list[dict[str, Any]]) -> Table:
                 page.TITLES.get(stage.stage, stage.stage),
                 f"{stage.requests:,} → {row['requests']:,}" if stage.requests else "",
                 f"{stage.generated_tokens:,} → {tokens:,}",
-                f"{_duration(stage.seconds)} → {_duration(row['seconds'])}",
+                f"{duration(stage.seconds)} → {duration(row['seconds'])}",
             )
     planned = {stage.stage for stage in made.stages}
     spent = sum(row["seconds"] for name, row in actual.items() if name in planned)
-    table.add_row("all", "", "", f"{_duration(made.seconds)} → {_duration(spent)}", style="bold")
+    table.add_row("all", "", "", f"{duration(made.seconds)} → {duration(spent)}", style="bold")
     return table
 
 
