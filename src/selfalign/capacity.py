@@ -223,7 +223,7 @@ def training(work: Training, shape: Shape, cluster: Cluster, config: Engrave) ->
 
 
 def _training(work: Training, shape: Shape, gpu: Gpu, gpus: int, rows: int, moved: float) -> float:
-    """Forward, recomputed forward, backward to the activations (no weight gradients): six FLOPs a parameter and token."""
+    """Forward, again forward, backward to the activations (no weight gradients): six FLOPs a parameter and token."""
     computed = rows * work.length * _PADDING * 6 * shape.computed / (gpu.flops * TRAINING)
     return work.examples * work.epochs / gpus / rows * max(computed, moved)
 

@@ -62,12 +62,12 @@ def show(made: Plan) -> None:
 def _capacity_table(made: Capacity) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim", show_footer=True)
     table.add_column("stage", "all", no_wrap=True)
-    for name in ("requests", "tokens", "GPUs", "GB each"):
+    for name in ("requests", "tokens", "GPUs", "GB"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("time", duration(made.total("seconds")), justify="right", no_wrap=True)
     span = _span(made.total("seconds_low"), made.total("seconds_high"))
-    table.add_column("from – to", span, justify="right", no_wrap=True)
-    table.add_column("GPU-hours", _hours(made.total("gpu_hours")), justify="right", no_wrap=True)
+    table.add_column("from–to", span, justify="right", no_wrap=True)
+    table.add_column("GPU-h", _hours(made.total("gpu_hours")), justify="right", no_wrap=True)
     for stage in made.stages:
         table.add_row(page.TITLES.get(stage.stage, stage.stage), *_capacity_cells(stage))
     return table
@@ -90,7 +90,7 @@ def _capacity_cells(stage: StageCapacity) -> list[str]:
 
 
 def _span(low: float | None, high: float | None) -> str:
-    return f"{duration(low)} – {duration(high)}" if low is not None and high is not None else "?"
+    return f"{duration(low)}–{duration(high)}" if low is not None and high is not None else "?"
 
 
 def _hours(value: float | None) -> str:
@@ -105,8 +105,8 @@ def show_capacity(made: Capacity) -> None:
     console.print(_capacity_table(made))
     storage = sum(stage.storage_mb for stage in made.stages) / 1e3
     console.print(
-        f"\nGPUs: replicas x GPUs of each; in training, all. {storage:,.1f} GB of storage for the run, "
-        f"{made.weights_gb:,.0f} GB for the weights.",
+        "\nGPUs: replicas x GPUs of each; in training, all. GB: memory of the fullest GPU. "
+        f"{storage:,.1f} GB of storage for the run, {made.weights_gb:,.0f} GB for the weights.",
         soft_wrap=True,
     )
     for note in made.notes:
