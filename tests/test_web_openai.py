@@ -110,7 +110,7 @@ WRONG: list[tuple[str, dict[str, Any]]] = [
     ("stop", {"stop": ""}), ("stop", {"stop": [""]}), ("stop", {"stop": ["a"] * 5}), ("stop", {"stop": 3}),
     ("stop", {"stop": {"a": 1}}), ("stop", {"stop": "x" * 257}), ("seed", {"seed": 2**63}), ("seed", {"seed": 0.5}),
     ("temperature", {"temperature": -0.1}), ("temperature", {"temperature": 2.1}),
-    ("temperature", {"temperature": "1"}),
+    ("temperature", {"temperature": "1"}), ("temperature", {"temperature": 10**400}), ("top_p", {"top_p": -(10**400)}),
     ("temperature", {"temperature": False}), ("top_p", {"top_p": 1.01}), ("max_tokens", {"max_tokens": 0}),
     ("max_tokens", {"max_tokens": 101}), ("max_tokens", {"max_tokens": 1, "max_completion_tokens": 2}),
     ("messages", {"messages": []}), ("messages", {"messages": "Hello"}), ("messages", {"messages": None}),
@@ -142,7 +142,7 @@ def test_a_wrong_value_is_named(param: str, more: dict[str, Any]):
 @pytest.mark.parametrize(
     "sent",
     [b"", b"{", b"[]", b"3", b"null", b'"x"', b"\xff\xfe", b"NaN", b'{"model": Infinity}', b"[" * 100_000,
-     b'{"seed": ' + b"9" * 5000 + b"}", b'{"a":' * 50_000],
+     b'{"seed": ' + b"9" * 5000 + b"}", b'{"a":' * 50_000, b'{"model": "final", "temperature": 1e999}'],
 )  # fmt: skip
 def test_what_is_no_json_object_is_refused(sent: bytes):
     refusal(sent)

@@ -7,7 +7,6 @@ nothing (`logprobs: false`, `tools: []`) passes.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -262,8 +261,8 @@ def _number(value: Mapping[str, Any], name: str, least: float, most: float) -> f
     given = value.get(name)
     if given is None:
         return None
-    fine = isinstance(given, int | float) and not isinstance(given, bool)
-    if not fine or not math.isfinite(given) or not least <= given <= most:
+    # An inequality, not isfinite: a whole number may be too long to become a float. None holds for what is no number.
+    if not isinstance(given, int | float) or isinstance(given, bool) or not least <= given <= most:
         raise _bad(f"{name} must be a number from {least:g} to {most:g}", name)
     return float(given)
 

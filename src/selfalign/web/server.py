@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 GRACE_S = 5
 """Seconds that requests in flight get when the server ends."""
 HEADER_S = 20.0
-"""Seconds in which a connection must have sent its first request's headers."""
+"""Seconds in which a request's headers must have come, from the connection's beginning or their first byte."""
 
 
 def check_installed() -> None:
@@ -41,13 +41,12 @@ def listen(host: str, port: int) -> socket.socket:
         found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         found.bind(address)
         found.listen(256)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
         if found:
             found.close()
-        taken = error.errno == errno.EADDRINUSE
-        what = (
-            f"port {port} is taken: name another with --port" if taken else f"cannot listen ({error.strerror or error})"
-        )
+        taken = isinstance(error, OSError) and error.errno == errno.EADDRINUSE
+        why = getattr(error, "strerror", None) or error
+        what = f"port {port} is taken: name another with --port" if taken else f"cannot listen ({why})"
         raise UserError(f"--host {host} --port {port}: {what}") from None
     return found
 
@@ -98,21 +97,31 @@ def make(app: App) -> Any:
 
 
 def _patient() -> Any:
-    """HTTP/1.1 that does not wait for ever for headers."""
+    """HTTP/1.1 that does not wait for ever for headers: uvicorn's own patience ends with a request's first byte."""
+    import h11
     from uvicorn.protocols.http.h11_impl import H11Protocol
 
     class Patient(H11Protocol):
+        patience: asyncio.TimerHandle | None = None
+
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
             self.patience = self.loop.call_later(HEADER_S, transport.abort)
 
         def handle_events(self) -> None:
             super().handle_events()
-            if self.cycle:
-                self.patience.cancel()
+            if self.conn.their_state is not h11.IDLE:
+                self.calm()
+            elif self.patience is None and self.conn.trailing_data[0]:
+                self.patience = self.loop.call_later(HEADER_S, self.transport.abort)
 
         def connection_lost(self, exc: Exception | None) -> None:
-            self.patience.cancel()
+            self.calm()
             super().connection_lost(exc)
+
+        def calm(self) -> None:
+            if self.patience is not None:
+                self.patience.cancel()
+            self.patience = None
 
     return Patient
