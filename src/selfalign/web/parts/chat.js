@@ -135,7 +135,7 @@ function describeAnswer(place, found, { body, finish, usage, note, first, began,
   if (note?.reads_as_turns) said.push("the message holds what reads as a turn of its own");
   const meta = make("p", "meta");
   meta.append(make("bdi", "", said.join(" · ")));
-  if (found.text) {
+  if (found.text && navigator.clipboard) { // there is none beyond loopback without TLS
     const copy = make("button", "quiet", "copy");
     copy.type = "button";
     copy.onclick = async () => {
@@ -144,7 +144,7 @@ function describeAnswer(place, found, { body, finish, usage, note, first, began,
       setTimeout(() => { copy.textContent = "copy"; }, 1200);
     };
     meta.append(copy);
-  } else if (finish !== "stopped") place.column.append(make("p", "wrong", "No answer: the model ended at once."));
+  } else if (!found.text && finish !== "stopped") place.column.append(make("p", "wrong", "No answer: the model ended at once."));
   place.column.append(meta);
 }
 
