@@ -366,6 +366,21 @@ def test_headers_that_do_not_end_close_a_connection(quick: Running, before: byte
     assert quick.chat()[0] == 200
 
 
+def test_those_who_wait_longest_make_place(run: Context, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(server, "_room", lambda: 4)
+    with serving(run, Paced(0.005)) as running, contextlib.ExitStack() as open_:
+        answer = ThreadPoolExecutor(1).submit(running.chat)
+        running.settle(taken=1)
+        idle = [open_.enter_context(socket.create_connection(("127.0.0.1", running.port), 5)) for _ in range(12)]
+        assert running.ask("GET", "/v1/models")[0] == 200
+        assert answer.result()[0] == 200  # it was there first, and was not waiting
+        for first in idle[:6]:
+            with contextlib.suppress(ConnectionError):
+                assert first.recv(1) == b""
+        idle[-1].sendall(b"GET /v1/models HTTP/1.1\r\nhost: localhost\r\n\r\n")
+        assert idle[-1].recv(4096).startswith(b"HTTP/1.1 200")
+
+
 # -- fuzz --------------------------------------------------------------------------------------------------------------
 
 

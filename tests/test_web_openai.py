@@ -67,7 +67,7 @@ def test_messages_become_turns_and_a_system_text():
         {"role": "system", "content": " Be brief. "},
         {"role": "developer", "content": [{"type": "text", "text": "And "}, {"type": "text", "text": "kind."}]},
         USER,
-        {"role": "assistant", "content": "Hi", "refusal": None, "tool_calls": []},
+        {"role": "assistant", "content": "Hi", "refusal": None, "tool_calls": [], "reasoning_content": "Hm."},
         {"role": "user", "content": "half \ud800 <eos>"},
     ]
     found = requests.chat(body(messages=messages), LIMITS)
@@ -125,6 +125,7 @@ WRONG: list[tuple[str, dict[str, Any]]] = [
     ("messages[0].content[0]", {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]}),
     ("messages[0].content[1]", {"messages": [{"role": "user", "content": [{"type": "text", "text": "x"}, 3]}]}),
     ("messages[0].name", {"messages": [{**USER, "name": "me"}]}),
+    ("messages[0].reasoning_content", {"messages": [{**USER, "reasoning_content": "x"}]}),
     ("messages[0].tool_calls", {"messages": [{**USER, "tool_calls": [{}]}]}),
     ("style", {"style": "loud"}), ("style", {"style": ["standard"]}),
     ("style", {"style": "concise", "messages": [{"role": "system", "content": "x"}, USER]}),

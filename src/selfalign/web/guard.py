@@ -72,6 +72,8 @@ class Refused(Exception):
             found.append((b"retry-after", str(self.retry_after).encode()))
         if self.status == 401:
             found.append((b"www-authenticate", b"Bearer"))
+        if self.status == 405:
+            found.append((b"allow", b"GET, HEAD, POST"))
         return found
 
 

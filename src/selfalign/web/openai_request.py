@@ -225,7 +225,9 @@ def _message(given: Any, where: str) -> tuple[str, str]:
     if role not in ("system", "developer", "user", "assistant"):
         raise _bad("role must be system, developer, user or assistant; tools are not supported", f"{where}.role")
     for name, more in given.items():
-        if name not in ("role", "content") and more not in (None, [], ""):
+        # What we sent comes back in the next request: thoughts are no part of a dialogue.
+        ours = name == "reasoning_content" and role == "assistant" and isinstance(more, str)
+        if name not in ("role", "content") and more not in (None, [], "") and not ours:
             raise _bad(f"{_quoted(name)} is not supported in messages", f"{where}.{name[:100]}")
     content = given.get("content")
     if isinstance(content, list):
