@@ -135,16 +135,17 @@ function describeAnswer(place, found, { body, finish, usage, note, first, began,
   if (note?.reads_as_turns) said.push("the message holds what reads as a turn of its own");
   const meta = make("p", "meta");
   meta.append(make("bdi", "", said.join(" · ")));
-  if (found.text && navigator.clipboard) { // there is none beyond loopback without TLS
+  if (found.text) {
     const copy = make("button", "quiet", "copy");
     copy.type = "button";
+    copy.hidden = !navigator.clipboard; // there is none beyond loopback without TLS
     copy.onclick = async () => {
       await navigator.clipboard.writeText(found.text);
       copy.textContent = "copied";
       setTimeout(() => { copy.textContent = "copy"; }, 1200);
     };
     meta.append(copy);
-  } else if (!found.text && finish !== "stopped") place.column.append(make("p", "wrong", "No answer: the model ended at once."));
+  } else if (finish !== "stopped") place.column.append(make("p", "wrong", "No answer: the model ended at once."));
   place.column.append(meta);
 }
 
@@ -154,7 +155,8 @@ function column(model) {
   const made = make("article", "answer");
   made.ariaBusy = "true";
   const head = make("h3", "", model);
-  head.append(make("span", "", ` · ${promptOf(model)} prompt`));
+  const alone = model === PROMPTED && turns.length > 1 ? ", this message alone" : "";
+  head.append(make("span", "", ` · ${promptOf(model)} prompt${alone}`));
   const thinking = make("details");
   const thoughts = make("p", "thoughts said"), text = make("p", "text said");
   thinking.append(make("summary", "", "Thoughts"), thoughts);
