@@ -63,6 +63,7 @@ def functions(*names: str) -> dict[str, Callable[..., Any]]:
 
 def test_the_files_say_what_the_recipe_says(made: SimpleNamespace):
     names = {"rows.jsonl", "training.json", "train.py", "accelerate.yaml", "launch.sh", "requirements.txt", "README.md"}
+    names |= {"train.slurm", "generate.slurm"}
     assert {f.name for f in made.folder.iterdir()} == names
     training = json.loads((made.folder / "training.json").read_text())
     config = made.context.recipe.training("engrave").model_dump()
@@ -85,8 +86,11 @@ def test_the_files_say_what_the_recipe_says(made: SimpleNamespace):
     ast.parse((made.folder / "train.py").read_text())
     for shell in ("sh", "bash"):
         subprocess.run([shell, "-n", str(made.folder / "launch.sh")], check=True, timeout=20)
-    for name in ("README.md", "launch.sh"):
-        assert "@" not in (made.folder / name).read_text().replace("$@", "")
+    for name in ("README.md", "launch.sh", "train.slurm", "generate.slurm"):
+        text = (made.folder / name).read_text()
+        for used in ("$@", "hosts[@]", "steps[@]", "on[@]", "{@:2}", "USR1@"):
+            text = text.replace(used, "")
+        assert "@" not in text, name
 
 
 def test_nothing_of_this_machine_goes_along(made: SimpleNamespace, tiny_base: Path):

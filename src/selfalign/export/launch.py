@@ -141,7 +141,7 @@ def write(context: Context, out: Path, wanted: Wanted) -> list[str]:
         (folder / "training.json").write_text(json.dumps(training, indent=1, ensure_ascii=False) + "\n", "utf-8")
         (folder / "accelerate.yaml").write_text(yaml.safe_dump(accelerate(wanted), sort_keys=False), "utf-8")
         (folder / "requirements.txt").write_text(requirements(wanted), "utf-8")
-        for name in ("train.py", "launch.sh", "README.md"):
+        for name in ("train.py", "launch.sh", "train.slurm", "generate.slurm", "README.md"):
             (folder / name).write_text(_filled(name, wanted, batch, len(rows), hub), "utf-8")
         if model.notice:
             (folder / "NOTICE").write_text(model.notice + "\n", "utf-8")
@@ -172,7 +172,7 @@ def accelerate(wanted: Wanted) -> dict[str, Any]:
         "num_machines": wanted.nodes,
         "num_processes": wanted.gpus * wanted.nodes,
         "machine_rank": 0,
-        "same_network": True,
+        "same_network": False,  # the nodes meet at an address that is given, whichever way they meet
         "rdzv_backend": "static",
         "use_cpu": False,
     }

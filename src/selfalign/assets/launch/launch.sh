@@ -1,6 +1,6 @@
 #!/bin/sh
 # One node: sh launch.sh. Several: on each of them, with a folder that all share,
-#   NODES=2 NODE_RANK=0 MASTER_ADDR=<the first node's address> sh launch.sh
+#   NODES=2 NODE_RANK=0 MASTER_ADDR=<the first node's address> sh launch.sh           (Slurm: sbatch train.slurm)
 # CPU=1 tries a folder for ddp on processor cores (gloo). What follows goes to train.py: --base, --out, --resume.
 set -eu
 here=$(dirname "$0")
@@ -9,4 +9,5 @@ exec accelerate launch --config_file "$here/accelerate.yaml" \
   --num_machines "${NODES:-@NODES@}" --machine_rank "${NODE_RANK:-0}" \
   --num_processes "$((${NODES:-@NODES@} * ${GPUS:-@GPUS@}))" \
   --main_process_ip "${MASTER_ADDR:-127.0.0.1}" --main_process_port "${MASTER_PORT:-29500}" \
+  --rdzv_backend "${RDZV_BACKEND:-static}" --rdzv_conf "${RDZV_CONF:-}" \
   "$here/train.py" "$@"
