@@ -24,6 +24,7 @@ from selfalign.export import data_card, record, rows
 from selfalign.export.data_card import Config
 from selfalign.formats import WRITTEN, Row, Written
 from selfalign.records import Example, Prompt, Response, stream_jsonl
+from selfalign.run import file_hash
 from selfalign.training.batches import held_out
 
 STAGES = {
@@ -83,12 +84,23 @@ def write(
         raise UserError(f"--out {str(out)!r}: JSON lines or Parquet are written: name a folder, or a file in {ends}")
     kind = kind or rows.KINDS[0]
     rows.check(kind)
-    stages = [stage] if stage else [name for name in STAGES if context.run.jsonl(STAGES[name]).exists()]
-    for name in stages or ["engrave"]:
-        _source(context, name)
-    target = out or context.run.export("-".join(filter(None, ("dataset", stage, form))))
+    wanted = stages(context, stage)
+    target = out or place(context, form, stage)
     record.check_free(target, force)
-    return _folder(context, form, stages, target, kind)
+    return _folder(context, form, wanted, target, kind)
+
+
+def place(context: Context, form: str, stage: str = "") -> Path:
+    """The folder unless the user names another."""
+    return context.run.export("-".join(filter(None, ("dataset", stage, form))))
+
+
+def stages(context: Context, stage: str = "") -> list[str]:
+    """That stage, or every one that has run. Raises UserError where there are no rows of it."""
+    found = [stage] if stage else [name for name in STAGES if context.run.jsonl(STAGES[name]).exists()]
+    for name in found or ["prompts"]:
+        _source(context, name)
+    return found
 
 
 def _source(context: Context, stage: str) -> Path:
@@ -117,14 +129,14 @@ def _one_file(context: Context, form: str, stage: str, out: Path, force: bool, k
     return _finished(done, maker, [source])
 
 
-def _folder(context: Context, form: str, stages: list[str], target: Path, kind: str) -> Exported:
+def _folder(context: Context, form: str, names: list[str], target: Path, kind: str) -> Exported:
     """The data set: every stage's rows as a configuration, and what belongs beside them."""
     done, maker, configs = Exported(), _maker(context, form), []
     with atomic.new_folder(target) as folder:
-        for stage in stages:
+        for stage in names:
             config = Config(stage)
             for split, name in _SPLITS.items():
-                path = f"{f'{stage}/' if len(stages) > 1 else ''}{name}.{kind}"
+                path = f"{f'{stage}/' if len(names) > 1 else ''}{name}.{kind}"
                 values = _values(context, stage, split, maker)
                 if (first := next(values, None)) is None:
                     continue
@@ -134,19 +146,23 @@ def _folder(context: Context, form: str, stages: list[str], target: Path, kind: 
                 config.files[name], done.files[target / path] = (path, number), number
             if config.files:
                 configs.append(config)
-        _finished(done, maker, [_source(context, stage) for stage in stages])
-        _describe(context, folder, configs, form, kind, done.notes)
+        _finished(done, maker, [_source(context, stage) for stage in names])
+        _describe(context, folder, configs, form, kind, done.notes, names)
     return done
 
 
-def _describe(context: Context, folder: Path, configs: list[Config], form: str, kind: str, notes: list[str]) -> None:
+def _describe(
+    context: Context, folder: Path, configs: list[Config], form: str, kind: str, notes: list[str], names: list[str]
+) -> None:
     """Card, constitution, notice and record."""
     if terms := record.notice(context):
         (folder / "NOTICE").write_text(terms, "utf-8")
     (folder / "constitution.yaml").write_text(strict.dump(context.run.constitution), "utf-8")
     (folder / "README.md").write_text(data_card.text(context, configs, form, notes), "utf-8")
     splits = {config.name: {split: number for split, (_, number) in config.files.items()} for config in configs}
-    record.write(context, folder, {"form": "dataset", "type": kind, "rows_in": form, "configs": splits})
+    sources = {name: file_hash(context.run.jsonl(STAGES[name])) for name in names}
+    about = {"form": "dataset", "type": kind, "rows_in": form, "configs": splits, "sources": sources}
+    record.write(context, folder, about)
     for file in folder.rglob("*"):
         file.chmod(0o755 if file.is_dir() else 0o644)
 

@@ -45,6 +45,11 @@ class Job:
     """What export.json says beside the form: filled by the maker."""
 
     @property
+    def place(self) -> Path:
+        """The folder unless the user names another."""
+        return self.context.run.export("-".join(filter(None, (self.model, self.form, self.kind))))
+
+    @property
     def adapter(self) -> Path:
         return self.context.run.adapter(self.stage)
 
@@ -99,7 +104,7 @@ def export(
     job = Job(context, form, name, stage, _kind(form, kind))
     _check_base(job)
     _note_earlier(job)
-    target = out or context.run.export("-".join(filter(None, (name, form, job.kind))))
+    target = out or job.place
     record.check_free(target, force)
     failed = target.with_name(f"{target.name}-{FAILED}")
     record.check_free(failed, force=True)
@@ -117,6 +122,13 @@ def export(
     size = sum(f.stat().st_size for f in target.rglob("*") if f.is_file()) / 1e6
     context.screen.say(f"  {target}: {size:,.0f} MB; it holds")
     return target
+
+
+def place(context: Context, form: str, model: str = "", kind: str = "") -> tuple[Path, Path]:
+    """(where such an export is made, the adapter that it would have). Raises UserError as `export`."""
+    name, stage = _model(context, model)
+    job = Job(context, form, name, stage, _kind(form, kind))
+    return job.place, job.adapter
 
 
 def _model(context: Context, wanted: str) -> tuple[str, str]:
