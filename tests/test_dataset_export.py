@@ -86,8 +86,7 @@ def test_held_out_rows_are_a_file_of_their_own(done: Context, tmp_path: Path):
     assert found.notes == [f"rows that are held out from training and not in the file: {len(held)}"]
 
 
-@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
-@pytest.mark.parametrize("form", WITH_ROLES)
+@pytest.mark.parametrize(("form", "kind"), [*zip(WITH_ROLES, ["jsonl", "parquet"] * 2, strict=True)])
 def test_the_library_reads_every_configuration_with_its_types(
     done: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str, kind: str
 ):
@@ -390,6 +389,7 @@ def test_a_real_run_is_written_with_its_terms_and_what_a_trainer_must_know(real:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing` is deprecated:FutureWarning")  # TRL sets it
 def test_trl_trains_on_the_same_tokens_with_the_same_loss(
     real: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

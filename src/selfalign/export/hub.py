@@ -22,7 +22,7 @@ from selfalign.progress import plain
 _NAME = re.compile(r"\w(?:[\w.-]*\w)?/(?=.{1,96}$)\w(?:[\w.-]*\w)?", re.ASCII)
 _SECONDS = (15, 300, 300, 15)
 """To connect, read, write, and wait for a connection: the library waits for ever."""
-_OF_THE_HUB = {".gitattributes"}
+OF_THE_HUB = {".gitattributes"}
 """Files of a repository that is still empty."""
 _AGAIN = "the same command goes on, and what was uploaded is not sent again"
 OURS = "self-align"
@@ -121,7 +121,7 @@ class Hub:
                 except RevisionNotFoundError:
                     branch = False
         files = tuple(sorted(file.rfilename for file in found.siblings or []))
-        ours = set(files) <= _OF_THE_HUB or (RECORD in files and OURS in (found.tags or []))
+        ours = set(files) <= OF_THE_HUB or (RECORD in files and OURS in (found.tags or []))
         return Remote(True, bool(found.private), files, found.sha if branch else None, branch, ours)
 
     def send(self, remote: Remote, folder: Path, files: list[str], message: str, private: bool) -> str:
@@ -161,7 +161,8 @@ class Hub:
                 warnings.simplefilter("always")
                 yield
             for warning in warned:
-                self._say(self._clean(str(warning.message)))
+                if warning.category is UserWarning:  # what the hub says of the card; others are for programmers
+                    self._say(self._clean(str(warning.message)))
         finally:
             log.handlers, log.propagate = before, propagated
 
@@ -246,4 +247,6 @@ class _Lines(logging.Handler):
         self._give = say
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._give(record.getMessage())
+        text = record.getMessage()
+        if not text.startswith("No files have been modified"):  # which we say ourselves
+            self._give(text)

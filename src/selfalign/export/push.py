@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from selfalign.errors import UserError
 from selfalign.export import parcel as parcels
-from selfalign.export.hub import Hub, Remote, check_name
+from selfalign.export.hub import OF_THE_HUB, Hub, Remote, check_name
 from selfalign.export.parcel import Parcel
 from selfalign.progress import Screen
 from selfalign.signals import STOP
@@ -95,7 +95,7 @@ def _where(hub: Hub, remote: Remote, parcel: Parcel, wanted: Wanted) -> str:
     if remote.private and wanted.public:
         seen = "private, and stays so: its settings on the hub change that"
     over = sum(name in parcel.files for name in remote.files)
-    stay = len(remote.files) - over
+    stay = len({*remote.files} - OF_THE_HUB) - over
     return f"to the {parcel.kind} {hub.url}{branch} ({seen}; {over} of its files are replaced, {stay} stay):"
 
 
