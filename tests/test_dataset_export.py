@@ -211,8 +211,10 @@ def test_mistakes_are_one_line(done: Context, fake_run: Runs, tmp_path: Path):
     }.items():
         with pytest.raises(UserError, match=match):
             dataset.write(done, *arguments)  # type: ignore[arg-type]
-    with pytest.raises(UserError, match=r"3_engrave/examples\.jsonl is missing: the stage that makes it has not run"):
-        dataset.write(fake_run(name="new"), "messages", out=tmp_path / "none")
+    new = fake_run(name="new")
+    for stage, file in (("", "1_prompts/prompts"), ("engrave", "3_engrave/examples")):
+        with pytest.raises(UserError, match=rf"{file}\.jsonl is missing: the stage that makes it has not run"):
+            dataset.write(new, "messages", stage, tmp_path / "none")
     assert not (tmp_path / "none").exists()
     done.run.jsonl("prompts").write_text("")
     with pytest.raises(UserError, match=r"prompts\.jsonl has no row that can be written"):
