@@ -302,6 +302,13 @@ def test_what_the_hub_answers_is_one_line(server: FakeHub, adapter: Path, fault:
     assert push(adapter, "--yes").exit_code == 0 and server.files("me/alma") == on_disk(adapter)
 
 
+def test_a_hub_that_repeats_the_token_is_not_repeated(server: FakeHub, adapter: Path) -> None:
+    said = f"bad token {TOKEN} at http://u:secret@x/y?X-Amz-Signature=s3cretsignature"
+    server.faults = [Fault("POST .*/commit", 400, said=said)]
+    line = error(push(adapter, "--yes"), 1)
+    assert "bad token (token) at http://x/y" in line and "secret" not in line
+
+
 def test_a_fault_that_passes_is_not_the_users_business(server: FakeHub, adapter: Path) -> None:
     server.faults = [Fault("PUT /storage", 500, times=2), Fault("POST .*/preupload", 503), Fault("PUT /storage")]
     done = push(adapter, "--yes")

@@ -170,7 +170,7 @@ class Hub:
         """One line without the token and without what stands behind an address's question mark."""
         line = " ".join(plain(str(text)).split())
         line = line.replace(self._token, "(token)") if self._token else line
-        line = re.sub(r"\s*\(Request ID: [^)]*\)|//[^/\s@]+@|(?<=\S)\?[^\s'\"]*", "", line)
+        line = re.sub(r"\s*\(Request ID: [^)]*\)|(?<=//)[^/\s@]+@|(?<=\S)\?[^\s'\"]*", "", line)
         return line[:300]
 
     @contextmanager
