@@ -159,24 +159,26 @@ class Run:
     def export_dataset(
         self,
         form: str = "prompt-completion",
-        stage: str = "engrave",
+        stage: str = "",
         out: str | Path | None = None,
         force: bool = False,
+        kind: str = "",
     ) -> Exported:
-        """Write a stage's rows as a data set in a known form; returns the files with their numbers of rows, and notes.
+        """Write the run's rows as a data set in a known form; returns the files with their numbers of rows, and notes.
 
         Args:
             form: prompt-completion, prompt-completion-text, messages, alpaca or sharegpt (docs/formats.md).
-            stage: engrave or clone (the training pairs), responses or prompts.
-            out: a .jsonl file, or a folder; RUN/export/... unless given.
-            force: overwrite what stands there.
+            stage: engrave or clone (the training pairs), responses or prompts; all that have run unless given.
+            out: a folder, or a .jsonl or .parquet file for one stage; RUN/export/... unless given.
+            force: replace an export, or the file, that stands there.
+            kind: jsonl (unless given) or parquet.
 
         Raises:
             SelfAlignError: see `export.dataset.write`.
         """
         from selfalign.export import dataset
 
-        return dataset.write(self._context, form, stage, Path(out) if out is not None else None, force)
+        return dataset.write(self._context, form, stage, Path(out) if out is not None else None, force, kind)
 
     def export_launch(
         self,
