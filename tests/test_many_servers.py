@@ -16,10 +16,11 @@ from typing import Any
 import pytest
 
 from selfalign import constitution as constitutions
-from selfalign import pipeline
+from selfalign import models, pipeline
 from selfalign import recipe as recipes
 from selfalign.context import Context
 from selfalign.engines.base import BOS, Request, Sampling, Step
+from selfalign.engines.llama_cpp import LlamaCpp
 from selfalign.engines.many_servers import ManyServers
 from selfalign.engines.same_model import TEXTS
 from selfalign.errors import Interrupted, Resumable, UserError
@@ -393,3 +394,43 @@ def test_many_servers_make_the_files_that_one_makes(tmp_path: Path, capsys: pyte
             )
         assert all(s.asked for s in servers)
     assert made[0] == made[1] and made[0]["drops.jsonl"]
+
+
+@pytest.mark.slow
+def test_stage_two_on_two_real_llama_cpp_servers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    (tmp_path / "c.yaml").write_text(SMALL_CONSTITUTION, "utf-8")
+    (tmp_path / "mine.txt").write_text("".join(f"Name {n} rivers.\n" for n in range(2, 8)), "utf-8")
+    gguf = models.resolve("embedded").gguf
+    assert gguf is not None
+    one, two = (LlamaCpp(gguf, {}, slots=2, context=2048, threads=1) for _ in range(2))
+    try:
+        monkeypatch.setenv("ONE_KEY", one._key)
+        monkeypatch.setenv("TWO_KEY", two._key)
+        urls = (
+            f"[{{url: '{one._server.listening_address}', key_env: ONE_KEY}}, "
+            f"{{url: '{two._server.listening_address}', key_env: TWO_KEY}}]"
+        )
+        settings = [
+            f"engine.urls={urls}", "engine.served.base=any", "engine.slots=2", "stages=[prompts, align]",
+            f"prompts.file={tmp_path / 'mine.txt'}", "align.max_new_tokens=24",
+        ]  # fmt: skip
+        recipe = recipes.located(recipes.load("quick", settings))
+        run_dir = RunDir.create(tmp_path / "run", recipe, constitutions.load(str(tmp_path / "c.yaml")))
+        context = Context(run_dir, Screen(0))
+        pipeline.run_all(context)
+        counts = context.journal.counts("align")
+        note = context.engine().note
+        context.release_engine()
+        context.journal.close()
+    finally:
+        one.close()
+        two.close()
+    assert counts.rows_in == 6 and counts.generation.requests == 6 and counts.generation.generated_tokens > 60
+    lines = [line.split(": ", 1)[1] for line in note.splitlines()]
+    assert len(lines) == 2 and all(int(line.split()[0]) >= 3 and "error" not in line for line in lines), note
+    said = " ".join(capsys.readouterr().err.split())
+    assert "engine openai (engine.urls is given), 4 requests at once" in said and lines[0] in said
+    secrets = one._key.encode(), two._key.encode()
+    assert not [f for f in tmp_path.rglob("*") if f.is_file() and any(s in f.read_bytes() for s in secrets)]

@@ -42,6 +42,8 @@ class Window:
         self._hold = 0
         self._best: tuple[float, float] | None = None
         """(tokens per second, calls at once) of the best round."""
+        self._round = 4
+        """Answers after which the round is judged: a window of them, as it was when the round began."""
         self._calls, self._seconds, self._tokens, self._at_once = 0, 0.0, 0, 0
 
     def answered(self, seconds: float, tokens: int, at_once: int) -> None:
@@ -52,7 +54,7 @@ class Window:
         self._at_once += at_once
         if not self._hold and at_once >= int(self.size):
             self.size = min(self.limit, self.size + (1 if self.size < self._threshold else 1 / self.size))
-        if self._calls >= max(4, int(self.size)):
+        if self._calls >= self._round:
             self._judge()
 
     def _judge(self) -> None:
@@ -60,6 +62,7 @@ class Window:
         many = self._at_once / self._calls
         rate = many * self._tokens / max(self._seconds, 1e-9)
         self._calls, self._seconds, self._tokens, self._at_once = 0, 0.0, 0, 0
+        self._round = max(4, int(self.size))
         self._hold = max(0, self._hold - 1)
         if self._best is None or rate >= self._best[0] * _GAIN:
             self._best = (rate, many)
