@@ -314,6 +314,8 @@ def test_a_signal_ends_what_waits_for_room_and_loses_nothing(journal: Journal, m
         begun = {p.split()[1] for s in servers for p, _ in s.asked}
         assert 0 < len(begun) <= 4 and sum(len(s.asked) for s in servers) == 2 * len(begun)
         monkeypatch.setattr(STOP, "_signum", None)
+        for server in servers:
+            server.latency = 0.005
         outcomes = run(made, journal, 60, steps=2)
         tries = Counter(p.split()[1] for s in servers for p, _ in s.asked)
     assert all(o.completion for o in outcomes) and set(tries.values()) == {2}
