@@ -321,7 +321,7 @@ def prepare(
         )
     data = frozen_prompts(out) if out is not None else None
     wanted = recipes.located(loaded, Path(prompts) if prompts is not None else None, recipe, data)
-    kept = out is not None and wanted.engine.kind == "auto" and not wanted.engine.url
+    kept = out is not None and wanted.engine.kind == "auto" and not (wanted.engine.url or wanted.engine.urls)
     kind = frozen_kind(out) if kept and out is not None else None
     engine = wanted.engine.model_copy(update={"kind": kind}) if kind else engines.chosen(wanted.engine)
     engines.check(engine)
