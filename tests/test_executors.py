@@ -39,6 +39,9 @@ SETTINGS = {
     "prompts.red_team.count": 80,
     "clone.prompts": 100,
 }
+DATED = ("recipe.yaml", "5_evaluation/benchmarks.json")
+"""What says where, or when."""
+EVALUATED = {"stages": ["prompts", "align", "engrave", "clone", "evaluate"], "evaluate.tasks": ["behaviour"]}
 RAY = {"kind": "ray", "workers": 2, "cpus": 0.5}
 FAKE = EngineConfig.model_validate({"kind": "fake", "slots": 4})
 
@@ -55,7 +58,7 @@ def local() -> Iterator[cluster.Cluster]:
 def files(folder: Path) -> dict[str, bytes]:
     manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
     counts = [{k: s[k] for k in ("stage", "rows_in", "kept", "dropped", "failed")} for s in manifest["stages"]]
-    return {n: (folder / n).read_bytes() for n in manifest["files"] if n != "recipe.yaml"} | {
+    return {n: (folder / n).read_bytes() for n in manifest["files"] if n not in DATED} | {
         "counts": json.dumps(counts).encode()
     }
 
@@ -67,7 +70,27 @@ def run(folder: Path, **settings: Any) -> dict[str, bytes]:
 
 
 def test_a_run_makes_the_same_files_on_ray(local: cluster.Cluster, tmp_path: Path):
-    assert run(tmp_path / "ray", executor=RAY) == run(tmp_path / "local")
+    on_ray, here = run(tmp_path / "ray", executor=RAY, **EVALUATED), run(tmp_path / "local", **EVALUATED)
+    assert on_ray == here
+    assert {"2_self_align/responses.jsonl", "5_evaluation/answers.jsonl", "5_evaluation/behaviour.jsonl"} <= set(here)
+
+
+def test_nobody_beyond_this_machine_can_reach_the_cluster(local: cluster.Cluster):
+    """Every socket that a process of the cluster listens on is the loopback's."""
+    sockets = {}
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        for line in Path(table).read_text("utf-8").splitlines()[1:]:
+            _, at, _, state, *_, inode = line.split()[:10]
+            if state == "0A":
+                sockets[f"socket:[{inode}]"] = at.partition(":")[0]
+    seen = set()
+    for pid in (str(os.getpid()), *family(local.scratch)):
+        for handle in Path(f"/proc/{pid}/fd").iterdir():
+            with suppress(OSError):
+                seen |= {sockets.get(str(handle.readlink()), "")}
+    assert seen - {""}
+    assert seen - {""} <= {"0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000"}
+    assert [node["NodeManagerAddress"] for node in ray.nodes()] == ["127.0.0.1"]
 
 
 # -- requests ----------------------------------------------------------------------------------------------------------

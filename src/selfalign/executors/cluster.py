@@ -55,12 +55,15 @@ class Cluster:
 
         if ray.is_initialized():
             return
+        logging.getLogger("ray").setLevel(logging.ERROR)  # importing it sets another
         options: dict[str, Any] = {"address": address} if address else self._own()
         quiet = {"configure_logging": False, "log_to_driver": False, "logging_level": logging.ERROR}
         try:
             with _signals_kept():
                 ray.init(**options, **quiet)
             self._ours = True
+            if address is None and ray.nodes()[0]["NodeManagerAddress"] != "127.0.0.1":
+                raise RuntimeError("it would be open to the network, and not to 127.0.0.1 alone")
         except (ConnectionError, RuntimeError, ValueError, OSError, ray.exceptions.RayError) as error:
             self.close()
             raise UserError(_explained(address, error)) from error
@@ -68,7 +71,6 @@ class Cluster:
     def _prepare(self, address: str | None) -> None:
         """What has to be so before Ray is imported, and a look whether anybody answers there."""
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        logging.getLogger("ray").setLevel(logging.ERROR)
         if address is None:
             # A token of this process: without one Ray would write its own into the home folder.
             os.environ.setdefault("RAY_AUTH_TOKEN", _TOKEN)
@@ -83,6 +85,7 @@ class Cluster:
                 ) from None
 
     def _own(self) -> dict[str, Any]:
+        _loopback(True)
         _sweep()
         self.scratch = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-", dir=_short_folder()))
         return {
@@ -102,8 +105,24 @@ class Cluster:
                 ray.shutdown()
         self._ours = False
         if self.scratch:
+            _loopback(False)
             shutil.rmtree(self.scratch, ignore_errors=True)
         self.scratch = None
+
+
+def _loopback(alone: bool) -> None:
+    """Let Ray, here and in the processes that it starts, listen on 127.0.0.1 only.
+
+    It takes 127.0.0.1 for the machine's address in its network, and listens everywhere, unless told that there are no
+    clusters of several machines (its switch for systems where that is so). Here it was read as Ray was imported.
+    """
+    from ray._private import ray_constants
+
+    ray_constants.ENABLE_RAY_CLUSTER = not alone
+    if alone:
+        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+    else:
+        os.environ.pop("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", None)
 
 
 _TOKEN = secrets.token_hex(32)
