@@ -18,7 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from selfalign import atomic, constitution, costs, engines, models, pipeline, report_terminal
+from selfalign import atomic, constitution, costs, engines, executors, models, pipeline, report_terminal
 from selfalign import recipe as recipes
 from selfalign.calibrate import calibration
 from selfalign.context import ADAPTER_STAGES, Context
@@ -324,7 +324,9 @@ def prepare(
     kept = out is not None and wanted.engine.kind == "auto" and not (wanted.engine.url or wanted.engine.urls)
     kind = frozen_kind(out) if kept and out is not None else None
     engine = wanted.engine.model_copy(update={"kind": kind}) if kind else engines.chosen(wanted.engine)
-    engines.check(engine)
+    executors.check(wanted.executor)
+    if wanted.executor.kind == "local" or engine.kind == "openai":
+        engines.check(engine)  # a worker says itself what its machine lacks
     wanted = wanted.model_copy(update={"engine": engine})
     texts = constitution.load(wanted.constitution)
     constitution.load_seeds(wanted.seeds)

@@ -11,6 +11,7 @@ from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from selfalign.constitution.reading import SHIPPED as CONSTITUTIONS
 from selfalign.errors import UserError
+from selfalign.executors.settings import Executor
 from selfalign.quality.thresholds import Filters
 from selfalign.records import content_hash
 from selfalign.strict import Strict, parse_yaml, read_text, validate
@@ -259,6 +260,7 @@ class Recipe(Strict):
     seed: int = Field(0, ge=0, lt=2**32)
     stages: list[Stage] = list(STAGES)
     engine: Engine = Engine()  # type: ignore[call-arg]
+    executor: Executor = Executor()  # type: ignore[call-arg]
     prompts: Prompts
     align: Align
     filters: Filters = Filters.model_validate("default")
@@ -358,6 +360,8 @@ def _apply(value: dict[str, Any], setting: str) -> None:
         inner = target.setdefault(part, {})
         if inner in ("default", "paper") and part == "filters":
             inner = target[part] = {"base": inner}
+        if part == "executor" and isinstance(inner, str):
+            inner = target[part] = {"kind": inner}
         if not isinstance(inner, dict):
             raise UserError(f"--set {setting!r}: {part!r} is a value, not a group of keys")
         target = inner

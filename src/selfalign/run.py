@@ -263,6 +263,7 @@ _MAY_CHANGE = (
     "stages:",
     "constitution:",
     "max_failed:",
+    "executor.",
     "evaluate.tasks:",
     "engrave.",
     "clone.learning_rate:",

@@ -128,6 +128,17 @@ def default_slots(config: EngineConfig) -> int:
     return 64 if kind(config) == "vllm" and accelerators() else 8
 
 
+def slots(config: EngineConfig, calibrated: Callable[[], int]) -> int:
+    """Requests at once: the recipe's, or what is best where this runs.
+
+    Args:
+        calibrated: measures that for llama.cpp.
+    """
+    if config.slots != "auto":
+        return config.slots
+    return calibrated() if kind(config) == "llama_cpp" else default_slots(config)
+
+
 def start(
     config: EngineConfig, model: Model | None, adapters: Adapters, slots: int, say: Say = lambda _: None
 ) -> Engine:
