@@ -206,6 +206,7 @@ def test_a_worker_that_dies_takes_nothing_with_it(pool: Callable[..., Pool], jou
     assert len([line for line in said if "died" in line]) == 1
 
 
+@pytest.mark.slow
 def test_a_request_that_kills_every_worker_is_a_failed_row(pool: Callable[..., Pool], journal: Journal):
     items = works(40)
     items[5] = Work("bad", Request((BOS, "kill"), (Step(Sampling(1.0, 0.9, 50)),), 1))

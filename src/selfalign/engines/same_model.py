@@ -19,7 +19,7 @@ TEXTS = (
     "Once upon a time there was a",
     "She opened the letter, read it twice, and then",
     "Water is made of hydrogen and",
-    "User: How are you today?\n\nAssistant: I",
+    "How are you today? she asked him, and he said: I",
     "To be polite, one should always say",
 )
 """Some whose next token any model knows, some where models differ."""
