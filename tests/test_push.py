@@ -348,8 +348,9 @@ def test_a_commit_in_between_is_not_written_over(server: FakeHub, adapter: Path)
 
 
 def environment(url: str, home: Path, **more: str) -> dict[str, str]:
+    """Of a user with a network: reading a tokenizer in this process says that there is none (`conversion`)."""
     return {
-        **os.environ,
+        **{name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"},
         "HF_ENDPOINT": url,
         "HF_TOKEN": TOKEN,
         "HF_HUB_DISABLE_XET": "1",
