@@ -18,7 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from selfalign import atomic, capacity, constitution, costs, engines, models, pipeline, report_terminal
+from selfalign import atomic, capacity, constitution, costs, engines, executors, models, pipeline, report_terminal
 from selfalign import cluster as clusters
 from selfalign import recipe as recipes
 from selfalign.calibrate import calibration
@@ -160,24 +160,26 @@ class Run:
     def export_dataset(
         self,
         form: str = "prompt-completion",
-        stage: str = "engrave",
+        stage: str = "",
         out: str | Path | None = None,
         force: bool = False,
+        kind: str = "",
     ) -> Exported:
-        """Write a stage's rows as a data set in a known form; returns the files with their numbers of rows, and notes.
+        """Write the run's rows as a data set in a known form; returns the files with their numbers of rows, and notes.
 
         Args:
             form: prompt-completion, prompt-completion-text, messages, alpaca or sharegpt (docs/formats.md).
-            stage: engrave or clone (the training pairs), responses or prompts.
-            out: a .jsonl file, or a folder; RUN/export/... unless given.
-            force: overwrite what stands there.
+            stage: engrave or clone (the training pairs), responses or prompts; all that have run unless given.
+            out: a folder, or a .jsonl or .parquet file for one stage; RUN/export/... unless given.
+            force: replace an export, or the file, that stands there.
+            kind: jsonl (unless given) or parquet.
 
         Raises:
             SelfAlignError: see `export.dataset.write`.
         """
         from selfalign.export import dataset
 
-        return dataset.write(self._context, form, stage, Path(out) if out is not None else None, force)
+        return dataset.write(self._context, form, stage, Path(out) if out is not None else None, force, kind)
 
     def export_launch(
         self,
@@ -346,10 +348,12 @@ def prepare(
         )
     data = frozen_prompts(out) if out is not None else None
     wanted = recipes.located(loaded, Path(prompts) if prompts is not None else None, recipe, data)
-    kept = out is not None and wanted.engine.kind == "auto" and not wanted.engine.url
+    kept = out is not None and wanted.engine.kind == "auto" and not (wanted.engine.url or wanted.engine.urls)
     kind = frozen_kind(out) if kept and out is not None else None
     engine = wanted.engine.model_copy(update={"kind": kind}) if kind else engines.chosen(wanted.engine)
-    engines.check(engine)
+    executors.check(wanted.executor)
+    if wanted.executor.kind == "local" or engine.kind == "openai":
+        engines.check(engine)  # a worker says itself what its machine lacks
     wanted = wanted.model_copy(update={"engine": engine})
     texts = constitution.load(wanted.constitution)
     constitution.load_seeds(wanted.seeds)

@@ -263,6 +263,7 @@ _MAY_CHANGE = (
     "stages:",
     "constitution:",
     "max_failed:",
+    "executor.",
     "evaluate.tasks:",
     "engrave.",
     "clone.learning_rate:",
@@ -270,7 +271,7 @@ _MAY_CHANGE = (
     "clone.max_length:",
     *(
         f"engine.{key}"
-        for key in ("slots:", "threads:", "context:", "url:", "served.", "key_env:", "attempts:", "timeout:")
+        for key in ("slots:", "threads:", "context:", "url:", "urls:", "served.", "key_env:", "attempts:", "timeout:")
     ),
 )
 """Settings that do not change what a generated row is: a run may go on under other values of them, and trains anew
