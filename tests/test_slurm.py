@@ -110,7 +110,7 @@ def test_the_training_starts_a_launcher_on_every_node(job: Callable[..., subproc
         options = dict(zip(said[1::2], said[2::2], strict=False))
         assert options["--rdzv_backend"] == "c10d" and options["--num_machines"] == "2"
         assert (options["--num_processes"], options["--main_process_ip"]) == ("8", "node-a")
-        assert options["--main_process_port"] == str(15000 + 4711)
+        assert options["--main_process_port"] == str(20000 + 4711)
         assert said[-4:-2] == ["./train.py", "--resume"] and said[-2:] == ["--base", HOSTILE]
     assert not list(tmp_path.rglob("hurt"))
 
@@ -128,14 +128,14 @@ def test_the_run_gets_a_cluster_that_all_nodes_joined(job: Callable[..., subproc
     ended(job("generate.slurm", HOSTILE, "--set", "seed=$(touch hurt)"), 0)
     head, worker = calls(tmp_path, "ray")
     assert head[0][:3] == ["start", "--head", "--node-ip-address=10.1.2.3"] and "--num-gpus=4" in head[0]
-    assert worker[0][:2] == ["start", "--address=10.1.2.3:19711"] and "--block" in worker[0]
+    assert worker[0][:2] == ["start", "--address=10.1.2.3:24711"] and "--block" in worker[0]
     assert head[1]["RAY_AUTH_TOKEN"] == worker[1]["RAY_AUTH_TOKEN"] and len(head[1]["RAY_AUTH_TOKEN"]) == 64
     assert not any("RAY_AUTH" in word or head[1]["RAY_AUTH_TOKEN"] in word for word in head[0] + worker[0])
     where = [next(w for w in said if w.startswith("--nodelist")) for said, _ in calls(tmp_path, "srun")]
     assert where == ["--nodelist=node-b", "--nodelist=node-a", "--nodelist=node-b"]
     ((said, env),) = calls(tmp_path, "selfalign")
     assert said[:6] == ["run", f"{HOSTILE}/recipe.yaml", "--out", HOSTILE, "--set", "seed=$(touch hurt)"]
-    assert said[6:] == ["--set", "executor.kind=ray", "--set", "executor.address=10.1.2.3:19711"]
+    assert said[6:] == ["--set", "executor.kind=ray", "--set", "executor.address=10.1.2.3:24711"]
     assert env["RAY_AUTH_TOKEN"] == head[1]["RAY_AUTH_TOKEN"]
     assert not list(tmp_path.rglob("hurt"))
 
@@ -181,6 +181,36 @@ def test_the_scripts_are_clean(tmp_path: Path):
                 subprocess.run([shellcheck, str(tmp_path / name)], check=True, timeout=60)
 
 
+def two_here(tmp_path: Path) -> dict[str, str]:
+    """What a job of two nodes finds, both of which are this machine: srun and scontrol alone are ours."""
+    tools, nodes = tmp_path / "tools", "localhost,127.0.0.1"
+    tools.mkdir()
+    scontrol = SCONTROL.replace("node-a\\nnode-b", nodes.replace(",", "\\n"))
+    command = f'#!/bin/sh\nexec {sys.executable} -m selfalign.cli "$@"\n'
+    for name, text in {"scontrol": scontrol, "srun": SRUN, "selfalign": command}.items():
+        (tools / name).write_text(text)
+        (tools / name).chmod(stat.S_IRWXU)
+    found = environment(tmp_path, CALLS=str(tmp_path / "calls"), SLURM_JOB_NODELIST=nodes, SLURM_JOB_ID="9")
+    return found | {"PATH": f"{tools}:{found['PATH']}"}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_run_on_two_nodes_of_ray_itself(tmp_path: Path):
+    pytest.importorskip("ray")
+    text = launch._filled("generate.slurm", launch.Wanted("engrave", 1, 2, "ddp", "none"), launch.divide(2, 2), 1, None)
+    (tmp_path / "generate.slurm").write_text(text)
+    variables = two_here(tmp_path) | {"SLURM_SUBMIT_DIR": str(tmp_path), "GPUS": "0", "POLL": "1", "PATIENCE": "120"}
+    settings = ["--set", "engine.kind=fake", "--set", "stages=[prompts,align]", "--limit", "10"]
+    for arguments in (["quick", "--out", "my run", *settings], ["my run"]):  # made, and gone on with
+        command = ["bash", str(tmp_path / "generate.slurm"), *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=280, env=variables)
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert "2 node(s) of 0 GPUs at 127.0.0.1:20009" in done.stdout
+    made_rows = (tmp_path / "my run/2_self_align/responses.jsonl").read_text().splitlines()
+    assert len(made_rows) == 20
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_two_nodes_that_meet_by_c10d_have_the_same_loss_curve(
@@ -189,18 +219,11 @@ def test_two_nodes_that_meet_by_c10d_have_the_same_loss_curve(
     tmp_path: Path,
 ):
     """train.slurm for real, two nodes on this machine (gloo): srun and scontrol alone are ours."""
-    tools = tmp_path / "tools"
-    tools.mkdir()
-    nodes = "localhost,127.0.0.1"
-    for name, text in (("scontrol", SCONTROL.replace("node-a\\nnode-b", nodes.replace(",", "\\n"))), ("srun", SRUN)):
-        (tools / name).write_text(text)
-        (tools / name).chmod(stat.S_IRWXU)
-    variables = environment(tmp_path, GPUS="1", CALLS=str(tmp_path / "calls"), SLURM_JOB_NODELIST=nodes)
-    variables |= {"SLURM_JOB_ID": "9", "SLURM_SUBMIT_DIR": str(made.folder), "PATH": f"{tools}:{variables['PATH']}"}
+    variables = two_here(tmp_path) | {"SLURM_SUBMIT_DIR": str(made.folder), "GPUS": "1"}
     command = ["bash", str(made.folder / "train.slurm"), "--base", str(tiny_base), "--out", str(tmp_path / "out")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=variables)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "2 node(s) of 1 processes; they meet at localhost:15009 (c10d)" in done.stdout
+    assert "2 node(s) of 1 processes; they meet at localhost:20009 (c10d)" in done.stdout
     trained = json.loads((tmp_path / "out/adapter/trained.json").read_text())
     assert trained["processes"] == 2
     assert curve(losses(tmp_path / "out")) == pytest.approx(here(made, tiny_base, 4), abs=1e-3)
