@@ -1,93 +1,322 @@
-"""The plan's tokens and times against what finished runs took, stage by stage. Reads the runs; changes nothing in them.
+"""Where the planner's constants come from, and how far its plans are off: runs' own records, and public figures.
 
-    python benchmarks/planner.py runs/standard            # a run that the constants were not fitted on
+    python benchmarks/planner.py measure RUN [VERB]...  # makes a run of quick, verb by verb, and notes processor time
+    python benchmarks/planner.py record NAME=RUN...     # tokens and seconds of finished runs -> readings/planner.json
+    python benchmarks/planner.py fit quick              # the constants of sizes.py and costs.py, from that run alone
+    python benchmarks/planner.py check standard         # plan and run, stage by stage; measurements.md has its rows
+    python benchmarks/planner.py public                 # capacity.py against published throughputs
 
-Uses this machine's calibration of the embedded model. A shared machine stalls: "at its median speed" is what a stage
-would have taken had each sixteen requests in a row run as fast as the median sixteen, idle slots counted as they were.
+`measure` and `record` need a model and runs; the others read what they wrote. A machine that does other work besides
+makes a run longer, not its processor time, so speeds are fitted on processor seconds divided by the cores.
+`tests/test_planner.py` holds that `fit` gives the constants.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
+import os
+import resource
+import signal
 import sqlite3
 import statistics
+import subprocess
+import sys
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import yaml
 
-from selfalign import constitution, costs, models
+from selfalign import capacity, constitution, costs, hardware, models, sizes
 from selfalign import recipe as recipes
-from selfalign.calibrate import calibration
+from selfalign.calibrate import Calibration, calibration
 
-WINDOW = 16
-LEAST_SECONDS = 60
+FOLDER = Path(__file__).parent / "readings"
+RECORDS, PUBLIC = FOLDER / "planner.json", FOLDER / "throughput.json"
+WINDOW = 8
+"""Requests; as many as run at once."""
+Record = dict[str, Any]
 
 
-def actual(run: Path) -> dict[str, tuple[int, float, float | None]]:
-    """Stage -> (tokens, seconds, seconds at its median speed)."""
+# -- what a run took -------------------------------------------------------------------------------------------------
+
+VERBS = ("prompts", "align", "engrave", "clone", "evaluate")
+SITTING = 240
+"""Seconds after which a verb is stopped (it goes on with the next call), so that others get the machine too."""
+
+
+def measure(run: Path, verbs: list[str]) -> None:
+    """Runs the verbs, or all, each a process of its own; their processor seconds go into RUN/processor.json."""
+    kept = run / "processor.json"
+    for verb in verbs or VERBS:
+        new = verb == "prompts" and not run.exists()
+        words = ["run", "quick", "--out", str(run), "--set", "stages=[prompts]"] if new else [verb, str(run)]
+        before = used()
+        process = subprocess.Popen([sys.executable, "-m", "selfalign.cli", *words])
+        try:
+            process.wait(SITTING)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGINT)
+        code = process.wait()
+        spent = json.loads(kept.read_text()) if kept.exists() else {"cores": len(os.sched_getaffinity(0))}
+        spent[verb] = round(spent.get(verb, 0.0) + used() - before, 1)
+        kept.write_text(json.dumps(spent) + "\n")
+        if code:
+            raise SystemExit(code)
+
+
+def used() -> float:
+    """Processor seconds of the processes that have ended."""
+    found = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return found.ru_utime + found.ru_stime
+
+
+def record(run: Path) -> Record:
+    """What the run's recipe, journal and calibration say of its costs."""
     journal = sqlite3.connect(f"file:{run / 'journal.sqlite'}?mode=ro", uri=True)
-    found: dict[str, tuple[int, float, float | None]] = {}
-    for stage, seconds, notes in journal.execute("SELECT stage, seconds, notes FROM stages WHERE finished"):
-        rows = journal.execute(
-            "SELECT generated_tokens, seconds FROM work WHERE stage = ? ORDER BY rowid", (stage,)
-        ).fetchall()
-        tokens = sum(row[0] for row in rows) or json.loads(notes).get("training_tokens", 0)
-        found[stage] = (tokens, seconds, steady(rows, seconds))
-    return found
-
-
-def steady(rows: list[tuple[int, float]], seconds: float) -> float | None:
-    """The stage's seconds with every window at the median window's seconds a token."""
-    windows = [rows[at : at + WINDOW] for at in range(0, len(rows) - WINDOW + 1, WINDOW)]
-    paces = [sum(r[1] for r in w) / tokens for w in windows if (tokens := sum(r[0] for r in w))]
-    taken = sum(row[1] for row in rows)
-    if len(paces) < 4 or not taken:
-        return None
-    return seconds * statistics.median(paces) * sum(row[0] for row in rows) / taken
-
-
-def planned(run: Path) -> dict[str, costs.StagePlan]:
-    """Today's plan of the run's own recipe, on this machine."""
     value = yaml.safe_load((run / "recipe.yaml").read_text("utf-8"))
-    value["evaluate"]["benchmarks"] = []
+    value["evaluate"]["benchmarks"], value["stages"] = [], list(recipes.STAGES)  # `measure` takes them one by one
+    (asked,) = journal.execute("SELECT count(*) FROM stages WHERE stage = 'behaviour' AND finished").fetchone()
+    value["evaluate"]["tasks"] = ["behaviour"] if asked else []
     recipe = recipes.Recipe.model_validate(value)
     model = models.resolve(recipe.model)
     speed = calibration(model.gguf, model.identity, recipe.engine.context, recipe.engine.threads)
-    texts = constitution.load(str(run / "constitution.yaml"))
-    return {stage.stage: stage for stage in costs.make(recipe, texts, model, speed, None).stages}
+    found: Record = {"recipe": value, "calibration": asdict(speed), "stages": {}}
+    if (run / "processor.json").exists():
+        found["processor"] = json.loads((run / "processor.json").read_text("utf-8"))
+    for stage, seconds, notes in journal.execute("SELECT stage, seconds, notes FROM stages WHERE finished"):
+        known = json.loads(notes)
+        fates = journal.execute("SELECT state, reason, count(*) FROM rows WHERE stage = ? GROUP BY 1, 2", (stage,))
+        entry: Record = {"seconds": round(seconds, 1), "rows": [list(fate) for fate in fates]}
+        asked = [
+            (row[0], row[1], round(row[2], 2), [part["generated_tokens"] for part in json.loads(row[3] or "[]")])
+            for row in journal.execute(
+                "SELECT prompt_tokens, generated_tokens, seconds, raw FROM work "
+                "WHERE stage = ? AND state = 'raw_saved' AND generated_tokens > 0 ORDER BY rowid",
+                (stage,),
+            )
+        ]
+        if asked:
+            (spent,) = journal.execute("SELECT sum(seconds) FROM sittings WHERE stage = ?", (stage,)).fetchone()
+            entry |= {"requests": len(asked), "prompt": sum(a[0] for a in asked), "generated": sum(a[1] for a in asked)}
+            entry |= {"generating": round(spent, 1), "paces": paces(asked), "steps": steps(asked)}
+        elif "preflight" in known:
+            rows, tokens, loss = (int(word.replace(",", "")) for word in numbers(known["preflight"]))
+            entry |= {"examples": rows, "tokens": tokens, "loss_tokens": loss, "optimiser_steps": known["steps"]}
+            entry |= {key: known[key] for key in ("training_tokens", "training_seconds")}
+        else:
+            continue
+        found["stages"][stage] = entry
+    return found
+
+
+def numbers(preflight: str) -> list[str]:
+    """Rows, tokens and tokens with loss of `97 rows, 9,533 tokens, 4,864 of them with loss ...`."""
+    return [part.split()[0] for part in preflight.split(", ")][:3]
+
+
+def paces(asked: list[tuple[int, int, float, list[int]]]) -> list[int]:
+    """Milliseconds a generated token of one request, of each so many requests in a row."""
+    windows = [asked[at : at + WINDOW] for at in range(0, len(asked) - WINDOW + 1, WINDOW)]
+    return [round(1000 * sum(a[2] for a in w) / sum(a[1] for a in w)) for w in windows]
+
+
+def steps(asked: list[tuple[int, int, float, list[int]]]) -> list[float]:
+    """Mean generated tokens of each step of a request."""
+    most = max(len(a[3]) for a in asked)
+    return [round(sum(a[3][n] for a in asked if len(a[3]) > n) / len(asked), 2) for n in range(most)]
+
+
+def load(name: str) -> Record:
+    found = json.loads(RECORDS.read_text("utf-8"))
+    return dict(found[name])
+
+
+# -- the constants ---------------------------------------------------------------------------------------------------
+
+
+def fit(run: Record) -> dict[str, float]:
+    """The constants that the run shows, each by the formula that the plan uses it in."""
+    stages, speed = run["stages"], Calibration(**run["calibration"])
+    recipe = recipes.Recipe.model_validate(run["recipe"])
+
+    def kept(stage: str, *besides: str) -> float:
+        return sum(n for state, reason, n in stages[stage]["rows"] if state == "kept" or reason in besides)
+
+    def mean(stage: str) -> float:
+        return float(stages[stage]["generated"] / stages[stage]["requests"])
+
+    trained = [stages[stage] for stage in costs.ADAPTERS]
+    loss = {stage: stages[stage]["loss_tokens"] / stages[stage]["examples"] for stage in costs.ADAPTERS}
+    thought, citation, answer = stages["align"]["steps"]
+    lines = sizes.topic_lines(recipe, constitution.load(recipe.constitution))
+    found = {
+        "prompts_per_request": kept("self_instruct", "more than wanted") / stages["self_instruct"]["requests"],
+        "questions_kept": kept("red_team", "more than wanted") / stages["red_team"]["requests"],
+        "answers_kept": kept("align") / stages["align"]["requests"],
+        "verbose_kept": kept("verbose") / stages["verbose"]["requests"],
+        "topic_line": stages["topics"]["generated"] / lines,
+        "question": mean("red_team"),
+        "thought": thought,
+        "citation": citation,
+        "answer": answer,
+        "verbose": mean("verbose"),
+        "evaluation": mean("evaluate"),
+        "turn_tokens": sum(t["tokens"] - t["loss_tokens"] for t in trained) / sum(t["examples"] for t in trained),
+        "kept_length.engrave": loss["engrave"] / answer,
+        "kept_length.clone": loss["clone"] / mean("verbose"),
+    }
+    if "behaviour" in stages:
+        found["behaviour"] = mean("behaviour")
+    return found | (times(run, speed) if "processor" in run else {})
+
+
+def times(run: Record, speed: Calibration) -> dict[str, float]:
+    """Speeds against the calibration's, on a machine that does nothing else: processor seconds divided by the cores."""
+    stages, prompt, cores = run["stages"], speed.prompt_tokens_per_second, run["processor"]["cores"]
+    spent = {verb: run["processor"][verb] / cores for verb in VERBS}
+
+    def asked(pace: float, *names: str) -> float:
+        """Seconds of their requests at that pace."""
+        found = [stages[name] for name in names]
+        made = sum(e["generated"] for e in found) / speed.tokens_per_second / pace
+        return float(made + sum(e["prompt"] for e in found) / prompt + speed.load_seconds)
+
+    def pace(seconds: float, *names: str) -> float:
+        made = sum(stages[name]["generated"] for name in names)
+        return float(made / speed.tokens_per_second / (seconds - asked(math.inf, *names)))
+
+    plain = pace(spent["prompts"], "self_instruct", "topics", "red_team")
+    penalised = pace(spent["align"], "align")
+    trained = spent["engrave"] + spent["clone"] - asked(penalised, "verbose") - 2 * costs.TRAINING_START
+    scored = next(w.scored for w in works(run) if isinstance(w, sizes.Generation) and w.scored)
+    scoring = spent["evaluate"] - asked(penalised, "evaluate") - costs.SCORING_START
+    return {
+        "plain_pace": plain,
+        "penalised_pace": penalised,
+        "training_speed": sum(stages[stage]["training_tokens"] for stage in costs.ADAPTERS) / trained / prompt,
+        "scoring_speed": scored / scoring / prompt,
+    }
+
+
+def works(run: Record) -> list[sizes.Work]:
+    """The plan's sizes of the stages that the run has."""
+    recipe = recipes.Recipe.model_validate(run["recipe"])
+    return [w for w in sizes.of(recipe, constitution.load(recipe.constitution)) if w.stage in run["stages"]]
+
+
+def constants() -> dict[str, float]:
+    """The constants as they stand."""
+    lengths = {name: getattr(sizes.EMBEDDED, name) for name in asdict(sizes.EMBEDDED)}
+    names = ("prompts_per_request", "questions_kept", "answers_kept", "verbose_kept", "turn_tokens")
+    found = lengths | {name: getattr(sizes, name.upper()) for name in names}
+    found |= {f"kept_length.{stage}": value for stage, value in sizes.KEPT_LENGTH.items()}
+    names = ("plain_pace", "penalised_pace", "training_speed", "scoring_speed")
+    return found | {name: getattr(costs, name.upper()) for name in names}
+
+
+# -- plan and run ----------------------------------------------------------------------------------------------------
+
+
+def planned(run: Record) -> dict[str, costs.StagePlan]:
+    """The plan of the run's recipe on the machine that it ran on."""
+    speed, recipe = Calibration(**run["calibration"]), recipes.Recipe.model_validate(run["recipe"])
+    machine = costs.Machine(speed.slots, speed, 0.0, True, True, recipe.engine.context, 0.0)
+    made = costs.plan(recipe, constitution.load(recipe.constitution), machine)
+    return {stage.stage: stage for stage in made.stages if stage.stage in run["stages"]}
+
+
+def spread(entry: Record) -> str:
+    """Milliseconds a token of one request: the fastest tenth, the median, the slowest tenth of the windows."""
+    if len(found := sorted(entry.get("paces", ()))) < 10:
+        return ""
+    tenth = len(found) // 10
+    return f"{found[tenth]} / {found[len(found) // 2]} / {found[-1 - tenth]}"
 
 
 def off(plan: float, real: float) -> str:
-    return f"{plan / real - 1:+.0%}"
+    return f"{plan / real - 1:+.0%}".replace("-", "−")
+
+
+def check(name: str) -> None:
+    """The table, and the rows of measurements.md."""
+    run, rows = load(name), list[str]()
+    print(f"| `{name}` | tokens, plan → run | | seconds, plan → run | | ms a token |\n|---|---|---|---|---|---|")
+    total = [0.0, 0.0]
+    for stage, made in planned(run).items():
+        entry = run["stages"][stage]
+        tokens, seconds = entry.get("generated", entry.get("training_tokens")), entry["seconds"]
+        total = [total[0] + (made.seconds or 0), total[1] + seconds]
+        wrong = off(made.generated_tokens, tokens), off(made.seconds or 0, seconds)
+        row = [stage, f"{made.generated_tokens:,} → {tokens:,}", wrong[0], f"{made.seconds:,.0f} → {seconds:,.0f}"]
+        row += [wrong[1], spread(entry)]
+        print(f"| {' | '.join(row)} |")
+        rows.append(f"| `plan.error_{stage}` | tokens {wrong[0]}, time {wrong[1]} |")
+    print(f"\nall: {total[0]:,.0f} → {total[1]:,.0f} s, {off(*total)}\n", *rows, sep="\n")
+
+
+# -- public figures --------------------------------------------------------------------------------------------------
+
+
+def public() -> list[tuple[Record, float]]:
+    """Published figures, and tokens a second of a replica that is never idle by `capacity`."""
+    found = []
+    for row in json.loads(PUBLIC.read_text("utf-8")):
+        shape, gpu, gpus = hardware.SHAPES[row["model"]], hardware.GPUS[row["gpu"]], row["gpus"]
+        work = sizes.Generation("", 1, row["prompt"], 0, row["answer"], row["answer"])
+        # Where the batch is not published, as many as fit, and at most what that engine takes.
+        batch = row["batch"] or min(2048, capacity.room(work, shape, gpu, gpus))
+        step = capacity.step_seconds(shape, gpu, gpus, batch, work.own + work.tokens / 2)
+        prefill = capacity.prefill_seconds(shape, gpu, gpus, work.own / work.tokens)
+        found.append((row, 1 / (step / batch + prefill)))
+    return found
+
+
+def show_public() -> None:
+    print("| model, GPUs | prompt/answer tokens | published | ours | |\n|---|---|---|---|---|")
+    ratios = []
+    for row, ours in public():
+        what = f"{row['model']}, {row['gpus']} {row['gpu']}{'' if row['seen'] is False else ' (seen)'}"
+        lengths, published = f"{row['prompt']:,}/{row['answer']:,}", row["published"]
+        print(f"| {what} | {lengths} | {published:,} | {ours:,.0f} | {off(ours, published)} |")
+        ratios += [] if row["seen"] else [ours / published]
+    inside = sum(1 / capacity.SPEED_RANGE <= ratio <= capacity.SPEED_RANGE for ratio in ratios)
+    mean = math.exp(statistics.mean(map(math.log, ratios)))
+    print(f"\n{inside} of {len(ratios)} not seen before within the range; geometric mean of ours/published {mean:.2f}")
+
+
+def show_fit(name: str) -> None:
+    now = constants()
+    for key, value in fit(load(name)).items():
+        print(f"{key:20} {value:8.3f}   in use {now[key]:g}")
+
+
+def write(pairs: list[str]) -> None:
+    """Records of runs, beside those that are there."""
+    kept = json.loads(RECORDS.read_text("utf-8")) if RECORDS.exists() else {}
+    for pair in pairs:
+        name, _, path = pair.partition("=")
+        kept[name] = record(Path(path))
+    runs = ",\n".join(f"{json.dumps(name)}: {json.dumps(run, ensure_ascii=False)}" for name, run in kept.items())
+    RECORDS.write_text(f"{{\n{runs}\n}}\n", "utf-8")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="+", type=Path)
-    for run in parser.parse_args().runs:
-        plan, real = planned(run), actual(run)
-        print(
-            f"\n{run.name}\n\n| stage | tokens | | seconds | | at its median speed | |\n|---|---|---|---|---|---|---|"
-        )
-        errors: dict[str, float] = {}
-        for stage, made in plan.items():
-            if stage not in real or made.seconds is None:
-                continue
-            tokens, seconds, calm = real[stage]
-            errors[stage] = made.seconds / seconds - 1
-            row = [stage, f"{made.generated_tokens:,} → {tokens:,}", off(made.generated_tokens, tokens)]
-            row += [f"{made.seconds:,.0f} → {seconds:,.0f}", off(made.seconds, seconds)]
-            row += [f"{made.seconds:,.0f} → {calm:,.0f}", off(made.seconds, calm)] if calm else ["", ""]
-            print(f"| {' | '.join(row)} |")
-        long = {stage: error for stage, error in errors.items() if real[stage][1] >= LEAST_SECONDS}
-        worst = max(long, key=lambda stage: abs(long[stage]))
-        inside = sum(abs(error) <= 0.2 for error in long.values())
-        whole = off(sum(plan[s].seconds or 0 for s in errors), sum(real[s][1] for s in errors))
-        print(
-            f"\n| `plan.worst_error` | {worst} {long[worst]:+.0%}; {inside} of {len(long)} stages of a minute and more "
-            f"within 20 %; all together {whole} | 20 % | `python benchmarks/planner.py {run.name}` | |"
-        )
+    parser.add_argument("what", choices=("measure", "record", "fit", "check", "public"))
+    parser.add_argument("runs", nargs="*")
+    given = parser.parse_args()
+    if given.what == "public":
+        show_public()
+    elif given.what == "measure":
+        measure(Path(given.runs[0]), given.runs[1:])
+    elif given.what == "record":
+        write(given.runs)
+    else:
+        for name in given.runs:
+            (show_fit if given.what == "fit" else check)(name)
 
 
 if __name__ == "__main__":

@@ -110,6 +110,10 @@ def shape_of(name: str, recipe_model: str) -> Shape:
     if not wanted:
         raise UserError(f"the recipe names no model: add model=70b to --cluster ({known}, or a Hugging Face folder)")
     if wanted == "embedded":
+        if not name:
+            raise UserError(
+                f"the recipe's own model is the embedded one: add model= to --cluster, as model=70b ({known})"
+            )
         return hardware.SHAPES["270m"]
     if found := hardware.SHAPES.get(wanted.lower()):
         return found

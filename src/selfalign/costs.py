@@ -18,22 +18,13 @@ from selfalign.models import Model
 from selfalign.recipe import Recipe
 
 ADAPTERS = ("engrave", "clone")
-_EFFICIENCY = {
-    "self_instruct": 0.73,
-    "topics": 0.8,
-    "red_team": 0.9,
-    "align": 0.45,
-    "verbose": 0.55,
-    "evaluate": 0.51,
-    "behaviour": 0.51,
-}
-"""Tokens a second in a stage against the calibration's: slots fall idle, cues are computed, repetition is penalised,
-grammars are followed. Fitted on two runs of `quick`, each stage's less disturbed one (benchmarks/planner.py)."""
-_TRAINING_SPEED = 0.36
-"""Training tokens a second against prompt tokens a second of the engine: forward and backward in float32."""
-_TRAINING_START = 25
-_SCORING_SPEED = 0.6
-_SCORING_START = 15
+PLAIN_PACE, PENALISED_PACE = 0.82, 0.74
+"""Tokens a second in a stage against the calibration's: slots fall idle; repetition is penalised, grammars followed.
+This and the next two are for a machine that does nothing else (`benchmarks/planner.py fit quick`)."""
+TRAINING_SPEED, TRAINING_START = 0.36, 21.0
+"""Tokens trained on a second against the engine's prompt tokens a second, and seconds besides (`training.overhead`)."""
+SCORING_SPEED, SCORING_START = 0.6, 8.0
+"""The same for log-probabilities; loading the weights takes so long (benchmarks/training.py)."""
 _CONVERSION = 70
 _ROW_BYTES = 2600
 """Of a row in the journal, a stage's file and drops.jsonl."""
@@ -168,7 +159,7 @@ def training_megabytes(weights_mb: float, tokens_at_once: int = 1024) -> float:
 
 def training_seconds(tokens: int, speed: Calibration) -> float:
     """Time that training on so many tokens takes, its start included."""
-    return tokens / (speed.prompt_tokens_per_second * _TRAINING_SPEED) + _TRAINING_START
+    return tokens / (speed.prompt_tokens_per_second * TRAINING_SPEED) + TRAINING_START
 
 
 def _priced(work: sizes.Work, machine: Machine) -> StagePlan:
@@ -189,10 +180,11 @@ def _generation(work: sizes.Generation, machine: Machine) -> StagePlan:
         speed = machine.speed
         seconds = 0.0
         if requests:
-            seconds = work.generated / (speed.rate(machine.slots) * _EFFICIENCY[work.stage])
+            pace = PENALISED_PACE if work.penalised else PLAIN_PACE
+            seconds = work.generated / (speed.rate(machine.slots) * pace)
             seconds += computed / speed.prompt_tokens_per_second + speed.load_seconds
         if work.scored:
-            seconds += work.scored / (speed.prompt_tokens_per_second * _SCORING_SPEED) + _SCORING_START
+            seconds += work.scored / (speed.prompt_tokens_per_second * SCORING_SPEED) + SCORING_START
     return StagePlan(work.stage, requests, computed, cached, work.generated, requests * work.limit, seconds)
 
 

@@ -1,8 +1,8 @@
 """What a recipe asks of a model: requests, prompt tokens, generated tokens and training tokens of each stage. Pure.
 
 Numbers of rows follow from the recipe. How many tokens a row takes and how many rows survive is what the embedded
-model showed on the recipe `quick` (docs/capacity.md); a larger model writes longer answers, so for one the answers are
-given as a share of their limits.
+model showed in one run of the recipe `quick` (`benchmarks/planner.py fit quick` gives these constants); a larger model
+writes longer answers, so for one the answers are given as a share of their limits.
 """
 
 from __future__ import annotations
@@ -14,17 +14,18 @@ from selfalign.constitution import Constitution
 from selfalign.constitution.render import render
 from selfalign.recipe import Recipe
 
-_PROMPTS_PER_REQUEST = 4.1
+PROMPTS_PER_REQUEST = 4.06
 """Prompts that one request of Self-Instruct yields, after the filters."""
-_QUESTIONS_KEPT = 0.87
-_TOPICS_PER_REQUEST = 3
+QUESTIONS_KEPT = 0.913
+_TOPICS_PER_REQUEST = 4.5
+"""New ones, as in the paper: from one topic of a type to about 4,956 in five rounds (99,121 questions, 20 types)."""
 _TOPICS_LISTED = 10
-"""A request of topics shows up to five and lets the model go on to so many."""
-_ANSWERS_KEPT = 0.95
-_VERBOSE_KEPT = 0.75
-_TURN_TOKENS = 47
+"""A request of topics lets the model go on to so many. It shows one, and five once the type has so many."""
+ANSWERS_KEPT = 0.958
+VERBOSE_KEPT = 0.738
+TURN_TOKENS = 46.5
 """Of an example, without its answer: the inference prompt, the message, the turns."""
-_KEPT_LENGTH = {"engrave": 0.86, "clone": 0.95}
+KEPT_LENGTH = {"engrave": 0.869, "clone": 0.953}
 """Tokens of a kept answer against those of all: loops and what the limit cut are longer."""
 _CHARACTERS_PER_TOKEN = 4.4
 
@@ -33,15 +34,15 @@ _CHARACTERS_PER_TOKEN = 4.4
 class Lengths:
     """Generated tokens of one row."""
 
-    topic_line: float = 7.4
+    topic_line: float = 6.41
     """One topic of a list."""
     question: float = 13.3
-    thought: float = 18
-    citation: float = 20
-    answer: float = 59
-    verbose: float = 76
-    evaluation: float = 64
-    behaviour: float = 59
+    thought: float = 17.9
+    citation: float = 21.1
+    answer: float = 57.7
+    verbose: float = 75.6
+    evaluation: float = 64.2
+    behaviour: float = 58.8
 
 
 EMBEDDED = Lengths()
@@ -82,6 +83,8 @@ class Generation:
     """A round waits for the one before it."""
     scored: int = 0
     """Tokens whose log-probability is measured besides."""
+    penalised: bool = False
+    """Repetition is penalised, which looks through the vocabulary for each token; or a grammar is followed."""
 
     @property
     def generated(self) -> int:
@@ -126,6 +129,22 @@ def prompts(recipe: Recipe, own: int | None) -> int:
     return own if own is not None else wanted.self_instruct.count + wanted.red_team.count
 
 
+def _topic_rounds(recipe: Recipe, constitution: Constitution) -> list[tuple[int, int]]:
+    """(requests, topics that each writes) of every round of topics."""
+    questions, types, known = recipe.prompts.red_team, len(constitution.question_types), 1.0
+    found = []
+    for _ in range(questions.topic_rounds):
+        asked = min(round(known), questions.topic_requests or round(known))
+        found.append((types * asked, _TOPICS_LISTED - (1 if known < _TOPICS_LISTED else 5)))
+        known += asked * _TOPICS_PER_REQUEST
+    return found
+
+
+def topic_lines(recipe: Recipe, constitution: Constitution) -> int:
+    """Topics that the model writes, those that are not kept too."""
+    return sum(asked * lines for asked, lines in _topic_rounds(recipe, constitution))
+
+
 class _Sizes:
     def __init__(self, recipe: Recipe, constitution: Constitution, own: int | None, lengths: Lengths) -> None:
         self._recipe, self._constitution, self._lengths = recipe, constitution, lengths
@@ -143,12 +162,12 @@ class _Sizes:
             elif stage == "align":
                 found.append(self._align())
             elif stage == "engrave":
-                answered = (self._prompts - self._heldout) * _ANSWERS_KEPT
+                answered = (self._prompts - self._heldout) * ANSWERS_KEPT
                 kept = round(answered) + len(self._constitution.identity)
                 found.append(self._train("engrave", kept, self._lengths.answer, self._recipe.align.max_new_tokens))
             elif stage == "clone":
                 verbose = self._verbose()
-                kept = round(verbose.requests * _VERBOSE_KEPT)
+                kept = round(verbose.requests * VERBOSE_KEPT)
                 found += [verbose, self._train("clone", kept, verbose.tokens, verbose.limit)]
             elif stage == "evaluate":
                 found += self._evaluate()
@@ -161,31 +180,27 @@ class _Sizes:
             # In rounds of at most so many requests; the first assumes two prompts a request.
             missing, requests, rounds = float(tasks.count), 0, 0
             while missing > 0:
-                rate = 2.0 if not requests else _PROMPTS_PER_REQUEST
+                rate = 2.0 if not requests else PROMPTS_PER_REQUEST
                 size = min(tasks.requests_per_round, max(4, round(missing / rate)))
                 requests, rounds = requests + size, rounds + 1
-                missing -= size * _PROMPTS_PER_REQUEST
+                missing -= size * PROMPTS_PER_REQUEST
             own, limit = 40 * tasks.seeds_per_request, tasks.max_new_tokens
             # The end token is banned: every request runs to its limit.
             found.append(Generation("self_instruct", requests, own, 80, limit, limit, rounds=rounds))
         if questions.count:
             found.append(self._topics())
-            asked = math.ceil(questions.count / _QUESTIONS_KEPT)
+            asked = math.ceil(questions.count / QUESTIONS_KEPT)
             limit = questions.max_new_tokens
             found.append(Generation("red_team", asked, 35, 180, self._lengths.question, limit))
         return found
 
     def _topics(self) -> Generation:
         questions = self._recipe.prompts.red_team
-        types, known, requests, lines = len(self._constitution.question_types), 1, 0, 0
-        for _ in range(questions.topic_rounds):
-            asked = min(known, questions.topic_requests or known)
-            requests += types * asked
-            lines += types * asked * (_TOPICS_LISTED - min(5, known))
-            known += asked * _TOPICS_PER_REQUEST
-        tokens = self._lengths.topic_line * lines / max(1, requests)
+        rounds = _topic_rounds(self._recipe, self._constitution)
+        requests = sum(asked for asked, _ in rounds)
+        tokens = self._lengths.topic_line * topic_lines(self._recipe, self._constitution) / max(1, requests)
         limit = min(128, questions.max_new_tokens)
-        return Generation("topics", requests, 170, 60, tokens, limit, rounds=questions.topic_rounds)
+        return Generation("topics", requests, 170, 60, tokens, limit, rounds=len(rounds))
 
     def _align(self) -> Generation:
         config, lengths = self._recipe.align, self._lengths
@@ -195,26 +210,29 @@ class _Sizes:
         tokens = min(lengths.thought, config.max_thought_tokens) + lengths.citation
         tokens += min(lengths.answer, config.max_new_tokens)
         limit = config.max_new_tokens + (config.max_thought_tokens + 64 if guided else 0)
-        return Generation("align", self._prompts, 35, self._prefix, tokens, limit, passes=3 if guided else 1)
+        penalised, passes = guided or config.repetition > 0, 3 if guided else 1
+        return Generation("align", self._prompts, 35, self._prefix, tokens, limit, passes=passes, penalised=penalised)
 
     def _verbose(self) -> Generation:
         config, train = self._recipe.clone, self._prompts - self._heldout
         rows = min(train, config.prompts or train) + self._questions
         shared = round(len(self._constitution.inference_prompt("verbose")) / _CHARACTERS_PER_TOKEN)
-        return Generation("verbose", rows, 25, shared, self._lengths.verbose, config.max_new_tokens)
+        # The penalty is always on, the paper's.
+        return Generation("verbose", rows, 25, shared, self._lengths.verbose, config.max_new_tokens, penalised=True)
 
     def _train(self, stage: str, kept: int, answer: float, limit: int) -> Training:
         config = self._recipe.training(stage)
         learnt = round(kept * (1 - config.validation))
-        length = min(_TURN_TOKENS + min(answer, limit) * _KEPT_LENGTH[stage], config.max_length)
+        length = min(TURN_TOKENS + min(answer, limit) * KEPT_LENGTH[stage], config.max_length)
         return Training(stage, learnt, length, config.epochs, config.batch_size, config.max_length)
 
     def _evaluate(self) -> list[Work]:
         config, lengths = self._recipe.evaluate, self._lengths
         rows = 3 * self._heldout
-        scored = round(rows * _ANSWERS_KEPT * (_TURN_TOKENS + lengths.answer))
+        scored = round(rows * ANSWERS_KEPT * (TURN_TOKENS + lengths.answer))
+        limit, penalised = config.max_new_tokens, config.repetition > 0
         found: list[Work] = [
-            Generation("evaluate", rows, 30, 20, lengths.evaluation, config.max_new_tokens, scored=scored)
+            Generation("evaluate", rows, 30, 20, lengths.evaluation, limit, scored=scored, penalised=penalised)
         ]
         if "behaviour" in config.tasks:
             # Base, prompted base, engraved and final model; the prompted one reads the constitution.
@@ -222,5 +240,5 @@ class _Sizes:
 
             asked = len(situations.load(None, self._constitution).items)
             shared = 20 + self._prefix // 4
-            found.append(Generation("behaviour", 4 * asked, 18, shared, lengths.behaviour, config.max_new_tokens))
+            found.append(Generation("behaviour", 4 * asked, 18, shared, lengths.behaviour, limit, penalised=penalised))
         return found
