@@ -1,7 +1,7 @@
 """Where the planner's constants come from, and how far its plans are off: runs' own records, and public figures.
 
     python benchmarks/planner.py measure RUN [VERB]...  # makes a run of quick, verb by verb, and notes processor time
-    python benchmarks/planner.py record NAME=RUN...     # tokens and seconds of finished runs -> readings/planner.json
+    python benchmarks/planner.py record NAME=RECIPE:RUN...  # what finished runs took -> readings/planner.json
     python benchmarks/planner.py fit quick              # the constants of sizes.py and costs.py, from that run alone
     python benchmarks/planner.py check standard         # plan and run, stage by stage; measurements.md has its rows
     python benchmarks/planner.py public                 # capacity.py against published throughputs
@@ -73,8 +73,8 @@ def used() -> float:
     return found.ru_utime + found.ru_stime
 
 
-def record(run: Path) -> Record:
-    """What the run's recipe, journal and calibration say of its costs."""
+def record(name: str, run: Path) -> Record:
+    """What the run's recipe (and how it differs from the shipped one of that name), journal and calibration say."""
     journal = sqlite3.connect(f"file:{run / 'journal.sqlite'}?mode=ro", uri=True)
     value = yaml.safe_load((run / "recipe.yaml").read_text("utf-8"))
     value["evaluate"]["benchmarks"], value["stages"] = [], list(recipes.STAGES)  # `measure` takes them one by one
@@ -83,7 +83,10 @@ def record(run: Path) -> Record:
     recipe = recipes.Recipe.model_validate(value)
     model = models.resolve(recipe.model)
     speed = calibration(model.gguf, model.identity, recipe.engine.context, recipe.engine.threads)
-    found: Record = {"recipe": value, "calibration": asdict(speed), "stages": {}}
+    shipped, mine = (r.model_dump(mode="json") for r in (recipes.load(name), recipe))
+    changed = [line.replace(": ", "=", 1).partition("=") for line in recipes.differences(shipped, mine)]
+    settings = [f"{key}={change.rpartition(' -> ')[2]}" for key, _, change in changed]
+    found: Record = {"recipe": name, "settings": settings, "calibration": asdict(speed), "stages": {}}
     if (run / "processor.json").exists():
         found["processor"] = json.loads((run / "processor.json").read_text("utf-8"))
     for stage, seconds, notes in journal.execute("SELECT stage, seconds, notes FROM stages WHERE finished"):
@@ -129,6 +132,10 @@ def steps(asked: list[tuple[int, int, float, list[int]]]) -> list[float]:
     return [round(sum(a[3][n] for a in asked if len(a[3]) > n) / len(asked), 2) for n in range(most)]
 
 
+def recipe_of(run: Record) -> recipes.Recipe:
+    return recipes.load(run["recipe"], run["settings"])
+
+
 def load(name: str) -> Record:
     found = json.loads(RECORDS.read_text("utf-8"))
     return dict(found[name])
@@ -140,7 +147,7 @@ def load(name: str) -> Record:
 def fit(run: Record) -> dict[str, float]:
     """The constants that the run shows, each by the formula that the plan uses it in."""
     stages, speed = run["stages"], Calibration(**run["calibration"])
-    recipe = recipes.Recipe.model_validate(run["recipe"])
+    recipe = recipe_of(run)
 
     def kept(stage: str, *besides: str) -> float:
         return sum(n for state, reason, n in stages[stage]["rows"] if state == "kept" or reason in besides)
@@ -203,7 +210,7 @@ def times(run: Record, speed: Calibration) -> dict[str, float]:
 
 def works(run: Record) -> list[sizes.Work]:
     """The plan's sizes of the stages that the run has."""
-    recipe = recipes.Recipe.model_validate(run["recipe"])
+    recipe = recipe_of(run)
     return [w for w in sizes.of(recipe, constitution.load(recipe.constitution)) if w.stage in run["stages"]]
 
 
@@ -222,7 +229,7 @@ def constants() -> dict[str, float]:
 
 def planned(run: Record) -> dict[str, costs.StagePlan]:
     """The plan of the run's recipe on the machine that it ran on."""
-    speed, recipe = Calibration(**run["calibration"]), recipes.Recipe.model_validate(run["recipe"])
+    speed, recipe = Calibration(**run["calibration"]), recipe_of(run)
     machine = costs.Machine(speed.slots, speed, 0.0, True, True, recipe.engine.context, 0.0)
     made = costs.plan(recipe, constitution.load(recipe.constitution), machine)
     return {stage.stage: stage for stage in made.stages if stage.stage in run["stages"]}
@@ -297,8 +304,9 @@ def write(pairs: list[str]) -> None:
     """Records of runs, beside those that are there."""
     kept = json.loads(RECORDS.read_text("utf-8")) if RECORDS.exists() else {}
     for pair in pairs:
-        name, _, path = pair.partition("=")
-        kept[name] = record(Path(path))
+        name, _, made = pair.partition("=")
+        recipe, _, path = made.partition(":")
+        kept[name] = record(recipe, Path(path))
     runs = ",\n".join(f"{json.dumps(name)}: {json.dumps(run, ensure_ascii=False)}" for name, run in kept.items())
     RECORDS.write_text(f"{{\n{runs}\n}}\n", "utf-8")
 
