@@ -1,13 +1,13 @@
 """Where the planner's constants come from, and how far its plans are off: runs' own records, and public figures.
 
-    python benchmarks/planner.py measure RUN [VERB]...  # makes a run of quick, verb by verb, and notes processor time
+    python benchmarks/planner.py measure RUN [VERB]...  # begins a run of quick, and notes its processor time
     python benchmarks/planner.py record NAME=RECIPE:RUN...  # what finished runs took -> readings/planner.json
-    python benchmarks/planner.py fit quick              # the constants of sizes.py and costs.py, from that run alone
+    python benchmarks/planner.py fit quick processor    # the constants of sizes.py and costs.py, from these runs alone
     python benchmarks/planner.py check standard         # plan and run, stage by stage; measurements.md has its rows
     python benchmarks/planner.py public                 # capacity.py against published throughputs
 
 `measure` and `record` need a model and runs; the others read what they wrote. A machine that does other work besides
-makes a run longer, not its processor time, so speeds are fitted on processor seconds divided by the cores.
+makes a run longer, but hardly its processor time: the paces of generating come from that.
 `tests/test_planner.py` holds that `fit` gives the constants.
 """
 
@@ -42,7 +42,7 @@ Record = dict[str, Any]
 
 # -- what a run took -------------------------------------------------------------------------------------------------
 
-VERBS = ("prompts", "align", "engrave", "clone", "evaluate")
+VERBS = ("prompts", "align")
 SITTING = 240
 """Seconds after which a verb is stopped (it goes on with the next call), so that others get the machine too."""
 
@@ -146,8 +146,9 @@ def load(name: str) -> Record:
 
 def fit(run: Record) -> dict[str, float]:
     """The constants that the run shows, each by the formula that the plan uses it in."""
-    stages, speed = run["stages"], Calibration(**run["calibration"])
-    recipe = recipe_of(run)
+    if "processor" in run:
+        return times(run)
+    stages, recipe = run["stages"], recipe_of(run)
 
     def kept(stage: str, *besides: str) -> float:
         return sum(n for state, reason, n in stages[stage]["rows"] if state == "kept" or reason in besides)
@@ -177,41 +178,18 @@ def fit(run: Record) -> dict[str, float]:
     }
     if "behaviour" in stages:
         found["behaviour"] = mean("behaviour")
-    return found | (times(run, speed) if "processor" in run else {})
+    return found
 
 
-def times(run: Record, speed: Calibration) -> dict[str, float]:
-    """Speeds against the calibration's, on a machine that does nothing else: processor seconds divided by the cores."""
-    stages, prompt, cores = run["stages"], speed.prompt_tokens_per_second, run["processor"]["cores"]
-    spent = {verb: run["processor"][verb] / cores for verb in VERBS}
+def times(run: Record) -> dict[str, float]:
+    """Generated tokens a second against the calibration's, on a machine that does nothing else.
 
-    def asked(pace: float, *names: str) -> float:
-        """Seconds of their requests at that pace."""
-        found = [stages[name] for name in names]
-        made = sum(e["generated"] for e in found) / speed.tokens_per_second / pace
-        return float(made + sum(e["prompt"] for e in found) / prompt + speed.load_seconds)
-
-    def pace(seconds: float, *names: str) -> float:
-        made = sum(stages[name]["generated"] for name in names)
-        return float(made / speed.tokens_per_second / (seconds - asked(math.inf, *names)))
-
-    plain = pace(spent["prompts"], "self_instruct", "topics", "red_team")
-    penalised = pace(spent["align"], "align")
-    trained = spent["engrave"] + spent["clone"] - asked(penalised, "verbose") - 2 * costs.TRAINING_START
-    scored = next(w.scored for w in works(run) if isinstance(w, sizes.Generation) and w.scored)
-    scoring = spent["evaluate"] - asked(penalised, "evaluate") - costs.SCORING_START
-    return {
-        "plain_pace": plain,
-        "penalised_pace": penalised,
-        "training_speed": sum(stages[stage]["training_tokens"] for stage in costs.ADAPTERS) / trained / prompt,
-        "scoring_speed": scored / scoring / prompt,
-    }
-
-
-def works(run: Record) -> list[sizes.Work]:
-    """The plan's sizes of the stages that the run has."""
-    recipe = recipe_of(run)
-    return [w for w in sizes.of(recipe, constitution.load(recipe.constitution)) if w.stage in run["stages"]]
+    llama.cpp keeps every core busy while it generates, so that is its processor time divided by the cores.
+    """
+    speed, stages = Calibration(**run["calibration"]), list(run["stages"].values())
+    seconds = sum(run["processor"][verb] for verb in VERBS) / run["processor"]["cores"] - 2 * speed.load_seconds
+    seconds -= sum(stage["prompt"] for stage in stages) / speed.prompt_tokens_per_second
+    return {"pace": sum(stage["generated"] for stage in stages) / seconds / speed.tokens_per_second}
 
 
 def constants() -> dict[str, float]:
@@ -220,8 +198,7 @@ def constants() -> dict[str, float]:
     names = ("prompts_per_request", "questions_kept", "answers_kept", "verbose_kept", "turn_tokens")
     found = lengths | {name: getattr(sizes, name.upper()) for name in names}
     found |= {f"kept_length.{stage}": value for stage, value in sizes.KEPT_LENGTH.items()}
-    names = ("plain_pace", "penalised_pace", "training_speed", "scoring_speed")
-    return found | {name: getattr(costs, name.upper()) for name in names}
+    return found | {"pace": costs.PACE}
 
 
 # -- plan and run ----------------------------------------------------------------------------------------------------

@@ -20,10 +20,13 @@ def planner() -> ModuleType:
     return module
 
 
-def test_the_constants_are_fitted_on_the_run_of_quick(planner: ModuleType):
-    found, now = planner.fit(planner.load("quick")), planner.constants()
+def test_the_constants_are_fitted_on_runs_of_quick(planner: ModuleType):
+    found = planner.fit(planner.load("quick")) | planner.fit(planner.load("processor"))
+    now = planner.constants()
     assert {key: now[key] for key in found} == pytest.approx(found, rel=0.01)
-    assert len(found) >= 14 and set(found) < set(now)  # quick does not ask for behaviour
+    assert set(now) - set(found) == {"behaviour"}  # quick does not ask for it
+    asked = planner.load("behaviour")["stages"]["behaviour"]
+    assert now["behaviour"] == pytest.approx(asked["generated"] / asked["requests"], rel=0.01)
 
 
 def test_tokens_of_a_run_that_was_not_fitted_are_within_20_percent(planner: ModuleType):

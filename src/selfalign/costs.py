@@ -18,13 +18,14 @@ from selfalign.models import Model
 from selfalign.recipe import Recipe
 
 ADAPTERS = ("engrave", "clone")
-PLAIN_PACE, PENALISED_PACE = 0.82, 0.74
-"""Tokens a second in a stage against the calibration's: slots fall idle; repetition is penalised, grammars followed.
-This and the next two are for a machine that does nothing else (`benchmarks/planner.py fit quick`)."""
-TRAINING_SPEED, TRAINING_START = 0.36, 21.0
-"""Tokens trained on a second against the engine's prompt tokens a second, and seconds besides (`training.overhead`)."""
+PACE = 0.82
+"""Tokens a second in a stage against the calibration's, on a machine that does nothing else (benchmarks/planner.py)."""
+TRAINING_SPEED, TRAINING_START = 0.37, 21.0
+"""Tokens trained on a second against the engine's prompt tokens a second, and seconds besides: 159 tokens/s beside 431
+(`training.ratio_trl_defaults`), and `training.overhead`."""
 SCORING_SPEED, SCORING_START = 0.6, 8.0
-"""The same for log-probabilities; loading the weights takes so long (benchmarks/training.py)."""
+"""The same for log-probabilities: 270 tokens/s for TruthfulQA's choices (a stage that is not planned); loading takes
+8 seconds (benchmarks/training.py)."""
 _CONVERSION = 70
 _ROW_BYTES = 2600
 """Of a row in the journal, a stage's file and drops.jsonl."""
@@ -180,8 +181,7 @@ def _generation(work: sizes.Generation, machine: Machine) -> StagePlan:
         speed = machine.speed
         seconds = 0.0
         if requests:
-            pace = PENALISED_PACE if work.penalised else PLAIN_PACE
-            seconds = work.generated / (speed.rate(machine.slots) * pace)
+            seconds = work.generated / (speed.rate(machine.slots) * PACE)
             seconds += computed / speed.prompt_tokens_per_second + speed.load_seconds
         if work.scored:
             seconds += work.scored / (speed.prompt_tokens_per_second * SCORING_SPEED) + SCORING_START

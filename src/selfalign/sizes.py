@@ -83,8 +83,6 @@ class Generation:
     """A round waits for the one before it."""
     scored: int = 0
     """Tokens whose log-probability is measured besides."""
-    penalised: bool = False
-    """Repetition is penalised, which looks through the vocabulary for each token; or a grammar is followed."""
 
     @property
     def generated(self) -> int:
@@ -210,15 +208,13 @@ class _Sizes:
         tokens = min(lengths.thought, config.max_thought_tokens) + lengths.citation
         tokens += min(lengths.answer, config.max_new_tokens)
         limit = config.max_new_tokens + (config.max_thought_tokens + 64 if guided else 0)
-        penalised, passes = guided or config.repetition > 0, 3 if guided else 1
-        return Generation("align", self._prompts, 35, self._prefix, tokens, limit, passes=passes, penalised=penalised)
+        return Generation("align", self._prompts, 35, self._prefix, tokens, limit, passes=3 if guided else 1)
 
     def _verbose(self) -> Generation:
         config, train = self._recipe.clone, self._prompts - self._heldout
         rows = min(train, config.prompts or train) + self._questions
         shared = round(len(self._constitution.inference_prompt("verbose")) / _CHARACTERS_PER_TOKEN)
-        # The penalty is always on, the paper's.
-        return Generation("verbose", rows, 25, shared, self._lengths.verbose, config.max_new_tokens, penalised=True)
+        return Generation("verbose", rows, 25, shared, self._lengths.verbose, config.max_new_tokens)
 
     def _train(self, stage: str, kept: int, answer: float, limit: int) -> Training:
         config = self._recipe.training(stage)
@@ -230,15 +226,13 @@ class _Sizes:
         config, lengths = self._recipe.evaluate, self._lengths
         rows = 3 * self._heldout
         scored = round(rows * ANSWERS_KEPT * (TURN_TOKENS + lengths.answer))
-        limit, penalised = config.max_new_tokens, config.repetition > 0
-        found: list[Work] = [
-            Generation("evaluate", rows, 30, 20, lengths.evaluation, limit, scored=scored, penalised=penalised)
-        ]
+        limit = config.max_new_tokens
+        found: list[Work] = [Generation("evaluate", rows, 30, 20, lengths.evaluation, limit, scored=scored)]
         if "behaviour" in config.tasks:
             # Base, prompted base, engraved and final model; the prompted one reads the constitution.
             from selfalign.evaluation import situations
 
             asked = len(situations.load(None, self._constitution).items)
             shared = 20 + self._prefix // 4
-            found.append(Generation("behaviour", 4 * asked, 18, shared, lengths.behaviour, limit, penalised=penalised))
+            found.append(Generation("behaviour", 4 * asked, 18, shared, lengths.behaviour, limit))
         return found
