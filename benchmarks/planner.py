@@ -1,14 +1,12 @@
 """Where the planner's constants come from, and how far its plans are off: runs' own records, and public figures.
 
-    python benchmarks/planner.py measure RUN [VERB]...  # begins a run of quick, and notes its processor time
     python benchmarks/planner.py record NAME=RECIPE:RUN...  # what finished runs took -> readings/planner.json
-    python benchmarks/planner.py fit quick processor    # the constants of sizes.py and costs.py, from these runs alone
-    python benchmarks/planner.py check standard         # plan and run, stage by stage; measurements.md has its rows
-    python benchmarks/planner.py public                 # capacity.py against published throughputs
+    python benchmarks/planner.py fit quick again     # the constants of sizes.py (the first) and the pace (all of them)
+    python benchmarks/planner.py check standard      # plan and run, stage by stage; measurements.md has its rows
+    python benchmarks/planner.py public              # capacity.py against published throughputs
 
-`measure` and `record` need a model and runs; the others read what they wrote. A machine that does other work besides
-makes a run longer, but hardly its processor time: the paces of generating come from that.
-`tests/test_planner.py` holds that `fit` gives the constants.
+`record` needs a model and runs; the others read what it wrote. `tests/test_planner.py` holds that `fit` gives the
+constants in use.
 """
 
 from __future__ import annotations
@@ -16,13 +14,8 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
-import resource
-import signal
 import sqlite3
 import statistics
-import subprocess
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -42,36 +35,6 @@ Record = dict[str, Any]
 
 # -- what a run took -------------------------------------------------------------------------------------------------
 
-VERBS = ("prompts", "align")
-SITTING = 240
-"""Seconds after which a verb is stopped (it goes on with the next call), so that others get the machine too."""
-
-
-def measure(run: Path, verbs: list[str]) -> None:
-    """Runs the verbs, or all, each a process of its own; their processor seconds go into RUN/processor.json."""
-    kept = run / "processor.json"
-    for verb in verbs or VERBS:
-        new = verb == "prompts" and not run.exists()
-        words = ["run", "quick", "--out", str(run), "--set", "stages=[prompts]"] if new else [verb, str(run)]
-        before = used()
-        process = subprocess.Popen([sys.executable, "-m", "selfalign.cli", *words])
-        try:
-            process.wait(SITTING)
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGINT)
-        code = process.wait()
-        spent = json.loads(kept.read_text()) if kept.exists() else {"cores": len(os.sched_getaffinity(0))}
-        spent[verb] = round(spent.get(verb, 0.0) + used() - before, 1)
-        kept.write_text(json.dumps(spent) + "\n")
-        if code:
-            raise SystemExit(code)
-
-
-def used() -> float:
-    """Processor seconds of the processes that have ended."""
-    found = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return found.ru_utime + found.ru_stime
-
 
 def record(name: str, run: Path) -> Record:
     """What the run's recipe (and how it differs from the shipped one of that name), journal and calibration say."""
@@ -87,8 +50,6 @@ def record(name: str, run: Path) -> Record:
     changed = [line.replace(": ", "=", 1).partition("=") for line in recipes.differences(shipped, mine)]
     settings = [f"{key}={change.rpartition(' -> ')[2]}" for key, _, change in changed]
     found: Record = {"recipe": name, "settings": settings, "calibration": asdict(speed), "stages": {}}
-    if (run / "processor.json").exists():
-        found["processor"] = json.loads((run / "processor.json").read_text("utf-8"))
     for stage, seconds, notes in journal.execute("SELECT stage, seconds, notes FROM stages WHERE finished"):
         known = json.loads(notes)
         fates = journal.execute("SELECT state, reason, count(*) FROM rows WHERE stage = ? GROUP BY 1, 2", (stage,))
@@ -146,8 +107,6 @@ def load(name: str) -> Record:
 
 def fit(run: Record) -> dict[str, float]:
     """The constants that the run shows, each by the formula that the plan uses it in."""
-    if "processor" in run:
-        return times(run)
     stages, recipe = run["stages"], recipe_of(run)
 
     def kept(stage: str, *besides: str) -> float:
@@ -181,15 +140,15 @@ def fit(run: Record) -> dict[str, float]:
     return found
 
 
-def times(run: Record) -> dict[str, float]:
-    """Generated tokens a second against the calibration's, on a machine that does nothing else.
-
-    llama.cpp keeps every core busy while it generates, so that is its processor time divided by the cores.
-    """
-    speed, stages = Calibration(**run["calibration"]), list(run["stages"].values())
-    seconds = sum(run["processor"][verb] for verb in VERBS) / run["processor"]["cores"] - 2 * speed.load_seconds
-    seconds -= sum(stage["prompt"] for stage in stages) / speed.prompt_tokens_per_second
-    return {"pace": sum(stage["generated"] for stage in stages) / seconds / speed.tokens_per_second}
+def pace(runs: list[Record]) -> float:
+    """Generated tokens a second against the calibration's, in stage 1: later stages ran beside other work."""
+    seconds = tokens = 0.0
+    for run in runs:
+        speed = Calibration(**run["calibration"])
+        for stage in (run["stages"][name] for name in ("self_instruct", "topics", "red_team")):
+            seconds += stage["generating"] - stage["prompt"] / speed.prompt_tokens_per_second
+            tokens += stage["generated"] / speed.tokens_per_second
+    return tokens / seconds
 
 
 def constants() -> dict[str, float]:
@@ -271,9 +230,9 @@ def show_public() -> None:
     print(f"\n{inside} of {len(ratios)} not seen before within the range; geometric mean of ours/published {mean:.2f}")
 
 
-def show_fit(name: str) -> None:
-    now = constants()
-    for key, value in fit(load(name)).items():
+def show_fit(names: list[str]) -> None:
+    runs, now = [load(name) for name in names], constants()
+    for key, value in (fit(runs[0]) | {"pace": pace(runs)}).items():
         print(f"{key:20} {value:8.3f}   in use {now[key]:g}")
 
 
@@ -290,18 +249,18 @@ def write(pairs: list[str]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("measure", "record", "fit", "check", "public"))
-    parser.add_argument("runs", nargs="*")
+    parser.add_argument("what", choices=("record", "fit", "check", "public"))
+    parser.add_argument("names", nargs="*")
     given = parser.parse_args()
     if given.what == "public":
         show_public()
-    elif given.what == "measure":
-        measure(Path(given.runs[0]), given.runs[1:])
     elif given.what == "record":
-        write(given.runs)
+        write(given.names)
+    elif given.what == "fit":
+        show_fit(given.names)
     else:
-        for name in given.runs:
-            (show_fit if given.what == "fit" else check)(name)
+        for name in given.names:
+            check(name)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,8 @@ def planner() -> ModuleType:
 
 
 def test_the_constants_are_fitted_on_runs_of_quick(planner: ModuleType):
-    found = planner.fit(planner.load("quick")) | planner.fit(planner.load("processor"))
+    runs = [planner.load("quick"), planner.load("again")]
+    found = planner.fit(runs[0]) | {"pace": planner.pace(runs)}
     now = planner.constants()
     assert {key: now[key] for key in found} == pytest.approx(found, rel=0.01)
     assert set(now) - set(found) == {"behaviour"}  # quick does not ask for it

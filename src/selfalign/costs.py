@@ -18,8 +18,8 @@ from selfalign.models import Model
 from selfalign.recipe import Recipe
 
 ADAPTERS = ("engrave", "clone")
-PACE = 0.82
-"""Tokens a second in a stage against the calibration's, on a machine that does nothing else (benchmarks/planner.py)."""
+PACE = 0.73
+"""Tokens a second in a stage against the calibration's, where little else runs (`benchmarks/planner.py fit`)."""
 TRAINING_SPEED, TRAINING_START = 0.37, 21.0
 """Tokens trained on a second against the engine's prompt tokens a second, and seconds besides: 159 tokens/s beside 431
 (`training.ratio_trl_defaults`), and `training.overhead`."""
