@@ -40,7 +40,7 @@ def record(name: str, run: Path) -> Record:
     """What the run's recipe (and how it differs from the shipped one of that name), journal and calibration say."""
     journal = sqlite3.connect(f"file:{run / 'journal.sqlite'}?mode=ro", uri=True)
     value = yaml.safe_load((run / "recipe.yaml").read_text("utf-8"))
-    value["evaluate"]["benchmarks"], value["stages"] = [], list(recipes.STAGES)  # `measure` takes them one by one
+    value["evaluate"]["benchmarks"], value["stages"] = [], list(recipes.STAGES)  # a run can be made stage by stage
     (asked,) = journal.execute("SELECT count(*) FROM stages WHERE stage = 'behaviour' AND finished").fetchone()
     value["evaluate"]["tasks"] = ["behaviour"] if asked else []
     recipe = recipes.Recipe.model_validate(value)
