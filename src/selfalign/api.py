@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -31,6 +32,7 @@ from selfalign.recipe import Recipe, Stage
 from selfalign.records import Answer, Drop, Prompt, Response, Score, read_jsonl
 from selfalign.report.scores import read_scores
 from selfalign.run import RunDir, default_out, frozen_kind, frozen_prompts, hold
+from selfalign.storage import Keeper, Storage, take_up
 
 if TYPE_CHECKING:
     from selfalign.export.dataset import Exported
@@ -68,7 +70,8 @@ class Run:
         Raises:
             SelfAlignError: see `pipeline.run_all`; what was done so far is kept.
         """
-        pipeline.run_all(self._context)
+        with self._kept():
+            pipeline.run_all(self._context)
 
     def run_stage(self, stage: Stage, adapter: str | Path | None = None) -> None:
         """Run one stage, also where it is finished (its raw outputs then come from the journal).
@@ -83,12 +86,23 @@ class Run:
             raise UserError(f"{stage!r} is not a stage; stages are {', '.join(pipeline.STEPS)}")
         if adapter is not None and stage not in ADAPTER_STAGES:
             raise UserError(f"the stage {stage!r} takes no adapter; {' and '.join(ADAPTER_STAGES)} do")
-        self._context.given_adapter = Path(adapter) if adapter is not None else None
-        try:
-            pipeline.run_stage(self._context, stage, again=True)
-        finally:
-            self._context.given_adapter = None
-        pipeline.write_manifest_if_done(self._context)
+        with self._kept():
+            self._context.given_adapter = Path(adapter) if adapter is not None else None
+            try:
+                pipeline.run_stage(self._context, stage, again=True)
+            finally:
+                self._context.given_adapter = None
+            pipeline.write_manifest_if_done(self._context)
+
+    @contextmanager
+    def _kept(self) -> Iterator[None]:
+        """While the block changes the run, and at its end, it is saved to the recipe's storage. Raises as `Keeper`."""
+        context = self._context
+        if context.recipe.storage and context.keeper is None:
+            context.keeper = Keeper(self.path, Storage(context.recipe.storage), context.screen.say)
+        yield
+        if context.keeper:
+            context.keeper.save()
 
     def export(
         self, form: str, model: str = "", *, kind: str = "", out: str | Path | None = None, force: bool = False
@@ -119,7 +133,8 @@ class Run:
         Raises:
             SelfAlignError: see `pipeline.run_benchmarks`; what was scored so far is kept.
         """
-        pipeline.run_benchmarks(self._context, Wanted(tasks, **options))
+        with self._kept():
+            pipeline.run_benchmarks(self._context, Wanted(tasks, **options))
         return self.scores()
 
     # -- reading -------------------------------------------------------------------------------------------------
@@ -215,6 +230,8 @@ class Run:
         if self._lock is None:
             return
         self._context.release_engine()
+        if self._context.keeper:
+            self._context.keeper.close()
         self._context.journal.close()
         os.close(self._lock)
         self._lock = None
@@ -256,6 +273,8 @@ def create(
     """
     path = Path(out) if out is not None else default_out(recipe)
     wanted, texts, model = prepare(recipe, settings, limit, prompts, None if new else path)
+    if wanted.storage:
+        take_up(path, wanted.storage, new)
     lock = hold(path) if (path / "journal.sqlite").exists() else None
     if lock is not None and new:
         os.close(lock)

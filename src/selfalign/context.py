@@ -24,6 +24,7 @@ from selfalign.run import RunDir, file_hash
 
 if TYPE_CHECKING:
     from selfalign.calibrate import Calibration
+    from selfalign.storage import Keeper
 
 ADAPTER_STAGES = ("engrave", "clone")
 
@@ -48,6 +49,8 @@ class Context:
     force: bool = False
     given_adapter: Path | None = None
     """One that was trained elsewhere, for the stage that runs now."""
+    keeper: Keeper | None = None
+    """Who saves the run to the recipe's storage."""
     _model: models.Model | None = None
     _engine: Engine | None = None
     _engine_for: tuple[str, ...] | None = None

@@ -14,6 +14,7 @@ from selfalign.errors import UserError
 from selfalign.executors.settings import Executor
 from selfalign.quality.thresholds import Filters
 from selfalign.records import content_hash
+from selfalign.storage import Location
 from selfalign.strict import Strict, parse_yaml, read_text, validate
 
 Stage = Literal["prompts", "align", "engrave", "clone", "evaluate", "report"]
@@ -261,6 +262,8 @@ class Recipe(Strict):
     stages: list[Stage] = list(STAGES)
     engine: Engine = Engine()  # type: ignore[call-arg]
     executor: Executor = Executor()  # type: ignore[call-arg]
+    storage: Location | None = None
+    """Where the run is kept besides its folder, for another machine to take up (docs/cluster.md)."""
     prompts: Prompts
     align: Align
     filters: Filters = Filters.model_validate("default")

@@ -241,7 +241,10 @@ class RunDir:
         entries = {}
         for file in sorted(p for p in self.path.rglob("*") if p.is_file()):
             name = str(file.relative_to(self.path))
-            if name.startswith(("journal", "manifest.json", "export/", "view.sqlite", ".")) or "/." in name:
+            if (
+                name.startswith(("journal", "manifest.json", "export/", "view.sqlite", "storage.json", "."))
+                or "/." in name
+            ):
                 continue
             entries[name] = {"sha256": file_hash(file), "bytes": file.stat().st_size}
             if file.suffix == ".jsonl":
@@ -264,6 +267,7 @@ _MAY_CHANGE = (
     "constitution:",
     "max_failed:",
     "executor.",
+    "storage:",
     "evaluate.tasks:",
     "engrave.",
     "clone.learning_rate:",
