@@ -78,7 +78,7 @@ def job(tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
         (folder / name).write_text(launch._filled(name, wanted, launch.divide(8, 8), 10, None))
 
     def start(name: str, *arguments: str, **more: str) -> subprocess.Popen[str]:
-        kept = {"PATH": f"{tools}:/usr/bin:/bin", "CALLS": str(tmp_path / "calls"), "POLL": "0.1", "PATIENCE": "20"}
+        kept = {"PATH": f"{tools}:/usr/bin:/bin", "CALLS": str(tmp_path / "calls"), "POLL": "0.1", "PATIENCE": "40"}
         slurm = {"SLURM_JOB_ID": "4711", "SLURM_JOB_NODELIST": ",".join(NODES), "SLURM_SUBMIT_DIR": str(folder)}
         return subprocess.Popen(
             ["bash", str(folder / name), *arguments], env={**kept, **slurm, **more}, cwd="/", text=True,
