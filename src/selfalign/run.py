@@ -40,6 +40,7 @@ JSONL_FILES = {
     "questions-verdicts": "5_evaluation/questions-verdicts.jsonl",
     "drops": "drops.jsonl",
     "marks": "marks.jsonl",
+    "feedback": "feedback.jsonl",
 }
 
 
@@ -241,7 +242,10 @@ class RunDir:
         entries = {}
         for file in sorted(p for p in self.path.rglob("*") if p.is_file()):
             name = str(file.relative_to(self.path))
-            if name.startswith(("journal", "manifest.json", "export/", "view.sqlite", ".")) or "/." in name:
+            if (
+                name.startswith(("journal", "manifest.json", "export/", "view.sqlite", "feedback.jsonl", "."))
+                or "/." in name
+            ):
                 continue
             entries[name] = {"sha256": file_hash(file), "bytes": file.stat().st_size}
             if file.suffix == ".jsonl":
