@@ -145,7 +145,7 @@ def _turns(value: object) -> tuple[Turn, ...]:
 
 def _settings(value: object) -> tuple[tuple[str, float], ...]:
     known = ("temperature", "top_p", "max_new_tokens", "seed")
-    found = value if isinstance(value, dict) else {"": None}
+    found: dict[str, Any] = value if isinstance(value, dict) else {"": None}
     for key, number in found.items():
         if key not in known or not isinstance(number, int | float) or isinstance(number, bool) or abs(number) > 1e12:
             raise UserError(f"settings are numbers: {', '.join(known)}")

@@ -242,10 +242,7 @@ class RunDir:
         entries = {}
         for file in sorted(p for p in self.path.rglob("*") if p.is_file()):
             name = str(file.relative_to(self.path))
-            if (
-                name.startswith(("journal", "manifest.json", "export/", "view.sqlite", "feedback.jsonl", "."))
-                or "/." in name
-            ):
+            if name.startswith(_APART) or "/." in name:
                 continue
             entries[name] = {"sha256": file_hash(file), "bytes": file.stat().st_size}
             if file.suffix == ".jsonl":
@@ -262,6 +259,9 @@ class RunDir:
         }
         atomic.write_text(self.manifest, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
+
+_APART = ("journal", "manifest.json", "export/", "view.sqlite", "feedback.jsonl", ".")
+"""Beginnings of names that the manifest leaves out."""
 
 _MAY_CHANGE = (
     "stages:",
