@@ -145,7 +145,69 @@ function describeAnswer(place, found, { body, finish, usage, note, first, began,
     };
     meta.append(copy);
   } else if (finish !== "stopped") place.column.append(make("p", "wrong", "No answer: the model ended at once."));
-  place.column.append(meta);
+  if (found.text || finish !== "stopped") meta.append(...marks(place, body, found.text));
+  place.column.insertBefore(meta, place.column.querySelector("form"));
+}
+
+// -- marks: good or bad, with a note ----------------------------------------------------------------------------------
+
+const ASKED = { good: "What is good about it?", bad: "What should be otherwise?" };
+
+function marks(place, body, answer) {
+  const prompt = place.prompt === "your own" ? OWN : place.prompt;
+  const system = body.messages[0].role === "system" ? body.messages[0].content : "";
+  const said = {
+    model: body.model, prompt, answer, thoughts: place.thoughts.data, ...(system && { system }),
+    turns: body.messages.filter(message => message.role !== "system"), settings: {},
+  };
+  for (const [name, key] of [["temperature"], ["top_p"], ["max_tokens", "max_new_tokens"], ["seed"]]) {
+    if (body[name] !== undefined) said.settings[key ?? name] = body[name];
+  }
+  const form = make("form", "note"), note = make("input"), state = make("span", "told");
+  note.maxLength = 2000;
+  note.enterKeyHint = "done";
+  note.autocomplete = "off";
+  state.role = "status";
+  form.append(note, state);
+  form.hidden = true;
+  let verdict = "";
+  const tell = async wanted => {
+    try {
+      const response = await fetch("/feedback", {
+        method: "POST", headers: { "content-type": "application/json" },
+        body: JSON.stringify({ ...said, verdict: wanted, note: wanted ? note.value : "" }),
+      });
+      if (!response.ok) throw new Error(await failure(response));
+      verdict = wanted;
+      for (const button of buttons) button.ariaPressed = String(button.textContent === verdict);
+      form.hidden = !verdict;
+      if (!verdict) note.value = "";
+      note.placeholder = note.ariaLabel = ASKED[verdict] ?? "";
+      state.textContent = note.value.trim() ? "Kept with the note." : "Kept. Nothing is trained on it.";
+    } catch (error) {
+      form.hidden = false;
+      state.textContent = error instanceof TypeError ? "The server does not answer." : error.message;
+    }
+  };
+  const buttons = Object.keys(ASKED).map(name => {
+    const button = make("button", "quiet", name);
+    button.type = "button";
+    button.ariaPressed = "false";
+    button.title = `Mark this answer as ${name}, for changes of the constitution`;
+    button.onclick = async () => {
+      await tell(verdict === name ? "" : name);
+      if (verdict) note.focus();
+      follow();
+    };
+    return button;
+  });
+  note.onchange = () => tell(verdict);
+  form.onsubmit = event => {
+    event.preventDefault();
+    at("message").focus(); // what was changed is kept as the field is left
+  };
+  place.column.append(form);
+  return buttons;
 }
 
 // -- the dialogue -----------------------------------------------------------------------------------------------------
@@ -163,7 +225,7 @@ function column(model) {
   thoughts.append(nodes[0]);
   text.append(nodes[1]);
   made.append(head, thinking, text);
-  return { column: made, thinking, thoughts: nodes[0], text: nodes[1] };
+  return { column: made, prompt: promptOf(model), thinking, thoughts: nodes[0], text: nodes[1] };
 }
 
 async function send() {
