@@ -19,7 +19,7 @@ from selfalign.web.generation import Done, Generation, Job, Left, Running
 from selfalign.web.guard import Guard, Message, Policy, Receive, Refused, Scope, Send, part
 from selfalign.web.openai_answer import Choice, Head
 from selfalign.web.openai_request import Limits, Options
-from selfalign.web.served import PROMPTED, STYLES, Served
+from selfalign.web.served import PROMPTED, Served
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -132,7 +132,7 @@ class Api:
 
 
 _OF_A_MARK = {"verdict", "note", "turns", "answer", "model", "prompt", "system", "settings", "thoughts"}
-_PROMPTS = (*STYLES, "own", "constitution")
+_PROMPTS = (*asked.STYLES, "own", "constitution")
 
 
 class Answer:

@@ -133,7 +133,7 @@ function describeAnswer(place, found, { body, finish, usage, note, first, began,
   if (finish === "stopped") said.push("stopped");
   if (note?.neutralised) said.push(`control tokens neutralised: ${note.neutralised.join(" ")}`);
   if (note?.reads_as_turns) said.push("the message holds what reads as a turn of its own");
-  const meta = make("p", "meta");
+  const meta = make("p", "meta"), tools = make("span", "tools");
   meta.append(make("bdi", "", said.join(" · ")));
   if (found.text) {
     const copy = make("button", "quiet", "copy");
@@ -143,9 +143,10 @@ function describeAnswer(place, found, { body, finish, usage, note, first, began,
       copy.textContent = "copied";
       setTimeout(() => { copy.textContent = "copy"; }, 1200);
     };
-    meta.append(copy);
+    tools.append(copy);
   } else if (finish !== "stopped") place.column.append(make("p", "wrong", "No answer: the model ended at once."));
-  if (found.text || finish !== "stopped") meta.append(...marks(place, body, found.text));
+  if (found.text || finish !== "stopped") tools.append(...marks(place, body, found.text));
+  meta.append(tools);
   place.column.insertBefore(meta, place.column.querySelector("form"));
 }
 
@@ -201,6 +202,7 @@ function marks(place, body, answer) {
     };
     return button;
   });
+  note.oninput = () => { state.textContent = "Enter keeps the note."; };
   note.onchange = () => tell(verdict);
   form.onsubmit = event => {
     event.preventDefault();
