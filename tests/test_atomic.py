@@ -61,6 +61,13 @@ def test_a_file_is_written_with_its_folders(tmp_path: Path):
     assert (tmp_path / "a/b/file.txt").stat().st_mode & 0o777 == 0o644
 
 
+def test_who_may_read_a_file_stays_as_it_was(tmp_path: Path):
+    write_bytes(tmp_path / "file", b"old")
+    (tmp_path / "file").chmod(0o600)
+    write_bytes(tmp_path / "file", b"new")
+    assert (tmp_path / "file").stat().st_mode & 0o777 == 0o600
+
+
 def test_a_file_is_replaced(tmp_path: Path):
     write_bytes(tmp_path / "file", b"old")
     write_bytes(tmp_path / "file", b"new")

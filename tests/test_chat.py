@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import random
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -153,8 +154,79 @@ def test_notes_are_listed_and_withdrawn(say: Say, tmp_path: Path) -> None:
         ("/dance", "/dance is not known"), ("/model best", "this run has base, engraved, final"),
         ("/prompt rude", "known are standard"), ("/undo", "nothing was said"), ("/save", "needs a file"),
         ("/save x", "nothing was said"), ("Hi\n/save /", "cannot be written"),
+        ("Hi\n/save ~nobody-by-this-name/x", "cannot be written"), ("Hi\n/save a\0b", "cannot be written"),
     ],
 )  # fmt: skip
 def test_a_mistake_is_one_line_and_the_dialogue_goes_on(say: Say, prompts: list[str], typed: str, wanted: str) -> None:
     _, err = say(f"{typed}\nStill there?\n", lines=True)
     assert wanted in err and "Still there?" in prompts[-1]
+
+
+def test_saving_leaves_a_link_and_a_files_privacy_alone(say: Say, tmp_path: Path) -> None:
+    file, link = tmp_path / "talks.jsonl", tmp_path / "link"
+    file.write_text("first", "utf-8")
+    file.chmod(0o600)
+    link.symlink_to(file)
+    say(f"Hello\n/save {link}\n", lines=True)
+    assert link.is_symlink() and file.stat().st_mode & 0o777 == 0o600
+    assert file.read_text("utf-8").splitlines()[0] == "first" and len(file.read_text("utf-8").splitlines()) == 2
+
+
+@pytest.mark.parametrize(("prompt", "why"), [("", "is empty"), (" \n", "is empty"), ("\udcff", "is not UTF-8")])
+def test_a_message_of_nothing_or_of_half_characters_is_not_asked(say: Say, prompt: str, why: str) -> None:
+    with pytest.raises(UserError, match=f"the message {why}"):
+        say(prompt=prompt)
+
+
+def test_without_standard_input_it_says_so(fake_run: Callable[..., Context], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", None)
+    for prompt in (None, "-"):
+        with pytest.raises(UserError, match="standard input is closed"):
+            chat.start(fake_run(), prompt, "", 0.3, 20, 0)
+
+
+def test_half_a_character_of_a_server_is_shown_and_saved(
+    fake_run: Callable[..., Context],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    monkeypatch.setattr(engines, "start", lambda *_: Fake(script=lambda *_: " An\ud83d answer \n"))
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"Hi\n/save {tmp_path / 'talk'}\n"))
+    chat.start(fake_run(), None, "", 0.3, 20, 0, lines=True)
+    assert "An? answer" in capsys.readouterr().out
+    assert json.loads((tmp_path / "talk").read_text())["messages"][-1]["content"] == "An? answer"
+
+
+def test_another_answer_that_is_stopped_leaves_the_one_before(
+    fake_run: Callable[..., Context], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    calls: list[str] = []
+
+    def script(prompt: str, step: Step, rng: random.Random) -> str:
+        calls.append(prompt)
+        if len(calls) == 4:  # the first model of the second try
+            monkeypatch.setattr(chat.STOP, "_signum", signal.SIGINT)
+        return f" Answer {len(calls)}"
+
+    monkeypatch.setattr(engines, "start", lambda *_: Fake(script=script))
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"/compare\nHi\n/retry\n/save {tmp_path / 'talk'}\n"))
+    chat.start(fake_run(), None, "final", 0.3, 20, 0, lines=True)
+    said = json.loads((tmp_path / "talk").read_text())["messages"]
+    assert [m["content"] for m in said] == ["Hi", "Answer 3"] and len(calls) == 4
+
+
+def test_ctrl_c_while_a_line_is_awaited_ends_the_dialogue(say: Say, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Waits(io.StringIO):
+        def readline(self, size: int | None = -1) -> str:  # type: ignore[override]
+            signal.raise_signal(signal.SIGINT)
+            raise AssertionError("it was not interrupted")
+
+    monkeypatch.setattr(io, "StringIO", Waits)
+    before = signal.signal(signal.SIGINT, chat.STOP._receive)  # as the command line has it
+    try:
+        assert "Answer" not in say("", lines=True)[0]
+        assert not chat.STOP.is_set
+    finally:
+        chat.STOP.clear()
+        signal.signal(signal.SIGINT, before)

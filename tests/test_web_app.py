@@ -21,6 +21,7 @@ from selfalign import feedback
 from selfalign.constitution import Constitution
 from selfalign.context import Context
 from selfalign.engines.base import Part
+from selfalign.web import server
 from selfalign.web.app import PARTS
 from selfalign.web.guard import Policy, cookie_value
 from selfalign.web.openai_request import Limits
@@ -209,6 +210,12 @@ def test_each_model_has_its_adapter_and_choices_their_seeds(quick: Running):
     assert quick.engine.prompts[-1][2] != quick.engine.prompts[-2][2]  # no seed: a random one
 
 
+def test_no_seed_is_the_one_that_an_engine_takes_for_any(quick: Running):
+    quick.chat(seed=-1, n=2)
+    quick.chat(seed=2**32 - 2, n=2)
+    assert all(0 <= seed < 2**32 - 1 for _, _, seed in quick.engine.prompts)  # llama.cpp draws one for 2**32 - 1
+
+
 def test_the_prompt_is_the_runs_unless_the_request_brings_one(quick: Running, run: Context):
     prompts = run.run.constitution.prompts
     quick.chat("Hello")
@@ -387,6 +394,39 @@ def test_the_servers_end_cuts_answers_short(run: Context):
         running.settle()
         client.join(5)
         assert len(failed) == 1
+
+
+@pytest.mark.parametrize("before", [b"", b"GET /v1/models HTTP/1.1\r\nhost: localhost\r\n\r\n"])
+def test_headers_that_do_not_end_close_a_connection(quick: Running, before: bytes, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(server, "HEADER_S", 0.3)
+    with socket.create_connection(("127.0.0.1", quick.port), timeout=5) as connection:
+        connection.sendall(before)
+        while before and b'"final"' not in connection.recv(4096):
+            pass
+        began = time.monotonic()
+        with pytest.raises(ConnectionError):
+            for _ in range(40):  # a byte at a time, always before any keep-alive ends
+                connection.sendall(b"G")
+                time.sleep(0.05)
+        assert time.monotonic() - began < 1
+    # Patience ends with the headers: an answer may take longer.
+    quick.engine.pace_s = 0.03
+    assert quick.chat()[0] == 200
+
+
+def test_those_who_wait_longest_make_place(run: Context, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(server, "_room", lambda: 4)
+    with serving(run, Paced(0.005)) as running, contextlib.ExitStack() as open_:
+        answer = ThreadPoolExecutor(1).submit(running.chat)
+        running.settle(taken=1)
+        idle = [open_.enter_context(socket.create_connection(("127.0.0.1", running.port), 5)) for _ in range(12)]
+        assert running.ask("GET", "/v1/models")[0] == 200
+        assert answer.result()[0] == 200  # it was there first, and was not waiting
+        for first in idle[:6]:
+            with contextlib.suppress(ConnectionError):
+                assert first.recv(1) == b""
+        idle[-1].sendall(b"GET /v1/models HTTP/1.1\r\nhost: localhost\r\n\r\n")
+        assert idle[-1].recv(4096).startswith(b"HTTP/1.1 200")
 
 
 # -- fuzz --------------------------------------------------------------------------------------------------------------

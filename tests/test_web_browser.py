@@ -272,6 +272,8 @@ def test_rows_are_marked_by_keys_and_runs_compared(look: Open, serve: Serve, tmp
     answers = page.locator("#pairs .models p:last-child").all_text_contents()
     assert answers[1] == f"{answers[0]} otherwise"
     assert page.locator("#compare td button").all_text_contents() == ["1", "1"]  # the answer and its example
+    same = look(f"{serve(beside, beside)}?tab=compare")
+    same.get_by_text("No row that both have came out differently.").wait_for()
 
 
 def test_an_answer_is_good_or_bad_by_keys(look: Open, serve: Serve, tmp_path: Path):

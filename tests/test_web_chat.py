@@ -130,6 +130,21 @@ def test_text_comes_as_it_is_generated_and_stops(opened: Page, running: Running)
     running.settle(limit_s=3)
 
 
+def test_copying_is_offered_where_the_browser_can(browser: Any, running: Running):
+    for can in (True, False):
+        page = Page(browser, running)
+        if not can:  # as at an address beyond loopback without TLS
+            page.page.add_init_script(
+                "Object.defineProperty(Navigator.prototype, 'clipboard', { get: () => undefined })"
+            )
+            page.page.reload()
+        page.ready().ask("Hello")
+        page.answered()
+        page.page.locator(".meta").wait_for()
+        assert page.page.get_by_role("button", name="copy").count() == can
+        page.context.close()
+
+
 def test_models_answer_side_by_side(opened: Page, running: Running):
     opened.key("Alt+1", "Alt+2", "Alt+3")
     opened.ask("Hello")
@@ -144,6 +159,10 @@ def test_models_answer_side_by_side(opened: Page, running: Running):
     assert lefts == sorted(set(lefts))
     opened.page.locator("#dialogue details:not([hidden]) > summary").click()
     assert "Principles:" in opened.page.locator(".thoughts").nth(1).text_content()
+    opened.ask("And then?")
+    opened.answered()
+    head = opened.page.locator(".answer h3").nth(5).text_content()
+    assert head == "prompted-base · constitution prompt, this message alone"
     opened.key("Alt+1", "Alt+2", "Alt+3", "Alt+4")  # the last one stays
     assert opened.page.locator("#models [aria-pressed=true]").count() == 1
 

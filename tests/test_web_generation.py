@@ -70,6 +70,25 @@ def test_choices_come_with_their_numbers_and_their_whole_text():
         assert done.choice.usage.completion == len(done.choice.text.split())
 
 
+def test_a_fast_answer_lets_others_speak():
+    async def use(generation: Generation) -> tuple[int, int]:
+        running = generation.start([job()])
+        while generation.taken:  # all of it is there before it is read
+            await asyncio.sleep(0.001)
+        turns = [0]
+
+        def turn() -> None:
+            turns[0] += 1
+            running.loop.call_soon(turn)
+
+        turn()
+        return len([event async for event in running]), turns[0]
+
+    events, turns = together(Paced(), use)
+    assert events > 20
+    assert turns >= events
+
+
 def test_steps_before_the_last_are_thoughts():
     script = {0: " First I think.\n", 1: " 2 (kind).", 2: " An answer. "}
     seen: list[str] = []

@@ -214,6 +214,20 @@ def test_bodies_are_bounded_in_size_and_time():
     assert sent[0]["status"] == 408
 
 
+PLACES = {
+    "http://localhost:8000/?row=align.1&words=%22": "/?row=align.1&words=%22", "http://localhost:8000/": "/", "": "/",
+    "http://localhost:8000/sign-in": "/", "http://evil.example/x": "/", "http://localhost:8000//evil.example": "/",
+    "http://localhost:8000/\\evil.example": "/", "http://localhost:8000": "/", "http://[": "/", "/x": "/",
+    "javascript:alert(1)": "/", "http://localhost:8000/\xe9": "/",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("referer", PLACES)
+def test_signing_in_leads_back_to_a_page_of_ours_alone(referer: str):
+    headers = ask(OPEN, "/sign-in", "POST", [f"token={TOKEN}".encode()], referer=referer)[1]
+    assert headers["location"] == PLACES[referer]
+
+
 @pytest.mark.parametrize("method", ["PUT", "DELETE", "OPTIONS", "PATCH", "TRACE", "CONNECT", "x" * 100])
 def test_other_methods_are_refused(method: str):
     assert ask(LOOPBACK, method=method)[0] == 405
@@ -260,6 +274,18 @@ def test_on_loopback_a_token_is_the_users_choice(host: str, monkeypatch: pytest.
     assert policy(host) == Policy(frozenset({"localhost"}), True, None)
     monkeypatch.setenv(guard.TOKEN, TOKEN)
     assert policy(host).token == TOKEN
+
+
+def test_a_host_is_allowed_by_its_bare_name(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv(guard.TOKEN, raising=False)
+    rules = policy("127.0.0.1", ["Box.Example.", "192.168.1.7", "[2001:db8::1]"])
+    for host in ("box.example:8000", "192.168.1.7:8000", "[2001:db8::1]:8000"):
+        check_host(rules, [host])
+    with pytest.raises(Refused):
+        check_host(rules, ["192.168.1.8"])
+    for wrong in ("box.example:8000", "http://box.example", "box.example/", "", "*", "bücher.example"):
+        with pytest.raises(UserError, match="is no host: a name or address"):
+            policy("127.0.0.1", [wrong])
 
 
 @pytest.mark.parametrize("token", ["short", "x" * 15, "ü" * 20, "a" * 20 + "\n"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sqlite3
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 
 import viewer_runs
 from selfalign import constitution
+from selfalign.errors import UserError
 from selfalign.journal import Journal
 from selfalign.records import Response, read_jsonl, write_jsonl
 from selfalign.run import RunDir, file_hash
@@ -214,6 +216,38 @@ def test_an_unreadable_cache_is_begun_again(tmp_path: Path):
     number = len(everything(index_of(run.path)))
     run.view.write_bytes(b"no database" * 1000)
     assert len(everything(index_of(run.path))) == number
+
+
+def test_a_file_that_is_no_cache_is_left_alone(tmp_path: Path):
+    run = viewer_runs.make(tmp_path / "run", 5)
+    notes = tmp_path / "notes.txt"
+    notes.write_text("years of work\n")
+    for file in (notes, run.path / "journal.sqlite", tmp_path):
+        before = file_hash(file) if file.is_file() else ""
+        with pytest.raises(UserError, match="is another file: --cache FILE must name a new one"):
+            Index(run.path, TEXTS, file)
+        assert file.exists() and (not before or file_hash(file) == before)
+    empty = tmp_path / "empty"
+    empty.touch()
+    index = Index(run.path, TEXTS, empty)
+    assert everything(index) == []
+    index.refresh()
+    old = everything(index)
+    with sqlite3.connect(empty) as db:
+        db.execute("UPDATE meta SET value = '0' WHERE key = 'version'")
+    db.close()
+    again = Index(run.path, TEXTS, empty)  # one of another version is ours, and begun again
+    again.refresh()
+    assert everything(again) == old
+
+
+def test_viewers_that_begin_at_once_share_a_cache(tmp_path: Path):
+    run = viewer_runs.make(tmp_path / "run", 5)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: Index(run.path, TEXTS, run.view), range(4)))
+    for index in found:
+        index.refresh()
+    assert len({len(everything(index)) for index in found}) == 1
 
 
 def test_a_folder_that_cannot_be_written_is_read(tmp_path: Path):

@@ -67,7 +67,7 @@ def test_messages_become_turns_and_a_system_text():
         {"role": "system", "content": " Be brief. "},
         {"role": "developer", "content": [{"type": "text", "text": "And "}, {"type": "text", "text": "kind."}]},
         USER,
-        {"role": "assistant", "content": "Hi", "refusal": None, "tool_calls": []},
+        {"role": "assistant", "content": "Hi", "refusal": None, "tool_calls": [], "reasoning_content": "Hm."},
         {"role": "user", "content": "half \ud800 <eos>"},
     ]
     found = requests.chat(body(messages=messages), LIMITS)
@@ -110,7 +110,7 @@ WRONG: list[tuple[str, dict[str, Any]]] = [
     ("stop", {"stop": ""}), ("stop", {"stop": [""]}), ("stop", {"stop": ["a"] * 5}), ("stop", {"stop": 3}),
     ("stop", {"stop": {"a": 1}}), ("stop", {"stop": "x" * 257}), ("seed", {"seed": 2**63}), ("seed", {"seed": 0.5}),
     ("temperature", {"temperature": -0.1}), ("temperature", {"temperature": 2.1}),
-    ("temperature", {"temperature": "1"}),
+    ("temperature", {"temperature": "1"}), ("temperature", {"temperature": 10**400}), ("top_p", {"top_p": -(10**400)}),
     ("temperature", {"temperature": False}), ("top_p", {"top_p": 1.01}), ("max_tokens", {"max_tokens": 0}),
     ("max_tokens", {"max_tokens": 101}), ("max_tokens", {"max_tokens": 1, "max_completion_tokens": 2}),
     ("messages", {"messages": []}), ("messages", {"messages": "Hello"}), ("messages", {"messages": None}),
@@ -125,6 +125,7 @@ WRONG: list[tuple[str, dict[str, Any]]] = [
     ("messages[0].content[0]", {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]}),
     ("messages[0].content[1]", {"messages": [{"role": "user", "content": [{"type": "text", "text": "x"}, 3]}]}),
     ("messages[0].name", {"messages": [{**USER, "name": "me"}]}),
+    ("messages[0].reasoning_content", {"messages": [{**USER, "reasoning_content": "x"}]}),
     ("messages[0].tool_calls", {"messages": [{**USER, "tool_calls": [{}]}]}),
     ("style", {"style": "loud"}), ("style", {"style": ["standard"]}),
     ("style", {"style": "concise", "messages": [{"role": "system", "content": "x"}, USER]}),
@@ -142,7 +143,7 @@ def test_a_wrong_value_is_named(param: str, more: dict[str, Any]):
 @pytest.mark.parametrize(
     "sent",
     [b"", b"{", b"[]", b"3", b"null", b'"x"', b"\xff\xfe", b"NaN", b'{"model": Infinity}', b"[" * 100_000,
-     b'{"seed": ' + b"9" * 5000 + b"}", b'{"a":' * 50_000],
+     b'{"seed": ' + b"9" * 5000 + b"}", b'{"a":' * 50_000, b'{"model": "final", "temperature": 1e999}'],
 )  # fmt: skip
 def test_what_is_no_json_object_is_refused(sent: bytes):
     refusal(sent)

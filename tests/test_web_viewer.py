@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
+import threading
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -124,6 +126,13 @@ def test_pages_follow_each_other(viewer: Viewer):
 def test_what_is_no_number_is_said(viewer: Viewer, query: dict[str, str]):
     status, _, body = answer(build(viewer, Policy()), "/api/rows", query)
     assert (status, json.loads(body)) == (400, {"error": "a number was expected"})
+
+
+@pytest.mark.parametrize("words", ["answer\0", "\0answer x", '"answer\0', "天气 " * 2000, "a " * 5000, '" ' * 999])
+def test_no_search_is_a_fault(viewer: Viewer, words: str):
+    for name in ("rows", "counts"):
+        asked_of(viewer, name, words=words)
+    assert asked_of(viewer, "counts", words="answer\0")["total"] > 0
 
 
 @pytest.mark.parametrize("name", ["row", "asked", "tokens"])
@@ -432,6 +441,59 @@ def test_only_answers_are_good_or_bad_and_a_broken_file_hides_no_row(marked: Vie
     assert "feedback.jsonl:1" in marked.row(mine)["steps"][0]["feedback"]["wrong"]
     assert think(marked, **mine, verdict="bad")[0] == 404
     assert marked.run.jsonl("feedback").read_text("utf-8") == "{}\n"
+
+
+def test_marks_of_two_viewers_are_all_kept(tmp_path: Path):
+    run = viewer_runs.make(tmp_path / "run", 30)
+    index = Index(run.path, run.constitution, run.view)
+    index.refresh()
+    viewers = [Viewer(Index(run.path, run.constitution, run.view)) for _ in range(2)]
+    ids = [row["id"] for row in viewers[0].page({"stage": "engrave", "split": "train", "limit": "20"})["rows"]]
+    for viewer in viewers:
+        viewer.index.refresh = lambda: None  # type: ignore[method-assign]  # the marks alone are looked at
+
+    def mark(number: int) -> None:
+        for row_id in ids[number::2]:
+            viewers[number].rows.mark("engrave", row_id, "drop")
+
+    threads = [threading.Thread(target=mark, args=(number,)) for number in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert {key for _, key in marks.read(run)} == set(ids)
+
+
+# -- what is gone ----------------------------------------------------------------------------------------------------
+
+
+def test_the_cache_may_be_deleted_while_it_is_looked_at(marked: Viewer):
+    row = marked.page({"stage": "engrave"})["rows"][0]
+    total = asked_of(marked, "counts")["total"]
+    marked.index.path.unlink()  # its -wal stays, as after `rm view.sqlite`
+    assert answer(build(marked, Policy()), "/api/rows")[0] == 200
+    marked.index.refresh()
+    assert asked_of(marked, "counts")["total"] == total
+    marked.index.path.unlink()
+    assert tell(marked, stage="engrave", id=row["id"], mark="drop")[0] in (200, 404)
+    marked.index.refresh()
+    assert asked_of(marked, "row", stage="engrave", id=row["id"])["steps"]
+
+
+def test_a_run_that_is_deleted_is_said(marked: Viewer):
+    shutil.rmtree(marked.run.path)
+    for name in ("rows", "counts", "progress"):
+        status, _, body = answer(build(marked, Policy()), f"/api/{name}")
+        assert (status, "there is no run in" in json.loads(body)["error"]) == (404, True), name
+    marked.index._try()
+    assert "there is no run in" in marked.index.trouble
+
+
+def test_a_journal_that_cannot_be_read_is_said(marked: Viewer):
+    (marked.run.path / "journal.sqlite").unlink()
+    status, _, body = answer(build(marked, Policy()), "/api/progress")
+    assert (status, "cannot be read or written now" in json.loads(body)["error"]) == (503, True)
+    assert answer(build(marked, Policy()), "/api/rows")[0] == 200
 
 
 # -- two runs --------------------------------------------------------------------------------------------------------

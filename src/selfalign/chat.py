@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import sys
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from pathlib import Path
 from selfalign import atomic, engines, feedback
 from selfalign.context import Context
 from selfalign.dialogue import PLAIN, Turn
-from selfalign.engines.base import Engine, Pieces, RowError, Sampling, Step
+from selfalign.engines.base import Engine, Pieces, RowError, Sampling, Step, whole_characters
 from selfalign.errors import UserError
 from selfalign.evaluation.forms import PROMPTS, PromptKind, opening
 from selfalign.evaluation.heldout import ADAPTERS, models
@@ -79,7 +80,7 @@ class Talk:
 
         def on_text(stretch: str) -> bool:
             nonlocal text
-            new = stretch if text else stretch.lstrip()
+            new = whole_characters(stretch if text else stretch.lstrip())
             text += new
             show(new)
             return not STOP.is_set
@@ -127,10 +128,14 @@ def start(
     """
     found = models(context)
     name, kind = _model(found, model or list(found)[-1]), _style(style)
+    if prompt in (None, "-") and sys.stdin is None:
+        raise UserError("standard input is closed: say the message with -p")
     if prompt == "-" or (prompt is None and not lines and not sys.stdin.isatty()):
         prompt = _checked(sys.stdin.read).strip()
         if not prompt:
             raise UserError("standard input is empty: pipe a message in, or say it with -p")
+    if prompt is not None and not (prompt := _checked(lambda: prompt or "", "the message").strip()):
+        raise UserError("the message is empty: say one with -p, or leave -p out for a dialogue")
     settings = context.recipe.evaluate
     sampling = Sampling(
         temperature, settings.top_p, max_tokens, context.recipe.engine.top_k, repetition=settings.repetition
@@ -198,29 +203,41 @@ def _dialogue(talk: Talk, read: Callable[[], str]) -> None:
 
 
 def _ask() -> str:
-    """The user's next message. Ctrl-C while waiting ends the dialogue; during an answer it ends the answer."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        return input("\nyou: ").strip()
-    finally:
-        signal.signal(signal.SIGINT, before)
+    """The user's next message, with the keys and the history of a line editor."""
+    if sys.stdout.isatty():
+        with contextlib.suppress(ImportError):
+            import readline  # noqa: F401  (input uses it)
+    while True:
+        try:
+            return _checked(lambda: _waiting(lambda: input("\nyou: "))).strip()
+        except UserError as error:
+            print(error, file=sys.stderr)
 
 
 def _read() -> str:
     """The next line of standard input."""
-    line = _checked(sys.stdin.readline)
+    line = _checked(lambda: _waiting(sys.stdin.readline))
     if not line:
         raise EOFError
     return line.strip()
 
 
-def _checked(read: Callable[[], str]) -> str:
+def _waiting(read: Callable[[], str]) -> str:
+    """Ctrl-C while waiting for the user ends the dialogue; during an answer it ends the answer."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        return read()
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _checked(read: Callable[[], str], what: str = "standard input") -> str:
     """What is read, if it is UTF-8."""
     try:
         text = read()
         text.encode("utf-8")
     except UnicodeError as error:
-        raise UserError(f"standard input is not UTF-8 ({error.reason})") from None  # type: ignore[attr-defined]
+        raise UserError(f"{what} is not UTF-8 ({error.reason})") from None  # type: ignore[attr-defined]
     return text
 
 
@@ -265,15 +282,15 @@ def _command(talk: Talk, message: str) -> None:
 def _take_back(talk: Talk, again: bool) -> None:
     if not talk.turns:
         raise UserError("nothing was said yet")
-    before = talk.turns[-2:]
+    before, kept = talk.turns[-2:], len(talk.turns) - 2
     message = before[0].text
     del talk.turns[-2:]
     if again:
         try:
             _say(talk, message, heads=True)
-        except UserError:
-            talk.turns += before
-            raise
+        finally:
+            if len(talk.turns) == kept:  # it could not be answered, or was stopped before it was
+                talk.turns += before
     else:
         talk.last = None
         talk.context.screen.say(f"taken back: {message}", "dim")
@@ -337,14 +354,14 @@ def _save(talk: Talk, target: str) -> None:
         raise UserError("/save needs a file, as /save talk.jsonl")
     if not talk.turns:
         raise UserError("nothing was said yet")
-    path = Path(target).expanduser()
     try:
+        path = Path(target).expanduser().resolve()  # a link stays one
         before = path.read_text("utf-8") if path.exists() else ""
         before += "\n" if before and not before.endswith("\n") else ""
         atomic.write_text(path, before + to_json(talk.messages()) + "\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be written ({error})") from None
-    talk.context.screen.say(f"saved: {path}", "dim")
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UserError(f"{target} cannot be written ({error})") from None
+    talk.context.screen.say(f"saved: {target}", "dim")
 
 
 def _say(talk: Talk, message: str, heads: bool) -> None:
@@ -376,6 +393,6 @@ def _say(talk: Talk, message: str, heads: bool) -> None:
     talk.last = Answered(asked, talk.style, talk.seed + talk.tries, answers)
     talk.tries += 1
     if answer or not STOP.is_set:
-        talk.turns.append(Turn("assistant", answer))
+        talk.turns.append(Turn("assistant", answer.strip()))
     else:  # stopped before the chosen model's turn
         talk.turns.pop()

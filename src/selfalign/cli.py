@@ -349,9 +349,8 @@ def main() -> None:
             sys.exit(1)
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        typer.echo(
-            f"selfalign: no space on the disk ({error.filename}): make room, then run the same command again", err=True
-        )
+        where = f" ({error.filename})" if error.filename else ""
+        typer.echo(f"selfalign: no space on the disk{where}: make room, then run the same command again", err=True)
         sys.exit(75)
 
 

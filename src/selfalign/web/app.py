@@ -258,7 +258,9 @@ async def _refused(request: Request, error: Refused) -> Response:
 
 async def _http_error(request: Request, error: Any) -> Response:
     what = {404: "there is nothing here", 405: "this method is not answered here"}.get(error.status_code, error.detail)
-    return await _refused(request, Refused(error.status_code, str(what)))
+    found = await _refused(request, Refused(error.status_code, str(what)))
+    found.headers.update(error.headers or {})  # which methods are
+    return found
 
 
 async def _fault(request: Request, error: Exception) -> Response:

@@ -244,6 +244,8 @@ class Running:
                 raise event
             left -= isinstance(event, Done)
             yield event
+            # A queue that is never empty would let nobody else speak, nor hear that the client left.
+            await asyncio.sleep(0)
         self.on_end()
 
 

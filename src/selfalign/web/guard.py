@@ -8,16 +8,18 @@ it, be it as a bearer token or as the cookie that signing in sets; a new route i
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import hmac
 import ipaddress
 import json
 import os
+import re
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from dataclasses import dataclass, field
 from importlib import resources
 from typing import Any, TypeAlias
-from urllib.parse import parse_qs
+from urllib.parse import parse_qs, urlsplit
 
 from selfalign.errors import UserError
 
@@ -70,6 +72,8 @@ class Refused(Exception):
             found.append((b"retry-after", str(self.retry_after).encode()))
         if self.status == 401:
             found.append((b"www-authenticate", b"Bearer"))
+        if self.status == 405:
+            found.append((b"allow", b"GET, HEAD, POST"))
         return found
 
 
@@ -102,7 +106,8 @@ def policy(host: str, allowed: Iterable[str] = ()) -> Policy:
         allowed: host names besides the machine's own under which clients will reach it.
 
     Raises:
-        UserError: it would be reached from elsewhere and there is no token, or the token is too short.
+        UserError: it would be reached from elsewhere and there is no token, the token is too short, or what is
+            allowed is no host.
     """
     import socket
 
@@ -118,7 +123,12 @@ def policy(host: str, allowed: Iterable[str] = ()) -> Policy:
         )
     machine = socket.gethostname()
     own = () if is_loopback(host) else (host, machine, f"{machine}.local")
-    names = {name.lower().rstrip(".") for name in ("localhost", *own, *allowed) if _address(name) is None}
+    names = {name.lower().rstrip(".") for name in ("localhost", *own) if _address(name) is None}
+    for given in allowed:
+        bare = given.strip("[]").lower().rstrip(".")
+        if _address(bare) is None and not re.fullmatch(r"[a-z0-9._-]+", bare):
+            raise UserError(f"--allow-host {given!r} is no host: a name or address, without scheme, port and path")
+        names.add(bare)
     return Policy(frozenset(names), is_loopback(host), token)
 
 
@@ -286,7 +296,8 @@ class Guard:
             return
         secure = "; Secure" if scope.get("scheme") == "https" else ""
         cookie = f"{cookie_name(host)}={cookie_value(token)}; Path=/; HttpOnly; SameSite=Strict{secure}"
-        await _respond(send, 303, [(b"location", b"/"), (b"set-cookie", cookie.encode())], b"")
+        place = _place(next(iter(_all(scope, "referer")), ""), host)
+        await _respond(send, 303, [(b"location", place.encode()), (b"set-cookie", cookie.encode())], b"")
 
 
 class _Gone(Exception):
@@ -308,6 +319,17 @@ def _page(note: str = "") -> bytes:
 def _all(scope: Scope, name: str) -> list[str]:
     wanted = name.encode()
     return [value.decode("latin-1") for key, value in scope["headers"] if key == wanted]
+
+
+def _place(referer: str, host: str) -> str:
+    """Where a page of ours asked for the token: what is shown there stands in its address."""
+    with contextlib.suppress(ValueError):
+        found = urlsplit(referer)
+        place = found._replace(scheme="", netloc="", fragment="").geturl()
+        ours = found.netloc.lower() == host and found.path.startswith("/") and found.path != SIGN_IN
+        if ours and place.isascii() and not place.startswith("//") and "\\" not in place:
+            return place
+    return "/"
 
 
 def _is_page(scope: Scope) -> bool:

@@ -14,7 +14,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,44 +24,13 @@ from selfalign.errors import UserError
 from selfalign.journal import LEDGER
 from selfalign.records import content_hash
 from selfalign.run import JSONL_FILES, RunDir, file_hash
+from selfalign.web.cache import Cache
 from selfalign.web.entries import FILES, Entry, Fate, Lines, Reader, lines
 
-VERSION = "1"
 _BATCH = 2000
 
 ANSWERS = {"engrave": "align", "clone": "verbose"}
 """Training -> the ledger of the answers that it learns."""
-
-_SCHEMA = """
-CREATE TABLE meta(key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
-CREATE TABLE stages(stage TEXT PRIMARY KEY, stamp TEXT NOT NULL, last INTEGER NOT NULL, number INTEGER NOT NULL)
-  WITHOUT ROWID;
-CREATE TABLE files(name TEXT PRIMARY KEY, size INTEGER, changed INTEGER, hash TEXT NOT NULL) WITHOUT ROWID;
-CREATE TABLE kinds(
-  kind INTEGER PRIMARY KEY, stage TEXT NOT NULL, state TEXT NOT NULL, reason TEXT NOT NULL, source TEXT NOT NULL,
-  type TEXT NOT NULL, split TEXT NOT NULL, model TEXT NOT NULL,
-  UNIQUE (stage, state, reason, source, type, split, model));
-CREATE TABLE sets(cites INTEGER NOT NULL, principle INTEGER NOT NULL, PRIMARY KEY (cites, principle)) WITHOUT ROWID;
-CREATE TABLE rows(
-  n INTEGER PRIMARY KEY, place INTEGER NOT NULL, stage TEXT NOT NULL, id TEXT NOT NULL, about TEXT NOT NULL,
-  kind INTEGER NOT NULL, cites INTEGER NOT NULL);
-CREATE INDEX rows_place ON rows(place, kind);
-CREATE INDEX rows_stage ON rows(stage);
-CREATE UNIQUE INDEX rows_id ON rows(id, stage);
-CREATE INDEX rows_about ON rows(about);
-CREATE TABLE cited(principle INTEGER NOT NULL, n INTEGER NOT NULL, PRIMARY KEY (principle, n)) WITHOUT ROWID;
-CREATE TABLE marks(n INTEGER PRIMARY KEY, mark TEXT NOT NULL, answer TEXT NOT NULL);
-CREATE TABLE texts(n INTEGER PRIMARY KEY, topic TEXT NOT NULL, prompt TEXT NOT NULL, message TEXT NOT NULL,
-  thoughts TEXT NOT NULL, answer TEXT NOT NULL);
-CREATE VIRTUAL TABLE found USING fts5(
-  message, thoughts, answer, content='texts', content_rowid='n', tokenize='unicode61 remove_diacritics 2');
-CREATE TABLE cube(
-  kind INTEGER NOT NULL, principle INTEGER NOT NULL, number INTEGER NOT NULL, PRIMARY KEY (kind, principle)
-) WITHOUT ROWID;
-"""
-# kinds: all that rows are filtered by but the principles; sets: which principles a row cites together; place: the rank
-# of the stage and the position in it; cube: how many rows of a kind there are, once for the row (principle 0) and once
-# for each principle that it cites. So a count is a sum over few kinds, whatever the number of rows.
 
 PLACES = 1 << 40
 """Positions of one stage are below this."""
@@ -101,7 +70,7 @@ class Index:
         cache: where the cache stands.
 
     Raises:
-        UserError: it cannot be written there.
+        UserError: it cannot be written there, or another file stands there.
     """
 
     def __init__(self, run: Path, constitution: Constitution, cache: Path) -> None:
@@ -116,44 +85,24 @@ class Index:
         self.trouble = ""
         """What kept the last reading from its end."""
         self._known: dict[str, tuple[tuple[int, int] | None, Lines]] = {}
-        self._make()
-
-    # -- the cache's file ----------------------------------------------------------------------------------------
-
-    def _make(self) -> None:
-        """Take the cache that is there, or begin one."""
-        with suppress(sqlite3.DatabaseError), self.reading() as db:
-            if db.execute("SELECT value FROM meta WHERE key = 'version'").fetchone() == (VERSION,):
-                return
-        for end in ("", "-wal", "-shm"):
-            self.path.with_name(self.path.name + end).unlink(missing_ok=True)
-        try:
-            with self._writing() as db:
-                db.executescript(_SCHEMA)
-                db.executemany("INSERT INTO meta VALUES (?, ?)", [("version", VERSION), ("generation", "0")])
-        except sqlite3.OperationalError as error:
-            raise UserError(f"{self.path} cannot be written ({error}): --cache FILE puts it elsewhere") from None
+        self._cache = Cache(cache, own=cache == RunDir.look(run).view)
+        self._cache.make()
+        self._begun = self._cache.begun
 
     @contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
-        """A connection to the cache that cannot write, for this thread."""
-        db = sqlite3.connect(f"{self.path.resolve().as_uri()}?mode=ro", uri=True, isolation_level=None, timeout=10)
-        try:
-            db.execute("PRAGMA cache_size=-16000")
-            yield db
-        finally:
-            db.close()
+        """A connection to the cache that cannot write, for this thread.
 
-    @contextmanager
-    def _writing(self) -> Iterator[sqlite3.Connection]:
-        db = sqlite3.connect(self.path, isolation_level=None, timeout=30)
-        try:
-            db.execute("PRAGMA journal_mode=WAL")
-            db.execute("PRAGMA synchronous=NORMAL")
-            db.execute("PRAGMA cache_size=-32000")
+        Raises:
+            UserError: the cache and its run are gone.
+        """
+        self._expect()
+        with self._cache.reading() as db:
             yield db
-        finally:
-            db.close()
+
+    def _expect(self) -> None:
+        if not self.path.exists() and not (self.run / "journal.sqlite").exists():
+            raise UserError(f"there is no run in {self.run} any longer")
 
     # -- reading the run -----------------------------------------------------------------------------------------
 
@@ -172,12 +121,17 @@ class Index:
         try:
             self.refresh()
             self.trouble = ""
+        except UserError as error:
+            self.trouble = str(error)
         except (sqlite3.Error, OSError) as error:
             self.trouble = f"the run cannot be read now ({error})"
 
     def refresh(self) -> None:
         """Read what is new in the run, and return when it is read."""
-        with self._lock, self._writing() as db:
+        self._expect()
+        with self._lock, self._cache.writing() as db:
+            if self._begun != (begun := self._cache.begun):
+                self._begun, self._stamps = begun, []
             # Taken before anything is read: what comes meanwhile is seen the next time.
             names = ("journal.sqlite", "journal.sqlite-wal", *JSONL_FILES.values())
             if (stamps := [_stamp(self.run / name) for name in names]) == self._stamps:

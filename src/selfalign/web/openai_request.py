@@ -7,7 +7,6 @@ nothing (`logprobs: false`, `tools: []`) passes.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -226,7 +225,9 @@ def _message(given: Any, where: str) -> tuple[str, str]:
     if role not in ("system", "developer", "user", "assistant"):
         raise _bad("role must be system, developer, user or assistant; tools are not supported", f"{where}.role")
     for name, more in given.items():
-        if name not in ("role", "content") and more not in (None, [], ""):
+        # What we sent comes back in the next request: thoughts are no part of a dialogue.
+        ours = name == "reasoning_content" and role == "assistant" and isinstance(more, str)
+        if name not in ("role", "content") and more not in (None, [], "") and not ours:
             raise _bad(f"{_quoted(name)} is not supported in messages", f"{where}.{name[:100]}")
     content = given.get("content")
     if isinstance(content, list):
@@ -262,8 +263,8 @@ def _number(value: Mapping[str, Any], name: str, least: float, most: float) -> f
     given = value.get(name)
     if given is None:
         return None
-    fine = isinstance(given, int | float) and not isinstance(given, bool)
-    if not fine or not math.isfinite(given) or not least <= given <= most:
+    # An inequality, not isfinite: a whole number may be too long to become a float. None holds for what is no number.
+    if not isinstance(given, int | float) or isinstance(given, bool) or not least <= given <= most:
         raise _bad(f"{name} must be a number from {least:g} to {most:g}", name)
     return float(given)
 

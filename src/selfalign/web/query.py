@@ -16,6 +16,8 @@ SHOWN = 320
 """Characters of a text in a list."""
 MOST = 200
 """Rows of a page, at most."""
+LONGEST = 400
+"""Characters of a search, at most."""
 
 _TOGETHER = re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]")
 """Letters of scripts that put no spaces between words: the index of words cannot find what stands inside of them."""
@@ -74,6 +76,9 @@ def parse(query: Mapping[str, str]) -> Filter:
     """
     known = {f.name for f in fields(Filter)} - {"principle"}
     found: dict[str, Any] = {name: value for name, value in query.items() if name in known}
+    if "words" in found:
+        # SQLite would read a search to its first NUL only, and has bounds on conditions.
+        found["words"] = found["words"][:LONGEST].replace("\0", " ")
     if "principle" in query:
         found["principle"] = int(query["principle"][:9])
     return Filter(**found)

@@ -214,4 +214,5 @@ def _text(prompt: str) -> Pieces:
 
 def _seeds(options: Options) -> list[int]:
     first = secrets.randbits(31) if options.seed is None else options.seed
-    return [(first + number) % 2**32 for number in range(options.n)]
+    # llama.cpp takes 2**32 - 1 for "any seed".
+    return [(first + number) % (2**32 - 1) for number in range(options.n)]

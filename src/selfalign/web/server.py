@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import socket
 from collections.abc import Callable
@@ -17,7 +18,11 @@ if TYPE_CHECKING:
 GRACE_S = 5
 """Seconds that requests in flight get when the server ends."""
 HEADER_S = 20.0
-"""Seconds in which a connection must have sent its first request's headers."""
+"""Seconds in which a request's headers must have come, from the connection's beginning or their first byte."""
+
+BURST = 128
+"""Connections taken in one go: where descriptors run out, asyncio tries and complains once for each of them."""
+_DESCRIPTORS = 8192
 
 
 def check_installed() -> None:
@@ -41,13 +46,12 @@ def listen(host: str, port: int) -> socket.socket:
         found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         found.bind(address)
         found.listen(256)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
         if found:
             found.close()
-        taken = error.errno == errno.EADDRINUSE
-        what = (
-            f"port {port} is taken: name another with --port" if taken else f"cannot listen ({error.strerror or error})"
-        )
+        taken = isinstance(error, OSError) and error.errno == errno.EADDRINUSE
+        why = getattr(error, "strerror", None) or error
+        what = f"port {port} is taken: name another with --port" if taken else f"cannot listen ({why})"
         raise UserError(f"--host {host} --port {port}: {what}") from None
     return found
 
@@ -90,29 +94,65 @@ def make(app: App) -> Any:
     import uvicorn
 
     config = uvicorn.Config(
-        app, http=_patient(), ws="none", loop="asyncio", lifespan="off", log_config=None, log_level="critical",
-        access_log=False, proxy_headers=False, server_header=False, timeout_keep_alive=10,
+        app, http=_patient(_room()), backlog=BURST, ws="none", loop="asyncio", lifespan="off", log_config=None,
+        log_level="critical", access_log=False, proxy_headers=False, server_header=False, timeout_keep_alive=10,
         timeout_graceful_shutdown=GRACE_S, h11_max_incomplete_event_size=16 << 10,
     )  # fmt: skip
     return uvicorn.Server(config)
 
 
-def _patient() -> Any:
-    """HTTP/1.1 that does not wait for ever for headers."""
+def _room() -> int:
+    """Connections that may be open at once: a quarter of the files that may, for closing takes a while."""
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _DESCRIPTORS if hard == resource.RLIM_INFINITY else min(_DESCRIPTORS, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+        soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return (_DESCRIPTORS if soft == resource.RLIM_INFINITY else soft) // 4
+
+
+def _patient(room: int) -> Any:
+    """HTTP/1.1 that does not wait for ever for headers: uvicorn's own patience ends with a request's first byte.
+
+    Args:
+        room: connections at once; of more, the one that has waited longest without asking makes place.
+    """
+    import h11
     from uvicorn.protocols.http.h11_impl import H11Protocol
 
+    waiting: dict[Any, None] = {}
+
     class Patient(H11Protocol):
+        patience: asyncio.TimerHandle | None = None
+
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
             self.patience = self.loop.call_later(HEADER_S, transport.abort)
+            waiting[self] = None
+            if len(self.connections) > room:
+                first = next(iter(waiting))
+                first.calm()
+                first.transport.abort()
 
         def handle_events(self) -> None:
             super().handle_events()
-            if self.cycle:
-                self.patience.cancel()
+            if self.conn.their_state is not h11.IDLE:
+                self.calm()
+            elif self.patience is None and self.conn.trailing_data[0]:
+                self.patience = self.loop.call_later(HEADER_S, self.transport.abort)
+                waiting[self] = None
 
         def connection_lost(self, exc: Exception | None) -> None:
-            self.patience.cancel()
+            self.calm()
             super().connection_lost(exc)
+
+        def calm(self) -> None:
+            if self.patience is not None:
+                self.patience.cancel()
+            self.patience = None
+            waiting.pop(self, None)
 
     return Patient

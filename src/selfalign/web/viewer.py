@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -161,7 +162,7 @@ def _told(answer: Callable[[Mapping[str, object]], Any]) -> Callable[[Request], 
     from starlette.concurrency import run_in_threadpool
 
     async def route(request: Request) -> Response:
-        if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
+        if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
             return _answered(415, {"error": "JSON is expected"})
         try:
             told = json.loads(await request.body())
@@ -191,6 +192,8 @@ def _tried(answer: Callable[[Any], Any], asked: object) -> Response:
         return _answered(404, {"error": str(error)})
     except ValueError:
         return _answered(400, {"error": "a number was expected"})
+    except (sqlite3.Error, OSError) as error:
+        return _answered(503, {"error": f"the run cannot be read or written now ({error})"})
 
 
 def _answered(status: int, value: object) -> Response:

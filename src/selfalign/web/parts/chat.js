@@ -138,6 +138,7 @@ function describeAnswer(place, found, { body, finish, usage, note, first, began,
   if (found.text) {
     const copy = make("button", "quiet", "copy");
     copy.type = "button";
+    copy.hidden = !navigator.clipboard; // there is none beyond loopback without TLS
     copy.onclick = async () => {
       await navigator.clipboard.writeText(found.text);
       copy.textContent = "copied";
@@ -218,7 +219,8 @@ function column(model) {
   const made = make("article", "answer");
   made.ariaBusy = "true";
   const head = make("h3", "", model);
-  head.append(make("span", "", ` · ${promptOf(model)} prompt`));
+  const alone = model === PROMPTED && turns.length > 1 ? ", this message alone" : "";
+  head.append(make("span", "", ` · ${promptOf(model)} prompt${alone}`));
   const thinking = make("details");
   const thoughts = make("p", "thoughts said"), text = make("p", "text said");
   thinking.append(make("summary", "", "Thoughts"), thoughts);

@@ -16,6 +16,7 @@ export async function begin() {
     by("sides").replaceChildren(table(found));
     const first = found.rows.find((row) => row.stage === "align" && row.differ) ?? found.rows.find((row) => row.differ);
     if (first) await pick(first.stage, "differ");
+    else by("pairs").replaceChildren(h("p", { class: "soft" }, "No row that both have came out differently."));
   } catch (error) { by("sides").replaceChildren(h("p", { class: "warn" }, String(error.message))); }
 }
 

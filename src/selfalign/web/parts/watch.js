@@ -22,10 +22,11 @@ async function look() {
       const changed = generation !== null && generation !== now.generation;
       generation = now.generation;
       if (changed) await again();
-    } catch {
-      by("state").replaceChildren("the viewer has ended");
+    } catch (error) {
+      by("state").replaceChildren(error instanceof TypeError ? "the viewer has ended" : error.message);
     }
   }
+  clearTimeout(next);
   next = setTimeout(look, wait);
 }
 
