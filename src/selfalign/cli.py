@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from selfalign import cli_export, cli_serve, cli_view
+from selfalign import cli_export, cli_serve, cli_suggest, cli_view
 from selfalign.cli_constitution import AsJson, constitution_app
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(constitution_app, name="constitution")
+cli_suggest.register(constitution_app)
 
 Run = Annotated[Path, typer.Argument(help="A run directory.", metavar="RUN")]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite files that were edited by hand.")]
