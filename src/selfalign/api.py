@@ -18,13 +18,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from selfalign import atomic, constitution, costs, engines, models, pipeline, report_terminal
+from selfalign import atomic, constitution, costs, engines, feedback, models, pipeline, report_terminal
 from selfalign import recipe as recipes
 from selfalign.calibrate import calibration
 from selfalign.context import ADAPTER_STAGES, Context
 from selfalign.counts import StageCounts
 from selfalign.errors import UserError
 from selfalign.evaluation.wanted import Wanted
+from selfalign.feedback import Feedback
 from selfalign.progress import Screen
 from selfalign.recipe import Recipe, Stage
 from selfalign.records import Answer, Drop, Prompt, Response, Score, read_jsonl
@@ -32,6 +33,7 @@ from selfalign.report.scores import read_scores
 from selfalign.run import RunDir, default_out, frozen_kind, frozen_prompts, hold
 
 if TYPE_CHECKING:
+    from selfalign.drafts import Draft
     from selfalign.export.dataset import Exported
 
 
@@ -151,6 +153,24 @@ class Run:
         """The ledger of every stage so far: rows in, kept, dropped and failed by reason, tokens, seconds."""
         journal = self._context.journal
         return [journal.counts(stage) for stage in journal.stages()]
+
+    def feedback(self) -> list[Feedback]:
+        """The answers that people marked, the oldest mark first (docs/feedback.md).
+
+        Raises:
+            UserError: a line was edited into something else.
+        """
+        return list(feedback.read(self._context.run).values())
+
+    def suggestions(self) -> list[Draft]:
+        """Changes of the run's constitution that the marks lead to; nothing is changed by asking.
+
+        Raises:
+            UserError: as `feedback`, or the constitution is gone.
+        """
+        from selfalign import suggest
+
+        return list(suggest.look(self._context.run).found.drafts)
 
     def status(self) -> dict[str, Any]:
         """What `selfalign status --json` prints."""

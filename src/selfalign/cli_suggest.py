@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from selfalign.constitution import Principle
     from selfalign.drafts import Draft
     from selfalign.feedback import Feedback
     from selfalign.suggest import Look, Work
@@ -127,17 +128,21 @@ def _listing(looked: Look) -> Iterator[str]:
     drafts: dict[str, list[Draft]] = {}
     for d in looked.found.drafts:
         drafts.setdefault(d.mark.id, []).append(d)
-    shown: set[str] = set()
+    # Under the principle that the drafts are for, if the answer cites it.
+    homes = {key: found[0].principle for key, found in drafts.items()}
+    under: dict[str, Principle | None] = {}
+    for group in looked.found.groups:
+        number = group.principle.id if group.principle else None
+        under |= {m.id: group.principle for m in group.marks if m.id not in under or homes.get(m.id) == number}
     for group in looked.found.groups:
         yield ""
         p = group.principle
         yield f"{p.id} ({p.name}). {p.rule}" if p else "no principle"
         for mark in group.marks:
             yield f"  {_mark(mark)}"
-            if mark.id in shown:
-                yield "    drafts: above"
+            if (home := under[mark.id]) != group.principle:
+                yield f"    see {home.id} ({home.name})" if home else "    see no principle"
                 continue
-            shown.add(mark.id)
             for d in drafts.get(mark.id, []):
                 yield f"    {d.id}  {_place(looked, d)}"
                 yield from (f"      {line}" for line in _draft(d))

@@ -43,13 +43,13 @@ _NAMED = (
 """Words of a note, the check that they name, and whether "should (not)" before them is about what the check sees."""
 _LONGER = r"longer|too (?:short|brief)|detail\w*|thorough\w*|elaborat\w+"
 _SHORTER = r"short\w*|brief\w*|concise\w*|to the point|too (?:long|wordy)|wordy|rambl\w+|one sentence|one word"
-_SHOULD = r"(?:(?<!\w)(?:should|must|please|needs? to|ha(?:s|ve) to)|(?:^|[.,;:!] )do)(?P<no> ?n't| not| never)?"
+_SHOULD = r"(?:(?<!\w)(?:should|must|please|needs? to|ha(?:s|ve) to)|(?:^|[.,;:!] )do)(?P<no> ?n't| not| never| no)?"
 _ASKS = re.compile(
-    r"(?i)(?:it |this |the answer |you )?(should|must|ought(?= to )|needs?(?= to )|ha(?:s|ve)(?= to ))(?= |n['’]t)"
+    r"(?i)(?:it |the answer |you )?(should|must|ought(?= to )|needs?(?= to )|ha(?:s|ve)(?= to ))(?= |n['’]t)"
 )
 _ORDERS = re.compile(
-    r"(?i)(?:please |always |never |don['’]t |do not |rather )*(?:add|admit|always|answer|ask|avoid|be|begin|check|cite|"
-    r"compare|correct|count|decline|describe|do|don['’]t|end|explain|give|go|help|keep|leave|let|list|look|make|mention|"
+    r"(?i)(?:please |always |never |don['’]t |do not )*(?:add|admit|always|answer|ask|avoid|be|begin|check|cite|"
+    r"compare|correct|count|decline|do|don['’]t|end|explain|give|go|help|keep|leave|let|list|look|make|mention|"
     r"name|never|offer|only|point|prefer|put|quote|refuse|say|show|speak|start|state|stay|stop|suggest|take|tell|treat|"
     r"try|turn|use|warn|write|i) "
 )
@@ -216,8 +216,8 @@ def joined(rule: str, said: str) -> str:
 def name_for(said: str, taken: Iterable[str]) -> str:
     """What a new principle is called until a person finds a better name: the note's first words that carry a topic."""
     known, topic = {name.lower() for name in taken}, content_words(said) - {"avoid"}
-    spoken = words(said)
-    name = " ".join(([w for w in spoken if w.removesuffix("s") in topic] or list(spoken))[:3])[:34].strip() or "new"
+    spoken = [w for w in words(said) if w not in ("i", "should", "must", "what", "avoid")]
+    name = " ".join(([w for w in spoken if w.removesuffix("s") in topic] or spoken)[:3])[:34].strip() or "new"
     name = name if len(name) > 1 else f"new {name}"
     return next(n for n in (name, *(f"{name} {k}" for k in range(2, 1001))) if n.lower() not in known)
 
@@ -280,11 +280,8 @@ def _deciding(mark: Feedback, value: dict[str, Any], wanted: bool | None, how: s
     probe = validate(Probe, {"ask": mark.message, **value}, "probe")
     contrast = shows(probe, mark.answer) == (mark.verdict == "bad")
     if wanted is not None and wanted == contrast:
-        sees = "sees" if shows(probe, mark.answer) else "does not see"
-        return (
-            None,
-            f"the note speaks of what the check {probe.expect} {sees} in the answer: it cannot tell the two apart",
-        )
+        decides = "fail" if mark.verdict == "good" else "pass"
+        return None, f"by the check {probe.expect} the answer marked {mark.verdict} would {decides} what the note wants"
     probe = probe.model_copy(update={"contrast": contrast})
     if passes(probe, mark.answer) != (mark.verdict == "good"):  # an empty answer passes nothing
         return None, f"the check {probe.expect} does not decide as you did"

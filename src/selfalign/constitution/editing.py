@@ -175,19 +175,21 @@ class _Edit:
             yield self._text[:start] + new + self._text[end:]
 
     def _styles(self, style: str | None, old: str, value: str) -> Iterator[str]:
+        remark = ""
         if style in (">", "|"):
             header, first, *_ = [*old.splitlines(), ""]
             indent = first[: len(first) - len(first.lstrip())]
-            lines = [value]
+            lines = value.split("\n")
             if style == ">":
                 lines = textwrap.wrap(value, 118 - len(indent), break_on_hyphens=False, break_long_words=False)
-            for head in dict.fromkeys((header.rstrip(), f"{style}-")):
+            remark = found[0].rstrip() if (found := re.search(r"\s+#.*", header)) else ""
+            for head in dict.fromkeys((header.rstrip(), f"{style}-{remark}")):
                 yield self._newline.join([head, *(f"{indent}{line}" for line in lines)])
-        elif style == "'":
+        elif style == "'" and "\n" not in value:
             yield "'" + value.replace("'", "''") + "'"
-        elif style is None:
+        elif style is None and "\n" not in value:
             yield value
-        yield _quoted(value)
+        yield _quoted(value) + remark
 
     def into_list(
         self, root: yaml.MappingNode, parent: yaml.MappingNode, key: str, found: yaml.Node | None, value: _Value
