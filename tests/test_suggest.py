@@ -65,6 +65,13 @@ def refused(*arguments: object) -> str:
     return str(error)
 
 
+def few(folder: Path) -> Path:
+    """Seed tasks that lint compares quickly."""
+    file = folder / "seeds.jsonl"
+    file.write_text('{"instruction": "Sing.", "instances": [{"input": ""}]}\n', "utf-8")
+    return file
+
+
 @pytest.fixture
 def mine(tmp_path: Path) -> Path:
     """A user's own constitution, with comments and CRLF."""
@@ -75,7 +82,8 @@ def mine(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def run(fake_run: Run, mine: Path) -> RunDir:
-    return fake_run(f"constitution={mine}", texts=constitutions.load(str(mine))).run
+    sets = [f"constitution={mine}", f"seeds={few(mine.parent)}"]
+    return fake_run(*sets, texts=constitutions.load(str(mine))).run
 
 
 def files(folder: Path) -> dict[str, str]:
@@ -127,11 +135,9 @@ def test_accepted_drafts_are_written_and_all_else_stays(run: RunDir, mine: Path)
 
 
 def test_of_a_shipped_constitution_a_new_file_is_made(fake_run: Run, tmp_path: Path):
-    run = fake_run().run
+    run = fake_run(f"seeds={few(tmp_path)}").run
     note = say(run, 'should say "moo"', message="What do cows say?")
-    assert "--out FILE" in refused(run.path, "--write") and "--out FILE" in refused(
-        run.path, "--write", "--accept", "all"
-    )
+    assert "--out FILE" in refused(run.path, "--write")
     target = tmp_path / "new/mine.yaml"
     done = tool(run.path, "--accept", "all", "--out", target, "--json")
     assert done.exit_code == 0, done
@@ -142,32 +148,41 @@ def test_of_a_shipped_constitution_a_new_file_is_made(fake_run: Run, tmp_path: P
     found = constitutions.load(str(target))
     assert found.principles[:-1] == run.constitution.principles and found.principles[-1].probes[0].words == ["moo"]
     assert target.read_text("utf-8").startswith("extends: default\nprinciples:\n  - id: 17\n")
-    assert "exists" in refused(run.path, "--accept", "all", "--out", target)
-    placed = tmp_path / "placed.yaml"
-    key = note.id[:4]
-    assert tool(run.path, "--accept", f"probe-{key},rule-{key}:7", "--out", placed).exit_code == 0
-    candor = constitutions.load(str(placed)).principles[6]
+    looked = suggest.look(run)
+    with pytest.raises(UserError, match=r"exists: name another --out$"):
+        suggest.begin(looked, target)
+    work = suggest.begin(looked, tmp_path / "placed.yaml")
+    for draft, place in suggest.chosen(looked, f"probe-{note.id[:4]},rule-{note.id[:4]}:7"):
+        work.take(draft, place)
+    candor = constitutions.load(str(work.publish())).principles[6]
     assert candor.rule.endswith(' I should say "moo".') and candor.probes[-1].ask == "What do cows say?"
 
 
 def test_mistakes_are_one_line_and_change_nothing(run: RunDir, mine: Path, tmp_path: Path):
     key = say(run, 'should say "moo"').id[:4]
+    copy = run.path / "constitution.yaml"
+    before = files(tmp_path)
     for arguments, why in (
-        (["--write"], "say which drafts"), (["--out", tmp_path / "x.yaml"], "say which drafts"),
-        (["--write", "--out", "x"], "one of them"), (["--accept", "rule-0", "--write"], f"are rule-{key}, probe-{key}"),
-        (["--accept", f"rule-{key}:x", "--write"], "a principle's number"), (["--accept", ",", "--write"], "needs ids"),
-        (["--accept", f"rule-{key}:99", "--write"], "there is no principle 99"),
-        (["--accept", f"probe-{key}", "--write"], "a probe needs a principle"),
-        (["--constitution", "none.yaml"], "does not exist"), (["--out", tmp_path, "--accept", "all"], "exists"),
-        (["--constitution", run.path / "constitution.yaml", "--write", "--accept", "all"], "the run's own copy"),
+        (["--write"], "say which drafts"), (["--write", "--out", "x"], "one of them"),
+        (["--constitution", copy, "--write", "--accept", "all"], "the run's own copy"),
         (["--out", mine / "x.yaml", "--accept", "all"], "cannot be made"),
     ):  # fmt: skip
-        before = files(tmp_path)
         assert why in refused(run.path, *arguments), arguments
-        assert files(tmp_path) == before
-    mine.unlink()
-    assert "is gone" in refused(run.path)
-    copy = run.path / "constitution.yaml"
+    looked = suggest.look(run)
+    for accept, why in (
+        ("rule-0", f"there are rule-{key}, probe-{key}"), (f"rule-{key}:x", "a principle's number"), (",", "needs ids"),
+        (f"rule-{key}:99", "there is no principle 99"), (f"probe-{key}", "a probe needs a principle"),
+    ):  # fmt: skip
+        with pytest.raises(UserError, match=why):
+            for draft, place in suggest.chosen(looked, accept):
+                suggest.begin(looked, None).take(draft, place)
+    for source, why in (("none.yaml", "does not exist"), ("", "is gone")):
+        if not source:
+            mine.rename(tmp_path / "gone.yaml")
+        with pytest.raises(UserError, match=why):
+            suggest.look(run, source)
+    mine.with_name("gone.yaml").rename(mine)
+    assert files(tmp_path) == before
     target = tmp_path / "again.yaml"
     assert tool(run.path, "--constitution", copy, "--accept", "all", "--out", target).exit_code == 0
     assert constitutions.load(str(target)).principles[-1].name == "say moo"
@@ -212,7 +227,7 @@ def test_links_marks_of_order_and_relative_bases(run: RunDir, mine: Path, tmp_pa
     assert link.is_symlink() and b"Say moo." in mine.read_bytes()
 
 
-@settings(max_examples=12)
+@settings(max_examples=8)
 @given(st.text(st.characters(), max_size=60), st.text(st.characters(), min_size=1, max_size=40).filter(str.strip))
 @example("say {name}: 'x' \"y\" # z\r\n- a\x1b[2J", "{ask: *x}\n---\n\u2028 \t%")
 @example("should not {cutoff}\x00\ud800", "'")
@@ -221,9 +236,7 @@ def test_any_note_reads_back_as_it_is_meant(tmp_path_factory: pytest.TempPathFac
     mine = folder / "mine.yaml"
     mine.write_bytes(OWN.encode())
     before = constitutions.load(str(mine))
-    few = folder / "seeds.jsonl"
-    few.write_text('{"instruction": "Sing.", "instances": [{"input": ""}]}\n', "utf-8")
-    recipe = recipes.load("quick", ["engine.kind=fake", f"constitution={mine}", f"seeds={few}"])
+    recipe = recipes.load("quick", ["engine.kind=fake", f"constitution={mine}", f"seeds={few(folder)}"])
     run = RunDir(folder / "run", recipe, before)
     run.path.mkdir()
     say(run, f"{note} steps", message=message, principles=[2])
