@@ -282,13 +282,13 @@ def test_an_answer_is_good_or_bad_by_keys(look: Open, serve: Serve, tmp_path: Pa
     page.keyboard.press("j")
     page.wait_for_selector(".step.own")
     page.keyboard.press("b")
-    page.wait_for_function("() => document.activeElement.matches('.note input')")
+    page.wait_for_function("() => document.activeElement.matches('.note textarea')")
     page.keyboard.type("<b>no</b> source")
     page.keyboard.press("Enter")
     page.wait_for_function("() => document.querySelector('.note .told').textContent.startsWith('Kept')")
     (kept,) = [json.loads(line) for line in run.jsonl("feedback").read_text("utf-8").splitlines()]
     assert (kept["verdict"], kept["note"], kept["source"]) == ("bad", "<b>no</b> source", "view")
-    assert page.locator(".note input").input_value() == "<b>no</b> source"
+    assert page.locator(".note textarea").input_value() == "<b>no</b> source"
     assert page.locator(".opinion [aria-pressed=true]").text_content() == "bad"
     assert not run.jsonl("marks").exists()
     page.keyboard.press("b")

@@ -177,7 +177,7 @@ def test_an_answer_is_marked_by_the_keyboard(opened: Page, running: Running, tmp
         return [json.loads(line) for line in file.read_text("utf-8").splitlines()] if file.exists() else []
 
     opened.key("Shift+Tab", "Enter")  # from the message back to the last answer's last button
-    note = page.locator(".answer").last.locator(".note input")
+    note = page.locator(".answer").last.locator(".note textarea")
     api.expect(note).to_be_focused()
     (row,) = kept()
     assert (row["verdict"], row["model"], row["prompt"], row["note"]) == ("bad", "final", "standard", "")
@@ -189,7 +189,7 @@ def test_an_answer_is_marked_by_the_keyboard(opened: Page, running: Running, tmp
     assert [r["note"] for r in kept()] == ["<img src=x> no"]
     page.locator(".answer").first.get_by_role("button", name="good").click()  # the prompted base, with its thoughts
     api.expect(page.locator(".note")).to_have_count(2)
-    api.expect(page.locator(".note input").first).to_be_focused()
+    api.expect(page.locator(".note textarea").first).to_be_focused()
     assert [(r["model"], r["prompt"], bool(r.get("principles"))) for r in kept()] == [
         ("final", "standard", False), ("prompted-base", "constitution", True),
     ]  # fmt: skip

@@ -165,7 +165,8 @@ function marks(place, body, answer) {
   for (const [name, key] of [["temperature"], ["top_p"], ["max_tokens", "max_new_tokens"], ["seed"]]) {
     if (body[name] !== undefined) said.settings[key ?? name] = body[name];
   }
-  const form = make("form", "note"), note = make("input"), state = make("span", "told");
+  const form = make("form", "note"), note = make("textarea"), state = make("span", "told");
+  note.rows = 1;
   note.maxLength = 2000;
   note.enterKeyHint = "done";
   note.autocomplete = "off";
@@ -205,7 +206,9 @@ function marks(place, body, answer) {
   });
   note.oninput = () => { state.textContent = "Enter keeps the note."; };
   note.onchange = () => tell(verdict);
-  form.onsubmit = event => {
+  form.onsubmit = event => event.preventDefault();
+  note.onkeydown = event => {
+    if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
     event.preventDefault();
     at("message").focus(); // what was changed is kept as the field is left
   };

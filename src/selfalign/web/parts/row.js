@@ -157,9 +157,9 @@ function opinion(step, is) {
       if (focus) by("row").querySelector(`[data-note="${CSS.escape(`${step.stage}.${step.id}`)}"]`)?.focus({ preventScroll: true });
     } catch (error) { state.replaceChildren(String(error.message)); }
   };
-  const box = h("input", { "data-note": `${step.stage}.${step.id}`, maxlength: 2000, autocomplete: "off", enterkeyhint: "done", value: note,
-    placeholder: OPINIONS[verdict], "aria-label": OPINIONS[verdict], oninput: () => state.replaceChildren("Enter keeps the note.") });
-  const form = h("form", { class: "note", onsubmit: (event) => { event.preventDefault(); keep(); } }, box, state);
+  const box = h("textarea", { "data-note": `${step.stage}.${step.id}`, rows: 1, maxlength: 2000, autocomplete: "off", enterkeyhint: "done",
+    placeholder: OPINIONS[verdict], "aria-label": OPINIONS[verdict], oninput: () => state.replaceChildren("Enter keeps the note.") }, note ?? "");
+  const form = h("div", { class: "note" }, box, state);
   let kept = note ?? "";
   const keep = () => {
     if (box.value === kept) return;
@@ -167,6 +167,11 @@ function opinion(step, is) {
     send(verdict, kept);
   };
   box.addEventListener("blur", keep);
+  box.addEventListener("keydown", (event) => {
+    if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
+    event.preventDefault();
+    box.blur(); // which keeps it
+  });
   return h("div", { class: "opinion" }, h("p", {}, h("span", {}, "This answer is"), Object.keys(OPINIONS).map((name) =>
     h("button", { class: "quiet", "aria-pressed": String(verdict === name), "data-key": is && name[0],
       title: "Feedback for the constitution; nothing is trained on it",
