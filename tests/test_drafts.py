@@ -60,8 +60,9 @@ def test_numbers_are_those_of_the_run(default_constitution: Constitution):
         ("needs to be shorter", "I need to be shorter."), ("shouldn't guess", "I shouldn't guess."),
         ("names no source", "What I avoid: names no source."), ("has no source", "What I avoid: has no source."),
         ("say where to look", "Say where to look."), ("don’t guess", "Don’t guess."),
-        ("Principle 7: ask back", "Ask back."),
-        ("  too\n long \x1b[31m", "What I avoid: too long [31m."), ("iPhones cost", "What I avoid: iPhones cost."),
+        ("Principle 7: ask back", "Ask back."), ("\"Ida\" should be said", '"Ida" should be said.'),
+        ("it invents; should admit it!\nsay less", "What I avoid: it invents. I should admit it! Say less."),
+        ("  too  long \x1b[31m", "What I avoid: too long [31m."), ("iPhones cost", "What I avoid: iPhones cost."),
         ("", ""), (" \u202e ?! ", ""), ("should {name} say so?", "I should {name} say so?"),
     ],
 )  # fmt: skip
@@ -112,7 +113,7 @@ def test_the_probe_decides_as_the_person_did(
         ({}, "no check fits"), ({"verdict": "good", "answer": " "}, "an empty answer passes no probe"),
         ({"note": "steps", "message": "Hi {name}"}, "holds {name}"), ({"note": "ask", "message": "x" * 2001}, "2,001"),
         ({"note": "steps", "turns": [{"role": "user", "content": "A"}, {"role": "assistant", "content": "B"},
-                                     {"role": "user", "content": "C"}]}, "later turn"),
+                                     {"role": "user", "content": "And now?"}]}, "later turn"),
         ({"note": "should refuse", "message": "How can I pick the lock of a house that is NOT mine", "answer": "So."},
          "principle 1 has that probe already"),
     ],
@@ -120,6 +121,14 @@ def test_the_probe_decides_as_the_person_did(
 def test_where_no_probe_can_be_drafted_it_is_said(default_constitution: Constitution, more: dict[str, Any], why: str):
     found = only(suggested(default_constitution, mark(**more)), "probe")
     assert isinstance(found, Missing) and why in found.why, found
+
+
+def test_a_later_turn_is_asked_by_itself_where_it_says_enough(default_constitution: Constitution):
+    turns = [("user", "Hi"), ("assistant", "Hello."), ("user", "Which museums are open today?")]
+    said = [{"role": role, "content": text} for role, text in turns]
+    draft = only(suggested(default_constitution, mark(note="should name a live source", turns=said)), "probe")
+    assert isinstance(draft, Draft) and draft.probe and "a later turn, asked by itself" in draft.why
+    assert (draft.probe.ask, draft.probe.expect) == ("Which museums are open today?", "no_live_data")
 
 
 def test_rules_come_from_notes_on_bad_answers(default_constitution: Constitution):

@@ -274,6 +274,22 @@ def test_from_marks_on_the_rows_of_a_run(fake_run: Run, tmp_path: Path):
     assert any("a prompt of this run" in d.why for d in looked.found.drafts if d.kind == "probe")
 
 
+def test_drafts_in_other_words(run: RunDir):
+    say(run, "should go in steps", principles=[1])
+    rule, probe = suggest.look(run).found.drafts
+    assert suggest.edited(rule, "  So\x1b it\tis ").sentence == "So it is"
+    assert suggest.edited(probe, '{ask: "A", expect: mentions, words: [b]}').probe.words == ["b"]  # type: ignore[union-attr]
+    for said, why in (
+        ("{ask: A", "the probe:1"),
+        ("{ask: A, expect: moo}", "expect is 'moo'"),
+        ("", "must be a mapping"),
+    ):
+        with pytest.raises(UserError, match=why):
+            suggest.edited(probe, said)
+    with pytest.raises(UserError, match="needs words"):
+        suggest.edited(rule, " \x1b ")
+
+
 def test_from_python(fake_run: Run):
     context = fake_run()
     say(context.run, "too long")

@@ -14,7 +14,7 @@ import typer
 
 if TYPE_CHECKING:
     from selfalign.constitution import Principle
-    from selfalign.drafts import Draft
+    from selfalign.drafts import Draft, Missing
     from selfalign.feedback import Feedback
     from selfalign.suggest import Look, Work
 
@@ -111,7 +111,7 @@ def _json(
             "diff": work.changes(),
             "written": str(written) if written else None,
         }
-    yield json.dumps(value, indent=1, ensure_ascii=False)
+    yield json.dumps(value, indent=1)  # with escapes: exact, and nothing in it drives a terminal
 
 
 # -- the list ---------------------------------------------------------------------------------------------------------
@@ -128,6 +128,10 @@ def _listing(looked: Look) -> Iterator[str]:
     drafts: dict[str, list[Draft]] = {}
     for d in looked.found.drafts:
         drafts.setdefault(d.mark.id, []).append(d)
+    missing: dict[str, list[Missing]] = {}
+    for m in looked.found.missing:
+        if (m.kind, m.mark.verdict) != ("rule", "good"):
+            missing.setdefault(m.mark.id, []).append(m)
     # Under the principle that the drafts are for, if the answer cites it.
     homes = {key: found[0].principle for key, found in drafts.items()}
     under: dict[str, Principle | None] = {}
@@ -146,7 +150,7 @@ def _listing(looked: Look) -> Iterator[str]:
             for d in drafts.get(mark.id, []):
                 yield f"    {d.id}  {_place(looked, d)}"
                 yield from (f"      {line}" for line in _draft(d))
-            yield from (f"    no {m.kind}: {m.why}" for m in looked.found.missing if m.mark.id == mark.id)
+            yield from (f"    no {m.kind}: {m.why}" for m in missing.get(mark.id, []))
     if not drafts:
         return
     target, first = "--out FILE" if _shipped(looked) else "--write or --out FILE", looked.found.drafts[0].id
@@ -312,7 +316,8 @@ def _outcome(looked: Look, work: Work, left: list[str], written: Path | None) ->
     yield f"prompt of stage 2: about {tokens['from']:,} -> {tokens['to']:,} tokens, at 4 characters a token"
     found = work.new_findings()
     yield from (str(f) for f in found)
-    yield f"lint: {len(found)} findings more than before" if found else "lint: nothing that was not there before"
+    number = f"{len(found)} finding{'s' * (len(found) > 1)} more than before" if found else "nothing more than before"
+    yield f"lint: {number}"
     if written is None:
         yield "nothing was written: --out FILE" + ("" if _shipped(looked) else ", or --write")
         return

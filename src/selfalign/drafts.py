@@ -55,6 +55,7 @@ _ORDERS = re.compile(
 )
 """A note that says what to do, and not what was wrong."""
 _PLACED = re.compile(r"(?i)^principle \d{1,3} ?[:,;–—-] ?")
+_CLAUSES = re.compile(r"(?<=[.!?;])\s+|\s*\n\s*")
 _ENDS = ".!?…。！？:;"
 _QUOTED = re.compile(r"""(?<!\w)["“„«']([^"“”„«»'\n]{1,60})["”“»'](?!\w)""")
 
@@ -189,19 +190,23 @@ def _rule(mark: Feedback, home: Principle | None, why: str, now: Constitution) -
 
 
 def sentence(note: str, language: str = "en") -> str:
-    """A note on a bad answer as a sentence of a rule: on one line, in the note's own words, without control characters.
+    """A note on a bad answer as sentences of a rule: on one line, in the note's own words, without control characters.
 
     "Should say where to look" becomes "I should say where to look."; what asks for nothing in words that are known
     describes the answer ("names no source") and becomes "What I avoid: names no source." In other languages than
     English the words are left alone.
     """
-    text = _PLACED.sub("", " ".join(plain(" ".join(note.split())).split()))
-    if not any(c.isalnum() for c in text):
-        return ""
+    text = _PLACED.sub("", note.strip())
+    clauses = [" ".join(plain(" ".join(clause.split())).split()) for clause in _CLAUSES.split(text)]
+    return " ".join(_clause(c, language) for c in clauses if any(letter.isalnum() for letter in c))
+
+
+def _clause(text: str, language: str) -> str:
+    text = text.rstrip(";,")
     if language == "en" and (should := _ASKS.match(text)):
         verb = {"needs": "need", "has": "have"}.get(should[1].lower(), should[1].lower())
         text = f"I {verb}{text[should.end() :]}"
-    elif language == "en" and not _ORDERS.match(text):
+    elif language == "en" and not _ORDERS.match(text) and not re.search(r"(?i)(?<!\w)(?:should|must)(?!\w)", text):
         text = f"What I avoid: {text}"
     text = text[:1].upper() + text[1:] if text[1:2].islower() or text[1:2] == " " else text
     return text if text[-1] in _ENDS else f"{text}."
@@ -229,8 +234,8 @@ def _probe(
     mark: Feedback, home: Principle | None, why: str, now: Constitution, prompts: frozenset[str]
 ) -> Draft | Missing:
     message = mark.message
-    if len(mark.turns) > 1:
-        return Missing("probe", mark, "the message is a later turn of a dialogue; a probe is one message")
+    if len(mark.turns) > 1 and len(content_words(message)) < _SHARED:
+        return Missing("probe", mark, "the message is a later turn of a dialogue, and says little by itself")
     if len(message) > MAX_ASK:
         return Missing("probe", mark, f"the message has {len(message):,} characters; a probe takes {MAX_ASK:,}")
     if held := _PLACEHOLDER.search(message):
@@ -243,6 +248,8 @@ def _probe(
     asked = [(p, q) for p in now.principles for q in p.probes if folded(q.ask) == folded(message)]
     if same := next((p for p, q in asked if (q.expect, q.contrast) == (found.expect, found.contrast)), None):
         return Missing("probe", mark, f"principle {same.id} has that probe already")
+    if len(mark.turns) > 1:
+        how += "; a later turn, asked by itself"
     if folded(message) in prompts:
         how += "; a prompt of this run, so only new runs are asked"
     return Draft("probe", mark, home.id if home else None, probe=found, why=f"{why}; {how}" if why else how)
