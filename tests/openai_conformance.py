@@ -14,15 +14,23 @@ def client(url: str, key: str = "none") -> openai.OpenAI:
     return openai.OpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0, timeout=120)
 
 
-def check(url: str, models: list[str]) -> None:
+def check(url: str, models: list[str], listed: list[str] | None = None) -> None:
     """Chat, stream, stop, n, seed, usage, plain completions and errors, on each of these models."""
     with client(url) as asked:
-        assert [m.id for m in asked.models.list()] == models
+        assert [m.id for m in asked.models.list()] == (listed or models)
         for name in models:
             assert asked.models.retrieve(name).id == name
             _chat(asked, name)
         _text(asked, models[0])
         _errors(asked, models[-1])
+
+
+def check_an_answer(url: str, model: str) -> None:
+    """The model is there and answers; what does not depend on the model was found by `check` on another."""
+    with client(url) as asked:
+        whole = asked.chat.completions.create(model=model, messages=ASKED, temperature=0, max_tokens=12)
+        assert whole.model == asked.models.retrieve(model).id == model
+        assert whole.choices[0].message.content
 
 
 def _chat(asked: openai.OpenAI, model: str) -> None:

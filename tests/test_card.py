@@ -46,14 +46,40 @@ def test_a_cards_yaml_holds_what_it_should_and_no_more(default_constitution: Con
     text = card.adapter_card(base(), default_constitution, "engrave", 90)
     front = yaml.safe_load(text.split("---\n")[1])
     assert front == {
-        "library_name": "peft", "base_model": "owner/name", "license": "other", "language": "en",
-        "tags": ["self-align", "lora"],
+        "library_name": "peft", "pipeline_tag": "text-generation", "base_model": "owner/name",
+        "base_model_relation": "adapter", "license": "other", "license_name": "terms-of-the-base-model",
+        "language": ["en"], "tags": ["self-align", "lora"],
     }  # fmt: skip
     assert "90 single-turn examples" in text and "7. **candor**" in text and "\n    Terms.\n" in text
     local = tmp_path / "my model.gguf"
     local.write_bytes(b"GGUF")
     text = card.adapter_card(base(str(local), ""), default_constitution, "clone", 3)
     assert str(tmp_path) not in text and "my model.gguf" in text and "base_model" not in text and "Terms of" not in text
+
+
+@pytest.mark.parametrize("form", ["adapter", "merged", "gguf-adapter", "gguf"])
+def test_the_hub_reads_what_it_needs_from_every_models_card(default_constitution: Constitution, form: str) -> None:
+    from huggingface_hub import ModelCard
+
+    texts = default_constitution.model_copy(update={"language": "no"})  # which YAML would read as false
+    made = card.export_card(base(), texts, form, "final", "f16", "clone", "W.", "L\n", "S\n", "Same.")
+    data = ModelCard(made).data.to_dict()
+    adapter = "adapter" in form
+    assert data["library_name"] == {"adapter": "peft", "merged": "transformers"}.get(form, "gguf")
+    assert data["base_model"] == "owner/name" and data["base_model_relation"] == ("adapter" if adapter else "finetune")
+    assert data["license"] == "other" and data["license_name"] == "terms-of-the-base-model"
+    assert data["pipeline_tag"] == "text-generation" and data["language"] == ["no"]
+    assert set(data["tags"]) >= {"self-align"} and ("lora" in data["tags"]) == adapter
+
+
+def test_the_embedded_model_is_named_as_the_hub_does(default_constitution: Constitution) -> None:
+    from huggingface_hub import ModelCard
+
+    model = Base("embedded", "0123", None, None, "Terms.", "gemma", "google/gemma-3-270m")
+    made = card.export_card(model, default_constitution, "merged", "final", "f32", "clone", "W.", "L\n", "S\n", "Same.")
+    data = ModelCard(made).data.to_dict()
+    assert (data["base_model"], data["license"]) == ("google/gemma-3-270m", "gemma")
+    assert "of google/gemma-3-270m" in made
 
 
 @pytest.mark.parametrize("hostile", HOSTILE)

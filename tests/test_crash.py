@@ -24,7 +24,8 @@ import pytest
 import selfalign
 from selfalign import atomic, pipeline, run
 from selfalign.engines.fake import Fake
-from selfalign.generate import _Crew, _Loop
+from selfalign.executors.local import LocalCrew
+from selfalign.generate import _Loop
 from selfalign.journal import Journal
 
 SETTINGS = {
@@ -165,8 +166,8 @@ POINTS: dict[str, tuple[Any, str]] = {
     "loop: hand out": (_Loop, "_hand_out"),
     "loop: collect": (_Loop, "_collect"),
     "loop: commit": (_Loop, "_commit"),
-    "crew: give": (_Crew, "give"),
-    "crew: close": (_Crew, "close"),
+    "crew: give": (LocalCrew, "give"),
+    "crew: close": (LocalCrew, "close"),
     "engine: generate": (Fake, "generate"),
     "file: fsync": (os, "fsync"),
     "file: rename": (Path, "replace"),

@@ -17,6 +17,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 import selfalign
+from selfalign import constitution as constitutions
 from selfalign import formats, models
 from selfalign import recipe as recipes
 from selfalign.constitution import Constitution
@@ -63,7 +64,8 @@ def test_pairs_are_written_with_their_inference_prompts(done: Context, form: str
         assert [(r.message, r.answer, r.system) for r in read(path)] == [
             (e.user, e.assistant, prompts(e.prompt)) for e in examples
         ]
-        assert sorted(p.name for p in path.parent.iterdir()) == ["train.jsonl"]
+        beside = {"README.md", "constitution.yaml", "export.json"}
+        assert {p.name for p in path.parent.iterdir()} == {"train.jsonl", *beside}
     assert {"standard", "concise"} == {e.prompt for e in examples}
 
 
@@ -84,11 +86,73 @@ def test_held_out_rows_are_a_file_of_their_own(done: Context, tmp_path: Path):
     assert found.notes == [f"rows that are held out from training and not in the file: {len(held)}"]
 
 
+@pytest.mark.parametrize(("form", "kind"), [*zip(WITH_ROLES, ["jsonl", "parquet"] * 2, strict=True)])
+def test_the_library_reads_every_configuration_with_its_types(
+    done: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str, kind: str
+):
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_OFFLINE", True)
+    datasets.disable_progress_bars()
+    dataset.write(done, form, out=tmp_path / "out", kind=kind)
+    said = json.loads((tmp_path / "out/export.json").read_text("utf-8"))["configs"]
+    assert list(said) == ["engrave", "clone", "responses", "prompts"]
+    text = datasets.Value("string")
+    names = {"sharegpt": ["conversations"], "messages": ["messages"], "prompt-completion": ["prompt", "completion"]}
+    keys = ("from", "value") if form == "sharegpt" else ("role", "content")
+    for name, counts in said.items():
+        read = datasets.load_dataset(str(tmp_path / "out"), name, cache_dir=str(tmp_path / "cache"))
+        assert {split: rows.num_rows for split, rows in read.items()} == counts
+        columns = names.get(form, ["instruction", "input", "output", "system"])
+        columns = [c for c in columns if name != "prompts" or c not in ("output", "completion")]
+        kind_of = text if form == "alpaca" else datasets.List(dict.fromkeys(keys, text))
+        assert read["train"].features == datasets.Features(dict.fromkeys(columns, kind_of))
+        folder = tmp_path / "out" / name
+        if kind == "jsonl":
+            assert list(read["train"]) == rows(folder / "train.jsonl")
+    assert datasets.get_dataset_default_config_name(str(tmp_path / "out")) == "engrave"
+
+
+def test_both_types_of_files_hold_the_same_rows(done: Context, tmp_path: Path):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    for form in WITH_ROLES:
+        for stage in ("clone", "prompts"):
+            dataset.write(done, form, stage, tmp_path / f"{form}-{stage}.jsonl")
+            dataset.write(done, form, stage, tmp_path / f"{form}-{stage}.parquet")
+            table = parquet.read_table(tmp_path / f"{form}-{stage}.parquet")
+            assert table.to_pylist() == rows(tmp_path / f"{form}-{stage}.jsonl")
+
+
+def test_the_card_says_what_is_in_it_and_the_hub_can_read_it(done: Context, tmp_path: Path):
+    from huggingface_hub import DatasetCard
+
+    (done.run.path / "NOTICE").write_text("The <b>terms</b>.\n")
+    dataset.write(done, "messages", out=tmp_path / "out")
+    text = (tmp_path / "out/README.md").read_text("utf-8")
+    data = DatasetCard(text).data.to_dict()
+    assert [c["config_name"] for c in data["configs"]] == ["engrave", "clone", "responses", "prompts"]
+    assert data["configs"][0]["default"] and data["size_categories"] == ["n<1K"]
+    assert data["language"] == ["en"] and data["task_categories"] == ["text-generation"]
+    assert {"self-align", "synthetic"} <= set(data["tags"])
+    for config in data["configs"]:
+        assert all((tmp_path / "out" / file["path"]).is_file() for file in config["data_files"])
+    for principle in done.run.constitution.principles:
+        assert f"{principle.id}. **" in text
+    for stage in done.journal.stages():
+        counts = done.journal.counts(stage)
+        assert f"| {counts.rows_in} | {counts.kept} |" in text
+        assert all(f"{reason} {n}" in text for reason, n in counts.dropped.items())
+    assert "Not evaluated." in text and "    The <b>terms</b>." in text
+    assert "conversational language modeling" in text
+    assert str(done.run.path.parent) not in text + (tmp_path / "out/export.json").read_text("utf-8")
+    loaded = constitutions.load(str(tmp_path / "out/constitution.yaml"))
+    assert loaded.digest() == done.run.constitution.digest()
+
+
 @pytest.mark.parametrize("form", WITH_ROLES)
 def test_prompts_are_written_without_answers(done: Context, tmp_path: Path, form: str):
     prompts = read_jsonl(done.run.jsonl("prompts"), Prompt)
-    dataset.write(done, form, "prompts", tmp_path)
-    found = read(tmp_path / "train.jsonl") + read(tmp_path / "test.jsonl")
+    dataset.write(done, form, "prompts", tmp_path / "out")
+    found = read(tmp_path / "out/train.jsonl") + read(tmp_path / "out/test.jsonl")
     assert sorted((r.message, r.answer) for r in found) == sorted((p.message, None) for p in prompts)
 
 
@@ -102,14 +166,22 @@ def test_a_run_can_be_begun_from_what_another_has_written(done: Context, tmp_pat
 
 
 def test_nothing_is_overwritten_without_force(done: Context, tmp_path: Path):
-    dataset.write(done, "messages", "responses", tmp_path)
-    before = (tmp_path / "test.jsonl").read_bytes()
-    with pytest.raises(UserError, match=r"train\.jsonl exists: --force overwrites it, or name another --out"):
-        dataset.write(done, "alpaca", "engrave", tmp_path)
-    assert (tmp_path / "test.jsonl").read_bytes() == before
-    dataset.write(done, "alpaca", "engrave", tmp_path, force=True)
+    out = tmp_path / "out"
+    dataset.write(done, "messages", "responses", out)
+    before = (out / "test.jsonl").read_bytes()
+    with pytest.raises(UserError, match=r"out exists: --force replaces it, or name another --out"):
+        dataset.write(done, "alpaca", "engrave", out)
+    assert (out / "test.jsonl").read_bytes() == before
+    dataset.write(done, "alpaca", "engrave", out, force=True)
     # The pairs have no held-out part: what an earlier export left would be taken for theirs.
-    assert sorted(p.name for p in tmp_path.iterdir() if p.suffix == ".jsonl") == ["train.jsonl"]
+    assert sorted(p.name for p in out.iterdir() if p.suffix == ".jsonl") == ["train.jsonl"]
+    dataset.write(done, "messages", "engrave", tmp_path / "one.jsonl")
+    with pytest.raises(UserError, match=r"one\.jsonl exists: --force overwrites it"):
+        dataset.write(done, "alpaca", "engrave", tmp_path / "one.jsonl")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/thesis.txt").write_text("years of work")
+    with pytest.raises(UserError, match=r"is not an export .* never replaced"):
+        dataset.write(done, "messages", "engrave", tmp_path / "mine", force=True)
 
 
 def test_the_notice_lies_beside(done: Context, tmp_path: Path):
@@ -127,18 +199,22 @@ def test_mistakes_are_one_line(done: Context, fake_run: Runs, tmp_path: Path):
     for match, arguments in {
         "--format 'chatml' is not known; known are prompt-completion, ": ("chatml",),
         "--stage 'align' is not known; known are engrave, ": ("messages", "align"),
-        "JSON lines are written: name a file that ends in .jsonl, or a folder": (
+        r"JSON lines or Parquet are written: name a folder, or a file in \.jsonl or \.parquet": (
             "messages",
             "engrave",
             tmp_path / "a.csv",
         ),
         "is among the run's own files": ("messages", "engrave", done.run.jsonl("engrave_examples"), True),
+        "--type 'csv': a data set is written as jsonl or parquet": ("messages", "", None, False, "csv"),
+        r"is no file of --type parquet": ("messages", "", tmp_path / "a.jsonl", False, "parquet"),
         "is what a model's tokenizer sees, and the fake engine has no model": ("prompt-completion-text",),
     }.items():
         with pytest.raises(UserError, match=match):
             dataset.write(done, *arguments)  # type: ignore[arg-type]
-    with pytest.raises(UserError, match=r"3_engrave/examples\.jsonl is missing: the stage that makes it has not run"):
-        dataset.write(fake_run(name="new"), "messages", out=tmp_path / "none")
+    new = fake_run(name="new")
+    for stage, file in (("", "1_prompts/prompts"), ("engrave", "3_engrave/examples")):
+        with pytest.raises(UserError, match=rf"{file}\.jsonl is missing: the stage that makes it has not run"):
+            dataset.write(new, "messages", stage, tmp_path / "none")
     assert not (tmp_path / "none").exists()
     done.run.jsonl("prompts").write_text("")
     with pytest.raises(UserError, match=r"prompts\.jsonl has no row that can be written"):
@@ -150,8 +226,9 @@ def test_the_verb_and_the_python_method(tmp_path: Path):
     settings = {k: int(v) if str(v).isdigit() else v for k, v in settings.items()}
     with selfalign.create("quick", tmp_path / "run", settings=settings) as run:
         run.run_all()
-        files = run.export_dataset("alpaca", out=tmp_path / "api").files
-    command = [sys.executable, "-m", "selfalign.cli", "export", "run", "dataset", "--format", "alpaca"]
+        files = run.export_dataset("alpaca", "engrave", out=tmp_path / "api").files
+    command = [sys.executable, "-m", "selfalign.cli", "export", "run", "dataset", "--format", "alpaca", "--stage",
+               "engrave"]  # fmt: skip
     first, again, forced = (
         subprocess.run([*command, *more], cwd=tmp_path, capture_output=True, text=True, env={**os.environ})
         for more in ([], [], ["--force", "--out", "run/export/dataset-engrave-alpaca"])
@@ -300,7 +377,7 @@ def real(tmp_path: Path, default_constitution: Constitution, model: models.Model
 
 @pytest.mark.slow
 def test_a_real_run_is_written_with_its_terms_and_what_a_trainer_must_know(real: Context, tmp_path: Path):
-    found = dataset.write(real, "prompt-completion-text", out=tmp_path / "out")
+    found = dataset.write(real, "prompt-completion-text", "engrave", tmp_path / "out")
     assert found.files == {tmp_path / "out/train.jsonl": 3}
     assert found.notes[0].startswith("rows left out, of") and found.notes[0].endswith(": 1, as 2")
     assert found.notes[1].startswith("in TRL: eos_token='<eos>', max_length at least 2,")
@@ -314,6 +391,7 @@ def test_a_real_run_is_written_with_its_terms_and_what_a_trainer_must_know(real:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing` is deprecated:FutureWarning")  # TRL sets it
 def test_trl_trains_on_the_same_tokens_with_the_same_loss(
     real: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -324,7 +402,7 @@ def test_trl_trains_on_the_same_tokens_with_the_same_loss(
     from trl import SFTConfig, SFTTrainer
 
     monkeypatch.chdir(tmp_path)
-    dataset.write(real, "prompt-completion-text", out=tmp_path / "out")
+    dataset.write(real, "prompt-completion-text", "engrave", tmp_path / "out")
     data = datasets.load_dataset(str(tmp_path / "out"), split="train", cache_dir=str(tmp_path / "cache"))
     tokenizer = AutoTokenizer.from_pretrained(real.model.folder())
     torch.manual_seed(0)

@@ -23,6 +23,7 @@ from selfalign.engines.base import BOS
 from selfalign.engines.llama_cpp import LlamaCpp
 from selfalign.errors import UserError
 from selfalign.export import chat_template, compare, gguf_model, job, modelfile
+from selfalign.export.record import RECORD
 from selfalign.progress import Screen
 from selfalign.recipe import Engrave
 from selfalign.run import RunDir
@@ -94,7 +95,7 @@ def exported(family: Context) -> dict[str, Path]:
 
 
 def record(folder: Path) -> dict[str, Any]:
-    return dict(json.loads((folder / job.RECORD).read_text("utf-8")))
+    return dict(json.loads((folder / RECORD).read_text("utf-8")))
 
 
 def test_every_form_is_compared_with_the_trained_model(exported: dict[str, Path]) -> None:
@@ -117,7 +118,7 @@ def test_every_form_has_its_card_its_terms_and_no_path_of_this_machine(
         assert "## Constitution" in card and "7. **" in card and "agrees with the trained model" in card
         assert '    Free for "all" uses.' in card and (folder / "NOTICE").read_text().startswith("Free for")
         listed = record(folder)["files"]
-        on_disk = {f.name for f in folder.iterdir()} - {job.RECORD}
+        on_disk = {f.name for f in folder.iterdir()} - {RECORD}
         assert set(listed) == on_disk
         for file in folder.iterdir():
             assert file.stat().st_mode & 0o777 == 0o644

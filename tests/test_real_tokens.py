@@ -102,6 +102,7 @@ def test_ids_are_equal_on_a_thousand_texts_in_plain_turns(model: models.Model, t
     check_a_thousand(model.folder(), tokenizer, engine, model.template, "<bos>", ENCODED_OTHERWISE)
 
 
+@pytest.mark.slow
 def test_ids_are_equal_on_a_thousand_texts_in_role_turns(model: models.Model, tokenizer: Tokenizer, engine: LlamaCpp):
     check_a_thousand(model.folder(), tokenizer, engine, GEMMA, "<bos>", ENCODED_OTHERWISE)
 

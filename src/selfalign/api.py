@@ -14,11 +14,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from selfalign import atomic, constitution, costs, engines, feedback, models, pipeline, report_terminal
+from selfalign import atomic, constitution, costs, engines, executors, feedback, models, pipeline, report_terminal
 from selfalign import recipe as recipes
 from selfalign.calibrate import calibration
 from selfalign.context import ADAPTER_STAGES, Context
@@ -31,6 +32,7 @@ from selfalign.recipe import Recipe, Stage
 from selfalign.records import Answer, Drop, Prompt, Response, Score, read_jsonl
 from selfalign.report.scores import read_scores
 from selfalign.run import RunDir, default_out, frozen_kind, frozen_prompts, hold
+from selfalign.storage import Keeper, Storage, take_up
 
 if TYPE_CHECKING:
     from selfalign.drafts import Draft
@@ -69,7 +71,8 @@ class Run:
         Raises:
             SelfAlignError: see `pipeline.run_all`; what was done so far is kept.
         """
-        pipeline.run_all(self._context)
+        with self._kept():
+            pipeline.run_all(self._context)
 
     def run_stage(self, stage: Stage, adapter: str | Path | None = None) -> None:
         """Run one stage, also where it is finished (its raw outputs then come from the journal).
@@ -84,12 +87,23 @@ class Run:
             raise UserError(f"{stage!r} is not a stage; stages are {', '.join(pipeline.STEPS)}")
         if adapter is not None and stage not in ADAPTER_STAGES:
             raise UserError(f"the stage {stage!r} takes no adapter; {' and '.join(ADAPTER_STAGES)} do")
-        self._context.given_adapter = Path(adapter) if adapter is not None else None
-        try:
-            pipeline.run_stage(self._context, stage, again=True)
-        finally:
-            self._context.given_adapter = None
-        pipeline.write_manifest_if_done(self._context)
+        with self._kept():
+            self._context.given_adapter = Path(adapter) if adapter is not None else None
+            try:
+                pipeline.run_stage(self._context, stage, again=True)
+            finally:
+                self._context.given_adapter = None
+            pipeline.write_manifest_if_done(self._context)
+
+    @contextmanager
+    def _kept(self) -> Iterator[None]:
+        """While the block changes the run, and at its end, it is saved to the recipe's storage. Raises as `Keeper`."""
+        context = self._context
+        if context.recipe.storage and context.keeper is None:
+            context.keeper = Keeper(self.path, Storage(context.recipe.storage), context.screen.say)
+        yield
+        if context.keeper:
+            context.keeper.save()
 
     def export(
         self, form: str, model: str = "", *, kind: str = "", out: str | Path | None = None, force: bool = False
@@ -120,7 +134,8 @@ class Run:
         Raises:
             SelfAlignError: see `pipeline.run_benchmarks`; what was scored so far is kept.
         """
-        pipeline.run_benchmarks(self._context, Wanted(tasks, **options))
+        with self._kept():
+            pipeline.run_benchmarks(self._context, Wanted(tasks, **options))
         return self.scores()
 
     # -- reading -------------------------------------------------------------------------------------------------
@@ -179,24 +194,26 @@ class Run:
     def export_dataset(
         self,
         form: str = "prompt-completion",
-        stage: str = "engrave",
+        stage: str = "",
         out: str | Path | None = None,
         force: bool = False,
+        kind: str = "",
     ) -> Exported:
-        """Write a stage's rows as a data set in a known form; returns the files with their numbers of rows, and notes.
+        """Write the run's rows as a data set in a known form; returns the files with their numbers of rows, and notes.
 
         Args:
             form: prompt-completion, prompt-completion-text, messages, alpaca or sharegpt (docs/formats.md).
-            stage: engrave or clone (the training pairs), responses or prompts.
-            out: a .jsonl file, or a folder; RUN/export/... unless given.
-            force: overwrite what stands there.
+            stage: engrave or clone (the training pairs), responses or prompts; all that have run unless given.
+            out: a folder, or a .jsonl or .parquet file for one stage; RUN/export/... unless given.
+            force: replace an export, or the file, that stands there.
+            kind: jsonl (unless given) or parquet.
 
         Raises:
             SelfAlignError: see `export.dataset.write`.
         """
         from selfalign.export import dataset
 
-        return dataset.write(self._context, form, stage, Path(out) if out is not None else None, force)
+        return dataset.write(self._context, form, stage, Path(out) if out is not None else None, force, kind)
 
     def export_launch(
         self,
@@ -232,6 +249,8 @@ class Run:
         if self._lock is None:
             return
         self._context.release_engine()
+        if self._context.keeper:
+            self._context.keeper.close()
         self._context.journal.close()
         os.close(self._lock)
         self._lock = None
@@ -273,6 +292,8 @@ def create(
     """
     path = Path(out) if out is not None else default_out(recipe)
     wanted, texts, model = prepare(recipe, settings, limit, prompts, None if new else path)
+    if wanted.storage:
+        take_up(path, wanted.storage, new)
     lock = hold(path) if (path / "journal.sqlite").exists() else None
     if lock is not None and new:
         os.close(lock)
@@ -339,10 +360,12 @@ def prepare(
         )
     data = frozen_prompts(out) if out is not None else None
     wanted = recipes.located(loaded, Path(prompts) if prompts is not None else None, recipe, data)
-    kept = out is not None and wanted.engine.kind == "auto" and not wanted.engine.url
+    kept = out is not None and wanted.engine.kind == "auto" and not (wanted.engine.url or wanted.engine.urls)
     kind = frozen_kind(out) if kept and out is not None else None
     engine = wanted.engine.model_copy(update={"kind": kind}) if kind else engines.chosen(wanted.engine)
-    engines.check(engine)
+    executors.check(wanted.executor)
+    if wanted.executor.kind == "local" or engine.kind == "openai":
+        engines.check(engine)  # a worker says itself what its machine lacks
     wanted = wanted.model_copy(update={"engine": engine})
     texts = constitution.load(wanted.constitution)
     constitution.load_seeds(wanted.seeds)

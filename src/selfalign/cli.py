@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from selfalign import cli_export, cli_serve, cli_suggest, cli_view
+from selfalign import cli_export, cli_push, cli_serve, cli_suggest, cli_view
 from selfalign.cli_constitution import AsJson, constitution_app
 
 if TYPE_CHECKING:
@@ -292,6 +292,7 @@ def chat(
 
 
 cli_export.register(app, _screen)
+cli_push.register(app, _screen)
 cli_serve.register(app, _open)
 cli_view.register(app, _screen)
 

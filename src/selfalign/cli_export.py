@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 _MODELS = ("adapter", "merged", "gguf-adapter", "gguf")
 _OPTIONS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(_MODELS, ("model", "type", "force")),
-    "dataset": ("format", "stage", "force"),
+    "dataset": ("format", "stage", "type", "force"),
     "launch": ("stage", "gpus", "nodes", "strategy", "quantize"),
 }
 """Form -> the options that it has besides --out."""
@@ -39,7 +39,10 @@ def register(app: typer.Typer, screen: Callable[[], Screen]) -> None:
             str | None, typer.Option(help="A model: engraved or final; the last one trained unless given.")
         ] = None,
         kind: Annotated[
-            str | None, typer.Option("--type", help="merged: f32 (unless given), bf16, f16; gguf: q8_0, f16.")
+            str | None,
+            typer.Option(
+                "--type", help="merged: f32 (unless given), bf16, f16; gguf: q8_0, f16; dataset: jsonl, parquet."
+            ),
         ] = None,
         format_: Annotated[
             str | None,
@@ -51,7 +54,9 @@ def register(app: typer.Typer, screen: Callable[[], Screen]) -> None:
         ] = None,
         stage: Annotated[
             str | None,
-            typer.Option(help="dataset, launch: engrave (unless given) or clone; dataset: responses or prompts, too."),
+            typer.Option(
+                help="launch: engrave (unless given) or clone; dataset: those, responses or prompts, all unless given."
+            ),
         ] = None,
         gpus: Annotated[int | None, typer.Option(min=1, help="launch: processes on each node (8).")] = None,
         nodes: Annotated[int | None, typer.Option(min=1, help="launch: machines (1).")] = None,
@@ -92,8 +97,9 @@ def _lines(run: Run, form: str, out: Path | None, named: dict[str, Any]) -> list
     """Make it; returns what is printed."""
     if form == "dataset":
         done = run.export_dataset(
-            named.get("format", "prompt-completion"), named.get("stage", "engrave"), out, "force" in named
-        )
+            named.get("format", "prompt-completion"), named.get("stage", ""), out, "force" in named,
+            named.get("type", ""),
+        )  # fmt: skip
         for note in done.notes:
             run.context.screen.say(f"  {note}", "yellow" if "left out" in note or "held out" in note else "")
         return [f"{path}: {n:,} {'row' if n == 1 else 'rows'}" for path, n in done.files.items()]

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from selfalign import engines, models
+from selfalign import engines, executors, models
 from selfalign.clock import Clock
 from selfalign.counts import StageCounts
 from selfalign.engines.base import Engine, Pieces, Sampling
@@ -24,6 +24,7 @@ from selfalign.run import RunDir, file_hash
 
 if TYPE_CHECKING:
     from selfalign.calibrate import Calibration
+    from selfalign.storage import Keeper
 
 ADAPTER_STAGES = ("engrave", "clone")
 
@@ -48,6 +49,8 @@ class Context:
     force: bool = False
     given_adapter: Path | None = None
     """One that was trained elsewhere, for the stage that runs now."""
+    keeper: Keeper | None = None
+    """Who saves the run to the recipe's storage."""
     _model: models.Model | None = None
     _engine: Engine | None = None
     _engine_for: tuple[str, ...] | None = None
@@ -101,7 +104,8 @@ class Context:
             here = self.has_weights and engines.kind(config) != "openai"
             folders = {a: self.adapter(a) if here else self.run.adapter(a) for a in adapters}
             model = self.model if self.has_weights else None
-            self._engine = engines.start(config, model, folders, self.slots(), self.screen.say)
+            executor = self.recipe.executor
+            self._engine = executors.start(executor, config, model, folders, self.slots, self.screen.say)
             self._engine_for = wanted
             self._say_engine(self._engine.parallel)
         return self._engine
@@ -112,7 +116,9 @@ class Context:
         kind, (automatic, why) = engines.kind(config), engines.choose(config.model_copy(update={"kind": "auto"}))
         reason = f" ({why})" if kind == automatic else ""
         text = f"  engine {kind}{reason}, {slots} requests at once"
-        if config.slots == "auto" and kind == "llama_cpp":
+        if self.recipe.executor.kind == "ray":
+            text += f" by {getattr(self._engine, 'where', 'Ray workers')}"
+        elif config.slots == "auto" and kind == "llama_cpp":
             rates = ", ".join(f"{n}: {rate:.0f}" for n, rate in self.calibration().by_slots.items())
             text += f"; measured tokens/s by requests at once: {rates}"
         self.screen.say(text, "dim")
@@ -127,15 +133,12 @@ class Context:
     def slots(self) -> int:
         """Requests at once: the recipe's, or what this machine does best."""
         config = self.recipe.engine
-        if config.slots != "auto":
-            return config.slots
-        if engines.kind(config) == "llama_cpp":
-            return self.calibration().slots
-        return engines.default_slots(config)
+        return engines.slots(config, lambda: self.calibration().slots)
 
     def speed(self) -> Calibration | None:
-        """How fast the engine is here; None where that is not measured (a server, vLLM, the fake engine)."""
-        measured = self.has_weights and engines.kind(self.recipe.engine) == "llama_cpp"
+        """How fast the engine is here; None where that is not measured (server, vLLM, other cluster, fake engine)."""
+        here = not self.recipe.executor.address
+        measured = here and self.has_weights and engines.kind(self.recipe.engine) == "llama_cpp"
         return self.calibration() if measured else None
 
     def calibration(self) -> Calibration:

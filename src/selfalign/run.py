@@ -260,13 +260,15 @@ class RunDir:
         atomic.write_text(self.manifest, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
 
-_APART = ("journal", "manifest.json", "export/", "view.sqlite", "feedback.jsonl", ".")
+_APART = ("journal", "manifest.json", "export/", "view.sqlite", "storage.json", "feedback.jsonl", ".")
 """Beginnings of names that the manifest leaves out."""
 
 _MAY_CHANGE = (
     "stages:",
     "constitution:",
     "max_failed:",
+    "executor.",
+    "storage:",
     "evaluate.tasks:",
     "engrave.",
     "clone.learning_rate:",
@@ -274,7 +276,7 @@ _MAY_CHANGE = (
     "clone.max_length:",
     *(
         f"engine.{key}"
-        for key in ("slots:", "threads:", "context:", "url:", "served.", "key_env:", "attempts:", "timeout:")
+        for key in ("slots:", "threads:", "context:", "url:", "urls:", "served.", "key_env:", "attempts:", "timeout:")
     ),
 )
 """Settings that do not change what a generated row is: a run may go on under other values of them, and trains anew

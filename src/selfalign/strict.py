@@ -158,6 +158,7 @@ def _known_keys(kind: type[BaseModel], path: tuple[int | str, ...]) -> list[str]
             continue
         annotation = current.model_fields[part].annotation if part in getattr(current, "model_fields", {}) else None
         inner = [annotation, *getattr(annotation, "__args__", ())]
+        inner += [deeper for part in inner[1:] for deeper in getattr(part, "__args__", ())]
         current = next((a for a in inner if isinstance(a, type) and issubclass(a, BaseModel)), None)
         if current is None:
             return []

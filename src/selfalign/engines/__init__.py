@@ -56,6 +56,10 @@ def _openai(model: Model | None, adapters: Adapters, config: EngineConfig, slots
     from selfalign.engines.openai_api import OpenAiApi
 
     tokenizer, _ = _tokenizer(model, say)
+    if config.urls:
+        from selfalign.engines.many_servers import ManyServers
+
+        return ManyServers(config, slots, tokenizer=tokenizer, say=say)
     return OpenAiApi(config, slots, tokenizer=tokenizer)
 
 
@@ -79,6 +83,8 @@ def choose(config: EngineConfig) -> tuple[str, str]:
         return config.kind, "the recipe names it"
     if config.url:
         return "openai", "engine.url is given"
+    if config.urls:
+        return "openai", "engine.urls is given"
     devices = accelerators()
     if devices and find_spec("vllm"):
         return "vllm", f"vLLM is installed and there is an accelerator ({devices[0]})"
@@ -104,9 +110,9 @@ def check(config: EngineConfig) -> None:
         UserError: vLLM is not installed, or a server's address is missing or none.
     """
     if kind(config) == "openai":
-        from selfalign.engines.openai_api import address
+        from selfalign.engines.server_calls import addresses
 
-        address(config)
+        addresses(config)
     if kind(config) == "vllm" and not find_spec("vllm"):
         raise UserError("engine vllm: vLLM is not installed in this environment; docs/engines.md says how")
 
@@ -117,8 +123,20 @@ def needs_weights(config: EngineConfig) -> bool:
 
 
 def default_slots(config: EngineConfig) -> int:
-    """Requests at once where the recipe says auto; llama.cpp's is measured instead (see `calibrate`)."""
+    """Requests at once where the recipe says auto; llama.cpp's is measured instead (see `calibrate`), several servers
+    take so many each."""
     return 64 if kind(config) == "vllm" and accelerators() else 8
+
+
+def slots(config: EngineConfig, calibrated: Callable[[], int]) -> int:
+    """Requests at once: the recipe's, or what is best where this runs.
+
+    Args:
+        calibrated: measures that for llama.cpp.
+    """
+    if config.slots != "auto":
+        return config.slots
+    return calibrated() if kind(config) == "llama_cpp" else default_slots(config)
 
 
 def start(
@@ -128,7 +146,7 @@ def start(
 
     Args:
         model: None with the fake engine. A server's model is here for its tokenizer.
-        slots: requests at once.
+        slots: requests at once; of several servers, at each.
         say: told of what takes long.
 
     Raises:

@@ -163,8 +163,11 @@ class Engine(Protocol):
     """`generate` is called from up to `parallel` threads at once."""
 
     parallel: int
-    note: str
-    """What the user should know of how prompts reach the model; of a server it is known after the first request."""
+
+    @property
+    def note(self) -> str:
+        """What the user should know of how prompts reach the model; of a server it is known after the first request."""
+        ...
 
     def generate(
         self,

@@ -156,6 +156,10 @@ def _sentence(rng: random.Random, words: int) -> str:
     return f"{rng.choice(_VERBS)} {' '.join(rng.choices(_WORDS, k=words))}"
 
 
+def _answer(rng: random.Random) -> str:
+    return f" {_sentence(rng, rng.randint(30, 60)).capitalize()}.\n\nUser:"
+
+
 def default_script(prompt: str, step: Step, rng: random.Random) -> str:
     """Text in the form that the prompt's last line asks for."""
     last = prompt.rstrip().rsplit("\n", 1)[-1]
@@ -170,12 +174,15 @@ def default_script(prompt: str, step: Step, rng: random.Random) -> str:
     if re.fullmatch(r"\d+\.", last):
         return "".join(f" {rng.choice(_WORDS).title()} {rng.choice(_WORDS).title()}\n{n}." for n in range(3, 13))
     if last.endswith("(internal thoughts):"):
-        return f" The user asks to {_sentence(rng, 5)}. Principles: 2 (informative), 3 (helpful).\n"
+        thoughts = f" The user asks to {_sentence(rng, 5)}. Principles: 2 (informative), 3 (helpful)."
+        # Guided generation stops at the thoughts' end; the paper's form goes on to the answer in the same pass.
+        name = last.removesuffix("(internal thoughts):").rstrip()
+        return f"{thoughts}\n\n{name}:{_answer(rng)}"
     if last.endswith("Principles:"):
         return " 2 (informative), 3 (helpful)."
     if last.endswith(", question:"):
         return f" What does {_sentence(rng, rng.randint(5, 9))} mean?\n"
-    return f" {_sentence(rng, rng.randint(30, 60)).capitalize()}.\n\nUser:"
+    return _answer(rng)
 
 
 class Fake:

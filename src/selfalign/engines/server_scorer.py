@@ -5,7 +5,6 @@ llama.cpp's and Ollama's give them for generated tokens only: that is seen at th
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +16,6 @@ from selfalign.engines.openai_api import OpenAiApi
 from selfalign.engines.scoring import Scored, Text
 from selfalign.errors import Resumable, UserError
 from selfalign.recipe import Engine as EngineConfig
-from selfalign.retries import Transient
 
 KEY = "SELFALIGN_API_KEY"
 """The environment variable with the key of a server that is named on the command line."""
@@ -40,7 +38,7 @@ class ServerScorer(OpenAiApi):
             {"url": url, "served": {"base": served}, "key_env": KEY if os.environ.get(KEY) else None}
         )
         super().__init__(config, parallel)
-        self.name = f"{served} at {self._parts.hostname}"
+        self.name = f"{served} at {self.calls.parts.hostname}"
         self._asked = 0
 
     @property
@@ -96,23 +94,11 @@ class ServerScorer(OpenAiApi):
         if echo:
             body |= {"echo": True, "logprobs": 1}
         try:
-            return self._patience.call(lambda: self._reply(body))
+            return self._patience.call(lambda: self.reply(body))
         except TooLong:
             raise
         except RowError as error:
             raise Resumable(f"{self.name}: {error}; the same command goes on") from None
-
-    def _reply(self, body: dict[str, Any]) -> dict[str, Any]:
-        status, headers, raw = self._post("/v1/completions", json.dumps(body).encode())
-        if status != 200:
-            self._refused(status, headers, raw)
-        try:
-            reply = json.loads(raw)
-            reply["choices"][0]["text"]
-        except (ValueError, KeyError, IndexError, TypeError, RecursionError):
-            raise Transient("the server's reply is no completion") from None
-        found: dict[str, Any] = reply
-        return found
 
     def _prompt_tokens(self, reply: dict[str, Any]) -> int:
         usage = reply.get("usage")

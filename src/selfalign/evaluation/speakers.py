@@ -129,7 +129,7 @@ def _start(model: Model, adapters: dict[str, Path], config: EngineConfig) -> Eng
         if kind == "llama_cpp" and not folder.with_suffix(".gguf").exists():
             file = folder.with_suffix(".gguf")
             raise UserError(f"llama.cpp needs the adapter {name!r} as GGUF, which is not at {file}; vLLM needs none")
-    used = config.model_copy(update={"kind": kind, "url": None})
+    used = config.model_copy(update={"kind": kind, "url": None, "urls": None})
     slots = config.slots if config.slots != "auto" else engines.default_slots(used)
     return engines.start(used, model, adapters, slots)
 

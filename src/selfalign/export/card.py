@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from pathlib import Path
 
 from selfalign.constitution import Constitution
 from selfalign.counts import StageCounts
@@ -21,8 +20,8 @@ TITLES = {
     "given": "Answers that were brought along, learnt as in stage 3 of SELF-ALIGN.",
 }
 """What a stage's adapter learnt."""
-
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_LIBRARY = {"adapter": "peft", "merged": "transformers", "gguf-adapter": "gguf", "gguf": "gguf"}
+"""What loads it, as the hub calls it."""
 
 
 def escaped(text: str) -> str:
@@ -37,15 +36,26 @@ def block(text: str) -> str:
     return "\n".join(f"    {plain(line)}".rstrip() for line in text.splitlines())
 
 
-def front(model: Model, constitution: Constitution, library: str, tags: Sequence[str]) -> str:
-    """The card's YAML."""
-    lines = [f"library_name: {library}"] if library else []
-    if _HUB_ID.fullmatch(model.source) and not Path(model.source).exists():
-        lines.append(f"base_model: {json.dumps(model.source)}")
-    if model.notice:
-        lines.append("license: other")
-    lines += [f"language: {constitution.language}", f"tags: [{', '.join(tags)}]"]
+def front(model: Model, constitution: Constitution, form: str, tags: Sequence[str]) -> str:
+    """The card's YAML, with the keys that the hub reads.
+
+    Args:
+        form: adapter, merged, gguf-adapter or gguf.
+    """
+    lines = [f"library_name: {_LIBRARY[form]}", "pipeline_tag: text-generation"]
+    if model.hub_id:
+        relation = "adapter" if "adapter" in form else "finetune"
+        lines += [f"base_model: {json.dumps(model.hub_id)}", f"base_model_relation: {relation}"]
+    lines += licence(model)
+    lines += [f"language: [{json.dumps(constitution.language)}]", f"tags: [{', '.join(tags)}]"]
     return "---\n" + "\n".join(lines) + "\n---\n"
+
+
+def licence(model: Model) -> list[str]:
+    """The YAML lines of the base's terms; none where they are not known."""
+    if model.licence:
+        return [f"license: {model.licence}"]
+    return ["license: other", "license_name: terms-of-the-base-model"] if model.notice else []
 
 
 def adapter_card(model: Model, constitution: Constitution, kind: str, count: int) -> str:
@@ -58,8 +68,8 @@ def adapter_card(model: Model, constitution: Constitution, kind: str, count: int
     writer = "people or other programs wrote" if kind == "given" else "the base model wrote itself"
     return "\n".join(
         [
-            front(model, constitution, "peft", ("self-align", "lora")),
-            f"# {escaped(constitution.assistant.name)}: adapter of {escaped(model.name)}\n",
+            front(model, constitution, "adapter", ("self-align", "lora")),
+            f"# {escaped(constitution.assistant.name)}: adapter of {escaped(model.hub_id or model.name)}\n",
             f"{TITLES[kind]}\n",
             f"Trained on {count} single-turn examples that {writer} (SELF-ALIGN, arXiv 2305.03047).\n",
             turns(model),
@@ -115,7 +125,6 @@ _NAMES = {
     "gguf-adapter": "LoRA adapter (GGUF)",
     "gguf": "merged model (GGUF)",
 }
-_LIBRARY = {"adapter": "peft", "merged": "transformers", "gguf-adapter": "", "gguf": ""}
 
 
 def writers(own_prompts: bool, own_answers: bool) -> str:
@@ -152,11 +161,11 @@ def export_card(
         compared: what loading it back showed.
     """
     tags = ["self-align", *(["lora"] if "adapter" in form else []), *(["gguf"] if "gguf" in form else [])]
-    label, base = escaped(constitution.assistant.name), escaped(model.name)
+    label, base = escaped(constitution.assistant.name), escaped(model.hub_id or model.name)
     what = f"{_NAMES[form]}{f', {kind}' if kind else ''}: the {name} model of {base}"
     return "\n".join(
         [
-            front(model, constitution, _LIBRARY[form], tags),
+            front(model, constitution, form, tags),
             f"# {label}, {what}\n",
             f"{TITLES[stage]}\n",
             f"{wrote} It was trained on them without the constitution (SELF-ALIGN, arXiv 2305.03047). What it says can "

@@ -1,7 +1,7 @@
-"""A run's rows as a data set for other programs: training pairs, responses or prompts in a known form, as JSON lines.
+"""A run's rows as a data set for other programs: pairs, responses and prompts in a known form, with a card.
 
-{3_engrave,4_verbose_clone}/examples.jsonl, 2_self_align/responses.jsonl or 1_prompts/prompts.jsonl -> train.jsonl and,
-where rows are held out from training, test.jsonl
+{3_engrave,4_verbose_clone}/examples.jsonl, 2_self_align/responses.jsonl and 1_prompts/prompts.jsonl -> a folder with
+train and, where rows are held out from training, test; README.md, constitution.yaml, NOTICE, export.json
 
 The system text of a row is the inference prompt that its training text has. In the form prompt-completion-text the rows
 are that text itself: each is encoded as a trainer does it, and left out where other tokens than ours would come of it.
@@ -15,13 +15,16 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from selfalign import atomic, formats
+from selfalign import atomic, formats, strict
 from selfalign.context import ADAPTER_STAGES, Context
 from selfalign.dialogue import Template, Tokenizer, Turn, encode_example
 from selfalign.engines.base import BOS
 from selfalign.errors import UserError
+from selfalign.export import data_card, record, rows
+from selfalign.export.data_card import Config
 from selfalign.formats import WRITTEN, Row, Written
-from selfalign.records import Example, Prompt, Response, stream_jsonl, to_json
+from selfalign.records import Example, Prompt, Response, stream_jsonl
+from selfalign.run import file_hash
 from selfalign.training.batches import held_out
 
 STAGES = {
@@ -32,8 +35,9 @@ STAGES = {
 }
 """What can be written, and the run's file. engrave and clone are the pairs that were trained on."""
 
-_SPLITS = {"train": "train.jsonl", "heldout": "test.jsonl"}
-_OTHER_FILES = (".json", ".csv", ".tsv", ".parquet", ".txt")
+_SPLITS = {"train": "train", "heldout": "test"}
+"""Split of a row -> name of its file."""
+_OTHER_FILES = (".json", ".csv", ".tsv", ".txt")
 _DEFAULT_LENGTH = 1024
 """TRL cuts longer rows unless told otherwise."""
 
@@ -52,91 +56,131 @@ class Exported:
 
 
 def write(
-    context: Context, form: str, stage: str = "engrave", out: Path | None = None, force: bool = False
+    context: Context, form: str, stage: str = "", out: Path | None = None, force: bool = False, kind: str = ""
 ) -> Exported:
-    """Write a stage's rows in that form, with the base model's licence notice beside them.
+    """Write rows in that form, with their card and the base model's licence notice.
 
     Args:
         form: one of `formats.WRITTEN`.
-        stage: one of `STAGES`.
-        out: a file (.jsonl) for the training rows, or a folder; RUN/export/dataset-STAGE-FORM unless given.
-        force: overwrite what stands there.
+        stage: one of `STAGES`; unless given, every stage that has run, each as a configuration of one data set (in a
+            single file: engrave).
+        out: a folder, or a file (.jsonl, .parquet) for the training rows alone; RUN/export/... unless given.
+        force: replace an export, or overwrite the file, that stands there.
+        kind: jsonl or parquet; jsonl unless given, or what the file's name says.
 
     Raises:
-        UserError: form or stage is unknown, the stage has not run, or a file stands where one is to be written.
+        UserError: form, stage or type is unknown, the stage has not run, or the place is taken.
     """
     if form not in WRITTEN:
         raise UserError(f"--format {form!r} is not known; known are {', '.join(WRITTEN)}")
-    if stage not in STAGES:
+    if stage and stage not in STAGES:
         raise UserError(f"--stage {stage!r} is not known; known are {', '.join(STAGES)}")
-    targets = _targets(context, form, stage, out)
-    if (taken := next((path for path in targets.values() if path.exists()), None)) and not force:
-        raise UserError(f"{taken} exists: --force overwrites it, or name another --out")
-    if not (source := context.run.jsonl(STAGES[stage])).exists():
-        raise UserError(f"{source} is missing: the stage that makes it has not run")
+    if out is not None:
+        record.check_outside(context, out)
+    if out is not None and out.suffix.removeprefix(".") in rows.KINDS and not out.is_dir():
+        return _one_file(context, form, stage or "engrave", out, force, kind)
+    if out is not None and (out.suffix in _OTHER_FILES or out.is_file()):
+        ends = " or ".join(f".{suffix}" for suffix in rows.KINDS)
+        raise UserError(f"--out {str(out)!r}: JSON lines or Parquet are written: name a folder, or a file in {ends}")
+    kind = kind or rows.KINDS[0]
+    rows.check(kind)
+    wanted = stages(context, stage)
+    target = out or place(context, form, stage)
+    record.check_free(target, force)
+    return _folder(context, form, wanted, target, kind)
+
+
+def place(context: Context, form: str, stage: str = "") -> Path:
+    """The folder unless the user names another."""
+    return context.run.export("-".join(filter(None, ("dataset", stage, form))))
+
+
+def stages(context: Context, stage: str = "") -> list[str]:
+    """That stage, or every one that has run. Raises UserError where there are no rows of it."""
+    found = [stage] if stage else [name for name in STAGES if context.run.jsonl(STAGES[name]).exists()]
+    for name in found or ["prompts"]:
+        _source(context, name)
+    return found
+
+
+def _source(context: Context, stage: str) -> Path:
+    if not (path := context.run.jsonl(STAGES[stage])).exists():
+        raise UserError(f"{path} is missing: the stage that makes it has not run")
+    return path
+
+
+def _one_file(context: Context, form: str, stage: str, out: Path, force: bool, kind: str) -> Exported:
+    """The training rows alone."""
+    if kind and kind != out.suffix.removeprefix("."):
+        raise UserError(f"--out {str(out)!r} is no file of --type {kind}: name another, or a folder")
+    if out.exists() and not force:
+        raise UserError(f"{out} exists: --force overwrites it, or name another --out")
+    kind = out.suffix.removeprefix(".")
+    rows.check(kind)
+    source = _source(context, stage)
     done, maker = Exported(), _maker(context, form)
-    _add_notice(context, targets["train"])
-    for split in _SPLITS:
-        rows = _rows(context, stage, split)
-        if split not in targets:
-            if number := sum(1 for _ in rows):
-                done.notes.append(f"rows that are held out from training and not in the file: {number:,}")
-            continue
-        number = _write(targets[split], (value for item in rows if (value := maker(item)) is not None))
-        if number:
-            done.files[targets[split]] = number
-        else:
-            targets[split].unlink(missing_ok=True)
+    values = _values(context, stage, "train", maker)
+    if (first := next(values, None)) is not None:
+        with atomic.new_file(out) as file:
+            done.files[out] = rows.write(file, kind, form, stage != "prompts", chain([first], values))
+        record.publish_notice(context, out)
+    if number := sum(1 for _ in _rows(context, stage, "heldout")):
+        done.notes.append(f"rows that are held out from training and not in the file: {number:,}")
+    return _finished(done, maker, [source])
+
+
+def _folder(context: Context, form: str, names: list[str], target: Path, kind: str) -> Exported:
+    """The data set: every stage's rows as a configuration, and what belongs beside them."""
+    done, maker, configs = Exported(), _maker(context, form), []
+    with atomic.new_folder(target) as folder:
+        for stage in names:
+            config = Config(stage)
+            for split, name in _SPLITS.items():
+                path = f"{f'{stage}/' if len(names) > 1 else ''}{name}.{kind}"
+                values = _values(context, stage, split, maker)
+                if (first := next(values, None)) is None:
+                    continue
+                (folder / path).parent.mkdir(exist_ok=True)
+                with (folder / path).open("wb") as file:
+                    number = rows.write(file, kind, form, stage != "prompts", chain([first], values))
+                config.files[name], done.files[target / path] = (path, number), number
+            if config.files:
+                configs.append(config)
+        _finished(done, maker, [_source(context, stage) for stage in names])
+        _describe(context, folder, configs, form, kind, done.notes, names)
+    return done
+
+
+def _describe(
+    context: Context, folder: Path, configs: list[Config], form: str, kind: str, notes: list[str], names: list[str]
+) -> None:
+    """Card, constitution, notice and record."""
+    if terms := record.notice(context):
+        (folder / "NOTICE").write_text(terms, "utf-8")
+    (folder / "constitution.yaml").write_text(strict.dump(context.run.constitution), "utf-8")
+    (folder / "README.md").write_text(data_card.text(context, configs, form, notes), "utf-8")
+    splits = {config.name: {split: number for split, (_, number) in config.files.items()} for config in configs}
+    sources = {name: file_hash(context.run.jsonl(STAGES[name])) for name in names}
+    about = {"form": "dataset", "type": kind, "rows_in": form, "configs": splits, "sources": sources}
+    record.write(context, folder, about)
+    for file in folder.rglob("*"):
+        file.chmod(0o755 if file.is_dir() else 0o644)
+
+
+def _finished(done: Exported, maker: Callable[[Item], Any], sources: list[Path]) -> Exported:
+    """With the notes of the form; raises UserError where no row was written."""
     if isinstance(maker, _Rendering):
         done.notes += maker.said()
     if not done.files:
         why = f": {done.notes[0]}" if done.notes else ""
-        raise UserError(f"{source} has no row that can be written{why}")
+        raise UserError(f"{sources[0]} has no row that can be written{why}")
     return done
 
 
-def _targets(context: Context, form: str, stage: str, out: Path | None) -> dict[str, Path]:
-    """Split -> file."""
-    one = out is not None and out.suffix == ".jsonl" and not out.is_dir()
-    if out is not None and not one and (out.suffix in _OTHER_FILES or out.is_file()):
-        raise UserError(f"--out {str(out)!r}: JSON lines are written: name a file that ends in .jsonl, or a folder")
-    ours = context.run.path.resolve()
-    if out is not None and out.resolve().is_relative_to(ours) and not out.resolve().is_relative_to(ours / "export"):
-        raise UserError(
-            f"--out {str(out)!r} is among the run's own files: name a place outside, or in {ours / 'export'}"
-        )
-    if out is not None and one:
-        return {"train": out}
-    folder = out or context.run.path / "export" / f"dataset-{stage}-{form}"
-    return {split: folder / name for split, name in _SPLITS.items()}
-
-
-def _write(path: Path, values: Iterator[dict[str, Any]]) -> int:
-    """Publish the values, if there are any; returns how many."""
-    first = next(values, None)
-    if first is None:
-        return 0
-    number = 0
-    with atomic.new_file(path) as file:
-        for value in chain([first], values):
-            file.write((to_json(value) + "\n").encode("utf-8"))
-            number += 1
-    return number
-
-
-def _add_notice(context: Context, beside: Path) -> None:
-    """The terms that the run's folder has, or its model; a NOTICE of the user's own stays as it is."""
-    kept = context.run.path / "NOTICE"
-    if kept.is_file():
-        text = kept.read_text("utf-8")
-    elif context.has_weights and context.model.notice:
-        text = context.model.notice + "\n"
-    else:
-        return
-    path = beside.with_name("NOTICE")
-    if path.exists() and path.read_text("utf-8", "replace") != text:
-        path = beside.with_suffix(".NOTICE")
-    atomic.write_text(path, text)
+def _values(
+    context: Context, stage: str, split: str, maker: Callable[[Item], dict[str, Any] | None]
+) -> Iterator[dict[str, Any]]:
+    return (value for item in _rows(context, stage, split) if (value := maker(item)) is not None)
 
 
 def _rows(context: Context, stage: str, split: str) -> Iterator[Item]:
@@ -144,17 +188,17 @@ def _rows(context: Context, stage: str, split: str) -> Iterator[Item]:
     prompts, seen = context.run.constitution.inference_prompt, set()
     path, apart = context.run.jsonl(STAGES[stage]), set()
     if stage in ADAPTER_STAGES and (share := context.recipe.engrave.validation):
-        apart = held_out([record.id for record in _records(path, stage)], share)
-    for record in _records(path, stage):
-        own = record.split if isinstance(record, Prompt | Response) else "heldout" if record.id in apart else "train"
-        if record.id in seen or split != own:
+        apart = held_out([made.id for made in _records(path, stage)], share)
+    for made in _records(path, stage):
+        own = made.split if isinstance(made, Prompt | Response) else "heldout" if made.id in apart else "train"
+        if made.id in seen or split != own:
             continue
-        seen.add(record.id)
-        if isinstance(record, Example):
-            yield record.id, Row("our pairs", record.user, "", record.assistant, prompts(record.prompt))
+        seen.add(made.id)
+        if isinstance(made, Example):
+            yield made.id, Row("our pairs", made.user, "", made.assistant, prompts(made.prompt))
         else:
-            answer = record.response if isinstance(record, Response) else None
-            yield record.id, Row("our own", record.instruction, record.input, answer, prompts("standard"))
+            answer = made.response if isinstance(made, Response) else None
+            yield made.id, Row("our own", made.instruction, made.input, answer, prompts("standard"))
 
 
 def _records(path: Path, stage: str) -> Iterator[Example] | Iterator[Response] | Iterator[Prompt]:

@@ -5,20 +5,17 @@ What does not hold is kept beside it under a name that says so, and the command 
 
 from __future__ import annotations
 
-import json
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from selfalign import __version__, atomic
+from selfalign import atomic
 from selfalign.context import Context
 from selfalign.errors import UserError
 from selfalign.evaluation import heldout
-from selfalign.export import card, chat_template
+from selfalign.export import card, chat_template, record
 from selfalign.recipe import Stage
-from selfalign.report import page, scores
 from selfalign.run import file_hash
 
 Form = Literal["adapter", "merged", "gguf-adapter", "gguf"]
@@ -29,7 +26,6 @@ TYPES: dict[str, tuple[str, ...]] = {
     "gguf": ("q8_0", "f16"),
 }
 """Form -> types of its weights, the first of which is taken unless another is named."""
-RECORD = "export.json"
 FAILED = "does-not-hold"
 
 
@@ -47,6 +43,11 @@ class Job:
     """Type of the weights; empty for adapters."""
     found: dict[str, Any] = field(default_factory=dict)
     """What export.json says beside the form: filled by the maker."""
+
+    @property
+    def place(self) -> Path:
+        """The folder unless the user names another."""
+        return self.context.run.export("-".join(filter(None, (self.model, self.form, self.kind))))
 
     @property
     def adapter(self) -> Path:
@@ -103,10 +104,10 @@ def export(
     job = Job(context, form, name, stage, _kind(form, kind))
     _check_base(job)
     _note_earlier(job)
-    target = out or context.run.export("-".join(filter(None, (name, form, job.kind))))
-    _check_free(target, force)
+    target = out or job.place
+    record.check_free(target, force)
     failed = target.with_name(f"{target.name}-{FAILED}")
-    _check_free(failed, force=True)
+    record.check_free(failed, force=True)
     context.screen.say(f"{form} of the {name} model of {context.run.path.name}", "bold")
     with atomic.new_folder(target) as folder:
         faults = _maker(form)(job, folder)
@@ -121,6 +122,13 @@ def export(
     size = sum(f.stat().st_size for f in target.rglob("*") if f.is_file()) / 1e6
     context.screen.say(f"  {target}: {size:,.0f} MB; it holds")
     return target
+
+
+def place(context: Context, form: str, model: str = "", kind: str = "") -> tuple[Path, Path]:
+    """(where such an export is made, the adapter that it would have). Raises UserError as `export`."""
+    name, stage = _model(context, model)
+    job = Job(context, form, name, stage, _kind(form, kind))
+    return job.place, job.adapter
 
 
 def _model(context: Context, wanted: str) -> tuple[str, str]:
@@ -163,16 +171,6 @@ def _note_earlier(job: Job) -> None:
         context.screen.say(f"  {text}: `selfalign run` finishes it", "yellow")
 
 
-def _check_free(target: Path, force: bool) -> None:
-    if not target.exists():
-        return
-    if not force:
-        raise UserError(f"{target} exists: --force replaces it, or name another --out")
-    ours = target.is_dir() and ((target / RECORD).is_file() or not any(target.iterdir()))
-    if not ours:
-        raise UserError(f"{target} is not an export (it has no {RECORD}) and is never replaced: name another --out")
-
-
 def _maker(form: str) -> Callable[[Job, Path], list[str]]:
     from selfalign.export import forms
 
@@ -190,40 +188,23 @@ def _describe(job: Job, folder: Path, faults: list[str]) -> None:
     if model.notice:
         (folder / "NOTICE").write_text(model.notice + "\n", "utf-8")
     (folder / "README.md").write_text(_card(job, faults), "utf-8")
-    files = {
-        str(f.relative_to(folder)): {"sha256": file_hash(f), "bytes": f.stat().st_size}
-        for f in sorted(folder.rglob("*"))
-        if f.is_file()
-    }
-    record = {
-        "format": 1,
-        "selfalign": __version__,
-        "made": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    about = {
         "form": job.form,
         "type": job.kind,
         "model": job.model,
-        "run": context.run.path.resolve().name,
-        "base": model.name,
         "base_identity": model.identity,
         "adapter": file_hash(job.adapter / "adapter_model.safetensors"),
-        "constitution": context.run.constitution.digest(),
         "template": asdict(model.template),
         **job.found,
         "holds": not faults,
         "faults": faults,
-        "files": files,
     }
-    (folder / RECORD).write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", "utf-8")
+    record.write(context, folder, about)
 
 
 def _card(job: Job, faults: list[str]) -> str:
     context = job.context
-    journal = context.journal
-    rows = [
-        (f"{s['benchmark']}: {s['measure']}", str(s["model"]), str(s["n"]), *scores.score_text(s))
-        for s in scores.read_scores(context.run)
-    ]
-    recipe, own_answers = context.recipe, context.recipe.align.form == "given"
+    own_answers = context.recipe.align.form == "given"
     compared = " ".join([job.found["comparison"]["text"] + ".", *(f"Does not hold: {fault}." for fault in faults)])
     if job.found.get("earlier"):
         compared += f" {job.found['earlier']}."
@@ -234,8 +215,8 @@ def _card(job: Job, faults: list[str]) -> str:
         job.model,
         job.kind,
         "given" if own_answers and job.stage == "engrave" else job.stage,
-        card.writers(bool(recipe.prompts.file), own_answers),
-        card.counts([journal.counts(stage) for stage in journal.stages()], page.TITLES),
-        card.scores(rows),
+        record.writers(context),
+        record.ledger(context),
+        record.measured(context),
         compared,
     )

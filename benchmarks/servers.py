@@ -1,0 +1,128 @@
+"""Several servers as one engine: rows/s, shares by speed, what failures cost; the servers are true in latency alone.
+
+    python benchmarks/servers.py      # about a minute and a half
+
+Each fake server answers a completion after a fixed time, so many at once as it has slots; all stand in one process
+besides. A row is one request through the loop and the journal of a stage. Ideal is slots / latency, summed over the
+servers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import multiprocessing
+import random
+import tempfile
+import time
+from contextlib import suppress
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+from selfalign.engines.base import BOS, Request, Sampling, Step
+from selfalign.engines.many_servers import ManyServers
+from selfalign.generate import Work, generate
+from selfalign.journal import Journal
+from selfalign.recipe import Engine
+
+SLOTS = 8
+LATENCY = 0.16
+"""Seconds: with eight slots, 50 rows/s."""
+_STEP = Step(Sampling(1.0, 1.0, 64))
+
+
+class Server:
+    """One fake server."""
+
+    def __init__(self, latency: float, failing: float) -> None:
+        self._latency, self._failing = latency, failing
+        self._slots = asyncio.Semaphore(SLOTS)
+        self._random = random.Random(1)
+        self.calls = 0
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(asyncio.IncompleteReadError, ConnectionError):
+            while True:
+                head = (await reader.readuntil(b"\r\n\r\n")).lower()
+                length = int(head.partition(b"content-length:")[2].split(b"\r\n")[0])
+                body = json.loads(await reader.readexactly(length))
+                asked = body["max_tokens"] > 1
+                failed = asked and self._random.random() < self._failing
+                if asked:
+                    self.calls += 1
+                if asked and not failed:
+                    async with self._slots:
+                        await asyncio.sleep(self._latency)
+                choice = {"text": " a b c", "finish_reason": "stop"}
+                usage = {"prompt_tokens": 9, "completion_tokens": 50}
+                data = json.dumps({"choices": [choice], "usage": usage}).encode()
+                status = b"503 Busy" if failed else b"200 OK"
+                writer.write(b"HTTP/1.1 %s\r\ncontent-length: %d\r\n\r\n%s" % (status, len(data), data))
+                await writer.drain()
+        writer.close()
+
+
+async def _stand(latencies: list[float], failing: list[float], pipe: Connection) -> None:
+    made = [Server(latency, share) for latency, share in zip(latencies, failing, strict=True)]
+    listening = [await asyncio.start_server(server.serve, "127.0.0.1", 0, backlog=256) for server in made]
+    pipe.send([server.sockets[0].getsockname()[1] for server in listening])
+    while not await asyncio.to_thread(pipe.poll, 60):
+        pass
+    pipe.send([server.calls for server in made])
+
+
+def stand(latencies: list[float], failing: list[float], pipe: Connection) -> None:
+    asyncio.run(_stand(latencies, failing, pipe))
+
+
+def measure(latencies: list[float], failing: list[float], rows: int) -> tuple[float, list[int], int]:
+    """(rows/s, calls that each server got, rows that failed)."""
+    here, there = multiprocessing.Pipe()
+    process = multiprocessing.get_context("spawn").Process(target=stand, args=(latencies, failing, there))
+    process.start()
+    urls = [f"http://127.0.0.1:{port}" for port in here.recv()]
+    engine = ManyServers(Engine.model_validate({"urls": urls, "served": {"base": "m"}}), SLOTS)
+    works = [Work(f"r{n}", Request((BOS, f"Question {n}?"), (_STEP,), n)) for n in range(rows)]
+    with tempfile.TemporaryDirectory(prefix="selfalign-servers-") as folder:
+        journal = Journal(Path(folder) / "journal.sqlite")
+        begun = time.perf_counter()
+        outcomes = generate(works, engine, journal, stage="s", identities={None: "m"})
+        seconds = time.perf_counter() - begun
+        journal.close()
+    engine.close()
+    here.send(None)
+    calls: list[int] = here.recv()
+    process.join()
+    return rows / seconds, calls, sum(o.completion is None for o in outcomes)
+
+
+def ideal(latencies: list[float]) -> float:
+    return sum(SLOTS / latency for latency in latencies)
+
+
+def main(seconds: float) -> None:
+    rates = {}
+    for count in (1, 2, 4, 8):
+        latencies = [LATENCY] * count
+        rates[count], _, lost = measure(latencies, [0.0] * count, int(ideal(latencies) * seconds))
+        share = rates[count] / ideal(latencies)
+        print(f"{count} servers: {rates[count]:.0f} rows/s, {share:.1%} of the ideal, {lost} failed", flush=True)
+    print(f"servers.efficiency_8: {rates[8] / rates[1] / 8:.1%} of eight times one server")
+    latencies = [LATENCY * 4, LATENCY * 2, LATENCY]
+    rate, calls, _ = measure(latencies, [0.0] * 3, int(ideal(latencies) * seconds))
+    shares = ", ".join(f"{c / sum(calls):.1%}" for c in calls)
+    print(
+        f"servers.unequal: shares {shares} (ideal 14.3, 28.6, 57.1 %); {rate / ideal(latencies):.1%} of the ideal rate"
+    )
+    latencies = [LATENCY] * 4
+    whole, _, _ = measure(latencies, [0.0] * 4, int(ideal(latencies) * seconds))
+    rate, calls, lost = measure(latencies, [0.2, 0.0, 0.0, 0.0], int(ideal(latencies) * seconds))
+    print(f"servers.failing: one of four fails 20 % of its calls: {1 - rate / whole:.1%} of the throughput lost")
+    print(f"  ({rate:.0f} against {whole:.0f} rows/s; it got {calls[0]} of {sum(calls)} calls; {lost} rows failed)")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=10.0, help="how long each part would ideally take")
+    main(parser.parse_args().seconds)
