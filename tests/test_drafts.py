@@ -110,7 +110,8 @@ def test_the_probe_decides_as_the_person_did(
     [
         ({"note": "should refuse", "answer": REFUSAL}, "by the check refuses the answer marked bad would pass"),
         ({"note": "should not refuse"}, "the check refuses"), ({"note": "too long", "answer": "A."}, "the check wordy"),
-        ({}, "no check fits"), ({"verdict": "good", "answer": " "}, "an empty answer passes no probe"),
+        ({"note": 'should not say "moo"'}, "the check mentions"), ({}, "no check fits"),
+        ({"verdict": "good", "answer": " "}, "an empty answer passes no probe"),
         ({"note": "steps", "message": "Hi {name}"}, "holds {name}"), ({"note": "ask", "message": "x" * 2001}, "2,001"),
         ({"note": "steps", "turns": [{"role": "user", "content": "A"}, {"role": "assistant", "content": "B"},
                                      {"role": "user", "content": "And now?"}]}, "later turn"),
@@ -146,6 +147,12 @@ def test_rules_come_from_notes_on_bad_answers(default_constitution: Constitution
     assert rule(note="candor: say so", principles=[1]).principle == 7  # type: ignore[union-attr]
     assert rule(note="principle 11: say so").principle == 11  # type: ignore[union-attr]
     assert rule(note="say moo").principle is None  # type: ignore[union-attr]
+
+
+def test_a_rule_says_a_sentence_only_as_whole_words(default_constitution: Constitution):
+    first = default_constitution.principles[0]
+    assert drafts.says(first, "Keep people safe!", default_constitution)
+    assert not drafts.says(first, "People saf", default_constitution)
 
 
 def test_of_several_cited_the_one_whose_words_are_shared(default_constitution: Constitution):

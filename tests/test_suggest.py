@@ -274,6 +274,19 @@ def test_from_marks_on_the_rows_of_a_run(fake_run: Run, tmp_path: Path):
     assert any("a prompt of this run" in d.why for d in looked.found.drafts if d.kind == "probe")
 
 
+def test_what_two_marks_say_is_written_once(run: RunDir, mine: Path):
+    for message in ("A cow?", "A pig?"):
+        say(run, "should go in steps", message=message, principles=[1])
+    ids = [d.id for d in suggest.look(run).found.drafts if d.kind == "rule"]
+    assert "principle 1 says that already" in refused(run.path, "--accept", ",".join(ids), "--write")
+    value = json.loads(tool(run.path, "--accept", "all", "--write", "--json").stdout)
+    assert [a["id"].split("-")[0] for a in value["accepted"]] == ["rule", "probe", "probe"]
+    assert value["left_out"] == [f"{ids[1]} is not taken: principle 1 says that already"]
+    assert constitutions.load(str(mine)).principles[0].rule == "I am kind. I should go in steps."
+    twice = suggest.chosen(suggest.look(run, "default"), f"{ids[0]},{ids[0]}:2")
+    assert [(d.id, place) for d, place in twice] == [(ids[0], 2)]
+
+
 def test_drafts_in_other_words(run: RunDir):
     say(run, "should go in steps", principles=[1])
     rule, probe = suggest.look(run).found.drafts

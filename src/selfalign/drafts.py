@@ -181,12 +181,17 @@ def _rule(mark: Feedback, home: Principle | None, why: str, now: Constitution) -
         return Missing("rule", mark, "there is no note to take it from")
     if unknown := next((p for p in _PLACEHOLDER.findall(said) if p not in _KNOWN), None):
         return Missing("rule", mark, f"the note holds {unknown}, which nothing fills in")
-    full = said.replace("{name}", now.assistant.name).replace("{cutoff}", now.assistant.cutoff)
-    if same := next((p for p in ([home] if home else now.principles) if folded(full) in folded(p.rule)), None):
+    if same := next((p for p in ([home] if home else now.principles) if says(p, said, now)), None):
         return Missing("rule", mark, f"principle {same.id} says it already")
     if home is None:
         return Draft("rule", mark, None, said, why="no principle is cited, and none is near by its words")
     return Draft("rule", mark, home.id, said, why=why)
+
+
+def says(principle: Principle, said: str, now: Constitution) -> bool:
+    """Whether the principle's rule holds the sentence, its placeholders filled in."""
+    full = said.replace("{name}", now.assistant.name).replace("{cutoff}", now.assistant.cutoff)
+    return f" {folded(full)} " in f" {folded(principle.rule)} "
 
 
 def sentence(note: str, language: str = "en") -> str:
@@ -260,7 +265,9 @@ def _check(mark: Feedback, home: Principle | None, now: Constitution) -> tuple[P
     english = now.language == "en"
     if spoken := [w for w in _QUOTED.findall(mark.note) if w.strip() and not _PLACEHOLDER.search(w)]:
         held = [w for w in spoken if shows(Probe(ask="?", expect="mentions", words=[w]), mark.answer)]
-        return _deciding(mark, {"expect": "mentions", "words": held or spoken}, None, "words in quotes in the note")
+        asked = re.search(rf"{_SHOULD}(?: [\w'-]+){{0,5}}? [\"“„«']", _lower(mark.note)) if len(spoken) == 1 else None
+        wanted = None if asked is None else not asked["no"]
+        return _deciding(mark, {"expect": "mentions", "words": held or spoken}, wanted, "words in quotes in the note")
     if english and (named := next(_by_words(mark), None)):
         return _deciding(mark, {"expect": named[0]}, named[1], "named in the note")
     usual = Counter(p.expect for p in (home.probes if home else ()) if not p.words)
@@ -270,9 +277,13 @@ def _check(mark: Feedback, home: Principle | None, now: Constitution) -> tuple[P
     return None, "no check fits: put words that belong or do not belong in the answer into quotes in the note"
 
 
+def _lower(note: str) -> str:
+    return " ".join(note.lower().replace("’", "'").split())
+
+
 def _by_words(mark: Feedback) -> Iterator[tuple[str, bool | None]]:
     """Checks that the note names, each with whether the behaviour is wanted, where the note says so."""
-    note = " ".join(mark.note.lower().replace("’", "'").split())
+    note = _lower(mark.note)
     for pattern, wanted in ((_LONGER, True), (_SHORTER, False)):
         if re.search(rf"(?<!\w)(?:{pattern})(?!\w)", note):
             yield "wordy", wanted

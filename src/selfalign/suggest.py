@@ -17,7 +17,7 @@ from selfalign import atomic, constitution, feedback
 from selfalign.constitution import Constitution, Probe, editing, lint, reading
 from selfalign.constitution import diff as diffs
 from selfalign.constitution.lint import Finding
-from selfalign.drafts import Draft, Suggested, joined, name_for, suggest
+from selfalign.drafts import Draft, Suggested, joined, name_for, says, suggest
 from selfalign.errors import UserError
 from selfalign.progress import plain
 from selfalign.quality.rouge import folded
@@ -60,6 +60,7 @@ class Work:
         """
         target = self._place(draft, place)
         text, texts = self.text, self.now()
+        self._check_new(draft, texts, target)
         if draft.probe is not None:
             change: editing.Change = editing.Probed(self._known(texts, draft, target), draft.probe)
         elif target is None:
@@ -95,6 +96,18 @@ class Work:
         )
 
     @staticmethod
+    def _check_new(draft: Draft, texts: Constitution, target: int | None) -> None:
+        """Two marks may say the same."""
+        there = [p for p in texts.principles if target in (None, p.id)]
+        if draft.probe is not None:
+            same = next((p for p in there if draft.probe in p.probes), None)
+        else:
+            same = next((p for p in there if says(p, draft.sentence, texts)), None)
+        if same is not None:
+            what = "has that probe" if draft.probe is not None else "says that"
+            raise UserError(f"{draft.id} is not taken: principle {same.id} {what} already")
+
+    @staticmethod
     def _known(texts: Constitution, draft: Draft, number: int | None) -> int:
         if number not in [p.id for p in texts.principles]:
             known = ", ".join(str(p.id) for p in texts.principles)
@@ -115,7 +128,8 @@ class Work:
 
     @cached_property
     def _before(self) -> list[Finding]:
-        return lint.lint(reading.read(self.source), self.seeds)
+        text = None if self.begun is None else self.begun.decode("utf-8-sig")
+        return lint.lint(reading.read(self.source, text), self.seeds)
 
     def changes(self) -> diffs.Changes:
         """What `constitution diff` says of the old and the new document; tokens at four characters each."""
@@ -228,7 +242,8 @@ def begin(looked: Look, out: Path | None, dry: bool = False) -> Work:
         _check_target(looked, text, out)
     seeds = looked.run.recipe.seeds
     known = seeds == "default" or Path(seeds).is_file()
-    return Work(source, target, begun, text, looked.texts, reading.located_seeds(seeds) if known else [])
+    before = looked.texts if begun is None else reading.load(source, text)
+    return Work(source, target, begun, text, before, reading.located_seeds(seeds) if known else [])
 
 
 def _check_target(looked: Look, text: str, out: Path | None) -> None:
@@ -268,18 +283,17 @@ def chosen(looked: Look, accept: str) -> list[tuple[Draft, int | str | None]]:
     known = {d.id: d for d in looked.found.drafts}
     if accept.strip() == "all":
         return [(d, None) for d in known.values()]
-    found: list[tuple[Draft, int | str | None]] = []
+    found: dict[str, int | str | None] = {}
     for word in (w.strip() for w in accept.split(",") if w.strip()):
         key, colon, place = word.partition(":")
         if key not in known:
             raise UserError(f"there is no draft {key!r:.60}; there are {', '.join(known) or 'none'}")
         if colon and place != "new" and not (place.isascii() and place.isdigit() and len(place) < 4):
             raise UserError(f"{word:.60}: after the colon stands a principle's number, or new")
-        found.append((known[key], int(place) if place.isdigit() else place or None))
+        found[key] = int(place) if place.isdigit() else place or None
     if not found:
         raise UserError("--accept needs ids of drafts, or all")
-    order = list(known)  # a rule before the probe that goes with it
-    return sorted(found, key=lambda pair: order.index(pair[0].id))
+    return [(d, found[key]) for key, d in known.items() if key in found]  # a rule before the probe that goes with it
 
 
 def edited(draft: Draft, said: str) -> Draft:
