@@ -326,4 +326,5 @@ def _outcome(looked: Look, work: Work, left: list[str], written: Path | None) ->
     if all(d.kind == "probe" for d, _ in work.taken):
         yield f"selfalign constitution test {looked.run.path} --probes {written} asks them"
     else:
-        yield f"a run under it: selfalign run RECIPE --set constitution={written} --out runs/NEW"
+        named = "" if written == Path(looked.source).resolve() else f" --set constitution={written}"
+        yield f"a run under it: selfalign run RECIPE{named} --out runs/NEW"

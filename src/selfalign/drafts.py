@@ -160,6 +160,8 @@ def _home(mark: Feedback, cited: list[Principle], now: Constitution) -> tuple[Pr
 
 
 _SHARED = 2
+_ENOUGH = 6
+"""Words with which a message of a dialogue says something by itself, if it names no topic by two."""
 
 
 def _by_note(note: str, now: Constitution) -> Principle | None:
@@ -239,7 +241,7 @@ def _probe(
     mark: Feedback, home: Principle | None, why: str, now: Constitution, prompts: frozenset[str]
 ) -> Draft | Missing:
     message = mark.message
-    if len(mark.turns) > 1 and len(content_words(message)) < _SHARED:
+    if len(mark.turns) > 1 and len(content_words(message)) < _SHARED and len(words(message)) < _ENOUGH:
         return Missing("probe", mark, "the message is a later turn of a dialogue, and says little by itself")
     if len(message) > MAX_ASK:
         return Missing("probe", mark, f"the message has {len(message):,} characters; a probe takes {MAX_ASK:,}")
