@@ -110,9 +110,47 @@ def test_the_dialogue_is_saved_as_messages(say: Say, tmp_path: Path) -> None:
     assert [m["role"] for m in rows[0]["messages"]] == ["user", "assistant"]
 
 
+def marked(folder: Path) -> list[dict[str, object]]:
+    file = folder / "run/feedback.jsonl"
+    return [json.loads(line) for line in file.read_text("utf-8").splitlines()] if file.exists() else []
+
+
+def test_answers_are_marked_with_a_note(say: Say, tmp_path: Path) -> None:
+    _, err = say("First\nSecond\n/prompt verbose\n/bad too \x1b[31m long\n/good\n/bad 2 much: {name}\n", lines=True)
+    (row,) = marked(tmp_path)
+    assert (row["verdict"], row["note"], row["model"], row["prompt"]) == ("bad", "2 much: {name}", "final", "standard")
+    assert row["turns"] == [
+        {"role": "user", "content": "First"}, {"role": "assistant", "content": "Answer \x1b[31m1"},
+        {"role": "user", "content": "Second"},
+    ]  # fmt: skip
+    assert row["answer"] == "Answer \x1b[31m2" and row["source"] == "chat"
+    assert row["settings"] == {"temperature": 0.3, "top_p": 0.9, "max_new_tokens": 20, "seed": 1}
+    assert "marked good" in err and "Nothing is trained on it" in err and "\x1b" not in err
+
+
+def test_of_several_answers_one_is_marked(say: Say, tmp_path: Path) -> None:
+    out, err = say("/compare\nHi\n/bad too long\n/bad engraved too long\n/good 3\n/bad 9 x\n/notes\n", lines=True)
+    assert err.count("which answer? /bad 2 NOTE: 1 base, 2 engraved, 3 final") == 2
+    rows = marked(tmp_path)
+    assert [(r["model"], r["verdict"], r["note"]) for r in rows] == [
+        ("engraved", "bad", "too long"), ("final", "good", ""),
+    ]  # fmt: skip
+    assert "1. bad  engraved: Hi | too long\n2. good final: Hi\n" in out
+
+
+def test_notes_are_listed_and_withdrawn(say: Say, tmp_path: Path) -> None:
+    out, err = say("/notes\nHi\n/bad \u202ea\x9b\n/notes\n/withdraw 2\n/withdraw 1\n/withdraw 1\n", lines=True)
+    assert "no answer of this run is marked" in err and "1. bad  final: Hi | a\n" in out
+    assert err.count("needs the number of a mark") == 2 and "withdrawn: bad  final: Hi" in err
+    assert marked(tmp_path) == []
+
+
 @pytest.mark.parametrize(
     ("typed", "wanted"),
     [
+        ("/bad", "nothing was answered"), ("Hi\n/undo\n/good", "nothing was answered"),
+        ("Hi\n/new\n/good", "nothing was answered"), (f"Hi\n/bad {'x' * 2001}", "at most 2,000"),
+        ("/withdraw", "needs the number"), ("/withdraw ²", "needs the number"),
         ("/dance", "/dance is not known"), ("/model best", "this run has base, engraved, final"),
         ("/prompt rude", "known are standard"), ("/undo", "nothing was said"), ("/save", "needs a file"),
         ("/save x", "nothing was said"), ("Hi\n/save /", "cannot be written"),

@@ -71,7 +71,33 @@ def test_exemplars_types_identity_and_texts(default_constitution: Constitution):
     assert changes["question_types"]["removed"] == ["cultural context"]
     assert changes["identity"]["added"] == ["Are you old?"]
     assert changes["texts"] == [{"key": "assistant.name", "from": "Alma", "to": "Ida"}]
-    assert changes["principles"]["probes"] == [{"id": 1, "name": "ethical", "from": 6, "to": 0}]
+    (probes,) = changes["principles"]["probes"]
+    assert (probes["id"], probes["from"], probes["to"], probes["added"], probes["changed"]) == (1, 6, 0, [], [])
+    assert [p["ask"] for p in probes["removed"]] == [p.ask for p in default_constitution.principles[0].probes]
+
+
+def test_probes_that_came_went_and_changed_are_named(default_constitution: Constitution):
+    def change(value: dict[str, Any]) -> None:
+        probes = value["principles"][0]["probes"]
+        del probes[1]
+        probes[0]["contrast"] = True
+        probes.append({"ask": "Is\nit?", "expect": "mentions", "words": ["a", "b c"], "contrast": True})
+
+    first = default_constitution.principles[0].probes
+    changes = diff(default_constitution, changed(default_constitution, change), count)
+    assert lines(changes) == [
+        "~ principle 1 (ethical): 6 probes",
+        "    + Is it? [not mentions: a, b c]",
+        f"    - {first[1].ask} [refuses]",
+        f"    - {first[0].ask} [refuses]",
+        f"    + {first[0].ask} [not refuses]",
+    ]
+    swapped = changed(default_constitution, lambda v: v["principles"][0]["probes"].reverse())
+    assert lines(diff(default_constitution, swapped, count)) == ["~ principle 1 (ethical): 6 probes, in another order"]
+    both = [{**first[2].model_dump(), "contrast": c} for c in (False, True)]
+    twice = changed(default_constitution, lambda v: v["principles"][0]["probes"].append(both[1]))
+    (probes,) = diff(default_constitution, twice, count)["principles"]["probes"]
+    assert [(len(p["from"]), len(p["to"])) for p in probes["changed"]] == [(1, 2)] and probes["added"] == []
 
 
 def test_another_order_and_a_second_answer_are_changes(default_constitution: Constitution):

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 import openai_conformance
+from selfalign import feedback
 from selfalign.constitution import Constitution
 from selfalign.context import Context
 from selfalign.engines.base import Part
@@ -51,12 +52,16 @@ def events(body: bytes) -> list[Any]:
 
 # -- routes and tokens -------------------------------------------------------------------------------------------------
 
+MARK = {
+    "verdict": "bad", "note": "too long", "turns": [{"role": "user", "content": "Hello"}], "answer": "So.",
+    "model": "final", "prompt": "standard", "settings": {"temperature": 0.5},
+}  # fmt: skip
 CHAT = {"model": "base", "messages": [{"role": "user", "content": "Hello"}]}
 ROUTES: list[tuple[str, str, Any, bool]] = [
     # method, path, body, needs a token where there is one
     ("GET", "/", None, True), ("GET", "/about", None, True), ("GET", "/v1/models", None, True),
     ("GET", "/v1/models/base", None, True), ("POST", "/v1/chat/completions", CHAT, True),
-    ("POST", "/v1/completions", {"model": "base", "prompt": "Once"}, True),
+    ("POST", "/v1/completions", {"model": "base", "prompt": "Once"}, True), ("POST", "/feedback", MARK, True),
     *(("GET", f"/parts/{name}", None, True) for name in PARTS),
     ("GET", "/parts/base.css", None, False), ("GET", "/sign-in", None, False),
 ]  # fmt: skip
@@ -88,6 +93,49 @@ def test_the_table_above_names_every_route(run: Context):
     paths = {route.path.replace("{name}", "base") for route in guarded._app.routes}  # type: ignore[attr-defined]
     assert paths | guarded._open == {path for _, path, _, _ in ROUTES}
     generation.close()
+
+
+def test_answers_are_marked_and_marks_taken_back(quick: Running, run: Context):
+    def tell(**more: Any) -> tuple[int, Any]:
+        status, _, body = quick.ask("POST", "/feedback", {**MARK, **more})
+        return status, json.loads(body)
+
+    assert tell()[0] == 200
+    thoughts = "A greeting. Principles: 3 (helpful), 2 (informative), 99 (nothing)."
+    asked = {"model": "prompted-base", "prompt": "constitution", "thoughts": thoughts}
+    assert tell(**asked, verdict="good", note=" <b>fine</b> ")[1]["note"] == "<b>fine</b>"
+    first, second = feedback.read(run.run).values()
+    assert (first.source, first.note, first.principles) == ("page", "too long", ())
+    assert (second.model, second.verdict, second.principles) == ("prompted-base", "good", (3, 2))
+    assert tell(verdict="") == (200, {"verdict": "", "found": True})
+    assert tell(verdict="") == (200, {"verdict": "", "found": False})
+    assert [m.id for m in feedback.read(run.run).values()] == [second.id]
+    for more, why in [
+        ({"model": "other"}, "none of this run's"), ({"model": ["final"]}, "none of this run's"),
+        ({"prompt": "../x"}, "the prompt is none"), ({"prompt": ["standard"]}, "the prompt is none"),
+        ({"model": "prompted-base"}, "the prompt is none"), ({"source": "chat"}, "unknown key 'source'"),
+        ({"principles": [1]}, "unknown key"), ({"row": "x"}, "unknown key"), ({"file": "/etc/passwd"}, "unknown key"),
+        ({"verdict": "x"}, "good or bad"), ({"note": "x" * 2001}, "2,001"), ({"turns": []}, "turns must"),
+        ({"thoughts": 1}, "thoughts are text"), ({"answer": None}, "answer is None"),
+    ]:  # fmt: skip
+        status, said = tell(**more)
+        assert status == 400 and why in said["error"]["message"], more
+    assert len(feedback.read(run.run)) == 1
+
+
+def test_marks_are_bounded_and_come_from_the_page_alone(quick: Running, run: Context):
+    large = {**MARK, "answer": "x" * (1 << 18)}
+    assert quick.ask("POST", "/feedback", large)[0] == 413
+    for bad in (b"", b"[1]", b"{", b"null", b"[" * 100_000):
+        assert quick.ask("POST", "/feedback", bad)[0] == 400, bad[:10]
+    assert quick.ask("POST", "/feedback", MARK, {"content-type": "text/plain"})[0] == 415
+    assert quick.ask("POST", "/feedback", MARK, {"origin": "http://evil.example"})[0] == 403
+    assert quick.ask("POST", "/feedback", MARK, {"host": "evil.example"})[0] == 421
+    assert quick.ask("POST", "/feedback", MARK, {"sec-fetch-site": "cross-site"})[0] == 403
+    assert quick.ask("GET", "/feedback")[0] == 405
+    assert not run.run.jsonl("feedback").exists()
+    assert quick.ask("POST", "/feedback", json.dumps({**MARK, "note": "\ud83d"}).encode())[0] == 200
+    assert next(iter(feedback.read(run.run).values())).note == "?"
 
 
 def test_nothing_else_is_there(quick: Running):

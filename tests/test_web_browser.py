@@ -276,6 +276,26 @@ def test_rows_are_marked_by_keys_and_runs_compared(look: Open, serve: Serve, tmp
     same.get_by_text("No row that both have came out differently.").wait_for()
 
 
+def test_an_answer_is_good_or_bad_by_keys(look: Open, serve: Serve, tmp_path: Path):
+    run = viewer_runs.make(tmp_path / "run", 8)
+    page = look(f"{serve(run)}?stage=align&state=kept")
+    page.keyboard.press("j")
+    page.wait_for_selector(".step.own")
+    page.keyboard.press("b")
+    page.wait_for_function("() => document.activeElement.matches('.note textarea')")
+    page.keyboard.type("<b>no</b> source")
+    page.keyboard.press("Enter")
+    page.wait_for_function("() => document.querySelector('.note .told').textContent.startsWith('Kept')")
+    (kept,) = [json.loads(line) for line in run.jsonl("feedback").read_text("utf-8").splitlines()]
+    assert (kept["verdict"], kept["note"], kept["source"]) == ("bad", "<b>no</b> source", "view")
+    assert page.locator(".note textarea").input_value() == "<b>no</b> source"
+    assert page.locator(".opinion [aria-pressed=true]").text_content() == "bad"
+    assert not run.jsonl("marks").exists()
+    page.keyboard.press("b")
+    page.wait_for_function("() => !document.querySelector('.note')")
+    assert run.jsonl("feedback").read_text("utf-8") == ""
+
+
 def test_a_viewer_with_a_token_lets_in_who_has_it(browser: Any, tmp_path: Path):
     token = "a token of 24 characters"
     with served(viewer_runs.make(tmp_path / "run", 5), policy=Policy(token=token)) as address:

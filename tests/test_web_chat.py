@@ -10,6 +10,7 @@ import random
 import re
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -164,6 +165,39 @@ def test_models_answer_side_by_side(opened: Page, running: Running):
     assert head == "prompted-base · constitution prompt, this message alone"
     opened.key("Alt+1", "Alt+2", "Alt+3", "Alt+4")  # the last one stays
     assert opened.page.locator("#models [aria-pressed=true]").count() == 1
+
+
+def test_an_answer_is_marked_by_the_keyboard(opened: Page, running: Running, tmp_path: Path):
+    opened.key("Alt+2")
+    opened.ask("Hello <b>")
+    opened.answered()
+    page, file = opened.page, tmp_path / "run/feedback.jsonl"
+
+    def kept() -> list[Any]:
+        return [json.loads(line) for line in file.read_text("utf-8").splitlines()] if file.exists() else []
+
+    opened.key("Shift+Tab", "Enter")  # from the message back to the last answer's last button
+    note = page.locator(".answer").last.locator(".note textarea")
+    api.expect(note).to_be_focused()
+    (row,) = kept()
+    assert (row["verdict"], row["model"], row["prompt"], row["note"]) == ("bad", "final", "standard", "")
+    assert row["answer"] == opened.answers()[-1] and row["settings"]["temperature"] > 0
+    page.keyboard.type("<img src=x> no")
+    opened.key("Enter")
+    api.expect(page.locator(".told").last).to_have_text("Kept with the note.")
+    api.expect(page.locator("#message")).to_be_focused()
+    assert [r["note"] for r in kept()] == ["<img src=x> no"]
+    page.locator(".answer").first.get_by_role("button", name="good").click()  # the prompted base, with its thoughts
+    api.expect(page.locator(".note")).to_have_count(2)
+    api.expect(page.locator(".note textarea").first).to_be_focused()
+    assert [(r["model"], r["prompt"], bool(r.get("principles"))) for r in kept()] == [
+        ("final", "standard", False), ("prompted-base", "constitution", True),
+    ]  # fmt: skip
+    bad = page.locator(".answer").last.get_by_role("button", name="bad")
+    assert bad.get_attribute("aria-pressed") == "true"
+    bad.click()
+    api.expect(note).to_be_hidden()
+    assert [r["model"] for r in kept()] == ["prompted-base"]
 
 
 def test_prompt_and_sampling_are_shown_and_sent(opened: Page, running: Running):

@@ -15,7 +15,7 @@ import pytest
 pytest.importorskip("starlette", reason="starlette is not installed")
 
 import viewer_runs
-from selfalign import marks
+from selfalign import feedback, marks
 from selfalign.dialogue import PLAIN, Encoded, Tokenizer, encode_example
 from selfalign.errors import UserError
 from selfalign.journal import Journal
@@ -368,23 +368,79 @@ def test_only_what_is_trained_on_is_marked(marked: Viewer):
     assert not marked.run.jsonl("marks").exists()
 
 
-def test_marks_come_from_the_page_alone(marked: Viewer):
+@pytest.mark.parametrize(
+    ("path", "file", "told"),
+    [("/api/mark", "marks", {"mark": "drop"}), ("/api/feedback", "feedback", {"stage": "align", "verdict": "bad"})],
+)
+def test_marks_come_from_the_page_alone(marked: Viewer, path: str, file: str, told: dict[str, str]):
     row = marked.page({"stage": "engrave"})["rows"][0]
-    mine = {"stage": "engrave", "id": row["id"], "mark": "drop"}
+    mine = {"stage": "engrave", "id": row["id"], **told}
     body = json.dumps(mine).encode()
     app = build(marked, Policy(token=TOKEN))
     plain = {"content_type": "application/json", "content_length": str(len(body))}
-    assert answer(app, "/api/mark", None, "POST", body, **plain)[0] == 401
+    assert answer(app, path, None, "POST", body, **plain)[0] == 401
     signed = {**plain, "authorization": f"Bearer {TOKEN}"}
-    assert answer(app, "/api/mark", None, "POST", body, **signed, origin="http://evil.example")[0] == 403
-    assert answer(app, "/api/mark", None, "POST", body, **{**signed, "host": "evil.example"})[0] == 421
-    assert answer(app, "/api/mark", None, "POST", body, **{**signed, "content_type": "text/plain"})[0] == 415
-    assert answer(app, "/api/mark", None, "GET", b"", **signed)[0] == 405
+    assert answer(app, path, None, "POST", body, **signed, origin="http://evil.example")[0] == 403
+    assert answer(app, path, None, "POST", body, **{**signed, "host": "evil.example"})[0] == 421
+    assert answer(app, path, None, "POST", body, **{**signed, "content_type": "text/plain"})[0] == 415
+    assert answer(app, path, None, "GET", b"", **signed)[0] == 405
     for bad in (b"", b"[1]", b"{", b'{"id": "\\ud83d"}', b"[" * 100_000):
-        assert answer(app, "/api/mark", None, "POST", bad, **{**signed, "content_length": str(len(bad))})[0] == 400
-    assert not marked.run.jsonl("marks").exists()
-    assert answer(app, "/api/mark", None, "POST", body, **signed)[0] == 200
-    assert marked.run.jsonl("marks").exists()
+        assert answer(app, path, None, "POST", bad, **{**signed, "content_length": str(len(bad))})[0] == 400
+    assert not marked.run.jsonl(file).exists()
+    assert answer(app, path, None, "POST", body, **signed)[0] == 200
+    assert marked.run.jsonl(file).exists()
+
+
+# -- feedback --------------------------------------------------------------------------------------------------------
+
+
+def think(viewer: Viewer, **told: str) -> tuple[int, Any]:
+    body = json.dumps(told).encode()
+    headers = {"content_type": "application/json", "content_length": str(len(body))}
+    status, _, said = answer(build(viewer, NO_TOKEN), "/api/feedback", None, "POST", body, **headers)
+    return status, json.loads(said)
+
+
+def test_an_answer_is_good_or_bad_beside_its_mark(marked: Viewer):
+    row = marked.page({"stage": "engrave"})["rows"][2]
+    mine = {"stage": "align", "id": row["id"]}
+    status, found = think(marked, **mine, verdict="bad", note="no <b>source</b>")
+    assert status == 200
+    assert {s["stage"]: s["feedback"] for s in found["steps"]} == {
+        "self_instruct": {}, "align": {"verdict": "bad", "note": "no <b>source</b>"}, "engrave": {},
+    }  # fmt: skip
+    (kept,) = feedback.read(marked.run).values()
+    align = next(s for s in found["steps"] if s["stage"] == "align")
+    assert (kept.message, kept.answer, list(kept.principles)) == (
+        align["message"],
+        align["answer"],
+        align["principles"],
+    )
+    assert (kept.model, kept.prompt, kept.source, kept.stage, kept.row) == (
+        "prompted-base", "constitution", "view", "align", row["id"],
+    )  # fmt: skip
+    assert dict(kept.settings)["temperature"] == marked.run.recipe.align.temperature
+    assert not marked.run.jsonl("marks").exists()  # nothing for training follows
+    tell(marked, **mine, mark="drop")
+    assert think(marked, **mine, verdict="good")[0] == 200
+    assert [m.verdict for m in feedback.read(marked.run).values()] == ["good"]
+    assert think(marked, **mine, verdict="")[1]["steps"][1]["feedback"] == {}
+    assert feedback.read(marked.run) == {} and len(marks.read(marked.run)) == 1
+
+
+def test_only_answers_are_good_or_bad_and_a_broken_file_hides_no_row(marked: Viewer):
+    for stage in ("self_instruct", "engrave"):
+        row = marked.page({"stage": stage})["rows"][0]
+        assert think(marked, stage=stage, id=row["id"], verdict="bad")[0] == 404
+    row = marked.page({"stage": "align", "state": "kept"})["rows"][0]
+    mine = {"stage": "align", "id": row["id"]}
+    assert think(marked, **mine, verdict="fine")[0] == 404
+    assert think(marked, **mine, verdict="bad", note="x" * 2001)[0] == 404
+    assert think(marked, stage="align", id="../../etc/passwd", verdict="bad")[0] == 404
+    marked.run.jsonl("feedback").write_text("{}\n", "utf-8")
+    assert "feedback.jsonl:1" in marked.row(mine)["steps"][0]["feedback"]["wrong"]
+    assert think(marked, **mine, verdict="bad")[0] == 404
+    assert marked.run.jsonl("feedback").read_text("utf-8") == "{}\n"
 
 
 def test_marks_of_two_viewers_are_all_kept(tmp_path: Path):

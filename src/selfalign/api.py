@@ -19,22 +19,22 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from selfalign import atomic, capacity, constitution, costs, engines, executors, models, pipeline, report_terminal
-from selfalign import cluster as clusters
-from selfalign import recipe as recipes
-from selfalign.calibrate import calibration
+from selfalign import atomic, feedback, pipeline, report_terminal
 from selfalign.context import ADAPTER_STAGES, Context
 from selfalign.counts import StageCounts
 from selfalign.errors import UserError
 from selfalign.evaluation.wanted import Wanted
+from selfalign.feedback import Feedback
+from selfalign.planning import prepare
 from selfalign.progress import Screen
 from selfalign.recipe import Recipe, Stage
 from selfalign.records import Answer, Drop, Prompt, Response, Score, read_jsonl
 from selfalign.report.scores import read_scores
-from selfalign.run import RunDir, default_out, frozen_kind, frozen_prompts, hold
+from selfalign.run import RunDir, default_out, hold
 from selfalign.storage import Keeper, Storage, take_up
 
 if TYPE_CHECKING:
+    from selfalign.drafts import Draft
     from selfalign.export.dataset import Exported
 
 
@@ -168,6 +168,24 @@ class Run:
         journal = self._context.journal
         return [journal.counts(stage) for stage in journal.stages()]
 
+    def feedback(self) -> list[Feedback]:
+        """The answers that people marked, the oldest mark first (docs/feedback.md).
+
+        Raises:
+            UserError: a line was edited into something else.
+        """
+        return list(feedback.read(self._context.run).values())
+
+    def suggestions(self) -> list[Draft]:
+        """Changes of the run's constitution that the marks lead to; nothing is changed by asking.
+
+        Raises:
+            UserError: as `feedback`, or the constitution is gone.
+        """
+        from selfalign import suggest
+
+        return list(suggest.look(self._context.run).found.drafts)
+
     def status(self) -> dict[str, Any]:
         """What `selfalign status --json` prints."""
         return report_terminal.status(self._context.run)
@@ -290,96 +308,6 @@ def create(
     return Run(Context(found, screen or Screen(-1), force=force, _model=model), lock)
 
 
-def plan(
-    recipe: str = "quick",
-    *,
-    settings: Mapping[str, object] | list[str] | None = None,
-    limit: int | None = None,
-    prompts: str | Path | None = None,
-    fresh: bool = False,
-    screen: Screen | None = None,
-) -> costs.Plan:
-    """What a run of the recipe would cost on this machine. Nothing is generated but for the measurement of its speed.
-
-    Args:
-        fresh: measure this machine again; otherwise a measurement that is kept serves.
-
-    Raises:
-        SelfAlignError: as `create`.
-    """
-    wanted, texts, model = prepare(recipe, settings, limit, prompts)
-    say = (screen or Screen(-1)).say
-    speed = None
-    if model and engines.kind(wanted.engine) == "llama_cpp":
-        config = wanted.engine
-        speed = calibration(model.gguf, model.identity, config.context, config.threads, fresh, say)
-    return costs.make(wanted, texts, model, speed, pipeline.own_prompts(wanted))
-
-
-def plan_cluster(
-    recipe: str,
-    cluster: str,
-    *,
-    settings: Mapping[str, object] | list[str] | None = None,
-    limit: int | None = None,
-    prompts: str | Path | None = None,
-) -> capacity.Capacity:
-    """What a run of the recipe would take on other machines. Neither the model nor a GPU is needed here.
-
-    Args:
-        cluster: as `gpus=2x8xH100,model=70b` (docs/capacity.md).
-
-    Raises:
-        SelfAlignError: the recipe, the cluster or the prompts are wrong.
-    """
-    if isinstance(settings, Mapping):
-        settings = [f"{key}={_yaml(value)}" for key, value in settings.items()]
-    loaded = recipes.load(recipe, settings, limit)
-    machines = clusters.parse(cluster)
-    wanted = recipes.located(loaded, Path(prompts) if prompts is not None else None, recipe)
-    shape = clusters.shape_of(machines.model, wanted.model)
-    texts = constitution.load(wanted.constitution)
-    return capacity.plan(wanted, texts, machines, shape, pipeline.own_prompts(wanted))
-
-
-def prepare(
-    recipe: str,
-    settings: Mapping[str, object] | list[str] | None,
-    limit: int | None,
-    prompts: str | Path | None,
-    out: Path | None = None,
-) -> tuple[Recipe, constitution.Constitution, models.Model | None]:
-    """Recipe (with the engine chosen), constitution and model, checked before anything is written.
-
-    Args:
-        out: where a run may stand already: it keeps the engine that it chose.
-
-    Raises:
-        SelfAlignError: one of them is wrong.
-    """
-    if isinstance(settings, Mapping):
-        settings = [f"{key}={_yaml(value)}" for key, value in settings.items()]
-    loaded = recipes.load(recipe, settings, limit)
-    if not loaded.model:
-        raise UserError(
-            f"recipe {recipe} names no model: give yours with --set model=NAME, a Hugging Face folder or a hub id such "
-            "as Qwen/Qwen3-8B-Base"
-        )
-    data = frozen_prompts(out) if out is not None else None
-    wanted = recipes.located(loaded, Path(prompts) if prompts is not None else None, recipe, data)
-    kept = out is not None and wanted.engine.kind == "auto" and not (wanted.engine.url or wanted.engine.urls)
-    kind = frozen_kind(out) if kept and out is not None else None
-    engine = wanted.engine.model_copy(update={"kind": kind}) if kind else engines.chosen(wanted.engine)
-    executors.check(wanted.executor)
-    if wanted.executor.kind == "local" or engine.kind == "openai":
-        engines.check(engine)  # a worker says itself what its machine lacks
-    wanted = wanted.model_copy(update={"engine": engine})
-    texts = constitution.load(wanted.constitution)
-    constitution.load_seeds(wanted.seeds)
-    model = models.resolve(wanted.model) if engines.needs_weights(wanted.engine) else None
-    return wanted, texts, model
-
-
 def open_run(path: str | Path, *, force: bool = False, screen: Screen | None = None) -> Run:
     """The run in that folder, with the recipe it was made with.
 
@@ -390,9 +318,3 @@ def open_run(path: str | Path, *, force: bool = False, screen: Screen | None = N
     lock = hold(Path(path))
     atomic.sweep(Path(path))
     return Run(Context(found, screen or Screen(-1), force=force), lock)
-
-
-def _yaml(value: object) -> str:
-    import json
-
-    return json.dumps(value)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from selfalign import atomic, engines
+from selfalign import atomic, engines, feedback
 from selfalign.context import Context
 from selfalign.dialogue import PLAIN, Turn
 from selfalign.engines.base import Engine, Pieces, RowError, Sampling, Step, whole_characters
@@ -28,8 +28,21 @@ HELP = """\
 /retry             another answer to the last message
 /undo              take the last message and its answer back
 /new               begin anew
+/good, /bad [NOTE] mark the last answer; after several, say which: /bad 2 NOTE, or /bad engraved NOTE
+/notes             the run's marks; /withdraw N takes one back
 /save FILE         the dialogue as a line of JSON (messages), added to the file
 /help, /quit       Ctrl-D ends, too; Ctrl-C ends an answer"""
+
+
+@dataclass(frozen=True)
+class Answered:
+    """The last message and who answered what, for marks."""
+
+    turns: tuple[Turn, ...]
+    style: PromptKind
+    seed: int
+    answers: dict[str, str]
+    """model -> its answer."""
 
 
 @dataclass
@@ -51,6 +64,7 @@ class Talk:
     turns: list[Turn] = field(default_factory=list)
     tries: int = 0
     """Answers asked for so far: each is drawn with another seed."""
+    last: Answered | None = None
 
     def shown_prompt(self) -> str:
         """The text that stands before the dialogue."""
@@ -249,8 +263,15 @@ def _command(talk: Talk, message: str) -> None:
         print(plain(talk.shown_prompt()))
     elif name in ("retry", "undo"):
         _take_back(talk, again=name == "retry")
+    elif name in ("good", "bad"):
+        _mark(talk, name, rest)
+    elif name == "notes":
+        _notes(talk)
+    elif name == "withdraw":
+        _withdraw(talk, rest)
     elif name == "new":
         talk.turns.clear()
+        talk.last = None
         say("a new dialogue", "dim")
     elif name == "save":
         _save(talk, rest)
@@ -271,7 +292,60 @@ def _take_back(talk: Talk, again: bool) -> None:
             if len(talk.turns) == kept:  # it could not be answered, or was stopped before it was
                 talk.turns += before
     else:
+        talk.last = None
         talk.context.screen.say(f"taken back: {message}", "dim")
+
+
+def _mark(talk: Talk, verdict: str, rest: str) -> None:
+    """Mark an answer to the last message. Of several, the first word says which: its number or its model's name."""
+    if talk.last is None:
+        raise UserError("nothing was answered yet")
+    names, note = list(talk.last.answers), rest
+    name = names[0]
+    if len(names) > 1:
+        word, _, note = rest.partition(" ")
+        by_number = {str(number): n for number, n in enumerate(names, 1)}
+        if word not in names and word not in by_number:
+            which = ", ".join(f"{number} {n}" for number, n in enumerate(names, 1))
+            raise UserError(f"which answer? /{verdict} 2 NOTE: {which}")
+        name = by_number.get(word, word)
+    said, sampling = talk.last, talk.sampling
+    made = feedback.mark(
+        talk.context.run,
+        {
+            "verdict": verdict, "note": note, "source": "chat", "model": name, "prompt": said.style,
+            "turns": [{"role": t.role, "content": t.text} for t in said.turns], "answer": said.answers[name],
+            "settings": {
+                "temperature": sampling.temperature, "top_p": sampling.top_p,
+                "max_new_tokens": sampling.max_new_tokens, "seed": said.seed,
+            },
+        },
+    )  # fmt: skip
+    run = talk.context.run
+    number = len(feedback.read(run))
+    with_note = f", with the note: {made.note}" if made.note else ""
+    talk.context.screen.say(
+        f"{number}. marked {verdict}: the answer of {name}{with_note}. Nothing is trained on it; "
+        f"selfalign constitution suggest {run.path}",
+        "dim",
+    )
+
+
+def _notes(talk: Talk) -> None:
+    found = feedback.read(talk.context.run)
+    if not found:
+        talk.context.screen.say("no answer of this run is marked", "dim")
+    for number, mark in enumerate(found.values(), 1):
+        print(plain(feedback.line(mark, f"{number}. ")))
+
+
+def _withdraw(talk: Talk, rest: str) -> None:
+    found = list(feedback.read(talk.context.run))
+    if not rest.isascii() or not rest.isdigit() or not 0 < int(rest[:9]) <= len(found):
+        raise UserError("/withdraw needs the number of a mark, as /notes shows it")
+    gone = feedback.withdraw(talk.context.run, found[int(rest) - 1])
+    if gone:
+        talk.context.screen.say(f"withdrawn: {feedback.line(gone)}", "dim")
 
 
 def _save(talk: Talk, target: str) -> None:
@@ -298,6 +372,7 @@ def _say(talk: Talk, message: str, heads: bool) -> None:
     """
     label = talk.context.run.constitution.assistant.name
     talk.turns.append(Turn("user", message))
+    asked, answers = tuple(talk.turns), dict[str, str]()
     answer = ""
     try:
         for name in list(talk.found) if talk.compares else [talk.model]:
@@ -308,12 +383,14 @@ def _say(talk: Talk, message: str, heads: bool) -> None:
             print()
             if neutralised:
                 talk.context.screen.say(f"  control tokens in the text neutralised: {' '.join(neutralised)}", "yellow")
+            answers[name] = text
             answer = text if name == talk.model else answer
             if STOP.is_set:
                 break
     except UserError:
         talk.turns.pop()
         raise
+    talk.last = Answered(asked, talk.style, talk.seed + talk.tries, answers)
     talk.tries += 1
     if answer or not STOP.is_set:
         talk.turns.append(Turn("assistant", answer.strip()))

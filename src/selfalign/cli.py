@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from selfalign import cli_export, cli_push, cli_serve, cli_view
+from selfalign import cli_export, cli_push, cli_serve, cli_suggest, cli_view
 from selfalign.cli_constitution import AsJson, constitution_app
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(constitution_app, name="constitution")
+cli_suggest.register(constitution_app)
 
 Run = Annotated[Path, typer.Argument(help="A run directory.", metavar="RUN")]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite files that were edited by hand.")]
@@ -88,9 +89,10 @@ def run(
     from selfalign import api, report_terminal
 
     if preview is not None:
+        from selfalign import planning
         from selfalign import preview as previews
 
-        wanted, texts, _ = api.prepare(recipe, settings, limit, prompts)
+        wanted, texts, _ = planning.prepare(recipe, settings, limit, prompts)
         previews.show(wanted, texts, preview, _screen())
         return
     made = api.create(
@@ -116,16 +118,16 @@ def plan(
     as_json: AsJson = False,
 ) -> None:
     """Requests, tokens, time, memory and disk of each stage, before anything is spent."""
-    from selfalign import api, plan_terminal
+    from selfalign import plan_terminal, planning
 
     if cluster is not None:
-        planned = api.plan_cluster(recipe, cluster, settings=settings, limit=limit, prompts=prompts)
+        planned = planning.plan_cluster(recipe, cluster, settings=settings, limit=limit, prompts=prompts)
         if as_json:
             typer.echo(json.dumps(planned.as_dict(), indent=1))
         else:
             plan_terminal.show_capacity(planned)
         return
-    found = api.plan(recipe, settings=settings, limit=limit, prompts=prompts, fresh=fresh, screen=_screen())
+    found = planning.plan(recipe, settings=settings, limit=limit, prompts=prompts, fresh=fresh, screen=_screen())
     if as_json:
         typer.echo(json.dumps(found.as_dict(), indent=1))
     else:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from selfalign.constitution.reading import Located
 
 constitution_app = typer.Typer(
-    help="The constitution, the texts that a human writes: check, show, compare, test, import.",
+    help="The constitution, the texts that a human writes: check, show, compare, test, import, suggest.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )

@@ -10,8 +10,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from selfalign import costs
+from selfalign import costs, feedback
 from selfalign.costs import Plan
+from selfalign.errors import UserError
 from selfalign.evaluation.pairwise import WIN_RATE
 from selfalign.evaluation.probes import Total
 from selfalign.plan_terminal import count, duration
@@ -48,7 +49,16 @@ def status(run: RunDir) -> dict[str, Any]:
         "finished": run.manifest.exists(),
         "stages": stages,
         "scores": read_scores(run),
+        "feedback": _feedback(run),
     }
+
+
+def _feedback(run: RunDir) -> dict[str, int]:
+    """How many answers people marked; a file that was broken by hand must not hide how far the run is."""
+    try:
+        return feedback.counts(run)
+    except UserError:
+        return {}
 
 
 def _stages_table(rows: list[dict[str, Any]]) -> Table:
@@ -253,6 +263,9 @@ def _show_tables(run: RunDir, found: dict[str, Any], console: Console, examples:
     if found["scores"]:
         console.print()
         console.print(_scores_table(found["scores"]))
+    if any(found["feedback"].values()):
+        said = f"{found['feedback']['good']} good, {found['feedback']['bad']} bad"
+        console.print(f"\nanswers marked by people: {said} (selfalign constitution suggest {run.path})", markup=False)
     if examples and any(row["examples"] for row in found["stages"]):
         console.print("\nThe first row of each reason (all: drops.jsonl)")
         _show_examples(found["stages"], console)

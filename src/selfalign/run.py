@@ -40,6 +40,7 @@ JSONL_FILES = {
     "questions-verdicts": "5_evaluation/questions-verdicts.jsonl",
     "drops": "drops.jsonl",
     "marks": "marks.jsonl",
+    "feedback": "feedback.jsonl",
 }
 
 
@@ -241,10 +242,7 @@ class RunDir:
         entries = {}
         for file in sorted(p for p in self.path.rglob("*") if p.is_file()):
             name = str(file.relative_to(self.path))
-            if (
-                name.startswith(("journal", "manifest.json", "export/", "view.sqlite", "storage.json", "."))
-                or "/." in name
-            ):
+            if name.startswith(_APART) or "/." in name:
                 continue
             entries[name] = {"sha256": file_hash(file), "bytes": file.stat().st_size}
             if file.suffix == ".jsonl":
@@ -261,6 +259,9 @@ class RunDir:
         }
         atomic.write_text(self.manifest, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
+
+_APART = ("journal", "manifest.json", "export/", "view.sqlite", "storage.json", "feedback.jsonl", ".")
+"""Beginnings of names that the manifest leaves out."""
 
 _MAY_CHANGE = (
     "stages:",

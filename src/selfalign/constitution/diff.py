@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from selfalign.constitution.document import Constitution
+from selfalign.constitution.document import Constitution, Principle
 from selfalign.constitution.render import render
 
 Changes = dict[str, Any]
@@ -35,7 +35,7 @@ def diff(old: Constitution, new: Constitution, count: Callable[[str], int]) -> C
                 {"id": q.id, "name": q.name, "from": p.rule, "to": q.rule} for p, q in shared if p.rule != q.rule
             ],
             "probes": [
-                {"id": q.id, "name": q.name, "from": len(p.probes), "to": len(q.probes)}
+                {"id": q.id, "name": q.name, "from": len(p.probes), "to": len(q.probes), **_probes(p, q)}
                 for p, q in shared
                 if p.probes != q.probes
             ],
@@ -55,6 +55,21 @@ def diff(old: Constitution, new: Constitution, count: Callable[[str], int]) -> C
 
 def _shown(principle: Any) -> dict[str, Any]:
     return {"id": principle.id, "name": principle.name, "rule": principle.rule}
+
+
+def _probes(old: Principle, new: Principle) -> dict[str, list[dict[str, Any]]]:
+    """Probes of one principle; they are the same where their messages are. One message may be asked in two ways."""
+    asks = dict.fromkeys(p.ask for p in (*old.probes, *new.probes))
+    both = [(ask, _asked(old, ask), _asked(new, ask)) for ask in asks]
+    return {
+        "added": [probe for _, a, b in both if not a for probe in b],
+        "removed": [probe for _, a, b in both if not b for probe in a],
+        "changed": [{"ask": ask, "from": a, "to": b} for ask, a, b in both if a and b and a != b],
+    }
+
+
+def _asked(principle: Principle, ask: str) -> list[dict[str, Any]]:
+    return [p.model_dump(exclude_defaults=True) for p in principle.probes if p.ask == ask]
 
 
 def _pairs(old: Constitution, new: Constitution) -> dict[str, list[str]]:
@@ -107,7 +122,8 @@ def lines(changes: Changes) -> list[str]:
     found += [f"~ principle {p['name']!r}: number {p['from']} is now {p['to']}" for p in principles["renumbered"]]
     for p in principles["reworded"]:
         found += [f"~ principle {p['id']} ({p['name']})", f"    - {p['from']}", f"    + {p['to']}"]
-    found += [f"~ principle {p['id']} ({p['name']}): probes changed" for p in principles["probes"]]
+    for p in principles["probes"]:
+        found += _probe_lines(p)
     for key, label in (("exemplars", "exemplar"), ("question_types", "question type"), ("identity", "identity pair")):
         for sign, what in (("+", "added"), ("-", "removed"), ("~", "changed")):
             found += [f"{sign} {label}: {' '.join(str(k).split())[:90]}" for k in changes[key][what]]
@@ -115,3 +131,22 @@ def lines(changes: Changes) -> list[str]:
     for text in changes["texts"]:
         found += [f"~ {text['key']}", f"    - {text['from']}", f"    + {text['to']}"]
     return found
+
+
+def _probe_lines(changes: Changes) -> list[str]:
+    number = (
+        f"{changes['from']} probes"
+        if changes["from"] == changes["to"]
+        else f"{changes['from']} -> {changes['to']} probes"
+    )
+    found = [f"    {sign} {_probe(p)}" for sign, what in (("+", "added"), ("-", "removed")) for p in changes[what]]
+    for p in changes["changed"]:
+        found += [f"    - {_probe(x)}" for x in p["from"]] + [f"    + {_probe(x)}" for x in p["to"]]
+    return [f"~ principle {changes['id']} ({changes['name']}): {number}{'' if found else ', in another order'}", *found]
+
+
+def _probe(probe: dict[str, Any]) -> str:
+    """A probe in one line; where words are looked for, with them."""
+    words = ": " + ", ".join(probe["words"]) if "words" in probe else ""
+    wanted = "not " * probe.get("contrast", False) + probe["expect"] + words
+    return f"{' '.join(probe['ask'].split())} [{wanted}]"

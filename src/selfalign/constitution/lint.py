@@ -18,7 +18,7 @@ from selfalign.strict import Place, explain
 HUMAN_LIMIT = 300
 """SELF-ALIGN's promise: fewer than 300 lines of human text (arXiv 2305.03047)."""
 _NEAR = 0.7
-_ANY_LANGUAGE = ("mentions", "in_order", "language", "verse")
+ANY_LANGUAGE = ("mentions", "in_order", "language", "verse")
 """Checks that need no English words."""
 _LEAK_SHARE = 0.5
 _MIN_LEAK_WORDS = 2
@@ -241,11 +241,11 @@ def _wordings(constitution: Constitution) -> Iterable[_Row]:
 def _contradict(one: str, other: str) -> bool:
     """Whether two rules speak of the same and one of them negates it, or they want opposites."""
     a, b = set(tokens(one)), set(tokens(other))
-    shared = _content(one) & _content(other)
+    shared = content_words(one) & content_words(other)
     opposed = any((x in a and y in b and y not in a and x not in b) or (y in a and x in b and x not in a and y not in b)
                   for x, y in _OPPOSITES)  # fmt: skip
     negated = bool(_NEGATION.search(one)) != bool(_NEGATION.search(other))
-    near = len(shared) >= 2 and len(shared) >= 0.5 * min(len(_content(one)), len(_content(other)))
+    near = len(shared) >= 2 and len(shared) >= 0.5 * min(len(content_words(one)), len(content_words(other)))
     return near and (opposed or negated)
 
 
@@ -324,10 +324,10 @@ def _probes(constitution: Constitution) -> Iterable[_Row]:
             )
             yield ("principles", at, "probes"), "warning", "probes", message
         for probe_at, probe in enumerate(principle.probes):
-            if constitution.language != "en" and probe.expect not in _ANY_LANGUAGE:
+            if constitution.language != "en" and probe.expect not in ANY_LANGUAGE:
                 message = (
                     f"the check {probe.expect!r} reads English only; in {language} take one of "
-                    f"{', '.join(_ANY_LANGUAGE)}"
+                    f"{', '.join(ANY_LANGUAGE)}"
                 )
                 yield ("principles", at, "probes", probe_at), "error", "probes", message
             key = folded(probe.ask)
@@ -337,7 +337,7 @@ def _probes(constitution: Constitution) -> Iterable[_Row]:
             asked.setdefault(key, principle.id)
 
 
-def _content(text: str) -> set[str]:
+def content_words(text: str) -> set[str]:
     """Words that carry a topic: four letters and more, no stop words, plural and singular as one."""
     return {w.removesuffix("s") for w in tokens(text) if len(w) >= 4 and w not in _STOP}
 
@@ -358,8 +358,8 @@ def _leaks(document: Located, constitution: Constitution, seeds: list[tuple[str,
     trained = {folded(t) for t in examples + asked + [s.instruction for _, s in seeds]}
     for where, what, text in texts:
         for label, user in shown:
-            topic = _content(user)
-            content = _content(text)
+            topic = content_words(user)
+            content = content_words(text)
             shared = topic & content
             # A long seed shares words with anything.
             about = len(shared) >= _LEAK_SHARE * len(topic) and len(shared) * 4 >= len(content)

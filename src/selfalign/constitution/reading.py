@@ -8,6 +8,7 @@ same id, user message, name or question replaces the old one), its other values 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -39,15 +40,23 @@ _LISTS = {"principles": "id", "exemplars": "user", "question_types": "name", "id
 """Lists that an extending document adds to, and the key that makes two entries the same."""
 
 
-def read(source: str, seen: tuple[str, ...] = ()) -> Located:
+def read(source: str, text: str | None = None) -> Located:
     """A shipped constitution or the YAML file `source`, extensions merged and placeholders filled, not yet checked.
+
+    Args:
+        text: what is to stand in the file, in place of what stands there.
 
     Raises:
         UserError: a file cannot be read or is not YAML, or extends itself.
     """
-    if source in SHIPPED:
-        text = (resources.files("selfalign") / f"assets/constitutions/{source}.yaml").read_text("utf-8")
-    else:
+    return filled(merged(source, text))
+
+
+def merged(source: str, text: str | None = None, seen: tuple[str, ...] = ()) -> Located:
+    """As `read`, with the placeholders as they are written."""
+    if text is None and source in SHIPPED:
+        return _shipped(source)
+    if text is None:
         text = read_text(Path(source), "constitution")
     value = parse_yaml(text, source)
     if not isinstance(value, dict):
@@ -62,8 +71,13 @@ def read(source: str, seen: tuple[str, ...] = ()) -> Located:
             base = str(Path(source).parent / base)
         if str(Path(base).resolve()) in [str(Path(s).resolve()) for s in (*seen, source)]:
             raise UserError(f"{own.where(('extends',))}: {source} extends itself")
-        own = _merge(read(base, (*seen, source)), own)
-    return own if seen else filled(own)
+        own = _merge(merged(base, None, (*seen, source)), own)
+    return own
+
+
+@lru_cache
+def _shipped(name: str) -> Located:
+    return merged(name, (resources.files("selfalign") / f"assets/constitutions/{name}.yaml").read_text("utf-8"))
 
 
 def _merge(base: Located, own: Located) -> Located:
@@ -127,13 +141,13 @@ def filled(document: Located) -> Located:
     return Located(document.source, {k: fill(v) for k, v in value.items()}, document.places)
 
 
-def load(source: str) -> Constitution:
-    """The shipped constitution of that name, or the one in the YAML file `source`.
+def load(source: str, text: str | None = None) -> Constitution:
+    """The shipped constitution of that name, or the one in the YAML file `source`. Arguments as of `read`.
 
     Raises:
         UserError: the file cannot be read, or the constitution is not consistent.
     """
-    document = read(source)
+    document = read(source, text)
     constitution = validate(Constitution, document.value, f"constitution {source}")
     for place, message in inconsistencies(constitution):
         raise UserError(f"{document.where(place)}: {message}")

@@ -219,5 +219,6 @@ def compared(run: RunDir, stages: list[dict[str, Any]]) -> dict[str, Any]:
 
 def _megabytes(run: RunDir) -> float:
     """What the run's files take; the viewer's cache is none of them."""
-    files = (f for f in run.path.rglob("*") if f.is_file() and not f.name.startswith(run.view.name))
+    apart = (run.view.name, run.jsonl("feedback").name)
+    files = (f for f in run.path.rglob("*") if f.is_file() and not f.name.startswith(apart))
     return sum(f.stat().st_size for f in files) / 1e6

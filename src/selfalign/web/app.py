@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import secrets
 import time
 import traceback
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from selfalign import feedback
+from selfalign.errors import UserError
+from selfalign.quality.response_filters import judge_thoughts
 from selfalign.web import openai_answer as shape
 from selfalign.web import openai_request as asked
 from selfalign.web.generation import Done, Generation, Job, Left, Running
 from selfalign.web.guard import Guard, Message, Policy, Receive, Refused, Scope, Send, part
 from selfalign.web.openai_answer import Choice, Head
 from selfalign.web.openai_request import Limits, Options
-from selfalign.web.served import Served
+from selfalign.web.served import PROMPTED, Served
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -23,6 +27,8 @@ if TYPE_CHECKING:
 
 PARTS = {"chat.css": "text/css", "chat.js": "text/javascript", "icon.svg": "image/svg+xml"}
 """What the page consists of besides base.css, which the guard serves."""
+FEEDBACK_BYTES = 1 << 18
+"""The most that a mark on an answer may take: the dialogue, the answer and a note."""
 READ_S = 60.0
 """Seconds in which a client must take the next part of its answer."""
 
@@ -37,6 +43,7 @@ def build(served: Served, generation: Generation, policy: Policy, limits: Limits
     routes = [
         Route("/", _fixed("chat.html", "text/html")),
         Route("/about", api.about),
+        Route("/feedback", api.feedback, methods=["POST"]),
         Route("/v1/models", api.models),
         Route("/v1/models/{name}", api.model),
         Route("/v1/chat/completions", api.chat, methods=["POST"]),
@@ -80,9 +87,52 @@ class Api:
         wanted = asked.text(await _json_body(request), self._limits)
         return self._answer(wanted.options, self._served.text_jobs(wanted), "cmpl", len(wanted.prompts))
 
+    async def feedback(self, request: Request) -> Response:
+        """POST /feedback: an answer marked good or bad, or its mark taken back (an empty verdict)."""
+        from starlette.concurrency import run_in_threadpool
+
+        body = await _json_body(request)
+        if len(body) > FEEDBACK_BYTES:
+            raise Refused(413, f"a mark takes at most {FEEDBACK_BYTES:,} bytes", code="too_large")
+        try:
+            value = json.loads(body)
+        except (ValueError, RecursionError):
+            value = None
+        if not isinstance(value, dict):
+            raise Refused(400, "a JSON object is expected")
+        try:
+            return _json(await run_in_threadpool(self._mark, value))
+        except UserError as error:
+            raise Refused(400, str(error)) from None
+
+    def _mark(self, value: dict[str, Any]) -> dict[str, Any]:
+        """Keep or withdraw a mark; what the page may not know or choose is put in here."""
+        if unknown := value.keys() - _OF_A_MARK:
+            raise UserError(f"unknown key {min(unknown)!r:.80}; known are {', '.join(sorted(_OF_A_MARK))}")
+        model, prompt = value.get("model"), value.get("prompt")
+        if not isinstance(model, str) or model not in self._served.models:
+            raise UserError(f"the model is none of this run's: {', '.join(self._served.models)}")
+        if prompt != ("constitution" if model == PROMPTED else prompt) or prompt not in _PROMPTS:
+            raise UserError(f"the prompt is none of {', '.join(_PROMPTS)}")
+        thoughts = value.pop("thoughts", "")
+        if not isinstance(thoughts, str):
+            raise UserError("thoughts are text")
+        cited, _ = judge_thoughts(thoughts, self._served.constitution)
+        run = self._served.context.run
+        told = {**value, "source": "page", "principles": cited}
+        if value.get("verdict") == "":
+            gone = feedback.withdraw(run, feedback.parse({**told, "verdict": "bad"}).id)
+            return {"verdict": "", "found": gone is not None}
+        made = feedback.mark(run, told)
+        return {"id": made.id, "verdict": made.verdict, "note": made.note}
+
     def _answer(self, options: Options, jobs: Sequence[Job], kind: str, prompts: int) -> Answer:
         head = Head(f"{kind}-{secrets.token_hex(12)}", int(time.time()), options.model, kind == "chatcmpl")
         return Answer(self._generation.start(jobs), head, options, len(jobs), prompts)
+
+
+_OF_A_MARK = {"verdict", "note", "turns", "answer", "model", "prompt", "system", "settings", "thoughts"}
+_PROMPTS = (*asked.STYLES, "own", "constitution")
 
 
 class Answer:

@@ -7,7 +7,7 @@ import threading
 from contextlib import closing
 from typing import Any
 
-from selfalign import marks
+from selfalign import feedback, marks
 from selfalign.context import Context
 from selfalign.dialogue import Encoded, Tokenizer, encode_example
 from selfalign.engines.base import BOS, Completion, Control, Request
@@ -23,6 +23,8 @@ from selfalign.web.query import CITED, DIMENSIONS
 
 ASKED = ("align", "verbose", "evaluate")
 """Stages whose requests can be put together again from the row alone."""
+_SPEAKERS = {"align": ("prompted-base", "constitution"), "verbose": ("engraved", "verbose")}
+"""Who answers in a stage, and under which prompt."""
 TRAINED = {"align": "standard", "engrave": "standard", "clone": ""}
 """Stages whose rows are or become training text, with the inference prompt where it is always the same."""
 
@@ -60,6 +62,7 @@ class Rows:
                 mark = db.execute("SELECT mark, answer FROM marks WHERE n = ?", (step["n"],)).fetchone()
                 step["mark"], step["edited"] = mark or ("", "")
                 step["principles"] = [p for (p,) in db.execute(CITED, (step.pop("n"),))]
+        self._add_feedback(steps)
         with closing(read_only(self._index.run / "journal.sqlite")) as journal:
             for step in steps:
                 query = "SELECT text FROM rows WHERE stage = ? AND id = ?"
@@ -178,6 +181,51 @@ class Rows:
         steps = found["steps"] if found else []
         return next((s["answer"].strip() for s in steps if (s["stage"], s["id"]) == (ledger, row_id)), None)
 
+    # -- feedback -------------------------------------------------------------------------------------------------
+
+    def tell(self, stage: str, row_id: str, verdict: str, note: str = "") -> None:
+        """Keep what somebody thinks of an answer, or forget it. Training is not changed by it.
+
+        Args:
+            verdict: good, bad or nothing.
+
+        Raises:
+            UserError: the row is no model's answer, or the mark cannot be kept.
+        """
+        row = self._one(stage, row_id)
+        if not _asked_of(row):
+            raise UserError("this row is no answer")
+        run, told = self._context.run, self._opinion(row, verdict or "bad")
+        if verdict:
+            feedback.mark(run, {**told, "note": note})
+        else:
+            feedback.withdraw(run, feedback.parse(told).id)
+
+    def _add_feedback(self, steps: list[dict[str, Any]]) -> None:
+        """Put what was thought of each answer beside it; a file that was broken by hand hides no row."""
+        try:
+            found = feedback.read(self._context.run)
+            for step in steps:
+                mark = found.get(feedback.parse(self._opinion(step, "bad")).id) if _asked_of(step) else None
+                step["feedback"] = {"verdict": mark.verdict, "note": mark.note} if mark else {}
+        except UserError as error:
+            for step in steps:
+                step["feedback"] = {"wrong": str(error)}
+
+    def _opinion(self, row: dict[str, Any], verdict: str) -> dict[str, Any]:
+        """A mark on the row's answer without its note: who was asked what, under which prompt and settings."""
+        stage, recipe = row["stage"], self._context.recipe
+        drawn = {"align": recipe.align, "verbose": recipe.clone, "evaluate": recipe.evaluate}[stage]
+        model, prompt = _SPEAKERS.get(stage, (row["model"], "standard"))
+        if stage == "align" and recipe.align.form == "given":
+            model, prompt = "user", "standard"
+        return {
+            "verdict": verdict, "source": "view", "stage": stage, "row": row["id"], "answer": row["answer"],
+            "model": model, "prompt": prompt, "turns": [{"role": "user", "content": row["message"]}],
+            "principles": row["principles"] if stage == "align" else [],
+            "settings": {k: getattr(drawn, k) for k in ("temperature", "top_p", "max_new_tokens")},
+        }  # fmt: skip
+
     # -- what training sees --------------------------------------------------------------------------------------
 
     def tokens(self, stage: str, row_id: str) -> dict[str, Any]:
@@ -210,6 +258,11 @@ class Rows:
         system = constitution.inference_prompt("concise" if prompt == "concise" else "standard")
         row = encode_example(tokenizer, template, system, user, assistant, constitution.assistant.name)
         return {"tokens": stretches(row, tokenizer), "learnt": sum(row.mask), "all": len(row.ids), "prompt": prompt}
+
+
+def _asked_of(row: dict[str, Any]) -> bool:
+    """Whether the row is what a model answered to a message, so that there is something to have a view on."""
+    return row["stage"] in ASKED and bool(row["answer"]) and bool(row["message"].strip())
 
 
 def stretches(row: Encoded, tokenizer: Tokenizer) -> list[tuple[str, list[int], bool]]:

@@ -55,6 +55,7 @@ class Viewer:
             "titles": report.TITLES,
             "principles": {p.id: p.name for p in texts.principles},
             "asked": [s for s in ASKED if s != "align" or self.run.recipe.align.form != "given"],
+            "asked_of": list(ASKED),
             "trained": list(TRAINED) if self.rows.context.has_weights else [],
             "marked": [stage for pair in ANSWERS.items() for stage in pair],
         }
@@ -111,6 +112,12 @@ class Viewer:
         self.rows.mark(texts["stage"], texts["id"], texts["mark"], texts["answer"])
         return self.row(texts)
 
+    def tell(self, told: Mapping[str, object]) -> dict[str, Any]:
+        """Keep what somebody thinks of an answer; answers with the row as it stands then."""
+        texts = {k: str(told.get(k) or "") for k in ("stage", "id", "verdict", "note")}
+        self.rows.tell(texts["stage"], texts["id"], texts["verdict"], texts["note"])
+        return self.row(texts)
+
 
 def _at(asked: Mapping[str, str]) -> tuple[int, int] | None:
     """The place that a page begins after."""
@@ -143,6 +150,7 @@ def build(viewer: Viewer, policy: Policy) -> Guard:
         *(Route(f"/parts/{name}", _fixed(name, kind)) for name, kind in PARTS.items()),
         *(Route(f"/api/{name}", _json(answer)) for name, answer in answers.items()),
         Route("/api/mark", _told(viewer.mark), methods=["POST"]),
+        Route("/api/feedback", _told(viewer.tell), methods=["POST"]),
     ]
     app = Starlette(routes=routes)
     app.router.redirect_slashes = False

@@ -133,7 +133,7 @@ function describeAnswer(place, found, { body, finish, usage, note, first, began,
   if (finish === "stopped") said.push("stopped");
   if (note?.neutralised) said.push(`control tokens neutralised: ${note.neutralised.join(" ")}`);
   if (note?.reads_as_turns) said.push("the message holds what reads as a turn of its own");
-  const meta = make("p", "meta");
+  const meta = make("p", "meta"), tools = make("span", "tools");
   meta.append(make("bdi", "", said.join(" · ")));
   if (found.text) {
     const copy = make("button", "quiet", "copy");
@@ -144,9 +144,76 @@ function describeAnswer(place, found, { body, finish, usage, note, first, began,
       copy.textContent = "copied";
       setTimeout(() => { copy.textContent = "copy"; }, 1200);
     };
-    meta.append(copy);
+    tools.append(copy);
   } else if (finish !== "stopped") place.column.append(make("p", "wrong", "No answer: the model ended at once."));
-  place.column.append(meta);
+  if (found.text || finish !== "stopped") tools.append(...marks(place, body, found.text));
+  meta.append(tools);
+  place.column.insertBefore(meta, place.column.querySelector("form"));
+}
+
+// -- marks: good or bad, with a note ----------------------------------------------------------------------------------
+
+const ASKED = { good: "What is good about it?", bad: "What should be otherwise?" };
+
+function marks(place, body, answer) {
+  const prompt = place.prompt === "your own" ? OWN : place.prompt;
+  const system = body.messages[0].role === "system" ? body.messages[0].content : "";
+  const said = {
+    model: body.model, prompt, answer, thoughts: place.thoughts.data, ...(system && { system }),
+    turns: body.messages.filter(message => message.role !== "system"), settings: {},
+  };
+  for (const [name, key] of [["temperature"], ["top_p"], ["max_tokens", "max_new_tokens"], ["seed"]]) {
+    if (body[name] !== undefined) said.settings[key ?? name] = body[name];
+  }
+  const form = make("form", "note"), note = make("textarea"), state = make("span", "told");
+  note.rows = 1;
+  note.maxLength = 2000;
+  note.enterKeyHint = "done";
+  note.autocomplete = "off";
+  state.role = "status";
+  form.append(note, state);
+  form.hidden = true;
+  let verdict = "";
+  const tell = async wanted => {
+    try {
+      const response = await fetch("/feedback", {
+        method: "POST", headers: { "content-type": "application/json" },
+        body: JSON.stringify({ ...said, verdict: wanted, note: wanted ? note.value : "" }),
+      });
+      if (!response.ok) throw new Error(await failure(response));
+      verdict = wanted;
+      for (const button of buttons) button.ariaPressed = String(button.textContent === verdict);
+      form.hidden = !verdict;
+      if (!verdict) note.value = "";
+      note.placeholder = note.ariaLabel = ASKED[verdict] ?? "";
+      state.textContent = note.value.trim() ? "Kept with the note." : "Kept. Nothing is trained on it.";
+    } catch (error) {
+      form.hidden = false;
+      state.textContent = error instanceof TypeError ? "The server does not answer." : error.message;
+    }
+  };
+  const buttons = Object.keys(ASKED).map(name => {
+    const button = make("button", "quiet", name);
+    button.type = "button";
+    button.ariaPressed = "false";
+    button.title = `Mark this answer as ${name}, for changes of the constitution`;
+    button.onclick = async () => {
+      await tell(verdict === name ? "" : name);
+      if (verdict) note.focus();
+      follow();
+    };
+    return button;
+  });
+  note.oninput = () => { state.textContent = "Enter keeps the note."; };
+  note.onchange = () => tell(verdict);
+  form.onsubmit = event => event.preventDefault();
+  note.onkeydown = event => {
+    if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
+    event.preventDefault();
+    at("message").focus(); // what was changed is kept as the field is left
+  };
+  place.column.append(form);
+  return buttons;
 }
 
 // -- the dialogue -----------------------------------------------------------------------------------------------------
@@ -165,7 +232,7 @@ function column(model) {
   thoughts.append(nodes[0]);
   text.append(nodes[1]);
   made.append(head, thinking, text);
-  return { column: made, thinking, thoughts: nodes[0], text: nodes[1] };
+  return { column: made, prompt: promptOf(model), thinking, thoughts: nodes[0], text: nodes[1] };
 }
 
 async function send() {

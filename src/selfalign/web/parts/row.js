@@ -72,7 +72,7 @@ function stage(step, found, own) {
   else if (repeated && step.answer) parts.push(h("p", { class: "soft small" }, `The answer above, learnt under the ${step.prompt || "standard"} prompt.`));
   if (step.edited && is) parts.push(h("p", { class: "soft small" }, "Edited by hand; learnt in its place is:"), h("p", { class: "said edited" }, step.edited));
   if (decided(step)) parts.push(folded("As the ledger has it", h("pre", {}, step.ledger)));
-  parts.push(...closer(step, is), marking(step, is));
+  parts.push(...closer(step, is), marking(step, is), opinion(step, is));
   return h("section", { class: is ? "step own" : "step" }, parts);
 }
 
@@ -118,7 +118,7 @@ function later(name, key, make) {
 function marking(step, is) {
   const can = about.marked.includes(step.stage) && step.answer && step.split !== "heldout" && (step.state === "kept" || step.reason === "by hand");
   const note = h("p", { class: "soft small", role: "status" });
-  const word = { drop: "Marked: is left out of training.", edit: "Marked: is learnt with the edited answer." }[step.mark];
+  const word = { drop: "Marked for training: is left out.", edit: "Marked for training: is learnt with the edited answer." }[step.mark];
   if (word) note.replaceChildren(`${word} The next selfalign run trains accordingly.`);
   if (!can || !is) return can && word ? note : null;
   const send = async (mark, answer) => {
@@ -135,9 +135,48 @@ function marking(step, is) {
     box, h("button", { class: "main" }, "Learn this instead"), h("button", { type: "button", onclick: () => { form.hidden = true; } }, "Cancel"));
   const edit = () => { form.hidden = false; box.focus(); };
   return h("div", { class: "marking" }, h("div", {},
-    step.mark !== "drop" && h("button", { "data-key": is && "d", onclick: () => send("drop") }, "Leave out"),
+    step.mark !== "drop" && h("button", { "data-key": is && "d", title: "Training leaves this row out", onclick: () => send("drop") }, "Leave out"),
     h("button", { "data-key": is && "e", onclick: edit }, "Edit"),
     step.mark && h("button", { "data-key": is && "u", onclick: () => send("") }, "Take the mark back")), form, note);
+}
+
+// Good or bad, with a note: about the constitution. No training follows from it.
+const OPINIONS = { good: "What is good about it?", bad: "What should be otherwise?" };
+
+function opinion(step, is) {
+  if (!about.asked_of.includes(step.stage) || !step.answer || !step.message.trim()) return null;
+  const { verdict, note, wrong } = step.feedback;
+  const state = h("span", { class: "told", role: "status" }, wrong ?? (verdict ? "Kept as feedback; training stays as it is." : ""));
+  const send = async (wanted, said, focus) => {
+    try {
+      const found = await tell("feedback", { stage: step.stage, id: step.id, verdict: wanted, note: said });
+      shown = { ...found, stage: shown.stage, id: shown.id };
+      const top = by("row").scrollTop;
+      by("row").replaceChildren(...page(shown));
+      by("row").scrollTop = top;
+      if (focus) by("row").querySelector(`[data-note="${CSS.escape(`${step.stage}.${step.id}`)}"]`)?.focus({ preventScroll: true });
+    } catch (error) { state.replaceChildren(String(error.message)); }
+  };
+  const box = h("textarea", { "data-note": `${step.stage}.${step.id}`, rows: 1, maxlength: 2000, autocomplete: "off", enterkeyhint: "done",
+    placeholder: OPINIONS[verdict], "aria-label": OPINIONS[verdict], oninput: () => state.replaceChildren("Enter keeps the note.") }, note ?? "");
+  const form = h("div", { class: "note" }, box, state);
+  let kept = note ?? "";
+  const keep = () => {
+    if (box.value === kept) return;
+    kept = box.value;
+    send(verdict, kept);
+  };
+  box.addEventListener("blur", keep);
+  box.addEventListener("keydown", (event) => {
+    if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
+    event.preventDefault();
+    box.blur(); // which keeps it
+  });
+  return h("div", { class: "opinion" }, h("p", {}, h("span", {}, "This answer is"), Object.keys(OPINIONS).map((name) =>
+    h("button", { class: "quiet", "aria-pressed": String(verdict === name), "data-key": is && name[0],
+      title: "Feedback for the constitution; nothing is trained on it",
+      onclick: () => send(verdict === name ? "" : name, verdict === name ? "" : box.value, verdict !== name) }, name)), verdict ? null : state),
+  verdict ? form : null);
 }
 
 function prompt(found) {
@@ -167,5 +206,6 @@ function answers(steps, found) {
     h("h3", {}, title("evaluate")),
     h("div", { class: "models" }, steps.map((step) => h("div", {},
       h("b", {}, step.model), step.state === "kept" ? null : fate(step), h("p", { class: "said" }, step.answer || "(nothing)"),
-      ...closer(step, step.stage === found.stage && step.id === found.id)))));
+      ...closer(step, step.stage === found.stage && step.id === found.id),
+      opinion(step, step.stage === found.stage && step.id === found.id) ?? ""))));
 }
