@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import selfalign
-from selfalign import constitution, engines, guided, models, recipe
+from selfalign import constitution, engines, guided, models, pipeline, recipe
 from selfalign.engines.base import Request, Sampling, answer
 from selfalign.engines.fake import Fake
 from selfalign.executors.ray import Pool
@@ -191,7 +191,7 @@ def embedded(rows: int) -> None:
         print(f"  {one_} and {other}: {sum(a == b for a, b in zip(texts[one_], texts[other], strict=True))}")
 
 
-def paper(rows: int, workers: int) -> None:
+def paper(rows: int, workers: int, out: Path | None) -> None:
     written, asked = round(rows * 267_597 / 366_718), rows - round(rows * 267_597 / 366_718)
     executor = {"kind": "ray", "workers": workers, "cpus": 0.1}
     settings = {
@@ -205,10 +205,10 @@ def paper(rows: int, workers: int) -> None:
     engines.start = lambda config, model, adapters, slots, *say: Fake(slots, latency_s=LATENCY)  # type: ignore[assignment]
     with tempfile.TemporaryDirectory(prefix="selfalign-paper-") as name:
         start = time.monotonic()
-        with selfalign.create("paper", Path(name) / "run", settings=settings, screen=Screen(-1)) as made:
+        with selfalign.create("paper", out or Path(name) / "run", settings=settings, screen=Screen(-1)) as made:
             for stage in ("prompts", "align", "engrave", "clone"):
                 before = time.monotonic()
-                made.run_stage(stage)  # type: ignore[arg-type]
+                pipeline.run_stage(made.context, stage)  # type: ignore[arg-type]
                 print(f"{stage}: {time.monotonic() - before:.0f} s; driver at most {megabytes():.0f} MB", flush=True)
             for counts in made.counts():
                 lost = counts.rows_in - counts.kept - sum(counts.dropped.values()) - sum(counts.failed.values())
@@ -223,6 +223,7 @@ if __name__ == "__main__":
     parser.add_argument("--rows", type=int, nargs="+")
     parser.add_argument("--seconds", type=float, default=12.0)
     parser.add_argument("--workers", type=int, default=8)
+    parser.add_argument("--out", type=Path, help="paper: a folder that is kept; where it holds the run, it goes on")
     parser.add_argument("--kind", default="local", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.what == "driver":
@@ -234,6 +235,6 @@ if __name__ == "__main__":
     elif given.what == "embedded":
         embedded((given.rows or [60])[0])
     elif given.what == "paper":
-        paper((given.rows or [10_000])[0], given.workers)
+        paper((given.rows or [10_000])[0], given.workers, given.out)
     else:
         one(given.kind, given.rows[0])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import signal
 import sqlite3
 import subprocess
@@ -382,3 +383,22 @@ def test_the_command_killed_goes_on_and_leaves_no_process(tmp_path: Path, how: s
     assert files(folder) == files(wanted)
     assert saved(folder) == saved(wanted) >= before
     assert not scratch.exists()
+
+
+@pytest.mark.parametrize(
+    ("said", "line"),
+    [
+        (
+            "Version mismatch: The cluster was started with:\n Ray: 2.54.0",
+            "runs other versions than this command.*2.54.0",
+        ),
+        ("RPC error: Unauthenticated", "refuses this command.*RAY_AUTH_TOKEN"),
+        ("Failed to connect to Ray cluster at 10.0.0.5:6379", "lets this command in: is its token in RAY_AUTH_TOKEN"),
+        ("no such thing", "cannot be reached: no such thing"),
+    ],
+)
+def test_what_ray_says_of_a_cluster_is_one_line_with_what_to_do(said: str, line: str):
+    """Words of Ray 2.60, of which the first three were seen with clusters of another version and another token."""
+    text = cluster._explained("10.0.0.5:6379", RuntimeError(said))
+    assert re.search(line, text), text
+    assert "\n" not in text

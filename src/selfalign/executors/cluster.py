@@ -74,15 +74,21 @@ class Cluster:
         if address is None:
             # A token of this process: without one Ray would write its own into the home folder.
             os.environ.setdefault("RAY_AUTH_TOKEN", _TOKEN)
-        elif address != "auto":
-            host, _, port = address.rpartition(":")
-            try:
-                socket.create_connection((host, int(port)), _CONNECT_SECONDS).close()
-            except (OSError, OverflowError) as error:
-                raise UserError(
-                    f"executor.address: no Ray cluster answers at {address} ({error}): start one there with "
-                    f"`ray start --head --port {port}` (docs/cluster.md)"
-                ) from None
+        elif os.environ.get("RAY_AUTH_TOKEN"):
+            os.environ.setdefault("RAY_AUTH_MODE", "token")  # a token that is given is meant to be shown
+        if address and address != "auto":
+            self._knock(address)
+
+    @staticmethod
+    def _knock(address: str) -> None:
+        host, _, port = address.rpartition(":")
+        try:
+            socket.create_connection((host, int(port)), _CONNECT_SECONDS).close()
+        except (OSError, OverflowError) as error:
+            raise UserError(
+                f"executor.address: no Ray cluster answers at {address} ({error}): start one there with "
+                f"`ray start --head --port {port}` (docs/cluster.md)"
+            ) from None
 
     def _own(self) -> dict[str, Any]:
         _loopback(True)
@@ -137,6 +143,11 @@ def _explained(address: str | None, error: BaseException) -> str:
         return f"{where} refuses this command ({said[:160]}): give its token in RAY_AUTH_TOKEN"
     if address == "auto":
         return f"executor.address: this machine belongs to no running Ray cluster ({said[:120]}): `ray start` makes one"
+    if address and "ailed to connect" in said:
+        return (
+            f"somebody answers at {address}, but no Ray that lets this command in: is its token in RAY_AUTH_TOKEN, and "
+            "can this machine reach the address that it has in its network?"
+        )
     return f"{where} cannot be {'reached' if address else 'started'}: {said[:240]}"
 
 
