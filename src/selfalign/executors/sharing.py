@@ -9,15 +9,16 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
-from selfalign.engines.base import Completion, Request, RowError
+from selfalign.engines.base import RowError
 
 DEATHS = 3
 """A request is given up as the killer of workers after so many died on it."""
 AHEAD = 2
 """Requests that a worker holds, for each that it answers at once."""
 
-Sink = Callable[[str, Completion | BaseException, float], None]
+Sink = Callable[[str, Any, float], None]
 
 
 @dataclass(eq=False, slots=True)
@@ -25,9 +26,10 @@ class Item:
     """A request on its way."""
 
     key: str
-    request: Request
+    request: Any
+    """What the workers of this board are asked; nothing here looks into it."""
     sink: Sink
-    """Gets key, result and the engine's seconds."""
+    """Gets key, result (or an exception) and the engine's seconds."""
     deaths: int = 0
 
 
@@ -93,7 +95,7 @@ class Board:
         best.held = True
         return None
 
-    def send(self, seat: Seat) -> list[tuple[int, Request]]:
+    def send(self, seat: Seat) -> list[tuple[int, Any]]:
         """What a worker gets now, with tickets; from here on it is with the worker."""
         batch = []
         while seat.outbox:
@@ -126,7 +128,7 @@ class Board:
             item.deaths += 1
             if item.deaths >= DEATHS:
                 given_up += 1
-                item.sink(item.key, RowError(f"{DEATHS} workers died answering it ({why})"), 0.0)
+                item.sink(item.key, RowError(f"{DEATHS} workers died on it ({why})"), 0.0)
             elif item.deaths == DEATHS - 1:
                 self.suspects.append(item)
             else:
