@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, Literal
 
 from selfalign.dialogue import Encoded
 from selfalign.engines import scorers
-from selfalign.engines.base import RowError
+from selfalign.engines.base import Pieces, RowError
 from selfalign.engines.scoring import LossScorer, Scored, Text
 from selfalign.environment import share_processor
 from selfalign.errors import Resumable, UserError
@@ -189,25 +190,25 @@ class RayScorer:
 def by_beginning(texts: Sequence[Text]) -> list[Unit]:
     """Texts sorted, so that those that begin alike are neighbours; those with one context are not parted."""
     spelled = ["".join(context) for context, _ in texts]
-    found: list[tuple[list[int], int]] = []
-    before = -1
-    for i in sorted(range(len(texts)), key=lambda i: (spelled[i], texts[i][1])):
-        if before < 0 or spelled[before] != spelled[i]:
-            found.append(([], _new(texts[i], texts[before] if before >= 0 else None)))
-        places, cost = found[-1]
-        found[-1] = ([*places, i], cost + len(texts[i][1]) + 1)
-        before = i
-    return [(places, cost) for places, cost in found]
+    found: list[Unit] = []
+    before: Pieces = ()
+    order = sorted(range(len(texts)), key=lambda i: (spelled[i], texts[i][1]))
+    for _, group in groupby(order, key=spelled.__getitem__):
+        places = list(group)
+        context = texts[places[0]][0]
+        found.append((places, _new(context, before) + sum(len(texts[i][1]) + 1 for i in places)))
+        before = context
+    return found
 
 
-def _new(text: Text, before: Text | None) -> int:
-    """Characters of the pieces of a context that are not those of the one before."""
+def _new(context: Pieces, before: Pieces) -> int:
+    """Characters of the pieces that do not begin the context before, too."""
     shared = 0
-    for mine, theirs in zip(text[0], before[0] if before else (), strict=False):
+    for mine, theirs in zip(context, before, strict=False):
         if mine != theirs:
             break
         shared += 1
-    return sum(map(len, text[0][shared:]))
+    return sum(map(len, context[shared:]))
 
 
 def in_batches(rows: Sequence[Encoded]) -> list[Unit]:
