@@ -79,7 +79,7 @@ def scorer(
     dtype: str = "float32",
     say: Callable[[str], None] = lambda _: None,
 ) -> Scorer:
-    """The scorer of a run's own models, in this process or on the workers of a cluster: the same numbers either way.
+    """The scorer of a run's own models, here or on the workers of a cluster: the same numbers, up to rounding.
 
     Args:
         adapters: name -> PEFT folder.

@@ -65,7 +65,7 @@ class Pool:
         self._say = say
         self.lock = threading.Lock()
         self._changed = threading.Condition(self.lock)
-        self.board = Board()
+        self.board = Board(worker.ahead)
         self._closing = False
         self._stopping = False
         self._broken: SelfAlignError | None = None

@@ -63,6 +63,8 @@ class Numbers:
 class ScoringWorker(Worker):
     """A worker whose engine is a scorer; its order's `start` makes it of the model and its adapters."""
 
+    ahead = 1
+
     def _check(self, config: EngineConfig) -> None:
         """The engine is not needed here; what the scorer lacks it says as it starts."""
 

@@ -1,7 +1,7 @@
 """Which request goes to which worker, and what becomes of those that were with one that died. No thread, no network.
 
 A worker gets more requests as it finishes some: a fast one gets more than a slow one. It holds at most twice as many as
-it answers at once, so that none falls idle and none hoards.
+it answers at once, so that none falls idle and none hoards; of what takes long no more than it works on.
 """
 
 from __future__ import annotations
@@ -54,9 +54,14 @@ class Seat:
 
 
 class Board:
-    """All requests and all seats."""
+    """All requests and all seats.
 
-    def __init__(self) -> None:
+    Args:
+        ahead: requests that a worker holds, for each that it answers at once.
+    """
+
+    def __init__(self, ahead: int = AHEAD) -> None:
+        self._ahead = ahead
         self.seats: list[Seat] = []
         self.todo: deque[Item] = deque()
         self.suspects: deque[Item] = deque()
@@ -81,7 +86,7 @@ class Board:
 
     def _freest(self) -> Seat | None:
         """Whoever has an idle slot comes before those who would only hold more; of these, the least loaded."""
-        open_ = [s for s in self.seats if s.slots and not s.alone and not s.held and s.load < s.slots * AHEAD]
+        open_ = [s for s in self.seats if s.slots and not s.alone and not s.held and s.load < s.slots * self._ahead]
         return min(open_, key=lambda s: s.load / s.slots, default=None)
 
     def _for_suspect(self) -> Seat | None:

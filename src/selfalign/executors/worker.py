@@ -15,12 +15,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from selfalign import __version__
 from selfalign.engines.base import Completion, Pieces, Request, RowError, answer
 from selfalign.errors import SelfAlignError
 from selfalign.executors.local import LocalCrew
+from selfalign.executors.sharing import AHEAD
 
 if TYPE_CHECKING:
     from selfalign.models import Model
@@ -87,6 +88,9 @@ Result = tuple[int, Any, float]
 
 class Worker:
     """One engine. Methods are called from several threads: give and take while the engine's own threads work."""
+
+    ahead: ClassVar[int] = AHEAD
+    """See `Board`."""
 
     def __init__(self) -> None:
         self._loaded: list[Any] = []
