@@ -217,7 +217,7 @@ def test_with_ray_the_runs_own_models_are_scored_there_under_the_same_keys(
         return start(model, adapters)
 
     monkeypatch.setattr("selfalign.executors.ray_scorer.RayScorer", scorer)
-    wanted = Wanted(["hhh"], ["base", "engraved"], data=SOURCES)
+    wanted = Wanted(["hhh"], ["base", "engraved"], data=SOURCES, limit=3)
     recipe = recipes.load("quick", [f"model={folder}", "engine.kind=llama_cpp", "engine.slots=1", "executor=ray"])
     other = Context(RunDir.create(tmp_path / "ray", recipe, small_constitution), Screen(-1))
     adapter(folder, other.run.adapter("engrave"), 0)
@@ -229,7 +229,7 @@ def test_with_ray_the_runs_own_models_are_scored_there_under_the_same_keys(
     keys = [
         sorted(k for (k,) in c.journal._db.execute("SELECT key FROM work WHERE stage = 'hhh'")) for c in (run, other)
     ]
-    assert keys[0] == keys[1] and len(keys[0]) == 48
+    assert keys[0] == keys[1] and len(keys[0]) == 12
     rows = [Response(f"{i:016x}", f"What is {i}?", "", f"It is {i}.", split="heldout") for i in range(9)]
     for context in (run, other):
         write_jsonl(context.run.jsonl("responses"), rows)

@@ -145,7 +145,7 @@ def test_a_worker_has_the_numbers_of_this_process(tiny: Any):
 # -- which texts go together -------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(
     st.lists(st.tuples(st.lists(st.sampled_from(["a", "b", "c d", "e" * 99]), min_size=1), st.text(max_size=9))),
     st.integers(1, 40),
