@@ -332,8 +332,8 @@ def test_other_weights_under_the_same_name_are_refused(tmp_path: Path):
 def test_a_cluster_without_room_is_said(local: cluster.Cluster):
     nodes = [{"CPU": 2.0}, {"CPU": 4.0, "GPU": 1.0}]
 
-    def shape(kind: str = "fake", **settings: Any) -> cluster.Shape:
-        return cluster.shape(Executor.model_validate({"kind": "ray", **settings}), kind, nodes)
+    def shape(kind: str = "fake", spread: int = 1, **settings: Any) -> cluster.Shape:
+        return cluster.shape(Executor.model_validate({"kind": "ray", **settings}), kind, nodes, spread)
 
     assert shape() == cluster.Shape(2, 2.0, 0.0, 2)
     assert shape("vllm") == cluster.Shape(1, 1.0, 1.0, 2)
@@ -341,6 +341,10 @@ def test_a_cluster_without_room_is_said(local: cluster.Cluster):
         shape(workers=9)
     with pytest.raises(UserError, match=r"room for 0 of any workers of 1 CPUs and 8 GPUs"):
         shape(gpus=8)
+    with pytest.raises(UserError, match=r"room for 0 of any workers of 1 CPUs and 2 GPUs"):
+        shape("vllm", spread=2)
+    with pytest.raises(UserError, match=r"executor\.gpus is 1 and engine\.tensor_parallel 4: a worker needs as many"):
+        shape("vllm", spread=4, gpus=1)
     with pytest.raises(UserError, match=r"on 1 machine, room for"):
         Pool(Executor.model_validate({"kind": "ray", "workers": 500}), FAKE, None, {})
 

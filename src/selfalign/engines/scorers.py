@@ -21,6 +21,7 @@ def start(
     model: Model,
     adapters: Mapping[str, Path],
     say: Callable[[str], None] = lambda _: None,
+    spread: int = 1,
 ) -> Scorer:
     """Load the base model and adapters that a call may name.
 
@@ -30,6 +31,7 @@ def start(
         dtype: vllm: auto, float32, bfloat16 or float16.
         adapters: name -> PEFT folder.
         say: told of what takes long.
+        spread: vllm: accelerators that the model is spread over.
 
     Raises:
         UserError: it cannot be loaded.
@@ -37,7 +39,7 @@ def start(
     if kind == "vllm":
         from selfalign.engines.vllm_scorer import VllmScorer
 
-        return VllmScorer(model.folder(say), model.tokenizer(), adapters, context, dtype)
+        return VllmScorer(model.folder(say), model.tokenizer(), adapters, context, dtype, spread)
     from selfalign.engines.torch_scorer import TorchScorer
 
     return TorchScorer(model.folder(say), adapters, model.tokenizer())

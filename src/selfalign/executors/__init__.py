@@ -91,7 +91,7 @@ def scorer(
     """
     from selfalign.engines import scorers
 
-    start = partial(scorers.start, kind, config.context, dtype)
+    start = partial(scorers.start, kind, config.context, dtype, spread=config.tensor_parallel)
     if executor.kind == "ray":
         from selfalign.executors.ray_scorer import RayScorer
 

@@ -76,7 +76,7 @@ class Pool:
         self._cluster = cluster.Cluster(executor.address)
         self._hands: list[Hand] = []
         try:
-            self.shape = cluster.shape(executor, kind, cluster.machines())
+            self.shape = cluster.shape(executor, kind, cluster.machines(), config.tensor_parallel)
             self.order, self.files = self._made(config, model, adapters, kind, start or engines.start)
             self._hands = [Hand(self, number) for number in range(self.shape.workers)]
             self._wait_for_all()
