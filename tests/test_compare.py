@@ -206,6 +206,7 @@ def test_an_interrupted_evaluation_goes_on_where_it_stopped(
     assert len(state["hhh (fixture)"]["readings"]) == 1 and len(state["hhh (fixture)"]["sha256"]) == 64
 
 
+@pytest.mark.slow
 def test_with_ray_the_runs_own_models_are_scored_there_under_the_same_keys(
     run: Context, tmp_path: Path, folder: Path, small_constitution: Constitution, monkeypatch: pytest.MonkeyPatch
 ):

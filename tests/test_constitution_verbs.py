@@ -80,7 +80,8 @@ def test_init_writes_a_folder_that_lints_and_runs(tmp_path: Path) -> None:
 
 
 def test_probes_on_a_run_of_the_fake_engine(tmp_path: Path) -> None:
-    run = selfalign("run", "--set", "engine.kind=fake", "--limit", "4", "--out", "r", cwd=tmp_path)
+    stages = ["--set", "stages=[prompts, align, engrave, clone, evaluate]"]
+    run = selfalign("run", "--set", "engine.kind=fake", *stages, "--limit", "4", "--out", "r", cwd=tmp_path)
     assert run.returncode == 0, run.stderr
     done = selfalign("constitution", "test", "r", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
