@@ -25,13 +25,14 @@ from selfalign.counts import StageCounts
 from selfalign.errors import UserError
 from selfalign.evaluation.wanted import Wanted
 from selfalign.feedback import Feedback
+from selfalign.keeping import Keeper, take_up
 from selfalign.planning import prepare
 from selfalign.progress import Screen
 from selfalign.recipe import Recipe, Stage
 from selfalign.records import Answer, Drop, Prompt, Response, Score, read_jsonl
 from selfalign.report.scores import read_scores
 from selfalign.run import RunDir, default_out, hold
-from selfalign.storage import Keeper, Storage, take_up
+from selfalign.storage import Storage
 
 if TYPE_CHECKING:
     from selfalign.drafts import Draft
