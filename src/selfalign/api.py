@@ -292,8 +292,9 @@ def create(
     """
     path = Path(out) if out is not None else default_out(recipe)
     wanted, texts, model = prepare(recipe, settings, limit, prompts, None if new else path)
-    if wanted.storage:
-        take_up(path, wanted.storage, new)
+    if wanted.storage and take_up(path, wanted.storage, new):
+        # The engine that the run chose on another machine, and the data that it pinned, are known now.
+        wanted, texts, model = prepare(recipe, settings, limit, prompts, path)
     lock = hold(path) if (path / "journal.sqlite").exists() else None
     if lock is not None and new:
         os.close(lock)

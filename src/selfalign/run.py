@@ -43,6 +43,8 @@ JSONL_FILES = {
     "feedback": "feedback.jsonl",
 }
 
+LOCK = "journal.lock"
+
 
 class RunDir:
     """One run. Steps meet only in its files.
@@ -337,7 +339,7 @@ def held(path: Path) -> bool:
     import fcntl
 
     try:
-        handle = os.open(path / "journal.lock", os.O_RDWR)
+        handle = os.open(path / LOCK, os.O_RDWR)
     except OSError:
         return False
     try:
@@ -357,7 +359,7 @@ def hold(path: Path) -> int:
     """
     import fcntl
 
-    handle = os.open(path / "journal.lock", os.O_RDWR | os.O_CREAT, 0o644)
+    handle = os.open(path / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -13,7 +13,11 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 import re
+import secrets
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import IO, Annotated, Any, Literal
@@ -21,10 +25,11 @@ from typing import IO, Annotated, Any, Literal
 from pydantic import AfterValidator, Field, ValidationError
 
 from selfalign import atomic
-from selfalign.errors import UserError
+from selfalign.errors import Resumable, UserError
+from selfalign.signals import STOP
 from selfalign.strict import Strict
 
-JOURNAL, NOTE = "journal.sqlite", "storage.json"
+JOURNAL, NOTE, FETCHED = "journal.sqlite", "storage.json", "fetched"
 _BLOCK = 1 << 22
 _PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs"}
 LEFT_OUT = re.compile(r"(journal\.|view\.sqlite|export/|storage\.json).*|(.*/)?\..*")
@@ -32,7 +37,10 @@ LEFT_OUT = re.compile(r"(journal\.|view\.sqlite|export/|storage\.json).*|(.*/)?\
 
 
 def _location(value: str) -> str:
-    if not (re.fullmatch(r"[a-z][a-z0-9+]*://[^\s?#@]+", value) or Path(value).is_absolute()) or "::" in value:
+    kind, colon, rest = value.rpartition("://")
+    address = re.fullmatch(r"[a-z][a-z0-9+]*://[^\s?#@]+", value) and kind not in ("file", "local")
+    path = (not colon or kind in ("file", "local")) and Path(rest).is_absolute()
+    if not (address or path) or not os.path.normpath(rest).strip("/.") or "::" in value:
         raise ValueError(f"{value!r} is neither an address as s3://BUCKET/RUN (no keys in it) nor an absolute path")
     return value
 
@@ -57,6 +65,11 @@ class Index(Strict):
     saved: str
     """When, UTC."""
     files: dict[str, File]
+
+    @property
+    def digest(self) -> str:
+        """What no other state has, of whatever run."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
 
 
 class Storage:
@@ -87,10 +100,19 @@ class Storage:
             raise UserError(f"storage {location} cannot be used ({short(error)})") from None
         self._root = root.rstrip("/")
         self._local = "file" in (self._fs.protocol if isinstance(self._fs.protocol, tuple) else (self._fs.protocol,))
+        if self._local:
+            self._root = os.path.normpath(self._root)
+        self.place = str(self._fs.unstrip_protocol(self._root))
+        """The same, however the recipe spells it."""
+
+    def check_apart(self, path: Path) -> None:
+        """Raises UserError where the place lies inside the run's folder: each state would hold those before it."""
+        if self._local and path.resolve() in (root := Path(self._root).resolve(), *root.parents):
+            raise UserError(f"storage {self.location} is inside the run's folder {path}: name a place outside it")
 
     def check(self) -> None:
         """Write, read and remove a small object. Raises UserError where that fails: before anything is spent."""
-        name = f"{self._root}/objects/check"
+        name = f"{self._root}/objects/check-{secrets.token_hex(8)}"
         try:
             self._fs.pipe_file(name, b"selfalign")
             found = self._fs.cat_file(name)
@@ -111,7 +133,10 @@ class Storage:
         except FileNotFoundError:
             return None
         except Exception as error:
-            raise UserError(f"storage {self.location} cannot be read ({short(error)})") from None
+            raise UserError(
+                f"storage {self.location} cannot be read ({short(error)}): see to it, or go on without it (`storage: "
+                "null` in the run's recipe.yaml)"
+            ) from None
         try:
             found = Index.model_validate_json(text)
         except ValidationError:
@@ -119,9 +144,8 @@ class Storage:
                 f"{self.location}/index.json is not a run that selfalign keeps: name another place"
             ) from None
         for name in found.files:
-            path = PurePosixPath(name)
-            if path.is_absolute() or ".." in path.parts or "\\" in name or str(path) != name or strange(name):
-                raise UserError(f"{self.location}/index.json names {name!r}, which is no file of a run")
+            if not is_kept(name) or any(str(folder) in found.files for folder in PurePosixPath(name).parents):
+                raise UserError(f"{self.location}/index.json names {name[:200]!r}, which is no file of a run")
         return found
 
     def put(self, stream: IO[bytes], known: set[str]) -> File:
@@ -129,9 +153,10 @@ class Storage:
         size = stream.seek(0, 2)
         sha = _sha(_blocks(stream, size))
         if sha not in known:
-            with self._fs.open(f"{self._root}/objects/{sha}", "wb") as target:
-                for block in _blocks(stream, size):
-                    target.write(block)
+            name = f"{self._root}/objects/{sha}"
+            with atomic.new_file(Path(name)) if self._local else self._fs.open(name, "wb") as target:
+                if _sha(_blocks(stream, size), target) != sha:
+                    raise OSError("a file was changed while it was read")
         return File(sha256=sha, bytes=size)
 
     def publish(self, index: Index) -> None:
@@ -149,39 +174,68 @@ class Storage:
                 self._fs.rm_file(f"{self._root}/objects/{sha}")
 
     def take(self, path: Path, index: Index) -> None:
-        """Make the run's folder from the state that is kept.
+        """Make the run's folder from the state that is kept; the journal, with which it is a run, comes last.
 
         Raises:
-            UserError: an object is missing or is not what the index says.
-            Resumable: the disk is full.
+            UserError: an object is missing or is not what the index says, or the folder cannot be made.
+            Resumable: the disk is full, or storage fails.
+            Interrupted: a signal came.
         """
         atomic.check_space(path, sum(f.bytes for f in index.files.values()))
-        with atomic.new_folder(path) as folder:
-            for name, file in index.files.items():
-                target = folder / name
-                target.parent.mkdir(parents=True, exist_ok=True)
-                with atomic.disk_errors(target), target.open("wb") as made:
-                    self._fetch(file, made, name)
-            (folder / NOTE).write_text(note(self.location, index.number), "utf-8")
+        folder: Path | None = None
+        try:
+            with atomic.disk_errors(path):
+                path.mkdir(parents=True, exist_ok=True)
+                folder = Path(tempfile.mkdtemp(dir=path, prefix=f".{FETCHED}.", suffix=".incomplete"))
+                for name, file in index.files.items():
+                    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                    with (folder / name).open("wb") as made:
+                        self._fetch(file, made, name)
+                        os.fsync(made.fileno())
+                (path / NOTE).write_text(note({self.place: [index.digest]}), "utf-8")
+                for name in sorted(index.files, key=lambda n: n == JOURNAL):
+                    (path / name).parent.mkdir(parents=True, exist_ok=True)
+                    (folder / name).replace(path / name)
+        except OSError as error:
+            raise UserError(f"{path} cannot be made: {error.strerror}") from None
+        finally:
+            if folder:
+                shutil.rmtree(folder, ignore_errors=True)
+            if not (path / JOURNAL).exists():
+                (path / NOTE).unlink(missing_ok=True)
+                with contextlib.suppress(OSError):
+                    path.rmdir()  # unless something else is in it
 
     def _fetch(self, file: File, target: IO[bytes], name: str) -> None:
-        digest = hashlib.sha256()
+        digest, size = hashlib.sha256(), 0
+        for block in self._object(file, name):
+            STOP.check()
+            digest.update(block)
+            size += len(block)
+            if size > file.bytes:
+                break
+            target.write(block)
+        if digest.hexdigest() != file.sha256 or size != file.bytes:
+            raise UserError(f"{self.location}: {name} is not what was saved (objects/{file.sha256})")
+
+    def _object(self, file: File, name: str) -> Iterator[bytes]:
+        """Its content, block by block."""
         try:
             with self._fs.open(f"{self._root}/objects/{file.sha256}", "rb") as source:
                 while block := source.read(_BLOCK):
-                    digest.update(block)
-                    target.write(block)
+                    yield block
         except FileNotFoundError:
             raise UserError(
                 f"{self.location} lacks {name} (objects/{file.sha256}): a command that saved there meanwhile may have "
                 "replaced it; try again"
             ) from None
-        if digest.hexdigest() != file.sha256:
-            raise UserError(f"{self.location}: {name} is not what was saved (objects/{file.sha256})")
+        except Exception as error:  # what a library of a storage raises is its own
+            raise Resumable(f"{name} cannot be fetched from {self.location} ({short(error)}): try again") from None
 
 
-def note(location: str, number: int) -> str:
-    return json.dumps({"location": location, "number": number}) + "\n"
+def note(known: dict[str, list[str]]) -> str:
+    """What the folder remembers: for each place, the states there that are its own."""
+    return json.dumps(known) + "\n"
 
 
 def _blocks(stream: IO[bytes], size: int) -> Iterator[bytes]:
@@ -192,15 +246,22 @@ def _blocks(stream: IO[bytes], size: int) -> Iterator[bytes]:
         yield block
 
 
-def _sha(blocks: Iterator[bytes]) -> str:
+def _sha(blocks: Iterator[bytes], target: IO[bytes] | None = None) -> str:
+    """Of the blocks, which are written to the target."""
     digest = hashlib.sha256()
     for block in blocks:
         digest.update(block)
+        if target:
+            target.write(block)
     return digest.hexdigest()
 
 
-def strange(name: str) -> bool:
-    return not name.isprintable() or (name != JOURNAL and bool(LEFT_OUT.fullmatch(name)))
+def is_kept(name: str) -> bool:
+    """Whether a file of this name, below the run's folder, is part of a state."""
+    path = PurePosixPath(name)
+    whole = name.isprintable() and str(path) == name and "\\" not in name and not path.is_absolute()
+    fits = whole and len(name) <= 1000 and all(len(part.encode()) <= 255 for part in path.parts)
+    return fits and ".." not in path.parts and (name == JOURNAL or not LEFT_OUT.fullmatch(name))
 
 
 def short(error: Any) -> str:
