@@ -308,3 +308,22 @@ def test_a_folder_that_can_only_be_filled_is_filled(tmp_path: Path, monkeypatch:
     (tmp_path / "c").mkdir()
     monkeypatch.chdir(tmp_path / "c")
     assert made_in(Path(), location) == first
+
+
+def test_own_prompts_may_lie_elsewhere_on_another_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    settings = {"engine.kind": "fake", "stages": ["prompts", "align"], "storage": str(tmp_path / "shared")}
+    files = []
+    for machine, more in (("a", ""), ("b", ""), ("c", '{"prompt": "What is a neap tide, and when does it come?"}\n')):
+        (tmp_path / machine).mkdir()
+        monkeypatch.chdir(tmp_path / machine)
+        Path("own.jsonl").write_text('{"prompt": "Why does the sky look blue at noon?"}\n' + more)
+        if more:
+            with pytest.raises(UserError, match=r"another recipe \(prompts.file"):
+                selfalign.create("quick", "run", settings=settings, prompts="own.jsonl")
+            continue
+        with selfalign.create("quick", "run", settings=settings, prompts="own.jsonl") as run:
+            run.run_all()
+        files.append(
+            {p: (Path("run") / p).read_bytes() for p in ("1_prompts/prompts.jsonl", "2_self_align/responses.jsonl")}
+        )
+    assert files[0] == files[1]

@@ -133,7 +133,10 @@ class RunDir:
         if is_run:
             found = cls.open(path)
             changes = differences(found.recipe.model_dump(mode="json"), wanted.model_dump(mode="json"))
-            changes = [c for c in changes if not c.startswith(_MAY_CHANGE)]
+            # Own prompts are known by their content; where they lie may be otherwise on another machine.
+            sha256 = wanted.prompts.file_sha256
+            moved = ("prompts.file:",) if sha256 and sha256 == found.recipe.prompts.file_sha256 else ()
+            changes = [c for c in changes if not c.startswith((*_MAY_CHANGE, *moved))]
             if found.constitution.digest() != constitution.digest():
                 changes.append(f"the constitution is not the one in {path / 'constitution.yaml'}")
             if changes:

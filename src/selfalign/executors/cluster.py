@@ -84,7 +84,7 @@ class Cluster:
         host, _, port = address.rpartition(":")
         try:
             socket.create_connection((host, int(port)), _CONNECT_SECONDS).close()
-        except (OSError, OverflowError) as error:
+        except (OSError, OverflowError, UnicodeError) as error:  # a port, a host that none can be
             raise UserError(
                 f"executor.address: no Ray cluster answers at {address} ({error}): start one there with "
                 f"`ray start --head --port {port}` (docs/cluster.md)"
