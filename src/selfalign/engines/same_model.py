@@ -72,9 +72,9 @@ def _logprob(choice: Mapping[str, Any]) -> float | None:
     try:
         given = choice["logprobs"]
         value = given["content"][0]["logprob"] if "content" in given else given["token_logprobs"][0]
-    except (KeyError, IndexError, TypeError):
+        return float(value) if isinstance(value, int | float) else None
+    except (KeyError, IndexError, TypeError, OverflowError):
         return None
-    return float(value) if isinstance(value, int | float) else None
 
 
 def _listed(api: OpenAiApi) -> str:
