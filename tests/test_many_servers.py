@@ -321,6 +321,17 @@ def test_a_signal_ends_what_waits_for_room_and_loses_nothing(journal: Journal, m
     assert all(o.completion for o in outcomes) and set(tries.values()) == {2}
 
 
+def test_a_signal_ends_the_meeting_with_slow_servers(monkeypatch: pytest.MonkeyPatch):
+    with fleet(0.0, 0.0) as servers:
+
+        def choose(prompt: str) -> None:
+            monkeypatch.setattr(STOP, "_signum", 2)
+
+        servers[0].choose = choose
+        with pytest.raises(Interrupted):
+            engine(*servers).__enter__()
+
+
 def test_each_server_gets_its_own_key_and_none_stands_anywhere(
     journal: Journal, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
