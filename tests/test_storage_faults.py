@@ -6,6 +6,8 @@ import hashlib
 import io
 import json
 import sqlite3
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from uuid import uuid4
 import pytest
 
 import selfalign
-from selfalign import engines, keeping
+from selfalign import atomic, engines, keeping
 from selfalign.errors import Interrupted, Resumable, SelfAlignError, UserError
 from selfalign.keeping import Keeper, take_up
 from selfalign.signals import STOP
@@ -327,3 +329,31 @@ def test_own_prompts_may_lie_elsewhere_on_another_machine(tmp_path: Path, monkey
             {p: (Path("run") / p).read_bytes() for p in ("1_prompts/prompts.jsonl", "2_self_align/responses.jsonl")}
         )
     assert files[0] == files[1]
+
+
+def test_all_that_a_killed_command_leaves_of_a_state_is_swept(tmp_path: Path):
+    code = """
+import os, sqlite3, sys
+from pathlib import Path
+from selfalign import keeping
+from selfalign.storage import Storage
+connect = sqlite3.connect
+
+class Dying(sqlite3.Connection):
+    def backup(self, target, **_):
+        super().backup(target, pages=20, progress=lambda *_: os.kill(os.getpid(), 9))
+
+keeping.sqlite3.connect = lambda *given, **named: connect(*given, **named, factory=Dying)
+keeping.Keeper(Path(sys.argv[1]), Storage("memory://place"), print).save()
+"""
+    with sqlite3.connect(folder(tmp_path / "a") / "journal.sqlite") as db:
+        db.execute("CREATE TABLE work(text)")
+        db.executemany("INSERT INTO work VALUES (?)", [("x" * 1000,)] * 500)
+    before = {p.name for p in (tmp_path / "a").iterdir()}
+    assert subprocess.run([sys.executable, "-c", code, str(tmp_path / "a")], check=False).returncode == -9
+    assert {p.name for p in (tmp_path / "a").iterdir()} > before
+    atomic.sweep(tmp_path / "a")
+    assert {p.name for p in (tmp_path / "a").iterdir()} - {"journal.sqlite-shm", "journal.sqlite-wal"} == before - {
+        "journal.sqlite-shm",
+        "journal.sqlite-wal",
+    }

@@ -250,17 +250,22 @@ def _remember(path: Path, storage: Storage, *states: Index | None) -> None:
 
 @contextlib.contextmanager
 def _copied(journal: Path) -> Iterator[IO[bytes]]:
-    """A copy of the journal as of now, also while it is written."""
-    with tempfile.NamedTemporaryFile(dir=journal.parent, prefix=f".{journal.name}.", suffix=".tmp") as file:
+    """A copy of the journal as of now, also while it is written.
+
+    In a folder of its own: SQLite writes a log beside it, and nobody else would remove that after a killed command.
+    """
+    with tempfile.TemporaryDirectory(dir=journal.parent, prefix=f".{journal.name}.", suffix=".incomplete") as folder:
+        copy = Path(folder) / journal.name
         with (
             atomic.disk_errors(journal),
             contextlib.closing(sqlite3.connect(f"{journal.absolute().as_uri()}?mode=ro", uri=True)) as source,
-            contextlib.closing(sqlite3.connect(file.name)) as target,
+            contextlib.closing(sqlite3.connect(copy)) as target,
         ):
             source.backup(target)
             # One file: whoever opens it makes its own log beside it.
             target.execute("PRAGMA journal_mode=DELETE")
-        yield file
+        with copy.open("rb") as file:
+            yield file
 
 
 def _published(journal: Path) -> list[Any]:
