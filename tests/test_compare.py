@@ -19,11 +19,22 @@ from selfalign.context import Context
 from selfalign.engines.scoring import Scored, Text
 from selfalign.engines.torch_scorer import TorchScorer
 from selfalign.errors import Interrupted, UserError
-from selfalign.evaluation import benchmarks, compare, entrants, hhh, pairwise, readings, sanity, spoken, truthfulqa
+from selfalign.evaluation import (
+    benchmarks,
+    compare,
+    entrants,
+    heldout,
+    hhh,
+    pairwise,
+    readings,
+    sanity,
+    spoken,
+    truthfulqa,
+)
 from selfalign.evaluation.wanted import Wanted
 from selfalign.progress import Screen
 from selfalign.recipe import Engrave
-from selfalign.records import ItemScore, OpenAnswer, PairVerdict, Score, read_jsonl, write_jsonl
+from selfalign.records import ItemScore, OpenAnswer, PairVerdict, Response, Score, read_jsonl, write_jsonl
 from selfalign.run import RunDir
 from selfalign.signals import STOP
 from selfalign.training import lora
@@ -193,6 +204,40 @@ def test_an_interrupted_evaluation_goes_on_where_it_stopped(
     assert (counts.rows_in, counts.kept) == (96, 96)
     state = json.loads((run.run.scores.parent / readings.STATE).read_text("utf-8"))
     assert len(state["hhh (fixture)"]["readings"]) == 1 and len(state["hhh (fixture)"]["sha256"]) == 64
+
+
+def test_with_ray_the_runs_own_models_are_scored_there_under_the_same_keys(
+    run: Context, tmp_path: Path, folder: Path, small_constitution: Constitution, monkeypatch: pytest.MonkeyPatch
+):
+    """What a worker makes of its order makes the same file; tests/test_ray_scorer.py has the workers themselves."""
+    started = []
+
+    def scorer(executor: Any, config: Any, model: Any, adapters: Any, kind: str, start: Any, say: Any) -> Any:
+        started.append((executor.kind, kind, set(adapters)))
+        return start(model, adapters)
+
+    monkeypatch.setattr("selfalign.executors.ray_scorer.RayScorer", scorer)
+    wanted = Wanted(["hhh"], ["base", "engraved"], data=SOURCES, limit=3)
+    recipe = recipes.load("quick", [f"model={folder}", "engine.kind=llama_cpp", "engine.slots=1", "executor=ray"])
+    other = Context(RunDir.create(tmp_path / "ray", recipe, small_constitution), Screen(-1))
+    adapter(folder, other.run.adapter("engrave"), 0)
+    compare.run(other, wanted)
+    assert started == [("ray", "torch", {"engrave"})]
+    compare.run(run, wanted)
+    assert len(started) == 1
+    assert other.run.jsonl("hhh").read_bytes() == run.run.jsonl("hhh").read_bytes()
+    keys = [
+        sorted(k for (k,) in c.journal._db.execute("SELECT key FROM work WHERE stage = 'hhh'")) for c in (run, other)
+    ]
+    assert keys[0] == keys[1] and len(keys[0]) == 12
+    rows = [Response(f"{i:016x}", f"What is {i}?", "", f"It is {i}.", split="heldout") for i in range(9)]
+    for context in (run, other):
+        write_jsonl(context.run.jsonl("responses"), rows)
+    losses = heldout._losses(other)
+    assert started[1:] == [("ray", "torch", {"engrave"})]
+    assert losses == {name: found for name, found in heldout._losses(run).items() if name != "final"}
+    assert losses["base"] != losses["engraved"] and len(losses["base"]) == 9
+    other.journal.close()
 
 
 def test_models_that_come_later_stand_beside_those_before(run: Context, counted: Callable[..., list[Counting]]):

@@ -24,13 +24,15 @@ from selfalign import engines, models
 from selfalign import recipe as recipes
 from selfalign.engines.base import BOS, Control, Part, Pieces, Request, Sampling, Step
 from selfalign.engines.fake import Fake
-from selfalign.errors import Resumable, UserError
+from selfalign.errors import Interrupted, Resumable, UserError
 from selfalign.executors import cluster, worker
 from selfalign.executors.ray import Pool
 from selfalign.executors.settings import Executor
 from selfalign.generate import Work, generate, stream
 from selfalign.journal import Journal
 from selfalign.recipe import Engine as EngineConfig
+from selfalign.signals import STOP
+from test_ray_scorer import Simple, asked, on_ray
 
 ray = pytest.importorskip("ray")
 
@@ -263,6 +265,45 @@ def test_adapters_travel_to_the_workers(local: cluster.Cluster, tmp_path: Path, 
     assert worker._written({"a": b"x"}, {"a": "0" * 64}, tmp_path) == "a"
 
 
+# -- scoring; tests/test_ray_scorer.py has the numbers -----------------------------------------------------------------
+
+
+def test_scorings_dead_are_replaced_and_every_other_end_is_one_line(local: cluster.Cluster, tmp_path: Path):
+    """A worker that dies, an error in one, a signal here while one is busy, no worker left."""
+    ray.cloudpickle.register_pickle_by_value(sys.modules["test_ray_scorer"])
+    (tmp_path / "base").mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / "base" / name).write_text("{}")
+    once, said = tmp_path / "once", list[str]()
+    once.touch()
+    scorer = on_ray(models.resolve(str(tmp_path / "base")), 2, lambda *_: Simple(str(once)), said=said)
+    assert [s and s.logprobs[0] for s in scorer.loglikelihoods(asked(), None)] == [
+        -float(len(c[1] + e)) for c, e in asked()
+    ]
+    assert not once.exists()
+    assert len([line for line in said if "died" in line]) == 1
+    assert (scorer.tokens, scorer.name) == ((40, 8), "simple")
+    with pytest.raises(UserError, match=r"^this text has no end$"):
+        scorer.loglikelihoods(asked("user"), None)
+    with pytest.raises(RuntimeError, match=r"(?s)in a Ray worker:.*in loglikelihoods.*a mistake of ours"):
+        scorer.loglikelihoods(asked("bug"), None)
+    timer = threading.Timer(0.3, lambda: setattr(STOP, "_signum", signal.SIGINT))
+    timer.start()
+    start = time.monotonic()
+    try:
+        with pytest.raises(Interrupted):
+            scorer.loglikelihoods(asked("sleep"), None)
+    finally:
+        timer.join()
+        STOP.clear()
+    for hand in scorer._pool._hands:
+        scorer._pool.out(hand, "its machine is gone")
+    with pytest.raises(Resumable, match=r"no Ray worker is left \(its machine is gone\)"):
+        scorer.loglikelihoods(asked(), None)
+    scorer.close()
+    assert time.monotonic() - start < 10
+
+
 # -- what is wrong is said before anything is asked --------------------------------------------------------------------
 
 
@@ -291,8 +332,8 @@ def test_other_weights_under_the_same_name_are_refused(tmp_path: Path):
 def test_a_cluster_without_room_is_said(local: cluster.Cluster):
     nodes = [{"CPU": 2.0}, {"CPU": 4.0, "GPU": 1.0}]
 
-    def shape(kind: str = "fake", **settings: Any) -> cluster.Shape:
-        return cluster.shape(Executor.model_validate({"kind": "ray", **settings}), kind, nodes)
+    def shape(kind: str = "fake", spread: int = 1, **settings: Any) -> cluster.Shape:
+        return cluster.shape(Executor.model_validate({"kind": "ray", **settings}), kind, nodes, spread)
 
     assert shape() == cluster.Shape(2, 2.0, 0.0, 2)
     assert shape("vllm") == cluster.Shape(1, 1.0, 1.0, 2)
@@ -303,6 +344,10 @@ def test_a_cluster_without_room_is_said(local: cluster.Cluster):
         shape(workers=9)
     with pytest.raises(UserError, match=r"room for 0 of any workers of 1 CPUs and 8 GPUs"):
         shape(gpus=8)
+    with pytest.raises(UserError, match=r"room for 0 of any workers of 1 CPUs and 2 GPUs"):
+        shape("vllm", spread=2)
+    with pytest.raises(UserError, match=r"executor\.gpus is 1 and engine\.tensor_parallel 4: a worker needs as many"):
+        shape("vllm", spread=4, gpus=1)
     with pytest.raises(UserError, match=r"on 1 machine, room for"):
         Pool(Executor.model_validate({"kind": "ray", "workers": 500}), FAKE, None, {})
 

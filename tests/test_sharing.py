@@ -37,6 +37,19 @@ def test_idle_slots_come_first_and_nobody_hoards():
     assert len(made.todo) == 40 - 12
 
 
+def test_what_takes_long_waits_for_whoever_is_free():
+    made = Board(ahead=1)
+    made.seats = [Seat(1), Seat(1)]
+    add(made, *"abc")
+    made.share()
+    slow, fast = made.seats
+    assert (held(slow), held(fast)) == (["a"], ["b"])
+    made.send(slow)
+    ((ticket, _),) = made.send(fast)
+    assert made.finished(fast, ticket) and made.share() == [fast]
+    assert held(fast) == ["c"]
+
+
 def test_who_finishes_first_gets_the_next():
     made = board(1, 1)
     add(made, *"abcdef")

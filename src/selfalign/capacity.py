@@ -343,8 +343,8 @@ def _notes(found: Capacity, made: _Planner, works: list[sizes.Work]) -> list[str
         )
     if (most := max((s.gpus_per_replica for s in found.stages if s.kind == "generate"), default=0)) > 1:
         notes.append(
-            f"a replica of {most} GPUs is a server (`vllm serve --tensor-parallel-size {most}`, engine.kind=openai): "
-            "the engine in process takes one (docs/engines.md)"
+            f"a replica of {most} GPUs: --set engine.tensor_parallel={most} in process, or a server (`vllm serve "
+            f"--tensor-parallel-size {most}`, engine.kind=openai)"
         )
     kinds = {stage.kind for stage in found.stages} & {"ddp", "fsdp"}
     if kinds:

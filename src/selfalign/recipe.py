@@ -98,6 +98,8 @@ class Engine(Strict):
     """0: all cores that this process may use."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """vllm: the type to compute in. auto: bfloat16 where this machine is really faster in it, else float32."""
+    tensor_parallel: int = Field(1, ge=1, le=64)
+    """vllm: accelerators that one copy of the model is spread over; a Ray worker then takes so many."""
     top_k: int = Field(1000, ge=0)
     """Draw from the k most likely tokens, then top_p. 0 is no limit: with a vocabulary of 262,144 tokens that halves
     the speed (benchmarks/sampling.py)."""

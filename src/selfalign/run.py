@@ -279,10 +279,9 @@ _MAY_CHANGE = (
     "clone.learning_rate:",
     "clone.epochs:",
     "clone.max_length:",
-    *(
-        f"engine.{key}"
-        for key in ("slots:", "threads:", "context:", "url:", "urls:", "served.", "key_env:", "attempts:", "timeout:")
-    ),
+    *(f"engine.{key}:" for key in ("slots", "threads", "context", "url", "urls", "key_env", "attempts", "timeout")),
+    "engine.served.",
+    "engine.tensor_parallel:",
 )
 """Settings that do not change what a generated row is: a run may go on under other values of them, and trains anew
 where they are about training. Of the constitution the content counts, not its path."""

@@ -49,7 +49,9 @@ def _vllm(model: Model, adapters: Adapters, config: EngineConfig, slots: int, sa
     from selfalign.engines.vllm_offline import VllmOffline
 
     dtype = environment.dtype() if config.dtype == "auto" else config.dtype
-    return VllmOffline(model.folder(), model.tokenizer(), model.end_tokens(), adapters, slots, config.context, dtype)
+    spread = config.tensor_parallel
+    ends = model.end_tokens()
+    return VllmOffline(model.folder(), model.tokenizer(), ends, adapters, slots, config.context, dtype, spread)
 
 
 def _openai(model: Model | None, adapters: Adapters, config: EngineConfig, slots: int, say: Say) -> Engine:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from selfalign.dialogue import Tokenizer
+from selfalign.dialogue import Encoded, Tokenizer
 from selfalign.engines.base import Control, Pieces
 
 BUDGET = 512
@@ -73,6 +73,14 @@ class Scorer(Protocol):
         ...
 
     def close(self) -> None: ...
+
+
+class LossScorer(Scorer, Protocol):
+    """A scorer that has the losses of encoded rows, too."""
+
+    def score(self, rows: Sequence[Encoded], adapter: str | None) -> list[list[float]]:
+        """The loss (nats) of each token that a row's mask marks, row by row."""
+        ...
 
 
 Text = tuple[Pieces, str]

@@ -50,6 +50,7 @@ class VllmOffline:
         parallel: requests at once.
         context: tokens of one request, prompt and answer.
         dtype: auto, float32, bfloat16 or float16.
+        spread: accelerators that the model is spread over.
 
     Raises:
         UserError: vLLM is not installed, or cannot load the model.
@@ -64,6 +65,7 @@ class VllmOffline:
         parallel: int,
         context: int,
         dtype: str,
+        spread: int = 1,
     ) -> None:
         self.parallel = parallel
         self.note = ""
@@ -84,7 +86,7 @@ class VllmOffline:
         self._ended = False
         """Under the lock: whoever put a call before this was set is answered by the driver's last turn."""
         started: Future[None] = Future()
-        settings = _settings(folder, list(adapters.values()), parallel, context, dtype)
+        settings = _settings(folder, list(adapters.values()), parallel, context, dtype, spread)
         # Started by its own thread: on a processor vLLM binds the thread that starts it, and only that, to its cores.
         self._driver = threading.Thread(target=self._drive, args=(settings, started), name="vllm", daemon=True)
         self._driver.start()
@@ -247,7 +249,9 @@ def _start(settings: dict[str, Any]) -> Any:
     return LLMEngine.from_engine_args(EngineArgs(**settings))
 
 
-def _settings(folder: Path, adapters: list[Path], parallel: int, context: int, dtype: str) -> dict[str, Any]:
+def _settings(
+    folder: Path, adapters: list[Path], parallel: int, context: int, dtype: str, spread: int
+) -> dict[str, Any]:
     settings: dict[str, Any] = {
         "model": str(folder),
         "dtype": dtype,
@@ -263,6 +267,9 @@ def _settings(folder: Path, adapters: list[Path], parallel: int, context: int, d
         # vLLM knows powers of two from 8 to 512.
         rank = next(r for r in (8, 16, 32, 64, 128, 256, 512) if r >= max(ranks))
         settings |= {"max_lora_rank": rank, "max_loras": len(adapters)}
+    if spread > 1:
+        # Processes of this machine, also where Ray runs: there the worker holds the accelerators.
+        settings |= {"tensor_parallel_size": spread, "distributed_executor_backend": "mp"}
     if not accelerators():
         # Compiling takes minutes on a processor and gains little; the default of memory is nearly all there is.
         settings |= {"enforce_eager": True, "kv_cache_memory_bytes": _cache_bytes(folder, parallel * context)}

@@ -32,13 +32,20 @@ class VllmScorer:
         adapters: name -> PEFT folder.
         context: tokens of a text, at most.
         dtype: auto, float32, bfloat16 or float16.
+        spread: accelerators that the model is spread over.
 
     Raises:
         UserError: vLLM is not installed, or cannot load the model.
     """
 
     def __init__(
-        self, folder: Path, tokenizer: Tokenizer, adapters: Mapping[str, Path], context: int, dtype: str
+        self,
+        folder: Path,
+        tokenizer: Tokenizer,
+        adapters: Mapping[str, Path],
+        context: int,
+        dtype: str,
+        spread: int = 1,
     ) -> None:
         self.name = f"vLLM, {dtype}"
         self._tokenizer, self._context = tokenizer, context
@@ -50,7 +57,7 @@ class VllmScorer:
             name: vllm.lora.request.LoRARequest(name, number, str(path))
             for number, (name, path) in enumerate(adapters.items(), 1)
         }
-        settings = vllm_offline._settings(folder, list(adapters.values()), _PARALLEL, context + 1, dtype)
+        settings = vllm_offline._settings(folder, list(adapters.values()), _PARALLEL, context + 1, dtype, spread)
         settings["max_num_batched_tokens"] = _AT_ONCE[bool(accelerators())]
         # One thread for all of it: on a processor vLLM binds the thread that starts it, and only that, to its cores.
         self._thread = ThreadPoolExecutor(1, "vllm")

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from selfalign import models
+from selfalign import executors, models
 from selfalign.constitution import Constitution
 from selfalign.context import Context
 from selfalign.dialogue import Template
@@ -242,22 +242,20 @@ def _starter(context: Context, folders: Mapping[str, Path]) -> Callable[[], Scor
         from selfalign import engines
 
         model, config, say = context.model, context.recipe.engine, context.screen.say
+        executor = context.recipe.executor
         for folder in folders.values():
             model.check_adapter(folder)
         context.release_engine()
         kind = engines.kind(config)
+        where = " on Ray workers" if executor.kind == "ray" else ""
         if kind == "vllm":
-            from selfalign.engines.vllm_scorer import VllmScorer
-
-            say(f"  scored by vLLM ({_dtype(config)})", "dim")
-            return VllmScorer(model.folder(say), model.tokenizer(), folders, config.context, _dtype(config))
-        from selfalign.engines.torch_scorer import TorchScorer
-
+            say(f"  scored by vLLM ({_dtype(config)}){where}", "dim")
+            return executors.scorer(executor, config, model, folders, "vllm", _dtype(config), say)
         why = {
             "llama_cpp": ": llama.cpp gives no log-probabilities of prompts",
             "openai": ": the weights are here, and few servers give log-probabilities of prompts",
         }.get(kind, "")
-        say(f"  scored by torch in float32{why}", "dim")
-        return TorchScorer(model.folder(say), folders, model.tokenizer())
+        say(f"  scored by torch in float32{where}{why}", "dim")
+        return executors.scorer(executor, config, model, folders, "torch", say=say)
 
     return start

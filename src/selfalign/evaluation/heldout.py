@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from selfalign import atomic
+from selfalign import atomic, executors
 from selfalign.clock import Clock
 from selfalign.context import Context
 from selfalign.dialogue import PLAIN, Turn, encode_example
@@ -144,8 +144,6 @@ def _score(measure: str, name: str, n: int, interval: Interval) -> Score:
 
 def _losses(context: Context) -> dict[str, list[float]]:
     """Mean loss per token of each held-out response, by model."""
-    from selfalign.engines.torch_scorer import TorchScorer
-
     rows = [r for r in context.responses() if r.split == "heldout"]
     if not rows:
         return {}
@@ -155,7 +153,9 @@ def _losses(context: Context) -> dict[str, list[float]]:
     system, label = constitution.inference_prompt("standard"), constitution.assistant.name
     encoded = [encode_example(tokenizer, template, system, r.message, r.response, label) for r in rows]
     compared = models(context)
-    scorer = TorchScorer(context.model.folder(), {s: context.adapter(s) for s in compared.values() if s})
+    adapters, recipe = {s: context.adapter(s) for s in compared.values() if s}, context.recipe
+    say = context.screen.say
+    scorer = executors.scorer(recipe.executor, recipe.engine, context.model, adapters, "torch", say=say)
     try:
         return {name: _means(scorer.score(encoded, stage)) for name, stage in compared.items()}
     finally:

@@ -21,7 +21,7 @@ from selfalign.signals import STOP
 _VERSION = 1
 """Raise it where the meaning of a saved result changes."""
 _AT_ONCE = 24
-"""Items between two commits: about half a minute on two cores."""
+"""Items between two commits: about half a minute on two cores; on a cluster, so many for each worker."""
 _DIGITS = 6
 
 
@@ -99,7 +99,7 @@ def _score_one(
     if todo:
         scorer = team.scorer()
         journal.begin(stage, ((w.key, content_hash(item_id(w.item), entrant.name)) for w in todo))
-        for part in _parts(todo):
+        for part in _parts(todo, _AT_ONCE * getattr(scorer, "workers", 1)):
             STOP.check()
             before, clock = scorer.tokens, Clock()
             results = iter(scorer.loglikelihoods([t for w in part for t in w.texts], entrant.adapter))
@@ -115,9 +115,9 @@ def _score_one(
     return {w.key: _parsed(raw[w.key]) for w in works}, (asked, computed)
 
 
-def _parts(works: Sequence[Work]) -> Iterator[Sequence[Work]]:
-    for start in range(0, len(works), _AT_ONCE):
-        yield works[start : start + _AT_ONCE]
+def _parts(works: Sequence[Work], size: int) -> Iterator[Sequence[Work]]:
+    for start in range(0, len(works), size):
+        yield works[start : start + size]
 
 
 def _saved(found: dict[str, list[Scored | None]], tokens: tuple[int, int], seconds: float) -> list[Saved]:

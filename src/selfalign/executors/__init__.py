@@ -6,11 +6,14 @@ The loop of `generate` is the same on both, and so are keys, order, commits, cou
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, overload
 
 if TYPE_CHECKING:
     from selfalign.engines.base import Engine
+    from selfalign.engines.scorers import Kind
+    from selfalign.engines.scoring import LossScorer, Scorer
     from selfalign.executors.settings import Executor
     from selfalign.models import Model
     from selfalign.recipe import Engine as EngineConfig
@@ -41,6 +44,59 @@ def start(
     from selfalign import engines
 
     return engines.start(config, model, adapters, slots(), say)
+
+
+@overload
+def scorer(
+    executor: Executor,
+    config: EngineConfig,
+    model: Model,
+    adapters: Mapping[str, Path],
+    kind: Literal["torch"],
+    dtype: str = ...,
+    say: Callable[[str], None] = ...,
+) -> LossScorer: ...
+
+
+@overload
+def scorer(
+    executor: Executor,
+    config: EngineConfig,
+    model: Model,
+    adapters: Mapping[str, Path],
+    kind: Kind,
+    dtype: str = ...,
+    say: Callable[[str], None] = ...,
+) -> Scorer: ...
+
+
+def scorer(
+    executor: Executor,
+    config: EngineConfig,
+    model: Model,
+    adapters: Mapping[str, Path],
+    kind: Kind,
+    dtype: str = "float32",
+    say: Callable[[str], None] = lambda _: None,
+) -> Scorer:
+    """The scorer of a run's own models, here or on the workers of a cluster: the same numbers, up to rounding.
+
+    Args:
+        adapters: name -> PEFT folder.
+        dtype: what vllm computes in; the same on every machine, since scores are known by it.
+        say: told of what takes long.
+
+    Raises:
+        UserError: it, or the cluster, cannot be started.
+    """
+    from selfalign.engines import scorers
+
+    start = partial(scorers.start, kind, config.context, dtype, spread=config.tensor_parallel)
+    if executor.kind == "ray":
+        from selfalign.executors.ray_scorer import RayScorer
+
+        return RayScorer(executor, config, model, adapters, kind, start, say)
+    return start(model, adapters, say)
 
 
 def check(executor: Executor) -> None:

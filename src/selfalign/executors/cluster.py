@@ -189,11 +189,12 @@ class Shape:
     machines: int
 
 
-def shape(executor: Executor, kind: str, nodes: list[dict[str, float]]) -> Shape:
+def shape(executor: Executor, kind: str, nodes: list[dict[str, float]], spread: int = 1) -> Shape:
     """What `auto` stands for on machines with these resources (Ray's names), and whether there is room for it.
 
     Args:
         kind: of the engine.
+        spread: accelerators that one engine of kind vllm takes.
 
     Raises:
         UserError: the cluster has less than the recipe asks for.
@@ -201,7 +202,11 @@ def shape(executor: Executor, kind: str, nodes: list[dict[str, float]]) -> Shape
     cpus_there, gpus_there = sum(n.get("CPU", 0) for n in nodes), sum(n.get("GPU", 0) for n in nodes)
     gpus = executor.gpus
     if gpus == "auto":
-        gpus = 1.0 if kind == "vllm" and gpus_there else 0.0
+        gpus = float(spread) if kind == "vllm" and gpus_there else 0.0
+    elif kind == "vllm" and gpus < spread > 1:
+        raise UserError(
+            f"executor.gpus is {gpus:g} and engine.tensor_parallel {spread}: a worker needs as many; leave gpus at auto"
+        )
     able = [n for n in nodes if n.get("CPU", 0) > 0 and (not gpus or n.get("GPU", 0) >= gpus)]
     workers = executor.workers
     if workers == "auto":

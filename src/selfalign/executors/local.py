@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from queue import Empty, SimpleQueue
-from typing import Protocol, TypeAlias, runtime_checkable
+from typing import Generic, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 from selfalign.engines.base import Completion, Engine, Request, answer
 
 Done: TypeAlias = "SimpleQueue[tuple[str, Completion | BaseException, float]]"
 """Finished requests: key, result, the engine's seconds."""
+
+Asked = TypeVar("Asked")
+Answered = TypeVar("Answered")
 
 
 class Crew(Protocol):
@@ -43,22 +47,24 @@ class Crewed(Protocol):
 
 def crew_of(engine: Engine) -> Crew:
     """What answers the requests of one pass on this engine."""
-    return engine.crew() if isinstance(engine, Crewed) else LocalCrew(engine)
+    if isinstance(engine, Crewed):
+        return engine.crew()
+    return LocalCrew[Request, Completion](lambda request: answer(engine, request), engine.parallel)
 
 
-class LocalCrew:
-    """One thread for each request that the engine takes at once; two queues. Threads start with the first request."""
+class LocalCrew(Generic[Asked, Answered]):
+    """One thread for each request that is answered at once; two queues. Threads start with the first request."""
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+    def __init__(self, answer: Callable[[Asked], Answered], parallel: int) -> None:
+        self._answer, self._parallel = answer, parallel
         self._threads: list[threading.Thread] = []
-        self._todo: SimpleQueue[tuple[str, Request] | None] = SimpleQueue()
-        self.done: Done = SimpleQueue()
+        self._todo: SimpleQueue[tuple[str, Asked] | None] = SimpleQueue()
+        self.done: SimpleQueue[tuple[str, Answered | BaseException, float]] = SimpleQueue()
 
-    def give(self, key: str, request: Request) -> None:
+    def give(self, key: str, request: Asked) -> None:
         """See `Crew`."""
         if not self._threads:
-            for number in range(self._engine.parallel):
+            for number in range(self._parallel):
                 thread = threading.Thread(target=self._work, name=f"generate-{number}", daemon=True)
                 thread.start()
                 self._threads.append(thread)
@@ -67,9 +73,9 @@ class LocalCrew:
     def _work(self) -> None:
         while (item := self._todo.get()) is not None:
             start = time.monotonic()
-            result: Completion | BaseException
+            result: Answered | BaseException
             try:
-                result = answer(self._engine, item[1])
+                result = self._answer(item[1])
             except BaseException as error:  # a panic of a library, too: a key without a result would be waited for
                 result = error
             self.done.put((item[0], result, time.monotonic() - start))

@@ -23,7 +23,7 @@ from selfalign.executors.local import Done
 from selfalign.executors.settings import Executor
 from selfalign.executors.sharing import Board, Item
 from selfalign.executors.tending import Hand
-from selfalign.executors.worker import Failure, Order, Ready, Result
+from selfalign.executors.worker import Failure, Order, Ready, Result, Worker
 from selfalign.models import Model
 from selfalign.recipe import Engine as EngineConfig
 from selfalign.signals import STOP
@@ -40,6 +40,9 @@ class Pool:
         model: None with the fake engine.
         adapters: name -> PEFT folder, the GGUF form beside it.
         say: told of workers that died and came back.
+        worker: what runs in each actor.
+        kind: what computes there, for the share that it takes; None is the recipe's engine.
+        start: what makes it; None is `engines.start`.
 
     Raises:
         UserError: there is no such cluster, no room on it, or a worker cannot load the engine.
@@ -53,12 +56,16 @@ class Pool:
         model: Model | None,
         adapters: Mapping[str, Path],
         say: Callable[[str], None] = lambda _: None,
+        worker: type[Worker] = Worker,
+        kind: str | None = None,
+        start: Callable[..., Any] | None = None,
     ) -> None:
-        self.executor = executor
+        self.executor, self.worker = executor, worker
+        kind = kind or engines.kind(config)
         self._say = say
         self.lock = threading.Lock()
         self._changed = threading.Condition(self.lock)
-        self.board = Board()
+        self.board = Board(worker.ahead)
         self._closing = False
         self._stopping = False
         self._broken: SelfAlignError | None = None
@@ -69,8 +76,8 @@ class Pool:
         self._cluster = cluster.Cluster(executor.address)
         self._hands: list[Hand] = []
         try:
-            self.shape = cluster.shape(executor, engines.kind(config), cluster.machines())
-            self.order, self.files = self._made(config, model, adapters)
+            self.shape = cluster.shape(executor, kind, cluster.machines(), config.tensor_parallel)
+            self.order, self.files = self._made(config, model, adapters, kind, start or engines.start)
             self._hands = [Hand(self, number) for number in range(self.shape.workers)]
             self._wait_for_all()
         except BaseException:
@@ -87,11 +94,18 @@ class Pool:
             f"{'machine' if machines == 1 else 'machines'}"
         )
 
-    def _made(self, config: EngineConfig, model: Model | None, adapters: Mapping[str, Path]) -> tuple[Order, Any]:
+    def _made(
+        self,
+        config: EngineConfig,
+        model: Model | None,
+        adapters: Mapping[str, Path],
+        kind: str,
+        start: Callable[..., Any],
+    ) -> tuple[Order, Any]:
         import ray
 
-        here = engines.kind(config) in ("llama_cpp", "vllm")
-        files = _contents(adapters, engines.kind(config)) if here else {}
+        here = kind in ("llama_cpp", "vllm", "torch")
+        files = _contents(adapters, kind == "llama_cpp") if here else {}
         order = Order(
             version=__version__,
             engine=config.model_dump(mode="json"),
@@ -101,7 +115,7 @@ class Pool:
             sha256={name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
             threads=int(self.shape.cpus) if not self.shape.gpus else 0,
             scratch=str(self._cluster.scratch) if self._cluster.scratch else None,
-            start=engines.start,
+            start=start,
         )
         return order, ray.put(files)
 
@@ -168,7 +182,7 @@ class Pool:
         with self._changed:
             self._closing = True
             actors = [h.actor for h in self._hands if h.actor is not None]
-            loaded = [h.actor for h in self._hands if h.seat.slots]
+            loaded = [h.actor for h in self._hands if h.seat.slots and h.actor is not None]
             self._changed.notify_all()
         for hand in self._hands:
             hand.wake()
@@ -243,7 +257,7 @@ class Pool:
         with self.lock:
             for ticket, result, seconds in results:
                 if item := self.board.finished(hand.seat, ticket):
-                    item.sink(item.key, _completion(result), seconds)
+                    item.sink(item.key, _result(result), seconds)
             self._share()
 
     def down(self, hand: Hand, why: str) -> int:
@@ -321,19 +335,24 @@ class RayCrew:
         return never
 
 
-def _completion(result: Completion | Failure) -> Completion | BaseException:
-    if isinstance(result, Completion):
+def _result(result: Any) -> Any:
+    """What a worker sent, a Failure as the exception that it stands for."""
+    if not isinstance(result, Failure):
         return result
-    return RowError(result.text) if result.kind == "row" else RuntimeError(f"in a Ray worker:\n{result.text}")
+    kinds: dict[str, type[Exception]] = {"row": RowError, "user": UserError}
+    return kinds[result.kind](result.text) if result.kind in kinds else RuntimeError(f"in a Ray worker:\n{result.text}")
 
 
-def _contents(adapters: Mapping[str, Path], kind: str) -> dict[str, bytes]:
-    """The adapters' files in the form that the engine loads: small beside the model, so they travel."""
+def _contents(adapters: Mapping[str, Path], gguf: bool) -> dict[str, bytes]:
+    """The adapters' files in the form that is loaded: small beside the model, so they travel.
+
+    Of a folder its own JSON and safetensors: one that was made elsewhere may hold a training's checkpoints as well.
+    """
     found: dict[str, bytes] = {}
-    for name, folder in adapters.items():
-        if kind == "llama_cpp":
-            found[f"{name}/adapter.gguf"] = folder.with_suffix(".gguf").read_bytes()
+    for place, folder in enumerate(adapters.values()):
+        if gguf:
+            found[f"{place}/adapter.gguf"] = folder.with_suffix(".gguf").read_bytes()
             continue
-        for file in sorted(p for p in folder.rglob("*") if p.is_file()):
-            found[f"{name}/adapter/{file.relative_to(folder)}"] = file.read_bytes()
+        for file in sorted(p for p in folder.iterdir() if p.is_file() and p.suffix in (".json", ".safetensors")):
+            found[f"{place}/adapter/{file.name}"] = file.read_bytes()
     return found

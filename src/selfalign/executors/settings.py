@@ -23,7 +23,8 @@ class Executor(Strict):
     cpus: float | Literal["auto"] = Field("auto")
     """ray: processors that a worker takes. auto: its share of its machine's, or 1 beside an accelerator."""
     gpus: float | Literal["auto"] = Field("auto")
-    """ray: accelerators that a worker takes. auto: 1 for vllm where the cluster has any, else 0."""
+    """ray: accelerators that a worker takes. auto: for vllm `engine.tensor_parallel` (1) where the cluster
+    has any, else 0."""
     start_seconds: float = Field(1800.0, gt=0)
     """ray: for so long a worker may take to load its engine, and may no worker be there, before the run stops."""
 

@@ -1,7 +1,7 @@
 """Which request goes to which worker, and what becomes of those that were with one that died. No thread, no network.
 
 A worker gets more requests as it finishes some: a fast one gets more than a slow one. It holds at most twice as many as
-it answers at once, so that none falls idle and none hoards.
+it answers at once, so that none falls idle and none hoards; of what takes long no more than it works on.
 """
 
 from __future__ import annotations
@@ -9,15 +9,16 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
-from selfalign.engines.base import Completion, Request, RowError
+from selfalign.engines.base import RowError
 
 DEATHS = 3
 """A request is given up as the killer of workers after so many died on it."""
 AHEAD = 2
 """Requests that a worker holds, for each that it answers at once."""
 
-Sink = Callable[[str, Completion | BaseException, float], None]
+Sink = Callable[[str, Any, float], None]
 
 
 @dataclass(eq=False, slots=True)
@@ -25,9 +26,10 @@ class Item:
     """A request on its way."""
 
     key: str
-    request: Request
+    request: Any
+    """What the workers of this board are asked; nothing here looks into it."""
     sink: Sink
-    """Gets key, result and the engine's seconds."""
+    """Gets key, result (or an exception) and the engine's seconds."""
     deaths: int = 0
 
 
@@ -52,9 +54,14 @@ class Seat:
 
 
 class Board:
-    """All requests and all seats."""
+    """All requests and all seats.
 
-    def __init__(self) -> None:
+    Args:
+        ahead: requests that a worker holds, for each that it answers at once.
+    """
+
+    def __init__(self, ahead: int = AHEAD) -> None:
+        self._ahead = ahead
         self.seats: list[Seat] = []
         self.todo: deque[Item] = deque()
         self.suspects: deque[Item] = deque()
@@ -79,7 +86,7 @@ class Board:
 
     def _freest(self) -> Seat | None:
         """Whoever has an idle slot comes before those who would only hold more; of these, the least loaded."""
-        open_ = [s for s in self.seats if s.slots and not s.alone and not s.held and s.load < s.slots * AHEAD]
+        open_ = [s for s in self.seats if s.slots and not s.alone and not s.held and s.load < s.slots * self._ahead]
         return min(open_, key=lambda s: s.load / s.slots, default=None)
 
     def _for_suspect(self) -> Seat | None:
@@ -93,7 +100,7 @@ class Board:
         best.held = True
         return None
 
-    def send(self, seat: Seat) -> list[tuple[int, Request]]:
+    def send(self, seat: Seat) -> list[tuple[int, Any]]:
         """What a worker gets now, with tickets; from here on it is with the worker."""
         batch = []
         while seat.outbox:
@@ -126,7 +133,7 @@ class Board:
             item.deaths += 1
             if item.deaths >= DEATHS:
                 given_up += 1
-                item.sink(item.key, RowError(f"{DEATHS} workers died answering it ({why})"), 0.0)
+                item.sink(item.key, RowError(f"{DEATHS} workers died on it ({why})"), 0.0)
             elif item.deaths == DEATHS - 1:
                 self.suspects.append(item)
             else:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from selfalign import __version__
 from selfalign.executors.sharing import Seat
-from selfalign.executors.worker import Failure, Ready, Refusal, Result, Worker
+from selfalign.executors.worker import Failure, Ready, Refusal, Result
 
 if TYPE_CHECKING:
     from selfalign.executors.ray import Pool
@@ -88,7 +88,7 @@ class Hand:
 
         pool = self.pool
         try:
-            actor_class = ray.remote(Worker).options(
+            actor_class = ray.remote(pool.worker).options(
                 num_cpus=pool.shape.cpus,
                 num_gpus=pool.shape.gpus,
                 max_concurrency=6,

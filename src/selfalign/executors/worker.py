@@ -1,6 +1,7 @@
 """What runs inside a Ray worker: the recipe's engine, and the same threads around it as in one process.
 
-All that crosses is plain: our records, texts, numbers. Nothing here imports Ray.
+All that crosses is plain: our records, texts, numbers. Nothing here imports Ray. A worker that scores is one of these,
+too (ray_scorer.py).
 """
 
 from __future__ import annotations
@@ -14,19 +15,20 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from selfalign import __version__
-from selfalign.engines.base import Completion, Engine, Pieces, Request, RowError
+from selfalign.engines.base import Completion, Pieces, Request, RowError, answer
 from selfalign.errors import SelfAlignError
 from selfalign.executors.local import LocalCrew
+from selfalign.executors.sharing import AHEAD
 
 if TYPE_CHECKING:
     from selfalign.models import Model
     from selfalign.recipe import Engine as EngineConfig
 
 Files = dict[str, bytes]
-"""Name below the adapters' folder -> content."""
+"""Name below the adapters' folder -> content; a folder there is an adapter's place in the order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,15 +44,15 @@ class Order:
     identity: str
     """The hash of the driver's weights."""
     adapters: tuple[str, ...]
-    """Names; their files come beside the order."""
+    """Names, which are no names of files; their files come beside the order."""
     sha256: Mapping[str, str]
     """Of each of these files."""
     threads: int
     """For an engine whose own setting is 0, all cores; 0 leaves it."""
     scratch: str | None
     """A folder for temporary files, where driver and worker share one; None is the system's."""
-    start: Callable[..., Engine]
-    """`engines.start`."""
+    start: Callable[..., Any]
+    """What makes the engine: `engines.start`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,19 +76,26 @@ class Refusal:
 class Failure:
     """A request without a completion."""
 
-    kind: Literal["row", "engine", "bug"]
-    """row: this request cannot be answered; engine: none can; bug: an error of ours, text is its trace."""
+    kind: Literal["row", "engine", "user", "bug"]
+    """row: this request cannot be answered; engine: none can by this worker; user: a line for the user; bug: an error
+    of ours, text is its trace."""
     text: str
 
 
-Result = tuple[int, Completion | Failure, float]
+Result = tuple[int, Any, float]
+"""Ticket; a completion, or what else was asked for, or a Failure; the engine's seconds."""
 
 
 class Worker:
     """One engine. Methods are called from several threads: give and take while the engine's own threads work."""
 
+    ahead: ClassVar[int] = AHEAD
+    """See `Board`."""
+
     def __init__(self) -> None:
-        self._loaded: list[Engine] = []
+        self._loaded: list[Any] = []
+        """The engine, once it is there."""
+        self._crew: LocalCrew[Any, Any]
         self._folder: Path | None = None
 
     def start(self, order: Order, files: Files) -> Ready | Refusal:
@@ -101,13 +110,13 @@ class Worker:
             return Refusal(str(error))
 
     def _started(self, order: Order, files: Files) -> Ready | Refusal:
-        from selfalign import engines, models
+        from selfalign import models
         from selfalign.recipe import Engine as EngineConfig
 
         config = EngineConfig.model_validate(order.engine)
         if order.threads and not config.threads:
             config = config.model_copy(update={"threads": order.threads})
-        engines.check(config)
+        self._check(config)
         model = models.resolve(order.model) if order.model is not None else None
         if model and model.identity != order.identity:
             return Refusal(
@@ -117,18 +126,33 @@ class Worker:
         self._folder = Path(tempfile.mkdtemp(prefix="selfalign-worker-"))
         if wrong := _written(files, order.sha256, self._folder):
             return Refusal(f"the adapter's file {wrong} did not arrive whole: run the same command again")
-        adapters = {name: self._folder / name / "adapter" for name in order.adapters}
+        adapters = {name: self._folder / str(place) / "adapter" for place, name in enumerate(order.adapters)}
+        slots, note = self._load(order, config, model, adapters)
+        return Ready(slots, note, platform.node(), os.getpid())
+
+    def _check(self, config: EngineConfig) -> None:
+        """What would stop the engine, before the model is looked at."""
+        from selfalign import engines
+
+        engines.check(config)
+
+    def _load(
+        self, order: Order, config: EngineConfig, model: Model | None, adapters: Mapping[str, Path]
+    ) -> tuple[int, str]:
+        """Load the engine and set a crew around it; returns (requests at once, the engine's note)."""
+        from selfalign import engines
+
         slots = engines.slots(config, lambda: _calibrated(config, model))
         engine = order.start(config, model, adapters, slots)
         self._loaded = [engine]
-        self._crew = LocalCrew(engine)
-        return Ready(engine.parallel, engine.note, platform.node(), os.getpid())
+        self._crew = LocalCrew[Request, Completion](lambda request: answer(engine, request), engine.parallel)
+        return engine.parallel, engine.note
 
     def prime(self, prefix: Pieces, adapter: str | None) -> str:
         """See `Engine.prime`."""
-        return self._loaded[0].prime(prefix, adapter)
+        return str(self._loaded[0].prime(prefix, adapter))
 
-    def give(self, items: list[tuple[int, Request]]) -> None:
+    def give(self, items: list[tuple[int, Any]]) -> None:
         """Requests to be answered, with their tickets."""
         for ticket, request in items:
             self._crew.give(str(ticket), request)
@@ -179,8 +203,9 @@ def _written(files: Files, sha256: Mapping[str, str], folder: Path) -> str:
     return next((name for name in sha256 if name not in files), "")
 
 
-def _plain(result: Completion | BaseException) -> Completion | Failure:
-    if isinstance(result, Completion):
+def _plain(result: Any) -> Any:
+    """A result as it is, an exception as a Failure."""
+    if not isinstance(result, BaseException):
         return result
     if isinstance(result, RowError):
         return Failure("row", str(result))
