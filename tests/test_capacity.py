@@ -146,3 +146,15 @@ def test_no_gpu_splits_a_replica_among_heads_unevenly():
     assert capacity.splits(hardware.SHAPES["270m"], 8) == [1, 2, 4]
     assert Cluster(2, 8, H100, 1.0).text() == "2 nodes of 8 H100"
     assert set(cluster.hardware.ALSO.values()) <= set(hardware.GPUS)
+
+
+def test_each_training_is_named_with_the_strategy_that_fits_it():
+    """Weights whole on each GPU were advised for both where only one of them leaves room for that."""
+    made = selfalign.plan_cluster(
+        "paper", "gpus=8xH100,model=32b", settings=["engrave.max_length=512", "clone.max_length=4096"]
+    )
+    assert {s.stage: s.kind for s in made.stages if s.kind in ("ddp", "fsdp")} == {"engrave": "ddp", "clone": "fsdp"}
+    assert [n for n in made.notes if n.startswith("training")] == [
+        "training of engrave: `selfalign export RUN launch --strategy ddp` (docs/training.md)",
+        "training of clone: `selfalign export RUN launch --strategy fsdp` (docs/training.md)",
+    ]

@@ -337,6 +337,9 @@ def test_a_cluster_without_room_is_said(local: cluster.Cluster):
 
     assert shape() == cluster.Shape(2, 2.0, 0.0, 2)
     assert shape("vllm") == cluster.Shape(1, 1.0, 1.0, 2)
+    nodes[1] |= {"CPU": 20.0}
+    assert shape("vllm", gpus=0.1).workers == 10
+    nodes[1] |= {"CPU": 4.0}
     with pytest.raises(UserError, match=r"has 6 CPUs and 1 GPUs on 2 machines, room for 6 of 9 workers"):
         shape(workers=9)
     with pytest.raises(UserError, match=r"room for 0 of any workers of 1 CPUs and 8 GPUs"):
@@ -349,9 +352,33 @@ def test_a_cluster_without_room_is_said(local: cluster.Cluster):
         Pool(Executor.model_validate({"kind": "ray", "workers": 500}), FAKE, None, {})
 
 
+def test_what_ray_does_not_take_is_said_and_not_waited_for(local: cluster.Cluster):
+    with pytest.raises(UserError, match=r"a Ray worker cannot start: .*precision"):
+        Pool(Executor.model_validate({"kind": "ray", "workers": 1, "cpus": 0.00001}), FAKE, None, {})
+
+
+def test_a_worker_that_does_not_answer_gives_its_requests_back(
+    pool: Callable[..., Pool], monkeypatch: pytest.MonkeyPatch
+):
+    """What it had taken back was lost with the call, and waited for without end."""
+    crew = pool(lambda slots: Fake(slots, echo, latency_s=0.5), workers=1).crew()
+    for work in works(60):
+        crew.give(work.row_id, work.request)
+    time.sleep(0.3)
+    monkeypatch.setattr("selfalign.executors.ray._CALL_SECONDS", 1e-6)
+    never: list[str] = []
+    thread = threading.Thread(target=lambda: never.extend(crew.close()), daemon=True)
+    thread.start()
+    thread.join(20)
+    assert not thread.is_alive()
+    assert len(never) + crew.done.qsize() == 60
+
+
 def test_an_address_where_nobody_answers_is_said_at_once():
     with pytest.raises(UserError, match=r"no Ray cluster answers at 127\.0\.0\.1:1 "):
         cluster.Cluster("127.0.0.1:1")
+    with pytest.raises(UserError, match=r"no Ray cluster answers at a\.\.b:1 "):
+        cluster.Cluster("a..b:1")
     with pytest.raises(UserError, match="address 'ray://x:1' is not auto or HOST:PORT"):
         recipes.load("quick", ["executor=ray", "executor.address=ray://x:1"])
 

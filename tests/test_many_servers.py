@@ -321,6 +321,17 @@ def test_a_signal_ends_what_waits_for_room_and_loses_nothing(journal: Journal, m
     assert all(o.completion for o in outcomes) and set(tries.values()) == {2}
 
 
+def test_a_signal_ends_the_meeting_with_slow_servers(monkeypatch: pytest.MonkeyPatch):
+    with fleet(0.0, 0.0) as servers:
+
+        def choose(prompt: str) -> None:
+            monkeypatch.setattr(STOP, "_signum", 2)
+
+        servers[0].choose = choose
+        with pytest.raises(Interrupted):
+            engine(*servers).__enter__()
+
+
 def test_each_server_gets_its_own_key_and_none_stands_anywhere(
     journal: Journal, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
@@ -356,6 +367,11 @@ def test_each_server_gets_its_own_key_and_none_stands_anywhere(
         (["engine.urls=[http://a, '']"], r"urls.1 must begin with"),
         (["engine.urls=[http://a, 'http://b:port']"], r"urls.1 must begin with"),
         (["engine.urls=[http://a, 'http://user:pass@b']"], r"urls.1 holds a user or password"),
+        (["engine.urls=[http://a, 'http://a:80/v1/']"], "urls.1 is the same server as engine.urls.0"),
+        (["engine.urls=[http://a, 'http://b..c:80']"], r"urls.1 must begin with"),
+        (["engine.urls=[http://a, 'http://b c:80']"], r"urls.1 must begin with"),
+        (["engine.urls=[http://a, 'http://b/\u00e9']"], r"urls.1 must begin with"),
+        (["engine.urls=[http://a, 'http://b/v1?x=1']"], r"urls.1 goes on after \? or #"),
         (["engine.urls=[http://a, 7]"], r"urls.1 is 7"),
         (["engine.urls=[{ulr: 'http://a'}]"], "unknown key 'engine.urls.0.ulr'; did you mean 'url'"),
         (["engine.urls=[{url: 'http://a', served: {bass: x}}]"], "served names the models .* not 'bass'"),

@@ -24,7 +24,7 @@ from selfalign.context import Context
 from selfalign.dialogue import Tokenizer
 from selfalign.engines.base import BOS, Request, RowError, Sampling, Step, TooLong
 from selfalign.engines.llama_cpp import LlamaCpp
-from selfalign.engines.openai_api import OpenAiApi
+from selfalign.engines.openai_api import OpenAiApi, _part
 from selfalign.errors import Resumable, UserError
 from selfalign.generate import Work, generate
 from selfalign.journal import Journal
@@ -389,3 +389,10 @@ def test_stage_two_runs_on_a_real_server_and_stage_four_says_what_it_needs(
     context.journal.close()
     secret = real._key.encode()
     assert not [f for f in (tmp_path / "run").rglob("*") if f.is_file() and secret in f.read_bytes()]
+
+
+def test_counts_that_no_reply_can_have_do_not_reach_the_journal():
+    """SQLite takes no integer over 63 bits, and the run ended with a trace."""
+    usage = {"prompt_tokens": 10**30, "completion_tokens": -(10**30), "prompt_tokens_details": {"cached_tokens": 2**63}}
+    part = _part("text", {}, {"usage": usage})
+    assert (part.prompt_tokens, part.cached_tokens, part.generated_tokens) == (0, 0, 0)

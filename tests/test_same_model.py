@@ -45,7 +45,8 @@ def test_another_vocabulary_at_one_of_them_is_another_model_at_both_it_is_said_e
     [
         ({"content": [{"logprob": -1.5}]}, -1.5),
         ({"token_logprobs": [-2]}, -2.0),
-        (None, None), ({}, None), ({"content": []}, None), ({"token_logprobs": [None]}, None), ([], None), ("x", None),
+        (None, None), ({}, None), ({"content": []}, None),
+        ({"token_logprobs": [10**400]}, None), ({"token_logprobs": [None]}, None), ([], None), ("x", None),
     ],
 )  # fmt: skip
 def test_log_probabilities_in_every_form(logprobs: object, value: float | None):

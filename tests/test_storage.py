@@ -21,8 +21,9 @@ import selfalign
 from selfalign import storage
 from selfalign.engines.fake import Fake
 from selfalign.errors import Resumable, UserError
+from selfalign.keeping import Keeper, take_up
 from selfalign.run import file_hash
-from selfalign.storage import Keeper, Storage, take_up
+from selfalign.storage import Storage
 
 SMALL: dict[str, object] = {
     "engine.kind": "fake",
@@ -99,10 +100,10 @@ def test_a_state_is_whole_and_holds_no_more_than_it_needs(tmp_path: Path):
 
 CHILD = """
 import sys, time
-from selfalign import storage
+from selfalign import keeping
 import selfalign, selfalign.engines as engines
 from selfalign.engines.fake import Fake
-storage.EVERY_SECONDS = 0.05
+keeping.EVERY_SECONDS = 0.05
 engines.start = lambda *args: Fake(8, latency_s=0.01)
 with selfalign.create("quick", sys.argv[1], settings=eval_settings) as run:
     run.run_all()
@@ -285,7 +286,7 @@ def test_the_settings_are_not_part_of_what_a_run_makes(tmp_path: Path):
     with selfalign.create("quick", tmp_path / "a", settings=SMALL) as run:
         run.run_all()
         assert run.context.keeper is None
-    assert storage._LEFT_OUT.fullmatch("export/gguf/x.gguf")
+    assert storage.LEFT_OUT.fullmatch("export/gguf/x.gguf")
     assert (tmp_path / "a/storage.json").exists()
 
 

@@ -25,13 +25,14 @@ from selfalign.counts import StageCounts
 from selfalign.errors import UserError
 from selfalign.evaluation.wanted import Wanted
 from selfalign.feedback import Feedback
+from selfalign.keeping import Keeper, take_up
 from selfalign.planning import prepare
 from selfalign.progress import Screen
 from selfalign.recipe import Recipe, Stage
 from selfalign.records import Answer, Drop, Prompt, Response, Score, read_jsonl
 from selfalign.report.scores import read_scores
 from selfalign.run import RunDir, default_out, hold
-from selfalign.storage import Keeper, Storage, take_up
+from selfalign.storage import Storage
 
 if TYPE_CHECKING:
     from selfalign.drafts import Draft
@@ -291,8 +292,9 @@ def create(
     """
     path = Path(out) if out is not None else default_out(recipe)
     wanted, texts, model = prepare(recipe, settings, limit, prompts, None if new else path)
-    if wanted.storage:
-        take_up(path, wanted.storage, new)
+    if wanted.storage and take_up(path, wanted.storage, new):
+        # The engine that the run chose on another machine, and the data that it pinned, are known now.
+        wanted, texts, model = prepare(recipe, settings, limit, prompts, path)
     lock = hold(path) if (path / "journal.sqlite").exists() else None
     if lock is not None and new:
         os.close(lock)

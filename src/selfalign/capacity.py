@@ -346,7 +346,9 @@ def _notes(found: Capacity, made: _Planner, works: list[sizes.Work]) -> list[str
             f"a replica of {most} GPUs: --set engine.tensor_parallel={most} in process, or a server (`vllm serve "
             f"--tensor-parallel-size {most}`, engine.kind=openai)"
         )
-    kinds = {stage.kind for stage in found.stages} & {"ddp", "fsdp"}
-    if kinds:
-        notes.append(f"training: `selfalign export RUN launch --strategy {min(kinds)}` (docs/training.md)")
+    trained = {stage.stage: stage.kind for stage in found.stages if stage.kind in ("ddp", "fsdp")}
+    for kind in sorted(set(trained.values())):
+        stages = [stage for stage, its in trained.items() if its == kind]
+        which = f" of {' and '.join(stages)}" if len(set(trained.values())) > 1 else ""
+        notes.append(f"training{which}: `selfalign export RUN launch --strategy {kind}` (docs/training.md)")
     return notes

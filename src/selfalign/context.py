@@ -24,7 +24,7 @@ from selfalign.run import RunDir, file_hash
 
 if TYPE_CHECKING:
     from selfalign.calibrate import Calibration
-    from selfalign.storage import Keeper
+    from selfalign.keeping import Keeper
 
 ADAPTER_STAGES = ("engrave", "clone")
 

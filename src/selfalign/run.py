@@ -43,6 +43,8 @@ JSONL_FILES = {
     "feedback": "feedback.jsonl",
 }
 
+LOCK = "journal.lock"
+
 
 class RunDir:
     """One run. Steps meet only in its files.
@@ -131,7 +133,10 @@ class RunDir:
         if is_run:
             found = cls.open(path)
             changes = differences(found.recipe.model_dump(mode="json"), wanted.model_dump(mode="json"))
-            changes = [c for c in changes if not c.startswith(_MAY_CHANGE)]
+            # Own prompts are known by their content; where they lie may be otherwise on another machine.
+            sha256 = wanted.prompts.file_sha256
+            moved = ("prompts.file:",) if sha256 and sha256 == found.recipe.prompts.file_sha256 else ()
+            changes = [c for c in changes if not c.startswith((*_MAY_CHANGE, *moved))]
             if found.constitution.digest() != constitution.digest():
                 changes.append(f"the constitution is not the one in {path / 'constitution.yaml'}")
             if changes:
@@ -336,7 +341,7 @@ def held(path: Path) -> bool:
     import fcntl
 
     try:
-        handle = os.open(path / "journal.lock", os.O_RDWR)
+        handle = os.open(path / LOCK, os.O_RDWR)
     except OSError:
         return False
     try:
@@ -356,7 +361,7 @@ def hold(path: Path) -> int:
     """
     import fcntl
 
-    handle = os.open(path / "journal.lock", os.O_RDWR | os.O_CREAT, 0o644)
+    handle = os.open(path / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -19,7 +19,7 @@ from selfalign.engines.fleet import Endpoint, Fleet, Ticket
 from selfalign.engines.openai_api import OpenAiApi
 from selfalign.engines.same_model import Portrait, difference, portrait
 from selfalign.engines.server_calls import addresses, title
-from selfalign.errors import SelfAlignError, UserError
+from selfalign.errors import Interrupted, SelfAlignError, UserError
 from selfalign.recipe import Engine as EngineConfig
 from selfalign.retries import Elsewhere, Patience, Policy, Transient
 
@@ -43,6 +43,7 @@ class ManyServers:
     Raises:
         UserError: an address, or a variable with a key, is wrong or missing; two servers serve different models.
         Resumable: a server refuses everybody, or lacks the model.
+        Interrupted: a signal came while they were asked.
     """
 
     def __init__(
@@ -198,6 +199,8 @@ class ManyServers:
             wait = min(_LONGEST_PROBE, wait * 2)
             try:
                 self._compare(endpoint, portrait(endpoint.api, self._served[endpoint]))
+            except Interrupted:
+                continue
             except (Transient, RowError, SelfAlignError) as error:
                 self._fleet.leave(endpoint, str(error))
             else:

@@ -264,7 +264,8 @@ def _part(text: str, choice: dict[str, Any], reply: dict[str, Any]) -> Part:
 
 
 def _count(value: object) -> int:
-    return value if isinstance(value, int) and value > 0 else 0
+    # More than a reply can have is no count; and the journal's numbers have an end.
+    return value if isinstance(value, int) and 0 < value < 2**31 else 0
 
 
 def _finish(choice: dict[str, Any]) -> Finish:

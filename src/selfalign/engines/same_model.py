@@ -11,6 +11,7 @@ from selfalign.engines.base import RowError
 from selfalign.engines.openai_api import OTHER_VOCABULARY, OpenAiApi
 from selfalign.errors import Resumable
 from selfalign.retries import Transient
+from selfalign.signals import STOP
 
 TEXTS = (
     "The capital of France is the city of",
@@ -49,6 +50,7 @@ def portrait(api: OpenAiApi, served: Mapping[str, str]) -> Portrait:
         Transient: it does not answer now.
         RowError: it cannot complete a plain text.
         Resumable: it refuses everybody, or has no model of that name.
+        Interrupted: a signal came.
     """
     try:
         why = api.meet(next(iter(served.values())))
@@ -59,6 +61,7 @@ def portrait(api: OpenAiApi, served: Mapping[str, str]) -> Portrait:
 
 
 def _answer(api: OpenAiApi, model: str, text: str) -> Answer:
+    STOP.check()
     body: dict[str, Any] = {"model": model, "prompt": text, "max_tokens": 1, "temperature": 0.0, "stream": False}
     try:
         choice = api.reply({**body, "logprobs": 1})["choices"][0]
@@ -72,9 +75,9 @@ def _logprob(choice: Mapping[str, Any]) -> float | None:
     try:
         given = choice["logprobs"]
         value = given["content"][0]["logprob"] if "content" in given else given["token_logprobs"][0]
-    except (KeyError, IndexError, TypeError):
+        return float(value) if isinstance(value, int | float) else None
+    except (KeyError, IndexError, TypeError, OverflowError):
         return None
-    return float(value) if isinstance(value, int | float) else None
 
 
 def _listed(api: OpenAiApi) -> str:

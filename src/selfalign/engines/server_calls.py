@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import os
 import queue
+import re
 import socket
 import ssl
 import time
@@ -16,6 +17,7 @@ from selfalign.retries import Transient
 
 _MAX_BODY = 4 << 20
 """Bytes of a reply that are read at most."""
+_PORTS = {"http": 80, "https": 443}
 
 
 def address(url: str | None, setting: str = "engine.url") -> urllib.parse.SplitResult:
@@ -30,11 +32,15 @@ def address(url: str | None, setting: str = "engine.url") -> urllib.parse.SplitR
         )
     try:
         parts = urllib.parse.urlsplit(url or "")
-        known = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:  # a port that is no number, a bracket that is not closed
+        known = parts.scheme in ("http", "https") and parts.port != 0
+        host = (parts.hostname or "").encode("idna").decode()
+        known = known and bool(host) and f"{host}{parts.path}".isascii() and not re.search(r"[\s\0-\x1f]", url or "")
+    except ValueError:  # a port that is no number, a bracket that is not closed, a host that none can be
         known = False
     if not known:
-        raise UserError(f"{setting} must begin with http:// or https:// and name a host")
+        raise UserError(f"{setting} must begin with http:// or https:// and name a host, without spaces or accents")
+    if parts.query or parts.fragment:
+        raise UserError(f"{setting} goes on after ? or #, which no completions server has there: leave it out")
     if parts.username or parts.password:
         raise UserError(f"{setting} holds a user or password: put the key into a variable, named by engine.key_env")
     return parts
@@ -51,7 +57,7 @@ def addresses(config: EngineConfig) -> list[urllib.parse.SplitResult]:
     found: dict[tuple[str, str | None, int | None, str], str] = {}
     parted = [address(s.url, f"engine.urls.{number}") for number, s in enumerate(config.urls)]
     for number, parts in enumerate(parted):
-        key = (parts.scheme, parts.hostname, parts.port, _root(parts))
+        key = (parts.scheme, parts.hostname, parts.port or _PORTS[parts.scheme], _root(parts))
         if key in found:
             raise UserError(f"engine.urls.{number} is the same server as {found[key]}: each stands there once")
         found[key] = f"engine.urls.{number}"

@@ -84,7 +84,7 @@ class Cluster:
         host, _, port = address.rpartition(":")
         try:
             socket.create_connection((host, int(port)), _CONNECT_SECONDS).close()
-        except (OSError, OverflowError) as error:
+        except (OSError, OverflowError, UnicodeError) as error:  # a port, a host that none can be
             raise UserError(
                 f"executor.address: no Ray cluster answers at {address} ({error}): start one there with "
                 f"`ray start --head --port {port}` (docs/cluster.md)"
@@ -210,12 +210,12 @@ def shape(executor: Executor, kind: str, nodes: list[dict[str, float]], spread: 
     able = [n for n in nodes if n.get("CPU", 0) > 0 and (not gpus or n.get("GPU", 0) >= gpus)]
     workers = executor.workers
     if workers == "auto":
-        workers = sum(int(n.get("GPU", 0) // gpus) for n in able) if gpus else len(able)
+        workers = sum(_times(n.get("GPU", 0), gpus) for n in able) if gpus else len(able)
     cpus = executor.cpus
     if cpus == "auto":
         each = -(-workers // max(1, len(able)))
         cpus = 1.0 if gpus else float(max(1, min((n["CPU"] for n in able), default=0) // max(1, each)))
-    room = sum(int(min(n["CPU"] / cpus if cpus else 1e9, n.get("GPU", 0) / gpus if gpus else 1e9)) for n in able)
+    room = sum(min(_times(n["CPU"], cpus), _times(n.get("GPU", 0), gpus)) for n in able)
     if not workers or room < workers:
         wanted = f"{workers or 'any'} workers of {cpus:g} CPUs" + (f" and {gpus:g} GPUs" if gpus else "")
         raise UserError(
@@ -224,6 +224,11 @@ def shape(executor: Executor, kind: str, nodes: list[dict[str, float]], spread: 
             "set executor.workers, cpus or gpus"
         )
     return Shape(workers, cpus, gpus, len(nodes))
+
+
+def _times(there: float, each: float) -> int:
+    """How often a share goes into what there is: ten tenths into one."""
+    return int(there / each + 1e-6) if each else 10**9
 
 
 def machines() -> list[dict[str, float]]:

@@ -221,8 +221,12 @@ class Pool:
             found = self.board.waiting(mine)
             busy = [h for h in self._hands if h.seat.flying] if first else []
         for hand in busy:
+            actor = hand.actor
             try:
-                tickets = ray.get(hand.actor.take_back.remote(), timeout=_CALL_SECONDS)
+                tickets = ray.get(actor.take_back.remote(), timeout=_CALL_SECONDS)
+            except ray.exceptions.GetTimeoutError:
+                ray.kill(actor)  # what it gave up is not known: where it is dead, all that it had waits again
+                continue
             except (ray.exceptions.RayError, AttributeError):
                 continue  # the worker is gone: its requests wait again, and are found by the next call
             with self.lock:

@@ -70,11 +70,11 @@ class Hand:
                 self.pool.up(self, ready)
                 self._run(self._send, f"{threading.current_thread().name}-send", self.actor)
                 barren = self._listen(barren)
-            except Died as error:
-                barren = 0 if self.pool.down(self, str(error)) else barren + 1
+            except Exception as error:  # of whatever: requests of a thread that ended would be waited for
+                barren = 0 if self.pool.down(self, _why(error)) else barren + 1
                 self._kill()
                 if self.refused or barren >= _BARREN or self.pool.bare_too_long():
-                    self.pool.out(self, str(error))
+                    self.pool.out(self, _why(error))
                     return
                 time.sleep(min(10.0, 0.5 * 2**barren) if barren > 1 else 0.0)
 
@@ -87,14 +87,14 @@ class Hand:
         import ray
 
         pool = self.pool
-        actor_class = ray.remote(pool.worker).options(
-            num_cpus=pool.shape.cpus,
-            num_gpus=pool.shape.gpus,
-            max_concurrency=6,
-            max_restarts=0,
-            scheduling_strategy="SPREAD",
-        )
         try:
+            actor_class = ray.remote(pool.worker).options(
+                num_cpus=pool.shape.cpus,
+                num_gpus=pool.shape.gpus,
+                max_concurrency=6,
+                max_restarts=0,
+                scheduling_strategy="SPREAD",
+            )
             self.actor = actor_class.remote()
             started = self.actor.start.remote(pool.order, pool.files)
             while not ray.wait([started], timeout=0.5)[0]:
@@ -106,7 +106,7 @@ class Hand:
             for adapter, prefix in pool.primed.items():
                 ray.get(self.actor.prime.remote(prefix, adapter))
             return answer  # type: ignore[no-any-return]
-        except (ray.exceptions.RayError, Died) as error:
+        except Exception as error:  # Ray's, ours, and what Ray says of settings that it does not take
             text = _why(error)
             if not self._begun and not pool.closing:
                 self.refused = f"a Ray worker cannot start: {text}"
@@ -126,7 +126,7 @@ class Hand:
                 self.heard.notify_all()
             try:
                 ray.get(actor.give.remote(batch))
-            except ray.exceptions.RayError:
+            except Exception:
                 ray.kill(actor)  # whether they arrived is not known: who listens hears of the death
                 return
 
