@@ -232,6 +232,13 @@ def test_two_processes_do_not_work_in_one_run(tmp_path: Path) -> None:
         one_line(selfalign("run", *SMALL, "--set", "stages=[prompts]", cwd=tmp_path), 1, "in use by process")
 
 
+def test_a_file_where_a_folder_is_named_is_one_line(tmp_path: Path) -> None:
+    assert selfalign("run", *SMALL, "--set", "stages=[prompts]", cwd=tmp_path).returncode == 0
+    (tmp_path / "file").touch()
+    said = selfalign("export", "runs/quick", "dataset", "--out", "file/mine", cwd=tmp_path)
+    one_line(said, 1, "file", "cannot be written")
+
+
 def test_env_and_help_and_schema(tmp_path: Path) -> None:
     assert "selfalign" in selfalign("env", cwd=tmp_path).stdout
     schema = json.loads(selfalign("recipe", "--schema", cwd=tmp_path).stdout)

@@ -108,7 +108,7 @@ def test_the_probe_decides_as_the_person_did(
 @pytest.mark.parametrize(
     ("more", "why"),
     [
-        ({"note": "should refuse", "answer": REFUSAL}, "by the check refuses the answer marked bad would pass"),
+        ({"note": "should refuse", "answer": REFUSAL}, "to the check refuses the answer marked bad has what"),
         ({"note": "should not refuse"}, "the check refuses"), ({"note": "too long", "answer": "A."}, "the check wordy"),
         ({"note": 'should not say "moo"'}, "the check mentions"), ({}, "no check fits"),
         ({"verdict": "good", "answer": " "}, "an empty answer passes no probe"),
@@ -159,6 +159,13 @@ def test_of_several_cited_the_one_whose_words_are_shared(default_constitution: C
     found = suggested(default_constitution, mark(note="should write the units", principles=[1, 11, 2]))
     assert {d.principle for d in found.drafts} == {11} and found.drafts[0].why.startswith("one of 3 cited")
     assert {d.principle for d in suggested(default_constitution, mark(note="say moo", principles=[5, 1])).drafts} == {5}
+
+
+def test_of_several_cited_of_which_none_fits_another_is_guessed(default_constitution: Constitution):
+    note = {"note": "should say where live prices are", "message": "What is the price of gold today?"}
+    found = suggested(default_constitution, mark(**note, principles=[1, 2, 4]))
+    assert {d.principle for d in found.drafts} == {9} and found.drafts[0].why.startswith("a guess by the words live")
+    assert {d.principle for d in suggested(default_constitution, mark(**note, principles=[1])).drafts} == {1}
 
 
 def test_ids_are_the_marks_own(default_constitution: Constitution):

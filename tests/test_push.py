@@ -302,6 +302,16 @@ def test_what_the_hub_answers_is_one_line(server: FakeHub, adapter: Path, fault:
     assert push(adapter, "--yes").exit_code == 0 and server.files("me/alma") == on_disk(adapter)
 
 
+def test_a_hub_without_xet_says_how_it_goes(server: FakeHub, adapter: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    pytest.importorskip("hf_xet")
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", False)
+    done = push(adapter, "--yes")
+    assert isinstance(done.exception, UserError) and "HF_HUB_DISABLE_XET=1" in str(done.exception)
+    assert not server.repos["model", "me/alma"].commits
+
+
 def test_a_hub_that_repeats_the_token_is_not_repeated(server: FakeHub, adapter: Path) -> None:
     said = f"bad token {TOKEN} at http://u:secret@x/y?X-Amz-Signature=s3cretsignature"
     server.faults = [Fault("POST .*/commit", 400, said=said)]

@@ -91,7 +91,9 @@ class Talk:
         try:
             part = self.engine.generate(self._pieces(self.turns), step, self.seed + self.tries, adapter, on_text)
         except RowError as error:
-            raise UserError(f"the message cannot be answered: {error}; /undo takes it back, /new begins anew") from None
+            raise UserError(
+                f"the message cannot be answered: {error}; in a dialogue /undo takes it back, /new begins anew"
+            ) from None
         return text, part.neutralised
 
     def _pieces(self, turns: list[Turn]) -> Pieces:
@@ -326,7 +328,7 @@ def _mark(talk: Talk, verdict: str, rest: str) -> None:
     with_note = f", with the note: {made.note}" if made.note else ""
     talk.context.screen.say(
         f"{number}. marked {verdict}: the answer of {name}{with_note}. Nothing is trained on it; "
-        f"selfalign constitution suggest {run.path}",
+        f"selfalign constitution suggest {run.path} drafts changes from it",
         "dim",
     )
 

@@ -357,7 +357,9 @@ def main() -> None:
     except OSError as error:
         import errno
 
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        denied = (errno.EACCES, errno.EPERM, errno.EROFS)
+        amiss = (errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG)  # as a file where a folder is named
+        if error.errno in denied or (error.errno in amiss and error.filename):
             typer.echo(f"selfalign: {error.filename} cannot be written ({error.strerror})", err=True)
             sys.exit(1)
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):

@@ -74,7 +74,8 @@ def start(
     guarded = viewer.build(viewer.Viewer(index, beside), policy)
     listening = server.listen(host, port)
     try:
-        screen.say(f"{found.path.resolve().name}  {server.address(listening)}/   (Ctrl-C ends)")
+        names = " beside ".join(i.run.resolve().name for i in (index, beside) if i)
+        screen.say(f"{names}  {server.address(listening)}/   (Ctrl-C ends)")
         if not policy.loopback:
             screen.say("reachable from other machines, unencrypted: put TLS before it", "yellow")
         server.serve(guarded, listening)

@@ -149,10 +149,13 @@ def _home(mark: Feedback, cited: list[Principle], now: Constitution) -> tuple[Pr
     if named := _by_note(mark.note, now):
         return named, "the note names it"
     said = content_words(f"{mark.note} {mark.message}")
-    shared = Counter({p.id: len(said & content_words(f"{p.name} {p.rule}")) for p in (cited or now.principles)})
-    best = max(cited or now.principles, key=lambda p: shared[p.id])
+    shared = Counter({p.id: len(said & content_words(f"{p.name} {p.rule}")) for p in now.principles})
+    best = max(now.principles, key=lambda p: shared[p.id])
     if cited:
-        return best, "cited" if len(cited) == 1 else f"one of {len(cited)} cited"
+        of_cited = max(cited, key=lambda p: shared[p.id])
+        # Small models cite at random: of several none of which fits, the first is no better than a guess by words.
+        if len(cited) == 1 or shared[of_cited.id] or shared[best.id] < _SHARED:
+            return of_cited, "cited" if len(cited) == 1 else f"one of {len(cited)} cited"
     if shared[best.id] < _SHARED:
         return None, ""
     common = sorted(said & content_words(f"{best.name} {best.rule}"))
@@ -300,8 +303,8 @@ def _deciding(mark: Feedback, value: dict[str, Any], wanted: bool | None, how: s
     probe = validate(Probe, {"ask": mark.message, **value}, "probe")
     contrast = shows(probe, mark.answer) == (mark.verdict == "bad")
     if wanted is not None and wanted == contrast:
-        decides = "fail" if mark.verdict == "good" else "pass"
-        return None, f"by the check {probe.expect} the answer marked {mark.verdict} would {decides} what the note wants"
+        decides = "lacks" if mark.verdict == "good" else "has"
+        return None, f"to the check {probe.expect} the answer marked {mark.verdict} {decides} what the note wants"
     probe = probe.model_copy(update={"contrast": contrast})
     if passes(probe, mark.answer) != (mark.verdict == "good"):  # an empty answer passes nothing
         return None, f"the check {probe.expect} does not decide as you did"

@@ -371,7 +371,7 @@ def hold(path: Path) -> int:
     except BlockingIOError:
         other = os.read(handle, 20).decode(errors="replace").strip() or "unknown"
         os.close(handle)
-        raise UserError(f"{path} is in use by process {other}; wait for it, or name another --out") from None
+        raise UserError(f"{path} is in use by process {other}; wait for it, or take another run directory") from None
     os.ftruncate(handle, 0)
     os.write(handle, str(os.getpid()).encode())
     return handle

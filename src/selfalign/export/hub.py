@@ -197,6 +197,8 @@ class Hub:
         while link is not None and link not in chain:
             chain.append(link)
             link = link.__cause__ or link.__context__
+        if any("xet-write-token" in str(e) and "404" in str(e) for e in chain):
+            return UserError(f"the hub at {self.host} has no xet: with HF_HUB_DISABLE_XET=1 files go by LFS")
         answer = next((e for e in chain if isinstance(e, HfHubHTTPError)), None)
         if answer is not None and not str(error).startswith("Invalid metadata"):
             return self._refused(answer.response.status_code, answer.server_message or "")

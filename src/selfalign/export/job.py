@@ -166,7 +166,8 @@ def _note_earlier(job: Job) -> None:
     context = job.context
     stages: tuple[Stage, ...] = ("engrave", "clone") if job.stage == "clone" else ("engrave",)
     if stale := [s for s in stages if not context.run.done(s, pipeline.inputs_hash(context, s))]:
-        text = f"The adapter is an earlier one: the run's stage {' and '.join(stale)} is not finished as it stands now"
+        what = f"stage {stale[0]} is" if len(stale) == 1 else f"stages {' and '.join(stale)} are"
+        text = f"The adapter is an earlier one: the run's {what} not finished as the run stands now"
         job.found["earlier"] = text
         context.screen.say(f"  {text}: `selfalign run` finishes it", "yellow")
 

@@ -341,7 +341,7 @@ async function open() {
   at("title").textContent = `Talk to ${about.assistant}`;
   at("lead").textContent = "One model answers, or several side by side. " + (about.fake
     ? "The fake engine runs no model: its texts are random words."
-    : `They share the base model ${about.base}. Training was single-turn: later turns may be weaker.`);
+    : `They share one base model (${about.base}). Training was single-turn: later turns may be weaker.`);
   about.models.forEach(({ id, about: words }, number) => {
     const button = make("button");
     button.type = "button";

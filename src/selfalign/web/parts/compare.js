@@ -1,7 +1,7 @@
 // Two runs side by side: their numbers, and the rows about the same prompt that came out differently.
 
 import { ask, h, number } from "/parts/dom.js";
-import { about, title } from "/parts/view.js";
+import { about, inOrder, title } from "/parts/view.js";
 
 const by = (id) => document.getElementById(id);
 const SIZE = 30;
@@ -21,8 +21,7 @@ export async function begin() {
 }
 
 function table(found) {
-  const order = Object.keys(about.titles);
-  const rows = found.rows.toSorted((a, b) => order.indexOf(a.stage) - order.indexOf(b.stage));
+  const rows = found.rows.toSorted((a, b) => inOrder(a.stage, b.stage));
   const side = (stages, stage) => { const one = stages.find((s) => s.stage === stage); return one ? `${number(one.kept)} of ${number(one.rows_in)}` : "–"; };
   const cell = (row, which) => h("td", { class: "n" }, row[which] ? h("button", { class: "quiet", onclick: () => pick(row.stage, which) }, number(row[which])) : "0");
   return h("div", { class: "scroll" }, h("table", {},

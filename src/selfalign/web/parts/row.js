@@ -107,6 +107,7 @@ function later(name, key, make) {
     try {
       place.replaceChildren(...(await make()));
       for (const box of place.querySelectorAll("pre")) box.scrollTop = box.scrollHeight;
+      if (key) details.scrollIntoView({ block: "nearest" }); // it may have been opened by its key, below the edge
     } catch (error) {
       place.replaceChildren(h("p", { class: "soft small" }, String(error.message)));
     }
@@ -118,8 +119,8 @@ function later(name, key, make) {
 function marking(step, is) {
   const can = about.marked.includes(step.stage) && step.answer && step.split !== "heldout" && (step.state === "kept" || step.reason === "by hand");
   const note = h("p", { class: "soft small", role: "status" });
-  const word = { drop: "Marked for training: is left out.", edit: "Marked for training: is learnt with the edited answer." }[step.mark];
-  if (word) note.replaceChildren(`${word} The next selfalign run trains accordingly.`);
+  const word = { drop: "Marked: training leaves this row out.", edit: "Marked: training learns the edited answer." }[step.mark];
+  if (word) note.replaceChildren(`${word} It takes effect when selfalign run goes through this run again.`);
   if (!can || !is) return can && word ? note : null;
   const send = async (mark, answer) => {
     try {

@@ -26,6 +26,12 @@ const unfolded = new Set();
 const ready = ask("run").then((found) => { about = found; });
 
 export const title = (stage) => about.titles[stage] ?? stage;
+// Stages as the run goes through them, then what was measured besides (behaviour, benchmarks).
+export const inOrder = (a, b) => {
+  const order = Object.keys(about.titles);
+  const place = (stage) => (stage in about.titles ? order.indexOf(stage) : order.length);
+  return place(a) - place(b) || a.localeCompare(b);
+};
 const label = (name, value) => {
   if (name === "stage") return title(value);
   if (name === "principle") return `${value} ${about.principles[value] ?? ""}`;
@@ -148,7 +154,7 @@ export function narrow(name, value) {
 function showFacets(counts) {
   by("facets").replaceChildren(...FACETS.map(([name, text]) => {
     let values = (counts[name] ?? []).filter(([value]) => value !== "");
-    if (name === "stage") values.sort(([a], [b]) => Object.keys(about.titles).indexOf(a) - Object.keys(about.titles).indexOf(b));
+    if (name === "stage") values.sort(([a], [b]) => inOrder(a, b));
     if (name === "principle") values.sort(([a], [b]) => a - b);
     if (values.length < 2 && !(name in filter) && !["reason", "mark"].includes(name)) return null;
     if (!values.length && !(name in filter)) return null;
