@@ -91,9 +91,7 @@ class Talk:
         try:
             part = self.engine.generate(self._pieces(self.turns), step, self.seed + self.tries, adapter, on_text)
         except RowError as error:
-            raise UserError(
-                f"the message cannot be answered: {error}; in a dialogue /undo takes it back, /new begins anew"
-            ) from None
+            raise UserError(f"the message cannot be answered: {error}; in a dialogue: /undo it, or /new") from None
         return text, part.neutralised
 
     def _pieces(self, turns: list[Turn]) -> Pieces:
