@@ -279,6 +279,32 @@ def test_files_published_while_a_state_is_saved_are_saved_again(tmp_path: Path, 
         assert db.execute("SELECT stage FROM published").fetchall() == [("align",)]
 
 
+def test_only_what_changed_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    location = str(tmp_path / "shared")
+    made_in(tmp_path / "a", location)
+    (tmp_path / "a/drops.jsonl").write_text("edited")
+    read: list[int] = []
+    put = Storage.put
+
+    def counted_put(self: Storage, stream: Any, known: set[str]) -> Any:
+        made = put(self, stream, known)
+        read.append(made.bytes)
+        return made
+
+    monkeypatch.setattr(Storage, "put", counted_put)
+    keeper = Keeper(tmp_path / "a", Storage(location), lambda *_: None)
+    keeper.save()
+    assert len(read) > 8, "a command's first state reads everything"
+    read.clear()
+    (tmp_path / "a/drops.jsonl").write_text("EDITED")
+    keeper.save()
+    assert sorted(read)[0] == 6 and len(read) == 2, "the journal, and the file that changed without its size"
+    index = keeper.storage.index()
+    keeper.close()
+    keeper.storage.take(tmp_path / "b", index)  # type: ignore[arg-type]
+    assert (tmp_path / "b/drops.jsonl").read_text() == "EDITED"
+
+
 def test_the_settings_are_not_part_of_what_a_run_makes(tmp_path: Path):
     made_in(tmp_path / "a", str(tmp_path / "one"))
     made_in(tmp_path / "a", str(tmp_path / "two"))

@@ -7,11 +7,8 @@ is trained on it.
 
 from __future__ import annotations
 
-import fcntl
-import os
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -182,7 +179,7 @@ def mark(run: RunDir, value: Mapping[str, Any]) -> Feedback:
         UserError: it is none, or there are too many.
     """
     made = parse({**value, "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())})
-    with _alone(run):
+    with run.by_hand():
         found = read(run)
         found.pop(made.id, None)
         if len(found) >= MAX_MARKS:
@@ -193,7 +190,7 @@ def mark(run: RunDir, value: Mapping[str, Any]) -> Feedback:
 
 def withdraw(run: RunDir, identity: str) -> Feedback | None:
     """Take a mark back; returns it, or None where there is none of that id. Raises as `read`."""
-    with _alone(run):
+    with run.by_hand():
         found = read(run)
         gone = found.pop(identity, None)
         if gone is not None:
@@ -216,14 +213,3 @@ def line(mark: Feedback, head: str = "", width: int = 70) -> str:
 
 def _write(run: RunDir, marks: Marks) -> None:
     atomic.write_text(run.jsonl("feedback"), "".join(f"{to_json(m.as_dict())}\n" for m in marks.values()))
-
-
-@contextmanager
-def _alone(run: RunDir) -> Iterator[None]:
-    """One process at a time reads and writes anew: a dialogue and a viewer may be open on the same run."""
-    handle = os.open(run.path, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)

@@ -46,6 +46,8 @@ class Keeper:
         """The command's end says already that its state could not be kept."""
         self._sent: set[str] = set()
         """Objects that no state holds yet: of one that did not come about, or is about to."""
+        self._seen: dict[str, tuple[tuple[int, ...], File]] = {}
+        """Of each file, when it was read: its place on the disk, time and size. It is read again where one changed."""
         self._odd: set[str] = set()
         """Files that were named as left out."""
         self._ended = threading.Event()
@@ -144,7 +146,12 @@ class Keeper:
                 name = file.relative_to(self.path).as_posix()
                 if is_kept(name) and name != JOURNAL:
                     with contextlib.suppress(FileNotFoundError), file.open("rb") as stream:
-                        files[name] = put(stream)
+                        state = os.fstat(stream.fileno())
+                        seen = (state.st_ino, state.st_mtime_ns, state.st_size)
+                        before = self._seen.get(name)
+                        if not before or before[0] != seen or before[1].sha256 not in there:
+                            self._seen[name] = (seen, put(stream))
+                        files[name] = self._seen[name][1]
                 elif not LEFT_OUT.fullmatch(name) and name not in self._odd:
                     self._odd.add(name)
                     self._say(f"  not saved to storage, for its name: {name!r}", "yellow")

@@ -7,9 +7,7 @@ follows from: where they change, it runs again.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from selfalign import atomic
@@ -69,19 +67,6 @@ def write(run: RunDir, marks: Marks) -> None:
     """Publish the marks, in a stable order."""
     rows = ({k: getattr(m, k) for k in Mark.__slots__ if getattr(m, k)} for _, m in sorted(marks.items()))
     atomic.write_text(run.jsonl("marks"), "".join(f"{to_json(row)}\n" for row in rows))
-
-
-@contextmanager
-def held(run: RunDir) -> Iterator[None]:
-    """No other process that asks for this changes the marks meanwhile."""
-    import fcntl
-
-    handle = os.open(run.path, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
 
 
 def digest(run: RunDir, stage: str) -> str:

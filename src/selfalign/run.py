@@ -242,6 +242,19 @@ class RunDir:
             if file.exists() and not force and sha and file_hash(file) != sha:
                 raise UserError(f"{file} was edited since it was made; --force overwrites it")
 
+    @contextmanager
+    def by_hand(self) -> Iterator[None]:
+        """No other process writes anew what people write (marks, feedback) meanwhile: viewer and dialogue may both be
+        open. It may not be entered twice."""
+        import fcntl
+
+        handle = os.open(self.path, os.O_RDONLY)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(handle)
+
     def write_manifest(self) -> None:
         """Publish sha256, bytes and rows of every file. Written last: that it exists means that the run finished."""
         entries = {}

@@ -166,7 +166,7 @@ class Rows:
         if wanted not in ("drop", "edit", "") or (wanted == "edit" and not answer.strip()):
             raise UserError("a mark is drop, or edit with an answer, or nothing")
         run = self._context.run
-        with self._lock, marks.held(run):
+        with self._lock, run.by_hand():
             found = marks.read(run)
             found.pop((training, row_id), None)
             if wanted and not (wanted == "edit" and answer.strip() == self._own(ANSWERS[training], row_id)):
