@@ -22,6 +22,7 @@ from selfalign import storage
 from selfalign.engines.fake import Fake
 from selfalign.errors import Resumable, UserError
 from selfalign.keeping import Keeper, take_up
+from selfalign.progress import Screen
 from selfalign.run import file_hash
 from selfalign.storage import Storage
 
@@ -74,7 +75,10 @@ def test_a_run_is_taken_up_where_its_folder_is_not(tmp_path: Path, location: str
     first = made_in(tmp_path / "a", location)
     shutil.rmtree(tmp_path / "a")
     calls = counted(monkeypatch)
+    said: list[str] = []
+    monkeypatch.setattr(Screen, "say", lambda self, text, style="": said.append(text))
     assert made_in(tmp_path / "b", location) == first
+    assert said[0] == f"taken up from {location}"
     assert calls == [], "what was answered is not asked again"
     assert (tmp_path / "b" / "manifest.json").exists()
     assert not list((tmp_path / "b").rglob(".*")), "nothing half made is left"

@@ -291,8 +291,10 @@ def create(
         SelfAlignError: recipe, constitution, model or folder are wrong, or another process holds the run.
     """
     path = Path(out) if out is not None else default_out(recipe)
+    screen = screen or Screen(-1)
     wanted, texts, model = prepare(recipe, settings, limit, prompts, None if new else path)
     if wanted.storage and take_up(path, wanted.storage, new):
+        screen.say(f"taken up from {wanted.storage}", "dim")
         # The engine that the run chose on another machine, and the data that it pinned, are known now.
         wanted, texts, model = prepare(recipe, settings, limit, prompts, path)
     lock = hold(path) if (path / "journal.sqlite").exists() else None
@@ -307,7 +309,7 @@ def create(
         if lock is not None:
             os.close(lock)
         raise
-    return Run(Context(found, screen or Screen(-1), force=force, _model=model), lock)
+    return Run(Context(found, screen, force=force, _model=model), lock)
 
 
 def open_run(path: str | Path, *, force: bool = False, screen: Screen | None = None) -> Run:
