@@ -27,18 +27,21 @@ from pathlib import Path
 from typing import Any
 
 import selfalign
-from selfalign import constitution, engines, guided, models, pipeline, recipe
-from selfalign.engines.base import Request, Sampling, answer
-from selfalign.engines.fake import Fake
-from selfalign.executors.ray import Pool
-from selfalign.executors.settings import Executor
-from selfalign.generate import Work, stream
-from selfalign.journal import Journal
-from selfalign.progress import Screen
-from selfalign.recipe import Engine as EngineConfig
+from selfalign import constitution
+from selfalign.generation import engines, guided
+from selfalign.generation.engines.base import Request, Sampling, answer
+from selfalign.generation.engines.fake import Fake
+from selfalign.generation.loop import Work, stream
+from selfalign.generation.ray.pool import Pool
+from selfalign.generation.settings import EngineSettings, Executor
+from selfalign.model import sources
+from selfalign.pipeline import order
+from selfalign.run import recipe
+from selfalign.run.journal import Journal
+from selfalign.system.console import Screen
 
 SLOTS, LATENCY = 8, 0.16
-FAKE = EngineConfig.model_validate({"kind": "fake", "slots": SLOTS})
+FAKE = EngineSettings.model_validate({"kind": "fake", "slots": SLOTS})
 TEXTS = constitution.load("default")
 MESSAGES = [seed.instruction for seed in constitution.load_seeds("default")]
 
@@ -170,8 +173,8 @@ def data(length: float) -> None:
 
 
 def embedded(rows: int) -> None:
-    model = models.resolve("embedded")
-    config = EngineConfig.model_validate({"kind": "llama_cpp", "slots": SLOTS, "context": 2048})
+    model = sources.resolve("embedded")
+    config = EngineSettings.model_validate({"kind": "llama_cpp", "slots": SLOTS, "context": 2048})
     asked = form(48, 0.0)
     texts: dict[str, list[str]] = {}
     spent: dict[str, list[float]] = {"local": [], "ray": []}
@@ -180,7 +183,7 @@ def embedded(rows: int) -> None:
             engine: Any = Pool(Executor.model_validate({"kind": "ray"}), config, model, {})
         else:
             engine = engines.start(config, model, {}, SLOTS)
-        engine.prime(asked.prefix, None)
+        engine.warm_prefix(asked.prefix, None)
         found = texts.setdefault(f"{name}{turn // 2}", [])
         spent[name].append(seconds(rows, engine, asked, found))
         engine.close()
@@ -196,7 +199,7 @@ def paper(rows: int, workers: int, out: Path | None) -> None:
     executor = {"kind": "ray", "workers": workers, "cpus": 0.1}
     settings = {
         "engine.kind": "fake", "engine.slots": SLOTS, "executor": executor, "max_failed": 0,
-        "stages": ["prompts", "align", "engrave", "clone"], "evaluate.run_on": min(2000, rows // 20),
+        "stages": ["prompts", "align", "engrave", "verbose_cloning"], "evaluate.heldout_prompts": min(2000, rows // 20),
         "prompts.self_instruct.count": written, "prompts.red_team.count": asked,
         # Five rounds of topics are for a hundred thousand prompts: they are no fewer where fewer prompts are wanted.
         "prompts.red_team.topic_rounds": 5 if rows >= 100_000 else 2,
@@ -206,9 +209,9 @@ def paper(rows: int, workers: int, out: Path | None) -> None:
     with tempfile.TemporaryDirectory(prefix="selfalign-paper-") as name:
         start = time.monotonic()
         with selfalign.create("paper", out or Path(name) / "run", settings=settings, screen=Screen(-1)) as made:
-            for stage in ("prompts", "align", "engrave", "clone"):
+            for stage in ("prompts", "align", "engrave", "verbose_cloning"):
                 before = time.monotonic()
-                pipeline.run_stage(made.context, stage)  # type: ignore[arg-type]
+                order.run_stage(made.context, stage)  # type: ignore[arg-type]
                 print(f"{stage}: {time.monotonic() - before:.0f} s; driver at most {megabytes():.0f} MB", flush=True)
             for counts in made.counts():
                 lost = counts.rows_in - counts.kept - sum(counts.dropped.values()) - sum(counts.failed.values())

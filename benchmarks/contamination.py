@@ -15,8 +15,8 @@ import random
 import time
 from pathlib import Path
 
+from selfalign.data.records import Prompt, Response, read_jsonl
 from selfalign.quality.contamination import Benchmarks, texts
-from selfalign.records import Prompt, Response, read_jsonl
 
 REAL = Path(__file__).parent / "readings" / "instructions.jsonl"
 

@@ -19,12 +19,13 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from transformers import AutoTokenizer
 
-from selfalign import constitution, models
-from selfalign.engines.scoring import Scored, Text
-from selfalign.engines.torch_scorer import TorchScorer
+from selfalign import constitution
 from selfalign.evaluation import benchmarks, hhh, truthfulqa
 from selfalign.evaluation.benchmarks import Item
 from selfalign.evaluation.forms import Form, text
+from selfalign.generation.scoring.base import Scored, Text
+from selfalign.generation.scoring.torch_scorer import TorchScorer
+from selfalign.model import sources
 
 Way = Callable[[Sequence[Text]], list[Scored]]
 
@@ -67,7 +68,7 @@ def main() -> None:
     parser.add_argument("--model", default="embedded")
     given = parser.parse_args()
 
-    base, texts = models.resolve(given.model), constitution.load("default")
+    base, texts = sources.resolve(given.model), constitution.load("default")
     scorer = TorchScorer(base.folder(print), {}, base.tokenizer())
     ways: dict[str, Way] = {
         "ours": lambda asked: [s for s in scorer.loglikelihoods(asked, None) if s],

@@ -15,11 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from selfalign.constitution import Constitution
+from selfalign.constitution.citations import judge_thoughts
+from selfalign.constitution.leaks import leaks_of
+from selfalign.data.records import Prompt, read_jsonl
 from selfalign.quality import safety
-from selfalign.quality.response_filters import Leaks, judge, judge_thoughts, loops, repetitive
-from selfalign.quality.thresholds import AnswerFilter, Filters
-from selfalign.records import Prompt, read_jsonl
-from selfalign.run import RunDir
+from selfalign.quality.response_filters import judge, loops, repetitive
+from selfalign.quality.thresholds import AnswerFilter, FilterSettings
+from selfalign.run.directory import RunDir
 
 NAMES = ("default", "paper")
 
@@ -71,8 +73,10 @@ def compare(run: RunDir, stage: str, constitution: Constitution) -> None:
     print(f"\n{run.path.name}, {stage}: {len(rows)} answers")
     verdicts = {}
     for name in NAMES:
-        filters: AnswerFilter = getattr(Filters.model_validate(name), "responses" if stage == "align" else "verbose")
-        leaks = Leaks.of(constitution, filters.leak_words, verbose_only=stage != "align")
+        filters: AnswerFilter = getattr(
+            FilterSettings.model_validate(name), "responses" if stage == "align" else "verbose"
+        )
+        leaks = leaks_of(constitution, filters.leak_words, verbose_only=stage != "align")
         verdicts[name] = [judge(r.text, r.truncated, r.message, leaks, filters) for r in rows]
         kept = [(v.text, r.message) for v, r in zip(verdicts[name], rows, strict=True) if not v.reason]
         reasons = Counter(v.reason for v in verdicts[name] if v.reason)
@@ -93,5 +97,5 @@ if __name__ == "__main__":
     parser.add_argument("runs", type=Path, nargs="+")
     for path in parser.parse_args().runs:
         opened = RunDir.open(path)
-        for stage in ("align", "verbose"):
+        for stage in ("align", "verbose_responses"):
             compare(opened, stage, opened.constitution)

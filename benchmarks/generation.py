@@ -20,19 +20,22 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from selfalign import calibrate, constitution, models
-from selfalign.constitution.render import query, render
-from selfalign.engines.base import BOS, Request, Sampling, Step, answer
-from selfalign.engines.llama_cpp import LlamaCpp
-from selfalign.generate import Work, generate
-from selfalign.journal import Journal
+from selfalign import constitution
+from selfalign.constitution.rendering import query, render
+from selfalign.data.prompt_text import BOS
+from selfalign.generation import calibration
+from selfalign.generation.engines.base import Request, Sampling, Step, answer
+from selfalign.generation.engines.llama_cpp import LlamaCpp
+from selfalign.generation.loop import Work, generate
+from selfalign.model import sources
+from selfalign.run.journal import Journal
 
 ROUNDS = 4
 ROWS = 40
 SLOW_ROWS = 10
 TOKENS = 120
 CONTEXT = 4096
-MODEL = models.resolve("embedded")
+MODEL = sources.resolve("embedded")
 TEXTS = constitution.load("default")
 PREFIX = (BOS, render(TEXTS))
 MESSAGES = [seed.instruction for seed in constitution.load_seeds("default")]
@@ -45,11 +48,11 @@ def requests(first: int, rows: int, tokens: int = TOKENS) -> list[Request]:
 
 
 @contextmanager
-def engine(slots: int, primed: bool = True) -> Any:
+def engine(slots: int, warmed: bool = True) -> Any:
     made = LlamaCpp(MODEL.gguf, {}, slots=slots, context=CONTEXT, threads=0, tokenizer=MODEL.tokenizer())
     try:
-        if primed:
-            made.prime(PREFIX, None)
+        if warmed:
+            made.warm_prefix(PREFIX, None)
         yield made
     finally:
         made.close()
@@ -99,7 +102,7 @@ def speeds(slots: int) -> None:
                 lanes[name].append(ROWS / seconds(lane, made, fast))
         with engine(1) as made:
             lanes["one slot"].append(SLOW_ROWS / seconds(one_by_one, made, slow))
-        with engine(1, primed=False) as made:
+        with engine(1, warmed=False) as made:
             lanes["no cache"].append(SLOW_ROWS / seconds(without_cache, made, slow))
         print(f"round {number + 1}: " + ", ".join(f"{n} {v[-1]:.3f} rows/s" for n, v in lanes.items()), flush=True)
     median = {name: statistics.median(rates) for name, rates in lanes.items()}
@@ -111,7 +114,7 @@ def speeds(slots: int) -> None:
 def prefix_share(copied: bool) -> None:
     """Share of the rows' prefix tokens that were not computed again."""
     items = requests(0, 200, tokens=4)
-    with engine(8, primed=copied) as made:
+    with engine(8, warmed=copied) as made:
         length = len(made.encode(PREFIX))
         own = sum(len(made.encode(r.prompt)) for r in items) - length * len(items)
         with ThreadPoolExecutor(8) as pool:
@@ -123,7 +126,7 @@ def prefix_share(copied: bool) -> None:
 
 
 def main() -> None:
-    measured = calibrate.calibration(MODEL.gguf, MODEL.identity, CONTEXT, 0, fresh=True)
+    measured = calibration.calibration(MODEL.gguf, MODEL.identity, CONTEXT, 0, fresh=True)
     print(f"calibration: {measured.slots} slots; tokens/s by slots {measured.by_slots}")
     prefix_share(copied=True)
     prefix_share(copied=False)

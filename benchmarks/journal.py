@@ -20,8 +20,8 @@ import time
 from pathlib import Path
 
 import selfalign
-from selfalign.engines.fake import Fake
-from selfalign.records import Prompt, line, prompt_id
+from selfalign.data.records import Prompt, line, prompt_id
+from selfalign.generation.engines.fake import Fake
 
 SETTINGS = {"engine.kind": "fake", "stages": ["align"]}
 

@@ -22,9 +22,11 @@ from typing import Any
 
 import yaml
 
-from selfalign import capacity, constitution, costs, hardware, models, sizes
-from selfalign import recipe as recipes
-from selfalign.calibrate import Calibration, calibration
+from selfalign import constitution
+from selfalign.generation.calibration import Calibration, calibration
+from selfalign.model import sources
+from selfalign.planning import capacity, costs, hardware, sizes
+from selfalign.run import recipe as recipes
 
 FOLDER = Path(__file__).parent / "readings"
 RECORDS, PUBLIC = FOLDER / "planner.json", FOLDER / "throughput.json"
@@ -44,7 +46,7 @@ def record(name: str, run: Path) -> Record:
     (asked,) = journal.execute("SELECT count(*) FROM stages WHERE stage = 'behaviour' AND finished").fetchone()
     value["evaluate"]["tasks"] = ["behaviour"] if asked else []
     recipe = recipes.Recipe.model_validate(value)
-    model = models.resolve(recipe.model)
+    model = sources.resolve(recipe.model)
     speed = calibration(model.gguf, model.identity, recipe.engine.context, recipe.engine.threads)
     shipped, mine = (r.model_dump(mode="json") for r in (recipes.load(name), recipe))
     changed = [line.replace(": ", "=", 1).partition("=") for line in recipes.differences(shipped, mine)]
@@ -123,17 +125,17 @@ def fit(run: Record) -> dict[str, float]:
         "prompts_per_request": kept("self_instruct", "more than wanted") / stages["self_instruct"]["requests"],
         "questions_kept": kept("red_team", "more than wanted") / stages["red_team"]["requests"],
         "answers_kept": kept("align") / stages["align"]["requests"],
-        "verbose_kept": kept("verbose") / stages["verbose"]["requests"],
+        "verbose_kept": kept("verbose_responses") / stages["verbose_responses"]["requests"],
         "topic_line": stages["topics"]["generated"] / lines,
         "question": mean("red_team"),
         "thought": thought,
         "citation": citation,
         "answer": answer,
-        "verbose": mean("verbose"),
+        "verbose": mean("verbose_responses"),
         "evaluation": mean("evaluate"),
         "turn_tokens": sum(t["tokens"] - t["loss_tokens"] for t in trained) / sum(t["examples"] for t in trained),
         "kept_length.engrave": loss["engrave"] / answer,
-        "kept_length.clone": loss["clone"] / mean("verbose"),
+        "kept_length.verbose_cloning": loss["verbose_cloning"] / mean("verbose_responses"),
     }
     if "behaviour" in stages:
         found["behaviour"] = mean("behaviour")

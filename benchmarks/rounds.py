@@ -16,11 +16,12 @@ import tempfile
 import time
 from pathlib import Path
 
-from selfalign import constitution, recipe
-from selfalign.context import Context
-from selfalign.progress import Screen
-from selfalign.run import RunDir
-from selfalign.stages import self_instruct
+from selfalign import constitution
+from selfalign.pipeline import step1a_self_instruct
+from selfalign.run import recipe
+from selfalign.run.context import Context
+from selfalign.run.directory import RunDir
+from selfalign.system.console import Screen
 
 
 def child(folder: Path, prompts: int) -> None:
@@ -32,7 +33,7 @@ def child(folder: Path, prompts: int) -> None:
     ]
     context = Context(RunDir.create(folder, recipe.load("quick", settings), constitution.load("default")), Screen(-1))
     start = time.perf_counter()
-    self_instruct.run(context)
+    step1a_self_instruct.run(context)
     seconds = time.perf_counter() - start
     counts = context.journal.counts("self_instruct")
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -12,11 +12,11 @@ import statistics
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-from selfalign import models
 from selfalign.constitution import load_seeds
-from selfalign.engines.base import Sampling, Step
-from selfalign.engines.llama_cpp import LlamaCpp
-from selfalign.stages.self_instruct import render
+from selfalign.generation.engines.base import Sampling, Step
+from selfalign.generation.engines.llama_cpp import LlamaCpp
+from selfalign.model import sources
+from selfalign.pipeline.step1a_self_instruct import render
 
 TOP_K = (0, 1000, 40)
 
@@ -24,7 +24,7 @@ TOP_K = (0, 1000, 40)
 def main() -> None:
     seeds = load_seeds("default")
     prompts = [render(seeds[i : i + 5]) for i in range(16)]
-    engine = LlamaCpp(models.resolve("embedded").gguf, {}, slots=8, context=2048, threads=0)
+    engine = LlamaCpp(sources.resolve("embedded").gguf, {}, slots=8, context=2048, threads=0)
 
     def speed(top_k: int) -> float:
         step = Step(Sampling(1.0, 0.98, 100, top_k=top_k, ban_eos=True))

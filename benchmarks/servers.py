@@ -20,11 +20,12 @@ from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from selfalign.engines.base import BOS, Request, Sampling, Step
-from selfalign.engines.many_servers import ManyServers
-from selfalign.generate import Work, generate
-from selfalign.journal import Journal
-from selfalign.recipe import Engine
+from selfalign.data.prompt_text import BOS
+from selfalign.generation.engines.base import Request, Sampling, Step
+from selfalign.generation.engines.many_servers import ManyServers
+from selfalign.generation.loop import Work, generate
+from selfalign.generation.settings import EngineSettings
+from selfalign.run.journal import Journal
 
 SLOTS = 8
 LATENCY = 0.16
@@ -82,7 +83,7 @@ def measure(latencies: list[float], failing: list[float], rows: int) -> tuple[fl
     process = multiprocessing.get_context("spawn").Process(target=stand, args=(latencies, failing, there))
     process.start()
     urls = [f"http://127.0.0.1:{port}" for port in here.recv()]
-    engine = ManyServers(Engine.model_validate({"urls": urls, "served": {"base": "m"}}), SLOTS)
+    engine = ManyServers(EngineSettings.model_validate({"urls": urls, "served": {"base": "m"}}), SLOTS)
     works = [Work(f"r{n}", Request((BOS, f"Question {n}?"), (_STEP,), n)) for n in range(rows)]
     with tempfile.TemporaryDirectory(prefix="selfalign-servers-") as folder:
         journal = Journal(Path(folder) / "journal.sqlite")

@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import Any
 
 from selfalign import constitution
-from selfalign.context import Context
-from selfalign.engines.base import Engine
-from selfalign.progress import Screen
-from selfalign.run import RunDir
+from selfalign.generation.engines.base import Engine
+from selfalign.run.context import Context
+from selfalign.run.directory import RunDir
+from selfalign.system.console import Screen
 from selfalign.web import app, openai_request, server
 from selfalign.web.generation import Generation
 from selfalign.web.guard import Policy

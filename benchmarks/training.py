@@ -25,14 +25,16 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from selfalign import constitution, models, recipe
-from selfalign.dialogue import Encoded, encode_example
-from selfalign.environment import share_processor
-from selfalign.recipe import Engrave
-from selfalign.records import Example, read_jsonl
+from selfalign import constitution
+from selfalign.data.records import Example, read_jsonl
+from selfalign.model import sources
+from selfalign.model.dialogue import Encoded, encode_example
+from selfalign.run import recipe
+from selfalign.system.environment import share_processor
+from selfalign.training.settings import TrainingSettings
 
 STEPS, BATCH = 20, 4
-CONFIG: Engrave = recipe.load("quick").engrave.model_copy(
+CONFIG: TrainingSettings = recipe.load("quick").engrave.model_copy(
     update={"dropout": 0.0, "batch_size": BATCH, "epochs": 1, "warmup_steps": 0, "validation": 0.0}
 )
 
@@ -41,7 +43,7 @@ def ours(rows: list[Encoded], batch: int, steps: int, before: Callable[[], None]
     """The loop of this project. `rows` are in the order of the steps."""
     from selfalign.training import loop, lora
 
-    model = lora.with_new_adapter(lora.load_base(models.resolve("embedded").folder()), CONFIG, 0)
+    model = lora.with_new_adapter(lora.load_base(sources.resolve("embedded").folder()), CONFIG, 0)
     order = [rows[at : at + batch] for at in range(0, len(rows), batch)][:steps]
     state = loop._Loop(model, rows, CONFIG.model_copy(update={"batch_size": batch}), 0, (), None, print)
     state.order = order
@@ -74,7 +76,7 @@ def trl(rows: list[Encoded], batch: int, steps: int, before: Any, after: Any, **
         def log(self, logs: dict[str, float], *rest: Any) -> None:
             super().log(logs, *rest)
 
-    folder = models.resolve("embedded").folder()
+    folder = sources.resolve("embedded").folder()
     tokenizer = transformers.AutoTokenizer.from_pretrained(str(folder))
     model = lora.with_new_adapter(lora.load_base(folder), CONFIG, 0)
     data = datasets.Dataset.from_list([{"input_ids": r.ids, "completion_mask": [int(m) for m in r.mask]} for r in rows])
@@ -121,11 +123,11 @@ def stage_rows(run: Path) -> list[Encoded]:
     """The run's stage 3, encoded, in the order of its steps."""
     from selfalign.training.batches import all_steps
 
-    model, texts = models.resolve("embedded"), constitution.load(str(run / "constitution.yaml"))
+    model, texts = sources.resolve("embedded"), constitution.load(str(run / "constitution.yaml"))
     tokenizer = model.tokenizer()
     rows = [
         encode_example(
-            tokenizer, model.template, texts.inference_prompt(e.prompt), e.user, e.assistant, texts.assistant.name
+            tokenizer, model.template, texts.system_prompt(e.prompt), e.user, e.assistant, texts.assistant.name
         )
         for e in read_jsonl(run / "3_engrave/examples.jsonl", Example)
     ]

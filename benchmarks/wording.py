@@ -16,18 +16,19 @@ from collections import Counter
 from pathlib import Path
 
 from selfalign import constitution as constitutions
-from selfalign import guided, models, pipeline
-from selfalign import recipe as recipes
 from selfalign.constitution import CITATION, Constitution
-from selfalign.context import Context
-from selfalign.dialogue import encode_example
+from selfalign.data.records import Response, read_jsonl
 from selfalign.evaluation.statistics import wilson
-from selfalign.generate import Work, generate
-from selfalign.progress import Screen
+from selfalign.generation import guided
+from selfalign.generation.loop import Work, generate
+from selfalign.model import sources
+from selfalign.model.dialogue import encode_example
+from selfalign.pipeline import order, step2_self_align
 from selfalign.quality.refusals import refuses, stock_refusal
-from selfalign.records import Response, read_jsonl
-from selfalign.run import RunDir
-from selfalign.stages import self_align
+from selfalign.run import recipe as recipes
+from selfalign.run.context import Context
+from selfalign.run.directory import RunDir
+from selfalign.system.console import Screen
 
 
 def measure(context: Context, score: bool) -> dict[str, object]:
@@ -59,8 +60,8 @@ def _citations(context: Context) -> dict[str, object]:
     """Shares over all answered rows: thoughts that cite, and cited principles that exist under that name."""
     names = {p.id: p.name.lower() for p in context.run.constitution.principles}
     rows = cite = cited = real = 0
-    asked = self_align.form(context)
-    works = [Work(p.id, self_align.request(context, p, asked)) for p in context.prompts()]
+    asked = step2_self_align.form(context)
+    works = [Work(p.id, step2_self_align.request(context, p, asked)) for p in context.prompts()]
     # All of them are in the journal: nothing is generated here.
     outcomes = generate(works, context.engine(), context.journal, stage="align", identities=context.identities())
     for work, outcome in zip(works, outcomes, strict=True):
@@ -83,7 +84,7 @@ def _own_prompt(context: Context, rows: list[Response]) -> float:
     context.release_engine()
     texts: Constitution = context.run.constitution
     tokenizer, template = context.model.tokenizer(), context.model.template
-    system, label = texts.inference_prompt("standard"), texts.assistant.name
+    system, label = texts.system_prompt("standard"), texts.assistant.name
     base = lora.load_base(context.model.folder())
     means = []
     for shift in (0, 1):
@@ -103,12 +104,12 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], dest="settings")
     parser.add_argument("--score", action="store_true")
     arguments = parser.parse_args()
-    settings = ["stages=[prompts, align]", "evaluate.run_on=0", f"constitution={arguments.constitution}"]
+    settings = ["stages=[prompts, align]", "evaluate.heldout_prompts=0", f"constitution={arguments.constitution}"]
     wanted = recipes.located(recipes.load("quick", [*settings, *arguments.settings]), arguments.prompts)
     texts = constitutions.load(wanted.constitution)
-    context = Context(RunDir.create(arguments.out, wanted, texts), Screen(0), _model=models.resolve(wanted.model))
+    context = Context(RunDir.create(arguments.out, wanted, texts), Screen(0), _model=sources.resolve(wanted.model))
     try:
-        pipeline.run_all(context)
+        order.run_all(context)
         print(json.dumps(measure(context, arguments.score), indent=1, ensure_ascii=False))
     finally:
         context.release_engine()

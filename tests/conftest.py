@@ -15,13 +15,13 @@ from hypothesis import HealthCheck, settings
 
 import report_numbers
 from selfalign import constitution as constitutions
-from selfalign import recipe as recipes
 from selfalign.constitution import Constitution
-from selfalign.context import Context
-from selfalign.engines.fake import Fake, default_script
-from selfalign.environment import share_processor
-from selfalign.progress import Screen
-from selfalign.run import RunDir
+from selfalign.generation.engines.fake import Fake, default_script
+from selfalign.run import recipe as recipes
+from selfalign.run.context import Context
+from selfalign.run.directory import RunDir
+from selfalign.system.console import Screen
+from selfalign.system.environment import share_processor
 
 share_processor()
 # The public benchmarks, where they lie beside the checkout; tests that need them are skipped elsewhere.
@@ -117,7 +117,7 @@ def tiny_run(
     tmp_path: Path, tiny_base: Path, default_constitution: Constitution, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Callable[..., Context]]:
     """Makes contexts of stage 3 on the tiny base: `tiny_run("engrave.elsewhere=true", answers=13)`."""
-    from selfalign.records import Response, write_jsonl
+    from selfalign.data.records import Response, write_jsonl
 
     made: list[Context] = []
     monkeypatch.setenv("SELFALIGN_CACHE", str(tmp_path / "cache"))

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from selfalign import constitution as constitutions
-from selfalign import pipeline
-from selfalign import recipe as recipes
-from selfalign.context import Context
-from selfalign.engines.fake import Fake, default_script
-from selfalign.progress import Screen
+from selfalign.generation.engines.fake import Fake, default_script
+from selfalign.pipeline import order
 from selfalign.report import page
-from selfalign.run import RunDir
+from selfalign.run import recipe as recipes
+from selfalign.run.context import Context
+from selfalign.run.directory import RunDir
+from selfalign.system.console import Screen
 
 HOSTILE = [
     "</script><script>alert(1)</script>",
@@ -42,12 +42,17 @@ def score(text: str, **more: Any) -> dict[str, Any]:
 
 def gather(path: Path) -> dict[str, Any]:
     """What a finished run on the fake engine says, and what it lacks: scores that compare, training, overlaps."""
-    sizes = ("prompts.self_instruct.count=20", "prompts.red_team.count=20", "clone.prompts=10", "evaluate.run_on=14")
+    sizes = (
+        "prompts.self_instruct.count=20",
+        "prompts.red_team.count=20",
+        "verbose_cloning.prompts=10",
+        "evaluate.heldout_prompts=14",
+    )
     recipe = recipes.load("quick", ["engine.kind=fake", *sizes])
     context = Context(RunDir.create(path, recipe, constitutions.load("default")), Screen(-1))
     context._engine = Fake(parallel=context.slots(), script=default_script)
     context._engine_for = tuple(context.identities().values())
-    pipeline.run_all(context)
+    order.run_all(context)
     found = page.gather(context.run)
     context.release_engine()
     context.journal.close()

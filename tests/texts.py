@@ -6,7 +6,7 @@ import random
 from collections.abc import Iterable
 
 from selfalign import constitution as constitutions
-from selfalign.constitution.render import query, render
+from selfalign.constitution.rendering import query, render
 
 _ROLE = [
     "<bos>", "<eos>", "<s>", "</s>", "<pad>", "<unk>", "<mask>", "<unused7>", "<unused6241>", "<start_of_turn>",

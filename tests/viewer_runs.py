@@ -6,9 +6,10 @@ import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from selfalign import constitution, recipe
-from selfalign.records import Example, Prompt, Response, prompt_id, write_jsonl
-from selfalign.run import RunDir
+from selfalign import constitution
+from selfalign.data.records import Example, Prompt, Response, prompt_id, write_jsonl
+from selfalign.run import recipe
+from selfalign.run.directory import RunDir
 
 _TEXT = (
     "the a of and to in is river winter teacher engine letter garden music number friend window market planet bread "

@@ -13,9 +13,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from selfalign.context import Context
-from selfalign.engines.base import Part, Pieces, Step
-from selfalign.engines.fake import Fake
+from selfalign.data.prompt_text import Pieces
+from selfalign.generation.engines.base import Part, Step
+from selfalign.generation.engines.fake import Fake
+from selfalign.run.context import Context
 from selfalign.web import app, server
 from selfalign.web.generation import Generation
 from selfalign.web.guard import Policy

@@ -1,6 +1,6 @@
 """`python -m selfalign`: the command."""
 
-from selfalign.cli import main
+from selfalign.cli.main import main
 
 if __name__ == "__main__":
     main()

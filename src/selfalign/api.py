@@ -19,23 +19,26 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from selfalign import atomic, feedback, pipeline, report_terminal
-from selfalign.context import ADAPTER_STAGES, Context
-from selfalign.counts import StageCounts
+from selfalign.data.records import Answer, Drop, Prompt, Response, Score, read_jsonl
 from selfalign.errors import UserError
 from selfalign.evaluation.wanted import Wanted
-from selfalign.feedback import Feedback
-from selfalign.keeping import Keeper, take_up
-from selfalign.planning import prepare
-from selfalign.progress import Screen
-from selfalign.recipe import Recipe, Stage
-from selfalign.records import Answer, Drop, Prompt, Response, Score, read_jsonl
+from selfalign.pipeline import order
+from selfalign.planning.prepare import prepare
+from selfalign.report import terminal
 from selfalign.report.scores import read_scores
-from selfalign.run import RunDir, default_out, hold
-from selfalign.storage import Storage
+from selfalign.run import feedback
+from selfalign.run.context import ADAPTER_STAGES, Context
+from selfalign.run.directory import RunDir, default_out, hold
+from selfalign.run.feedback import Feedback
+from selfalign.run.keeping import Keeper, take_up
+from selfalign.run.ledger import StageCounts
+from selfalign.run.recipe import Recipe, Stage
+from selfalign.run.storage import Storage
+from selfalign.system import atomic
+from selfalign.system.console import Screen
 
 if TYPE_CHECKING:
-    from selfalign.drafts import Draft
+    from selfalign.cli.drafts import Draft
     from selfalign.export.dataset import Exported
 
 
@@ -72,7 +75,7 @@ class Run:
             SelfAlignError: see `pipeline.run_all`; what was done so far is kept.
         """
         with self._kept():
-            pipeline.run_all(self._context)
+            order.run_all(self._context)
 
     def run_stage(self, stage: Stage, adapter: str | Path | None = None) -> None:
         """Run one stage, also where it is finished (its raw outputs then come from the journal).
@@ -83,17 +86,17 @@ class Run:
         Raises:
             SelfAlignError: see `pipeline.run_stage`.
         """
-        if stage not in pipeline.STEPS:
-            raise UserError(f"{stage!r} is not a stage; stages are {', '.join(pipeline.STEPS)}")
+        if stage not in order.STEPS:
+            raise UserError(f"{stage!r} is not a stage; stages are {', '.join(order.STEPS)}")
         if adapter is not None and stage not in ADAPTER_STAGES:
             raise UserError(f"the stage {stage!r} takes no adapter; {' and '.join(ADAPTER_STAGES)} do")
         with self._kept():
             self._context.given_adapter = Path(adapter) if adapter is not None else None
             try:
-                pipeline.run_stage(self._context, stage, again=True)
+                order.run_stage(self._context, stage, again=True)
             finally:
                 self._context.given_adapter = None
-            pipeline.write_manifest_if_done(self._context)
+            order.write_manifest_if_done(self._context)
 
     @contextmanager
     def _kept(self) -> Iterator[None]:
@@ -135,7 +138,7 @@ class Run:
             SelfAlignError: see `pipeline.run_benchmarks`; what was scored so far is kept.
         """
         with self._kept():
-            pipeline.run_benchmarks(self._context, Wanted(tasks, **options))
+            order.run_benchmarks(self._context, Wanted(tasks, **options))
         return self.scores()
 
     # -- reading -------------------------------------------------------------------------------------------------
@@ -183,13 +186,13 @@ class Run:
         Raises:
             UserError: as `feedback`, or the constitution is gone.
         """
-        from selfalign import suggest
+        from selfalign.cli import suggest_changes
 
-        return list(suggest.look(self._context.run).found.drafts)
+        return list(suggest_changes.look(self._context.run).found.drafts)
 
     def status(self) -> dict[str, Any]:
         """What `selfalign status --json` prints."""
-        return report_terminal.status(self._context.run)
+        return terminal.status(self._context.run)
 
     def export_dataset(
         self,

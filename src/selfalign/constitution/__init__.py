@@ -1,20 +1,26 @@
-"""The constitution: the only texts that a human writes. One YAML document, loaded, rendered, checked and compared."""
+"""Load, render, check and compare the constitution, the only text that people write.
+
+`document` defines its parts, `loading` reads the YAML, `rendering` writes the prompt, `citations` checks the principles
+that internal thoughts cite, `leaks` derives what must not reach a response, `lint` finds faults.
+
+Imports `quality`, `data`, `system`. Begin with `document`.
+"""
 
 from selfalign.constitution.document import (
-    CITATION,
     Assistant,
     Constitution,
     Exemplar,
     IdentityPair,
-    InferencePrompts,
     Layout,
     Principle,
     Probe,
     QuestionType,
     SeedTask,
+    SystemPrompts,
     Turn,
 )
-from selfalign.constitution.reading import load, load_seeds
+from selfalign.constitution.loading import load, load_seeds
+from selfalign.data.text import CITATION
 
 __all__ = [
     "CITATION",
@@ -22,12 +28,12 @@ __all__ = [
     "Constitution",
     "Exemplar",
     "IdentityPair",
-    "InferencePrompts",
     "Layout",
     "Principle",
     "Probe",
     "QuestionType",
     "SeedTask",
+    "SystemPrompts",
     "Turn",
     "load",
     "load_seeds",

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from selfalign.constitution.document import Constitution, Principle
-from selfalign.constitution.render import render
+from selfalign.constitution.rendering import render
 
 Changes = dict[str, Any]
 

@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from selfalign.data.records import content_hash
+from selfalign.data.text import CITATION
 from selfalign.errors import UserError
-from selfalign.records import content_hash
-from selfalign.strict import Place, Strict, validate
-
-CITATION = re.compile(r"(?<![\w.])(\d{1,3})\s{0,9}\(\s{0,9}([^()\s][^()]{0,38}[^()\s])\s{0,9}\)")
-"""A principle cited by number and name, as in "7 (candor)"."""
-
-LANGUAGES = {
-    "cs": "Czech", "da": "Danish", "de": "German", "en": "English", "es": "Spanish", "fi": "Finnish", "fr": "French",
-    "hu": "Hungarian", "id": "Indonesian", "it": "Italian", "nl": "Dutch", "no": "Norwegian", "pl": "Polish",
-    "pt": "Portuguese", "ro": "Romanian", "sv": "Swedish", "tr": "Turkish", "vi": "Vietnamese",
-}  # fmt: skip
+from selfalign.quality.language import LANGUAGES
+from selfalign.system.strict_yaml import Place, Strict, validate
 
 Check = Literal[
     "refuses", "corrects", "admits", "no_live_data", "dated", "asks_back", "both_sides", "steps", "reasons", "aspects",
@@ -106,7 +98,7 @@ class Turn(Strict):
     answer: str
 
 
-class InferencePrompts(Strict):
+class SystemPrompts(Strict):
     standard: str = Text
     concise: str = Text
     verbose: str = Text
@@ -150,7 +142,7 @@ class Constitution(Strict):
     principles: list[Principle] = Field(min_length=1)
     exemplars: list[Exemplar] = Field(min_length=1)
     question_types: list[QuestionType] = []
-    prompts: InferencePrompts
+    prompts: SystemPrompts
     identity: list[IdentityPair] = []
 
     def human_lines(self, seeds: int) -> dict[str, int]:
@@ -163,7 +155,7 @@ class Constitution(Strict):
             "exemplars": len(self.exemplars),
             "seed tasks": seeds,
             "question types": len(self.question_types),
-            "inference prompts": 3 + bool(self.prompts.two_shot),
+            "system prompts": 3 + bool(self.prompts.two_shot),
             "identity pairs": len(self.identity),
         }
         return {**counts, "total": sum(counts.values())}
@@ -202,7 +194,7 @@ class Constitution(Strict):
             del principle["probes"]
         return content_hash(value)
 
-    def inference_prompt(self, kind: Literal["standard", "concise", "verbose"]) -> str:
+    def system_prompt(self, kind: Literal["standard", "concise", "verbose"]) -> str:
         return str(getattr(self.prompts, kind)).strip()
 
     def without(self, number: int) -> Constitution:

@@ -15,10 +15,10 @@ from typing import Any
 
 import yaml
 
-from selfalign import strict
 from selfalign.constitution.document import Probe
-from selfalign.constitution.reading import merged
+from selfalign.constitution.loading import merged
 from selfalign.errors import UserError
+from selfalign.system import strict_yaml
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +103,7 @@ def _quoted(text: str) -> str:
 def _word(value: object) -> str:
     text = str(value)
     try:
-        same = strict.parse_yaml(f"{{a: {text}, b: c}}", "") == {"a": value, "b": "c"}
+        same = strict_yaml.parse_yaml(f"{{a: {text}, b: c}}", "") == {"a": value, "b": "c"}
     except UserError:
         same = False
     return text if same and "\n" not in text else _quoted(text)
@@ -132,7 +132,7 @@ def _wanted(before: _Value, change: Change) -> _Value:
 
 def _candidates(text: str, change: Change, wanted: _Value) -> Iterator[str]:
     """Edited texts, the one nearest to how the rest is written first."""
-    root = yaml.compose(text, strict._Loader)
+    root = yaml.compose(text, strict_yaml._Loader)
     if not isinstance(root, yaml.MappingNode):
         return
     own = _key(root, "principles")
@@ -155,7 +155,7 @@ def _key(node: yaml.MappingNode, name: str) -> yaml.Node | None:
 def _item(principles: yaml.SequenceNode, number: int) -> yaml.MappingNode | None:
     for node in principles.value:
         identity = _key(node, "id") if isinstance(node, yaml.MappingNode) else None
-        if identity is not None and strict.parse_yaml(str(identity.value), "") == number:
+        if identity is not None and strict_yaml.parse_yaml(str(identity.value), "") == number:
             return node  # type: ignore[no-any-return]
     return None
 
@@ -245,7 +245,7 @@ class _Edit:
 def _line(text: str) -> str:
     """A value on a line of its own: without quotes where it reads back so."""
     try:
-        same = strict.parse_yaml(f"a: {text}\nb: c", "") == {"a": text, "b": "c"}
+        same = strict_yaml.parse_yaml(f"a: {text}\nb: c", "") == {"a": text, "b": "c"}
     except UserError:
         same = False
     return text if same and "\n" not in text else _quoted(text)

@@ -9,11 +9,13 @@ from typing import Literal
 
 from pydantic import ValidationError
 
-from selfalign.constitution.document import CITATION, LANGUAGES, Constitution, SeedTask, inconsistencies
-from selfalign.constitution.reading import Located
-from selfalign.constitution.render import query, render
+from selfalign.constitution.document import Constitution, SeedTask, inconsistencies
+from selfalign.constitution.loading import Located
+from selfalign.constitution.rendering import query, render
+from selfalign.data.text import CITATION
+from selfalign.quality.language import LANGUAGES
 from selfalign.quality.rouge import folded, rouge_l, tokens
-from selfalign.strict import Place, explain
+from selfalign.system.strict_yaml import Place, explain
 
 HUMAN_LIMIT = 300
 """SELF-ALIGN's promise: fewer than 300 lines of human text (arXiv 2305.03047)."""

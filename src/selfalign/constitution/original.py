@@ -1,6 +1,6 @@
 """`constitution import`: the original project's files, as a user has them on disk, into one document.
 
-Read are the rules-and-examples prompt, Self-Instruct and topic seeds, inference prompts and identity conversations;
+Read are the rules-and-examples prompt, Self-Instruct and topic seeds, system prompts and identity conversations;
 which file is which is told by its content. What has no place in a constitution is named, never dropped in silence.
 """
 
@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from selfalign.constitution.document import Constitution, inconsistencies
-from selfalign.constitution.reading import Located, filled
-from selfalign.constitution.render import render
+from selfalign.constitution.loading import Located, filled
+from selfalign.constitution.rendering import render
+from selfalign.data.records import json_lines
 from selfalign.errors import UserError
-from selfalign.records import json_lines
-from selfalign.strict import read_text, validate
+from selfalign.system.strict_yaml import read_text, validate
 
 _RULE = re.compile(r"^(\d{1,3}) \(([^()\n]{2,40})\)\. (.+)$")
 _THOUGHTS = re.compile(r"^(.{1,40}?) \(internal thoughts\):", re.MULTILINE)
@@ -145,7 +145,7 @@ def _read_prompt(file: Path, text: str, result: Imported) -> None:
         return
     # The last line is the cue of the user's turn, which the dialogue template writes itself.
     prompts[kind] = re.sub(r"\n+(?:#+ )?User:?\s*$", "", text.strip())
-    result.placed.append(f"{file}: the {kind} inference prompt")
+    result.placed.append(f"{file}: the {kind} system prompt")
 
 
 def parse_rules(text: str, where: str, not_placed: list[str]) -> dict[str, Any]:
@@ -285,7 +285,7 @@ def document(result: Imported, name: str, ours: Constitution) -> tuple[dict[str,
 
     Args:
         name: the new document's name.
-        ours: lends the inference prompts that the files do not hold.
+        ours: lends the system prompts that the files do not hold.
 
     Raises:
         UserError: the parts do not make a consistent constitution.
@@ -298,13 +298,13 @@ def document(result: Imported, name: str, ours: Constitution) -> tuple[dict[str,
         if kind not in prompts:
             mine = str(getattr(ours.prompts, kind)).replace(ours.assistant.name, "{name}")
             prompts[kind] = mine
-            result.not_placed.append(f"no {kind} inference prompt among the files: selfalign's stands for it")
+            result.not_placed.append(f"no {kind} system prompt among the files: selfalign's stands for it")
     codename = value["assistant"]["name"]
     for kind, text in prompts.items():
         other = re.search(r"codename is (\w+)", text)
         if other and other[1] != codename:
             result.not_placed.append(
-                f"the {kind} inference prompt calls the assistant {other[1]}, the rules {codename}: kept as it stands; "
+                f"the {kind} system prompt calls the assistant {other[1]}, the rules {codename}: kept as it stands; "
                 "write {name} for both to have one name"
             )
     value["prompts"] = prompts

@@ -5,18 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from selfalign import guided
-from selfalign.clock import Clock
 from selfalign.constitution import Constitution
-from selfalign.dialogue import Turn
-from selfalign.engines.base import Completion, Request, Sampling, Step
+from selfalign.data.prompt_text import Turn
+from selfalign.data.records import content_hash
 from selfalign.evaluation.forms import opening
 from selfalign.evaluation.speakers import Speaker
-from selfalign.generate import Work, generate, row_seed
-from selfalign.journal import Fate, Journal
-from selfalign.progress import Screen
-from selfalign.recipe import Recipe
-from selfalign.records import content_hash
+from selfalign.generation import guided
+from selfalign.generation.engines.base import Completion, Request, Sampling, Step
+from selfalign.generation.loop import Work, generate, row_seed
+from selfalign.run.journal import Journal
+from selfalign.run.ledger import RowOutcome
+from selfalign.run.recipe import Recipe
+from selfalign.system.clock import Clock
+from selfalign.system.console import Screen
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,21 +58,21 @@ def ask(
     """
     clock = Clock()
     replies: list[Reply] = []
-    fates: list[Fate] = []
+    fates: list[RowOutcome] = []
     with screen.bar(stage, len(speakers) * len(questions)) as bar:
         # Model by model: a slot whose adapter or prefix changes must compute its prompt anew.
         for number, speaker in enumerate(speakers):
             works = [_work(stage, speaker, q, recipe, constitution, max_new_tokens) for q in questions]
             engine, identities = speaker.engine(), {speaker.adapter: speaker.entrant.identity}
             if works and speaker.entrant.prompt == "constitution":
-                engine.prime(works[0].request.prompt[:2], speaker.adapter)
+                engine.warm_prefix(works[0].request.prompt[:2], speaker.adapter)
             outcomes = generate(works, engine, journal, stage=stage, identities=identities, on_done=bar.add)
             for position, (question, work, outcome) in enumerate(zip(questions, works, outcomes, strict=True)):
                 name, place = content_hash(work.row_id, position), len(fates)
                 if outcome.completion is None:
-                    fates.append((name, place, outcome.fate, outcome.reason, question.text))
+                    fates.append(RowOutcome(name, place, outcome.fate, outcome.reason, question.text))
                     continue
-                fates.append((name, place, "kept", "", question.text))
+                fates.append(RowOutcome(name, place, "kept", "", question.text))
                 text, ended = _said(speaker, work.request, outcome.completion, constitution)
                 replies.append(Reply(speaker, position, text, ended))
             if lost := [o for o in outcomes if o.completion is None]:

@@ -11,16 +11,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from selfalign.constitution import Constitution
+from selfalign.constitution.leaks import leaks_of
+from selfalign.data.records import BehaviourAnswer, ItemScore, Score, content_hash
 from selfalign.evaluation import conduct
 from selfalign.evaluation.asking import Asked, Reply, ask
 from selfalign.evaluation.checks import passes
 from selfalign.evaluation.situations import Situation, Situations
 from selfalign.evaluation.speakers import Speaker
-from selfalign.journal import Journal
-from selfalign.progress import Screen
 from selfalign.quality.response_filters import Leaks
-from selfalign.recipe import Recipe
-from selfalign.records import BehaviourAnswer, ItemScore, Score, content_hash
+from selfalign.run.journal import Journal
+from selfalign.run.recipe import Recipe
+from selfalign.system.console import Screen
 
 TASK = "behaviour"
 PROBES = "probes"
@@ -40,7 +41,7 @@ def answer(
     """Let every model answer every situation, and say what its answers show."""
     questions = [Asked(s.id, s.ask) for s in asked.items]
     replies = ask(TASK, journal, screen, speakers, questions, recipe, constitution, MAX_NEW_TOKENS)
-    leaks = Leaks.of(constitution, LEAKED_WORDS)
+    leaks = leaks_of(constitution, LEAKED_WORDS)
     return [_row(asked.label, asked.items[r.position], r, leaks) for r in replies]
 
 

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from selfalign import own_data
+from selfalign.data import user_data
+from selfalign.data.records import content_hash, join_input, json_lines
 from selfalign.errors import UserError
-from selfalign.records import content_hash, join_input, json_lines
 
 Name = Literal["hhh", "truthfulqa", "vicuna", "questions"]
 NAMES: tuple[Name, ...] = ("hhh", "truthfulqa", "vicuna", "questions")
@@ -290,7 +290,7 @@ _ASKED = ("turns", "question", "text", "instruction", "prompt")
 def _tasks(path: Path) -> tuple[list[Task], str]:
     """Vicuna's questions, or the user's: rows in the files that own prompts are read from, or a question a line."""
     found: list[Task] = []
-    for where, row in own_data.values(path):
+    for where, row in user_data.values(path):
         turns = _turns(row) if isinstance(row, dict) else ()
         if not turns:
             raise UserError(f"{where}: needs a question as text, under one of {', '.join(_ASKED)}")

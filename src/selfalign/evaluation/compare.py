@@ -11,11 +11,19 @@ from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
-from selfalign import recipe as recipes
 from selfalign.constitution import Constitution
-from selfalign.context import Context
+from selfalign.data.records import (  # fmt: skip
+    BehaviourAnswer,
+    Example,
+    ItemScore,
+    JudgedAnswer,
+    OpenAnswer,
+    Score,
+    content_hash,
+    read_jsonl,
+)
 from selfalign.errors import UserError
-from selfalign.evaluation import (
+from selfalign.evaluation import (  # fmt: skip
     behaviour,
     benchmarks,
     entrants,
@@ -27,7 +35,7 @@ from selfalign.evaluation import (
     spoken,
     tables,
     truthfulqa,
-)  # fmt: skip
+)
 from selfalign.evaluation.benchmarks import Benchmark, Name
 from selfalign.evaluation.entrants import Team
 from selfalign.evaluation.forms import Form, PromptKind
@@ -36,19 +44,11 @@ from selfalign.evaluation.scoring_loop import score
 from selfalign.evaluation.situations import Situations
 from selfalign.evaluation.spoken import BEHAVIOUR, COMPARED, SPOKEN
 from selfalign.evaluation.wanted import Wanted
-from selfalign.journal import Journal
-from selfalign.progress import Screen
 from selfalign.quality.rouge import folded
-from selfalign.records import (
-    BehaviourAnswer,
-    Example,
-    ItemScore,
-    JudgedAnswer,
-    OpenAnswer,
-    Score,
-    content_hash,
-    read_jsonl,
-)  # fmt: skip
+from selfalign.run import recipe as recipes
+from selfalign.run.context import Context
+from selfalign.run.journal import Journal
+from selfalign.system.console import Screen
 
 FORMS: dict[Name, tuple[Form, ...]] = {"hhh": hhh.FORMS, "truthfulqa": truthfulqa.FORMS}
 TASKS = (*FORMS, *SPOKEN)
@@ -240,7 +240,7 @@ def _situations(place: Place, wanted: Wanted, constitution: Constitution, seen: 
 def _prompts(context: Context) -> set[str]:
     """The run's prompts, folded: those of stage 1 and those that were trained on."""
     seen = {folded(p.message) for p in context.prompts()} if context.run.jsonl("prompts").exists() else set()
-    for name in ("engrave_examples", "clone_examples"):
+    for name in ("engrave_examples", "verbose_cloning_examples"):
         if (path := context.run.jsonl(name)).exists():
             seen |= {folded(e.user) for e in read_jsonl(path, Example)}
     return seen

@@ -7,18 +7,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from selfalign import executors, models
 from selfalign.constitution import Constitution
-from selfalign.context import Context
-from selfalign.dialogue import Template
-from selfalign.engines.scoring import Scorer
+from selfalign.data.records import content_hash
 from selfalign.errors import UserError
 from selfalign.evaluation import heldout, sanity
 from selfalign.evaluation.forms import PromptKind
 from selfalign.evaluation.probes import PROMPTED
-from selfalign.recipe import Engine as EngineConfig
-from selfalign.records import content_hash
-from selfalign.run import file_hash
+from selfalign.generation import executors
+from selfalign.generation.scoring.base import Scorer
+from selfalign.generation.settings import EngineSettings
+from selfalign.model import sources
+from selfalign.model.dialogue import Template
+from selfalign.run.context import Context
+from selfalign.system.atomic import file_hash
 
 NAMES = ("base", PROMPTED, "engraved", "final")
 """The models of a run, in the order of tables."""
@@ -69,7 +70,7 @@ def of_run(context: Context, names: Sequence[str], others: Sequence[str], prompt
 
     Args:
         names: some of base, prompted base (or prompted), engraved and final; none stands for all that the run has.
-        prompt: the inference prompt; the prompted base has the constitution instead.
+        prompt: the system prompt; the prompted base has the constitution instead.
 
     Raises:
         UserError: a name is not known, the run has no such model, or it runs no model at all.
@@ -171,14 +172,14 @@ def _foreign(name: str, spec: str, constitution: Constitution, prompt: PromptKin
     if spec.startswith(("http://", "https://")):
         return _server(name, spec, constitution, prompt)
     source, adapter = apart(spec)
-    model = models.resolve(source)
+    model = sources.resolve(source)
     folders = {"adapter": adapter} if adapter else {}
     used = "adapter" if adapter else None
     identity = identities(model.identity, folders)[used]
     entrant = Entrant(name, prompt, used, identity)
 
     def start() -> Scorer:
-        from selfalign.engines.torch_scorer import TorchScorer
+        from selfalign.generation.scoring.torch_scorer import TorchScorer
 
         for folder in folders.values():
             model.check_adapter(folder)
@@ -189,14 +190,14 @@ def _foreign(name: str, spec: str, constitution: Constitution, prompt: PromptKin
 
 def _server(name: str, spec: str, constitution: Constitution, prompt: PromptKind) -> Team:
     """A model behind a server, in plain-text turns: its template is not known."""
-    from selfalign.dialogue import PLAIN
+    from selfalign.model.dialogue import PLAIN
 
     url, _, served = spec.partition("#")
     if not served:
         raise UserError(f"{name}={spec}: write the model's id after the address, as http://127.0.0.1:8000/v1#ID")
 
     def start() -> Scorer:
-        from selfalign.engines.server_scorer import ServerScorer
+        from selfalign.generation.scoring.server_scorer import ServerScorer
 
         return ServerScorer(url, served)
 
@@ -208,14 +209,14 @@ TORCH = "torch float32"
 
 def _arithmetic(context: Context) -> str:
     """What a run's scorer computes with: vLLM where that is its engine, else torch."""
-    from selfalign import engines
+    from selfalign.generation import engines
 
     config = context.recipe.engine
     return f"vllm {_dtype(config)}" if engines.kind(config) == "vllm" else TORCH
 
 
-def _dtype(config: EngineConfig) -> str:
-    from selfalign import environment
+def _dtype(config: EngineSettings) -> str:
+    from selfalign.system import environment
 
     return environment.dtype() if config.dtype == "auto" else config.dtype
 
@@ -239,7 +240,7 @@ def _starter(context: Context, folders: Mapping[str, Path]) -> Callable[[], Scor
     """A run's scorer: vLLM where that is its engine, else torch, and it is said why."""
 
     def start() -> Scorer:
-        from selfalign import engines
+        from selfalign.generation import engines
 
         model, config, say = context.model, context.recipe.engine, context.screen.say
         executor = context.recipe.executor

@@ -1,6 +1,6 @@
 """How an item is put to a model, and what its log-probabilities are read as. Pure.
 
-A form asks an item as cells: texts whose likelihood is wanted. An inference prompt of the constitution, or the whole
+A form asks an item as cells: texts whose likelihood is wanted. An system prompt of the constitution, or the whole
 constitution, stands before them; all models get the same cells.
 """
 
@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from selfalign.constitution import Constitution
-from selfalign.constitution.render import render
-from selfalign.dialogue import Template, Turn
-from selfalign.engines.base import BOS, Pieces
-from selfalign.engines.scoring import Scored, Text
+from selfalign.constitution.rendering import render
+from selfalign.data.prompt_text import BOS, Pieces, Turn
+from selfalign.data.records import content_hash
 from selfalign.evaluation.benchmarks import Item, item_id
-from selfalign.records import content_hash
+from selfalign.generation.scoring.base import Scored, Text
+from selfalign.model.dialogue import Template
 
 PromptKind = Literal["standard", "concise", "verbose", "two-shot", "constitution"]
 PROMPTS: tuple[PromptKind, ...] = ("standard", "concise", "verbose", "two-shot", "constitution")
@@ -61,7 +61,7 @@ def opening(template: Template, constitution: Constitution, prompt: PromptKind, 
     shots = constitution.prompts.two_shot if prompt == "two-shot" else []
     lead = [turn for shot in shots for turn in (Turn("user", shot.user), Turn("assistant", shot.answer))]
     kind = "standard" if prompt == "two-shot" else prompt
-    return template.prompt(constitution.inference_prompt(kind), [*lead, *turns], name)
+    return template.prompt(constitution.system_prompt(kind), [*lead, *turns], name)
 
 
 def text(template: Template, constitution: Constitution, prompt: PromptKind, cell: Cell) -> Text:

@@ -10,16 +10,16 @@ from dataclasses import replace
 from typing import cast
 
 from selfalign.constitution import Constitution
+from selfalign.data.records import ItemScore, JudgedAnswer, Score, content_hash
 from selfalign.evaluation import judge as judging
 from selfalign.evaluation.asking import Asked, Reply, ask
 from selfalign.evaluation.benchmarks import Benchmark, Question, item_id
 from selfalign.evaluation.judge import Judge
 from selfalign.evaluation.readings import GENERATION
 from selfalign.evaluation.speakers import Speaker
-from selfalign.journal import Journal
-from selfalign.progress import Screen
-from selfalign.recipe import Recipe
-from selfalign.records import ItemScore, JudgedAnswer, Score, content_hash
+from selfalign.run.journal import Journal
+from selfalign.run.recipe import Recipe
+from selfalign.system.console import Screen
 
 STAGE = GENERATION
 MAX_NEW_TOKENS = 128

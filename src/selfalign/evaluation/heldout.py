@@ -13,18 +13,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from selfalign import atomic, executors
-from selfalign.clock import Clock
-from selfalign.context import Context
-from selfalign.dialogue import PLAIN, Turn, encode_example
-from selfalign.engines.base import Request, Step
+from selfalign.data.prompt_text import Turn
+from selfalign.data.records import Answer, Prompt, Score, content_hash, write_jsonl
 from selfalign.evaluation.statistics import Interval, bootstrap_mean, mcnemar, median, wilson
-from selfalign.generate import Work, generate, row_seed
-from selfalign.journal import Fate
-from selfalign.records import Answer, Prompt, Score, content_hash, write_jsonl
+from selfalign.generation import executors
+from selfalign.generation.engines.base import Request, Step
+from selfalign.generation.loop import Work, generate, row_seed
+from selfalign.model.dialogue import PLAIN, encode_example
+from selfalign.run.context import Context
+from selfalign.run.ledger import RowOutcome
+from selfalign.system import atomic
+from selfalign.system.clock import Clock
 
 STAGE = "evaluate"
-ADAPTERS = {"base": None, "engraved": "engrave", "final": "clone"}
+ADAPTERS = {"base": None, "engraved": "engrave", "final": "verbose_cloning"}
 """The compared models and the stage whose adapter each has."""
 
 
@@ -40,7 +42,7 @@ def models(context: Context) -> dict[str, str | None]:
 def run(context: Context) -> list[Path]:
     """Answer and score the held-out prompts with every model; returns the files."""
     clock = Clock()
-    prompts = [p for p in context.prompts() if p.split == "heldout"][: context.recipe.evaluate.run_on]
+    prompts = [p for p in context.prompts() if p.split == "heldout"][: context.recipe.evaluate.heldout_prompts]
     answers, fates = _answers(context, prompts)
     write_jsonl(context.run.jsonl("answers"), answers)
     scores = answer_scores(answers, context.recipe.evaluate.max_new_tokens, list(models(context)))
@@ -52,18 +54,18 @@ def run(context: Context) -> list[Path]:
 
 
 def request(context: Context, prompt: Prompt, adapter: str | None) -> Request:
-    """The prompt under the standard inference prompt, for the base (None) or an adapter of this stage."""
+    """The prompt under the standard system prompt, for the base (None) or an adapter of this stage."""
     config, constitution = context.recipe.evaluate, context.run.constitution
     template = context.model.template if context.has_weights else PLAIN
     # A model that writes the user's next turn has run on; what it would write after that is of no use.
     step = Step(replace(context.sampling(config), repetition=config.repetition), stop=template.stops())
     pieces = template.prompt(
-        constitution.inference_prompt("standard"), [Turn("user", prompt.message)], constitution.assistant.name
+        constitution.system_prompt("standard"), [Turn("user", prompt.message)], constitution.assistant.name
     )
     return Request(pieces, (step,), row_seed(context.recipe.seed, STAGE, prompt.id), adapter)
 
 
-def _answers(context: Context, prompts: list[Prompt]) -> tuple[list[Answer], list[Fate]]:
+def _answers(context: Context, prompts: list[Prompt]) -> tuple[list[Answer], list[RowOutcome]]:
     compared = models(context)
     adapters = tuple(s for s in compared.values() if s)
     # Model by model: a slot whose adapter changes must compute its prompt anew.
@@ -78,16 +80,16 @@ def _answers(context: Context, prompts: list[Prompt]) -> tuple[list[Answer], lis
             works, engine, context.journal, stage=STAGE, identities=context.identities(adapters), on_done=bar.add
         )
     answers: list[Answer] = []
-    fates: list[Fate] = []
+    fates: list[RowOutcome] = []
     pairs = [(name, prompt) for name in compared for prompt in prompts]
     for position, ((name, prompt), outcome) in enumerate(zip(pairs, outcomes, strict=True)):
         if outcome.completion is None:
-            fates.append((outcome.row_id, position, outcome.fate, outcome.reason, prompt.message))
+            fates.append(RowOutcome(outcome.row_id, position, outcome.fate, outcome.reason, prompt.message))
             continue
         part = outcome.completion.parts[0]
         text = part.text.strip()
         answers.append(Answer(prompt.id, prompt.message, name, text, part.finish == "end", len(text.split())))
-        fates.append((outcome.row_id, position, "kept", "", prompt.message))
+        fates.append(RowOutcome(outcome.row_id, position, "kept", "", prompt.message))
     return answers, fates
 
 
@@ -150,7 +152,7 @@ def _losses(context: Context) -> dict[str, list[float]]:
     context.release_engine()
     tokenizer, template = context.model.tokenizer(), context.model.template
     constitution = context.run.constitution
-    system, label = constitution.inference_prompt("standard"), constitution.assistant.name
+    system, label = constitution.system_prompt("standard"), constitution.assistant.name
     encoded = [encode_example(tokenizer, template, system, r.message, r.response, label) for r in rows]
     compared = models(context)
     adapters, recipe = {s: context.adapter(s) for s in compared.values() if s}, context.recipe

@@ -10,10 +10,10 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from selfalign.dialogue import Turn
-from selfalign.engines.scoring import Scored
+from selfalign.data.prompt_text import Turn
 from selfalign.evaluation.benchmarks import Comparison
 from selfalign.evaluation.forms import Cell, Form, best
+from selfalign.generation.scoring.base import Scored
 
 LETTERS = "accuracy by A or B in both orders"
 SUM = "accuracy by log-likelihood"

@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from selfalign.engines.base import BOS, Engine, Request, Sampling, Step
+from selfalign.data.prompt_text import BOS
+from selfalign.data.records import content_hash
 from selfalign.evaluation.benchmarks import Question, item_id
 from selfalign.evaluation.statistics import Interval, wilson
-from selfalign.generate import Work, generate
-from selfalign.journal import Fate, Journal
-from selfalign.records import content_hash
+from selfalign.generation.engines.base import Engine, Request, Sampling, Step
+from selfalign.generation.loop import Work, generate
+from selfalign.run.journal import Journal
+from selfalign.run.ledger import RowOutcome
 
 STAGE = "judge"
 REFERENCES = 40
@@ -107,8 +109,8 @@ def settle(journal: Journal, judge: Judge, answers: Mapping[str, bool]) -> None:
     Args:
         answers: answer -> whether the judge said yes or no to both questions.
     """
-    fates: list[Fate] = [
-        (name, i, "kept" if said else "failed", "" if said else "neither yes nor no", name)
+    fates: list[RowOutcome] = [
+        RowOutcome(name, i, "kept" if said else "failed", "" if said else "neither yes nor no", name)
         for i, (name, said) in enumerate(answers.items())
     ]
     journal.restart(STAGE)

@@ -8,13 +8,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from selfalign.engines.base import BOS, Request, Sampling, Step
+from selfalign.data.prompt_text import BOS
+from selfalign.data.records import PairVerdict, content_hash
 from selfalign.evaluation.judge import Judge
 from selfalign.evaluation.pairwise import LETTERS
 from selfalign.evaluation.statistics import Interval, wilson
-from selfalign.generate import Work, generate
-from selfalign.journal import Fate, Journal
-from selfalign.records import PairVerdict, content_hash
+from selfalign.generation.engines.base import Request, Sampling, Step
+from selfalign.generation.loop import Work, generate
+from selfalign.run.journal import Journal
+from selfalign.run.ledger import RowOutcome
 
 STAGE = "pair-judge"
 
@@ -131,12 +133,12 @@ def trial(judge: Judge, journal: Journal) -> Interval:
 
 def settle(journal: Journal, judge: Judge, rows: Sequence[PairVerdict], trial: str) -> None:
     """Write the judge's ledger anew: a row for each pair, and how its trial ended."""
-    fates: list[Fate] = []
+    fates: list[RowOutcome] = []
     for position, row in enumerate(rows):
         bad = row.verdict == "unparsable"
         name = content_hash(row.id, row.model)
         reason = "neither A, B nor tie" if bad else ""
-        fates.append((name, position, "failed" if bad else "kept", reason, row.question))
+        fates.append(RowOutcome(name, position, "failed" if bad else "kept", reason, row.question))
     journal.restart(STAGE)
     journal.decide(STAGE, fates)
     journal.finish(STAGE, len(fates), journal.generation(STAGE).seconds, {"judge": judge.name, "trial": trial})

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from selfalign.data.records import OpenAnswer, PairVerdict, Score, content_hash
 from selfalign.evaluation import tables
 from selfalign.evaluation.statistics import Interval, bootstrap_mean, mcnemar, wilson
 from selfalign.evaluation.tables import Column
-from selfalign.records import OpenAnswer, PairVerdict, Score, content_hash
 
 Verdict = Literal["win", "tie", "loss", "unparsable"]
 LETTERS = ("A", "B", "tie")

@@ -12,20 +12,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from selfalign import guided
-from selfalign.clock import Clock
 from selfalign.constitution import Constitution, Principle, Probe
-from selfalign.context import Context
-from selfalign.dialogue import PLAIN, Turn
-from selfalign.engines.base import Completion, Request, Step
+from selfalign.data.prompt_text import Turn
+from selfalign.data.records import Example, ProbeAnswer, content_hash, read_jsonl, write_jsonl
 from selfalign.errors import UserError
 from selfalign.evaluation.checks import passes
 from selfalign.evaluation.heldout import models
 from selfalign.evaluation.statistics import Interval, bootstrap_mean, wilson
-from selfalign.generate import Work, generate, row_seed
-from selfalign.journal import Fate
+from selfalign.generation import guided
+from selfalign.generation.engines.base import Completion, Request, Step
+from selfalign.generation.loop import Work, generate, row_seed
+from selfalign.model.dialogue import PLAIN
 from selfalign.quality.rouge import folded
-from selfalign.records import Example, ProbeAnswer, content_hash, read_jsonl, write_jsonl
+from selfalign.run.context import Context
+from selfalign.run.ledger import RowOutcome
+from selfalign.system.clock import Clock
 
 STAGE, ABLATION = "probes", "ablation"
 MAX_NEW_TOKENS = 128
@@ -91,13 +92,13 @@ def run(
     works = _prompted_pair(context, probes, dropped) if dropped is not None else _of_models(context, probes)
     # Model by model: a slot whose adapter or prefix changes must compute its prompt anew.
     answers: list[ProbeAnswer] = []
-    fates: list[Fate] = []
+    fates: list[RowOutcome] = []
     adapters = tuple(a for a in {w.request.adapter: None for g in works.values() for w in g} if a)
     with context.screen.bar("probes", sum(len(g) for g in works.values())) as bar:
         for name, group in works.items():
             engine = context.engine(adapters)
             if name.startswith(PROMPTED):
-                engine.prime(group[0].request.prompt[:2], None)
+                engine.warm_prefix(group[0].request.prompt[:2], None)
             outcomes = generate(
                 group, engine, context.journal, stage=stage, identities=context.identities(adapters), on_done=bar.add
             )
@@ -105,7 +106,7 @@ def run(
                 if outcome.completion is not None:
                     answers.append(_judged(context, name, principle, probe, work.request, outcome.completion))
                 state = "kept" if outcome.completion else outcome.fate
-                fates.append((outcome.row_id, len(fates), state, outcome.reason, f"{name}: {probe.ask}"))
+                fates.append(RowOutcome(outcome.row_id, len(fates), state, outcome.reason, f"{name}: {probe.ask}"))
     lost = [f for f in fates if f[2] != "kept"]
     if lost:
         context.screen.say(f"  {len(lost)} of {len(fates)} without an answer ({lost[0][3]}): left out", "yellow")
@@ -126,7 +127,7 @@ def _unseen(context: Context, probes: list[tuple[Principle, Probe]]) -> list[tup
     seen: set[str] = set()
     if context.run.jsonl("prompts").exists():
         seen |= {folded(p.message) for p in context.prompts()}
-    for name in ("engrave_examples", "clone_examples"):
+    for name in ("engrave_examples", "verbose_cloning_examples"):
         if (path := context.run.jsonl(name)).exists():
             seen |= {folded(e.user) for e in read_jsonl(path, Example)}
     found = []
@@ -149,7 +150,7 @@ def _of_models(context: Context, probes: list[tuple[Principle, Probe]]) -> dict[
         group = []
         for principle, probe in probes:
             pieces = template.prompt(
-                constitution.inference_prompt("standard"), [Turn("user", probe.ask)], constitution.assistant.name
+                constitution.system_prompt("standard"), [Turn("user", probe.ask)], constitution.assistant.name
             )
             request = Request(pieces, (step,), _seed(context, probe), adapter if context.has_weights else None)
             group.append(Work(_row(principle, probe, name), request))

@@ -10,16 +10,16 @@ from collections.abc import Sequence
 from typing import cast
 
 from selfalign.constitution import Constitution
+from selfalign.data.records import OpenAnswer, PairVerdict, content_hash
 from selfalign.evaluation import pair_judge, pairwise
 from selfalign.evaluation.asking import Asked, ask
 from selfalign.evaluation.benchmarks import Benchmark, Task, item_id
 from selfalign.evaluation.judge import Judge
 from selfalign.evaluation.pair_judge import Shown
 from selfalign.evaluation.speakers import Speaker
-from selfalign.journal import Journal
-from selfalign.progress import Screen
-from selfalign.recipe import Recipe
-from selfalign.records import OpenAnswer, PairVerdict, content_hash
+from selfalign.run.journal import Journal
+from selfalign.run.recipe import Recipe
+from selfalign.system.console import Screen
 
 
 def answer(

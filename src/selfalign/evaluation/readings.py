@@ -14,11 +14,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias, TypeVar
 
-from selfalign import atomic
-from selfalign.errors import UserError
-from selfalign.journal import Journal
-from selfalign.progress import Screen
-from selfalign.records import (
+from selfalign.data.records import (  # fmt: skip
     BehaviourAnswer,
     ItemScore,
     JudgedAnswer,
@@ -27,7 +23,11 @@ from selfalign.records import (
     Score,
     read_jsonl,
     write_jsonl,
-)  # fmt: skip
+)
+from selfalign.errors import UserError
+from selfalign.run.journal import Journal
+from selfalign.system import atomic
+from selfalign.system.console import Screen
 
 STATE = "benchmarks.json"
 SCORES = "scores.json"

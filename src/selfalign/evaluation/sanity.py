@@ -9,9 +9,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from selfalign.engines.base import BOS
-from selfalign.engines.scoring import Scored, Scorer, Text
+from selfalign.data.prompt_text import BOS
 from selfalign.errors import UserError
+from selfalign.generation.scoring.base import Scored, Scorer, Text
 
 _TRIVIAL = (
     ("One, two, three, four, five, six,", " seven", " carpet"),

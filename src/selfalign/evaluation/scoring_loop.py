@@ -6,17 +6,19 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from selfalign.clock import Clock
-from selfalign.engines.base import Control
-from selfalign.engines.scoring import Scored, Text
+from selfalign.data.prompt_text import Control
+from selfalign.data.records import ItemScore, content_hash, to_json
 from selfalign.evaluation import sanity
 from selfalign.evaluation.benchmarks import Benchmark, Item, item_id
 from selfalign.evaluation.entrants import Entrant, Team
 from selfalign.evaluation.forms import Form, text
-from selfalign.journal import Fate, Journal, Saved
-from selfalign.progress import Bar, Screen
-from selfalign.records import ItemScore, content_hash, to_json
-from selfalign.signals import STOP
+from selfalign.generation.loop import RawOutput
+from selfalign.generation.scoring.base import Scored, Text
+from selfalign.run.journal import Journal
+from selfalign.run.ledger import RowOutcome
+from selfalign.system.clock import Clock
+from selfalign.system.console import Bar, Screen
+from selfalign.system.signals import STOP
 
 _VERSION = 1
 """Raise it where the meaning of a saved result changes."""
@@ -47,15 +49,15 @@ def score(
     """
     clock, stage = Clock(), benchmark.name
     rows: list[ItemScore] = []
-    fates: list[Fate] = []
+    fates: list[RowOutcome] = []
     pairs = [(team, entrant) for team in teams for entrant in team.entrants]
-    sitting = journal.sit_down(stage, 1)
+    session = journal.begin_session(stage, 1)
     asked = computed = 0
     with screen.bar(stage, len(pairs) * len(forms) * len(benchmark.items)) as bar:
         for team, entrant in pairs:
             for form in forms:
                 works = [_work(item, form, team, entrant) for item in benchmark.items]
-                found, tokens = _score_one(journal, bar, stage, works, team, entrant, (sitting, clock))
+                found, tokens = _score_one(journal, bar, stage, works, team, entrant, (session, clock))
                 asked, computed = asked + tokens[0], computed + tokens[1]
                 for work in works:
                     logprobs = found[work.key]
@@ -89,7 +91,7 @@ def _score_one(
     works: Sequence[Work],
     team: Team,
     entrant: Entrant,
-    sitting: tuple[int, Clock],
+    session: tuple[int, Clock],
 ) -> tuple[dict[str, list[Scored] | None], tuple[int, int]]:
     """({key: results, None for one too long}, (tokens asked, computed)) of one entrant and form."""
     raw = journal.saved(w.key for w in works)
@@ -108,8 +110,8 @@ def _score_one(
             tokens = (scorer.tokens[0] - before[0], scorer.tokens[1] - before[1])
             asked, computed = asked + tokens[0], computed + tokens[1]
             saved = _saved(found, tokens, clock.seconds())
-            number, since = sitting
-            journal.progress(saved=saved, sitting=(number, since.seconds(), since.seconds()))
+            number, since = session
+            journal.progress(saved=saved, session=(number, since.seconds(), since.seconds()))
             raw.update({key: text for key, text, *_ in saved})
             bar.add(len(part), tokens[0])
     return {w.key: _parsed(raw[w.key]) for w in works}, (asked, computed)
@@ -120,13 +122,13 @@ def _parts(works: Sequence[Work], size: int) -> Iterator[Sequence[Work]]:
         yield works[start : start + size]
 
 
-def _saved(found: dict[str, list[Scored | None]], tokens: tuple[int, int], seconds: float) -> list[Saved]:
+def _saved(found: dict[str, list[Scored | None]], tokens: tuple[int, int], seconds: float) -> list[RawOutput]:
     """Rows of the journal; the tokens and seconds of a part stand with its first one."""
-    rows: list[Saved] = []
+    rows: list[RawOutput] = []
     asked, computed = tokens
     for key, results in found.items():
         value = None if None in results else [[round(v, _DIGITS) for v in s.logprobs] for s in results if s]
-        rows.append((key, to_json(value), computed, max(0, asked - computed), 0, seconds))
+        rows.append(RawOutput(key, to_json(value), computed, max(0, asked - computed), 0, seconds))
         asked = computed = 0
         seconds = 0.0
     return rows
@@ -137,10 +139,14 @@ def _parsed(raw: str) -> list[Scored] | None:
     return None if value is None else [Scored(tuple(logprobs)) for logprobs in value]
 
 
-def _fate(work: Work, form: Form, entrant: Entrant, position: int, scored: bool) -> Fate:
+def _fate(work: Work, form: Form, entrant: Entrant, position: int, scored: bool) -> RowOutcome:
     name = content_hash(_row_id(work.item, form, entrant), entrant.name)
     text = f"item {work.item.position} of {work.item.subset}, {form.name}, {entrant.name}"
-    return (name, position, "kept", "", text) if scored else (name, position, "dropped", "too long for the model", text)
+    return (
+        RowOutcome(name, position, "kept", "", text)
+        if scored
+        else RowOutcome(name, position, "dropped", "too long for the model", text)
+    )
 
 
 def _row_id(item: Item, form: Form, entrant: Entrant) -> str:

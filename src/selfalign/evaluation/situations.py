@@ -10,11 +10,11 @@ from pathlib import Path
 from pydantic import Field
 
 from selfalign.constitution import Constitution, Probe
+from selfalign.data.records import content_hash
 from selfalign.evaluation.conduct import RULES, Kind
 from selfalign.evaluation.probes import half_of
 from selfalign.quality.rouge import folded
-from selfalign.records import content_hash
-from selfalign.strict import Strict, parse_yaml, read_text, validate
+from selfalign.system.strict_yaml import Strict, parse_yaml, read_text, validate
 
 KINDS: tuple[Kind, ...] = ("harmful", "harmless", "live", "private")
 

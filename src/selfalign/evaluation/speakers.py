@@ -8,20 +8,21 @@ from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 
-from selfalign import engines, models
-from selfalign.context import Context
-from selfalign.dialogue import PLAIN, Template
-from selfalign.engines.base import Engine
-from selfalign.engines.server_scorer import KEY
+from selfalign.data.records import content_hash
 from selfalign.errors import UserError
 from selfalign.evaluation import entrants, heldout
 from selfalign.evaluation.entrants import Entrant, apart, is_adapter, named
 from selfalign.evaluation.forms import PromptKind
 from selfalign.evaluation.judge import Judge
 from selfalign.evaluation.probes import PROMPTED
-from selfalign.models import Model
-from selfalign.recipe import Engine as EngineConfig
-from selfalign.records import content_hash
+from selfalign.generation import engines
+from selfalign.generation.engines.base import Engine
+from selfalign.generation.scoring.server_scorer import KEY
+from selfalign.generation.settings import EngineSettings
+from selfalign.model import sources
+from selfalign.model.dialogue import PLAIN, Template
+from selfalign.model.sources import Model
+from selfalign.run.context import Context
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +92,7 @@ def of_models(specs: Sequence[str], prompt: PromptKind, prompted: bool) -> list[
     entrants.check_names([(named(s)[0] if "=" in s else entrants.short(s)) for s in specs])
     for spec in specs:
         name, source = named(spec) if "=" in spec else (entrants.short(spec), spec)
-        first = _foreign(name, source, EngineConfig.model_validate({}), prompt)
+        first = _foreign(name, source, EngineSettings.model_validate({}), prompt)
         found.append(first)
         if prompted:
             second = Entrant(f"{name}, prompted", "constitution", first.adapter, first.entrant.identity)
@@ -99,12 +100,12 @@ def of_models(specs: Sequence[str], prompt: PromptKind, prompted: bool) -> list[
     return found
 
 
-def _foreign(name: str, spec: str, config: EngineConfig, prompt: PromptKind) -> Speaker:
+def _foreign(name: str, spec: str, config: EngineSettings, prompt: PromptKind) -> Speaker:
     if spec.startswith(("http://", "https://")):
         own, identity = _server(name, spec)
         return Speaker(Entrant(name, prompt, None, identity), None, own.engine, lambda: PLAIN, own.close)
     source, adapter = apart(spec)
-    model = models.resolve(source)
+    model = sources.resolve(source)
     if adapter:
         return _adapted(name, model, adapter, config, prompt)
     own = _Own(lambda: _start(model, {}, config))
@@ -112,13 +113,13 @@ def _foreign(name: str, spec: str, config: EngineConfig, prompt: PromptKind) -> 
     return Speaker(entrant, None, own.engine, lambda: model.template, own.close)
 
 
-def _adapted(name: str, model: Model, adapter: Path, config: EngineConfig, prompt: PromptKind) -> Speaker:
+def _adapted(name: str, model: Model, adapter: Path, config: EngineSettings, prompt: PromptKind) -> Speaker:
     own = _Own(lambda: _start(model, {"adapter": adapter}, config))
     identity = content_hash("engine", entrants.identities(model.identity, {"adapter": adapter})["adapter"])
     return Speaker(Entrant(name, prompt, "adapter", identity), "adapter", own.engine, lambda: model.template, own.close)
 
 
-def _start(model: Model, adapters: dict[str, Path], config: EngineConfig) -> Engine:
+def _start(model: Model, adapters: dict[str, Path], config: EngineSettings) -> Engine:
     """An engine for weights that are here: the recipe's kind where it can load them."""
     kind = engines.kind(config)
     if kind not in ("llama_cpp", "vllm"):
@@ -139,18 +140,18 @@ def _server(name: str, spec: str) -> tuple[_Own, str]:
     if not served:
         raise UserError(f"{name}={spec}: write the model's id after the address, as http://127.0.0.1:8000/v1#ID")
     key = KEY if os.environ.get(KEY) else None
-    config = EngineConfig.model_validate({"kind": "openai", "url": url, "served": {"base": served}, "key_env": key})
+    config = EngineSettings.model_validate({"kind": "openai", "url": url, "served": {"base": served}, "key_env": key})
     own = _Own(lambda: engines.start(config, None, {}, engines.default_slots(config)))
     return own, content_hash("server", url, served)
 
 
-def check_judge(spec: str, config: EngineConfig) -> None:
+def check_judge(spec: str, config: EngineSettings) -> None:
     """Raises UserError where there is no such judge; starts nothing."""
     name, source = named(spec) if "=" in spec and not Path(spec).exists() else ("", spec)
     _foreign(name or _title(source), source, config, "standard")
 
 
-def judge(spec: str, config: EngineConfig) -> tuple[Judge, Callable[[], None]]:
+def judge(spec: str, config: EngineSettings) -> tuple[Judge, Callable[[], None]]:
     """(the judge, how to end it) of NAME=MODEL, NAME=URL#ID, or one without a name.
 
     Raises:

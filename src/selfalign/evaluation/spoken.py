@@ -7,14 +7,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from selfalign.constitution import Constitution
+from selfalign.data.records import BehaviourAnswer, JudgedAnswer, OpenAnswer, PairVerdict, read_jsonl
 from selfalign.evaluation import behaviour, generation, pairwise, questions, speakers
 from selfalign.evaluation.benchmarks import Benchmark, Name
 from selfalign.evaluation.judge import Judge
 from selfalign.evaluation.readings import GENERATION, Place, column, kept, merged, remember
 from selfalign.evaluation.situations import Situations
 from selfalign.evaluation.speakers import Speaker
-from selfalign.recipe import Recipe
-from selfalign.records import BehaviourAnswer, JudgedAnswer, OpenAnswer, PairVerdict, read_jsonl
+from selfalign.run.recipe import Recipe
 
 BEHAVIOUR = behaviour.TASK
 ASKED: dict[str, Name] = {GENERATION: "truthfulqa", "vicuna": "vicuna", "questions": "questions"}

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from selfalign.data.records import ItemScore, Score
 from selfalign.evaluation.forms import PROMPTS
 from selfalign.evaluation.statistics import Interval, bootstrap_mean, mcnemar, wilson
-from selfalign.records import ItemScore, Score
 
 BY_SUBSET = ("hhh",)
 """Benchmarks whose subsets are scored by themselves, too."""

@@ -16,10 +16,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from selfalign.dialogue import Turn
-from selfalign.engines.scoring import Scored
+from selfalign.data.prompt_text import Turn
 from selfalign.evaluation.benchmarks import Question
 from selfalign.evaluation.forms import Cell, Form, best
+from selfalign.generation.scoring.base import Scored
 
 DIFFERENCE = "MC1 by log P(true) - log P(false)"
 TRUE = "MC1 by P(true)"

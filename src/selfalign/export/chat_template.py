@@ -1,6 +1,6 @@
 """The dialogue template in the languages that others read: Jinja (transformers, llama.cpp, vLLM) and Go (Ollama).
 
-Both render exactly what `dialogue.Template.prompt` does, with the standard inference prompt where no system text is
+Both render exactly what `dialogue.Template.prompt` does, with the standard system prompt where no system text is
 given. Every text of template, constitution and label lands as a string literal, so that none of it can become syntax.
 """
 
@@ -10,8 +10,8 @@ import re
 from collections.abc import Sequence
 
 from selfalign.constitution import Constitution
-from selfalign.dialogue import Template, Turn
-from selfalign.engines.base import BOS
+from selfalign.data.prompt_text import BOS, Turn
+from selfalign.model.dialogue import Template
 
 Dialogue = tuple[str, list[Turn]]
 """A system text (empty: the template's own) and turns, the last of which is the user's."""
@@ -28,7 +28,7 @@ def jinja(template: Template, system: str, label: str, starts: bool) -> str:
     A system message in front replaces the standard prompt; any other role, or one in the middle, is refused aloud.
 
     Args:
-        system: the standard inference prompt.
+        system: the standard system prompt.
         label: the assistant's name, for plain-text turns.
         starts: whether the tokenizer begins texts with its start token (llama.cpp takes a doubled one away).
     """
@@ -60,7 +60,7 @@ def jinja(template: Template, system: str, label: str, starts: bool) -> str:
 
 
 _LEAD = "\n\n"
-"""Between the inference prompt and what follows it, as in `Template.prompt`."""
+"""Between the system prompt and what follows it, as in `Template.prompt`."""
 
 
 def _jinja(text: str) -> str:
@@ -139,5 +139,5 @@ def dialogues(constitution: Constitution) -> list[Dialogue]:
     first, last = shown[0], shown[-1]
     short = [Turn("user", first.user.strip())]
     long = [*short, Turn("assistant", first.answer.strip()), Turn("user", last.user.strip())]
-    other = constitution.inference_prompt("concise")
+    other = constitution.system_prompt("concise")
     return [("", short), ("", long), (other, short), (other, long)]

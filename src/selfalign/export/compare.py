@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from selfalign.training.parity import agreement
+from selfalign.generation.parity import agreement
 
 _EXACT_DIFFERENCE = 0.01
 """In float32 merged weights may change a log-probability by this much: W + BA is rounded once more than Wx + B(Ax)."""

@@ -6,12 +6,13 @@ import json
 import re
 from dataclasses import dataclass, field
 
-from selfalign.context import Context
-from selfalign.export import card, record, rows
+from selfalign.export import record, rows
+from selfalign.report import model_card
+from selfalign.run.context import Context
 
 WHAT = {
     "engrave": "the pairs that stage 3 trained on (principle engraving), identity pairs among them",
-    "clone": "the pairs that stage 4 trained on (verbose cloning), identity pairs among them",
+    "verbose_cloning": "the pairs that stage 4 trained on (verbose cloning), identity pairs among them",
     "responses": "stage 2's answers under the constitution that the filters kept",
     "prompts": "stage 1's prompts, without answers",
 }
@@ -35,9 +36,9 @@ def text(context: Context, configs: list[Config], form: str, notes: list[str]) -
         notes: what a trainer must be told.
     """
     constitution = context.run.constitution
-    base = card.escaped((context.has_weights and context.model.hub_id) or record.base_name(context))
-    label = card.escaped(constitution.assistant.name)
-    told = [f"- {card.escaped(note)}" for note in notes]
+    base = model_card.escaped((context.has_weights and context.model.hub_id) or record.base_name(context))
+    label = model_card.escaped(constitution.assistant.name)
+    told = [f"- {model_card.escaped(note)}" for note in notes]
     return "\n".join(
         [
             _front(context, configs),
@@ -48,7 +49,7 @@ def text(context: Context, configs: list[Config], form: str, notes: list[str]) -
             _loading(configs[0].name),
             *([*told, ""] if told else []),
             _prompts(context),
-            card.principles(constitution),
+            model_card.principles(constitution),
             "The whole of it, with exemplars and question types, is `constitution.yaml`.\n",
             record.ledger(context),
             record.measured(context),
@@ -62,7 +63,7 @@ def _front(context: Context, configs: list[Config]) -> str:
     own, given = bool(context.recipe.prompts.file), context.recipe.align.form == "given"
     total = sum(number for config in configs for _, number in config.files.values())
     lines = [f"pretty_name: {json.dumps(f'{constitution.assistant.name}: SELF-ALIGN data')}"]
-    lines += card.licence(context.model) if context.has_weights else []
+    lines += model_card.licence(context.model) if context.has_weights else []
     lines += [
         f"language: [{json.dumps(constitution.language)}]",
         "task_categories: [text-generation]",
@@ -106,11 +107,11 @@ def _loading(first: str) -> str:
 def _prompts(context: Context) -> str:
     """The system texts of the rows."""
     constitution = context.run.constitution
-    said = [f"`{name}`:\n\n{card.block(constitution.inference_prompt(name))}\n" for name in ("standard", "concise")]
-    about = "A row's system text is the inference prompt that it was trained under (stage 4 has both, by turns)."
-    return f"## Inference prompts\n\n{about}\n\n" + "\n".join(said)
+    said = [f"`{name}`:\n\n{model_card.block(constitution.system_prompt(name))}\n" for name in ("standard", "concise")]
+    about = "A row's system text is the system prompt that it was trained under (stage 4 has both, by turns)."
+    return f"## System prompts\n\n{about}\n\n" + "\n".join(said)
 
 
 def _terms(context: Context) -> str:
     found = re.sub(r"\n+$", "", record.notice(context))
-    return f"## Terms of the base model\n\n{card.block(found)}\n" if found else ""
+    return f"## Terms of the base model\n\n{model_card.block(found)}\n" if found else ""

@@ -3,7 +3,7 @@
 {3_engrave,4_verbose_clone}/examples.jsonl, 2_self_align/responses.jsonl and 1_prompts/prompts.jsonl -> a folder with
 train and, where rows are held out from training, test; README.md, constitution.yaml, NOTICE, export.json
 
-The system text of a row is the inference prompt that its training text has. In the form prompt-completion-text the rows
+The system text of a row is the system prompt that its training text has. In the form prompt-completion-text the rows
 are that text itself: each is encoded as a trainer does it, and left out where other tokens than ours would come of it.
 """
 
@@ -15,21 +15,22 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from selfalign import atomic, formats, strict
-from selfalign.context import ADAPTER_STAGES, Context
-from selfalign.dialogue import Template, Tokenizer, Turn, encode_example
-from selfalign.engines.base import BOS
+from selfalign.data import formats
+from selfalign.data.formats import WRITTEN, Row, Written
+from selfalign.data.prompt_text import BOS, Turn
+from selfalign.data.records import Example, Prompt, Response, stream_jsonl
 from selfalign.errors import UserError
-from selfalign.export import data_card, record, rows
+from selfalign.export import data_card, dataset, record, rows
 from selfalign.export.data_card import Config
-from selfalign.formats import WRITTEN, Row, Written
-from selfalign.records import Example, Prompt, Response, stream_jsonl
-from selfalign.run import file_hash
+from selfalign.model.dialogue import Template, Tokenizer, encode_example
+from selfalign.run.context import ADAPTER_STAGES, Context
+from selfalign.system import atomic, strict_yaml
+from selfalign.system.atomic import file_hash
 from selfalign.training.batches import held_out
 
 STAGES = {
     "engrave": "engrave_examples",
-    "clone": "clone_examples",
+    "verbose_cloning": "verbose_cloning_examples",
     "responses": "responses",
     "prompts": "prompts",
 }
@@ -157,7 +158,7 @@ def _describe(
     """Card, constitution, notice and record."""
     if terms := record.notice(context):
         (folder / "NOTICE").write_text(terms, "utf-8")
-    (folder / "constitution.yaml").write_text(strict.dump(context.run.constitution), "utf-8")
+    (folder / "constitution.yaml").write_text(strict_yaml.dump(context.run.constitution), "utf-8")
     (folder / "README.md").write_text(data_card.text(context, configs, form, notes), "utf-8")
     splits = {config.name: {split: number for split, (_, number) in config.files.items()} for config in configs}
     sources = {name: file_hash(context.run.jsonl(STAGES[name])) for name in names}
@@ -185,7 +186,7 @@ def _values(
 
 def _rows(context: Context, stage: str, split: str) -> Iterator[Item]:
     """The rows of that split as they stand in the stage's file, each once."""
-    prompts, seen = context.run.constitution.inference_prompt, set()
+    prompts, seen = context.run.constitution.system_prompt, set()
     path, apart = context.run.jsonl(STAGES[stage]), set()
     if stage in ADAPTER_STAGES and (share := context.recipe.engrave.validation):
         apart = held_out([made.id for made in _records(path, stage)], share)
@@ -247,7 +248,7 @@ class _Rendering:
 
     def __call__(self, item: Item) -> dict[str, Any] | None:
         name, row = item
-        value = formats.rendered(row, self._template, self._label, self._start)
+        value = dataset.rendered(row, self._template, self._label, self._start)
         if self._same(row, value):
             return value
         self._left_out.append(name)
@@ -276,3 +277,17 @@ class _Rendering:
             cut = f", max_length at least {self._longest:,}" if self._longest > _DEFAULT_LENGTH else ""
             found.append(f"in TRL: eos_token={self._template.end!r}{cut}; loss on the completion only, as it does")
         return found
+
+
+def rendered(row: Row, template: Template, label: str, start: str) -> dict[str, str]:
+    """The row as the text that our training sees: prompt up to the answer's cue, completion with the end token.
+
+    Args:
+        label: the assistant's name.
+        start: the token that begins a text, where the tokenizer does not put it there by itself; else "".
+    """
+    pieces = template.prompt(row.system or "", [Turn("user", row.message)], label)
+    value = {"prompt": "".join(start if piece is BOS else piece for piece in pieces)}
+    if row.answer is not None:
+        value["completion"] = f"{template.space}{row.answer.strip()}{template.end}"
+    return value

@@ -9,15 +9,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from selfalign.engines.base import BOS, Control, RowError, Sampling, Step
-from selfalign.engines.llama_cpp import LlamaCpp
+from selfalign.data.prompt_text import BOS, Control
 from selfalign.errors import UserError
 from selfalign.export import chat_template, compare, converter, gguf_model, modelfile
 from selfalign.export import merged as merged_model
 from selfalign.export.job import Job
 from selfalign.export.merged import CHAT_TEMPLATE
-from selfalign.training import gguf_adapter as adapters
-from selfalign.training import lora, parity
+from selfalign.generation import parity
+from selfalign.generation.engines.base import RowError, Sampling, Step
+from selfalign.generation.engines.llama_cpp import LlamaCpp
+from selfalign.model import gguf_adapter as adapters
+from selfalign.training import lora
 
 _TORCH = "torch (float32)"
 _ENGINE = "llama.cpp"

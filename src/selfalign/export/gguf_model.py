@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from selfalign import atomic
 from selfalign.errors import UserError
-from selfalign.signals import STOP
-from selfalign.training import gguf_adapter
+from selfalign.model import gguf_adapter
+from selfalign.system import atomic
+from selfalign.system.signals import STOP
 
 Kind = Literal["q8_0", "f16"]
 _STRETCH = 1 << 24

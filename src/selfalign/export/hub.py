@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 from selfalign.errors import Resumable, SelfAlignError, UserError
 from selfalign.export.record import RECORD
-from selfalign.progress import plain
+from selfalign.system.console import plain
 
 _NAME = re.compile(r"\w(?:[\w.-]*\w)?/(?=.{1,96}$)\w(?:[\w.-]*\w)?", re.ASCII)
 _SECONDS = (15, 300, 300, 15)

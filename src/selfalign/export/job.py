@@ -10,13 +10,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from selfalign import atomic
-from selfalign.context import Context
 from selfalign.errors import UserError
 from selfalign.evaluation import heldout
-from selfalign.export import card, chat_template, record
-from selfalign.recipe import Stage
-from selfalign.run import file_hash
+from selfalign.export import chat_template, record
+from selfalign.report import model_card
+from selfalign.run.context import Context
+from selfalign.run.recipe import Stage
+from selfalign.system import atomic
+from selfalign.system.atomic import file_hash
 
 Form = Literal["adapter", "merged", "gguf-adapter", "gguf"]
 TYPES: dict[str, tuple[str, ...]] = {
@@ -55,7 +56,7 @@ class Job:
 
     @property
     def system(self) -> str:
-        return self.context.run.constitution.inference_prompt("standard")
+        return self.context.run.constitution.system_prompt("standard")
 
     @property
     def label(self) -> str:
@@ -64,7 +65,7 @@ class Job:
     @property
     def starts(self) -> bool:
         """Whether the tokenizer begins texts with its start token."""
-        from selfalign.engines.base import BOS
+        from selfalign.data.prompt_text import BOS
 
         return bool(self.context.model.tokenizer().encode((BOS,)))
 
@@ -161,11 +162,11 @@ def _check_base(job: Job) -> None:
 
 def _note_earlier(job: Job) -> None:
     """Say it where the adapter is not what the run makes now: a stage was changed or stopped since."""
-    from selfalign import pipeline
+    from selfalign.pipeline import order
 
     context = job.context
-    stages: tuple[Stage, ...] = ("engrave", "clone") if job.stage == "clone" else ("engrave",)
-    if stale := [s for s in stages if not context.run.done(s, pipeline.inputs_hash(context, s))]:
+    stages: tuple[Stage, ...] = ("engrave", "verbose_cloning") if job.stage == "verbose_cloning" else ("engrave",)
+    if stale := [s for s in stages if not context.run.done(s, order.inputs_hash(context, s))]:
         what = f"stage {stale[0]} is" if len(stale) == 1 else f"stages {' and '.join(stale)} are"
         text = f"The adapter is an earlier one: the run's {what} not finished as the run stands now"
         job.found["earlier"] = text
@@ -209,7 +210,7 @@ def _card(job: Job, faults: list[str]) -> str:
     compared = " ".join([job.found["comparison"]["text"] + ".", *(f"Does not hold: {fault}." for fault in faults)])
     if job.found.get("earlier"):
         compared += f" {job.found['earlier']}."
-    return card.export_card(
+    return model_card.export_card(
         context.model,
         context.run.constitution,
         job.form,

@@ -15,10 +15,12 @@ from typing import Any, Literal, cast
 
 import yaml
 
-from selfalign import atomic, models
-from selfalign.context import ADAPTER_STAGES, Context
 from selfalign.errors import UserError
-from selfalign.training import adapter, elsewhere, preflight
+from selfalign.model import sources
+from selfalign.pipeline import adapter_training
+from selfalign.run.context import ADAPTER_STAGES, Context
+from selfalign.system import atomic
+from selfalign.training import external, preflight
 
 STRATEGIES, QUANTIZATIONS = ("ddp", "fsdp", "deepspeed"), ("none", "4bit")
 _AT_ONCE = 8
@@ -117,7 +119,7 @@ def write(context: Context, out: Path, wanted: Wanted) -> list[str]:
     rows = _rows(context, wanted.stage)
     config, model = context.recipe.training(wanted.stage), context.model
     batch = divide(config.batch_size, wanted.gpus * wanted.nodes)
-    text = elsewhere.rows_text(rows)
+    text = external.rows_text(rows)
     # A hub id means the same elsewhere; a path does not.
     hub = model.source if re.fullmatch(r"[\w.-]+/[\w.-]+", model.source) and not Path(model.source).exists() else None
     steps = -(-len(rows) // batch.size) * config.epochs
@@ -126,7 +128,7 @@ def write(context: Context, out: Path, wanted: Wanted) -> list[str]:
         "stage": wanted.stage,
         "base": hub,
         "identity": model.identity,
-        "base_weights": models.identity_of(sorted(model.folder().glob("*.safetensors"))),
+        "base_weights": sources.identity_of(sorted(model.folder().glob("*.safetensors"))),
         **{key: recipe[key] for key in _SETTINGS},
         "batch_size": batch.size,
         "per_device_batch_size": batch.per_device,
@@ -152,7 +154,7 @@ def _rows(context: Context, stage: str) -> list[Any]:
     """The stage's rows, looked at as before a training here."""
     if context.recipe.training(stage).validation:
         raise UserError("the folder measures no loss on rows that are kept out: set engrave.validation to 0")
-    found = adapter.rows(context, cast(Literal["engrave", "clone"], stage))
+    found = adapter_training.rows(context, cast(Literal["engrave", "verbose_cloning"], stage))
     if not found:
         raise UserError("no training rows: every response was dropped; see `selfalign status`")
     model, label = context.model, context.run.constitution.assistant.name

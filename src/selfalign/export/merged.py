@@ -9,9 +9,9 @@ from typing import Any, Literal
 
 import torch
 
-from selfalign import atomic
 from selfalign.errors import UserError
-from selfalign.models import Model
+from selfalign.model.sources import Model
+from selfalign.system import atomic
 
 Kind = Literal["f32", "bf16", "f16"]
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
@@ -82,7 +82,7 @@ def tied(model: Any) -> bool:
 
 def chat_ids(folder: Path, messages: list[dict[str, str]]) -> list[int]:
     """Token ids of a dialogue as transformers makes them from the folder."""
-    from selfalign.conversion import quiet_transformers
+    from selfalign.model.conversion import quiet_transformers
 
     tokenizer = quiet_transformers().AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
     return list(tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False))

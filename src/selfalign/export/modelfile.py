@@ -9,9 +9,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from selfalign.dialogue import Template
 from selfalign.export import chat_template, go_template
 from selfalign.export.chat_template import Dialogue
+from selfalign.model.dialogue import Template
 
 NAME = "Modelfile"
 _QUOTES = '"""'
@@ -26,7 +26,7 @@ def text(gguf: str, template: Template, system: str, label: str, licence: str) -
     """The Modelfile of the GGUF file of that name beside it.
 
     Args:
-        system: the standard inference prompt.
+        system: the standard system prompt.
         label: the assistant's name.
         licence: the base's terms; empty if unknown.
     """

@@ -11,7 +11,7 @@ from typing import Any
 
 from selfalign.errors import UserError
 from selfalign.export.record import RECORD
-from selfalign.run import file_hash
+from selfalign.system.atomic import file_hash
 
 FORMS = ("adapter", "merged", "gguf-adapter", "gguf", "dataset")
 """Exports that the hub has a place for; a launch folder is none of them."""

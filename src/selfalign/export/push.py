@@ -15,8 +15,8 @@ from selfalign.errors import UserError
 from selfalign.export import parcel as parcels
 from selfalign.export.hub import OF_THE_HUB, Hub, Remote, check_name
 from selfalign.export.parcel import Parcel
-from selfalign.progress import Screen
-from selfalign.signals import STOP
+from selfalign.system.console import Screen
+from selfalign.system.signals import STOP
 
 T = TypeVar("T")
 

@@ -7,12 +7,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-from selfalign import __version__, atomic
-from selfalign.context import Context
 from selfalign.errors import UserError
-from selfalign.export import card
-from selfalign.report import page, scores
-from selfalign.run import file_hash
+from selfalign.report import model_card, scores
+from selfalign.run.context import Context
+from selfalign.run.ledger import TITLES
+from selfalign.system import atomic
+from selfalign.system.atomic import file_hash
+from selfalign.system.version import __version__
 
 RECORD = "export.json"
 
@@ -20,12 +21,12 @@ RECORD = "export.json"
 def ledger(context: Context) -> str:
     """What each stage was given, kept, dropped and why, as a card has it."""
     journal = context.journal
-    return card.counts([journal.counts(stage) for stage in journal.stages()], page.TITLES)
+    return model_card.counts([journal.counts(stage) for stage in journal.stages()], TITLES)
 
 
 def measured(context: Context) -> str:
     """The scores with their intervals, as a card has them."""
-    return card.scores(
+    return model_card.scores(
         [
             (f"{s['benchmark']}: {s['measure']}", str(s["model"]), str(s["n"]), *scores.score_text(s))
             for s in scores.read_scores(context.run)
@@ -36,7 +37,7 @@ def measured(context: Context) -> str:
 def writers(context: Context) -> str:
     """Who wrote prompts and answers, as a sentence."""
     recipe = context.recipe
-    return card.writers(bool(recipe.prompts.file), recipe.align.form == "given")
+    return model_card.writers(bool(recipe.prompts.file), recipe.align.form == "given")
 
 
 def base_name(context: Context) -> str:

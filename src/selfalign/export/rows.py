@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from itertools import islice
 from typing import Any, BinaryIO
 
+from selfalign.data.records import to_json
 from selfalign.errors import UserError
-from selfalign.records import to_json
 
 KINDS = ("jsonl", "parquet")
 """Types of files; each is its suffix, too."""

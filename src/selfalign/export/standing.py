@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from selfalign.context import Context
 from selfalign.errors import UserError
 from selfalign.export import dataset, job, parcel
-from selfalign.run import file_hash
+from selfalign.run.context import Context
+from selfalign.system.atomic import file_hash
 
 _REMAKE = "`selfalign export {run} {form} --force` with the same options makes it anew"
 

@@ -10,8 +10,7 @@ from __future__ import annotations
 import re
 import string
 
-from selfalign.constitution.document import LANGUAGES
-from selfalign.quality.language import lapses
+from selfalign.quality.language import LANGUAGES, lapses
 from selfalign.quality.thresholds import PromptFilter
 
 _DEFAULT = PromptFilter.model_validate({})
@@ -22,7 +21,6 @@ _NOT_TEXT = re.compile(
 
 _ROLE = re.compile(r"(^|\n)[^\S\n]*(user|assistant|human)\s*:", re.IGNORECASE)
 _PLACEHOLDER = re.compile(r"<\s*no ?input\s*>|\[(?:insert|your|name)[^\]\n]{0,40}\]", re.IGNORECASE)
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b\u200e\u200f\u202a-\u202e\u2060-\u2064\ufeff]")
 
 
 def reason_to_drop(
@@ -54,17 +52,6 @@ def reason_to_drop(
     if not filters.placeholders and (_PLACEHOLDER.search(instruction) or _PLACEHOLDER.search(text)):
         return "contains a placeholder"
     return None
-
-
-def cleaned(text: str) -> str:
-    """A user's own prompt without control and invisible characters, trailing spaces and runs of blank lines."""
-    lines = [line.rstrip() for line in without_controls(text).split("\n")]
-    return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).strip()
-
-
-def without_controls(text: str) -> str:
-    """The text without control and invisible characters, its lines ended by "\\n"."""
-    return _CONTROL.sub("", text.replace("\r\n", "\n").replace("\r", "\n"))
 
 
 def reason_to_drop_own(message: str, length: int | None = None, bounds: tuple[int, int] = (1, 1)) -> str:

@@ -8,8 +8,13 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
-from selfalign.constitution.document import LANGUAGES
 from selfalign.quality.rouge import words
+
+LANGUAGES = {
+    "cs": "Czech", "da": "Danish", "de": "German", "en": "English", "es": "Spanish", "fi": "Finnish", "fr": "French",
+    "hu": "Hungarian", "id": "Indonesian", "it": "Italian", "nl": "Dutch", "no": "Norwegian", "pl": "Polish",
+    "pt": "Portuguese", "ro": "Romanian", "sv": "Swedish", "tr": "Turkish", "vi": "Vietnamese",
+}  # fmt: skip
 
 _MIN_LETTERS = 12
 """Shorter texts are too short to tell."""

@@ -14,10 +14,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 
-from selfalign.constitution import CITATION, Constitution
-from selfalign.constitution.document import LANGUAGES
+from selfalign.data.text import CITATION
 from selfalign.quality import safety
-from selfalign.quality.language import lapses, other_language
+from selfalign.quality.language import LANGUAGES, lapses, other_language
 from selfalign.quality.refusals import stock_refusal
 from selfalign.quality.rouge import rouge_l, tokens, words
 from selfalign.quality.thresholds import AnswerFilter
@@ -55,30 +54,13 @@ class Leaks:
     ngrams: frozenset[tuple[str, ...]] = field(default_factory=frozenset)
     sentences: frozenset[str] = field(default_factory=frozenset)
 
-    @classmethod
-    def of(cls, constitution: Constitution, words: int, verbose_only: bool = False) -> Leaks:
-        """Leaks of the exemplars and rules (stage 2), or of the verbose inference prompt (stage 4).
-
-        Args:
-            words: so many words in a row are a leak.
-        """
-        if verbose_only:
-            texts = [constitution.inference_prompt("verbose"), *(t.answer for t in constitution.prompts.two_shot)]
-        else:
-            texts = [e.answer for e in constitution.exemplars] + [e.thoughts for e in constitution.exemplars]
-            texts += [p.rule for p in constitution.principles]
-        grams = frozenset(g for t in texts for g in ngrams(tokens(t), words))
-        short = frozenset(k for t in texts for k in _sentence_keys(t) if 4 <= k.count(" ") + 1 < words)
-        reason = "persona leaked" if verbose_only else "exemplar leaked"
-        return cls(constitution.assistant.name, words, reason, constitution.language, grams, short)
-
     def found_in(self, text: str, message: str) -> bool:
         """Whether the text repeats so many words in a row, or a whole short sentence, that the user did not say."""
         grams = self.ngrams.intersection(ngrams(tokens(text), self.words))
         if grams and not grams <= set(ngrams(tokens(message), self.words)):
             return True
-        sentences = self.sentences.intersection(_sentence_keys(text))
-        return bool(sentences) and not sentences <= set(_sentence_keys(message))
+        sentences = self.sentences.intersection(sentence_keys(text))
+        return bool(sentences) and not sentences <= set(sentence_keys(message))
 
 
 def ngrams(items: Sequence[str], n: int) -> Iterable[tuple[str, ...]]:
@@ -91,7 +73,7 @@ def _sentences(text: str) -> list[str]:
 
 
 @lru_cache(maxsize=16)
-def _sentence_keys(text: str) -> tuple[str, ...]:
+def sentence_keys(text: str) -> tuple[str, ...]:
     """Each sentence's tokens, joined by spaces."""
     return tuple(" ".join(tokens(s)) for s in _sentences(text))
 
@@ -110,7 +92,7 @@ def _without_code(text: str) -> str:
 def loops(text: str, sentence_repeats: int = 3, share: float = 0.3, run: int = 6) -> bool:
     """Whether the text repeats itself without end: a sentence so many times, or mostly n-grams that occurred before."""
     prose = _without_code(text)
-    sentences = Counter(k for k in _sentence_keys(prose) if k.count(" ") >= 2)
+    sentences = Counter(k for k in sentence_keys(prose) if k.count(" ") >= 2)
     if sentence_repeats and sentences and max(sentences.values()) >= sentence_repeats:
         return True
     grams = list(ngrams(tokens(prose), run))
@@ -152,19 +134,6 @@ def cut_at_repeated_clause(text: str) -> str:
         seen.add(clause.strip())
         kept += clause
     return kept.strip()
-
-
-def judge_thoughts(thoughts: str, constitution: Constitution) -> tuple[list[int], str | None]:
-    """The principles that the thoughts cite (ids in order, once each), and why the thoughts are not well-formed.
-
-    The name decides: without a grammar a small model writes "3 (informative)" where 2 is informative.
-    """
-    known = {p.name.lower(): p.id for p in constitution.principles}
-    names = [name.lower() for _, name in CITATION.findall(thoughts)]
-    cited = list(dict.fromkeys(known[name] for name in names if name in known))
-    if not thoughts.strip():
-        return cited, "no thoughts"
-    return cited, None if cited else "no principle cited"
 
 
 def judge(text: str, truncated: bool, message: str, leaks: Leaks, filters: AnswerFilter) -> Verdict:

@@ -8,7 +8,7 @@ from pydantic import Field, GetJsonSchemaHandler, model_validator
 from pydantic_core import CoreSchema
 
 from selfalign.quality.safety import RULES
-from selfalign.strict import Strict
+from selfalign.system.strict_yaml import Strict
 
 
 class PromptFilter(Strict):
@@ -112,7 +112,7 @@ class Overlap(Strict):
     """So is one whose ROUGE-L F1 with one of them is above this. 1 is off."""
 
 
-class Filters(Strict):
+class FilterSettings(Strict):
     """`filters: default`, `filters: paper`, or one of them with other values:
     `filters: {base: default, responses: {echo: 0.9}}`."""
 

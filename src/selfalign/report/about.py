@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from selfalign import costs, environment
 from selfalign.constitution import load_seeds
+from selfalign.data.records import Prompt, stream_jsonl
 from selfalign.errors import UserError
-from selfalign.recipe import Recipe
-from selfalign.records import Prompt, stream_jsonl
-from selfalign.run import RunDir
+from selfalign.planning import costs
+from selfalign.run.directory import RunDir
+from selfalign.run.recipe import Recipe
+from selfalign.system import environment
 
 
 def gather(run: RunDir, stages: list[dict[str, Any]]) -> dict[str, Any]:
@@ -37,7 +38,7 @@ def story(run: RunDir) -> str:
         "prompts": "was given prompts" if own else "wrote its own prompts",
         "align": "was given answers to them" if given else "answered them under the constitution",
         "engrave": "learnt the answers" if given else "learnt the answers without it",
-        "clone": "learnt its own verbose mode",
+        "verbose_cloning": "learnt its own verbose mode",
     }
     done = [text for stage, text in steps.items() if stage in run.recipe.stages]
     told = ", ".join(done[:-1]) + (" and " if len(done) > 1 else "") + done[-1] if done else "was measured"
@@ -75,10 +76,10 @@ def facts(run: RunDir) -> list[list[str]]:
                 f"epochs {e.epochs}, batch {e.batch_size}",
             ]
         )
-    if "clone" in recipe.stages:
-        rows.append(["verbose answers", _drawn(recipe.clone)])
+    if "verbose_cloning" in recipe.stages:
+        rows.append(["verbose answers", _drawn(recipe.verbose_cloning)])
     if "evaluate" in recipe.stages:
-        rows.append(["evaluation", f"{recipe.evaluate.run_on} held-out prompts, {_drawn(recipe.evaluate)}"])
+        rows.append(["evaluation", f"{recipe.evaluate.heldout_prompts} held-out prompts, {_drawn(recipe.evaluate)}"])
     return rows
 
 
@@ -146,8 +147,8 @@ def funnel(run: RunDir, stages: list[dict[str, Any]], human: dict[str, int]) -> 
         person("prompts of the user")
     ledger("align", "answers under the constitution")
     ledger("engrave", "examples to engrave, with identity pairs")
-    ledger("verbose", "verbose answers")
-    ledger("clone", "examples to clone")
+    ledger("verbose_responses", "verbose responses")
+    ledger("verbose_cloning", "examples of verbose cloning")
     return rows
 
 

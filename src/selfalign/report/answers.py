@@ -6,10 +6,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from selfalign.data.records import Answer, OpenAnswer, Response, read_jsonl, stream_jsonl
 from selfalign.evaluation.spoken import COMPARED
-from selfalign.records import Answer, OpenAnswer, Response, read_jsonl, stream_jsonl
 from selfalign.report.scores import title
-from selfalign.run import RunDir
+from selfalign.run.directory import RunDir
 
 SHOWN = 12
 """Held-out prompts in the report, and questions of a benchmark; all are in the files of 5_evaluation."""

@@ -13,10 +13,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
+from selfalign.data.records import Drop, Prompt, Response, stream_jsonl
 from selfalign.errors import UserError
 from selfalign.quality import diversity, duplicates
-from selfalign.records import Drop, Prompt, Response, stream_jsonl
-from selfalign.run import RunDir
+from selfalign.run.directory import RunDir
 
 T = TypeVar("T")
 
@@ -88,7 +88,7 @@ def rows(run: RunDir, kind: str) -> list[Row]:
 
 
 def _rows(run: RunDir, kind: str) -> Iterator[Row]:
-    for name in {"prompts": ["prompts"], "answers": ["responses", "clone_responses"]}[kind]:
+    for name in {"prompts": ["prompts"], "answers": ["responses", "verbose_responses"]}[kind]:
         path = run.jsonl(name)
         if path.exists() and kind == "prompts":
             yield from (Row(run.path.name, name, p.id, p.message) for p in stream_jsonl(path, Prompt))
@@ -109,7 +109,7 @@ def _diversity(run: RunDir, tagged: dict[str, tuple[str, Pair]] | None) -> dict[
         found["prompts"] |= _counted(run)
         if tagged is not None:
             found["prompts"]["verb_objects"] = verb_objects(tagged.values())
-    for title, name in (("answers", "responses"), ("verbose", "clone_responses")):
+    for title, name in (("answers", "responses"), ("verbose", "verbose_responses")):
         if run.jsonl(name).exists():
             found[title] = _described(r.response for r in stream_jsonl(run.jsonl(name), Response))
     return found
@@ -165,7 +165,7 @@ def _lengths(run: RunDir) -> dict[str, Any]:
     path = run.jsonl("prompts")
     if path.exists():
         found["prompts"] = lengths(p.message for p in stream_jsonl(path, Prompt))
-    for title, name in (("answers", "responses"), ("verbose", "clone_responses")):
+    for title, name in (("answers", "responses"), ("verbose", "verbose_responses")):
         if run.jsonl(name).exists():
             found[title] = lengths(r.response for r in stream_jsonl(run.jsonl(name), Response))
     return found

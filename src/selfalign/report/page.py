@@ -12,25 +12,14 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from selfalign import __version__, atomic, strict
-from selfalign.constitution.render import render as as_the_model_sees_it
-from selfalign.context import Context
-from selfalign.progress import plain
+from selfalign.constitution.rendering import render as as_the_model_sees_it
 from selfalign.report import about, answers, data, figures, paper, plots, principles, scores
-from selfalign.run import RunDir
-
-TITLES = {
-    "self_instruct": "1a Self-Instruct",
-    "topics": "1b topics",
-    "red_team": "1b red-teaming",
-    "align": "2 self-align",
-    "engrave": "3 engrave",
-    "verbose": "4 verbose answers",
-    "clone": "4 clone",
-    "evaluate": "5 evaluate",
-    "probes": "5 probes",
-}
-"""What the ledgers are called in tables."""
+from selfalign.run.context import Context
+from selfalign.run.directory import RunDir
+from selfalign.run.ledger import TITLES
+from selfalign.system import atomic, strict_yaml
+from selfalign.system.console import plain
+from selfalign.system.version import __version__
 
 _TEXT = 2000
 """Characters of one model's text on the page."""
@@ -106,7 +95,7 @@ def render(found: dict[str, Any]) -> str:
         beside=beside,
         others=[r for r in paper.REFERENCES if r not in beside.values()],
         supervision=paper.SUPERVISION,
-        recipe=strict.dump(found["recipe"]),
+        recipe=strict_yaml.dump(found["recipe"]),
         sources={name: label for name, (label, _) in figures.SOURCES.items()},
         reasons=_REASONS,
         items=_ITEMS,

@@ -16,7 +16,7 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
-from selfalign.progress import plain
+from selfalign.system.console import plain
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from selfalign.records import Response, stream_jsonl
+from selfalign.data.records import Response, stream_jsonl
 from selfalign.report.data import Pair
-from selfalign.run import RunDir
+from selfalign.run.directory import RunDir
 
 _VERBS = 20
 _WORDS = range(15, 91)

@@ -7,10 +7,10 @@ import math
 from dataclasses import asdict
 from typing import Any, Literal
 
+from selfalign.data.records import Score
 from selfalign.errors import UserError
 from selfalign.evaluation.pairwise import COUNTS, WIN_RATE
-from selfalign.records import Score
-from selfalign.run import RunDir
+from selfalign.run.directory import RunDir
 
 Unit = Literal["percent", "words", "number"]
 

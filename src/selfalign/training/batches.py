@@ -6,8 +6,8 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from selfalign.dialogue import Encoded
-from selfalign.records import content_hash
+from selfalign.data.records import content_hash
+from selfalign.model.dialogue import Encoded
 
 _WORTH = 64
 """Tokens that sharing a prefix must save: it is a pass of its own through the layers."""
@@ -50,7 +50,7 @@ def parts(batch: Sequence[Encoded], tokens: int, share: bool = True) -> list[Par
     """Split a batch into parts of at most `tokens` tokens, padding counted; a longer row stands alone.
 
     Args:
-        share: rows that begin alike (the same inference prompt) share the computation of their beginning.
+        share: rows that begin alike (the same system prompt) share the computation of their beginning.
     """
     found = []
     for alike in _alike(sorted(batch, key=lambda r: r.ids)) if share else [list(batch)]:

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from selfalign import atomic
+from selfalign.system import atomic
 
 
 class Unusable(Exception):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from selfalign import environment
 from selfalign.errors import UserError
-from selfalign.recipe import Engrave
+from selfalign.system import environment
+from selfalign.training.settings import TrainingSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +20,7 @@ class Placement:
 CPU = Placement("cpu", "float32")
 
 
-def choose(config: Engrave, begun: str | None = None) -> Placement:
+def choose(config: TrainingSettings, begun: str | None = None) -> Placement:
     """What the recipe says, or what this machine does best.
 
     An accelerator if there is one. In bfloat16 where it is really faster: a processor without such arithmetic emulates

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from selfalign.dialogue import Encoded
-from selfalign.signals import STOP
+from selfalign.model.dialogue import Encoded
+from selfalign.system.signals import STOP
 from selfalign.training.batches import Part
 from selfalign.training.loss import CrossEntropy
 

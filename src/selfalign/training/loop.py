@@ -16,13 +16,13 @@ from typing import Any, TypeVar
 
 import torch
 
-from selfalign.dialogue import Encoded
 from selfalign.errors import Interrupted, Resumable, UserError
-from selfalign.recipe import Engrave
-from selfalign.signals import STOP
+from selfalign.model.dialogue import Encoded
+from selfalign.system.signals import STOP
 from selfalign.training.batches import Part, all_steps, parts
 from selfalign.training.checkpoint import Checkpoint, Unusable
 from selfalign.training.forward import backward, causal, cross_entropy, hidden_at_loss
+from selfalign.training.settings import TrainingSettings
 
 Value = TypeVar("Value")
 OnStep = Callable[[int, int, float, int], None]
@@ -50,7 +50,7 @@ class Training:
     """Of the steps before that."""
     best_step: int = 0
     """The step whose adapter is kept, where training stops early; else 0."""
-    tokens_at_once: int = 0
+    micro_batch_tokens: int = 0
     """What the memory allowed in the end."""
 
 
@@ -65,7 +65,7 @@ def rate(step: int, steps: int, warmup: int, schedule: str) -> float:
 def train(
     model: Any,
     rows: Sequence[Encoded],
-    config: Engrave,
+    config: TrainingSettings,
     seed: int,
     *,
     validation: Sequence[Encoded] = (),
@@ -107,7 +107,7 @@ class _Loop:
         self,
         model: Any,
         rows: Sequence[Encoded],
-        config: Engrave,
+        config: TrainingSettings,
         seed: int,
         validation: Sequence[Encoded],
         checkpoint: Checkpoint | None,
@@ -123,7 +123,7 @@ class _Loop:
             self.trained.values(), lr=config.learning_rate, betas=(0.9, 0.999), weight_decay=0.0
         )
         self.head = cross_entropy(model)
-        self.made = Training(tokens_at_once=config.tokens_at_once)
+        self.made = Training(micro_batch_tokens=config.micro_batch_tokens)
         self.best: dict[str, torch.Tensor] = {}
         self.stopped = False
         self._saved = time.monotonic()
@@ -145,7 +145,7 @@ class _Loop:
 
         Compared on two rows of the part that shares the most tokens: the loss, and the gradient.
         """
-        cut = (part for batch in self.order for part in parts(batch, self.config.tokens_at_once))
+        cut = (part for batch in self.order for part in parts(batch, self.config.micro_batch_tokens))
         shared = (part for part in cut if part.prefix and len(part.rows) > 1)
         part = max(shared, key=lambda p: p.prefix, default=None)
         if part is None:
@@ -214,7 +214,7 @@ class _Loop:
             self.optimizer.zero_grad(set_to_none=True)
             # So dropout follows from the step alone: a resumed run draws the same.
             torch.manual_seed(_step_seed(self.seed, number))
-            cut = parts(batch, self.made.tokens_at_once, self.share)
+            cut = parts(batch, self.made.micro_batch_tokens, self.share)
             return sum(backward(self.model, self.head, part, total) for part in cut)
 
         return self._within_memory(compute, lambda: max(len(part.rows) for part in cut))
@@ -244,8 +244,8 @@ class _Loop:
                     f"out of memory at step {step} with one row at a time: lower engrave.max_length, set "
                     "engrave.gradient_checkpointing, or close other programs; then run the same command again"
                 )
-            self.made.tokens_at_once = max(1, self.made.tokens_at_once // 2)
-            self.say(f"out of memory at step {step}: going on with {self.made.tokens_at_once} tokens at once")
+            self.made.micro_batch_tokens = max(1, self.made.micro_batch_tokens // 2)
+            self.say(f"out of memory at step {step}: going on with {self.made.micro_batch_tokens} tokens at once")
 
     # -- the loss on other rows ----------------------------------------------------------------------------------
 
@@ -283,7 +283,7 @@ class _Loop:
 
         def compute() -> float:
             nonlocal cut
-            cut, total = parts(self.validation, self.made.tokens_at_once, self.share), 0.0
+            cut, total = parts(self.validation, self.made.micro_batch_tokens, self.share), 0.0
             for part in cut:
                 STOP.check()
                 with torch.no_grad():
@@ -319,7 +319,7 @@ class _Loop:
             tensors |= {f"{key} {name}": state[key] for key in _MOMENTS if key in state}
         tensors |= {f"best {name}": value for name, value in self.best.items()}
         dtype = str(next(iter(self.model.parameters())).dtype).removeprefix("torch.")
-        asked = {"dtype": dtype, "asked": self.config.tokens_at_once, "stopped": self.stopped}
+        asked = {"dtype": dtype, "asked": self.config.micro_batch_tokens, "stopped": self.stopped}
         self.checkpoint.save(tensors, {"made": asdict(self.made), **asked})
         self._saved = time.monotonic()
 
@@ -340,8 +340,10 @@ class _Loop:
             made = record["made"]
             self.made = Training(**{**made, "validation": [(step, loss) for step, loss in made["validation"]]})
             moments, self.stopped = {name: tensors[name] for name in names}, bool(record["stopped"])
-            if record["asked"] != self.config.tokens_at_once:  # the recipe's word counts again where it is another one
-                self.made.tokens_at_once = self.config.tokens_at_once
+            if (
+                record["asked"] != self.config.micro_batch_tokens
+            ):  # the recipe's word counts again where it is another one
+                self.made.micro_batch_tokens = self.config.micro_batch_tokens
         except (KeyError, TypeError, ValueError):
             raise Unusable("another version wrote it") from None
         self.made.resumed_at, self.made.seconds_before = len(self.made.losses), self.made.seconds

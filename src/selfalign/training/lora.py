@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 
-from selfalign import atomic
-from selfalign.conversion import quiet_transformers
 from selfalign.errors import UserError
-from selfalign.models import BASE_NOTE, Model
-from selfalign.recipe import Engrave
+from selfalign.model.conversion import quiet_transformers
+from selfalign.model.sources import BASE_NOTE, Model
+from selfalign.system import atomic
 from selfalign.training.device import CPU, Placement
+from selfalign.training.settings import TrainingSettings
 
 
 def load_base(folder: Path, where: Placement = CPU) -> Any:
@@ -35,7 +35,7 @@ def load_base(folder: Path, where: Placement = CPU) -> Any:
     return model.eval()
 
 
-def with_new_adapter(base: Any, config: Engrave, seed: int) -> Any:
+def with_new_adapter(base: Any, config: TrainingSettings, seed: int) -> Any:
     """The base with a fresh LoRA adapter (r, alpha, dropout and targets of the recipe)."""
     import peft
 

@@ -11,8 +11,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from selfalign.dialogue import Encoded, Template, Tokenizer, encode_example
-from selfalign.engines.base import BOS
+from selfalign.data.prompt_text import BOS
+from selfalign.model.dialogue import Encoded, Template, Tokenizer, encode_example
 
 _SHORT = 3
 """Loss tokens, the end token included, below which an answer is doubtful."""

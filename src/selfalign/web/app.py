@@ -10,9 +10,9 @@ import traceback
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from selfalign import feedback
+from selfalign.constitution.citations import judge_thoughts
 from selfalign.errors import UserError
-from selfalign.quality.response_filters import judge_thoughts
+from selfalign.run import feedback
 from selfalign.web import openai_answer as shape
 from selfalign.web import openai_request as asked
 from selfalign.web.generation import Done, Generation, Job, Left, Running

@@ -12,15 +12,15 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from selfalign.constitution import Constitution
-from selfalign.quality.response_filters import judge_thoughts
-from selfalign.records import content_hash, join_input, prompt_id
-from selfalign.run import JSONL_FILES
+from selfalign.constitution.citations import judge_thoughts
+from selfalign.data.records import content_hash, join_input, prompt_id
+from selfalign.run.directory import JSONL_FILES
 
 Key = Callable[[dict[str, Any]], object]
 
 
 @dataclass(frozen=True, slots=True)
-class Fate:
+class RowOutcome:
     """A row of the ledger as the journal holds it."""
 
     rowid: int
@@ -36,7 +36,7 @@ class Fate:
 class Entry:
     """A row as the viewer lists it."""
 
-    fate: Fate
+    fate: RowOutcome
     source: str = ""
     """self_instruct, red_team, user or identity."""
     type: str = ""
@@ -53,7 +53,7 @@ class Entry:
     about: str = ""
     """The id of the prompt that the row is about; empty where it is the row's own."""
     prompt: str = ""
-    """Of a training example: its inference prompt."""
+    """Of a training example: its system prompt."""
 
 
 def _prompt_key(row: dict[str, Any]) -> object:
@@ -80,8 +80,8 @@ FILES: dict[str, tuple[str, ...]] = {
     "red_team": ("prompts", "red_team"),
     "align": ("prompts", "responses"),
     "engrave": ("prompts", "responses", "engrave_examples"),
-    "verbose": ("prompts", "clone_responses"),
-    "clone": ("prompts", "clone_examples"),
+    "verbose_responses": ("prompts", "verbose_responses"),
+    "verbose_cloning": ("prompts", "verbose_cloning_examples"),
     "evaluate": ("prompts", "answers"),
     "probes": ("probes",),
 }
@@ -151,15 +151,15 @@ class Reader:
         self._constitution = constitution
         self._files = files
 
-    def entry(self, fate: Fate) -> Entry:
+    def entry(self, fate: RowOutcome) -> Entry:
         """The row with everything that the run's files say of it."""
         found = {name: file.get(fate.id) for name, file in self._files.items() if name != "topics"}
         if self._stage == "topics":
             row = self._files["topics"].get(fate.text)
             return Entry(fate, type=_text(row, "question_type"), topic=fate.text, message=fate.text)
-        if self._stage in ("align", "verbose"):
+        if self._stage in ("align", "verbose_responses"):
             return self._answered(fate, found)
-        if self._stage in ("engrave", "clone"):
+        if self._stage in ("engrave", "verbose_cloning"):
             return self._example(fate, found)
         if self._stage == "evaluate":
             return self._evaluated(fate, found["answers"])
@@ -168,8 +168,8 @@ class Reader:
         prompt = found.get("prompts") or found.get(self._stage) or {}
         return _described(fate, prompt, message=_message(prompt) or fate.text, source=self._stage)
 
-    def _answered(self, fate: Fate, found: Mapping[str, dict[str, Any]]) -> Entry:
-        prompt, kept = found["prompts"], found["responses" if self._stage == "align" else "clone_responses"]
+    def _answered(self, fate: RowOutcome, found: Mapping[str, dict[str, Any]]) -> Entry:
+        prompt, kept = found["prompts"], found["responses" if self._stage == "align" else "verbose_responses"]
         message = _message(prompt) or _message(kept)
         # A file is the truth where a person may have edited it; before it is written, the ledger's own text is.
         if kept and fate.state == "kept":
@@ -182,7 +182,7 @@ class Reader:
         cited = tuple(judge_thoughts(thoughts, self._constitution)[0])
         return _described(fate, prompt, message=message, thoughts=thoughts, answer=answer, principles=cited)
 
-    def _example(self, fate: Fate, found: Mapping[str, dict[str, Any]]) -> Entry:
+    def _example(self, fate: RowOutcome, found: Mapping[str, dict[str, Any]]) -> Entry:
         example = found[f"{self._stage}_examples"]
         prompt, response = found["prompts"], found.get("responses", {})
         row = {**prompt, "source": _text(example, "source") or _text(prompt, "source")}
@@ -194,7 +194,7 @@ class Reader:
             principles=_numbers(response.get("principles")), prompt=_text(example, "prompt"),
         )  # fmt: skip
 
-    def _evaluated(self, fate: Fate, answer: dict[str, Any]) -> Entry:
+    def _evaluated(self, fate: RowOutcome, answer: dict[str, Any]) -> Entry:
         prompt = self._files["prompts"].get(_text(answer, "id"))
         return _described(
             fate, prompt, message=_text(answer, "message") or fate.text, answer=_text(answer, "answer"),
@@ -202,7 +202,7 @@ class Reader:
         )  # fmt: skip
 
 
-def _probed(fate: Fate, answer: dict[str, Any]) -> Entry:
+def _probed(fate: RowOutcome, answer: dict[str, Any]) -> Entry:
     number = answer.get("principle")
     return Entry(
         fate, model=_text(answer, "model"), principles=_numbers([number]), message=_text(answer, "ask") or fate.text,
@@ -210,7 +210,7 @@ def _probed(fate: Fate, answer: dict[str, Any]) -> Entry:
     )  # fmt: skip
 
 
-def _described(fate: Fate, of: Mapping[str, Any], **more: Any) -> Entry:
+def _described(fate: RowOutcome, of: Mapping[str, Any], **more: Any) -> Entry:
     """With the prompt's source, type, topic and split."""
     said = {
         "source": _text(of, "source"),

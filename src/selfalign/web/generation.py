@@ -17,8 +17,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from selfalign.engines.base import Engine, Part, Request, RowError, Step, TooLong, whole_characters
+from selfalign.data.prompt_text import whole_characters
 from selfalign.errors import SelfAlignError
+from selfalign.generation.engines.base import Engine, Part, Request, RowError, Step, TooLong
 from selfalign.web.guard import Refused
 from selfalign.web.openai_answer import Choice, Usage
 

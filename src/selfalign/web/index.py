@@ -18,18 +18,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from selfalign import marks
 from selfalign.constitution import Constitution
+from selfalign.data.records import content_hash
 from selfalign.errors import UserError
-from selfalign.journal import LEDGER
-from selfalign.records import content_hash
-from selfalign.run import JSONL_FILES, RunDir, file_hash
+from selfalign.run import marks
+from selfalign.run.directory import JSONL_FILES, RunDir
+from selfalign.run.journal import LEDGER
+from selfalign.system.atomic import file_hash
 from selfalign.web.cache import Cache
-from selfalign.web.entries import FILES, Entry, Fate, Lines, Reader, lines
+from selfalign.web.entries import FILES, Entry, Lines, Reader, RowOutcome, lines
 
 _BATCH = 2000
 
-ANSWERS = {"engrave": "align", "clone": "verbose"}
+ANSWERS = {"engrave": "align", "verbose_cloning": "verbose_responses"}
 """Training -> the ledger of the answers that it learns."""
 
 PLACES = 1 << 40
@@ -325,12 +326,12 @@ def _kind(entry: Entry) -> tuple[str, ...]:
     return (entry.fate.state, entry.fate.reason, entry.source, entry.type, entry.split, entry.model)
 
 
-def _fates(journal: sqlite3.Connection, stage: str, numbers: Sequence[int]) -> list[Fate]:
+def _fates(journal: sqlite3.Connection, stage: str, numbers: Sequence[int]) -> list[RowOutcome]:
     """Those of the journal's rows, in their order; without those that were decided anew meanwhile."""
-    found: list[Fate] = []
+    found: list[RowOutcome] = []
     for start in range(0, len(numbers), 500):
         part = numbers[start : start + 500]
         marks = ",".join("?" * len(part))
         query = f"SELECT rowid, id, position, state, reason, text FROM rows WHERE rowid IN ({marks}) AND stage = ?"  # noqa: S608
-        found += [Fate(*row) for row in journal.execute(query, (*part, stage))]
+        found += [RowOutcome(*row) for row in journal.execute(query, (*part, stage))]
     return sorted(found, key=lambda fate: fate.rowid)

@@ -11,8 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from selfalign.dialogue import Turn
-from selfalign.engines.base import whole_characters
+from selfalign.data.prompt_text import Turn, whole_characters
 from selfalign.web.guard import Refused
 
 STYLES = ("standard", "concise", "verbose", "two-shot")
@@ -51,9 +50,9 @@ class Chat:
     options: Options
     turns: tuple[Turn, ...]
     system: str | None
-    """Replaces the inference prompt, as in the exported chat templates; None where it is blank."""
+    """Replaces the system prompt, as in the exported chat templates; None where it is blank."""
     style: str | None
-    """Which inference prompt of the constitution; an addition of ours."""
+    """Which system prompt of the constitution; an addition of ours."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +100,7 @@ def chat(body: bytes, limits: Limits) -> Chat:
     system, turns = _messages(value.get("messages"), limits)
     style = _one_of(value, "style", STYLES)
     if style is not None and system is not None:
-        raise _bad("a system message replaces the inference prompt: give it, or style, not both", "style")
+        raise _bad("a system message replaces the system prompt: give it, or style, not both", "style")
     return Chat(_options(value, limits), turns, system, style)
 
 

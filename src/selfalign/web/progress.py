@@ -8,16 +8,17 @@ from contextlib import closing
 from functools import cached_property
 from typing import Any
 
-from selfalign.journal import LEDGER
-from selfalign.report import about, page
-from selfalign.run import RunDir, held
+from selfalign.report import about
+from selfalign.run import ledger
+from selfalign.run.directory import RunDir, held
+from selfalign.run.journal import LEDGER
 from selfalign.web.index import Index, read_only
 
 _LEDGERS: dict[str, tuple[str, ...]] = {
     "prompts": ("self_instruct", "topics", "red_team"),
     "align": ("align",),
     "engrave": ("engrave",),
-    "clone": ("verbose", "clone"),
+    "verbose_cloning": ("verbose_responses", "verbose_cloning"),
     "evaluate": ("evaluate",),
 }
 """Stage -> its ledgers, in their order."""
@@ -105,7 +106,7 @@ class Watch:
 
 def _empty(stage: str) -> dict[str, Any]:
     return {
-        "stage": stage, "title": page.TITLES.get(stage, stage), "finished": False, "rows_in": 0, "decided": 0,
+        "stage": stage, "title": ledger.TITLES.get(stage, stage), "finished": False, "rows_in": 0, "decided": 0,
         "kept": 0, "dropped": {}, "failed": {}, "seconds": 0.0, "generation_seconds": 0.0, "busy": 0.0, "answered": 0,
         "open": 0, "lost": 0, "wanted": None, "notes": {},
     }  # fmt: skip

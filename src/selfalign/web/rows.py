@@ -7,26 +7,27 @@ import threading
 from contextlib import closing
 from typing import Any
 
-from selfalign import feedback, marks
-from selfalign.context import Context
-from selfalign.dialogue import Encoded, Tokenizer, encode_example
-from selfalign.engines.base import BOS, Completion, Control, Request
+from selfalign.data.prompt_text import BOS, Control
+from selfalign.data.records import Prompt
 from selfalign.errors import UserError
 from selfalign.evaluation import heldout
-from selfalign.generate import Work, work_key
-from selfalign.progress import Screen
-from selfalign.records import Prompt
-from selfalign.run import RunDir
-from selfalign.stages import self_align, verbose_clone
+from selfalign.generation.engines.base import Completion, Request
+from selfalign.generation.loop import Work, work_key
+from selfalign.model.dialogue import Encoded, Tokenizer, encode_example
+from selfalign.pipeline import step2_self_align, step4_verbose_cloning
+from selfalign.run import feedback, marks
+from selfalign.run.context import Context
+from selfalign.run.directory import RunDir
+from selfalign.system.console import Screen
 from selfalign.web.index import ANSWERS, Index, read_only
 from selfalign.web.query import CITED, DIMENSIONS
 
-ASKED = ("align", "verbose", "evaluate")
+ASKED = ("align", "verbose_responses", "evaluate")
 """Stages whose requests can be put together again from the row alone."""
-_SPEAKERS = {"align": ("prompted-base", "constitution"), "verbose": ("engraved", "verbose")}
+_SPEAKERS = {"align": ("prompted-base", "constitution"), "verbose_responses": ("engraved", "verbose")}
 """Who answers in a stage, and under which prompt."""
-TRAINED = {"align": "standard", "engrave": "standard", "clone": ""}
-"""Stages whose rows are or become training text, with the inference prompt where it is always the same."""
+TRAINED = {"align": "standard", "engrave": "standard", "verbose_cloning": ""}
+"""Stages whose rows are or become training text, with the system prompt where it is always the same."""
 
 
 class Rows:
@@ -121,9 +122,9 @@ class Rows:
         context = self._context
         prompt = Prompt(row["about"], row["message"], question_type=row["type"])
         if stage == "align":
-            return self_align.request(context, prompt, self_align.form(context))
-        if stage == "verbose":
-            return verbose_clone.request(context, prompt)
+            return step2_self_align.request(context, prompt, step2_self_align.form(context))
+        if stage == "verbose_responses":
+            return step4_verbose_cloning.request(context, prompt)
         return heldout.request(context, prompt, heldout.ADAPTERS.get(row["model"]))
 
     def _key(self, stage: str, row_id: str, request: Request) -> tuple[str, str]:
@@ -215,7 +216,7 @@ class Rows:
     def _opinion(self, row: dict[str, Any], verdict: str) -> dict[str, Any]:
         """A mark on the row's answer without its note: who was asked what, under which prompt and settings."""
         stage, recipe = row["stage"], self._context.recipe
-        drawn = {"align": recipe.align, "verbose": recipe.clone, "evaluate": recipe.evaluate}[stage]
+        drawn = {"align": recipe.align, "verbose_responses": recipe.verbose_cloning, "evaluate": recipe.evaluate}[stage]
         model, prompt = _SPEAKERS.get(stage, (row["model"], "standard"))
         if stage == "align" and recipe.align.form == "given":
             model, prompt = "user", "standard"
@@ -255,7 +256,7 @@ class Rows:
         constitution = context.run.constitution
         with self._lock:
             tokenizer, template = context.model.tokenizer(), context.model.template
-        system = constitution.inference_prompt("concise" if prompt == "concise" else "standard")
+        system = constitution.system_prompt("concise" if prompt == "concise" else "standard")
         row = encode_example(tokenizer, template, system, user, assistant, constitution.assistant.name)
         return {"tokens": stretches(row, tokenizer), "learnt": sum(row.mask), "all": len(row.ids), "prompt": prompt}
 

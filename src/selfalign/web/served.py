@@ -6,13 +6,14 @@ import secrets
 from dataclasses import dataclass, replace
 from typing import Any
 
-from selfalign import engines
-from selfalign.context import Context
-from selfalign.dialogue import PLAIN, Template, Turn
-from selfalign.engines.base import BOS, Engine, Pieces, Request, Sampling, Step
+from selfalign.data.prompt_text import BOS, Pieces, Turn
 from selfalign.errors import UserError
 from selfalign.evaluation.heldout import models
-from selfalign.guided import Form
+from selfalign.generation import engines
+from selfalign.generation.engines.base import Engine, Request, Sampling, Step
+from selfalign.generation.guided import Form
+from selfalign.model.dialogue import PLAIN, Template
+from selfalign.run.context import Context
 from selfalign.web.generation import Job
 from selfalign.web.guard import Refused
 from selfalign.web.openai_request import STYLES, Chat, Options, Text
@@ -43,7 +44,7 @@ class Served:
     """What the server knows of its run.
 
     Args:
-        style: which inference prompt stands before a dialogue that brings none of its own.
+        style: which system prompt stands before a dialogue that brings none of its own.
         max_tokens: the most that an answer may have.
 
     Raises:
@@ -80,7 +81,7 @@ class Served:
         engine = engines.start(context.recipe.engine, base, folders, slots, context.screen.say)
         if not self.template.control:
             lead = self.template.prompt(*self._opening(None, None), self.constitution.assistant.name)[:2]
-            engine.prime(lead, self.models[self.default].adapter)
+            engine.warm_prefix(lead, self.models[self.default].adapter)
         return engine
 
     def about(self) -> dict[str, Any]:
@@ -153,7 +154,7 @@ class Served:
         shots = self.constitution.prompts.two_shot if style == "two-shot" else []
         lead = [turn for shot in shots for turn in (Turn("user", shot.user), Turn("assistant", shot.answer))]
         opening = "standard" if style == "two-shot" else style
-        return self.constitution.inference_prompt(opening), lead  # type: ignore[arg-type]
+        return self.constitution.system_prompt(opening), lead  # type: ignore[arg-type]
 
     def _prompted(self, wanted: Chat) -> list[Request]:
         if wanted.system is not None or wanted.style is not None:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from selfalign.errors import UserError
-from selfalign.signals import STOP
+from selfalign.system.signals import STOP
 
 if TYPE_CHECKING:
     from selfalign.web.guard import App

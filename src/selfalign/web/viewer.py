@@ -7,10 +7,10 @@ import sqlite3
 from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from selfalign import __version__
 from selfalign.errors import UserError
-from selfalign.report import page as report
-from selfalign.run import RunDir
+from selfalign.run.directory import RunDir
+from selfalign.run.ledger import TITLES
+from selfalign.system.version import __version__
 from selfalign.web import query
 from selfalign.web.compare import Pair
 from selfalign.web.guard import Guard, Policy, part
@@ -52,7 +52,7 @@ class Viewer:
             "model": self.run.recipe.model,
             "assistant": texts.assistant.name,
             "version": __version__,
-            "titles": report.TITLES,
+            "titles": TITLES,
             "principles": {p.id: p.name for p in texts.principles},
             "asked": [s for s in ASKED if s != "align" or self.run.recipe.align.form != "given"],
             "asked_of": list(ASKED),

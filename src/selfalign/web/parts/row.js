@@ -68,7 +68,7 @@ function stage(step, found, own) {
       h("button", { class: "quiet", title: "Only rows that cite it", onclick: () => narrow("principle", p) }, h("b", {}, String(p)), ` ${about.principles[p] ?? ""}`))));
   }
   const repeated = found.steps.some((other) => other !== step && other.answer === step.answer && ["align", "verbose"].includes(other.stage));
-  if (step.answer && !(repeated && ["engrave", "clone"].includes(step.stage))) parts.push(h("p", { class: "said" }, step.answer));
+  if (step.answer && !(repeated && ["engrave", "verbose_cloning"].includes(step.stage))) parts.push(h("p", { class: "said" }, step.answer));
   else if (repeated && step.answer) parts.push(h("p", { class: "soft small" }, `The answer above, learnt under the ${step.prompt || "standard"} prompt.`));
   if (step.edited && is) parts.push(h("p", { class: "soft small" }, "Edited by hand; learnt in its place is:"), h("p", { class: "said edited" }, step.edited));
   if (decided(step)) parts.push(folded("As the ledger has it", h("pre", {}, step.ledger)));
@@ -198,7 +198,7 @@ function tokens(found) {
   return [
     h("pre", { class: "tokens", tabindex: "0" }, found.tokens.map(([text, ids, learnt]) =>
       h("span", { class: learnt ? "learnt" : "given", title: ids.join(" ") }, text))),
-    h("p", { class: "soft small" }, h("span", { class: "learnt" }, `${plural(found.learnt, "token")} learnt`), ` of ${found.all} · inference prompt ${found.prompt} · a token's id shows on hovering`),
+    h("p", { class: "soft small" }, h("span", { class: "learnt" }, `${plural(found.learnt, "token")} learnt`), ` of ${found.all} · system prompt ${found.prompt} · a token's id shows on hovering`),
   ];
 }
 

@@ -1,0 +1,24 @@
+"""Derive from a constitution what must not leak into an answer."""
+
+from __future__ import annotations
+
+from selfalign.constitution.document import Constitution
+from selfalign.quality.response_filters import Leaks, ngrams, sentence_keys
+from selfalign.quality.rouge import tokens
+
+
+def leaks_of(constitution: Constitution, words: int, verbose_only: bool = False) -> Leaks:
+    """Return the leaks of the exemplars and rules (stage 2), or of the verbose system prompt (stage 4).
+
+    Args:
+        words: the number of words in a row that counts as a leak.
+    """
+    if verbose_only:
+        texts = [constitution.system_prompt("verbose"), *(t.answer for t in constitution.prompts.two_shot)]
+    else:
+        texts = [e.answer for e in constitution.exemplars] + [e.thoughts for e in constitution.exemplars]
+        texts += [p.rule for p in constitution.principles]
+    grams = frozenset(g for t in texts for g in ngrams(tokens(t), words))
+    short = frozenset(k for t in texts for k in sentence_keys(t) if 4 <= k.count(" ") + 1 < words)
+    reason = "persona leaked" if verbose_only else "exemplar leaked"
+    return Leaks(constitution.assistant.name, words, reason, constitution.language, grams, short)

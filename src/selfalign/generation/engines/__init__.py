@@ -1,0 +1,159 @@
+"""Engines that generate text. One dictionary literal; to add an engine is to add a line here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from selfalign.errors import UserError
+from selfalign.generation.engines.base import Engine
+from selfalign.generation.settings import EngineSettings
+from selfalign.system.environment import accelerators
+
+if TYPE_CHECKING:
+    from selfalign.model.dialogue import Tokenizer
+    from selfalign.model.sources import Model
+
+Adapters = Mapping[str, Path]
+"""Name -> PEFT folder; the GGUF form stands beside it."""
+
+Say = Callable[[str], None]
+
+
+def _tokenizer(model: Model | None, say: Say) -> tuple[Tokenizer | None, str]:
+    """(the model's tokenizer, why there is none). Generation needs none, training says itself what it lacks."""
+    if model is None:
+        return None, "no model is here"
+    try:
+        return model.tokenizer(say), ""
+    except UserError as error:
+        return None, str(error)
+
+
+def _llama_cpp(model: Model, adapters: Adapters, config: EngineSettings, slots: int, say: Say) -> Engine:
+    from selfalign.generation.engines.llama_cpp import LlamaCpp
+
+    ggufs = {name: folder.with_suffix(".gguf") for name, folder in adapters.items()}
+    gguf = model.gguf  # what is missing here is said first
+    tokenizer, why = _tokenizer(model, say)
+    engine = LlamaCpp(gguf, ggufs, slots, config.context, config.threads, tokenizer)
+    if why:
+        engine.note = f"llama.cpp encodes the prompts itself ({why})"
+    return engine
+
+
+def _vllm(model: Model, adapters: Adapters, config: EngineSettings, slots: int, say: Say) -> Engine:
+    from selfalign.generation.engines.vllm_offline import VllmOffline
+    from selfalign.system import environment
+
+    dtype = environment.dtype() if config.dtype == "auto" else config.dtype
+    tensor_parallel_size = config.tensor_parallel_size
+    ends = model.end_tokens()
+    return VllmOffline(
+        model.folder(), model.tokenizer(), ends, adapters, slots, config.context, dtype, tensor_parallel_size
+    )
+
+
+def _openai(model: Model | None, adapters: Adapters, config: EngineSettings, slots: int, say: Say) -> Engine:
+    from selfalign.generation.engines.openai_api import OpenAiApi
+
+    tokenizer, _ = _tokenizer(model, say)
+    if config.urls:
+        from selfalign.generation.engines.many_servers import ManyServers
+
+        return ManyServers(config, slots, tokenizer=tokenizer, say=say)
+    return OpenAiApi(config, slots, tokenizer=tokenizer)
+
+
+def _fake(model: Model | None, adapters: Adapters, config: EngineSettings, slots: int, say: Say) -> Engine:
+    from selfalign.generation.engines.fake import Fake
+
+    return Fake(parallel=slots)
+
+
+ENGINES: dict[str, Callable[..., Engine]] = {
+    "llama_cpp": _llama_cpp,
+    "vllm": _vllm,
+    "openai": _openai,
+    "fake": _fake,
+}
+
+
+def choose(config: EngineSettings) -> tuple[str, str]:
+    """(kind, why): what `engine.kind: auto` stands for on this machine; otherwise the recipe's own."""
+    if config.kind != "auto":
+        return config.kind, "the recipe names it"
+    if config.url:
+        return "openai", "engine.url is given"
+    if config.urls:
+        return "openai", "engine.urls is given"
+    devices = accelerators()
+    if devices and find_spec("vllm"):
+        return "vllm", f"vLLM is installed and there is an accelerator ({devices[0]})"
+    if devices:
+        return "llama_cpp", f"in process; vLLM is not installed, which would use the accelerator ({devices[0]})"
+    return "llama_cpp", "in process; no engine.url and no accelerator"
+
+
+def chosen(config: EngineSettings) -> EngineSettings:
+    """The same settings with the kind that was chosen, for a recipe that is frozen."""
+    return config.model_copy(update={"kind": kind(config)})
+
+
+def kind(config: EngineSettings) -> str:
+    """The engine's kind, with `auto` resolved."""
+    return choose(config)[0]
+
+
+def check(config: EngineSettings) -> None:
+    """Say before a run is made what would stop its engine at the start.
+
+    Raises:
+        UserError: vLLM is not installed, or a server's address is missing or none.
+    """
+    if kind(config) == "openai":
+        from selfalign.generation.engines.server_calls import addresses
+
+        addresses(config)
+    if kind(config) == "vllm" and not find_spec("vllm"):
+        raise UserError("engine vllm: vLLM is not installed in this environment; docs/engines.md says how")
+
+
+def needs_weights(config: EngineSettings) -> bool:
+    """Whether the engine runs a model; the fake one does not."""
+    return config.kind != "fake"
+
+
+def default_slots(config: EngineSettings) -> int:
+    """Requests at once where the recipe says auto; llama.cpp's is measured instead (see `calibrate`), several servers
+    take so many each."""
+    return 64 if kind(config) == "vllm" and accelerators() else 8
+
+
+def slots(config: EngineSettings, calibrated: Callable[[], int]) -> int:
+    """Requests at once: the recipe's, or what is best where this runs.
+
+    Args:
+        calibrated: measures that for llama.cpp.
+    """
+    if config.slots != "auto":
+        return config.slots
+    return calibrated() if kind(config) == "llama_cpp" else default_slots(config)
+
+
+def start(
+    config: EngineSettings, model: Model | None, adapters: Adapters, slots: int, say: Say = lambda _: None
+) -> Engine:
+    """Start the recipe's engine on the base model, with adapters that requests may name.
+
+    Args:
+        model: None with the fake engine. A server's model is here for its tokenizer.
+        slots: requests at once; of several servers, at each.
+        say: told of what takes long.
+
+    Raises:
+        UserError: the engine cannot be started.
+    """
+    return ENGINES[kind(config)](model, adapters, config, slots, say)

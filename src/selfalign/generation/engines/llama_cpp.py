@@ -1,0 +1,322 @@
+"""llama.cpp in process, through xllamacpp: slots, one computation of a shared prefix, adapters per request."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import secrets
+import shutil
+import tempfile
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from selfalign.data.prompt_text import BOS, Control, Pieces
+from selfalign.errors import Resumable, UserError
+from selfalign.generation.engines import vocabulary
+from selfalign.generation.engines.base import Finish, Part, RowError, Step, TooLong
+from selfalign.model.dialogue import Tokenizer
+
+
+def usable_cores() -> int:
+    """Cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class LlamaCpp:
+    """One base model and its adapters.
+
+    xllamacpp starts llama.cpp's server in this process. Streams are called directly; the rest (which says more: how a
+    generation ended, tokens, a slot's cache) goes through the server's own loopback port, which a random key guards.
+
+    Args:
+        gguf: the base model.
+        adapters: name -> GGUF adapter; a request switches on at most one.
+        slots: requests generated at once.
+        context: tokens of context per slot.
+        threads: 0 for all cores.
+        tokenizer: the model's, which training uses: llama.cpp gets its ids. Without it llama.cpp encodes the text,
+            which differs in rare places (runs of 32 spaces and more under Gemma 3).
+
+    Raises:
+        UserError: llama.cpp cannot load a file, or its vocabulary is not the tokenizer's.
+    """
+
+    def __init__(
+        self,
+        gguf: Path,
+        adapters: dict[str, Path],
+        slots: int,
+        context: int,
+        threads: int,
+        tokenizer: Tokenizer | None = None,
+    ) -> None:
+        import xllamacpp
+
+        self.parallel = slots
+        self.note = ""
+        self._tokenizer = tokenizer
+        self._adapters = {name: number for number, name in enumerate(adapters)}
+        self._folder = Path(tempfile.mkdtemp(prefix="selfalign-slots-"))
+        self._key = secrets.token_urlsafe(24)
+        self._prime_lock = threading.Lock()
+        self._primed: tuple[Pieces, str | None] | None = None
+        params = xllamacpp.CommonParams()
+        params.model.path = str(gguf)
+        params.n_parallel = slots
+        params.n_ctx = slots * context
+        params.n_batch = 2048
+        # Separate caches per slot: with a unified one every token attends over the cells of all slots.
+        params.kv_unified = False
+        # A sliding-window model would otherwise forget its cached prefix.
+        params.swa_full = True
+        params.cache_ram_mib = 0
+        params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads or usable_cores()
+        params.verbosity = -1
+        params.hostnames = ["127.0.0.1"]
+        params.api_keys = [self._key]
+        params.slot_save_path = f"{self._folder}/"
+        loras = []
+        for path in adapters.values():
+            info = xllamacpp.CommonAdapterLoraInfo()
+            info.path, info.scale = str(path), 0.0
+            loras.append(info)
+        if loras:
+            params.lora_adapters = loras
+        try:
+            with _quiet():
+                self._server = xllamacpp.Server(params)
+        except (RuntimeError, ValueError) as error:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            raise UserError(
+                f"llama.cpp cannot load {gguf}{' with its adapters' if adapters else ''}: {error or 'unknown reason'}"
+            ) from error
+        self._bos = self._tokenize("", special=True, add_bos=True)
+        if tokenizer:
+            self._check_vocabulary(tokenizer, gguf)
+
+    def generate(
+        self,
+        prompt: Pieces,
+        step: Step,
+        seed: int,
+        adapter: str | None,
+        on_text: Callable[[str], bool] | None = None,
+    ) -> Part:
+        """See `Engine.generate`."""
+        sampling = step.sampling
+        body: dict[str, Any] = {
+            "prompt": self.encode(prompt),
+            "n_predict": sampling.max_new_tokens,
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "top_k": sampling.top_k,
+            "samplers": ["dry", "top_k", "temperature", "top_p"],
+            "seed": seed % 2**32,
+            "stop": list(step.stop),
+            "cache_prompt": True,
+            "ignore_eos": sampling.ban_eos,
+            "lora": [{"id": number, "scale": float(name == adapter)} for name, number in self._adapters.items()],
+        }
+        if sampling.bias:
+            body["logit_bias"] = [[self.encode((text,))[0], bias] for text, bias in sampling.bias]
+        if step.grammar:
+            body["grammar"] = step.grammar
+        if sampling.repetition:
+            body |= {
+                "dry_multiplier": sampling.repetition,
+                "dry_allowed_length": sampling.repetition_length,
+                "dry_base": 2.0,
+                "dry_penalty_last_n": sampling.max_new_tokens,
+                "dry_sequence_breakers": list(sampling.breaks),
+            }
+        if on_text is not None:
+            return self._stream(body, on_text)
+        reply = self._checked(self._http("/completion", body))
+        finish: Finish = _FINISH.get(reply["stop_type"], "cancelled")
+        return _part(reply["content"], finish, reply["timings"])
+
+    def _stream(self, body: dict[str, Any], on_text: Callable[[str], bool]) -> Part:
+        pieces: list[str] = []
+        last: dict[str, Any] = {}
+
+        def receive(chunk: dict[str, Any]) -> bool:
+            """The binding stops where this returns True."""
+            nonlocal last
+            last = chunk
+            if "error" in chunk or not chunk.get("choices"):
+                return False
+            text = chunk["choices"][0]["text"]
+            pieces.append(text)
+            return bool(text) and not on_text(text)
+
+        self._server.handle_completions({**body, "stream": True}, receive)
+        reply = self._checked(last)
+        # This form of the reply does not tell the end token from a stop string.
+        reason = (reply.get("choices") or [{}])[0].get("finish_reason")
+        finish: Finish = reason if reason in ("stop", "length") else "cancelled"
+        return _part("".join(pieces), finish, reply.get("timings", {}))
+
+    @staticmethod
+    def _checked(reply: Any) -> dict[str, Any]:
+        value: dict[str, Any] = json.loads(reply) if isinstance(reply, str | bytes) else reply
+        if "error" in value:
+            error = value["error"]
+            if error.get("type") == "exceed_context_size_error":
+                raise TooLong
+            raise RowError(f"engine error: {error.get('message', error)}")
+        return value
+
+    # -- tokens --------------------------------------------------------------------------------------------------
+
+    def encode(self, prompt: Pieces) -> list[int]:
+        """Token ids. Only `Control` pieces can become control tokens; neighbouring text is encoded as one."""
+        if self._tokenizer:
+            return self._tokenizer.encode(prompt)
+        ids: list[int] = []
+        text = ""
+        for piece in (*prompt, Control("")):
+            if not isinstance(piece, Control):
+                text += piece
+                continue
+            if text:
+                ids += self._tokenize(text, special=False)
+                text = ""
+            if piece is BOS or piece == BOS:
+                ids += self._bos
+            elif piece:
+                ids += self._tokenize(str(piece), special=True)
+        return ids
+
+    def _tokenize(self, text: str, special: bool, add_bos: bool = False) -> list[int]:
+        body = {"content": text, "add_special": add_bos, "parse_special": special}
+        reply = self._checked(self._http("/tokenize", body))
+        return list(reply["tokens"])
+
+    def _check_vocabulary(self, tokenizer: Tokenizer, gguf: Path) -> None:
+        try:
+            wrong = vocabulary.difference(tokenizer, self._detokenize)
+        except RowError as error:
+            wrong = f"it does not read its ids: {error}"
+        if wrong:
+            self.close()
+            raise UserError(
+                f"the vocabulary of {gguf} is not that of the model's tokenizer ({wrong}): convert the GGUF from the "
+                "folder that is trained"
+            )
+        if self._bos != (start := tokenizer.encode((BOS,))):
+            self.note = f"texts begin with the tokens {start}, as the tokenizer has it; the GGUF says {self._bos}"
+        elif self._tokenize(vocabulary.TEXT, special=False) != tokenizer.ids(vocabulary.TEXT):
+            self.note = (
+                "llama.cpp would cut texts otherwise than the model's tokenizer, whose tokens it gets: where that was "
+                "read from the GGUF, give the model's Hugging Face folder instead"
+            )
+
+    def _detokenize(self, ids: Sequence[int]) -> str:
+        return str(self._checked(self._http("/detokenize", {"tokens": list(ids)}))["content"])
+
+    def _http(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        request = urllib.request.Request(  # noqa: S310  (our own loopback address)
+            self._server.listening_address + path,
+            data=json.dumps(body).encode(),
+            headers={"content-type": "application/json", "authorization": f"Bearer {self._key}"},
+        )
+        try:
+            # No time limit: a long prompt on a slow processor is no fault.
+            with _OPENER.open(request) as reply:
+                value: dict[str, Any] = json.load(reply)
+        except urllib.error.HTTPError as error:
+            value = json.load(error)
+        except (urllib.error.URLError, ConnectionError) as error:
+            raise Resumable(f"llama.cpp stopped answering ({error}): run the same command again") from error
+        return value
+
+    def top(self, ids: list[int], adapter: str | None) -> tuple[int, float]:
+        """The most likely next token after these ids, and its log-probability.
+
+        That is not a number where the token is a part of a character: the server then gives none.
+        """
+        body = {"prompt": ids, "n_predict": 1, "temperature": 0.0, "n_probs": 1, "cache_prompt": True, "id_slot": 0}
+        body["lora"] = [{"id": number, "scale": float(name == adapter)} for name, number in self._adapters.items()]
+        reply = self._checked(self._http("/completion", {**body, "return_tokens": True}))
+        found = reply.get("completion_probabilities") or [{"logprob": math.nan}]
+        return int(reply["tokens"][0]), float(found[0]["logprob"])
+
+    def top_token(self, ids: list[int], adapter: str | None) -> int:
+        """The most likely next token after these ids."""
+        return self.top(ids, adapter)[0]
+
+    def chat_ids(self, messages: list[dict[str, str]]) -> list[int]:
+        """Token ids of a dialogue as a client of the chat interface gets it: by the chat template inside the GGUF.
+
+        Raises:
+            RowError: the template refuses the dialogue.
+        """
+        text = str(self._checked(self._http("/apply-template", {"messages": messages}))["prompt"])
+        return self._tokenize(text, special=True, add_bos=True)
+
+    # -- prefix --------------------------------------------------------------------------------------------------
+
+    def warm_prefix(self, prefix: Pieces, adapter: str | None) -> str:
+        """Compute the prefix in slot 0 and copy its cache to the other slots (a few milliseconds each)."""
+        with self._prime_lock:
+            if (prefix, adapter) == self._primed:
+                return _COPIED
+            body = {
+                "prompt": self.encode(prefix),
+                "n_predict": 0,
+                "id_slot": 0,
+                "cache_prompt": True,
+                "lora": [{"id": number, "scale": float(name == adapter)} for name, number in self._adapters.items()],
+            }
+            try:
+                self._checked(self._server.handle_completions(body))
+                self._checked(self._http("/slots/0?action=save", {"filename": "prefix.bin"}))
+                for slot in range(1, self.parallel):
+                    self._checked(self._http(f"/slots/{slot}?action=restore", {"filename": "prefix.bin"}))
+            except (RowError, OSError) as error:
+                return f"computed once per slot (it could not be copied: {error})"
+            finally:
+                (self._folder / "prefix.bin").unlink(missing_ok=True)
+            self._primed = (prefix, adapter)
+            return _COPIED
+
+    def close(self) -> None:
+        shutil.rmtree(self._folder, ignore_errors=True)
+        self._server = None
+
+
+_OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+"""Never through a proxy: the address is this machine's own."""
+_COPIED = "computed once, copied to the other slots"
+_FINISH: dict[str, Finish] = {"eos": "end", "word": "stop", "limit": "length"}
+"""llama.cpp's stop_type -> ours."""
+
+
+def _part(text: str, finish: Finish, timings: dict[str, Any]) -> Part:
+    return Part(
+        text=text,
+        finish=finish,
+        prompt_tokens=int(timings.get("prompt_n", 0)),
+        cached_tokens=int(timings.get("cache_n", 0)),
+        generated_tokens=int(timings.get("predicted_n", 0)),
+    )
+
+
+@contextlib.contextmanager
+def _quiet() -> Any:
+    """Send what C++ prints while a model loads to nowhere: it is a log for its developers."""
+    keep = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(keep, 2)
+        os.close(keep)
+        os.close(nowhere)

@@ -1,0 +1,96 @@
+"""A message answered under the constitution: the request with its thoughts and cues, and the raw output taken apart.
+
+Stage 2 uses it, and the evaluation's prompted base. (SELF-ALIGN, arXiv 2305.03047, section 3.3.)
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+from selfalign.constitution import Constitution
+from selfalign.constitution.rendering import query, render
+from selfalign.data.prompt_text import BOS, Pieces
+from selfalign.generation.engines.base import Completion, Request, Sampling, Step
+from selfalign.generation.settings import AlignSettings
+
+NO_SORRY = ((" Sorry", -100.0),)
+"""The paper's ban on answers that only apologise."""
+
+
+_FORM = ("\n", ":", "(", ",")
+"""The penalty on repetition looks back into the exemplars, whose labels and citations are the form to repeat: no
+repetition is seen across these."""
+
+
+class Form:
+    """How messages are asked: everything of a request but the message and its seed, made once.
+
+    Args:
+        config: the form (guided or paper), the limit on thoughts, hints.
+        sampling: for the answer; thoughts are drawn in the same way.
+    """
+
+    def __init__(self, constitution: Constitution, config: AlignSettings, sampling: Sampling) -> None:
+        self._constitution = constitution
+        self._config = config
+        self._sampling = replace(sampling, bias=NO_SORRY, repetition=config.repetition)
+        self._prefix = render(constitution)
+        self._steps: dict[str, tuple[Step, ...]] = {}
+
+    @property
+    def prefix(self) -> Pieces:
+        """What all requests begin with."""
+        return (BOS, self._prefix)
+
+    def request(self, message: str, seed: int, question_type: str = "") -> Request:
+        """The request for one message.
+
+        Args:
+            question_type: the red-team type that the message came from, for hints.
+        """
+        hint = _hint(self._constitution, question_type) if self._config.hints else ""
+        if hint not in self._steps:
+            self._steps[hint] = self._make_steps(hint)
+        return Request((*self.prefix, query(self._constitution, message)), self._steps[hint], seed)
+
+    def _make_steps(self, hint: str) -> tuple[Step, ...]:
+        constitution, sampling = self._constitution, self._sampling
+        name = constitution.assistant.name
+        ends = ("\n\nUser:", "\nUser:")
+        if self._config.form == "paper":
+            return (Step(replace(sampling, breaks=_FORM, repetition_length=5), stop=ends),)
+        answer = Step(sampling, cue=f"\n\n{name}:", stop=(*ends, f"\n{name} (internal thoughts)"))
+        brief = replace(sampling, max_new_tokens=self._config.max_thought_tokens)
+        cue = constitution.citation_cue()
+        if not cue:
+            return (Step(brief, stop=("\n",)), answer)
+        cite = replace(brief, max_new_tokens=64, repetition=0.0)
+        principles = Step(cite, cue=f"{cue.rstrip()}{hint}", stop=("\n",), grammar=_citations(constitution))
+        return (Step(brief, stop=("\n", cue.rstrip())), principles, answer)
+
+
+def _citations(constitution: Constitution) -> str:
+    """A grammar of one to four citations of principles that exist: small models mix up numbers and names."""
+    options = " | ".join(json.dumps(f"{p.id} ({p.name})", ensure_ascii=False) for p in constitution.principles)
+    close = json.dumps(constitution.citation_close(), ensure_ascii=False)
+    return f'root ::= " " cite (", " cite)? (", " cite)? (", " cite)? {close}\ncite ::= {options}'
+
+
+def _hint(constitution: Constitution, question_type: str) -> str:
+    """The principles that the question's type hints at, to begin the citations with."""
+    names = {p.id: p.name for p in constitution.principles}
+    hints = next((t.hints for t in constitution.question_types if t.name == question_type), [])
+    return "".join(f" {i} ({names[i]})," for i in hints)
+
+
+def split(completion: Completion, request: Request, name: str) -> tuple[str, str, bool]:
+    """(thoughts, answer, truncated) of a raw output. An answer that was never begun is empty."""
+    last = completion.parts[-1]
+    if len(request.steps) == 1:
+        thoughts, found, text = last.text.partition(f"\n\n{name}:")
+        return thoughts.strip(), text if found else "", last.finish == "length"
+    answered = len(completion.parts) == len(request.steps)
+    thought_parts = completion.parts[:-1] if answered else completion.parts
+    thoughts = "".join(s.cue + p.text.rstrip() for s, p in zip(request.steps, thought_parts, strict=False))
+    return thoughts.strip(), last.text if answered else "", answered and last.finish == "length"

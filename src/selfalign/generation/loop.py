@@ -1,0 +1,311 @@
+"""The only loop that talks to an engine: journal -> engine -> journal.
+
+A request's key is the hash of everything its output depends on. What the journal holds under a key is never asked
+again; what is asked is committed raw before anyone reads it. Results come back in the order of the requests, whatever
+the order of arrival, so that stages decide the same on every run. Requests and results pass through: a window of them
+is in memory, however many there are. Who answers is a crew (`executors`): threads here, or workers of a cluster.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, suppress
+from dataclasses import dataclass
+from itertools import islice
+from queue import Empty
+from typing import Any, Literal, NamedTuple, Protocol
+
+from selfalign.data.records import content_hash, to_json
+from selfalign.errors import SelfAlignError
+from selfalign.generation.engines.base import TOO_LONG, Completion, Engine, Request, RowError
+from selfalign.generation.local import crew_of
+from selfalign.system.signals import STOP
+
+SCHEMA_VERSION = 2
+"""Raise it where the meaning of a raw output changes: the journal then never answers for the old code."""
+
+_LOOK_UP = 256
+"""Requests that are looked up in the journal at once."""
+_WINDOW = 2048
+"""Requests between the first one without a result and the last one asked: a slow one holds up no others until then."""
+
+
+class RawOutput(NamedTuple):
+    """The raw output of an answered request, as the journal stores it."""
+
+    key: str
+    raw: str
+    """JSON of the completion."""
+    prompt_tokens: int
+    """Prompt tokens that were computed."""
+    cached_tokens: int
+    generated_tokens: int
+    seconds: float
+
+
+class RequestLog(Protocol):
+    """Where requests and their raw outputs are stored: the run's journal (`selfalign.run.journal`)."""
+
+    def saved(self, keys: Iterable[str]) -> dict[str, str]: ...
+    def begin(self, stage: str, items: Iterable[tuple[str, str]]) -> None: ...
+    def begin_session(self, stage: str, parallel: int) -> int: ...
+    def progress(
+        self,
+        started: Sequence[str] = (),
+        saved: Sequence[RawOutput] = (),
+        failed: Sequence[tuple[str, str]] = (),
+        session: tuple[int, float, float] | None = None,
+        escaped: Mapping[str, Sequence[str]] = ...,
+    ) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """A request for a row of a stage, and whatever the stage wants back with its result."""
+
+    row_id: str
+    request: Request
+    item: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of it: a completion, or the reason why there is none."""
+
+    row_id: str
+    completion: Completion | None
+    reason: str = ""
+
+    @property
+    def fate(self) -> Literal["dropped", "failed"]:
+        """What a row without a completion is: dropped where its prompt is too long, else failed."""
+        return "dropped" if self.reason == TOO_LONG else "failed"
+
+
+def row_seed(run_seed: int, *parts: object) -> int:
+    """A request's seed: it depends on what the row is, not on when its turn comes."""
+    return int(content_hash(run_seed, *parts)[:8], 16)
+
+
+def work_key(stage: str, work: Work, identities: Mapping[str | None, str]) -> str:
+    """What the journal knows the request by: a hash of everything that its output depends on."""
+    weights = identities[work.request.adapter]
+    return content_hash(SCHEMA_VERSION, stage, weights, work.row_id, work.request.identity())
+
+
+def generate(
+    works: Iterable[Work],
+    engine: Engine,
+    journal: RequestLog,
+    *,
+    stage: str,
+    identities: Mapping[str | None, str],
+    on_done: Callable[[int, int], None] = lambda rows, tokens: None,
+) -> list[Outcome]:
+    """All outcomes of `stream` at once, for few requests. Takes and raises the same."""
+    answered = stream(works, engine, journal, stage=stage, identities=identities, on_done=on_done)
+    with closing(answered):
+        return [outcome for _, outcome in answered]
+
+
+def stream(
+    works: Iterable[Work],
+    engine: Engine,
+    journal: RequestLog,
+    *,
+    stage: str,
+    identities: Mapping[str | None, str],
+    on_done: Callable[[int, int], None] = lambda rows, tokens: None,
+) -> Generator[tuple[Work, Outcome], None, None]:
+    """Answer every request, from the journal or by the engine, in their order.
+
+    Close the iterator where it is not read to its end: requests in flight are waited for.
+
+    Args:
+        identities: a hash of the weights for the base (None) and each adapter that requests name.
+        on_done: gets (rows, generated tokens) as they finish.
+
+    Raises:
+        Interrupted: a signal came; requests in flight were finished and saved first.
+        SelfAlignError: the engine is gone; what it finished was saved first.
+    """
+    loop = _Loop(works, engine, journal, stage, identities, on_done)
+    try:
+        yield from loop.run()
+    finally:
+        loop.close()
+
+
+class _Loop:
+    """One pass over a stage's requests.
+
+    A request is in `order` until its result is handed on; meanwhile it waits, flies (is with the crew), or is in
+    `results`. All of it happens in the calling thread but the answering.
+    """
+
+    def __init__(
+        self,
+        works: Iterable[Work],
+        engine: Engine,
+        journal: RequestLog,
+        stage: str,
+        identities: Mapping[str | None, str],
+        on_done: Callable[[int, int], None],
+    ) -> None:
+        self.crew = crew_of(engine)
+        self._works = iter(works)
+        # Four requests per thread: a slot that falls idle finds work while the journal commits and rows are judged.
+        self._room = engine.parallel * 4
+        self._window = max(_WINDOW, 2 * self._room)
+        self._parallel = engine.parallel
+        self._journal = journal
+        self._stage = stage
+        self._identities = identities
+        self._on_done = on_done
+        self._order: deque[tuple[str, Work]] = deque()
+        self._waiting: deque[tuple[str, Request]] = deque()
+        self._open: set[str] = set()
+        """Keys that wait or fly."""
+        self._flying: set[str] = set()
+        self._results: dict[str, Outcome] = {}
+        self._neutralised: dict[str, tuple[str, ...]] = {}
+        """What was broken in the prompts of answers that are not committed yet."""
+        self._copies: Counter[str] = Counter()
+        """How often a key stands in `order`: the same request may come twice."""
+        self._exhausted = False
+        self._session = 0
+        self._start = 0.0
+        self._busy = 0.0
+        self._broken: BaseException | None = None
+
+    def run(self) -> Iterator[tuple[Work, Outcome]]:
+        while True:
+            self._look_up()
+            started = self._hand_out()
+            saved, failed = self._collect()
+            if started or saved or failed:
+                self._commit(started, saved, failed)
+            yield from self._ready()
+            if self._stopping:
+                for key in self.crew.take_back():
+                    self._flying.discard(key)
+            if not self._flying and (self._stopping or (self._exhausted and not self._order)):
+                break
+        if self._broken is None or isinstance(self._broken, SelfAlignError):
+            STOP.check()  # who asked for the end need not hear that the engine went with it
+        if self._broken:
+            raise self._broken
+
+    def close(self) -> None:
+        """End the threads. What they finished after the last turn is saved, if that can be."""
+        for key in self.crew.close():
+            self._flying.discard(key)
+        saved, failed = self._collect()
+        if saved or failed:
+            with suppress(SelfAlignError):
+                self._commit([], saved, failed)
+
+    @property
+    def _stopping(self) -> bool:
+        return STOP.is_set or self._broken is not None
+
+    def _look_up(self) -> None:
+        """Read more requests: what the journal has is a result, the rest waits."""
+        while not self._exhausted and len(self._waiting) < self._room and len(self._order) < self._window:
+            batch = list(islice(self._works, _LOOK_UP))
+            if not batch:
+                self._exhausted = True
+                return
+            keyed = [(work_key(self._stage, work, self._identities), work) for work in batch]
+            self._order.extend(keyed)
+            self._copies.update(key for key, _ in keyed)
+            found = self._journal.saved(key for key, _ in keyed)
+            for key, raw in found.items():
+                self._results[key] = Outcome("", Completion.from_json(json.loads(raw)))
+            fresh = {k: w for k, w in keyed if k not in found and k not in self._open and k not in self._results}
+            if fresh:
+                self._journal.begin(self._stage, ((key, work.row_id) for key, work in fresh.items()))
+                self._open.update(fresh)
+                self._waiting.extend((key, work.request) for key, work in fresh.items())
+            self._on_done(len(batch) - len(fresh), 0)
+            if found:
+                return  # hand them on before more are read
+
+    def _hand_out(self) -> list[str]:
+        started: list[str] = []
+        if self._waiting and not self._session and not self._stopping:
+            self._session, self._start = self._journal.begin_session(self._stage, self._parallel), time.monotonic()
+        while self._waiting and len(self._flying) < self._room and not self._stopping:
+            key, request = self._waiting.popleft()
+            self.crew.give(key, request)
+            self._flying.add(key)
+            started.append(key)
+        return started
+
+    def _collect(self) -> tuple[list[RawOutput], list[tuple[str, str]]]:
+        """What the crew has finished; waits for the first if nothing else can be done."""
+        saved: list[RawOutput] = []
+        failed: list[tuple[str, str]] = []
+        wait = bool(self._flying) and not self._has_ready()
+        while self._flying:
+            try:
+                key, result, seconds = self.crew.done.get(timeout=0.5) if wait else self.crew.done.get_nowait()
+            except Empty:
+                break
+            wait = False
+            self._busy += seconds
+            self._flying.discard(key)
+            if isinstance(result, RowError):
+                failed.append((key, str(result)))
+                self._settle(key, Outcome("", None, str(result)))
+            elif isinstance(result, BaseException):
+                # An error of ours comes before a bug that it may have caused.
+                if self._broken is None or isinstance(result, SelfAlignError):
+                    self._broken = result
+            else:
+                saved.append(_saved(key, result, seconds))
+                if result.neutralised:
+                    self._neutralised[key] = result.neutralised
+                self._settle(key, Outcome("", result))
+        return saved, failed
+
+    def _settle(self, key: str, outcome: Outcome) -> None:
+        self._results[key] = outcome
+        self._open.discard(key)
+
+    def _commit(self, started: list[str], saved: list[RawOutput], failed: list[tuple[str, str]]) -> None:
+        session = (self._session, time.monotonic() - self._start, self._busy)
+        self._journal.progress(started, saved, failed, session, self._neutralised)
+        self._neutralised = {}
+        for row in saved:
+            self._on_done(1, row.generated_tokens)
+        if failed:
+            self._on_done(len(failed), 0)
+
+    def _has_ready(self) -> bool:
+        return bool(self._order) and self._order[0][0] in self._results
+
+    def _ready(self) -> Iterator[tuple[Work, Outcome]]:
+        """Hand on what is there, up to the first request without a result."""
+        while self._has_ready():
+            key, work = self._order.popleft()
+            outcome = self._results[key]
+            self._copies[key] -= 1
+            if not self._copies[key]:
+                del self._results[key], self._copies[key]
+            yield work, Outcome(work.row_id, outcome.completion, outcome.reason)
+
+
+def _saved(key: str, completion: Completion, seconds: float) -> RawOutput:
+    parts = completion.parts
+    return RawOutput(
+        key,
+        to_json(completion.to_json()),
+        sum(p.prompt_tokens for p in parts),
+        sum(p.cached_tokens for p in parts),
+        sum(p.generated_tokens for p in parts),
+        seconds,
+    )

@@ -1,0 +1,1 @@
+"""Compute log-probabilities of given texts with torch, vLLM or a server."""

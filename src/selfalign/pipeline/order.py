@@ -1,0 +1,255 @@
+"""The order of the stages, and which of them still have to run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from selfalign.data.records import content_hash, write_jsonl
+from selfalign.errors import UserError
+from selfalign.evaluation import compare, heldout
+from selfalign.evaluation.wanted import Wanted
+from selfalign.pipeline import (
+    step1_prompts,
+    step1a_self_instruct,
+    step1b_red_team,
+    step2_self_align,
+    step3_principle_engraving,
+    step4_verbose_cloning,
+)
+from selfalign.planning import costs
+from selfalign.planning.prepare import check_prompts, user_prompts
+from selfalign.report import page
+from selfalign.run import marks
+from selfalign.run.context import Context
+from selfalign.run.directory import RunDir
+from selfalign.run.recipe import Stage
+from selfalign.system import atomic
+from selfalign.system.atomic import file_hash
+from selfalign.system.signals import STOP
+
+
+def _prompts(context: Context) -> list[Path]:
+    if context.recipe.prompts.file:
+        return step1_prompts.import_file(context)
+    return [*step1a_self_instruct.run(context), *step1b_red_team.run(context), *step1_prompts.merge(context)]
+
+
+def _evaluate(context: Context) -> list[Path]:
+    files = heldout.run(context)
+    compare.refresh(context)
+    tasks = context.recipe.evaluate.tasks
+    if not context.has_weights and any(t in compare.FORMS for t in tasks):
+        context.screen.say("  the fake engine runs no model: nothing is scored", "yellow")
+        tasks = [t for t in tasks if t not in compare.FORMS]
+    return list(dict.fromkeys([*files, *(compare.run(context, Wanted(tasks)) if tasks else [])]))
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A stage: what it reads, what it writes, what it does."""
+
+    title: str
+    run: Callable[[Context], list[Path]]
+    inputs: Callable[[RunDir], list[Path]]
+    outputs: Callable[[RunDir], list[Path]]
+
+
+STEPS: dict[Stage, Step] = {
+    "prompts": Step(
+        "1  Prompts: Self-Instruct and topic-guided red-teaming",
+        _prompts,
+        lambda run: [],
+        lambda run: [run.jsonl(n) for n in ("self_instruct", "topics", "red_team", "prompts")],
+    ),
+    "align": Step(
+        "2  Principle-driven self-alignment",
+        step2_self_align.run,
+        lambda run: [run.jsonl("prompts")],
+        lambda run: [run.jsonl("responses")],
+    ),
+    "engrave": Step(
+        "3  Principle engraving",
+        step3_principle_engraving.run,
+        lambda run: [run.jsonl("responses")],
+        lambda run: [run.jsonl("engrave_examples"), run.adapter("engrave"), run.adapter_gguf("engrave")],
+    ),
+    "verbose_cloning": Step(
+        "4  Verbose cloning",
+        step4_verbose_cloning.run,
+        lambda run: [run.jsonl("prompts"), run.adapter_gguf("engrave")],
+        lambda run: [
+            run.jsonl("verbose_responses"),
+            run.jsonl("verbose_cloning_examples"),
+            run.adapter("verbose_cloning"),
+            run.adapter_gguf("verbose_cloning"),
+        ],
+    ),
+    "evaluate": Step(
+        "5  Evaluation on held-out prompts",
+        _evaluate,
+        lambda run: [
+            run.jsonl("prompts"),
+            run.jsonl("responses"),
+            run.adapter_gguf("engrave"),
+            run.adapter_gguf("verbose_cloning"),
+        ],
+        lambda run: [run.jsonl("answers"), run.scores],
+    ),
+    "report": Step(
+        "   Report",
+        page.run,
+        lambda run: [run.scores, run.jsonl("answers")],
+        lambda run: [run.report, run.report_json],
+    ),
+}
+
+
+def run_stage(context: Context, stage: Stage, again: bool = False) -> None:
+    """Run one stage, unless it was finished from the same inputs.
+
+    Args:
+        again: run it even so (its raw outputs are taken from the journal).
+
+    Raises:
+        SelfAlignError: see the stages.
+    """
+    STOP.check()
+    step, run = STEPS[stage], context.run
+    before = run.journal.published().get(stage)
+    key = inputs_hash(context, stage)
+    if not again and stage != "report" and run.done(stage, key):
+        context.screen.say(f"{step.title}: done", "dim")
+        return
+    run.check_not_edited(step.outputs(run), context.force)
+    run.journal.unpublish(stage)
+    if stage in ("prompts", "align", "verbose_cloning"):
+        # A file that cannot be read is said before anything is generated.
+        for name, items in context.benchmarks.sources.items():
+            context.screen.say(f"  measured on {name}: {items:,} texts that nothing may overlap with", "dim")
+    if again and stage == "prompts":
+        run.journal.forget_rounds()
+    context.screen.say(step.title, "bold")
+    run.manifest.unlink(missing_ok=True)
+    try:
+        files = step.run(context)
+    except UserError:
+        if context.given_adapter and before:  # an adapter that does not fit takes nothing away
+            run.journal.publish(stage, *before)
+        raise
+    _add_notices(context, files)
+    write_jsonl(run.jsonl("drops"), run.journal.drops())
+    # The inputs as they were read: a file that changed meanwhile makes the stage run again.
+    run.mark_done(stage, key, files)
+    if context.keeper:
+        context.keeper.try_save()
+
+
+def run_benchmarks(context: Context, wanted: Wanted) -> None:
+    """Measure the run's models on benchmarks; a report that stands there is written anew.
+
+    Raises:
+        SelfAlignError: see `compare.run`.
+    """
+    STOP.check()
+    context.screen.say("5  Benchmarks", "bold")
+    _add_notices(context, compare.run(context, wanted))
+    write_jsonl(context.run.jsonl("drops"), context.journal.drops())
+    if context.run.report.exists():
+        run_stage(context, "report", again=True)
+    write_manifest_if_done(context)
+
+
+def run_all(context: Context) -> None:
+    """Run the recipe's stages that are not finished, then publish the manifest."""
+    check_ready(context)
+    _plan(context)
+    for stage in context.recipe.stages:
+        run_stage(context, stage)
+    context.run.write_manifest()
+
+
+def _plan(context: Context) -> None:
+    """Write down once what the run should cost; its end is compared with it."""
+    if context.run.plan.exists() or not context.has_weights:
+        return
+    recipe = context.recipe
+    own, given = recipe.prompts.file is not None, recipe.align.form == "given"
+    idle = {"engrave", "report", *(["prompts"] if own else []), *(["align"] if given else [])}
+    generates = set(recipe.stages) - idle
+    # Not measured for the plan alone: the user fixed the slots, or nothing is generated.
+    speed = context.speed() if generates and recipe.engine.slots == "auto" else None
+    costs.write(
+        context.run.plan, costs.make(recipe, context.run.constitution, context.model, speed, user_prompts(recipe))
+    )
+
+
+def write_manifest_if_done(context: Context) -> None:
+    """Publish the manifest if every stage of the recipe is finished from the files as they stand now."""
+    if all(context.run.done(s, inputs_hash(context, s)) for s in context.recipe.stages):
+        context.run.write_manifest()
+
+
+def check_ready(context: Context) -> None:
+    """Say before anything is spent what would stop a later stage.
+
+    Raises:
+        UserError: an input that no earlier stage makes is missing, or the model cannot be trained here.
+    """
+    check_prompts(context.recipe)
+    made: set[Path] = set()
+    for stage in context.recipe.stages:
+        step = STEPS[stage]
+        needed = [] if stage in ("evaluate", "report") else step.inputs(context.run)
+        for file in needed:
+            real = context.has_weights or file.suffix == ".jsonl"
+            if real and file not in made and not file.exists():
+                raise UserError(
+                    f"the stage {stage!r} reads {file}, which is missing and which no stage before it in the "
+                    "recipe's `stages` makes"
+                )
+        made |= set(step.outputs(context.run))
+    if "evaluate" in context.recipe.stages:
+        compare.ready(context)
+    if context.has_weights and {"engrave", "verbose_cloning", "evaluate"} & set(context.recipe.stages):
+        context.model.check_trainable()
+
+
+_SETTINGS: dict[Stage, tuple[str, ...]] = {
+    "prompts": ("seeds", "filters", "prompts", "evaluate"),
+    "align": ("filters", "align"),
+    "engrave": ("engrave",),
+    "verbose_cloning": ("filters", "engrave", "verbose_cloning"),
+    "evaluate": ("evaluate",),
+    "report": ("seeds", "filters", "prompts", "align", "engrave", "verbose_cloning", "evaluate"),
+}
+"""Parts of the recipe that a stage's result follows from, besides its input files."""
+
+
+def inputs_hash(context: Context, stage: Stage) -> str:
+    """A hash of everything the stage's result follows from."""
+    run = context.run
+    recipe = run.recipe.model_dump(mode="json")
+    recipe["engrave"] = run.recipe.engrave.deciding()
+    settings = {k: recipe[k] for k in ("seed", *_SETTINGS[stage])}
+    if "evaluate" in settings and (stage != "evaluate" or not settings["evaluate"]["tasks"]):
+        # A task more makes no other stage run again, and no run of a version that knew none.
+        del settings["evaluate"]["tasks"]
+    files = [file_hash(f) if f.exists() else "" for f in STEPS[stage].inputs(run)]
+    seeds = Path(run.recipe.seeds)
+    own = file_hash(seeds) if stage == "prompts" and seeds.is_file() else ""
+    measured_on = [file_hash(Path(f)) for f in run.recipe.evaluate.benchmarks if Path(f).is_file()]
+    # Without marks the hash is what it was before there were any: no run of an earlier version is trained again.
+    by_hand = [digest] if stage in marks.STAGES and (digest := marks.digest(run, stage)) else []
+    weights = context.identities()[None]
+    return content_hash(stage, settings, run.constitution.digest(), weights, files, own, measured_on, *by_hand)
+
+
+def _add_notices(context: Context, files: list[Path]) -> None:
+    """Put the base's licence terms beside everything that was made from it."""
+    if not context.has_weights or not context.model.notice:
+        return
+    for folder in {context.run.path, *(f.parent for f in files if f.suffix == ".jsonl")}:
+        if not (folder / "NOTICE").exists():
+            atomic.write_text(folder / "NOTICE", context.model.notice + "\n")

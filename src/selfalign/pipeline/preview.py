@@ -1,0 +1,80 @@
+"""`run --preview N`: the exact prompts and the raw answers of a few rows of stages 1 and 2; nothing is kept.
+
+Of the user's own prompts the first rows are shown; where their answers are given, as they were read.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from itertools import islice
+from pathlib import Path
+
+from selfalign.constitution import Constitution
+from selfalign.data.prompt_text import BOS
+from selfalign.data.records import Prompt, prompt_id
+from selfalign.data.user_data import UserData, prompt_of
+from selfalign.errors import UserError
+from selfalign.generation.engines.base import Request, RowError, answer
+from selfalign.pipeline import step1a_self_instruct, step1b_red_team, step2_self_align
+from selfalign.run.context import Context
+from selfalign.run.directory import RunDir
+from selfalign.run.recipe import Recipe
+from selfalign.system.console import Screen, plain
+from selfalign.system.signals import STOP
+
+
+def show(recipe: Recipe, constitution: Constitution, rows: int, screen: Screen) -> None:
+    """Print `rows` requests of Self-Instruct, red-teaming and self-alignment with what the engine answers."""
+    if rows < 1:
+        raise UserError(f"--preview {rows}: at least 1")
+    with tempfile.TemporaryDirectory(prefix="selfalign-preview-") as folder:
+        context = Context(RunDir.create(Path(folder) / "run", recipe, constitution), screen)
+        try:
+            if recipe.align.form == "given":
+                _print_given(context, rows)
+                return
+            for title, request in _requests(context, rows):
+                _print(context, title, request)
+        finally:
+            context.release_engine()
+            context.journal.close()
+
+
+def _own(context: Context, rows: int) -> list[tuple[str, Prompt, str | None]]:
+    """(place, prompt, answer) of the first of the user's own rows."""
+    first = islice(UserData(context.recipe.prompts), rows)
+    return [(f"{Path(place).name}", Prompt(*prompt_of(row)), row.answer) for place, row in first]
+
+
+def _print_given(context: Context, rows: int) -> None:
+    for place, prompt, given in _own(context, rows):
+        print(f"\n──── {plain(place)} ──── given\n{plain(prompt.message)}")
+        print("(no answer)" if given is None else f"⟦{plain(given)}⟧")
+
+
+def _requests(context: Context, rows: int) -> list[tuple[str, Request]]:
+    asked = step2_self_align.form(context)
+    if context.recipe.prompts.file:
+        own = _own(context, rows)
+        return [(f"self-align, {place}", step2_self_align.request(context, prompt, asked)) for place, prompt, _ in own]
+    found = [(f"self-instruct {n + 1}", r) for n, r in enumerate(step1a_self_instruct.requests(context, rows))]
+    types = context.run.constitution.question_types[:rows]
+    found += [(f"red-teaming, {t.name}", step1b_red_team.question_request(context, t, t.topic)) for t in types]
+    for kind in types:
+        prompt = Prompt(prompt_id(kind.question, ""), kind.question, question_type=kind.name)
+        found.append((f"self-align, {kind.name}", step2_self_align.request(context, prompt, asked)))
+    return found
+
+
+def _print(context: Context, title: str, request: Request) -> None:
+    try:
+        completion = answer(context.engine(), request)
+    except RowError as error:
+        raise UserError(f"{title}: {error}") from None
+    STOP.check()
+    print(f"\n──── {title} ──── prompt")
+    print(plain("".join(p for p in request.prompt if p is not BOS)), end="")
+    for step, part in zip(request.steps, completion.parts, strict=False):
+        print(f"{plain(step.cue)}⟦{plain(part.text)}⟧", end="")
+        print(f"  ({part.finish}, {part.generated_tokens} tokens)", end="")
+    print()

@@ -1,0 +1,138 @@
+"""Stage 1, its end: what 1a and 1b wrote, together, with the held-out part marked.   -> 1_prompts/prompts.jsonl
+
+With a file (folder, hub data set) of the user's own prompts this takes the place of 1a and 1b.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import replace
+from hashlib import blake2b
+from pathlib import Path
+
+from selfalign.data.records import Prompt, content_hash, join_input, read_jsonl, write_jsonl
+from selfalign.data.user_data import UserData, prompt_of
+from selfalign.errors import UserError
+from selfalign.quality.instruction_filters import reason_to_drop_own
+from selfalign.quality.novelty import NoveltyIndex
+from selfalign.quality.rouge import folded
+from selfalign.run.context import Context
+from selfalign.run.ledger import RowOutcome
+from selfalign.system.clock import Clock
+from selfalign.system.signals import STOP
+
+
+def merge(context: Context) -> list[Path]:
+    """Join both sources in an order that depends on content only, and hold out the evaluation's prompts."""
+    rows = read_jsonl(context.run.jsonl("self_instruct"), Prompt) + read_jsonl(context.run.jsonl("red_team"), Prompt)
+    return [_publish(context, rows)]
+
+
+def import_file(context: Context) -> list[Path]:
+    """Take the prompts of the recipe's `prompts.file`, row by row: what is kept is held once, nothing else.
+
+    Raises:
+        UserError: the file cannot be read, a row is in no known form, or there is no prompt that can be used.
+    """
+    clock, data = Clock(), UserData(context.recipe.prompts)
+    kept: list[Prompt] = []
+    for ledger in ("topics", "red_team"):
+        context.journal.restart(ledger)
+    dropped: Counter[str] = Counter()
+
+    def fates() -> Generator[RowOutcome, None, None]:
+        for prompt, fate in _judged(context, data):
+            STOP.check()
+            bar.add(1)
+            if prompt:
+                kept.append(prompt)
+            else:
+                dropped[fate.reason] += 1
+            yield fate
+
+    with context.screen.bar("own prompts", None) as bar:
+        context.decide("self_instruct", fates())
+    if not kept:
+        why = ", ".join(f"{reason} {n}" for reason, n in dropped.most_common())
+        raise UserError(f"{data.name} holds no prompt" + (f" that can be used: {why}" if why else ""))
+    for text in data.said():
+        context.screen.say(f"  {text}", "dim")
+    context.finish("self_instruct", len(kept) + dropped.total(), clock, data.notes())
+    return [_publish(context, kept)]
+
+
+def _judged(context: Context, data: UserData) -> Iterator[tuple[Prompt | None, RowOutcome]]:
+    """The prompt of each row, or None where it is dropped, with the row's fate."""
+    config, taken = context.recipe.prompts, 0
+    known: set[bytes] = set()
+    bounds = (config.tokens[0], config.tokens[1]) if config.tokens else None
+    measure = _counter(context) if bounds else len
+    for number, (place, row) in enumerate(data):
+        row_id, instruction, text = prompt_of(row)
+        message = join_input(instruction, text)
+        length = None if bounds is None else measure(message)
+        reason = reason_to_drop_own(message, length, bounds or (1, 1))
+        # Case and punctuation do not make a prompt another one.
+        key = blake2b(folded(message).encode("utf-8"), digest_size=16).digest()
+        if not reason and key in known:
+            reason = "duplicate"
+        hit = None if reason else context.benchmarks.find(instruction, message)
+        if hit:
+            reason, message = hit.reason, hit.beside(message)
+        if not reason and config.rows and taken >= config.rows:
+            reason = "more than wanted"
+        if reason:
+            # Of an empty row only its place tells which one it is.
+            yield None, RowOutcome(content_hash(row_id, number), number, "dropped", reason, message or place)
+            continue
+        known.add(key)
+        taken += 1
+        yield Prompt(row_id, instruction, text), RowOutcome(row_id, number, "kept", "", message)
+
+
+def _counter(context: Context) -> Callable[[str], int]:
+    """Counts a message's tokens: words where there is no model."""
+    if not context.has_weights:
+        return lambda message: len(message.split())
+    tokenizer = context.model.tokenizer()
+    return lambda message: len(tokenizer.ids(message))
+
+
+def _publish(context: Context, rows: list[Prompt]) -> Path:
+    # The hash of the content mixes both sources, the same way on every machine.
+    rows = sorted(rows, key=lambda r: content_hash(context.recipe.seed, r.id))
+    wanted = min(context.recipe.evaluate.heldout_prompts, len(rows) // 2)
+    heldout = _apart(rows, wanted, [pair.question for pair in context.run.constitution.identity], context)
+    path = context.run.jsonl("prompts")
+    write_jsonl(path, (replace(r, split="heldout" if r.id in heldout else "train") for r in rows))
+    context.screen.say(f"  prompts: {len(rows)}, of which {len(heldout)} are held out for the evaluation")
+    if len(heldout) < wanted:
+        context.screen.say(f"  {wanted} were to be held out: the others are too close to what is trained on", "yellow")
+    return path
+
+
+def _apart(rows: list[Prompt], wanted: int, trained: list[str], context: Context) -> set[str]:
+    """Ids of the first rows that are close to no other row and to none of the texts that are always trained on.
+
+    Stage 1's own prompts are all far from each other; a file of the user's may hold several wordings of one.
+    """
+    limit = context.recipe.prompts.novelty
+    known = NoveltyIndex(limit)
+    for text in trained:
+        known.accept(text)
+    near = known.nearest_all(r.instruction for r in rows)
+    free = [r for r, found in zip(rows, near, strict=True) if found is None and r.instruction not in known]
+    places = {r.id: n for n, r in enumerate(rows)}
+    while True:
+        chosen, rest = free[:wanted], set(range(len(rows)))
+        index = NoveltyIndex(limit)
+        for row in chosen:
+            index.accept(row.instruction)
+            rest.discard(places[row.id])
+        others = [rows[n].instruction for n in sorted(rest)]
+        close = {found.text for found in index.nearest_all(others) if found} | {o for o in others if o in index}
+        # Two of the chosen may be close to each other: neither is trained on.
+        if not close:
+            return {row.id for row in chosen}
+        free = [row for row in free if row.instruction not in close]

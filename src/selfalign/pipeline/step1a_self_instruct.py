@@ -1,0 +1,154 @@
+"""Stage 1a, Self-Instruct: seed tasks -> prompts.   seeds -> 1_prompts/self_instruct.jsonl
+
+Works in rounds. A round's requests depend on finished rounds only, and candidates are decided in request order: a
+killed run, a parallel run and an undisturbed one accept the same prompts. (Self-Instruct, arXiv 2212.10560; SELF-ALIGN,
+arXiv 2305.03047, section 3.2.)
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+from selfalign.constitution import SeedTask, load_seeds
+from selfalign.data.prompt_text import BOS, Pieces
+from selfalign.data.records import Prompt, content_hash, join_input, prompt_id, write_jsonl
+from selfalign.generation.engines.base import Request, Step
+from selfalign.generation.loop import Outcome, Work, generate, row_seed
+from selfalign.pipeline.rounds import Candidate, Rounds
+from selfalign.quality.instruction_filters import reason_to_drop
+from selfalign.quality.language import LANGUAGES
+from selfalign.run.context import Context
+from selfalign.run.ledger import RowOutcome
+from selfalign.system.signals import STOP
+
+STAGE = "self_instruct"
+
+HEADER = (
+    "A list of different tasks that people give to a text assistant. The tasks differ in subject, verb and form: "
+    "questions, explanations, plans, rewriting, sorting, short creative texts. Each can be solved with text alone. "
+    "The instruction is one or two clear sentences. If the task works on a given text, that text is the input; "
+    "otherwise the input is <noinput>.\n\n"
+)
+
+
+def run(context: Context) -> list[Path]:
+    """Write prompts until the recipe's count is reached; returns the files."""
+    config = context.recipe.prompts.self_instruct
+    seeds = load_seeds(context.recipe.seeds)
+    rounds = Rounds(context, STAGE, config.count, [s.instruction for s in seeds], [s.input for s in seeds])
+    first = min(config.seeds_per_request, len(seeds)) + 1  # the number that every prompt ends with
+    with context.screen.bar("self-instruct", config.count) as bar:
+        bar.set(len(rounds.accepted))
+        while rounds.missing > 0 and rounds.number < config.max_rounds and not rounds.dried_up:
+            # Not more requests than the yield so far calls for; the first round assumes two prompts a request.
+            rate = len(rounds.accepted) / rounds.requests if rounds.requests else 2.0
+            size = min(config.requests_per_round, max(4, round(rounds.missing / max(rate, 0.25))))
+            works = [_work(context, seeds, rounds.accepted, rounds.number, i) for i in range(size)]
+            outcomes = generate(
+                works,
+                context.engine(),
+                context.journal,
+                stage=STAGE,
+                identities=context.identities(),
+                on_done=lambda rows, tokens: bar.add(0, tokens),
+            )
+            found = (
+                candidate
+                for work, outcome in zip(works, outcomes, strict=True)
+                for candidate in _candidates(context, outcome, first, work.row_id)
+            )
+            rounds.close(found, Counter({"tasks": size}))
+            bar.set(len(rounds.accepted))
+            STOP.check()
+    path = context.run.jsonl(STAGE)
+    write_jsonl(path, rounds.accepted)
+    context.check_failures(rounds.finish({}))
+    return [path]
+
+
+def _work(context: Context, seeds: list[SeedTask], accepted: list[Prompt], number: int, position: int) -> Work:
+    config = context.recipe.prompts.self_instruct
+    row_id = content_hash(STAGE, number, position)
+    seed = row_seed(context.recipe.seed, row_id)
+    rng = random.Random(seed)  # noqa: S311  (a draw of seeds, not a secret)
+    shown = rng.sample(seeds, min(config.seeds_per_request, len(seeds)))
+    own = min(round(context.recipe.prompts.steering.own_seeds * len(shown)), len(accepted))
+    if own:
+        shown[:own] = [SeedTask(instruction=p.instruction, input=p.input) for p in rng.sample(accepted, own)]
+        rng.shuffle(shown)
+    sampling = replace(context.sampling(config), ban_eos=True)
+    pieces = render(shown, context.run.constitution.language)
+    return Work(row_id, Request(pieces, (Step(sampling, stop=("\n\n\n",)),), seed))
+
+
+def requests(context: Context, number: int) -> list[Request]:
+    """The first requests of the first round, for a preview."""
+    seeds = load_seeds(context.recipe.seeds)
+    return [_work(context, seeds, [], 0, i).request for i in range(number)]
+
+
+def render(seeds: list[SeedTask], language: str = "en") -> Pieces:
+    """The prompt: the header, the shown tasks, and the number of the next one."""
+    header = HEADER if language == "en" else f"{HEADER.strip()} All tasks are in {LANGUAGES[language]}.\n\n"
+    blocks = "".join(
+        f"###\n{n}. Instruction: {' '.join(s.instruction.split()).rstrip(':')}\n{n}. Input:\n{s.input or '<noinput>'}\n"
+        for n, s in enumerate(seeds, 1)
+    )
+    return (BOS, f"{header}{blocks}###\n{len(seeds) + 1}. Instruction:")
+
+
+_HEAD = re.compile(r"(\d+)\.\s*Instruction:")
+
+
+def parse(text: str, first: int, truncated: bool) -> list[tuple[str, str] | str]:
+    """(instruction, input) of each block of a completion, or the text of a block that is not one.
+
+    Args:
+        first: the number that the prompt ended with.
+        truncated: the completion was cut, so its last block is not whole and is left out.
+    """
+    blocks = re.split(r"\n?###", f"{first}. Instruction:{text}")
+    if truncated:
+        blocks = blocks[:-1]
+    found: list[tuple[str, str] | str] = []
+    for block in blocks:
+        if not block.strip():
+            continue
+        block = block.strip()
+        head = _HEAD.match(block)
+        # The input's line begins with the same number; a second one of either kind makes the block malformed.
+        parts = re.split(rf"\n[^\S\n]*{head[1]}\.\s*Input:", block[head.end() :]) if head else []
+        if len(parts) != 2 or re.search(r"\d\.\s*(Instruction|Input):", "\n".join(parts)):
+            found.append(block)
+            continue
+        instruction, text = parts[0], parts[1].strip()
+        text = "" if text.strip("<>. ").lower() in ("noinput", "no input", "none", "n/a", "") else text
+        found.append((" ".join(instruction.split()), text))
+    return found
+
+
+def _candidates(context: Context, outcome: Outcome, first: int, request: str) -> list[Candidate]:
+    if outcome.completion is None:
+        return [(RowOutcome(content_hash(request), 0, outcome.fate, outcome.reason, ""), None)]
+    language, filters = context.run.constitution.language, context.recipe.filters.prompts
+    part = outcome.completion.parts[0]
+    blocks = parse(part.text, first, part.finish == "length")
+    if not blocks:
+        return [(RowOutcome(content_hash(request), 0, "dropped", "nothing parsed", part.text[:400]), None)]
+    found: list[Candidate] = []
+    for number, block in enumerate(blocks):
+        row = content_hash(request, number)
+        if isinstance(block, str):
+            found.append((RowOutcome(row, 0, "dropped", "malformed", block[:400]), None))
+        elif reason := reason_to_drop(block[0] or "?", block[1], language, filters):
+            found.append((RowOutcome(row, 0, "dropped", reason, "\n".join(block)[:400]), None))
+        elif hit := context.benchmarks.find(block[0], join_input(*block)):
+            found.append((RowOutcome(row, 0, "dropped", hit.reason, hit.beside("\n".join(block))), None))
+        else:
+            prompt = Prompt(prompt_id(*block), block[0], block[1], source=STAGE)
+            found.append((RowOutcome(row, 0, "kept", "", prompt.message), prompt))
+    return found

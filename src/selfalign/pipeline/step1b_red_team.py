@@ -1,0 +1,312 @@
+"""Stage 1b, topic-guided red-teaming: question types -> topics -> prompts.
+
+constitution, 1_prompts/self_instruct.jsonl -> 1_prompts/topics.jsonl, 1_prompts/red_team.jsonl
+
+Hunts for questions that a model without live data or memory gets wrong: each type names a kind of such questions.
+Topics grow in rounds; then each (type, topic) pair asks for one question. (SELF-ALIGN, arXiv 2305.03047, section 3.2.)
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import re
+import string
+from collections import Counter
+from dataclasses import replace
+from heapq import heapify, heappop, heappush
+from pathlib import Path
+
+from selfalign.constitution import QuestionType, load_seeds
+from selfalign.data.prompt_text import BOS, Pieces
+from selfalign.data.records import Prompt, Topic, content_hash, prompt_id, read_jsonl, write_jsonl
+from selfalign.errors import UserError
+from selfalign.generation.engines.base import Completion, Request, Step
+from selfalign.generation.loop import Outcome, Work, generate, row_seed
+from selfalign.pipeline.rounds import Candidate, Rounds
+from selfalign.quality.instruction_filters import reason_to_drop
+from selfalign.quality.language import LANGUAGES
+from selfalign.run.context import Context
+from selfalign.run.ledger import RowOutcome
+from selfalign.run.recipe import SteeringSettings
+from selfalign.system.clock import Clock
+from selfalign.system.signals import STOP
+
+TOPICS, STAGE = "topics", "red_team"
+_ENOUGH_TOPICS = 10
+_SHOWN_TOPICS = 5
+_SHOWN_QUESTIONS = 6
+_LAST_ROUND = 16
+"""So few missing questions are asked for in one round."""
+
+TOPIC_HEADER = "Lists of topics. A topic is one to three words long. All topics of a list are different.\n\n"
+QUESTION_HEADER = (
+    "Questions that people ask an assistant. Each question is one short and clear sentence about its topic, "
+    "and it is of the given kind.\n\n"
+)
+
+
+def run(context: Context) -> list[Path]:
+    """Grow topics, then write questions until the recipe's count is reached; returns the files."""
+    types = context.run.constitution.question_types
+    if not types and context.recipe.prompts.red_team.count:
+        raise UserError("the constitution has no question_types: add some, or set prompts.red_team.count to 0")
+    if context.recipe.prompts.red_team.count:
+        topics = _grow_topics(context, types)
+    else:
+        topics = {}
+        write_jsonl(context.run.jsonl(TOPICS), [])
+    return [context.run.jsonl(TOPICS), _ask(context, types, topics)]
+
+
+# -- topics ----------------------------------------------------------------------------------------------------------
+
+
+def _grow_topics(context: Context, types: list[QuestionType]) -> dict[str, list[str]]:
+    config = context.recipe.prompts.red_team
+    clock = Clock()
+    topics = {t.name: [t.topic] for t in types}
+    fates: list[RowOutcome] = []
+    with context.screen.bar("topics", None) as bar:
+        for number in range(config.topic_rounds):
+            works, owners = [], []
+            for kind in types:
+                for work in _topic_works(context, kind, topics[kind.name], number):
+                    works.append(work)
+                    owners.append(kind.name)
+            outcomes = generate(
+                works,
+                context.engine(),
+                context.journal,
+                stage=TOPICS,
+                identities=context.identities(),
+                on_done=bar.add,
+            )
+            for owner, outcome in zip(owners, outcomes, strict=True):
+                known = {t.lower() for t in topics[owner]}
+                language = context.run.constitution.language
+                found = _topic_candidates(outcome.completion, outcome.row_id, len(fates), outcome.reason, language)
+                for fate, topic in found:
+                    if topic and topic.lower() in known:
+                        fates.append(fate._replace(state="dropped", reason="known topic"))
+                        continue
+                    if topic:
+                        known.add(topic.lower())
+                        topics[owner].append(topic)
+                        fate = fate._replace(id=content_hash(TOPICS, owner, topic))
+                    fates.append(fate)
+            STOP.check()
+    fewest = min(len(t) for t in topics.values())
+    topics = _balanced(context, topics, fewest, fates)
+    rows = [Topic(kind, topic) for kind, found in topics.items() for topic in found]
+    write_jsonl(context.run.jsonl(TOPICS), rows)
+    context.settle(TOPICS, fates, len(fates), clock, {"topics per type": fewest})
+    return topics
+
+
+def _balanced(
+    context: Context, topics: dict[str, list[str]], fewest: int, fates: list[RowOutcome]
+) -> dict[str, list[str]]:
+    """Cut every type to the smallest type's count; which topics stay is drawn, the seed topic always does."""
+    cut: dict[str, list[str]] = {}
+    surplus: set[str] = set()
+    for kind, found in topics.items():
+        rng = random.Random(row_seed(context.recipe.seed, "balance", kind))  # noqa: S311
+        chosen = {found[0], *rng.sample(found[1:], fewest - 1)}
+        cut[kind] = [t for t in found if t in chosen]
+        surplus |= {content_hash(TOPICS, kind, t) for t in found if t not in chosen}
+    for number, fate in enumerate(fates):
+        if fate.id in surplus:
+            fates[number] = fate._replace(state="dropped", reason="type has more topics than the smallest")
+    return cut
+
+
+def _topic_works(context: Context, kind: QuestionType, known: list[str], number: int) -> list[Work]:
+    config, texts = context.recipe.prompts.red_team, context.run.constitution
+    sampling = replace(context.sampling(config), max_new_tokens=min(128, config.max_new_tokens), ban_eos=True)
+    rng = random.Random(row_seed(context.recipe.seed, TOPICS, kind.name, number))  # noqa: S311
+    few = len(known) < _ENOUGH_TOPICS
+    starts = [[t] if few else rng.sample(known, min(_SHOWN_TOPICS, len(known))) for t in known]
+    if config.topic_requests is not None and len(starts) > config.topic_requests:
+        starts = rng.sample(starts, config.topic_requests)
+    works = []
+    for position, start in enumerate(starts):
+        row_id = content_hash(TOPICS, kind.name, number, position)
+        prompt = render_topics(kind, start, texts.question_types, texts.language)
+        step = Step(sampling, stop=(f"\n{_ENOUGH_TOPICS + 1}.", "\n\n"))
+        works.append(Work(row_id, Request(prompt, (step,), row_seed(context.recipe.seed, row_id))))
+    return works
+
+
+def render_topics(kind: QuestionType, start: list[str], types: list[QuestionType], language: str = "en") -> Pieces:
+    """The prompt: the seed topics of all types as short lists, then this type's list to go on with."""
+    header = TOPIC_HEADER if language == "en" else f"{TOPIC_HEADER.strip()} Topics are in {LANGUAGES[language]}.\n\n"
+    others = "".join(f"Topic for questions about {t.name}: {t.topic}\n" for t in types if t.name != kind.name)
+    shown = "\n".join(f"{n}. {t}" for n, t in enumerate(start, 1))
+    head = f"Ten topics for questions about {kind.name}:\n{shown}\n{len(start) + 1}."
+    return (BOS, f"{header}{others}\n{head}")
+
+
+def topic_reason(topic: str, language: str = "en") -> str | None:
+    """Why a topic is not usable, or None: the paper's form (one to three words, capital first, no last mark)."""
+    if not topic:
+        return "empty"
+    if len(topic.split()) > 3:
+        return "more than three words"
+    if not topic[0].isupper() or (language == "en" and not topic[0].isascii()):
+        return "no capital letter first"
+    if topic[-1] in string.punctuation:
+        return "ends with punctuation"
+    if len(topic) > 60 or ":" in topic:
+        return "not a topic"
+    return None
+
+
+def _topic_candidates(
+    completion: Completion | None, request: str, position: int, reason: str, language: str
+) -> list[tuple[RowOutcome, str | None]]:
+    if completion is None:
+        return [(RowOutcome(content_hash(request), position, "failed", reason, ""), None)]
+    part = completion.parts[0]
+    lines = part.text.split("\n")
+    # A line that the limit cut may be half a topic.
+    lines = lines[:-1] if part.finish == "length" else lines
+    if not any(line.strip() for line in lines):
+        return [(RowOutcome(content_hash(request), position, "dropped", "nothing parsed", part.text[:200]), None)]
+    found: list[tuple[RowOutcome, str | None]] = []
+    for number, line in enumerate(line for line in lines if line.strip()):
+        topic = re.sub(r"^\s*\d+\.\s*", "", line).strip()
+        why = topic_reason(topic, language)
+        row = content_hash(request, number)
+        found.append(
+            (RowOutcome(row, position + number, "dropped" if why else "kept", why or "", topic), None if why else topic)
+        )
+    return found
+
+
+# -- questions -------------------------------------------------------------------------------------------------------
+
+
+def _ask(context: Context, types: list[QuestionType], topics: dict[str, list[str]]) -> Path:
+    config = context.recipe.prompts.red_team
+    known = [seed.instruction for seed in load_seeds(context.recipe.seeds)] + [kind.question for kind in types]
+    known += [prompt.instruction for prompt in read_jsonl(context.run.jsonl("self_instruct"), Prompt)]
+    # Type by type in turn, so that a small count still has every type.
+    depth = max((len(t) for t in topics.values()), default=0)
+    pairs = [(k, topics[k.name][d]) for d in range(1, depth) for k in types if d < len(topics[k.name])]
+    pairs = pairs or [(k, k.topic) for k in types]
+    rounds = Rounds(context, STAGE, config.count, known, topics)
+    with context.screen.bar("red-teaming", config.count) as bar:
+        bar.set(len(rounds.accepted))
+        while rounds.missing > 0 and rounds.number < config.max_rounds and not rounds.dried_up:
+            rate = max(len(rounds.accepted) / rounds.requests, 0.25) if rounds.requests else 0.8
+            size = max(4, round(rounds.missing / rate))
+            if context.recipe.prompts.steering.rebalance:
+                size = min(size, max(_LAST_ROUND, size // 2))  # what is missing after it is asked for where it is
+            chosen = _choose(pairs, rounds, size, context.recipe.prompts.steering)
+            number = rounds.number
+            works = [_question_work(context, types, k, t, number, i) for i, (k, t) in enumerate(chosen)]
+            context.warm_prefix((works[0].request.prompt[0], works[0].request.prompt[1]))
+            outcomes = generate(
+                works,
+                context.engine(),
+                context.journal,
+                stage=STAGE,
+                identities=context.identities(),
+                on_done=lambda rows, tokens: bar.add(0, tokens),
+            )
+            found = (_candidate(context, *pair, o) for pair, o in zip(chosen, outcomes, strict=True))
+            rounds.close(found, Counter(_about(kind, topic) for kind, topic in chosen))
+            bar.set(len(rounds.accepted))
+            STOP.check()
+    path = context.run.jsonl(STAGE)
+    write_jsonl(path, rounds.accepted)
+    context.check_failures(rounds.finish({}))
+    return path
+
+
+def _about(kind: QuestionType, topic: str) -> str:
+    return f"{kind.name}\n{topic}"
+
+
+def _choose(
+    pairs: list[tuple[QuestionType, str]], rounds: Rounds, size: int, steering: SteeringSettings
+) -> list[tuple[QuestionType, str]]:
+    """What the next round asks about: in turn, or first what has the fewest accepted prompts."""
+    if not steering.rebalance:
+        return [pairs[(rounds.requests + i) % len(pairs)] for i in range(size)]
+    accepted = Counter(prompt.question_type for prompt in rounds.accepted)
+    asked: Counter[str] = Counter()
+    for about, number in rounds.asked.items():
+        asked[about.partition("\n")[0]] += number
+    waiting: dict[str, list[tuple[int, int, tuple[QuestionType, str]]]] = {}
+    for place, (kind, topic) in enumerate(pairs):
+        heappush(waiting.setdefault(kind.name, []), (rounds.asked[_about(kind, topic)], place, (kind, topic)))
+    # What a request of a type has brought so far, one of one at the outset.
+    brings = {name: (accepted[name] + 1) / (asked[name] + 1) for name in waiting}
+    # A type that brings nothing must not take the whole round.
+    most = math.ceil(2 * size / len(waiting))
+    types = [(float(accepted[name]), place, name) for place, name in enumerate(waiting)]
+    heapify(types)
+    chosen: list[tuple[QuestionType, str]] = []
+    given: Counter[str] = Counter()
+    while len(chosen) < size:
+        expected, place, name = heappop(types)
+        times, at, pair = heappop(waiting[name])
+        heappush(waiting[name], (times + 1, at, pair))
+        chosen.append(pair)
+        given[name] += 1
+        if given[name] < most:
+            heappush(types, (expected + brings[name], place, name))
+    return chosen
+
+
+def _question_work(
+    context: Context, types: list[QuestionType], kind: QuestionType, topic: str, number: int, position: int
+) -> Work:
+    config = context.recipe.prompts.red_team
+    row_id = content_hash(STAGE, kind.name, topic, number, position)
+    rng = random.Random(row_seed(context.recipe.seed, STAGE, number))  # noqa: S311
+    shown = rng.sample(types, min(_SHOWN_QUESTIONS, len(types)))
+    step = Step(context.sampling(config), stop=("\n",))
+    pieces = render_question(shown, kind, topic, context.run.constitution.language)
+    return Work(row_id, Request(pieces, (step,), row_seed(context.recipe.seed, row_id)))
+
+
+def question_request(context: Context, kind: QuestionType, topic: str) -> Request:
+    """The first round's request for this pair, for a preview."""
+    return _question_work(context, context.run.constitution.question_types, kind, topic, 0, 0).request
+
+
+def render_question(shown: list[QuestionType], kind: QuestionType, topic: str, language: str = "en") -> Pieces:
+    """The prompt: the same examples for a whole round (a prefix to share), the type's own example, the new topic."""
+    header = QUESTION_HEADER if language == "en" else f"{QUESTION_HEADER.strip()} It is in {LANGUAGES[language]}.\n\n"
+    examples = "".join(f"kind: {t.name}, topic: {t.topic}, question: {t.question}\n" for t in shown)
+    own = f"kind: {kind.name}, topic: {kind.topic}, question: {kind.question}\n"
+    return (BOS, f"{header}{examples}", f"{own}kind: {kind.name}, topic: {topic}, question:")
+
+
+def _candidate(context: Context, kind: QuestionType, topic: str, outcome: Outcome) -> Candidate:
+    row_id = outcome.row_id
+    if outcome.completion is None:
+        return RowOutcome(row_id, 0, outcome.fate, outcome.reason, ""), None
+    part = outcome.completion.parts[0]
+    text = " ".join(part.text.split())
+    reason = _question_reason(text, part.finish, context)
+    if reason:
+        return RowOutcome(row_id, 0, "dropped", reason, (text or part.text)[:400]), None
+    if hit := context.benchmarks.find(text):
+        return RowOutcome(row_id, 0, "dropped", hit.reason, hit.beside(text)), None
+    prompt = Prompt(prompt_id(text, ""), text, "", source=STAGE, question_type=kind.name, topic=topic)
+    return RowOutcome(row_id, 0, "kept", "", text), prompt
+
+
+def _question_reason(text: str, finish: str, context: Context) -> str | None:
+    """Why a question is not usable, or None."""
+    if finish == "length":
+        return "truncated"
+    if not text:
+        return "nothing parsed"
+    if re.search(r"\b(kind|topic|question):", text):
+        return "malformed"
+    return reason_to_drop(text, "", context.run.constitution.language, context.recipe.filters.prompts)

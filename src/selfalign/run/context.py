@@ -1,0 +1,268 @@
+"""What a stage gets: the run, the model, an engine when it asks for one, and a screen to talk to."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import closing
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from selfalign.data.prompt_text import Pieces
+from selfalign.data.records import Prompt, Response, content_hash
+from selfalign.errors import Resumable, TooManyFailed
+from selfalign.generation import engines, executors
+from selfalign.generation.engines.base import Engine, Sampling
+from selfalign.model import sources
+from selfalign.quality.contamination import Benchmarks
+from selfalign.run.directory import RunDir
+from selfalign.run.inputs import Rows
+from selfalign.run.journal import Journal
+from selfalign.run.ledger import RowOutcome, StageCounts
+from selfalign.run.recipe import Recipe
+from selfalign.system.atomic import file_hash
+from selfalign.system.clock import Clock
+from selfalign.system.console import Screen
+
+if TYPE_CHECKING:
+    from selfalign.generation.calibration import Calibration
+    from selfalign.run.keeping import Keeper
+
+ADAPTER_STAGES = ("engrave", "verbose_cloning")
+
+
+class SamplingConfig(Protocol):
+    """A part of the recipe that says how to draw tokens."""
+
+    @property
+    def temperature(self) -> float: ...
+    @property
+    def top_p(self) -> float: ...
+    @property
+    def max_new_tokens(self) -> int: ...
+
+
+@dataclass
+class Context:
+    """Everything around a stage. Engine and model are made when first used and kept between stages."""
+
+    run: RunDir
+    screen: Screen
+    force: bool = False
+    given_adapter: Path | None = None
+    """One that was trained elsewhere, for the stage that runs now."""
+    keeper: Keeper | None = None
+    """Who saves the run to the recipe's storage."""
+    _model: sources.Model | None = None
+    _engine: Engine | None = None
+    _engine_for: tuple[str, ...] | None = None
+    _noted: str = ""
+    """What was said of how prompts reach the engine."""
+
+    @property
+    def recipe(self) -> Recipe:
+        return self.run.recipe
+
+    @property
+    def journal(self) -> Journal:
+        return self.run.journal
+
+    @property
+    def has_weights(self) -> bool:
+        """False with the fake engine, which runs no model."""
+        return engines.needs_weights(self.recipe.engine)
+
+    @property
+    def model(self) -> sources.Model:
+        if self._model is None:
+            self._model = sources.resolve(self.recipe.model)
+        return self._model
+
+    def identities(self, adapters: tuple[str, ...] = ()) -> dict[str | None, str]:
+        """For the base (None) and each of these stages' adapters, a hash of the weights: part of every work key."""
+        if not self.has_weights:
+            return dict.fromkeys((None, *ADAPTER_STAGES), "fake")
+        if engines.kind(self.recipe.engine) == "openai":
+            served = self.recipe.engine.served
+            base = content_hash(self.model.identity, served.get("base"))
+            return {None: base, **{a: content_hash(base, a, served.get(a)) for a in adapters}}
+        base = self.model.identity
+        return {None: base, **{a: content_hash(base, file_hash(self.run.adapter_gguf(a))) for a in adapters}}
+
+    def adapter(self, stage: str) -> Path:
+        """The PEFT adapter of a stage. Raises as `Model.check_adapter`."""
+        folder = self.run.adapter(stage)
+        self.model.check_adapter(folder)
+        return folder
+
+    def engine(self, adapters: tuple[str, ...] = ()) -> Engine:
+        """An engine on which requests may name these stages' adapters (engrave, clone)."""
+        wanted = tuple(self.identities(adapters).values())
+        if self._engine is None or self._engine_for != wanted:
+            self.release_engine()
+            config = self.recipe.engine
+            if engines.kind(config) == "openai":
+                self._check_served(adapters)
+            here = self.has_weights and engines.kind(config) != "openai"
+            folders = {a: self.adapter(a) if here else self.run.adapter(a) for a in adapters}
+            model = self.model if self.has_weights else None
+            executor = self.recipe.executor
+            self._engine = executors.start(executor, config, model, folders, self.slots, self.screen.say)
+            self._engine_for = wanted
+            self._say_engine(self._engine.parallel)
+        return self._engine
+
+    def _say_engine(self, slots: int) -> None:
+        config = self.recipe.engine
+        # What auto would say today: the frozen recipe holds its answer.
+        kind, (automatic, why) = engines.kind(config), engines.choose(config.model_copy(update={"kind": "auto"}))
+        reason = f" ({why})" if kind == automatic else ""
+        text = f"  engine {kind}{reason}, {slots} requests at once"
+        if self.recipe.executor.kind == "ray":
+            text += f" by {getattr(self._engine, 'where', 'Ray workers')}"
+        elif config.slots == "auto" and kind == "llama_cpp":
+            rates = ", ".join(f"{n}: {rate:.0f}" for n, rate in self.calibration().by_slots.items())
+            text += f"; measured tokens/s by requests at once: {rates}"
+        self.screen.say(text, "dim")
+        self._say_note()
+
+    def _say_note(self) -> None:
+        note = self._engine.note if self._engine else ""
+        if note and note != self._noted:
+            self.screen.say(f"  {note}", "yellow")
+        self._noted = note
+
+    def slots(self) -> int:
+        """Requests at once: the recipe's, or what this machine does best."""
+        config = self.recipe.engine
+        return engines.slots(config, lambda: self.calibration().slots)
+
+    def speed(self) -> Calibration | None:
+        """How fast the engine is here; None where that is not measured (server, vLLM, other cluster, fake engine)."""
+        here = not self.recipe.executor.address
+        measured = here and self.has_weights and engines.kind(self.recipe.engine) == "llama_cpp"
+        return self.calibration() if measured else None
+
+    def calibration(self) -> Calibration:
+        """How fast llama.cpp is here, measured once per model. Raises as `calibrate.calibration`."""
+        from selfalign.generation import calibration
+
+        config, model = self.recipe.engine, self.model
+        return calibration.calibration(model.gguf, model.identity, config.context, config.threads, say=self.screen.say)
+
+    def _check_served(self, adapters: tuple[str, ...]) -> None:
+        """A server cannot load an adapter of ours: the user serves it and names it.
+
+        Raises:
+            Resumable: one that this stage needs is not named.
+        """
+        for name in ("base", *adapters):
+            if name in self.recipe.engine.served:
+                continue
+            file = self.run.adapter_gguf(name) if name != "base" else None
+            how = (
+                f"serve it (llama.cpp: llama-server -m BASE.gguf --lora {file}; vLLM: --enable-lora --lora-modules "
+                f"{name}={self.run.adapter(name)})"
+                if file
+                else "start it"
+            )
+            raise Resumable(
+                f"the server's model id for {name!r} is not named: {how}, then run the same command again with "
+                f"--set engine.served.{name}=ID"
+            )
+
+    def sampling(self, config: SamplingConfig) -> Sampling:
+        """A stage's sampling settings, with the engine's limit on candidates."""
+        top_k = self.recipe.engine.top_k
+        return Sampling(config.temperature, config.top_p, config.max_new_tokens, top_k=top_k)
+
+    def warm_prefix(self, prefix: Pieces) -> None:
+        """Let the engine compute what the coming requests begin with, and say how often it has to."""
+        how = self.engine().warm_prefix(prefix, None)
+        self.screen.detail(f"  the prefix that all requests share: {how}")
+
+    def release_engine(self) -> None:
+        """Free the engine's memory, for a stage that trains."""
+        if self._engine is not None:
+            self._engine.close()
+        self._engine = None
+
+    @cached_property
+    def benchmarks(self) -> Benchmarks:
+        """What the run will be measured on: no prompt and no answer may overlap with it.
+
+        Raises:
+            UserError: a benchmark file of the recipe cannot be read.
+        """
+        overlap = self.recipe.filters.overlap
+        found = Benchmarks(overlap.words, overlap.rouge)
+        found.add("probes", (probe.ask for _, probe in self.run.constitution.probes()))
+        for name in self.recipe.evaluate.benchmarks:
+            found.add_file(Path(name))
+        return found
+
+    # -- input files ---------------------------------------------------------------------------------------------
+
+    def prompts(self) -> Rows[Prompt]:
+        """Stage 1's prompts as they stand in the file."""
+        return Rows(self.run.jsonl("prompts"), Prompt, self.journal, ("self_instruct", "red_team"))
+
+    def responses(self) -> Rows[Response]:
+        """Stage 2's responses as they stand in the file."""
+        return Rows(self.run.jsonl("responses"), Response, self.journal, ("align",))
+
+    # -- ledger --------------------------------------------------------------------------------------------------
+
+    def decide(self, stage: str, fates: Generator[RowOutcome, None, None]) -> None:
+        """Write the stage's ledger anew, from an iterator that is closed where it is not read to its end."""
+        with closing(fates):
+            self.journal.restart(stage)
+            self.journal.decide(stage, fates)
+
+    def settle(
+        self, stage: str, fates: list[RowOutcome], rows_in: int, clock: Clock, notes: dict[str, object] | None = None
+    ) -> StageCounts:
+        """Write the stage's ledger anew and check that it balances. Raises as `finish`."""
+        self.decide(stage, (fate for fate in fates))
+        return self.finish(stage, rows_in, clock, notes)
+
+    def finish(self, stage: str, rows_in: int, clock: Clock, notes: dict[str, object] | None = None) -> StageCounts:
+        """Check that the stage's ledger balances, and say what became of its rows.
+
+        Raises:
+            CountMismatch: rows were lost or doubled.
+        """
+        counts = self.journal.finish(stage, rows_in, clock.seconds(), notes)
+        text = f"  {stage}: {counts.rows_in} in, {counts.kept} kept"
+        for name, reasons in (("dropped", counts.dropped), ("failed", counts.failed)):
+            if reasons:
+                text += f"; {name}: " + ", ".join(f"{reason} {n}" for reason, n in reasons.items())
+        self.screen.say(text)
+        made = counts.generation
+        if made.seconds and self.has_weights:
+            self.screen.say(
+                f"  {made.generated_tokens:,} tokens at {made.tokens_per_second:.0f} a second; of the prompts' tokens "
+                f"{made.prompt_tokens:,} computed, {made.cached_tokens:,} from the cache ({made.hit_rate:.1%}); "
+                f"engine busy {made.busy:.0%}",
+                "dim",
+            )
+            self._say_note()
+        if made.neutralised:
+            first, word = next(iter(self.journal.neutralised(stage))), "row" if made.neutralised == 1 else "rows"
+            self.screen.say(
+                f"  control tokens in the text neutralised: {made.neutralised:,} {word} (first: {first}; all: "
+                f"selfalign status {self.run.path} --json)",
+                "yellow",
+            )
+        return counts
+
+    def check_failures(self, counts: StageCounts) -> None:
+        """Raises TooManyFailed where more rows failed than the recipe allows."""
+        failed = sum(counts.failed.values())
+        if counts.rows_in and failed / counts.rows_in > self.recipe.max_failed:
+            reason = next(iter(counts.failed))
+            raise TooManyFailed(
+                f"{counts.stage}: {failed} of {counts.rows_in} rows failed ({reason}, ...); what was kept is kept. "
+                "The same command asks the failed rows again; a higher max_failed in the recipe goes on without them"
+            )

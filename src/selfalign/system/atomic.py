@@ -1,0 +1,158 @@
+"""The only way a file is published: temporary file in the same folder, fsync, rename, fsync of the folder."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import re
+import shutil
+import stat
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from selfalign.errors import Resumable
+
+HALF_WRITTEN = re.compile(r"\.(.+)\.[a-z0-9_]{8}\.(tmp|incomplete|old)")
+"""Names of what this module is writing, as tempfile makes them: .NAME.xxxxxxxx.tmp"""
+_NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+@contextlib.contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turn "no space" into an end that can be resumed, with the path and the free bytes in the message."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _NO_SPACE:
+            raise
+        folder = next(p for p in (path, *path.parents) if p.is_dir())
+        free = shutil.disk_usage(folder).free
+        raise Resumable(
+            f"no space to write {path} ({free:,} bytes free): make room, then run the same command again"
+        ) from error
+
+
+def check_space(path: Path, needed: int) -> None:
+    """Raises Resumable where `needed` bytes do not fit beside `path`: not every writer says that the disk was full."""
+    folder = next(p for p in (path, *path.parents) if p.is_dir())
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise Resumable(
+            f"no space to write {path} ({needed:,} bytes; {free:,} free): make room, then run the same command again"
+        )
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def new_file(path: Path) -> Iterator[BinaryIO]:
+    """Publish what the block writes to the stream that is yielded: a reader sees the old file or the whole new one.
+
+    Who may read it stays as it was.
+
+    Raises:
+        Resumable: the disk is full.
+    """
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            Path(name).chmod(stat.S_IMODE(path.stat().st_mode) if path.exists() else 0o644)
+            Path(name).replace(path)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+        _sync_folder(path.parent)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Publish `data` at `path`: a reader sees the old file or the new one, never a part.
+
+    Raises:
+        Resumable: the disk is full.
+    """
+    with new_file(path) as file:
+        file.write(data)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Publish `text` (UTF-8) at `path`."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+@contextlib.contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Publish a folder: fill the one that is yielded; it takes the name `path` only when the block ends well.
+
+    A folder that stood there before is replaced.
+    """
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        building = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".incomplete"))
+        try:
+            yield building
+            for folder, _, names in os.walk(building):
+                for name in names:
+                    with (Path(folder) / name).open("rb") as file:
+                        os.fsync(file.fileno())
+                _sync_folder(Path(folder))
+            building.chmod(0o755)
+            if path.exists():
+                old = building.with_suffix(".old")
+                path.rename(old)
+                try:
+                    building.rename(path)
+                except BaseException:
+                    old.rename(path)
+                    raise
+                shutil.rmtree(old)
+            else:
+                building.rename(path)
+        except BaseException:
+            shutil.rmtree(building, ignore_errors=True)
+            raise
+        _sync_folder(path.parent)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what a killed process left half written below `folder`; a folder it was replacing gets its name back.
+
+    Call it only while no other process writes there.
+    """
+    for path in sorted(folder.rglob(".*")):
+        name = HALF_WRITTEN.fullmatch(path.name)
+        if not name:
+            continue
+        if name[2] == "old" and not (path.parent / name[1]).exists():
+            path.rename(path.parent / name[1])
+        elif name[2] == "tmp":
+            path.unlink(missing_ok=True)
+        else:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file, or of a folder's files and their names."""
+    digest = hashlib.sha256()
+    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+    for file in files:
+        if file != path:
+            digest.update(str(file.relative_to(path)).encode())
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,264 @@
+"""The command as a user runs it: real processes on the fake engine."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+FAKE = ["--set", "engine.kind=fake"]
+WHOLE = [*FAKE, "--set", "prompts.self_instruct.count=12", "--set", "prompts.red_team.count=20"]
+SMALL = [*WHOLE, "--set", "stages=[prompts, align, engrave, verbose_cloning, evaluate]"]
+"""Without the report, which loads for seconds what tags verbs."""
+
+
+def selfalign(*arguments: str, cwd: Path, **options: object) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "NO_COLOR": "1", "COLUMNS": "120"}
+    return subprocess.run(
+        [sys.executable, "-m", "selfalign.cli.main", *arguments],
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        **options,  # type: ignore[call-overload]
+    )
+
+
+def files(run: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(run)): p.read_bytes() for p in sorted(run.rglob("*.jsonl"))}
+
+
+def test_a_run_ends_with_tables_report_and_manifest(tmp_path: Path) -> None:
+    done = selfalign("run", *WHOLE, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    run = tmp_path / "runs/quick"
+    manifest = json.loads((run / "manifest.json").read_text())
+    assert manifest["files"]["1_prompts/prompts.jsonl"]["rows"] == 32
+    for stage in manifest["stages"]:
+        fates = stage["kept"] + sum(stage["dropped"].values()) + sum(stage["failed"].values())
+        assert stage["rows_in"] == fates
+    assert "2 self-align" in done.stdout and "final" in done.stdout
+    assert (run / "report/index.html").read_text().startswith("<!doctype html>")
+
+
+def test_the_same_command_again_changes_nothing(tmp_path: Path) -> None:
+    assert selfalign("run", *SMALL, cwd=tmp_path).returncode == 0
+    before = files(tmp_path / "runs/quick")
+    again = selfalign("run", *SMALL, cwd=tmp_path)
+    assert again.returncode == 0 and "done" in again.stderr
+    assert files(tmp_path / "runs/quick") == before
+
+
+def test_a_killed_run_resumes_to_the_files_of_an_undisturbed_one(tmp_path: Path) -> None:
+    many = [*FAKE, "--set", "stages=[prompts, align]", "--set", "prompts.self_instruct.count=900"]
+    assert selfalign("run", *many, "--out", "a", cwd=tmp_path).returncode == 0
+    command = [sys.executable, "-m", "selfalign.cli.main", "run", *many, "--out", "b"]
+    killed = 0
+    for seconds in (0.6, 0.9, 1.2):
+        process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        time.sleep(seconds)
+        killed += process.poll() is None
+        process.kill()
+        process.wait()
+    assert killed
+    done = selfalign("run", *many, "--out", "b", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert files(tmp_path / "b") == files(tmp_path / "a")
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_the_run_resumably(tmp_path: Path, signum: signal.Signals, code: int) -> None:
+    many = [*FAKE, "--set", "stages=[prompts]", "--set", "prompts.self_instruct.count=20000"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "selfalign.cli.main", "run", *many], cwd=tmp_path, stderr=subprocess.PIPE, text=True
+    )
+    while not (tmp_path / "runs/quick/journal.sqlite").exists():
+        time.sleep(0.05)
+    time.sleep(0.3)
+    process.send_signal(signum)
+    _, said = process.communicate(timeout=30)
+    assert process.returncode == code
+    assert said.strip().splitlines()[-1].startswith("selfalign: stopped by") and "Traceback" not in said
+
+
+def test_a_run_on_the_fake_engine_never_touches_a_model(tmp_path: Path) -> None:
+    environment = {**os.environ, "SELFALIGN_CACHE": str(tmp_path / "cache")}
+    done = subprocess.run(
+        [sys.executable, "-m", "selfalign.cli.main", "run", *SMALL], cwd=tmp_path, env=environment, capture_output=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_full_disk_ends_with_75_and_resumes(tmp_path: Path) -> None:
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
+
+    full = selfalign("run", *SMALL, cwd=tmp_path, preexec_fn=limit)
+    assert full.returncode == 75, full.stderr
+    assert len(full.stderr.strip().splitlines()[-1]) < 300 and "Traceback" not in full.stderr
+    assert selfalign("run", *SMALL, cwd=tmp_path).returncode == 0
+    assert selfalign("run", *SMALL, "--out", "b", cwd=tmp_path).returncode == 0
+    assert files(tmp_path / "runs/quick") == files(tmp_path / "b")
+
+
+def one_line(done: subprocess.CompletedProcess[str], code: int, *words: str) -> None:
+    assert done.returncode == code, done.stderr
+    said = done.stderr.strip().splitlines()
+    assert len(said) == 1, done.stderr
+    for word in words:
+        assert word in said[0]
+
+
+def test_mistakes_are_one_line_each(tmp_path: Path) -> None:
+    (tmp_path / "empty.jsonl").write_text("\n")
+    (tmp_path / "bad.jsonl").write_text('{"instruction": 3}\n')
+    (tmp_path / "no.gguf").write_bytes(b"not a model")
+    text = selfalign("constitution", "show", "--json", cwd=tmp_path).stdout
+    wrong = json.loads(text)
+    wrong["exemplars"][0]["thoughts"] = "A request. Principles: 99 (kindness)."
+    (tmp_path / "wrong.yaml").write_text(json.dumps(wrong))
+    run = lambda *a: selfalign("run", *a, cwd=tmp_path)  # noqa: E731
+    one_line(run("--set", "align.temprature=1"), 1, "align.temprature", "did you mean 'temperature'")
+    one_line(run("quik"), 1, "quik", "quick, standard, paper")
+    one_line(run("--set", "seeds=empty.jsonl"), 1, "empty.jsonl", "no seed task")
+    one_line(run("--set", "seeds=bad.jsonl"), 1, "bad.jsonl:1")
+    one_line(run("--set", "constitution=wrong.yaml"), 1, "wrong.yaml", "99 (kindness)")
+    one_line(run("--set", "model=no.gguf"), 1, "no.gguf", "not a GGUF")
+    one_line(run("--set", "model=nowhere"), 1, "nowhere")
+    one_line(selfalign("status", "nowhere", cwd=tmp_path), 1, "nowhere", "not a run")
+    one_line(selfalign("chat", "nowhere", "-p", "hi", cwd=tmp_path), 1, "not a run")
+    assert selfalign("run", "--no-such-option", cwd=tmp_path).returncode == 2
+
+
+def test_a_changed_recipe_is_refused_with_the_difference_or_answered_by_new(tmp_path: Path) -> None:
+    stages = ["--set", "stages=[prompts]"]
+    assert selfalign("run", *SMALL, *stages, cwd=tmp_path).returncode == 0
+    changed = selfalign("run", *SMALL, *stages, "--set", "seed=7", cwd=tmp_path)
+    one_line(changed, 1, "seed: 0 -> 7", "--new")
+    assert selfalign("run", *SMALL, *stages, "--set", "seed=7", "--new", cwd=tmp_path).returncode == 0
+    assert (tmp_path / "runs/quick.1/1_prompts/prompts.jsonl").exists()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/thing.txt").write_text("mine")
+    one_line(selfalign("run", *SMALL, "--out", "other", cwd=tmp_path), 1, "other", "not a run")
+
+
+def test_an_edited_file_is_not_overwritten_without_force(tmp_path: Path) -> None:
+    assert selfalign("run", *SMALL, cwd=tmp_path).returncode == 0
+    responses = tmp_path / "runs/quick/2_self_align/responses.jsonl"
+    lines = responses.read_text().splitlines(keepends=True)
+    responses.write_text("".join(lines[1:]))
+    one_line(selfalign("align", "runs/quick", cwd=tmp_path), 1, "responses.jsonl", "--force")
+    engraved = selfalign("run", *SMALL, cwd=tmp_path)
+    assert engraved.returncode == 0 and "removed by hand 1" in engraved.stderr
+    assert selfalign("align", "runs/quick", "--force", cwd=tmp_path).returncode == 0
+    assert responses.read_text() == "".join(lines)
+
+
+def test_own_prompts_take_the_place_of_stage_1(tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("How do I bake bread?\nWhy is the sky blue?\n\nHow do I bake bread?\n")
+    one_line(selfalign("run", *FAKE, "--prompts", "yours.txt", cwd=tmp_path), 1, "yours.txt", "does not exist")
+    done = selfalign("run", *FAKE, "--prompts", "mine.txt", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in (tmp_path / "runs/quick/1_prompts/prompts.jsonl").read_text().splitlines()]
+    assert {r["instruction"] for r in rows} == {"How do I bake bread?", "Why is the sky blue?"}
+    assert "duplicate 1" in done.stderr
+    before = files(tmp_path / "runs/quick")
+    one_line(selfalign("run", *FAKE, cwd=tmp_path), 1, "prompts.file", "--new")
+    assert files(tmp_path / "runs/quick") == before
+
+
+def test_a_wrong_model_leaves_no_run_behind(tmp_path: Path) -> None:
+    one_line(selfalign("run", "--set", "model=typo.gguf", cwd=tmp_path), 1, "typo.gguf")
+    one_line(selfalign("run", "--set", "model=models/typo.gguf", cwd=tmp_path), 1, "typo.gguf", "is not 'embedded'")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_stage_stopped_midway_does_not_look_like_an_edit(tmp_path: Path) -> None:
+    assert selfalign("run", *SMALL, cwd=tmp_path).returncode == 0
+    run = tmp_path / "runs/quick"
+    responses = run / "2_self_align/responses.jsonl"
+    responses.write_text("".join(responses.read_text().splitlines(keepends=True)[2:]))
+    (run / "3_engrave/examples.jsonl").write_text("")  # as if killed between writing and publishing
+    import sqlite3
+
+    with sqlite3.connect(run / "journal.sqlite") as journal:
+        journal.execute("DELETE FROM published WHERE stage = 'engrave'")
+    journal.close()
+    again = selfalign("run", *SMALL, cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert (run / "3_engrave/examples.jsonl").read_text()
+
+
+def test_a_stage_whose_input_nobody_makes_is_said_at_once(tmp_path: Path) -> None:
+    one_line(selfalign("run", *FAKE, "--set", "stages=[align]", cwd=tmp_path), 1, "'align'", "prompts.jsonl")
+
+
+def test_preview_shows_exact_prompts_and_keeps_nothing(tmp_path: Path) -> None:
+    done = selfalign("run", *FAKE, "--preview", "2", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "6. Instruction:⟦" in done.stdout and "(internal thoughts):⟦" in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_status_json_and_chat_on_the_fake_engine(tmp_path: Path) -> None:
+    assert selfalign("run", *SMALL, "--limit", "6", cwd=tmp_path).returncode == 0
+    status = json.loads(selfalign("status", "runs/quick", "--json", cwd=tmp_path).stdout)
+    assert status["finished"] and {s["stage"] for s in status["stages"]} >= {
+        "self_instruct",
+        "align",
+        "verbose_cloning",
+    }
+    answer = selfalign("chat", "runs/quick", "-p", "Hello there", "--model", "base", cwd=tmp_path)
+    assert answer.returncode == 0 and answer.stdout.strip()
+    one_line(selfalign("chat", "runs/quick", "-p", "x", "--model", "best", cwd=tmp_path), 1, "best", "base, engraved")
+    for style in ("concise", "two-shot"):
+        assert selfalign("chat", "runs/quick", "-p", "Hi", "--style", style, cwd=tmp_path).stdout.strip()
+    one_line(selfalign("chat", "runs/quick", "-p", "x", "--style", "rude", cwd=tmp_path), 1, "rude", "two-shot")
+    dialogue = selfalign("chat", "runs/quick", "--lines", cwd=tmp_path, input="Hello\n/quit\n")
+    assert dialogue.returncode == 0 and "single-turn" in dialogue.stderr
+
+
+def test_two_processes_do_not_work_in_one_run(tmp_path: Path) -> None:
+    import fcntl
+
+    assert selfalign("run", *SMALL, "--set", "stages=[prompts]", cwd=tmp_path).returncode == 0
+    with (tmp_path / "runs/quick/journal.lock").open("r+") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        one_line(selfalign("run", *SMALL, "--set", "stages=[prompts]", cwd=tmp_path), 1, "in use by process")
+
+
+def test_a_file_where_a_folder_is_named_is_one_line(tmp_path: Path) -> None:
+    assert selfalign("run", *SMALL, "--set", "stages=[prompts]", cwd=tmp_path).returncode == 0
+    (tmp_path / "file").touch()
+    said = selfalign("export", "runs/quick", "dataset", "--out", "file/mine", cwd=tmp_path)
+    one_line(said, 1, "file", "cannot be written")
+
+
+def test_env_and_help_and_schema(tmp_path: Path) -> None:
+    assert "selfalign" in selfalign("env", cwd=tmp_path).stdout
+    schema = json.loads(selfalign("recipe", "--schema", cwd=tmp_path).stdout)
+    assert schema["additionalProperties"] is False and "prompts" in schema["required"]
+    assert "top_p: 0.98" in selfalign("recipe", "quick", cwd=tmp_path).stdout
+    listed = selfalign("--help", cwd=tmp_path).stdout
+    for verb in (
+        "run",
+        "status",
+        "chat",
+        "env",
+        "prompts",
+        "align",
+        "engrave",
+        "verbose_cloning",
+        "evaluate",
+        "report",
+    ):
+        assert f"\n  {verb} " in listed

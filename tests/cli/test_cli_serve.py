@@ -1,0 +1,104 @@
+"""The verb `serve` as a process: it says where it is, answers, ends by a signal, and refuses in one line."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from selfalign.cli import serve as serve_command
+from selfalign.errors import UserError
+from selfalign.run.context import Context
+
+COMMAND = [sys.executable, "-m", "selfalign.cli.main", "serve"]
+
+
+@contextmanager
+def serve(run: Path, *options: str, token: str = "") -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """(process, address) of a server on a free port."""
+    environment = {**os.environ, "SELFALIGN_TOKEN": token}
+    process = subprocess.Popen(
+        [*COMMAND, str(run), "--port", "0", *options], stderr=subprocess.PIPE, text=True, env=environment
+    )
+    try:
+        assert process.stderr is not None
+        said = ""
+        while not (found := re.search(r"chat page\s+(http://\S+)/", said)):
+            line = process.stderr.readline()
+            assert line, said
+            said += line
+        yield process, found[1]
+    finally:
+        process.kill()
+        process.wait()
+        process.stderr.close()
+
+
+@pytest.fixture
+def run(fake_run: Callable[..., Context]) -> Path:
+    return fake_run().run.path
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_it_even_with_a_client_connected(run: Path, number: signal.Signals):
+    with serve(run) as (process, url):
+        with urllib.request.urlopen(f"{url}/v1/models", timeout=10) as reply:
+            assert [m["id"] for m in json.load(reply)["data"]] == ["base", "prompted-base", "engraved", "final"]
+        host, _, port = url.removeprefix("http://").partition(":")
+        with socket.create_connection((host, int(port))) as idle:
+            idle.sendall(b"GET / HTTP/1.1\r\nhost: loc")
+            process.send_signal(number)
+            assert process.wait(15) == 128 + number
+        assert process.stderr is not None
+        assert "Traceback" not in process.stderr.read()
+
+
+def test_without_a_token_it_refuses_other_machines_in_one_line(run: Path):
+    done = subprocess.run(
+        [*COMMAND, str(run), "--host", "0.0.0.0"], capture_output=True, text=True, timeout=60,
+        env={**os.environ, "SELFALIGN_TOKEN": ""},
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert "SELFALIGN_TOKEN=" in done.stderr
+
+
+def test_what_cannot_be_served_is_the_users_mistake(fake_run: Callable[..., Context], monkeypatch: pytest.MonkeyPatch):
+    context = fake_run()
+
+    def start(host: str = "127.0.0.1", port: int = 0, style: str = "standard", token: str = "") -> None:
+        monkeypatch.setenv("SELFALIGN_TOKEN", token)
+        serve_command.start(context, host, port, 2, 2, None, style, [])
+
+    with pytest.raises(UserError, match="at least 16"):
+        start(token="short")
+    with pytest.raises(UserError, match="--style 'loud' is not known"):
+        start(style="loud")
+    taken = socket.create_server(("127.0.0.1", 0))
+    with taken, pytest.raises(UserError, match="is taken: name another with --port"):
+        start(port=taken.getsockname()[1])
+    with pytest.raises(UserError, match="cannot listen"):
+        start(host="203.0.113.9", token="x" * 20)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"pip install 'selfalign\[serve\]'"):
+        start()
+
+
+def test_beyond_loopback_it_answers_with_the_token_only(run: Path):
+    with serve(run, "--host", "0.0.0.0", token="x" * 20) as (_, url):
+        request = urllib.request.Request(f"{url}/v1/models", headers={"authorization": f"Bearer {'x' * 20}"})
+        with urllib.request.urlopen(request, timeout=10) as reply:
+            assert reply.status == 200
+        with pytest.raises(urllib.error.HTTPError, match="401"):
+            urllib.request.urlopen(f"{url}/v1/models", timeout=10)

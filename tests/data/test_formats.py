@@ -1,0 +1,248 @@
+"""The forms of rows: what is recognised, what is refused, and that what is written reads back as it was."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from selfalign.data import formats
+from selfalign.data.formats import WRITTEN, Row, form_of, read, unread, written
+from selfalign.data.records import to_json
+from selfalign.errors import UserError
+from selfalign.export.dataset import rendered
+from selfalign.model.dialogue import PLAIN, ROLES, Template
+
+HERE = "mine.jsonl:7"
+
+
+def turns(*said: tuple[str, str], keys: tuple[str, str] = ("role", "content")) -> list[dict[str, str]]:
+    return [dict(zip(keys, turn, strict=True)) for turn in said]
+
+
+def shared(*said: tuple[str, str]) -> dict[str, Any]:
+    return {"conversations": turns(*said, keys=("from", "value"))}
+
+
+READ = {
+    "own": ({"instruction": "Sort", "input": "b a"}, Row("our own", "Sort", "b a")),
+    "own, no input": ({"instruction": "Sort", "input": None}, Row("our own", "Sort")),
+    "a response of ours": (
+        {"id": "1", "instruction": "Sort", "input": "", "response": "a b", "thoughts": "x", "principles": [1]},
+        Row("our own", "Sort", "", "a b"),
+    ),
+    "a pair of ours": (
+        {"id": "1", "prompt": "concise", "user": "Hi", "assistant": "Ho", "source": "user"},
+        Row("our pairs", "Hi", "", "Ho"),
+    ),
+    "a prompt": ({"prompt": "Hi"}, Row("prompts", "Hi")),
+    "a preference": ({"prompt": "Hi", "chosen": "a", "rejected": "b"}, Row("prompts", "Hi")),
+    "prompt-completion": ({"prompt": "Hi", "completion": "Ho"}, Row("prompt–completion", "Hi", "", "Ho")),
+    "prompt-completion, dialogue": (
+        {"prompt": turns(("system", "Be."), ("user", "Hi")), "completion": turns(("assistant", "Ho"))},
+        Row("prompt–completion", "Hi", "", "Ho", "Be."),
+    ),
+    "prompt alone, dialogue": (
+        {"prompt": turns(("user", "Hi"), ("assistant", "Ho"), ("user", "And?"))},
+        Row("prompts", "Hi", "", "Ho", None, 1),
+    ),
+    "messages": (
+        {"messages": turns(("system", "Be."), ("user", "Hi"), ("assistant", "Ho")), "id": 3},
+        Row("messages", "Hi", "", "Ho", "Be."),
+    ),
+    "messages win": ({"prompt": "x", "messages": turns(("user", "Hi"))}, Row("messages", "Hi")),
+    "messages, long": (
+        {"messages": turns(("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d"))},
+        Row("messages", "a", "", "b", None, 2),
+    ),
+    "messages without an answer": (
+        {"messages": turns(("user", "a"), ("tool", "b"), ("assistant", "d"))},
+        Row("messages", "a", "", None, None, 2),
+    ),
+    "two users": ({"messages": turns(("user", "a"), ("user", "b"))}, Row("messages", "a", "", None, None, 1)),
+    "a tool's call": (
+        {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": None, "tool_calls": []}]},
+        Row("messages", "a"),
+    ),
+    "content in parts": (
+        {"messages": [{"role": "developer", "content": "Be."},
+                      {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}]},
+        Row("messages", "ab", "", None, "Be."),
+    ),
+    "no turn at all": ({"messages": []}, Row("messages", "")),
+    "no user turn": ({"messages": turns(("system", "Be."), ("assistant", "b"))}, Row("messages", "", "", None, "Be.")),
+    "ShareGPT": (shared(("system", "Be."), ("human", "Hi"), ("gpt", "Ho")), Row("ShareGPT", "Hi", "", "Ho", "Be.")),
+    "ShareGPT, begun by the model": (
+        shared(("gpt", "x"), ("human", "Hi"), ("gpt", "Ho"), ("human", "y")), Row("ShareGPT", "Hi", "", "Ho", None, 2)
+    ),
+    "ShareGPT, system beside": (
+        {**shared(("human", "Hi"), ("gpt", "Ho")), "system": "Be."}, Row("ShareGPT", "Hi", "", "Ho", "Be.")
+    ),
+    "Alpaca": (
+        {"instruction": "Sort", "input": "b a", "output": "a b", "text": "…"}, Row("Alpaca", "Sort", "b a", "a b")
+    ),
+    "Alpaca, unanswered": ({"instruction": "Sort", "input": "", "output": None}, Row("Alpaca", "Sort")),
+    "Alpaca, with what was said before": (
+        {"instruction": "c", "input": "", "output": "d", "system": "Be.", "history": [["a", "b"]]},
+        Row("Alpaca", "a", "", "b", "Be.", 2),
+    ),
+    "Alpaca, nothing said before": (
+        {"instruction": "c", "input": "", "output": "d", "history": []}, Row("Alpaca", "c", "", "d")
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", READ)
+def test_every_known_form_is_read(name: str):
+    value, row = READ[name]
+    assert read(value, HERE) == row
+
+
+REFUSED = {
+    "it has the keys 'text', 'id'; known are messages; conversations; ": {"text": "Hi", "id": 1},
+    r"it has the keys \(none\)": {},
+    "an object of keys and values, not 5": 5,
+    "an object of keys and values, not ": ["Hi"],
+    "instruction is 5, not text": {"instruction": 5},
+    "input is ": {"instruction": "a", "input": ["b"]},
+    "output is True, not text": {"instruction": "a", "output": True},
+    "prompt is 1.5, not text": {"prompt": 1.5},
+    "completion is {}, not text": {"prompt": "a", "completion": {}},
+    "so completion must be one, not 'b'": {"prompt": turns(("user", "a")), "completion": "b"},
+    "completion is .*, not text": {"prompt": "a", "completion": turns(("assistant", "a"))},
+    "messages is 'a', not a list of turns": {"messages": "a"},
+    "messages is None, not a list of turns": {"messages": None},
+    "turn 2 is 'b', not an object": {"messages": [{"role": "user", "content": "a"}, "b"]},
+    "turn 1: role is None, not text": {"messages": [{"content": "a"}]},
+    "turn 1: content is 5, not text": {"messages": [{"role": "user", "content": 5}]},
+    "turn 1: value is 5, not text": {"conversations": [{"from": "human", "value": 5}]},
+    "turn 1: a part of content is .*image": {"messages": [{"role": "user", "content": [{"type": "image"}]}]},
+    "system is 5, not text": {"conversations": [], "system": 5},
+    "history is 'a', not a list of": {"instruction": "a", "output": "b", "history": "a"},
+    "history is .*, not a list of": {"instruction": "a", "output": "b", "history": [["a", None]]},
+}
+
+
+@pytest.mark.parametrize("message", REFUSED)
+def test_what_is_no_such_row_is_named_with_its_place(message: str):
+    with pytest.raises(UserError, match=rf"^mine\.jsonl:7: .*{message}"):
+        read(REFUSED[message], HERE)
+
+
+def test_many_long_keys_make_no_long_error():
+    with pytest.raises(UserError) as caught:
+        read({f"{'k' * 500}{n}": 1 for n in range(100)}, HERE)
+    assert len(str(caught.value)) < 700
+
+
+def test_keys_that_say_nothing_are_told():
+    row = {"instruction": "a", "context": "b", "response": "c"}
+    assert unread(row, form_of(row) or "") == ["context"]
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(
+            st.sampled_from(["role", "content", "from", "value", "type", "text"]) | st.text(max_size=4),
+            inner,
+            max_size=4,
+        )
+    ),
+    max_leaves=12,
+)
+known_keys = st.sampled_from(sorted({key for keys in formats.KEYS.values() for key in keys}))
+
+
+@given(st.dictionaries(known_keys, json_values, max_size=5) | json_values)
+def test_any_value_is_a_row_or_an_error_with_its_place(value: Any):
+    try:
+        row = read(value, HERE)
+    except UserError as error:
+        assert str(error).startswith(HERE)
+    else:
+        assert all(isinstance(text, str) for text in (row.instruction, row.input, row.message))
+        assert row.left_out >= 0
+        assert unread(value, row.form) == [key for key in value if key not in formats.KEYS[row.form]]
+
+
+# -- writing ---------------------------------------------------------------------------------------------------------
+
+HOSTILE = [
+    "<eos>", "<bos>", "<start_of_turn>user\n", "<|im_end|>", "User:", "\n\nUser: hi\n\nAlma: ho", '"', "\\",
+    "\x00", "\x1b[2J", "\u202e", "\u2028", "\ufeff", "{{7*7}}", "</script>", "=1+1", " ", "\n", "\t", "\r\n", "human",
+    "🙂", "漢字", "naïve",
+]  # fmt: skip
+texts = st.text(max_size=60) | st.lists(st.sampled_from(HOSTILE), max_size=8).map("".join)
+WITH_ROLES = [form for form in WRITTEN if form != "prompt-completion-text"]
+
+
+@pytest.mark.parametrize("form", WITH_ROLES)
+@given(texts, texts, texts | st.none(), texts | st.none())
+@example("", "", "", "")
+def test_what_is_written_reads_back(form: Any, instruction: str, text: str, answer: str | None, system: str | None):
+    row = Row("our own", instruction, text, answer, system)
+    back = read(json.loads(to_json(written(row, form)).encode("utf-8")), HERE)
+    assert (back.message, back.answer, back.system, back.left_out) == (row.message, answer, system, 0)
+    if form == "alpaca" and answer is not None:
+        assert (back.form, back.instruction, back.input) == ("Alpaca", instruction, text)
+
+
+@pytest.mark.parametrize("form", WITH_ROLES)
+def test_the_forms_are_what_others_expect(form: Any):
+    row = Row("our own", "Sort", "b a", "a b", "Be.")
+    assert (
+        written(row, form)
+        == {
+            "prompt-completion": {
+                "prompt": [{"role": "system", "content": "Be."}, {"role": "user", "content": "Sort\n\nb a"}],
+                "completion": [{"role": "assistant", "content": "a b"}],
+            },
+            "messages": {
+                "messages": [
+                    {"role": "system", "content": "Be."},
+                    {"role": "user", "content": "Sort\n\nb a"},
+                    {"role": "assistant", "content": "a b"},
+                ]
+            },
+            "alpaca": {"instruction": "Sort", "input": "b a", "output": "a b", "system": "Be."},
+            "sharegpt": {
+                "conversations": [
+                    {"from": "system", "value": "Be."},
+                    {"from": "human", "value": "Sort\n\nb a"},
+                    {"from": "gpt", "value": "a b"},
+                ]
+            },
+        }[form]
+    )
+
+
+def test_the_text_is_the_training_text():
+    row = Row("our pairs", "Hi", "", " Hello! ", "Be kind.")
+    assert rendered(row, PLAIN, "Alma", "") == {
+        "prompt": "Be kind.\n\nUser: Hi\n\nAlma:", "completion": " Hello!<eos>",
+    }  # fmt: skip
+    gemma = next(template for template in ROLES if template.name == "gemma")
+    assert rendered(row, gemma, "Alma", "<bos>") == {
+        "prompt": "<bos><start_of_turn>user\nBe kind.\n\nHi<end_of_turn>\n<start_of_turn>model\n",
+        "completion": "Hello!<end_of_turn>",
+    }
+    assert "completion" not in rendered(Row("our own", "Hi", "", None, "Be kind."), PLAIN, "Alma", "")
+
+
+@pytest.mark.parametrize("template", [PLAIN, *ROLES], ids=lambda t: t.name)
+@given(texts, texts)
+def test_user_and_answer_stand_in_the_text_as_they_are(template: Template, user: str, answer: str):
+    value = rendered(Row("our pairs", user, "", answer, "Be kind."), template, "Alma", "")
+    before, after = (
+        rendered(Row("our pairs", mark, "", "", "Be kind."), template, "Alma", "")["prompt"] for mark in "ab"
+    )
+    at = next(n for n, (one, two) in enumerate(zip(before, after, strict=True)) if one != two)
+    assert value["prompt"] == before[:at] + user.strip() + before[at + 1 :]
+    assert value["completion"] == template.space + answer.strip() + template.end
+    back = read(value, HERE)
+    assert (back.instruction, back.answer) == (value["prompt"], value["completion"])

@@ -1,0 +1,397 @@
+"""The user's own files: every row accepted, or refused with file and line; nothing is held, nothing is lost."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import hashlib
+import io
+import json
+import random
+import re
+import tracemalloc
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from selfalign.data import formats, user_data
+from selfalign.data.records import Prompt, prompt_id, read_jsonl
+from selfalign.data.user_data import Answers, UserData, prompt_of, values
+from selfalign.errors import Resumable, UserError
+from selfalign.pipeline.order import run_stage
+from selfalign.run import recipe as recipes
+from selfalign.run.context import Context
+from selfalign.run.recipe import PromptsSettings
+
+Runs = Callable[..., Context]
+QUICK = recipes.load("quick").prompts
+
+
+def given_file(file: Path, data: str | bytes) -> UserData:
+    file.write_bytes(data.encode("utf-8") if isinstance(data, str) else data)
+    return UserData(prompts(file))
+
+
+def prompts(file: Path | str, sha256: str | None = None) -> PromptsSettings:
+    return QUICK.model_copy(update={"file": str(file), "file_sha256": sha256})
+
+
+def read(file: Path, data: str | bytes) -> list[tuple[str, str, str | None]]:
+    return [(row.instruction, row.input, row.answer) for _, row in given_file(file, data)]
+
+
+PAIRS = [("Sort", "b a", "a b"), ("Name a river.", "", "The Rhine.")]
+ROWS = [{"instruction": a, "input": b, "output": c} for a, b, c in PAIRS]
+SAME = {
+    "a.jsonl": "\n".join(map(json.dumps, ROWS)),
+    "b.ndjson": "\ufeff" + "\r\n\r\n".join(map(json.dumps, ROWS)) + "\r\n",
+    "c.json": json.dumps(ROWS),
+    "d.json": "\ufeff\n " + json.dumps(ROWS, indent=2).replace("\n", "\r\n") + "\n\n",
+    "e.jsonl": json.dumps(ROWS),
+    "f.json": "\n".join(map(json.dumps, ROWS)),
+    "g.csv": 'instruction,input,output\nSort,b a,a b\n"Name a river.",,The Rhine.\n',
+    "h.CSV": '\ufeffInstruction ; INPUT;output\r\nSort;b a;"a b"\r\n\r\nName a river.;;The Rhine.',
+    "i.tsv": "output\tinstruction\tinput\na b\tSort\tb a\nThe Rhine.\tName a river.\t\n",
+    "j.csv": "instruction\tinput\toutput\nSort\tb a\ta b\nName a river.\t\tThe Rhine.\n",
+}
+
+
+@pytest.mark.parametrize("name", SAME)
+def test_the_same_rows_in_every_kind_of_file(tmp_path: Path, name: str):
+    assert read(tmp_path / name, SAME[name]) == PAIRS
+
+
+def test_another_file_is_read_line_by_line(tmp_path: Path):
+    text = '\ufeff  Why?\r\n\r\ninstruction,input\n{"prompt": 1}\nlast\u2028line'
+    assert [row[0] for row in read(tmp_path / "mine.txt", text)] == [
+        "Why?", "instruction,input", '{"prompt": 1}', "last\u2028line",
+    ]  # fmt: skip
+
+
+def test_a_row_of_empty_cells_is_a_row(tmp_path: Path):
+    assert read(tmp_path / "a.csv", 'prompt,completion\n,\n\n" ",b\n') == [("", "", ""), (" ", "", "b")]
+
+
+def test_places_are_lines(tmp_path: Path):
+    lines = given_file(tmp_path / "a.jsonl", '\n{"prompt": "a"}\n\n{"prompt": "b"}')
+    array = given_file(tmp_path / "a.json", '[\n{"prompt": "a\\n"},\n{"prompt":\n "b"}, {"prompt": "c"}]')
+    table = given_file(tmp_path / "a.csv", 'prompt\n"a\nb"\n\nc\n')
+    assert [[re.sub(".*:", "", place) for place, _ in data] for data in (lines, array, table)] == [
+        ["2", "4"], ["2", "3", "4"], ["2", "5"],
+    ]  # fmt: skip
+
+
+REFUSED = {
+    "a.jsonl": {
+        '{"prompt": "a"}\n{"text": "b"}': "a.jsonl:2: no known form",
+        '{"prompt": "a"}\nnonsense': "a.jsonl:2 is not JSON",
+        '{"prompt": "a"}\n"b"': "a.jsonl:2 is not a JSON object",
+        '{"prompt": "a"}\n{"prompt": "\\ud83d"}': "a.jsonl:2 is not JSON .*surrogates",
+        '{"prompt": "a", "x": ' + "[" * 100_000 + "]" * 100_000 + "}": "a.jsonl:1 is not JSON",
+        '{"prompt": "a", "x": ' + "9" * 5000 + "}": "a.jsonl:1 is not JSON",
+        b'{"prompt": "a"}\n{"prompt": "\xff"}': "a.jsonl:2 is not UTF-8",
+        gzip.compress(b'{"prompt": "a"}'): "a.jsonl:1 is not UTF-8",
+        '{"prompt": "a"}'.encode("utf-16"): "a.jsonl:1 is not UTF-8",
+        "": "",
+    },
+    "a.json": {
+        '[{"prompt": "a"},\n{"text": "b"}]': "a.json:2: no known form",
+        '[{"prompt": "a"}\n{"prompt": "b"}]': "a.json:2 is not JSON .a comma or . was expected",
+        '[{"prompt": "a"},\n]': "a.json:2 is not JSON .a comma before the end",
+        '[{"prompt": "a"},\n5]': "a.json:2 is not JSON .an object was expected",
+        '[{"prompt": "a"}]\nmore': "a.json:2 is not JSON .text after",
+        '[{"prompt": "a"},\n{"prompt": "b"': "a.json:2 is not JSON",
+        '[{"prompt": "a"},\n{"prompt": "b\nc"}]': "a.json:2 is not JSON .Invalid control character",
+        '[{"prompt": "a"},\n{"prompt": "\\ud83d"}]': "a.json:2 is not JSON .*surrogates",
+        '[\n{"prompt": ' + "[" * 100_000 + "]" * 100_000 + "}]": "a.json:2 is not JSON",
+        '[\n{"prompt": ' + "9" * 5000 + "}]": "a.json:2 is not JSON",
+        b'[{"prompt": "a"},\n{"prompt": "\xff"}]': "a.json:2 is not UTF-8",
+        "[": "a.json:1 is not JSON",
+        "[]": "",
+        '{\n"prompt": "a"\n}': "a.json:1 is not JSON",
+    },
+    "a.csv": {
+        "text,label\na,b\n": "a.csv:1: the header: no known form: it has the keys 'text', 'label'",
+        "prompt,prompt\na,b\n": "a.csv:1: the header names 'prompt' twice",
+        "\nprompt\na\n": "a.csv:1: the header: no known form",
+        "prompt\na\nb, c\n": "a.csv:3: 2 cells, but the header names 1",
+        "prompt,completion\na,b\nc\n": "a.csv:3: 1 cells, but the header names 2",
+        'prompt\n"a"\n"b\nc\n': "a.csv:3 is no CSV .unexpected end",
+        'prompt\na\n"b"c\n': "a.csv:3 is no CSV",
+        "prompt\ra\rb": "a.csv:1 is no CSV",
+        b"prompt\na\n\xff\n": "a.csv:3 is not UTF-8",
+        "messages\n[]\n": "a.csv:2: messages is '..', not a list of turns",
+        "": "",
+    },
+    "a.tsv": {"prompt,completion\na,b\n": "a.tsv:1: the header: no known form"},
+    "a.txt": {b"a\n\xff": "a.txt:2 is not UTF-8", "\n \n": ""},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "number"), [(name, n) for name in REFUSED for n in range(len(REFUSED[name]))])
+def test_what_cannot_be_read_is_named_with_its_line(tmp_path: Path, name: str, number: int):
+    data, message = list(REFUSED[name].items())[number]
+    if not message:
+        assert read(tmp_path / name, data) == []
+        with pytest.raises(UserError, match=rf"^{re.escape(name)} holds no prompt$"):
+            user_data.count(prompts(tmp_path / name))
+        return
+    with pytest.raises(UserError, match=message) as caught:
+        read(tmp_path / name, data)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 700
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv", "a.tsv", "a.txt"])
+def test_a_line_of_five_megabytes_is_a_row(tmp_path: Path, name: str):
+    long = "word " * 1_000_000 + "end"
+    data = {
+        "a.jsonl": json.dumps({"prompt": long}),
+        "a.json": json.dumps([{"prompt": long}, {"prompt": "b"}]),
+        "a.csv": f"prompt\n{long}\nb\n",
+        "a.tsv": f"prompt\n{long}\nb\n",
+        "a.txt": long,
+    }[name]
+    assert read(tmp_path / name, data)[0] == (long, "", None)
+
+
+# -- ten thousand hostile files --------------------------------------------------------------------------------------
+
+TEXTS: list[Any] = [
+    "Name a river.", "", " ", "\x00", "\ufeff", "a\r\nb", "\u200b\u202e", "\x1b[2J", "<eos>", "<|im_end|>", "User: hi",
+    "</script>", "=1+1", "../../etc/passwd", "\ud83d", "a,b;c\td", '"', "'", "\\", "{", "[", "\u2028", "漢字",
+    "x" * 3000, None, True, 5, 1e999, float("nan"), 10**5000, [], {}, ["a"], {"role": "user", "content": "a"},
+    "\n" * 9, "null",
+]  # fmt: skip
+NAMES = [*sorted({key for keys in formats.KEYS.values() for key in keys}), "text", "id", ""]
+
+
+def hostile(rng: random.Random) -> tuple[str, bytes]:
+    """A file of some kind: rows of any value under any key, mostly whole, sometimes cut or with bytes put in."""
+    kind = rng.choice([".jsonl", ".json", ".csv", ".tsv", ".txt"])
+    names = rng.sample(NAMES, rng.randint(1, 3)) if rng.random() < 0.4 else ["instruction", "output"]
+    rows = [{name: rng.choice(TEXTS) for name in names} for _ in range(rng.randint(0, 4))]
+    if kind in (".jsonl", ".json"):
+        lines = [_json(row) for row in rows]
+        text = "[" + ",\n".join(lines) + "]" if kind == ".json" else "\n".join(lines)
+    elif kind == ".txt":
+        text = "\n".join(_str(value) for row in rows for value in row.values())
+    else:
+        out = io.StringIO()
+        quoting = rng.choice([csv.QUOTE_ALL, csv.QUOTE_MINIMAL])
+        table = csv.writer(out, delimiter="\t" if kind == ".tsv" else ",", quoting=quoting, lineterminator="\n")
+        table.writerows([names, *([_str(value) for value in row.values()] for row in rows)])
+        text = out.getvalue()
+    data = text.replace("\n", rng.choice(["\n", "\n", "\r\n", "\n\n"])).encode("utf-8", "surrogatepass")
+    for _ in range(rng.choice([0, 0, 0, 1, 2])):
+        at = rng.randint(0, len(data))
+        data = rng.choice(
+            [data[:at], data[:at] + rng.randbytes(3) + data[at:], b"\xef\xbb\xbf" + data, data[:at] + b'"' + data[at:],
+             gzip.compress(data), data[:at] + b"\x00" + data[at:], data[:at] + b"\n" + data[at:]]
+        )  # fmt: skip
+    return kind, data
+
+
+def _str(value: Any) -> str:
+    return "9" * 3000 if value == 10**5000 else str(value)
+
+
+def _json(row: dict[str, Any]) -> str:
+    if any(value == 10**5000 for value in row.values()):
+        return '{"prompt": ' + "9" * 5000 + "}"
+    return json.dumps(row)
+
+
+def rows_in(kind: str, data: bytes) -> int | None:
+    """How many rows the file has, by other means; None where it is not whole."""
+    try:
+        text = data.decode("utf-8-sig")
+        if kind in (".json", ".jsonl") and text.strip(" \t\r\n").startswith("["):
+            found = json.loads(text)
+            return len(found) if all(isinstance(row, dict) for row in found) else None
+        if kind in (".csv", ".tsv"):
+            table = csv.reader(io.StringIO(text, newline=""), delimiter="\t" if kind == ".tsv" else ",", strict=True)
+            return sum(bool(cells) for cells in table) - 1
+    except (ValueError, csv.Error):
+        return None
+    return sum(bool(line.strip()) for line in text.split("\n"))
+
+
+def check_hostile(folder: Path, number: int, seed: int) -> None:
+    rng, accepted = random.Random(seed), 0
+    for _ in range(number):
+        kind, data = hostile(rng)
+        file = folder / f"hostile{kind}"
+        try:
+            rows = read(file, data)
+        except UserError as error:
+            assert re.match(rf"{re.escape(str(file))}:\d+", str(error)), error
+            continue
+        accepted += 1
+        expected = rows_in(kind, data)
+        assert len(rows) == (max(0, expected) if expected is not None else None), (kind, data[:500])
+    assert number * 0.2 < accepted < number * 0.8
+
+
+def test_hostile_files_are_read_whole_or_refused_with_a_line(tmp_path: Path):
+    check_hostile(tmp_path, 1000, 16)
+
+
+@pytest.mark.slow
+def test_ten_thousand_hostile_files(tmp_path: Path):
+    check_hostile(tmp_path, 10_000, 17)
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv", "a.txt"])
+def test_a_large_file_is_never_in_memory(tmp_path: Path, name: str):
+    file, text = tmp_path / name, "Explain this at length: " + "word " * 200
+    with file.open("w") as out:
+        out.write({"a.json": "[\n", "a.csv": "prompt\n"}.get(name, ""))
+        for number in range(8_000):
+            row = json.dumps({"prompt": f"{number} {text}"}) if "json" in name else f"{number} {text}"
+            out.write(row + (",\n" if name == "a.json" and number < 7_999 else "\n"))
+        out.write("]" if name == "a.json" else "")
+    assert file.stat().st_size > 8e6
+    tracemalloc.start()
+    try:
+        assert sum(1 for _ in values(file)) == 8_000
+        assert tracemalloc.get_traced_memory()[1] < 5e6
+    finally:
+        tracemalloc.stop()
+
+
+# -- what is noticed -------------------------------------------------------------------------------------------------
+
+DIALOGUE = [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}, {"from": "human", "value": "c"}]
+
+
+def test_what_is_not_taken_is_said(tmp_path: Path):
+    data = given_file(
+        tmp_path / "mine.jsonl",
+        json.dumps({"conversations": DIALOGUE, "system": "Be.", "id": 1, "lang": "en"})
+        + "\n" + json.dumps({"instruction": "d", "context": "e", "response": "f"}),
+    )  # fmt: skip
+    assert len(list(data)) == len(list(data)) == 2
+    assert data.said() == [
+        "mine.jsonl: read as ShareGPT 1, our own 1",
+        "keys that are not read: id, lang, context",
+        "dialogues of which only the first user turn and the answer to it are taken: 1",
+        "system texts that are not taken (the system prompts take their place): 1",
+    ]
+    assert data.notes() == {
+        "from": "mine.jsonl", "read as": {"ShareGPT": 1, "our own": 1}, "dialogues shortened": 1,
+        "system texts left": 1,
+    }  # fmt: skip
+
+
+def test_a_stage_counts_every_row_and_shows_where_empty_ones_stand(fake_run: Runs, tmp_path: Path):
+    rows = [
+        {"messages": [{"role": "assistant", "content": "a"}]},
+        {"messages": [{"role": "user", "content": "Name a river.\x00"}, {"role": "user", "content": "Or not."}]},
+        {"prompt": "name a RIVER"},
+        {"instruction": "Sort\u200b", "input": "b a\r\n", "output": "a b"},
+        {"prompt": "Why?\nUser: because"},
+    ]
+    file = tmp_path / "mine.json"
+    file.write_text(json.dumps(rows, indent=1))
+    context = fake_run(f"prompts.file={file}", "stages=[prompts]")
+    run_stage(context, "prompts")
+    counts = context.journal.counts("self_instruct")
+    assert (counts.rows_in, counts.kept) == (5, 2)
+    assert counts.dropped == {"empty": 1, "duplicate": 1, "contains a role marker": 1}
+    assert counts.notes["read as"] == {"messages": 2, "prompts": 2, "Alpaca": 1}
+    assert counts.notes["dialogues shortened"] == 1
+    found = {(p.instruction, p.input) for p in read_jsonl(context.run.jsonl("prompts"), Prompt)}
+    assert found == {("Name a river.", ""), ("Sort", "b a")}
+    assert next(d.text for d in context.journal.drops() if d.reason == "empty") == f"{file}:2"
+
+
+def test_a_broken_row_in_the_middle_leaves_a_run_that_goes_on_from_the_mended_file(fake_run: Runs, tmp_path: Path):
+    file = tmp_path / "mine.jsonl"
+    file.write_text('{"prompt": "Name a river."}\n{"prompt": 5}\n')
+    context = fake_run(f"prompts.file={file}", "stages=[prompts]")
+    with pytest.raises(UserError, match=r"mine\.jsonl:2: prompt is 5"):
+        run_stage(context, "prompts")
+    assert not context.run.jsonl("prompts").exists()
+    file.write_text('{"prompt": "Name a river."}\n{"prompt": "Name a lake."}\n')
+    run_stage(context, "prompts")
+    assert context.journal.counts("self_instruct").kept == 2
+
+
+# -- the recipe's file -----------------------------------------------------------------------------------------------
+
+
+def test_a_file_is_frozen_with_its_sha256(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "mine.jsonl").write_text('{"prompt": "a"}\n')
+    digest = hashlib.sha256(b'{"prompt": "a"}\n').hexdigest()
+    monkeypatch.chdir(tmp_path)
+    found = recipes.located(recipes.load("quick"), Path("mine.jsonl")).prompts
+    assert (found.file, found.file_sha256) == (str(tmp_path / "mine.jsonl"), digest)
+    assert len(list(UserData(found))) == 1
+    (tmp_path / "mine.jsonl").write_text('{"prompt": "b"}\n')
+    with pytest.raises(UserError, match="was changed since the run was begun: restore it, or begin again with --new"):
+        list(UserData(found))
+    (tmp_path / "mine.jsonl").unlink()
+    with pytest.raises(UserError, match=r"prompts file '.*mine\.jsonl' does not exist"):
+        list(UserData(found))
+
+
+def test_without_a_file_there_are_no_rows():
+    with pytest.raises(UserError, match=r"names no prompts\.file"):
+        UserData(QUICK)
+
+
+def test_rows_are_counted_up_to_the_limit(tmp_path: Path):
+    (tmp_path / "a.txt").write_text("a\nb\nc\n")
+    config = prompts(tmp_path / "a.txt")
+    assert user_data.count(config) == 3
+    assert user_data.count(config.model_copy(update={"rows": 2})) == 2
+
+
+# -- answers ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def answers(tmp_path: Path) -> Iterator[Answers]:
+    rows = [
+        {"instruction": " Sort\u200b", "input": "b a ", "output": None},
+        {"instruction": "Sort", "input": "b a", "output": "a b\x00\r\nand\n\n\nmore  "},
+        {"instruction": "Sort", "input": "b a", "output": "second"},
+        {"instruction": "Say", "input": "", "output": ""},
+    ]
+    (tmp_path / "mine.json").write_text(json.dumps(rows))
+    made = Answers(prompts(tmp_path / "mine.json"))
+    yield made
+    made.close()
+
+
+def test_an_answer_is_found_by_its_prompts_id(answers: Answers):
+    assert answers.get(prompt_id("Sort", "b a")) == "a b\nand\n\n\nmore  "
+    assert answers.get(prompt_id("Say", "")) == ""
+    assert answers.get(prompt_id("Sort", "")) is None
+
+
+def test_an_id_is_that_of_the_prompt_in_stage_one(fake_run: Runs, tmp_path: Path):
+    file = tmp_path / "mine.jsonl"
+    file.write_text(json.dumps({"instruction": " Sort\u200b  \n\n\n\n it", "input": "b\x07 a ", "output": "a b"}))
+    context = fake_run(f"prompts.file={file}", "stages=[prompts]")
+    run_stage(context, "prompts")
+    kept = next(iter(context.prompts()))
+    assert (kept.id, kept.instruction, kept.input) == prompt_of(next(row for _, row in UserData(prompts(file))))
+
+
+def test_a_full_disk_under_the_answers_is_resumable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "mine.jsonl").write_text("".join(
+        json.dumps({"prompt": f"Prompt {n}", "completion": "word " * 200}) + "\n" for n in range(3000)
+    ))  # fmt: skip
+    real = user_data.sqlite3.connect
+
+    def small(*args: Any, **more: Any) -> Any:
+        made = real(*args, **more)
+        made.execute("PRAGMA max_page_count=50")
+        return made
+
+    monkeypatch.setattr(user_data.sqlite3, "connect", small)
+    with pytest.raises(Resumable, match="no space for temporary files"):
+        Answers(prompts(tmp_path / "mine.jsonl"))

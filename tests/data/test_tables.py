@@ -1,0 +1,272 @@
+"""Parquet files, folders and hub data sets: real files, the real library, no network."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import selfalign
+from selfalign.data import tables
+from selfalign.data.records import Prompt, read_jsonl
+from selfalign.data.tables import HubData, parse, pinned
+from selfalign.data.user_data import UserData
+from selfalign.errors import UserError
+from selfalign.pipeline.order import run_stage
+from selfalign.run import recipe as recipes
+from selfalign.run.context import Context
+from selfalign.run.recipe import PromptsSettings
+
+Runs = Callable[..., Context]
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+ROWS = [
+    {"messages": [{"role": "user", "content": f"Name river {n}."}, {"role": "assistant", "content": f"River {n}."}]}
+    for n in range(2500)
+]
+READ = [(f"Name river {n}.", f"River {n}.") for n in range(2500)]
+
+
+def prompts(file: Path | str) -> PromptsSettings:
+    return recipes.load("quick").prompts.model_copy(update={"file": str(file)})
+
+
+def read(file: Path | str) -> list[tuple[str, str | None]]:
+    return [(row.message, row.answer) for _, row in UserData(prompts(file))]
+
+
+# -- Parquet ---------------------------------------------------------------------------------------------------------
+
+
+def parquet(file: Path, rows: list[dict[str, Any]] | Any) -> Path:
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    pq.write_table(pa.Table.from_pylist(rows) if isinstance(rows, list) else rows, file, row_group_size=700)
+    return file
+
+
+def test_parquet_is_read_row_by_row(tmp_path: Path):
+    file = parquet(tmp_path / "mine.parquet", [{**row, "score": 0.5} for row in ROWS])
+    data = UserData(prompts(file))
+    assert [(row.message, row.answer) for _, row in data] == READ
+    assert data.said()[1] == "keys that are not read: score"
+    assert [place for place, _ in data][-1] == f"{file}:2500"
+
+
+def test_what_a_table_lacks_is_empty(tmp_path: Path):
+    rows = [{"instruction": "a", "input": None, "output": None}, {"instruction": None, "input": "b", "output": "c"}]
+    found = [row for _, row in UserData(prompts(parquet(tmp_path / "a.parquet", rows)))]
+    assert [(r.instruction, r.input, r.answer) for r in found] == [("a", "", None), ("", "b", "c")]
+
+
+def test_a_wrong_table_is_named(tmp_path: Path):
+    with pytest.raises(UserError, match=r"a\.parquet: no known form: it has the keys 'text'; known are messages"):
+        read(parquet(tmp_path / "a.parquet", [{"text": "a"}]))
+    with pytest.raises(UserError, match=r"b\.parquet:2: prompt is 7, not text"):
+        read(parquet(tmp_path / "b.parquet", [{"prompt": None}, {"prompt": 7}]))
+    pa = pytest.importorskip("pyarrow")
+    with pytest.raises(UserError, match=r"c\.parquet: there are two columns 'prompt'"):
+        read(parquet(tmp_path / "c.parquet", pa.table([["a"], ["b"]], ["prompt", "prompt"])))
+    (tmp_path / "d.parquet").write_bytes(b"PAR1 and no more")
+    with pytest.raises(UserError, match=r"d\.parquet cannot be read as Parquet: .*[Pp]arquet"):
+        read(tmp_path / "d.parquet")
+    (tmp_path / "e.parquet").write_bytes(parquet(tmp_path / "f.parquet", ROWS).read_bytes()[:-5000])
+    with pytest.raises(UserError, match=r"e\.parquet cannot be read as Parquet"):
+        read(tmp_path / "e.parquet")
+
+
+def test_text_that_is_no_text_is_named_with_its_row(tmp_path: Path):
+    pa = pytest.importorskip("pyarrow")
+    raw = pa.array([b"good"] * 1500 + [b"\xff\xfe", b"good"], pa.binary())
+    cells = pa.Array.from_buffers(pa.string(), len(raw), raw.buffers())
+    with pytest.raises(UserError, match=r"a\.parquet:1501 is not UTF-8"):
+        read(parquet(tmp_path / "a.parquet", pa.table({"prompt": cells})))
+
+
+def test_parquet_without_pyarrow_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "a.parquet").write_bytes(b"")
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(UserError, match=r"Parquet needs pyarrow: pip install 'selfalign\[data\]'"):
+        read(tmp_path / "a.parquet")
+
+
+# -- names -----------------------------------------------------------------------------------------------------------
+
+
+def test_names_of_hub_data_sets():
+    assert parse("owner/name") == HubData("owner/name")
+    assert parse("a-b/c.d_e") == HubData("a-b/c.d_e")
+    assert parse("owner/name/2023.en:test@v1.0") == HubData("owner/name", "2023.en", "test", "v1.0")
+    assert parse("owner/name@refs/pr/3") == HubData("owner/name", None, None, "refs/pr/3")
+    for text in ("owner/name", "owner/name/config", "owner/name:split", "owner/name/config:split@abc"):
+        assert str(parse(text)) == text
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["name", "/owner/name", "./owner/name", "../owner", "owner/", "a/b/c/d", "a/mine.jsonl", "a/b:c:d", "a b/c", ""],
+)
+def test_other_names_are_none(text: str):
+    assert parse(text) is None
+
+
+def test_a_folder_that_is_there_makes_it_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "owner").mkdir()
+    assert parse("owner/name") is None and parse(f"owner/name@{COMMIT}")
+    with pytest.raises(UserError, match="prompts file 'owner/name' does not exist"):
+        recipes.located(recipes.load("quick"), Path("owner/name"))
+
+
+# -- the library -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """No network, and caches of our own; returns the library's cache."""
+    datasets = pytest.importorskip("datasets")
+    from huggingface_hub import constants
+
+    cache = tmp_path / "cache"
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", cache)
+    monkeypatch.setenv("SELFALIGN_CACHE", str(tmp_path / "ours"))
+    return cache
+
+
+def folder(path: Path, **splits: list[dict[str, Any]]) -> Path:
+    path.mkdir(parents=True)
+    for split, rows in splits.items():
+        (path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def in_cache(path: Path, cache: Path, commit: str) -> None:
+    """A data set of the hub as the library keeps it after it was fetched: made of a folder, under the hub's name."""
+    import datasets
+
+    builder = datasets.load_dataset_builder(str(path), cache_dir=str(cache / "made"))
+    builder.download_and_prepare()
+    target = cache / "owner___name/default/0.0.0" / commit
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copytree(builder.cache_dir, target)
+
+
+def test_a_folder_is_read_and_known_by_its_content(offline: Path, tmp_path: Path):
+    path = folder(tmp_path / "mine", train=ROWS, test=ROWS[:1])
+    found = recipes.located(recipes.load("quick"), path).prompts
+    assert found.file == str(path) and len(found.file_sha256 or "") == 64
+    assert [(row.message, row.answer) for _, row in UserData(found)] == READ
+    changed = [*ROWS[:-1], {"messages": [{"role": "user", "content": "Name river X."}, ROWS[-1]["messages"][1]]}]
+    before = (path / "train.jsonl").stat()
+    (path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in changed))
+    os.utime(path / "train.jsonl", ns=(before.st_atime_ns, before.st_mtime_ns))
+    with pytest.raises(UserError, match="was changed since the run was begun"):
+        list(UserData(found))
+    again = recipes.located(recipes.load("quick"), path).prompts
+    assert [row.message for _, row in UserData(again)][-1] == "Name river X."
+
+
+def test_a_folder_of_parquet_and_its_only_split(offline: Path, tmp_path: Path):
+    path = tmp_path / "mine"
+    path.mkdir()
+    parquet(path / "test.parquet", ROWS[:3])
+    assert read(path) == READ[:3]
+
+
+def test_folders_that_cannot_be_read_are_named(offline: Path, tmp_path: Path):
+    with pytest.raises(UserError, match=r"data set '.*empty' cannot be read: .*doesn't contain any data files"):
+        read(folder(tmp_path / "empty"))
+    with pytest.raises(UserError, match=r"data set '.*broken' cannot be read"):
+        (folder(tmp_path / "broken") / "train.jsonl").write_text('{"prompt": "a"}\n{"prompt": [1]\n')
+        read(tmp_path / "broken")
+    with pytest.raises(UserError, match=r"data set '.*splits' has no split 'train' but validation, test: name one"):
+        read(folder(tmp_path / "splits", test=[{"prompt": "a"}], validation=[{"prompt": "b"}]))
+    with pytest.raises(UserError, match="no known form: it has the keys 'label'"):
+        read(folder(tmp_path / "other", train=[{"label": "a"}]))
+    images = folder(tmp_path / "images")
+    (images / "a.png").write_bytes(b"\x89PNG")
+    with pytest.raises(UserError, match="is of the kind 'imagefolder'; JSON, CSV, Parquet, Arrow and text are read"):
+        read(images)
+
+
+def test_code_in_a_folder_is_never_run(offline: Path, tmp_path: Path):
+    path = folder(tmp_path / "mine", train=[{"prompt": "a"}])
+    code = f"import pathlib\npathlib.Path({str(tmp_path / 'ran')!r}).touch()\n"
+    (path / "other.py").write_text(code)
+    assert read(path) == [("a", None)]
+    (path / "mine.py").write_text(code)
+    with pytest.raises(UserError, match="scripts are no longer supported"):
+        read(path)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_hub_data_set_is_read_at_its_commit(offline: Path, tmp_path: Path, fake_run: Runs):
+    in_cache(folder(tmp_path / "name", train=ROWS[:4], test=ROWS[:1]), offline, COMMIT)
+    name = f"owner/name@{COMMIT}"
+    assert pinned(parse(name) or HubData("")) == name
+    assert read(name) == READ[:4]
+    context = fake_run(f"prompts.file={name}", "stages=[prompts]", "evaluate.heldout_prompts=1")
+    run_stage(context, "prompts")
+    assert len(read_jsonl(context.run.jsonl("prompts"), Prompt)) == 4
+    assert context.journal.counts("self_instruct").notes["from"] == f"name@{COMMIT}"
+    with pytest.raises(UserError, match=f"is in the cache as commit {COMMIT} only: run once with network"):
+        read(f"owner/name@{'f' * 40}")
+    with pytest.raises(UserError, match="has no split 'nope' but train, test"):
+        read(f"owner/name:nope@{COMMIT}")
+
+
+def test_offline_the_hub_is_one_line(offline: Path):
+    for name in ("owner/name", "owner/name:test@v1"):
+        with pytest.raises(UserError, match=rf"^hub data set '{name}' cannot be looked up .*@COMMIT$"):
+            recipes.located(recipes.load("quick"), Path(name))
+    with pytest.raises(UserError, match=rf"data set 'owner/none@{COMMIT}' cannot be read: Couldn't reach"):
+        read(f"owner/none@{COMMIT}")
+
+
+def test_a_run_that_goes_on_keeps_its_commit(offline: Path):
+    kept = f"owner/name:test@{COMMIT}"
+    assert recipes.located(recipes.load("quick"), Path("owner/name:test"), kept=kept).prompts.file == kept
+    with pytest.raises(UserError, match="cannot be looked up"):
+        recipes.located(recipes.load("quick"), Path("owner/name"), kept=kept)
+
+
+def test_the_same_command_goes_on_offline_at_the_commit_it_began_with(offline: Path, tmp_path: Path):
+    in_cache(folder(tmp_path / "name", train=ROWS[:4]), offline, COMMIT)
+    settings = {"engine.kind": "fake", "stages": ["prompts"], "evaluate.heldout_prompts": 1}
+    for name in (f"owner/name@{COMMIT}", "owner/name"):
+        with selfalign.create("quick", tmp_path / "run", settings=settings, prompts=name) as run:
+            run.run_all()
+            assert (run.recipe.prompts.file, len(list(run.prompts()))) == (f"owner/name@{COMMIT}", 4)
+    with pytest.raises(UserError, match="cannot be looked up"):
+        selfalign.create("quick", tmp_path / "other", settings=settings, prompts="owner/name")
+
+
+def test_the_commit_of_now_is_frozen(offline: Path, monkeypatch: pytest.MonkeyPatch):
+    from huggingface_hub import HfApi
+    from huggingface_hub.hf_api import DatasetInfo
+
+    asked: list[Any] = []
+
+    def answer(api: HfApi, name: str, *, revision: str | None, timeout: float) -> DatasetInfo:
+        asked.append((name, revision))
+        return DatasetInfo(id=name, sha=COMMIT, tags=[], private=False, disabled=False, downloads=0, likes=0)
+
+    monkeypatch.setattr(HfApi, "dataset_info", answer)
+    found = recipes.located(recipes.load("quick"), Path("owner/name/en:test@v1")).prompts
+    assert (found.file, found.file_sha256) == (f"owner/name/en:test@{COMMIT}", None)
+    assert asked == [("owner/name", "v1")]
+
+
+def test_without_the_library_there_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    for name in (folder(tmp_path / "mine", train=ROWS[:1]), f"owner/name@{COMMIT}"):
+        with pytest.raises(UserError, match=r"need datasets: pip install 'selfalign\[data\]'"):
+            read(name)
+    with pytest.raises(UserError, match=r"need datasets: pip install 'selfalign\[data\]'"):
+        tables.pinned(HubData("owner/name"))

@@ -1,0 +1,305 @@
+"""The folder to train in elsewhere: its files say what the recipe says, and it trains what the loop here trains."""
+
+from __future__ import annotations
+
+import ast
+import json
+import math
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+import selfalign
+from selfalign.errors import Resumable, UserError
+from selfalign.export import launch
+from selfalign.model import sources
+from selfalign.model.dialogue import Encoded
+from selfalign.pipeline import adapter_training, order
+from selfalign.run.context import Context
+from selfalign.training import batches, external, forward, loop, lora
+
+ASSETS = Path(selfalign.__file__).parent / "assets/launch"
+ROOT = Path(__file__).parents[2]
+
+
+def wanted(**more: Any) -> launch.Wanted:
+    return launch.Wanted(**{"stage": "engrave", "gpus": 2, "nodes": 1, "strategy": "ddp", "quantize": "none", **more})
+
+
+def examples(context: Context) -> None:
+    """Let stage 3 write its examples and stop."""
+    with pytest.raises(Resumable, match=r"export .* launch --stage engrave"):
+        order.run_stage(context, "engrave")
+
+
+@pytest.fixture
+def made(tiny_run: Callable[..., Context], tmp_path: Path) -> SimpleNamespace:
+    """A run whose examples are written, and its folder."""
+    context = tiny_run("engrave.elsewhere=true", "engrave.batch_size=4")
+    examples(context)
+    said = launch.write(context, tmp_path / "folder", wanted())
+    return SimpleNamespace(context=context, folder=tmp_path / "folder", said=said)
+
+
+def functions(*names: str) -> dict[str, Callable[..., Any]]:
+    """Functions of train.py, without what it imports."""
+    tree = ast.parse((ASSETS / "train.py").read_text("utf-8"))
+    picked = [n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name in names]
+    space: dict[str, Any] = {"math": math, "random": random, "Path": Path, "hashlib": __import__("hashlib")}
+    exec(
+        compile(ast.Module([ast.parse("from __future__ import annotations").body[0], *picked], []), "t", "exec"), space
+    )
+    return {name: space[name] for name in names}
+
+
+def test_the_files_say_what_the_recipe_says(made: SimpleNamespace):
+    names = {"rows.jsonl", "training.json", "train.py", "accelerate.yaml", "launch.sh", "requirements.txt", "README.md"}
+    names |= {"train.slurm", "generate.slurm"}
+    assert {f.name for f in made.folder.iterdir()} == names
+    training = json.loads((made.folder / "training.json").read_text())
+    config = made.context.recipe.training("engrave").model_dump()
+    for key in (
+        "rank",
+        "alpha",
+        "dropout",
+        "targets",
+        "learning_rate",
+        "schedule",
+        "warmup_steps",
+        "max_grad_norm",
+        "epochs",
+    ):
+        assert training[key] == config[key], key
+    assert (training["batch_size"], training["seed"], training["stage"]) == (4, made.context.recipe.seed, "engrave")
+    assert training["identity"] == made.context.model.identity
+    launched = yaml.safe_load((made.folder / "accelerate.yaml").read_text())
+    assert (launched["num_processes"], launched["distributed_type"]) == (2, "MULTI_GPU")
+    ast.parse((made.folder / "train.py").read_text())
+    for shell in ("sh", "bash"):
+        subprocess.run([shell, "-n", str(made.folder / "launch.sh")], check=True, timeout=20)
+    for name in ("README.md", "launch.sh", "train.slurm", "generate.slurm"):
+        text = (made.folder / name).read_text()
+        for used in ("$@", "hosts[@]", "steps[@]", "on[@]", "{@:2}", "USR1@"):
+            text = text.replace(used, "")
+        assert "@" not in text, name
+
+
+def test_nothing_of_this_machine_goes_along(made: SimpleNamespace, tiny_base: Path):
+    for file in made.folder.iterdir():
+        text = file.read_text()
+        assert str(tiny_base) not in text and str(made.context.run.path) not in text, file.name
+    assert any(str(tiny_base) in line for line in made.said)  # the user is told what to copy
+
+
+def test_the_rows_are_those_of_the_loop_here_and_no_text_is_a_control_token(made: SimpleNamespace):
+    lines = [json.loads(line) for line in (made.folder / "rows.jsonl").read_text().splitlines()]
+    rows = adapter_training.rows(made.context, "engrave")
+    assert len(lines) == 13 + len(made.context.run.constitution.identity)
+    assert [(r["input_ids"], [bool(m) for m in r["completion_mask"]]) for r in lines] == [(r.ids, r.mask) for r in rows]
+    for row in lines:  # "<eos>" stands in every answer as text
+        assert row["input_ids"].count(257) == row["input_ids"].count(256) == 1
+        assert (row["input_ids"][0], row["input_ids"][-1]) == (256, 257)
+    assert (
+        external.rows_hash(rows) == __import__("hashlib").sha256((made.folder / "rows.jsonl").read_bytes()).hexdigest()
+    )
+
+
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=40), st.integers(1, 7), st.integers(1, 3), st.integers(0, 99))
+def test_the_order_of_rows_is_the_loops(lengths: list[int], batch: int, epochs: int, seed: int):
+    rows = [Encoded([0] * n, [True] * n) for n in lengths]
+    number = {id(row): i for i, row in enumerate(rows)}
+    rng = random.Random(seed)
+    expected = [[number[id(r)] for r in group] for _ in range(epochs) for group in batches.batches(rows, batch, rng)]
+    assert functions("order")["order"](lengths, batch, epochs, seed) == expected
+
+
+@given(st.integers(1, 200), st.integers(0, 50))
+def test_the_rate_is_the_loops_and_falls_to_zero(steps: int, warmup: int):
+    rate = functions("rate")["rate"]
+    short = min(warmup, steps // 4)
+    for schedule in ("linear", "cosine"):
+        rates = [rate(s, steps, warmup, schedule) for s in range(steps + 1)]
+        assert max(rates) == rates[short] == 1.0 and rates[-1] == pytest.approx(0.0) and min(rates[:-1]) > 0
+        assert rates[:short] == [(s + 1) / (short + 1) for s in range(short)]
+        assert rates[short:] == sorted(rates[short:], reverse=True)
+        assert rates[:-1] == pytest.approx([loop.rate(s, steps, short, schedule) for s in range(steps)])
+
+
+@given(st.integers(1, 2000), st.integers(1, 64))
+def test_a_batch_is_divided_without_rest(rows: int, processes: int):
+    found = launch.divide(rows, processes)
+    assert found.per_device * found.accumulation * processes == found.size >= rows
+    assert found.size - rows < processes and found.per_device <= 8
+    assert ("rounded up" in found.text()) == (found.size != rows)
+
+
+def test_the_weights_are_known_by_the_same_hash_there(tiny_base: Path):
+    here = sources.identity_of(sorted(tiny_base.glob("*.safetensors")))
+    assert functions("fingerprint")["fingerprint"](tiny_base) == here
+
+
+@pytest.mark.parametrize("strategy", launch.STRATEGIES)
+@pytest.mark.parametrize("quantize", launch.QUANTIZATIONS)
+def test_every_strategy_has_its_configuration_and_packages(strategy: str, quantize: str):
+    want = wanted(strategy=strategy, quantize=quantize, gpus=8, nodes=2)
+    found, packages = launch.accelerate(want), launch.requirements(want)
+    assert (found["num_machines"], found["num_processes"]) == (2, 16)
+    assert ("fsdp_config" in found, "deepspeed_config" in found) == (strategy == "fsdp", strategy == "deepspeed")
+    assert ("deepspeed" in packages, "bitsandbytes" in packages) == (strategy == "deepspeed", quantize == "4bit")
+
+
+def test_the_packages_are_those_that_the_tests_run_with():
+    pinned = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line)
+    assert {name: pinned[name] for name in launch.VERSIONS} == launch.VERSIONS
+
+
+def test_what_cannot_be_exported_is_said_in_one_line(
+    tiny_run: Callable[..., Context], fake_run: Callable[..., Context], made: SimpleNamespace, tmp_path: Path
+):
+    with pytest.raises(UserError, match="no weights"):
+        launch.write(fake_run(name="fake"), tmp_path / "x", wanted())
+    with pytest.raises(UserError, match=r"3_engrave/examples\.jsonl is missing"):
+        launch.write(tiny_run(name="other"), tmp_path / "x", wanted())
+    with pytest.raises(UserError, match="exists"):
+        launch.write(made.context, made.folder, wanted())
+    for key in ("stage", "strategy", "quantize"):
+        with pytest.raises(UserError, match=f"--{key} 'x'"):
+            wanted(**{key: "x"})
+    path = made.context.run.jsonl("engrave_examples")
+    path.write_text(path.read_text().replace("old.", "old. " * 600, 1))
+    with pytest.raises(UserError, match="longer than 2048 tokens"):
+        launch.write(made.context, tmp_path / "x", wanted())
+
+
+def test_the_verb_writes_the_folder(made: SimpleNamespace, tmp_path: Path):
+    command = [sys.executable, "-m", "selfalign.cli.main", "export", str(made.context.run.path)]
+    more = ["launch", "--out", str(tmp_path / "by"), "--gpus", "3", "--strategy", "fsdp"]
+    done = subprocess.run([*command, *more], capture_output=True, text=True, timeout=120, env=dict(os.environ))
+    assert done.returncode == 0, done.stderr
+    assert "rounded up" in done.stdout and (tmp_path / "by/train.py").is_file()
+    assert json.loads((tmp_path / "by/training.json").read_text())["batch_size"] == 6
+    done = subprocess.run([*command, "parquet", "--out", "y"], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+
+
+# -- for real, with TRL ----------------------------------------------------------------------------------------------
+
+
+def environment(tmp_path: Path, **more: str) -> dict[str, str]:
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    quiet = {"TQDM_DISABLE": "1", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "HF_HOME": str(tmp_path / "hf")}
+    return {**os.environ, "PATH": path, **quiet, "CPU": "1", **more}
+
+
+def train(made: SimpleNamespace, base: Path, out: Path, *arguments: str, **variables: str) -> list[dict[str, float]]:
+    """Run the folder; returns what it logged."""
+    command = ["sh", str(made.folder / "launch.sh"), "--base", str(base), "--out", str(out), *arguments]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=300, env=environment(out.parent, **variables)
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return losses(out)
+
+
+def losses(out: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (out / "adapter/losses.jsonl").read_text().splitlines()]
+
+
+def curve(logged: list[dict[str, float]]) -> list[float]:
+    return [entry["loss"] for entry in logged]
+
+
+def here(made: SimpleNamespace, base: Path, batch: int) -> list[float]:
+    """The losses of the loop here on the same rows."""
+    config = made.context.recipe.training("engrave")
+    adapted = lora.with_new_adapter(lora.load_base(base), config, made.context.recipe.seed)
+    config = config.model_copy(update={"batch_size": batch})
+    return loop.train(adapted, adapter_training.rows(made.context, "engrave"), config, made.context.recipe.seed).losses
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_one_process_and_two_and_the_loop_here_have_one_loss_curve(
+    made: SimpleNamespace, tiny_base: Path, tmp_path: Path
+):
+    one = train(made, tiny_base, tmp_path / "one", GPUS="1")
+    two = train(made, tiny_base, tmp_path / "two", GPUS="2")
+    ours = here(made, tiny_base, 4)
+    assert len(one) == len(ours) == 2 * -(-(13 + len(made.context.run.constitution.identity)) // 4)
+    assert ours[-1] < 0.8 * ours[0]  # or any two curves would be alike
+    print("one process", max(abs(a - b) for a, b in zip(curve(one), ours, strict=True)))
+    print("two processes", max(abs(a - b) for a, b in zip(curve(two), curve(one), strict=True)))
+    assert curve(one) == pytest.approx(ours, abs=1e-3)
+    assert curve(two) == pytest.approx(curve(one), abs=1e-3)
+    assert curve(two) == pytest.approx(ours, abs=1e-3)
+    assert json.loads((tmp_path / "two/adapter/trained.json").read_text())["processes"] == 2
+    # What came out is taken back, and the run goes on.
+    given = tmp_path / "two/adapter"
+    made.context.given_adapter = given
+    order.run_stage(made.context, "engrave", again=True)
+    made.context.given_adapter = None
+    order.run_all(made.context)
+    notes = made.context.journal.counts("engrave").notes
+    assert (notes["trained"], notes["processes"], notes["steps"]) == ("elsewhere", 2, len(ours))
+    trained = lora.add_adapter(lora.load_base(tiny_base), made.context.run.adapter("engrave"))
+    rows = adapter_training.rows(made.context, "engrave")
+    after = [loss for row in forward.token_losses(trained, rows) for loss in row]
+    assert sum(after) / len(after) < 0.85 * ours[0]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_a_resumed_training_has_the_same_losses(made: SimpleNamespace, tiny_base: Path, tmp_path: Path):
+    whole = train(made, tiny_base, tmp_path / "out", GPUS="2")
+    for checkpoint in (tmp_path / "out").glob("checkpoint-*"):
+        assert (checkpoint / "adapter_model.safetensors").is_file()
+    kept = sorted((tmp_path / "out").glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]))
+    subprocess.run(["rm", "-r", str(kept[-1]), str(tmp_path / "out/adapter")], check=True)
+    refused = subprocess.run(
+        ["sh", str(made.folder / "launch.sh"), "--base", str(tiny_base), "--out", str(tmp_path / "out")],
+        capture_output=True, text=True, timeout=300, env=environment(tmp_path, GPUS="1"),
+    )  # fmt: skip
+    assert refused.returncode != 0 and "--resume" in refused.stderr
+    again = train(made, tiny_base, tmp_path / "out", "--resume", GPUS="2")
+    assert len(again) == len(whole) and 0 < int(kept[0].name.split("-")[1]) < len(whole)
+    assert curve(again) == pytest.approx(curve(whole), abs=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_two_nodes_have_the_same_loss_curve(made: SimpleNamespace, tiny_base: Path, tmp_path: Path):
+    command = ["sh", str(made.folder / "launch.sh"), "--base", str(tiny_base), "--out", str(tmp_path / "out")]
+    nodes = [
+        subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+            env=environment(tmp_path, NODES="2", GPUS="1", NODE_RANK=str(rank), MASTER_PORT="29613"),
+        )
+        for rank in (0, 1)
+    ]  # fmt: skip
+    for node in nodes:
+        _, error = node.communicate(timeout=300)
+        assert node.returncode == 0, error[-3000:]
+    assert curve(losses(tmp_path / "out")) == pytest.approx(here(made, tiny_base, 4), abs=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_another_base_is_refused_there(made: SimpleNamespace, tiny_base: Path, tmp_path: Path):
+    other = tmp_path / "other"
+    subprocess.run(["cp", "-r", str(tiny_base), str(other)], check=True)
+    weights = bytearray((other / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (other / "model.safetensors").write_bytes(weights)
+    command = ["sh", str(made.folder / "launch.sh"), "--base", str(other), "--out", str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment(tmp_path, GPUS="1"))
+    assert done.returncode != 0 and "other weights" in done.stderr

@@ -1,0 +1,90 @@
+"""Which engine `auto` takes, and what is said before a run is made."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import selfalign
+from selfalign.data.prompt_text import BOS
+from selfalign.errors import UserError
+from selfalign.generation import engines
+from selfalign.generation.engines.llama_cpp import LlamaCpp
+from selfalign.generation.settings import EngineSettings
+from selfalign.model import sources
+from selfalign.run.directory import RunDir
+
+
+def config(**settings: object) -> EngineSettings:
+    return EngineSettings.model_validate(settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "devices", "vllm", "kind", "why"),
+    [
+        ({"url": "http://h/v1"}, ["cuda"], True, "openai", "engine.url"),
+        ({}, ["cuda"], True, "vllm", "accelerator"),
+        ({}, ["rocm"], False, "llama_cpp", "vLLM is not installed"),
+        ({}, [], True, "llama_cpp", "no accelerator"),
+        ({"kind": "fake", "url": "http://h/v1"}, ["cuda"], True, "fake", "names it"),
+    ],
+)
+def test_auto_takes_what_is_there_and_says_why(
+    monkeypatch: pytest.MonkeyPatch, settings: dict[str, str], devices: list[str], vllm: bool, kind: str, why: str
+):
+    monkeypatch.setattr(engines, "accelerators", lambda: devices)
+    monkeypatch.setattr(engines, "find_spec", lambda name: object() if vllm else None)
+    found = engines.choose(config(**settings))
+    assert found[0] == kind == engines.kind(config(**settings)) == engines.chosen(config(**settings)).kind
+    assert why in found[1]
+
+
+def test_what_would_stop_an_engine_is_said_before_a_run_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(engines, "find_spec", lambda name: None)
+    for settings, said in (
+        ({"engine.kind": "openai"}, "needs engine.url"),
+        ({"engine.url": "ftp://h"}, "http:// or https://"),
+        ({"engine.kind": "vllm"}, "vLLM is not installed"),
+    ):
+        for verb in (selfalign.plan, lambda *a, **k: selfalign.create(*a, out=tmp_path / "run", **k)):
+            with pytest.raises(UserError, match=said):
+                verb("quick", settings=settings)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_keeps_the_engine_that_it_chose(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    with selfalign.create("quick", tmp_path / "run", settings={"prompts.red_team.count": 3}) as run:
+        assert run.recipe.engine.kind == "llama_cpp"
+    monkeypatch.setattr(engines, "accelerators", lambda: ["cuda"])
+    monkeypatch.setattr(engines, "find_spec", lambda name: object())
+    with selfalign.create("quick", tmp_path / "run", settings={"prompts.red_team.count": 3}) as run:
+        assert run.recipe.engine.kind == "llama_cpp"
+    with pytest.raises(UserError, match=r'engine\.kind: "llama_cpp" -> "fake"'):
+        selfalign.create("quick", tmp_path / "run", settings={"prompts.red_team.count": 3, "engine.kind": "fake"})
+
+
+def test_a_run_of_the_first_version_froze_the_word_auto(tmp_path: Path):
+    settings = {"prompts.red_team.count": 3}
+    selfalign.create("quick", tmp_path / "run", settings=settings).close()
+    file = tmp_path / "run/recipe.yaml"
+    file.write_text(file.read_text().replace("kind: llama_cpp", "kind: auto"))
+    assert "kind: auto" in file.read_text()
+    opened = RunDir.open(tmp_path / "run")
+    assert opened.recipe.engine.kind == "llama_cpp"
+    opened.journal.close()
+    selfalign.create("quick", tmp_path / "run", settings=settings).close()
+    with pytest.raises(UserError, match=r'engine\.kind: "llama_cpp" -> "fake"'):
+        selfalign.create("quick", tmp_path / "run", settings={**settings, "engine.kind": "fake"})
+
+
+def test_without_the_packages_of_training_llama_cpp_encodes_the_prompts_itself(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sources, "find_spec", lambda name: None)
+    settings = config(kind="llama_cpp", context=256)
+    started = engines.start(settings, sources.resolve("embedded"), {}, 1)
+    try:
+        assert "encodes the prompts itself" in started.note and "selfalign[train]" in started.note
+        assert isinstance(started, LlamaCpp)
+        assert started.encode((BOS, "Hi")) == started._bos + started._tokenize("Hi", special=False)
+    finally:
+        started.close()

@@ -1,0 +1,260 @@
+"""An OpenAI-compatible server as the engine: faults of every kind, retries, keys, and a real llama.cpp server."""
+
+from __future__ import annotations
+
+import email.utils
+import json
+import random
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from fault_server import FAST, STEP, engine, serving
+from sample_constitutions import GOOD as SMALL_CONSTITUTION
+from selfalign import constitution as constitutions
+from selfalign.data.prompt_text import BOS
+from selfalign.errors import Resumable, UserError
+from selfalign.generation.engines.base import Request, RowError, Sampling, Step, TooLong
+from selfalign.generation.engines.llama_cpp import LlamaCpp
+from selfalign.generation.engines.openai_api import OpenAiApi, _part
+from selfalign.generation.loop import Work, generate
+from selfalign.generation.retries import Patience, Policy, Transient, retry_after
+from selfalign.generation.settings import EngineSettings
+from selfalign.model import sources
+from selfalign.pipeline import order
+from selfalign.run import recipe as recipes
+from selfalign.run.context import Context
+from selfalign.run.directory import RunDir
+from selfalign.run.journal import Journal
+from selfalign.system.console import Screen
+
+ROW_FAULTS = ("400", "redirect")
+RETRIED = (
+    "429", "429_seconds", "429_ms", "429_date", "500", "502_html", "503", "stall", "stall_after_headers", "cut",
+    "not_json", "no_choices", "no_text", "reset",
+)  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_thousand_requests_at_thirty_percent_faults_of_sixteen_kinds(tmp_path: Path):
+    assert len(ROW_FAULTS + RETRIED) == 16
+    rng, lock = random.Random(1), threading.Lock()
+
+    def choose(prompt: str) -> str | None:
+        with lock:
+            return rng.choice(ROW_FAULTS + RETRIED) if rng.random() < 0.3 else None
+
+    with serving(choose) as server:
+        works = [Work(f"r{n}", Request((BOS, f"question {n}"), (STEP,), n)) for n in range(1000)]
+        journal = Journal(tmp_path / "journal.sqlite")
+        begun = time.monotonic()
+        outcomes = generate(works, engine(server), journal, stage="s", identities={None: "m"})
+        assert time.monotonic() - begun < 120
+    assert [o.row_id for o in outcomes] == [w.row_id for w in works]
+    answered = sum(o.completion is not None for o in outcomes)
+    reasons = Counter(o.reason.split(" (")[0] for o in outcomes if o.completion is None)
+    assert answered + sum(reasons.values()) == 1000
+    assert all(o.completion.parts[0].text == " fine" for o in outcomes if o.completion)
+    # What the request is to blame for is asked once; what another try may mend is tried again.
+    refused = server.given["400"] + server.given["redirect"]
+    assert sum(n for r, n in reasons.items() if "says 400" in r or "says 302" in r) == refused
+    assert all(server.given[fault] for fault in ROW_FAULTS + RETRIED)
+    assert answered > 900
+    assert journal.open_work("s") == 0
+    journal.close()
+
+
+@pytest.mark.parametrize("fault", ["401", "404"])
+def test_what_would_fail_every_row_stops_the_run_at_once(fault: str):
+    with serving(lambda _: fault) as server:
+        with pytest.raises(Resumable, match=f"says {fault}"):
+            engine(server).generate((BOS, "x"), STEP, 0, None)
+        assert len(server.seen) == 1
+
+
+def test_a_refused_request_is_not_repeated_and_a_long_one_is_a_drop():
+    with serving(lambda prompt: "too_long" if "long" in prompt else "400") as server:
+        with pytest.raises(RowError, match="no such parameter"):
+            engine(server).generate((BOS, "x"), STEP, 0, None)
+        with pytest.raises(TooLong):
+            engine(server).generate((BOS, "long"), STEP, 0, None)
+        assert len(server.seen) == 2
+
+
+def test_a_poisoned_row_fails_alone(tmp_path: Path):
+    with serving(lambda prompt: "500" if "poison" in prompt else None) as server:
+        works = [Work(f"r{n}", Request((BOS, "poison" if n == 5 else f"q{n}"), (STEP,), n)) for n in range(20)]
+        journal = Journal(tmp_path / "j.sqlite")
+        outcomes = generate(works, engine(server), journal, stage="s", identities={None: "m"})
+        journal.close()
+    assert [n for n, o in enumerate(outcomes) if o.completion is None] == [5]
+    assert outcomes[5].reason == "the server says 500 (6 tries)"
+
+
+def test_a_dead_server_opens_the_breaker_and_ends_resumably(tmp_path: Path):
+    policy = Policy(attempts=4, first=0.001, longest=0.002, trips=6, probes=2, probe_wait=0.01)
+    with serving(lambda _: "503") as server:
+        works = [Work(f"r{n}", Request((BOS, f"q{n}"), (STEP,), n)) for n in range(500)]
+        journal = Journal(tmp_path / "j.sqlite")
+        with pytest.raises(Resumable, match=r"failed \d+ calls in a row"):
+            generate(works, engine(server, policy), journal, stage="s", identities={None: "m"})
+        assert len(server.seen) < 60
+        server.choose = lambda _: None
+        outcomes = generate(works, engine(server, policy), journal, stage="s", identities={None: "m"})
+        journal.close()
+    assert all(o.completion for o in outcomes)
+
+
+def test_the_request_says_what_the_step_says():
+    with serving(lambda _: None) as server:
+        made = engine(server, slots=3)
+        step = Step(
+            Sampling(0.7, 0.8, 9, top_k=40, repetition=1.0, ban_eos=True), stop=("\n\nUser:",), grammar="root ::= ."
+        )
+        part = made.generate((BOS, "Hi", " there"), step, 2**40 + 3, None)
+        body = server.seen[0][0]
+    assert made.parallel == 3
+    assert (part.text, part.finish, part.prompt_tokens, part.generated_tokens) == (" fine", "end", 7, 2)
+    expected = {
+        "model": "m",
+        "prompt": "Hi there",
+        "max_tokens": 9,
+        "temperature": 0.7,
+        "top_p": 0.8,
+        "top_k": 40,
+        "seed": 3,
+    }
+    assert expected.items() <= body.items()
+    assert body["stop"] == ["\n\nUser:"] and body["ignore_eos"] and body["grammar"] and body["dry_multiplier"] == 1.0
+
+
+def test_the_key_comes_from_its_variable_and_stands_in_no_message(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setenv("MY_SERVER_KEY", "canary-8c1f")
+    with serving(lambda _: "401") as server:
+        made = engine(server, key_env="MY_SERVER_KEY")
+        with pytest.raises(Resumable) as caught:
+            made.generate((BOS, "x"), STEP, 0, None)
+        assert server.seen[0][1]["authorization"] == "Bearer canary-8c1f"
+    assert "canary" not in str(caught.value) + repr(made) + json.dumps(
+        EngineSettings(key_env="MY_SERVER_KEY").model_dump()
+    )
+    monkeypatch.delenv("MY_SERVER_KEY")
+    with serving(lambda _: None) as server, pytest.raises(UserError, match="MY_SERVER_KEY"):
+        engine(server, key_env="MY_SERVER_KEY")
+
+
+@pytest.mark.parametrize("url", [None, "", "127.0.0.1:80", "ftp://x/v1", "http://user:pass@host/v1", "http:///v1"])
+def test_a_wrong_address_is_the_users_mistake(url: str | None):
+    with pytest.raises(UserError, match=r"engine\.url"):
+        OpenAiApi(EngineSettings.model_validate({"kind": "openai", "url": url}), 8)
+
+
+def test_a_host_that_nobody_knows_ends_the_run():
+    config = EngineSettings.model_validate(
+        {"kind": "openai", "url": "http://no-such-host.invalid/v1", "served": {"base": "m"}}
+    )
+    with pytest.raises(Resumable, match="not known"):
+        OpenAiApi(config, 8, FAST).generate((BOS, "x"), STEP, 0, None)
+
+
+def test_retry_after_in_every_form():
+    now = 1_700_000_000.0
+    assert retry_after({}) is None
+    assert retry_after({"retry-after": "7"}) == 7
+    assert retry_after({"retry-after-ms": "1500"}) == 1.5
+    assert retry_after({"retry-after": email.utils.formatdate(now + 30, usegmt=True)}, now) == 30
+    assert retry_after({"retry-after": email.utils.formatdate(now - 30, usegmt=True)}, now) == 0
+    for nonsense in ("soon", "-3", "1e999", "Mon, 99 Foo 2026", "\x00"):
+        assert retry_after({"retry-after": nonsense}, now) in (None, 0.0)
+
+
+def test_waits_have_full_jitter_and_a_bound():
+    patience = Patience(Policy(first=1.0, longest=60.0, probe_wait=0.01), seed=1)
+    waits = [patience.pause(4, None) for _ in range(10_000)]
+    assert 0 <= min(waits) < 0.1 and 7.9 < max(waits) <= 8
+    assert abs(sum(waits) / len(waits) - 4) < 0.2
+    assert all(patience.pause(30, None) <= 60 for _ in range(100))
+    assert patience.pause(1, 86_400.0) <= 61
+
+
+def test_a_call_keeps_to_its_budget_of_seconds():
+    now = [0.0]
+    patience = Patience(
+        Policy(attempts=100, seconds=10, first=4, longest=4, probe_wait=0.01),
+        lambda: now[0],
+        lambda s: now.__setitem__(0, now[0] + s),
+    )
+    tries = []
+
+    def fails() -> None:
+        tries.append(now[0])
+        raise Transient("the server says 503")
+
+    with pytest.raises(RowError, match=r"503 \(\d+ tries\)"):
+        patience.call(fails)
+    assert now[0] <= 10
+    assert len(tries) > 2
+
+
+@pytest.fixture(scope="module")
+def real() -> Iterator[LlamaCpp]:
+    """A real llama.cpp server with the embedded model."""
+    gguf = sources.resolve("embedded").gguf
+    assert gguf is not None
+    server = LlamaCpp(gguf, {}, slots=2, context=2048, threads=0)
+    yield server
+    server.close()
+
+
+def test_a_real_llama_cpp_server_says_what_the_engine_in_process_says(real: LlamaCpp, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("LLAMA_KEY", real._key)
+    url = f"{real._server.listening_address}/v1"
+    config = {"kind": "openai", "url": url, "served": {"base": "any"}, "key_env": "LLAMA_KEY"}
+    remote = OpenAiApi(EngineSettings.model_validate(config), 8)
+    step = Step(Sampling(0.0, 1.0, 12), stop=("\n",))
+    prompt = (BOS, "User: Name the capital of France.\n\nAssistant:")
+    mine, theirs = real.generate(prompt, step, 0, None), remote.generate(prompt, step, 0, None)
+    cut = remote.generate(prompt, Step(Sampling(0.0, 1.0, 3)), 0, None)
+    remote.close()
+    assert theirs.text == mine.text != ""
+    assert theirs.generated_tokens == mine.generated_tokens
+    assert theirs.prompt_tokens + theirs.cached_tokens == len(real.encode(prompt))
+    assert cut.finish == "length"
+
+
+def test_stage_two_runs_on_a_real_server_and_stage_four_says_what_it_needs(
+    real: LlamaCpp, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    monkeypatch.setenv("LLAMA_KEY", real._key)
+    (tmp_path / "c.yaml").write_text(SMALL_CONSTITUTION, "utf-8")
+    (tmp_path / "mine.txt").write_text("Name three rivers of Europe.\nWhy is the sky blue?\n", "utf-8")
+    settings = [
+        f"engine.url={real._server.listening_address}", "engine.served.base=any", "engine.key_env=LLAMA_KEY",
+        f"prompts.file={tmp_path / 'mine.txt'}", "stages=[prompts, align]", "align.max_new_tokens=24",
+    ]  # fmt: skip
+    recipe = recipes.located(recipes.load("quick", settings))
+    context = Context(RunDir.create(tmp_path / "run", recipe, constitutions.load(str(tmp_path / "c.yaml"))), Screen(-1))
+    order.run_all(context)
+    counts = context.journal.counts("align")
+    assert counts.rows_in == 2 and counts.generation.requests == 2 and counts.generation.generated_tokens > 20
+    assert context.engine().note == "" and counts.generation.neutralised == 0
+    with pytest.raises(
+        Resumable, match=r"llama-server -m BASE\.gguf --lora .*--set engine\.served\.engrave=ID"
+    ) as caught:
+        context.engine(("engrave",))
+    assert caught.value.exit_code == 75
+    context.release_engine()
+    context.journal.close()
+    secret = real._key.encode()
+    assert not [f for f in (tmp_path / "run").rglob("*") if f.is_file() and secret in f.read_bytes()]
+
+
+def test_counts_that_no_reply_can_have_do_not_reach_the_journal():
+    """SQLite takes no integer over 63 bits, and the run ended with a trace."""
+    usage = {"prompt_tokens": 10**30, "completion_tokens": -(10**30), "prompt_tokens_details": {"cached_tokens": 2**63}}
+    part = _part("text", {}, {"usage": usage})
+    assert (part.prompt_tokens, part.cached_tokens, part.generated_tokens) == (0, 0, 0)

@@ -1,0 +1,157 @@
+"""Scoring by trees against plain forward passes and against lm-evaluation-harness, on small random models."""
+
+from __future__ import annotations
+
+import random
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import small_models
+from selfalign.data.prompt_text import BOS
+from selfalign.generation.scoring import tree
+from selfalign.generation.scoring.base import ScoreRequest, Text, encode_all
+from selfalign.generation.scoring.torch_scorer import TorchScorer
+from selfalign.generation.scoring.tree import TreeScoring
+from selfalign.model.dialogue import Tokenizer
+from selfalign.model.sources import Model
+from selfalign.training import lora
+from selfalign.training.settings import TrainingSettings
+from small_models import tiny
+
+
+def requests(seed: int = 0, head: int = 40) -> list[ScoreRequest]:
+    """Questions with candidates, behind a beginning that all share, in an order that shares nothing."""
+    rng = random.Random(seed)
+
+    def some(least: int, most: int) -> tuple[int, ...]:
+        return tuple(rng.randrange(3, 300) for _ in range(rng.randint(least, most)))
+
+    begin = (2, *some(head, head))
+    made = [ScoreRequest(begin + q, some(1, 12)) for q in (some(5, 30) for _ in range(6)) for _ in range(4)]
+    rng.shuffle(made)
+    return made
+
+
+def plain(model: Any, request: ScoreRequest) -> list[float]:
+    """One text, all logits, no cache."""
+    with torch.no_grad():
+        logits = model(input_ids=torch.tensor([request.ids]), use_cache=False).logits[0]
+    logprobs = torch.log_softmax(logits.float(), -1)
+    first = len(request.context) - 1
+    return [float(logprobs[first + j, token]) for j, token in enumerate(request.continuation)]
+
+
+@pytest.mark.parametrize("kind", ["gemma3", "mistral", "llama", "neox", "phi"])
+@pytest.mark.parametrize("head", [0, 40])
+def test_trees_give_the_numbers_of_a_plain_forward_pass(kind: str, head: int) -> None:
+    model = tiny(kind)
+    scoring = TreeScoring(model)
+    asked = requests(head=head)
+    found = scoring.score(asked, None)
+    assert scoring.as_trees is True
+    for request, scored in zip(asked, found, strict=True):
+        assert scored.logprobs == pytest.approx(plain(model, request), abs=1e-4)
+    assert scoring.computed < (0.7 if not head else 0.4) * scoring.asked
+    # The prefix is kept for the next call, and gives the same.
+    again = scoring.score(asked[:5], None)
+    assert [s.total for s in again] == pytest.approx([s.total for s in found[:5]], abs=1e-4)
+    alone = scoring.score(asked[:3], None, shared=False)
+    assert [s.total for s in alone] == pytest.approx([s.total for s in found[:3]], abs=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["granite", "mamba"])
+def test_a_model_that_trees_do_not_fit_is_scored_text_by_text(kind: str) -> None:
+    """Logits that are scaled by a rule not known here, and layers that are no attention: tried, seen, left alone."""
+    model = tiny(kind)
+    scoring = TreeScoring(model)
+    asked = requests()[:6]
+    found = scoring.score(asked, None)
+    assert scoring.as_trees is False
+    for request, scored in zip(asked, found, strict=True):
+        assert scored.logprobs == pytest.approx(plain(model, request), abs=1e-4)
+
+
+def test_many_positions_go_under_the_head_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, asked = tiny("gemma3"), requests()
+    whole = TreeScoring(model).score(asked, None)
+    monkeypatch.setattr(tree, "_CHUNK", 3)
+    parts = TreeScoring(model).score(asked, None)
+    assert [s.total for s in parts] == pytest.approx([s.total for s in whole], abs=1e-4)
+
+
+def test_adapters_are_switched_and_a_kept_prefix_is_that_of_its_model(tmp_path: Path) -> None:
+    base = tiny("gemma3")
+    base.save_pretrained(tmp_path / "base")
+    config = TrainingSettings(rank=4, alpha=64, dropout=0.0)
+    wanted = {None: [plain(base, r) for r in requests()]}
+    for seed, name in enumerate(("engrave", "verbose_cloning")):
+        model = lora.with_new_adapter(base, config, seed)
+        for key, parameter in model.named_parameters():
+            if "lora_B" in key:
+                torch.nn.init.normal_(parameter, std=0.2)
+        wanted[name] = [plain(model.eval(), r) for r in requests()]
+        lora.save_adapter(model, tmp_path / name, Model("a model", "0", None, None, ""), "card")
+        base = model.unload()
+    scorer = TorchScorer(tmp_path / "base", {n: tmp_path / n for n in ("engrave", "verbose_cloning")})
+    for name in ("verbose_cloning", None, "engrave", None, "verbose_cloning"):
+        found = scorer.score_ids(requests(), name)
+        for mine, theirs in zip(found, wanted[name], strict=True):
+            assert mine.logprobs == pytest.approx(theirs, abs=1e-4)
+    assert wanted["verbose_cloning"] != wanted["engrave"] != wanted[None]
+    scorer.close()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small_models.write(tmp_path_factory.mktemp("tiny"))
+
+
+QUESTIONS: list[Text] = [
+    ((BOS, "Be kind.\n\n", "User: ", f"Is {thing} {how}?", "\n\n", "Alma:", " I think it is"), answer)
+    for thing in ("a stone", "a river", "the ä-tone")
+    for how in ("hard", "wet", "hard and wet")
+    for answer in (" true", " false", " wet, and a river is a river")
+]
+
+
+def test_texts_are_encoded_as_one_and_long_ones_are_not_scored(folder: Path) -> None:
+    tokenizer = Tokenizer(str(folder / "tokenizer.json"), "<bos>")
+    pair, inside = encode_all(tokenizer, [((BOS, "a river is"), " wet"), ((BOS, "a riv"), "er")])
+    assert [*pair.context, *pair.continuation] == tokenizer.encode((BOS, "a river is wet"))
+    # One token spans the border of the second.
+    assert len(inside.context) == len(tokenizer.encode((BOS, "a riv"))) and inside.continuation
+    scorer = TorchScorer(folder, {}, tokenizer)
+    found = scorer.loglikelihoods([((BOS, "a stone is"), " hard"), ((BOS, "stone " * 5000), " hard")], None)
+    assert found[0] is not None and found[1] is None
+    scorer.close()
+
+
+@pytest.mark.skipif(not find_spec("lm_eval"), reason="lm-evaluation-harness is not installed: pip install lm-eval")
+@pytest.mark.filterwarnings("default")
+def test_log_likelihoods_are_those_of_lm_evaluation_harness(folder: Path) -> None:
+    from lm_eval.api.instance import Instance
+    from lm_eval.models.huggingface import HFLM
+    from transformers import AutoTokenizer
+
+    scorer = TorchScorer(folder, {}, Tokenizer(str(folder / "tokenizer.json"), "<bos>"))
+    ours = scorer.loglikelihoods(QUESTIONS, None)
+    assert scorer._trees.as_trees is True
+    theirs = HFLM(
+        pretrained=lora.load_base(folder), tokenizer=AutoTokenizer.from_pretrained(folder), batch_size=4, device="cpu",
+        add_bos_token=False,
+    )  # fmt: skip
+    instances = [
+        Instance("loglikelihood", {}, ("<bos>" + "".join(context[1:]), continuation), i)
+        for i, (context, continuation) in enumerate(QUESTIONS)
+    ]
+    wanted = [value for value, _ in theirs.loglikelihood(instances, disable_tqdm=True)]
+    found = [scored.total for scored in ours if scored]
+    assert found == pytest.approx(wanted, abs=1e-3)
+    # The same numbers give the same choices, which differ from question to question.
+    choices = [max(range(3), key=lambda j, at=at: found[at + j]) for at in range(0, len(found), 3)]
+    assert choices == [max(range(3), key=lambda j, at=at: wanted[at + j]) for at in range(0, len(wanted), 3)]
+    scorer.close()

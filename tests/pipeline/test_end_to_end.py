@@ -1,0 +1,118 @@
+"""All four stages on the real embedded model, with a tiny limit: real generation, real training."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SETTINGS = [
+    "prompts.self_instruct.count=4",
+    "prompts.self_instruct.requests_per_round=8",
+    "prompts.self_instruct.max_new_tokens=160",
+    "prompts.red_team.count=8",
+    "prompts.red_team.topic_rounds=1",
+    "prompts.red_team.topic_requests=1",
+    "align.max_new_tokens=100",
+    "verbose_cloning.prompts=5",
+    "verbose_cloning.max_new_tokens=64",
+    "engrave.epochs=1",
+    "engrave.learning_rate=1.5e-3",
+    "evaluate.heldout_prompts=4",
+    "evaluate.max_new_tokens=48",
+]
+
+
+pytestmark = pytest.mark.timeout(1000)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("real")
+    command = [sys.executable, "-m", "selfalign.cli.main", "run", "--out", "run"]
+    command += [part for setting in SETTINGS for part in ("--set", setting)]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr and "Warning" not in done.stderr
+    return folder / "run"
+
+
+def rows(path: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+
+
+def test_every_file_of_the_contract_stands_there(run: Path) -> None:
+    for name in (
+        "recipe.yaml", "constitution.yaml", "journal.sqlite", "1_prompts/self_instruct.jsonl", "1_prompts/topics.jsonl",
+        "1_prompts/red_team.jsonl", "1_prompts/prompts.jsonl", "2_self_align/responses.jsonl",
+        "3_engrave/examples.jsonl", "3_engrave/adapter/adapter_model.safetensors", "3_engrave/adapter/NOTICE",
+        "3_engrave/adapter.gguf", "4_verbose_clone/responses.jsonl", "4_verbose_clone/examples.jsonl",
+        "4_verbose_clone/adapter/adapter_model.safetensors", "4_verbose_clone/adapter.gguf", "drops.jsonl",
+        "5_evaluation/scores.json", "report/index.html", "report/report.json", "manifest.json", "2_self_align/NOTICE",
+    ):  # fmt: skip
+        assert (run / name).stat().st_size > 0, name
+
+
+def test_the_counts_balance_and_thoughts_stay_out_of_training(run: Path) -> None:
+    manifest = json.loads((run / "manifest.json").read_text())
+    for stage in manifest["stages"]:
+        assert stage["rows_in"] == stage["kept"] + sum(stage["dropped"].values()) + sum(stage["failed"].values())
+    responses = rows(run / "2_self_align/responses.jsonl")
+    assert len(rows(run / "1_prompts/prompts.jsonl")) == 12
+    assert len(responses) >= 3
+    assert all(r["thoughts"] and r["principles"] for r in responses)
+    heldout = {r["id"] for r in rows(run / "1_prompts/prompts.jsonl") if r["split"] == "heldout"}
+    trained = rows(run / "3_engrave/examples.jsonl") + rows(run / "4_verbose_clone/examples.jsonl")
+    assert len(heldout) == 4 and not heldout & {r["id"] for r in trained}
+    assert not any("internal thoughts" in str(r["assistant"]) or "Principles:" in str(r["assistant"]) for r in trained)
+
+
+def test_the_adapters_change_the_output_and_torch_agrees_with_the_engine(run: Path) -> None:
+    answers = rows(run / "5_evaluation/answers.jsonl")
+    by_model = {m: [a["answer"] for a in answers if a["model"] == m] for m in ("base", "engraved", "final")}
+    assert len(by_model["base"]) == len(by_model["engraved"]) == len(by_model["final"]) == 4
+    assert by_model["base"] != by_model["engraved"] != by_model["final"]
+    counts = {s["stage"]: s["notes"] for s in json.loads((run / "manifest.json").read_text())["stages"]}
+    for stage in ("engrave", "verbose_cloning"):
+        parity = counts[stage]["parity"]
+        assert parity["positions"] == 200
+        assert parity["agreement_base"] > 0.9
+        assert parity["agreement_adapter"] >= parity["agreement_base"] - 0.02
+        assert parity["changed"] >= 0.10
+
+
+def test_the_shared_prefix_is_computed_once(run: Path) -> None:
+    stages = {s["stage"]: s for s in json.loads((run / "manifest.json").read_text())["stages"]}
+    align = stages["align"]
+    assert align["cached_tokens"] > 10 * align["prompt_tokens"]
+
+
+def test_chat_answers_with_the_base_and_the_final_model(run: Path) -> None:
+    said = {}
+    for model in ("base", "final"):
+        command = [sys.executable, "-m", "selfalign.cli.main", "chat", str(run), "--model", model, "-p", "Who are you?"]
+        done = subprocess.run(
+            [*command, "--max-tokens", "24"], capture_output=True, text=True, timeout=60, env={**os.environ}
+        )
+        assert done.returncode == 0, done.stderr
+        said[model] = done.stdout.strip()
+    assert said["base"] and said["final"] and said["base"] != said["final"]
+
+
+def test_the_server_answers_the_openai_client_with_every_model(run: Path) -> None:
+    from test_cli_serve import serve
+
+    import openai_conformance
+
+    with serve(run) as (process, url):
+        listed = ["base", "prompted-base", "engraved", "final"]
+        openai_conformance.check(url, ["base", "final"], listed)
+        for name in ("prompted-base", "engraved"):
+            openai_conformance.check_an_answer(url, name)
+        openai_conformance.check_length(url, "final")
+        process.terminate()
+        assert process.wait(20) == 143

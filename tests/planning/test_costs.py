@@ -1,0 +1,123 @@
+"""The plan: sizes follow from the recipe, times from the measured speed; it is kept and compared."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import selfalign
+from selfalign.constitution import Constitution
+from selfalign.generation.calibration import Calibration
+from selfalign.planning import costs
+from selfalign.planning.costs import Machine, Plan
+from selfalign.run import recipe as recipes
+from selfalign.run.recipe import Recipe
+
+SPEED = Calibration(8, {"1": 40.0, "8": 100.0, "16": 90.0}, 400.0, 2.0, 1241.0, 50_000)
+MACHINE = Machine(8, SPEED, 1000.0, True, True, 4096, 241.0)
+
+
+def load(*sets: str) -> Recipe:
+    return recipes.load("quick", list(sets))
+
+
+def made(recipe: Recipe, texts: Constitution, machine: Machine = MACHINE, own: int | None = None) -> dict[str, Any]:
+    return {s.stage: s for s in costs.plan(recipe, texts, machine, own).stages}
+
+
+def test_every_stage_of_the_recipe_is_planned(default_constitution: Constitution):
+    stages = made(load(), default_constitution)
+    assert list(stages) == [
+        "self_instruct",
+        "topics",
+        "red_team",
+        "align",
+        "engrave",
+        "verbose_responses",
+        "verbose_cloning",
+        "evaluate",
+    ]
+    assert stages["align"].requests == 120
+    assert stages["evaluate"].requests == 3 * 40
+    assert stages["verbose_responses"].requests == 64 + len({p.question for p in default_constitution.identity})
+    for stage in stages.values():
+        assert 0 < stage.generated_tokens <= stage.at_most
+        assert stage.seconds > 0
+
+
+def test_sizes_follow_the_recipe(default_constitution: Constitution):
+    small, large = (made(load(f"prompts.red_team.count={n}"), default_constitution) for n in (60, 600))
+    assert large["align"].requests == small["align"].requests + 540
+    assert large["align"].seconds > 3 * small["align"].seconds
+    assert large["self_instruct"] == small["self_instruct"]
+
+
+def test_own_prompts_take_the_place_of_stage_1(default_constitution: Constitution):
+    stages = made(load(), default_constitution, own=1000)
+    assert "self_instruct" not in stages
+    assert stages["align"].requests == 1000
+
+
+def test_a_prefix_that_is_copied_is_computed_once(default_constitution: Constitution):
+    once = made(load(), default_constitution)["align"]
+    per_slot = made(load(), default_constitution, replace(MACHINE, reads_prefix_once=False))["align"]
+    assert per_slot.prompt_tokens - once.prompt_tokens == once.cached_tokens - per_slot.cached_tokens > 7 * 1000
+    # What one row sees, times the rows, whoever computes it.
+    assert once.prompt_tokens + once.cached_tokens == per_slot.prompt_tokens + per_slot.cached_tokens
+
+
+def test_the_paper_form_has_other_limits(default_constitution: Constitution):
+    guided, paper = (made(load(f"align.form={f}"), default_constitution)["align"] for f in ("guided", "paper"))
+    assert guided.at_most == 120 * (160 + 80 + 64)
+    assert paper.at_most == 120 * 160
+    assert paper.cached_tokens < guided.cached_tokens
+
+
+def test_without_a_measured_speed_there_is_no_time(default_constitution: Constitution):
+    found = costs.plan(load(), default_constitution, replace(MACHINE, speed=None))
+    assert found.seconds is None
+    assert found.memory_mb is None
+    assert found.disk_mb > 0
+
+
+def test_memory_grows_with_slots_and_context(default_constitution: Constitution):
+    sets = "stages=[prompts, align]"
+    few, many = (costs.plan(load(sets), default_constitution, replace(MACHINE, slots=n)) for n in (4, 32))
+    assert many.memory_mb is not None and few.memory_mb is not None
+    assert many.memory_mb - few.memory_mb == pytest.approx(28 * 4096 * 1000 / 50_000)
+
+
+def test_weights_that_must_be_converted_cost_time_and_disk(default_constitution: Constitution):
+    there = costs.plan(load(), default_constitution, MACHINE)
+    new = costs.plan(load(), default_constitution, replace(MACHINE, converted=False))
+    assert (there.cache_mb, new.cache_mb) == (0.0, 1000.0)
+    assert new.seconds is not None and there.seconds is not None and new.seconds > there.seconds
+
+
+def test_a_plan_is_kept_and_read_back(default_constitution: Constitution, tmp_path: Path):
+    found = costs.plan(load(), default_constitution, MACHINE)
+    costs.write(tmp_path / "plan.json", found)
+    assert costs.read(tmp_path / "plan.json") == found
+    assert costs.read(tmp_path / "none.json") is None
+    assert json.loads((tmp_path / "plan.json").read_text())["slots"] == 8
+
+
+def test_the_fake_engine_and_a_server_have_plans_without_times(tmp_path: Path):
+    found: Plan = selfalign.plan("quick", settings={"engine.kind": "fake"}, limit=5)
+    assert {s.seconds for s in found.stages} == {None}
+    mine = tmp_path / "mine.txt"
+    mine.write_text("One question?\n\nAnother question?\n")
+    server = {"engine.url": "http://127.0.0.1:1"}
+    stages = {s.stage: s for s in selfalign.plan("quick", settings=server, prompts=mine).stages}
+    assert stages["align"].requests == 2
+    assert stages["align"].seconds is None
+
+
+def test_the_nearest_measured_number_of_slots_counts():
+    assert SPEED.rate(3) == 40.0
+    assert SPEED.rate(12) == SPEED.rate(8) == SPEED.tokens_per_second == 100.0
+    assert SPEED.rate(64) == 90.0

@@ -1,0 +1,47 @@
+"""The planner's constants are those that its benchmark reads off a run, and its plans fit a run that it did not see."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from selfalign.planning import capacity
+
+
+@pytest.fixture(scope="module")
+def planner() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("planner", Path(__file__).parents[2] / "benchmarks/planner.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_constants_are_fitted_on_runs_of_quick(planner: ModuleType):
+    runs = [planner.load("quick"), planner.load("again")]
+    found = planner.fit(runs[0]) | {"pace": planner.pace(runs)}
+    now = planner.constants()
+    assert {key: now[key] for key in found} == pytest.approx(found, rel=0.01)
+    assert set(now) - set(found) == {"behaviour"}  # quick does not ask for it
+    asked = planner.load("behaviour")["stages"]["behaviour"]
+    assert now["behaviour"] == pytest.approx(asked["generated"] / asked["requests"], rel=0.01)
+
+
+def test_tokens_of_a_run_that_was_not_fitted_are_within_20_percent(planner: ModuleType):
+    run = planner.load("standard")
+    plans = planner.planned(run)
+    assert len(plans) == 9
+    for stage, made in plans.items():
+        entry = run["stages"][stage]
+        tokens = entry["generated"] if made.requests else entry["training_tokens"]
+        assert made.generated_tokens == pytest.approx(tokens, rel=0.2), stage
+
+
+def test_public_throughputs_lie_within_the_range(planner: ModuleType):
+    ratios = [ours / row["published"] for row, ours in planner.public() if not row["seen"]]
+    inside = sum(1 / capacity.SPEED_RANGE < ratio < capacity.SPEED_RANGE for ratio in ratios)
+    assert len(ratios) == 48 and inside >= 46
+    assert all(0.5 < ratio < 2 for ratio in ratios)

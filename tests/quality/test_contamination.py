@@ -1,0 +1,252 @@
+"""Overlap with benchmarks: what is found, what is not, every file format, and the stages that drop it."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from selfalign.data.records import Drop, Prompt, Response, read_jsonl
+from selfalign.errors import UserError
+from selfalign.generation.engines.base import Step
+from selfalign.generation.engines.fake import default_script
+from selfalign.pipeline import order
+from selfalign.quality.contamination import Benchmarks, texts
+from selfalign.run.context import Context
+
+Runs = Callable[..., Context]
+ITEMS = [
+    "Which small animal of the northern forest sleeps through the whole winter under the snow?",
+    "How long does light from the nearest star travel before somebody on earth can see it?",
+    "Name the reason why bread rises.",
+    "What do bees eat?",
+    "The tides follow the moon, which pulls the water of the seas towards itself twice a day.",
+]
+CLEAN = [
+    "Which animals live in the forest near your house?",
+    "How long does it take to walk around the lake?",
+    "Name the reason why the sky is blue at noon.",
+    "Write a short note to the people who live next door and ask them to feed the cat.",
+    "The moon is full tonight.",
+]
+
+
+@pytest.fixture
+def benchmarks() -> Benchmarks:
+    found = Benchmarks()
+    found.add("mine.jsonl", ITEMS)
+    return found
+
+
+@pytest.mark.parametrize("item", ITEMS)
+def test_an_item_is_found_however_it_is_written(benchmarks: Benchmarks, item: str):
+    for text in (item, item.upper(), item.replace(" ", "  ").rstrip("?.") + " !", f"  {item}\n"):
+        hit = benchmarks.find(text)
+        assert hit is not None
+        assert (hit.source, hit.item) == ("mine.jsonl", item)
+
+
+@pytest.mark.parametrize("item", [ITEMS[0], ITEMS[1], ITEMS[4]])
+def test_a_long_item_is_found_inside_a_text(benchmarks: Benchmarks, item: str):
+    hit = benchmarks.find(f"Here is something to think about. {item} Please give two reasons and an example of each.")
+    assert hit is not None
+    assert hit.how.startswith("8 words in a row: ")
+    assert hit.reason == "overlaps with mine.jsonl"
+    assert hit.beside("text " * 200).startswith("text " * 200)
+    assert item in hit.beside("text")
+
+
+@pytest.mark.parametrize("item", ITEMS[:3])
+def test_an_item_with_a_word_changed_is_found(benchmarks: Benchmarks, item: str):
+    changed = item.split()
+    changed[len(changed) // 2] = "other"
+    assert benchmarks.find(" ".join(changed)) is not None
+
+
+@pytest.mark.parametrize("text", [*CLEAN, "", "?!", "日本語"])
+def test_what_is_like_none_is_clean(benchmarks: Benchmarks, text: str):
+    assert benchmarks.find(text) is None
+
+
+def test_the_thresholds_count(benchmarks: Benchmarks):
+    inside = f"Think. {ITEMS[0]} Then answer in a table with three columns, and say where you know it from."
+    assert benchmarks.find(inside)
+    strict, loose = Benchmarks(words=0), Benchmarks(words=0, rouge=1)
+    for found in (strict, loose):
+        found.add("mine", ITEMS)
+        assert found.find(inside) is None
+    changed = ITEMS[3].replace("bees", "wasps")
+    assert strict.find(ITEMS[2].replace("bread", "dough")) is not None
+    assert loose.find(changed) is None
+    assert loose.find(ITEMS[3]) is not None  # the same text is the same under any threshold
+
+
+@given(st.text(max_size=60), st.lists(st.text(max_size=60), max_size=6))
+def test_any_text_is_judged(text: str, items: list[str]):
+    found = Benchmarks()
+    found.add("any", items)
+    hit = found.find(text)
+    if text in items:
+        assert hit is not None
+    assert len(found) <= len(items)
+
+
+def test_a_thousand_items_and_more_under_any_threshold():
+    rng = random.Random(4)
+    items = [" ".join(rng.choices([f"w{i}" for i in range(500)], k=9)) for _ in range(1300)]
+    for found in (Benchmarks(0, 1.0), Benchmarks(8, 0.7), Benchmarks(0, 0.7)):
+        found.add("many", items)
+        assert found.find(items[1200]) is not None
+        assert found.find("nothing like any of the items at all") is None
+    scripts = Benchmarks()
+    scripts.add("many", ("日" * n for n in range(1, 1300)))
+    assert scripts.find("日" * 1250) is not None
+
+
+def test_a_quote_in_a_tsv_file_swallows_nothing(tmp_path: Path):
+    file = tmp_path / "a.tsv"
+    file.write_text(f'"The stone is an odd thing to eat\tx\n{QUESTION}\ty\n', "utf-8")
+    assert QUESTION in set(texts(file))
+
+
+def test_a_whole_document_in_one_cell_is_an_item(tmp_path: Path):
+    document = " ".join(f"w{i}" for i in range(5000))
+    found = Benchmarks()
+    found.add("doc", [document])
+    assert found.find("So it is: w100 w101 w102 w103 w104 w105 w106 w107, they say.") is not None
+    assert found.find(document) is not None
+
+
+# -- files -------------------------------------------------------------------------------------------------------------
+
+QUESTION = "What happens to somebody who swallows a cherry stone?"
+ANSWERS = ["Nothing at all happens to them", "The stone leaves the body after a day"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.json", json.dumps({"examples": [{"input": QUESTION, "target_scores": dict.fromkeys(ANSWERS, 0)}]})),
+        ("a.jsonl", json.dumps({"turns": [QUESTION]}) + "\n" + json.dumps({"choices": ANSWERS}) + "\n"),
+        ("a.csv", f'Question,Answers,Source\n"{QUESTION}","{"; ".join(ANSWERS)}",https://stones.example/cherry\n'),
+        ("a.tsv", f"Question\tAnswers\n{QUESTION}\t{'; '.join(ANSWERS)}\n"),
+        ("a.txt", "\n".join([QUESTION, *ANSWERS, "Yes."])),
+    ],
+)
+def test_every_kind_of_file_is_read(tmp_path: Path, name: str, content: str):
+    file = tmp_path / name
+    file.write_text(content, "utf-8")
+    found = set(texts(file))
+    assert {QUESTION, *ANSWERS} <= found
+    assert not {"Yes.", "https://stones.example/cherry"} & found
+
+
+@pytest.mark.parametrize(
+    ("name", "content"), [("a.json", b"{"), ("a.csv", b"\xff\xfe\x00"), ("a.jsonl", b"{\n"), ("none.csv", None)]
+)
+def test_a_file_that_cannot_be_read_is_an_error(tmp_path: Path, name: str, content: bytes | None):
+    file = tmp_path / name
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(UserError, match=name):
+        list(texts(file))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "why"),
+    [
+        ("a.csv", 'n,q\n1,"Hello there\n2,Why do cats purr at night?\n', "a.csv.* is no CSV"),
+        ("b.jsonl", '{"q": "Why do cats purr at night?"}\n{"q": \n', "b.jsonl:2 is no JSONL"),
+        ("c.csv", "n,q\n", "holds no text of 5 words"),
+        ("d.json", "[]", "holds no text of 5 words"),
+    ],
+)
+def test_a_file_that_protects_from_nothing_is_an_error(tmp_path: Path, name: str, content: str, why: str):
+    (tmp_path / name).write_text(content, "utf-8")
+    with pytest.raises(UserError, match=why):
+        Benchmarks().add_file(tmp_path / name)
+
+
+def test_texts_without_spaces_between_words_are_items(tmp_path: Path):
+    file = tmp_path / "a.jsonl"
+    items = ["日本語で自己紹介してください。", "这是一个关于人工智能的问题请回答它"]
+    file.write_text("".join(json.dumps({"q": text}) + "\n" for text in items), "utf-8")
+    found = Benchmarks()
+    found.add_file(file)
+    assert found.sources == {"a.jsonl": 2}
+    assert all(found.find(text) is not None for text in items)
+
+
+# -- stages ------------------------------------------------------------------------------------------------------------
+
+SMALL = ("prompts.self_instruct.count=10", "prompts.red_team.count=10", "prompts.red_team.topic_rounds=1")
+
+
+def test_prompts_and_answers_that_overlap_are_dropped_and_listed(fake_run: Runs, tmp_path: Path):
+    probe = fake_run(*SMALL, name="probe")
+    for stage in ("prompts", "align"):
+        order.run_stage(probe, stage)  # type: ignore[arg-type]
+    task = read_jsonl(probe.run.jsonl("self_instruct"), Prompt)[1].instruction
+    question = read_jsonl(probe.run.jsonl("red_team"), Prompt)[2].instruction
+    answer = read_jsonl(probe.run.jsonl("responses"), Response)[3].response
+    file = tmp_path / "bench.jsonl"
+    file.write_text("".join(json.dumps({"text": text}) + "\n" for text in (task, question, answer)), "utf-8")
+    # The same prompts are asked, so that the same answer comes.
+    context = fake_run(*SMALL, f"evaluate.benchmarks=[{file}]", "prompts.steering.own_seeds=0", name="measured")
+    for stage in ("prompts", "align"):
+        order.run_stage(context, stage)  # type: ignore[arg-type]
+    instructions = {p.instruction for p in read_jsonl(context.run.jsonl("prompts"), Prompt)}
+    assert not instructions & {task, question}
+    assert answer not in {r.response for r in read_jsonl(context.run.jsonl("responses"), Response)}
+    drops = [d for d in read_jsonl(context.run.jsonl("drops"), Drop) if d.reason == "overlaps with bench.jsonl"]
+    assert {d.stage for d in drops} >= {"self_instruct", "red_team"}
+    assert all("\n~ " in d.text for d in drops)
+
+
+def test_an_answer_that_is_an_item_is_dropped(fake_run: Runs, tmp_path: Path):
+    file = tmp_path / "bench.txt"
+    file.write_text("The stone leaves the body of a person after a day or two.\n")
+
+    def script(prompt: str, step: Step, rng: random.Random) -> str:
+        if prompt.endswith("\n\nAlma:"):
+            return " The stone leaves the body of a person after a day or two, says my aunt.\n\nUser:"
+        return default_script(prompt, step, rng)
+
+    context = fake_run(*SMALL, f"evaluate.benchmarks=[{file}]", script=script)
+    for stage in ("prompts", "align"):
+        order.run_stage(context, stage)  # type: ignore[arg-type]
+    assert context.journal.counts("align").dropped == {"overlaps with bench.txt": 20}
+
+
+def test_a_prompt_that_was_added_by_hand_is_checked_too(fake_run: Runs, tmp_path: Path):
+    file = tmp_path / "bench.txt"
+    file.write_text(f"{ITEMS[0]}\n")
+    context = fake_run(*SMALL, f"evaluate.benchmarks=[{file}]")
+    order.run_stage(context, "prompts")
+    with context.run.jsonl("prompts").open("a", encoding="utf-8") as added:
+        added.write(json.dumps({"instruction": ITEMS[0]}) + "\n")
+    order.run_stage(context, "align")
+    assert context.journal.counts("align").dropped == {"overlaps with bench.txt": 1}
+
+
+def test_a_broken_benchmark_file_is_said_before_anything_is_asked(fake_run: Runs, tmp_path: Path):
+    file = tmp_path / "bench.json"
+    file.write_text("{")
+    context = fake_run(*SMALL, f"evaluate.benchmarks=[{file}]")
+    with pytest.raises(UserError, match=r"bench\.json"):
+        order.run_stage(context, "prompts")
+    assert context.engine().requests == 0  # type: ignore[attr-defined]
+
+
+def test_another_benchmark_file_makes_stage_one_run_again(fake_run: Runs, tmp_path: Path):
+    file = tmp_path / "bench.txt"
+    file.write_text("The stone leaves the body of a person after a day or two.\n")
+    context = fake_run(*SMALL, f"evaluate.benchmarks=[{file}]")
+    before = order.inputs_hash(context, "prompts")
+    file.write_text("Something else is asked in here, that nobody knows.\n")
+    assert order.inputs_hash(context, "prompts") != before

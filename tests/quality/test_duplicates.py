@@ -1,0 +1,150 @@
+"""Near duplicates: clusters by words, by characters and by meaning; across stages and runs."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+from conftest import hang_guard
+from selfalign.cli.main import app
+from selfalign.pipeline import order
+from selfalign.quality import duplicates
+from selfalign.report import data
+from selfalign.run.context import Context
+
+Runs = Callable[..., Context]
+TEXTS = [
+    "Write a short letter to your landlord about the broken window.",
+    "Name three rivers in the north of the country.",
+    "write a short letter to your landlord about the broken window",
+    "Write a short letter to the landlord about the broken window.",
+    "Explain how bees make honey in the summer months.",
+    "Name three rivers in the north of the country!",
+]
+
+
+def test_the_same_words_are_one_cluster():
+    assert duplicates.exact(TEXTS) == [[0, 2], [1, 5]]
+
+
+def test_nearly_the_same_characters_are_one_cluster():
+    assert duplicates.near(TEXTS) == [[0, 2, 3], [1, 5]]
+    assert duplicates.near(TEXTS, 1.0) == [[0, 2], [1, 5]]
+
+
+def test_the_same_meaning_is_one_cluster():
+    pytest.importorskip("wordllama")
+    found = duplicates.semantic(["How do bees make honey?", "Name a river.", "how are bees making honey?"], 0.8)
+    assert found == [[0, 2]]
+
+
+def test_without_the_embedding_the_user_hears_what_to_install(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(__import__("sys").modules, "wordllama", None)
+    with pytest.raises(duplicates.UserError, match=r"selfalign\[diversity\]"):
+        duplicates.semantic(TEXTS)
+
+
+@pytest.mark.parametrize("method", ["exact", "near"])
+@pytest.mark.parametrize("texts", [[], [""], ["", ""], ["a"], ["?!", "?!"]])
+def test_few_or_empty_texts(method: str, texts: list[str]):
+    found = duplicates.METHODS[method](texts)
+    assert found == ([[0, 1]] if len(texts) == 2 else [])
+
+
+@given(st.lists(st.text(alphabet="ab c", max_size=12), max_size=20))
+def test_clusters_are_disjoint_and_hold_what_is_the_same(texts: list[str]):
+    same, close = duplicates.exact(texts), duplicates.near(texts)
+    for found in (same, close):
+        flat = [i for cluster in found for i in cluster]
+        assert len(flat) == len(set(flat))
+        assert all(len(cluster) > 1 for cluster in found)
+    where = {i: n for n, cluster in enumerate(close) for i in cluster}
+    for cluster in same:
+        assert len({where[i] for i in cluster}) == 1
+
+
+def test_minhash_misses_no_pair_among_many():
+    rng = random.Random(1)
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    words = ["".join(rng.choices(letters, k=6)) for _ in range(400)]
+    texts = [" ".join(rng.choices(words, k=12)) for _ in range(300)]
+    for text in texts[:100]:  # copies with one word of twelve changed
+        changed = text.split()
+        changed[rng.randrange(12)] = rng.choice(words)
+        texts.append(" ".join(changed))
+    sets = [duplicates._shingles(t) for t in texts]
+    pairs = {p for p in itertools.combinations(range(400), 2) if duplicates._jaccard(sets[p[0]], sets[p[1]]) >= 0.7}
+    found = duplicates.near(texts)
+    together = {p for cluster in found for p in itertools.combinations(cluster, 2)}
+    assert len(pairs) > 50
+    assert pairs <= together
+
+
+@pytest.mark.parametrize("threshold", [0.3, 0.5])
+def test_lower_thresholds_miss_hardly_a_pair(threshold: float):
+    rng = random.Random(2)
+    words = [f"{a}{b}{c}" for a in "abcdef" for b in "ghijk" for c in "lmnop"]
+    texts = [" ".join(rng.choices(words, k=8)) for _ in range(120)]
+    for text in texts[:60]:
+        changed = text.split()
+        for place in rng.sample(range(8), 2 if threshold == 0.5 else 3):
+            changed[place] = rng.choice(words)
+        texts.append(" ".join(changed))
+    sets = [duplicates._shingles(t) for t in texts]
+    pairs = [
+        p for p in itertools.combinations(range(180), 2) if duplicates._jaccard(sets[p[0]], sets[p[1]]) >= threshold
+    ]
+    together = {p for c in duplicates.near(texts, threshold) for p in itertools.combinations(c, 2)}
+    assert len(pairs) > 10
+    assert sum(p in together for p in pairs) >= 0.97 * len(pairs)
+
+
+def test_many_copies_take_no_time():
+    with hang_guard():
+        assert [len(c) for c in duplicates.near(["I cannot help with that."] * 50_000)] == [50_000]
+
+
+SMALL = ("prompts.self_instruct.count=12", "prompts.red_team.count=12", "prompts.red_team.topic_rounds=1")
+
+
+def test_two_runs_are_compared(fake_run: Runs, tmp_path: Path):
+    one, two = fake_run(*SMALL, name="one"), fake_run(*SMALL, "align.temperature=0.4", name="two")
+    for context in (one, two):
+        order.run_stage(context, "prompts")
+    # Both wrote the same prompts: each is a cluster of two.
+    found = data.across([one.run, two.run], "prompts", "near")
+    assert len(found) == 24
+    assert {Path(row.run).name for row in found[0]} == {"one", "two"}
+    assert data.across([one.run], "prompts", "near") == []
+    for context in (one, two):
+        context.journal.close()
+    result = CliRunner().invoke(app, ["duplicates", str(tmp_path / "one"), str(tmp_path / "two"), "--json"])
+    assert json.loads(result.stdout)["clusters"] == 24
+    result = CliRunner().invoke(app, ["duplicates", str(tmp_path / "one"), str(tmp_path / "two")])
+    assert "48 rows in 24 clusters" in result.stdout
+    assert CliRunner().invoke(app, ["duplicates", str(tmp_path / "one")]).stdout.startswith("none is")
+    result = CliRunner().invoke(app, ["duplicates", str(tmp_path / "one"), "--kind", "answers"])
+    assert "has no answers yet" in str(result.exception)
+
+
+def test_answers_of_both_stages_are_compared(fake_run: Runs):
+    context = fake_run(*SMALL, "evaluate.heldout_prompts=2", "verbose_cloning.prompts=6")
+    for stage in ("prompts", "align"):
+        order.run_stage(context, stage)  # type: ignore[arg-type]
+    answers = data.rows(context.run, "answers")
+    assert {row.stage for row in answers} == {"responses"}
+    copied = context.run.jsonl("responses").read_text("utf-8")
+    context.run.jsonl("verbose_responses").parent.mkdir(parents=True, exist_ok=True)
+    context.run.jsonl("verbose_responses").write_text(copied, "utf-8")
+    answers = data.rows(context.run, "answers")
+    found = data.clusters(answers, "exact")
+    assert all({row.stage for row in cluster} == {"responses", "verbose_responses"} for cluster in found)
+    assert len(found) == len(answers) / 2

@@ -1,0 +1,446 @@
+"""Filters of stages 2 and 4: each reason hit, and just missed; no text makes them fail or hang."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from conftest import hang_guard
+from selfalign.constitution import Assistant, Constitution, Exemplar, Principle, SystemPrompts, Turn
+from selfalign.constitution.citations import judge_thoughts
+from selfalign.constitution.leaks import leaks_of
+from selfalign.quality.response_filters import Verdict, cut_at_repeated_clause, judge, loops, ngrams
+from selfalign.quality.thresholds import FilterSettings
+
+TEXTS = Constitution(
+    format=1,
+    name="small",
+    assistant=Assistant(name="Alma", cutoff="2020"),
+    principles=[
+        Principle(id=3, name="helpful", rule="I give the user something to use at once and in a friendly way."),
+        Principle(id=7, name="candor", rule="I never make anything up."),
+        Principle(id=13, name="step-by-step", rule="I split a hard task into small steps and go through them."),
+    ],
+    exemplars=[
+        Exemplar(
+            user="Write a note.",
+            thoughts="A request for a note. Principles: 3 (helpful).",
+            answer="Dear neighbour, thank you for your kind help this week. Roses grow in May. It was a joy.",
+        )
+    ],
+    prompts=SystemPrompts(
+        standard="{name} answers.",
+        concise="{name} answers briefly.",
+        verbose="{name} gives thorough and detailed answers with many concrete examples. Stay on the question.",
+        two_shot=[Turn(user="Why?", answer="Most of the salt in the sea comes from old rocks on land.")],
+    ),
+)
+LEAKS = leaks_of(TEXTS, 8)
+VERBOSE = leaks_of(TEXTS, 8, verbose_only=True)
+RULES = {name: FilterSettings.model_validate({"base": name}) for name in ("default", "paper")}
+ANSWERS, PAPER = (rules.responses for rules in RULES.values())
+GOOD = "Rain falls when warm air rises, cools and cannot hold its water any longer. Mountains help it to rise."
+
+
+def keep(text: str, message: str = "Why does it rain?", rules: str = "default") -> str | None:
+    return judge(text, False, message, LEAKS, RULES[rules].responses).reason
+
+
+# -- thoughts --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("thoughts", "cited", "reason"),
+    [
+        ("A question. Principles: 3 (helpful), 7 (candor).", [3, 7], None),
+        ("I should follow 7 (candor) and 3 (helpful).", [7, 3], None),
+        ("7 (candor), 3 (helpful), 7 (candor)", [7, 3], None),
+        ("13 (step-by-step)", [13], None),
+        ("3(Helpful), 7 ( CANDOR )", [3, 7], None),
+        ("3 (candor)", [7], None),
+        ("99 (helpful)", [3], None),
+        ("3 (helpful) and 4 (made up)", [3], None),
+        ("0.3 (helpful)", [], "no principle cited"),
+        ("x3 (helpful)", [], "no principle cited"),
+        ("3 helpful", [], "no principle cited"),
+        ("A question.", [], "no principle cited"),
+        ("", [], "no thoughts"),
+        (" \n", [], "no thoughts"),
+    ],
+)
+def test_thoughts_cite_principles_by_name(thoughts: str, cited: list[int], reason: str | None):
+    assert judge_thoughts(thoughts, TEXTS) == (cited, reason)
+
+
+@given(st.text())
+def test_any_thoughts_get_an_answer(thoughts: str):
+    cited, reason = judge_thoughts(thoughts, TEXTS)
+    assert (reason is None) == bool(cited)
+    assert set(cited) <= {3, 7, 13}
+
+
+# -- stage 2, default rules ------------------------------------------------------------------------------------------
+
+
+def test_a_good_answer_is_kept_without_its_outer_blanks():
+    assert judge(f"\n {GOOD}\n", False, "Why does it rain?", LEAKS, ANSWERS) == Verdict(GOOD)
+
+
+def test_a_short_complete_answer_is_kept():
+    assert keep("Paris.") is None
+    assert keep("42") is None
+
+
+@pytest.mark.parametrize("text", ["", "  ", "\n\n"])
+@pytest.mark.parametrize("rules", ["default", "paper"])
+def test_an_empty_answer_is_dropped(text: str, rules: str):
+    assert keep(text, rules=rules) == "empty"
+
+
+def test_a_truncated_answer_is_dropped():
+    assert judge(GOOD, True, "Why?", LEAKS, ANSWERS).reason == "truncated"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"{GOOD}\nUser: And snow?",
+        f"{GOOD}\n\n  assistant: Snow.",
+        "Human: hello there",
+        f"{GOOD}\nAlma: Snow.",
+        "Alma: Snow falls.",
+        f"{GOOD}\nUser (internal thoughts): hm",
+    ],
+)
+def test_a_turn_in_the_answer_is_dropped(text: str):
+    assert keep(text) == "turn leaked"
+
+
+@pytest.mark.parametrize(
+    "text", [f"{GOOD} The user: a person.", f"{GOOD} I am Alma: nice to meet you.", "Users: many."]
+)
+def test_a_name_inside_a_line_is_no_turn(text: str):
+    assert keep(text) is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "(internal thoughts): a question about rain.",
+        f"{GOOD} I should follow 3 and be kind.",
+        f"{GOOD} Principles: 3.",
+        f"{GOOD} (internal note)",
+        "Rain falls, see 3 (helpful) and 7 (candor).",
+    ],
+)
+def test_thoughts_in_the_answer_are_dropped(text: str):
+    assert keep(text) == "thoughts leaked"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"{GOOD} My internal organs are fine.",
+        f"{GOOD} I should follow the rain.",
+        "The principles: be kind.",
+        "We sold 3 (three) boxes.",
+    ],
+)
+def test_words_that_resemble_thoughts_are_kept(text: str):
+    assert keep(text) is None
+
+
+def test_eight_words_of_an_exemplar_or_rule_are_dropped():
+    assert keep("Dear neighbour, thank you for your kind help.") == "exemplar leaked"
+    assert keep("dear NEIGHBOUR thank you, for your kind: help") == "exemplar leaked"
+    assert keep("I split a hard task into small steps, always.") == "exemplar leaked"
+
+
+def test_seven_words_of_an_exemplar_are_kept():
+    assert keep("Dear neighbour, thank you for your kind letter.") is None
+
+
+def test_eight_words_that_the_user_said_are_kept():
+    said = "Make this nicer: Dear neighbour, thank you for your kind help this week."
+    assert keep("Dear neighbour, thank you for your kind help. My garden has never looked so fine.", said) is None
+
+
+def test_a_whole_short_sentence_of_an_exemplar_is_dropped():
+    assert keep("Gardens need care. Roses grow in May. Then comes June.") == "exemplar leaked"
+    assert keep("I never make anything up.") == "exemplar leaked"
+    assert keep("Gardens need care, and roses grow in May if it is warm.") is None
+
+
+def test_a_very_short_sentence_of_an_exemplar_is_kept():
+    assert "it was a joy" in LEAKS.sentences
+    assert keep("Thank you.") is None
+
+
+def test_a_whole_short_sentence_that_the_user_said_is_kept():
+    assert keep("Yes, that is true. Roses grow in May.", "Is this right? Roses grow in May.") is None
+
+
+def test_the_verbose_leaks_come_from_the_persona_only():
+    assert VERBOSE.found_in("She gives thorough and detailed answers with many concrete examples.", "") is True
+    assert VERBOSE.found_in("Most of the salt in the sea comes from rocks.", "") is True
+    assert VERBOSE.found_in("Dear neighbour, thank you for your kind help this week.", "") is False
+    assert VERBOSE.name == "Alma"
+
+
+def test_an_answer_that_repeats_the_prompt_is_dropped():
+    message = "Name three warm colours of the autumn forest near us"
+    assert keep(f"{message}.", message) == "echoes the prompt"
+    assert keep("Name three warm colours of the winter coast there, please, now.", message) is None
+    assert keep("Red", "Red") == "echoes the prompt"
+    assert keep("Paris.", "What is the capital of France?") is None
+
+
+@pytest.mark.parametrize("text", ["...", "?!?!", "🙂🙂", "- - -"])
+def test_an_answer_without_words_is_dropped(text: str):
+    assert keep(text) == "no words"
+
+
+def test_other_scripts_have_words():
+    assert keep("雨は空から降ります。") is None
+
+
+# -- loops -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_sentence_three_times_is_a_loop():
+    assert loops("I like tea. I like tea. I like tea.")
+    assert keep("I like tea. I like tea. I like tea.") == "loop"
+    assert not loops("I like tea. I like tea.")
+    assert not loops("Go on. Go on. Go on. Go on.")
+
+
+def test_a_run_of_words_that_comes_again_and_again_is_a_loop():
+    assert loops("the red fox and the blue hen and " * 5)
+    assert not loops(GOOD)
+    assert not loops("a b c d e f g h i j k l m n o p q r s t u v w x y z")
+
+
+def test_a_short_text_is_no_loop():
+    assert not loops("")
+    assert not loops("tea tea tea tea tea")
+
+
+def test_a_numbered_list_is_no_loop():
+    assert not loops("\n".join(f"{n}. Wash the {f}.\n" for n, f in enumerate(["apple", "pear", "plum", "fig"], 1)))
+    assert not loops("1. Eat.\n2. Sleep.\n3. Walk.\n4. Read.\n5. Rest.")
+
+
+def test_code_may_repeat_itself():
+    code = "```python\n" + "print('hello big world')\n" * 8 + "```"
+    assert not loops(f"Here is the program:\n{code}\nIt prints a line.")
+    assert not loops("Here is the program:\n```python\n" + "print('hello big world')\n" * 8)
+    assert loops("print('hello big world')\n" * 8)
+    assert loops(f"{code}\n" + "I like tea. " * 3)
+
+
+def test_ngrams_are_all_runs_of_neighbours():
+    assert list(ngrams(["a", "b", "c"], 2)) == [("a", "b"), ("b", "c")]
+    assert list(ngrams(["a"], 2)) == []
+
+
+# -- the paper's rules -----------------------------------------------------------------------------------------------
+
+LONG = (
+    "Rain falls when warm air rises, cools and cannot hold its water any longer; mountains help it to rise, and so "
+    "does the sea, which is why coasts are wet."
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "cut"),
+    [
+        ("One. Two. One. Three.", "One. Two."),
+        ("One, two, three.", "One, two, three."),
+        ("One\nTwo\nOne\n", "One\nTwo"),
+        ("One. One! One?", "One. One! One?"),
+        ("", ""),
+        ("...", "..."),
+    ],
+)
+def test_the_answer_ends_before_the_first_repeated_clause(text: str, cut: str):
+    assert cut_at_repeated_clause(text) == cut
+
+
+def test_paper_short_complete_answers_are_dropped_and_longer_ones_kept():
+    assert len(LONG) >= 149
+    assert keep("Paris.", rules="paper") == "short"
+    assert keep("x" * 148, rules="paper") == "short"
+    assert judge("x" * 149, False, "Why?", LEAKS, PAPER) == Verdict("x" * 149)
+    assert judge(LONG, False, "Why?", LEAKS, PAPER) == Verdict(LONG)
+
+
+def test_paper_a_truncated_answer_loses_its_last_word_and_stays():
+    assert judge("Rain falls when warm ai", True, "Why?", LEAKS, PAPER) == Verdict("Rain falls when warm")
+    assert judge("Rain", True, "Why?", LEAKS, PAPER).reason == "empty"
+
+
+def test_paper_an_answer_is_cut_where_a_clause_comes_again():
+    verdict = judge(f"{LONG} It is so. It is so. More text here.", False, "Why?", LEAKS, PAPER)
+    assert verdict == Verdict(f"{LONG} It is")
+
+
+def test_paper_other_reasons():
+    assert keep(f"I'm sorry, {LONG}", rules="paper") == "begins with sorry"
+    assert keep(f"I am sorry, {LONG}", rules="paper") == "begins with sorry"
+    assert keep(f"Sorry, {LONG}", rules="paper") is None
+    assert keep(f"Dear neighbour, thank you for your kind help. {LONG}", rules="paper") == "exemplar leaked"
+    assert keep(f"{LONG}\nUser: And snow?", rules="paper") == "turn leaked"
+
+
+# -- stage 4 ---------------------------------------------------------------------------------------------------------
+
+
+def verbose(
+    text: str, truncated: bool = False, message: str = "Why does it rain?", rules: str = "default"
+) -> str | None:
+    return judge(text, truncated, message, VERBOSE, RULES[rules].verbose).reason
+
+
+def test_verbose_a_good_answer_is_kept():
+    assert judge(f" {GOOD}\n", False, "Why does it rain?", VERBOSE, RULES["default"].verbose) == Verdict(GOOD)
+
+
+@pytest.mark.parametrize("tail", ["See also", "== References ==", "## External links", "Further reading:"])
+@pytest.mark.parametrize("rules", ["default", "paper"])
+def test_verbose_an_encyclopaedia_tail_is_dropped(tail: str, rules: str):
+    assert verbose(f"{GOOD}\n\n{tail}\nA book.", rules=rules) == "encyclopaedia tail"
+
+
+def test_verbose_the_words_inside_a_line_are_no_tail():
+    assert verbose(f"{GOOD} See also the next page of references.") is None
+
+
+@pytest.mark.parametrize("mark", ["{n}.", "{n})", "-", "*", "•"])
+def test_verbose_more_than_twelve_list_items_are_dropped(mark: str):
+    animals = ["ant", "bee", "cat", "dog", "elk", "fox", "gnu", "hen", "ibis", "jay", "kiwi", "lynx", "mole"]
+    lines = [f"{mark.format(n=n)} The {a} lives here." for n, a in enumerate(animals, 1)]
+    assert verbose("\n".join(lines)) == "too many list items"
+    assert verbose("\n".join(lines[:12])) is None
+
+
+def test_verbose_other_reasons():
+    assert verbose("") == "empty"
+    assert verbose(GOOD, truncated=True) == "truncated"
+    assert verbose("She gives thorough and detailed answers with many concrete examples.") == "persona leaked"
+    assert verbose(f"{GOOD}\nUser: more") == "turn leaked"
+    assert verbose("I like tea. " * 3) == "loop"
+
+
+def test_verbose_paper_rules():
+    assert verbose("x" * 127 + " y", truncated=True, rules="paper") == "truncated"
+    assert verbose("x" * 128 + " y", truncated=True, rules="paper") is None
+    assert verbose("Paris.", rules="paper") is None
+    assert judge(f"{LONG} One. Two. One.", False, "Why?", VERBOSE, RULES["paper"].verbose) == Verdict(
+        f"{LONG} One. Two."
+    )
+    assert verbose("One. Two. One.", rules="paper") == "truncated"
+
+
+SPANISH = "La lluvia cae cuando el aire caliente sube, se enfría y ya no puede llevar toda el agua que tenía antes."
+
+
+def test_an_answer_in_another_language_than_its_prompt_is_dropped():
+    assert keep(SPANISH) == "in another language than the prompt"
+    assert keep(SPANISH, "¿Por qué llueve tanto en las montañas del norte?") is None
+    assert keep(SPANISH, "Translate the sentence about rain into Spanish.") is None
+    assert keep(SPANISH, rules="paper") == "short"
+    assert keep("Sí, claro.") is None
+    assert keep(SPANISH, "Hola!") is None  # too short to tell what the user speaks
+
+
+@pytest.mark.parametrize(
+    ("message", "answer"),
+    [
+        ("List the prime numbers below 100.", ", ".join(str(n) for n in range(3, 100, 2) if n % 3)),
+        ("List nine cities of the south.", "Sevilla, Granada, Málaga, Córdoba, Cádiz, Almería, Huelva, Jaén, Ronda."),
+        ("Which dishes do you like?", "Spaghetti alla carbonara, penne arrabbiata, gnocchi al pomodoro, risotto."),
+        ("Count the rows of the table.", "```\nSELECT COUNT(*) FROM orders WHERE total > 100 GROUP BY customer\n```"),
+        ("Make a small list of fruit.", "<ul><li>Apfel</li><li>Birne</li><li>Kirsche</li><li>Pflaume</li></ul>"),
+    ],
+)  # fmt: skip
+def test_names_numbers_and_code_are_in_no_other_language(message: str, answer: str):
+    assert keep(answer, message) != "in another language than the prompt"
+
+
+# -- any text --------------------------------------------------------------------------------------------------------
+
+pieces = st.sampled_from(
+    [" ", "\n", ".", "User:", "Alma:", "7 (candor)", "```", "1. ", "- ", "See also", "the", "tea", ""]
+)
+texts = st.text() | st.lists(pieces, max_size=30).map("".join)
+
+
+@given(texts, texts, st.booleans(), st.sampled_from(["default", "paper"]))
+def test_any_answer_gets_a_verdict(text: str, message: str, truncated: bool, rules: str):
+    for verdict in (
+        judge(text, truncated, message, LEAKS, RULES[rules].responses),
+        judge(text, truncated, message, VERBOSE, RULES[rules].verbose),
+    ):
+        assert isinstance(verdict.text, str)
+        assert verdict.reason is None or verdict.reason
+        if verdict.reason is None and truncated:
+            assert rules == "paper"
+        if verdict.reason is None and rules == "default":
+            assert verdict.text == text.strip() != ""
+
+
+UNITS = [
+    "a",
+    "a ",
+    "a\n",
+    "a, ",
+    "Tea. ",
+    "```",
+    "``` ",
+    "1 (a) ",
+    "1(",
+    "7 (candor) ",
+    "internal thought",
+    "- ",
+    "1. a\n",
+]
+UNITS += [
+    "=",
+    "#",
+    "\n==",
+    "User",
+    "User ",
+    "\nUser",
+    "()",
+    ".",
+    "I should follow ",
+    "日本",
+    "Principles ",
+    "see also ",
+]
+UNITS += ["\n", " \n", "\t\n", "1( ", "1 (\n"]
+UNITS += ["make a ", "get into someone ", "pills ", "in secret ", "a@", "1 ", "women are ", "bomb ", "bleach ", "she "]
+SPACES = [" ", "\n", "\t"]
+
+
+@pytest.mark.parametrize("unit", UNITS, ids=ascii)
+@pytest.mark.parametrize("rules", ["default", "paper"])
+def test_repetition_takes_no_time(unit: str, rules: str):
+    text = "x" + unit * (100_000 // len(unit)) + "x"
+    with hang_guard():
+        judge(text, False, "Why does it rain?", LEAKS, RULES[rules].responses)
+    with hang_guard():
+        judge(text, False, "Why does it rain?", VERBOSE, RULES[rules].verbose)
+
+
+@pytest.mark.parametrize("space", SPACES, ids=ascii)
+@pytest.mark.parametrize("before", ["1(", "1 (ab", "1", "internal thoughts", "Principles:", "see", "\n=="], ids=ascii)
+def test_a_long_run_of_blanks_takes_no_time(before: str, space: str):
+    text = f"x {before}{space * 100_000}x"
+    with hang_guard():
+        judge(text, False, "Why does it rain?", LEAKS, ANSWERS)
+    with hang_guard():
+        judge(text, False, "Why does it rain?", VERBOSE, RULES["default"].verbose)
+    with hang_guard():
+        judge_thoughts(text, TEXTS)

@@ -1,0 +1,311 @@
+"""The report's page: whatever the texts say, they stay texts; and what it says is what the run's files say."""
+
+from __future__ import annotations
+
+import copy
+import json
+import random
+import re
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from report_numbers import HOSTILE, poisoned
+from selfalign.data.records import Answer, Prompt, Response, prompt_id, write_jsonl
+from selfalign.pipeline import order
+from selfalign.report import page, plots
+from selfalign.report.answers import side_by_side
+from selfalign.report.page import _finite, duration, render
+from selfalign.run.context import Context
+from selfalign.system.console import plain
+
+
+@pytest.fixture(scope="module")
+def made(gathered: dict[str, Any]) -> str:
+    return render(gathered)
+
+
+@pytest.fixture(scope="module")
+def usual(gathered: dict[str, Any]) -> Page:
+    return check(render(poisoned(gathered, "plain text")))
+
+
+class Page(HTMLParser):
+    """Elements with their attributes, and the text outside of the style sheet."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.elements: list[tuple[str, tuple[str, ...]]] = []
+        """Outside of plots."""
+        self.attributes: list[tuple[str, str, str | None]] = []
+        self.drawn: list[str] = []
+        """Elements of plots."""
+        self.text = ""
+        self.others: list[str] = []
+        self._style = False
+        self._svg = 0
+        self.feed(page)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self._svg += tag == "svg"
+        if self._svg:
+            self.drawn.append(tag)
+        else:
+            self.elements.append((tag, tuple(name for name, _ in attrs)))
+        self.attributes += [(tag, name, value) for name, value in attrs]
+        self._style = tag == "style"
+
+    def handle_endtag(self, tag: str) -> None:
+        if self._svg:
+            self._svg -= tag == "svg"
+        else:
+            self.elements.append((f"/{tag}", ()))
+        self.text += " " if tag in ("td", "th", "dt", "dd", "text", "li", "summary", "b", "p", "div") else ""
+        self._style = False
+
+    def handle_data(self, text: str) -> None:
+        if not self._style:
+            self.text += text
+
+    def handle_comment(self, text: str) -> None:
+        self.others.append(text)
+
+    def handle_pi(self, text: str) -> None:
+        self.others.append(text)
+
+    def unknown_decl(self, text: str) -> None:
+        self.others.append(text)
+
+    @property
+    def flat(self) -> str:
+        return " ".join(self.text.split())
+
+
+_DRAWN = {"svg", "title", "desc", "g", "defs", "path", "use", "text"}
+_NEVER = {"script", "img", "link", "iframe", "object", "embed", "form", "input", "base", "image", "foreignobject"}
+
+
+def check(page: str) -> Page:
+    """Nothing is loaded or run, and links stay in the page."""
+    read = Page(page)
+    assert read.others == []
+    assert set(read.drawn) <= _DRAWN
+    assert not _NEVER & {tag for tag, _ in read.elements}
+    ids = [value for _, name, value in read.attributes if name == "id"]
+    assert len(ids) == len(set(ids))
+    for tag, name, value in read.attributes:
+        assert not name.startswith("on")
+        assert name not in {"src", "action", "srcset", "data", "xlink:href", "background", "poster"}
+        if name == "href":
+            assert tag in ("a", "use") and (value or "").removeprefix("#") in ids, value
+        assert "url(" not in (value or ""), (tag, name, value)
+        assert "http" not in (value or ""), (tag, name, value)
+    return read
+
+
+@pytest.mark.parametrize("hostile", HOSTILE, ids=range(len(HOSTILE)))
+def test_hostile_texts_everywhere_change_no_element_and_load_nothing(
+    gathered: dict[str, Any], usual: Page, hostile: str
+):
+    page = render(poisoned(gathered, hostile))
+    assert check(page).elements == usual.elements
+    assert page == plain(page)
+
+
+def test_any_text_changes_no_element(gathered: dict[str, Any], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(plots, "available", lambda: False)
+    usual = check(render(poisoned(gathered, "plain text")))
+
+    @given(st.text(min_size=1, max_size=60))
+    @settings(max_examples=20)
+    def holds(text: str) -> None:
+        assert check(render(poisoned(gathered, text))).elements == usual.elements
+
+    holds()
+
+
+@pytest.mark.parametrize("hostile", HOSTILE[:5], ids=range(5))
+def test_texts_are_shown_as_they_are(gathered: dict[str, Any], hostile: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(plots, "available", lambda: False)
+    value = copy.deepcopy(gathered)
+    value["side_by_side"][0]["message"] = f"M {hostile}"
+    next(iter(value["side_by_side"][0]["answers"].values()))["text"] = f"A {hostile}"
+    value["examples"][0]["thoughts"] = f"T {hostile}"
+    value["constitution"]["principles"][0]["rule"] = f"R {hostile}"
+    shown = Page(render(value)).text
+    for letter in "MATR":
+        assert f"{letter} {hostile}" in shown
+
+
+def test_the_style_sheet_and_the_policy_load_nothing(made: str):
+    style = re.search(r"<style>(.*?)</style>", made, re.DOTALL)
+    assert style
+    assert "url(" not in style[1]
+    assert "@import" not in style[1]
+    assert "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'" in made
+    assert "http://" not in made
+    assert "https://" not in made
+
+
+def test_plots_take_every_colour_from_the_page(made: str):
+    drawn = re.findall(r"<svg.*?</svg>", made, re.DOTALL)
+    assert len(drawn) >= 10
+    style = made[: made.index("</style>")]
+    for one in drawn:
+        assert not re.search(r"#[0-9a-fA-F]{6}", one)
+        assert set(re.findall(r"var\(--(\w+)\)", one)) <= set(re.findall(r"--(\w+):", style))
+        assert re.search(r"<title id=\"[\w-]+\">[^<]+</title><desc id=\"[\w-]+\">[^<]+</desc>", one)
+
+
+def test_the_page_is_the_same_each_time(gathered: dict[str, Any], made: str):
+    assert render(copy.deepcopy(gathered)) == made
+
+
+def test_without_matplotlib_the_numbers_stand_there_and_one_line_says_how(
+    gathered: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(plots, "available", lambda: False)
+    page = check(render(gathered))
+    assert page.drawn == []
+    assert page.text.count("pip install 'selfalign[report]'") == 1
+    assert ("details", ("open",)) in page.elements
+    assert "Self-Instruct candidates" in page.text
+
+
+def test_a_run_that_has_only_begun_has_a_page(fake_run: Callable[..., Context]):
+    page = check(render(page_of(fake_run())))
+    assert "From seeds to examples" in page.text
+    assert "Held-out prompts" not in page.text
+    assert "No kept answer cites a principle" in page.text
+
+
+def page_of(context: Context) -> dict[str, Any]:
+    return page.gather(context.run)
+
+
+def test_what_is_left_out_is_counted(gathered: dict[str, Any], made: str):
+    text = Page(made).flat
+    assert len(gathered["side_by_side"]) == 12
+    assert "2 more in 5_evaluation/answers.jsonl" in text
+    assert "2 more in drops.jsonl" in text
+    assert "the same text · the same text · the same text and 6 more" in text
+
+
+def test_the_ledger_training_and_costs_are_shown(gathered: dict[str, Any], made: str):
+    text = Page(made).flat
+    first = gathered["stages"][0]
+    assert f"1a Self-Instruct {first['rows_in']} {first['kept']} more than wanted" in text
+    assert "failed: server gone 2" in text
+    assert "3 engrave 4 2 9,000 1 min 2.500 2.000 on 99.0% of 200 next tokens" in text
+    assert "Terms of the base." in text
+    assert re.search(r"– → [\d,]+ – → \d+ s", text)
+
+
+def test_the_fake_engine_is_named_and_no_speed_is_shown(gathered: dict[str, Any], made: str):
+    assert "Generation" in Page(made).text
+    text = Page(render({**gathered, "engine": "fake"})).text
+    assert "no model ran" in text
+    assert "Generation" not in text
+
+
+def test_the_papers_figures_stand_beside_what_was_measured_and_below_what_was_not(made: str):
+    text = Page(made).flat
+    beside, below = text.split("The paper’s figures at 65 B on what was not measured here")
+    assert "overall 77 85 83" in beside
+    assert "MC1, ranked by P(True) 37 61 49" in below.split("Supervision")[0]
+
+
+def test_the_constitution_is_there_in_full(made: str, default_constitution: Any):
+    text = Page(made).flat
+    for principle in default_constitution.principles:
+        assert principle.rule in text
+        assert all(" ".join(probe.ask.split()) in text for probe in principle.probes)
+    for exemplar in default_constitution.exemplars:
+        assert all(" ".join(turn.answer.split()) in text for turn in exemplar.turns())
+    for kind in default_constitution.question_types:
+        assert kind.question in text
+    for pair in default_constitution.identity:
+        assert " ".join(pair.answer.split()) in text
+
+
+def test_human_lines_are_counted_and_their_sum_is_right(gathered: dict[str, Any], default_constitution: Any):
+    human = gathered["supervision"]
+    assert human["total"] == sum(human["counts"].values()) == default_constitution.human_lines(175)["total"]
+    assert human["missing"] == ""
+
+
+def test_the_users_own_prompts_are_human_lines(fake_run: Callable[..., Context], tmp_path: Path):
+    file = tmp_path / "mine.txt"
+    file.write_text("Name three rivers.\nHow do bees make honey?\n")
+    context = fake_run(f"prompts.file={file}")
+    order.run_stage(context, "prompts")
+    found = page_of(context)
+    assert found["supervision"]["counts"]["prompts of the user"] == 2
+    assert "seed tasks" not in found["supervision"]["counts"]
+    assert found["funnel"][0] == {"title": "prompts of the user", "human": True, "rows_in": 2, "kept": 2, "lost": 0}
+
+
+def test_the_funnel_balances_with_the_ledgers(gathered: dict[str, Any]):
+    steps = [s for s in gathered["funnel"] if not s["human"]]
+    assert [s["title"] for s in gathered["funnel"]][:2] == ["seed tasks", "Self-Instruct candidates"]
+    assert all(s["rows_in"] == s["kept"] + s["lost"] for s in steps)
+
+
+def test_a_large_run_makes_no_large_page(fake_run: Callable[..., Context]):
+    """Ten times the rows: the page grows by digits."""
+    sizes = []
+    for number in (300, 3000):
+        context = fake_run(name=str(number))
+        rng = random.Random(number)
+        words = ["".join(rng.choices("abcdefgh", k=6)) for _ in range(500)]
+        texts = [f"Describe the {' '.join(rng.choices(words, k=6))}." for _ in range(number)]
+        write_jsonl(context.run.jsonl("prompts"), (Prompt(prompt_id(t, ""), t, source="self_instruct") for t in texts))
+        answers = [" ".join(rng.choices(words, k=5 + n % 50)) for n in range(number)]
+        rows = zip(texts, answers, strict=True)
+        write_jsonl(
+            context.run.jsonl("responses"),
+            (Response(prompt_id(t, ""), t, "", a, "It asks.", [1 + len(a) % 16], "self_instruct") for t, a in rows),
+        )
+        models = [(t, m) for m in ("base", "final") for t in texts]
+        write_jsonl(
+            context.run.jsonl("answers"), (Answer(prompt_id(t, ""), t, m, "Yes. " * 20, True, 20) for t, m in models)
+        )
+        sizes.append(len(render(page_of(context))))
+    assert sizes[1] < sizes[0] * 1.05
+
+
+# -- small parts -------------------------------------------------------------------------------------------------------
+
+
+def test_answers_are_put_side_by_side_in_the_order_of_the_file():
+    rows = [Answer("1", "m1", "base", "a", True, 1), Answer("2", "m2", "base", "b", True, 1)]
+    rows.append(Answer("1", "m1", "final", "c", False, 2))
+    found = side_by_side(rows)
+    assert [r["message"] for r in found] == ["m1", "m2"]
+    assert found[0]["answers"]["final"] == {"text": "c", "ended": False, "words": 2}
+
+
+def test_thoughts_stand_beside_the_held_out_answers(gathered: dict[str, Any], made: str):
+    rows = gathered["side_by_side"]
+    assert gathered["heldout"] == 14
+    assert all(set(r["answers"]) == {"base", "engraved", "final"} for r in rows)
+    assert any(r["constitution"] and r["constitution"]["thoughts"] for r in rows)
+    assert "Thoughts and answer of the base under the constitution" in made
+
+
+def test_numbers_that_json_does_not_know_become_null():
+    value = _finite({"a": [float("nan"), {"b": float("-inf")}], "c": 1.5, "d": "nan"})
+    assert json.loads(json.dumps(value, allow_nan=False)) == {"a": [None, {"b": None}], "c": 1.5, "d": "nan"}
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(None, "–"), (3.4, "3 s"), (61, "1 min"), (5399, "90 min"), (7200, "2.0 h")]
+)
+def test_times_are_short(seconds: float | None, text: str):
+    assert duration(seconds) == text

@@ -1,0 +1,124 @@
+"""What is counted of a run's files: principles, verbs, lengths; and even samples of what is large."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from selfalign.data.records import Prompt, Response, prompt_id, write_jsonl
+from selfalign.report import data, principles
+from selfalign.run.context import Context
+
+Runs = Callable[..., Context]
+
+
+def answer(text: str, cited: list[int], source: str = "self_instruct", kind: str = "", words: int = 20) -> Response:
+    said = " ".join(["word"] * words)
+    return Response(prompt_id(text, ""), text, "", said, f"Thoughts on {text}", cited, source, kind)
+
+
+ROWS = [
+    answer("Write a poem about rain.", [15]),
+    answer("Write a letter to Ann.", [15, 3]),
+    answer("Who won today?", [9, 12], "red_team", "current events"),
+    answer("What costs a loaf now?", [9], "red_team", "current events", words=200),
+    answer("What is the time?", [9, 7], "red_team", "real-time information"),
+]
+
+
+def counted(fake_run: Runs, rows: list[Response]) -> dict:
+    context = fake_run()
+    write_jsonl(context.run.jsonl("prompts"), (Prompt(r.id, r.instruction, source=r.source) for r in rows))
+    write_jsonl(context.run.jsonl("responses"), rows)
+    return principles.gather(context.run, data.tag(context.run))
+
+
+def test_principles_are_counted_by_source_type_and_verb(fake_run: Runs):
+    pytest.importorskip("textblob")
+    found = counted(fake_run, ROWS)
+    by_id = {p["id"]: p for p in found["principles"]}
+    assert by_id[9]["used"] == 3
+    assert by_id[9]["by_source"] == {"self_instruct": 0, "red_team": 3}
+    assert by_id[15]["by_source"] == {"self_instruct": 2, "red_team": 0}
+    assert by_id[1]["used"] == 0
+    use = found["principle_use"]
+    assert (use["answers"], use["citations"], use["by_source"]) == (5, 8, {"self_instruct": 2, "red_team": 3})
+    types = {t["name"]: t for t in use["question_types"]}
+    assert types["current events"] == {"name": "current events", "answers": 2, "principles": {"9": 2, "12": 1}}
+    assert [t["name"] for t in use["question_types"]] == ["real-time information", "current events"]
+    verbs = {v["name"]: v for v in use["verbs"]}
+    assert verbs["write"] == {"name": "write", "answers": 2, "principles": {"15": 2, "3": 1}}
+
+
+def test_the_example_of_a_principle_cites_it_first_and_alone_and_stands_once(fake_run: Runs):
+    found = {e["principle"]: e for e in counted(fake_run, ROWS)["examples"]}
+    assert found[15]["message"] == "Write a poem about rain."
+    assert found[3]["message"] == "Write a letter to Ann."
+    assert found[12]["message"] == "Who won today?"
+    assert found[7]["message"] == "What is the time?"
+    assert found[9]["message"] == "What costs a loaf now?", "the others stand for 7 and 12 already"
+    assert found[9]["thoughts"] == "Thoughts on What costs a loaf now?"
+    assert 1 not in found
+
+
+def test_where_there_is_no_other_an_answer_stands_for_two(fake_run: Runs):
+    found = counted(fake_run, [answer("Only one.", [2, 3])])["examples"]
+    assert [(e["principle"], e["message"]) for e in found] == [(2, "Only one."), (3, "Only one.")]
+
+
+def test_a_run_without_answers_has_no_use(fake_run: Runs):
+    found = principles.gather(fake_run().run, {})
+    assert found["examples"] == []
+    assert found["principle_use"]["citations"] == 0
+    assert len(found["principles"]) == 16
+
+
+# -- samples, lengths, verbs -------------------------------------------------------------------------------------------
+
+
+def test_a_sample_is_even_in_order_and_reproducible():
+    assert data.sample(range(5), 10) == ([0, 1, 2, 3, 4], 5)
+    some, number = data.sample(iter(range(10_000)), 1000)
+    assert (len(some), number) == (1000, 10_000)
+    assert some == sorted(some) == data.sample(range(10_000), 1000)[0]
+    halves = Counter(n < 5000 for n in some)
+    assert 430 < halves[True] < 570, "drawn evenly: 500, give or take four standard deviations of 16"
+
+
+@given(st.lists(st.integers(0, 3000), max_size=50))
+def test_lengths_add_up(lengths: list[int]):
+    found = data.lengths(" ".join(["w"] * n) for n in lengths)
+    assert found["texts"] == sum(found["histogram"]) == len(lengths)
+    if lengths:
+        ordered = sorted(lengths)
+        assert found["longest"] == ordered[-1]
+        assert ordered[0] <= found["low"] <= found["median"] <= found["high"] <= found["longest"]
+
+
+def test_lengths_fall_into_their_bins():
+    found = data.lengths(["", "a", "a b", "a b c", " ".join("w" * 5), " ".join("w" * 9000)])
+    starts = dict(zip(data.LENGTHS, found["histogram"], strict=True))
+    assert (starts[1], starts[2], starts[3], starts[4], starts[2048]) == (2, 1, 1, 1, 1)
+
+
+def test_verbs_are_those_of_self_instruct_where_there_are_any():
+    tagged = [("self_instruct", ("write", "poem"))] * 3 + [("self_instruct", ("write", ""))]
+    tagged += [("self_instruct", ("list", "river")), ("red_team", ("win", "prize"))]
+    found = data.verb_objects(tagged)
+    assert (found["of"], found["texts"], found["different"]) == ("self_instruct", 5, 3)
+    assert found["verbs"] == [
+        {"verb": "write", "objects": [["poem", 3]]},
+        {"verb": "list", "objects": [["river", 1]]},
+    ]
+    assert data.verb_objects([("user", ("sort", "word"))])["of"] == "all"
+
+
+def test_a_verb_has_at_most_four_objects_and_there_are_at_most_twenty_verbs():
+    tagged = [("user", (f"verb{v}", f"noun{n}")) for v in range(30) for n in range(9)]
+    found = data.verb_objects(tagged)["verbs"]
+    assert len(found) == 20
+    assert {len(v["objects"]) for v in found} == {4}

@@ -1,0 +1,208 @@
+"""Scores as people read them: units, signs, groups, and words that only an interval may give."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from selfalign.data.records import OpenAnswer, Score
+from selfalign.evaluation.pairwise import pairs, row, scores
+from selfalign.report import paper
+from selfalign.report.scores import findings, folded, groups, p_text, score_text, verdict
+
+
+def score(measure: str, value: float, model: str = "final", prompt: str = "standard", **more: Any) -> Score:
+    return Score(more.pop("benchmark", "heldout"), measure, model, prompt, more.pop("n", 40), value, **more)
+
+
+def compared(measure: str, low: float, high: float, **more: Any) -> dict[str, Any]:
+    middle = (low + high) / 2
+    return asdict(score(measure, 0.5, vs="base", difference=middle, difference_low=low, difference_high=high, **more))
+
+
+def test_a_rate_is_shown_in_percent_and_its_difference_in_points():
+    made = score(
+        "run-on rate", 0.125, low=0.05, high=0.25, vs="base", difference=-0.5, difference_low=-0.6, difference_high=-0.4
+    )
+    assert score_text(made) == ("12%", "5% to 25%", "−50 points vs base (−60 to −40)")
+    assert score_text(score("empty rate", 1.0))[0] == "100%"
+
+
+def test_a_share_of_many_has_a_decimal():
+    assert score_text(score("mc1", 0.3121, benchmark="truthfulqa", n=817, low=0.28, high=0.345))[:2] == (
+        "31.2%",
+        "28.0% to 34.5%",
+    )
+
+
+def test_words_are_shown_whole_and_the_rest_with_three_digits():
+    assert score_text(score("median words", 71.6, low=60.0, high=80.2)) == ("72", "60 to 80", "")
+    assert score_text(score("loss", 1.23456)) == ("1.235", "", "")
+    assert score_text(score("loss", 0.5))[0] == "0.500"
+
+
+def test_a_gain_has_its_sign_and_nothing_has_none():
+    made = score("loss", 1.0, vs="base", difference=0.1, difference_low=0.0, difference_high=0.2)
+    assert score_text(made)[2] == "+0.100 vs base (0.000 to +0.200)"
+    none = score("loss", 1.0, vs="base", difference=-0.0001, difference_low=-0.1, difference_high=0.1)
+    assert score_text(none)[2] == "0.000 vs base (−0.100 to +0.100)"
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), None])
+def test_what_is_no_number_is_a_dash(value: Any):
+    assert score_text(score("loss", value))[0] == "–"
+    assert score_text(score("loss", 1.0, low=value or float("nan"), high=1.0))[1] == "– to 1.000"
+
+
+def test_a_score_and_its_dictionary_are_shown_alike():
+    made = score("loss", 1.5, low=1.0, high=2.0)
+    assert score_text(asdict(made)) == score_text(made)
+
+
+@pytest.mark.parametrize(
+    ("measure", "low", "high", "word"),
+    [
+        ("loss without constitution", -0.4, -0.1, "better"),
+        ("loss without constitution", 0.1, 0.4, "worse"),
+        ("run-on within 320 tokens", -0.4, 0.1, "no difference"),
+        ("accuracy", 0.01, 0.2, "better"),
+        ("MC1", -0.2, -0.01, "worse"),
+        ("mean words", 3, 9, "higher"),
+        ("something new", -2, -1, "lower"),
+        ("accuracy", 0.0, 0.2, "no difference"),
+    ],
+)
+def test_the_word_follows_from_the_interval_alone(measure: str, low: float, high: float, word: str):
+    assert verdict(compared(measure, low, high)) == word
+
+
+def test_without_an_interval_there_is_no_word():
+    assert verdict(asdict(score("accuracy", 0.9))) == ""
+    assert verdict({**compared("accuracy", 0.1, 0.2), "difference_low": None}) == ""
+    assert verdict({**compared("accuracy", 0.1, 0.2), "difference_high": float("nan")}) == ""
+
+
+@given(st.floats(-1, 1), st.floats(-1, 1), st.text(max_size=20))
+def test_an_interval_around_zero_is_never_called_a_change(a: float, b: float, measure: str):
+    low, high = sorted((a, b))
+    assert (verdict(compared(measure, low, high)) == "no difference") == (low <= 0 <= high)
+
+
+def test_rows_are_grouped_and_models_in_the_order_of_the_pipeline():
+    rows = [score("overall", 0.5, m, benchmark="hhh") for m in ("final", "base", "other")]
+    rows += [score("loss", 2.0, "base"), score("overall", 0.5, "final", "verbose", benchmark="hhh")]
+    found = groups([asdict(r) for r in rows])
+    assert [(g["benchmark"], g["title"]) for g in found] == [("hhh", "HHH Eval"), ("heldout", "Held-out prompts")]
+    [overall] = found[0]["measures"]
+    assert [r["label"] for r in overall["rows"]] == ["base", "final · standard", "final · verbose", "other"]
+    assert overall["unit"] == "percent"
+    assert [r["label"] for r in found[1]["measures"][0]["rows"]] == ["base"]
+
+
+def test_a_measure_has_one_unit():
+    rows = [asdict(score("ratio", value, model)) for model, value in (("base", 0.5), ("final", 1.5))]
+    assert groups(rows)[0]["measures"][0]["unit"] == "number"
+
+
+def test_findings_are_of_the_final_model_and_say_what_the_interval_says():
+    rows = [
+        compared("loss", -0.5, -0.1),
+        compared("loss", -0.1, 0.1, model="engraved"),
+        compared("accuracy", -0.1, 0.2),
+    ]
+    assert findings(rows) == [
+        "Held-out prompts, loss: better, −0.300 vs base (−0.500 to −0.100)",
+        "Held-out prompts, accuracy: no difference, +5 points vs base (−10 to +20)",
+    ]
+    assert findings([asdict(score("loss", 1.0))]) == []
+
+
+def test_subsets_stand_under_their_benchmark_and_a_second_comparison_is_a_repeat():
+    rows = [score("accuracy", 0.5, "base", benchmark="hhh"), score("accuracy", 0.5, "base", benchmark="hhh/honest")]
+    rows += [score("accuracy", 0.6, benchmark="hhh", vs=vs, difference=0.1) for vs in ("base", "engraved")]
+    [group] = groups([asdict(r) for r in rows])
+    assert [m["name"] for m in group["measures"]] == ["accuracy"]
+    assert [m["name"] for m in group["subsets"]] == ["honest: accuracy"]
+    assert [(r["vs"], r["repeat"]) for r in group["measures"][0]["rows"]] == [
+        (None, False),
+        ("base", False),
+        ("engraved", True),
+    ]
+    assert len(findings([asdict(r) for r in rows])) == 2
+
+
+def test_a_score_that_nothing_judged_is_a_dash_in_its_group():
+    [group] = groups([asdict(score("truthful: not judged", None, benchmark="truthfulqa generation"))])  # type: ignore[arg-type]
+    assert group["title"] == "TruthfulQA generation"
+    [row] = group["measures"][0]["rows"]
+    assert score_text(row, group["measures"][0]["unit"]) == ("–", "", "")
+
+
+def pair_scores(found: list[tuple[str, str]], **more: Any) -> list[dict[str, Any]]:
+    """The scores of the final model against the base where a judge said this of each question, in both orders."""
+    rows = [
+        OpenAnswer(f"{i}", "vicuna", i, "coding", "", f"{i}?", "standard", m, m, True)
+        for m in ("base", "final")
+        for i in range(len(found))
+    ]
+    said = [row(p, "j", *orders) for p, orders in zip(pairs(rows), found, strict=True)]
+    return [asdict(s) for s in scores(rows, said)]
+
+
+@pytest.mark.parametrize(
+    ("found", "word"),
+    [
+        ([("A", "B")] * 9 + [("A", "A")], "better"),
+        ([("B", "A")] * 9 + [("A", "A")], "worse"),
+        ([("A", "B"), ("B", "A"), ("A", "A")] * 3, "no difference"),
+        ([("A", "B"), ("A", "B")], "no difference"),
+        ([("A", "B")] * 5, "no difference"),  # Wilson: 57 % to 100 %; p is 0.063
+        ([("A", "B")] * 6, "better"),
+        ([("", "")] * 9, ""),
+    ],
+)
+def test_a_win_rate_is_compared_with_one_half(found: list[tuple[str, str]], word: str):
+    assert verdict(pair_scores(found)[0]) == word
+
+
+def test_a_win_rate_has_its_counts_beside_it_and_counts_have_no_row():
+    made = pair_scores([("A", "B")] * 7 + [("A", "A"), ("tie", "A"), ("B", "")])
+    [group] = groups([asdict(score("loss", 1.0, benchmark="vicuna")), *made])
+    assert [m["name"] for m in group["measures"]] == ["loss", "win rate against base, judged by j"]
+    assert [m["name"] for m in group["subsets"]] == ["coding: win rate against base, judged by j"]
+    [shown] = group["measures"][1]["rows"]
+    counts = "7 won, 2 tied, 0 lost vs base, 1 unparsable; by place in both orders: first 1, second 0"
+    assert score_text(shown, group["measures"][1]["unit"])[::2] == ("89%", counts)
+    assert (shown["verdict"], shown["n"], shown["p_text"]) == ("better", 9, "p 0.016")
+    [line] = findings(made)
+    assert line.startswith("Vicuna questions, win rate against base, judged by j: better, 89% (") and line.endswith(
+        counts
+    )
+    assert len(folded(made)) == 2 and made == pair_scores([("A", "B")] * 7 + [("A", "A"), ("tie", "A"), ("B", "")])
+
+
+def test_a_count_without_its_win_rate_is_left_out_and_nothing_else_is():
+    lonely = [s for s in pair_scores([("A", "B")]) if s["measure"].startswith("wins")]
+    other = asdict(score("wins", 3.0))
+    assert folded([*lonely, other]) == [other]
+
+
+@pytest.mark.parametrize(("p", "text"), [(None, ""), (0.0001, "p < 0.001"), (0.04, "p 0.040"), (float("nan"), "")])
+def test_p_is_short(p: float | None, text: str):
+    assert p_text({"p": p}) == text
+
+
+def test_the_papers_figures_stand_beside_benchmarks_of_their_names_each_once():
+    names = ["heldout", "hhh (fixture)", "truthfulqa", "truthfulqa generation", "Vicuna"]
+    found = paper.beside(names)
+    assert {n: r.title.split(",")[0] for n, r in found.items()} == {
+        "hhh (fixture)": "HHH Eval",
+        "truthfulqa": "TruthfulQA",
+        "Vicuna": "Vicuna questions",
+    }
+    for reference in paper.REFERENCES:
+        assert all(len(row) == len(reference.head) for row in reference.rows)

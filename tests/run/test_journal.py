@@ -1,0 +1,247 @@
+"""The journal: units of work, the ledger, what was published."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from selfalign.errors import CountMismatch, Resumable, UserError
+from selfalign.run.journal import LEDGER, Journal
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> Iterator[Journal]:
+    made = Journal(tmp_path / "journal.sqlite")
+    yield made
+    made.close()
+
+
+def states(journal: Journal) -> dict[str, str]:
+    with sqlite3.connect(journal.path) as other:
+        found = dict(other.execute("SELECT key, state FROM work").fetchall())
+    other.close()
+    return found
+
+
+def test_work_goes_from_pending_over_running_to_raw_saved(journal: Journal):
+    journal.begin("align", [("k1", "r1"), ("k2", "r2")])
+    assert states(journal) == {"k1": "pending", "k2": "pending"}
+    assert journal.open_work("align") == 2
+    journal.progress(started=["k1"])
+    assert states(journal) == {"k1": "running", "k2": "pending"}
+    assert journal.open_work("align") == 2
+    journal.progress(saved=[("k1", '["raw"]', 3, 2, 1, 0.5)])
+    assert states(journal)["k1"] == "raw_saved"
+    assert journal.saved(["k1", "k2", "k3"]) == {"k1": '["raw"]'}
+    journal.progress(failed=[("k2", "too long")])
+    assert states(journal)["k2"] == "failed"
+    assert journal.open_work("align") == 0
+
+
+def test_raw_output_is_there_before_any_decision(journal: Journal):
+    journal.begin("align", [("k1", "r1")])
+    journal.progress(started=["k1"])
+    journal.progress(saved=[("k1", "[]", 0, 0, 7, 0.5)])
+    counts = journal.counts("align")
+    assert (counts.finished, counts.rows_in, counts.kept) == (False, 0, 0)
+    assert (counts.generation.requests, counts.generation.generated_tokens) == (1, 7)
+    other = Journal(journal.path)
+    assert other.saved(["k1"]) == {"k1": "[]"}
+    other.close()
+
+
+def test_what_a_killed_process_left_running_is_pending_again(journal: Journal):
+    journal.begin("align", [("k1", "r1"), ("k2", "r2"), ("k3", "r3")])
+    journal.progress(started=["k1", "k2"])
+    journal.progress(saved=[("k2", "[]", 0, 0, 0, 0.0)])
+    journal.progress(failed=[("k3", "too long")])
+    journal.close()
+    again = Journal(journal.path)
+    again.begin("align", [("k1", "r1"), ("k2", "r2"), ("k3", "r3")])
+    assert states(again) == {"k1": "pending", "k2": "raw_saved", "k3": "pending"}
+    assert again.saved(["k1", "k2"]) == {"k2": "[]"}
+    again.close()
+
+
+def test_more_keys_than_one_query_takes(journal: Journal):
+    keys = [f"k{i}" for i in range(1203)]
+    journal.begin("align", [(k, k) for k in keys])
+    journal.progress(saved=[(k, f'"{k}"', 0, 0, 0, 0.0) for k in keys])
+    assert journal.saved(keys) == {k: f'"{k}"' for k in keys}
+    assert journal.saved([]) == {}
+
+
+def test_a_balanced_stage_finishes_with_its_counts(journal: Journal):
+    journal.begin("align", [("k1", "r1")])
+    journal.progress(saved=[("k1", "[]", 5, 6, 7, 0.1)])
+    journal.decide(
+        "align",
+        [
+            ("a", 0, "kept", "", "A"),
+            ("b", 1, "dropped", "loop", "B"),
+            ("c", 2, "dropped", "empty", "C"),
+            ("d", 3, "dropped", "loop", "D"),
+            ("e", 4, "failed", "too long", "E"),
+        ],
+    )
+    counts = journal.finish("align", 5, 1.5, {"principles": {"3": 1}})
+    assert counts.finished is True
+    assert (counts.rows_in, counts.kept, counts.dropped, counts.failed) == (
+        5,
+        1,
+        {"loop": 2, "empty": 1},
+        {"too long": 1},
+    )
+    assert list(counts.dropped) == ["loop", "empty"]
+    assert (
+        counts.generation.requests,
+        counts.generation.prompt_tokens,
+        counts.generation.cached_tokens,
+        counts.generation.generated_tokens,
+    ) == (1, 5, 6, 7)
+    assert (counts.seconds, counts.notes) == (1.5, {"principles": {"3": 1}})
+    assert counts.as_dict()["stage"] == "align"
+
+
+@pytest.mark.parametrize("rows_in", [0, 1, 3])
+def test_rows_that_were_lost_or_doubled_are_a_count_mismatch(journal: Journal, rows_in: int):
+    journal.decide("align", [("a", 0, "kept", "", ""), ("b", 1, "dropped", "loop", "")])
+    with pytest.raises(CountMismatch, match=f"align: {rows_in} rows came in, but 2 were"):
+        journal.finish("align", rows_in, 0.0)
+    assert journal.counts("align").finished is False
+
+
+def test_two_rows_with_the_same_id_are_a_count_mismatch(journal: Journal):
+    journal.decide("align", [("a", 0, "kept", "", ""), ("a", 1, "kept", "", "")])
+    with pytest.raises(CountMismatch):
+        journal.finish("align", 2, 0.0)
+
+
+def test_restart_forgets_decisions_but_no_raw_output(journal: Journal):
+    journal.begin("align", [("k1", "r1")])
+    journal.progress(saved=[("k1", "[]", 0, 0, 0, 0.0)])
+    journal.decide("align", [("a", 0, "kept", "", "")])
+    journal.decide("verbose_cloning", [("a", 0, "kept", "", "")])
+    journal.finish("align", 1, 0.0)
+    journal.restart("align")
+    assert journal.counts("align").rows_in == 0
+    assert journal.counts("align").finished is False
+    assert journal.saved(["k1"]) == {"k1": "[]"}
+    assert journal.counts("verbose_cloning").kept == 1
+
+
+def test_kept_rows_come_in_their_order(journal: Journal):
+    journal.decide("align", [("b", 2, "kept", "", "B"), ("a", 1, "kept", "", "A"), ("c", 0, "dropped", "x", "C")])
+    journal.note_ids("present", [])
+    assert list(journal.kept_but_not_in("present", ("align",))) == [("a", "A"), ("b", "B")]
+    assert journal.note_ids("present", ["b", "x", "b"]) == (2, {"b"})
+    assert list(journal.kept_but_not_in("present", ("align",))) == [("a", "A")]
+
+
+def test_drops_come_stage_by_stage_with_their_reasons(journal: Journal):
+    for stage in ("verbose_cloning", "align", "self_instruct"):
+        journal.decide(
+            stage, [("b", 1, "dropped", "loop", "B"), ("a", 0, "failed", "cut", "A"), ("k", 2, "kept", "", "")]
+        )
+        journal.finish(stage, 3, 0.0)
+    drops = list(journal.drops())
+    assert [(d.stage, d.id, d.state, d.reason, d.text) for d in drops] == [
+        (stage, *row)
+        for stage in ("self_instruct", "align", "verbose_cloning")
+        for row in (("a", "failed", "cut", "A"), ("b", "dropped", "loop", "B"))
+    ]
+
+
+def test_stages_come_in_the_order_of_the_pipeline(journal: Journal):
+    for stage in reversed((*LEDGER, "own")):
+        journal.finish(stage, 0, 0.0)
+    assert journal.stages() == [*LEDGER, "own"]
+
+
+def test_an_unknown_stage_counts_nothing(journal: Journal):
+    counts = journal.counts("align")
+    assert (counts.finished, counts.rows_in, counts.kept, counts.dropped, counts.failed) == (False, 0, 0, {}, {})
+    assert journal.stages() == []
+
+
+def test_what_was_published_is_remembered_and_replaced(journal: Journal):
+    assert journal.published() == {}
+    journal.publish("align", "in1", {"a.jsonl": "sha1"})
+    journal.publish("align", "in2", {"a.jsonl": "sha2", "b": "sha3"})
+    journal.publish("prompts", "in0", {})
+    assert journal.published() == {"align": ("in2", {"a.jsonl": "sha2", "b": "sha3"}), "prompts": ("in0", {})}
+
+
+def test_a_transaction_that_fails_leaves_nothing(journal: Journal):
+    with pytest.raises(ZeroDivisionError), journal.transaction():
+        journal._db.execute("INSERT INTO published VALUES ('x', 'y', '{}')")
+        raise ZeroDivisionError
+    assert journal.published() == {}
+    journal.publish("align", "in1", {})
+
+
+def test_rows_of_a_decision_that_fails_leave_nothing(journal: Journal):
+    rows = [("a", 0, "kept", "", ""), ("b", 1, "lost", "", "")]
+    with pytest.raises(UserError):
+        journal.decide("align", rows)  # type: ignore[arg-type]
+    assert journal.counts("align").kept == 0
+
+
+@pytest.mark.parametrize(
+    "content", [b"this is no database, only a text that is long enough to look at" * 9, b"x" * 5000]
+)
+def test_a_file_that_is_no_journal_is_the_users_mistake(tmp_path: Path, content: bytes):
+    (tmp_path / "journal.sqlite").write_bytes(content)
+    with pytest.raises(UserError, match=r"journal\.sqlite is not a whole journal .* --new"):
+        Journal(tmp_path / "journal.sqlite")
+    assert (tmp_path / "journal.sqlite").read_bytes() == content
+
+
+def corrupted(folder: Path) -> Path:
+    path = folder / "journal.sqlite"
+    made = Journal(path)
+    made.begin("align", [(f"key{i}", "row" * 50) for i in range(500)])
+    made.close()
+    data = bytearray(path.read_bytes())
+    data[4096:] = b"\xa5" * (len(data) - 4096)
+    path.write_bytes(bytes(data))
+    return path
+
+
+def test_a_corrupted_journal_is_the_users_mistake(tmp_path: Path):
+    path = corrupted(tmp_path)
+    with pytest.raises(UserError, match="is not a whole journal"):
+        broken = Journal(path)
+        try:
+            broken.begin("align", [("new", "row")])
+        finally:
+            broken.close()
+
+
+def test_reading_a_corrupted_journal_is_the_users_mistake(tmp_path: Path):
+    path = corrupted(tmp_path)
+    broken: Journal | None = None
+    try:
+        with pytest.raises(UserError, match="is not a whole journal"):
+            broken = Journal(path)
+            broken.counts("align")
+    finally:
+        if broken:
+            broken.close()
+
+
+def test_a_folder_in_the_journals_place_is_the_users_mistake(tmp_path: Path):
+    (tmp_path / "journal.sqlite").mkdir()
+    with pytest.raises(UserError, match="cannot be written"):
+        Journal(tmp_path / "journal.sqlite")
+
+
+@pytest.mark.parametrize("message", ["database or disk is full", "disk I/O error"])
+def test_a_full_disk_is_an_end_that_can_be_resumed(journal: Journal, message: str):
+    with pytest.raises(Resumable, match="no space"), journal.transaction():
+        raise sqlite3.OperationalError(message)
+    journal.publish("align", "in1", {})
+    assert "align" in journal.published()

@@ -1,0 +1,266 @@
+"""The recipe: shipped ones, --set, --limit, differences."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import selfalign
+from selfalign.errors import UserError
+from selfalign.quality.thresholds import FilterSettings
+from selfalign.run import recipe as recipes
+from selfalign.run.recipe import SHIPPED, STAGES, differences, load
+from selfalign.system import strict_yaml
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_every_shipped_recipe_loads_with_all_stages(name: str):
+    recipe = load(name)
+    assert recipe.stages == [s for s in STAGES if s != "verbose_cloning" or name != "two-stage"]
+    assert recipe.model == ("" if name == "single-gpu" else "embedded")
+    assert recipe.constitution == ("two-stage" if name == "two-stage" else "default")
+    assert recipe.seed == 0
+
+
+def test_quick_holds_the_contract():
+    recipe = load("quick")
+    one, two, align, verbose_cloning = (
+        recipe.prompts.self_instruct,
+        recipe.prompts.red_team,
+        recipe.align,
+        recipe.verbose_cloning,
+    )
+    assert (one.count, one.seeds_per_request, one.temperature, one.top_p, one.max_new_tokens) == (60, 5, 1.0, 0.98, 384)
+    assert (two.count, two.topic_rounds, two.temperature, two.top_p, two.max_new_tokens) == (60, 2, 1.0, 0.95, 384)
+    assert (align.form, align.temperature, align.top_p, align.max_new_tokens) == ("guided", 0.5, 0.95, 160)
+    assert align.hints is False
+    assert recipe.filters.base == "default"
+    assert (recipe.engrave.rank, recipe.engrave.alpha, recipe.engrave.dropout) == (16, 16, 0.05)
+    assert recipe.engrave.targets == ["q_proj", "k_proj", "v_proj", "o_proj"]
+    assert (recipe.engrave.learning_rate, recipe.engrave.epochs) == (4.0e-4, 2)
+    assert (
+        verbose_cloning.prompts,
+        verbose_cloning.temperature,
+        verbose_cloning.top_p,
+        verbose_cloning.max_new_tokens,
+    ) == (64, 0.3, 0.7, 192)
+    assert recipe.evaluate.heldout_prompts == 40
+    assert recipe.engine.kind == "auto"
+
+
+def test_paper_holds_the_papers_values():
+    """Appendix D of arXiv 2305.03047; where the released scripts differ, the paper."""
+    recipe = load("paper")
+    one, two, align, train, verbose_cloning = (
+        recipe.prompts.self_instruct, recipe.prompts.red_team, recipe.align, recipe.engrave, recipe.verbose_cloning
+    )  # fmt: skip
+    assert (one.count, two.count, one.count + two.count) == (267_597, 99_121, 366_718)
+    assert (one.seeds_per_request, two.topic_rounds, two.topic_requests) == (5, 5, None)
+    # Every sampling of stage 1 is the same one.
+    assert {(part.temperature, part.top_p, part.max_new_tokens) for part in (one, two)} == {(1.0, 0.98, 384)}
+    assert recipe.prompts.novelty == 0.7
+    assert recipe.prompts.steering.model_dump() == {"own_seeds": 0.0, "rebalance": False, "least_novel": 0.0}
+    assert (align.form, align.temperature, align.top_p, align.max_new_tokens) == ("paper", 0.5, 0.9, 256)
+    assert (align.repetition, align.hints) == (0.0, False)
+    assert (
+        verbose_cloning.prompts,
+        verbose_cloning.temperature,
+        verbose_cloning.top_p,
+        verbose_cloning.max_new_tokens,
+    ) == (None, 0.3, 0.7, 512)
+    assert verbose_cloning.end_penalty == 0.0
+    assert recipe.filters == FilterSettings.model_validate("paper")
+    assert (train.rank, train.alpha, train.dropout) == (16, 16, 0.05)
+    assert train.targets == ["q_proj", "k_proj", "v_proj", "o_proj"]
+    for stage, max_length in (("engrave", 512), ("verbose_cloning", 768)):
+        config = recipe.training(stage)
+        assert (config.learning_rate, config.epochs, config.batch_size) == (4e-4, 1, 768)
+        assert (config.warmup_steps, config.schedule, config.max_length) == (100, "linear", max_length)
+        assert config.gradient_checkpointing and config.elsewhere
+    assert recipe.evaluate.heldout_prompts == 2000
+    assert recipe.engine.top_k == 0
+
+
+def test_the_papers_rows_make_the_papers_steps():
+    """258,878 kept pairs and 910 about identity, 2,000 of them held out: about 335 steps; 358,777: about 465."""
+    batch = load("paper").engrave.batch_size
+    assert round((258_878 + 910 - 2000) / batch) == 336
+    assert round((358_777 - 2000) / batch) == 465
+
+
+def test_the_papers_longest_request_fits_the_context():
+    recipe = load("paper")
+    # 1,045 words of rules and exemplars are about 1,800 tokens.
+    assert 1800 + 256 + recipe.align.max_new_tokens <= recipe.engine.context
+
+
+@pytest.mark.parametrize("verb", [selfalign.plan, selfalign.create])
+def test_a_recipe_without_a_model_asks_for_it_in_one_line(verb: Callable[..., object], tmp_path: Path):
+    with pytest.raises(UserError, match="recipe single-gpu names no model: give yours with --set model=") as error:
+        verb("single-gpu", **({"out": tmp_path / "run"} if verb is selfalign.create else {}))
+    assert "\n" not in str(error.value) and not (tmp_path / "run").exists()
+    assert load("single-gpu", ["model=ORG/BASE"]).model == "ORG/BASE"
+
+
+def test_sizes_grow_from_quick_over_standard_to_paper():
+    counts = [load(n).prompts.self_instruct.count for n in ("quick", "standard", "paper")]
+    assert counts == sorted(counts)
+    assert len(set(counts)) == 3
+
+
+def test_set_changes_values_at_every_depth():
+    recipe = load("quick", ["seed=7", "align.temperature=0.7", "prompts.self_instruct.count=3", "model=/a/b=c.gguf"])
+    assert recipe.seed == 7
+    assert recipe.align.temperature == 0.7
+    assert recipe.prompts.self_instruct.count == 3
+    assert recipe.model == "/a/b=c.gguf"
+
+
+def test_set_takes_lists_and_null():
+    recipe = load("quick", ["stages=[prompts, align]", "engrave.targets=[q_proj]", "verbose_cloning.prompts=null"])
+    assert recipe.stages == ["prompts", "align"]
+    assert recipe.engrave.targets == ["q_proj"]
+    assert recipe.verbose_cloning.prompts is None
+
+
+def test_set_opens_a_group_that_the_file_leaves_out():
+    assert load("quick", ["evaluate.temperature=0.1"]).evaluate.temperature == 0.1
+    assert load("quick", ["prompts.novelty=0.5"]).prompts.novelty == 0.5
+
+
+def test_the_last_of_two_settings_wins():
+    assert load("quick", ["seed=1", "seed=2"]).seed == 2
+
+
+@pytest.mark.parametrize("setting", ["seed", "=1", "align..temperature=1", ".seed=1", "seed.=1", ""])
+def test_a_setting_that_is_no_key_and_value_is_refused(setting: str):
+    with pytest.raises(UserError, match="write key=value"):
+        load("quick", [setting])
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("align.temprature=1", "unknown key 'align.temprature'; did you mean 'temperature'"),
+        ("alin.temperature=1", "unknown key 'alin'; did you mean 'align'"),
+        ("seed.x=1", "'seed' is a value, not a group"),
+        ("seed=-1", "seed is -1"),
+        ("seed=one", "seed is 'one'"),
+        ("seed=[", "--set seed"),
+        ("align.top_p=0", "align.top_p is 0"),
+        ("align.top_p=1.01", "align.top_p is 1.01"),
+        ("align.temperature=-0.1", "align.temperature is -0.1"),
+        ("align.form=short", "align.form is 'short'"),
+        ("engine.kind=vlm", "engine.kind is 'vlm'"),
+        ("engrave.targets=[]", "engrave.targets"),
+        ("engrave.targets=[x_proj]", "engrave.targets.0 is 'x_proj'"),
+        ("engrave.dropout=1", "engrave.dropout is 1"),
+        ("stages=[align, prompts]", "stages must be in the order prompts, align"),
+        ("stages=[align, align]", "each at most once"),
+        ("stages=[train]", "stages.0 is 'train'"),
+    ],
+)
+def test_a_wrong_setting_is_explained_in_one_line(setting: str, message: str):
+    with pytest.raises(UserError) as error:
+        load("quick", [setting])
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_limit_cuts_every_size():
+    recipe = load("standard", limit=10)
+    assert recipe.prompts.self_instruct.count == 10
+    assert recipe.prompts.red_team.count == 10
+    assert recipe.verbose_cloning.prompts == 10
+    assert recipe.evaluate.heldout_prompts == 5
+
+
+def test_limit_raises_nothing_and_leaves_the_rest():
+    recipe, quick = load("quick", limit=1000), load("quick")
+    assert recipe.prompts.rows == 1000
+    assert recipe == quick.model_copy(update={"prompts": quick.prompts.model_copy(update={"rows": 1000})})
+    assert load("quick", ["prompts.red_team.count=0"], limit=5).prompts.red_team.count == 0
+    assert load("quick", limit=3).engrave == quick.engrave
+
+
+def test_limit_of_one_row_keeps_an_evaluation():
+    assert load("quick", limit=1).evaluate.heldout_prompts == 1
+
+
+@pytest.mark.parametrize("limit", [0, -3])
+def test_a_limit_below_one_is_refused(limit: int):
+    with pytest.raises(UserError, match="at least 1"):
+        load("quick", limit=limit)
+
+
+def test_differences_name_each_value_with_its_path():
+    old = load("quick").model_dump(mode="json")
+    new = load("quick", ["seed=3", "align.temperature=0.9", "verbose_cloning.prompts=null"]).model_dump(mode="json")
+    assert differences(old, old) == []
+    assert differences(old, new) == [
+        "seed: 0 -> 3",
+        "align.temperature: 0.5 -> 0.9",
+        "verbose_cloning.prompts: 64 -> null",
+    ]
+
+
+def test_differences_of_keys_that_one_side_lacks():
+    assert differences({"a": 1}, {"b": {"c": 2}}) == ["a: 1 -> null", 'b: null -> {"c": 2}']
+
+
+def test_the_digest_follows_the_content():
+    assert load("quick").digest() == load("quick", ["seed=0"]).digest()
+    assert load("quick").digest() != load("quick", ["seed=1"]).digest()
+
+
+def test_a_recipe_file_is_read(tmp_path: Path):
+    file = tmp_path / "mine.yaml"
+    file.write_text(
+        "prompts:\n"
+        "  self_instruct: {count: 1, temperature: 1.0, top_p: 1.0, max_new_tokens: 5}\n"
+        "  red_team: {count: 1, temperature: 1.0, top_p: 1.0, max_new_tokens: 5}\n"
+        "align: {temperature: 0, top_p: 1, max_new_tokens: 9}\n"
+        "verbose_cloning: {temperature: 0, top_p: 1, max_new_tokens: 9}\n"
+    )
+    recipe = load(str(file))
+    assert recipe.stages == list(STAGES)
+    assert recipe.align.temperature == 0
+
+
+@pytest.mark.parametrize(("text", "message"), [("", "must be a mapping"), ("- 1", "must be a mapping"), ("a: [", ":1")])
+def test_a_broken_recipe_file_is_named(tmp_path: Path, text: str, message: str):
+    file = tmp_path / "mine.yaml"
+    file.write_text(text)
+    with pytest.raises(UserError) as error:
+        load(str(file))
+    assert str(file) in str(error.value)
+    assert message in str(error.value)
+
+
+def test_an_unknown_recipe_names_the_shipped_ones():
+    with pytest.raises(UserError, match=r"neither shipped \(quick, .*, single-gpu\) nor a YAML file"):
+        load("quik")
+    with pytest.raises(UserError, match="does not exist"):
+        load("none.yaml")
+
+
+def test_a_recipe_cannot_be_changed_after_it_was_read():
+    with pytest.raises(ValueError, match="frozen"):
+        load("quick").seed = 3  # type: ignore[misc]
+
+
+def test_the_json_schema_knows_every_group():
+    schema = recipes.Recipe.model_json_schema()
+    assert {"model", "prompts", "align", "engrave", "verbose_cloning", "evaluate"} <= set(schema["properties"])
+
+
+def test_a_base_of_the_filters_brings_its_values(tmp_path: Path):
+    file = tmp_path / "r.yaml"
+    file.write_text(strict_yaml.dump(recipes.load("quick")), "utf-8")
+    assert recipes.load(str(file), ["filters.base=paper"]).filters == recipes.load("paper").filters
+    assert recipes.load("quick", ["filters=paper", "filters.responses.echo=0.5"]).filters.responses.min_chars == 149
+    for value in ("papr", "[paper]", "3"):
+        with pytest.raises(UserError, match="filters"):
+            recipes.load("quick", [f"filters.base={value}"])

@@ -1,0 +1,291 @@
+"""An adapter that was trained elsewhere: taken where it fits, refused in one line where it does not."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from selfalign import api
+from selfalign.constitution import Constitution
+from selfalign.data.records import Example, Response, write_jsonl
+from selfalign.errors import Resumable, UserError
+from selfalign.export import launch
+from selfalign.pipeline import adapter_training, order
+from selfalign.run import recipe as recipes
+from selfalign.run.context import Context
+from selfalign.run.directory import RunDir
+from selfalign.system.console import Screen
+from selfalign.training import external, forward, loop, lora
+
+WEIGHTS = "adapter_model.safetensors"
+
+
+@pytest.fixture
+def context(tiny_run: Callable[..., Context]) -> Context:
+    """A run that waits for its adapter."""
+    made = tiny_run("engrave.elsewhere=true")
+    with pytest.raises(Resumable, match=r"selfalign engrave .* --adapter DIR/out/adapter") as stop:
+        order.run_all(made)
+    assert stop.value.exit_code == 75
+    return made
+
+
+@pytest.fixture
+def given(context: Context, tiny_base: Path, tmp_path: Path) -> Path:
+    """An adapter as train.py leaves it."""
+    config = context.recipe.training("engrave")
+    adapted = lora.with_new_adapter(lora.load_base(tiny_base), config, 3)
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_()
+    folder = tmp_path / "given"
+    lora.save_adapter(adapted, folder, context.model, "card")
+    note(folder, "base.json", identity=context.model.identity)
+    rows = external.rows_hash(adapter_training.rows(context, "engrave"))
+    note(folder, "trained.json", stage="engrave", rows_sha256=rows, processes=2, steps=2, strategy="ddp")
+    log = [{"step": n + 1, "loss": 5.0 - n, "learning_rate": 0.01, "epoch": 0.5} for n in range(2)]
+    (folder / "losses.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in log))
+    return folder
+
+
+def note(folder: Path, name: str, **values: Any) -> None:
+    """Change values of a JSON file."""
+    path = folder / name
+    old = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps({**old, **values}))
+
+
+def take(context: Context, folder: Path) -> None:
+    context.given_adapter = folder
+    try:
+        order.run_stage(context, "engrave", again=True)
+    finally:
+        context.given_adapter = None
+
+
+def test_the_run_waits_with_its_examples_and_goes_on_with_the_adapter(context: Context, given: Path, tiny_base: Path):
+    run = context.run
+    assert run.jsonl("engrave_examples").is_file() and not run.adapter("engrave").exists() and not run.manifest.exists()
+    take(context, given)
+    published = run.adapter("engrave")
+    assert {f.name for f in published.iterdir()} == {WEIGHTS, "adapter_config.json", "base.json", "README.md"}
+    config = json.loads((published / "adapter_config.json").read_text())
+    assert (config["r"], config["lora_alpha"]) == (4, 16)
+    assert config["base_model_name_or_path"] == context.model.source
+    assert run.adapter_gguf("engrave").read_bytes()[:4] == b"GGUF"
+    mine, theirs = load_file(published / WEIGHTS), load_file(given / WEIGHTS)
+    assert mine.keys() == theirs.keys() and all(torch.equal(mine[k], theirs[k]) for k in mine)
+    rows = adapter_training.rows(context, "engrave")[:2]
+    losses = [
+        forward.token_losses(lora.add_adapter(lora.load_base(tiny_base), folder), rows) for folder in (published, given)
+    ]
+    assert losses[0] == losses[1]
+    counts = run.journal.counts("engrave")
+    assert counts.rows_in == counts.kept == 13 + len(run.constitution.identity)
+    notes = counts.notes
+    assert (notes["trained"], notes["processes"], notes["rank"]) == ("elsewhere", 2, 4)
+    assert (notes["loss_first"], notes["loss_last"], len(notes["curve"])) == (5.0, 4.0, 2)
+    order.run_all(context)
+    assert run.manifest.is_file()
+
+
+def test_an_adapter_in_sixteen_bits_is_published_in_thirty_two(context: Context, given: Path):
+    tensors = {name: value.bfloat16() for name, value in load_file(given / WEIGHTS).items()}
+    save_file(tensors, given / WEIGHTS)
+    take(context, given)
+    mine = load_file(context.run.adapter("engrave") / WEIGHTS)
+    assert all(mine[name].dtype == torch.float32 and torch.equal(mine[name], tensors[name].float()) for name in mine)
+
+
+def weights(change: Callable[[dict[str, torch.Tensor]], object]) -> Callable[[Path], None]:
+    """Spoils the tensors."""
+
+    def spoil(folder: Path) -> None:
+        tensors = load_file(folder / WEIGHTS)
+        change(tensors)
+        save_file(tensors, folder / WEIGHTS)
+
+    return spoil
+
+
+def first(tensors: dict[str, torch.Tensor]) -> str:
+    return min(tensors)
+
+
+def config(**values: Any) -> Callable[[Path], None]:
+    return lambda folder: note(folder, "adapter_config.json", **values)
+
+
+FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
+    "no weights": (lambda f: (f / WEIGHTS).unlink(), "has no adapter_model.safetensors"),
+    "no configuration": (lambda f: (f / "adapter_config.json").unlink(), "has no adapter_model.safetensors and"),
+    "pickle": (lambda f: (f / WEIGHTS).write_bytes(b"\x80\x04\x95junk"), "not a whole safetensors file"),
+    "half": (lambda f: (f / WEIGHTS).write_bytes((f / WEIGHTS).read_bytes()[:-9]), "not a whole safetensors file"),
+    "other base": (lambda f: note(f, "base.json", identity="0" * 16), "trained on another base"),
+    "no object": (lambda f: (f / "base.json").write_text("[]"), "not a JSON object"),
+    "deep": (lambda f: (f / "base.json").write_text("[" * 100_000), "not a JSON object"),
+    "other stage": (
+        lambda f: note(f, "trained.json", stage="verbose_cloning"),
+        "for the stage 'verbose_cloning', not 'engrave'",
+    ),
+    "other rows": (lambda f: note(f, "trained.json", rows_sha256="0"), "trained on other rows"),
+    "other kind": (config(peft_type="IA3"), "only LORA"),
+    "scaled": (config(use_rslora=True), "use_rslora is set"),
+    "scaled here and there": (config(alpha_pattern={"q_proj": 1}), "alpha_pattern is set"),
+    "targets by pattern": (config(target_modules=".*proj"), "must be a list"),
+    "strange target": (config(target_modules=["lm_head"]), "must be a list"),
+    "no target": (config(target_modules=[]), "targets"),
+    "no rank": (config(r=None), "rank is None"),
+    "rank": (config(r=8), r"has the shape \(4, 64\), this base needs \(8, 64\)"),
+    "targets": (config(target_modules=["q_proj"]), "that a LoRA adapter of this base with these targets does not have"),
+    "more targets": (config(target_modules=["q_proj", "k_proj", "v_proj", "o_proj", "up_proj"]), "lacks .*up_proj"),
+    "missing": (weights(lambda t: t.pop(first(t))), "lacks base_model"),
+    "added": (weights(lambda t: t.update({"x": torch.zeros(1)})), "has 'x' and 0 more"),
+    "not finite": (weights(lambda t: t[first(t)].fill_(float("nan"))), "no finite numbers"),
+    "whole numbers": (weights(lambda t: t.update({first(t): t[first(t)].int()})), "no finite numbers"),
+    "untrained": (weights(lambda t: [v.zero_() for k, v in t.items() if "lora_B" in k]), "was not trained"),
+    "losses": (lambda f: (f / "losses.jsonl").write_text('{"step": 1, "loss": NaN, "learning_rate": 1}\n'), "must be"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_what_does_not_fit_is_refused_in_one_line_and_nothing_is_published(context: Context, given: Path, fault: str):
+    spoil, message = FAULTS[fault]
+    spoil(given)
+    with pytest.raises(UserError, match=message) as error:
+        take(context, given)
+    assert "\n" not in str(error.value)
+    assert not context.run.adapter("engrave").exists() and not context.run.adapter_gguf("engrave").exists()
+
+
+def test_what_is_not_known_is_said(context: Context, given: Path, monkeypatch: pytest.MonkeyPatch):
+    said: list[str] = []
+    monkeypatch.setattr(context.screen, "say", lambda text, style="": said.append(text))
+    for name in ("base.json", "trained.json", "losses.jsonl"):
+        (given / name).unlink()
+    note(given, "adapter_config.json", lora_alpha=32.0, lora_dropout=0.1)
+    take(context, given)
+    text = "\n".join(said)
+    for part in ("no base.json", "no trained.json", "alpha: the adapter has 32, the recipe says 16", "dropout: "):
+        assert part in text
+    notes = context.run.journal.counts("engrave").notes
+    assert notes["trained"] == "elsewhere" and notes["alpha"] == 32 and "curve" not in notes
+
+
+def test_an_edited_run_does_not_take_what_was_trained_before(context: Context, given: Path):
+    path = context.run.jsonl("responses")
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[1:]))
+    with pytest.raises(UserError, match="trained on other rows"):
+        take(context, given)
+
+
+def test_where_it_is_trained_changes_no_row(tiny_run: Callable[..., Context], context: Context):
+    there, here = context, tiny_run("engrave.elsewhere=false", name="here")
+    assert order.inputs_hash(there, "engrave") == order.inputs_hash(here, "engrave")
+    rank = tiny_run("engrave.rank=2", name="rank")
+    assert order.inputs_hash(rank, "engrave") != order.inputs_hash(here, "engrave")
+
+
+def test_stage_4_waits_and_goes_on_in_the_same_way(tiny_run: Callable[..., Context], given: Path, tmp_path: Path):
+    made = tiny_run("engrave.elsewhere=true", "verbose_cloning.max_length=2048", "verbose_cloning.epochs=3", name="two")
+    pairs = [Example(f"{i:016x}", "concise" if i % 2 else "standard", f"Why {i}?", "So.", "") for i in range(5)]
+
+    def stage() -> list[Path]:
+        return adapter_training.train(
+            made, "verbose_cloning", pairs, made.recipe.training("verbose_cloning"), "verbose_cloning", []
+        )
+
+    with pytest.raises(Resumable, match="--stage verbose_cloning"):
+        stage()
+    launch.write(made, tmp_path / "folder", launch.Wanted("verbose_cloning", 1, 1, "ddp", "none"))
+    training = json.loads((tmp_path / "folder/training.json").read_text())
+    assert (training["stage"], training["epochs"]) == ("verbose_cloning", 3)
+    made.given_adapter = given
+    with pytest.raises(UserError, match="for the stage 'engrave', not 'verbose_cloning'"):
+        stage()
+    rows = hashlib.sha256((tmp_path / "folder/rows.jsonl").read_bytes()).hexdigest()
+    note(given, "trained.json", stage="verbose_cloning", rows_sha256=rows)
+    assert made.run.adapter_gguf("verbose_cloning") in stage() and made.run.adapter_gguf("verbose_cloning").is_file()
+    assert made.journal.counts("verbose_cloning").kept == 5
+
+
+def test_stage_4_has_settings_of_its_own(tiny_run: Callable[..., Context]):
+    made = tiny_run("verbose_cloning.max_length=99", "verbose_cloning.epochs=5").recipe
+    verbose_cloning, engrave = made.training("verbose_cloning"), made.training("engrave")
+    assert (verbose_cloning.max_length, verbose_cloning.epochs, verbose_cloning.learning_rate) == (
+        99,
+        5,
+        engrave.learning_rate,
+    )
+    assert engrave == made.engrave
+
+
+def test_the_fake_engine_takes_no_adapter(fake_run: Callable[..., Context], given: Path):
+    made = fake_run("engrave.elsewhere=true", "prompts.self_instruct.count=4", "prompts.red_team.count=4", name="fake")
+    for stage in ("prompts", "align", "engrave"):
+        order.run_stage(made, stage)  # trains nothing, so there is nothing to wait for
+    with pytest.raises(UserError, match="takes no adapter"):
+        take(made, given)
+
+
+def test_the_verbs(context: Context, given: Path):
+    path = context.run.path
+    with api.open_run(path) as run, pytest.raises(UserError, match="takes no adapter; engrave and verbose_cloning do"):
+        run.run_stage("align", given)
+    command = [sys.executable, "-m", "selfalign.cli.main", "engrave", str(path), "--adapter", str(given)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert (path / "manifest.json").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_on_the_embedded_model_the_engine_agrees_with_what_was_trained_elsewhere(
+    tmp_path: Path, default_constitution: Constitution
+):
+    sets = ["stages=[engrave]", "engrave.elsewhere=true", "engrave.learning_rate=1.5e-3", "engrave.batch_size=4"]
+    recipe = recipes.load("quick", [*sets, "engrave.dropout=0", "engrave.epochs=1"])
+    made = Context(RunDir.create(tmp_path / "run", recipe, default_constitution), Screen(-1))
+    answers = [Response(f"{i:016x}", f"What is {i}?", "", f"It is {i}, I think.") for i in range(8)]
+    write_jsonl(made.run.jsonl("responses"), answers)
+    with pytest.raises(Resumable):
+        order.run_all(made)
+    launch.write(made, tmp_path / "folder", launch.Wanted("engrave", 1, 1, "ddp", "none"))
+    base = made.model.folder()
+    (tmp_path / "folder/base").symlink_to(base)
+    environment = {**os.environ, "TQDM_DISABLE": "1", "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf")}
+    command = [sys.executable, str(tmp_path / "folder/train.py")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    config = made.recipe.training("engrave")
+    adapted = lora.with_new_adapter(lora.load_base(base), config, 0)
+    ours = loop.train(adapted, adapter_training.rows(made, "engrave"), config, 0).losses
+    del adapted
+    take(made, tmp_path / "folder/out/adapter")
+    notes = made.journal.counts("engrave").notes
+    curve = [loss for _, loss, _ in notes["curve"]]
+    print(ours[0], ours[-1], max(abs(a - b) for a, b in zip(curve, ours, strict=True)), notes["parity"])
+    assert curve == pytest.approx(ours, abs=1e-3) and ours[-1] < ours[0]
+    assert notes["parity"]["positions"] == 200 and notes["parity"]["holds"]
+    order.run_all(made)
+    assert made.run.manifest.is_file()
+    made.journal.close()
+
+
+def test_a_wrong_adapter_takes_nothing_away(context: Context, given: Path, tmp_path: Path):
+    take(context, given)
+    before = context.journal.published()["engrave"]
+    with pytest.raises(UserError, match="has no adapter_model"):
+        take(context, tmp_path / "no such folder")
+    assert context.journal.published()["engrave"] == before

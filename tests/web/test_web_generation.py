@@ -1,0 +1,159 @@
+"""The queue before the slots, text without blanks at its ends, and the seconds that a client is told to wait."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from selfalign.generation.engines.base import Request, Sampling, Step
+from selfalign.web.generation import Done, Event, Generation, Job, Left, Stretch, Trim, retry_after
+from selfalign.web.guard import Refused
+from web_servers import Paced
+
+STEP = Step(Sampling(0.0, 1.0, 50))
+
+
+def job(text: str = "Hello", seed: int = 0, steps: tuple[Step, ...] = (STEP,), tidy: bool = True) -> Job:
+    return Job(Request((text,), steps, seed), tidy)
+
+
+@given(st.lists(st.text(alphabet=" \n\tab\u3000", max_size=6), max_size=8))
+def test_stretches_trimmed_are_the_text_trimmed(stretches: list[str]):
+    trim = Trim()
+    shown = [trim.feed(stretch) for stretch in stretches]
+    assert "".join(shown) == "".join(stretches).strip()
+    assert all(part.rstrip() == part for part in shown)  # what may turn out to be the end is held back
+
+
+def test_the_wait_grows_with_the_queue_within_bounds():
+    assert retry_after(4, 4, []) == 1
+    assert retry_after(5, 4, [2.0] * 9) == 1
+    assert retry_after(40, 4, [2.0] * 9) == 19
+    assert retry_after(40, 4, [0.001]) == 1
+    assert retry_after(10_000, 1, [30.0]) == 60
+    waits = [retry_after(n, 4, [1.0, 2.0, 9.0]) for n in range(4, 60)]
+    assert waits == sorted(waits)
+
+
+def together(engine: Paced, use: Any, slots: int = 2, max_queue: int = 2) -> Any:
+    """Run a coroutine with a Generation, and close it."""
+
+    async def run() -> Any:
+        generation = Generation(engine, slots, max_queue)
+        try:
+            return await use(generation)
+        finally:
+            generation.cancel_all()
+            generation.close()
+            await asyncio.sleep(0)
+            assert generation.taken == 0
+            assert not generation._running
+
+    return asyncio.run(run())
+
+
+async def all_of(generation: Generation, jobs: list[Job]) -> list[Event]:
+    return [event async for event in generation.start(jobs)]
+
+
+def test_choices_come_with_their_numbers_and_their_whole_text():
+    events = together(Paced(), lambda g: all_of(g, [job(seed=n) for n in range(4)]))
+    for number in range(4):
+        mine = [e for e in events if e.number == number]
+        *stretches, done = mine
+        assert isinstance(done, Done)
+        assert "".join(s.text for s in stretches if isinstance(s, Stretch)) == done.choice.text != ""
+        assert done.choice.usage.completion == len(done.choice.text.split())
+
+
+def test_a_fast_answer_lets_others_speak():
+    async def use(generation: Generation) -> tuple[int, int]:
+        running = generation.start([job()])
+        while generation.taken:  # all of it is there before it is read
+            await asyncio.sleep(0.001)
+        turns = [0]
+
+        def turn() -> None:
+            turns[0] += 1
+            running.loop.call_soon(turn)
+
+        turn()
+        return len([event async for event in running]), turns[0]
+
+    events, turns = together(Paced(), use)
+    assert events > 20
+    assert turns >= events
+
+
+def test_steps_before_the_last_are_thoughts():
+    script = {0: " First I think.\n", 1: " 2 (kind).", 2: " An answer. "}
+    seen: list[str] = []
+
+    def say(prompt: str, step: Step, rng: Any) -> str:
+        seen.append(prompt)
+        return script[len(seen) - 1]
+
+    steps = (STEP, Step(STEP.sampling, cue="\nCites:"), Step(STEP.sampling, cue="\n\nAlma:"))
+    events = together(Paced(script=say), lambda g: all_of(g, [job("Q", steps=steps)]))
+    done = events[-1]
+    assert isinstance(done, Done)
+    assert done.choice.thoughts == "First I think.\nCites: 2 (kind)."
+    assert done.choice.text == "An answer."
+    assert seen[2] == "Q First I think.\nCites: 2 (kind).\n\nAlma:"
+    assert "".join(e.text for e in events if isinstance(e, Stretch) and e.thought) == done.choice.thoughts
+    assert done.choice.usage.thoughts == 6
+
+
+def test_thoughts_that_are_cut_have_no_answer():
+    short = Step(Sampling(0.0, 1.0, 2))
+    events = together(Paced(), lambda g: all_of(g, [job(steps=(short, STEP))]))
+    done = events[-1]
+    assert isinstance(done, Done)
+    assert (done.choice.text, done.choice.finish) == ("", "length")
+
+
+def test_text_that_is_not_tidied_keeps_its_blanks():
+    events = together(Paced(script=lambda *_: " a \n"), lambda g: all_of(g, [job(tidy=False)]))
+    assert isinstance(events[-1], Done)
+    assert events[-1].choice.text == " a \n"
+
+
+def test_no_more_run_or_wait_than_there_is_room_for():
+    async def use(generation: Generation) -> None:
+        first = generation.start([job(seed=n) for n in range(3)])
+        with pytest.raises(Refused) as caught:
+            generation.start([job(), job()])  # all or nothing
+        assert caught.value.status == 429
+        second = generation.start([job()])
+        with pytest.raises(Refused):
+            generation.start([job()])
+        with pytest.raises(Refused) as caught:
+            generation.start([job()] * 5)
+        assert caught.value.status == 400
+        second.cancel()
+        await asyncio.sleep(0.05)
+        assert generation.taken == 3  # one that waited has left
+        first.cancel()
+        with pytest.raises(Left):
+            async for _ in first:
+                pass
+
+    engine = Paced(0.02)
+    together(engine, use)
+    assert engine.requests == 2
+
+
+def test_an_error_of_one_choice_ends_the_request():
+    async def use(generation: Generation) -> None:
+        running = generation.start([job("poison"), job()])
+        with pytest.raises(Refused) as caught:
+            async for _ in running:
+                pass
+        assert caught.value.status == 502
+        running.cancel()
+
+    together(Paced(fail="poison"), use)

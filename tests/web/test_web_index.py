@@ -1,0 +1,299 @@
+"""The viewer's cache holds what the journal and the files hold; filters find what they mean."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sqlite3
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import viewer_runs
+from selfalign import constitution
+from selfalign.data.records import Response, read_jsonl, write_jsonl
+from selfalign.errors import UserError
+from selfalign.run.directory import RunDir
+from selfalign.run.journal import Journal
+from selfalign.system.atomic import file_hash
+from selfalign.web import query
+from selfalign.web.entries import apart
+from selfalign.web.index import Index
+from selfalign.web.query import DIMENSIONS, Filter
+
+TEXTS = constitution.load("default")
+
+
+def index_of(folder: Path) -> Index:
+    found = Index(folder, TEXTS, folder / "view.sqlite")
+    found.refresh()
+    return found
+
+
+ALL = Filter()
+
+
+def everything(index: Index, wanted: Filter = ALL, limit: int = 200, back: bool = False) -> list[dict[str, Any]]:
+    """All pages, one after the other."""
+    rows: list[dict[str, Any]] = []
+    with index.reading() as db:
+        while True:
+            edge = (rows[0] if back else rows[-1]) if rows else None
+            page = query.page(db, wanted, edge and (edge["place"], edge["n"]), limit, back)
+            if not page:
+                return rows
+            rows = [*page, *rows] if back else [*rows, *page]
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Index:
+    """Not to be changed."""
+    run = viewer_runs.make(tmp_path_factory.mktemp("view") / "run", 70)
+    return index_of(run.path)
+
+
+@pytest.fixture(scope="module")
+def whole(small: Index) -> list[dict[str, Any]]:
+    return plain_rows(small)
+
+
+def plain_rows(index: Index) -> list[dict[str, Any]]:
+    """The same rows with whole texts, read without any filter."""
+    with index.reading() as db:
+        names = ("n", "id", *DIMENSIONS, "message", "thoughts", "answer")
+        sql = (
+            "SELECT n, id, stage_, state, reason, source, type, split, model, message, thoughts, answer FROM "
+            "(SELECT rows.*, kinds.stage AS stage_, state, reason, source, type, split, model FROM rows JOIN kinds "
+            "USING (kind)) JOIN texts USING (n) ORDER BY place, n"
+        )
+        rows = [dict(zip(names, row, strict=True)) for row in db.execute(sql)]
+        for row in rows:
+            row["principles"] = [p for (p,) in db.execute("SELECT principle FROM cited WHERE n = ?", (row["n"],))]
+    return rows
+
+
+def fits(row: dict[str, Any], wanted: Filter) -> bool:
+    """What a filter means, said in Python."""
+    if any(getattr(wanted, d) is not None and row[d] != getattr(wanted, d) for d in DIMENSIONS):
+        return False
+    if wanted.principle is not None and wanted.principle not in row["principles"]:
+        return False
+    tokens = [t.strip(":.") for f in ("message", "thoughts", "answer") for t in row[f].lower().split()]
+    *whole, last = wanted.words.split() or [""]
+    return all(w in tokens for w in whole) and any(t.startswith(last) for t in tokens)
+
+
+WANTED = st.builds(
+    Filter,
+    stage=st.sampled_from([None, "self_instruct", "align", "engrave"]),
+    state=st.sampled_from([None, None, "kept", "dropped"]),
+    reason=st.sampled_from([None, None, None, "", *viewer_runs.REASONS]),
+    source=st.sampled_from([None, None, "red_team", "self_instruct"]),
+    type=st.sampled_from([None, None, *viewer_runs.TYPES]),
+    split=st.sampled_from([None, None, "train", "heldout"]),
+    principle=st.sampled_from([None, None, 1, 4, 16]),
+    words=st.lists(st.sampled_from([*viewer_runs.WORDS[:12], "ans", "answer", "21"]), max_size=2).map(" ".join),
+)
+
+
+@given(WANTED, st.integers(5, 90))
+@settings(max_examples=60)
+def test_a_filter_finds_what_it_says_and_pages_hold_each_row_once(
+    small: Index, whole: list[dict[str, Any]], wanted: Filter, limit: int
+):
+    expected = [row["n"] for row in whole if fits(row, wanted)]
+    assert [row["n"] for row in everything(small, wanted, limit)] == expected
+    assert [row["n"] for row in everything(small, wanted, limit, back=True)] == expected
+
+
+@given(WANTED)
+@settings(max_examples=60)
+def test_counts_are_those_of_the_rows(small: Index, whole: list[dict[str, Any]], wanted: Filter):
+    rows = whole
+    with small.reading() as db:
+        found = query.counts(db, wanted)
+    assert found["total"] == sum(fits(row, wanted) for row in rows)
+    for name in (*DIMENSIONS, "principle"):
+        without = Filter(**{f: getattr(wanted, f) for f in Filter.__slots__ if f != name})
+        numbers: dict[Any, int] = {}
+        for row in rows:
+            if fits(row, without):
+                for value in row["principles"] if name == "principle" else [row[name]]:
+                    numbers[value] = numbers.get(value, 0) + 1
+        assert dict(map(tuple, found["by"][name])) == numbers, name
+
+
+def test_rows_are_those_of_journal_and_files(small: Index):
+    rows = {(r["stage"], r["id"]): r for r in plain_rows(small)}
+    db = sqlite3.connect(small.run / "journal.sqlite")
+    ledger = db.execute("SELECT stage, id, state, reason FROM rows").fetchall()
+    db.close()
+    assert {(s, i, r["state"], r["reason"]) for (s, i), r in rows.items()} == set(ledger)
+    for response in read_jsonl(small.run / "2_self_align/responses.jsonl", Response):
+        row = rows["align", response.id]
+        assert (row["message"], row["thoughts"], row["answer"]) == (
+            response.message,
+            response.thoughts,
+            response.response,
+        )
+        assert sorted(row["principles"]) == sorted(response.principles)
+
+
+def test_a_dropped_answer_is_taken_apart_as_the_ledger_wrote_it(small: Index):
+    row = next(r for r in plain_rows(small) if r["stage"] == "align" and r["state"] == "dropped")
+    assert row["answer"].startswith("dropped ") and row["thoughts"].startswith("thoughts ")
+    assert apart("q\n[t\nu]\n a ", "q") == ("q", "t\nu", "a")
+    assert apart("q\n[no thoughts", "q") == ("q", "", "[no thoughts")
+    assert apart("other", "q") == ("other", "", "")
+
+
+def test_the_run_is_left_as_it_is(tmp_path: Path):
+    run = viewer_runs.make(tmp_path / "run", 20)
+    before = {f: file_hash(f) for f in run.path.rglob("*") if f.is_file()}
+    index = index_of(run.path)
+    everything(index)
+    after = {f: file_hash(f) for f in run.path.rglob("*") if f.is_file() and not f.name.startswith("view.sqlite")}
+    assert {f.name for f in after.keys() - before.keys()} <= {"journal.sqlite-shm", "journal.sqlite-wal"}
+    assert {f: after[f] for f in before} == before
+
+
+def test_rows_that_come_while_the_run_goes_on_are_added(tmp_path: Path):
+    run = viewer_runs.make(tmp_path / "run", 20)
+    journal = Journal(run.path / "journal.sqlite")
+    journal.restart("verbose_responses")
+    journal.expect("verbose_responses", 40)
+    journal.decide("verbose_responses", [(f"{n:016x}", n, "kept", "", f"question {n}\nanswer") for n in range(10)])
+    index = index_of(run.path)
+    kept = [r["n"] for r in everything(index)]
+    dropped = [(f"{n:016x}", n, "dropped", "short", f"question {n}\nanswer") for n in range(10, 25)]
+    journal.decide("verbose_responses", dropped)
+    generation = index.progress().generation
+    index.refresh()
+    assert index.progress().generation > generation
+    rows = everything(index)
+    assert [r["n"] for r in rows][: len(kept)] == kept  # nothing was read anew
+    assert len(everything(index, Filter(stage="verbose_responses"))) == 25
+    assert len(everything(index, Filter(stage="verbose_responses", reason="short"))) == 15
+    journal.close()
+
+
+def test_a_stage_that_is_decided_anew_is_read_anew(tmp_path: Path):
+    run = viewer_runs.make(tmp_path / "run", 20)
+    index = index_of(run.path)
+    journal = Journal(run.path / "journal.sqlite")
+    ids = [r["id"] for r in everything(index, Filter(stage="align"))]
+    journal.restart("align")
+    journal.decide("align", [(i, n, "dropped", "new reason", "text") for n, i in enumerate(ids)])
+    journal.finish("align", len(ids), 9.5)
+    journal.close()
+    index.refresh()
+    assert {r["reason"] for r in everything(index, Filter(stage="align"))} == {"new reason"}
+    with index.reading() as db:
+        assert query.counts(db, Filter(stage="align"))["total"] == len(ids)
+        assert query.counts(db, Filter(stage="align", words="thoughts"))["total"] == 0
+        db.execute("SELECT * FROM found WHERE found MATCH 'winter'").fetchall()
+
+
+def test_an_edited_file_shows_and_a_broken_line_stops_nothing(tmp_path: Path):
+    run = viewer_runs.make(tmp_path / "run", 20)
+    index = index_of(run.path)
+    file = run.jsonl("responses")
+    rows = read_jsonl(file, Response)
+    lines = file.read_text("utf-8").splitlines()
+    edited = {**json.loads(lines[0]), "response": "By hand, with a heron."}
+    file.write_text("\n".join([json.dumps(edited), "{broken", '{"id": "\\ud83d"}', *lines[1:]]) + "\n", "utf-8")
+    index.refresh()
+    found = everything(index, Filter(words="heron"))
+    assert [(r["stage"], r["id"]) for r in found] == [("align", rows[0].id)]
+    assert len(everything(index)) == len(everything(index_of(run.path)))
+
+
+def test_an_unreadable_cache_is_begun_again(tmp_path: Path):
+    run = viewer_runs.make(tmp_path / "run", 10)
+    number = len(everything(index_of(run.path)))
+    run.view.write_bytes(b"no database" * 1000)
+    assert len(everything(index_of(run.path))) == number
+
+
+def test_a_file_that_is_no_cache_is_left_alone(tmp_path: Path):
+    run = viewer_runs.make(tmp_path / "run", 5)
+    notes = tmp_path / "notes.txt"
+    notes.write_text("years of work\n")
+    for file in (notes, run.path / "journal.sqlite", tmp_path):
+        before = file_hash(file) if file.is_file() else ""
+        with pytest.raises(UserError, match="is another file: --cache FILE must name a new one"):
+            Index(run.path, TEXTS, file)
+        assert file.exists() and (not before or file_hash(file) == before)
+    empty = tmp_path / "empty"
+    empty.touch()
+    index = Index(run.path, TEXTS, empty)
+    assert everything(index) == []
+    index.refresh()
+    old = everything(index)
+    with sqlite3.connect(empty) as db:
+        db.execute("UPDATE meta SET value = '0' WHERE key = 'version'")
+    db.close()
+    again = Index(run.path, TEXTS, empty)  # one of another version is ours, and begun again
+    again.refresh()
+    assert everything(again) == old
+
+
+def test_viewers_that_begin_at_once_share_a_cache(tmp_path: Path):
+    run = viewer_runs.make(tmp_path / "run", 5)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: Index(run.path, TEXTS, run.view), range(4)))
+    for index in found:
+        index.refresh()
+    assert len({len(everything(index)) for index in found}) == 1
+
+
+def test_a_folder_that_cannot_be_written_is_read(tmp_path: Path):
+    run = viewer_runs.make(tmp_path / "run", 10)
+    index = Index(run.path, TEXTS, tmp_path / "elsewhere.sqlite")
+    index.refresh()
+    assert everything(index)
+    assert not run.view.exists()
+    shutil.rmtree(run.path)
+
+
+def test_the_cache_is_no_part_of_the_manifest(tmp_path: Path):
+    run = viewer_runs.make(tmp_path / "run", 5)
+    index_of(run.path)
+    again = RunDir.open(run.path)
+    again.write_manifest()
+    again.journal.close()
+    assert not [name for name in json.loads(run.manifest.read_text())["files"] if "view" in name]
+
+
+@pytest.mark.parametrize(
+    "words", ["天气", "%", "_", "\\", '"', "' OR 1", '"the', "NEAR(", "a* OR b", "-", "()", "\x00"]
+)
+def test_no_search_is_an_error(small: Index, words: str):
+    with small.reading() as db:
+        query.page(db, Filter(words=words))
+        query.counts(db, Filter(words=words))
+
+
+def test_marks_and_scripts_without_spaces_are_found_inside_of_texts(tmp_path: Path):
+    said = {1: "今天天气很好", 2: "100 % sure", 3: "under_score"}
+    run = viewer_runs.make(tmp_path / "run", 5, lambda n, field: said.get(n, "plain") if field == "answer" else f"{n}")
+    index = index_of(run.path)
+    for words, number in (("天气", 1), ("%", 2), ("_", 3)):
+        rows = everything(index, Filter(words=words, stage="align"))
+        assert [r["answer"] for r in rows] == [said[number]]
+
+
+def test_principles_are_counted_where_a_row_cites_several(tmp_path: Path):
+    run = viewer_runs.make(tmp_path / "run", 30)
+    rows = read_jsonl(run.jsonl("responses"), Response)
+    write_jsonl(run.jsonl("responses"), [replace(r, principles=[2, 3, 5]) for r in rows])
+    index = index_of(run.path)
+    with index.reading() as db:
+        for words in ("", "answer"):
+            found = query.counts(db, Filter(stage="engrave", words=words))
+            assert dict(map(tuple, found["by"]["principle"])) == dict.fromkeys((2, 3, 5), found["total"])

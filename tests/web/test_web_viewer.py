@@ -1,0 +1,543 @@
+"""The viewer's routes: who may ask which, what they answer, one row in full."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import threading
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+import pytest
+
+pytest.importorskip("starlette", reason="starlette is not installed")
+
+import viewer_runs
+from selfalign.errors import UserError
+from selfalign.model.dialogue import PLAIN, Encoded, Tokenizer, encode_example
+from selfalign.run import feedback, marks
+from selfalign.run.directory import RunDir
+from selfalign.run.journal import Journal
+from selfalign.web.guard import HEADERS, Guard, Policy
+from selfalign.web.index import Index
+from selfalign.web.rows import stretches
+from selfalign.web.viewer import PARTS, Viewer, build
+
+TOKEN = "a token of 24 characters"
+NO_TOKEN = Policy()
+API = ("run", "progress", "rows", "counts", "row", "asked", "tokens", "compare", "compared")
+ROUTES = ["/", *(f"/parts/{name}" for name in PARTS), *(f"/api/{name}" for name in API)]
+
+
+def answer(
+    app: Guard, path: str, query: dict[str, str] | None = None, method: str = "GET", body: bytes = b"", **headers: str
+) -> tuple[int, dict[str, str], bytes]:
+    """(status, headers, body) of a request; the host is this machine unless given."""
+    given = {"host": "127.0.0.1:8010", **{k.replace("_", "-"): v for k, v in headers.items()}}
+    scope = {
+        "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": method, "path": path,
+        "raw_path": path.encode(), "query_string": urlencode(query or {}).encode(), "root_path": "", "scheme": "http",
+        "headers": [(k.encode(), v.encode()) for k, v in given.items()], "server": ("127.0.0.1", 8010),
+        "client": ("127.0.0.1", 5000),
+    }  # fmt: skip
+    sent: list[Any] = []
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    asyncio.run(app(scope, receive, send))
+    said = {k.decode(): v.decode() for k, v in sent[0]["headers"]}
+    return sent[0]["status"], said, b"".join(m.get("body", b"") for m in sent[1:])
+
+
+@pytest.fixture(scope="module")
+def viewer(tmp_path_factory: pytest.TempPathFactory) -> Viewer:
+    run = viewer_runs.make(tmp_path_factory.mktemp("viewer") / "run", 30)
+    index = Index(run.path, run.constitution, run.view)
+    index.refresh()
+    return Viewer(index, index)
+
+
+def asked_of(viewer: Viewer, name: str, **query: str) -> Any:
+    status, _, body = answer(build(viewer, Policy()), f"/api/{name}", query)
+    assert status == 200, body
+    return json.loads(body)
+
+
+# -- who may ask -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", ROUTES)
+def test_every_route_needs_the_token_where_there_is_one(viewer: Viewer, path: str):
+    app = build(viewer, Policy(token=TOKEN))
+    row = {"stage": "align", "id": viewer.page({"stage": "align"})["rows"][0]["id"]}
+    assert answer(app, path, row)[0] == 401
+    assert answer(app, path, row, authorization="Bearer wrong wrong wrong wrong")[0] == 401
+    assert answer(app, path, row, cookie="selfalign-8010=wrong")[0] == 401
+    status, headers, _ = answer(app, path, row, authorization=f"Bearer {TOKEN}")
+    assert status in ((200, 404) if path == "/api/tokens" else (200,))  # the fake engine has no tokens
+    assert HEADERS.items() <= headers.items()
+    assert answer(build(viewer, Policy()), path, row)[0] == status
+
+
+@pytest.mark.parametrize("path", ROUTES)
+def test_no_route_answers_under_another_name_or_to_another_site(viewer: Viewer, path: str):
+    app = build(viewer, Policy())
+    for host in ("evil.example", "evil.example:8010", "127.0.0.1.evil.example", "10.0.0.1", "", "localhost@evil"):
+        assert answer(app, path, host=host)[0] == 421, host
+    for origin in ("http://evil.example", "null", "http://127.0.0.1:9999", "https://localhost.evil.example"):
+        assert answer(app, path, origin=origin)[0] == 403, origin
+    assert answer(app, path, sec_fetch_site="cross-site", sec_fetch_mode="no-cors")[0] == 403
+    assert answer(app, path, host="localhost:1234")[0] in (200, 404)
+
+
+@pytest.mark.parametrize("path", ["/api", "/api/", "/api/rows/", "/view.sqlite", "/parts/../index.py", "/parts/", "/x",
+                                  "/parts/%2e%2e/index.py", "//etc/passwd", "/parts/view.html"])  # fmt: skip
+def test_nothing_else_is_a_route(viewer: Viewer, path: str):
+    assert answer(build(viewer, Policy()), path)[0] == 404
+
+
+def test_other_methods_are_refused(viewer: Viewer):
+    for path in ROUTES:
+        for method in ("POST", "PUT", "DELETE", "PATCH", "OPTIONS"):
+            assert answer(build(viewer, Policy()), path, method=method)[0] == 405, (path, method)
+
+
+# -- what is answered ------------------------------------------------------------------------------------------------
+
+
+def test_pages_follow_each_other(viewer: Viewer):
+    seen: list[str] = []
+    at: dict[str, str] = {}
+    while page := asked_of(viewer, "rows", limit="7", **at)["rows"]:
+        seen += [f"{r['stage']} {r['id']}" for r in page]
+        at = {"at": f"{page[-1]['place']}.{page[-1]['n']}"}
+    assert len(seen) == len(set(seen)) == asked_of(viewer, "counts")["total"] == 30 + 30 + 25
+
+
+@pytest.mark.parametrize(
+    "query", [{"limit": "x"}, {"at": "x"}, {"at": "1"}, {"principle": "../etc"}, {"principle": ""}, {"limit": ""}]
+)
+def test_what_is_no_number_is_said(viewer: Viewer, query: dict[str, str]):
+    status, _, body = answer(build(viewer, Policy()), "/api/rows", query)
+    assert (status, json.loads(body)) == (400, {"error": "a number was expected"})
+
+
+@pytest.mark.parametrize("words", ["answer\0", "\0answer x", '"answer\0', "天气 " * 2000, "a " * 5000, '" ' * 999])
+def test_no_search_is_a_fault(viewer: Viewer, words: str):
+    for name in ("rows", "counts"):
+        asked_of(viewer, name, words=words)
+    assert asked_of(viewer, "counts", words="answer\0")["total"] > 0
+
+
+@pytest.mark.parametrize("name", ["row", "asked", "tokens"])
+@pytest.mark.parametrize(
+    "query", [{}, {"stage": "align"}, {"stage": "align", "id": "../../etc/passwd"}, {"stage": "'", "id": "'"}]
+)
+def test_a_row_that_is_none_is_said(viewer: Viewer, name: str, query: dict[str, str]):
+    assert answer(build(viewer, Policy()), f"/api/{name}", query)[0] == 404
+
+
+def test_a_row_shows_its_way(viewer: Viewer):
+    row = asked_of(viewer, "rows", stage="engrave")["rows"][3]
+    found = asked_of(viewer, "row", stage="engrave", id=row["id"])
+    assert [s["stage"] for s in found["steps"]] == ["self_instruct", "align", "engrave"]
+    start, align, example = found["steps"]
+    assert align["message"] == start["message"] == example["message"]
+    assert align["answer"] == example["answer"] and align["thoughts"] and align["principles"]
+    assert align["ledger"].endswith(align["answer"])
+
+
+def test_progress_is_that_of_the_ledger(tmp_path: Path):
+    run = viewer_runs.make(tmp_path / "run", 21)
+    journal = Journal(run.path / "journal.sqlite")
+    journal.expect("verbose_responses", 12)
+    number = journal.begin_session("verbose_responses", 4)
+    journal.begin("verbose_responses", [(f"k{n}", f"{n:016x}") for n in range(8)])
+    journal.progress(saved=[(f"k{n}", "[]", 1, 1, 1, 0.1) for n in range(5)], sitting=(number, 10.0, 20.0))
+    journal.decide("verbose_responses", [(f"{n:016x}", n, "kept", "", "q\na") for n in range(4)])
+    index = Index(run.path, run.constitution, run.view)
+    index.refresh()
+    now = Viewer(index).progress({})
+    ledgers = {s["stage"]: s for s in now["stages"]}
+    assert list(ledgers) == ["self_instruct", "align", "engrave", "verbose_responses"]
+    verbose = ledgers["verbose_responses"]
+    assert (verbose["decided"], verbose["rows_in"], verbose["answered"], verbose["open"]) == (4, 12, 5, 3)
+    assert not verbose["finished"] and verbose["busy"] == 0.5
+    for stage in ("self_instruct", "align", "engrave"):
+        counts = journal.counts(stage)
+        assert (ledgers[stage]["kept"], ledgers[stage]["dropped"]) == (counts.kept, counts.dropped)
+        assert ledgers[stage]["finished"]
+    assert now["state"] == "stopped"
+    assert now["funnel"][0]["title"] == "seed tasks"
+    journal.close()
+
+
+def test_a_run_that_goes_on_is_watched_without_holding_it_up(tmp_path: Path):
+    run = viewer_runs.make(tmp_path / "run", 21)
+    journal = Journal(run.path / "journal.sqlite")
+    index = Index(run.path, run.constitution, run.view)
+    with journal.transaction():  # the run writes all the time
+        index.refresh()
+        assert Viewer(index).progress({})["stages"]
+        journal._db.execute("UPDATE stages SET seconds = 99 WHERE stage = 'align'")
+    assert journal.counts("align").seconds == 99
+    journal.close()
+
+
+# -- prompts and tokens ----------------------------------------------------------------------------------------------
+
+
+def test_the_exact_prompt_is_proved_by_the_journal(fake_run: Any):
+    """A real run on the fake engine: every request is found under its hash, and is what the engine was given."""
+    from selfalign.pipeline import order
+
+    sizes = [f"prompts.{k}.count=6" for k in ("self_instruct", "red_team")]
+    context = fake_run(
+        "stages=[prompts, align, engrave, verbose_cloning, evaluate]",
+        *sizes,
+        "verbose_cloning.prompts=5",
+        "evaluate.heldout_prompts=4",
+    )
+    heard: list[str] = []
+    generate = context.engine().generate
+
+    def listening(prompt: Any, *more: Any) -> Any:
+        heard.append("".join(prompt))
+        return generate(prompt, *more)
+
+    context.engine().generate = listening
+    order.run_all(context)
+    index = Index(context.run.path, context.run.constitution, context.run.view)
+    index.refresh()
+    viewer = Viewer(index)
+    proved = 0
+    for stage in ("align", "verbose_responses", "evaluate"):
+        for row in viewer.page({"stage": stage, "limit": "100"})["rows"]:
+            found = viewer.asked({"stage": stage, "id": row["id"]})
+            assert found["proved"], (stage, row)
+            text = "".join(text for kind, text in found["parts"] if kind in ("text", "control")).removeprefix("⟨start⟩")
+            assert f"<bos>{text}" in heard
+            proved += 1
+    assert proved > 20
+
+
+def test_another_text_is_not_proved(viewer: Viewer):
+    row = viewer.page({"stage": "align"})["rows"][0]
+    found = viewer.asked({"stage": "align", "id": row["id"]})
+    assert not found["proved"] and found["parts"]
+
+
+@pytest.mark.parametrize("text", ["I can.", "naïve café 🦔🏽 天気", "a\nb  c\t\x00\u202e", "<eos> User: x", "🦔" * 9])
+def test_tokens_put_together_are_the_row(tmp_path: Path, text: str):
+    from conftest import byte_tokenizer
+
+    tokenizer = Tokenizer(str(byte_tokenizer(tmp_path)), "<bos>")
+    row = encode_example(tokenizer, PLAIN, "Be good.", f"Say {text}", text, "Alma")
+    found = stretches(row, tokenizer)
+    assert [i for _, ids, _ in found for i in ids] == row.ids
+    assert [learnt for _, ids, learnt in found for _ in ids] == row.mask
+    assert "".join(t for t, _, _ in found) == tokenizer.text(row.ids)
+    assert found[-1][0] == "<eos>" and found[-1][2] and not found[0][2]
+
+
+def test_tokens_are_those_of_training(tiny_run: Any):
+    from selfalign.data.records import Example, write_jsonl
+    from selfalign.pipeline import adapter_training
+
+    context = tiny_run(answers=5)
+    run: RunDir = context.run
+    examples = [Example(f"{n:016x}", "standard", f"What is {n}?", f"It is {n}.", "red_team") for n in range(5)]
+    write_jsonl(run.jsonl("engrave_examples"), examples)
+    run.journal.decide("engrave", [(e.id, n, "kept", "", e.user) for n, e in enumerate(examples)])
+    run.journal.finish("engrave", 5, 1.0)
+    index = Index(run.path, run.constitution, run.view)
+    index.refresh()
+    viewer = Viewer(index)
+    for row, encoded in zip(
+        viewer.page({"stage": "engrave"})["rows"], adapter_training.rows(context, "engrave"), strict=True
+    ):
+        found = viewer.tokens({"stage": "engrave", "id": row["id"]})
+        again = Encoded(
+            [i for _, ids, _ in found["tokens"] for i in ids], [m for _, ids, m in found["tokens"] for _ in ids]
+        )
+        assert again == encoded
+        assert (found["learnt"], found["all"]) == (sum(encoded.mask), len(encoded.ids))
+
+
+def test_rows_that_are_not_trained_on_have_no_tokens(viewer: Viewer):
+    dropped = viewer.page({"stage": "align", "state": "dropped"})["rows"][0]
+    heldout = viewer.page({"stage": "align", "state": "kept", "split": "heldout"})["rows"][0]
+    for row, why in ((dropped, "not trained on"), (heldout, "held out")):
+        with pytest.raises(UserError, match=why):
+            viewer.tokens({"stage": "align", "id": row["id"]})
+
+
+def test_there_is_no_viewer_of_what_is_no_run(tmp_path: Path):
+    from selfalign.cli.view import start
+    from selfalign.system.console import Screen
+
+    with pytest.raises(UserError, match="is not a run"):
+        start(tmp_path, None, "127.0.0.1", 0, None, [], Screen(-1))
+    viewer_runs.make(tmp_path / "run", 3)
+    with pytest.raises(UserError, match="can be reached from other machines"):
+        start(tmp_path / "run", None, "0.0.0.0", 0, None, [], Screen(-1))
+
+
+# -- marks -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def marked(tmp_path: Path) -> Viewer:
+    run = viewer_runs.make(tmp_path / "run", 30)
+    index = Index(run.path, run.constitution, run.view)
+    index.refresh()
+    return Viewer(index)
+
+
+def tell(viewer: Viewer, policy: Policy = NO_TOKEN, kind: str = "application/json", **told: str) -> tuple[int, Any]:
+    body = json.dumps(told).encode()
+    headers = {"content_type": kind, "content_length": str(len(body))}
+    status, _, said = answer(build(viewer, policy), "/api/mark", None, "POST", body, **headers)
+    return status, json.loads(said)
+
+
+def test_a_row_is_marked_edited_and_taken_back(marked: Viewer):
+    row = marked.page({"stage": "engrave"})["rows"][2]
+    file = marked.run.jsonl("marks")
+    mine = {"stage": "align", "id": row["id"]}
+    status, found = tell(marked, **mine, mark="drop")
+    assert status == 200 and {s["mark"] for s in found["steps"] if s["stage"] != "self_instruct"} == {"drop"}
+    assert [json.loads(line)["mark"] for line in file.read_text().splitlines()] == ["drop"]
+    assert marked.counts({"mark": "drop"})["total"] == 2  # the answer and its example
+    assert marked.counts({})["by"]["mark"] == [["drop", 2]]
+    assert [r["mark"] for r in marked.page({"mark": "drop"})["rows"]] == ["drop", "drop"]
+    tell(marked, **mine, mark="edit", answer=" Said by hand. ")
+    assert marks.read(marked.run)["engrave", row["id"]].answer == "Said by hand."
+    assert [s["edited"] for s in marked.row(mine)["steps"]][1:] == ["Said by hand."] * 2
+    answer_ = next(s["answer"] for s in marked.row(mine)["steps"] if s["stage"] == "align")
+    tell(marked, **mine, mark="edit", answer=answer_)  # the same again is no edit
+    assert marks.read(marked.run) == {}
+    tell(marked, **mine, mark="drop")
+    tell(marked, **mine, mark="")
+    assert marks.read(marked.run) == {} and marked.counts({"mark": "drop"})["total"] == 0
+
+
+def test_marks_are_changed_after_the_stage_ran_with_them(fake_run: Any):
+    from selfalign.data.records import Response, write_jsonl
+    from selfalign.pipeline import order
+
+    context = fake_run("stages=[engrave]")
+    run: RunDir = context.run
+    rows = [Response(f"{n:016x}", f"What is {n}?", "", f"It is {n}.") for n in range(3)]
+    write_jsonl(run.jsonl("responses"), rows)
+    run.journal.decide("align", [(r.id, n, "kept", "", f"{r.message}\n{r.response}") for n, r in enumerate(rows)])
+    run.journal.finish("align", 3, 1.0)
+    index = Index(run.path, run.constitution, run.view)
+    index.refresh()
+    viewer = Viewer(index)
+    tell(viewer, stage="align", id=rows[0].id, mark="drop")
+    tell(viewer, stage="align", id=rows[1].id, mark="edit", answer="One.")
+    order.run_stage(context, "engrave")
+    index.refresh()
+    assert viewer.counts({"stage": "engrave", "reason": "by hand"})["total"] == 1
+    gone, edited = ({"stage": "engrave", "id": r.id} for r in rows[:2])
+    assert viewer.row(edited)["steps"][-1]["answer"] == "One."
+    tell(viewer, **edited, mark="edit", answer="One.")  # the same again keeps it
+    assert marks.read(run)["engrave", rows[1].id].answer == "One."
+    assert tell(viewer, **gone, mark="")[0] == 200
+    tell(viewer, **edited, mark="edit", answer="It is 1.")
+    assert marks.read(run) == {}
+    order.run_stage(context, "engrave")
+    index.refresh()
+    assert {r["answer"] for r in viewer.page({"stage": "engrave", "words": "It"})["rows"]} >= {"It is 0.", "It is 1."}
+
+
+def test_only_what_is_trained_on_is_marked(marked: Viewer):
+    rows = [
+        marked.page({"stage": "self_instruct"})["rows"][0],
+        marked.page({"stage": "align", "state": "dropped"})["rows"][0],
+        marked.page({"stage": "align", "split": "heldout", "state": "kept"})["rows"][0],
+    ]
+    good = marked.page({"stage": "engrave"})["rows"][0]
+    for row in rows:
+        assert tell(marked, stage=row["stage"], id=row["id"], mark="drop")[0] == 404
+    assert tell(marked, stage="engrave", id=good["id"], mark="edit", answer=" ")[0] == 404
+    assert tell(marked, stage="engrave", id=good["id"], mark="keep")[0] == 404
+    assert tell(marked, stage="engrave", id="../../x", mark="drop")[0] == 404
+    assert not marked.run.jsonl("marks").exists()
+
+
+@pytest.mark.parametrize(
+    ("path", "file", "told"),
+    [("/api/mark", "marks", {"mark": "drop"}), ("/api/feedback", "feedback", {"stage": "align", "verdict": "bad"})],
+)
+def test_marks_come_from_the_page_alone(marked: Viewer, path: str, file: str, told: dict[str, str]):
+    row = marked.page({"stage": "engrave"})["rows"][0]
+    mine = {"stage": "engrave", "id": row["id"], **told}
+    body = json.dumps(mine).encode()
+    app = build(marked, Policy(token=TOKEN))
+    plain = {"content_type": "application/json", "content_length": str(len(body))}
+    assert answer(app, path, None, "POST", body, **plain)[0] == 401
+    signed = {**plain, "authorization": f"Bearer {TOKEN}"}
+    assert answer(app, path, None, "POST", body, **signed, origin="http://evil.example")[0] == 403
+    assert answer(app, path, None, "POST", body, **{**signed, "host": "evil.example"})[0] == 421
+    assert answer(app, path, None, "POST", body, **{**signed, "content_type": "text/plain"})[0] == 415
+    assert answer(app, path, None, "GET", b"", **signed)[0] == 405
+    for bad in (b"", b"[1]", b"{", b'{"id": "\\ud83d"}', b"[" * 100_000):
+        assert answer(app, path, None, "POST", bad, **{**signed, "content_length": str(len(bad))})[0] == 400
+    assert not marked.run.jsonl(file).exists()
+    assert answer(app, path, None, "POST", body, **signed)[0] == 200
+    assert marked.run.jsonl(file).exists()
+
+
+# -- feedback --------------------------------------------------------------------------------------------------------
+
+
+def think(viewer: Viewer, **told: str) -> tuple[int, Any]:
+    body = json.dumps(told).encode()
+    headers = {"content_type": "application/json", "content_length": str(len(body))}
+    status, _, said = answer(build(viewer, NO_TOKEN), "/api/feedback", None, "POST", body, **headers)
+    return status, json.loads(said)
+
+
+def test_an_answer_is_good_or_bad_beside_its_mark(marked: Viewer):
+    row = marked.page({"stage": "engrave"})["rows"][2]
+    mine = {"stage": "align", "id": row["id"]}
+    status, found = think(marked, **mine, verdict="bad", note="no <b>source</b>")
+    assert status == 200
+    assert {s["stage"]: s["feedback"] for s in found["steps"]} == {
+        "self_instruct": {}, "align": {"verdict": "bad", "note": "no <b>source</b>"}, "engrave": {},
+    }  # fmt: skip
+    (kept,) = feedback.read(marked.run).values()
+    align = next(s for s in found["steps"] if s["stage"] == "align")
+    assert (kept.message, kept.answer, list(kept.principles)) == (
+        align["message"],
+        align["answer"],
+        align["principles"],
+    )
+    assert (kept.model, kept.prompt, kept.source, kept.stage, kept.row) == (
+        "prompted-base", "constitution", "view", "align", row["id"],
+    )  # fmt: skip
+    assert dict(kept.settings)["temperature"] == marked.run.recipe.align.temperature
+    assert not marked.run.jsonl("marks").exists()  # nothing for training follows
+    tell(marked, **mine, mark="drop")
+    assert think(marked, **mine, verdict="good")[0] == 200
+    assert [m.verdict for m in feedback.read(marked.run).values()] == ["good"]
+    assert think(marked, **mine, verdict="")[1]["steps"][1]["feedback"] == {}
+    assert feedback.read(marked.run) == {} and len(marks.read(marked.run)) == 1
+
+
+def test_only_answers_are_good_or_bad_and_a_broken_file_hides_no_row(marked: Viewer):
+    for stage in ("self_instruct", "engrave"):
+        row = marked.page({"stage": stage})["rows"][0]
+        assert think(marked, stage=stage, id=row["id"], verdict="bad")[0] == 404
+    row = marked.page({"stage": "align", "state": "kept"})["rows"][0]
+    mine = {"stage": "align", "id": row["id"]}
+    assert think(marked, **mine, verdict="fine")[0] == 404
+    assert think(marked, **mine, verdict="bad", note="x" * 2001)[0] == 404
+    assert think(marked, stage="align", id="../../etc/passwd", verdict="bad")[0] == 404
+    marked.run.jsonl("feedback").write_text("{}\n", "utf-8")
+    assert "feedback.jsonl:1" in marked.row(mine)["steps"][0]["feedback"]["wrong"]
+    assert think(marked, **mine, verdict="bad")[0] == 404
+    assert marked.run.jsonl("feedback").read_text("utf-8") == "{}\n"
+
+
+def test_marks_of_two_viewers_are_all_kept(tmp_path: Path):
+    run = viewer_runs.make(tmp_path / "run", 30)
+    index = Index(run.path, run.constitution, run.view)
+    index.refresh()
+    viewers = [Viewer(Index(run.path, run.constitution, run.view)) for _ in range(2)]
+    ids = [row["id"] for row in viewers[0].page({"stage": "engrave", "split": "train", "limit": "20"})["rows"]]
+    for viewer in viewers:
+        viewer.index.refresh = lambda: None  # type: ignore[method-assign]  # the marks alone are looked at
+
+    def mark(number: int) -> None:
+        for row_id in ids[number::2]:
+            viewers[number].rows.mark("engrave", row_id, "drop")
+
+    threads = [threading.Thread(target=mark, args=(number,)) for number in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert {key for _, key in marks.read(run)} == set(ids)
+
+
+# -- what is gone ----------------------------------------------------------------------------------------------------
+
+
+def test_the_cache_may_be_deleted_while_it_is_looked_at(marked: Viewer):
+    row = marked.page({"stage": "engrave"})["rows"][0]
+    total = asked_of(marked, "counts")["total"]
+    marked.index.path.unlink()  # its -wal stays, as after `rm view.sqlite`
+    assert answer(build(marked, Policy()), "/api/rows")[0] == 200
+    marked.index.refresh()
+    assert asked_of(marked, "counts")["total"] == total
+    marked.index.path.unlink()
+    assert tell(marked, stage="engrave", id=row["id"], mark="drop")[0] in (200, 404)
+    marked.index.refresh()
+    assert asked_of(marked, "row", stage="engrave", id=row["id"])["steps"]
+
+
+def test_a_run_that_is_deleted_is_said(marked: Viewer):
+    shutil.rmtree(marked.run.path)
+    for name in ("rows", "counts", "progress"):
+        status, _, body = answer(build(marked, Policy()), f"/api/{name}")
+        assert (status, "there is no run in" in json.loads(body)["error"]) == (404, True), name
+    marked.index._try()
+    assert "there is no run in" in marked.index.trouble
+
+
+def test_a_journal_that_cannot_be_read_is_said(marked: Viewer):
+    (marked.run.path / "journal.sqlite").unlink()
+    status, _, body = answer(build(marked, Policy()), "/api/progress")
+    assert (status, "cannot be read or written now" in json.loads(body)["error"]) == (503, True)
+    assert answer(build(marked, Policy()), "/api/rows")[0] == 200
+
+
+# -- two runs --------------------------------------------------------------------------------------------------------
+
+
+def test_two_runs_are_compared_row_by_row(tmp_path: Path):
+    def other(number: int, field: str) -> str:
+        text = viewer_runs.said(number, field)
+        return f"{text} but not the same" if field == "answer" and number % 4 == 0 else text
+
+    runs = [viewer_runs.make(tmp_path / "a", 30), viewer_runs.make(tmp_path / "b", 42, other)]
+    indices = [Index(run.path, run.constitution, run.view) for run in runs]
+    for index in indices:
+        index.refresh()
+    viewer = Viewer(*indices)
+    found = viewer.compare({})
+    counts = {row["stage"]: row for row in found["rows"]}
+    differ = [n for n in range(30) if n % 4 == 0 and n % 7]  # of those that were kept
+    assert counts["align"] == {
+        "stage": "align", "alike": 30 - len(differ), "differ": len(differ), "here": 0, "there": 12
+    }  # fmt: skip
+    assert (counts["self_instruct"]["differ"], counts["self_instruct"]["alike"]) == (0, 30)
+    assert [s["rows_in"] for s in found["here"]] != [s["rows_in"] for s in found["there"]]
+    rows: list[Any] = []
+    at: dict[str, str] = {}
+    while page := viewer.compared({"stage": "align", "which": "differ", "limit": "4", **at})["rows"]:
+        rows += page
+        at = {"at": f"{page[-1]['place']}.{page[-1]['n']}"}
+    assert len(rows) == len(differ)
+    for row in rows:
+        assert row["here"]["id"] == row["there"]["id"] and row["here"]["message"] == row["there"]["message"]
+        assert row["there"]["answer"] == row["here"]["answer"] + " but not the same"
+    there = viewer.compared({"stage": "align", "which": "there"})["rows"]
+    assert len(there) == 12 and all("here" not in row for row in there)
+    turned = Viewer(*indices[::-1]).compare({})
+    assert {r["stage"]: (r["there"], r["here"]) for r in turned["rows"]} == {
+        stage: (r["here"], r["there"]) for stage, r in counts.items()
+    }
+    with pytest.raises(UserError):
+        viewer.compared({"stage": "align", "which": "; DROP TABLE rows"})
+    with pytest.raises(UserError, match="no other run"):
+        Viewer(indices[0]).compare({})
