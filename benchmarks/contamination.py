@@ -4,7 +4,7 @@
 
 Plants 200 texts drawn from the given files: 50 as they stand, 50 in other case and punctuation, 50 in a longer text,
 50 with one word in ten changed. Clean rows: instructions that the embedded model wrote
-(benchmarks/readings/instructions.jsonl) and, of each run, the prompts and responses, none of which saw the files.
+(benchmarks/data/instructions.jsonl) and, of each run, the prompts and responses, none of which saw the files.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 from selfalign.data.records import Prompt, Response, read_jsonl
 from selfalign.quality.contamination import Benchmarks, texts
 
-REAL = Path(__file__).parent / "readings" / "instructions.jsonl"
+REAL = Path(__file__).parent / "data" / "instructions.jsonl"
 
 
 def plant(item: str, kind: int, rng: random.Random, vocabulary: list[str]) -> str:

@@ -2,7 +2,7 @@
 
     python benchmarks/novelty.py [--rows 366718]      # about 5 minutes
 
-Data: instructions that the embedded model wrote (benchmarks/readings/instructions.jsonl) and variants of them up to the
+Data: instructions that the embedded model wrote (benchmarks/data/instructions.jsonl) and variants of them up to the
 size. A variant takes a real instruction and draws 55 % of its words anew from the real words by their frequency; a word
 that never occurred comes as often as the real ones promise (Good-Turing: the share of words seen once), from a list of
 50,000 by Zipf's law. One core. The brute-force line is an estimate: rapidfuzz over the whole pool for 300 candidates.
@@ -31,7 +31,7 @@ from rapidfuzz.distance import Indel
 from selfalign.quality.novelty import NoveltyIndex
 from selfalign.quality.rouge import tokens
 
-REAL = Path(__file__).parent / "readings" / "instructions.jsonl"
+REAL = Path(__file__).parent / "data" / "instructions.jsonl"
 SIZES = (10_000, 30_000, 100_000, 300_000)
 
 

@@ -1,6 +1,6 @@
 """Where the planner's constants come from, and how far its plans are off: runs' own records, and public figures.
 
-    python benchmarks/planner.py record NAME=RECIPE:RUN...  # what finished runs took -> readings/planner.json
+    python benchmarks/planner.py record NAME=RECIPE:RUN...  # what finished runs took -> data/planner.json
     python benchmarks/planner.py fit quick again     # the constants of sizes.py (the first) and the pace (all of them)
     python benchmarks/planner.py check standard      # plan and run, stage by stage; measurements.md has its rows
     python benchmarks/planner.py public              # capacity.py against published throughputs
@@ -28,7 +28,7 @@ from selfalign.model import sources
 from selfalign.planning import capacity, costs, hardware, sizes
 from selfalign.run import recipe as recipes
 
-FOLDER = Path(__file__).parent / "readings"
+FOLDER = Path(__file__).parent / "data"
 RECORDS, PUBLIC = FOLDER / "planner.json", FOLDER / "throughput.json"
 WINDOW = 8
 """Requests; as many as run at once."""

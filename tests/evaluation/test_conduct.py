@@ -69,7 +69,7 @@ def test_the_most_common_opening() -> None:
     assert opening("Hi") == "" and not common_opening([])("Hi")
 
 
-READ = Path(__file__).parents[2] / "benchmarks/readings/behaviour_100.jsonl"
+READ = Path(__file__).parents[2] / "benchmarks/data/behaviour_100.jsonl"
 
 
 def test_what_the_rules_see_in_answers_that_were_read_by_hand() -> None:

@@ -12,7 +12,7 @@ from selfalign.quality import safety
 from selfalign.quality.response_filters import RefusalCap
 from selfalign.quality.thresholds import FilterSettings
 
-READING = Path(__file__).parents[2] / "benchmarks/readings/safety_100.jsonl"
+READING = Path(__file__).parents[2] / "benchmarks/data/safety_100.jsonl"
 ALL = list(safety.RULES)
 
 BREAKS = [

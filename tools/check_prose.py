@@ -1,0 +1,80 @@
+"""Find words that the project does not use, and name the field's word for each.
+
+    python tools/check_prose.py [PATH...]
+
+Without paths it reads the package, docs/, README.md, CONTRIBUTING.md, SECURITY.md and the benchmarks. Exit code 1 if
+there is a finding. `FORBIDDEN` is the whole list: a pattern, and what to write instead.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+SUFFIXES = {".py", ".md", ".yaml", ".html", ".js", ".css", ".jinja", ".sh", ".slurm"}
+DEFAULT = ("src", "docs", "benchmarks", "README.md", "CONTRIBUTING.md", "SECURITY.md")
+
+FORBIDDEN: tuple[tuple[str, str], ...] = (
+    (r"inference[ _-]prompts?", "system prompt"),
+    (r"fates?", "RowOutcome, outcome"),
+    (r"sittings?", "session"),
+    (r"entrants?|speakers?", "models, models under comparison"),
+    (r"spoken", "open-ended (tasks)"),
+    (r"situations?", "scenario"),
+    (r"neutralis\w*", "escaped"),
+    (r"killers?", "poison request"),
+    (r"nurses?", "health checks"),
+    (r"crews?", "executor"),
+    (r"paces?", "throughput"),
+    (r"primed|priming|prime the", "warm the prefix cache"),
+    (r"tokens_at_once", "micro_batch_tokens"),
+    (r"run_on", "heldout_prompts (the measure is run-on)"),
+    (r"verbose_clone(?!/)|verbose clones?", "verbose_cloning, verbose cloning"),
+    (r"(?:go|goes|going|gone|went) on(?! to )", "resume, resumed, continue"),
+    (r"tak(?:e|es|en|ing) up|took up|take[sn]? (?:it|a run|the run) up", "resume"),
+    (r"(?:is|are|was|were) said", "is reported, is logged, an error names"),
+    (r"sa(?:y|ys|id) so", "reports it, an error says"),
+    (r"so large a share", "fraction"),
+    (r"left out|leaves? out|leaving out", "excluded, skipped, omitted"),
+    (r"by hand", "manual, manually"),
+    (r"own data|own prompts?|own rows", "user data, user prompts"),
+    (r"human lines?|(?:items|texts|lines) (?:written by people|that people write)", "human-written items"),
+    (r"for so long|so long may", "timeout, limit"),
+)
+"""Whole words, in any case. Where a word has an ordinary meaning that the text needs, reword the text."""
+
+_PATTERN = re.compile("|".join(rf"(?P<p{n}>\b(?:{pattern})\b)" for n, (pattern, _) in enumerate(FORBIDDEN)), re.I)
+
+
+def findings(text: str) -> Iterator[tuple[int, str, str]]:
+    """Yield (line number, the words found, what to write instead)."""
+    for number, line in enumerate(text.splitlines(), 1):
+        for match in _PATTERN.finditer(line):
+            yield number, match[0], FORBIDDEN[int((match.lastgroup or "p0")[1:])][1]
+
+
+def files(paths: list[str]) -> Iterator[Path]:
+    """Yield the text files below the paths, sorted."""
+    for name in paths:
+        path = ROOT / name
+        if path.is_file():
+            yield path
+        else:
+            yield from sorted(f for f in path.rglob("*") if f.suffix in SUFFIXES and "__pycache__" not in f.parts)
+
+
+def main(paths: list[str]) -> int:
+    found = [
+        f"{file.relative_to(ROOT)}:{number}: {words!r}: write {instead}"
+        for file in files(paths or list(DEFAULT))
+        for number, words, instead in findings(file.read_text("utf-8", "replace"))
+    ]
+    print(*found, f"{len(found)} findings", sep="\n")
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
