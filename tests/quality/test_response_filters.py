@@ -43,7 +43,7 @@ ANSWERS, PAPER = (rules.responses for rules in RULES.values())
 GOOD = "Rain falls when warm air rises, cools and cannot hold its water any longer. Mountains help it to rise."
 
 
-def keep(text: str, message: str = "Why does it rain?", rules: str = "default") -> str | None:
+def keep(text: str, message: str = "Why does it rain?", rules: str = "default") -> str:
     return judge(text, False, message, LEAKS, RULES[rules].responses).reason
 
 
@@ -88,8 +88,8 @@ def test_a_good_answer_is_kept_without_its_outer_blanks():
 
 
 def test_a_short_complete_answer_is_kept():
-    assert keep("Paris.") is None
-    assert keep("42") is None
+    assert not keep("Paris.")
+    assert not keep("42")
 
 
 @pytest.mark.parametrize("text", ["", "  ", "\n\n"])
@@ -121,7 +121,7 @@ def test_a_turn_in_the_answer_is_dropped(text: str):
     "text", [f"{GOOD} The user: a person.", f"{GOOD} I am Alma: nice to meet you.", "Users: many."]
 )
 def test_a_name_inside_a_line_is_no_turn(text: str):
-    assert keep(text) is None
+    assert not keep(text)
 
 
 @pytest.mark.parametrize(
@@ -148,7 +148,7 @@ def test_thoughts_in_the_answer_are_dropped(text: str):
     ],
 )
 def test_words_that_resemble_thoughts_are_kept(text: str):
-    assert keep(text) is None
+    assert not keep(text)
 
 
 def test_eight_words_of_an_exemplar_or_rule_are_dropped():
@@ -158,27 +158,27 @@ def test_eight_words_of_an_exemplar_or_rule_are_dropped():
 
 
 def test_seven_words_of_an_exemplar_are_kept():
-    assert keep("Dear neighbour, thank you for your kind letter.") is None
+    assert not keep("Dear neighbour, thank you for your kind letter.")
 
 
 def test_eight_words_that_the_user_said_are_kept():
     said = "Make this nicer: Dear neighbour, thank you for your kind help this week."
-    assert keep("Dear neighbour, thank you for your kind help. My garden has never looked so fine.", said) is None
+    assert not keep("Dear neighbour, thank you for your kind help. My garden has never looked so fine.", said)
 
 
 def test_a_whole_short_sentence_of_an_exemplar_is_dropped():
     assert keep("Gardens need care. Roses grow in May. Then comes June.") == "exemplar leaked"
     assert keep("I never make anything up.") == "exemplar leaked"
-    assert keep("Gardens need care, and roses grow in May if it is warm.") is None
+    assert not keep("Gardens need care, and roses grow in May if it is warm.")
 
 
 def test_a_very_short_sentence_of_an_exemplar_is_kept():
     assert "it was a joy" in LEAKS.sentences
-    assert keep("Thank you.") is None
+    assert not keep("Thank you.")
 
 
 def test_a_whole_short_sentence_that_the_user_said_is_kept():
-    assert keep("Yes, that is true. Roses grow in May.", "Is this right? Roses grow in May.") is None
+    assert not keep("Yes, that is true. Roses grow in May.", "Is this right? Roses grow in May.")
 
 
 def test_the_verbose_leaks_come_from_the_persona_only():
@@ -191,9 +191,9 @@ def test_the_verbose_leaks_come_from_the_persona_only():
 def test_an_answer_that_repeats_the_prompt_is_dropped():
     message = "Name three warm colours of the autumn forest near us"
     assert keep(f"{message}.", message) == "echoes the prompt"
-    assert keep("Name three warm colours of the winter coast there, please, now.", message) is None
+    assert not keep("Name three warm colours of the winter coast there, please, now.", message)
     assert keep("Red", "Red") == "echoes the prompt"
-    assert keep("Paris.", "What is the capital of France?") is None
+    assert not keep("Paris.", "What is the capital of France?")
 
 
 @pytest.mark.parametrize("text", ["...", "?!?!", "🙂🙂", "- - -"])
@@ -202,7 +202,7 @@ def test_an_answer_without_words_is_dropped(text: str):
 
 
 def test_other_scripts_have_words():
-    assert keep("雨は空から降ります。") is None
+    assert not keep("雨は空から降ります。")
 
 
 # -- loops -----------------------------------------------------------------------------------------------------------
@@ -288,7 +288,7 @@ def test_paper_an_answer_is_cut_where_a_clause_comes_again():
 def test_paper_other_reasons():
     assert keep(f"I'm sorry, {LONG}", rules="paper") == "begins with sorry"
     assert keep(f"I am sorry, {LONG}", rules="paper") == "begins with sorry"
-    assert keep(f"Sorry, {LONG}", rules="paper") is None
+    assert not keep(f"Sorry, {LONG}", rules="paper")
     assert keep(f"Dear neighbour, thank you for your kind help. {LONG}", rules="paper") == "exemplar leaked"
     assert keep(f"{LONG}\nUser: And snow?", rules="paper") == "turn leaked"
 
@@ -296,9 +296,7 @@ def test_paper_other_reasons():
 # -- stage 4 ---------------------------------------------------------------------------------------------------------
 
 
-def verbose(
-    text: str, truncated: bool = False, message: str = "Why does it rain?", rules: str = "default"
-) -> str | None:
+def verbose(text: str, truncated: bool = False, message: str = "Why does it rain?", rules: str = "default") -> str:
     return judge(text, truncated, message, VERBOSE, RULES[rules].verbose).reason
 
 
@@ -313,7 +311,7 @@ def test_verbose_an_encyclopaedia_tail_is_dropped(tail: str, rules: str):
 
 
 def test_verbose_the_words_inside_a_line_are_no_tail():
-    assert verbose(f"{GOOD} See also the next page of references.") is None
+    assert not verbose(f"{GOOD} See also the next page of references.")
 
 
 @pytest.mark.parametrize("mark", ["{n}.", "{n})", "-", "*", "•"])
@@ -321,7 +319,7 @@ def test_verbose_more_than_twelve_list_items_are_dropped(mark: str):
     animals = ["ant", "bee", "cat", "dog", "elk", "fox", "gnu", "hen", "ibis", "jay", "kiwi", "lynx", "mole"]
     lines = [f"{mark.format(n=n)} The {a} lives here." for n, a in enumerate(animals, 1)]
     assert verbose("\n".join(lines)) == "too many list items"
-    assert verbose("\n".join(lines[:12])) is None
+    assert not verbose("\n".join(lines[:12]))
 
 
 def test_verbose_other_reasons():
@@ -334,8 +332,8 @@ def test_verbose_other_reasons():
 
 def test_verbose_paper_rules():
     assert verbose("x" * 127 + " y", truncated=True, rules="paper") == "truncated"
-    assert verbose("x" * 128 + " y", truncated=True, rules="paper") is None
-    assert verbose("Paris.", rules="paper") is None
+    assert not verbose("x" * 128 + " y", truncated=True, rules="paper")
+    assert not verbose("Paris.", rules="paper")
     assert judge(f"{LONG} One. Two. One.", False, "Why?", VERBOSE, RULES["paper"].verbose) == Verdict(
         f"{LONG} One. Two."
     )
@@ -347,11 +345,11 @@ SPANISH = "La lluvia cae cuando el aire caliente sube, se enfría y ya no puede 
 
 def test_an_answer_in_another_language_than_its_prompt_is_dropped():
     assert keep(SPANISH) == "in another language than the prompt"
-    assert keep(SPANISH, "¿Por qué llueve tanto en las montañas del norte?") is None
-    assert keep(SPANISH, "Translate the sentence about rain into Spanish.") is None
+    assert not keep(SPANISH, "¿Por qué llueve tanto en las montañas del norte?")
+    assert not keep(SPANISH, "Translate the sentence about rain into Spanish.")
     assert keep(SPANISH, rules="paper") == "short"
-    assert keep("Sí, claro.") is None
-    assert keep(SPANISH, "Hola!") is None  # too short to tell what the user speaks
+    assert not keep("Sí, claro.")
+    assert not keep(SPANISH, "Hola!")  # too short to tell what the user speaks
 
 
 @pytest.mark.parametrize(
@@ -383,10 +381,9 @@ def test_any_answer_gets_a_verdict(text: str, message: str, truncated: bool, rul
         judge(text, truncated, message, VERBOSE, RULES[rules].verbose),
     ):
         assert isinstance(verdict.text, str)
-        assert verdict.reason is None or verdict.reason
-        if verdict.reason is None and truncated:
+        if not verdict.reason and truncated:
             assert rules == "paper"
-        if verdict.reason is None and rules == "default":
+        if not verdict.reason and rules == "default":
             assert verdict.text == text.strip() != ""
 
 

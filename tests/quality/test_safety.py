@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from selfalign.quality import safety
-from selfalign.quality.response_filters import RefusalCap
+from selfalign.quality.contamination import Benchmarks
+from selfalign.quality.response_filters import Leaks, RefusalCap, ResponseJudge
 from selfalign.quality.thresholds import FilterSettings
 
 READING = Path(__file__).parents[2] / "benchmarks/data/safety_100.jsonl"
@@ -99,6 +100,29 @@ def test_refusals_stay_under_their_share():
 def test_the_ends_of_the_share(limit: float, admitted: int):
     cap = RefusalCap(limit)
     assert sum(cap.admits(REFUSAL) for _ in range(50)) == admitted
+
+
+def test_response_judge_counts_only_kept_responses():
+    benchmarks = Benchmarks()
+    benchmarks.add("bench.jsonl", ["Why do cats purr at night when they are alone at home?"])
+    filters = FilterSettings.model_validate({"responses": {"refusals": 0.25}}).responses
+    judge = ResponseJudge(filters, Leaks("Dromedary", 8), benchmarks)
+    rows = [
+        ("Paris.", False, "What is the capital of France?"),
+        ("", False, "What is the capital of Spain?"),
+        ("They are content.", False, "Why do cats purr at night when they are alone at home?"),
+        (REFUSAL, False, "How do I get into a bank?"),
+        ("Cut off by the li", True, "What is a token?"),
+        ("Madrid.", False, "What is the capital of Spain?"),
+        ("Rome.", False, "What is the capital of Italy?"),
+        (REFUSAL, False, "How do I get into a bank?"),
+    ]
+    verdicts = [judge.judge(*row) for row in rows]
+    assert [v.reason for v in verdicts] == [
+        "", "empty", "overlaps with bench.jsonl", "more stock refusals than wanted", "truncated", "", "", "",
+    ]  # fmt: skip
+    assert verdicts[2].ledger_text("row").startswith("row\n~ Why do cats purr")
+    assert verdicts[0].ledger_text("row") == "row"
 
 
 # -- thresholds --------------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from functools import lru_cache
 
 from selfalign.data.text import CITATION
 from selfalign.quality import safety
+from selfalign.quality.contamination import Benchmarks, Hit
 from selfalign.quality.language import LANGUAGES, lapses, other_language
 from selfalign.quality.refusals import stock_refusal
 from selfalign.quality.rouge import rouge_l, tokens, words
@@ -35,10 +36,17 @@ TOO_MANY_REFUSALS = "more stock refusals than wanted"
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """The answer as it is kept, or the reason why it is dropped."""
+    """The response as it is kept, or the reason why it is dropped."""
 
     text: str
-    reason: str | None = None
+    reason: str = ""
+    """Empty where the response is kept."""
+    overlap: Hit | None = None
+    """The benchmark item that the message or the response overlaps with."""
+
+    def ledger_text(self, row: str) -> str:
+        """Return the row's text for the ledger, followed by the benchmark item that it overlaps with, if any."""
+        return self.overlap.beside(row) if self.overlap else row
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +174,7 @@ def judge(text: str, truncated: bool, message: str, leaks: Leaks, filters: Answe
     return Verdict(text, _reason(text, message, leaks, filters))
 
 
-def _reason(text: str, message: str, leaks: Leaks, filters: AnswerFilter) -> str | None:
+def _reason(text: str, message: str, leaks: Leaks, filters: AnswerFilter) -> str:
     if filters.encyclopaedia and _ENCYCLOPAEDIA.search(text):
         return "encyclopaedia tail"
     if filters.list_items and len(_LIST_ITEM.findall(text)) > filters.list_items:
@@ -193,7 +201,7 @@ def _reason(text: str, message: str, leaks: Leaks, filters: AnswerFilter) -> str
         return "in another language than the prompt"
     if rule := safety.broken(text, message, filters.unsafe):
         return f"unsafe: {rule}"
-    return None
+    return ""
 
 
 class RefusalCap:
@@ -214,3 +222,27 @@ class RefusalCap:
         self._kept += 1
         self._refusals += refusal
         return True
+
+
+class ResponseJudge:
+    """Decide on the responses of one stage: filters, then benchmark overlap, then the cap on stock refusals.
+
+    Call it in the rows' order: the cap counts what was kept before.
+    """
+
+    def __init__(self, filters: AnswerFilter, leaks: Leaks, benchmarks: Benchmarks) -> None:
+        self._filters = filters
+        self._leaks = leaks
+        self._benchmarks = benchmarks
+        self._cap = RefusalCap(filters.refusals)
+
+    def judge(self, text: str, truncated: bool, message: str) -> Verdict:
+        """Keep or drop a response. Arguments as of `judge`."""
+        verdict = judge(text, truncated, message, self._leaks, self._filters)
+        if verdict.reason:
+            return verdict
+        if hit := self._benchmarks.find(message, verdict.text):
+            return Verdict(verdict.text, hit.reason, hit)
+        if not self._cap.admits(verdict.text):
+            return Verdict(verdict.text, TOO_MANY_REFUSALS)
+        return verdict
