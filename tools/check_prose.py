@@ -40,7 +40,7 @@ FORBIDDEN: tuple[tuple[str, str], ...] = (
     (r"so large a share", "fraction"),
     (r"left out|leaves? out|leaving out", "excluded, skipped, omitted"),
     (r"by hand", "manual, manually"),
-    (r"own data|own prompts?|own rows", "user data, user prompts"),
+    (r"(?<!its )(?<!your )(?<!their )own (?:data|prompts?|rows)", "user data, user prompts"),
     (r"human lines?|(?:items|texts|lines) (?:written by people|that people write)", "human-written items"),
     (r"for so long|so long may", "timeout, limit"),
 )
