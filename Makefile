@@ -1,7 +1,7 @@
 # Two commands do all the set-up: `make run` and `make test`. Both are safe to repeat.
 PYTHON ?= python3
 BIN := .venv/bin
-# The public benchmarks, where they lie beside the checkout; what needs them says so elsewhere.
+# The public benchmarks, where they lie beside the checkout; tests that need them skip elsewhere.
 export SELFALIGN_BENCHMARKS ?= $(wildcard $(abspath ../shared/data))
 STAMP := .venv/.installed
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
@@ -12,23 +12,24 @@ run: $(STAMP)
 	$(BIN)/selfalign run
 
 # Lint, types, then the fast tests (at most 8 minutes): two processes, a file's tests in one of them.
+# In CI the tests also measure their coverage, against the floor in pyproject.toml.
 test: $(STAMP) check
-	$(BIN)/pytest -q -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/pytest -q -n 2 --dist loadfile --no-loadscope-reorder $(if $(CI),--cov --cov-report=term)
 
-# The training folders of `selfalign export RUN launch` are run for real, with TRL.
+# Some slow tests run the training folders of `selfalign export RUN launch` with TRL.
 test-slow: $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[trl]'
 	$(BIN)/pytest -q -m slow
 
-# Debian's chromium, for the tests that open the report in a browser; without it they skip.
+# Install Debian's chromium for the browser tests; without it they skip.
 browser:
 	command -v chromium >/dev/null || { $(SUDO) apt-get update -qq && \
 		$(SUDO) apt-get install -y -qq --no-install-recommends chromium fonts-dejavu-core >/dev/null; }
 
-# vLLM pins other versions than ours: it gets an environment of its own. Its vision and audio packages are not needed
-# and do not load everywhere.
+# vLLM pins other versions than we do, so it gets its own environment. Its vision and audio packages are not needed and
+# fail to load on some machines.
 test-vllm: .venv-vllm/.installed
-	.venv-vllm/bin/pytest -q -m slow -o filterwarnings=default tests/test_vllm_offline.py tests/test_vllm_scorer.py
+	.venv-vllm/bin/pytest -q -m slow -o filterwarnings=default tests/generation/test_vllm_offline.py tests/generation/test_vllm_scorer.py
 
 .venv-vllm/.installed: pyproject.toml
 	test -x .venv-vllm/bin/python || $(PYTHON) -m venv .venv-vllm

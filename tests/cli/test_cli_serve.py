@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import signal
 import socket
 import subprocess
-import sys
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -20,29 +17,7 @@ import pytest
 from selfalign.cli import serve as serve_command
 from selfalign.errors import UserError
 from selfalign.run.context import Context
-
-COMMAND = [sys.executable, "-m", "selfalign.cli.main", "serve"]
-
-
-@contextmanager
-def serve(run: Path, *options: str, token: str = "") -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """(process, address) of a server on a free port."""
-    environment = {**os.environ, "SELFALIGN_TOKEN": token}
-    process = subprocess.Popen(
-        [*COMMAND, str(run), "--port", "0", *options], stderr=subprocess.PIPE, text=True, env=environment
-    )
-    try:
-        assert process.stderr is not None
-        said = ""
-        while not (found := re.search(r"chat page\s+(http://\S+)/", said)):
-            line = process.stderr.readline()
-            assert line, said
-            said += line
-        yield process, found[1]
-    finally:
-        process.kill()
-        process.wait()
-        process.stderr.close()
+from serve_process import COMMAND, serve
 
 
 @pytest.fixture

@@ -104,9 +104,8 @@ def test_chat_answers_with_the_base_and_the_final_model(run: Path) -> None:
 
 
 def test_the_server_answers_the_openai_client_with_every_model(run: Path) -> None:
-    from test_cli_serve import serve
-
     import openai_conformance
+    from serve_process import serve
 
     with serve(run) as (process, url):
         listed = ["base", "prompted-base", "engraved", "final"]
