@@ -26,11 +26,12 @@ from selfalign.generation.engines.base import Engine
 from selfalign.run.context import Context
 from selfalign.run.directory import RunDir
 from selfalign.system.console import Screen
-from selfalign.web import app, openai_request, server
-from selfalign.web.generation import Generation
+from selfalign.web import server
 from selfalign.web.guard import Policy
-from selfalign.web.openai_request import Limits
-from selfalign.web.served import Served
+from selfalign.web.serve import openai_request, routes
+from selfalign.web.serve.job_queue import Generation
+from selfalign.web.serve.models import Served
+from selfalign.web.serve.openai_request import Limits
 
 SLOTS = 4
 MODEL = "final"
@@ -138,7 +139,7 @@ def main() -> None:
     listening = server.listen("127.0.0.1", 0)
     port = int(listening.getsockname()[1])
     generation = Generation(engine, SLOTS, 64)
-    made = server.make(app.build(served, generation, Policy(), Limits()))
+    made = server.make(routes.build(served, generation, Policy(), Limits()))
     thread = threading.Thread(target=lambda: asyncio.run(made._serve([listening])))
     thread.start()
     try:

@@ -23,8 +23,9 @@ from urllib.parse import urlencode
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-from selfalign.web import guard, server, viewer
-from selfalign.web.index import Index
+from selfalign.web import guard, server
+from selfalign.web.view import routes
+from selfalign.web.view.index import Index
 from viewer_runs import make
 
 QUESTIONS: dict[str, dict[str, str]] = {
@@ -61,7 +62,7 @@ def main() -> None:
         index.refresh()
         print(f"opened again in {1000 * (time.monotonic() - start):.0f} ms")
         listening = server.listen("127.0.0.1", 0)
-        app = viewer.build(viewer.Viewer(index), guard.policy("127.0.0.1"))
+        app = routes.build(routes.Viewer(index), guard.policy("127.0.0.1"))
         made = server.make(app)
         threading.Thread(target=made.run, kwargs={"sockets": [listening]}, daemon=True).start()
         ask(listening, "run", {})

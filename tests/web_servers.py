@@ -17,11 +17,12 @@ from selfalign.data.prompt_text import Pieces
 from selfalign.generation.engines.base import Part, Step
 from selfalign.generation.engines.fake import Fake
 from selfalign.run.context import Context
-from selfalign.web import app, server
-from selfalign.web.generation import Generation
+from selfalign.web import server
 from selfalign.web.guard import Policy
-from selfalign.web.openai_request import Limits
-from selfalign.web.served import Served
+from selfalign.web.serve import routes
+from selfalign.web.serve.job_queue import Generation
+from selfalign.web.serve.models import Served
+from selfalign.web.serve.openai_request import Limits
 
 
 class Paced(Fake):
@@ -109,7 +110,7 @@ def serving(
     listening = server.listen("127.0.0.1", 0)
     generation = Generation(engine, slots, max_queue, deadline_s)
     limits = limits or Limits()
-    guarded = app.build(Served(context, max_tokens=limits.tokens), generation, policy or Policy(), limits)
+    guarded = routes.build(Served(context, max_tokens=limits.tokens), generation, policy or Policy(), limits)
     made = server.make(guarded)
     thread = threading.Thread(target=lambda: asyncio.run(made._serve([listening])), daemon=True)
     thread.start()

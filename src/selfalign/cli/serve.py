@@ -54,10 +54,11 @@ def start(
         UserError: a library, a token, the port or the run's weights are missing.
         Interrupted: always in the end.
     """
-    from selfalign.web import app, guard, server
-    from selfalign.web.generation import Generation
-    from selfalign.web.openai_request import Limits
-    from selfalign.web.served import Served
+    from selfalign.web import guard, server
+    from selfalign.web.serve import routes
+    from selfalign.web.serve.job_queue import Generation
+    from selfalign.web.serve.models import Served
+    from selfalign.web.serve.openai_request import Limits
 
     server.check_installed()
     policy = guard.policy(host, allowed)
@@ -71,7 +72,7 @@ def start(
         raise
     generation = Generation(engine, slots, max_queue)
     try:
-        guarded = app.build(served, generation, policy, limits)
+        guarded = routes.build(served, generation, policy, limits)
         url = server.address(listening)
         context.screen.say(f"{', '.join(served.models)} of {context.run.path.name}")
         context.screen.say(f"chat page  {url}/\nAPI        {url}/v1   (Ctrl-C ends)")

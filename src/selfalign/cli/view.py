@@ -58,8 +58,8 @@ def start(
     from selfalign.web import guard, server
 
     server.check_installed()
-    from selfalign.web import viewer
-    from selfalign.web.index import Index
+    from selfalign.web.view import routes
+    from selfalign.web.view.index import Index
 
     policy = guard.policy(host, allowed)
     found = RunDir.look(run)
@@ -71,7 +71,7 @@ def start(
         place = cache.with_name(f"{cache.name}.other") if cache else second.view
         beside = Index(other, second.constitution, place)
         beside.refresh_soon()
-    guarded = viewer.build(viewer.Viewer(index, beside), policy)
+    guarded = routes.build(routes.Viewer(index, beside), policy)
     listening = server.listen(host, port)
     try:
         names = " beside ".join(i.run.resolve().name for i in (index, beside) if i)

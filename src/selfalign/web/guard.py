@@ -32,7 +32,7 @@ App: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
 TOKEN = "SELFALIGN_TOKEN"  # noqa: S105  (the variable's name)
 SHORTEST = 16
 SIGN_IN = "/sign-in"
-BASE_CSS = "/parts/base.css"
+BASE_CSS = "/static/base.css"
 
 CONTENT_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; base-uri 'none'; "
@@ -308,8 +308,8 @@ _HTML = [(b"content-type", b"text/html; charset=utf-8")]
 
 
 def part(name: str) -> bytes:
-    """A file of the pages (web/parts), which no request names by a path of its own."""
-    return (resources.files("selfalign") / "web" / "parts" / name).read_bytes()
+    """A file of the pages (web/static), which no request names by a path of its own."""
+    return (resources.files("selfalign") / "web" / "static" / name).read_bytes()
 
 
 def _page(note: str = "") -> bytes:

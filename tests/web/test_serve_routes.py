@@ -22,9 +22,9 @@ from selfalign.generation.engines.base import Part
 from selfalign.run import feedback
 from selfalign.run.context import Context
 from selfalign.web import server
-from selfalign.web.app import PARTS
 from selfalign.web.guard import Policy, cookie_value
-from selfalign.web.openai_request import Limits
+from selfalign.web.serve.openai_request import Limits
+from selfalign.web.serve.routes import PARTS
 from web_servers import Paced, Running, serving
 
 TOKEN = "correct-horse-battery"
@@ -62,8 +62,8 @@ ROUTES: list[tuple[str, str, Any, bool]] = [
     ("GET", "/", None, True), ("GET", "/about", None, True), ("GET", "/v1/models", None, True),
     ("GET", "/v1/models/base", None, True), ("POST", "/v1/chat/completions", CHAT, True),
     ("POST", "/v1/completions", {"model": "base", "prompt": "Once"}, True), ("POST", "/feedback", MARK, True),
-    *(("GET", f"/parts/{name}", None, True) for name in PARTS),
-    ("GET", "/parts/base.css", None, False), ("GET", "/sign-in", None, False),
+    *(("GET", f"/static/{name}", None, True) for name in PARTS),
+    ("GET", "/static/base.css", None, False), ("GET", "/sign-in", None, False),
 ]  # fmt: skip
 
 
@@ -84,12 +84,12 @@ def test_every_route_under_every_token(run: Context):
 
 
 def test_the_table_above_names_every_route(run: Context):
-    from selfalign.web import app
-    from selfalign.web.generation import Generation
-    from selfalign.web.served import Served
+    from selfalign.web.serve import routes
+    from selfalign.web.serve.job_queue import Generation
+    from selfalign.web.serve.models import Served
 
     generation = Generation(Paced(), 1, 1)
-    guarded = app.build(Served(run), generation, Policy(), Limits())
+    guarded = routes.build(Served(run), generation, Policy(), Limits())
     paths = {route.path.replace("{name}", "base") for route in guarded._app.routes}  # type: ignore[attr-defined]
     assert paths | guarded._open == {path for _, path, _, _ in ROUTES}
     generation.close()
@@ -139,9 +139,9 @@ def test_marks_are_bounded_and_come_from_the_page_alone(quick: Running, run: Con
 
 
 def test_nothing_else_is_there(quick: Running):
-    for path in ("/v1", "/v1/", "/docs", "/parts/", "/parts/../app.py", "/parts/%2e%2e/app.py", "/v1/adapters",
+    for path in ("/v1", "/v1/", "/docs", "/static/", "/static/../app.py", "/static/%2e%2e/app.py", "/v1/adapters",
     "/metrics",
-                 "/parts/chat.html", "/etc/passwd", "//etc/passwd", "/v1/models/..%2f..%2fetc"):  # fmt: skip
+                 "/static/chat.html", "/etc/passwd", "//etc/passwd", "/v1/models/..%2f..%2fetc"):  # fmt: skip
         status, _, body = quick.ask("GET", path)
         assert status == 404, path
         assert json.loads(body)["error"]["type"] == "invalid_request_error"
@@ -156,8 +156,8 @@ def test_nothing_else_is_there(quick: Running):
 def test_pages_come_from_memory_with_their_types(quick: Running):
     for path, kind in [
         ("/", "text/html"),
-        *((f"/parts/{n}", k) for n, k in PARTS.items()),
-        ("/parts/base.css", "text/css"),
+        *((f"/static/{n}", k) for n, k in PARTS.items()),
+        ("/static/base.css", "text/css"),
     ]:
         status, headers, body = quick.ask("GET", path)
         assert (status, headers["content-type"].split(";")[0]) == (200, kind)
@@ -594,7 +594,7 @@ def test_a_real_engine_answers_the_openai_client(tmp_path: Path, default_constit
     from selfalign.run import recipe as recipes
     from selfalign.run.directory import RunDir
     from selfalign.system.console import Screen
-    from selfalign.web.served import Served
+    from selfalign.web.serve.models import Served
 
     base = tiny_models.write(tmp_path / "base", "llama")
     recipe = recipes.load("quick", [f"model={base}", "engine.kind=llama_cpp", "engine.context=4096"])

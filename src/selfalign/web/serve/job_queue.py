@@ -21,7 +21,7 @@ from selfalign.data.prompt_text import whole_characters
 from selfalign.errors import SelfAlignError
 from selfalign.generation.engines.base import Engine, Part, Request, RowError, Step, TooLong
 from selfalign.web.guard import Refused
-from selfalign.web.openai_answer import Choice, Usage
+from selfalign.web.serve.openai_answer import Choice, Usage
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from selfalign.generation.engines.base import Request, Sampling, Step
-from selfalign.web.generation import Done, Event, Generation, Job, Left, Stretch, Trim, retry_after
 from selfalign.web.guard import Refused
+from selfalign.web.serve.job_queue import Done, Event, Generation, Job, Left, Stretch, Trim, retry_after
 from web_servers import Paced
 
 STEP = Step(Sampling(0.0, 1.0, 50))

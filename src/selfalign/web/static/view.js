@@ -1,9 +1,9 @@
 // The rows: filters, pages, keys. What is shown stands in the address, so that it can be kept and sent.
 
-import { SOURCES, ask, h, number, plural } from "/parts/dom.js";
-import { open, press } from "/parts/row.js";
-import { begin as compare } from "/parts/compare.js";
-import { begin } from "/parts/watch.js";
+import { SOURCES, ask, h, number, plural } from "/static/dom.js";
+import { open, press } from "/static/row.js";
+import { begin as compare } from "/static/compare.js";
+import { begin } from "/static/watch.js";
 
 const SIZE = 50;
 const FACETS = [

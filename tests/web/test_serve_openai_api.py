@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from selfalign.data.prompt_text import Turn
-from selfalign.web import openai_answer as answers
-from selfalign.web import openai_request as requests
 from selfalign.web.guard import Refused
-from selfalign.web.openai_answer import Choice, Head, Usage
-from selfalign.web.openai_request import Limits
+from selfalign.web.serve import openai_answer as answers
+from selfalign.web.serve import openai_request as requests
+from selfalign.web.serve.openai_answer import Choice, Head, Usage
+from selfalign.web.serve.openai_request import Limits
 
 LIMITS = Limits(tokens=100)
 USER = {"role": "user", "content": "Hello"}

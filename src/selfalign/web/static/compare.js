@@ -1,7 +1,7 @@
 // Two runs side by side: their numbers, and the rows about the same prompt that came out differently.
 
-import { ask, h, number } from "/parts/dom.js";
-import { about, inOrder, title } from "/parts/view.js";
+import { ask, h, number } from "/static/dom.js";
+import { about, inOrder, title } from "/static/view.js";
 
 const by = (id) => document.getElementById(id);
 const SIZE = 30;

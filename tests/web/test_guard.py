@@ -157,12 +157,12 @@ def test_the_token_is_a_bearer_or_the_cookie_of_this_port():
 
 def test_every_path_needs_the_token_unless_it_is_named():
     good = f"Bearer {TOKEN}"
-    for path in ("/", "/v1/models", "/new", "//", "/sign-in/", "/parts/base.css/", "/parts/../secret", "/SIGN-IN"):
+    for path in ("/", "/v1/models", "/new", "//", "/sign-in/", "/static/base.css/", "/static/../secret", "/SIGN-IN"):
         for method in ("GET", "POST"):
             assert ask(OPEN, path, method)[0] == 401, path
             assert ask(OPEN, path, method, authorization="Bearer wrong")[0] == 401, path
             assert ask(OPEN, path, method, authorization=good)[0] == 200, path
-    assert ask(OPEN, "/parts/base.css")[0] == ask(OPEN, "/sign-in")[0] == 200
+    assert ask(OPEN, "/static/base.css")[0] == ask(OPEN, "/sign-in")[0] == 200
     assert ask(OPEN, "/open", open_paths=("/open",))[0] == 200
     assert ask(LOOPBACK, "/v1/models")[0] == 200
 

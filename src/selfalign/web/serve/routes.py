@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 from selfalign.constitution.citations import judge_thoughts
 from selfalign.errors import UserError
 from selfalign.run import feedback
-from selfalign.web import openai_answer as shape
-from selfalign.web import openai_request as asked
-from selfalign.web.generation import Done, Generation, Job, Left, Running
 from selfalign.web.guard import Guard, Message, Policy, Receive, Refused, Scope, Send, part
-from selfalign.web.openai_answer import Choice, Head
-from selfalign.web.openai_request import Limits, Options
-from selfalign.web.served import PROMPTED, Served
+from selfalign.web.serve import openai_answer as shape
+from selfalign.web.serve import openai_request as asked
+from selfalign.web.serve.job_queue import Done, Generation, Job, Left, Running
+from selfalign.web.serve.models import PROMPTED, Served
+from selfalign.web.serve.openai_answer import Choice, Head
+from selfalign.web.serve.openai_request import Limits, Options
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -48,7 +48,7 @@ def build(served: Served, generation: Generation, policy: Policy, limits: Limits
         Route("/v1/models/{name}", api.model),
         Route("/v1/chat/completions", api.chat, methods=["POST"]),
         Route("/v1/completions", api.text, methods=["POST"]),
-        *(Route(f"/parts/{name}", _fixed(name, kind)) for name, kind in PARTS.items()),
+        *(Route(f"/static/{name}", _fixed(name, kind)) for name, kind in PARTS.items()),
     ]
     handlers: dict[Any, Any] = {Refused: _refused, HTTPException: _http_error, Exception: _fault}
     app = Starlette(routes=routes, exception_handlers=handlers)

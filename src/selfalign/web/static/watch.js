@@ -1,7 +1,7 @@
 // How far the run is: asked again every two seconds while the page is looked at and the run goes on.
 
-import { ask, h, number, plural, time } from "/parts/dom.js";
-import { again, narrow, show } from "/parts/view.js";
+import { ask, h, number, plural, time } from "/static/dom.js";
+import { again, narrow, show } from "/static/view.js";
 
 const by = (id) => document.getElementById(id);
 let generation = null;

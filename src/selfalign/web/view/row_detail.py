@@ -19,8 +19,8 @@ from selfalign.run import feedback, marks
 from selfalign.run.context import Context
 from selfalign.run.directory import RunDir
 from selfalign.system.console import Screen
-from selfalign.web.index import ANSWERS, Index, read_only
-from selfalign.web.query import CITED, DIMENSIONS
+from selfalign.web.view.index import ANSWERS, Index, read_only
+from selfalign.web.view.query import CITED, DIMENSIONS
 
 ASKED = ("align", "verbose_responses", "evaluate")
 """Stages whose requests can be put together again from the row alone."""

@@ -12,7 +12,7 @@ from selfalign.report import about
 from selfalign.run import ledger
 from selfalign.run.directory import RunDir, held
 from selfalign.run.journal import LEDGER
-from selfalign.web.index import Index, read_only
+from selfalign.web.view.index import Index, read_only
 
 _LEDGERS: dict[str, tuple[str, ...]] = {
     "prompts": ("self_instruct", "topics", "red_team"),

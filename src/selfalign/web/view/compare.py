@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from typing import Any, Literal
 
 from selfalign.errors import UserError
-from selfalign.web.index import Index
-from selfalign.web.query import CITED, MOST
+from selfalign.web.view.index import Index
+from selfalign.web.view.query import CITED, MOST
 
 Which = Literal["differ", "here", "there"]
 

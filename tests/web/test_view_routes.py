@@ -21,14 +21,14 @@ from selfalign.run import feedback, marks
 from selfalign.run.directory import RunDir
 from selfalign.run.journal import Journal
 from selfalign.web.guard import HEADERS, Guard, Policy
-from selfalign.web.index import Index
-from selfalign.web.rows import stretches
-from selfalign.web.viewer import PARTS, Viewer, build
+from selfalign.web.view.index import Index
+from selfalign.web.view.routes import PARTS, Viewer, build
+from selfalign.web.view.row_detail import stretches
 
 TOKEN = "a token of 24 characters"
 NO_TOKEN = Policy()
 API = ("run", "progress", "rows", "counts", "row", "asked", "tokens", "compare", "compared")
-ROUTES = ["/", *(f"/parts/{name}" for name in PARTS), *(f"/api/{name}" for name in API)]
+ROUTES = ["/", *(f"/static/{name}" for name in PARTS), *(f"/api/{name}" for name in API)]
 
 
 def answer(
@@ -96,8 +96,8 @@ def test_no_route_answers_under_another_name_or_to_another_site(viewer: Viewer, 
     assert answer(app, path, host="localhost:1234")[0] in (200, 404)
 
 
-@pytest.mark.parametrize("path", ["/api", "/api/", "/api/rows/", "/view.sqlite", "/parts/../index.py", "/parts/", "/x",
-                                  "/parts/%2e%2e/index.py", "//etc/passwd", "/parts/view.html"])  # fmt: skip
+@pytest.mark.parametrize("path", ["/api", "/api/", "/api/rows/", "/view.sqlite", "/static/../index.py", "/static/",
+                                  "/x", "/static/%2e%2e/index.py", "//etc/passwd", "/static/view.html"])  # fmt: skip
 def test_nothing_else_is_a_route(viewer: Viewer, path: str):
     assert answer(build(viewer, Policy()), path)[0] == 404
 

@@ -11,12 +11,12 @@ from selfalign.errors import UserError
 from selfalign.run.directory import RunDir
 from selfalign.run.ledger import TITLES
 from selfalign.system.version import __version__
-from selfalign.web import query
-from selfalign.web.compare import Pair
 from selfalign.web.guard import Guard, Policy, part
-from selfalign.web.index import ANSWERS, Index
-from selfalign.web.progress import Watch
-from selfalign.web.rows import ASKED, TRAINED, Rows
+from selfalign.web.view import query
+from selfalign.web.view.compare import Pair
+from selfalign.web.view.index import ANSWERS, Index
+from selfalign.web.view.progress import Watch
+from selfalign.web.view.row_detail import ASKED, TRAINED, Rows
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -147,7 +147,7 @@ def build(viewer: Viewer, policy: Policy) -> Guard:
     }
     routes = [
         Route("/", _fixed("view.html", "text/html")),
-        *(Route(f"/parts/{name}", _fixed(name, kind)) for name, kind in PARTS.items()),
+        *(Route(f"/static/{name}", _fixed(name, kind)) for name, kind in PARTS.items()),
         *(Route(f"/api/{name}", _json(answer)) for name, answer in answers.items()),
         Route("/api/mark", _told(viewer.mark), methods=["POST"]),
         Route("/api/feedback", _told(viewer.tell), methods=["POST"]),

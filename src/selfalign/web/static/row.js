@@ -1,7 +1,7 @@
 // One row: its way through the stages, the exact prompt, the tokens and what of them is learnt.
 
-import { SOURCES, ask, h, plural, tell } from "/parts/dom.js";
-import { about, again, choose, narrow, title } from "/parts/view.js";
+import { SOURCES, ask, h, plural, tell } from "/static/dom.js";
+import { about, again, choose, narrow, title } from "/static/view.js";
 
 const by = (id) => document.getElementById(id);
 let shown = null; // the row as the server gave it

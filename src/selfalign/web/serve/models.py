@@ -14,9 +14,9 @@ from selfalign.generation.engines.base import Engine, Request, Sampling, Step
 from selfalign.generation.guided import Form
 from selfalign.model.dialogue import PLAIN, Template
 from selfalign.run.context import Context
-from selfalign.web.generation import Job
 from selfalign.web.guard import Refused
-from selfalign.web.openai_request import STYLES, Chat, Options, Text
+from selfalign.web.serve.job_queue import Job
+from selfalign.web.serve.openai_request import STYLES, Chat, Options, Text
 
 PROMPTED = "prompted-base"
 DEFAULT_TOKENS = 512

@@ -21,10 +21,10 @@ from report_numbers import HOSTILE
 from selfalign.run.directory import RunDir
 from selfalign.run.journal import Journal
 from selfalign.web.guard import Policy
-from selfalign.web.index import Index
+from selfalign.web.view.index import Index
 
 api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-viewer = pytest.importorskip("selfalign.web.viewer", reason="starlette is not installed")
+routes = pytest.importorskip("selfalign.web.view.routes", reason="starlette is not installed")
 server = pytest.importorskip("selfalign.web.server")
 pytest.importorskip("uvicorn", reason="uvicorn is not installed")
 pytestmark = pytest.mark.skipif(browsers.CHROMIUM is None, reason="chromium is not installed: make browser")
@@ -61,7 +61,7 @@ def served(run: RunDir, beside: RunDir | None = None, policy: Policy = ANYBODY) 
     for index in indices:
         index.refresh()
     listening = server.listen("127.0.0.1", 0)
-    made = server.make(viewer.build(viewer.Viewer(*indices), policy))
+    made = server.make(routes.build(routes.Viewer(*indices), policy))
     thread = threading.Thread(target=made.run, kwargs={"sockets": [listening]}, daemon=True)
     thread.start()
     try:
@@ -228,7 +228,7 @@ def test_300_hostile_texts_in_every_field_are_shown_whole_and_run_nothing(look: 
     assert sum(any(s.endswith(t) for s in seen) for t in texts) >= 250  # whole reasons
     rows = page.evaluate("async () => (await (await fetch('/api/rows?stage=engrave&limit=60')).json()).rows")
     for row in rows[::4]:
-        page.evaluate("async row => (await import('/parts/view.js')).choose(row)", row)
+        page.evaluate("async row => (await import('/static/view.js')).choose(row)", row)
         whole = page.evaluate("async r => (await (await fetch(`/api/row?stage=${r.stage}&id=${r.id}`)).json())", row)
         shown = page.locator("#row").evaluate("e => [...e.querySelectorAll('.said')].map(x => x.textContent)")
         for step in whole["steps"]:
@@ -310,12 +310,12 @@ def test_a_viewer_with_a_token_lets_in_who_has_it(browser: Any, tmp_path: Path):
 
 def test_a_run_that_goes_on_is_shown_live(look: Open, serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     run = viewer_runs.make(tmp_path / "run", 20)
-    monkeypatch.setattr("selfalign.web.progress.held", lambda path: True)
+    monkeypatch.setattr("selfalign.web.view.progress.held", lambda path: True)
     journal = Journal(run.path / "journal.sqlite")
     journal.expect("verbose_responses", 10)
     journal.decide("verbose_responses", [("0" * 16, 0, "kept", "", "first question\nfirst answer")])
     address = serve(run)
-    page = look(f"{address}?stage=verbose")
+    page = look(f"{address}?stage=verbose_responses")
     found_one = "() => document.getElementById('found').textContent.endsWith('of 1 row')"
     page.wait_for_function(found_one)
     page.wait_for_function("() => document.getElementById('state').textContent.includes('running')")

@@ -25,8 +25,8 @@ from selfalign.run import marks
 from selfalign.run.directory import JSONL_FILES, RunDir
 from selfalign.run.journal import LEDGER
 from selfalign.system.atomic import file_hash
-from selfalign.web.cache import Cache
-from selfalign.web.entries import FILES, Entry, Lines, Reader, RowOutcome, lines
+from selfalign.web.view.entries import FILES, Entry, Lines, Reader, RowOutcome, lines
+from selfalign.web.view.index_file import Cache
 
 _BATCH = 2000
 

@@ -21,10 +21,10 @@ from selfalign.errors import UserError
 from selfalign.run.directory import RunDir
 from selfalign.run.journal import Journal
 from selfalign.system.atomic import file_hash
-from selfalign.web import query
-from selfalign.web.entries import apart
-from selfalign.web.index import Index
-from selfalign.web.query import DIMENSIONS, Filter
+from selfalign.web.view import query
+from selfalign.web.view.entries import apart
+from selfalign.web.view.index import Index
+from selfalign.web.view.query import DIMENSIONS, Filter
 
 TEXTS = constitution.load("default")
 
