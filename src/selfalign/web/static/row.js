@@ -67,7 +67,7 @@ function stage(step, found, own) {
     parts.push(h("p", { class: "cites" }, step.principles.map((p) =>
       h("button", { class: "quiet", title: "Only rows that cite it", onclick: () => narrow("principle", p) }, h("b", {}, String(p)), ` ${about.principles[p] ?? ""}`))));
   }
-  const repeated = found.steps.some((other) => other !== step && other.answer === step.answer && ["align", "verbose"].includes(other.stage));
+  const repeated = found.steps.some((other) => other !== step && other.answer === step.answer && ["align", "verbose_responses"].includes(other.stage));
   if (step.answer && !(repeated && ["engrave", "verbose_cloning"].includes(step.stage))) parts.push(h("p", { class: "said" }, step.answer));
   else if (repeated && step.answer) parts.push(h("p", { class: "soft small" }, `The answer above, learnt under the ${step.prompt || "standard"} prompt.`));
   if (step.edited && is) parts.push(h("p", { class: "soft small" }, "Edited by hand; learnt in its place is:"), h("p", { class: "said edited" }, step.edited));
