@@ -126,7 +126,7 @@ def prefix_share(copied: bool) -> None:
 
 
 def main() -> None:
-    measured = calibration.calibration(MODEL.gguf, MODEL.identity, CONTEXT, 0, fresh=True)
+    measured = calibration.calibrate(MODEL.gguf, MODEL.identity, CONTEXT, 0, fresh=True)
     print(f"calibration: {measured.slots} slots; tokens/s by slots {measured.by_slots}")
     prefix_share(copied=True)
     prefix_share(copied=False)

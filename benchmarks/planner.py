@@ -23,7 +23,7 @@ from typing import Any
 import yaml
 
 from selfalign import constitution
-from selfalign.generation.calibration import Calibration, calibration
+from selfalign.generation.calibration import Calibration, calibrate
 from selfalign.model import sources
 from selfalign.planning import capacity, costs, hardware, sizes
 from selfalign.run import recipe as recipes
@@ -47,7 +47,7 @@ def record(name: str, run: Path) -> Record:
     value["evaluate"]["tasks"] = ["behaviour"] if asked else []
     recipe = recipes.Recipe.model_validate(value)
     model = sources.resolve(recipe.model)
-    speed = calibration(model.gguf, model.identity, recipe.engine.context, recipe.engine.threads)
+    speed = calibrate(model.gguf, model.identity, recipe.engine.context, recipe.engine.threads)
     shipped, mine = (r.model_dump(mode="json") for r in (recipes.load(name), recipe))
     changed = [line.replace(": ", "=", 1).partition("=") for line in recipes.differences(shipped, mine)]
     settings = [f"{key}={change.rpartition(' -> ')[2]}" for key, _, change in changed]

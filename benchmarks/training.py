@@ -45,7 +45,7 @@ def ours(rows: list[Encoded], batch: int, steps: int, before: Callable[[], None]
 
     model = lora.with_new_adapter(lora.load_base(sources.resolve("embedded").folder()), CONFIG, 0)
     order = [rows[at : at + batch] for at in range(0, len(rows), batch)][:steps]
-    state = loop._Loop(model, rows, CONFIG.model_copy(update={"batch_size": batch}), 0, (), None, print)
+    state = loop.Trainer(model, rows, CONFIG.model_copy(update={"batch_size": batch}), 0, (), None, print)
     state.order = order
     for _ in order:
         before()
@@ -121,7 +121,7 @@ def start(name: str, rows: list[Encoded], batch: int, steps: int) -> Connection:
 
 def stage_rows(run: Path) -> list[Encoded]:
     """The run's stage 3, encoded, in the order of its steps."""
-    from selfalign.training.batches import all_steps
+    from selfalign.training.batches import training_batches
 
     model, texts = sources.resolve("embedded"), constitution.load(str(run / "constitution.yaml"))
     tokenizer = model.tokenizer()
@@ -131,7 +131,7 @@ def stage_rows(run: Path) -> list[Encoded]:
         )
         for e in read_jsonl(run / "3_engrave/examples.jsonl", Example)
     ]
-    return [row for batch in all_steps(rows, BATCH, 1, 0) for row in batch]
+    return [row for batch in training_batches(rows, BATCH, 1, 0) for row in batch]
 
 
 def speed(rows: list[Encoded]) -> None:

@@ -25,6 +25,7 @@ from selfalign.data.records import Example, Prompt, Response, read_jsonl, write_
 from selfalign.errors import UserError
 from selfalign.export import dataset
 from selfalign.model import sources
+from selfalign.model.base_model import Model
 from selfalign.model.dialogue import ROLES, Template, Tokenizer, encode_example
 from selfalign.pipeline.order import run_stage
 from selfalign.run import recipe as recipes
@@ -244,7 +245,7 @@ def test_the_verb_and_the_python_method(tmp_path: Path):
 
 
 @pytest.fixture(scope="module")
-def model() -> sources.Model:
+def model() -> Model:
     return sources.resolve("embedded")
 
 
@@ -293,7 +294,7 @@ class Family:
 
 
 @pytest.fixture(scope="module")
-def families(model: sources.Model, byte_level: Path) -> dict[str, Family]:
+def families(model: Model, byte_level: Path) -> dict[str, Family]:
     by_name = {t.name: t for t in ROLES}
     plain = Family.of(model.folder() / "tokenizer.json", "<bos>", model.template)
     return {
@@ -361,7 +362,7 @@ LONG = "A river is a stream of water that flows to the sea. " * 200
 
 
 @pytest.fixture
-def real(tmp_path: Path, default_constitution: Constitution, model: sources.Model) -> Iterator[Context]:
+def real(tmp_path: Path, default_constitution: Constitution, model: Model) -> Iterator[Context]:
     """A run of the embedded model with pairs in it; no engine is started."""
     recipe = recipes.load("quick", ["engine.kind=llama_cpp"])
     context = Context(RunDir.create(tmp_path / "run", recipe, default_constitution), Screen(-1), _model=model)

@@ -26,7 +26,7 @@ from selfalign.model import sources
 from selfalign.model.dialogue import Encoded
 from selfalign.pipeline import adapter_training, order
 from selfalign.run.context import Context
-from selfalign.training import batches, external, forward, loop, lora
+from selfalign.training import adapter_import, batches, forward, loop, lora
 
 ASSETS = Path(selfalign.__file__).parent / "assets/launch"
 ROOT = Path(__file__).parents[2]
@@ -110,7 +110,8 @@ def test_the_rows_are_those_of_the_loop_here_and_no_text_is_a_control_token(made
         assert row["input_ids"].count(257) == row["input_ids"].count(256) == 1
         assert (row["input_ids"][0], row["input_ids"][-1]) == (256, 257)
     assert (
-        external.rows_hash(rows) == __import__("hashlib").sha256((made.folder / "rows.jsonl").read_bytes()).hexdigest()
+        adapter_import.rows_hash(rows)
+        == __import__("hashlib").sha256((made.folder / "rows.jsonl").read_bytes()).hexdigest()
     )
 
 
@@ -119,7 +120,11 @@ def test_the_order_of_rows_is_the_loops(lengths: list[int], batch: int, epochs: 
     rows = [Encoded([0] * n, [True] * n) for n in lengths]
     number = {id(row): i for i, row in enumerate(rows)}
     rng = random.Random(seed)
-    expected = [[number[id(r)] for r in group] for _ in range(epochs) for group in batches.batches(rows, batch, rng)]
+    expected = [
+        [number[id(r)] for r in group]
+        for _ in range(epochs)
+        for group in batches.length_grouped_batches(rows, batch, rng)
+    ]
     assert functions("order")["order"](lengths, batch, epochs, seed) == expected
 
 

@@ -12,7 +12,7 @@ from selfalign.errors import UserError
 from selfalign.generation import engines
 from selfalign.generation.engines.llama_cpp import LlamaCpp
 from selfalign.generation.settings import EngineSettings
-from selfalign.model import sources
+from selfalign.model import base_model, sources
 from selfalign.run.directory import RunDir
 
 
@@ -79,7 +79,7 @@ def test_a_run_of_the_first_version_froze_the_word_auto(tmp_path: Path):
 
 
 def test_without_the_packages_of_training_llama_cpp_encodes_the_prompts_itself(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(sources, "find_spec", lambda name: None)
+    monkeypatch.setattr(base_model, "find_spec", lambda name: None)
     settings = config(kind="llama_cpp", context=256)
     started = engines.start(settings, sources.resolve("embedded"), {}, 1)
     try:

@@ -31,6 +31,7 @@ from selfalign.generation.ray import cluster, worker
 from selfalign.generation.ray.pool import Pool
 from selfalign.generation.settings import EngineSettings, ExecutorSettings
 from selfalign.model import sources
+from selfalign.model.base_model import Model
 from selfalign.run import recipe as recipes
 from selfalign.run.journal import Journal
 from selfalign.system.signals import STOP
@@ -312,7 +313,7 @@ def test_scorings_dead_are_replaced_and_every_other_end_is_one_line(local: clust
 
 def test_a_refusing_worker_is_one_line(local: cluster.Cluster, monkeypatch: pytest.MonkeyPatch):
     wanted = ExecutorSettings.model_validate({"kind": "ray", "cpus": 0.1})
-    missing = sources.Model("/nowhere/base.gguf", "f00", None, None, "")
+    missing = Model("/nowhere/base.gguf", "f00", None, None, "")
     with pytest.raises(UserError, match=r"a Ray worker cannot start: model '/nowhere/base\.gguf' is not") as found:
         Pool(wanted, EngineSettings.model_validate({"kind": "llama_cpp"}), missing, {})
     assert "\n" not in str(found.value)

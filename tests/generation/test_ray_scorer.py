@@ -29,16 +29,16 @@ from selfalign.data.records import ItemScore, read_jsonl
 from selfalign.errors import Resumable, UserError
 from selfalign.evaluation import compare
 from selfalign.evaluation.wanted import Wanted
+from selfalign.generation import scoring
 from selfalign.generation.ray import cluster, scorer
 from selfalign.generation.ray.pool import _contents
 from selfalign.generation.ray.scorer import Chunk, RayScorer, ScoringWorker, by_beginning, in_batches, in_chunks
 from selfalign.generation.ray.worker import Order, Ready, Refusal, Result
-from selfalign.generation.scoring import choice
 from selfalign.generation.scoring.base import Scored, Text
 from selfalign.generation.settings import EngineSettings, ExecutorSettings
 from selfalign.model import sources
+from selfalign.model.base_model import Model
 from selfalign.model.dialogue import Encoded
-from selfalign.model.sources import Model
 from selfalign.run import recipe as recipes
 from selfalign.run.context import Context
 from selfalign.run.directory import RunDir
@@ -47,7 +47,7 @@ from selfalign.training.settings import TrainingSettings
 
 ray = pytest.importorskip("ray")
 CONFIG = EngineSettings.model_validate({"kind": "llama_cpp"})
-START = partial(choice.start, "torch", 4096, "float32")
+START = partial(scoring.start, "torch", 4096, "float32")
 NOISE = 1e-5
 """Nats a token: what log-probabilities of a tiny model differ by where other texts share their matrices."""
 

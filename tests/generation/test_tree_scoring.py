@@ -12,12 +12,12 @@ import torch
 
 import small_models
 from selfalign.data.prompt_text import BOS
-from selfalign.generation.scoring import tree
+from selfalign.generation.scoring import tree_scoring
 from selfalign.generation.scoring.base import ScoreRequest, Text, encode_all
 from selfalign.generation.scoring.torch_scorer import TorchScorer
-from selfalign.generation.scoring.tree import TreeScoring
+from selfalign.generation.scoring.tree_scoring import TreeScoring
+from selfalign.model.base_model import Model
 from selfalign.model.dialogue import Tokenizer
-from selfalign.model.sources import Model
 from selfalign.training import lora
 from selfalign.training.settings import TrainingSettings
 from small_models import tiny
@@ -78,7 +78,7 @@ def test_a_model_that_trees_do_not_fit_is_scored_text_by_text(kind: str) -> None
 def test_many_positions_go_under_the_head_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     model, asked = tiny("gemma3"), requests()
     whole = TreeScoring(model).score(asked, None)
-    monkeypatch.setattr(tree, "_CHUNK", 3)
+    monkeypatch.setattr(tree_scoring, "_CHUNK", 3)
     parts = TreeScoring(model).score(asked, None)
     assert [s.total for s in parts] == pytest.approx([s.total for s in whole], abs=1e-4)
 

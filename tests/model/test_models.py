@@ -9,7 +9,7 @@ import pytest
 from conftest import byte_tokenizer
 from selfalign.data.prompt_text import BOS
 from selfalign.errors import UserError
-from selfalign.model import sources
+from selfalign.model import base_model, sources
 
 
 @pytest.fixture
@@ -129,9 +129,9 @@ def test_a_start_token_is_put_only_where_texts_begin_with_one(tmp_path: Path, co
 def test_a_tokenizer_that_cannot_be_read_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "m.gguf").write_bytes(b"GGUF")
     model = sources.resolve(str(tmp_path / "m.gguf"))
-    monkeypatch.setattr(sources, "find_spec", lambda name: None if name == "gguf" else object())
+    monkeypatch.setattr(base_model, "find_spec", lambda name: None if name == "gguf" else object())
     with pytest.raises(UserError, match=r"tokenizer needs gguf: pip install 'selfalign\[train\]'"):
         model.tokenizer()
-    monkeypatch.setattr(sources, "find_spec", lambda name: None)
+    monkeypatch.setattr(base_model, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"needs tokenizers: pip install 'selfalign\[train\]'"):
         model.tokenizer()

@@ -20,6 +20,7 @@ from selfalign.generation.engines import vocabulary
 from selfalign.generation.engines.base import RowError, Sampling, Step
 from selfalign.generation.engines.llama_cpp import LlamaCpp
 from selfalign.model import conversion, sources
+from selfalign.model.base_model import Model
 from selfalign.model.dialogue import ROLES, Template, Tokenizer, as_text, encode_example
 from texts import thousand
 
@@ -28,17 +29,17 @@ GEMMA = next(t for t in ROLES if t.name == "gemma")
 
 
 @pytest.fixture(scope="module")
-def model() -> sources.Model:
+def model() -> Model:
     return sources.resolve("embedded")
 
 
 @pytest.fixture(scope="module")
-def tokenizer(model: sources.Model) -> Tokenizer:
+def tokenizer(model: Model) -> Tokenizer:
     return model.tokenizer()
 
 
 @pytest.fixture(scope="module")
-def engine(model: sources.Model, tokenizer: Tokenizer) -> Iterator[LlamaCpp]:
+def engine(model: Model, tokenizer: Tokenizer) -> Iterator[LlamaCpp]:
     started = LlamaCpp(model.gguf, {}, slots=2, context=1024, threads=0, tokenizer=tokenizer)
     yield started
     started.close()
@@ -99,12 +100,12 @@ def check_a_thousand(
     assert 500 < clean < 750
 
 
-def test_ids_are_equal_on_a_thousand_texts_in_plain_turns(model: sources.Model, tokenizer: Tokenizer, engine: LlamaCpp):
+def test_ids_are_equal_on_a_thousand_texts_in_plain_turns(model: Model, tokenizer: Tokenizer, engine: LlamaCpp):
     check_a_thousand(model.folder(), tokenizer, engine, model.template, "<bos>", ENCODED_OTHERWISE)
 
 
 @pytest.mark.slow
-def test_ids_are_equal_on_a_thousand_texts_in_role_turns(model: sources.Model, tokenizer: Tokenizer, engine: LlamaCpp):
+def test_ids_are_equal_on_a_thousand_texts_in_role_turns(model: Model, tokenizer: Tokenizer, engine: LlamaCpp):
     check_a_thousand(model.folder(), tokenizer, engine, GEMMA, "<bos>", ENCODED_OTHERWISE)
 
 
@@ -118,7 +119,7 @@ def test_ids_are_equal_on_a_thousand_texts_of_another_family(tmp_path: Path, mon
     monkeypatch.setenv("SELFALIGN_CACHE", str(tmp_path))
     model = sources.resolve(str(next(Path(SMOLLM.origin).parent.glob("*.gguf"))))
     tokenizer = model.tokenizer()
-    assert tokenizer.encode((BOS,)) == [] and model.made_folder() is None, "read without the weights"
+    assert tokenizer.encode((BOS,)) == [] and model.existing_folder() is None, "read without the weights"
     assert model.template.name == "chatml"
     assert model.tokenizer().encode((BOS, "12\n\n3")) == tokenizer.encode((BOS, "12\n\n3"))
     engine = LlamaCpp(model.gguf, {}, slots=1, context=1024, threads=0, tokenizer=tokenizer)
@@ -130,7 +131,7 @@ def test_ids_are_equal_on_a_thousand_texts_of_another_family(tmp_path: Path, mon
 
 
 def test_llama_cpp_reads_the_ids_as_the_text_that_was_meant(
-    model: sources.Model, tokenizer: Tokenizer, engine: LlamaCpp
+    model: Model, tokenizer: Tokenizer, engine: LlamaCpp
 ) -> None:
     for text in texts(model.folder(), tokenizer)[::5]:
         if not ENCODED_OTHERWISE.search(text):
@@ -138,7 +139,7 @@ def test_llama_cpp_reads_the_ids_as_the_text_that_was_meant(
 
 
 def test_without_a_tokenizer_llama_cpp_encodes_nearly_the_same(
-    model: sources.Model, tokenizer: Tokenizer, engine: LlamaCpp, monkeypatch: pytest.MonkeyPatch
+    model: Model, tokenizer: Tokenizer, engine: LlamaCpp, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(engine, "_tokenizer", None)
     differ = []
@@ -164,17 +165,17 @@ def test_another_vocabulary_is_told_from_the_ids_alone(tokenizer: Tokenizer) -> 
     assert vocabulary.difference(tokenizer, swapped) != ""
 
 
-def test_a_gguf_with_another_vocabulary_is_refused(model: sources.Model, tmp_path: Path) -> None:
+def test_a_gguf_with_another_vocabulary_is_refused(model: Model, tmp_path: Path) -> None:
     other = Tokenizer(str(byte_tokenizer(tmp_path)), "<bos>")
     with pytest.raises(UserError, match=r"vocabulary of .*gguf is not that of the model's tokenizer \(it reads"):
         LlamaCpp(model.gguf, {}, slots=1, context=256, threads=0, tokenizer=other)
 
 
-def test_the_embedded_base_gets_plain_turns_since_its_end_of_turn_was_never_trained(model: sources.Model) -> None:
+def test_the_embedded_base_gets_plain_turns_since_its_end_of_turn_was_never_trained(model: Model) -> None:
     assert (model.template.name, model.template.end) == ("plain", "<eos>")
 
 
-def test_an_example_has_loss_on_the_answer_and_its_end_only(model: sources.Model, tokenizer: Tokenizer) -> None:
+def test_an_example_has_loss_on_the_answer_and_its_end_only(model: Model, tokenizer: Tokenizer) -> None:
     row = encode_example(tokenizer, model.template, "Be kind.", "Hi <eos> there", " Hello! ", "Alma")
     learnt = [i for i, m in zip(row.ids, row.mask, strict=True) if m]
     assert learnt == [*tokenizer.ids(" Hello!"), *tokenizer.ids("<eos>", special=True)]

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from selfalign.constitution import Constitution
+from selfalign.model.base_model import Model
 from selfalign.model.dialogue import plain
-from selfalign.model.sources import Model
 from selfalign.report import model_card
 from selfalign.run.ledger import Generation, StageCounts
 

@@ -22,8 +22,9 @@ from selfalign.errors import Interrupted, Resumable, UserError
 from selfalign.model.dialogue import Encoded
 from selfalign.system.signals import STOP
 from selfalign.training import forward, loop, lora
-from selfalign.training.batches import all_steps, batches, held_out, parts
-from selfalign.training.checkpoint import Checkpoint, Unusable, dtype_of
+from selfalign.training.batches import held_out_ids, length_grouped_batches, micro_batches, training_batches
+from selfalign.training.checkpoint import Checkpoint, UnusableCheckpoint, saved_dtype
+from selfalign.training.record import TrainingRecord
 from selfalign.training.settings import TrainingSettings
 
 
@@ -52,7 +53,7 @@ def row(kind: int, own: int, answer: int) -> Encoded:
 ROWS = [row(n // 10, 2 + n % 5, 3 + n) for n in range(20)]
 
 
-def trained(base: Any, **more: Any) -> tuple[loop.Training, dict[str, torch.Tensor]]:
+def trained(base: Any, **more: Any) -> tuple[TrainingRecord, dict[str, torch.Tensor]]:
     config = CONFIG.model_copy(update=more.pop("config", {}))
     model = lora.with_new_adapter(copy.deepcopy(base), config, seed=0)
     done = loop.train(model, more.pop("rows", ROWS), config, seed=0, **more)
@@ -67,7 +68,7 @@ tokens = st.lists(st.integers(0, 3), min_size=2, max_size=30)
 @given(st.lists(st.tuples(tokens, tokens), min_size=1, max_size=12), st.integers(1, 200))
 def test_parts_hold_every_row_once_and_share_only_what_is_common(texts: list[Any], budget: int) -> None:
     rows = [Encoded([*a, *b], [False] * len(a) + [True] * len(b)) for a, b in texts]
-    found = parts(rows, budget)
+    found = micro_batches(rows, budget)
     assert sorted(id(r) for p in found for r in p.rows) == sorted(map(id, rows))
     for part in found:
         assert len({tuple(r.ids[: part.prefix]) for r in part.rows}) == 1
@@ -78,16 +79,16 @@ def test_parts_hold_every_row_once_and_share_only_what_is_common(texts: list[Any
 
 
 def test_rows_of_one_inference_prompt_share_it() -> None:
-    found = parts(ROWS, 10_000)
+    found = micro_batches(ROWS, 10_000)
     assert sorted((len(p.rows), p.prefix) for p in found) == [(10, 40), (10, 40)]
-    assert all(p.prefix == 0 for p in parts(ROWS, 10_000, share=False))
+    assert all(p.prefix == 0 for p in micro_batches(ROWS, 10_000, share=False))
 
 
 def test_batches_hold_every_row_once_an_epoch_and_follow_from_the_seed() -> None:
-    made = batches(ROWS, 3, random.Random(1))
+    made = length_grouped_batches(ROWS, 3, random.Random(1))
     assert sorted(id(r) for b in made for r in b) == sorted(map(id, ROWS))
-    assert [len(b) for b in made].count(3) == 6 and len(all_steps(ROWS, 3, 2, 5)) == 14
-    assert all_steps(ROWS, 3, 2, 5) == all_steps(ROWS, 3, 2, 5) != all_steps(ROWS, 3, 2, 6)
+    assert [len(b) for b in made].count(3) == 6 and len(training_batches(ROWS, 3, 2, 5)) == 14
+    assert training_batches(ROWS, 3, 2, 5) == training_batches(ROWS, 3, 2, 5) != training_batches(ROWS, 3, 2, 6)
 
 
 # -- a shared prefix changes nothing -------------------------------------------------------------------------------
@@ -105,7 +106,7 @@ def test_a_shared_prefix_gives_the_loss_and_gradient_of_whole_rows(family: str, 
     head, seen = forward.cross_entropy(model), {}
     for share in (False, True):
         model.zero_grad(set_to_none=True)
-        cut = parts(ROWS, 400, share)
+        cut = micro_batches(ROWS, 400, share)
         assert any(p.prefix for p in cut) == share
         loss = sum(forward.backward(model, head, part, 100) for part in cut)
         gradients = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
@@ -194,19 +195,19 @@ def test_a_torn_or_other_checkpoint_is_named_and_not_used(tiny_gemma: Any, tmp_p
     rng = random.Random(0)
     like: dict[str, torch.Tensor] = {}
     assert checkpoint.load(like) is not None
-    with pytest.raises(Unusable, match="others now"):
+    with pytest.raises(UnusableCheckpoint, match="others now"):
         Checkpoint(checkpoint.path, "another").load(like)
-    with pytest.raises(Unusable, match="no x of the shape"):
+    with pytest.raises(UnusableCheckpoint, match="no x of the shape"):
         checkpoint.load({"x": torch.zeros(2)})
     for _ in range(100):
         checkpoint.path.write_bytes(whole[: rng.randrange(len(whole))])
-        with pytest.raises(Unusable):
+        with pytest.raises(UnusableCheckpoint):
             checkpoint.load(like)
         at = rng.randrange(len(whole))
         checkpoint.path.write_bytes(whole[:at] + bytes([whole[at] ^ 1 << rng.randrange(8)]) + whole[at + 1 :])
         try:
             checkpoint.load(like)
-        except Unusable:
+        except UnusableCheckpoint:
             continue
         # The only bits that may change are blanks in the header.
         assert 0 < at < 8 + int.from_bytes(whole[:8], "little") and whole[at : at + 1] == b" "
@@ -258,7 +259,7 @@ def test_another_number_of_tokens_at_once_counts_in_a_training_that_goes_on(tiny
     checkpoint = Checkpoint(tmp_path / "c.safetensors", "key")
     trained(tiny_gemma, checkpoint=checkpoint, config={"micro_batch_tokens": 900})
     assert trained(tiny_gemma, checkpoint=checkpoint, config={"micro_batch_tokens": 64})[0].micro_batch_tokens == 64
-    assert dtype_of(checkpoint.path) == "float32" and dtype_of(tmp_path / "none") is None
+    assert saved_dtype(checkpoint.path) == "float32" and saved_dtype(tmp_path / "none") is None
 
 
 def test_a_loss_that_is_no_number_ends_with_what_to_do(tiny_gemma: Any, tmp_path: Path) -> None:
@@ -323,9 +324,13 @@ PINNED = [5.703776, 5.705596, 5.697716, 5.725506, 5.705198, 5.612041, 5.6525, 5.
 
 def test_rows_are_held_out_by_their_content_and_one_at_least() -> None:
     ids = [f"{n:04x}" for n in range(100)]
-    assert held_out(ids, 0.0) == held_out(ids[:1], 0.5) == set() and len(held_out(ids[:9], 0.05)) == 1
-    some = held_out(ids, 0.2)
-    assert len(some) == 20 and held_out(list(reversed(ids)), 0.2) == some and len(some & held_out(ids[:-1], 0.2)) >= 18
+    assert held_out_ids(ids, 0.0) == held_out_ids(ids[:1], 0.5) == set() and len(held_out_ids(ids[:9], 0.05)) == 1
+    some = held_out_ids(ids, 0.2)
+    assert (
+        len(some) == 20
+        and held_out_ids(list(reversed(ids)), 0.2) == some
+        and len(some & held_out_ids(ids[:-1], 0.2)) >= 18
+    )
 
 
 def test_patience_without_rows_to_measure_is_refused() -> None:

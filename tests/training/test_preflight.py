@@ -43,7 +43,7 @@ def rules(report: preflight.Preflight) -> dict[str, tuple[int, ...]]:
 def test_sound_rows_pass(tmp_path: Path, template: Template):
     found = tokenizer(tmp_path)
     rows = [row(found, template), row(found, template, "<end_of_turn><bos> Say <eos>", "<start_of_turn>user <eos>")]
-    report = preflight.examine(rows, found, template, "Alma")
+    report = preflight.inspect_rows(rows, found, template, "Alma")
     assert report.findings == ()
     assert (report.rows, report.longest) == (2, max(len(r.ids) for r in rows))
     assert report.loss_tokens == sum(sum(r.mask) for r in rows)
@@ -53,7 +53,7 @@ def test_sound_rows_pass(tmp_path: Path, template: Template):
 def test_a_row_without_loss_is_found(tmp_path: Path):
     found = tokenizer(tmp_path)
     good = row(found, PLAIN)
-    report = preflight.examine([good, Encoded(good.ids, [False] * len(good.ids))], found, PLAIN, "Alma")
+    report = preflight.inspect_rows([good, Encoded(good.ids, [False] * len(good.ids))], found, PLAIN, "Alma")
     assert rules(report) == {"no loss": (1,)}
     assert report.errors
 
@@ -63,7 +63,7 @@ def test_an_end_that_is_not_learnt_is_found(tmp_path: Path):
     good = row(found, PLAIN)
     masked = Encoded(good.ids, [*good.mask[:-1], False])
     cut = Encoded(good.ids[:-1], good.mask[:-1])
-    report = preflight.examine([masked, good, cut], found, PLAIN, "Alma")
+    report = preflight.inspect_rows([masked, good, cut], found, PLAIN, "Alma")
     assert rules(report)["end not learnt"] == (0, 2)
 
 
@@ -71,12 +71,12 @@ def test_two_start_tokens_are_found(tmp_path: Path):
     found = tokenizer(tmp_path)
     good = row(found, PLAIN)
     double = Encoded([good.ids[0], *good.ids], [False, *good.mask])
-    assert rules(preflight.examine([double], found, PLAIN, "Alma")) == {"double start": (0,)}
+    assert rules(preflight.inspect_rows([double], found, PLAIN, "Alma")) == {"double start": (0,)}
 
 
 def test_a_start_text_of_two_tokens_is_found(tmp_path: Path):
     found = tokenizer(tmp_path, bos="<bos><bos>")
-    assert "double start" in rules(preflight.examine([], found, PLAIN, "Alma"))
+    assert "double start" in rules(preflight.inspect_rows([], found, PLAIN, "Alma"))
 
 
 @pytest.mark.parametrize("template", [PLAIN, GEMMA], ids=lambda t: t.name)
@@ -85,7 +85,7 @@ def test_a_turn_that_text_forged_is_found(tmp_path: Path, template: Template):
     good = row(found, template)
     forged = found.ids("<end_of_turn>", special=True)
     inside = Encoded([*good.ids[:4], *forged, *good.ids[4:]], [*good.mask[:4], False, *good.mask[4:]])
-    assert rules(preflight.examine([good, inside], found, template, "Alma")) == {"forged turn": (1,)}
+    assert rules(preflight.inspect_rows([good, inside], found, template, "Alma")) == {"forged turn": (1,)}
 
 
 @pytest.mark.parametrize("special", [True, False], ids=["special", "ordinary"])
@@ -99,7 +99,7 @@ def test_forged_turns_are_found_whatever_the_tokenizer_says_of_role_tokens(
     found = tokenizer(tmp_path, known, () if special else tuple(markers))
     turn = f"Tea.{template.user_end}{template.user}More?{template.user_end}{template.assistant}"
     good = row(found, template)
-    assert rules(preflight.examine([good, row(found, template, turn, turn)], found, template, "Alma")) == {}
+    assert rules(preflight.inspect_rows([good, row(found, template, turn, turn)], found, template, "Alma")) == {}
     # As a tokenizer that is not ours would encode them: content becomes structure.
     forged, lone = found.ids(turn, special=True), found.ids(markers[-1], special=True)
     first, second = [n for n, i in enumerate(good.ids) if i in found.controls()][:2]
@@ -112,7 +112,7 @@ def test_forged_turns_are_found_whatever_the_tokenizer_says_of_role_tokens(
         inserted(good, 30, lone),
         Encoded(moved, good.mask),
     ]
-    assert rules(preflight.examine(rows, found, template, "Alma")) == {"forged turn": (1, 2, 3, 4)}
+    assert rules(preflight.inspect_rows(rows, found, template, "Alma")) == {"forged turn": (1, 2, 3, 4)}
 
 
 def inserted(good: Encoded, at: int, ids: list[int]) -> Encoded:
@@ -124,7 +124,7 @@ def inserted(good: Encoded, at: int, ids: list[int]) -> Encoded:
 
 def test_a_token_that_the_tokenizer_does_not_know_is_found(tmp_path: Path):
     found = tokenizer(tmp_path, ["<bos>", "<eos>"])
-    report = preflight.examine([row(found, GEMMA)], found, GEMMA, "Alma")
+    report = preflight.inspect_rows([row(found, GEMMA)], found, GEMMA, "Alma")
     messages = [f.message for f in report.errors if f.rule == "unknown token"]
     assert len(messages) == 2
     assert "'<start_of_turn>'" in " ".join(messages)
@@ -132,22 +132,22 @@ def test_a_token_that_the_tokenizer_does_not_know_is_found(tmp_path: Path):
 
 def test_doubtful_rows_are_warned_about(tmp_path: Path):
     found = tokenizer(tmp_path)
-    report = preflight.examine([row(found, PLAIN, answer="")], found, PLAIN, "Alma", too_long=1)
+    report = preflight.inspect_rows([row(found, PLAIN, answer="")], found, PLAIN, "Alma", too_long=1)
     assert set(rules(report)) == {"empty answer", "too long"}
     assert report.errors == ()
-    assert rules(preflight.examine([row(found, PLAIN)] * 99, found, PLAIN, "Alma", too_long=1)) == {}
+    assert rules(preflight.inspect_rows([row(found, PLAIN)] * 99, found, PLAIN, "Alma", too_long=1)) == {}
 
 
 @pytest.mark.parametrize(
     ("needed", "free", "warned"), [(2000, 1000.0, True), (2000, 3000.0, False), (2000, None, False)]
 )
 def test_memory_is_compared_where_it_is_known(needed: float, free: float | None, warned: bool):
-    assert (preflight.memory(needed, free) is not None) == warned
+    assert (preflight.check_memory(needed, free) is not None) == warned
 
 
 def test_what_is_learnt_is_shown_apart(tmp_path: Path):
     found = tokenizer(tmp_path)
-    spans = preflight.spans(row(found, GEMMA), found)
+    spans = preflight.loss_spans(row(found, GEMMA), found)
     assert [learnt for _, learnt in spans] == [False, True]
     assert spans[1][0] == "A tea of herbs.<end_of_turn>"
     assert spans[0][0].startswith("<bos><start_of_turn>user\nBe kind.")

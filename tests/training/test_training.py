@@ -13,10 +13,12 @@ import torch.nn.functional as F
 
 from selfalign.errors import UserError
 from selfalign.generation.scoring.torch_scorer import TorchScorer
-from selfalign.model import gguf_adapter, sources
+from selfalign.model import gguf_adapter
+from selfalign.model.base_model import Model
 from selfalign.model.dialogue import Encoded
 from selfalign.training import forward, loop, lora
 from selfalign.training.loss import CHUNK, CrossEntropy
+from selfalign.training.record import TrainingRecord
 from selfalign.training.settings import TrainingSettings
 
 
@@ -38,11 +40,11 @@ def test_loss_and_gradient_are_those_of_autograd(n: int, cap: float | None) -> N
 
 
 CONFIG = TrainingSettings(rank=4, alpha=4, dropout=0.0, learning_rate=0.02, epochs=6, batch_size=2, warmup_steps=2)  # type: ignore[call-arg]
-BASE = sources.Model("a model", "0123", None, None, "terms")
+BASE = Model("a model", "0123", None, None, "terms")
 ROWS = [Encoded([2, *range(10, 20 + k), 1], [False] * 5 + [True] * (7 + k)) for k in range(6)]
 
 
-def train(model: Any, **more: Any) -> loop.Training:
+def train(model: Any, **more: Any) -> TrainingRecord:
     return loop.train(model, ROWS, CONFIG.model_copy(update=more), seed=0)
 
 
@@ -129,7 +131,7 @@ def test_an_unknown_architecture_is_refused_in_one_line(tmp_path: Path) -> None:
 def test_an_adapter_of_another_base_is_refused(tiny_gemma: Any, tmp_path: Path) -> None:
     lora.save_adapter(lora.with_new_adapter(tiny_gemma, CONFIG, seed=0), tmp_path / "adapter", BASE, "card")
     BASE.check_adapter(tmp_path / "adapter")
-    other = sources.Model("another", "4567", None, None, "")
+    other = Model("another", "4567", None, None, "")
     with pytest.raises(UserError, match=r"another base \(a model 0123\) than another 4567"):
         other.check_adapter(tmp_path / "adapter")
     (tmp_path / "adapter/base.json").write_text("{")

@@ -20,8 +20,8 @@ from selfalign.generation.engines.base import Engine
 from selfalign.generation.scoring.server_scorer import KEY
 from selfalign.generation.settings import EngineSettings
 from selfalign.model import sources
+from selfalign.model.base_model import Model
 from selfalign.model.dialogue import PLAIN, Template
-from selfalign.model.sources import Model
 from selfalign.run.context import Context
 
 

@@ -26,7 +26,7 @@ from selfalign.model.dialogue import Template, Tokenizer, encode_example
 from selfalign.run.context import ADAPTER_STAGES, Context
 from selfalign.system import atomic, strict_yaml
 from selfalign.system.atomic import file_hash
-from selfalign.training.batches import held_out
+from selfalign.training.batches import held_out_ids
 
 STAGES = {
     "engrave": "engrave_examples",
@@ -189,7 +189,7 @@ def _rows(context: Context, stage: str, split: str) -> Iterator[Item]:
     prompts, seen = context.run.constitution.system_prompt, set()
     path, apart = context.run.jsonl(STAGES[stage]), set()
     if stage in ADAPTER_STAGES and (share := context.recipe.engrave.validation):
-        apart = held_out([made.id for made in _records(path, stage)], share)
+        apart = held_out_ids([made.id for made in _records(path, stage)], share)
     for made in _records(path, stage):
         own = made.split if isinstance(made, Prompt | Response) else "heldout" if made.id in apart else "train"
         if made.id in seen or split != own:

@@ -20,7 +20,7 @@ from selfalign.model import sources
 from selfalign.pipeline import adapter_training
 from selfalign.run.context import ADAPTER_STAGES, Context
 from selfalign.system import atomic
-from selfalign.training import external, preflight
+from selfalign.training import adapter_import, preflight
 
 STRATEGIES, QUANTIZATIONS = ("ddp", "fsdp", "deepspeed"), ("none", "4bit")
 _AT_ONCE = 8
@@ -119,7 +119,7 @@ def write(context: Context, out: Path, wanted: Wanted) -> list[str]:
     rows = _rows(context, wanted.stage)
     config, model = context.recipe.training(wanted.stage), context.model
     batch = divide(config.batch_size, wanted.gpus * wanted.nodes)
-    text = external.rows_text(rows)
+    text = adapter_import.rows_text(rows)
     # A hub id means the same elsewhere; a path does not.
     hub = model.source if re.fullmatch(r"[\w.-]+/[\w.-]+", model.source) and not Path(model.source).exists() else None
     steps = -(-len(rows) // batch.size) * config.epochs
@@ -158,7 +158,7 @@ def _rows(context: Context, stage: str) -> list[Any]:
     if not found:
         raise UserError("no training rows: every response was dropped; see `selfalign status`")
     model, label = context.model, context.run.constitution.assistant.name
-    looked = preflight.examine(found, model.tokenizer(), model.template, label)
+    looked = preflight.inspect_rows(found, model.tokenizer(), model.template, label)
     if looked.errors and context.recipe.engrave.preflight == "refuse":
         raise UserError(f"training is refused, {looked.errors[0].rule}: {looked.errors[0].message} (docs/training.md)")
     return found

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 
 from selfalign.errors import UserError
-from selfalign.model.sources import Model
+from selfalign.model.base_model import Model
 from selfalign.system import atomic
 
 Kind = Literal["f32", "bf16", "f16"]

@@ -62,7 +62,7 @@ class Calibration:
         return self.by_slots[nearest]
 
 
-def calibration(
+def calibrate(
     gguf: Path,
     identity: str,
     context: int,

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Literal, overload
 
 if TYPE_CHECKING:
     from selfalign.generation.engines.base import Engine
+    from selfalign.generation.scoring import ScorerKind
     from selfalign.generation.scoring.base import LossScorer, Scorer
-    from selfalign.generation.scoring.choice import Kind
     from selfalign.generation.settings import EngineSettings, ExecutorSettings
-    from selfalign.model.sources import Model
+    from selfalign.model.base_model import Model
 
 
 def start(
@@ -63,7 +63,7 @@ def scorer(
     config: EngineSettings,
     model: Model,
     adapters: Mapping[str, Path],
-    kind: Kind,
+    kind: ScorerKind,
     dtype: str = ...,
     say: Callable[[str], None] = ...,
 ) -> Scorer: ...
@@ -74,7 +74,7 @@ def scorer(
     config: EngineSettings,
     model: Model,
     adapters: Mapping[str, Path],
-    kind: Kind,
+    kind: ScorerKind,
     dtype: str = "float32",
     say: Callable[[str], None] = lambda _: None,
 ) -> Scorer:
@@ -88,9 +88,9 @@ def scorer(
     Raises:
         UserError: it, or the cluster, cannot be started.
     """
-    from selfalign.generation.scoring import choice
+    from selfalign.generation import scoring
 
-    start = partial(choice.start, kind, config.context, dtype, tensor_parallel_size=config.tensor_parallel_size)
+    start = partial(scoring.start, kind, config.context, dtype, tensor_parallel_size=config.tensor_parallel_size)
     if executor.kind == "ray":
         from selfalign.generation.ray.scorer import RayScorer
 

@@ -15,7 +15,7 @@ from selfalign.data.prompt_text import Turn
 from selfalign.generation.engines.llama_cpp import LlamaCpp
 from selfalign.model.dialogue import Template, Tokenizer
 from selfalign.system.signals import STOP
-from selfalign.training.forward import causal
+from selfalign.training.forward import causal_lm
 
 POSITIONS = 200
 _MAX_LOSS_OF_AGREEMENT = 0.02
@@ -102,7 +102,7 @@ def _tops(model: Any, at: list[Span]) -> list[int]:
 def _logits(model: Any, at: list[Span]) -> list[torch.Tensor]:
     """The logits (n, V), float32, of each text's positions, in the processor's memory."""
     model.eval()
-    inner = causal(model)
+    inner = causal_lm(model)
     cap = getattr(inner.config, "final_logit_softcapping", None)
     found = []
     for row, span in at:

@@ -15,7 +15,7 @@ from selfalign.system import atomic
 
 
 @contextlib.contextmanager
-def alone(target: Path) -> Iterator[None]:
+def folder_lock(target: Path) -> Iterator[None]:
     """The only process that makes this folder."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with (target.parent / f"{target.name}.lock").open("w") as lock:

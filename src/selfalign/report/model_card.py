@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 
 from selfalign.constitution import Constitution
-from selfalign.model.sources import Model
+from selfalign.model.base_model import Model
 from selfalign.run.ledger import StageCounts
 from selfalign.system.console import plain
 

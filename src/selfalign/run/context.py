@@ -15,6 +15,7 @@ from selfalign.errors import Resumable, TooManyFailed
 from selfalign.generation import engines, executors
 from selfalign.generation.engines.base import Engine, Sampling
 from selfalign.model import sources
+from selfalign.model.base_model import Model
 from selfalign.quality.contamination import Benchmarks
 from selfalign.run.directory import RunDir
 from selfalign.run.inputs import Rows
@@ -54,7 +55,7 @@ class Context:
     """One that was trained elsewhere, for the stage that runs now."""
     keeper: Keeper | None = None
     """Who saves the run to the recipe's storage."""
-    _model: sources.Model | None = None
+    _model: Model | None = None
     _engine: Engine | None = None
     _engine_for: tuple[str, ...] | None = None
     _noted: str = ""
@@ -74,7 +75,7 @@ class Context:
         return engines.needs_weights(self.recipe.engine)
 
     @property
-    def model(self) -> sources.Model:
+    def model(self) -> Model:
         if self._model is None:
             self._model = sources.resolve(self.recipe.model)
         return self._model
@@ -149,7 +150,7 @@ class Context:
         from selfalign.generation import calibration
 
         config, model = self.recipe.engine, self.model
-        return calibration.calibration(model.gguf, model.identity, config.context, config.threads, say=self.screen.say)
+        return calibration.calibrate(model.gguf, model.identity, config.context, config.threads, say=self.screen.say)
 
     def _check_served(self, adapters: tuple[str, ...]) -> None:
         """A server cannot load an adapter of ours: the user serves it and names it.

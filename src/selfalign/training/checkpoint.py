@@ -18,7 +18,7 @@ import torch
 from selfalign.system import atomic
 
 
-class Unusable(Exception):
+class UnusableCheckpoint(Exception):
     """Why a checkpoint cannot be gone on from, in a few words."""
 
 
@@ -57,7 +57,7 @@ class Checkpoint:
             like: names and shapes that it must have at least.
 
         Raises:
-            Unusable: it is torn, belongs to other rows, settings or weights, or holds what is not a number.
+            UnusableCheckpoint: it is torn, belongs to other rows, settings or weights, or holds what is not a number.
         """
         if not self.path.exists():
             return None
@@ -69,16 +69,16 @@ class Checkpoint:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             record = json.loads(text := note.get("record", ""))
         except (SafetensorError, OSError, ValueError):
-            raise Unusable("it is torn") from None
+            raise UnusableCheckpoint("it is torn") from None
         if note.get("digest") != _digest(tensors, note.get("key", ""), text):
-            raise Unusable("its content is not what was written")
+            raise UnusableCheckpoint("its content is not what was written")
         if note.get("key") != self.key:
-            raise Unusable("rows, settings or weights are others now")
+            raise UnusableCheckpoint("rows, settings or weights are others now")
         for name, tensor in like.items():
             if name not in tensors or tensors[name].shape != tensor.shape:
-                raise Unusable(f"it has no {name} of the shape {list(tensor.shape)}")
+                raise UnusableCheckpoint(f"it has no {name} of the shape {list(tensor.shape)}")
         if not all(bool(tensor.isfinite().all()) for tensor in tensors.values()):
-            raise Unusable("it holds values that are no numbers")
+            raise UnusableCheckpoint("it holds values that are no numbers")
         return tensors, record
 
     def remove(self) -> None:
@@ -86,7 +86,7 @@ class Checkpoint:
         self.path.unlink(missing_ok=True)
 
 
-def dtype_of(path: Path) -> str | None:
+def saved_dtype(path: Path) -> str | None:
     """The type in which the training computes whose state that is; None where it does not say, or is torn."""
     from safetensors import SafetensorError, safe_open
 

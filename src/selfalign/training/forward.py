@@ -9,18 +9,18 @@ import torch
 
 from selfalign.model.dialogue import Encoded
 from selfalign.system.signals import STOP
-from selfalign.training.batches import Part
+from selfalign.training.batches import MicroBatch
 from selfalign.training.loss import CrossEntropy
 
 
-def causal(model: Any) -> Any:
-    """The causal language model inside a PEFT model."""
+def causal_lm(model: Any) -> Any:
+    """The causal_lm language model inside a PEFT model."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def cross_entropy(model: Any) -> CrossEntropy:
     """The loss under the model's head."""
-    inner = causal(model)
+    inner = causal_lm(model)
     return CrossEntropy(inner.lm_head.weight, getattr(inner.config, "final_logit_softcapping", None))
 
 
@@ -45,7 +45,7 @@ def hidden_at_loss(model: Any, rows: Sequence[Encoded], prefix: int = 0) -> tupl
         prefix: so many first tokens are the same in all rows and have no loss: their keys and values are computed once
             and stand before each row's own tokens. Gradients flow through them as if every row had its own.
     """
-    body = causal(model).model
+    body = causal_lm(model).model
     device = body.embed_tokens.weight.device
     own = [Encoded(r.ids[prefix:], r.mask[prefix:]) for r in rows] if prefix else rows
     ids, attention, at = (t.to(device) for t in collate(own))
@@ -59,7 +59,7 @@ def hidden_at_loss(model: Any, rows: Sequence[Encoded], prefix: int = 0) -> tupl
     return hidden, torch.roll(ids, -1, 1)[at]
 
 
-def backward(model: Any, head: CrossEntropy, part: Part, total: int) -> float:
+def backward(model: Any, head: CrossEntropy, part: MicroBatch, total: int) -> float:
     """Forward and backward of one part of a batch.
 
     Args:

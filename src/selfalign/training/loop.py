@@ -11,7 +11,7 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from typing import Any, TypeVar
 
 import torch
@@ -19,39 +19,16 @@ import torch
 from selfalign.errors import Interrupted, Resumable, UserError
 from selfalign.model.dialogue import Encoded
 from selfalign.system.signals import STOP
-from selfalign.training.batches import Part, all_steps, parts
-from selfalign.training.checkpoint import Checkpoint, Unusable
-from selfalign.training.forward import backward, causal, cross_entropy, hidden_at_loss
+from selfalign.training.batches import MicroBatch, micro_batches, training_batches
+from selfalign.training.checkpoint import Checkpoint, UnusableCheckpoint
+from selfalign.training.forward import backward, causal_lm, cross_entropy, hidden_at_loss
+from selfalign.training.record import TrainingRecord
 from selfalign.training.settings import TrainingSettings
 
 Value = TypeVar("Value")
 OnStep = Callable[[int, int, float, int], None]
 _SAME = 1e-3
 """Relative difference of a part's loss up to which sharing a prefix is taken for exact (float32 rounds to 1e-6)."""
-
-
-@dataclass(slots=True)
-class Training:
-    """What a training run did."""
-
-    losses: list[float] = field(default_factory=list)
-    """Mean loss per token of each optimiser step."""
-    rates: list[float] = field(default_factory=list)
-    """Learning rate of each step."""
-    tokens: int = 0
-    loss_tokens: int = 0
-    validation: list[tuple[int, float]] = field(default_factory=list)
-    """(step, mean loss per token of the rows that are not trained on)."""
-    seconds: float = 0.0
-    """Of the steps, over all sittings."""
-    resumed_at: int = 0
-    """The step after which this sitting went on."""
-    seconds_before: float = 0.0
-    """Of the steps before that."""
-    best_step: int = 0
-    """The step whose adapter is kept, where training stops early; else 0."""
-    micro_batch_tokens: int = 0
-    """What the memory allowed in the end."""
 
 
 def rate(step: int, steps: int, warmup: int, schedule: str) -> float:
@@ -72,7 +49,7 @@ def train(
     checkpoint: Checkpoint | None = None,
     on_step: OnStep = lambda step, steps, loss, tokens: None,
     say: Callable[[str], None] = lambda text: None,
-) -> Training:
+) -> TrainingRecord:
     """Train the model's adapter in place.
 
     Args:
@@ -88,7 +65,7 @@ def train(
     """
     if not rows:
         raise UserError("no training rows: every response was dropped; see `selfalign status`")
-    loop = _Loop(model, rows, config, seed, validation, checkpoint, say)
+    loop = Trainer(model, rows, config, seed, validation, checkpoint, say)
     loop.resume()
     loop.validate()
     while not loop.done:
@@ -100,7 +77,7 @@ def train(
     return loop.finish()
 
 
-class _Loop:
+class Trainer:
     """The state between two steps. Takes the same as `train`."""
 
     def __init__(
@@ -115,7 +92,7 @@ class _Loop:
     ) -> None:
         self.model, self.config, self.seed, self.say = model, config, seed, say
         self.validation, self.checkpoint = validation, checkpoint
-        self.order = all_steps(rows, config.batch_size, config.epochs, seed)
+        self.order = training_batches(rows, config.batch_size, config.epochs, seed)
         self.per_epoch = math.ceil(len(rows) / config.batch_size)
         self.warmup = min(config.warmup_steps, len(self.order) // 4)
         self.trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
@@ -123,7 +100,7 @@ class _Loop:
             self.trained.values(), lr=config.learning_rate, betas=(0.9, 0.999), weight_decay=0.0
         )
         self.head = cross_entropy(model)
-        self.made = Training(micro_batch_tokens=config.micro_batch_tokens)
+        self.made = TrainingRecord(micro_batch_tokens=config.micro_batch_tokens)
         self.best: dict[str, torch.Tensor] = {}
         self.stopped = False
         self._saved = time.monotonic()
@@ -131,7 +108,7 @@ class _Loop:
         self.share = not config.gradient_checkpointing
         if config.gradient_checkpointing:
             model.enable_input_require_grads()
-            inner = causal(model)
+            inner = causal_lm(model)
             getattr(inner, "activation_checkpointing_enable", inner.gradient_checkpointing_enable)()
         else:
             self._check_sharing()
@@ -145,7 +122,7 @@ class _Loop:
 
         Compared on two rows of the part that shares the most tokens: the loss, and the gradient.
         """
-        cut = (part for batch in self.order for part in parts(batch, self.config.micro_batch_tokens))
+        cut = (part for batch in self.order for part in micro_batches(batch, self.config.micro_batch_tokens))
         shared = (part for part in cut if part.prefix and len(part.rows) > 1)
         part = max(shared, key=lambda p: p.prefix, default=None)
         if part is None:
@@ -153,7 +130,7 @@ class _Loop:
         rows = part.rows[:2]
         self.model.eval()
         try:
-            (plain, expected), (loss, gradient) = (self._probe(Part(rows, n)) for n in (0, part.prefix))
+            (plain, expected), (loss, gradient) = (self._probe(MicroBatch(rows, n)) for n in (0, part.prefix))
             tolerance = _SAME if next(iter(self.model.parameters())).dtype == torch.float32 else 30 * _SAME
             same = bool((gradient - expected).norm() <= 10 * tolerance * expected.norm())
             self.share = same and abs(plain - loss) <= tolerance * abs(plain)
@@ -163,7 +140,7 @@ class _Loop:
         if not self.share:
             self.say("this model's cache cannot be shared between rows: each computes its prompt (slower)")
 
-    def _probe(self, part: Part) -> tuple[float, torch.Tensor]:
+    def _probe(self, part: MicroBatch) -> tuple[float, torch.Tensor]:
         """(loss, all gradients as one vector) of a part."""
         self.optimizer.zero_grad(set_to_none=True)
         loss = backward(self.model, self.head, part, _loss_tokens(part.rows))
@@ -207,14 +184,14 @@ class _Loop:
         Raises:
             Resumable: one row alone is too much.
         """
-        total, cut = _loss_tokens(batch), [Part([], 0)]
+        total, cut = _loss_tokens(batch), [MicroBatch([], 0)]
 
         def compute() -> float:
             nonlocal cut
             self.optimizer.zero_grad(set_to_none=True)
             # So dropout follows from the step alone: a resumed run draws the same.
             torch.manual_seed(_step_seed(self.seed, number))
-            cut = parts(batch, self.made.micro_batch_tokens, self.share)
+            cut = micro_batches(batch, self.made.micro_batch_tokens, self.share)
             return sum(backward(self.model, self.head, part, total) for part in cut)
 
         return self._within_memory(compute, lambda: max(len(part.rows) for part in cut))
@@ -279,11 +256,11 @@ class _Loop:
     def _validation_loss(self) -> float:
         """Mean loss per token of the rows that are not trained on. Raises as `validate` and `_within_memory`."""
         self.model.eval()
-        cut = [Part([], 0)]
+        cut = [MicroBatch([], 0)]
 
         def compute() -> float:
             nonlocal cut
-            cut, total = parts(self.validation, self.made.micro_batch_tokens, self.share), 0.0
+            cut, total = micro_batches(self.validation, self.made.micro_batch_tokens, self.share), 0.0
             for part in cut:
                 STOP.check()
                 with torch.no_grad():
@@ -292,7 +269,7 @@ class _Loop:
 
         return self._within_memory(compute, lambda: max(len(part.rows) for part in cut))
 
-    def finish(self) -> Training:
+    def finish(self) -> TrainingRecord:
         """The record; the adapter is the best one where training may stop early."""
         if self.best:
             with torch.no_grad():
@@ -330,22 +307,22 @@ class _Loop:
         try:
             if found := self.checkpoint.load(self.trained):
                 self._take(*found)
-        except Unusable as why:
+        except UnusableCheckpoint as why:
             self.say(f"{self.checkpoint.path} is not used ({why}): training begins anew")
 
     def _take(self, tensors: dict[str, torch.Tensor], record: dict[str, Any]) -> None:
-        """Put a saved state in place. Raises Unusable."""
+        """Put a saved state in place. Raises UnusableCheckpoint."""
         names = [f"{key} {name}" for name in self.trained for key in _MOMENTS]
         try:
             made = record["made"]
-            self.made = Training(**{**made, "validation": [(step, loss) for step, loss in made["validation"]]})
+            self.made = TrainingRecord(**{**made, "validation": [(step, loss) for step, loss in made["validation"]]})
             moments, self.stopped = {name: tensors[name] for name in names}, bool(record["stopped"])
             if (
                 record["asked"] != self.config.micro_batch_tokens
             ):  # the recipe's word counts again where it is another one
                 self.made.micro_batch_tokens = self.config.micro_batch_tokens
         except (KeyError, TypeError, ValueError):
-            raise Unusable("another version wrote it") from None
+            raise UnusableCheckpoint("another version wrote it") from None
         self.made.resumed_at, self.made.seconds_before = len(self.made.losses), self.made.seconds
         with torch.no_grad():
             for name, parameter in self.trained.items():

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from selfalign.errors import UserError
+from selfalign.model.base_model import BASE_NOTE, Model
 from selfalign.model.conversion import quiet_transformers
-from selfalign.model.sources import BASE_NOTE, Model
 from selfalign.system import atomic
 from selfalign.training.device import CPU, Placement
 from selfalign.training.settings import TrainingSettings
@@ -80,6 +80,6 @@ def save_adapter(model: Any, folder: Path, base: Model, card: str) -> None:
         # Embeddings are never trained; "auto" would ask the hub about the base.
         model.save_pretrained(str(building), safe_serialization=True, save_embedding_layers=False)
         (building / "README.md").write_text(card, "utf-8")
-        (building / BASE_NOTE).write_text(base.note(), "utf-8")
+        (building / BASE_NOTE).write_text(base.base_json(), "utf-8")
         if base.notice:
             (building / "NOTICE").write_text(base.notice + "\n", "utf-8")

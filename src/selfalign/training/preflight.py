@@ -52,7 +52,7 @@ class Preflight:
         )
 
 
-def examine(
+def inspect_rows(
     rows: Sequence[Encoded], tokenizer: Tokenizer, template: Template, label: str, too_long: int = 0
 ) -> Preflight:
     """Look at every row.
@@ -129,7 +129,7 @@ def _rows(rows: Sequence[Encoded], tokenizer: Tokenizer, template: Template, lab
         yield Finding(level, rule, f"{len(found)} of {len(rows)} rows {message}", tuple(found))
 
 
-def memory(needed_mb: float, free_mb: float | None) -> Finding | None:
+def check_memory(needed_mb: float, free_mb: float | None) -> Finding | None:
     """Whether training fits this machine's memory, as far as that is known."""
     if free_mb is None or needed_mb <= free_mb:
         return None
@@ -140,7 +140,7 @@ def memory(needed_mb: float, free_mb: float | None) -> Finding | None:
     )
 
 
-def spans(row: Encoded, tokenizer: Tokenizer) -> list[tuple[str, bool]]:
+def loss_spans(row: Encoded, tokenizer: Tokenizer) -> list[tuple[str, bool]]:
     """The row's text in stretches, each with whether it is learnt: what a person should see before training."""
     found: list[tuple[list[int], bool]] = []
     for token, counts in zip(row.ids, row.mask, strict=True):

@@ -13,8 +13,8 @@ from selfalign.generation.settings import EngineSettings
 from selfalign.system.environment import accelerators
 
 if TYPE_CHECKING:
+    from selfalign.model.base_model import Model
     from selfalign.model.dialogue import Tokenizer
-    from selfalign.model.sources import Model
 
 Adapters = Mapping[str, Path]
 """Name -> PEFT folder; the GGUF form stands beside it."""

@@ -25,7 +25,7 @@ from selfalign.generation.ray.sharing import Board, Item
 from selfalign.generation.ray.supervision import Hand
 from selfalign.generation.ray.worker import Failure, Order, Ready, Result, Worker
 from selfalign.generation.settings import EngineSettings, ExecutorSettings
-from selfalign.model.sources import Model
+from selfalign.model.base_model import Model
 from selfalign.system.signals import STOP
 from selfalign.system.version import __version__
 

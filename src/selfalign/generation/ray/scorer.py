@@ -15,16 +15,16 @@ from typing import Any, Literal
 
 from selfalign.data.prompt_text import Pieces
 from selfalign.errors import Resumable, UserError
+from selfalign.generation import scoring
 from selfalign.generation.engines.base import RowError
 from selfalign.generation.local import LocalCrew
 from selfalign.generation.ray.pool import Pool
 from selfalign.generation.ray.sharing import Item
 from selfalign.generation.ray.worker import Failure, Order, Worker
-from selfalign.generation.scoring import choice
 from selfalign.generation.scoring.base import LossScorer, Scored, Text
 from selfalign.generation.settings import EngineSettings, ExecutorSettings
+from selfalign.model.base_model import Model
 from selfalign.model.dialogue import Encoded
-from selfalign.model.sources import Model
 from selfalign.system.environment import share_processor
 from selfalign.system.signals import STOP
 
@@ -114,7 +114,7 @@ class RayScorer:
         config: EngineSettings,
         model: Model,
         adapters: Mapping[str, Path],
-        kind: choice.Kind,
+        kind: scoring.ScorerKind,
         start: Callable[..., Any],
         say: Callable[[str], None] = lambda _: None,
     ) -> None:

@@ -26,7 +26,7 @@ from selfalign.system.version import __version__
 
 if TYPE_CHECKING:
     from selfalign.generation.settings import EngineSettings
-    from selfalign.model.sources import Model
+    from selfalign.model.base_model import Model
 
 Files = dict[str, bytes]
 """Name below the adapters' folder -> content; a folder there is an adapter's place in the order."""
@@ -184,13 +184,13 @@ class Worker:
 def _calibrated(config: EngineSettings, model: Model | None) -> int:
     """As many slots as this machine does best; workers that share a machine measure one after the other."""
     from selfalign.generation import calibration, engines
-    from selfalign.model.conversion import alone
+    from selfalign.model.conversion import folder_lock
     from selfalign.system.environment import cache_folder
 
     if model is None:
         return engines.default_slots(config)
-    with alone(cache_folder() / "calibration" / "workers"):
-        found = calibration.calibration(model.gguf, model.identity, config.context, config.threads)
+    with folder_lock(cache_folder() / "calibration" / "workers"):
+        found = calibration.calibrate(model.gguf, model.identity, config.context, config.threads)
     return found.slots
 
 

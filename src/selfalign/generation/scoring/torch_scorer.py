@@ -30,7 +30,7 @@ class TorchScorer:
     name = "torch, float32"
 
     def __init__(self, folder: Path, adapters: Mapping[str, Path], tokenizer: Tokenizer | None = None) -> None:
-        from selfalign.generation.scoring.tree import TreeScoring
+        from selfalign.generation.scoring.tree_scoring import TreeScoring
 
         self._model: Any = lora.load_base(folder)
         for name, path in adapters.items():

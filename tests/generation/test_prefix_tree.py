@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from selfalign.generation.scoring.base import Layout, Scored, ScoreRequest, lay_out
+from selfalign.generation.scoring.base import Scored, ScoreRequest
+from selfalign.generation.scoring.prefix_tree import Layout, lay_out
 
 TOKENS = st.lists(st.integers(0, 3), min_size=1, max_size=12).map(tuple)
 REQUESTS = st.lists(st.builds(ScoreRequest, TOKENS, TOKENS), min_size=1, max_size=12)
@@ -17,7 +18,7 @@ def read_off(layout: Layout, requests: list[ScoreRequest]) -> None:
     seen = []
     for tree in layout.trees:
         assert all(parent < node for node, parent in enumerate(tree.parents))
-        for i, nodes in tree.wanted:
+        for i, nodes in tree.targets:
             seen.append(i)
             assert len(nodes) == len(requests[i].continuation)
             for number, node in enumerate(nodes):
@@ -50,9 +51,9 @@ def test_a_long_common_beginning_is_computed_once():
     layout = lay_out(requests, budget=20)
     assert layout.prefix == head and layout.computed == 100 + 50 * 2
     read_off(layout, requests)
-    assert lay_out(requests, budget=20, kept=head[:80]).prefix == head[:80]
-    assert lay_out(requests, budget=20, kept=head[:10]).prefix == head
-    assert lay_out(requests, budget=20, kept=(7, 7)).prefix == head
+    assert lay_out(requests, budget=20, cached=head[:80]).prefix == head[:80]
+    assert lay_out(requests, budget=20, cached=head[:10]).prefix == head
+    assert lay_out(requests, budget=20, cached=(7, 7)).prefix == head
 
 
 def test_candidates_share_their_context_and_one_token_answers_cost_nothing():

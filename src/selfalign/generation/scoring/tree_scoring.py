@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from selfalign.generation.scoring.base import Layout, Scored, ScoreRequest, Tree, lay_out
+from selfalign.generation.scoring.base import Scored, ScoreRequest
+from selfalign.generation.scoring.prefix_tree import Layout, Tree, lay_out
 from selfalign.system.signals import STOP
 from selfalign.training import forward
 
@@ -28,12 +29,12 @@ class TreeScoring:
     """Scores token ids under a model that is in memory.
 
     Args:
-        model: a causal language model of transformers, with adapters or without; the one that is switched on counts.
+        model: a causal_lm language model of transformers, with adapters or without; the one that is switched on counts.
     """
 
     def __init__(self, model: Any) -> None:
         self._model = model
-        inner = forward.causal(model)
+        inner = forward.causal_lm(model)
         self._body = getattr(inner, inner.base_model_prefix)
         self._head = inner.get_output_embeddings()
         self._config = inner.config.get_text_config()
@@ -74,7 +75,7 @@ class TreeScoring:
 
     def _by_trees(self, requests: Sequence[ScoreRequest], adapter: str | None, shared: bool) -> list[Scored]:
         kept = self._prefix if adapter == self._prefix_of else ()
-        layout = lay_out(requests, kept=kept, shared=shared)
+        layout = lay_out(requests, cached=kept, shared=shared)
         self.computed += layout.computed - (len(kept) if layout.prefix == kept else 0)
         self._keep(layout, adapter)
         found: list[Scored] = [Scored(())] * len(requests)
@@ -84,11 +85,11 @@ class TreeScoring:
             row_of = {node: row for row, node in enumerate(rows)}
             pairs = [
                 (row_of[node], token)
-                for i, nodes in tree.wanted
+                for i, nodes in tree.targets
                 for node, token in zip(nodes, requests[i].continuation, strict=True)
             ]
             values = iter(self._logprobs(hidden[rows], pairs))
-            for i, nodes in tree.wanted:
+            for i, nodes in tree.targets:
                 found[i] = Scored(tuple(next(values) for _ in nodes))
         return found
 
@@ -184,7 +185,9 @@ class TreeScoring:
         STOP.check()
         ids = torch.tensor([request.ids[:-1]], device=self._head.weight.device)
         number = len(request.continuation)
-        logits = forward.causal(self._model)(input_ids=ids, use_cache=False, logits_to_keep=number).logits[0, -number:]
+        logits = forward.causal_lm(self._model)(input_ids=ids, use_cache=False, logits_to_keep=number).logits[
+            0, -number:
+        ]
         chosen = torch.tensor(request.continuation, device=logits.device)[:, None]
         return Scored(tuple(torch.log_softmax(logits.float(), -1).gather(1, chosen)[:, 0].tolist()))
 

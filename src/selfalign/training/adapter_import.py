@@ -17,11 +17,11 @@ from pydantic import ValidationError
 
 from selfalign.data.records import json_lines
 from selfalign.errors import UserError
+from selfalign.model.base_model import BASE_NOTE, Model
 from selfalign.model.conversion import quiet_transformers
 from selfalign.model.dialogue import Encoded
-from selfalign.model.sources import BASE_NOTE, Model
 from selfalign.system import atomic
-from selfalign.training.curve import thinned
+from selfalign.training.record import thin_curve
 from selfalign.training.settings import TrainingSettings
 
 WEIGHTS, CONFIG, RECORD, LOSSES = (
@@ -70,7 +70,7 @@ class Adapter:
     """For the ledger."""
 
 
-def read(
+def read_adapter(
     folder: Path,
     stage: str,
     model: Model,
@@ -215,7 +215,7 @@ def _curve(folder: Path) -> dict[str, object]:
         found.append((step, round(float(loss), 5), float(rate)))
     if not found:
         return {}
-    return {"loss_first": round(found[0][1], 4), "loss_last": round(found[-1][1], 4), "curve": thinned(found)}
+    return {"loss_first": round(found[0][1], 4), "loss_last": round(found[-1][1], 4), "curve": thin_curve(found)}
 
 
 def _finite(value: object) -> TypeGuard[float]:
@@ -233,7 +233,7 @@ def publish(adapter: Adapter, target: Path, model: Model, card: str) -> None:
     with atomic.new_folder(target) as building:
         save_file(dict(adapter.tensors), str(building / WEIGHTS), metadata={"format": "pt"})
         _config(adapter.lora, model.source).save_pretrained(str(building))
-        (building / BASE_NOTE).write_text(model.note(), "utf-8")
+        (building / BASE_NOTE).write_text(model.base_json(), "utf-8")
         (building / "README.md").write_text(card, "utf-8")
         if model.notice:
             (building / "NOTICE").write_text(model.notice + "\n", "utf-8")

@@ -25,7 +25,7 @@ from selfalign.run import recipe as recipes
 from selfalign.run.context import Context
 from selfalign.run.directory import RunDir
 from selfalign.system.console import Screen
-from selfalign.training import external, forward, loop, lora
+from selfalign.training import adapter_import, forward, loop, lora
 
 WEIGHTS = "adapter_model.safetensors"
 
@@ -52,7 +52,7 @@ def given(context: Context, tiny_base: Path, tmp_path: Path) -> Path:
     folder = tmp_path / "given"
     lora.save_adapter(adapted, folder, context.model, "card")
     note(folder, "base.json", identity=context.model.identity)
-    rows = external.rows_hash(adapter_training.rows(context, "engrave"))
+    rows = adapter_import.rows_hash(adapter_training.rows(context, "engrave"))
     note(folder, "trained.json", stage="engrave", rows_sha256=rows, processes=2, steps=2, strategy="ddp")
     log = [{"step": n + 1, "loss": 5.0 - n, "learning_rate": 0.01, "epoch": 0.5} for n in range(2)]
     (folder / "losses.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in log))

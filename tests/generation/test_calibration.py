@@ -12,7 +12,7 @@ from selfalign.model import sources
 
 def test_the_real_model_is_measured_once_and_kept(monkeypatch: pytest.MonkeyPatch):
     model = sources.resolve("embedded")
-    found = calibration.calibration(model.gguf, model.identity, 4096, 0)
+    found = calibration.calibrate(model.gguf, model.identity, 4096, 0)
     assert str(found.slots) in found.by_slots
     assert found.tokens_per_second == found.by_slots[str(found.slots)]
     assert found.tokens_per_second >= found.by_slots["1"]
@@ -23,9 +23,9 @@ def test_the_real_model_is_measured_once_and_kept(monkeypatch: pytest.MonkeyPatc
         raise AssertionError("measured again")
 
     monkeypatch.setattr(calibration, "_measure", never)
-    assert calibration.calibration(model.gguf, model.identity, 4096, 0) == found
+    assert calibration.calibrate(model.gguf, model.identity, 4096, 0) == found
     with pytest.raises(AssertionError, match="measured again"):
-        calibration.calibration(model.gguf, model.identity, 4096, 0, fresh=True)
+        calibration.calibrate(model.gguf, model.identity, 4096, 0, fresh=True)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"slots": 8}'])

@@ -1,0 +1,216 @@
+"""A base model in the forms that the stages need: a GGUF for llama.cpp, a Hugging Face folder for torch and vLLM."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import cached_property, lru_cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from selfalign.errors import UserError
+from selfalign.model.conversion import convert, convert_tokenizer, folder_lock
+from selfalign.model.dialogue import Template, Tokenizer, detect
+from selfalign.system import atomic
+from selfalign.system.environment import cache_folder
+
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+BASE_NOTE = "base.json"
+"""The file in an adapter's folder that names the base it was trained on."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """A base model. Each form is created when it is first needed and kept in the cache."""
+
+    source: str
+    """The recipe's `model`."""
+    identity: str
+    """A hash of the weights."""
+    gguf_path: Path | None
+    folder_path: Path | None
+    notice: str
+    """Licence terms that must accompany everything made from the model; empty if unknown."""
+    licence: str = ""
+    """The hub's identifier of those terms; set for the embedded model only."""
+    home: str = ""
+    """The hub id of the embedded model."""
+
+    @property
+    def hub_id(self) -> str:
+        """The model's hub id; empty for a local file or folder."""
+        is_hub_id = HUB_ID.fullmatch(self.source) and not Path(self.source).exists()
+        return self.source if is_hub_id else self.home
+
+    @property
+    def name(self) -> str:
+        """The source without local folders: "embedded", a hub id, or the last part of a path."""
+        path = Path(self.source).expanduser()
+        return path.name if self.source != "embedded" and path.exists() else self.source
+
+    @property
+    def gguf(self) -> Path:
+        """The weights as llama.cpp loads them.
+
+        Raises:
+            UserError: the model has no GGUF.
+        """
+        if self.gguf_path is None:
+            raise UserError(
+                f"model {self.source!r} has no GGUF for the engine. Make one with llama.cpp: "
+                f"`python convert_hf_to_gguf.py {self.folder_path} --outtype f16 "
+                f"--outfile {self.folder_path}/model-f16.gguf`, then run the same command again"
+            )
+        return self.gguf_path
+
+    def existing_folder(self) -> Path | None:
+        """Return what `folder` would return, or None if that would have to convert the weights first."""
+        cached = cache_folder() / "torch" / self.identity
+        return self.folder_path or (cached if (cached / "config.json").exists() else None)
+
+    def folder(self, say: Callable[[str], None] = lambda _: None) -> Path:
+        """Return the weights as transformers loads them; a GGUF is converted to float32 once.
+
+        Raises:
+            UserError: the GGUF cannot be converted.
+            Resumable: the disk has no room for the converted weights.
+        """
+        if folder := self.existing_folder():
+            return folder
+        target = cache_folder() / "torch" / self.identity
+        tokenizer = self._tokenizer_folder(say)
+        say("  converting the GGUF to float32 torch weights (once, under a minute)")
+        with folder_lock(target):  # another run may be converting the same model
+            if not (target / "config.json").exists():
+                convert(self.gguf, tokenizer, target)
+        return target
+
+    def _tokenizer_folder(self, say: Callable[[str], None]) -> Path:
+        """Return a folder with the tokenizer's files, which for a GGUF does not need its weights converted."""
+        if folder := self.existing_folder():
+            return folder
+        target = cache_folder() / "tokenizers" / self.identity
+        if not (target / "tokenizer.json").exists():
+            if missing := [m for m in ("gguf", "tokenizers", "transformers") if not find_spec(m)]:
+                raise UserError(f"a GGUF's tokenizer needs {', '.join(missing)}: pip install 'selfalign[train]'")
+            say("  reading the GGUF's tokenizer (once, about 20 seconds)")
+            with folder_lock(target):
+                if not (target / "tokenizer.json").exists():
+                    convert_tokenizer(self.gguf, target)
+        return target
+
+    def check_trainable(self) -> None:
+        """Check, before hours are spent on generation, that this model can be trained here.
+
+        Raises:
+            UserError: packages are missing, or the architecture has no GGUF adapter yet.
+        """
+        missing = [m for m in ("torch", "transformers", "peft", "gguf", "safetensors") if not find_spec(m)]
+        if missing:
+            raise UserError(f"training needs {', '.join(missing)}: pip install 'selfalign[train]'")
+        if self.folder_path is not None:
+            from selfalign.model import gguf_adapter
+
+            gguf_adapter.architecture(json.loads((self.folder_path / "config.json").read_text("utf-8")))
+
+    def base_json(self) -> str:
+        """Return the content of `BASE_NOTE` for adapters that are trained on this model."""
+        return json.dumps({"name": self.name, "identity": self.identity}) + "\n"
+
+    def check_adapter(self, folder: Path) -> None:
+        """Check that the adapter in `folder` was trained on these weights; an adapter without `BASE_NOTE` passes.
+
+        Raises:
+            UserError: it was trained on other weights, or its `BASE_NOTE` cannot be read.
+        """
+        try:
+            note = json.loads((folder / BASE_NOTE).read_text("utf-8"))
+        except FileNotFoundError:
+            return
+        except (ValueError, RecursionError):
+            note = None
+        if not isinstance(note, dict):
+            raise UserError(f"{folder / BASE_NOTE} is not a JSON object: restore it, or train the adapter again")
+        if note.get("identity") != self.identity:
+            base = " ".join(str(note[key])[:40] for key in ("name", "identity") if note.get(key))
+            raise UserError(
+                f"the adapter in {folder} was trained on another base ({base or 'unknown'}) than {self.source} "
+                f"{self.identity}: set `model` to the base it was trained on, or train it again"
+            )
+
+    def tokenizer(self, say: Callable[[str], None] = lambda _: None) -> Tokenizer:
+        """Return the tokenizer that training and the engines share.
+
+        Raises:
+            UserError: it cannot be read, or packages that read it are missing.
+        """
+        if not find_spec("tokenizers"):
+            raise UserError("the model's tokenizer needs tokenizers: pip install 'selfalign[train]'")
+        folder = self._tokenizer_folder(say)
+        tokens = _special_tokens(folder)
+        # Without add_bos_token the post-processor decides: many configurations name a bos_token but never add it.
+        adds = tokens.get("add_bos_token")
+        bos = None if adds is None else (tokens.get("bos_token") or "") if adds else ""
+        return _load_tokenizer(folder / "tokenizer.json", bos)
+
+    def context_length(self) -> int | None:
+        """Return the model's maximum number of tokens; None if its configuration has none."""
+        config = json.loads((self.folder() / "config.json").read_text("utf-8"))
+        length = config.get("max_position_embeddings")
+        return length if isinstance(length, int) and length > 0 else None
+
+    def end_tokens(self) -> tuple[str, ...]:
+        """Return the control tokens that end a response: the template's and the model's end-of-text token."""
+        eos = _special_tokens(self.folder()).get("eos_token")
+        return tuple(dict.fromkeys(t for t in (self.template.end, eos) if t))
+
+    @cached_property
+    def template(self) -> Template:
+        """The dialogue template of this model, detected from its weights once and kept in the cache."""
+        cached = cache_folder() / "templates" / f"{self.identity}.json"
+        if cached.exists():
+            return Template(**json.loads(cached.read_text("utf-8")))
+        template = _detect_template(self.folder())
+        atomic.write_text(cached, json.dumps(asdict(template)))
+        return template
+
+
+@lru_cache(maxsize=2)
+def _load_tokenizer(file: Path, bos: str | None) -> Tokenizer:
+    return Tokenizer(str(file), bos)
+
+
+def _special_tokens(folder: Path) -> dict[str, Any]:
+    """Return the `…_token` entries of tokenizer_config.json; a token given as an object is reduced to its text."""
+    try:
+        config = json.loads((folder / "tokenizer_config.json").read_text("utf-8"))
+    except (FileNotFoundError, ValueError):
+        raise UserError(f"{folder} has no readable tokenizer_config.json") from None
+    return {k: v.get("content") if isinstance(v, dict) else v for k, v in config.items() if k.endswith("_token")}
+
+
+def _detect_template(folder: Path) -> Template:
+    from safetensors import safe_open
+
+    tokenizer = json.loads((folder / "tokenizer.json").read_text("utf-8"))
+    vocabulary = {token["content"]: token["id"] for token in tokenizer.get("added_tokens", [])}
+    eos = _special_tokens(folder).get("eos_token")
+    if not eos:
+        raise UserError(f"the tokenizer in {folder} names no eos_token: add it to tokenizer_config.json")
+
+    def cosine(token: int, others: list[int]) -> float:
+        import torch
+
+        for path in sorted(folder.glob("*.safetensors")):
+            with safe_open(str(path), "pt") as file:
+                names = [n for n in file.keys() if n.endswith(("lm_head.weight", "embed_tokens.weight"))]  # noqa: SIM118
+                for name in sorted(names, reverse=True):  # lm_head first: its row decides whether a token is generated
+                    rows = file.get_slice(name)
+                    mean = torch.stack([rows[i].float() for i in others[:64]]).mean(0)
+                    return float(torch.nn.functional.cosine_similarity(rows[token].float(), mean, dim=0))
+        return 0.0
+
+    return detect(vocabulary, eos, cosine)
