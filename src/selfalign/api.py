@@ -38,7 +38,6 @@ from selfalign.system import atomic
 from selfalign.system.console import Screen
 
 if TYPE_CHECKING:
-    from selfalign.cli.drafts import Draft
     from selfalign.export.dataset import Exported
 
 
@@ -179,16 +178,6 @@ class Run:
             UserError: a line was edited into something else.
         """
         return list(feedback.read(self._context.run).values())
-
-    def suggestions(self) -> list[Draft]:
-        """Changes of the run's constitution that the marks lead to; nothing is changed by asking.
-
-        Raises:
-            UserError: as `feedback`, or the constitution is gone.
-        """
-        from selfalign.cli import suggest_changes
-
-        return list(suggest_changes.look(self._context.run).found.drafts)
 
     def status(self) -> dict[str, Any]:
         """What `selfalign status --json` prints."""

@@ -1,4 +1,4 @@
-"""A constitution's text, edited in one place: what is written reads back exactly, all else stays as it stands."""
+"""Append probes to the text of a constitution: they read back exactly, and the rest of the text stays."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from selfalign import constitution as constitutions
 from selfalign.constitution import Constitution, Probe, editing, loading
 from selfalign.errors import UserError
 
@@ -64,125 +63,112 @@ TEXTS = TEXT.filter(str.strip)
 DOCUMENTS = st.sampled_from([*(REST.replace("RULE", r) for r in RULES.values()), FLOW])
 
 
-def wanted(text: str, change: editing.Change) -> Constitution:
-    """What the edited document must say, made without the module under test."""
+PROBES = st.builds(lambda ask, c: Probe(ask=ask, expect="steps", contrast=c), TEXTS, st.booleans()) | st.builds(
+    lambda ask, words: Probe(ask=ask, expect="mentions", words=words), TEXTS, st.lists(TEXTS, min_size=1)
+)
+
+
+def expected_document(text: str, number: int, probe: Probe) -> Constitution:
+    """Return what the edited text must say, without the module under test."""
     value = loading.merged("mine.yaml", text).value
     principles = [dict(p) for p in value["principles"]]
-    target = next((p for p in principles if p["id"] == change.id), None)
-    if isinstance(change, editing.Added):
-        principles.append({"id": change.id, "name": change.name, "rule": change.rule})
-    elif isinstance(change, editing.Reworded):
-        assert target
-        target["rule"] = change.rule
-    else:
-        assert target
-        target["probes"] = [*target.get("probes", []), change.probe.model_dump()]
+    target = next(p for p in principles if p["id"] == number)
+    target["probes"] = [*target.get("probes", []), probe.model_dump()]
     document = loading.filled(loading.Located("", {**value, "principles": principles}, {}))
     return Constitution.model_validate(document.value)
 
 
-def common(one: str, other: str) -> int:
-    """How many characters both begin with."""
+def common_prefix(one: str, other: str) -> int:
     return next((n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 
-CHANGES = st.one_of(
-    st.builds(editing.Reworded, st.sampled_from([1, 3]), TEXTS),
-    st.builds(
-        editing.Probed,
-        st.sampled_from([1, 3]),
-        st.builds(lambda ask, c: Probe(ask=ask, expect="steps", contrast=c), TEXTS, st.booleans())
-        | st.builds(lambda ask, w: Probe(ask=ask, expect="mentions", words=w), TEXTS, st.lists(TEXTS, min_size=1)),
-    ),
-    st.builds(editing.Added, st.just(17), st.just("no"), TEXTS),
-)
-
-
 @settings(max_examples=25)
-@given(DOCUMENTS, CHANGES, st.sampled_from(["\n", "\r\n"]))
-@example(FLOW, editing.Reworded(3, "a, b: {c}"), "\n")
-@example(FLOW, editing.Probed(1, Probe(ask="a", expect="steps")), "\n")
-def test_any_text_reads_back_and_the_rest_stays(document: str, change: editing.Change, newline: str):
+@given(DOCUMENTS, st.sampled_from([1, 3]), PROBES, st.sampled_from(["\n", "\r\n"]))
+@example(FLOW, 1, Probe(ask="a", expect="steps"), "\n")
+@example(FLOW, 4, Probe(ask="a", expect="steps"), "\n")
+@example(REST.replace("RULE", RULES["kept"]), 3, Probe(ask="1e3", expect="steps"), "\r\n")
+def test_any_probe_reads_back_and_the_rest_stays(document: str, number: int, probe: Probe, newline: str):
     document = document.replace("\n", newline)
-    new = editing.changed("mine.yaml", document, change)
-    assert loading.load("mine.yaml", new) == wanted(document, change)
-    assert newline == "\n" or "\n" not in new.replace("\r\n", "")
-    # All that went is the value itself: comments, blank lines and the rest stand where they stood.
-    begin = common(document, new)
-    end = common(document[begin:][::-1], new[begin:][::-1])
-    gone = document[begin : len(document) - end]
-    assert "#" not in gone if isinstance(change, editing.Reworded) else gone == ""
+    edited = editing.append_probe("mine.yaml", document, number, probe)
+    assert loading.load("mine.yaml", edited) == expected_document(document, number, probe)
+    assert newline == "\n" or "\n" not in edited.replace("\r\n", "")
+    begin = common_prefix(document, edited)
+    end = common_prefix(document[begin:][::-1], edited[begin:][::-1])
+    assert document[begin : len(document) - end] == "", "nothing was removed"
 
 
-@settings(max_examples=5)
-@given(TEXTS, TEXTS)
-def test_what_is_extended_is_copied_before_it_is_changed(tmp_path_factory: pytest.TempPathFactory, rule: str, ask: str):
+def test_a_principle_without_probes_gets_them():
+    for text in (
+        REST.replace("RULE", "I am kind.").replace("    probes: []\n", ""),
+        FLOW.replace(", probes: []", ""),
+        REST.replace("RULE", "I am kind.").replace("probes: []", "probes: # none\n      []"),
+    ):
+        probe = Probe(ask="Are you calm?", expect="steps")
+        edited = editing.append_probe("mine.yaml", text, 3, probe)
+        assert loading.load("mine.yaml", edited) == expected_document(text, 3, probe)
+
+
+@settings(max_examples=10)
+@given(TEXTS, st.sampled_from(["", "\nprinciples: []", "\nprinciples:\n- {id: 4, name: late, rule: Late.}", "\nx: {}"]))
+def test_an_inherited_principle_is_copied(tmp_path_factory: pytest.TempPathFactory, ask: str, end: str):
     folder = tmp_path_factory.mktemp("c")
     base, mine = folder / "base.yaml", str(folder / "mine.yaml")
     base.write_text(REST.replace("RULE", "I am {name}."), "utf-8")
-    text = "# only mine\nextends: base.yaml\nassistant: {name: Ole}"
-    for change in (
-        editing.Probed(1, Probe(ask=ask, expect="steps")), editing.Reworded(1, rule), editing.Added(4, "late", rule),
-        editing.Probed(4, Probe(ask=ask, expect="steps", contrast=True)),
-    ):  # fmt: skip
-        text = editing.changed(mine, text, change)
-    found = loading.load(mine, text)
-    one, three, four = found.principles
-    fill = lambda t: t.replace("{name}", "Ole").replace("{cutoff}", "May 2024")  # noqa: E731
-    assert (one.rule, four.rule, three.rule) == (fill(rule), fill(rule), "I stay calm.")
-    assert [(p.ask, p.expect, p.contrast) for p in one.probes] == [
-        ("Hello?", "wordy", False),
-        (fill(ask), "steps", False),
-    ]
-    assert [(p.ask, p.contrast) for p in four.probes] == [(fill(ask), True)]
-    assert text.startswith("# only mine\nextends: base.yaml\nassistant: {name: Ole}\n")
+    text = "# only mine\nextends: base.yaml\nassistant: {name: Ole}" + end.replace("x: {}", "language: en")
+    edited = editing.append_probe(mine, text, 1, Probe(ask=ask, expect="steps"))
+    edited = editing.append_probe(mine, edited, 1, Probe(ask="Again?", expect="verse"))
+    one, three = loading.load(mine, edited).principles[:2]
+    filled = ask.replace("{name}", "Ole")
+    assert (one.rule, three.rule) == ("I am Ole.", "I stay calm.")
+    assert [(p.ask, p.expect) for p in one.probes] == [("Hello?", "wordy"), (filled, "steps"), ("Again?", "verse")]
+    assert edited.startswith("# only mine\nextends: base.yaml\nassistant: {name: Ole}")
 
 
-@pytest.mark.parametrize("style", RULES)
-def test_the_style_is_kept_where_the_words_allow_it(style: str):
-    document = REST.replace("RULE", RULES[style])
-    new = editing.changed("mine.yaml", document, editing.Reworded(1, f"I am good. {'Very ' * 40}good."))
-    line = next(
-        line
-        for line in new.splitlines()
-        if ("rule:" in line and "good" in line) or line.endswith((">-", "|-", "# why"))
-    )
-    begins = {"single": "'", "double": '"', "folded": ">-", "clipped": ">-", "literal": "|-", "kept": "|-"}
-    begins["remark"] = ">-  # why"
-    assert line.strip().removeprefix("rule: ").startswith(begins.get(style, "I am good."))
-    if style == "folded":
-        assert max(len(line) for line in new.splitlines()) <= 120
+def test_an_unknown_principle_is_an_error():
+    with pytest.raises(UserError, match="no principle 2; it has 1, 3"):
+        editing.append_probe("mine.yaml", REST.replace("RULE", "I."), 2, Probe(ask="a", expect="steps"))
 
 
-def test_a_rule_is_read_as_it_is_written(tmp_path: Path):
-    text = REST.replace("RULE", "I am {name}.")
-    assert editing.rule_of("mine.yaml", text, 1) == "I am {name}."
-    with pytest.raises(UserError, match="no principle 2"):
-        editing.rule_of("mine.yaml", text, 2)
-
-
-def test_what_cannot_be_edited_is_refused():
+def test_a_text_that_cannot_be_edited_is_refused():
     # A list by a merge key: what stands in the text is not what the document says.
     text = REST.replace("principles:", "<<:\n  principles:").replace("\n  -", "\n    -").replace("RULE", "I am kind.")
-    text = text.replace("\n    name", "\n      name")
-    for document in (text, FLOW.replace("id: 1,", "? id\n  : 1,")):
+    merge_key = text.replace("\n    name", "\n      name")
+    block_ends = REST.replace("RULE", "I.").replace(
+        '    id: 3\n    rule: "I stay calm."', "    id: 3\n    rule: |+\n      I.\n\n"
+    )
+    for document in (merge_key, FLOW.replace("id: 1,", "? id\n  : 1,"), block_ends.replace("    probes: []\n", "")):
+        probe = Probe(ask="So?", expect="steps")
         try:
-            before = loading.load("mine.yaml", document)
-        except UserError:
+            expected = expected_document(document, 1, probe)
+        except (UserError, KeyError):
             continue
         try:
-            new = editing.changed("mine.yaml", document, editing.Reworded(1, "So."))
+            edited = editing.append_probe("mine.yaml", document, 1, probe)
         except UserError as error:
-            assert "edit it by hand" in str(error)
+            assert "add it manually" in str(error)
         else:
-            assert loading.load("mine.yaml", new).principles[0].rule == "So." != before.principles[0].rule
+            assert loading.load("mine.yaml", edited) == expected
 
 
-def test_the_shipped_text_takes_every_change(default_constitution: Constitution):
-    shipped = "extends: default\n"
+def test_the_shipped_constitution_takes_a_probe(default_constitution: Constitution):
     for principle in default_constitution.principles[:3]:
-        new = editing.changed("mine.yaml", shipped, editing.Reworded(principle.id, "I do it."))
-        found = loading.load("mine.yaml", new)
-        assert [p.rule for p in found.principles if p.rule == "I do it."] == ["I do it."]
-        assert [p.probes for p in found.principles] == [p.probes for p in default_constitution.principles]
-    assert constitutions.load("default") == default_constitution
+        probe = Probe(ask="So?", expect="steps")
+        edited = editing.append_probe("mine.yaml", "extends: default\n", principle.id, probe)
+        changed = loading.load("mine.yaml", edited)
+        assert [p.rule for p in changed.principles] == [p.rule for p in default_constitution.principles]
+        assert [p for p in changed.probes() if p[1] == probe] == [(changed.principles[principle.id - 1], probe)]
+
+
+def test_publish_detects_a_changed_file_and_keeps_links(tmp_path: Path):
+    real, link = tmp_path / "real.yaml", tmp_path / "link.yaml"
+    real.write_bytes(b"old")
+    link.symlink_to(real)
+    editing.publish(link, b"new", b"old")
+    assert link.is_symlink() and real.read_bytes() == b"new"
+    for path, before in ((link, b"old"), (real, None), (tmp_path / "none.yaml", b"old")):
+        with pytest.raises(UserError, match="changed since it was read"):
+            editing.publish(path, b"newer", before)
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UserError, match="cannot be written"):
+        editing.publish(tmp_path / "file/x.yaml", b"new", None)
+    assert real.read_bytes() == b"new" and not list(tmp_path.glob(".*"))

@@ -329,7 +329,7 @@ def _mark(talk: Talk, verdict: str, rest: str) -> None:
     with_note = f", with the note: {made.note}" if made.note else ""
     talk.context.screen.say(
         f"{number}. marked {verdict}: the answer of {name}{with_note}. Nothing is trained on it; "
-        f"selfalign constitution suggest {run.path} drafts changes from it",
+        f"selfalign constitution suggest {run.path} lists the marks",
         "dim",
     )
 

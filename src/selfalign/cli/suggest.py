@@ -1,330 +1,209 @@
-"""The verb `selfalign constitution suggest`: what was thought of answers, and changes drafted from it, one by one."""
+"""Provide `selfalign constitution suggest`: list the marks on a run's answers, and turn one into a probe."""
 
 from __future__ import annotations
 
-import contextlib
 import json
-import signal
-import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 if TYPE_CHECKING:
-    from selfalign.cli.drafts import Draft, Missing
-    from selfalign.cli.suggest_changes import Look, Work
-    from selfalign.constitution import Principle
-    from selfalign.run.feedback import Feedback
-
-_KEYS = "y take it, n leave it, e in other words, a number: into that principle, new: as a principle of its own, q end"
-
-
-def register(app: typer.Typer) -> None:
-    """Add the verb."""
-
-    @app.command("suggest")
-    def suggest(
-        run: Annotated[Path, typer.Argument(help="A run directory.", metavar="RUN")],
-        accept: Annotated[
-            str, typer.Option(metavar="ID,...", help="Take these drafts, or all; ID:7 puts one into principle 7.")
-        ] = "",
-        out: Annotated[Path | None, typer.Option(help="Write the changed constitution to this new file.")] = None,
-        write: Annotated[bool, typer.Option("--write", help="Change the run's constitution file in place.")] = False,
-        source: Annotated[
-            str, typer.Option("--constitution", help="The constitution to change, where not the run's.")
-        ] = "",
-        as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    ) -> None:
-        """List what was thought of a run's answers and draft changes; nothing is changed that you do not accept."""
-        from selfalign.errors import UserError
-
-        if write and out is not None:
-            raise UserError("--write changes the file, --out writes a new one: give one of them")
-        start(run, accept, out, write, source, as_json)
-
-
-def start(path: Path, accept: str, out: Path | None, write: bool, source: str, as_json: bool) -> None:
-    """List, and where it is asked for change and write. Raises UserError: see `suggest.look`, `begin` and `Work`."""
-    from selfalign.cli import suggest_changes
-    from selfalign.errors import UserError
+    from selfalign.constitution import Constitution, Principle, Probe
     from selfalign.run.directory import RunDir
-
-    looked = suggest_changes.look(RunDir.look(path), source)
-    wanted = write or out is not None
-    if not accept and not wanted:
-        _show(_json(looked) if as_json else _listing(looked))
-        return
-    work = suggest_changes.begin(looked, out, dry=not wanted)
-    if not accept and (as_json or not (sys.stdin and sys.stdin.isatty() and sys.stdout.isatty())):
-        raise UserError(
-            "say which drafts are taken, with --accept ID,... or --accept all; in a terminal they are asked one by one"
-        )
-    picked = suggest_changes.chosen(looked, accept) if accept else []
-    if not looked.found.drafts:
-        _show(_json(looked) if as_json else _listing(looked))
-        return
-    left: list[str] = []
-    if accept:
-        left = _take(work, picked, accept.strip() == "all")
-    elif not _ask(looked, work):
-        typer.echo("nothing was accepted, nothing was written")
-        return
-    written = work.publish() if wanted and work.taken else None
-    _show(_json(looked, work, left, written) if as_json else _outcome(looked, work, left, written))
+    from selfalign.run.feedback import Feedback, Marks
 
 
-def _take(work: Work, picked: list[tuple[Draft, int | str | None]], every: bool) -> list[str]:
-    """Put drafts into the document; of all of them, those that cannot be taken are left out and named."""
+def suggest(
+    run: Annotated[Path, typer.Argument(help="A run directory.", metavar="RUN")],
+    probe: Annotated[str, typer.Option(metavar="MARK", help="Turn this mark into a probe.")] = "",
+    expect: Annotated[
+        str, typer.Option(metavar="CHECK", help="What the probe checks: steps, refuses, ... (docs/constitution.md).")
+    ] = "",
+    words: Annotated[
+        list[str] | None, typer.Option("--word", help="A word for the checks mentions and in_order; repeatable.")
+    ] = None,
+    principle: Annotated[
+        int | None, typer.Option(metavar="N", help="The principle; by default the one that the answer cites.")
+    ] = None,
+    source: Annotated[
+        str, typer.Option("--constitution", help="The constitution to change; by default the run's.")
+    ] = "",
+    out: Annotated[Path | None, typer.Option(help="Write the changed constitution to this new file.")] = None,
+    write: Annotated[bool, typer.Option("--write", help="Change the constitution file in place.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """List the marks on a run's answers by principle, or turn one of them into a probe of the constitution."""
     from selfalign.errors import UserError
-
-    left = []
-    for draft, place in picked:
-        try:
-            work.take(draft, place)
-        except UserError as error:
-            if not every:
-                raise
-            left.append(str(error))
-    return left
-
-
-def _show(lines: Iterator[str]) -> None:
+    from selfalign.run import feedback
+    from selfalign.run.directory import RunDir
     from selfalign.system.console import plain
 
+    directory = RunDir.look(run)
+    marks = feedback.read(directory)
+    if not probe:
+        if expect or words or principle or source or out or write:
+            raise UserError("name the mark to turn into a probe, with --probe MARK; the list shows the marks")
+        lines = _as_json(directory, marks) if as_json else _listing(directory, marks)
+    elif write and out:
+        raise UserError("give either --write, which changes the file, or --out, which writes a new one")
+    else:
+        mark = _select(marks, probe)
+        lines = _add_probe(directory, mark, _probe(mark, expect, words or []), principle, source, out, write)
     for line in lines:
         typer.echo(plain(line))
 
 
-def _json(
-    looked: Look, work: Work | None = None, left: list[str] | None = None, written: Path | None = None
-) -> Iterator[str]:
-    from selfalign.cli import suggest_changes
-
-    value: dict[str, Any] = looked.as_dict()
-    if work is not None:
-        value |= {
-            "accepted": [{"id": d.id, "principle": number} for d, number in work.taken],
-            "left_out": left or [],
-            "lint": suggest_changes.findings(work.new_findings()),
-            "diff": work.changes(),
-            "written": str(written) if written else None,
-        }
-    yield json.dumps(value, indent=1)  # with escapes: exact, and nothing in it drives a terminal
-
-
-# -- the list ---------------------------------------------------------------------------------------------------------
-
-
-def _listing(looked: Look) -> Iterator[str]:
-    path, marks = looked.run.path, list(looked.marks.values())
-    if not marks:
-        yield f"no answer of {path} is marked: /good and /bad do it in selfalign chat, the buttons in serve and view"
-        return
-    good = sum(m.verdict == "good" for m in marks)
-    yield f"{path}: {len(marks)} answers marked, {good} good and {len(marks) - good} bad; constitution: {looked.source}"
-    yield from _since(looked)
-    drafts: dict[str, list[Draft]] = {}
-    for d in looked.found.drafts:
-        drafts.setdefault(d.mark.id, []).append(d)
-    missing: dict[str, list[Missing]] = {}
-    for m in looked.found.missing:
-        if (m.kind, m.mark.verdict) != ("rule", "good"):
-            missing.setdefault(m.mark.id, []).append(m)
-    # Under the principle that the drafts are for, if the answer cites it.
-    homes = {key: found[0].principle for key, found in drafts.items()}
-    under: dict[str, Principle | None] = {}
-    for group in looked.found.groups:
-        number = group.principle.id if group.principle else None
-        under |= {m.id: group.principle for m in group.marks if m.id not in under or homes.get(m.id) == number}
-    for group in looked.found.groups:
-        yield ""
-        p = group.principle
-        yield f"{p.id} ({p.name}). {p.rule}" if p else "no principle"
-        for mark in group.marks:
-            yield f"  {_mark(mark)}"
-            if (home := under[mark.id]) != group.principle:
-                yield f"    see {home.id} ({home.name})" if home else "    see no principle"
-                continue
-            for d in drafts.get(mark.id, []):
-                yield f"    {d.id}  {_place(looked, d)}"
-                yield from (f"      {line}" for line in _draft(d))
-            yield from (f"    no {m.kind}: {m.why}" for m in missing.get(mark.id, []))
-    if not drafts:
-        return
-    target, first = "--out FILE" if _shipped(looked) else "--write or --out FILE", looked.found.drafts[0].id
-    yield ""
-    yield f"Nothing is changed. {target} asks for each draft in a terminal; with --accept {first},... or --accept all,"
-    yield f"these are taken. {first}:N puts a draft into principle N."
-
-
-def _shipped(looked: Look) -> bool:
-    from selfalign.constitution.loading import SHIPPED
-
-    return looked.source in SHIPPED
-
-
-def _since(looked: Look) -> Iterator[str]:
-    if looked.since:
-        yield f"{looked.source} is not as it was in the run:"
-        yield from (f"  {line}" for line in looked.since[:8])
-        if len(looked.since) > 8:
-            command = f"selfalign constitution diff {looked.run.path}/constitution.yaml {looked.source}"
-            yield f"  … {len(looked.since) - 8} lines more: {command}"
-
-
-def _mark(mark: Feedback) -> str:
+def _listing(run: RunDir, marks: Marks) -> Iterator[str]:
     from selfalign.run import feedback
 
-    return feedback.line(mark)
+    if not marks:
+        yield f"no answer of {run.path} is marked; mark answers in chat (/good, /bad), serve or view"
+        return
+    good = sum(mark.verdict == "good" for mark in marks.values())
+    yield f"{run.path}: {len(marks)} marked answers, {good} good and {len(marks) - good} bad"
+    for principle, group in feedback.by_principle(marks, run.constitution):
+        yield ""
+        yield f"{principle.id} ({principle.name}). {principle.rule}" if principle else "no principle cited"
+        yield from (feedback.line(mark, f"  {_short(marks, mark)}  ") for mark in group)
+    yield ""
+    yield f"Make a probe of a mark: selfalign constitution suggest {run.path} --probe MARK --expect CHECK --out FILE"
 
 
-def _place(looked: Look, draft: Draft) -> str:
-    principle = next((p for p in looked.texts.principles if p.id == draft.principle), None)
-    if principle is not None:
-        place = f"principle {principle.id} ({principle.name})"
-    else:
-        place = "a new principle" if draft.kind == "rule" else f"with the mark's rule, or {draft.id}:N for principle N"
-    return f"{place}: {draft.why}"
+def _as_json(run: RunDir, marks: Marks) -> Iterator[str]:
+    from selfalign.run import feedback
+
+    keys = ("id", "time", "verdict", "note", "model", "prompt", "answer")
+    groups = [
+        {
+            "principle": {"id": principle.id, "name": principle.name} if principle else None,
+            "marks": [
+                {**{k: v for k, v in mark.as_dict().items() if k in keys}, "message": mark.message} for mark in group
+            ],
+        }
+        for principle, group in feedback.by_principle(marks, run.constitution)
+    ]
+    yield json.dumps({"run": str(run.path), "groups": groups}, indent=1)  # escapes: no text can drive a terminal
 
 
-def _draft(draft: Draft) -> Iterator[str]:
-    """The draft's own words."""
-    from selfalign.cli.drafts import told
-    from selfalign.constitution.editing import as_written, flow
-
-    if draft.probe is None:
-        yield f"+ {draft.sentence}"
-    else:
-        yield f"+ {flow(as_written(draft.probe))}"
-        decides = "passes" if draft.mark.verdict == "good" else "fails"
-        yield f"  {told(draft.probe)}; the one marked {draft.mark.verdict} {decides}"
+def _short(marks: Marks, mark: Feedback) -> str:
+    """Return the mark's id, cut to the fewest digits (at least four) that tell the marks apart."""
+    length = next(n for n in range(4, 17) if n == 16 or len({key[:n] for key in marks}) == len(marks))
+    return mark.id[:length]
 
 
-# -- one by one -------------------------------------------------------------------------------------------------------
-
-
-def _ask(looked: Look, work: Work) -> bool:
-    """Ask for each draft. Returns whether any was taken."""
-    _show(_since(looked))
-    drafts = looked.found.drafts
-    try:
-        for number, draft in enumerate(drafts, 1):
-            if not _one(looked, work, draft, f"{number} of {len(drafts)}"):
-                break
-    except (KeyboardInterrupt, EOFError):
-        typer.echo("\nnothing was written")
-        raise typer.Exit(130) from None
-    return bool(work.taken)
-
-
-def _one(looked: Look, work: Work, draft: Draft, head: str) -> bool:
-    """One draft until it is taken or left. Returns whether to go on."""
-    from selfalign.cli.suggest_changes import edited
+def _select(marks: Marks, prefix: str) -> Feedback:
     from selfalign.errors import UserError
 
-    place: int | str | None = None
-    while True:
-        try:
-            text, _ = work.with_draft(draft, place)
-        except UserError as error:
-            _show(iter(("", f"{head}  {draft.id}  {_mark(draft.mark)}", f"  {error}")))
-            text = ""
-        else:
-            _show(iter(("", f"{head}  {draft.id}  {_mark(draft.mark)}", *_change(work, text))))
-            _show(f"  {line}" for line in _draft(draft) if draft.probe is not None and not line.startswith("+"))
-        said = _read(f"  {'take it? ' if text else ''}[y n e N new q ?] ").strip().lower()
-        if said == "y" and text:
-            work.take(draft, place)
-            return True
-        if said in ("n", "q"):
-            return said == "n"
-        if said == "new" or (said.isascii() and said.isdigit() and len(said) < 4):
-            place = "new" if said == "new" else int(said)
-        elif said == "e":
-            draft = _edited(draft, edited)
-        else:
-            typer.echo(f"  {_KEYS}")
+    matches = [mark for key, mark in marks.items() if key.startswith(prefix)]
+    if len(matches) != 1:
+        known = ", ".join(_short(marks, mark) for mark in marks.values()) or "none"
+        raise UserError(f"--probe {prefix!r:.60} names {len(matches) or 'no'} marks; the marks are {known}")
+    return matches[0]
 
 
-def _edited(draft: Draft, edited: Any) -> Draft:
-    from selfalign.constitution.editing import as_written, flow
-    from selfalign.errors import UserError
-    from selfalign.evaluation.checks import passes
-    from selfalign.system.console import plain
+def _probe(mark: Feedback, expect: str, words: Sequence[str]) -> Probe:
+    """Return the probe that asks the mark's message, and decides about the marked answer as the person did.
 
-    before = flow(as_written(draft.probe)) if draft.probe else draft.sentence
-    try:
-        found: Draft = edited(draft, _read("  ", before))
-    except UserError as error:
-        typer.echo(plain(f"  {error}"))
-        return draft
-    if found.probe and passes(found.probe, found.mark.answer) != (found.mark.verdict == "good"):
-        typer.echo(f"  this probe decides otherwise than you did: the answer that you marked {found.mark.verdict}")
-    return found
-
-
-def _change(work: Work, text: str) -> Iterator[str]:
-    """What the draft changes, as `constitution diff` says it."""
-    from selfalign.constitution import diff, loading
-
-    changes = diff.diff(work.now(), loading.load(work.target, text), len)
-    yield from (f"  {line}" for line in diff.lines(changes))
-
-
-def _read(question: str, before: str = "") -> str:
-    """What the user types, with the keys of a line editor; Ctrl-C ends it.
-
-    Args:
-        before: what stands there to be edited.
+    Raises:
+        UserError: the check is unknown or cannot decide so, or the message cannot be asked.
     """
-    keys: Any = None
-    with contextlib.suppress(ImportError):
-        import readline as keys
-    if before and keys is None:
-        typer.echo(f"  {before}")
-    handlers = [(s, signal.getsignal(s)) for s in (signal.SIGINT, signal.SIGTERM)]
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    import re
+    from typing import get_args
+
+    from selfalign.constitution import Probe
+    from selfalign.constitution.document import Check
+    from selfalign.errors import UserError
+    from selfalign.evaluation.checks import passes, shows
+    from selfalign.system.strict_yaml import validate
+
+    if expect not in get_args(Check):
+        raise UserError(f"--expect {expect!r} is not a check; the checks are {', '.join(get_args(Check))}")
+    if placeholder := re.search(r"\{[A-Za-z_]{1,30}\}", mark.message):
+        raise UserError(f"the message holds the placeholder {placeholder[0]}, so that it cannot be asked as it stands")
+    probe = validate(Probe, {"ask": mark.message, "expect": expect, "words": list(words)}, "probe")
+    probe = probe.model_copy(update={"contrast": shows(probe, mark.answer) == (mark.verdict == "bad")})
+    if passes(probe, mark.answer) != (mark.verdict == "good"):
+        raise UserError("the answer is empty, so that it passes no probe, and yet it is marked good")
+    return probe
+
+
+def _add_probe(
+    run: RunDir, mark: Feedback, probe: Probe, number: int | None, source: str, out: Path | None, write: bool
+) -> Iterator[str]:
+    """Add the probe to the constitution and write it where the options say; yield lines about it.
+
+    Raises:
+        UserError: the principle is not clear, the result is not valid, or the file cannot be written.
+    """
+    from selfalign.constitution import editing, loading
+    from selfalign.errors import UserError
+    from selfalign.system import strict_yaml
+
+    source = source or run.recipe.constitution
+    shipped = source in loading.SHIPPED
+    if write and (shipped or Path(source).resolve().is_relative_to(run.path.resolve())):
+        kind = "ships with selfalign" if shipped else "is the run's own copy"
+        raise UserError(f"the constitution {source} {kind} and cannot be changed; write a new one with --out FILE")
+    if out is not None and (str(out) in loading.SHIPPED or out.exists() or out.is_symlink()):
+        raise UserError(f"{out} exists; name another file with --out" + ("" if shipped else ", or use --write"))
+    before = None if shipped else _read_bytes(source)
+    text = f"extends: {source}\n" if before is None else before.decode("utf-8-sig")
+    texts = loading.load(source)
+    principle = _principle(mark, number, run.constitution, texts)
+    target = Path(source) if out is None else out
+    edited = editing.append_probe(source if before is not None else str(target), text, principle.id, probe)
+    _check(run, source, str(target), text, edited)
+    yield f"principle {principle.id} ({principle.name}): {strict_yaml.dump_inline(probe.model_dump(mode='json'))}"
+    if not (write or out):
+        yield "nothing was written; add --out FILE" + ("" if shipped else " or --write")
+        return
+    mark_of_order = b"\xef\xbb\xbf" if before is not None and before.startswith(b"\xef\xbb\xbf") else b""
+    editing.publish(target, mark_of_order + edited.encode("utf-8"), before if write else None)
+    yield f"written to {target}; ask the probes with: selfalign constitution test {run.path} --probes {target}"
+
+
+def _read_bytes(source: str) -> bytes:
+    from selfalign.errors import UserError
+
     try:
-        if before and keys is not None:
-            keys.set_startup_hook(lambda: keys.insert_text(before))
-        return input(question)
-    except UnicodeError:
-        return ""
-    finally:
-        if keys is not None:
-            keys.set_startup_hook()
-        for number, handler in handlers:
-            signal.signal(number, handler)
+        data = Path(source).read_bytes()
+        data.decode("utf-8-sig")
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"the constitution {source} cannot be read ({error}); name the one to change with --constitution"
+        ) from None
+    return data
 
 
-# -- what came of it --------------------------------------------------------------------------------------------------
+def _principle(mark: Feedback, number: int | None, cited: Constitution, texts: Constitution) -> Principle:
+    """Return the principle of the changed constitution: the one requested, or the only one that the answer cites."""
+    from selfalign.errors import UserError
+
+    names = {p.name.lower() for p in cited.principles if p.id in mark.principles}
+    matches = [p for p in texts.principles if (p.id == number if number else p.name.lower() in names)]
+    if len(matches) != 1:
+        why = f"there is no principle {number}" if number else f"the answer cites {len(matches) or 'no'} principles"
+        known = ", ".join(str(p.id) for p in texts.principles)
+        raise UserError(f"{why}; name the probe's principle with --principle N, of {known}")
+    return matches[0]
 
 
-def _outcome(looked: Look, work: Work, left: list[str], written: Path | None) -> Iterator[str]:
-    from selfalign.constitution import diff
+def _check(run: RunDir, source: str, target: str, text: str, edited: str) -> None:
+    """Check that the edited text loads from where it will be, and that lint finds no new error in it."""
+    from selfalign.constitution import loading
+    from selfalign.constitution.lint import lint
+    from selfalign.errors import UserError
 
-    yield from left
-    if not work.taken:
-        yield "no draft was taken, nothing was written"
-        return
-    changes = work.changes()
-    yield from diff.lines(changes)
-    tokens = changes["tokens"]
-    yield f"prompt of stage 2: about {tokens['from']:,} -> {tokens['to']:,} tokens, at 4 characters a token"
-    found = work.new_findings()
-    yield from (str(f) for f in found)
-    number = f"{len(found)} finding{'s' * (len(found) > 1)} more than before" if found else "nothing more than before"
-    yield f"lint: {number}"
-    if written is None:
-        yield "nothing was written: --out FILE" + ("" if _shipped(looked) else ", or --write")
-        return
-    number = f"{len(work.taken)} of {len(looked.found.drafts)} drafts"
-    yield f"{written}: written, with {number}. The run keeps its own constitution, and nothing was trained"
-    if all(d.kind == "probe" for d, _ in work.taken):
-        yield f"selfalign constitution test {looked.run.path} --probes {written} asks them"
-    else:
-        named = "" if written == Path(looked.source).resolve() else f" --set constitution={written}"
-        yield f"a run under it: selfalign run RECIPE{named} --out runs/NEW"
+    if loading.load(target, edited).digest() != loading.load(source).digest():
+        raise UserError(f"{target} would extend another constitution than {source} does; write it into the same folder")
+    seeds: Any = run.recipe.seeds
+    tasks = loading.located_seeds(seeds) if seeds == "default" or Path(seeds).is_file() else []
+    errors = [
+        {(f.rule, f.message): f for f in lint(loading.read(target, version), tasks) if f.level == "error"}
+        for version in (text, edited)
+    ]
+    for key, finding in errors[1].items():
+        if key not in errors[0]:
+            raise UserError(f"the probe is not added: {finding.message} [{finding.rule}]")

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+from selfalign.constitution import Constitution, Principle
 from selfalign.data.prompt_text import Turn
 from selfalign.data.records import content_hash, json_lines, to_json
 from selfalign.errors import UserError
@@ -202,6 +203,20 @@ def counts(run: RunDir) -> dict[str, int]:
     """How many answers are marked good and bad. Raises as `read`."""
     found = [m.verdict for m in read(run).values()]
     return {verdict: found.count(verdict) for verdict in get_args(Verdict)}
+
+
+def by_principle(marks: Marks, constitution: Constitution) -> list[tuple[Principle | None, list[Feedback]]]:
+    """Group marks by the principles that their answers cite; the last group (None) holds those that cite none.
+
+    A mark that cites several principles is in the group of each. Empty groups are not returned.
+    """
+    known = {principle.id for principle in constitution.principles}
+    groups: list[tuple[Principle | None, list[Feedback]]] = [
+        (principle, [mark for mark in marks.values() if principle.id in mark.principles])
+        for principle in constitution.principles
+    ]
+    groups.append((None, [mark for mark in marks.values() if not known & set(mark.principles)]))
+    return [(principle, group) for principle, group in groups if group]
 
 
 def line(mark: Feedback, head: str = "", width: int = 70) -> str:

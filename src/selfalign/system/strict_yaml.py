@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import sys
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -70,6 +71,11 @@ def parse_yaml(text: str, where: str) -> Any:
         raise UserError(f"{where} is not YAML: {' '.join(str(error).split())[:120]}") from None
 
 
+def compose(text: str) -> yaml.Node | None:
+    """Return the root node of a YAML text that `parse_yaml` accepts; None if the text is empty."""
+    return yaml.compose(text, _Loader)
+
+
 Place = tuple[int | str, ...]
 """Where a value stands in a document: the keys and list positions that lead to it."""
 
@@ -90,7 +96,7 @@ def lines_of(text: str) -> dict[Place, int]:
                 walk(value, (*path, number))
 
     found[()] = 1
-    if (root := yaml.compose(text, _Loader)) is not None:
+    if (root := compose(text)) is not None:
         walk(root, ())
     return found
 
@@ -172,11 +178,33 @@ class _Dumper(yaml.SafeDumper):
 def _text(dumper: _Dumper, text: str) -> yaml.ScalarNode:
     # A line that ends in a space cannot be written so.
     style = "|" if "\n" in text and not re.search(r"[ \t]\n|^\s|[^\S\n]$|[^\n\x20-\x7e\u00a0-\ud7ff]", text) else None
+    if any(letter in text for letter in "\x85\u2028\u2029"):  # line ends to YAML 1.1: as escapes they stay on one line
+        style = '"'
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 
 
 _Dumper.add_representer(str, _text)
 _Dumper.add_implicit_resolver(*_EXPONENT)
+
+
+class _InlineDumper(_Dumper):
+    """A dumper for values on one line."""
+
+
+def _inline_text(dumper: _InlineDumper, text: str) -> yaml.ScalarNode:
+    # Quotes of the other kinds would break a text with line ends into lines.
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=None if text.isprintable() else '"')
+
+
+_InlineDumper.add_representer(str, _inline_text)
+
+
+def dump_inline(value: object) -> str:
+    """Return a plain value as YAML on one line, as it can stand in a list or mapping of any style."""
+    text: str = yaml.dump(
+        value, Dumper=_InlineDumper, default_flow_style=True, sort_keys=False, allow_unicode=True, width=sys.maxsize
+    )
+    return text.rstrip("\n")
 
 
 def dump(document: BaseModel | dict[str, Any]) -> str:
