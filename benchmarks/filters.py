@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from selfalign.constitution import Constitution
-from selfalign.constitution.citations import judge_thoughts
+from selfalign.constitution.citations import check_citations
 from selfalign.constitution.leaks import leaks_of
 from selfalign.data.records import Prompt, read_jsonl
 from selfalign.quality import safety
+from selfalign.quality.filter_settings import FilterSettings, ResponseFilter
 from selfalign.quality.response_filters import judge, loops, repetitive
-from selfalign.quality.thresholds import AnswerFilter, FilterSettings
 from selfalign.run.directory import RunDir
 
 NAMES = ("default", "paper")
@@ -45,7 +45,7 @@ def answers(run: RunDir, stage: str) -> list[Answer]:
             continue
         if stage == "align" and len(parts) == 1:  # a single pass: thoughts and answer in one
             thoughts, cue, text = text.partition(f"{name}:")
-            if not cue or judge_thoughts(thoughts, run.constitution)[1]:
+            if not cue or check_citations(thoughts, run.constitution.principle_names())[1]:
                 continue
         elif stage == "align" and len(parts) < 3:
             continue
@@ -73,7 +73,7 @@ def compare(run: RunDir, stage: str, constitution: Constitution) -> None:
     print(f"\n{run.path.name}, {stage}: {len(rows)} answers")
     verdicts = {}
     for name in NAMES:
-        filters: AnswerFilter = getattr(
+        filters: ResponseFilter = getattr(
             FilterSettings.model_validate(name), "responses" if stage == "align" else "verbose"
         )
         leaks = leaks_of(constitution, filters.leak_words, verbose_only=stage != "align")

@@ -65,7 +65,7 @@ def test_the_default_has_twenty_question_types_with_different_seeds(default_cons
 
 
 def test_fewer_than_three_hundred_human_written_items(default_constitution: Constitution):
-    counts = default_constitution.human_lines(len(load_seeds("default")))
+    counts = default_constitution.human_items(len(load_seeds("default")))
     assert counts["seed tasks"] == 175
     assert counts["principles"] == 16
     assert counts["exemplars"] == 5

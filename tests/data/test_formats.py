@@ -10,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from selfalign.data import formats
-from selfalign.data.formats import WRITTEN, Row, form_of, read, unread, written
+from selfalign.data.formats import OUTPUT_FORMATS, Row, detect_form, format_row, parse_row, unread_keys
 from selfalign.data.records import to_json
 from selfalign.errors import UserError
 from selfalign.export.dataset import rendered
@@ -98,7 +98,7 @@ READ = {
 @pytest.mark.parametrize("name", READ)
 def test_every_known_form_is_read(name: str):
     value, row = READ[name]
-    assert read(value, HERE) == row
+    assert parse_row(value, HERE) == row
 
 
 REFUSED = {
@@ -129,18 +129,18 @@ REFUSED = {
 @pytest.mark.parametrize("message", REFUSED)
 def test_what_is_no_such_row_is_named_with_its_place(message: str):
     with pytest.raises(UserError, match=rf"^mine\.jsonl:7: .*{message}"):
-        read(REFUSED[message], HERE)
+        parse_row(REFUSED[message], HERE)
 
 
 def test_many_long_keys_make_no_long_error():
     with pytest.raises(UserError) as caught:
-        read({f"{'k' * 500}{n}": 1 for n in range(100)}, HERE)
+        parse_row({f"{'k' * 500}{n}": 1 for n in range(100)}, HERE)
     assert len(str(caught.value)) < 700
 
 
 def test_keys_that_say_nothing_are_told():
     row = {"instruction": "a", "context": "b", "response": "c"}
-    assert unread(row, form_of(row) or "") == ["context"]
+    assert unread_keys(row, detect_form(row) or "") == ["context"]
 
 
 json_values = st.recursive(
@@ -161,13 +161,13 @@ known_keys = st.sampled_from(sorted({key for keys in formats.KEYS.values() for k
 @given(st.dictionaries(known_keys, json_values, max_size=5) | json_values)
 def test_any_value_is_a_row_or_an_error_with_its_place(value: Any):
     try:
-        row = read(value, HERE)
+        row = parse_row(value, HERE)
     except UserError as error:
         assert str(error).startswith(HERE)
     else:
         assert all(isinstance(text, str) for text in (row.instruction, row.input, row.message))
-        assert row.left_out >= 0
-        assert unread(value, row.form) == [key for key in value if key not in formats.KEYS[row.form]]
+        assert row.skipped_turns >= 0
+        assert unread_keys(value, row.form) == [key for key in value if key not in formats.KEYS[row.form]]
 
 
 # -- writing ---------------------------------------------------------------------------------------------------------
@@ -178,7 +178,7 @@ HOSTILE = [
     "🙂", "漢字", "naïve",
 ]  # fmt: skip
 texts = st.text(max_size=60) | st.lists(st.sampled_from(HOSTILE), max_size=8).map("".join)
-WITH_ROLES = [form for form in WRITTEN if form != "prompt-completion-text"]
+WITH_ROLES = [form for form in OUTPUT_FORMATS if form != "prompt-completion-text"]
 
 
 @pytest.mark.parametrize("form", WITH_ROLES)
@@ -186,8 +186,8 @@ WITH_ROLES = [form for form in WRITTEN if form != "prompt-completion-text"]
 @example("", "", "", "")
 def test_what_is_written_reads_back(form: Any, instruction: str, text: str, answer: str | None, system: str | None):
     row = Row("our own", instruction, text, answer, system)
-    back = read(json.loads(to_json(written(row, form)).encode("utf-8")), HERE)
-    assert (back.message, back.answer, back.system, back.left_out) == (row.message, answer, system, 0)
+    back = parse_row(json.loads(to_json(format_row(row, form)).encode("utf-8")), HERE)
+    assert (back.message, back.answer, back.system, back.skipped_turns) == (row.message, answer, system, 0)
     if form == "alpaca" and answer is not None:
         assert (back.form, back.instruction, back.input) == ("Alpaca", instruction, text)
 
@@ -196,7 +196,7 @@ def test_what_is_written_reads_back(form: Any, instruction: str, text: str, answ
 def test_the_forms_are_what_others_expect(form: Any):
     row = Row("our own", "Sort", "b a", "a b", "Be.")
     assert (
-        written(row, form)
+        format_row(row, form)
         == {
             "prompt-completion": {
                 "prompt": [{"role": "system", "content": "Be."}, {"role": "user", "content": "Sort\n\nb a"}],
@@ -244,5 +244,5 @@ def test_user_and_answer_stand_in_the_text_as_they_are(template: Template, user:
     at = next(n for n, (one, two) in enumerate(zip(before, after, strict=True)) if one != two)
     assert value["prompt"] == before[:at] + user.strip() + before[at + 1 :]
     assert value["completion"] == template.space + answer.strip() + template.end
-    back = read(value, HERE)
+    back = parse_row(value, HERE)
     assert (back.instruction, back.answer) == (value["prompt"], value["completion"])

@@ -15,7 +15,7 @@ import pytest
 import selfalign
 from selfalign.data import tables
 from selfalign.data.records import Prompt, read_jsonl
-from selfalign.data.tables import HubData, parse, pinned
+from selfalign.data.tables import HubData, parse_hub_name, pin_revision
 from selfalign.data.user_data import UserData
 from selfalign.errors import UserError
 from selfalign.pipeline.order import run_stage
@@ -53,7 +53,7 @@ def test_parquet_is_read_row_by_row(tmp_path: Path):
     file = parquet(tmp_path / "mine.parquet", [{**row, "score": 0.5} for row in ROWS])
     data = UserData(prompts(file))
     assert [(row.message, row.answer) for _, row in data] == READ
-    assert data.said()[1] == "keys that are not read: score"
+    assert data.messages()[1] == "keys that are not read: score"
     assert [place for place, _ in data][-1] == f"{file}:2500"
 
 
@@ -98,12 +98,12 @@ def test_parquet_without_pyarrow_is_one_line(tmp_path: Path, monkeypatch: pytest
 
 
 def test_names_of_hub_data_sets():
-    assert parse("owner/name") == HubData("owner/name")
-    assert parse("a-b/c.d_e") == HubData("a-b/c.d_e")
-    assert parse("owner/name/2023.en:test@v1.0") == HubData("owner/name", "2023.en", "test", "v1.0")
-    assert parse("owner/name@refs/pr/3") == HubData("owner/name", None, None, "refs/pr/3")
+    assert parse_hub_name("owner/name") == HubData("owner/name")
+    assert parse_hub_name("a-b/c.d_e") == HubData("a-b/c.d_e")
+    assert parse_hub_name("owner/name/2023.en:test@v1.0") == HubData("owner/name", "2023.en", "test", "v1.0")
+    assert parse_hub_name("owner/name@refs/pr/3") == HubData("owner/name", None, None, "refs/pr/3")
     for text in ("owner/name", "owner/name/config", "owner/name:split", "owner/name/config:split@abc"):
-        assert str(parse(text)) == text
+        assert str(parse_hub_name(text)) == text
 
 
 @pytest.mark.parametrize(
@@ -111,13 +111,13 @@ def test_names_of_hub_data_sets():
     ["name", "/owner/name", "./owner/name", "../owner", "owner/", "a/b/c/d", "a/mine.jsonl", "a/b:c:d", "a b/c", ""],
 )
 def test_other_names_are_none(text: str):
-    assert parse(text) is None
+    assert parse_hub_name(text) is None
 
 
 def test_a_folder_that_is_there_makes_it_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "owner").mkdir()
-    assert parse("owner/name") is None and parse(f"owner/name@{COMMIT}")
+    assert parse_hub_name("owner/name") is None and parse_hub_name(f"owner/name@{COMMIT}")
     with pytest.raises(UserError, match="prompts file 'owner/name' does not exist"):
         recipes.located(recipes.load("quick"), Path("owner/name"))
 
@@ -209,7 +209,7 @@ def test_code_in_a_folder_is_never_run(offline: Path, tmp_path: Path):
 def test_a_hub_data_set_is_read_at_its_commit(offline: Path, tmp_path: Path, fake_run: Runs):
     in_cache(folder(tmp_path / "name", train=ROWS[:4], test=ROWS[:1]), offline, COMMIT)
     name = f"owner/name@{COMMIT}"
-    assert pinned(parse(name) or HubData("")) == name
+    assert pin_revision(parse_hub_name(name) or HubData("")) == name
     assert read(name) == READ[:4]
     context = fake_run(f"prompts.file={name}", "stages=[prompts]", "evaluate.heldout_prompts=1")
     run_stage(context, "prompts")
@@ -269,4 +269,4 @@ def test_without_the_library_there_is_one_line(monkeypatch: pytest.MonkeyPatch, 
         with pytest.raises(UserError, match=r"need datasets: pip install 'selfalign\[data\]'"):
             read(name)
     with pytest.raises(UserError, match=r"need datasets: pip install 'selfalign\[data\]'"):
-        tables.pinned(HubData("owner/name"))
+        tables.pin_revision(HubData("owner/name"))

@@ -18,7 +18,7 @@ from selfalign.evaluation import probes
 from selfalign.generation.engines.base import Step
 from selfalign.generation.engines.fake import default_script
 from selfalign.pipeline import order
-from selfalign.quality.instruction_filters import reason_to_drop, reason_to_drop_own
+from selfalign.quality.instruction_filters import reason_to_drop, reason_to_drop_user_prompt
 from selfalign.quality.rouge import rouge_l
 from selfalign.run.context import Context
 
@@ -180,8 +180,8 @@ def test_a_changed_file_of_own_prompts_is_refused(fake_run: Runs, tmp_path: Path
 def test_cleaning_keeps_what_a_user_means():
     assert cleaned("a\r\n\r\n\r\n\r\nb  \n c") == "a\n\nb\n c"
     assert cleaned("¿Qué tal?") == "¿Qué tal?"
-    assert reason_to_drop_own("") == "empty"
-    assert reason_to_drop_own("Hi") == ""
+    assert reason_to_drop_user_prompt("") == "empty"
+    assert reason_to_drop_user_prompt("Hi") == ""
 
 
 def test_a_language_takes_the_place_of_the_ascii_rule():

@@ -20,7 +20,7 @@ import selfalign
 from selfalign import constitution as constitutions
 from selfalign.constitution import Constitution
 from selfalign.data import formats
-from selfalign.data.formats import WRITTEN, Row
+from selfalign.data.formats import OUTPUT_FORMATS, Row
 from selfalign.data.records import Example, Prompt, Response, read_jsonl, write_jsonl
 from selfalign.errors import UserError
 from selfalign.export import dataset
@@ -36,7 +36,7 @@ from selfalign.system.console import Screen
 Runs = Callable[..., Context]
 SMALL = ("prompts.self_instruct.count=12", "prompts.red_team.count=12", "prompts.red_team.topic_rounds=1",
          "evaluate.heldout_prompts=4")  # fmt: skip
-WITH_ROLES = [form for form in WRITTEN if form != "prompt-completion-text"]
+WITH_ROLES = [form for form in OUTPUT_FORMATS if form != "prompt-completion-text"]
 
 
 def rows(path: Path) -> list[dict[str, Any]]:
@@ -44,7 +44,7 @@ def rows(path: Path) -> list[dict[str, Any]]:
 
 
 def read(path: Path) -> list[Row]:
-    return [formats.read(value, f"{path}:{n}") for n, value in enumerate(rows(path), 1)]
+    return [formats.parse_row(value, f"{path}:{n}") for n, value in enumerate(rows(path), 1)]
 
 
 @pytest.fixture

@@ -344,7 +344,7 @@ def test_no_other_module_spells_a_role_token_or_builds_turns():
     own_form = {
         "generation/guided.py",
         "constitution/lint.py",
-        "constitution/original.py",
+        "constitution/import_original.py",
         "constitution/rendering.py",
         "generation/engines/fake.py",
         "evaluation/hhh.py",  # the dialogue in the question, as the benchmark spells it

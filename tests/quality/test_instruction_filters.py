@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conftest import hang_guard
+from selfalign.quality.filter_settings import PromptFilter
 from selfalign.quality.instruction_filters import reason_to_drop
-from selfalign.quality.thresholds import PromptFilter
 
 REASONS = {
     None,

@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 
 from conftest import hang_guard
 from selfalign.constitution import Assistant, Constitution, Exemplar, Principle, SystemPrompts, Turn
-from selfalign.constitution.citations import judge_thoughts
+from selfalign.constitution.citations import check_citations
 from selfalign.constitution.leaks import leaks_of
+from selfalign.quality.filter_settings import FilterSettings
 from selfalign.quality.response_filters import Verdict, cut_at_repeated_clause, judge, loops, ngrams
-from selfalign.quality.thresholds import FilterSettings
 
 TEXTS = Constitution(
     format=1,
@@ -70,12 +70,12 @@ def keep(text: str, message: str = "Why does it rain?", rules: str = "default") 
     ],
 )
 def test_thoughts_cite_principles_by_name(thoughts: str, cited: list[int], reason: str | None):
-    assert judge_thoughts(thoughts, TEXTS) == (cited, reason)
+    assert check_citations(thoughts, TEXTS.principle_names()) == (cited, reason)
 
 
 @given(st.text())
 def test_any_thoughts_get_an_answer(thoughts: str):
-    cited, reason = judge_thoughts(thoughts, TEXTS)
+    cited, reason = check_citations(thoughts, TEXTS.principle_names())
     assert (reason is None) == bool(cited)
     assert set(cited) <= {3, 7, 13}
 
@@ -440,4 +440,4 @@ def test_a_long_run_of_blanks_takes_no_time(before: str, space: str):
     with hang_guard():
         judge(text, False, "Why does it rain?", VERBOSE, RULES["default"].verbose)
     with hang_guard():
-        judge_thoughts(text, TEXTS)
+        check_citations(text, TEXTS.principle_names())

@@ -10,8 +10,8 @@ import pytest
 
 from selfalign.quality import safety
 from selfalign.quality.contamination import Benchmarks
+from selfalign.quality.filter_settings import FilterSettings
 from selfalign.quality.response_filters import Leaks, RefusalCap, ResponseJudge
-from selfalign.quality.thresholds import FilterSettings
 
 READING = Path(__file__).parents[2] / "benchmarks/data/safety_100.jsonl"
 ALL = list(safety.RULES)

@@ -236,7 +236,7 @@ def test_the_constitution_is_there_in_full(made: str, default_constitution: Any)
 
 def test_human_lines_are_counted_and_their_sum_is_right(gathered: dict[str, Any], default_constitution: Any):
     human = gathered["supervision"]
-    assert human["total"] == sum(human["counts"].values()) == default_constitution.human_lines(175)["total"]
+    assert human["total"] == sum(human["counts"].values()) == default_constitution.human_items(175)["total"]
     assert human["missing"] == ""
 
 

@@ -9,7 +9,7 @@ import pytest
 
 import selfalign
 from selfalign.errors import UserError
-from selfalign.quality.thresholds import FilterSettings
+from selfalign.quality.filter_settings import FilterSettings
 from selfalign.run import recipe as recipes
 from selfalign.run.recipe import SHIPPED, STAGES, differences, load
 from selfalign.system import strict_yaml

@@ -74,7 +74,7 @@ def _summary(document: Located, found: list[Finding], seeds: int, budget: Budget
     if errors:
         return f"{document.source}: {errors} errors, {len(found) - errors} warnings"
     texts = Constitution.model_validate(document.value)
-    said = f"{len(texts.principles)} principles, {texts.human_lines(seeds)['total']} human-written items"
+    said = f"{len(texts.principles)} principles, {texts.human_items(seeds)['total']} human-written items"
     if budget is not None:
         used = budget.count(render(texts) + query(texts, ""))
         said += f"; the prompt has {used:,} tokens under {budget.model}, {budget.context - used:,} are left"
@@ -103,7 +103,7 @@ def show(
     if not count:
         typer.echo(json.dumps(texts.model_dump(), indent=1) if as_json else plain(render(texts)).rstrip())
         return
-    counts = texts.human_lines(len(constitution.load_seeds(seeds)))
+    counts = texts.human_items(len(constitution.load_seeds(seeds)))
     probes = len(texts.probes())
     if as_json:
         typer.echo(json.dumps({**counts, "not counted": {"probes": probes}}))
@@ -183,7 +183,7 @@ def import_(
     """Read the original project's prompt, seed and identity files into one constitution."""
     from selfalign import constitution
     from selfalign.cli.starter import make_folder
-    from selfalign.constitution import original
+    from selfalign.constitution import import_original
     from selfalign.errors import UserError
     from selfalign.system import atomic, strict_yaml
     from selfalign.system.console import plain
@@ -192,8 +192,8 @@ def import_(
     for file in (target, seeds):
         if file.exists():
             raise UserError(f"{file} exists: name another --out")
-    result = original.read_files(paths)
-    value, texts = original.document(result, "imported", constitution.load("default"))
+    result = import_original.read_files(paths)
+    value, texts = import_original.document(result, "imported", constitution.load("default"))
     make_folder(out)
     atomic.write_text(target, strict_yaml.dump(value))
     if result.seeds:
@@ -203,6 +203,8 @@ def import_(
     for line in result.not_placed:
         typer.echo(plain(f"not placed: {line}"))
     same = (
-        "renders to the same text" if not original.first_difference(result.rules_text, texts) else "renders otherwise"
+        "renders to the same text"
+        if not import_original.first_difference(result.rules_text, texts)
+        else "renders otherwise"
     )
     typer.echo(f"{target}: the rules prompt {same}")

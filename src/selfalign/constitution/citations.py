@@ -1,19 +1,56 @@
-"""Check the principles that internal thoughts cite."""
+"""Check the principles that internal thoughts cite by number and name, as in "7 (candor)".
+
+`check_citations` decides on the thoughts that a model wrote in stage 2; `citation_errors` on those of the exemplars.
+The name decides which principle a model means: without a grammar a small model writes "3 (informative)" where 2 is
+informative. In an exemplar, which people write, number and name must agree.
+"""
 
 from __future__ import annotations
 
-from selfalign.constitution.document import Constitution
+from collections.abc import Mapping
+
 from selfalign.data.text import CITATION
 
 
-def judge_thoughts(thoughts: str, constitution: Constitution) -> tuple[list[int], str | None]:
-    """The principles that the thoughts cite (ids in order, once each), and why the thoughts are not well-formed.
+def check_citations(thoughts: str, names: Mapping[int, str]) -> tuple[list[int], str | None]:
+    """Return the ids of the principles that a model's thoughts cite, and why the thoughts are dropped.
 
-    The name decides: without a grammar a small model writes "3 (informative)" where 2 is informative.
+    Args:
+        names: the principles' names by id (`Constitution.principle_names`).
+
+    Returns:
+        The ids in order, without repeats, and the reason; None if the thoughts are well-formed.
     """
-    known = {p.name.lower(): p.id for p in constitution.principles}
-    names = [name.lower() for _, name in CITATION.findall(thoughts)]
-    cited = list(dict.fromkeys(known[name] for name in names if name in known))
+    ids = {name.lower(): number for number, name in names.items()}
+    cited_names = [name.lower() for _, name in CITATION.findall(thoughts)]
+    cited = list(dict.fromkeys(ids[name] for name in cited_names if name in ids))
     if not thoughts.strip():
         return cited, "no thoughts"
     return cited, None if cited else "no principle cited"
+
+
+def citation_errors(thoughts: str, names: Mapping[int, str]) -> list[str]:
+    """Return what is wrong with the citations of an exemplar's thoughts: unknown numbers, names of other principles."""
+    cited = CITATION.findall(thoughts)
+    correct = [names.get(int(digits), "").lower() == name.lower() for digits, name in cited]
+    if any(correct):
+        # "A meal for 4 (or 5) people" before the first correct citation is not one.
+        cited = cited[correct.index(True) :]
+    if not cited:
+        return ['cites no principle; end its thoughts with e.g. "3 (helpful)"']
+    errors = []
+    for digits, name in cited:
+        if int(digits) not in names:
+            errors.append(f'cites "{digits} ({name})", but there is no principle {digits}')
+        elif names[int(digits)].lower() != name.lower():
+            errors.append(f'cites "{digits} ({name})", but principle {digits} is {names[int(digits)]!r}')
+    return errors
+
+
+def remove_citation(thoughts: str, number: int) -> str:
+    """Return the thoughts without their citation of one principle."""
+    matches = list(CITATION.finditer(thoughts))
+    if not matches:
+        return thoughts
+    remaining = ", ".join(m[0] for m in matches if int(m[1]) != number)
+    return thoughts[: matches[0].start()] + remaining + thoughts[matches[-1].end() :]

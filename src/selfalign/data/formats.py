@@ -15,8 +15,14 @@ from typing import Any, Literal
 from selfalign.data.records import join_input
 from selfalign.errors import UserError
 
-Written = Literal["prompt-completion", "prompt-completion-text", "messages", "alpaca", "sharegpt"]
-WRITTEN: tuple[Written, ...] = ("prompt-completion", "prompt-completion-text", "messages", "alpaca", "sharegpt")
+OutputFormat = Literal["prompt-completion", "prompt-completion-text", "messages", "alpaca", "sharegpt"]
+OUTPUT_FORMATS: tuple[OutputFormat, ...] = (
+    "prompt-completion",
+    "prompt-completion-text",
+    "messages",
+    "alpaca",
+    "sharegpt",
+)
 """The forms that rows are written in. prompt-completion-text is `rendered`, the others are `written`."""
 
 KEYS = {
@@ -46,7 +52,7 @@ class Row:
     """The rest of the message, where the form keeps it apart."""
     answer: str | None = None
     system: str | None = None
-    left_out: int = 0
+    skipped_turns: int = 0
     """Turns of a dialogue that are not taken: those before the first user turn and after the answer to it."""
 
     @property
@@ -55,7 +61,7 @@ class Row:
         return join_input(self.instruction, self.input)
 
 
-def form_of(keys: Mapping[str, Any] | tuple[str, ...]) -> str | None:
+def detect_form(keys: Mapping[str, Any] | tuple[str, ...]) -> str | None:
     """The form of a row with these keys, or None. Where several fit, the one that says the most."""
     if "messages" in keys:
         return "messages"
@@ -70,7 +76,7 @@ def form_of(keys: Mapping[str, Any] | tuple[str, ...]) -> str | None:
     return None
 
 
-def read(value: object, where: str) -> Row:
+def parse_row(value: object, where: str) -> Row:
     """The row as a record.
 
     Args:
@@ -82,9 +88,9 @@ def read(value: object, where: str) -> Row:
     """
     if not isinstance(value, dict):
         raise UserError(f"{where}: a row must be an object of keys and values, not {value!r:.60}")
-    form = form_of(value)
+    form = detect_form(value)
     if form is None:
-        raise unknown(tuple(value), where)
+        raise unknown_form(tuple(value), where)
     if form in ("messages", "ShareGPT"):
         return _dialogue(form, value[KEYS[form][0]], value.get("system"), where)
     if form in ("prompt–completion", "prompts"):
@@ -98,13 +104,13 @@ def read(value: object, where: str) -> Row:
     return Row(form, instruction or "", text or "", answer, system)
 
 
-def unknown(keys: tuple[str, ...], where: str) -> UserError:
+def unknown_form(keys: tuple[str, ...], where: str) -> UserError:
     """The error for a row (or a table) with these keys, which are no known form's."""
     seen = ", ".join(f"{key!r:.40}" for key in keys[:8]) + (", …" if len(keys) > 8 else "")
     return UserError(f"{where}: no known form: it has the keys {seen or '(none)'}; known are {_KNOWN}")
 
 
-def unread(value: Mapping[str, Any], form: str) -> list[str]:
+def unread_keys(value: Mapping[str, Any], form: str) -> list[str]:
     """Keys of the row that say nothing in its form."""
     return [key for key in value if key not in KEYS[form]]
 
@@ -151,8 +157,8 @@ def _dialogue(form: str, turns: object, system: object, where: str) -> Row:
         return Row(form, "", "", None, system)
     message, rest = said[first][1] or "", said[first + 1 :]
     answered = bool(rest) and rest[0][0] in _ASSISTANT
-    left_out = len(said) - len(given[:1]) - 1 - answered
-    return Row(form, message, "", rest[0][1] if answered else None, system, left_out)
+    skipped_turns = len(said) - len(given[:1]) - 1 - answered
+    return Row(form, message, "", rest[0][1] if answered else None, system, skipped_turns)
 
 
 def _turn(turn: object, where: str) -> tuple[str, str | None]:
@@ -181,7 +187,7 @@ def _parts(parts: list[object], where: str) -> str:
     return "".join(found)
 
 
-def written(row: Row, form: Written) -> dict[str, Any]:
+def format_row(row: Row, form: OutputFormat) -> dict[str, Any]:
     """The row in a form that is read with roles: the system text is a turn of its own before the user's.
 
     Alpaca keeps instruction and input apart and has a key `system`; elsewhere the message is one text. A row without an

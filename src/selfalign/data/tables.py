@@ -39,7 +39,7 @@ class HubData:
         return self.name + "".join(mark + part for mark, part in marks if part)
 
 
-def parse(text: str) -> HubData | None:
+def parse_hub_name(text: str) -> HubData | None:
     """The hub data set that the text names, or None where it looks like a path."""
     found = _HUB.fullmatch(text)
     if not found or found["name"].lower().endswith(_FILES):
@@ -49,7 +49,7 @@ def parse(text: str) -> HubData | None:
     return HubData(found["name"], found["config"], found["split"], found["revision"])
 
 
-def pinned(wanted: HubData, kept: str | None = None) -> str:
+def pin_revision(wanted: HubData, kept: str | None = None) -> str:
     """The data set with the commit that its revision is now.
 
     Args:
@@ -163,9 +163,9 @@ def _split_rows(builder: Any, shown: str, split: str | None) -> Iterator[tuple[s
 
 def _wanted(names: tuple[str, ...], where: str) -> list[str]:
     """The columns that the table's form has."""
-    form = formats.form_of(names)
+    form = formats.detect_form(names)
     if form is None:
-        raise formats.unknown(names, where)
+        raise formats.unknown_form(names, where)
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise UserError(f"{where}: there are two columns {twice!r}")
     return [name for name in names if name in formats.KEYS[form]]

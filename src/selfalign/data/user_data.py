@@ -38,7 +38,7 @@ class UserDataSettings(Protocol):
     def rows(self) -> int | None: ...
 
 
-def pinned(name: str, kept: str | None = None) -> tuple[str, str | None]:
+def pin_source(name: str, kept: str | None = None) -> tuple[str, str | None]:
     """What a recipe freezes of a file, folder or hub data set: its full name, and the sha256 of what lies here.
 
     Args:
@@ -50,8 +50,8 @@ def pinned(name: str, kept: str | None = None) -> tuple[str, str | None]:
     path = Path(name)
     if path.is_file() or path.is_dir():
         return str(path.absolute()), _hash(path)
-    if found := tables.parse(name):
-        return tables.pinned(found, kept), None
+    if found := tables.parse_hub_name(name):
+        return tables.pin_revision(found, kept), None
     raise UserError(f"prompts file {name!r} does not exist")
 
 
@@ -93,16 +93,16 @@ class UserData:
     def __iter__(self) -> Iterator[tuple[str, formats.Row]]:
         self._begin()
         for place, value in self._values():
-            row = formats.read(value, place)
+            row = formats.parse_row(value, place)
             self.forms[row.form] += 1
-            self.unread.update(formats.unread(value, row.form))
-            self.shortened += bool(row.left_out)
+            self.unread.update(formats.unread_keys(value, row.form))
+            self.shortened += bool(row.skipped_turns)
             self.systems += bool(row.system)
             yield place, row
 
     def _values(self) -> Iterator[tuple[str, Any]]:
         path = Path(self._source)
-        if not path.is_absolute() and not path.exists() and (found := tables.parse(self._source)):
+        if not path.is_absolute() and not path.exists() and (found := tables.parse_hub_name(self._source)):
             return tables.hub_rows(found)
         if not path.exists():
             raise UserError(f"prompts file {self._source!r} does not exist")
@@ -111,7 +111,7 @@ class UserData:
             raise UserError(f"{path} was changed since the run was begun: restore it, or begin again with --new")
         return tables.folder_rows(path, digest) if path.is_dir() else values(path)
 
-    def said(self) -> list[str]:
+    def messages(self) -> list[str]:
         """What the user should know about how the rows were read."""
         found = [f"{self.name}: read as " + ", ".join(f"{form} {n:,}" for form, n in self.forms.most_common())]
         if self.unread:
@@ -132,7 +132,7 @@ class UserData:
         return {"from": self.name, **{key: value for key, value in found.items() if value}}
 
 
-def count(prompts: UserDataSettings) -> int:
+def count_prompts(prompts: UserDataSettings) -> int:
     """How many prompts a run takes from its file, before the filters. Raises as `UserData`, or if there is none."""
     data = UserData(prompts)
     number = sum(1 for _ in data)
@@ -141,13 +141,13 @@ def count(prompts: UserDataSettings) -> int:
     return min(number, prompts.rows) if prompts.rows else number
 
 
-def prompt_of(row: formats.Row) -> tuple[str, str, str]:
+def prompt_fields(row: formats.Row) -> tuple[str, str, str]:
     """(id, instruction, input) of the prompt that a row becomes, cleaned."""
     instruction, text = cleaned(row.instruction), cleaned(row.input)
     return prompt_id(instruction, text), instruction, text
 
 
-class Answers:
+class UserResponses:
     """The answers of a recipe's `prompts.file` by their prompts' ids, on disk. Close it.
 
     Of a prompt that stands there more than once, the first answer. Raises as `UserData`.
@@ -160,7 +160,7 @@ class Answers:
             self._db.execute("CREATE TABLE answers(id TEXT PRIMARY KEY, text TEXT NOT NULL) WITHOUT ROWID")
             self._db.execute("BEGIN")
             rows = (
-                (prompt_of(row)[0], without_controls(row.answer))
+                (prompt_fields(row)[0], without_controls(row.answer))
                 for _, row in UserData(prompts)
                 if row.answer is not None
             )
@@ -252,8 +252,8 @@ def _table(path: Path, kind: str) -> Iterator[tuple[str, Any]]:
             where, start = f"{path}:{start}", reader.line_num + 1
             if not names:
                 names = [cell.strip().lower() for cell in cells]
-                if formats.form_of(tuple(names)) is None:
-                    raise formats.unknown(tuple(names), f"{where}: the header")
+                if formats.detect_form(tuple(names)) is None:
+                    raise formats.unknown_form(tuple(names), f"{where}: the header")
                 if twice := next((n for n in names if names.count(n) > 1), None):
                     raise UserError(f"{where}: the header names {twice!r} twice")
             elif cells:  # a blank line has none
@@ -269,4 +269,4 @@ def _names(line: str, comma: str) -> list[str]:
         names = next(csv.reader([line], delimiter=comma), [])
     except csv.Error:  # reading the table says which, and where
         return []
-    return names if formats.form_of(tuple(name.strip().lower() for name in names)) else []
+    return names if formats.detect_form(tuple(name.strip().lower() for name in names)) else []

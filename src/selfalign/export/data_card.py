@@ -32,7 +32,7 @@ def text(context: Context, configs: list[Config], form: str, notes: list[str]) -
     """README.md of the data set.
 
     Args:
-        form: one of `formats.WRITTEN`.
+        form: one of `formats.OUTPUT_FORMATS`.
         notes: what a trainer must be told.
     """
     constitution = context.run.constitution

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from selfalign.data import formats
-from selfalign.data.formats import WRITTEN, Row, Written
+from selfalign.data.formats import OUTPUT_FORMATS, OutputFormat, Row
 from selfalign.data.prompt_text import BOS, Turn
 from selfalign.data.records import Example, Prompt, Response, stream_jsonl
 from selfalign.errors import UserError
@@ -62,7 +62,7 @@ def write(
     """Write rows in that form, with their card and the base model's licence notice.
 
     Args:
-        form: one of `formats.WRITTEN`.
+        form: one of `formats.OUTPUT_FORMATS`.
         stage: one of `STAGES`; unless given, every stage that has run, each as a configuration of one data set (in a
             single file: engrave).
         out: a folder, or a file (.jsonl, .parquet) for the training rows alone; RUN/export/... unless given.
@@ -72,8 +72,8 @@ def write(
     Raises:
         UserError: form, stage or type is unknown, the stage has not run, or the place is taken.
     """
-    if form not in WRITTEN:
-        raise UserError(f"--format {form!r} is not known; known are {', '.join(WRITTEN)}")
+    if form not in OUTPUT_FORMATS:
+        raise UserError(f"--format {form!r} is not known; known are {', '.join(OUTPUT_FORMATS)}")
     if stage and stage not in STAGES:
         raise UserError(f"--stage {stage!r} is not known; known are {', '.join(STAGES)}")
     if out is not None:
@@ -210,8 +210,8 @@ def _records(path: Path, stage: str) -> Iterator[Example] | Iterator[Response] |
 
 def _maker(context: Context, form: str) -> Callable[[Item], dict[str, Any] | None]:
     if form != "prompt-completion-text":
-        known: Written = next(f for f in WRITTEN if f == form)
-        return lambda item: formats.written(item[1], known)
+        known: OutputFormat = next(f for f in OUTPUT_FORMATS if f == form)
+        return lambda item: formats.format_row(item[1], known)
     if not context.has_weights:
         raise UserError(f"{form} is what a model's tokenizer sees, and the fake engine has no model")
     model = context.model

@@ -24,7 +24,7 @@ def find(
         form: one of `parcel.FORMS`.
         model: of a model: engraved or final.
         kind: type of the weights, or of a data set's files: parquet unless given.
-        rows_in: of a data set: one of `formats.WRITTEN`.
+        rows_in: of a data set: one of `formats.OUTPUT_FORMATS`.
         stage: of a data set: one of `dataset.STAGES`; all that have run unless given.
 
     Raises:

@@ -12,7 +12,7 @@ from pathlib import Path
 from selfalign.constitution import Constitution
 from selfalign.data.prompt_text import BOS
 from selfalign.data.records import Prompt, prompt_id
-from selfalign.data.user_data import UserData, prompt_of
+from selfalign.data.user_data import UserData, prompt_fields
 from selfalign.errors import UserError
 from selfalign.generation.engines.base import Request, RowError, answer
 from selfalign.pipeline import step1a_self_instruct, step1b_red_team, step2_self_align
@@ -43,7 +43,7 @@ def show(recipe: Recipe, constitution: Constitution, rows: int, screen: Screen) 
 def _own(context: Context, rows: int) -> list[tuple[str, Prompt, str | None]]:
     """(place, prompt, answer) of the first of the user's own rows."""
     first = islice(UserData(context.recipe.prompts), rows)
-    return [(f"{Path(place).name}", Prompt(*prompt_of(row)), row.answer) for place, row in first]
+    return [(f"{Path(place).name}", Prompt(*prompt_fields(row)), row.answer) for place, row in first]
 
 
 def _print_given(context: Context, rows: int) -> None:

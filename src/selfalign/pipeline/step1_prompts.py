@@ -12,9 +12,9 @@ from hashlib import blake2b
 from pathlib import Path
 
 from selfalign.data.records import Prompt, content_hash, join_input, read_jsonl, write_jsonl
-from selfalign.data.user_data import UserData, prompt_of
+from selfalign.data.user_data import UserData, prompt_fields
 from selfalign.errors import UserError
-from selfalign.quality.instruction_filters import reason_to_drop_own
+from selfalign.quality.instruction_filters import reason_to_drop_user_prompt
 from selfalign.quality.novelty import NoveltyIndex
 from selfalign.quality.rouge import folded
 from selfalign.run.context import Context
@@ -56,7 +56,7 @@ def import_file(context: Context) -> list[Path]:
     if not kept:
         why = ", ".join(f"{reason} {n}" for reason, n in dropped.most_common())
         raise UserError(f"{data.name} holds no prompt" + (f" that can be used: {why}" if why else ""))
-    for text in data.said():
+    for text in data.messages():
         context.screen.say(f"  {text}", "dim")
     context.finish("self_instruct", len(kept) + dropped.total(), clock, data.notes())
     return [_publish(context, kept)]
@@ -69,10 +69,10 @@ def _judged(context: Context, data: UserData) -> Iterator[tuple[Prompt | None, R
     bounds = (config.tokens[0], config.tokens[1]) if config.tokens else None
     measure = _counter(context) if bounds else len
     for number, (place, row) in enumerate(data):
-        row_id, instruction, text = prompt_of(row)
+        row_id, instruction, text = prompt_fields(row)
         message = join_input(instruction, text)
         length = None if bounds is None else measure(message)
-        reason = reason_to_drop_own(message, length, bounds or (1, 1))
+        reason = reason_to_drop_user_prompt(message, length, bounds or (1, 1))
         # Case and punctuation do not make a prompt another one.
         key = blake2b(folded(message).encode("utf-8"), digest_size=16).digest()
         if not reason and key in known:

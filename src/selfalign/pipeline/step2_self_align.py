@@ -16,10 +16,10 @@ from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
-from selfalign.constitution.citations import judge_thoughts
+from selfalign.constitution.citations import check_citations
 from selfalign.constitution.leaks import leaks_of
 from selfalign.data.records import Prompt, Response, line
-from selfalign.data.user_data import Answers, UserData
+from selfalign.data.user_data import UserData, UserResponses
 from selfalign.generation import guided
 from selfalign.generation.engines.base import Request
 from selfalign.generation.loop import Outcome, Work, row_seed, stream
@@ -109,7 +109,7 @@ def _given(
     context: Context, prompts: Rows[Prompt], leaks: Leaks, cap: RefusalCap, on_done: Callable[[int, int], None]
 ) -> Decisions:
     """The user's own answers are taken."""
-    with closing(Answers(context.recipe.prompts)) as answers:
+    with closing(UserResponses(context.recipe.prompts)) as answers:
         for position, prompt in enumerate(prompts):
             STOP.check()
             answer = answers.get(prompt.id)
@@ -128,7 +128,7 @@ def decide(
         return RowOutcome(prompt.id, position, outcome.fate, outcome.reason, prompt.message), None
     constitution = context.run.constitution
     thoughts, answer, truncated = guided.split(outcome.completion, request, constitution.assistant.name)
-    principles, reason = judge_thoughts(thoughts, constitution)
+    principles, reason = check_citations(thoughts, constitution.principle_names())
     if reason is None and not answer.strip():
         reason = "thoughts never ended" if len(outcome.completion.parts) < len(request.steps) else "empty"
     response = _response(prompt, answer, thoughts, principles)

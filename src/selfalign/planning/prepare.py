@@ -121,7 +121,7 @@ def user_prompts(recipe: Recipe) -> int | None:
     check_prompts(recipe)
     if "prompts" not in recipe.stages or not recipe.prompts.file:
         return None
-    return user_data.count(recipe.prompts)
+    return user_data.count_prompts(recipe.prompts)
 
 
 def check_prompts(recipe: Recipe) -> None:

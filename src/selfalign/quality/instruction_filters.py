@@ -10,8 +10,8 @@ from __future__ import annotations
 import re
 import string
 
+from selfalign.quality.filter_settings import PromptFilter
 from selfalign.quality.language import LANGUAGES, lapses
-from selfalign.quality.thresholds import PromptFilter
 
 _DEFAULT = PromptFilter.model_validate({})
 _NOT_TEXT = re.compile(
@@ -54,7 +54,7 @@ def reason_to_drop(
     return None
 
 
-def reason_to_drop_own(message: str, length: int | None = None, bounds: tuple[int, int] = (1, 1)) -> str:
+def reason_to_drop_user_prompt(message: str, length: int | None = None, bounds: tuple[int, int] = (1, 1)) -> str:
     """Why a prompt that the user brought is not taken; empty where it is.
 
     Args:

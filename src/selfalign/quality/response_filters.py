@@ -17,10 +17,10 @@ from functools import lru_cache
 from selfalign.data.text import CITATION
 from selfalign.quality import safety
 from selfalign.quality.contamination import Benchmarks, Hit
+from selfalign.quality.filter_settings import ResponseFilter
 from selfalign.quality.language import LANGUAGES, lapses, other_language
 from selfalign.quality.refusals import stock_refusal
 from selfalign.quality.rouge import rouge_l, tokens, words
-from selfalign.quality.thresholds import AnswerFilter
 
 _THOUGHT = re.compile(r"internal thoughts?\)?\s*:|I should follow \d|\(internal|\bPrinciples?:\s*\d", re.IGNORECASE)
 _ROLE = re.compile(r"(^|\n)[^\S\n]*(user|assistant|human)\s*(\(internal thoughts\))?:", re.IGNORECASE)
@@ -144,7 +144,7 @@ def cut_at_repeated_clause(text: str) -> str:
     return kept.strip()
 
 
-def judge(text: str, truncated: bool, message: str, leaks: Leaks, filters: AnswerFilter) -> Verdict:
+def judge(text: str, truncated: bool, message: str, leaks: Leaks, filters: ResponseFilter) -> Verdict:
     """Keep or drop an answer of stage 2 or 4.
 
     Args:
@@ -174,7 +174,7 @@ def judge(text: str, truncated: bool, message: str, leaks: Leaks, filters: Answe
     return Verdict(text, _reason(text, message, leaks, filters))
 
 
-def _reason(text: str, message: str, leaks: Leaks, filters: AnswerFilter) -> str:
+def _reason(text: str, message: str, leaks: Leaks, filters: ResponseFilter) -> str:
     if filters.encyclopaedia and _ENCYCLOPAEDIA.search(text):
         return "encyclopaedia tail"
     if filters.list_items and len(_LIST_ITEM.findall(text)) > filters.list_items:
@@ -230,7 +230,7 @@ class ResponseJudge:
     Call it in the rows' order: the cap counts what was kept before.
     """
 
-    def __init__(self, filters: AnswerFilter, leaks: Leaks, benchmarks: Benchmarks) -> None:
+    def __init__(self, filters: ResponseFilter, leaks: Leaks, benchmarks: Benchmarks) -> None:
         self._filters = filters
         self._leaks = leaks
         self._benchmarks = benchmarks

@@ -111,7 +111,7 @@ def supervision(run: RunDir) -> dict[str, Any]:
             seeds = len(load_seeds(run.recipe.seeds))
         except UserError:
             missing = "the file of seed tasks is gone"
-    counts = run.constitution.human_lines(seeds)
+    counts = run.constitution.human_items(seeds)
     total = counts.pop("total")
     if own:
         del counts["seed tasks"]

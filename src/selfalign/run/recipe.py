@@ -20,7 +20,7 @@ from selfalign.generation.settings import (
     Temperature,
     Tokens,
 )
-from selfalign.quality.thresholds import FilterSettings
+from selfalign.quality.filter_settings import FilterSettings
 from selfalign.run.storage import Location
 from selfalign.system.strict_yaml import Strict, parse_yaml, read_text, validate
 from selfalign.training.settings import TrainingSettings
@@ -256,7 +256,7 @@ def located(recipe: Recipe, prompts: Path | None = None, source: str = "", kept:
     if prompts is None and value["prompts"]["file"]:
         prompts = found(value["prompts"]["file"])
     if prompts is not None:
-        value["prompts"]["file"], value["prompts"]["file_sha256"] = user_data.pinned(str(prompts), kept)
+        value["prompts"]["file"], value["prompts"]["file_sha256"] = user_data.pin_source(str(prompts), kept)
     return validate(Recipe, value, "recipe")
 
 

@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from selfalign.constitution.citations import judge_thoughts
+from selfalign.constitution.citations import check_citations
 from selfalign.errors import UserError
 from selfalign.run import feedback
 from selfalign.web.guard import Guard, Message, Policy, Receive, Refused, Scope, Send, part
@@ -117,7 +117,7 @@ class Api:
         thoughts = value.pop("thoughts", "")
         if not isinstance(thoughts, str):
             raise UserError("thoughts are text")
-        cited, _ = judge_thoughts(thoughts, self._served.constitution)
+        cited, _ = check_citations(thoughts, self._served.constitution.principle_names())
         run = self._served.context.run
         told = {**value, "source": "page", "principles": cited}
         if value.get("verdict") == "":

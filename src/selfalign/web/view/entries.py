@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from selfalign.constitution import Constitution
-from selfalign.constitution.citations import judge_thoughts
+from selfalign.constitution.citations import check_citations
 from selfalign.data.records import content_hash, join_input, prompt_id
 from selfalign.run.directory import JSONL_FILES
 
@@ -179,7 +179,7 @@ class Reader:
                 answer=_text(kept, "response"), principles=principles,
             )  # fmt: skip
         message, thoughts, answer = apart(fate.text, message)
-        cited = tuple(judge_thoughts(thoughts, self._constitution)[0])
+        cited = tuple(check_citations(thoughts, self._constitution.principle_names())[0])
         return _described(fate, prompt, message=message, thoughts=thoughts, answer=answer, principles=cited)
 
     def _example(self, fate: RowOutcome, found: Mapping[str, dict[str, Any]]) -> Entry:

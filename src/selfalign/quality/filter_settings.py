@@ -29,7 +29,7 @@ class PromptFilter(Strict):
     """Keep prompts with a left-over `<noinput>` or `[insert ...]`."""
 
 
-class AnswerFilter(Strict):
+class ResponseFilter(Strict):
     """Stages 2 and 4. 0 turns a lower bound off, 1 an upper bound that is a share."""
 
     truncated: Literal["drop", "trim"] = "drop"
@@ -73,7 +73,7 @@ class AnswerFilter(Strict):
     """Drop answers that end in an encyclopaedia's "See also" or references."""
 
     @model_validator(mode="after")
-    def _known_rules(self) -> AnswerFilter:
+    def _known_rules(self) -> ResponseFilter:
         if wrong := next((name for name in self.unsafe if name not in RULES), None):
             raise ValueError(f"unsafe names the rules {', '.join(RULES)}, not {wrong!r}")
         return self
@@ -103,7 +103,7 @@ _BASES: dict[str, dict[str, Any]] = {
 }
 
 
-class Overlap(Strict):
+class OverlapFilter(Strict):
     """With the benchmark files of the evaluation and the behaviour probes."""
 
     words: int = Field(8, ge=0)
@@ -119,11 +119,11 @@ class FilterSettings(Strict):
     base: Literal["default", "paper"] = "default"
     """Where the values come from that are not given."""
     prompts: PromptFilter
-    responses: AnswerFilter
+    responses: ResponseFilter
     """Stage 2."""
-    verbose: AnswerFilter
+    verbose: ResponseFilter
     """Stage 4."""
-    overlap: Overlap
+    overlap: OverlapFilter
     """All prompts and answers."""
 
     @classmethod

@@ -68,7 +68,7 @@ def test_extension_through_folders_and_in_circles(write: Callable[[str, str], st
         ("extends: default\nprinciples: [{id: [17], name: x, rule: y}]\n", r"principles\.16\.id"),
         ("extends: default\nexemplars: [{user: [a, b], thoughts: t, answer: a}]\n", r"exemplars\.5\.user"),
         ("extends: default\nlanguage: no\n", "write it in quotes"),
-        ("extends: default\nlanguage: xx\n", "language 'xx' is not known"),
+        ("extends: default\nlanguage: xx\n", "language 'xx' is unknown"),
         ("extends: default\nprinciples: [{id: 1, name: ethical, rule: ' '}]\n", "is blank"),
         ("- a\n", "must be a mapping"),
         ("", "must be a mapping"),

@@ -18,7 +18,7 @@ import pytest
 
 from selfalign.data import formats, user_data
 from selfalign.data.records import Prompt, prompt_id, read_jsonl
-from selfalign.data.user_data import Answers, UserData, prompt_of, values
+from selfalign.data.user_data import UserData, UserResponses, prompt_fields, values
 from selfalign.errors import Resumable, UserError
 from selfalign.pipeline.order import run_stage
 from selfalign.run import recipe as recipes
@@ -136,7 +136,7 @@ def test_what_cannot_be_read_is_named_with_its_line(tmp_path: Path, name: str, n
     if not message:
         assert read(tmp_path / name, data) == []
         with pytest.raises(UserError, match=rf"^{re.escape(name)} holds no prompt$"):
-            user_data.count(prompts(tmp_path / name))
+            user_data.count_prompts(prompts(tmp_path / name))
         return
     with pytest.raises(UserError, match=message) as caught:
         read(tmp_path / name, data)
@@ -273,7 +273,7 @@ def test_what_is_not_taken_is_said(tmp_path: Path):
         + "\n" + json.dumps({"instruction": "d", "context": "e", "response": "f"}),
     )  # fmt: skip
     assert len(list(data)) == len(list(data)) == 2
-    assert data.said() == [
+    assert data.messages() == [
         "mine.jsonl: read as ShareGPT 1, our own 1",
         "keys that are not read: id, lang, context",
         "dialogues of which only the first user turn and the answer to it are taken: 1",
@@ -345,15 +345,15 @@ def test_without_a_file_there_are_no_rows():
 def test_rows_are_counted_up_to_the_limit(tmp_path: Path):
     (tmp_path / "a.txt").write_text("a\nb\nc\n")
     config = prompts(tmp_path / "a.txt")
-    assert user_data.count(config) == 3
-    assert user_data.count(config.model_copy(update={"rows": 2})) == 2
+    assert user_data.count_prompts(config) == 3
+    assert user_data.count_prompts(config.model_copy(update={"rows": 2})) == 2
 
 
 # -- answers ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
-def answers(tmp_path: Path) -> Iterator[Answers]:
+def answers(tmp_path: Path) -> Iterator[UserResponses]:
     rows = [
         {"instruction": " Sort\u200b", "input": "b a ", "output": None},
         {"instruction": "Sort", "input": "b a", "output": "a b\x00\r\nand\n\n\nmore  "},
@@ -361,12 +361,12 @@ def answers(tmp_path: Path) -> Iterator[Answers]:
         {"instruction": "Say", "input": "", "output": ""},
     ]
     (tmp_path / "mine.json").write_text(json.dumps(rows))
-    made = Answers(prompts(tmp_path / "mine.json"))
+    made = UserResponses(prompts(tmp_path / "mine.json"))
     yield made
     made.close()
 
 
-def test_an_answer_is_found_by_its_prompts_id(answers: Answers):
+def test_an_answer_is_found_by_its_prompts_id(answers: UserResponses):
     assert answers.get(prompt_id("Sort", "b a")) == "a b\nand\n\n\nmore  "
     assert answers.get(prompt_id("Say", "")) == ""
     assert answers.get(prompt_id("Sort", "")) is None
@@ -378,7 +378,7 @@ def test_an_id_is_that_of_the_prompt_in_stage_one(fake_run: Runs, tmp_path: Path
     context = fake_run(f"prompts.file={file}", "stages=[prompts]")
     run_stage(context, "prompts")
     kept = next(iter(context.prompts()))
-    assert (kept.id, kept.instruction, kept.input) == prompt_of(next(row for _, row in UserData(prompts(file))))
+    assert (kept.id, kept.instruction, kept.input) == prompt_fields(next(row for _, row in UserData(prompts(file))))
 
 
 def test_a_full_disk_under_the_answers_is_resumable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -394,4 +394,4 @@ def test_a_full_disk_under_the_answers_is_resumable(tmp_path: Path, monkeypatch:
 
     monkeypatch.setattr(user_data.sqlite3, "connect", small)
     with pytest.raises(Resumable, match="no space for temporary files"):
-        Answers(prompts(tmp_path / "mine.jsonl"))
+        UserResponses(prompts(tmp_path / "mine.jsonl"))

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from selfalign import constitution as constitutions
 from selfalign.constitution import Constitution, load
-from selfalign.constitution.original import document, first_difference, parse_rules, read_files
+from selfalign.constitution.import_original import document, first_difference, parse_rules, read_files
 from selfalign.constitution.rendering import render
 from selfalign.errors import UserError
 from selfalign.system import strict_yaml
