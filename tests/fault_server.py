@@ -15,14 +15,14 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from selfalign.generation.engines.base import Sampling, Step
 from selfalign.generation.engines.openai_api import OpenAiApi
-from selfalign.generation.retries import Policy
+from selfalign.generation.retries import RetryPolicy
 from selfalign.generation.settings import EngineSettings
 from selfalign.model.dialogue import Tokenizer
 
 STEP = Step(Sampling(0.5, 0.9, 8))
 
 
-FAST = Policy(attempts=6, first=0.01, longest=0.05, seconds=20, probe_wait=0.01)
+FAST = RetryPolicy(attempts=6, first_wait=0.01, longest_wait=0.05, max_seconds=20, probe_wait=0.01)
 
 
 GOOD = {"choices": [{"text": " fine", "finish_reason": "stop"}], "usage": {"prompt_tokens": 7, "completion_tokens": 2}}
@@ -93,6 +93,9 @@ class Handler(BaseHTTPRequestHandler):
         self.reply(200, whole[: len(whole) // 2], length=len(whole))
         self.close_connection = True
 
+    def fault_endless(self) -> None:
+        self.reply(200, b" " * (5 << 20))
+
     def fault_not_json(self) -> None:
         self.reply(200, b"{'choices': [")
 
@@ -154,7 +157,7 @@ def serving(choose: Callable[[str], str | None], handler: type[Handler] = Handle
 
 
 def engine(
-    server: FaultServer, policy: Policy = FAST, slots: int = 8, tokenizer: Tokenizer | None = None, **more: object
+    server: FaultServer, policy: RetryPolicy = FAST, slots: int = 8, tokenizer: Tokenizer | None = None, **more: object
 ) -> OpenAiApi:
     url = f"http://127.0.0.1:{server.server_address[1]}/v1"
     config = {"kind": "openai", "url": url, "served": {"base": "m"}, "timeout": 0.25, **more}

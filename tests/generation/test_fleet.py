@@ -112,7 +112,7 @@ def test_three_failures_in_a_row_send_a_server_away_and_nobody_listening_one():
         one.window.size = 2.0
     ticket = Ticket()
     assert fleet.take(ticket) is two
-    assert not fleet.failed(two, ticket, Transient("refused", trouble="absent"), lambda n, w: 0.0)
+    assert not fleet.failed(two, ticket, Transient("refused", failure="unreachable"), lambda n, w: 0.0)
     assert left == ["one", "two"] and fleet.take(Ticket()) is None
     fleet.back(one)
     assert fleet.take(Ticket()) is one and int(one.window.size) == 1

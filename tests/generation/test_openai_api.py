@@ -22,7 +22,7 @@ from selfalign.generation.engines.base import Request, RowError, Sampling, Step,
 from selfalign.generation.engines.llama_cpp import LlamaCpp
 from selfalign.generation.engines.openai_api import OpenAiApi, _part
 from selfalign.generation.loop import Work, generate
-from selfalign.generation.retries import Patience, Policy, Transient, retry_after
+from selfalign.generation.retries import Retrier, RetryPolicy, Transient, read_retry_after
 from selfalign.generation.settings import EngineSettings
 from selfalign.model import sources
 from selfalign.pipeline import order
@@ -96,7 +96,9 @@ def test_a_poisoned_row_fails_alone(tmp_path: Path):
 
 
 def test_a_dead_server_opens_the_breaker_and_ends_resumably(tmp_path: Path):
-    policy = Policy(attempts=4, first=0.001, longest=0.002, trips=6, probes=2, probe_wait=0.01)
+    policy = RetryPolicy(
+        attempts=4, first_wait=0.001, longest_wait=0.002, breaker_failures=6, probes=2, probe_wait=0.01
+    )
     with serving(lambda _: "503") as server:
         works = [Work(f"r{n}", Request((BOS, f"q{n}"), (STEP,), n)) for n in range(500)]
         journal = Journal(tmp_path / "j.sqlite")
@@ -161,30 +163,58 @@ def test_a_host_that_nobody_knows_ends_the_run():
         OpenAiApi(config, 8, FAST).generate((BOS, "x"), STEP, 0, None)
 
 
+def test_reply_over_the_size_limit_fails_the_row():
+    with serving(lambda _: "endless") as server, pytest.raises(RowError, match=r"reply does not end \(2 tries\)"):
+        engine(server, RetryPolicy(attempts=2, first_wait=0.01)).generate((BOS, "x"), STEP, 0, None)
+
+
+def test_loopback_servers_bypass_the_proxy(monkeypatch: pytest.MonkeyPatch):
+    for name in ("HTTP_PROXY", "ALL_PROXY", "http_proxy", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")
+    with serving(lambda _: None) as server:
+        assert engine(server).generate((BOS, "x"), STEP, 0, None).text == " fine"
+
+
+def test_other_servers_are_reached_through_the_proxy(monkeypatch: pytest.MonkeyPatch):
+    with serving(lambda _: None) as proxy:
+        monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{proxy.server_address[1]}")
+        config = EngineSettings.model_validate({"url": "http://no-such-host.invalid", "served": {"base": "m"}})
+        made = OpenAiApi(config, 1, FAST)
+        assert made.generate((BOS, "x"), STEP, 0, None).text == " fine"
+        made.close()
+
+
+def test_unusable_proxy_is_reported_without_its_password(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HTTP_PROXY", "gopher://user:canary@proxy")
+    with pytest.raises(UserError, match="HTTP_PROXY") as caught:
+        OpenAiApi(EngineSettings.model_validate({"url": "http://server.invalid"}), 1)
+    assert "canary" not in str(caught.value)
+
+
 def test_retry_after_in_every_form():
     now = 1_700_000_000.0
-    assert retry_after({}) is None
-    assert retry_after({"retry-after": "7"}) == 7
-    assert retry_after({"retry-after-ms": "1500"}) == 1.5
-    assert retry_after({"retry-after": email.utils.formatdate(now + 30, usegmt=True)}, now) == 30
-    assert retry_after({"retry-after": email.utils.formatdate(now - 30, usegmt=True)}, now) == 0
+    assert read_retry_after({}) is None
+    assert read_retry_after({"retry-after": "7"}) == 7
+    assert read_retry_after({"retry-after-ms": "1500"}) == 1.5
+    assert read_retry_after({"retry-after": email.utils.formatdate(now + 30, usegmt=True)}, now) == 30
+    assert read_retry_after({"retry-after": email.utils.formatdate(now - 30, usegmt=True)}, now) == 0
     for nonsense in ("soon", "-3", "1e999", "Mon, 99 Foo 2026", "\x00"):
-        assert retry_after({"retry-after": nonsense}, now) in (None, 0.0)
+        assert read_retry_after({"retry-after": nonsense}, now) in (None, 0.0)
 
 
 def test_waits_have_full_jitter_and_a_bound():
-    patience = Patience(Policy(first=1.0, longest=60.0, probe_wait=0.01), seed=1)
-    waits = [patience.pause(4, None) for _ in range(10_000)]
+    retrier = Retrier(RetryPolicy(first_wait=1.0, longest_wait=60.0, probe_wait=0.01), seed=1)
+    waits = [retrier.pause(4, None) for _ in range(10_000)]
     assert 0 <= min(waits) < 0.1 and 7.9 < max(waits) <= 8
     assert abs(sum(waits) / len(waits) - 4) < 0.2
-    assert all(patience.pause(30, None) <= 60 for _ in range(100))
-    assert patience.pause(1, 86_400.0) <= 61
+    assert all(retrier.pause(30, None) <= 60 for _ in range(100))
+    assert retrier.pause(1, 86_400.0) <= 61
 
 
 def test_a_call_keeps_to_its_budget_of_seconds():
     now = [0.0]
-    patience = Patience(
-        Policy(attempts=100, seconds=10, first=4, longest=4, probe_wait=0.01),
+    retrier = Retrier(
+        RetryPolicy(attempts=100, max_seconds=10, first_wait=4, longest_wait=4, probe_wait=0.01),
         lambda: now[0],
         lambda s: now.__setitem__(0, now[0] + s),
     )
@@ -195,7 +225,7 @@ def test_a_call_keeps_to_its_budget_of_seconds():
         raise Transient("the server says 503")
 
     with pytest.raises(RowError, match=r"503 \(\d+ tries\)"):
-        patience.call(fails)
+        retrier.call(fails)
     assert now[0] <= 10
     assert len(tries) > 2
 

@@ -19,7 +19,7 @@ from selfalign.generation.engines.base import Completion, Part, Request, RowErro
 from selfalign.generation.engines.llama_cpp import LlamaCpp
 from selfalign.generation.engines.openai_api import OpenAiApi
 from selfalign.generation.loop import Work, generate
-from selfalign.generation.retries import Policy
+from selfalign.generation.retries import RetryPolicy
 from selfalign.generation.settings import EngineSettings
 from selfalign.model import sources
 from selfalign.model.dialogue import Tokenizer, as_text
@@ -88,7 +88,7 @@ def test_a_server_that_reads_our_ids_gets_ids(tokenizer: Tokenizer, kind: str):
     assert all(body["prompt"] == tokenizer.encode(PROMPT) for body in sent) and len(sent) == 20
     assert all(body["logit_bias"] == {str(tokenizer.ids(" no")[0]): -9.0, "257": 2.0} for body in sent)
     assert tokenizer.first(Control("<eos>")) == 257
-    assert not any(part.neutralised for part in parts) and made.note == ""
+    assert not any(part.escaped for part in parts) and made.note == ""
 
 
 @pytest.mark.parametrize(
@@ -117,14 +117,14 @@ def test_another_server_gets_text_that_spells_no_control_token_but_ours(tokenize
         asked = len(server.seen)
         made.generate((BOS, "harmless"), STEP, 0, None)
         assert len(server.seen) == asked + 1
-    assert (part.text, part.neutralised) == (" fine", BROKEN)
+    assert (part.text, part.escaped) == (" fine", BROKEN)
     assert made.note.startswith("the server gets text: ") and why in made.note
 
 
 def test_without_the_models_tokenizer_control_tokens_are_known_by_their_names():
     with serving(lambda _: None, Tokens) as server:
         made = engine(server)
-        assert made.generate(PROMPT, STEP, 0, None).neutralised == BROKEN
+        assert made.generate(PROMPT, STEP, 0, None).escaped == BROKEN
         assert [body["prompt"] for body, _ in server.seen] == [AS_TEXT]
     assert "tokenizer is not here" in made.note
 
@@ -136,7 +136,11 @@ def test_a_busy_server_is_asked_again_and_a_dead_one_decides_nothing(tokenizer: 
         made.generate(PROMPT, STEP, 0, None)
         assert server.seen[-1][0]["prompt"] == tokenizer.encode(PROMPT)
     with serving(lambda _: "503", Tokens) as server:
-        made = engine(tokens(server, tokenizer), Policy(attempts=2, first=0.001, longest=0.001), tokenizer=tokenizer)
+        made = engine(
+            tokens(server, tokenizer),
+            RetryPolicy(attempts=2, first_wait=0.001, longest_wait=0.001),
+            tokenizer=tokenizer,
+        )
         with pytest.raises(RowError, match="503"):
             made.generate(PROMPT, STEP, 0, None)
         server.choose = lambda _: "llama"
@@ -158,9 +162,9 @@ def test_a_wrong_key_ends_the_run_and_a_path_before_v1_is_kept(tokenizer: Tokeni
 
 
 def test_the_flag_is_part_of_the_raw_output_only_where_there_is_one():
-    plain, flagged = Part("a", "end"), Part("b", "end", neutralised=("<eos>", "</s>"))
-    done = Completion((plain, flagged, Part("c", "end", neutralised=("<eos>",))))
-    assert done.neutralised == ("<eos>", "</s>")
+    plain, flagged = Part("a", "end"), Part("b", "end", escaped=("<eos>", "</s>"))
+    done = Completion((plain, flagged, Part("c", "end", escaped=("<eos>",))))
+    assert done.escaped == ("<eos>", "</s>")
     assert "neutralised" not in Completion((plain,)).to_json()[0]
     assert Completion.from_json(json.loads(json.dumps(done.to_json()))) == done
 
@@ -238,7 +242,7 @@ def test_a_real_llama_cpp_server_gets_ids_or_harmless_text(real: LlamaCpp, monke
     assert ids.note == ""
     assert theirs.text == mine.text
     assert theirs.prompt_tokens + theirs.cached_tokens == len(embedded.encode(prompt))
-    assert plain.neutralised == ("<eos>", "</s>", "<end_of_turn>")
+    assert plain.escaped == ("<eos>", "</s>", "<end_of_turn>")
     sent, _ = as_text(prompt)
     got = real._tokenize(sent, special=True, add_bos=True)
     assert [i for i in got if i in embedded.controls()] == [got[0], embedded.first(Control("<unused3>"))]

@@ -194,12 +194,12 @@ def test_vllms_server_gets_ids_or_harmless_text(served: str, folder: Path):
     given, plain = OpenAiApi(config, 4, tokenizer=tokenizer), OpenAiApi(config, 4)
     part = given.generate(prompt, Step(GREEDY), 0, None)
     assert given.note == ""
-    assert part.prompt_tokens + part.cached_tokens == len(ids) and not part.neutralised
+    assert part.prompt_tokens + part.cached_tokens == len(ids) and not part.escaped
     assert tokenizer.ids(part.text)[:8] == torch_greedy(folder, None, ids, 8)[len(ids) :]
     first = ((tokenizer.text(tokenizer.ids(part.text)[:1]), -100.0),)
     assert given.generate(prompt, Step(replace(GREEDY, bias=first)), 0, None).text != part.text
     text = plain.generate(prompt, Step(GREEDY), 0, None)
-    assert text.neutralised == ("<eos>", "</s>")
+    assert text.escaped == ("<eos>", "</s>")
     sent = tokenizer.encode((BOS, as_text(prompt)[0]))
     assert text.prompt_tokens + text.cached_tokens == len(sent)
     given.close()

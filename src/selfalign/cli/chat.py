@@ -95,7 +95,7 @@ class Talk:
             part = self.engine.generate(self._pieces(self.turns), step, self.seed + self.tries, adapter, on_text)
         except RowError as error:
             raise UserError(f"the message cannot be answered: {error}; in a dialogue: /undo it, or /new") from None
-        return text, part.neutralised
+        return text, part.escaped
 
     def _pieces(self, turns: list[Turn]) -> Pieces:
         template = self.context.model.template if self.context.has_weights else PLAIN

@@ -267,8 +267,8 @@ class _Loop:
                     self._broken = result
             else:
                 saved.append(_saved(key, result, seconds))
-                if result.neutralised:
-                    self._neutralised[key] = result.neutralised
+                if result.escaped:
+                    self._neutralised[key] = result.escaped
                 self._settle(key, Outcome("", result))
         return saved, failed
 

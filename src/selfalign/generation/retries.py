@@ -1,7 +1,7 @@
-"""What is done about a failed call to a server: one table, full jitter, a budget per call, a circuit breaker.
+"""Retry failed calls to a server: one table, full jitter, a budget per call, a circuit breaker.
 
-The table is the OpenAI client's and the HTTP standard's (RFC 9110): what another try may mend is tried again; what the
-request itself is to blame for fails the row; what would fail every row fails the run.
+The table follows the OpenAI client and the HTTP standard (RFC 9110). A failure that may pass is retried; a failure
+that the request causes fails its row; a failure that every request would meet fails the run.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import email.utils
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
@@ -19,9 +19,9 @@ from selfalign.generation.engines.base import RowError
 from selfalign.system.signals import STOP
 
 Decision = Literal["retry", "fail row", "fail run"]
-Trouble = Literal["faulty", "busy", "silent", "absent"]
-"""What a failed call says of the server: a reply that the request may be to blame for; too much to do for now; no reply
-or half of one; nobody there."""
+Failure = Literal["bad reply", "busy", "no reply", "unreachable"]
+"""How a call failed. bad reply: an error that the request itself may cause; busy: the server is overloaded; no reply:
+the reply is missing or cut off; unreachable: no connection."""
 Result = TypeVar("Result")
 
 STATUS: dict[int, Decision] = {
@@ -30,73 +30,71 @@ STATUS: dict[int, Decision] = {
     408: "retry", 409: "retry", 425: "retry", 429: "retry",
     500: "retry", 502: "retry", 503: "retry", 504: "retry", 529: "retry",
 }  # fmt: skip
-"""HTTP status -> decision; other statuses of 500 and more are tried again, the rest fail the row."""
-
-
+"""HTTP status -> decision. Other statuses from 500 on are retried; all others fail the row."""
 _BUSY = frozenset({408, 425, 429, 529})
-_SILENT = frozenset({502, 503, 504})
-
-
-def trouble(status: int, wait: float | None) -> Trouble:
-    """What a reply with this status says of the server; `wait` is what it asks to wait."""
-    if status in _BUSY or wait is not None:
-        return "busy"
-    return "silent" if status in _SILENT else "faulty"
+_NO_REPLY = frozenset({502, 503, 504})
 
 
 def decision(status: int) -> Decision:
-    """What to do about a reply with this status."""
-    # A redirect (3xx) is never followed: a key must not travel to another host.
+    """Return what to do about a reply with this status. A redirect (3xx) fails the row: it is never followed."""
     return STATUS.get(status, "retry" if status >= 500 else "fail row")
 
 
+def classify_failure(status: int, retry_after: float | None) -> Failure:
+    """Return how a call with this status failed; `retry_after` is what `read_retry_after` returned."""
+    if status in _BUSY or retry_after is not None:
+        return "busy"
+    return "no reply" if status in _NO_REPLY else "bad reply"
+
+
 class Transient(Exception):
-    """This call failed, another may not.
+    """A failed call that may succeed when repeated.
 
     Args:
-        retry_after: seconds that the server asks to wait, where it does.
-        trouble: what it says of the server.
+        retry_after: seconds that the server asks to wait.
+        failure: how the call failed.
     """
 
-    def __init__(self, reason: str, retry_after: float | None = None, trouble: Trouble = "silent") -> None:
+    def __init__(self, reason: str, retry_after: float | None = None, failure: Failure = "no reply") -> None:
         super().__init__(reason)
         self.retry_after = retry_after
-        self.trouble = trouble
+        self.failure = failure
 
 
-class Elsewhere(Transient):
-    """One server failed, another may take the call at once: none of its tries is spent, nothing is waited for."""
+class Failover(Transient):
+    """A call that another server may answer: it is repeated at once, and does not count as an attempt."""
 
 
 @dataclass(frozen=True, slots=True)
-class Policy:
-    """How often and how long."""
+class RetryPolicy:
+    """How often and for how long a call is repeated."""
 
     attempts: int = 6
-    seconds: float = 300.0
-    """No new try begins after so long."""
-    first: float = 0.5
-    """The first wait is drawn between 0 and this; the bound doubles with each."""
-    longest: float = 60.0
-    trips: int = 20
-    """After so many failures in a row, of whatever rows, the breaker opens: one call at a time probes."""
+    max_seconds: float = 300.0
+    """No attempt begins later than this after the first."""
+    first_wait: float = 0.5
+    """Seconds. The first wait is drawn between 0 and this bound, which doubles with each attempt."""
+    longest_wait: float = 60.0
+    breaker_failures: int = 20
+    """After this many failures in a row, over all calls, the circuit breaker opens: one call at a time probes."""
     probes: int = 5
-    """After so many failed probes the run stops, resumable."""
+    """After this many failed probes the run stops, resumable."""
     probe_wait: float = 2.0
-    """Before the first probe; it doubles, up to 30 s: five probes take a minute."""
+    """Seconds before the first probe; they double, up to 30: five probes take a minute."""
 
 
-class Patience:
-    """Calls with retries, shared by the threads of an engine.
+class Retrier:
+    """Repeats failed calls. The threads of an engine share it, and with it the circuit breaker.
 
-    Raises (from `call`):
-        RowError: the budget of the call is spent.
-        Resumable: the server does not answer anyone.
+    Args:
+        clock: returns seconds.
+        wait: sleeps for the given seconds.
+        seed: of the jitter.
     """
 
     def __init__(
         self,
-        policy: Policy,
+        policy: RetryPolicy,
         clock: Callable[[], float] = time.monotonic,
         wait: Callable[[float], None] | None = None,
         seed: int | None = None,
@@ -108,61 +106,64 @@ class Patience:
         self._failures = 0
         """In a row, over all threads."""
         self._probes = 0
-        self._last = ""
+        self._last_error = ""
 
     def call(self, attempt: Callable[[], Result]) -> Result:
-        """The first result that is not Transient."""
-        begun, number = self._clock(), 0
+        """Return the first result of `attempt` that is not `Transient`.
+
+        Raises:
+            RowError: the budget of the call is spent.
+            Resumable: the circuit breaker is open, and no probe succeeded.
+        """
+        start, number = self._clock(), 0
         while True:
             try:
-                return self._guarded(attempt)
+                return self._attempt(attempt)
             except Transient as error:
-                if isinstance(error, Elsewhere) and self._clock() - begun <= self.policy.seconds:
+                if isinstance(error, Failover) and self._clock() - start <= self.policy.max_seconds:
                     continue
                 number += 1
-                waiting = self.pause(number, error.retry_after)
-                late = self._clock() - begun + waiting > self.policy.seconds
+                pause = self.pause(number, error.retry_after)
+                late = self._clock() - start + pause > self.policy.max_seconds
                 if number == self.policy.attempts or late:
                     raise RowError(f"{error} ({number} {'try' if number == 1 else 'tries'})") from None
                 if STOP.is_set:
                     raise RowError(f"{error} (stopped)") from None
-                self._wait(waiting)
+                self._wait(pause)
 
     def pause(self, number: int, retry_after: float | None) -> float:
-        """Seconds to wait after the failed try of this number (from 1): full jitter, or what the server asks."""
-        bound = min(self.policy.longest, self.policy.first * 2 ** (number - 1))
-        drawn = self._random.uniform(0, bound)
-        if retry_after is None:
-            return drawn
-        # A little of the jitter on top: all that were refused together must not come back together.
-        return min(retry_after, self.policy.longest) + drawn
+        """Return the seconds to wait after failed attempt `number` (from 1): full jitter, or what the server asks."""
+        bound = min(self.policy.longest_wait, self.policy.first_wait * 2 ** (number - 1))
+        jitter = self._random.uniform(0, bound)
+        # Jitter also on top of retry_after: calls that were refused together must not come back together.
+        return jitter if retry_after is None else min(retry_after, self.policy.longest_wait) + jitter
 
-    def _guarded(self, attempt: Callable[[], Result]) -> Result:
-        """One try. While the breaker is open only one thread tries at a time."""
-        if self._failures < self.policy.trips:
-            return self._counted(attempt)
+    def _attempt(self, attempt: Callable[[], Result]) -> Result:
+        """Call once. While the breaker is open, only one thread at a time calls."""
+        if self._failures < self.policy.breaker_failures:
+            return self._count(attempt)
         with self._probing:
-            if self._failures >= self.policy.trips:
+            if self._failures >= self.policy.breaker_failures:
                 with self._lock:
                     self._probes += 1
                     number = self._probes
                 if number > self.policy.probes:
                     raise Resumable(
-                        f"the server failed {self._failures} calls in a row ({self._last}): see to it, then run "
+                        f"the server failed {self._failures} calls in a row ({self._last_error}): check it, then run "
                         "the same command again"
                     )
                 self._wait(min(30.0, self.policy.probe_wait * 2 ** (number - 1)))
-            return self._counted(attempt)
+            return self._count(attempt)
 
-    def _counted(self, attempt: Callable[[], Result]) -> Result:
+    def _count(self, attempt: Callable[[], Result]) -> Result:
         try:
             result = attempt()
-        except Elsewhere:
+        except Failover:
             raise
         except Transient as error:
             with self._lock:
                 self._failures += 1
-                self._last = str(error)
+                self._last_error = str(error)
             raise
         with self._lock:
             self._failures = self._probes = 0
@@ -170,14 +171,14 @@ class Patience:
 
 
 def _wait(seconds: float) -> None:
-    """Sleep, but wake soon where a signal stops the run."""
-    end = time.monotonic() + seconds
-    while (left := end - time.monotonic()) > 0 and not STOP.is_set:
+    """Sleep, but not past a signal that stops the run."""
+    deadline = time.monotonic() + seconds
+    while (left := deadline - time.monotonic()) > 0 and not STOP.is_set:
         time.sleep(min(left, 0.2))
 
 
-def retry_after(headers: dict[str, str], now: float | None = None) -> float | None:
-    """Seconds that a reply asks to wait: `retry-after-ms`, `retry-after` in seconds or as a date; None without one."""
+def read_retry_after(headers: Mapping[str, str], now: float | None = None) -> float | None:
+    """Return the seconds of `retry-after-ms` or of `retry-after` (seconds or a date); None without a valid one."""
     try:
         if "retry-after-ms" in headers:
             return max(0.0, float(headers["retry-after-ms"]) / 1000)
@@ -186,7 +187,7 @@ def retry_after(headers: dict[str, str], now: float | None = None) -> float | No
             return None
         if text.strip().replace(".", "", 1).isdigit():
             return float(text)
-        when = email.utils.parsedate_to_datetime(text).timestamp()
+        date = email.utils.parsedate_to_datetime(text).timestamp()
     except (ValueError, TypeError, OverflowError):
         return None
-    return max(0.0, when - (time.time() if now is None else now))
+    return max(0.0, date - (time.time() if now is None else now))

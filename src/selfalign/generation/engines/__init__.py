@@ -114,9 +114,9 @@ def check(config: EngineSettings) -> None:
         UserError: vLLM is not installed, or a server's address is missing or none.
     """
     if kind(config) == "openai":
-        from selfalign.generation.engines.server_calls import addresses
+        from selfalign.generation.engines.server_client import parse_addresses
 
-        addresses(config)
+        parse_addresses(config)
     if kind(config) == "vllm" and not find_spec("vllm"):
         raise UserError("engine vllm: vLLM is not installed in this environment; docs/engines.md says how")
 

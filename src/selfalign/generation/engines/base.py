@@ -1,4 +1,4 @@
-"""What an engine is: text in, text out, one request at a time from several threads."""
+"""Define the engine interface: text in, text out, one request at a time from each of several threads."""
 
 from __future__ import annotations
 
@@ -16,49 +16,50 @@ Finish = Literal["end", "stop", "length", "cancelled"]
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How tokens are drawn."""
+    """The parameters of sampling."""
 
     temperature: float
     top_p: float
     max_new_tokens: int
     top_k: int = 0
-    """Draw from the k most likely tokens only; 0 is no such limit. Temperature comes first, then top_p."""
+    """Draw only from the k most likely tokens; 0 means no limit. It applies after temperature and before top_p."""
     repetition: float = 0.0
-    """Penalty on a token that would repeat a run one longer than `repetition_length`, doubled for each token more
-    (llama.cpp: DRY); 0 is off."""
+    """Penalty on a token that would extend a repeated sequence beyond `repetition_length` tokens, doubled for each
+    further token (llama.cpp's DRY); 0 is off."""
     repetition_length: int = 2
-    """Runs of so many tokens may repeat."""
+    """Sequences of up to this many tokens may repeat."""
     breaks: tuple[str, ...] = ("\n",)
-    """No repetition is seen across these: lists may repeat from line to line. Each costs a pass over the vocabulary."""
+    """A repeated sequence ends at these texts, so that lists may repeat a word on each line. Each costs a pass over the
+    vocabulary."""
     bias: tuple[tuple[str, float], ...] = ()
-    """(text or control token, bias): added to the logit of its first token."""
+    """(text or control token, bias); the bias is added to the logit of the text's first token."""
     ban_eos: bool = False
-    """Never end by itself (the paper's logit bias on the end token in stage 1)."""
+    """Never draw the end token (the paper's logit bias in stage 1)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One stretch of generation within a request. `cue` is put before it, after what was generated so far."""
+    """One continuation within a request. Its `cue` is appended to the prompt and the text generated before."""
 
     sampling: Sampling
     cue: str = ""
     stop: tuple[str, ...] = ()
     grammar: str = ""
-    """A GBNF grammar that the text must follow; engines that cannot are free to ignore it (the parser still checks)."""
+    """A GBNF grammar that the text must follow; engines without grammars ignore it (the parser checks)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A prompt and the steps that answer it. Guided generation is two steps: thoughts, then cue and answer."""
+    """A prompt and the steps that answer it. Guided generation has two: internal thoughts, then cue and response."""
 
     prompt: Pieces
     steps: tuple[Step, ...]
     seed: int
     adapter: str | None = None
-    """The adapter to switch on; None is the base model."""
+    """The adapter to apply; None is the base model."""
 
     def identity(self) -> list[Any]:
-        """Everything that the output depends on, for the work key."""
+        """Return everything that the output depends on, for the work key."""
         return [
             [_piece(isinstance(p, Control), str(p)) for p in self.prompt],
             _steps(self.steps),
@@ -68,7 +69,8 @@ class Request:
 
 
 _LONG = 256
-"""Pieces from this length on are known by their hash, which is remembered: all rows of a stage share the first."""
+"""Pieces of at least this many characters are replaced by their hash, which is cached: all rows of a stage share the
+first piece."""
 
 
 def _piece(control: bool, text: str) -> list[Any]:
@@ -81,7 +83,7 @@ def _sha256(text: str) -> str:
 
 
 def _steps(steps: tuple[Step, ...]) -> str:
-    # A control token and text that spells it are equal strings: which of them is meant belongs to the key.
+    # A control token and the text that spells it are equal strings, so the key also holds which of them is meant.
     return _steps_hash(steps, tuple(isinstance(text, Control) for s in steps for text, _ in s.sampling.bias))
 
 
@@ -92,51 +94,59 @@ def _steps_hash(steps: tuple[Step, ...], controls: tuple[bool, ...]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """What one step gave."""
+    """The output of one step."""
 
     text: str
     finish: Finish
-    """end: by the model's own end token; stop: by a stop string; length: cut by the limit; cancelled: by the reader."""
+    """end: the model's end token; stop: a stop string; length: the token limit; cancelled: `on_text` returned False."""
     prompt_tokens: int = 0
-    """Prompt tokens computed for it."""
+    """Prompt tokens that were computed."""
     cached_tokens: int = 0
     """Prompt tokens taken from the cache."""
     generated_tokens: int = 0
-    neutralised: tuple[str, ...] = ()
-    """Control tokens that content spelled and that were broken, since the engine takes nothing but text."""
+    escaped: tuple[str, ...] = ()
+    """Control tokens that content spelled and that were escaped, since the engine takes only text."""
+
+
+# The key of `Part.escaped` in stored completions: journals of earlier versions have it.
+_STORED_ESCAPED = "neutralised"
 
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """The raw output of a request: one part a step.
+    """The raw output of a request: one part per step.
 
-    Fewer if a step before the last was cut: what came after it would answer half a thought.
+    There are fewer parts if a step before the last reached its token limit: the next one would answer half a thought.
     """
 
     parts: tuple[Part, ...] = field(default_factory=tuple)
 
     @property
-    def neutralised(self) -> tuple[str, ...]:
-        """What was broken for any of its steps."""
-        return tuple(dict.fromkeys(token for part in self.parts for token in part.neutralised))
+    def escaped(self) -> tuple[str, ...]:
+        """The control tokens that were escaped for any step."""
+        return tuple(dict.fromkeys(token for part in self.parts for token in part.escaped))
 
     def to_json(self) -> list[dict[str, Any]]:
-        names = Part.__dataclass_fields__
+        """Return the parts as the journal stores them."""
+        names = [name for name in Part.__dataclass_fields__ if name != "escaped"]
         return [
-            {name: getattr(p, name) for name in names if name != "neutralised" or p.neutralised} for p in self.parts
+            {name: getattr(part, name) for name in names} | ({_STORED_ESCAPED: part.escaped} if part.escaped else {})
+            for part in self.parts
         ]
 
     @classmethod
     def from_json(cls, value: list[dict[str, Any]]) -> Completion:
-        return cls(tuple(Part(**{**p, "neutralised": tuple(p.get("neutralised", ()))}) for p in value))
+        """Read the parts as the journal stores them."""
+        parts = [dict(part) for part in value]
+        return cls(tuple(Part(escaped=tuple(part.pop(_STORED_ESCAPED, ())), **part) for part in parts))
 
 
 class RowError(Exception):
-    """This request cannot be answered; others can."""
+    """A request that cannot be answered, while others can."""
 
 
 class TooLong(RowError):
-    """The prompt does not fit the context: the row is dropped, never cut."""
+    """A prompt that does not fit the context: its row is dropped, the prompt is never cut."""
 
     def __init__(self) -> None:
         super().__init__(TOO_LONG)
@@ -146,13 +156,14 @@ TOO_LONG = "too long for the context"
 
 
 class Engine(Protocol):
-    """`generate` is called from up to `parallel` threads at once."""
+    """A model that continues prompts."""
 
     parallel: int
+    """Threads that may call `generate` at once."""
 
     @property
     def note(self) -> str:
-        """What the user should know of how prompts reach the model; of a server it is known after the first request."""
+        """What the user should know about how prompts reach the model; known after a server's first request."""
         ...
 
     def generate(
@@ -166,22 +177,24 @@ class Engine(Protocol):
         """Continue the prompt.
 
         Args:
-            on_text: gets each new stretch of text; generation ends where it returns False.
+            on_text: receives each new piece of text; generation ends when it returns False.
 
         Raises:
-            RowError: this prompt cannot be answered.
+            RowError: this prompt cannot be continued.
         """
         ...
 
     def warm_prefix(self, prefix: Pieces, adapter: str | None) -> str:
-        """Compute a prefix that the coming requests share, once, for all slots; says how often it is computed."""
+        """Compute a prefix that the next requests share once for all slots; return how often it is computed."""
         ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Free the model and its connections."""
+        ...
 
 
 def answer(engine: Engine, request: Request) -> Completion:
-    """Run a request's steps one after the other on the engine."""
+    """Run the steps of a request one after the other."""
     prompt, parts = request.prompt, []
     for step in request.steps:
         prompt = (*prompt, step.cue) if step.cue else prompt

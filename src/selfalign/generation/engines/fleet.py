@@ -206,16 +206,16 @@ class Fleet:
         """
         with self._lock:
             endpoint.errors += 1
-            if error.trouble in ("busy", "silent") and ticket.number > endpoint.halved:
+            if error.failure in ("busy", "no reply") and ticket.number > endpoint.halved:
                 endpoint.window.refused()
                 endpoint.halved = endpoint.begun
-            if error.trouble == "busy":
+            if error.failure == "busy":
                 endpoint.busy += 1
                 rest = self._clock() + pause(endpoint.busy, error.retry_after)
                 endpoint.rest_until = max(endpoint.rest_until, rest)
             else:
                 endpoint.failures += 1
-            if error.trouble == "absent" or endpoint.failures >= _TRIPS:
+            if error.failure == "unreachable" or endpoint.failures >= _TRIPS:
                 self._leave(endpoint, str(error))
             ticket.tried.add(endpoint)
             self._free(endpoint)

@@ -19,8 +19,8 @@ from selfalign.generation.engines.base import Part, RowError, Step
 from selfalign.generation.engines.fleet import Endpoint, Fleet, Ticket
 from selfalign.generation.engines.openai_api import OpenAiApi
 from selfalign.generation.engines.same_model import Portrait, difference, portrait
-from selfalign.generation.engines.server_calls import addresses, title
-from selfalign.generation.retries import Elsewhere, Patience, Policy, Transient
+from selfalign.generation.engines.server_client import base_url, parse_addresses
+from selfalign.generation.retries import Failover, Retrier, RetryPolicy, Transient
 from selfalign.generation.settings import EngineSettings
 from selfalign.model.dialogue import Tokenizer
 
@@ -51,12 +51,12 @@ class ManyServers:
         self,
         config: EngineSettings,
         slots: int,
-        policy: Policy | None = None,
+        policy: RetryPolicy | None = None,
         tokenizer: Tokenizer | None = None,
         say: Callable[[str], None] = lambda _: None,
     ) -> None:
-        self._policy = policy or Policy(attempts=config.attempts)
-        self._patience = Patience(self._policy, clock=self._time)
+        self._policy = policy or RetryPolicy(attempts=config.attempts)
+        self._retrier = Retrier(self._policy, clock=self._time)
         self._own = threading.local()
         """Of each thread: the seconds it waited for a server, and what it asked last."""
         self._say, self._closing = say, threading.Event()
@@ -66,8 +66,8 @@ class ManyServers:
         self._meeting = threading.Lock()
         self._text_only = tokenizer is None
         self._served: dict[Endpoint, dict[str, str]] = {}
-        for parts, server in zip(addresses(config), config.urls or (), strict=True):
-            name, served = title(parts), {**config.served, **server.served}
+        for parts, server in zip(parse_addresses(config), config.urls or (), strict=True):
+            name, served = base_url(parts), {**config.served, **server.served}
             key = server.key_env or config.key_env
             own = config.model_copy(update={"url": server.url, "urls": None, "served": served, "key_env": key})
             endpoint = Endpoint(OpenAiApi(own, slots, policy, tokenizer, name), name, server.slots or slots)
@@ -106,7 +106,7 @@ class ManyServers:
         """
         ticket = Ticket(prefer=self._of_step_before(prompt, adapter))
         ticket.begun = ticket.prefer is not None
-        part = self._patience.call(lambda: self._once(ticket, prompt, step, seed, adapter))
+        part = self._retrier.call(lambda: self._once(ticket, prompt, step, seed, adapter))
         self._own.last = (prompt, adapter, ticket.prefer)
         if on_text is not None:
             on_text(part.text)
@@ -122,15 +122,15 @@ class ManyServers:
         """One try, at one server."""
         endpoint = self._place(ticket)
         if endpoint is None:
-            raise Transient(f"no server is in service: {self._fleet.troubles()}", trouble="absent")
+            raise Transient(f"no server is in service: {self._fleet.troubles()}", failure="unreachable")
         ticket.begun = True
         begun = time.monotonic()
         try:
-            part = endpoint.api.once(prompt, step, seed, adapter)
+            part = endpoint.api.generate_once(prompt, step, seed, adapter)
         except Transient as error:
-            others = self._fleet.failed(endpoint, ticket, error, self._patience.pause)
+            others = self._fleet.failed(endpoint, ticket, error, self._retrier.pause)
             # A reply that the request may be to blame for is a try of its own: it would go round all servers for ever.
-            _again(error, others and error.trouble != "faulty")
+            _again(error, others and error.failure != "bad reply")
         except RowError:
             self._fleet.refused(endpoint)
             raise
@@ -194,9 +194,8 @@ class ManyServers:
 
     def _nurse(self, endpoint: Endpoint) -> None:
         """Ask the server now and then; put it back when it answers as the others do."""
-        endpoint.api.close()  # connections from before
         wait = self._policy.probe_wait
-        while not self._closing.wait(self._patience.pause(1, wait)):
+        while not self._closing.wait(self._retrier.pause(1, wait)):
             wait = min(_LONGEST_PROBE, wait * 2)
             try:
                 self._compare(endpoint, portrait(endpoint.api, self._served[endpoint]))
@@ -223,5 +222,5 @@ class ManyServers:
 
 def _again(error: Transient | SelfAlignError, elsewhere: bool) -> NoReturn:
     if elsewhere:
-        raise Elsewhere(str(error)) from None
+        raise Failover(str(error)) from None
     raise error

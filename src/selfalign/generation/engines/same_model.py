@@ -53,7 +53,7 @@ def portrait(api: OpenAiApi, served: Mapping[str, str]) -> Portrait:
         Interrupted: a signal came.
     """
     try:
-        why = api.meet(next(iter(served.values())))
+        why = api.check_token_ids(next(iter(served.values())))
         answers = {name: tuple(_answer(api, model, text) for text in TEXTS) for name, model in served.items()}
     except Resumable as error:
         raise Resumable(f"{error}{_listed(api)}") from None
@@ -64,9 +64,9 @@ def _answer(api: OpenAiApi, model: str, text: str) -> Answer:
     STOP.check()
     body: dict[str, Any] = {"model": model, "prompt": text, "max_tokens": 1, "temperature": 0.0, "stream": False}
     try:
-        choice = api.reply({**body, "logprobs": 1})["choices"][0]
+        choice = api.complete({**body, "logprobs": 1})["choices"][0]
     except RowError:  # one that knows no log-probabilities
-        choice = api.reply(body)["choices"][0]
+        choice = api.complete(body)["choices"][0]
     return str(choice["text"]), _logprob(choice)
 
 
@@ -83,7 +83,7 @@ def _logprob(choice: Mapping[str, Any]) -> float | None:
 def _listed(api: OpenAiApi) -> str:
     """`; it serves a, b`, where the server says what it has."""
     try:
-        status, _, raw = api.calls.call("GET", "/v1/models")
+        status, _, raw = api.client.call("GET", "/v1/models")
         ids = [str(row["id"]) for row in json.loads(raw)["data"]] if status == 200 else []
     except (Transient, Resumable, ValueError, KeyError, TypeError, RecursionError):
         return ""

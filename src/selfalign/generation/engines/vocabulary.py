@@ -1,4 +1,4 @@
-"""Whether an engine means the same tokens by the same ids, before it is given any."""
+"""Check that an engine means the same tokens by the same ids."""
 
 from __future__ import annotations
 
@@ -12,26 +12,27 @@ TEXT = (
     "Größe, naïve café, Łódź; Привет, мир! Γειά σου. שלום עולם. مرحبا بالعالم. 日本語のテキスト 中文 한국어 🙂👩‍👧 ∑≠½…"
 )
 _CONTROLS = 8
-"""Control tokens from each end of the vocabulary."""
+"""Control tokens that are checked at each end of the vocabulary."""
 
 
 def difference(tokenizer: Tokenizer, detokenize: Callable[[Sequence[int]], str]) -> str:
-    """What the other side reads otherwise in ids that the tokenizer made; empty where it reads the same.
+    """Return how `detokenize` reads the tokenizer's ids differently; empty if it reads them the same.
 
-    It is the meaning of ids that counts, not how the other side would encode a text. Spaces are not compared (some add
-    or lose the first one), and control tokens may be read as nothing.
+    The ids are decoded rather than texts encoded, since only the meaning of ids matters. Spaces are not compared (some
+    engines add or remove the first one), and control tokens may be decoded to nothing.
     """
     ids = tokenizer.ids(TEXT)
     controls = sorted(tokenizer.controls())
     if len(controls) > 2 * _CONTROLS:
         controls = controls[:_CONTROLS] + controls[-_CONTROLS:]
-    mine, bare = _solid(tokenizer.text([*ids, *controls])), _solid(tokenizer.text(ids))
-    theirs = _solid(detokenize([*ids, *controls]))
-    if theirs in (mine, bare):
+    expected = _without_spaces(tokenizer.text([*ids, *controls]))
+    text = _without_spaces(detokenize([*ids, *controls]))
+    if text in (expected, _without_spaces(tokenizer.text(ids))):
         return ""
-    at = next((n for n, (a, b) in enumerate(zip(mine, theirs, strict=False)) if a != b), min(len(mine), len(theirs)))
-    return f"it reads {theirs[at : at + 12]!r} where {mine[at : at + 12]!r} is meant"
+    pairs = enumerate(zip(expected, text, strict=False))
+    at = next((n for n, (a, b) in pairs if a != b), min(len(expected), len(text)))
+    return f"it reads {text[at : at + 12]!r} where {expected[at : at + 12]!r} is meant"
 
 
-def _solid(text: str) -> str:
+def _without_spaces(text: str) -> str:
     return "".join(text.split())

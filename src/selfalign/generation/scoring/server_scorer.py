@@ -39,7 +39,7 @@ class ServerScorer(OpenAiApi):
             {"url": url, "served": {"base": served}, "key_env": KEY if os.environ.get(KEY) else None}
         )
         super().__init__(config, parallel)
-        self.name = f"{served} at {self.calls.parts.hostname}"
+        self.name = f"{served} at {self.client.address.hostname}"
         self._asked = 0
 
     @property
@@ -95,7 +95,7 @@ class ServerScorer(OpenAiApi):
         if echo:
             body |= {"echo": True, "logprobs": 1}
         try:
-            return self._patience.call(lambda: self.reply(body))
+            return self._retrier.call(lambda: self.complete(body))
         except TooLong:
             raise
         except RowError as error:

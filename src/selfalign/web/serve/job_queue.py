@@ -184,7 +184,7 @@ class Generation:
             completion=sum(p.generated_tokens for p in parts),
             thoughts=sum(p.generated_tokens for p in thoughts),
         )
-        broken = tuple(dict.fromkeys(token for p in parts for token in p.neutralised))
+        broken = tuple(dict.fromkeys(token for p in parts for token in p.escaped))
         return Choice(texts[False], finish, tokens, texts[True], broken, job.forged)
 
     def _step(self, prompt: tuple[str, ...], step: Step, job: Job, show: Callable[[str], bool]) -> Part:

@@ -1,0 +1,181 @@
+"""Call an OpenAI-compatible server over HTTP: its address, its key, a connection pool, limits in bytes and time."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import re
+import socket
+import ssl
+import time
+import urllib.parse
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from selfalign.errors import Resumable, SelfAlignError, UserError
+from selfalign.generation.retries import Transient
+from selfalign.generation.settings import EngineSettings
+
+if TYPE_CHECKING:
+    import httpx
+
+_MAX_BODY_BYTES = 4 << 20
+_CONNECT_SECONDS = 10.0
+_DEFAULT_PORTS = {"http": 80, "https": 443}
+
+
+def parse_address(url: str | None, setting: str = "engine.url") -> urllib.parse.SplitResult:
+    """Split a server's address into its parts.
+
+    Raises:
+        UserError: it is missing, is not an http address, or holds a password.
+    """
+    if not url and setting == "engine.url":
+        raise UserError(
+            "engine.kind openai needs engine.url, for example http://127.0.0.1:8080/v1, or several in engine.urls"
+        )
+    try:
+        parts = urllib.parse.urlsplit(url or "")
+        host = (parts.hostname or "").encode("idna").decode()
+        valid = parts.scheme in ("http", "https") and parts.port != 0 and bool(host)
+        valid = valid and f"{host}{parts.path}".isascii() and not re.search(r"[\s\0-\x1f]", url or "")
+    except ValueError:  # the port is not a number, a bracket is not closed, or the host name cannot exist
+        valid = False
+    if not valid:
+        raise UserError(f"{setting} must begin with http:// or https:// and name a host, without spaces or accents")
+    if parts.query or parts.fragment:
+        raise UserError(f"{setting} has a query (?) or a fragment (#), which completions servers do not use: remove it")
+    if parts.username or parts.password:
+        raise UserError(f"{setting} holds a user or password: put the key into a variable, named by engine.key_env")
+    return parts
+
+
+def parse_addresses(config: EngineSettings) -> list[urllib.parse.SplitResult]:
+    """Split the addresses of the recipe's server, or of all its servers.
+
+    Raises:
+        UserError: as `parse_address`, or two entries name the same server.
+    """
+    if config.urls is None:
+        return [parse_address(config.url)]
+    first_use: dict[tuple[str, str | None, int | None, str], str] = {}
+    addresses = [parse_address(s.url, f"engine.urls.{number}") for number, s in enumerate(config.urls)]
+    for number, parts in enumerate(addresses):
+        key = (parts.scheme, parts.hostname, parts.port or _DEFAULT_PORTS[parts.scheme], _root(parts))
+        if key in first_use:
+            raise UserError(f"engine.urls.{number} is the same server as {first_use[key]}: list each server once")
+        first_use[key] = f"engine.urls.{number}"
+    return addresses
+
+
+def _root(parts: urllib.parse.SplitResult) -> str:
+    return parts.path.rstrip("/").removesuffix("/v1")
+
+
+def base_url(parts: urllib.parse.SplitResult) -> str:
+    """Return the server's address without `/v1`; messages name the server by it."""
+    return f"{parts.scheme}://{parts.netloc}{_root(parts)}"
+
+
+class ServerClient:
+    """An HTTP client of one server. Threads may share it.
+
+    Args:
+        config: address, the key's variable, timeout.
+        name: what messages call the server.
+
+    Raises:
+        UserError: the address, the variable with the key, or the environment's proxy is wrong or missing.
+    """
+
+    def __init__(self, config: EngineSettings, name: str) -> None:
+        import httpx
+
+        self.address = parse_address(config.url)
+        self._name, self._timeout = name, config.timeout
+        headers = {"content-type": "application/json", "accept-encoding": "identity"}
+        if key := _read_key(config.key_env):
+            headers["authorization"] = f"Bearer {key}"
+        try:
+            self._client = httpx.Client(
+                base_url=base_url(self.address),
+                headers=headers,
+                timeout=httpx.Timeout(config.timeout, connect=min(_CONNECT_SECONDS, config.timeout), pool=None),
+                limits=httpx.Limits(max_connections=None, max_keepalive_connections=None),
+                follow_redirects=False,  # the key must not travel to another host
+                verify=ssl.create_default_context(),
+                trust_env=not _is_loopback(str(self.address.hostname)),
+            )
+        except (ImportError, ValueError, httpx.InvalidURL):
+            # The message of the error may quote the proxy's password.
+            raise UserError(
+                "the environment names a proxy that cannot be used: check HTTP_PROXY, HTTPS_PROXY and ALL_PROXY, "
+                f"or exempt {self.address.hostname} in NO_PROXY"
+            ) from None
+
+    def call(self, method: str, path: str, data: bytes | None = None) -> tuple[int, Mapping[str, str], bytes]:
+        """Return (status, headers, body) of one HTTP call.
+
+        Raises:
+            Transient: no complete reply arrived.
+            Resumable: the host name cannot be resolved.
+            UserError: the server's certificate is not trusted.
+        """
+        import httpx
+
+        try:
+            with self._client.stream(method, path, content=data) as response:
+                return response.status_code, response.headers, self._read(response)
+        except (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError) as error:
+            raise self._connection_error(error) from None
+        except httpx.TransportError as error:
+            # Not str(error): it may quote what the server sent.
+            raise Transient(f"no reply from {self._name} ({type(error).__name__})") from None
+        except RuntimeError:
+            if not self._client.is_closed:
+                raise
+            raise Transient(f"the client of {self._name} is closed") from None
+
+    def _read(self, response: httpx.Response) -> bytes:
+        """Read the body up to a limit in bytes and in time: a server may send without end."""
+        chunks, size, deadline = [], 0, time.monotonic() + max(self._timeout, 1.0) * 10
+        for chunk in response.iter_raw():  # raw, so that no small body unpacks to a large one
+            chunks.append(chunk)
+            size += len(chunk)
+            if size > _MAX_BODY_BYTES or time.monotonic() > deadline:
+                raise Transient(f"{self._name}'s reply does not end")
+        return b"".join(chunks)
+
+    def _connection_error(self, error: httpx.TransportError) -> Transient | SelfAlignError:
+        cause: BaseException = error
+        while inner := cause.__cause__ or cause.__context__:
+            cause = inner
+        host = self.address.hostname
+        if isinstance(cause, socket.gaierror):
+            return Resumable(f"the host {host!r} is not known: check its name and the network, then run again")
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            return UserError(f"the certificate of {host!r} is not trusted")
+        where = f"{host}:{self.address.port or _DEFAULT_PORTS[self.address.scheme]}"
+        return Transient(f"no connection to {where} ({type(cause).__name__})", failure="unreachable")
+
+    def close(self) -> None:
+        """Close all connections; later calls fail."""
+        self._client.close()
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
+
+
+def _read_key(variable: str | None) -> str:
+    if variable is None:
+        return ""
+    key = os.environ.get(variable, "").strip()
+    if not key:
+        raise UserError(f"the variable {variable} (engine.key_env) is empty: export the server's key in it")
+    if not key.isascii() or not key.isprintable():
+        raise UserError(f"the variable {variable} (engine.key_env) holds characters that no key has")
+    return key
