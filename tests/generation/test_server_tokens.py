@@ -103,7 +103,7 @@ def test_a_server_that_reads_our_ids_gets_ids(tokenizer: Tokenizer, kind: str):
         ("nested", "/detokenize: 200"),
         ("other", "its vocabulary is not the model's"),
         ("refuses", "refuses token ids"),
-        ("miscounts", "token ids for"),
+        ("miscounts", "tokens in a prompt of"),
     ],
 )
 def test_another_server_gets_text_that_spells_no_control_token_but_ours(tokenizer: Tokenizer, kind: str, why: str):
@@ -202,7 +202,7 @@ def test_a_run_says_which_rows_were_neutralised(tmp_path: Path, capsys: pytest.C
         assert row["neutralised_rows"] == {asked.id: ["</s>"]} and row["neutralised"] == 1
         said = " ".join(capsys.readouterr().err.split())
         assert f"control tokens in the text neutralised: 1 row (first: {asked.id};" in said
-        assert "the server gets text: it does not say how it reads the model's token ids (/detokenize: 404)" in said
+        assert "the server gets text: it does not show how it reads the model's token ids (/detokenize: 404)" in said
         terminal.show_status(context.run)
         assert "control tokens in the text neutralised: 1 row (--json names them)" in capsys.readouterr().out
         context.release_engine()
