@@ -45,8 +45,8 @@ def ours(rows: list[Encoded], batch: int, steps: int, before: Callable[[], None]
 
     model = lora.with_new_adapter(lora.load_base(sources.resolve("embedded").folder()), CONFIG, 0)
     order = [rows[at : at + batch] for at in range(0, len(rows), batch)][:steps]
-    state = loop.Trainer(model, rows, CONFIG.model_copy(update={"batch_size": batch}), 0, (), None, print)
-    state.order = order
+    state = loop.Trainer(model, rows, CONFIG.model_copy(update={"batch_size": batch}), 0, say=print)
+    state.batches = order
     for _ in order:
         before()
         after(state.step())

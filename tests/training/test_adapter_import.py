@@ -152,8 +152,8 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "more targets": (config(target_modules=["q_proj", "k_proj", "v_proj", "o_proj", "up_proj"]), "lacks .*up_proj"),
     "missing": (weights(lambda t: t.pop(first(t))), "lacks base_model"),
     "added": (weights(lambda t: t.update({"x": torch.zeros(1)})), "has 'x' and 0 more"),
-    "not finite": (weights(lambda t: t[first(t)].fill_(float("nan"))), "no finite numbers"),
-    "whole numbers": (weights(lambda t: t.update({first(t): t[first(t)].int()})), "no finite numbers"),
+    "not finite": (weights(lambda t: t[first(t)].fill_(float("nan"))), "not finite numbers"),
+    "whole numbers": (weights(lambda t: t.update({first(t): t[first(t)].int()})), "not finite numbers"),
     "untrained": (weights(lambda t: [v.zero_() for k, v in t.items() if "lora_B" in k]), "was not trained"),
     "losses": (lambda f: (f / "losses.jsonl").write_text('{"step": 1, "loss": NaN, "learning_rate": 1}\n'), "must be"),
 }

@@ -195,7 +195,7 @@ def test_a_torn_or_other_checkpoint_is_named_and_not_used(tiny_gemma: Any, tmp_p
     rng = random.Random(0)
     like: dict[str, torch.Tensor] = {}
     assert checkpoint.load(like) is not None
-    with pytest.raises(UnusableCheckpoint, match="others now"):
+    with pytest.raises(UnusableCheckpoint, match="have changed"):
         Checkpoint(checkpoint.path, "another").load(like)
     with pytest.raises(UnusableCheckpoint, match="no x of the shape"):
         checkpoint.load({"x": torch.zeros(2)})
@@ -214,7 +214,7 @@ def test_a_torn_or_other_checkpoint_is_named_and_not_used(tiny_gemma: Any, tmp_p
     checkpoint.path.write_bytes(whole[:100])
     said: list[str] = []
     found, _ = trained(tiny_gemma, checkpoint=checkpoint, say=said.append)
-    assert "is not used (it is torn)" in said[0] and found.losses == wanted.losses
+    assert "is not used (the file is incomplete)" in said[0] and found.losses == wanted.losses
 
 
 # -- what goes wrong -----------------------------------------------------------------------------------------------
@@ -235,7 +235,7 @@ def test_where_memory_runs_out_the_parts_are_halved_and_it_goes_on(
     said: list[str] = []
     found, _ = trained(tiny_gemma, config={"dropout": 0.0}, say=said.append)
     assert found.losses == pytest.approx(wanted.losses, rel=1e-4) and 1 < found.micro_batch_tokens < 1024
-    assert "going on with 512 tokens at once" in said[0]
+    assert "continuing with 512 tokens at once" in said[0]
 
     monkeypatch.setattr(forward, "hidden_at_loss", lambda *_: torch.empty(2**46))
     with pytest.raises(Resumable, match="one row at a time"):
@@ -334,5 +334,5 @@ def test_rows_are_held_out_by_their_content_and_one_at_least() -> None:
 
 
 def test_patience_without_rows_to_measure_is_refused() -> None:
-    with pytest.raises(ValueError, match="patience needs rows"):
+    with pytest.raises(ValueError, match="patience needs held-out rows"):
         TrainingSettings(patience=2)  # type: ignore[call-arg]

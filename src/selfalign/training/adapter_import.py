@@ -1,7 +1,7 @@
-"""Training that happens elsewhere: the rows that leave, and the adapter that comes back, looked at before it is taken.
+"""Import an adapter that was trained elsewhere: check that it fits the run, then publish it as one trained here.
 
-`export/launch.py` writes the rows and a script; the script leaves a folder with the adapter (PEFT, safetensors),
-`base.json` (which base it is for), `trained.json` (which rows it was trained on, and how it went) and `losses.jsonl`.
+`export/launch.py` writes the rows and a training script. The script leaves a folder with the adapter in PEFT's format,
+`base.json` (the base it is for), `trained.json` (the rows it was trained on, and how) and `losses.jsonl`.
 """
 
 from __future__ import annotations
@@ -24,43 +24,18 @@ from selfalign.system import atomic
 from selfalign.training.record import thin_curve
 from selfalign.training.settings import TrainingSettings
 
-WEIGHTS, CONFIG, RECORD, LOSSES = (
-    "adapter_model.safetensors",
-    "adapter_config.json",
-    "trained.json",
-    "losses.jsonl",
-)
-_LORA = ("rank", "alpha", "dropout", "targets")
-_SCALED = ("use_rslora", "alpha_pattern")
-"""Settings of PEFT that change what the same tensors compute; llama.cpp has none of them."""
-_KEPT = ("strategy", "processes", "quantize", "batch_size", "epochs", "learning_rate", "training_tokens", "steps")
-"""Of `trained.json`, for the ledger."""
-_HUGE = 1e12
-
-
-def rows_text(rows: Sequence[Encoded]) -> str:
-    """The rows as a file: one JSON object a line, `input_ids` and `completion_mask` (1 where the loss counts)."""
-    lines = (json.dumps({"input_ids": row.ids, "completion_mask": [int(m) for m in row.mask]}) for row in rows)
-    return "".join(f"{text}\n" for text in lines)
-
-
-def rows_hash(rows: Sequence[Encoded]) -> str:
-    """SHA-256 of that file."""
-    return hashlib.sha256(rows_text(rows).encode("utf-8")).hexdigest()
-
-
-def next_steps(run: Path, stage: str) -> str:
-    """What a user does where the recipe says that training happens elsewhere."""
-    return (
-        f"{stage}: the examples are written, and engrave.elsewhere leaves the training to you: `selfalign export {run} "
-        f"launch --stage {stage} --out DIR`, train there, then `selfalign {stage} {run} --adapter DIR/out/adapter` and "
-        "this command again"
-    )
+WEIGHTS, CONFIG, RECORD, LOSSES = "adapter_model.safetensors", "adapter_config.json", "trained.json", "losses.jsonl"
+_LORA_KEYS = ("rank", "alpha", "dropout", "targets")
+_SCALING_KEYS = ("use_rslora", "alpha_pattern")
+"""PEFT settings that change what the same tensors compute; llama.cpp supports none of them."""
+_NOTE_KEYS = ("strategy", "processes", "quantize", "batch_size", "epochs", "learning_rate", "training_tokens", "steps")
+"""Entries of `trained.json` that the ledger records."""
+_MAX_NUMBER = 1e12
 
 
 @dataclass(frozen=True, slots=True)
-class Adapter:
-    """An adapter that was looked at and fits."""
+class ImportedAdapter:
+    """An adapter that passed all checks."""
 
     tensors: Mapping[str, Any]
     """PEFT's names -> float32 tensors."""
@@ -70,6 +45,26 @@ class Adapter:
     """For the ledger."""
 
 
+def next_steps(run: Path, stage: str) -> str:
+    """Return what the user has to do when `engrave.elsewhere` is set and the examples are written."""
+    return (
+        f"{stage}: the examples are written, and engrave.elsewhere leaves the training to you: `selfalign export {run} "
+        f"launch --stage {stage} --out DIR`, train there, then `selfalign {stage} {run} --adapter DIR/out/adapter` and "
+        "this command again"
+    )
+
+
+def rows_text(rows: Sequence[Encoded]) -> str:
+    """Return the rows as JSON lines with `input_ids` and `completion_mask` (1 for tokens that count in the loss)."""
+    lines = (json.dumps({"input_ids": row.ids, "completion_mask": [int(m) for m in row.mask]}) for row in rows)
+    return "".join(f"{text}\n" for text in lines)
+
+
+def rows_hash(rows: Sequence[Encoded]) -> str:
+    """Return the SHA-256 of `rows_text`."""
+    return hashlib.sha256(rows_text(rows).encode("utf-8")).hexdigest()
+
+
 def read_adapter(
     folder: Path,
     stage: str,
@@ -77,32 +72,47 @@ def read_adapter(
     rows: Sequence[Encoded],
     config: TrainingSettings,
     say: Callable[[str], None],
-) -> Adapter:
-    """The adapter in that folder, if it is one for this base, this stage and these rows.
+) -> ImportedAdapter:
+    """Read an adapter and check that it was trained on this base, for this stage and on these rows.
 
     Args:
-        config: what the recipe says; the adapter may differ, which is said.
-        say: gets a line about what is doubtful.
+        config: the recipe's settings; a different rank, alpha, dropout or targets is reported and accepted.
+        say: receives a line about each thing that differs or cannot be checked.
 
     Raises:
-        UserError: a file is missing or not what it should be, or the adapter is for something else.
+        UserError: a file is missing or malformed, or the adapter does not fit.
     """
     if not (folder / WEIGHTS).is_file() or not (folder / CONFIG).is_file():
         raise UserError(f"{folder} has no {WEIGHTS} and {CONFIG}: give the folder that PEFT saved (safetensors only)")
-    _check_base(folder, model, say)
+    if not (folder / BASE_NOTE).is_file():
+        say(f"  {folder} has no {BASE_NOTE}: cannot check that the adapter was trained on this base")
+    model.check_adapter(folder)
     record = _check_record(folder, stage, rows, say)
-    lora = _lora(folder, config)
-    tensors = _tensors(folder, model.folder(), lora)
-    for key in _LORA:
-        if (own := getattr(lora, key)) != (wanted := getattr(config, key)):
-            say(f"  {key}: the adapter has {own}, the recipe says {wanted}")
-    notes: dict[str, object] = {"trained": "elsewhere", **{key: getattr(lora, key) for key in _LORA}}
-    notes |= {k: v for k in _KEPT if _plain(v := record.get(k))}
-    return Adapter(tensors, lora, {**notes, **_curve(folder)})
+    lora = _read_lora_settings(folder, config)
+    tensors = _read_tensors(folder, model.folder(), lora)
+    for key in _LORA_KEYS:
+        if (actual := getattr(lora, key)) != (expected := getattr(config, key)):
+            say(f"  {key}: the adapter has {actual}, the recipe says {expected}")
+    notes: dict[str, object] = {"trained": "elsewhere", **{key: getattr(lora, key) for key in _LORA_KEYS}}
+    notes |= {k: v for k in _NOTE_KEYS if _is_plain(v := record.get(k))}
+    return ImportedAdapter(tensors, lora, {**notes, **_read_curve(folder)})
 
 
-def _object(path: Path) -> dict[str, Any] | None:
-    """A JSON file's object; None where there is no file."""
+def publish(adapter: ImportedAdapter, target: Path, model: Model, card: str) -> None:
+    """Publish the adapter in PEFT's format. No file of its folder is copied, so nothing unchecked gets in."""
+    from safetensors.torch import save_file
+
+    from selfalign.training.lora import lora_config, write_about
+
+    with atomic.new_folder(target) as building:
+        save_file(dict(adapter.tensors), str(building / WEIGHTS), metadata={"format": "pt"})
+        config = lora_config(adapter.lora, base_model_name_or_path=model.source, inference_mode=True)
+        config.save_pretrained(str(building))
+        write_about(building, model, card)
+
+
+def _read_object(path: Path) -> dict[str, Any] | None:
+    """Return the object in a JSON file; None if there is no file."""
     if not path.is_file():
         return None
     try:
@@ -110,86 +120,80 @@ def _object(path: Path) -> dict[str, Any] | None:
     except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
-        raise UserError(f"{path} is not a JSON object: it is not what training wrote")
+        raise UserError(f"{path} is not a JSON object, as the training script writes it")
     return value
 
 
-def _check_base(folder: Path, model: Model, say: Callable[[str], None]) -> None:
-    if not (folder / BASE_NOTE).is_file():
-        say(f"  {folder} has no {BASE_NOTE}: that it was trained on this base is not known")
-    model.check_adapter(folder)
-
-
 def _check_record(folder: Path, stage: str, rows: Sequence[Encoded], say: Callable[[str], None]) -> dict[str, Any]:
-    """What training wrote down, if it did."""
-    found = _object(folder / RECORD)
-    if found is None:
-        say(f"  {folder} has no {RECORD}: that it was trained on this run's examples is not known")
+    """Return `trained.json`, after checking its stage and rows; an empty object if there is no file."""
+    record = _read_object(folder / RECORD)
+    if record is None:
+        say(f"  {folder} has no {RECORD}: cannot check that the adapter was trained on this run's examples")
         return {}
-    if found.get("stage") != stage:
-        raise UserError(f"{folder} was trained for the stage {str(found.get('stage'))[:40]!r}, not {stage!r}")
-    if found.get("rows_sha256") != rows_hash(rows):
+    if record.get("stage") != stage:
+        raise UserError(f"{folder} was trained for the stage {str(record.get('stage'))[:40]!r}, not {stage!r}")
+    if record.get("rows_sha256") != rows_hash(rows):
         raise UserError(
             f"{folder} was trained on other rows than the {len(rows):,} of this run's stage {stage!r}: export and "
-            f"train again, or delete {RECORD} there to take it even so"
+            f"train again, or delete {RECORD} there to skip this check"
         )
-    return found
+    return record
 
 
-def _lora(folder: Path, config: TrainingSettings) -> TrainingSettings:
-    """The adapter's own settings."""
-    found = _object(folder / CONFIG) or {}
-    if found.get("peft_type") != "LORA":
-        raise UserError(f"{folder / CONFIG}: peft_type is {str(found.get('peft_type'))[:40]!r}; only LORA can be taken")
-    if wrong := next((key for key in _SCALED if found.get(key)), None):
-        raise UserError(f"{folder / CONFIG}: {wrong} is set, which llama.cpp's adapters do not have: train without it")
-    targets = found.get("target_modules")
-    known = get_args(TrainingSettings.model_fields["targets"].annotation)[0]
-    order = list(get_args(known))
-    own = {"rank": found.get("r"), "alpha": found.get("lora_alpha"), "dropout": found.get("lora_dropout", 0.0)}
-    if not isinstance(targets, list) or not all(t in order for t in targets):
-        raise UserError(f"{folder / CONFIG}: target_modules must be a list of {', '.join(order)}")
-    if isinstance(own["alpha"], float) and own["alpha"].is_integer():
-        own["alpha"] = int(own["alpha"])
-    # In the recipe's order where they are the same: PEFT keeps them as a set.
-    own["targets"] = config.targets if set(targets) == set(config.targets) else sorted(targets, key=order.index)
+def _read_lora_settings(folder: Path, config: TrainingSettings) -> TrainingSettings:
+    """Return the recipe's settings with rank, alpha, dropout and targets of the adapter's configuration."""
+    path = folder / CONFIG
+    saved = _read_object(path) or {}
+    if saved.get("peft_type") != "LORA":
+        raise UserError(f"{path}: peft_type is {str(saved.get('peft_type'))[:40]!r}; only LORA is supported")
+    if unsupported := next((key for key in _SCALING_KEYS if saved.get(key)), None):
+        raise UserError(f"{path}: {unsupported} is set, which llama.cpp's adapters do not support: train without it")
+    targets = saved.get("target_modules")
+    known = list(get_args(get_args(TrainingSettings.model_fields["targets"].annotation)[0]))
+    if not isinstance(targets, list) or not all(t in known for t in targets):
+        raise UserError(f"{path}: target_modules must be a list of {', '.join(known)}")
+    values = {"rank": saved.get("r"), "alpha": saved.get("lora_alpha"), "dropout": saved.get("lora_dropout", 0.0)}
+    if isinstance(values["alpha"], float) and values["alpha"].is_integer():
+        values["alpha"] = int(values["alpha"])
+    # PEFT stores targets as a set: use the recipe's order if they are the same.
+    values["targets"] = config.targets if set(targets) == set(config.targets) else sorted(targets, key=known.index)
     try:
-        return TrainingSettings.model_validate({**config.model_dump(), **own})
+        return TrainingSettings.model_validate({**config.model_dump(), **values})
     except ValidationError as error:
-        place = ".".join(str(part) for part in error.errors()[0]["loc"])
-        raise UserError(f"{folder / CONFIG}: {place} is {str(own.get(place))[:40]}, which is not possible") from None
+        key = ".".join(str(part) for part in error.errors()[0]["loc"])
+        raise UserError(f"{path}: {key} is {str(values.get(key))[:40]}, which is not valid") from None
 
 
-def _tensors(folder: Path, base: Path, lora: TrainingSettings) -> dict[str, Any]:
-    """The weights in float32, checked against what this base's layers need."""
+def _read_tensors(folder: Path, base: Path, lora: TrainingSettings) -> dict[str, Any]:
+    """Return the weights in float32, after checking their names, shapes and values against the base's layers."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     path = folder / WEIGHTS
     try:
-        found = load_file(str(path))
+        tensors = load_file(str(path))
     except (SafetensorError, OSError, ValueError) as error:
         raise UserError(f"{path} is not a whole safetensors file ({' '.join(str(error).split())[:120]})") from None
-    wanted = shapes(base, lora)
-    if missing := sorted(wanted.keys() - found.keys()):
+    shapes = _expected_shapes(base, lora)
+    if missing := sorted(shapes.keys() - tensors.keys()):
         raise UserError(f"{path} lacks {missing[0]} and {len(missing) - 1} more tensors: it is not for this base")
-    if more := sorted(found.keys() - wanted.keys()):
+    if unknown := sorted(tensors.keys() - shapes.keys()):
         raise UserError(
-            f"{path} has {more[0]!r:.120} and {len(more) - 1} more tensors that a LoRA adapter of this base with "
-            "these targets does not have"
+            f"{path} has {unknown[0]!r:.120} and {len(unknown) - 1} more tensors that a LoRA adapter of this base "
+            "with these targets does not have"
         )
-    for name, tensor in found.items():
-        if tuple(tensor.shape) != wanted[name]:
-            raise UserError(f"{path}: {name} has the shape {tuple(tensor.shape)}, this base needs {wanted[name]}")
+    for name, tensor in tensors.items():
+        if tuple(tensor.shape) != shapes[name]:
+            raise UserError(f"{path}: {name} has the shape {tuple(tensor.shape)}, this base needs {shapes[name]}")
         if not tensor.is_floating_point() or not bool(tensor.isfinite().all()):
-            raise UserError(f"{path}: {name} holds values that are no finite numbers: the training went wrong")
-    if not any(bool(tensor.any()) for name, tensor in found.items() if ".lora_B." in name):
+            raise UserError(f"{path}: {name} holds values that are not finite numbers: the training went wrong")
+    if not any(bool(tensor.any()) for name, tensor in tensors.items() if ".lora_B." in name):
         raise UserError(f"{path}: all lora_B are zero, so the adapter changes nothing: it was not trained")
-    return {name: tensor.float().contiguous() for name, tensor in found.items()}
+    return {name: tensor.float().contiguous() for name, tensor in tensors.items()}
 
 
-def shapes(base: Path, lora: TrainingSettings) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every tensor of a LoRA adapter of the model in the folder `base`; no weights are loaded."""
+def _expected_shapes(base: Path, lora: TrainingSettings) -> dict[str, tuple[int, ...]]:
+    """Return name -> shape of each tensor of a LoRA adapter of the model in `base`, without loading its weights."""
     import peft
     import torch
 
@@ -203,53 +207,25 @@ def shapes(base: Path, lora: TrainingSettings) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in state.items()}
 
 
-def _curve(folder: Path) -> dict[str, object]:
-    """The loss of the training's steps, where it was kept."""
-    if not (folder / LOSSES).is_file():
+def _read_curve(folder: Path) -> dict[str, object]:
+    """Return ledger notes about the loss of each step; none if there is no `losses.jsonl`."""
+    path = folder / LOSSES
+    if not path.is_file():
         return {}
-    found: list[tuple[int, float, float]] = []
-    for number, value in json_lines(folder / LOSSES):
-        step, loss, rate = (value.get(key) for key in ("step", "loss", "learning_rate"))
-        if type(step) is not int or not _finite(loss) or not _finite(rate):
-            raise UserError(f"{folder / LOSSES}:{number}: step, loss and learning_rate must be numbers")
-        found.append((step, round(float(loss), 5), float(rate)))
-    if not found:
+    curve: list[tuple[int, float, float]] = []
+    for number, entry in json_lines(path):
+        step, loss, rate = (entry.get(key) for key in ("step", "loss", "learning_rate"))
+        if type(step) is not int or not _is_finite(loss) or not _is_finite(rate):
+            raise UserError(f"{path}:{number}: step, loss and learning_rate must be numbers")
+        curve.append((step, round(float(loss), 5), float(rate)))
+    if not curve:
         return {}
-    return {"loss_first": round(found[0][1], 4), "loss_last": round(found[-1][1], 4), "curve": thin_curve(found)}
+    return {"loss_first": round(curve[0][1], 4), "loss_last": round(curve[-1][1], 4), "curve": thin_curve(curve)}
 
 
-def _finite(value: object) -> TypeGuard[float]:
-    return type(value) in (int, float) and -_HUGE < cast(float, value) < _HUGE
+def _is_finite(value: object) -> TypeGuard[float]:
+    return type(value) in (int, float) and -_MAX_NUMBER < cast(float, value) < _MAX_NUMBER
 
 
-def _plain(value: object) -> bool:
-    return _finite(value) or (isinstance(value, str) and len(value) <= 40)
-
-
-def publish(adapter: Adapter, target: Path, model: Model, card: str) -> None:
-    """Publish the adapter in PEFT's format, as one that was trained here: nothing else of its folder is taken."""
-    from safetensors.torch import save_file
-
-    with atomic.new_folder(target) as building:
-        save_file(dict(adapter.tensors), str(building / WEIGHTS), metadata={"format": "pt"})
-        _config(adapter.lora, model.source).save_pretrained(str(building))
-        (building / BASE_NOTE).write_text(model.base_json(), "utf-8")
-        (building / "README.md").write_text(card, "utf-8")
-        if model.notice:
-            (building / "NOTICE").write_text(model.notice + "\n", "utf-8")
-
-
-def _config(lora: TrainingSettings, base: str) -> Any:
-    """PEFT's configuration, as a training here writes it."""
-    import peft
-
-    return peft.LoraConfig(
-        r=lora.rank,
-        lora_alpha=lora.alpha,
-        lora_dropout=lora.dropout,
-        target_modules=list(lora.targets),
-        bias="none",
-        task_type="CAUSAL_LM",
-        base_model_name_or_path=base,
-        inference_mode=True,
-    )
+def _is_plain(value: object) -> bool:
+    return _is_finite(value) or (isinstance(value, str) and len(value) <= 40)

@@ -1,4 +1,4 @@
-"""Where training computes, and in which floating-point type."""
+"""Choose the device and dtype that training computes in."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from selfalign.training.settings import TrainingSettings
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """A device and a type, as torch names them."""
+    """A device and a dtype, as torch names them."""
 
     device: str
     dtype: str
@@ -20,26 +20,28 @@ class Placement:
 CPU = Placement("cpu", "float32")
 
 
-def choose(config: TrainingSettings, begun: str | None = None) -> Placement:
-    """What the recipe says, or what this machine does best.
+def choose(config: TrainingSettings, resumed_dtype: str | None = None) -> Placement:
+    """Return the recipe's device and dtype, with `auto` resolved to the fastest on this machine.
 
-    An accelerator if there is one. In bfloat16 where it is really faster: a processor without such arithmetic emulates
-    it, hundreds of times slower than float32 (`environment.processor_dtype` measures it).
+    `auto` takes an accelerator if there is one, and bfloat16 if it is faster than float32: a CPU without bfloat16
+    arithmetic emulates it hundreds of times slower (`environment.processor_dtype` measures it).
 
     Args:
-        begun: the type of a training that goes on: it stays, unless the recipe names one.
+        resumed_dtype: the dtype of the training to resume; `auto` keeps it.
 
     Raises:
-        UserError: the recipe asks for an accelerator and there is none.
+        UserError: the recipe sets device to cuda, and torch finds no accelerator.
     """
     import torch
 
-    there = torch.cuda.is_available()
-    if config.device == "cuda" and not there:
-        raise UserError("engrave.device is cuda, and torch sees no such accelerator here: set it to auto or cpu")
-    device = "cuda" if there and config.device != "cpu" else "cpu"
-    if config.dtype != "auto" or begun:
-        return Placement(device, config.dtype if config.dtype != "auto" else str(begun))
+    has_cuda = torch.cuda.is_available()
+    if config.device == "cuda" and not has_cuda:
+        raise UserError("engrave.device is cuda, but torch finds no such accelerator here: set it to auto or cpu")
+    device = "cuda" if has_cuda and config.device != "cpu" else "cpu"
+    if config.dtype != "auto":
+        return Placement(device, config.dtype)
+    if resumed_dtype:
+        return Placement(device, resumed_dtype)
     if device == "cuda":
         return Placement(device, "bfloat16" if torch.cuda.is_bf16_supported() else "float32")
     return Placement(device, environment.processor_dtype())

@@ -1,4 +1,4 @@
-"""The base model in torch and its adapters: load, add, save."""
+"""Load the base model in torch, add LoRA adapters to it and save them in PEFT's format."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from selfalign.training.settings import TrainingSettings
 
 
 def load_base(folder: Path, where: Placement = CPU) -> Any:
-    """The base model, frozen.
+    """Load the base model, frozen and in eval mode.
 
     Raises:
         UserError: torch cannot load it.
@@ -35,51 +35,63 @@ def load_base(folder: Path, where: Placement = CPU) -> Any:
     return model.eval()
 
 
-def with_new_adapter(base: Any, config: TrainingSettings, seed: int) -> Any:
-    """The base with a fresh LoRA adapter (r, alpha, dropout and targets of the recipe)."""
+def lora_config(config: TrainingSettings, **options: Any) -> Any:
+    """Return PEFT's configuration of the recipe's LoRA settings."""
     import peft
 
-    torch.manual_seed(seed)
-    lora = peft.LoraConfig(
+    return peft.LoraConfig(
         r=config.rank,
         lora_alpha=config.alpha,
         lora_dropout=config.dropout,
         target_modules=list(config.targets),
         bias="none",
         task_type="CAUSAL_LM",
+        **options,
     )
+
+
+def with_new_adapter(base: Any, config: TrainingSettings, seed: int) -> Any:
+    """Return the base with a new LoRA adapter: A is random, B is zero."""
+    import peft
+
+    torch.manual_seed(seed)
     with _no_future_warnings():
-        return peft.get_peft_model(base, lora)
-
-
-@contextlib.contextmanager
-def _no_future_warnings() -> Iterator[None]:
-    """transformers announces renames that peft has to follow; a user cannot act on them."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)
-        yield
+        return peft.get_peft_model(base, lora_config(config))
 
 
 def add_adapter(model: Any, folder: Path, name: str = "default") -> Any:
-    """The model, a base or one with adapters already, with a saved adapter more; for scoring."""
+    """Add a saved adapter, for inference, to a base model or to a model that already has adapters."""
     import peft
 
     with _no_future_warnings():
         if not isinstance(model, peft.PeftModel):
-            settings = {"adapter_name": name, "is_trainable": False, "use_safetensors": True}
-            return peft.PeftModel.from_pretrained(model, str(folder), **settings).eval()
+            options = {"adapter_name": name, "is_trainable": False, "use_safetensors": True}
+            return peft.PeftModel.from_pretrained(model, str(folder), **options).eval()
         model.load_adapter(str(folder), name, is_trainable=False, use_safetensors=True)
         return model.eval()
 
 
 def save_adapter(model: Any, folder: Path, base: Model, card: str) -> None:
-    """Publish the adapter in PEFT's format (safetensors), with the base's name, identity, licence notice and a card."""
+    """Publish the model's adapter in PEFT's format (safetensors), with a card and the files about its base."""
     for config in model.peft_config.values():
         config.base_model_name_or_path = base.source  # not the path of this machine's cache
     with atomic.new_folder(folder) as building:
-        # Embeddings are never trained; "auto" would ask the hub about the base.
+        # Embeddings are never trained; "auto" would query the hub about the base.
         model.save_pretrained(str(building), safe_serialization=True, save_embedding_layers=False)
-        (building / "README.md").write_text(card, "utf-8")
-        (building / BASE_NOTE).write_text(base.base_json(), "utf-8")
-        if base.notice:
-            (building / "NOTICE").write_text(base.notice + "\n", "utf-8")
+        write_about(building, base, card)
+
+
+def write_about(folder: Path, base: Model, card: str) -> None:
+    """Write the files that accompany an adapter: its card, the base it is for, and the base's licence notice."""
+    (folder / "README.md").write_text(card, "utf-8")
+    (folder / BASE_NOTE).write_text(base.base_json(), "utf-8")
+    if base.notice:
+        (folder / "NOTICE").write_text(base.notice + "\n", "utf-8")
+
+
+@contextlib.contextmanager
+def _no_future_warnings() -> Iterator[None]:
+    """Silence transformers' announcements of renames that concern PEFT, not the user."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        yield

@@ -1,8 +1,13 @@
-"""Cross-entropy over a large vocabulary, in chunks that share one buffer.
+"""Compute the training loss: cross-entropy over a large vocabulary, without storing the logits of a whole batch.
 
-torch's autograd would keep logits, their softmax and its gradient: three tensors of N x V. Here a chunk's logits are
-turned into its softmax in place and multiplied with the head's weight at once, so that N x V never exists and the
-memory is not asked for again at every step (benchmarks/training.py).
+Shapes: N loss positions, d hidden size, V vocabulary size, n <= `CHUNK` positions of a chunk. Losses are in nats.
+
+With autograd, torch would keep three tensors of shape (N, V): logits, softmax and its gradient. Here the gradient is
+computed in closed form, softmax - one_hot(target), chunk by chunk: a chunk's logits become its softmax in place, in a
+buffer that all chunks share, and are multiplied with the head's weight at once (benchmarks/training.py).
+
+To change the loss, change `LinearCrossEntropy._losses_and_softmax` (the values) and `loss_and_gradient` (their
+gradient); tests/training/test_training.py compares both with autograd.
 """
 
 from __future__ import annotations
@@ -10,21 +15,19 @@ from __future__ import annotations
 import torch
 
 CHUNK = 512
-"""Positions at once: 512 x 262,144 floats are 537 MB."""
-
-
+"""Positions of a chunk: 512 x 262,144 logits in float32 take 537 MB."""
 NEGLIGIBLE = 2.0**-24
-"""A token that is less likely than this at every position of a chunk is left out of the gradient (not of the loss)."""
-_LARGE = 1 << 15
-"""Size of a vocabulary from which that is worth it."""
+"""A token whose probability is below this at every position of a chunk is skipped in the gradient, not in the loss."""
+_LARGE_VOCABULARY = 1 << 15
+"""Vocabulary size from which skipping these tokens saves time."""
 
 
-class CrossEntropy:
-    """Loss of hidden states under a frozen head.
+class LinearCrossEntropy:
+    """Cross-entropy of hidden states under a frozen linear head.
 
     Args:
-        head: (V, d), frozen.
-        cap: logits are capped to cap * tanh(logits / cap), for models that do so.
+        head: weight of the output layer, (V, d).
+        cap: final logit soft-capping, logits = cap * tanh(logits / cap), for models that use it; None for none.
     """
 
     def __init__(self, head: torch.Tensor, cap: float | None) -> None:
@@ -32,12 +35,75 @@ class CrossEntropy:
         self._cap = cap
         self._buffer = torch.empty(0, device=head.device)
 
-    def forget(self) -> None:
-        """Give the buffer's memory back."""
+    def free_buffer(self) -> None:
+        """Free the buffer's memory; the next call allocates it again."""
         self._buffer = self._buffer.new_empty(0)
 
+    @torch.no_grad()
+    def losses(self, hidden: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """Return the loss of each position.
+
+        Args:
+            hidden: last hidden states, (N, d).
+            target: id of the next token at each position, (N,).
+
+        Returns:
+            (N,), float32.
+        """
+        chunks = zip(hidden.split(CHUNK), target.split(CHUNK), strict=True)
+        parts = [self._losses_and_softmax(h, t)[0] for h, t in chunks]
+        return torch.cat(parts) if parts else hidden.new_zeros(0)
+
+    @torch.no_grad()
+    def loss_and_gradient(self, hidden: torch.Tensor, target: torch.Tensor) -> tuple[float, torch.Tensor]:
+        """Return the loss summed over all positions, and its gradient with respect to `hidden`.
+
+        Args:
+            hidden: last hidden states, (N, d).
+            target: id of the next token at each position, (N,).
+
+        Returns:
+            (sum of the losses, gradient of that sum (N, d)).
+        """
+        gradient = torch.empty_like(hidden)
+        loss, start = 0.0, 0
+        for h, t in zip(hidden.split(CHUNK), target.split(CHUNK), strict=True):
+            losses, softmax, cap_slope = self._losses_and_softmax(h, t)
+            loss += float(losses.sum())
+            likely = self._likely_tokens(softmax, t)
+            softmax[t, torch.arange(len(t), device=t.device)] -= 1  # now the gradient with respect to the logits
+            if cap_slope is not None:
+                softmax.mul_(cap_slope)
+            gradient[start : start + len(t)] = _times_head(softmax, self._head, likely)
+            start += len(t)
+        return loss, gradient
+
+    def _losses_and_softmax(
+        self, hidden: torch.Tensor, target: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """Compute a chunk: hidden (n, d), target (n,).
+
+        Returns:
+            (losses (n,), softmax (V, n) in the buffer, derivative of the soft-capping (V, n) or None).
+        """
+        logits = self._logits(hidden)
+        cap_slope = None
+        if self._cap:
+            logits.div_(self._cap).tanh_()
+            cap_slope = 1 - logits.square()
+            logits.mul_(self._cap)
+        target_logits = logits.gather(0, target[None])[0]
+        maximum = logits.amax(0)
+        logits.sub_(maximum).exp_()
+        total = logits.sum(0)
+        losses = total.log() + maximum - target_logits
+        return losses, logits.div_(total), cap_slope
+
     def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """(V, n) in float32, in the buffer: the vocabulary first is a fifth faster than last."""
+        """Return the logits (V, n) of hidden states (n, d) in float32, in the buffer.
+
+        The vocabulary is the first dimension because that is a fifth faster.
+        """
         size = len(hidden) * len(self._head)
         if self._buffer.numel() < size:
             self._buffer = self._buffer.new_empty(min(CHUNK, max(len(hidden), 1)) * len(self._head))
@@ -46,60 +112,21 @@ class CrossEntropy:
             return torch.mm(self._head, hidden.T, out=logits)
         return logits.copy_(self._head @ hidden.to(self._head.dtype).T)
 
-    def _softmax(
-        self, hidden: torch.Tensor, target: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-        """(losses (n,), softmax (V, n), derivative of the cap (V, n) or None) of one chunk."""
-        logits = self._logits(hidden)
-        slope = None
-        if self._cap:
-            logits.div_(self._cap).tanh_()
-            slope = 1 - logits.square()
-            logits.mul_(self._cap)
-        picked = logits.gather(0, target[None])[0]
-        top = logits.amax(0)
-        logits.sub_(top).exp_()
-        total = logits.sum(0)
-        losses = total.log() + top - picked
-        return losses, logits.div_(total), slope
-
-    def _likely(self, softmax: torch.Tensor, target: torch.Tensor) -> torch.Tensor | None:
-        """Tokens that enter the gradient of a chunk; None where leaving the others out saves nothing."""
-        if len(softmax) < _LARGE:
+    def _likely_tokens(self, softmax: torch.Tensor, target: torch.Tensor) -> torch.Tensor | None:
+        """Return the ids of the tokens that enter a chunk's gradient; None if skipping the others saves nothing."""
+        if len(softmax) < _LARGE_VOCABULARY:
             return None
-        marked = softmax.amax(1) > NEGLIGIBLE
-        marked[target] = True
-        found = marked.nonzero()[:, 0]
-        return found if len(found) < 0.7 * len(softmax) else None
-
-    @torch.no_grad()
-    def losses(self, hidden: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        """Loss of each position: hidden (N, d), target (N,) -> (N,)."""
-        parts = [self._softmax(h, t)[0] for h, t in zip(hidden.split(CHUNK), target.split(CHUNK), strict=True)]
-        return torch.cat(parts) if parts else hidden.new_zeros(0)
-
-    @torch.no_grad()
-    def loss_and_gradient(self, hidden: torch.Tensor, target: torch.Tensor) -> tuple[float, torch.Tensor]:
-        """Summed loss and its gradient by the hidden states: (N, d), (N,) -> float, (N, d)."""
-        gradient = torch.empty_like(hidden)
-        loss, at = 0.0, 0
-        for h, t in zip(hidden.split(CHUNK), target.split(CHUNK), strict=True):
-            losses, softmax, slope = self._softmax(h, t)
-            loss += float(losses.sum())
-            likely = self._likely(softmax, t)
-            softmax[t, torch.arange(len(t), device=t.device)] -= 1
-            if slope is not None:
-                softmax.mul_(slope)
-            gradient[at : at + len(t)] = _weighted(softmax, self._head, likely)
-            at += len(t)
-        return loss, gradient
+        is_likely = softmax.amax(1) > NEGLIGIBLE
+        is_likely[target] = True
+        likely = is_likely.nonzero()[:, 0]
+        return likely if len(likely) < 0.7 * len(softmax) else None
 
 
-def _weighted(softmax: torch.Tensor, head: torch.Tensor, likely: torch.Tensor | None) -> torch.Tensor:
-    """The head's rows summed by weight: (V, n), (V, d) -> (n, d)."""
+def _times_head(weights: torch.Tensor, head: torch.Tensor, likely: torch.Tensor | None) -> torch.Tensor:
+    """Return weights.T @ head, over the `likely` rows only: weights (V, n), head (V, d) -> (n, d)."""
     if likely is None:
-        return softmax.T.to(head.dtype) @ head
-    found = head.new_zeros(softmax.shape[1], head.shape[1])
-    for rows in likely.split(_LARGE):  # some at a time: each is copied
-        found.addmm_(softmax.index_select(0, rows).T.to(head.dtype), head.index_select(0, rows))
-    return found
+        return weights.T.to(head.dtype) @ head
+    result = head.new_zeros(weights.shape[1], head.shape[1])
+    for rows in likely.split(_LARGE_VOCABULARY):  # in parts, because index_select copies the rows
+        result.addmm_(weights.index_select(0, rows).T.to(head.dtype), head.index_select(0, rows))
+    return result

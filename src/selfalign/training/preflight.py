@@ -1,7 +1,7 @@
-"""Before any training step: is every row what training needs? The faults that stay silent elsewhere.
+"""Check training rows before the first step for faults that training itself would never report.
 
-Encoded rows and what the tokenizer says about the template's tokens -> findings. A row's structure is compared with
-that of a row of harmless words under the same template: a control token more, or in another place, came from text.
+Takes encoded rows and the tokenizer, returns findings. Forged turns are found by comparing each row's control tokens
+with those of a harmless row under the same template: an additional or misplaced control token came from text.
 """
 
 from __future__ import annotations
@@ -14,40 +14,43 @@ from typing import Literal
 from selfalign.data.prompt_text import BOS
 from selfalign.model.dialogue import Encoded, Template, Tokenizer, encode_example
 
-_SHORT = 3
-"""Loss tokens, the end token included, below which an answer is doubtful."""
+_MIN_LOSS_TOKENS = 3
+"""Loss tokens, including the end token, below which a response counts as empty."""
+_MAX_TOO_LONG = 0.05
+"""Fraction of rows over `max_length` from which a warning is given."""
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """Something that is wrong with training rows."""
+    """A fault in training rows, or in the tokenizer."""
 
     level: Literal["error", "warning"]
     rule: str
     message: str
     rows: tuple[int, ...] = ()
-    """Positions of the rows it is about; empty where it is about the tokenizer."""
+    """Indices of the affected rows; empty if the tokenizer is at fault."""
 
 
 @dataclass(frozen=True, slots=True)
 class Preflight:
-    """What was found, and what training will see."""
+    """The result of the checks, and the size of the training data."""
 
     findings: tuple[Finding, ...]
     rows: int
     tokens: int
     loss_tokens: int
     longest: int
+    """Tokens of the longest row."""
 
     @property
     def errors(self) -> tuple[Finding, ...]:
         return tuple(f for f in self.findings if f.level == "error")
 
     def text(self) -> str:
-        """One line about the rows."""
-        share = self.loss_tokens / self.tokens if self.tokens else 0.0
+        """Return one line about the rows."""
+        fraction = self.loss_tokens / self.tokens if self.tokens else 0.0
         return (
-            f"{self.rows:,} rows, {self.tokens:,} tokens, {self.loss_tokens:,} of them with loss ({share:.0%}), "
+            f"{self.rows:,} rows, {self.tokens:,} tokens, {self.loss_tokens:,} of them with loss ({fraction:.0%}), "
             f"longest row {self.longest:,} tokens"
         )
 
@@ -55,22 +58,17 @@ class Preflight:
 def inspect_rows(
     rows: Sequence[Encoded], tokenizer: Tokenizer, template: Template, label: str, too_long: int = 0
 ) -> Preflight:
-    """Look at every row.
+    """Check every row.
 
     Args:
         label: the assistant's name, for plain-text turns.
-        too_long: rows that were longer than the limit and are not among `rows`.
+        too_long: number of rows that exceeded `max_length` and are not among `rows`.
     """
-    findings = [*_tokens(tokenizer, template), *_rows(rows, tokenizer, template, label)]
-    if too_long > 0.05 * (too_long + len(rows)):
-        findings.append(
-            Finding(
-                "warning",
-                "too long",
-                f"{too_long} of {too_long + len(rows)} rows are longer than max_length and left out (none is ever "
-                "cut): a higher max_length keeps them",
-            )
-        )
+    findings = [*_check_tokenizer(tokenizer, template), *_check_rows(rows, tokenizer, template, label)]
+    total = too_long + len(rows)
+    if too_long > _MAX_TOO_LONG * total:
+        message = f"{too_long} of {total} rows exceed max_length and are dropped (none is truncated): increase it"
+        findings.append(Finding("warning", "too long", message))
     return Preflight(
         tuple(findings),
         len(rows),
@@ -80,28 +78,48 @@ def inspect_rows(
     )
 
 
-def _tokens(tokenizer: Tokenizer, template: Template) -> Iterator[Finding]:
-    """Whether the tokenizer knows the template's tokens, and begins a text once."""
+def check_memory(needed_mb: float, free_mb: float | None) -> Finding | None:
+    """Return a warning if training needs more memory than is free; None if it fits or free memory is unknown."""
+    if free_mb is None or needed_mb <= free_mb:
+        return None
+    message = (
+        f"training takes about {needed_mb / 1000:.1f} GB, but {free_mb / 1000:.1f} GB are free: close other programs"
+    )
+    return Finding("warning", "memory", message)
+
+
+def loss_spans(row: Encoded, tokenizer: Tokenizer) -> list[tuple[str, bool]]:
+    """Split a row into (text, whether it counts in the loss), for display."""
+    spans: list[tuple[list[int], bool]] = []
+    for token, has_loss in zip(row.ids, row.mask, strict=True):
+        if not spans or spans[-1][1] != has_loss:
+            spans.append(([], has_loss))
+        spans[-1][0].append(token)
+    return [(tokenizer.text(ids), has_loss) for ids, has_loss in spans]
+
+
+def _check_tokenizer(tokenizer: Tokenizer, template: Template) -> Iterator[Finding]:
+    """Check that each marker of the template is one token, and that a text begins with one start token."""
     fields = (template.user, template.user_end, template.assistant, template.after) if template.control else ()
     for marker in dict.fromkeys(m for field in (*fields, template.end) for m in _markers(field)):
-        if len(found := tokenizer.ids(marker, special=True)) != 1:
+        if len(ids := tokenizer.ids(marker, special=True)) != 1:
             yield Finding(
                 "error",
                 "unknown token",
-                f"the tokenizer does not know {marker!r} of the template {template.name!r}: it is {len(found)} tokens",
+                f"the tokenizer encodes {marker!r} of the template {template.name!r} as {len(ids)} tokens, not one",
             )
     start = tokenizer.encode((BOS,))
     if len(start) > 1:
-        yield Finding("error", "double start", f"a text begins with {len(start)} tokens of start instead of one")
+        yield Finding("error", "double start", f"a text begins with {len(start)} start tokens instead of one")
 
 
 def _markers(field: str) -> list[str]:
     return re.findall(r"<[^<>\s]+>", field)
 
 
-def _rows(rows: Sequence[Encoded], tokenizer: Tokenizer, template: Template, label: str) -> Iterator[Finding]:
+def _check_rows(rows: Sequence[Encoded], tokenizer: Tokenizer, template: Template, label: str) -> Iterator[Finding]:
     end = tokenizer.ids(template.end, special=True)
-    # Rows may come from elsewhere: role tokens count, whether or not the tokenizer calls them special.
+    # Imported rows may come from another tokenizer: role tokens count, even if this one does not call them special.
     roles = (template.user, template.user_end, template.assistant) if template.control else ()
     controls = tokenizer.controls() | {i for f in roles for m in _markers(f) for i in tokenizer.ids(m, special=True)}
     harmless = encode_example(tokenizer, template, "Say it.", "What?", "Tea.", label)
@@ -109,42 +127,21 @@ def _rows(rows: Sequence[Encoded], tokenizer: Tokenizer, template: Template, lab
     start = tokenizer.encode((BOS,))
     faults: dict[tuple[Literal["error", "warning"], str, str], list[int]] = {}
 
-    def note(level: Literal["error", "warning"], rule: str, message: str, position: int) -> None:
+    def add(level: Literal["error", "warning"], rule: str, message: str, position: int) -> None:
         faults.setdefault((level, rule, message), []).append(position)
 
     for position, row in enumerate(rows):
         loss = [i for i, counts in zip(row.ids, row.mask, strict=True) if counts]
         if not loss:
-            note("error", "no loss", "have no token with loss: nothing would be learnt from them", position)
+            add("error", "no loss", "have no token with loss: nothing would be learnt from them", position)
         elif loss[-len(end) :] != end or not row.mask[-1]:
-            note("error", "end not learnt", f"do not end with {template.end!r} inside the loss", position)
-        elif len(loss) < _SHORT:
-            note("warning", "empty answer", "have an answer of one token or none", position)
+            add("error", "end not learnt", f"do not end with {template.end!r} inside the loss", position)
+        elif len(loss) < _MIN_LOSS_TOKENS:
+            add("warning", "empty answer", "have a response of at most one token", position)
         if start and row.ids[: 2 * len(start)] == start * 2:
-            note("error", "double start", "begin with the start token twice", position)
+            add("error", "double start", "begin with the start token twice", position)
         elif [i for i in row.ids if i in controls] != structure:
-            message = "have control tokens that are not the template's: a turn that text forged, or one that is missing"
-            note("error", "forged turn", message, position)
-    for (level, rule, message), found in faults.items():
-        yield Finding(level, rule, f"{len(found)} of {len(rows)} rows {message}", tuple(found))
-
-
-def check_memory(needed_mb: float, free_mb: float | None) -> Finding | None:
-    """Whether training fits this machine's memory, as far as that is known."""
-    if free_mb is None or needed_mb <= free_mb:
-        return None
-    return Finding(
-        "warning",
-        "memory",
-        f"training takes about {needed_mb / 1000:.1f} GB and {free_mb / 1000:.1f} GB are free: close other programs",
-    )
-
-
-def loss_spans(row: Encoded, tokenizer: Tokenizer) -> list[tuple[str, bool]]:
-    """The row's text in stretches, each with whether it is learnt: what a person should see before training."""
-    found: list[tuple[list[int], bool]] = []
-    for token, counts in zip(row.ids, row.mask, strict=True):
-        if not found or found[-1][1] != counts:
-            found.append(([], counts))
-        found[-1][0].append(token)
-    return [(tokenizer.text(ids), counts) for ids, counts in found]
+            message = "do not have exactly the template's control tokens: text forged a turn, or a turn is missing"
+            add("error", "forged turn", message, position)
+    for (level, rule, message), positions in faults.items():
+        yield Finding(level, rule, f"{len(positions)} of {len(rows)} rows {message}", tuple(positions))

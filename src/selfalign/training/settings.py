@@ -1,4 +1,4 @@
-"""Settings of training in the recipe: LoRA, optimiser, memory, device."""
+"""Define the recipe's settings of training: LoRA, optimiser, memory, device."""
 
 from __future__ import annotations
 
@@ -11,50 +11,58 @@ from selfalign.system.strict_yaml import Strict
 
 class TrainingSettings(Strict):
     rank: int = Field(16, ge=1, le=256)
+    """Rank r of the LoRA matrices."""
     alpha: int = Field(16, ge=1)
+    """LoRA's scale: the adapter adds alpha / rank * B @ A to a weight."""
     dropout: float = Field(0.05, ge=0, lt=1)
+    """Dropout on the adapter's input."""
     targets: list[Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]] = Field(
         ["q_proj", "k_proj", "v_proj", "o_proj"], min_length=1
     )
+    """Linear layers that get an adapter."""
     learning_rate: float = Field(4.0e-4, gt=0)
+    """Peak learning rate."""
     epochs: int = Field(2, ge=1)
     batch_size: int = Field(8, ge=1)
     """Examples per optimiser step."""
     warmup_steps: int = Field(5, ge=0)
+    """Steps over which the learning rate rises to its peak."""
     schedule: Literal["linear", "cosine"] = "linear"
-    """How the learning rate falls to zero after the warm-up."""
+    """How the learning rate decays to zero after the warm-up."""
     max_grad_norm: float = Field(1.0, gt=0)
+    """Norm to which gradients are clipped."""
     validation: float = Field(0.0, ge=0, le=0.5)
-    """The share of the examples that is not trained on: the loss on them is measured while training."""
+    """Fraction of the examples that is held out to measure the loss on; 0: none."""
     validate_every: int | None = Field(None, ge=1)
-    """Steps between two measurements; null: once an epoch."""
+    """Steps between two measurements of the held-out loss; null: once per epoch."""
     patience: int | None = Field(None, ge=1)
-    """Stop after so many measurements without a better one, and keep the best adapter; null: never."""
+    """Stop after this many measurements without a lower held-out loss, and keep the best adapter; null: never."""
     micro_batch_tokens: int = Field(1024, ge=1)
-    """Tokens computed at once, padding counted: it decides the memory. Halved where memory runs out."""
+    """Tokens per forward pass, padding included; determines the memory used. Halved when memory runs out."""
     gradient_checkpointing: bool = False
-    """Compute each layer again on the way back instead of keeping it: less memory, a third slower."""
+    """Recompute each layer in the backward pass instead of storing it: less memory, a third slower."""
     checkpoint_seconds: float = Field(60.0, ge=0)
-    """Seconds between two checkpoints, at most; a stop by a signal writes one too. 0: after each step."""
+    """Minimum seconds between two checkpoints; a signal writes one, too. 0: after each step."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to train; auto: an accelerator if there is one."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """The type of the frozen weights. auto: bfloat16 where this machine is really faster in it."""
+    """Type of the frozen weights; auto: bfloat16 if it is faster on this machine, else float32."""
     max_length: int = Field(512, ge=16)
-    """Tokens of one example; a longer one is a drop, never cut."""
+    """Maximum tokens of an example; a longer one is dropped, never truncated."""
     preflight: Literal["refuse", "warn"] = "refuse"
-    """What is done about rows that cannot be learnt as they should: training is refused, or they are named only."""
+    """What to do about rows that cannot be learnt correctly: refuse to train, or only report them."""
     elsewhere: bool = False
-    """Stages 3 and 4 stop once their examples are written: `selfalign export RUN launch` makes a folder to train in,
-    and `selfalign engrave|clone RUN --adapter DIR` takes what it made."""
+    """Stop stages 3 and 4 once their examples are written: `selfalign export RUN launch` creates a folder to train in,
+    and `selfalign engrave|clone RUN --adapter DIR` imports the adapter."""
 
     @model_validator(mode="after")
-    def _measured(self) -> TrainingSettings:
+    def _check_patience(self) -> TrainingSettings:
         if self.patience is not None and not self.validation:
-            raise ValueError("patience needs rows to measure the loss on: set validation, as 0.05")
+            raise ValueError("patience needs held-out rows: set validation, for example to 0.05")
         return self
 
     def deciding(self) -> dict[str, Any]:
-        """The settings that the trained adapter follows from."""
+        """Return the settings that influence the trained adapter."""
         return self.model_dump(
             mode="json", exclude={"preflight", "checkpoint_seconds", "micro_batch_tokens", "elsewhere"}
         )
