@@ -166,7 +166,7 @@ def test_a_folder_is_read_and_known_by_its_content(offline: Path, tmp_path: Path
     before = (path / "train.jsonl").stat()
     (path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in changed))
     os.utime(path / "train.jsonl", ns=(before.st_atime_ns, before.st_mtime_ns))
-    with pytest.raises(UserError, match="was changed since the run was begun"):
+    with pytest.raises(UserError, match="was changed since the run was started"):
         list(UserData(found))
     again = recipes.located(recipes.load("quick"), path).prompts
     assert [row.message for _, row in UserData(again)][-1] == "Name river X."
@@ -191,7 +191,7 @@ def test_folders_that_cannot_be_read_are_named(offline: Path, tmp_path: Path):
         read(folder(tmp_path / "other", train=[{"label": "a"}]))
     images = folder(tmp_path / "images")
     (images / "a.png").write_bytes(b"\x89PNG")
-    with pytest.raises(UserError, match="is of the kind 'imagefolder'; JSON, CSV, Parquet, Arrow and text are read"):
+    with pytest.raises(UserError, match="is of the kind 'imagefolder'; JSON, CSV, Parquet, Arrow and text can be read"):
         read(images)
 
 

@@ -118,9 +118,9 @@ REFUSED = {
         "\nprompt\na\n": "a.csv:1: the header: no known form",
         "prompt\na\nb, c\n": "a.csv:3: 2 cells, but the header names 1",
         "prompt,completion\na,b\nc\n": "a.csv:3: 1 cells, but the header names 2",
-        'prompt\n"a"\n"b\nc\n': "a.csv:3 is no CSV .unexpected end",
-        'prompt\na\n"b"c\n': "a.csv:3 is no CSV",
-        "prompt\ra\rb": "a.csv:1 is no CSV",
+        'prompt\n"a"\n"b\nc\n': "a.csv:3 is not valid CSV .unexpected end",
+        'prompt\na\n"b"c\n': "a.csv:3 is not valid CSV",
+        "prompt\ra\rb": "a.csv:1 is not valid CSV",
         b"prompt\na\n\xff\n": "a.csv:3 is not UTF-8",
         "messages\n[]\n": "a.csv:2: messages is '..', not a list of turns",
         "": "",
@@ -276,8 +276,8 @@ def test_what_is_not_taken_is_said(tmp_path: Path):
     assert data.messages() == [
         "mine.jsonl: read as ShareGPT 1, our own 1",
         "keys that are not read: id, lang, context",
-        "dialogues of which only the first user turn and the answer to it are taken: 1",
-        "system texts that are not taken (the system prompts take their place): 1",
+        "dialogues read only up to the answer to the first user turn: 1",
+        "system texts replaced by the system prompts: 1",
     ]
     assert data.notes() == {
         "from": "mine.jsonl", "read as": {"ShareGPT": 1, "our own": 1}, "dialogues shortened": 1,
@@ -330,7 +330,7 @@ def test_a_file_is_frozen_with_its_sha256(tmp_path: Path, monkeypatch: pytest.Mo
     assert (found.file, found.file_sha256) == (str(tmp_path / "mine.jsonl"), digest)
     assert len(list(UserData(found))) == 1
     (tmp_path / "mine.jsonl").write_text('{"prompt": "b"}\n')
-    with pytest.raises(UserError, match="was changed since the run was begun: restore it, or begin again with --new"):
+    with pytest.raises(UserError, match="was changed since the run was started: restore it, or start again with --new"):
         list(UserData(found))
     (tmp_path / "mine.jsonl").unlink()
     with pytest.raises(UserError, match=r"prompts file '.*mine\.jsonl' does not exist"):

@@ -173,7 +173,7 @@ def test_a_changed_file_of_own_prompts_is_refused(fake_run: Runs, tmp_path: Path
     context = fake_run(f"prompts.file={file}", f"prompts.file_sha256={sha}", "stages=[prompts]", name="sha")
     order.run_stage(context, "prompts")
     file.write_text("Name a hill.\n", "utf-8")
-    with pytest.raises(UserError, match="was changed since the run was begun"):
+    with pytest.raises(UserError, match="was changed since the run was started"):
         order.run_stage(context, "prompts", again=True)
 
 

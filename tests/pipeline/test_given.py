@@ -121,7 +121,7 @@ def test_another_file_than_the_prompts_came_from_is_refused(mine: Path, tmp_path
     with selfalign.create("quick", tmp_path / "run", settings=settings, prompts=mine) as run:
         run.run_stage("prompts")
         mine.write_text(mine.read_text().replace("North Sea", "Baltic"))
-        with pytest.raises(UserError, match=r"mine\.json was changed since the run was begun"):
+        with pytest.raises(UserError, match=r"mine\.json was changed since the run was started"):
             run.run_stage("align")
         assert not run.context.run.jsonl("responses").exists()
 

@@ -1,4 +1,8 @@
-"""A JSON array of objects, read element by element: a file of any size takes the memory of its longest element."""
+"""Read a JSON array of objects element by element, in the memory of its longest element.
+
+The standard library decodes each element, so that numbers, escapes and limits are those of every other file. ijson is
+no replacement: its C backend crashes on an integer of 5,000 digits and turns half characters into "?".
+"""
 
 from __future__ import annotations
 
@@ -6,116 +10,105 @@ import codecs
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from selfalign.data.records import check_characters
 from selfalign.errors import UserError
 
 CHUNK = 1 << 20
-"""Bytes that are read at once, at least."""
+"""Least number of bytes to read at once."""
 
 
 def elements(path: Path) -> Iterator[tuple[str, Any]]:
-    """(file:line, object) of each element.
+    """Yield (file:line, object) for each element of the array.
 
     Raises:
-        UserError: the text is not UTF-8 or not such an array.
+        UserError: the text is not UTF-8, or not an array of objects; the message names the line.
         OSError: the file cannot be read.
     """
-    return _Array(path).elements()
+    with path.open("rb") as file:
+        yield from _Reader(path, file).elements()
 
 
-class _Array:
-    """A stretch of the file's text in memory: `_text`, of which all before `_at` is done; `_line` is the line there."""
+class _Reader:
+    """A part of the file's text: everything before `_position` is parsed; `_line` is the line at `_position`."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, file: IO[bytes]) -> None:
         self._path = path
+        self._file = file
+        self._decoder = codecs.getincrementaldecoder("utf-8-sig")()
         self._text = ""
-        self._at = 0
+        self._position = 0
         self._line = 1
-        self._ended = False
 
     def elements(self) -> Iterator[tuple[str, Any]]:
+        self._expect("[", "[ was expected")
+        while self._next_character() != "]":
+            if self._next_character() != "{":
+                raise self._error("an object was expected")
+            yield self._element()
+            if self._next_character() != ",":
+                break
+            self._move_to(self._position + 1)
+            if self._next_character() == "]":
+                raise self._error("a comma before the end")
+        self._expect("]", "a comma or ] was expected")
+        if self._next_character():
+            raise self._error("text after the array's end")
+
+    def _element(self) -> tuple[str, Any]:
         decoder = json.JSONDecoder()
-        with self._path.open("rb") as file:
-            chunks = self._chunks(file)
-            self._expect("[", chunks)
-            while (found := self._next(chunks)) != "]":
-                if found != "{":
-                    raise self._wrong("an object was expected")
-                yield self._element(decoder, chunks)
-                if self._next(chunks) == ",":
-                    self._move(self._at + 1)
-                    if self._next(chunks) == "]":
-                        raise self._wrong("a comma before the end")
-                elif self._next(chunks) != "]":
-                    raise self._wrong("a comma or ] was expected")
-            self._move(self._at + 1)
-            if self._next(chunks):
-                raise self._wrong("text after the array's end")
-
-    def _chunks(self, file: Any) -> Iterator[str]:
-        """The file's text in stretches, each twice as long as what is in memory, so that a long element is quick."""
-        decode = codecs.getincrementaldecoder("utf-8-sig")().decode
-        line = 1
-        while True:
-            raw = file.read(max(CHUNK, len(self._text) - self._at))
-            try:
-                text = decode(raw, not raw)
-            except UnicodeDecodeError as error:
-                line += error.object[: error.start].count(b"\n")
-                raise UserError(f"{self._path}:{line} is not UTF-8: save it as UTF-8") from None
-            line += text.count("\n")
-            if text:
-                yield text
-            if not raw:
-                return
-
-    def _more(self, chunks: Iterator[str]) -> bool:
-        text = next(chunks, "")
-        self._text, self._at = self._text[self._at :] + text, 0
-        return bool(text)
-
-    def _move(self, at: int) -> None:
-        self._line += self._text.count("\n", self._at, at)
-        self._at = at
-
-    def _next(self, chunks: Iterator[str]) -> str:
-        """The next character that is no space, and go there; "" at the end."""
-        while True:
-            at = self._at
-            while at < len(self._text) and self._text[at] in " \t\r\n":
-                at += 1
-            self._move(at)
-            if at < len(self._text):
-                return self._text[at]
-            if not self._more(chunks):
-                return ""
-
-    def _expect(self, wanted: str, chunks: Iterator[str]) -> None:
-        if self._next(chunks) != wanted:
-            raise self._wrong(f"{wanted} was expected")
-        self._move(self._at + 1)
-
-    def _element(self, decoder: json.JSONDecoder, chunks: Iterator[str]) -> tuple[str, Any]:
         while True:
             try:
-                value, end = decoder.raw_decode(self._text, self._at)
-                check_characters(value, self._text[self._at : end])
+                value, end = decoder.raw_decode(self._text, self._position)
+                check_characters(value, self._text[self._position : end])
                 break
             except json.JSONDecodeError as error:
-                # Either it is wrong there, or the text in memory ends within the element.
+                # Either the JSON is wrong there, or the text in memory ends within the element.
                 cut = error.msg.startswith("Unterminated string") or error.pos >= len(self._text) - 16
-                ahead = error.pos - self._at
-                if not (cut and self._more(chunks)):
-                    self._move(min(self._at + ahead, len(self._text)))
-                    raise self._wrong(error.msg) from None
-            except (ValueError, RecursionError) as error:  # an integer of thousands of digits, a deep one
-                raise self._wrong(str(error)) from None
+                parsed = error.pos - self._position
+                if not (cut and self._read_more()):
+                    self._move_to(min(self._position + parsed, len(self._text)))
+                    raise self._error(error.msg) from None
+            except (ValueError, RecursionError) as error:  # an integer of thousands of digits, deep nesting
+                raise self._error(str(error)) from None
         where = f"{self._path}:{self._line}"
-        self._move(end)
+        self._move_to(end)
         return where, value
 
-    def _wrong(self, why: str) -> UserError:
-        shown = self._text[self._at : self._at + 60]
-        return UserError(f"{self._path}:{self._line} is not JSON ({why}): mend it at {shown!r}")
+    def _next_character(self) -> str:
+        """Move to the next character that is not white space and return it, or "" at the end of the file."""
+        while True:
+            position = self._position
+            while position < len(self._text) and self._text[position] in " \t\r\n":
+                position += 1
+            self._move_to(position)
+            if position < len(self._text):
+                return self._text[position]
+            if not self._read_more():
+                return ""
+
+    def _expect(self, character: str, message: str) -> None:
+        if self._next_character() != character:
+            raise self._error(message)
+        self._move_to(self._position + 1)
+
+    def _read_more(self) -> bool:
+        """Read at least as much as is in memory, so that long elements take linear time; False at the file's end."""
+        data = self._file.read(max(CHUNK, len(self._text) - self._position))
+        try:
+            text = self._decoder.decode(data, final=not data)
+        except UnicodeDecodeError as error:
+            self._move_to(len(self._text))
+            line = self._line + error.object[: error.start].count(b"\n")
+            raise UserError(f"{self._path}:{line} is not UTF-8: save it as UTF-8") from None
+        self._text, self._position = self._text[self._position :] + text, 0
+        return bool(data)
+
+    def _move_to(self, position: int) -> None:
+        self._line += self._text.count("\n", self._position, position)
+        self._position = position
+
+    def _error(self, reason: str) -> UserError:
+        excerpt = self._text[self._position : self._position + 60]
+        return UserError(f"{self._path}:{self._line} is not JSON ({reason}): correct it at {excerpt!r}")

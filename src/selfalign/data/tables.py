@@ -1,7 +1,7 @@
-"""Tables of the user's own rows: a Parquet file, a folder of data files, a data set on the hub.
+"""Read the user's rows from tables: a Parquet file, a folder of data files, a data set on the hub.
 
-Folders and hub data sets are read by the library `datasets`, without any code of theirs: rows of text formats only. A
-hub data set is known by its commit, which the recipe freezes; offline, the copy in the library's cache serves.
+The library `datasets` reads folders and hub data sets, without running any code of theirs and only formats of plain
+rows. A recipe stores the commit of a hub data set; without network, the library's cache is used.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ _HUB = re.compile(
 )
 _FILES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".txt")
 _BUILDERS = ("parquet", "json", "csv", "text", "arrow", "cache")
-"""What may read a data set: formats that hold rows and nothing to run. (pandas would unpickle.)"""
-_SECONDS = 30
+"""The library's readers of formats that cannot contain code (its pandas reader would unpickle)."""
+_TIMEOUT_SECONDS = 30
 
 
 @dataclass(frozen=True, slots=True)
 class HubData:
-    """owner/name[/config][:split][@revision]."""
+    """A data set on the hub: owner/name[/config][:split][@revision]."""
 
     name: str
     config: str | None = None
@@ -35,64 +35,64 @@ class HubData:
     revision: str | None = None
 
     def __str__(self) -> str:
-        marks = (("/", self.config), (":", self.split), ("@", self.revision))
-        return self.name + "".join(mark + part for mark, part in marks if part)
+        parts = (("/", self.config), (":", self.split), ("@", self.revision))
+        return self.name + "".join(mark + part for mark, part in parts if part)
 
 
 def parse_hub_name(text: str) -> HubData | None:
-    """The hub data set that the text names, or None where it looks like a path."""
-    found = _HUB.fullmatch(text)
-    if not found or found["name"].lower().endswith(_FILES):
+    """Return the hub data set that the text names, or None if it looks like a path."""
+    match = _HUB.fullmatch(text)
+    if not match or match["name"].lower().endswith(_FILES):
         return None
-    if not found["revision"] and Path(text.partition("/")[0]).exists():
+    if not match["revision"] and Path(text.partition("/")[0]).exists():
         return None
-    return HubData(found["name"], found["config"], found["split"], found["revision"])
+    return HubData(match["name"], match["config"], match["split"], match["revision"])
 
 
-def pin_revision(wanted: HubData, kept: str | None = None) -> str:
-    """The data set with the commit that its revision is now.
+def pin_revision(data_set: HubData, frozen: str | None = None) -> str:
+    """Return the data set's name with the commit of its revision.
 
     Args:
-        kept: what a run that goes on has frozen: if it is the same data set, its commit stays.
+        frozen: the name in the recipe of a run to resume; if it is the same data set, its commit is kept.
 
     Raises:
         UserError: the hub cannot be reached, or has no such data set or revision.
     """
-    if kept and not wanted.revision and kept.rpartition("@")[0] == str(wanted):
-        return kept
-    if wanted.revision and re.fullmatch(r"[0-9a-f]{40}", wanted.revision):
-        return str(wanted)
-    _datasets()  # or the error would be one about the hub
+    if frozen and not data_set.revision and frozen.rpartition("@")[0] == str(data_set):
+        return frozen
+    if data_set.revision and re.fullmatch(r"[0-9a-f]{40}", data_set.revision):
+        return str(data_set)
+    _import_datasets()  # if it is missing, the error should name it and not the hub
     from huggingface_hub import HfApi
 
     try:
-        commit = HfApi().dataset_info(wanted.name, revision=wanted.revision, timeout=_SECONDS).sha
-    except Exception as error:  # its errors, the network library's, the system's
+        commit = HfApi().dataset_info(data_set.name, revision=data_set.revision, timeout=_TIMEOUT_SECONDS).sha
+    except Exception as error:  # errors of the hub, of the network library, of the system
         raise UserError(
-            f"hub data set '{wanted}' cannot be looked up ({_short(error)}): is it owner/name, is there network? "
-            "Offline name the commit that is in the cache: owner/name@COMMIT"
+            f"hub data set '{data_set}' cannot be looked up ({_one_line(error)}): is it owner/name, is there network? "
+            "Without network, name the commit that is in the cache: owner/name@COMMIT"
         ) from None
-    return str(HubData(wanted.name, wanted.config, wanted.split, commit))
+    return str(HubData(data_set.name, data_set.config, data_set.split, commit))
 
 
-def hub_rows(wanted: HubData) -> Iterator[tuple[str, Any]]:
-    """(data set:row, value) of each row.
+def hub_rows(data_set: HubData) -> Iterator[tuple[str, Any]]:
+    """Yield (data set:row, value) for each row.
 
     Raises:
-        UserError: it cannot be read, is not that commit, or has no such split; its columns are no known form's.
+        UserError: the data set cannot be read at that commit, has no such split, or its columns match no form.
     """
-    name = str(wanted)
-    builder = _builder(name, wanted.name, wanted.config, wanted.revision)
-    if wanted.revision and builder.hash != wanted.revision:
+    name = str(data_set)
+    builder = _builder(name, data_set.name, name=data_set.config, revision=data_set.revision)
+    if data_set.revision and builder.hash != data_set.revision:
         raise UserError(f"hub data set {name!r} is in the cache as commit {builder.hash} only: run once with network")
-    return _split_rows(builder, name, wanted.split)
+    return _split_rows(builder, name, data_set.split)
 
 
 def folder_rows(folder: Path, digest: str) -> Iterator[tuple[str, Any]]:
-    """(folder:row, value) of each row of its split "train", or of its only one.
+    """Yield (folder:row, value) for each row of the split "train", or of the only split.
 
     Args:
-        digest: of its content; what was made of another content is never read. Raises as `hub_rows`.
+        digest: of the folder's content; each content has a cache of its own. Raises as `hub_rows`.
     """
     from selfalign.system.environment import cache_folder
 
@@ -101,7 +101,7 @@ def folder_rows(folder: Path, digest: str) -> Iterator[tuple[str, Any]]:
 
 
 def parquet_rows(path: Path) -> Iterator[tuple[str, Any]]:
-    """(file:row, value) of each row. Raises UserError where it cannot be read, or its columns are no known form's."""
+    """Yield (file:row, value) for each row. Raises UserError if it cannot be read, or its columns match no form."""
     try:
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -110,39 +110,38 @@ def parquet_rows(path: Path) -> Iterator[tuple[str, Any]]:
     try:
         with pq.ParquetFile(path) as file:
             names = tuple(file.schema_arrow.names)
-            wanted = _wanted(names, str(path))
-            yield from _records(file.iter_batches(_BATCH, columns=wanted), names, str(path))
+            columns = _read_columns(names, str(path))
+            yield from _rows(file.iter_batches(_BATCH, columns=columns), names, str(path))
     except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{path} cannot be read as Parquet: {_short(error)}") from None
+        raise UserError(f"{path} cannot be read as Parquet: {_one_line(error)}") from None
 
 
-def _datasets() -> Any:
+def _import_datasets() -> Any:
     try:
         import datasets
     except ImportError:
         raise UserError("folders and hub data sets need datasets: pip install 'selfalign[data]'") from None
-    datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False  # nothing is told to anybody
+    datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False  # send no statistics
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity_error()
     return datasets
 
 
-def _builder(shown: str, name: str, config: str | None = None, revision: str | None = None, **more: Any) -> Any:
-    """What reads the data set, its rows prepared in the library's cache."""
-    datasets = _datasets()
+def _builder(shown: str, path: str, **options: Any) -> Any:
+    """Return the library's reader of the data set, with the rows prepared in its cache."""
+    datasets = _import_datasets()
     try:
-        builder = datasets.load_dataset_builder(name, config, revision=revision, **more)
+        builder = datasets.load_dataset_builder(path, **options)
     except Exception as error:  # the library raises errors of many kinds
-        raise UserError(f"data set {shown!r} cannot be read: {_short(error)}") from None
+        raise UserError(f"data set {shown!r} cannot be read: {_one_line(error)}") from None
     if builder.name not in _BUILDERS:
         raise UserError(
-            f"data set {shown!r} is of the kind {builder.name!r}; JSON, CSV, Parquet, Arrow and text are read"
+            f"data set {shown!r} is of the kind {builder.name!r}; JSON, CSV, Parquet, Arrow and text can be read"
         )
     try:
         builder.download_and_prepare()
     except Exception as error:
-        cause = error.__cause__ or error
-        raise UserError(f"data set {shown!r} cannot be read: {_short(cause)}") from None
+        raise UserError(f"data set {shown!r} cannot be read: {_one_line(error.__cause__ or error)}") from None
     return builder
 
 
@@ -150,51 +149,50 @@ def _split_rows(builder: Any, shown: str, split: str | None) -> Iterator[tuple[s
     splits = [str(name) for name in builder.info.splits or {}]
     chosen = split or ("train" if "train" in splits or len(splits) != 1 else splits[0])
     if chosen not in splits:
-        there = ", ".join(splits) or "none"
         raise UserError(
-            f"data set {shown!r} has no split {chosen!r} but {there}: name one, as owner/name:SPLIT, or a file"
+            f"data set {shown!r} has no split {chosen!r} but {', '.join(splits) or 'none'}: name one, as "
+            "owner/name:SPLIT, or a file"
         )
     data = builder.as_dataset(split=chosen)
     names = tuple(data.column_names)
-    wanted = _wanted(names, shown)
-    tables = data.select_columns(wanted).with_format("arrow").iter(_BATCH)
-    return _records(tables, names, shown)
+    columns = data.select_columns(_read_columns(names, shown))
+    return _rows(columns.with_format("arrow").iter(_BATCH), names, shown)
 
 
-def _wanted(names: tuple[str, ...], where: str) -> list[str]:
-    """The columns that the table's form has."""
+def _read_columns(names: tuple[str, ...], where: str) -> list[str]:
+    """Return the columns that the table's form reads."""
     form = formats.detect_form(names)
     if form is None:
         raise formats.unknown_form(names, where)
-    if twice := next((name for name in names if names.count(name) > 1), None):
-        raise UserError(f"{where}: there are two columns {twice!r}")
+    if repeated := next((name for name in names if names.count(name) > 1), None):
+        raise UserError(f"{where}: there are two columns {repeated!r}")
     return [name for name in names if name in formats.KEYS[form]]
 
 
-def _records(tables: Iterable[Any], names: tuple[str, ...], where: str) -> Iterator[tuple[str, Any]]:
-    """The rows of Arrow tables; columns that were not read stand there without a value."""
+def _rows(tables: Iterable[Any], names: tuple[str, ...], where: str) -> Iterator[tuple[str, Any]]:
+    """Yield the rows of Arrow tables, with None for the columns that were not read."""
     number = 0
-    others = dict.fromkeys(names)
+    unread = dict.fromkeys(names)
     for table in tables:
         for offset in range(0, table.num_rows, _BATCH):
-            part = table.slice(offset, _BATCH)
+            batch = table.slice(offset, _BATCH)
             try:
-                rows = part.to_pylist()
+                rows = batch.to_pylist()
             except UnicodeDecodeError:
-                _refuse_undecodable(part, where, number)
+                _raise_undecodable(batch, where, number)
                 raise
             for row in rows:
                 number += 1
-                yield f"{where}:{number}", {**others, **row}
+                yield f"{where}:{number}", {**unread, **row}
 
 
-def _refuse_undecodable(part: Any, where: str, before: int) -> None:
-    for place in range(part.num_rows):
+def _raise_undecodable(batch: Any, where: str, rows_before: int) -> None:
+    for index in range(batch.num_rows):
         try:
-            part.slice(place, 1).to_pylist()
+            batch.slice(index, 1).to_pylist()
         except UnicodeDecodeError:
-            raise UserError(f"{where}:{before + place + 1} is not UTF-8") from None
+            raise UserError(f"{where}:{rows_before + index + 1} is not UTF-8") from None
 
 
-def _short(error: BaseException) -> str:
+def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__

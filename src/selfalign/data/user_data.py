@@ -1,8 +1,8 @@
-"""The user's own rows, from a file, a folder or a hub data set, one after the other.
+"""Read the user's rows from a file, a folder or a hub data set, one by one.
 
-JSON lines, a JSON array, CSV and TSV with a header, Parquet, or any other file with a prompt a line. A row is accepted
-or refused with file and line, never left out in silence. Nothing is held: a file is read again by each stage that needs
-it, and is the same one each time by its sha256.
+Files are JSON lines, a JSON array, CSV or TSV with a header, Parquet, or text with a prompt per line. Each row is read
+or refused with file and line. No rows are held in memory: each stage reads the file again, and its SHA-256 shows that
+it has not changed.
 """
 
 from __future__ import annotations
@@ -17,14 +17,13 @@ from typing import Any, Protocol
 
 from selfalign.data import formats, json_array, tables
 from selfalign.data.records import json_lines, prompt_id
-from selfalign.data.text import cleaned, without_controls
+from selfalign.data.text import cleaned, text_lines, without_controls
 from selfalign.errors import Resumable, UserError
 from selfalign.system.atomic import file_hash
 
 _CHUNK = 1 << 20
 _LONGEST_CELL = 1 << 28
-_SHOWN = 6
-"""Unread keys that are named."""
+_UNREAD_KEYS_SHOWN = 6
 
 
 class UserDataSettings(Protocol):
@@ -38,20 +37,21 @@ class UserDataSettings(Protocol):
     def rows(self) -> int | None: ...
 
 
-def pin_source(name: str, kept: str | None = None) -> tuple[str, str | None]:
-    """What a recipe freezes of a file, folder or hub data set: its full name, and the sha256 of what lies here.
+def pin_source(name: str, frozen: str | None = None) -> tuple[str, str | None]:
+    """Return what a recipe stores of its source: the full name, with a hub data set's commit, and a file's SHA-256.
 
     Args:
-        kept: the frozen name of a run that goes on: of a hub data set it holds the revision.
+        name: a file, a folder or a hub data set.
+        frozen: the name in the recipe of a run to resume; a hub data set keeps the commit that it names.
 
     Raises:
-        UserError: there is no such file, or the hub cannot be asked.
+        UserError: the file does not exist, or the hub cannot be reached.
     """
     path = Path(name)
     if path.is_file() or path.is_dir():
         return str(path.absolute()), _hash(path)
-    if found := tables.parse_hub_name(name):
-        return tables.pin_revision(found, kept), None
+    if data_set := tables.parse_hub_name(name):
+        return tables.pin_revision(data_set, frozen), None
     raise UserError(f"prompts file {name!r} does not exist")
 
 
@@ -59,17 +59,22 @@ def _hash(path: Path) -> str:
     try:
         return file_hash(path)
     except OSError as error:
-        raise UserError(f"prompts file {str(path)!r} cannot be read: {error.strerror}") from None
+        raise _unreadable(path, error) from None
+
+
+def _unreadable(path: Path, error: OSError) -> UserError:
+    return UserError(f"prompts file {str(path)!r} cannot be read: {error.strerror}")
 
 
 class UserData:
-    """The rows of a recipe's `prompts.file`, with what was noticed on the way.
+    """The rows of a recipe's `prompts.file`.
 
-    Iterating gives (place, row); a place is file:line, or file:row of a table. Each time it begins anew.
+    Each iteration reads the source anew, yields (file:line, row), or (file:row, row) of a table, and counts what
+    `messages` and `notes` report.
 
     Raises:
-        UserError: the recipe names no file; and from iterating: it cannot be read, it is not the one that the run was
-            begun with, or a row is in no known form.
+        UserError: the recipe names no file; while iterating: the file cannot be read, has changed since the run was
+            started, or a row has no known form.
     """
 
     def __init__(self, prompts: UserDataSettings) -> None:
@@ -78,62 +83,64 @@ class UserData:
         self._source = prompts.file
         self._sha256 = prompts.file_sha256
         self.name = Path(prompts.file).name
-        """As it is called on the screen and in the ledger."""
-        self._begin()
+        """The source's name on the screen and in the ledger."""
+        self._reset()
 
-    def _begin(self) -> None:
-        self.forms: Counter[str] = Counter()
-        self.unread: Counter[str] = Counter()
-        """Keys that stood beside those of the form."""
-        self.shortened = 0
-        """Dialogues of which turns were left out."""
-        self.systems = 0
-        """Rows with a system text of their own."""
+    def _reset(self) -> None:
+        self._forms: Counter[str] = Counter()
+        self._unread: Counter[str] = Counter()
+        """Keys that the rows' forms do not read."""
+        self._shortened = 0
+        """Number of dialogues with skipped turns."""
+        self._systems = 0
+        """Number of rows with a system text."""
 
     def __iter__(self) -> Iterator[tuple[str, formats.Row]]:
-        self._begin()
-        for place, value in self._values():
-            row = formats.parse_row(value, place)
-            self.forms[row.form] += 1
-            self.unread.update(formats.unread_keys(value, row.form))
-            self.shortened += bool(row.skipped_turns)
-            self.systems += bool(row.system)
-            yield place, row
+        self._reset()
+        for where, value in self._values():
+            row = formats.parse_row(value, where)
+            self._forms[row.form] += 1
+            self._unread.update(formats.unread_keys(value, row.form))
+            self._shortened += bool(row.skipped_turns)
+            self._systems += bool(row.system)
+            yield where, row
 
     def _values(self) -> Iterator[tuple[str, Any]]:
         path = Path(self._source)
-        if not path.is_absolute() and not path.exists() and (found := tables.parse_hub_name(self._source)):
-            return tables.hub_rows(found)
+        if not path.is_absolute() and not path.exists() and (data_set := tables.parse_hub_name(self._source)):
+            return tables.hub_rows(data_set)
         if not path.exists():
             raise UserError(f"prompts file {self._source!r} does not exist")
         digest = _hash(path)
         if self._sha256 and digest != self._sha256:
-            raise UserError(f"{path} was changed since the run was begun: restore it, or begin again with --new")
+            raise UserError(f"{path} was changed since the run was started: restore it, or start again with --new")
         return tables.folder_rows(path, digest) if path.is_dir() else values(path)
 
     def messages(self) -> list[str]:
-        """What the user should know about how the rows were read."""
-        found = [f"{self.name}: read as " + ", ".join(f"{form} {n:,}" for form, n in self.forms.most_common())]
-        if self.unread:
-            names = [f"{key:.40}" for key, _ in self.unread.most_common()]
-            more = ", …" if len(names) > _SHOWN else ""
-            found.append(f"keys that are not read: {', '.join(names[:_SHOWN])}{more}")
-        if self.shortened:
-            found.append(
-                f"dialogues of which only the first user turn and the answer to it are taken: {self.shortened:,}"
-            )
-        if self.systems:
-            found.append(f"system texts that are not taken (the system prompts take their place): {self.systems:,}")
-        return found
+        """Return lines for the screen about how the rows were read."""
+        lines = [f"{self.name}: read as " + ", ".join(f"{form} {n:,}" for form, n in self._forms.most_common())]
+        if self._unread:
+            names = [f"{key:.40}" for key, _ in self._unread.most_common()]
+            ellipsis = ", …" if len(names) > _UNREAD_KEYS_SHOWN else ""
+            lines.append(f"keys that are not read: {', '.join(names[:_UNREAD_KEYS_SHOWN])}{ellipsis}")
+        if self._shortened:
+            lines.append(f"dialogues read only up to the answer to the first user turn: {self._shortened:,}")
+        if self._systems:
+            lines.append(f"system texts replaced by the system prompts: {self._systems:,}")
+        return lines
 
     def notes(self) -> dict[str, object]:
-        """The same for the ledger."""
-        found = {"read as": dict(self.forms), "dialogues shortened": self.shortened, "system texts left": self.systems}
-        return {"from": self.name, **{key: value for key, value in found.items() if value}}
+        """Return the same for the ledger."""
+        counts = {
+            "read as": dict(self._forms),
+            "dialogues shortened": self._shortened,
+            "system texts left": self._systems,
+        }
+        return {"from": self.name, **{key: value for key, value in counts.items() if value}}
 
 
 def count_prompts(prompts: UserDataSettings) -> int:
-    """How many prompts a run takes from its file, before the filters. Raises as `UserData`, or if there is none."""
+    """Count the prompts that a run takes from its file, before the filters. Raises as `UserData`, or if it is empty."""
     data = UserData(prompts)
     number = sum(1 for _ in data)
     if not number:
@@ -142,19 +149,19 @@ def count_prompts(prompts: UserDataSettings) -> int:
 
 
 def prompt_fields(row: formats.Row) -> tuple[str, str, str]:
-    """(id, instruction, input) of the prompt that a row becomes, cleaned."""
+    """Return (id, instruction, input) of the row's prompt, cleaned."""
     instruction, text = cleaned(row.instruction), cleaned(row.input)
     return prompt_id(instruction, text), instruction, text
 
 
 class UserResponses:
-    """The answers of a recipe's `prompts.file` by their prompts' ids, on disk. Close it.
+    """The responses of a recipe's `prompts.file` by prompt id, in a temporary database. Close it after use.
 
-    Of a prompt that stands there more than once, the first answer. Raises as `UserData`.
+    Of a prompt that occurs several times, the first response is stored. Raises as `UserData`.
     """
 
     def __init__(self, prompts: UserDataSettings) -> None:
-        # An empty name is a file of SQLite's own, which is gone when it is closed.
+        # With an empty name, SQLite uses a temporary file that it deletes on closing.
         self._db = sqlite3.connect("", isolation_level=None)
         try:
             self._db.execute("CREATE TABLE answers(id TEXT PRIMARY KEY, text TEXT NOT NULL) WITHOUT ROWID")
@@ -169,18 +176,19 @@ class UserResponses:
         except sqlite3.OperationalError as error:
             self._db.close()
             raise Resumable(
-                f"no space for temporary files ({error}): make room, then run the same command again"
+                f"no space for temporary files ({error}): free some space, then run the same command again"
             ) from None
         except BaseException:
             self._db.close()
             raise
 
     def get(self, prompt: str) -> str | None:
-        """The answer to the prompt with that id."""
-        found = self._db.execute("SELECT text FROM answers WHERE id = ?", (prompt,)).fetchone()
-        return str(found[0]) if found else None
+        """Return the response to the prompt with that id, or None."""
+        row = self._db.execute("SELECT text FROM answers WHERE id = ?", (prompt,)).fetchone()
+        return str(row[0]) if row else None
 
     def close(self) -> None:
+        """Delete the temporary database."""
         self._db.close()
 
 
@@ -188,41 +196,30 @@ class UserResponses:
 
 
 def values(path: Path) -> Iterator[tuple[str, Any]]:
-    """(file:line, value) of each row of a file, in the way that its ending says.
+    """Yield (file:line, value) for each row of a file, whose suffix names its type.
 
     Raises:
-        UserError: the file cannot be read, or a row is not whole.
+        UserError: the file cannot be read, or a row is malformed.
     """
-    kind = path.suffix.lower()
-    if kind in (".jsonl", ".ndjson", ".json"):
-        return _array(path) if _is_array(path) else ((f"{path}:{n}", value) for n, value in json_lines(path))
-    if kind in (".csv", ".tsv"):
-        return _table(path, kind)
-    if kind == ".parquet":
-        return tables.parquet_rows(path)
-    stripped = ((number, line.strip()) for number, line in _lines(path))
-    return ((f"{path}:{number}", {"prompt": line}) for number, line in stripped if line)
-
-
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """(number, line) of a text file; lines end at "\\n" only and keep it."""
+    suffix = path.suffix.lower()
     try:
-        with path.open("rb") as file:
-            for number, raw in enumerate(file, 1):
-                yield number, _decoded(raw, f"{path}:{number}", number == 1)
+        if suffix == ".parquet":
+            yield from tables.parquet_rows(path)
+        elif suffix in (".csv", ".tsv"):
+            yield from _csv_rows(path, suffix)
+        elif suffix not in (".jsonl", ".ndjson", ".json"):
+            lines = ((number, line.strip()) for number, line in text_lines(path))
+            yield from ((f"{path}:{number}", {"prompt": line}) for number, line in lines if line)
+        elif _is_array(path):
+            yield from json_array.elements(path)
+        else:
+            yield from ((f"{path}:{number}", value) for number, value in json_lines(path))
     except OSError as error:
-        raise UserError(f"prompts file {str(path)!r} cannot be read: {error.strerror}") from None
-
-
-def _decoded(raw: bytes, where: str, first: bool) -> str:
-    try:
-        return raw.decode("utf-8-sig" if first else "utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{where} is not UTF-8 (byte {error.start}): save it as UTF-8") from None
+        raise _unreadable(path, error) from None
 
 
 def _is_array(path: Path) -> bool:
-    """Whether the first character that is no space opens a JSON array."""
+    """Return whether the first character that is not white space opens a JSON array."""
     with path.open("rb") as file:
         text = file.read(len(codecs.BOM_UTF8)).removeprefix(codecs.BOM_UTF8)
         while not text.strip():
@@ -231,20 +228,13 @@ def _is_array(path: Path) -> bool:
     return text.lstrip().startswith(b"[")
 
 
-def _array(path: Path) -> Iterator[tuple[str, Any]]:
-    try:
-        yield from json_array.elements(path)
-    except OSError as error:
-        raise UserError(f"prompts file {str(path)!r} cannot be read: {error.strerror}") from None
-
-
-def _table(path: Path, kind: str) -> Iterator[tuple[str, Any]]:
-    """Rows of CSV or TSV under the names in its first line."""
+def _csv_rows(path: Path, suffix: str) -> Iterator[tuple[str, Any]]:
+    """Yield the rows of CSV or TSV as objects; the first line names the keys."""
     csv.field_size_limit(max(csv.field_size_limit(), _LONGEST_CELL))
-    first = next((line for _, line in _lines(path)), "")
-    commas = "\t" if kind == ".tsv" else max(",;\t", key=lambda c: _names(first, c) != [] and first.count(c))
+    header = next((line for _, line in text_lines(path)), "")
+    delimiter = "\t" if suffix == ".tsv" else max(",;\t", key=lambda d: _has_form(header, d) and header.count(d))
     # strict: a quote that is never closed would swallow the rest of the file.
-    reader = csv.reader((line for _, line in _lines(path)), delimiter=commas, strict=True)
+    reader = csv.reader((line for _, line in text_lines(path)), delimiter=delimiter, strict=True)
     names: list[str] = []
     start = 1
     try:
@@ -254,19 +244,22 @@ def _table(path: Path, kind: str) -> Iterator[tuple[str, Any]]:
                 names = [cell.strip().lower() for cell in cells]
                 if formats.detect_form(tuple(names)) is None:
                     raise formats.unknown_form(tuple(names), f"{where}: the header")
-                if twice := next((n for n in names if names.count(n) > 1), None):
-                    raise UserError(f"{where}: the header names {twice!r} twice")
+                if repeated := next((n for n in names if names.count(n) > 1), None):
+                    raise UserError(f"{where}: the header names {repeated!r} twice")
             elif cells:  # a blank line has none
                 if len(cells) != len(names):
                     raise UserError(f"{where}: {len(cells)} cells, but the header names {len(names)}")
                 yield where, dict(zip(names, cells, strict=True))
     except csv.Error as error:
-        raise UserError(f"{path}:{start} is no {kind[1:].upper()} ({error}): mend the row that begins there") from None
+        raise UserError(
+            f"{path}:{start} is not valid {suffix[1:].upper()} ({error}): correct the row that begins there"
+        ) from None
 
 
-def _names(line: str, comma: str) -> list[str]:
+def _has_form(header: str, delimiter: str) -> bool:
+    """Return whether the header, split at that delimiter, names the keys of a known form."""
     try:
-        names = next(csv.reader([line], delimiter=comma), [])
-    except csv.Error:  # reading the table says which, and where
-        return []
-    return names if formats.detect_form(tuple(name.strip().lower() for name in names)) else []
+        names = next(csv.reader([header], delimiter=delimiter), [])
+    except csv.Error:  # reading the whole file raises it again, with its line
+        return False
+    return formats.detect_form(tuple(name.strip().lower() for name in names)) is not None
