@@ -120,11 +120,11 @@ class Run:
             force: replace an export that stands there.
 
         Raises:
-            SelfAlignError: see `export.job.export`; what does not hold stays under a name that says so.
+            SelfAlignError: see `export.model_export.export`; an export that does not match is kept under another name.
         """
-        from selfalign.export import job
+        from selfalign.export import model_export
 
-        return job.export(self._context, form, model, kind, Path(out) if out is not None else None, force)
+        return model_export.export(self._context, form, model, kind, Path(out) if out is not None else None, force)
 
     def run_benchmarks(self, tasks: list[str], **options: Any) -> list[Score]:
         """Measure the run's models on benchmarks; returns all scores of the run.
@@ -232,7 +232,7 @@ class Run:
         from selfalign.export import launch
 
         target = Path(out) if out is not None else self._context.run.export(f"launch-{stage}")
-        return launch.write(self._context, target, launch.Wanted(stage, gpus, nodes, strategy, quantize))
+        return launch.write(self._context, target, launch.LaunchOptions(stage, gpus, nodes, strategy, quantize))
 
     # -- ending --------------------------------------------------------------------------------------------------
 

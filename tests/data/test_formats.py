@@ -13,7 +13,7 @@ from selfalign.data import formats
 from selfalign.data.formats import OUTPUT_FORMATS, Row, detect_form, format_row, parse_row, unread_keys
 from selfalign.data.records import to_json
 from selfalign.errors import UserError
-from selfalign.export.dataset import rendered
+from selfalign.export.training_text import rendered
 from selfalign.model.dialogue import PLAIN, ROLES, Template
 
 HERE = "mine.jsonl:7"

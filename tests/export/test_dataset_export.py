@@ -1,4 +1,4 @@
-"""`export RUN dataset`: rows in the forms that others take, and that a trainer makes our tokens of our text."""
+"""`export RUN dataset`: row formats and files, and training text that other trainers encode to the same tokens."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from selfalign.data.formats import OUTPUT_FORMATS, Row
 from selfalign.data.records import Example, Prompt, Response, read_jsonl, write_jsonl
 from selfalign.errors import UserError
 from selfalign.export import dataset
+from selfalign.export.training_text import TrainingText, rendered
 from selfalign.model import sources
 from selfalign.model.base_model import Model
 from selfalign.model.dialogue import ROLES, Template, Tokenizer, encode_example
@@ -56,7 +57,7 @@ def done(fake_run: Runs) -> Context:
 
 
 @pytest.mark.parametrize("form", WITH_ROLES)
-def test_pairs_are_written_with_their_inference_prompts(done: Context, form: str):
+def test_pairs_have_their_system_prompts(done: Context, form: str):
     for stage in ("engrave", "verbose_cloning"):
         examples = read_jsonl(done.run.jsonl(f"{stage}_examples"), Example)
         found = dataset.write(done, form, stage)
@@ -71,7 +72,7 @@ def test_pairs_are_written_with_their_inference_prompts(done: Context, form: str
     assert {"standard", "concise"} == {e.prompt for e in examples}
 
 
-def test_held_out_rows_are_a_file_of_their_own(done: Context, tmp_path: Path):
+def test_held_out_rows_are_the_test_split(done: Context, tmp_path: Path):
     responses = read_jsonl(done.run.jsonl("responses"), Response)
     held = [r for r in responses if r.split == "heldout"]
     assert held
@@ -89,13 +90,13 @@ def test_held_out_rows_are_a_file_of_their_own(done: Context, tmp_path: Path):
 
 
 @pytest.mark.parametrize(("form", "kind"), [*zip(WITH_ROLES, ["jsonl", "parquet"] * 2, strict=True)])
-def test_the_library_reads_every_configuration_with_its_types(
+def test_datasets_library_loads_every_configuration(
     done: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str, kind: str
 ):
     datasets = pytest.importorskip("datasets")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_OFFLINE", True)
     datasets.disable_progress_bars()
-    dataset.write(done, form, out=tmp_path / "out", kind=kind)
+    dataset.write(done, form, out=tmp_path / "out", file_type=kind)
     said = json.loads((tmp_path / "out/export.json").read_text("utf-8"))["configs"]
     assert list(said) == ["engrave", "verbose_cloning", "responses", "prompts"]
     text = datasets.Value("string")
@@ -114,7 +115,7 @@ def test_the_library_reads_every_configuration_with_its_types(
     assert datasets.get_dataset_default_config_name(str(tmp_path / "out")) == "engrave"
 
 
-def test_both_types_of_files_hold_the_same_rows(done: Context, tmp_path: Path):
+def test_jsonl_and_parquet_hold_the_same_rows(done: Context, tmp_path: Path):
     parquet = pytest.importorskip("pyarrow.parquet")
     for form in WITH_ROLES:
         for stage in ("verbose_cloning", "prompts"):
@@ -124,7 +125,7 @@ def test_both_types_of_files_hold_the_same_rows(done: Context, tmp_path: Path):
             assert table.to_pylist() == rows(tmp_path / f"{form}-{stage}.jsonl")
 
 
-def test_the_card_says_what_is_in_it_and_the_hub_can_read_it(done: Context, tmp_path: Path):
+def test_card_describes_the_data_and_is_valid_on_the_hub(done: Context, tmp_path: Path):
     from huggingface_hub import DatasetCard
 
     (done.run.path / "NOTICE").write_text("The <b>terms</b>.\n")
@@ -151,14 +152,14 @@ def test_the_card_says_what_is_in_it_and_the_hub_can_read_it(done: Context, tmp_
 
 
 @pytest.mark.parametrize("form", WITH_ROLES)
-def test_prompts_are_written_without_answers(done: Context, tmp_path: Path, form: str):
+def test_prompts_have_no_responses(done: Context, tmp_path: Path, form: str):
     prompts = read_jsonl(done.run.jsonl("prompts"), Prompt)
     dataset.write(done, form, "prompts", tmp_path / "out")
     found = read(tmp_path / "out/train.jsonl") + read(tmp_path / "out/test.jsonl")
     assert sorted((r.message, r.answer) for r in found) == sorted((p.message, None) for p in prompts)
 
 
-def test_a_run_can_be_begun_from_what_another_has_written(done: Context, tmp_path: Path):
+def test_exported_pairs_can_start_another_run(done: Context, tmp_path: Path):
     dataset.write(done, "sharegpt", "responses", tmp_path / "pairs.jsonl")
     made = {"engine.kind": "fake", "align.form": "given", "stages": ["prompts", "align"]}
     with selfalign.create("quick", tmp_path / "other", settings=made, prompts=tmp_path / "pairs.jsonl") as run:
@@ -167,11 +168,11 @@ def test_a_run_can_be_begun_from_what_another_has_written(done: Context, tmp_pat
     assert given and given <= {(r.message, r.answer) for r in read(tmp_path / "pairs.jsonl")}
 
 
-def test_nothing_is_overwritten_without_force(done: Context, tmp_path: Path):
+def test_existing_files_are_kept_without_force(done: Context, tmp_path: Path):
     out = tmp_path / "out"
     dataset.write(done, "messages", "responses", out)
     before = (out / "test.jsonl").read_bytes()
-    with pytest.raises(UserError, match=r"out exists: --force replaces it, or name another --out"):
+    with pytest.raises(UserError, match=r"out exists: --force replaces it, or choose another --out"):
         dataset.write(done, "alpaca", "engrave", out)
     assert (out / "test.jsonl").read_bytes() == before
     dataset.write(done, "alpaca", "engrave", out, force=True)
@@ -186,7 +187,7 @@ def test_nothing_is_overwritten_without_force(done: Context, tmp_path: Path):
         dataset.write(done, "messages", "engrave", tmp_path / "mine", force=True)
 
 
-def test_the_notice_lies_beside(done: Context, tmp_path: Path):
+def test_notice_is_written_next_to_the_data(done: Context, tmp_path: Path):
     (done.run.path / "NOTICE").write_text("The terms.\n")
     dataset.write(done, "messages", out=tmp_path / "a")
     assert (tmp_path / "a/NOTICE").read_text() == "The terms.\n"
@@ -197,25 +198,25 @@ def test_the_notice_lies_beside(done: Context, tmp_path: Path):
     assert (tmp_path / "b/mine.NOTICE").read_text() == "The terms.\n"
 
 
-def test_mistakes_are_one_line(done: Context, fake_run: Runs, tmp_path: Path):
+def test_invalid_options_are_one_line_errors(done: Context, fake_run: Runs, tmp_path: Path):
     for match, arguments in {
-        "--format 'chatml' is not known; known are prompt-completion, ": ("chatml",),
-        "--stage 'align' is not known; known are engrave, ": ("messages", "align"),
-        r"JSON lines or Parquet are written: name a folder, or a file in \.jsonl or \.parquet": (
+        "unknown --format 'chatml'; use one of prompt-completion, ": ("chatml",),
+        "unknown --stage 'align'; use one of engrave, ": ("messages", "align"),
+        r"is not a folder, and not a file that ends in \.jsonl or \.parquet": (
             "messages",
             "engrave",
             tmp_path / "a.csv",
         ),
         "is among the run's own files": ("messages", "engrave", done.run.jsonl("engrave_examples"), True),
         "--type 'csv': a data set is written as jsonl or parquet": ("messages", "", None, False, "csv"),
-        r"is no file of --type parquet": ("messages", "", tmp_path / "a.jsonl", False, "parquet"),
-        "is what a model's tokenizer sees, and the fake engine has no model": ("prompt-completion-text",),
+        r"does not end in \.parquet, as --type requires": ("messages", "", tmp_path / "a.jsonl", False, "parquet"),
+        "needs a model's tokenizer, and the fake engine has no model": ("prompt-completion-text",),
     }.items():
         with pytest.raises(UserError, match=match):
             dataset.write(done, *arguments)  # type: ignore[arg-type]
     new = fake_run(name="new")
     for stage, file in (("", "1_prompts/prompts"), ("engrave", "3_engrave/examples")):
-        with pytest.raises(UserError, match=rf"{file}\.jsonl is missing: the stage that makes it has not run"):
+        with pytest.raises(UserError, match=rf"{file}\.jsonl is missing: its stage has not run"):
             dataset.write(new, "messages", stage, tmp_path / "none")
     assert not (tmp_path / "none").exists()
     done.run.jsonl("prompts").write_text("")
@@ -223,7 +224,7 @@ def test_mistakes_are_one_line(done: Context, fake_run: Runs, tmp_path: Path):
         dataset.write(done, "messages", "prompts", tmp_path / "none")
 
 
-def test_the_verb_and_the_python_method(tmp_path: Path):
+def test_command_and_api_write_the_same_rows(tmp_path: Path):
     settings = {"engine.kind": "fake", **dict(s.split("=") for s in SMALL), "stages": ["prompts", "align", "engrave"]}
     settings = {k: int(v) if str(v).isdigit() else v for k, v in settings.items()}
     with selfalign.create("quick", tmp_path / "run", settings=settings) as run:
@@ -279,17 +280,17 @@ class Family:
 
     tokenizer: Tokenizer
     template: Template
-    made: dataset._Rendering
+    made: TrainingText
 
     @classmethod
     def of(cls, file: Path, bos: str, template: Template) -> Family:
         tokenizer = Tokenizer(str(file), bos)
-        return cls(tokenizer, template, dataset._Rendering(file, tokenizer, template, "Alma"))
+        return cls(tokenizer, template, TrainingText(file, tokenizer, template, "Alma"))
 
     def under(self, template: Template) -> Family:
         """The same tokenizer under another template; reading the file takes a second."""
         made = copy.copy(self.made)
-        made._template, made._left_out = template, []
+        made._template, made._skipped = template, []
         return Family(self.tokenizer, template, made)
 
 
@@ -320,41 +321,43 @@ words = st.lists(
 @given(user=words | st.text(max_size=20), answer=words | st.text(max_size=20))
 @example(user="Hi", answer=" Hello! ")
 @example(user="", answer="")
-def test_a_trainers_tokens_of_the_text_are_ours(families: dict[str, Family], name: str, user: str, answer: str):
+def test_trainer_encodes_the_text_to_our_tokens(families: dict[str, Family], name: str, user: str, answer: str):
     family = families[name]
     row = Row("our pairs", user, "", answer, "Be kind.")
-    text = dataset.rendered(row, family.template, "Alma", family.made._start)
-    together, alone = (family.made._whole.encode(t).ids for t in (text["prompt"] + text["completion"], text["prompt"]))
+    text = rendered(row, family.template, "Alma", family.made._bos)
+    together, alone = (
+        family.made._trainer.encode(t).ids for t in (text["prompt"] + text["completion"], text["prompt"])
+    )
     ours = encode_example(family.tokenizer, family.template, "Be kind.", user, answer, "Alma")
     same = together == ours.ids and [n >= len(alone) for n in range(len(together))] == ours.mask
-    assert family.made(("id", row)) == (text if same else None)
+    assert family.made.render("id", row) == (text if same else None)
     # Whatever is no token of the template, no white space where it would join the template's, and no cut character:
     if not any(token in user + answer for token in SPELLED) and answer[:1].isalnum() and user[:1].isalnum():
         assert same
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_ordinary_rows_are_written_and_forged_ones_left_out(families: dict[str, Family], name: str):
+def test_rows_with_control_tokens_are_skipped(families: dict[str, Family], name: str):
     family = families[name].under(families[name].template)
     tokenizer, made = family.tokenizer, family.made
     ordinary = ["Hi", "Name a river.\n\nAny river.", "1, 2, 3", "Écris, s'il te plaît : « non » — 日本語 🙂", "x" * 500]
-    assert all(made((text, Row("our pairs", text, "", text, "Be kind."))) for text in ordinary)
+    assert all(made.render(text, Row("our pairs", text, "", text, "Be kind.")) for text in ordinary)
     known = [token for token in SPELLED if set(tokenizer.ids(token, special=True)) <= tokenizer.controls()]
     assert len(known) >= 4
     for token in known:
-        assert made((f"u{token}", Row("our pairs", f"a {token} b", "", "Hello", "Be kind."))) is None
-        assert made((f"a{token}", Row("our pairs", "Hello", "", f"a {token} b", "Be kind."))) is None
-        assert made((f"p{token}", Row("our own", f"a {token} b", "", None, "Be kind."))) is None
-    alone, answered = (made(("p", Row("our own", "Hello", "", answer, "Be kind."))) for answer in (None, "x"))
+        assert made.render(f"u{token}", Row("our pairs", f"a {token} b", "", "Hello", "Be kind.")) is None
+        assert made.render(f"a{token}", Row("our pairs", "Hello", "", f"a {token} b", "Be kind.")) is None
+        assert made.render(f"p{token}", Row("our own", f"a {token} b", "", None, "Be kind.")) is None
+    alone, answered = (made.render("p", Row("our own", "Hello", "", answer, "Be kind.")) for answer in (None, "x"))
     assert alone and answered and alone == {"prompt": answered["prompt"]}
-    said = made.said()
-    assert said[0].startswith("rows left out, of which a trainer would make other tokens than this run")
-    assert f"two turns): {3 * len(known)}, as u{known[0]}, a{known[0]}, p{known[0]}" in said[0]
+    said = made.notes()
+    assert said[0].startswith("rows skipped because a trainer would encode them differently")
+    assert f"across turns): {3 * len(known)}, for example u{known[0]}, a{known[0]}, p{known[0]}" in said[0]
     assert f"eos_token={family.template.end!r}" in said[1] and "max_length" not in said[1]
 
 
-def test_the_start_token_stands_once(families: dict[str, Family]):
-    starts = {name: family.made._start for name, family in families.items()}
+def test_start_token_is_written_only_if_the_tokenizer_lacks_it(families: dict[str, Family]):
+    starts = {name: family.made._bos for name, family in families.items()}
     assert starts == {"plain": "", "gemma": "", "chatml": "", "llama3": "<s>"}
 
 
@@ -369,8 +372,8 @@ def real(tmp_path: Path, default_constitution: Constitution, model: Model) -> It
     pairs = [
         Example("0", "standard", "Hi\n\nthere", "Hello! How can I help?", "user"),
         Example("1", "concise", "Name a river.", "The Rhine.\n\n- It is long.", "user"),
-        Example("2", "standard", "Say <eos>.", "It is said.", "user"),
-        Example("3", "standard", "Go on.", LONG, "user"),
+        Example("2", "standard", "Say <eos>.", "Okay.", "user"),
+        Example("3", "standard", "Tell me more.", LONG, "user"),
     ]
     write_jsonl(context.run.jsonl("engrave_examples"), pairs)
     yield context
@@ -378,10 +381,10 @@ def real(tmp_path: Path, default_constitution: Constitution, model: Model) -> It
 
 
 @pytest.mark.slow
-def test_a_real_run_is_written_with_its_terms_and_what_a_trainer_must_know(real: Context, tmp_path: Path):
+def test_real_run_has_terms_and_trainer_notes(real: Context, tmp_path: Path):
     found = dataset.write(real, "prompt-completion-text", "engrave", tmp_path / "out")
     assert found.files == {tmp_path / "out/train.jsonl": 3}
-    assert found.notes[0].startswith("rows left out, of") and found.notes[0].endswith(": 1, as 2")
+    assert found.notes[0].startswith("rows skipped") and found.notes[0].endswith(": 1, for example 2")
     assert found.notes[1].startswith("in TRL: eos_token='<eos>', max_length at least 2,")
     assert "Gemma Terms of Use" in (tmp_path / "out/NOTICE").read_text()
     constitution = real.run.constitution
@@ -394,9 +397,7 @@ def test_a_real_run_is_written_with_its_terms_and_what_a_trainer_must_know(real:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:`gradient_checkpointing` is deprecated:FutureWarning")  # TRL sets it
-def test_trl_trains_on_the_same_tokens_with_the_same_loss(
-    real: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_trl_trains_on_the_same_tokens(real: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     pytest.importorskip("trl")
     import datasets
     import torch

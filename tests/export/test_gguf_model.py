@@ -1,4 +1,4 @@
-"""The base's GGUF with an adapter added: types of the tensors, what the file says of itself, what is refused."""
+"""A GGUF with an adapter added: tensor types, metadata, and the bases that are refused."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from selfalign.model import sources
 from selfalign.training import lora
 from selfalign.training.settings import TrainingSettings
 
-ABOUT = gguf_model.Identity("Alma (final)", "{{ 'ours' }}", 265, "terms")
+METADATA = gguf_model.Metadata("Alma (final)", "{{ 'ours' }}", 265, "terms")
 
 
 @pytest.fixture(scope="module")
@@ -39,10 +39,10 @@ def adapter(base: Path) -> Path:
     return base.parent / "adapter"
 
 
-def written(base: Path, adapter: Path, target: Path, kind: Any = "f16", **about: Any) -> gguf.GGUFReader:
+def written(base: Path, adapter: Path, target: Path, kind: Any = "f16", **changes: Any) -> gguf.GGUFReader:
     source = next(base.glob("*.gguf"))
-    said = gguf_model.Identity(**{**{k: getattr(ABOUT, k) for k in ABOUT.__slots__}, **about})
-    gguf_model.write(source, adapter, base, target, kind, said)
+    metadata = gguf_model.Metadata(**{**{k: getattr(METADATA, k) for k in METADATA.__slots__}, **changes})
+    gguf_model.write(source, adapter, base, target, kind, metadata)
     return gguf.GGUFReader(str(target))
 
 
@@ -50,11 +50,11 @@ def values(reader: gguf.GGUFReader) -> dict[str, Any]:
     return {t.name: gguf.quants.dequantize(t.data, t.tensor_type) for t in reader.tensors}
 
 
-@pytest.mark.parametrize("stretch", [1 << 24, 1000])
-def test_the_adapter_is_added_where_it_belongs_and_nowhere_else(
-    base: Path, adapter: Path, tmp_path: Path, stretch: int, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("chunk", [1 << 24, 1000])
+def test_only_the_adapters_tensors_change(
+    base: Path, adapter: Path, tmp_path: Path, chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gguf_model, "_STRETCH", stretch)
+    monkeypatch.setattr(gguf_model, "_CHUNK", chunk)
     before = values(gguf.GGUFReader(str(next(base.glob("*.gguf")))))
     after = values(written(base, adapter, tmp_path / "m.gguf"))
     assert list(before) == list(after)
@@ -69,7 +69,7 @@ def test_the_adapter_is_added_where_it_belongs_and_nowhere_else(
     np.testing.assert_allclose(after["blk.1.attn_output.weight"], expected, rtol=2e-3, atol=2e-3)
 
 
-def test_types_follow_the_wanted_one_and_vectors_stay_float32(base: Path, adapter: Path, tmp_path: Path) -> None:
+def test_weight_type_applies_to_matrices_only(base: Path, adapter: Path, tmp_path: Path) -> None:
     for kind, name, number in (("q8_0", "Q8_0", 7), ("f16", "F16", 1)):
         reader = written(base, adapter, tmp_path / f"{kind}.gguf", kind)
         assert reader.fields["general.file_type"].contents() == number
@@ -83,7 +83,7 @@ def test_types_follow_the_wanted_one_and_vectors_stay_float32(base: Path, adapte
     assert gguf_model._new_type(router, "q8_0", False) == gguf.GGMLQuantizationType.Q8_0
 
 
-def test_what_the_file_says_of_itself(base: Path, adapter: Path, tmp_path: Path) -> None:
+def test_metadata_is_replaced_and_tokenizer_kept(base: Path, adapter: Path, tmp_path: Path) -> None:
     old = gguf.GGUFReader(str(next(base.glob("*.gguf")))).fields
     new = written(base, adapter, tmp_path / "m.gguf").fields
     assert new["general.name"].contents() == "Alma (final)"
@@ -95,7 +95,7 @@ def test_what_the_file_says_of_itself(base: Path, adapter: Path, tmp_path: Path)
     assert "tokenizer.ggml.eot_token_id" not in new
 
 
-def test_another_end_token_is_the_end_and_the_old_one_still_ends(base: Path, adapter: Path, tmp_path: Path) -> None:
+def test_new_end_token_replaces_eos_and_keeps_the_old_as_eot(base: Path, adapter: Path, tmp_path: Path) -> None:
     new = written(base, adapter, tmp_path / "m.gguf", end=267).fields
     assert new["tokenizer.ggml.eos_token_id"].contents() == 267
     assert new["tokenizer.ggml.eot_token_id"].contents() == 265
@@ -124,15 +124,15 @@ def rewritten(source: Path, target: Path, change: Any) -> Path:
     [
         (lambda w, t: w.add_uint16("split.count", 3), "f16", "several parts"),
         (lambda w, t: t.pop("blk.1.attn_q.weight"), "f16", r"no tensor 'blk\.1\.attn_q\.weight'"),
-        (lambda w, t: t["blk.0.ffn_up.weight"].fill(1e6), "f16", "F16 cannot hold: take --type q8_0"),
+        (lambda w, t: t["blk.0.ffn_up.weight"].fill(1e6), "f16", "F16 cannot represent: use --type q8_0"),
     ],
 )
-def test_a_base_that_cannot_be_rewritten_is_refused(
+def test_unsupported_base_is_refused(
     base: Path, adapter: Path, tmp_path: Path, change: Any, kind: Any, said: str
 ) -> None:
     changed = rewritten(next(base.glob("*.gguf")), tmp_path / "base.gguf", change)
     with pytest.raises(UserError, match=said):
-        gguf_model.write(changed, adapter, base, tmp_path / "m.gguf", kind, ABOUT)
+        gguf_model.write(changed, adapter, base, tmp_path / "m.gguf", kind, METADATA)
 
 
 def test_an_adapter_of_another_kind_is_refused(base: Path, adapter: Path, tmp_path: Path) -> None:
@@ -145,7 +145,7 @@ def test_an_adapter_of_another_kind_is_refused(base: Path, adapter: Path, tmp_pa
         written(base, tmp_path / "adapter", tmp_path / "m.gguf")
 
 
-def test_a_full_disk_is_said_before_anything_is_written(
+def test_full_disk_is_reported_before_writing(
     base: Path, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda _: type("U", (), {"free": 1000}))

@@ -32,8 +32,10 @@ ASSETS = Path(selfalign.__file__).parent / "assets/launch"
 ROOT = Path(__file__).parents[2]
 
 
-def wanted(**more: Any) -> launch.Wanted:
-    return launch.Wanted(**{"stage": "engrave", "gpus": 2, "nodes": 1, "strategy": "ddp", "quantize": "none", **more})
+def options(**more: Any) -> launch.LaunchOptions:
+    return launch.LaunchOptions(
+        **{"stage": "engrave", "gpus": 2, "nodes": 1, "strategy": "ddp", "quantize": "none", **more}
+    )
 
 
 def examples(context: Context) -> None:
@@ -47,7 +49,7 @@ def made(tiny_run: Callable[..., Context], tmp_path: Path) -> SimpleNamespace:
     """A run whose examples are written, and its folder."""
     context = tiny_run("engrave.elsewhere=true", "engrave.batch_size=4")
     examples(context)
-    said = launch.write(context, tmp_path / "folder", wanted())
+    said = launch.write(context, tmp_path / "folder", options())
     return SimpleNamespace(context=context, folder=tmp_path / "folder", said=said)
 
 
@@ -156,8 +158,8 @@ def test_the_weights_are_known_by_the_same_hash_there(tiny_base: Path):
 @pytest.mark.parametrize("strategy", launch.STRATEGIES)
 @pytest.mark.parametrize("quantize", launch.QUANTIZATIONS)
 def test_every_strategy_has_its_configuration_and_packages(strategy: str, quantize: str):
-    want = wanted(strategy=strategy, quantize=quantize, gpus=8, nodes=2)
-    found, packages = launch.accelerate(want), launch.requirements(want)
+    chosen = options(strategy=strategy, quantize=quantize, gpus=8, nodes=2)
+    found, packages = launch.accelerate_config(chosen), launch.requirements(chosen)
     assert (found["num_machines"], found["num_processes"]) == (2, 16)
     assert ("fsdp_config" in found, "deepspeed_config" in found) == (strategy == "fsdp", strategy == "deepspeed")
     assert ("deepspeed" in packages, "bitsandbytes" in packages) == (strategy == "deepspeed", quantize == "4bit")
@@ -172,18 +174,18 @@ def test_what_cannot_be_exported_is_said_in_one_line(
     tiny_run: Callable[..., Context], fake_run: Callable[..., Context], made: SimpleNamespace, tmp_path: Path
 ):
     with pytest.raises(UserError, match="no weights"):
-        launch.write(fake_run(name="fake"), tmp_path / "x", wanted())
+        launch.write(fake_run(name="fake"), tmp_path / "x", options())
     with pytest.raises(UserError, match=r"3_engrave/examples\.jsonl is missing"):
-        launch.write(tiny_run(name="other"), tmp_path / "x", wanted())
+        launch.write(tiny_run(name="other"), tmp_path / "x", options())
     with pytest.raises(UserError, match="exists"):
-        launch.write(made.context, made.folder, wanted())
+        launch.write(made.context, made.folder, options())
     for key in ("stage", "strategy", "quantize"):
         with pytest.raises(UserError, match=f"--{key} 'x'"):
-            wanted(**{key: "x"})
+            options(**{key: "x"})
     path = made.context.run.jsonl("engrave_examples")
     path.write_text(path.read_text().replace("old.", "old. " * 600, 1))
     with pytest.raises(UserError, match="longer than 2048 tokens"):
-        launch.write(made.context, tmp_path / "x", wanted())
+        launch.write(made.context, tmp_path / "x", options())
 
 
 def test_the_verb_writes_the_folder(made: SimpleNamespace, tmp_path: Path):

@@ -1,4 +1,4 @@
-"""`push` against a server that speaks the hub's API: what leaves, what is refused, what the hub's answers become."""
+"""`selfalign push` against a local server with the hub's API: uploads, refusals and errors."""
 
 from __future__ import annotations
 
@@ -20,12 +20,14 @@ import fake_hub
 from fake_hub import TOKEN, FakeHub, Fault
 from selfalign.cli import main
 from selfalign.errors import UserError
-from selfalign.export import dataset, hub, job, parcel, standing
-from selfalign.export.record import RECORD
+from selfalign.export import dataset, hub, model_export
+from selfalign.export.push import find_or_export
+from selfalign.export.record import RECORD, is_file_entry
 from selfalign.pipeline.order import run_stage
 from selfalign.run.context import Context
 from selfalign.system.atomic import file_hash
 
+pytestmark = pytest.mark.integration
 SMALL = ("prompts.self_instruct.count=12", "prompts.red_team.count=12", "prompts.red_team.topic_rounds=1",
          "evaluate.heldout_prompts=4")  # fmt: skip
 
@@ -85,10 +87,10 @@ def error(done: Result, kind: int) -> str:
     return str(done.exception)
 
 
-# -- what arrives ----------------------------------------------------------------------------------------------------
+# -- uploads ---------------------------------------------------------------------------------------------------------
 
 
-def test_what_arrives_is_byte_for_byte_the_export_in_one_commit(server: FakeHub, adapter: Path) -> None:
+def test_push_sends_exactly_the_export_in_one_commit(server: FakeHub, adapter: Path) -> None:
     done = push(adapter, "--yes")
     assert done.exit_code == 0 and done.stdout == f"{server.url}/me/alma\n"
     assert server.files("me/alma") == on_disk(adapter)
@@ -101,11 +103,11 @@ def test_what_arrives_is_byte_for_byte_the_export_in_one_commit(server: FakeHub,
         assert any(line.split() == [name, *size.split()] for line in done.stderr.splitlines())
 
 
-def test_again_sends_nothing_and_a_change_is_a_commit_more(server: FakeHub, adapter: Path) -> None:
+def test_second_push_sends_only_changes(server: FakeHub, adapter: Path) -> None:
     push(adapter, "--yes")
     puts = server.count("PUT")
     again = push(adapter, "--yes")
-    assert again.exit_code == 0 and "nothing was new" in again.stderr and server.count("PUT") == puts == 2
+    assert again.exit_code == 0 and "no changes" in again.stderr and server.count("PUT") == puts == 2
     (adapter / "README.md").write_text("---\ntags: [self-align]\n---\n\nMy words.\n")
     edited = push(adapter, "--yes", "--message", "Words")
     assert "README.md was edited since the export" in edited.stderr and "names no base_model" in edited.stderr
@@ -113,14 +115,14 @@ def test_again_sends_nothing_and_a_change_is_a_commit_more(server: FakeHub, adap
     assert server.files("me/alma") == on_disk(adapter)
 
 
-def test_a_branch_is_made(server: FakeHub, adapter: Path) -> None:
+def test_revision_creates_a_branch(server: FakeHub, adapter: Path) -> None:
     assert push(adapter, "--yes", "--revision", "v1").exit_code == 0
     assert server.files("me/alma", branch="v1") == on_disk(adapter) and server.files("me/alma") == {}
     assert push(adapter, "--yes", "--revision", "v1").exit_code == 0
     assert [branch for branch, *_ in server.repos["model", "me/alma"].commits] == ["v1"]
 
 
-def test_a_runs_rows_are_exported_and_pushed(
+def test_push_of_a_run_exports_its_rows_first(
     server: FakeHub, fake_run: Callable[..., Context], capfd: pytest.CaptureFixture[str]
 ) -> None:
     context = fake_run(*SMALL)
@@ -129,30 +131,32 @@ def test_a_runs_rows_are_exported_and_pushed(
     (context.run.path / ".env").write_text("SECRET=1")
     context.release_engine()
     done = push(context.run.path, "dataset", "--type", "jsonl", "--yes", to="my-org/rows")
-    folder = dataset.place(context, "prompt-completion")
+    folder = dataset.standard_folder(context, "prompt-completion")
     assert done.exit_code == 0 and done.stdout == f"{server.url}/datasets/my-org/rows\n"
     received = server.files("my-org/rows", "dataset")
     assert received == on_disk(folder) and "engrave/train.jsonl" in received
     assert not any("journal" in name or "env" in name for name in received)
-    assert "licence terms are not known" in done.stderr
+    assert "licence terms of the base model are unknown" in done.stderr
     before = server.count("POST /api/datasets/my-org/rows/commit")
     assert push(context.run.path, "dataset", "--yes", to="my-org/rows").exit_code == 0
     assert server.count("POST /api/datasets/my-org/rows/commit") == before == 1
     with context.run.jsonl("prompts").open("a") as file:
         file.write("\n")
     done = push(context.run.path, "dataset", "--yes", to="my-org/rows")
-    assert "is not of what the run has now: `selfalign export" in error(done, 1)
+    assert "is older than the run's data: `selfalign export" in error(done, 1)
 
 
-# -- who is asked ----------------------------------------------------------------------------------------------------
+# -- consent ---------------------------------------------------------------------------------------------------------
 
 
-def test_nothing_leaves_without_a_yes(server: FakeHub, adapter: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_sent_without_consent(server: FakeHub, adapter: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "--yes agrees, --dry-run only lists" in error(push(adapter), 1)
     assert server.asked == []
     dry = push(adapter, "--dry-run")
     assert dry.exit_code == 0 and server.asked == []
-    assert "to the model me/alma, private if it is new:" in dry.stdout and dry.stdout.endswith("nothing was sent\n")
+    assert "to the model me/alma (a new one would be private):" in dry.stdout and dry.stdout.endswith(
+        "nothing was sent\n"
+    )
     assert "adapter_model.safetensors" in dry.stdout and "PUBLIC" not in dry.stdout
     from selfalign.cli import push as push_command
 
@@ -161,28 +165,28 @@ def test_nothing_leaves_without_a_yes(server: FakeHub, adapter: Path, monkeypatc
         assert push_command._asked() is agreed
 
 
-def test_a_public_repository_needs_the_word(server: FakeHub, adapter: Path) -> None:
-    assert "PUBLIC: everybody can read it" in push(adapter, "--yes", "--public", to="me/open").stderr
+def test_public_repository_needs_public_option(server: FakeHub, adapter: Path) -> None:
+    assert "PUBLIC: everyone can read it" in push(adapter, "--yes", "--public", to="me/open").stderr
     assert not server.repos["model", "me/open"].private
-    assert "me/open is public: --public says that this may be" in error(push(adapter, "--yes", to="me/open"), 1)
-    assert "nothing was new" in push(adapter, "--yes", "--public", to="me/open").stderr
+    assert "me/open is public: allow that with --public" in error(push(adapter, "--yes", to="me/open"), 1)
+    assert "no changes" in push(adapter, "--yes", "--public", to="me/open").stderr
     push(adapter, "--yes")
-    assert "private, and stays so" in push(adapter, "--yes", "--public").stderr
+    assert "private; it stays private" in push(adapter, "--yes", "--public").stderr
 
 
-def test_anothers_work_is_not_overwritten(server: FakeHub, adapter: Path) -> None:
+def test_foreign_repository_needs_force(server: FakeHub, adapter: Path) -> None:
     for files in ({"README__md": b"---\ntags: [mine]\n---\n"}, {"export__json": b"{}", "thesis__txt": b"years"}):
         repo = server.add("me/mine", **files)
         before = dict(repo.branches["main"])
         done = push(adapter, "--yes", to="me/mine")
-        assert "me/mine holds what selfalign did not push" in error(done, 1)
+        assert "me/mine holds files that selfalign did not push" in error(done, 1)
         assert repo.branches["main"] == before
     done = push(adapter, "--yes", "--force", to="me/mine")
-    assert "1 of its files are replaced, 1 stay" in done.stderr
+    assert "replaces 1 of its files, keeps 1" in done.stderr
     assert server.files("me/mine") == {"thesis.txt": b"years", **on_disk(adapter)}
 
 
-# -- what is not an export -------------------------------------------------------------------------------------------
+# -- refused folders ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", [".env", "journal.sqlite", "more/.DS_Store", "more/new/deep.txt"])
@@ -192,12 +196,12 @@ def test_stray_files_are_refused(server: FakeHub, adapter: Path, name: str) -> N
     assert name in error(push(adapter, "--yes"), 1) and server.asked == []
 
 
-def test_links_changes_and_gaps_are_refused(server: FakeHub, adapter: Path, tmp_path: Path) -> None:
+def test_links_changed_and_missing_files_are_refused(server: FakeHub, adapter: Path, tmp_path: Path) -> None:
     (tmp_path / "secret").write_text("s")
     weights = adapter / "adapter_model.safetensors"
     content = weights.read_bytes()
     (adapter / "linked").symlink_to(tmp_path / "secret")
-    assert "is a link, which no export has" in error(push(adapter, "--yes"), 1)
+    assert "is a link, which an export never contains" in error(push(adapter, "--yes"), 1)
     (adapter / "linked").unlink()
     weights.unlink()
     assert "lacks files of the export (adapter_model.safetensors)" in error(push(adapter, "--yes"), 1)
@@ -208,11 +212,13 @@ def test_links_changes_and_gaps_are_refused(server: FakeHub, adapter: Path, tmp_
     assert "adapter_model.safetensors changed since the export" in error(push(adapter, "--yes"), 1)
     weights.write_bytes(content)
     os.mkfifo(adapter / "pipe")
-    assert "is no plain file" in error(push(adapter, "--yes"), 1)
+    assert "is not a regular file" in error(push(adapter, "--yes"), 1)
     assert server.asked == []
 
 
-def test_what_is_no_export_is_refused(adapter: Path, tmp_path: Path, fake_run: Callable[..., Context]) -> None:
+def test_folders_that_are_not_exports_are_refused(
+    adapter: Path, tmp_path: Path, fake_run: Callable[..., Context]
+) -> None:
     assert "neither an export (it has no export.json) nor a run" in error(push(tmp_path / "none", "--yes"), 1)
     assert "adapter, --type is for a run directory" in error(push(adapter, "adapter", "--type", "f16", "--yes"), 1)
     run = fake_run().run.path
@@ -220,24 +226,24 @@ def test_what_is_no_export_is_refused(adapter: Path, tmp_path: Path, fake_run: C
     assert "'onnx' is no form to push" in error(push(run, "onnx", "--yes"), 1)
     assert "--model is no option of `push RUN dataset`" in error(push(run, "dataset", "--model", "x", "--yes"), 1)
     assert "1_prompts/prompts.jsonl is missing" in error(push(run, "dataset", "--yes"), 1)
-    assert "fake engine, which trains nothing" in error(push(run, "adapter", "--yes"), 1)
-    for said, match in (({"form": "launch"}, "of the form 'launch'"), ({"holds": False}, "does not hold")):
+    assert "fake engine, which trains no model" in error(push(run, "adapter", "--yes"), 1)
+    for said, match in (({"form": "launch"}, "of the form 'launch'"), ({"holds": False}, "does not match")):
         folder = written(tmp_path / match[:5], {"README.md": b"x"}, **said)
         assert match in error(push(folder, "--yes"), 1)
     for text in ("half", "[]", '{"files": 3}', '{"files": {"../x": {"sha256": ""}}}', "[" * 9000):
         (adapter / RECORD).write_text(text)
-        assert "is not what an export writes" in error(push(adapter, "--yes"), 1)
+        assert "is not a valid record of an export" in error(push(adapter, "--yes"), 1)
 
 
 @given(st.text(max_size=30))
-def test_only_names_below_the_folder_are_believed(name: str) -> None:
-    if parcel._plain(name, {"sha256": ""}):
+def test_record_entries_stay_below_the_folder(name: str) -> None:
+    if is_file_entry(name, {"sha256": ""}):
         parts = Path(name).parts
         assert parts and not Path(name).is_absolute() and not any(part.startswith(".") for part in parts)
 
 
 @given(st.text("ab-._/ é\n", max_size=12) | st.from_regex(r"[a-z]{1,3}/[a-z]{1,3}", fullmatch=True))
-def test_names_are_those_that_the_hub_takes(name: str) -> None:
+def test_accepted_names_are_valid_on_the_hub(name: str) -> None:
     from huggingface_hub.utils import HFValidationError, validate_repo_id
 
     try:
@@ -252,30 +258,30 @@ def test_names_are_those_that_the_hub_takes(name: str) -> None:
         raise AssertionError(name) from wrong
 
 
-# -- what goes wrong -------------------------------------------------------------------------------------------------
+# -- errors ----------------------------------------------------------------------------------------------------------
 
 
-def test_without_a_token_or_network_it_is_one_line(
+def test_missing_token_or_network_is_a_one_line_error(
     server: FakeHub, adapter: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from huggingface_hub import constants
 
-    for token, said in (("", "there is no token"), ("hf_é", "characters that no token has"), ("a b", "characters")):
+    for token, said in (("", "no token for the hub"), ("hf_é", "characters that no token has"), ("a b", "characters")):
         monkeypatch.setenv("HF_TOKEN", token)
         assert said in error(push(adapter, "--yes"), 1)
     assert server.asked == []
     monkeypatch.setenv("HF_TOKEN", "hf_of_somebody_else")
-    assert "does not take the token (401" in error(push(adapter, "--yes"), 1)
+    assert "rejects the token (401" in error(push(adapter, "--yes"), 1)
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     server.role = "read"
-    assert "may only read" in error(push(adapter, "--yes"), 1)
+    assert "is read-only" in error(push(adapter, "--yes"), 1)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert "HF_HUB_OFFLINE is set" in error(push(adapter, "--yes"), 1)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:1")
     assert "127.0.0.1 cannot be reached" in error(push(adapter, "--yes"), 75)
     monkeypatch.setattr(constants, "ENDPOINT", "huggingface")
-    assert "HF_ENDPOINT is no address of a hub" in error(push(adapter, "--yes"), 1)
+    assert "HF_ENDPOINT is not a valid address" in error(push(adapter, "--yes"), 1)
     assert server.repos == {}
 
 
@@ -283,26 +289,26 @@ def test_without_a_token_or_network_it_is_one_line(
     ("fault", "kind", "said"),
     [
         (Fault("POST /api/repos/create", 403, said="No rights"), 1, "may not write to me/alma (403: No rights)"),
-        (Fault("POST /api/repos/create", 409), 75, "was made or changed by somebody meanwhile (409)"),
+        (Fault("POST /api/repos/create", 409), 75, "was changed by someone else in the meantime (409)"),
         (Fault("GET /api/models/me/alma", 403, said="Blocked"), 1, "may not write to me/alma (403: Blocked)"),
-        (Fault("GET /api/whoami", 429), 75, "the hub asks to wait (429)"),
-        (Fault("GET /api/whoami", 500), 75, "has a fault of its own (500)"),
-        (Fault("POST .*/preupload", 500, times=9), 75, "has a fault of its own (500)"),
-        (Fault("POST .*/commit", 503), 75, "has a fault of its own (503)"),
-        (Fault("POST .*/commit", 400, said="Your push was rejected"), 1, "refuses it (400: Your push was rejected)"),
-        (Fault("POST .*/preupload", 404), 1, "is not there, or not for this token (404"),
+        (Fault("GET /api/whoami", 429), 75, "limits the rate of requests (429)"),
+        (Fault("GET /api/whoami", 500), 75, "127.0.0.1 failed (500)"),
+        (Fault("POST .*/preupload", 500, times=9), 75, "127.0.0.1 failed (500)"),
+        (Fault("POST .*/commit", 503), 75, "127.0.0.1 failed (503)"),
+        (Fault("POST .*/commit", 400, said="Your push was rejected"), 1, "upload (400: Your push was rejected)"),
+        (Fault("POST .*/preupload", 404), 1, "does not exist, or not for this token (404"),
         (Fault("PUT /storage", 403, times=9), 1, "may not write to me/alma (403)"),
         (Fault("POST .*/commit", times=9), 75, "cannot be reached"),
     ],
 )  # fmt: skip
-def test_what_the_hub_answers_is_one_line(server: FakeHub, adapter: Path, fault: Fault, kind: int, said: str) -> None:
+def test_hub_errors_are_one_line(server: FakeHub, adapter: Path, fault: Fault, kind: int, said: str) -> None:
     server.faults = [fault]
     assert said in error(push(adapter, "--yes"), kind)
     server.faults = []
     assert push(adapter, "--yes").exit_code == 0 and server.files("me/alma") == on_disk(adapter)
 
 
-def test_a_hub_without_xet_says_how_it_goes(server: FakeHub, adapter: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hub_without_xet_names_the_setting(server: FakeHub, adapter: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from huggingface_hub import constants
 
     pytest.importorskip("hf_xet")
@@ -312,31 +318,31 @@ def test_a_hub_without_xet_says_how_it_goes(server: FakeHub, adapter: Path, monk
     assert not server.repos["model", "me/alma"].commits
 
 
-def test_a_hub_that_repeats_the_token_is_not_repeated(server: FakeHub, adapter: Path) -> None:
+def test_token_and_signatures_in_hub_errors_are_removed(server: FakeHub, adapter: Path) -> None:
     said = f"bad token {TOKEN} at http://u:secret@x/y?X-Amz-Signature=s3cretsignature"
     server.faults = [Fault("POST .*/commit", 400, said=said)]
     line = error(push(adapter, "--yes"), 1)
     assert "bad token (token) at http://x/y" in line and "secret" not in line
 
 
-def test_a_fault_that_passes_is_not_the_users_business(server: FakeHub, adapter: Path) -> None:
+def test_temporary_faults_are_retried(server: FakeHub, adapter: Path) -> None:
     server.faults = [Fault("PUT /storage", 500, times=2), Fault("POST .*/preupload", 503), Fault("PUT /storage")]
     done = push(adapter, "--yes")
     assert done.exit_code == 0 and server.files("me/alma") == on_disk(adapter)
     assert "Retrying in" in done.stderr
 
 
-def test_a_connection_that_is_dropped_in_an_upload_goes_on_later(server: FakeHub, adapter: Path) -> None:
+def test_push_continues_after_a_dropped_connection(server: FakeHub, adapter: Path) -> None:
     oid = file_hash(adapter / "adapter_model.safetensors")
     server.faults = [Fault(f"PUT /storage/{oid}", times=99)]
-    assert "what was uploaded is not sent again" in error(push(adapter, "--yes"), 75)
+    assert "files that arrived are not sent again" in error(push(adapter, "--yes"), 75)
     assert server.files("me/alma") == {} and len(server.blobs) == 1
     server.faults, server.asked = [], []
     assert push(adapter, "--yes").exit_code == 0
     assert server.count("PUT") == 1 and server.files("me/alma") == on_disk(adapter)
 
 
-def test_a_commit_in_between_is_not_written_over(server: FakeHub, adapter: Path) -> None:
+def test_concurrent_commit_is_not_overwritten(server: FakeHub, adapter: Path) -> None:
     push(adapter, "--yes")
     (adapter / "README.md").write_text("---\ntags: [self-align]\n---\nNew\n")
     repo = server.repos["model", "me/alma"]
@@ -353,7 +359,7 @@ def test_a_commit_in_between_is_not_written_over(server: FakeHub, adapter: Path)
     thread.start()
     done = push(adapter, "--yes")
     thread.join(10)
-    assert "changed by somebody meanwhile (412" in error(done, 75)
+    assert "changed by someone else in the meantime (412" in error(done, 75)
     assert push(adapter, "--yes").exit_code == 0 and server.files("me/alma")["theirs.txt"] == b"theirs"
 
 
@@ -369,7 +375,7 @@ def environment(url: str, home: Path, **more: str) -> dict[str, str]:
     }
 
 
-def test_the_command_and_ctrl_c_in_the_middle(server: FakeHub, adapter: Path, tmp_path: Path) -> None:
+def test_ctrl_c_commits_nothing_and_push_can_be_repeated(server: FakeHub, adapter: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "selfalign.cli.main", "push", str(adapter), "--to", "me/alma", "--yes"]
     hold = threading.Event()
     server.faults = [Fault("PUT /storage", hold=hold, times=2)]
@@ -396,7 +402,7 @@ def test_the_command_and_ctrl_c_in_the_middle(server: FakeHub, adapter: Path, tm
 
 
 @pytest.mark.slow
-def test_real_exports_of_a_small_model_arrive_whole_and_load(
+def test_real_exports_of_a_small_model_are_pushed(
     server: FakeHub, tmp_path: Path, default_constitution: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from huggingface_hub import ModelCard
@@ -404,14 +410,14 @@ def test_real_exports_of_a_small_model_arrive_whole_and_load(
 
     monkeypatch.setenv("SELFALIGN_CACHE", str(tmp_path / "cache"))
     context = tiny_run(tmp_path, default_constitution, "llama, plain turns")  # type: ignore[arg-type]
-    for form in job.TYPES:
+    for form in model_export.WEIGHT_TYPES:
         name = f"me/{form}"
-        folder = standing.find(context, form)
-        assert standing.find(context, form) == folder
+        folder = find_or_export(context, form)
+        assert find_or_export(context, form) == folder
         done = push(folder, "--yes", to=name)
         assert done.exit_code == 0, done.exception
         assert server.files(name) == on_disk(folder)
         data = ModelCard(server.files(name)["README.md"].decode()).data.to_dict()
         assert data["license"] == "other" and data["library_name"] and "self-align" in data["tags"]
-        assert "nothing was new" in push(folder, "--yes", to=name).stderr
+        assert "no changes" in push(folder, "--yes", to=name).stderr
     context.journal.close()

@@ -73,9 +73,9 @@ def job(tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
     for name, text in {**programs, "selfalign": SELFALIGN, "accelerate": FAKE}.items():
         (tools / name).write_text(text)
         (tools / name).chmod(stat.S_IRWXU)
-    wanted = launch.Wanted("engrave", 4, 2, "fsdp", "none")
+    wanted = launch.LaunchOptions("engrave", 4, 2, "fsdp", "none")
     for name in ("train.slurm", "generate.slurm", "launch.sh", "train.py"):
-        (folder / name).write_text(launch._filled(name, wanted, launch.divide(8, 8), 10, None))
+        (folder / name).write_text(launch.fill_in(name, wanted, launch.divide(8, 8), 10, None))
 
     def start(name: str, *arguments: str, **more: str) -> subprocess.Popen[str]:
         kept = {"PATH": f"{tools}:/usr/bin:/bin", "CALLS": str(tmp_path / "calls"), "POLL": "0.1", "PATIENCE": "40"}
@@ -173,8 +173,8 @@ def test_before_its_time_is_up_it_drains_and_queues_again(
 def test_the_scripts_are_clean(tmp_path: Path):
     for nodes in (1, 16):
         for name in ("train.slurm", "generate.slurm"):
-            text = launch._filled(
-                name, launch.Wanted("verbose_cloning", 8, nodes, "ddp", "none"), launch.divide(8, 8), 1, None
+            text = launch.fill_in(
+                name, launch.LaunchOptions("verbose_cloning", 8, nodes, "ddp", "none"), launch.divide(8, 8), 1, None
             )
             (tmp_path / name).write_text(text)
             subprocess.run(["bash", "-n", str(tmp_path / name)], check=True, timeout=20)
@@ -201,7 +201,9 @@ def two_here(tmp_path: Path) -> dict[str, str]:
 @pytest.mark.timeout(600)
 def test_a_run_on_two_nodes_of_ray_itself(tmp_path: Path):
     pytest.importorskip("ray")
-    text = launch._filled("generate.slurm", launch.Wanted("engrave", 1, 2, "ddp", "none"), launch.divide(2, 2), 1, None)
+    text = launch.fill_in(
+        "generate.slurm", launch.LaunchOptions("engrave", 1, 2, "ddp", "none"), launch.divide(2, 2), 1, None
+    )
     (tmp_path / "generate.slurm").write_text(text)
     variables = two_here(tmp_path) | {"SLURM_SUBMIT_DIR": str(tmp_path), "GPUS": "0", "POLL": "1", "PATIENCE": "120"}
     settings = ["--set", "engine.kind=fake", "--set", "stages=[prompts,align]", "--limit", "10"]

@@ -27,12 +27,22 @@ class Base(Model):
     template = plain("<eos>")  # type: ignore[assignment]
 
 
+FACTS = model_card.RunFacts(model_card.authors(True, False), "L\n", "S\n")
+
+
 def base(source: str = "owner/name", notice: str = "Terms.") -> Model:
     return Base(source, "0123", None, None, notice)
 
 
+def export_card(model: Model, constitution: Constitution, form: str, weight_type: str) -> str:
+    return model_card.export_card(
+        model, constitution, FACTS, form=form, name="final", weight_type=weight_type, stage="verbose_cloning",
+        comparison="Same.",
+    )  # fmt: skip
+
+
 @given(st.lists(st.sampled_from([*HOSTILE, "word ", " "]), min_size=1, max_size=5).map("".join))
-def test_a_text_never_becomes_markdown_or_html(text: str) -> None:
+def test_text_never_becomes_markdown_or_html(text: str) -> None:
     shown = model_card.escaped(text)
     assert "\n" not in shown and "<" not in shown and ">" not in shown and "\x1b" not in shown
     unescaped = re.sub(r"\\.", "", shown)
@@ -42,7 +52,7 @@ def test_a_text_never_becomes_markdown_or_html(text: str) -> None:
     assert plainly == " ".join(model_card.plain(text).split())
 
 
-def test_a_cards_yaml_holds_what_it_should_and_no_more(default_constitution: Constitution, tmp_path: Path) -> None:
+def test_adapter_card_has_exactly_the_expected_yaml(default_constitution: Constitution, tmp_path: Path) -> None:
     text = model_card.adapter_card(base(), default_constitution, "engrave", 90)
     front = yaml.safe_load(text.split("---\n")[1])
     assert front == {
@@ -58,12 +68,11 @@ def test_a_cards_yaml_holds_what_it_should_and_no_more(default_constitution: Con
 
 
 @pytest.mark.parametrize("form", ["adapter", "merged", "gguf-adapter", "gguf"])
-def test_the_hub_reads_what_it_needs_from_every_models_card(default_constitution: Constitution, form: str) -> None:
+def test_export_cards_are_valid_on_the_hub(default_constitution: Constitution, form: str) -> None:
     from huggingface_hub import ModelCard
 
     texts = default_constitution.model_copy(update={"language": "no"})  # which YAML would read as false
-    made = model_card.export_card(base(), texts, form, "final", "f16", "verbose_cloning", "W.", "L\n", "S\n", "Same.")
-    data = ModelCard(made).data.to_dict()
+    data = ModelCard(export_card(base(), texts, form, "f16")).data.to_dict()
     adapter = "adapter" in form
     assert data["library_name"] == {"adapter": "peft", "merged": "transformers"}.get(form, "gguf")
     assert data["base_model"] == "owner/name" and data["base_model_relation"] == ("adapter" if adapter else "finetune")
@@ -72,20 +81,18 @@ def test_the_hub_reads_what_it_needs_from_every_models_card(default_constitution
     assert set(data["tags"]) >= {"self-align"} and ("lora" in data["tags"]) == adapter
 
 
-def test_the_embedded_model_is_named_as_the_hub_does(default_constitution: Constitution) -> None:
+def test_embedded_model_has_its_hub_name(default_constitution: Constitution) -> None:
     from huggingface_hub import ModelCard
 
     model = Base("embedded", "0123", None, None, "Terms.", "gemma", "google/gemma-3-270m")
-    made = model_card.export_card(
-        model, default_constitution, "merged", "final", "f32", "verbose_cloning", "W.", "L\n", "S\n", "Same."
-    )
-    data = ModelCard(made).data.to_dict()
+    card = export_card(model, default_constitution, "merged", "f32")
+    data = ModelCard(card).data.to_dict()
     assert (data["base_model"], data["license"]) == ("google/gemma-3-270m", "gemma")
-    assert "of google/gemma-3-270m" in made
+    assert "of google/gemma-3-270m" in card
 
 
 @pytest.mark.parametrize("hostile", HOSTILE)
-def test_terms_are_a_block_in_which_nothing_has_a_meaning(hostile: str) -> None:
+def test_terms_are_an_indented_block(hostile: str) -> None:
     for line in model_card.block(f"First.\n{hostile}").splitlines():
         assert line.startswith("    ") or not line
         assert "\x1b" not in line
@@ -94,23 +101,20 @@ def test_terms_are_a_block_in_which_nothing_has_a_meaning(hostile: str) -> None:
 def test_counts_and_scores_are_tables(default_constitution: Constitution) -> None:
     none = Generation(0, 0, 0, 0, 0.0, 0.0)
     stage = StageCounts("align", True, 9, 5, {"truncated": 1, "exemplar | leaked": 2}, {"engine": 1}, none, 1.0, {})
-    table = model_card.counts([stage], {"align": "2 self-align"})
+    table = model_card.data_section([stage])
     assert "| 2 self-align | 9 | 5 | exemplar \\| leaked 2; truncated 1; failed: engine 1 |" in table
-    assert model_card.scores([]) == "## Scores\n\nNot evaluated.\n"
+    assert model_card.scores_section([]) == "## Scores\n\nNot evaluated.\n"
     row = ("heldout: loss", "final", "36", "1.328", "1.224 to 1.440", "-0.4 vs base (-0.5 to -0.3)")
-    table = model_card.scores([row])
+    table = model_card.scores_section([row])
     assert "| heldout: loss | final | 36 | 1.328 | 1.224 to 1.440 | -0.4 vs base (-0.5 to -0.3) |" in table
 
 
 @pytest.mark.parametrize("form", ["adapter", "merged", "gguf-adapter", "gguf"])
-def test_every_form_says_how_it_is_loaded(default_constitution: Constitution, form: str) -> None:
-    kind, wrote = "q8_0" if form == "gguf" else "", model_card.writers(True, False)
-    text = model_card.export_card(
-        base(), default_constitution, form, "final", kind, "verbose_cloning", wrote, "L\n", "S\n", "Same."
-    )
-    assert "The prompts were brought along" in text and "answers were brought along" not in text
-    wanted = {
+def test_export_card_shows_how_to_load_each_form(default_constitution: Constitution, form: str) -> None:
+    text = export_card(base(), default_constitution, form, "q8_0" if form == "gguf" else "")
+    assert "The user provided the prompts;" in text
+    expected = {
         "adapter": "PeftModel.from_pretrained", "merged": 'AutoModelForCausalLM.from_pretrained(".")',
         "gguf-adapter": "--lora adapter.gguf", "gguf": "ollama create alma -f Modelfile",
     }  # fmt: skip
-    assert wanted[form] in text and "Same." in text and text.count("```") == 2
+    assert expected[form] in text and "Same." in text and text.count("```") == 2

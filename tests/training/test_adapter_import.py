@@ -208,7 +208,7 @@ def test_stage_4_waits_and_goes_on_in_the_same_way(tiny_run: Callable[..., Conte
 
     with pytest.raises(Resumable, match="--stage verbose_cloning"):
         stage()
-    launch.write(made, tmp_path / "folder", launch.Wanted("verbose_cloning", 1, 1, "ddp", "none"))
+    launch.write(made, tmp_path / "folder", launch.LaunchOptions("verbose_cloning", 1, 1, "ddp", "none"))
     training = json.loads((tmp_path / "folder/training.json").read_text())
     assert (training["stage"], training["epochs"]) == ("verbose_cloning", 3)
     made.given_adapter = given
@@ -261,7 +261,7 @@ def test_on_the_embedded_model_the_engine_agrees_with_what_was_trained_elsewhere
     write_jsonl(made.run.jsonl("responses"), answers)
     with pytest.raises(Resumable):
         order.run_all(made)
-    launch.write(made, tmp_path / "folder", launch.Wanted("engrave", 1, 1, "ddp", "none"))
+    launch.write(made, tmp_path / "folder", launch.LaunchOptions("engrave", 1, 1, "ddp", "none"))
     base = made.model.folder()
     (tmp_path / "folder/base").symlink_to(base)
     environment = {**os.environ, "TQDM_DISABLE": "1", "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf")}

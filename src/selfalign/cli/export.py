@@ -101,7 +101,7 @@ def _lines(run: Run, form: str, out: Path | None, named: dict[str, Any]) -> list
             named.get("type", ""),
         )  # fmt: skip
         for note in done.notes:
-            run.context.screen.say(f"  {note}", "yellow" if "left out" in note or "held out" in note else "")
+            run.context.screen.say(f"  {note}", "yellow" if "skipped" in note or "held out" in note else "")
         return [f"{path}: {n:,} {'row' if n == 1 else 'rows'}" for path, n in done.files.items()]
     if form == "launch":
         return run.export_launch(out=out, **named)

@@ -7,11 +7,12 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
+    from selfalign.export.push import PushOptions
     from selfalign.system.console import Screen
 
 _MODELS = ("adapter", "merged", "gguf-adapter", "gguf")
@@ -50,14 +51,14 @@ def register(app: typer.Typer, screen: Callable[[], Screen]) -> None:
     ) -> None:
         """Upload an export to the Hugging Face hub, after you agreed. The token is HF_TOKEN or `hf auth login`."""
         from selfalign.errors import Interrupted
-        from selfalign.export.push import Wanted
+        from selfalign.export.push import PushOptions
         from selfalign.system.signals import STOP
 
         STOP.message = b"\nstopping\n"
         given = {"model": model, "type": kind, "format": format_, "stage": stage}
         named = {key: value for key, value in given.items() if value is not None}
         try:
-            _push(source, form, named, Wanted(to, public, revision, message, force), yes, dry_run, screen())
+            _push(source, form, named, PushOptions(to, public, revision, message, force), yes, dry_run, screen())
         except Interrupted as ended:
             typer.echo("selfalign: stopped; nothing was committed. The same command goes on", err=True)
             sys.stdout.flush()
@@ -65,18 +66,24 @@ def register(app: typer.Typer, screen: Callable[[], Screen]) -> None:
 
 
 def _push(
-    source: Path, form: str | None, named: dict[str, str], wanted: Any, yes: bool, dry_run: bool, screen: Screen
+    source: Path,
+    form: str | None,
+    named: dict[str, str],
+    options: PushOptions,
+    yes: bool,
+    dry_run: bool,
+    screen: Screen,
 ) -> None:
     from selfalign.errors import UserError
-    from selfalign.export import hub, parcel
+    from selfalign.export import hub
     from selfalign.export import push as pushes
 
-    hub.check_name(wanted.repo)
+    hub.check_name(options.repo)
     if not yes and not dry_run and not sys.stdin.isatty():
         raise UserError("nobody can be asked here (no terminal): --yes agrees, --dry-run only lists. Nothing was sent")
     folder = _folder(source, form, named, screen)
     if dry_run:
-        for line in pushes.described(parcel.look(folder), wanted):
+        for line in pushes.preview(folder, options):
             typer.echo(line)
         return
 
@@ -85,7 +92,7 @@ def _push(
             screen.say(line)
         return yes or _asked()
 
-    if (url := pushes.push(folder, wanted, agreed, screen)) is None:
+    if (url := pushes.push(folder, options, agreed, screen)) is None:
         typer.echo("selfalign: nothing was sent", err=True)
         raise typer.Exit(1)
     typer.echo(url)
@@ -124,8 +131,8 @@ def _folder(source: Path, form: str | None, named: dict[str, str], screen: Scree
         known = ", ".join(f"--{key}" for key in _OPTIONS[form])
         raise UserError(f"--{wrong} is no option of `push RUN {form}`; it has {known}")
     from selfalign import api
-    from selfalign.export import standing
+    from selfalign.export.push import find_or_export
 
-    names = {"type": "kind", "format": "rows_in"}
+    names = {"type": "file_type", "format": "row_format"}
     with api.open_run(source, screen=screen) as run:
-        return standing.find(run.context, form, **{names.get(key, key): value for key, value in named.items()})
+        return find_or_export(run.context, form, **{names.get(key, key): value for key, value in named.items()})

@@ -1,7 +1,7 @@
-"""Write a run's models and data for other programs, and push them to the Hugging Face hub.
+"""Write a run's models and data sets for other programs, and upload them to the Hugging Face hub.
 
-`job` makes one export, compares it with the trained model, then publishes it; `dataset` writes rows; `launch` writes
-a folder that trains elsewhere; `push` uploads.
+`model_export` writes one trained model, loads it back and publishes it only if it matches; `dataset` writes rows with
+a card; `launch` writes a folder that trains on other machines; `push` uploads an export.
 
-Imports `pipeline` and the rooms below it. Begin with `job`.
+Imports `pipeline` and the rooms below it. Begin with `model_export`.
 """

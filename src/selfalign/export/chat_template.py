@@ -1,7 +1,7 @@
-"""The dialogue template in the languages that others read: Jinja (transformers, llama.cpp, vLLM) and Go (Ollama).
+"""Write the dialogue template as a chat template: in Jinja (transformers, llama.cpp, vLLM) and in Go (Ollama).
 
-Both render exactly what `dialogue.Template.prompt` does, with the standard system prompt where no system text is
-given. Every text of template, constitution and label lands as a string literal, so that none of it can become syntax.
+Both render exactly what `dialogue.Template.prompt` renders, with the standard system prompt as the default. Texts of
+the template, the constitution and the label are written as string literals, so they cannot become template syntax.
 """
 
 from __future__ import annotations
@@ -14,34 +14,37 @@ from selfalign.data.prompt_text import BOS, Turn
 from selfalign.model.dialogue import Template
 
 Dialogue = tuple[str, list[Turn]]
-"""A system text (empty: the template's own) and turns, the last of which is the user's."""
+"""A system prompt (empty: the template's default) and turns; the last turn is the user's."""
 
 _JINJA_ESCAPES = {"\\": "\\\\", "'": "\\'", "\n": "\\n", "\r": "\\r", "\t": "\\t"}
-"""Those that Python's Jinja and llama.cpp's both know."""
+"""Escapes that both Python's Jinja and llama.cpp's support."""
 _GO_PLAIN = re.compile(r"[\w .,;:!?()\[\]<>|/@#$%^&*+=~-]", re.ASCII)
-"""Characters that stand for themselves in a Go literal here; braces, quotes and all others are escaped."""
+"""Characters that are written as they are in a Go literal; braces, quotes and all others are escaped."""
+_SEPARATOR = "\n\n"
+"""Between the system prompt and the text after it, as in `Template.prompt`."""
 
 
-def jinja(template: Template, system: str, label: str, starts: bool) -> str:
-    """The template for Hugging Face tokenizers and GGUF metadata.
+def jinja(template: Template, system: str, label: str, starts_with_bos: bool) -> str:
+    """Return the Jinja template for Hugging Face tokenizers and GGUF metadata.
 
-    A system message in front replaces the standard prompt; any other role, or one in the middle, is refused aloud.
+    A first system message replaces the standard system prompt. The template raises an error for any other role, and
+    for a system message in the middle.
 
     Args:
         system: the standard system prompt.
         label: the assistant's name, for plain-text turns.
-        starts: whether the tokenizer begins texts with its start token (llama.cpp takes a doubled one away).
+        starts_with_bos: whether the tokenizer adds its start token (llama.cpp removes a doubled one).
     """
     assistant = _jinja(template.assistant.format(name=label))
-    # Plain-text turns begin with the prompt; role templates have no system turn: it opens the first user turn.
+    # Role templates have no system turn: the system prompt begins the first user turn.
     lead = "{{- ns.lead }}{%- set ns.lead = '' %}"
     lines = [
         f"{{%- set ns = namespace(lead={_jinja(system)}) %}}",
         "{%- if messages and messages[0]['role'] == 'system' and messages[0]['content'] | trim %}",
         "{%- set ns.lead = messages[0]['content'] | trim %}",
         "{%- endif %}",
-        f"{{%- set ns.lead = ns.lead ~ {_jinja(_LEAD)} %}}",
-        "{{- bos_token }}" if starts else "",
+        f"{{%- set ns.lead = ns.lead ~ {_jinja(_SEPARATOR)} %}}",
+        "{{- bos_token }}" if starts_with_bos else "",
         "" if template.control else lead,
         "{%- for message in messages %}",
         "{%- if message['role'] == 'user' %}",
@@ -51,7 +54,7 @@ def jinja(template: Template, system: str, label: str, starts: bool) -> str:
         f"{{{{- {assistant} }}}}{{{{- {_jinja(template.space)} }}}}{{{{- message['content'] | trim }}}}",
         f"{{{{- {_jinja(template.end)} }}}}{{{{- {_jinja(template.after)} }}}}",
         "{%- elif not (message['role'] == 'system' and loop.first) %}",
-        "{{- raise_exception('known are user and assistant turns, and a system text before them') }}",
+        "{{- raise_exception('only user and assistant messages are supported, after an optional system message') }}",
         "{%- endif %}",
         "{%- endfor %}",
         f"{{%- if add_generation_prompt %}}{{{{- {assistant} }}}}{{%- endif %}}",
@@ -59,26 +62,22 @@ def jinja(template: Template, system: str, label: str, starts: bool) -> str:
     return "\n".join(line for line in lines if line)
 
 
-_LEAD = "\n\n"
-"""Between the system prompt and what follows it, as in `Template.prompt`."""
-
-
 def _jinja(text: str) -> str:
-    """The text as a Jinja literal; braces are kept apart, so that no reader sees a delimiter."""
+    """Return the text as a Jinja literal, with braces split so that no parser sees a delimiter."""
     escaped = "".join(_JINJA_ESCAPES.get(c, c) for c in text)
     return "'" + re.sub(r"(?<=[{}%#])(?=[{}%#])", "' ~ '", escaped) + "'"
 
 
 def go(template: Template, system: str, label: str) -> str:
-    """The template for Ollama (Go's text/template).
+    """Return the template for Ollama (Go's text/template).
 
-    Ollama puts the start token itself; Go's templates cannot strip what a message begins and ends with.
+    Ollama adds the start token itself. Go's templates cannot strip the white space around a message.
 
     Args:
-        system: rendered where neither the Modelfile's SYSTEM nor the client gives a system text.
+        system: used if neither the Modelfile's SYSTEM nor the client gives a system prompt.
     """
     assistant = _go(template.assistant.format(name=label))
-    lead = "{{ if $lead }}{{ $lead }}" + _go(_LEAD) + '{{ end }}{{ $lead = "" }}'
+    lead = "{{ if $lead }}{{ $lead }}" + _go(_SEPARATOR) + '{{ end }}{{ $lead = "" }}'
     return "".join(
         [
             "{{ $lead := .System }}{{ if not $lead }}{{ $lead = " + _go_literal(system) + " }}{{ end }}",
@@ -99,7 +98,7 @@ def _go(text: str) -> str:
 
 
 def _go_literal(text: str) -> str:
-    """The text as a Go string literal of harmless ASCII: neither Go nor a Modelfile's quotes can be broken out of."""
+    """Return the text as a Go literal in ASCII that cannot end the literal or the quotes of a Modelfile."""
     return '"' + "".join(c if _GO_PLAIN.fullmatch(c) else _go_escape(c) for c in text) + '"'
 
 
@@ -109,34 +108,33 @@ def _go_escape(character: str) -> str:
 
 
 def text(template: Template, system: str, turns: Sequence[Turn], label: str, bos: str = "") -> str:
-    """What `Template.prompt` says as one text."""
+    """Return the pieces of `Template.prompt` as one string."""
     return "".join(bos if piece is BOS else str(piece) for piece in template.prompt(system, turns, label))
 
 
 def render(source: str, messages: list[dict[str, str]], bos: str) -> str:
-    """A Jinja chat template's text, in an environment like transformers' own."""
+    """Render a Jinja chat template in an environment like that of transformers."""
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-    environment.globals["raise_exception"] = _refuse
+    environment.globals["raise_exception"] = _raise
     return environment.from_string(source).render(messages=messages, bos_token=bos, add_generation_prompt=True)
 
 
-def _refuse(message: str) -> None:
+def _raise(message: str) -> None:
     raise ValueError(message)
 
 
 def messages(dialogue: Dialogue) -> list[dict[str, str]]:
-    """The dialogue as chat interfaces take it."""
+    """Return the dialogue as a list of chat messages."""
     system, turns = dialogue
     first = [{"role": "system", "content": system}] if system else []
     return [*first, *({"role": t.role, "content": t.text} for t in turns)]
 
 
 def dialogues(constitution: Constitution) -> list[Dialogue]:
-    """What is compared: one turn, several turns, and both under another system text."""
-    shown = constitution.exemplars
-    first, last = shown[0], shown[-1]
+    """Return the dialogues to compare: one turn and several turns, under the standard and another system prompt."""
+    first, last = constitution.exemplars[0], constitution.exemplars[-1]
     short = [Turn("user", first.user.strip())]
     long = [*short, Turn("assistant", first.answer.strip()), Turn("user", last.user.strip())]
     other = constitution.system_prompt("concise")

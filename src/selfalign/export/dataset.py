@@ -1,10 +1,10 @@
-"""A run's rows as a data set for other programs: pairs, responses and prompts in a known form, with a card.
+"""Export a run's rows as a data set for other programs, with a card.
 
 {3_engrave,4_verbose_clone}/examples.jsonl, 2_self_align/responses.jsonl and 1_prompts/prompts.jsonl -> a folder with
-train and, where rows are held out from training, test; README.md, constitution.yaml, NOTICE, export.json
+the splits train and, if rows are held out from training, test; README.md, constitution.yaml, NOTICE, export.json
 
-The system text of a row is the system prompt that its training text has. In the form prompt-completion-text the rows
-are that text itself: each is encoded as a trainer does it, and left out where other tokens than ours would come of it.
+Each row has the system prompt of its training text. In the format prompt-completion-text, the rows are that text
+itself; rows that another trainer would encode to different tokens are skipped.
 """
 
 from __future__ import annotations
@@ -17,12 +17,11 @@ from typing import Any
 
 from selfalign.data import formats
 from selfalign.data.formats import OUTPUT_FORMATS, OutputFormat, Row
-from selfalign.data.prompt_text import BOS, Turn
 from selfalign.data.records import Example, Prompt, Response, stream_jsonl
 from selfalign.errors import UserError
-from selfalign.export import data_card, dataset, record, rows
-from selfalign.export.data_card import Config
-from selfalign.model.dialogue import Template, Tokenizer, encode_example
+from selfalign.export import dataset_card, record, row_files
+from selfalign.export.dataset_card import Config
+from selfalign.export.training_text import TrainingText
 from selfalign.run.context import ADAPTER_STAGES, Context
 from selfalign.system import atomic, strict_yaml
 from selfalign.system.atomic import file_hash
@@ -34,172 +33,167 @@ STAGES = {
     "responses": "responses",
     "prompts": "prompts",
 }
-"""What can be written, and the run's file. engrave and clone are the pairs that were trained on."""
+"""What can be exported -> the run's file. engrave and verbose_cloning are the training pairs."""
 
 _SPLITS = {"train": "train", "heldout": "test"}
 """Split of a row -> name of its file."""
-_OTHER_FILES = (".json", ".csv", ".tsv", ".txt")
-_DEFAULT_LENGTH = 1024
-"""TRL cuts longer rows unless told otherwise."""
+_UNSUPPORTED_SUFFIXES = (".json", ".csv", ".tsv", ".txt")
 
-Item = tuple[str, Row]
-"""A row and its id."""
+Renderer = Callable[[str, Row], dict[str, Any] | None]
+"""(id, row) -> the row as it is written; None skips it."""
 
 
 @dataclass(slots=True)
 class Exported:
-    """What was written."""
+    """The files of an exported data set."""
 
     files: dict[Path, int] = field(default_factory=dict)
     """File -> rows."""
     notes: list[str] = field(default_factory=list)
-    """What the user should know: rows that are not in the files, settings of a trainer."""
+    """For the user: rows that are not in the files, and settings for a trainer."""
 
 
 def write(
-    context: Context, form: str, stage: str = "", out: Path | None = None, force: bool = False, kind: str = ""
+    context: Context,
+    row_format: str,
+    stage: str = "",
+    out: Path | None = None,
+    force: bool = False,
+    file_type: str = "",
 ) -> Exported:
-    """Write rows in that form, with their card and the base model's licence notice.
+    """Write the rows in that format, with a card and the licence terms of the base model.
 
     Args:
-        form: one of `formats.OUTPUT_FORMATS`.
-        stage: one of `STAGES`; unless given, every stage that has run, each as a configuration of one data set (in a
-            single file: engrave).
-        out: a folder, or a file (.jsonl, .parquet) for the training rows alone; RUN/export/... unless given.
-        force: replace an export, or overwrite the file, that stands there.
-        kind: jsonl or parquet; jsonl unless given, or what the file's name says.
+        row_format: one of `formats.OUTPUT_FORMATS`.
+        stage: one of `STAGES`. If empty, all that have run, each as a configuration of one data set (in a single
+            file: engrave).
+        out: a folder, or a file (.jsonl, .parquet) for the training rows only; RUN/export/... if None.
+        force: replace an export, or overwrite a file, that is already there.
+        file_type: jsonl or parquet; by default the suffix of `out`, else jsonl.
 
     Raises:
-        UserError: form, stage or type is unknown, the stage has not run, or the place is taken.
+        UserError: an unknown format, stage or type, a stage that has not run, or a target that exists.
     """
-    if form not in OUTPUT_FORMATS:
-        raise UserError(f"--format {form!r} is not known; known are {', '.join(OUTPUT_FORMATS)}")
+    if row_format not in OUTPUT_FORMATS:
+        raise UserError(f"unknown --format {row_format!r}; use one of {', '.join(OUTPUT_FORMATS)}")
     if stage and stage not in STAGES:
-        raise UserError(f"--stage {stage!r} is not known; known are {', '.join(STAGES)}")
+        raise UserError(f"unknown --stage {stage!r}; use one of {', '.join(STAGES)}")
     if out is not None:
-        record.check_outside(context, out)
-    if out is not None and out.suffix.removeprefix(".") in rows.KINDS and not out.is_dir():
-        return _one_file(context, form, stage or "engrave", out, force, kind)
-    if out is not None and (out.suffix in _OTHER_FILES or out.is_file()):
-        ends = " or ".join(f".{suffix}" for suffix in rows.KINDS)
-        raise UserError(f"--out {str(out)!r}: JSON lines or Parquet are written: name a folder, or a file in {ends}")
-    kind = kind or rows.KINDS[0]
-    rows.check(kind)
-    wanted = stages(context, stage)
-    target = out or place(context, form, stage)
+        record.check_outside_run(context, out)
+        if out.suffix.removeprefix(".") in row_files.FILE_TYPES and not out.is_dir():
+            return _write_file(context, row_format, stage or "engrave", out, force, file_type)
+        if out.suffix in _UNSUPPORTED_SUFFIXES or out.is_file():
+            suffixes = " or ".join(f".{suffix}" for suffix in row_files.FILE_TYPES)
+            raise UserError(f"--out {str(out)!r} is not a folder, and not a file that ends in {suffixes}")
+    file_type = file_type or row_files.FILE_TYPES[0]
+    row_files.check_file_type(file_type)
+    names = stages(context, stage)
+    target = out or standard_folder(context, row_format, stage)
     record.check_free(target, force)
-    return _folder(context, form, wanted, target, kind)
+    return _write_folder(context, row_format, names, target, file_type)
 
 
-def place(context: Context, form: str, stage: str = "") -> Path:
-    """The folder unless the user names another."""
-    return context.run.export("-".join(filter(None, ("dataset", stage, form))))
+def standard_folder(context: Context, row_format: str, stage: str = "") -> Path:
+    """Return the folder in the run that such an export has by default."""
+    return context.run.export("-".join(filter(None, ("dataset", stage, row_format))))
 
 
 def stages(context: Context, stage: str = "") -> list[str]:
-    """That stage, or every one that has run. Raises UserError where there are no rows of it."""
-    found = [stage] if stage else [name for name in STAGES if context.run.jsonl(STAGES[name]).exists()]
-    for name in found or ["prompts"]:
+    """Return that stage, or all that have run. Raises UserError if there are no rows."""
+    names = [stage] if stage else [name for name in STAGES if context.run.jsonl(STAGES[name]).exists()]
+    for name in names or ["prompts"]:
         _source(context, name)
-    return found
+    return names
 
 
 def _source(context: Context, stage: str) -> Path:
     if not (path := context.run.jsonl(STAGES[stage])).exists():
-        raise UserError(f"{path} is missing: the stage that makes it has not run")
+        raise UserError(f"{path} is missing: its stage has not run")
     return path
 
 
-def _one_file(context: Context, form: str, stage: str, out: Path, force: bool, kind: str) -> Exported:
-    """The training rows alone."""
-    if kind and kind != out.suffix.removeprefix("."):
-        raise UserError(f"--out {str(out)!r} is no file of --type {kind}: name another, or a folder")
+def _write_file(context: Context, row_format: str, stage: str, out: Path, force: bool, file_type: str) -> Exported:
+    """Write the training rows of one stage to a single file."""
+    suffix = out.suffix.removeprefix(".")
+    if file_type and file_type != suffix:
+        raise UserError(f"--out {str(out)!r} does not end in .{file_type}, as --type requires")
     if out.exists() and not force:
-        raise UserError(f"{out} exists: --force overwrites it, or name another --out")
-    kind = out.suffix.removeprefix(".")
-    rows.check(kind)
+        raise UserError(f"{out} exists: --force overwrites it, or choose another --out")
+    row_files.check_file_type(suffix)
     source = _source(context, stage)
-    done, maker = Exported(), _maker(context, form)
-    values = _values(context, stage, "train", maker)
-    if (first := next(values, None)) is not None:
+    exported, render, notes = Exported(), *_renderer(context, row_format)
+    rows = _rendered(context, stage, "train", render)
+    if (first := next(rows, None)) is not None:
         with atomic.new_file(out) as file:
-            done.files[out] = rows.write(file, kind, form, stage != "prompts", chain([first], values))
-        record.publish_notice(context, out)
-    if number := sum(1 for _ in _rows(context, stage, "heldout")):
-        done.notes.append(f"rows that are held out from training and not in the file: {number:,}")
-    return _finished(done, maker, [source])
+            count = row_files.write_rows(file, suffix, row_format, stage != "prompts", chain([first], rows))
+        exported.files[out] = count
+        record.write_notice_beside(context, out)
+    if held_out_rows := sum(1 for _ in _rows(context, stage, "heldout")):
+        exported.notes.append(f"rows that are held out from training and not in the file: {held_out_rows:,}")
+    exported.notes += notes()
+    _check_not_empty(exported, source)
+    return exported
 
 
-def _folder(context: Context, form: str, names: list[str], target: Path, kind: str) -> Exported:
-    """The data set: every stage's rows as a configuration, and what belongs beside them."""
-    done, maker, configs = Exported(), _maker(context, form), []
+def _write_folder(context: Context, row_format: str, names: list[str], target: Path, file_type: str) -> Exported:
+    """Write the data set: the rows of each stage as a configuration, then card, constitution, notice and record."""
+    exported, configs, (render, notes) = Exported(), [], _renderer(context, row_format)
     with atomic.new_folder(target) as folder:
         for stage in names:
             config = Config(stage)
             for split, name in _SPLITS.items():
-                path = f"{f'{stage}/' if len(names) > 1 else ''}{name}.{kind}"
-                values = _values(context, stage, split, maker)
-                if (first := next(values, None)) is None:
+                path = f"{f'{stage}/' if len(names) > 1 else ''}{name}.{file_type}"
+                rows = _rendered(context, stage, split, render)
+                if (first := next(rows, None)) is None:
                     continue
                 (folder / path).parent.mkdir(exist_ok=True)
                 with (folder / path).open("wb") as file:
-                    number = rows.write(file, kind, form, stage != "prompts", chain([first], values))
-                config.files[name], done.files[target / path] = (path, number), number
+                    count = row_files.write_rows(file, file_type, row_format, stage != "prompts", chain([first], rows))
+                config.files[name], exported.files[target / path] = (path, count), count
             if config.files:
                 configs.append(config)
-        _finished(done, maker, [_source(context, stage) for stage in names])
-        _describe(context, folder, configs, form, kind, done.notes, names)
-    return done
+        exported.notes += notes()
+        _check_not_empty(exported, _source(context, names[0]))
+        if terms := record.base_terms(context):
+            (folder / "NOTICE").write_text(terms, "utf-8")
+        (folder / "constitution.yaml").write_text(strict_yaml.dump(context.run.constitution), "utf-8")
+        card = dataset_card.card(context, configs, row_format, exported.notes)
+        (folder / "README.md").write_text(card, "utf-8")
+        splits = {config.name: {split: count for split, (_, count) in config.files.items()} for config in configs}
+        sources = {name: file_hash(_source(context, name)) for name in names}
+        details = {"form": "dataset", "type": file_type, "rows_in": row_format, "configs": splits, "sources": sources}
+        record.write_record(context, folder, details)
+    return exported
 
 
-def _describe(
-    context: Context, folder: Path, configs: list[Config], form: str, kind: str, notes: list[str], names: list[str]
-) -> None:
-    """Card, constitution, notice and record."""
-    if terms := record.notice(context):
-        (folder / "NOTICE").write_text(terms, "utf-8")
-    (folder / "constitution.yaml").write_text(strict_yaml.dump(context.run.constitution), "utf-8")
-    (folder / "README.md").write_text(data_card.text(context, configs, form, notes), "utf-8")
-    splits = {config.name: {split: number for split, (_, number) in config.files.items()} for config in configs}
-    sources = {name: file_hash(context.run.jsonl(STAGES[name])) for name in names}
-    about = {"form": "dataset", "type": kind, "rows_in": form, "configs": splits, "sources": sources}
-    record.write(context, folder, about)
-    for file in folder.rglob("*"):
-        file.chmod(0o755 if file.is_dir() else 0o644)
+def _check_not_empty(exported: Exported, source: Path) -> None:
+    if not exported.files:
+        why = f": {exported.notes[0]}" if exported.notes else ""
+        raise UserError(f"{source} has no row that can be written{why}")
 
 
-def _finished(done: Exported, maker: Callable[[Item], Any], sources: list[Path]) -> Exported:
-    """With the notes of the form; raises UserError where no row was written."""
-    if isinstance(maker, _Rendering):
-        done.notes += maker.said()
-    if not done.files:
-        why = f": {done.notes[0]}" if done.notes else ""
-        raise UserError(f"{sources[0]} has no row that can be written{why}")
-    return done
+def _rendered(context: Context, stage: str, split: str, render: Renderer) -> Iterator[dict[str, Any]]:
+    rows = (render(row_id, row) for row_id, row in _rows(context, stage, split))
+    return (row for row in rows if row is not None)
 
 
-def _values(
-    context: Context, stage: str, split: str, maker: Callable[[Item], dict[str, Any] | None]
-) -> Iterator[dict[str, Any]]:
-    return (value for item in _rows(context, stage, split) if (value := maker(item)) is not None)
-
-
-def _rows(context: Context, stage: str, split: str) -> Iterator[Item]:
-    """The rows of that split as they stand in the stage's file, each once."""
-    prompts, seen = context.run.constitution.system_prompt, set()
-    path, apart = context.run.jsonl(STAGES[stage]), set()
-    if stage in ADAPTER_STAGES and (share := context.recipe.engrave.validation):
-        apart = held_out_ids([made.id for made in _records(path, stage)], share)
-    for made in _records(path, stage):
-        own = made.split if isinstance(made, Prompt | Response) else "heldout" if made.id in apart else "train"
-        if made.id in seen or split != own:
+def _rows(context: Context, stage: str, split: str) -> Iterator[tuple[str, Row]]:
+    """Yield the id and the row of each record of that split in the stage's file, without repetitions."""
+    system_prompt, seen = context.run.constitution.system_prompt, set()
+    path, heldout_ids = context.run.jsonl(STAGES[stage]), set()
+    if stage in ADAPTER_STAGES and (fraction := context.recipe.engrave.validation):
+        heldout_ids = held_out_ids([entry.id for entry in _records(path, stage)], fraction)
+    for entry in _records(path, stage):
+        in_training = "heldout" if entry.id in heldout_ids else "train"
+        entry_split = entry.split if isinstance(entry, Prompt | Response) else in_training
+        if entry.id in seen or split != entry_split:
             continue
-        seen.add(made.id)
-        if isinstance(made, Example):
-            yield made.id, Row("our pairs", made.user, "", made.assistant, prompts(made.prompt))
+        seen.add(entry.id)
+        if isinstance(entry, Example):
+            yield entry.id, Row("our pairs", entry.user, "", entry.assistant, system_prompt(entry.prompt))
         else:
-            answer = made.response if isinstance(made, Response) else None
-            yield made.id, Row("our own", made.instruction, made.input, answer, prompts("standard"))
+            response = entry.response if isinstance(entry, Response) else None
+            yield entry.id, Row("our own", entry.instruction, entry.input, response, system_prompt("standard"))
 
 
 def _records(path: Path, stage: str) -> Iterator[Example] | Iterator[Response] | Iterator[Prompt]:
@@ -208,86 +202,15 @@ def _records(path: Path, stage: str) -> Iterator[Example] | Iterator[Response] |
     return stream_jsonl(path, Response) if stage == "responses" else stream_jsonl(path, Example)
 
 
-def _maker(context: Context, form: str) -> Callable[[Item], dict[str, Any] | None]:
-    if form != "prompt-completion-text":
-        known: OutputFormat = next(f for f in OUTPUT_FORMATS if f == form)
-        return lambda item: formats.format_row(item[1], known)
+def _renderer(context: Context, row_format: str) -> tuple[Renderer, Callable[[], list[str]]]:
+    """Return the function that renders a row, and one that returns its notes when all rows are rendered."""
+    if row_format != "prompt-completion-text":
+        known: OutputFormat = next(f for f in OUTPUT_FORMATS if f == row_format)
+        return lambda row_id, row: formats.format_row(row, known), list
     if not context.has_weights:
-        raise UserError(f"{form} is what a model's tokenizer sees, and the fake engine has no model")
+        raise UserError(f"{row_format} needs a model's tokenizer, and the fake engine has no model")
     model = context.model
     tokenizer = model.tokenizer(context.screen.say)
     file = model.folder() / "tokenizer.json"
-    return _Rendering(file, tokenizer, model.template, context.run.constitution.assistant.name)
-
-
-class _Rendering:
-    """Rows as our training text; None for a row of which a trainer would make other tokens.
-
-    Args:
-        file: tokenizer.json, as trainers use it: control tokens in a text become such, and whatever the tokenizer puts
-            around a text is put there.
-        label: the assistant's name.
-    """
-
-    def __init__(self, file: Path, tokenizer: Tokenizer, template: Template, label: str) -> None:
-        from tokenizers import Tokenizer as Backend
-
-        self._whole = Backend.from_file(str(file))
-        self._whole.no_truncation()
-        self._whole.no_padding()
-        self._tokenizer = tokenizer
-        self._template = template
-        self._label = label
-        start = tokenizer.encode((BOS,))
-        self._start = "" if self._ids("")[: len(start)] == start else tokenizer.text(start)
-        self._longest = 0
-        self._left_out: list[str] = []
-
-    def _ids(self, text: str) -> list[int]:
-        return list(self._whole.encode(text).ids)
-
-    def __call__(self, item: Item) -> dict[str, Any] | None:
-        name, row = item
-        value = dataset.rendered(row, self._template, self._label, self._start)
-        if self._same(row, value):
-            return value
-        self._left_out.append(name)
-        return None
-
-    def _same(self, row: Row, value: dict[str, str]) -> bool:
-        """Whether prompt and completion, encoded as texts, are the tokens that this run trains on."""
-        system = row.system or ""
-        if row.answer is None:
-            prompt = self._tokenizer.encode(self._template.prompt(system, [Turn("user", row.message)], self._label))
-            return self._ids(value["prompt"]) == prompt
-        ours = encode_example(self._tokenizer, self._template, system, row.message, row.answer, self._label)
-        self._longest = max(self._longest, len(ours.ids))
-        prompt = ours.ids[: ours.mask.index(True)]
-        return self._ids(value["prompt"]) == prompt and self._ids(value["prompt"] + value["completion"]) == ours.ids
-
-    def said(self) -> list[str]:
-        """What a trainer must be told, and which rows are left out."""
-        found = []
-        if self._left_out:
-            found.append(
-                "rows left out, of which a trainer would make other tokens than this run (they spell a control token, "
-                f"or tokens would merge across two turns): {len(self._left_out):,}, as {', '.join(self._left_out[:3])}"
-            )
-        if self._longest:
-            cut = f", max_length at least {self._longest:,}" if self._longest > _DEFAULT_LENGTH else ""
-            found.append(f"in TRL: eos_token={self._template.end!r}{cut}; loss on the completion only, as it does")
-        return found
-
-
-def rendered(row: Row, template: Template, label: str, start: str) -> dict[str, str]:
-    """The row as the text that our training sees: prompt up to the answer's cue, completion with the end token.
-
-    Args:
-        label: the assistant's name.
-        start: the token that begins a text, where the tokenizer does not put it there by itself; else "".
-    """
-    pieces = template.prompt(row.system or "", [Turn("user", row.message)], label)
-    value = {"prompt": "".join(start if piece is BOS else piece for piece in pieces)}
-    if row.answer is not None:
-        value["completion"] = f"{template.space}{row.answer.strip()}{template.end}"
-    return value
+    text = TrainingText(file, tokenizer, model.template, context.run.constitution.assistant.name)
+    return text.render, text.notes

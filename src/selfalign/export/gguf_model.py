@@ -1,8 +1,8 @@
-"""The base's GGUF with the adapter's weights added: a GGUF of its own, with tokenizer and chat template inside.
+"""Write the base's GGUF with the adapter's weights added, with tokenizer and chat template inside.
 
-Tensor by tensor: read, made float32 in stretches of rows, the adapter's alpha / rank * B @ A added, written in the
-wanted type. So the memory that it takes is the adapter, the largest tensor in its new type (usually the embeddings),
-a stretch and the vocabulary; the base is mapped, not read as a whole.
+Each tensor is read, converted to float32 in chunks of rows, increased by the adapter's alpha / rank * B @ A, and
+written in the requested type. Peak memory: the adapter, the largest tensor in its new type (usually the embeddings),
+one chunk and the vocabulary. The base is memory-mapped.
 """
 
 from __future__ import annotations
@@ -17,38 +17,40 @@ from selfalign.model import gguf_adapter
 from selfalign.system import atomic
 from selfalign.system.signals import STOP
 
-Kind = Literal["q8_0", "f16"]
-_STRETCH = 1 << 24
-"""Numbers that are float32 at once."""
+WeightType = Literal["q8_0", "f16"]
+_CHUNK = 1 << 24
+"""Weights that are converted to float32 at a time."""
 _DROPPED = (
     "GGUF.", "split.", "quantize.imatrix.", "tokenizer.chat_template", "general.architecture", "general.alignment",
     "general.file_type", "general.quantization_version", "general.name", "general.license.name", "general.finetune",
 )  # fmt: skip
-"""Metadata of the base that is written anew or no longer true."""
+"""Metadata of the base that is replaced or no longer true."""
 
 
 @dataclass(frozen=True, slots=True)
-class Identity:
-    """What the new file says of itself."""
+class Metadata:
+    """Metadata of the new file."""
 
     name: str
     chat_template: str
     end: int
-    """Id of the token that ends an answer."""
+    """Id of the token that ends a response."""
     licence: str
 
 
-def write(base: Path, adapter: Path | None, folder: Path, target: Path, kind: Kind, about: Identity) -> None:
-    """Write the GGUF `base` with the PEFT folder `adapter` added to `target`, a path that no reader knows yet.
+def write(
+    base: Path, adapter: Path | None, folder: Path, target: Path, weight_type: WeightType, metadata: Metadata
+) -> None:
+    """Write the GGUF `base` plus the PEFT adapter in the folder `adapter` to `target`.
 
     Args:
         adapter: None rewrites the base alone.
-        folder: the base as transformers loads it (for the names and the order of the adapter's rows).
-        kind: type of the weight matrices; what has one dimension stays float32.
+        folder: the base as transformers loads it (for the names and the row order of the adapter's tensors).
+        weight_type: type of the weight matrices; tensors of one dimension stay float32.
 
     Raises:
-        UserError: the base is split or of another byte order, holds types that cannot be read, or lacks a tensor that
-            the adapter changes.
+        UserError: the base is split, has another byte order or an unsupported type, or lacks a tensor that the adapter
+            changes.
     """
     import gguf
 
@@ -64,8 +66,8 @@ def write(base: Path, adapter: Path | None, folder: Path, target: Path, kind: Ki
     try:
         if "general.alignment" in reader.fields:
             writer.add_custom_alignment(int(reader.alignment))
-        _metadata(reader, writer, kind, about)
-        types = {t.name: _new_type(t, kind, _keeps_float32(reader)) for t in reader.tensors}
+        _write_metadata(reader, writer, weight_type, metadata)
+        types = {t.name: _new_type(t, weight_type, _keeps_float32(reader)) for t in reader.tensors}
         for tensor in reader.tensors:
             shape = [int(n) for n in reversed(tensor.shape)]
             writer.add_tensor_info(tensor.name, shape, *_stored(shape, types[tensor.name]), types[tensor.name])
@@ -81,7 +83,7 @@ def write(base: Path, adapter: Path | None, folder: Path, target: Path, kind: Ki
 
 
 class _Deltas:
-    """What the adapter adds to each of the base's tensors."""
+    """The adapter's additions to the tensors of the base."""
 
     def __init__(self, adapter: Path | None, folder: Path) -> None:
         alpha, rank = gguf_adapter.scale(adapter) if adapter else (0.0, 1)
@@ -90,14 +92,14 @@ class _Deltas:
         self.names = {name.removesuffix(".lora_a").removesuffix(".lora_b") for name in self._tensors}
 
     def of(self, name: str) -> Callable[[int, int], Any] | None:
-        """(first row, last row) -> what is added to these rows; None where nothing is."""
+        """Return a function (first row, end row) -> addition to these rows; None for a tensor without one."""
         if name not in self.names:
             return None
         a, b = self._tensors[f"{name}.lora_a"], self._tensors[f"{name}.lora_b"]
         return lambda first, last: self._scale * (b[first:last] @ a)
 
 
-def _metadata(reader: Any, writer: Any, kind: Kind, about: Identity) -> None:
+def _write_metadata(reader: Any, writer: Any, weight_type: WeightType, metadata: Metadata) -> None:
     import gguf
 
     for key, field in reader.fields.items():
@@ -108,73 +110,75 @@ def _metadata(reader: Any, writer: Any, kind: Kind, about: Identity) -> None:
             writer.add_key_value(key, value, field.types[0])
         elif len(field.types) == 2 and value:
             writer.add_key_value(key, value, field.types[0], field.types[1])
-    writer.add_name(about.name)
-    writer.add_file_type({"q8_0": gguf.LlamaFileType.MOSTLY_Q8_0, "f16": gguf.LlamaFileType.MOSTLY_F16}[kind])
+    writer.add_name(metadata.name)
+    writer.add_file_type({"q8_0": gguf.LlamaFileType.MOSTLY_Q8_0, "f16": gguf.LlamaFileType.MOSTLY_F16}[weight_type])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-    writer.add_string("general.license.name", about.licence[:2000])
-    writer.add_chat_template(about.chat_template)
+    writer.add_string("general.license.name", metadata.licence[:2000])
+    writer.add_chat_template(metadata.chat_template)
     ends = reader.fields.get(gguf.Keys.Tokenizer.EOS_ID)
-    if ends is None or int(ends.contents()) != about.end:
-        # What ended a text before still ends a turn.
+    if ends is None or int(ends.contents()) != metadata.end:
+        # The base's end token still ends a turn.
         if ends is not None and gguf.Keys.Tokenizer.EOT_ID not in reader.fields:
             writer.add_eot_token_id(int(ends.contents()))
         writer.kv_data[0].pop(gguf.Keys.Tokenizer.EOS_ID, None)
-        writer.add_eos_token_id(about.end)
+        writer.add_eos_token_id(metadata.end)
 
 
 def _keeps_float32(reader: Any) -> bool:
-    """Whether matrices that are float32 here are so on purpose: the file's embeddings are smaller."""
+    """Return whether float32 matrices are so on purpose, which they are if the embeddings are not float32."""
     import gguf
 
     float32 = gguf.GGMLQuantizationType.F32
     return not any(t.name == "token_embd.weight" and t.tensor_type == float32 for t in reader.tensors)
 
 
-def _new_type(tensor: Any, kind: Kind, keeps_float32: bool) -> Any:
+def _new_type(tensor: Any, weight_type: WeightType, keeps_float32: bool) -> Any:
     import gguf
 
     types = gguf.GGMLQuantizationType
     if len(tensor.shape) < 2 or (tensor.tensor_type == types.F32 and keeps_float32):
         return types.F32
     block = gguf.GGML_QUANT_SIZES[types.Q8_0][0]
-    return types.Q8_0 if kind == "q8_0" and int(tensor.shape[0]) % block == 0 else types.F16
+    return types.Q8_0 if weight_type == "q8_0" and int(tensor.shape[0]) % block == 0 else types.F16
 
 
-def _stored(shape: list[int], kind: Any) -> tuple[Any, int]:
-    """(numpy type, bytes) of a tensor of this shape."""
+def _stored(shape: list[int], ggml_type: Any) -> tuple[Any, int]:
+    """Return the numpy type and the bytes of a tensor of this shape."""
     import gguf
     import numpy as np
 
-    block, size = gguf.GGML_QUANT_SIZES[kind]
+    block, size = gguf.GGML_QUANT_SIZES[ggml_type]
     number = 1
     for n in shape:
         number *= n
-    # `add_tensor_info` takes a shape in numbers for these types, and one in bytes for uint8 alone.
-    return (np.dtype(np.float32 if kind == gguf.GGMLQuantizationType.F32 else np.float16), number // block * size)
+    # `add_tensor_info` reads the shape in elements for these types, and in bytes for uint8 only.
+    return (np.dtype(np.float32 if ggml_type == gguf.GGMLQuantizationType.F32 else np.float16), number // block * size)
 
 
-def _converted(tensor: Any, kind: Any, delta: Callable[[int, int], Any] | None, base: Path) -> Any:
-    """The tensor in its new type, with the adapter's part added."""
+def _converted(tensor: Any, ggml_type: Any, delta: Callable[[int, int], Any] | None, base: Path) -> Any:
+    """Return the tensor in its new type, with the adapter's addition."""
     import gguf
     import numpy as np
 
-    if tensor.tensor_type == kind and delta is None:
+    if tensor.tensor_type == ggml_type and delta is None:
         return tensor.data
     rows = tensor.data.reshape(-1, tensor.data.shape[-1])
     out: Any = None
-    step = max(1, _STRETCH // int(tensor.shape[0]))
+    step = max(1, _CHUNK // int(tensor.shape[0]))
     for first in range(0, len(rows), step):
-        last = min(first + step, len(rows))
+        end = min(first + step, len(rows))
         try:
-            part = gguf.quants.dequantize(rows[first:last], tensor.tensor_type)
+            part = gguf.quants.dequantize(rows[first:end], tensor.tensor_type)
         except (NotImplementedError, KeyError):
-            raise UserError(f"{base} holds weights of the type {tensor.tensor_type.name}, which are not read") from None
+            raise UserError(
+                f"{base} holds weights of the type {tensor.tensor_type.name}, which are not supported"
+            ) from None
         if delta is not None:
-            part = part + delta(first, last)
+            part = part + delta(first, end)
         with np.errstate(over="ignore"):
-            made = gguf.quants.quantize(part, kind)
-        if made.dtype != np.uint8 and not np.isfinite(made).all():
-            raise UserError(f"{tensor.name} has numbers that {kind.name} cannot hold: take --type q8_0")
-        out = np.empty((len(rows), made.shape[-1]), made.dtype) if out is None else out
-        out[first:last] = made
+            quantized = gguf.quants.quantize(part, ggml_type)
+        if quantized.dtype != np.uint8 and not np.isfinite(quantized).all():
+            raise UserError(f"{tensor.name} has values that {ggml_type.name} cannot represent: use --type q8_0")
+        out = np.empty((len(rows), quantized.shape[-1]), quantized.dtype) if out is None else out
+        out[first:end] = quantized
     return out

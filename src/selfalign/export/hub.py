@@ -1,6 +1,6 @@
-"""The Hugging Face hub: who asks, what stands in a repository, one commit with an export's files.
+"""Read and write a repository on the Hugging Face hub through `HfApi`, and turn every error into one line.
 
-Everything that the hub, the network or the library answers becomes one line, and the token is in none of them.
+No message contains the token or a signed address.
 """
 
 from __future__ import annotations
@@ -20,209 +20,197 @@ from selfalign.export.record import RECORD
 from selfalign.system.console import plain
 
 _NAME = re.compile(r"\w(?:[\w.-]*\w)?/(?=.{1,96}$)\w(?:[\w.-]*\w)?", re.ASCII)
-_SECONDS = (15, 300, 300, 15)
-"""To connect, read, write, and wait for a connection: the library waits for ever."""
-OF_THE_HUB = {".gitattributes"}
-"""Files of a repository that is still empty."""
-_AGAIN = "the same command goes on, and what was uploaded is not sent again"
-OURS = "self-align"
-"""The tag that our cards have."""
+_TIMEOUTS = (15, 300, 300, 15)
+"""Seconds to connect, read, write, and wait for a connection; the library has no limits by default."""
+CREATED_BY_HUB = {".gitattributes"}
+"""Files of a new, empty repository."""
+_RETRY = "run the same command again; files that arrived are not sent again"
+TAG = "self-align"
+"""The tag on the cards of all exports."""
 
 
 @dataclass(frozen=True, slots=True)
-class Remote:
-    """What stands in a repository."""
+class Repository:
+    """The state of a repository before a push."""
 
     exists: bool
     private: bool = True
     files: tuple[str, ...] = ()
     commit: str | None = None
-    """Of the revision that would be written to; None where there is none yet."""
-    branch: bool = True
-    """Whether that revision is there."""
-    ours: bool = False
-    """Whether it was pushed by selfalign; so is an empty one."""
+    """Head of the branch to write to; None if there is no such branch."""
+    from_selfalign: bool = False
+    """Whether it is empty or holds an earlier push."""
 
 
 def check_name(repo: str) -> None:
-    """Raises UserError where that is no name of a repository."""
+    """Raise UserError if this is not a valid repository name."""
     if not _NAME.fullmatch(repo) or "--" in repo or ".." in repo or repo.endswith(".git"):
         raise UserError(
-            f"--to {plain(repo)[:120]!r} is no name of a repository: it is OWNER/NAME, of letters, digits and - _ . "
-            "(not at an end, no -- or ..), NAME of at most 96"
+            f"--to {plain(repo)[:120]!r} is not a repository name: use OWNER/NAME with letters, digits and - _ . (not "
+            "at an end, no -- or ..), NAME of at most 96 characters"
         )
 
 
 class Hub:
-    """A session with the hub under the user's token, from HF_TOKEN or `hf auth login`; HF_ENDPOINT says where.
+    """A repository on the hub, with the user's token from HF_TOKEN or `hf auth login`; HF_ENDPOINT sets the hub.
 
     Args:
         repo: OWNER/NAME.
-        kind: model or dataset.
-        revision: the branch to write to; main unless given.
-        say: takes what the library has to tell meanwhile.
+        repo_type: model or dataset.
+        revision: the branch to write to; main if None.
+        log: gets the library's log messages and warnings.
 
     Raises:
         UserError: the library or a token is missing, or the hub is switched off.
     """
 
-    def __init__(self, repo: str, kind: str, revision: str | None, say: Callable[[str], None]) -> None:
+    def __init__(self, repo: str, repo_type: str, revision: str | None, log: Callable[[str], None]) -> None:
         check_name(repo)
         try:
             from huggingface_hub import HfApi, constants, get_token
         except ImportError:
             raise UserError("a push needs huggingface_hub: pip install 'selfalign[hub]'") from None
         if constants.HF_HUB_OFFLINE:
-            raise UserError("HF_HUB_OFFLINE is set: nothing is pushed without network. Unset it for this command")
-        self.repo, self.kind, self._say = repo, kind, say
-        self.revision = revision if revision != "main" else None
+            raise UserError("HF_HUB_OFFLINE is set: unset it for this command to push")
+        self.repo, self._log = repo, log
+        self._target = {"repo_id": repo, "repo_type": repo_type}
+        self._branch = revision if revision != "main" else None
+        self._host = urlsplit(constants.ENDPOINT).hostname or constants.ENDPOINT
         self._token = ""
-        self.host = urlsplit(constants.ENDPOINT).hostname or constants.ENDPOINT
         with self._explained():
             self._token = get_token() or ""
         if not self._token:
-            raise UserError("there is no token for the hub: `hf auth login`, or set HF_TOKEN (never as an argument)")
+            raise UserError("no token for the hub: use `hf auth login`, or set HF_TOKEN (never as an argument)")
         if not re.fullmatch(r"[\x21-\x7e]+", self._token):
-            raise UserError("the token for the hub has characters that no token has: set HF_TOKEN to it alone")
-        self._api = HfApi(endpoint=constants.ENDPOINT, token=self._token, library_name="selfalign")
-
-    @property
-    def url(self) -> str:
-        """Where the repository is for people."""
-        return f"{self._api.endpoint}/{'datasets/' if self.kind == 'dataset' else ''}{self.repo}"
+            raise UserError("the token for the hub has characters that no token has: set HF_TOKEN to the token only")
+        self._api: Any = HfApi(endpoint=constants.ENDPOINT, token=self._token, library_name="selfalign")
+        self.url = f"{constants.ENDPOINT}/{'datasets/' if repo_type == 'dataset' else ''}{repo}"
 
     def user(self) -> str:
-        """Who the token belongs to.
+        """Return the name of the token's owner.
 
         Raises:
-            UserError: the hub does not know it, or it may only read.
+            UserError: the hub rejects the token, or it is read-only.
             Resumable: the hub cannot be reached.
         """
         with self._explained():
-            said = self._api.whoami()
-        role = ((said.get("auth") or {}).get("accessToken") or {}).get("role")
-        if role == "read":
-            raise UserError("the token for the hub may only read: make one with the role write, in its settings")
-        return plain(str(said.get("name", "")))
+            user = self._api.whoami()
+        if ((user.get("auth") or {}).get("accessToken") or {}).get("role") == "read":
+            raise UserError("the token for the hub is read-only: create one with the role write in its settings")
+        return plain(str(user.get("name", "")))
 
-    def look(self) -> Remote:
-        """What stands in the repository; one request, two with a revision. Raises as `user`."""
+    def repository(self) -> Repository:
+        """Return the state of the repository. Raises as `user`."""
         from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
         with self._explained():
             try:
-                found = self._api.repo_info(self.repo, repo_type=self.kind)
+                info = self._api.repo_info(**self._target)
             except RepositoryNotFoundError:
-                return Remote(False)
-            branch = True
-            if self.revision:
+                return Repository(False)
+            commit = info.sha
+            if self._branch:
                 try:
-                    found = self._api.repo_info(self.repo, repo_type=self.kind, revision=self.revision)
+                    info = self._api.repo_info(**self._target, revision=self._branch)
+                    commit = info.sha
                 except RevisionNotFoundError:
-                    branch = False
-        files = tuple(sorted(file.rfilename for file in found.siblings or []))
-        ours = set(files) <= OF_THE_HUB or (RECORD in files and OURS in (found.tags or []))
-        return Remote(True, bool(found.private), files, found.sha if branch else None, branch, ours)
+                    commit = None
+        files = tuple(sorted(file.rfilename for file in info.siblings or []))
+        from_selfalign = set(files) <= CREATED_BY_HUB or (RECORD in files and TAG in (info.tags or []))
+        return Repository(True, bool(info.private), files, commit, from_selfalign)
 
-    def send(self, remote: Remote, folder: Path, files: list[str], message: str, private: bool) -> str:
-        """Make the repository if it is not there, upload, commit once; returns the commit.
+    def commit(self, before: Repository, folder: Path, files: list[str], message: str, private: bool) -> str:
+        """Create the repository and the branch if needed, upload the files, and return the new commit.
 
         Raises:
-            UserError: the hub refuses it.
-            Resumable: network or hub failed; nothing is seen of it there before the commit.
+            UserError: the hub refuses the upload.
+            Resumable: the network or the hub failed; the repository is unchanged.
         """
         from huggingface_hub import CommitOperationAdd
 
-        with self._explained(), self._heard():
-            if not remote.exists:
-                self._api.create_repo(self.repo, repo_type=self.kind, private=private)
-            if self.revision and not (remote.exists and remote.branch):
-                self._api.create_branch(self.repo, branch=self.revision, repo_type=self.kind, exist_ok=True)
+        with self._explained(), self._logged():
+            if not before.exists:
+                self._api.create_repo(**self._target, private=private)
+            if self._branch and before.commit is None:
+                self._api.create_branch(**self._target, branch=self._branch, exist_ok=True)
             done = self._api.create_commit(
-                self.repo,
-                [CommitOperationAdd(path_in_repo=name, path_or_fileobj=folder / name) for name in files],
+                **self._target,
+                operations=[CommitOperationAdd(path_in_repo=name, path_or_fileobj=folder / name) for name in files],
                 commit_message=message,
-                repo_type=self.kind,
-                revision=self.revision,
-                parent_commit=remote.commit,
+                revision=self._branch,
+                parent_commit=before.commit,
             )
         return str(done.oid)
 
-    # -- what goes wrong -----------------------------------------------------------------------------------------
+    # -- errors --------------------------------------------------------------------------------------------------
 
     @contextmanager
-    def _heard(self) -> Iterator[None]:
-        """What the library logs and warns of meanwhile, as lines of ours: its own may hold signed addresses."""
-        log = logging.getLogger("huggingface_hub")
-        before, propagated = log.handlers[:], log.propagate
-        log.handlers, log.propagate = [_Lines(lambda text: self._say(self._clean(text)))], False
+    def _logged(self) -> Iterator[None]:
+        """Pass the library's log messages and warnings to `log`, cleaned: they may contain signed addresses."""
+        logger = logging.getLogger("huggingface_hub")
+        handlers, propagate = logger.handlers[:], logger.propagate
+        logger.handlers, logger.propagate = [_Handler(lambda text: self._log(self._clean(text)))], False
         try:
-            with warnings.catch_warnings(record=True) as warned:
+            with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always")
                 yield
-            for warning in warned:
-                if warning.category is UserWarning:  # what the hub says of the card; others are for programmers
-                    self._say(self._clean(str(warning.message)))
+            for warning in caught:
+                if warning.category is UserWarning:  # about the card; other categories are for programmers
+                    self._log(self._clean(str(warning.message)))
         finally:
-            log.handlers, log.propagate = before, propagated
+            logger.handlers, logger.propagate = handlers, propagate
 
     def _clean(self, text: object) -> str:
-        """One line without the token and without what stands behind an address's question mark."""
+        """Return the text on one line without the token, passwords and query strings of addresses."""
         line = " ".join(plain(str(text)).split())
         line = line.replace(self._token, "(token)") if self._token else line
-        line = re.sub(r"\s*\(Request ID: [^)]*\)|(?<=//)[^/\s@]+@|(?<=\S)\?[^\s'\"]*", "", line)
-        return line[:300]
+        return re.sub(r"\s*\(Request ID: [^)]*\)|(?<=//)[^/\s@]+@|(?<=\S)\?[^\s'\"]*", "", line)[:300]
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
-        try:
-            from huggingface_hub.utils import get_session
+        """Turn errors of the hub, the network and the library into errors of one line."""
+        from huggingface_hub.utils import get_session
 
-            get_session().timeout = _SECONDS
+        try:
+            get_session().timeout = _TIMEOUTS
             yield
         except SelfAlignError:
             raise
         except Exception as error:
-            known = self._known(error)
-            if known is None:
+            if (explained := self._explain(error)) is None:
                 raise
-            raise known from None
+            raise explained from None
 
-    def _known(self, error: BaseException) -> SelfAlignError | None:
-        """The line for an error of the hub, the network or the library; None for one that is neither."""
-        from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
+    def _explain(self, error: BaseException) -> SelfAlignError | None:
+        """Return the error to raise instead, or None if this one is a bug."""
+        from huggingface_hub.errors import HfHubHTTPError, HTTPError
 
-        chain = []
-        link: BaseException | None = error
-        while link is not None and link not in chain:
-            chain.append(link)
-            link = link.__cause__ or link.__context__
-        if any("xet-write-token" in str(e) and "404" in str(e) for e in chain):
-            return UserError(f"the hub at {self.host} has no xet: with HF_HUB_DISABLE_XET=1 files go by LFS")
-        answer = next((e for e in chain if isinstance(e, HfHubHTTPError)), None)
+        causes = [error]
+        while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None and cause not in causes:
+            causes.append(cause)
+        names = {type(e).__name__ for e in causes}
+        if any("xet-write-token" in str(e) and "404" in str(e) for e in causes):
+            return UserError(f"the hub at {self._host} does not support xet: set HF_HUB_DISABLE_XET=1 to use LFS")
+        answer = next((e for e in causes if isinstance(e, HfHubHTTPError)), None)
         if answer is not None and not str(error).startswith("Invalid metadata"):
-            return self._refused(answer.response.status_code, answer.server_message or "")
-        names = {type(e).__name__ for e in chain}
-        if names & {"UnsupportedProtocol", "InvalidURL", "LocalProtocolError"}:
-            return UserError(f"HF_ENDPOINT is no address of a hub ({self.host}): it is like https://huggingface.co")
-        if any(isinstance(e, OfflineModeIsEnabled) for e in chain):
-            return UserError("HF_HUB_OFFLINE is set: nothing is pushed without network")
-        if any(isinstance(e, HTTPError | ConnectionError | TimeoutError) for e in chain):
-            return Resumable(f"the hub at {self.host} cannot be reached ({self._clean(chain[-1])}): {_AGAIN}")
+            return self._explain_status(answer.response.status_code, answer.server_message or "")
         if "XetAuthenticationError" in names:
-            return self._refused(403, "")
-        if isinstance(error, RuntimeError):  # of the transfer library
-            return Resumable(f"the upload to {self.host} failed ({self._clean(error)}): {_AGAIN}")
-        if isinstance(error, ValueError):  # metadata of the card, or an answer that is no hub's
-            return UserError(f"the hub at {self.host} does not take it: {self._clean(error)}")
+            return self._explain_status(403, "")
+        if names & {"UnsupportedProtocol", "InvalidURL", "LocalProtocolError"}:
+            return UserError(f"HF_ENDPOINT is not a valid address ({self._host}): use one like https://huggingface.co")
+        if any(isinstance(e, HTTPError | ConnectionError | TimeoutError) for e in causes):
+            return Resumable(f"the hub at {self._host} cannot be reached ({self._clean(causes[-1])}): {_RETRY}")
+        if isinstance(error, RuntimeError):  # raised by hf_xet
+            return Resumable(f"the upload to {self._host} failed ({self._clean(error)}): {_RETRY}")
+        if isinstance(error, ValueError):  # invalid metadata of the card, or an answer that is not from a hub
+            return UserError(f"the hub at {self._host} rejects the upload: {self._clean(error)}")
         return None
 
-    def _refused(self, status: int, said: str) -> SelfAlignError:
-        """The line for a status."""
-        why = f" ({status}: {self._clean(said)})" if said else f" ({status})"
+    def _explain_status(self, status: int, message: str) -> SelfAlignError:
+        why = f" ({status}: {self._clean(message)})" if message else f" ({status})"
         owner = self.repo.partition("/")[0]
         if status == 401:
-            return UserError(f"the hub does not take the token{why}: `hf auth login`, or set HF_TOKEN to one of yours")
+            return UserError(f"the hub rejects the token{why}: use `hf auth login`, or set HF_TOKEN")
         if status == 403:
             return UserError(
                 f"the token may not write to {self.repo}{why}: it needs the role write, and {owner} must be you or an "
@@ -230,25 +218,25 @@ class Hub:
             )
         if status == 404:
             return UserError(
-                f"{self.repo} is not there, or not for this token{why}: look at OWNER, NAME and --revision"
+                f"{self.repo} does not exist, or not for this token{why}: check OWNER, NAME and --revision"
             )
         if status in (409, 412):
-            return Resumable(f"{self.repo} was made or changed by somebody meanwhile{why}: the same command looks anew")
+            return Resumable(f"{self.repo} was changed by someone else in the meantime{why}: run the command again")
         if status == 429:
-            return Resumable(f"the hub asks to wait{why}: some minutes later {_AGAIN}")
+            return Resumable(f"the hub limits the rate of requests{why}: in some minutes, {_RETRY}")
         if status >= 500:
-            return Resumable(f"the hub at {self.host} has a fault of its own{why}: {_AGAIN}")
-        return UserError(f"the hub at {self.host} refuses it{why}")
+            return Resumable(f"the hub at {self._host} failed{why}: {_RETRY}")
+        return UserError(f"the hub at {self._host} refuses the upload{why}")
 
 
-class _Lines(logging.Handler):
-    """Gives messages to a function."""
+class _Handler(logging.Handler):
+    """Passes log messages of the library to a function."""
 
-    def __init__(self, say: Callable[[str], Any]) -> None:
+    def __init__(self, write: Callable[[str], Any]) -> None:
         super().__init__(logging.WARNING)
-        self._give = say
+        self._write = write
 
     def emit(self, record: logging.LogRecord) -> None:
         text = record.getMessage()
-        if not text.startswith("No files have been modified"):  # which we say ourselves
-            self._give(text)
+        if not text.startswith("No files have been modified"):  # `push` prints this itself
+            self._write(text)

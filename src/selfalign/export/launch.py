@@ -1,7 +1,7 @@
-"""A stage's training as a folder for many GPUs: the same rows and settings, through TRL and accelerate.
+"""Write a folder that trains a stage on many GPUs with TRL and accelerate, on the same rows and settings.
 
-The rows are encoded here, by the run's own template, so that exactly the tokens and the mask of `training/` are trained
-on. `train.py` is copied as it stands in `assets/launch/`; no path and no name of this machine goes into the folder.
+The rows are encoded here with the run's template, so the folder trains on exactly the tokens and the mask of
+`training/`. `train.py` is copied unchanged from `assets/launch/`. The folder contains no path or name of this machine.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from selfalign.system import atomic
 from selfalign.training import adapter_import, preflight
 
 STRATEGIES, QUANTIZATIONS = ("ddp", "fsdp", "deepspeed"), ("none", "4bit")
-_AT_ONCE = 8
-"""Rows that one process computes at once, at most."""
+_MAX_PER_DEVICE = 8
+"""Rows that one process computes at a time, at most."""
 _CHECKPOINTS = 10
-"""Of a whole training."""
+"""Checkpoints in a whole training."""
 VERSIONS = {
     "accelerate": "1.15.0",
     "datasets": "5.2.0",
@@ -35,29 +35,47 @@ VERSIONS = {
     "transformers": "5.23.0",
     "trl": "1.16.0",
 }
-"""What the tests run the folder with."""
+"""The versions that the tests run the folder with."""
 _EXTRA = {"4bit": "bitsandbytes>=0.46", "deepspeed": "deepspeed>=0.17"}
 _SETTINGS = (
-    "rank",
-    "alpha",
-    "dropout",
-    "targets",
-    "learning_rate",
-    "schedule",
-    "warmup_steps",
-    "max_grad_norm",
-    "epochs",
+    "rank", "alpha", "dropout", "targets", "learning_rate", "schedule", "warmup_steps", "max_grad_norm", "epochs",
     "max_length",
-)
-"""Of the recipe, as train.py reads them."""
+)  # fmt: skip
+"""Settings of the recipe that train.py reads."""
+_DISTRIBUTED_TYPES = {"ddp": "MULTI_GPU", "fsdp": "FSDP", "deepspeed": "DEEPSPEED"}
+_STRATEGY_CONFIGS: dict[str, dict[str, Any]] = {
+    "ddp": {},
+    "fsdp": {
+        "fsdp_config": {
+            "fsdp_version": 2,
+            "fsdp_auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
+            "fsdp_reshard_after_forward": True,
+            "fsdp_activation_checkpointing": True,
+            "fsdp_cpu_ram_efficient_loading": True,
+            "fsdp_offload_params": False,
+            "fsdp_state_dict_type": "FULL_STATE_DICT",
+        }
+    },
+    "deepspeed": {
+        "deepspeed_config": {
+            "zero_stage": 3,
+            "zero3_init_flag": True,
+            "zero3_save_16bit_model": True,
+            "offload_optimizer_device": "none",
+            "offload_param_device": "none",
+            "deepspeed_multinode_launcher": "standard",
+        }
+    },
+}
+"""Strategy -> keys of accelerate's configuration."""
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
-    """What the folder is for.
+class LaunchOptions:
+    """The options of a launch folder.
 
     Raises:
-        UserError: one of them is not known.
+        UserError: an option has an unknown value.
     """
 
     stage: str
@@ -68,160 +86,149 @@ class Wanted:
     quantize: str
 
     def __post_init__(self) -> None:
-        known = {"stage": ADAPTER_STAGES, "strategy": STRATEGIES, "quantize": QUANTIZATIONS}
-        for name, values in known.items():
+        allowed = {"stage": ADAPTER_STAGES, "strategy": STRATEGIES, "quantize": QUANTIZATIONS}
+        for name, values in allowed.items():
             if getattr(self, name) not in values:
-                raise UserError(f"--{name} {getattr(self, name)!r}: {', '.join(values)}")
+                raise UserError(f"--{name} {getattr(self, name)!r} is unknown; use one of {', '.join(values)}")
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """How an optimiser step's rows are divided."""
+    """How the rows of an optimiser step are divided among processes."""
 
-    recipe: int
-    """Rows of a step, as the recipe says."""
+    recipe_size: int
+    """Rows of a step in the recipe."""
     size: int
     """Rows of a step here: the recipe's, rounded up to a multiple of the processes."""
     per_device: int
-    """Rows that a process computes at once."""
+    """Rows that a process computes at a time."""
     accumulation: int
-    """How often, for one step."""
+    """Gradient accumulation steps."""
     processes: int
 
     def text(self) -> str:
-        """One sentence about it."""
-        said = f"{self.per_device} rows x {self.processes} processes x {self.accumulation} times = {self.size} a step"
-        if self.size == self.recipe:
-            return f"{said}, the recipe's batch."
+        """Return the division in one sentence."""
+        product = (
+            f"{self.per_device} rows x {self.processes} processes x {self.accumulation} accumulation steps = "
+            f"{self.size} rows per optimiser step"
+        )
+        if self.size == self.recipe_size:
+            return f"{product}, the recipe's batch size."
         return (
-            f"{said}: the recipe's batch of {self.recipe} is rounded up to a multiple of the {self.processes} "
-            "processes, so there are fewer steps; the learning rate is left as it is."
+            f"{product}: the recipe's batch size of {self.recipe_size} is rounded up to a multiple of the "
+            f"{self.processes} processes. So there are fewer steps; the learning rate does not change."
         )
 
 
 def divide(rows: int, processes: int) -> Batch:
-    """The recipe's batch among the processes."""
+    """Divide the recipe's batch among the processes."""
     each = -(-rows // processes)
-    per_device = max(n for n in range(1, min(each, _AT_ONCE) + 1) if each % n == 0)
+    per_device = max(n for n in range(1, min(each, _MAX_PER_DEVICE) + 1) if each % n == 0)
     return Batch(rows, each * processes, per_device, each // per_device, processes)
 
 
-def write(context: Context, out: Path, wanted: Wanted) -> list[str]:
-    """Publish the folder `out`; returns what the user should know.
+def write(context: Context, out: Path, options: LaunchOptions) -> list[str]:
+    """Write the folder `out` and return messages for the user.
 
     Raises:
-        UserError: the stage has no examples yet, they cannot be trained on, or `out` is there already.
+        UserError: the stage has no examples yet, they cannot be trained on, or `out` exists.
     """
     if not context.has_weights:
-        raise UserError("this run's engine is the fake one, which has no weights: there is nothing to train")
+        raise UserError("this run uses the fake engine, which has no weights to train")
     if out.exists():
-        raise UserError(f"{out} exists: name another --out")
-    rows = _rows(context, wanted.stage)
-    config, model = context.recipe.training(wanted.stage), context.model
-    batch = divide(config.batch_size, wanted.gpus * wanted.nodes)
-    text = adapter_import.rows_text(rows)
-    # A hub id means the same elsewhere; a path does not.
-    hub = model.source if re.fullmatch(r"[\w.-]+/[\w.-]+", model.source) and not Path(model.source).exists() else None
+        raise UserError(f"{out} exists: choose another --out")
+    rows = _rows(context, options.stage)
+    config, model = context.recipe.training(options.stage), context.model
+    batch = divide(config.batch_size, options.gpus * options.nodes)
+    # A hub id means the same on other machines; a path does not.
+    hub_id = (
+        model.source if re.fullmatch(r"[\w.-]+/[\w.-]+", model.source) and not Path(model.source).exists() else None
+    )
     steps = -(-len(rows) // batch.size) * config.epochs
     recipe = config.model_dump(mode="json")
     training: dict[str, Any] = {
-        "stage": wanted.stage,
-        "base": hub,
+        "stage": options.stage,
+        "base": hub_id,
         "identity": model.identity,
         "base_weights": sources.identity_of(sorted(model.folder().glob("*.safetensors"))),
         **{key: recipe[key] for key in _SETTINGS},
         "batch_size": batch.size,
         "per_device_batch_size": batch.per_device,
         "seed": context.recipe.seed,
-        "strategy": wanted.strategy,
-        "quantize": wanted.quantize,
+        "strategy": options.strategy,
+        "quantize": options.quantize,
         "gradient_checkpointing": True,
         "save_steps": max(1, steps // _CHECKPOINTS),
     }
     with atomic.new_folder(out) as folder:
-        (folder / "rows.jsonl").write_text(text, "utf-8")
+        (folder / "rows.jsonl").write_text(adapter_import.rows_text(rows), "utf-8")
         (folder / "training.json").write_text(json.dumps(training, indent=1, ensure_ascii=False) + "\n", "utf-8")
-        (folder / "accelerate.yaml").write_text(yaml.safe_dump(accelerate(wanted), sort_keys=False), "utf-8")
-        (folder / "requirements.txt").write_text(requirements(wanted), "utf-8")
+        config_text = yaml.safe_dump(accelerate_config(options), sort_keys=False)
+        (folder / "accelerate.yaml").write_text(config_text, "utf-8")
+        (folder / "requirements.txt").write_text(requirements(options), "utf-8")
         for name in ("train.py", "launch.sh", "train.slurm", "generate.slurm", "README.md"):
-            (folder / name).write_text(_filled(name, wanted, batch, len(rows), hub), "utf-8")
+            (folder / name).write_text(fill_in(name, options, batch, len(rows), hub_id), "utf-8")
         if model.notice:
             (folder / "NOTICE").write_text(model.notice + "\n", "utf-8")
-    return _said(out, wanted, batch, len(rows), steps, str(model.folder()) if hub is None else "")
+    about = f"{options.strategy}, quantization: {options.quantize}"
+    messages = [f"{out}: {len(rows):,} rows, {steps:,} steps, {about}", batch.text()]
+    if hub_id is None:
+        messages.append(f"copy the base model {model.folder()} to {out.name}/base before training")
+    return [*messages, "our tests do not cover GPUs, FSDP, DeepSpeed and 4 bits; see README.md in the folder"]
 
 
 def _rows(context: Context, stage: str) -> list[Any]:
-    """The stage's rows, looked at as before a training here."""
+    """Return the encoded rows of the stage, after the checks that a training here makes."""
     if context.recipe.training(stage).validation:
-        raise UserError("the folder measures no loss on rows that are kept out: set engrave.validation to 0")
-    found = adapter_training.rows(context, cast(Literal["engrave", "verbose_cloning"], stage))
-    if not found:
+        raise UserError("the folder does not measure a validation loss: set engrave.validation to 0")
+    rows = adapter_training.rows(context, cast(Literal["engrave", "verbose_cloning"], stage))
+    if not rows:
         raise UserError("no training rows: every response was dropped; see `selfalign status`")
     model, label = context.model, context.run.constitution.assistant.name
-    looked = preflight.inspect_rows(found, model.tokenizer(), model.template, label)
-    if looked.errors and context.recipe.engrave.preflight == "refuse":
-        raise UserError(f"training is refused, {looked.errors[0].rule}: {looked.errors[0].message} (docs/training.md)")
-    return found
+    report = preflight.inspect_rows(rows, model.tokenizer(), model.template, label)
+    if report.errors and context.recipe.engrave.preflight == "refuse":
+        raise UserError(f"training is refused, {report.errors[0].rule}: {report.errors[0].message} (docs/training.md)")
+    return rows
 
 
-def accelerate(wanted: Wanted) -> dict[str, Any]:
-    """The configuration for `accelerate launch`. The type to compute in is decided in train.py."""
-    kinds = {"ddp": "MULTI_GPU", "fsdp": "FSDP", "deepspeed": "DEEPSPEED"}
-    found: dict[str, Any] = {
+def accelerate_config(options: LaunchOptions) -> dict[str, Any]:
+    """Return the configuration for `accelerate launch`. train.py decides the type to compute in."""
+    return {
         "compute_environment": "LOCAL_MACHINE",
-        "distributed_type": kinds[wanted.strategy],
+        "distributed_type": _DISTRIBUTED_TYPES[options.strategy],
         "mixed_precision": "no",
-        "num_machines": wanted.nodes,
-        "num_processes": wanted.gpus * wanted.nodes,
+        "num_machines": options.nodes,
+        "num_processes": options.gpus * options.nodes,
         "machine_rank": 0,
-        "same_network": False,  # the nodes meet at an address that is given, whichever way they meet
+        "same_network": False,
         "rdzv_backend": "static",
         "use_cpu": False,
+        **_STRATEGY_CONFIGS[options.strategy],
     }
-    if wanted.strategy == "fsdp":
-        found["fsdp_config"] = {
-            "fsdp_version": 2,
-            "fsdp_auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
-            "fsdp_reshard_after_forward": True,
-            "fsdp_activation_checkpointing": True,
-            "fsdp_cpu_ram_efficient_loading": True,
-            "fsdp_offload_params": False,
-            "fsdp_state_dict_type": "FULL_STATE_DICT",
-        }
-    if wanted.strategy == "deepspeed":
-        found["deepspeed_config"] = {
-            "zero_stage": 3,
-            "zero3_init_flag": True,
-            "zero3_save_16bit_model": True,
-            "offload_optimizer_device": "none",
-            "offload_param_device": "none",
-            "deepspeed_multinode_launcher": "standard",
-        }
-    return found
 
 
-def requirements(wanted: Wanted) -> str:
-    """requirements.txt: what the tests run the folder with; torch as the machine needs it."""
+def requirements(options: LaunchOptions) -> str:
+    """Return requirements.txt with the tested versions; torch is left to the machine."""
     lines = [f"{name}=={version}" for name, version in VERSIONS.items()]
-    lines += ["torch>=2.10", *(_EXTRA[key] for key in (wanted.quantize, wanted.strategy) if key in _EXTRA)]
+    lines += ["torch>=2.10", *(_EXTRA[key] for key in (options.quantize, options.strategy) if key in _EXTRA)]
     return "".join(f"{line}\n" for line in lines)
 
 
-def _filled(name: str, wanted: Wanted, batch: Batch, rows: int, hub: str | None) -> str:
-    """A file of `assets/launch`; @NAMES@ in the two that people read are filled in."""
+def fill_in(name: str, options: LaunchOptions, batch: Batch, rows: int, hub_id: str | None) -> str:
+    """Return a file of `assets/launch` with its @NAMES@ filled in."""
     text = (resources.files("selfalign") / "assets/launch" / name).read_text("utf-8")
     if name == "train.py":
         return text
     base = (
-        f"The base is `{hub}` (from the hub; `--base` takes a folder)."
-        if hub
-        else "Put the base's folder (config, tokenizer, safetensors) here as `base`, or name it with `--base`."
+        f"The base model is `{hub_id}` (from the hub; `--base` takes a folder)."
+        if hub_id
+        else "Copy the base model's folder (config, tokenizer, safetensors) to `base` here, or pass it as `--base`."
     )
     values = {
-        "STAGE": wanted.stage,
-        "GPUS": str(wanted.gpus),
-        "NODES": str(wanted.nodes),
-        "STRATEGY": wanted.strategy,
+        "STAGE": options.stage,
+        "GPUS": str(options.gpus),
+        "NODES": str(options.nodes),
+        "STRATEGY": options.strategy,
         "ROWS": f"{rows:,}",
         "BATCH": batch.text(),
         "BASE": base,
@@ -229,11 +236,3 @@ def _filled(name: str, wanted: Wanted, batch: Batch, rows: int, hub: str | None)
     for key, value in values.items():
         text = text.replace(f"@{key}@", value)
     return text
-
-
-def _said(out: Path, wanted: Wanted, batch: Batch, rows: int, steps: int, base: str) -> list[str]:
-    lines = [f"{out}: {rows:,} rows, {steps:,} steps, {wanted.strategy}, {wanted.quantize} quantized", batch.text()]
-    if base:
-        lines.append(f"the base model goes with it: copy {base} to base in that folder")
-    lines.append("not run by our tests: GPUs, FSDP, DeepSpeed, 4 bits; README.md there says what was")
-    return lines

@@ -1,11 +1,11 @@
-"""Base and adapter as one model in safetensors, with tokenizer, chat template and end tokens: for transformers."""
+"""Write base and adapter as one model in safetensors, with tokenizer, chat template and end tokens."""
 
 from __future__ import annotations
 
 import json
 import shutil
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -13,7 +13,6 @@ from selfalign.errors import UserError
 from selfalign.model.base_model import Model
 from selfalign.system import atomic
 
-Kind = Literal["f32", "bf16", "f16"]
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
 CHAT_TEMPLATE = "chat_template.jinja"
 
@@ -21,23 +20,21 @@ _TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.model",
     "vocab.json", "merges.txt",
 )  # fmt: skip
-_NOT_OURS = ("chat_template", "is_local", "local_files_only", "name_or_path")
-"""Settings of the base's tokenizer that are written anew or say where it lay."""
+_REPLACED = ("chat_template", "is_local", "local_files_only", "name_or_path")
+"""Settings of the base's tokenizer that are replaced or hold a path."""
 
 
-def write(adapted: Any, model: Model, folder: Path, kind: Kind, chat_template: str) -> None:
-    """Merge the PEFT model in float32 (it is changed by that) and save it with all that belongs to it.
-
-    Takes the memory of the float32 model once.
+def write(adapted: Any, model: Model, folder: Path, weight_type: str, chat_template: str) -> None:
+    """Merge the PEFT model in float32, in place, and save it with tokenizer and chat template.
 
     Raises:
-        UserError: the type cannot hold the weights.
-        Resumable: they do not fit on the disk.
+        UserError: the type cannot represent the weights.
+        Resumable: the disk is full.
     """
-    merged = adapted.merge_and_unload(safe_merge=True).to(DTYPES[kind])
+    merged = adapted.merge_and_unload(safe_merge=True).to(DTYPES[weight_type])
     for name, value in merged.named_parameters():
         if not torch.isfinite(value).all():
-            raise UserError(f"{name} has numbers that {kind} cannot hold: take --type bf16 or f32")
+            raise UserError(f"{name} has values that {weight_type} cannot represent: use --type bf16 or f32")
     atomic.check_space(folder, sum(p.numel() * p.element_size() for p in merged.parameters()))
     merged.config._name_or_path = ""
     merged.save_pretrained(str(folder), safe_serialization=True, max_shard_size="4GB")
@@ -45,16 +42,16 @@ def write(adapted: Any, model: Model, folder: Path, kind: Kind, chat_template: s
 
 
 def describe(model: Model, folder: Path, chat_template: str) -> None:
-    """Put the tokenizer, the chat template and the end tokens beside the weights in `folder`."""
+    """Write the tokenizer, the chat template and the end tokens next to the weights in `folder`."""
     base = model.folder()
     for name in _TOKENIZER_FILES:
         if (base / name).is_file():
             shutil.copyfile(base / name, folder / name)
     tokenizer, end = model.tokenizer(), model.template.end
     ends = [i for token in model.end_tokens() for i in tokenizer.ids(token, special=True)]
-    settings = {k: v for k, v in _read(folder / "tokenizer_config.json").items() if k not in _NOT_OURS}
+    settings = {k: v for k, v in _read(folder / "tokenizer_config.json").items() if k not in _REPLACED}
     if settings.get("tokenizer_class") == "TokenizersBackend":
-        settings["tokenizer_class"] = "PreTrainedTokenizerFast"  # the name that older versions know, too
+        settings["tokenizer_class"] = "PreTrainedTokenizerFast"  # older versions only know this name
     _write(folder / "tokenizer_config.json", {**settings, "eos_token": end, "chat_template": chat_template})
     if (folder / "special_tokens_map.json").is_file():
         known = _read(folder / "special_tokens_map.json")
@@ -62,7 +59,7 @@ def describe(model: Model, folder: Path, chat_template: str) -> None:
     (folder / CHAT_TEMPLATE).write_text(chat_template, "utf-8")
     for name in ("config.json", "generation_config.json"):
         settings = _read(folder / name)
-        settings.pop("_from_model_config", None)  # it would be derived anew from the model's settings
+        settings.pop("_from_model_config", None)  # else transformers derives it again from config.json
         _write(folder / name, {**settings, "eos_token_id": ends[0] if len(ends) == 1 else ends})
 
 
@@ -75,13 +72,13 @@ def _write(path: Path, value: dict[str, Any]) -> None:
 
 
 def tied(model: Any) -> bool:
-    """Whether the output head is the embedding matrix itself."""
+    """Return whether the output head is the embedding matrix itself."""
     head = model.get_output_embeddings()
     return head is not None and head.weight is model.get_input_embeddings().weight
 
 
 def chat_ids(folder: Path, messages: list[dict[str, str]]) -> list[int]:
-    """Token ids of a dialogue as transformers makes them from the folder."""
+    """Return the token ids of a dialogue as transformers encodes it from the folder."""
     from selfalign.model.conversion import quiet_transformers
 
     tokenizer = quiet_transformers().AutoTokenizer.from_pretrained(str(folder), local_files_only=True)

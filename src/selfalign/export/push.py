@@ -1,140 +1,185 @@
-"""A push: an export's files to a repository on the hub, after it was said what leaves and somebody agreed.
+"""Upload an export to the Hugging Face hub, after the user has seen the list of files and agreed.
 
-Never by itself: no stage, no recipe and no other verb pushes.
+Only `selfalign push` uploads: no stage, no recipe and no other command does.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, wait
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 from selfalign.errors import UserError
-from selfalign.export import parcel as parcels
-from selfalign.export.hub import OF_THE_HUB, Hub, Remote, check_name
-from selfalign.export.parcel import Parcel
+from selfalign.export import dataset, model_export
+from selfalign.export.hub import CREATED_BY_HUB, Hub, Repository, check_name
+from selfalign.export.record import read_record
+from selfalign.export.trained_model import find_trained_model
+from selfalign.export.upload import Upload, check_export
+from selfalign.run.context import Context
+from selfalign.system.atomic import file_hash
 from selfalign.system.console import Screen
 from selfalign.system.signals import STOP
 
 T = TypeVar("T")
+_PUBLIC = "PUBLIC: everyone can read it"
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
-    """Where to, and how."""
+class PushOptions:
+    """The target of a push."""
 
     repo: str
     """OWNER/NAME."""
     public: bool = False
-    """A new repository is for everybody; needed, too, to write to one that is."""
+    """Create a public repository, or allow a push to one."""
     revision: str | None = None
-    """The branch; main unless given. It is made if it is not there."""
+    """The branch, created if needed; main if None."""
     message: str = ""
+    """The commit message."""
     force: bool = False
-    """Write to a repository that selfalign did not fill."""
+    """Allow a push to a repository whose files are not from selfalign."""
 
 
-def described(parcel: Parcel, wanted: Wanted) -> list[str]:
-    """What a push would send, without asking anybody: for --dry-run."""
-    check_name(wanted.repo)
-    seen = "public" if wanted.public else "private"
-    where = f"{parcel.kind} {wanted.repo}{f', branch {wanted.revision}' if wanted.revision else ''}"
-    return [f"to the {where}, {seen} if it is new:", *parcels.listing(parcel), "nothing was sent"]
+def find_or_export(
+    context: Context,
+    form: str,
+    model: str = "",
+    file_type: str = "",
+    row_format: str = "prompt-completion",
+    stage: str = "",
+) -> Path:
+    """Return the folder of the run's export in its standard place; export first if it is missing.
 
-
-def push(folder: Path, wanted: Wanted, agreed: Callable[[list[str]], bool], screen: Screen) -> str | None:
-    """Send the export in that folder; returns the repository's address, or None where it was not agreed to.
-
-    Files of the repository that the export does not have stay. Until the one commit at the end nothing is seen there.
+    The folder is kept, so that the same push sends the same bytes again.
 
     Args:
-        agreed: is given what would happen, a line each, and decides.
+        form: one of `upload.FORMS`.
+        model: for a model: engraved or final.
+        file_type: type of the weights, or of the files of a data set (default: parquet).
+        row_format: for a data set: one of `formats.OUTPUT_FORMATS`.
+        stage: for a data set: one of `dataset.STAGES`; all that have run if empty.
 
     Raises:
-        UserError: the folder is no export as it was made, there is no token, the hub refuses it, the repository is
-            somebody's own work or public without `wanted.public`.
-        Resumable: the hub or the network failed; the same again goes on.
-        Interrupted: a signal came; nothing was committed.
+        UserError: the export there is not what the run would export now, or the export fails.
     """
-    parcel = parcels.look(folder)
-    hub = Hub(wanted.repo, parcel.kind, wanted.revision, lambda text: screen.say(f"  {text}", "yellow"))
-    user = _watched(hub.user)
-    remote = _watched(hub.look)
-    _check(remote, wanted)
-    if not agreed([f"as {user}, {_where(hub, remote, parcel, wanted)}", *parcels.listing(parcel)]):
+    if form == "dataset":
+        folder = dataset.standard_folder(context, row_format, stage)
+        if not folder.exists():
+            dataset.write(context, row_format, stage, file_type=file_type or "parquet")
+            return folder
+        record = read_record(folder)
+        sources = {name: file_hash(context.run.jsonl(dataset.STAGES[name])) for name in dataset.stages(context, stage)}
+        current = record.get("sources") == sources
+    else:
+        trained = find_trained_model(context, model)
+        folder = model_export.standard_folder(trained, form, file_type)
+        if not folder.exists():
+            return model_export.export(context, form, model, file_type)
+        record = read_record(folder)
+        current = record.get("adapter") == file_hash(trained.adapter / "adapter_model.safetensors")
+    remedy = f"`selfalign export {context.run.path} {form} --force` with the same options replaces it. Nothing was sent"
+    if not current or record.get("constitution") != context.run.constitution.digest():
+        raise UserError(f"{folder} is older than the run's data: {remedy}")
+    if file_type and record.get("type") != file_type:
+        raise UserError(f"{folder} has the type {record.get('type')}, not {file_type}: {remedy}")
+    return folder
+
+
+def preview(folder: Path, options: PushOptions) -> list[str]:
+    """Return what a push would send, without a request to the hub (for --dry-run)."""
+    check_name(options.repo)
+    upload = check_export(folder)
+    access = "public" if options.public else "private"
+    target = f"{upload.repo_type} {options.repo}{f', branch {options.revision}' if options.revision else ''}"
+    return [f"to the {target} (a new one would be {access}):", *upload.listing(), "nothing was sent"]
+
+
+def push(folder: Path, options: PushOptions, confirm: Callable[[list[str]], bool], screen: Screen) -> str | None:
+    """Upload an export in one commit and return the repository's address, or None if the user did not agree.
+
+    Files of the repository that are not in the export stay.
+
+    Args:
+        confirm: gets the lines that describe the push, and returns whether to go ahead.
+
+    Raises:
+        UserError: the folder is not an unchanged export, there is no token, the hub refuses the upload, or the
+            repository holds other work or is public without `options.public`.
+        Resumable: the hub or the network failed; the same command continues.
+        Interrupted: a signal arrived; nothing was committed.
+    """
+    upload = check_export(folder)
+    hub = Hub(options.repo, upload.repo_type, options.revision, lambda text: screen.say(f"  {text}", "yellow"))
+    user = _interruptible(hub.user)
+    before = _interruptible(hub.repository)
+    _check_repository(before, options)
+    if not confirm([f"as {user}, to the {_describe(hub.url, before, upload, options)}:", *upload.listing()]):
         return None
-    message = wanted.message or f"Upload {parcel.form} with selfalign"
-    before = remote.commit
-    with _bars(screen):
-        commit = _watched(lambda: hub.send(remote, parcel.folder, [*parcel.files], message, not wanted.public))
-    screen.say("  nothing was new: the repository has it already" if commit == before else f"  commit {commit[:12]}")
+    message = options.message or f"Upload {upload.form} with selfalign"
+    with _progress_bars(screen):
+        commit = _interruptible(lambda: hub.commit(before, folder, [*upload.files], message, not options.public))
+    unchanged = commit == before.commit
+    screen.say("  no changes: the repository has these files already" if unchanged else f"  commit {commit[:12]}")
     return hub.url
 
 
-def _check(remote: Remote, wanted: Wanted) -> None:
-    if not remote.exists:
+def _check_repository(before: Repository, options: PushOptions) -> None:
+    """Raise UserError if the repository holds other work, or is public and `--public` is not set."""
+    if not before.exists:
         return
-    if not remote.ours and not wanted.force:
-        some = ", ".join(remote.files[:3])
+    if not before.from_selfalign and not options.force:
+        names = ", ".join(before.files[:3]) + (", …" if len(before.files) > 3 else "")
         raise UserError(
-            f"{wanted.repo} holds what selfalign did not push ({some}{', …' if len(remote.files) > 3 else ''}): name "
-            "another --to, or --force writes our files beside and over them"
+            f"{options.repo} holds files that selfalign did not push ({names}): choose another --to, or --force adds "
+            "the export and replaces files of the same name"
         )
-    if not remote.private and not wanted.public:
-        raise UserError(f"{wanted.repo} is public: --public says that this may be, or name another --to")
+    if not before.private and not options.public:
+        raise UserError(f"{options.repo} is public: allow that with --public, or choose another --to")
 
 
-def _where(hub: Hub, remote: Remote, parcel: Parcel, wanted: Wanted) -> str:
-    branch = f", branch {wanted.revision}" if wanted.revision else ""
-    if not remote.exists:
-        seen = "PUBLIC: everybody can read it" if wanted.public else "private"
-        return f"to the new {parcel.kind} {hub.url}{branch} ({seen}):"
-    seen = "private" if remote.private else "PUBLIC: everybody can read it"
-    if remote.private and wanted.public:
-        seen = "private, and stays so: its settings on the hub change that"
-    over = sum(name in parcel.files for name in remote.files)
-    stay = len({*remote.files} - OF_THE_HUB) - over
-    return f"to the {parcel.kind} {hub.url}{branch} ({seen}; {over} of its files are replaced, {stay} stay):"
+def _describe(url: str, before: Repository, upload: Upload, options: PushOptions) -> str:
+    branch = f", branch {options.revision}" if options.revision else ""
+    if not before.exists:
+        return f"new {upload.repo_type} {url}{branch} ({_PUBLIC if options.public else 'private'})"
+    access = "private" if before.private else _PUBLIC
+    if before.private and options.public:
+        access = "private; it stays private, only its settings on the hub change that"
+    replaced = sum(name in upload.files for name in before.files)
+    others = len({*before.files} - CREATED_BY_HUB) - replaced
+    return f"{upload.repo_type} {url}{branch} ({access}; replaces {replaced} of its files, keeps {others})"
 
 
-class _bars:
-    """The library's progress bars, where somebody looks."""
+@contextmanager
+def _progress_bars(screen: Screen) -> Iterator[None]:
+    """Show the library's progress bars in a terminal only."""
+    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
-    def __init__(self, screen: Screen) -> None:
-        self._hide = screen.verbosity < 0 or not screen.console.is_terminal
-
-    def __enter__(self) -> None:
-        from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars
-
-        self._hide = self._hide and not are_progress_bars_disabled()
-        if self._hide:
-            disable_progress_bars()
-
-    def __exit__(self, *_: object) -> None:
-        from huggingface_hub.utils import enable_progress_bars
-
-        if self._hide:
+    hide = (screen.verbosity < 0 or not screen.console.is_terminal) and not are_progress_bars_disabled()
+    if hide:
+        disable_progress_bars()
+    try:
+        yield
+    finally:
+        if hide:
             enable_progress_bars()
 
 
-def _watched(work: Callable[[], T]) -> T:
-    """The work in a thread of its own, so that a signal ends it at once: there is nothing of it to be saved."""
-    found: list[T] = []
-    failed: list[BaseException] = []
+def _interruptible(work: Callable[[], T]) -> T:
+    """Run the work in a daemon thread, so that a signal ends it at once."""
+    future: Future[T] = Future()
 
-    def call() -> None:
+    def run() -> None:
         try:
-            found.append(work())
+            future.set_result(work())
         except BaseException as error:
-            failed.append(error)
+            future.set_exception(error)
 
-    thread = threading.Thread(target=call, name="push", daemon=True)
-    thread.start()
-    while thread.is_alive():
-        thread.join(0.1)
+    threading.Thread(target=run, name="push", daemon=True).start()
+    while not future.done():
+        wait([future], 0.1)
         STOP.check()
-    if failed:
-        raise failed[0]
-    return found[0]
+    return future.result()

@@ -1,16 +1,14 @@
-"""What every export says of itself: export.json with its files, and the parts of a card that come from the run."""
+"""Write and read export.json, the record in every export, and check where an export may be written."""
 
 from __future__ import annotations
 
 import json
 import time
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from selfalign.errors import UserError
-from selfalign.report import model_card, scores
 from selfalign.run.context import Context
-from selfalign.run.ledger import TITLES
 from selfalign.system import atomic
 from selfalign.system.atomic import file_hash
 from selfalign.system.version import __version__
@@ -18,38 +16,16 @@ from selfalign.system.version import __version__
 RECORD = "export.json"
 
 
-def ledger(context: Context) -> str:
-    """What each stage was given, kept, dropped and why, as a card has it."""
-    journal = context.journal
-    return model_card.counts([journal.counts(stage) for stage in journal.stages()], TITLES)
-
-
-def measured(context: Context) -> str:
-    """The scores with their intervals, as a card has them."""
-    return model_card.scores(
-        [
-            (f"{s['benchmark']}: {s['measure']}", str(s["model"]), str(s["n"]), *scores.score_text(s))
-            for s in scores.read_scores(context.run)
-        ]
-    )
-
-
-def writers(context: Context) -> str:
-    """Who wrote prompts and answers, as a sentence."""
-    recipe = context.recipe
-    return model_card.writers(bool(recipe.prompts.file), recipe.align.form == "given")
-
-
 def base_name(context: Context) -> str:
-    """The model whose run it is, without the folders of this machine."""
+    """Return the name of the run's base model, without a path of this machine."""
     return context.model.name if context.has_weights else "the fake engine"
 
 
-def write(context: Context, folder: Path, about: dict[str, Any]) -> None:
-    """Put export.json beside the folder's files, each with its hash and size.
+def write_record(context: Context, folder: Path, details: dict[str, Any]) -> None:
+    """Write export.json with the hash and size of every file in the folder, and make all files readable by everyone.
 
     Args:
-        about: what the form adds.
+        details: the keys that the form of the export adds.
     """
     files = {
         f.relative_to(folder).as_posix(): {"sha256": file_hash(f), "bytes": f.stat().st_size}
@@ -63,49 +39,79 @@ def write(context: Context, folder: Path, about: dict[str, Any]) -> None:
         "run": context.run.path.resolve().name,
         "base": base_name(context),
         "constitution": context.run.constitution.digest(),
-        **about,
+        **details,
         "files": files,
     }
     (folder / RECORD).write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", "utf-8")
+    for path in folder.rglob("*"):
+        path.chmod(0o755 if path.is_dir() else 0o644)
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """Read export.json of an export.
+
+    Raises:
+        UserError: the folder has none, or it was not written by an export.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder} is not a folder: `selfalign export RUN FORM` writes one to push")
+    try:
+        record = json.loads((folder / RECORD).read_text("utf-8"))
+    except FileNotFoundError:
+        raise UserError(
+            f"{folder} is not an export (it has no {RECORD}): `selfalign export RUN FORM` writes one"
+        ) from None
+    except (ValueError, RecursionError):
+        record = None
+    files = record.get("files") if isinstance(record, dict) else None
+    if not isinstance(files, dict) or not all(is_file_entry(name, entry) for name, entry in files.items()):
+        raise UserError(f"{folder / RECORD} is not a valid record of an export: export again")
+    return dict(record)
+
+
+def is_file_entry(name: str, entry: object) -> bool:
+    """Return whether this entry names a file below the folder, with no hidden part in its path, and has a hash."""
+    path = PurePosixPath(name)
+    inside = bool(path.parts) and not path.is_absolute() and str(path) == name and "\\" not in name
+    visible = not any(part.startswith(".") for part in path.parts)
+    return inside and visible and isinstance(entry, dict) and "sha256" in entry
 
 
 def check_free(target: Path, force: bool) -> None:
-    """Whether an export may be made there.
+    """Check that an export may be written to `target`.
 
     Raises:
-        UserError: something stands there, and it is no export or may not be replaced.
+        UserError: it exists and `force` is not set, or it is not an export.
     """
     if not target.exists():
         return
     empty = target.is_dir() and not any(target.iterdir())
     if not force and not empty:
-        raise UserError(f"{target} exists: --force replaces it, or name another --out")
+        raise UserError(f"{target} exists: --force replaces it, or choose another --out")
     if not empty and not (target.is_dir() and (target / RECORD).is_file()):
-        raise UserError(f"{target} is not an export (it has no {RECORD}) and is never replaced: name another --out")
+        raise UserError(f"{target} is not an export (it has no {RECORD}) and is never replaced: choose another --out")
 
 
-def check_outside(context: Context, out: Path) -> None:
-    """Raises UserError where `out` is among the run's own files."""
-    ours = context.run.path.resolve()
-    if out.resolve().is_relative_to(ours) and not out.resolve().is_relative_to(ours / "export"):
-        raise UserError(
-            f"--out {str(out)!r} is among the run's own files: name a place outside, or in {ours / 'export'}"
-        )
+def check_outside_run(context: Context, out: Path) -> None:
+    """Raise UserError if `out` would be among the run's own files."""
+    run = context.run.path.resolve()
+    if out.resolve().is_relative_to(run) and not out.resolve().is_relative_to(run / "export"):
+        raise UserError(f"--out {str(out)!r} is among the run's own files: choose a path outside, or in {run}/export")
 
 
-def notice(context: Context) -> str:
-    """The terms that the run's folder has, or its model; empty where none are known."""
-    kept = context.run.path / "NOTICE"
-    if kept.is_file():
-        return kept.read_text("utf-8")
+def base_terms(context: Context) -> str:
+    """Return the licence terms of the base model; "" if they are unknown."""
+    notice = context.run.path / "NOTICE"
+    if notice.is_file():
+        return notice.read_text("utf-8")
     return context.model.notice + "\n" if context.has_weights and context.model.notice else ""
 
 
-def publish_notice(context: Context, beside: Path) -> None:
-    """Put the terms beside a single file; a NOTICE of the user's own stays as it is."""
-    if not (text := notice(context)):
+def write_notice_beside(context: Context, file: Path) -> None:
+    """Write the licence terms next to a single file; a NOTICE of the user's stays as it is."""
+    if not (text := base_terms(context)):
         return
-    path = beside.with_name("NOTICE")
+    path = file.with_name("NOTICE")
     if path.exists() and path.read_text("utf-8", "replace") != text:
-        path = beside.with_suffix(".NOTICE")
+        path = file.with_suffix(".NOTICE")
     atomic.write_text(path, text)

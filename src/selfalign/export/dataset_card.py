@@ -1,0 +1,110 @@
+"""Write the card of a data set: the YAML that the hub and `datasets` read, and a description of the rows."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+
+from selfalign.export import record, row_files
+from selfalign.report import model_card
+from selfalign.run.context import Context
+
+DESCRIPTIONS = {
+    "engrave": "the pairs that stage 3 trained on (principle engraving), including the identity pairs",
+    "verbose_cloning": "the pairs that stage 4 trained on (verbose cloning), including the identity pairs",
+    "responses": "stage 2's responses that passed the filters",
+    "prompts": "stage 1's prompts, without responses",
+}
+_SIZES = {"n<1K": 1_000, "1K<n<10K": 10_000, "10K<n<100K": 100_000, "100K<n<1M": 1_000_000, "1M<n<10M": 10_000_000}
+
+
+@dataclass(slots=True)
+class Config:
+    """One configuration of the data set: the rows of a stage."""
+
+    name: str
+    files: dict[str, tuple[str, int]] = field(default_factory=dict)
+    """Split (train, test) -> (path in the data set, rows)."""
+
+
+def card(context: Context, configs: list[Config], row_format: str, notes: list[str]) -> str:
+    """Return README.md of the data set.
+
+    Args:
+        row_format: one of `formats.OUTPUT_FORMATS`.
+        notes: skipped rows, and settings for a trainer.
+    """
+    constitution, facts = context.run.constitution, model_card.run_facts(context)
+    base = model_card.escaped((context.has_weights and context.model.hub_id) or record.base_name(context))
+    label = model_card.escaped(constitution.assistant.name)
+    escaped_notes = [f"- {model_card.escaped(note)}" for note in notes]
+    terms = record.base_terms(context).rstrip("\n")
+    return "\n".join(
+        [
+            _front_matter(context, configs),
+            f"# {label}: data of a SELF-ALIGN run of {base}\n",
+            f"{facts.authors} The texts can be wrong, and red-team prompts ask for harmful content on purpose "
+            "(SELF-ALIGN, arXiv 2305.03047). No person has read all of them.\n",
+            _rows_section(configs, row_format),
+            f'## Loading\n\n```python\nfrom datasets import load_dataset\n\nrows = load_dataset(".", '
+            f'"{configs[0].name}")  # or the id on the hub\n```\n',
+            *([*escaped_notes, ""] if escaped_notes else []),
+            _system_prompts_section(context),
+            model_card.principles(constitution),
+            "The complete constitution, with exemplars and question types, is in `constitution.yaml`.\n",
+            facts.data,
+            facts.scores,
+            f"## Terms of the base model\n\n{model_card.block(terms)}\n" if terms else "",
+        ]
+    )
+
+
+def _front_matter(context: Context, configs: list[Config]) -> str:
+    constitution = context.run.constitution
+    user_prompts, user_responses = bool(context.recipe.prompts.file), context.recipe.align.form == "given"
+    total = sum(count for config in configs for _, count in config.files.values())
+    lines = [f"pretty_name: {json.dumps(f'{constitution.assistant.name}: SELF-ALIGN data')}"]
+    lines += model_card.licence(context.model) if context.has_weights else []
+    lines += [
+        f"language: [{json.dumps(constitution.language)}]",
+        "task_categories: [text-generation]",
+        f"size_categories: [{size_category(total)}]",
+        f"annotations_creators: [{'found' if user_responses else 'machine-generated'}]",
+        f"language_creators: [{'found' if user_prompts else 'machine-generated'}]",
+        f"tags: [self-align{'' if user_responses else ', synthetic'}, alignment, sft]",
+        "configs:",
+    ]
+    for position, config in enumerate(configs):
+        lines += [f"- config_name: {config.name}", *(["  default: true"] if not position else []), "  data_files:"]
+        for split, (path, _) in config.files.items():
+            lines += [f"  - split: {split}", f"    path: {path}"]
+    return "---\n" + "\n".join(lines) + "\n---\n"
+
+
+def size_category(count: int) -> str:
+    """Return the hub's size category of a number of rows."""
+    return next((name for name, limit in _SIZES.items() if count < limit), "n>10M")
+
+
+def _rows_section(configs: list[Config], row_format: str) -> str:
+    lines = ["| configuration | train | test | rows | columns |", "| --- | --- | --- | --- | --- |"]
+    trl_types = set()
+    for config in configs:
+        has_responses = config.name != "prompts"
+        counts = [f"{config.files[s][1]:,}" if s in config.files else "" for s in ("train", "test")]
+        names = ", ".join(f"`{name}`" for name in row_files.columns(row_format, has_responses))
+        lines.append(f"| `{config.name}` | {' | '.join(counts)} | {DESCRIPTIONS[config.name]} | {names} |")
+        trl_types.add(row_files.trl_type(row_format, has_responses))
+    in_trl = f" TRL's names for it: {', '.join(sorted(trl_types - {''}))}." if trl_types - {""} else ""
+    table = "\n".join(lines)
+    return (
+        f"## Rows\n\n{table}\n\nThe row format is `{row_format}`.{in_trl} The split `test` has the rows that were held "
+        "out from training.\n"
+    )
+
+
+def _system_prompts_section(context: Context) -> str:
+    constitution = context.run.constitution
+    texts = [f"`{name}`:\n\n{model_card.block(constitution.system_prompt(name))}\n" for name in ("standard", "concise")]
+    intro = "Each row has the system prompt that it was trained under (stage 4 alternates between both)."
+    return f"## System prompts\n\n{intro}\n\n" + "\n".join(texts)

@@ -1,0 +1,120 @@
+"""Export one trained model: write it to a hidden folder, load it back, compare it, and publish it only if it matches.
+
+An export that fails the comparison is kept under a name that says so, and the command ends with an error.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from selfalign.errors import UserError
+from selfalign.export import record
+from selfalign.export.trained_model import TrainedModel, find_trained_model
+from selfalign.report import model_card
+from selfalign.run.context import Context
+from selfalign.system import atomic
+from selfalign.system.atomic import file_hash
+
+WEIGHT_TYPES: dict[str, tuple[str, ...]] = {
+    "adapter": (),
+    "merged": ("f32", "bf16", "f16"),
+    "gguf-adapter": (),
+    "gguf": ("q8_0", "f16"),
+}
+"""Form of an export -> the types that its weights can have; the first is the default."""
+FAILED_SUFFIX = "does-not-hold"
+
+
+def export(
+    context: Context, form: str, model: str = "", weight_type: str = "", out: Path | None = None, force: bool = False
+) -> Path:
+    """Export a trained model of the run and return the new folder.
+
+    Args:
+        form: adapter, merged, gguf-adapter or gguf.
+        model: engraved or final; the one trained last if empty.
+        weight_type: see `WEIGHT_TYPES`.
+        out: the folder to write; `standard_folder` if None.
+        force: replace an export that is already there.
+
+    Raises:
+        UserError: the run cannot be exported like this, the folder exists, or the export does not match the trained
+            model; its files then stay under a name that says so.
+    """
+    trained = find_trained_model(context, model)
+    weight_type = _check_weight_type(form, weight_type)
+    context.model.check_trainable()
+    context.model.check_adapter(trained.adapter)
+    target = out or standard_folder(trained, form, weight_type)
+    record.check_free(target, force)
+    failed = target.with_name(f"{target.name}-{FAILED_SUFFIX}")
+    record.check_free(failed, force=True)
+    outdated = trained.outdated_note()
+    context.screen.say(f"{form} of the {trained.name} model of {context.run.path.name}", "bold")
+    if outdated:
+        context.screen.say(f"  {outdated}: `selfalign run` trains it again", "yellow")
+    with atomic.new_folder(target) as folder:
+        faults = _write(trained, form, weight_type, folder, outdated)
+        if faults:
+            with atomic.new_folder(failed) as kept:
+                for file in folder.iterdir():
+                    file.rename(kept / file.name)
+            raise UserError(f"the export does not match the trained model: {'; '.join(faults)}. Its files: {failed}")
+    size = sum(f.stat().st_size for f in target.rglob("*") if f.is_file()) / 1e6
+    context.screen.say(f"  {target}: {size:,.0f} MB, matches the trained model")
+    return target
+
+
+def standard_folder(trained: TrainedModel, form: str, weight_type: str = "") -> Path:
+    """Return the folder in the run that such an export has by default. Raises UserError as `export` does."""
+    weight_type = _check_weight_type(form, weight_type)
+    return trained.context.run.export("-".join(filter(None, (trained.name, form, weight_type))))
+
+
+def _check_weight_type(form: str, weight_type: str) -> str:
+    """Return the type of the weights, the form's default if it is empty."""
+    if form not in WEIGHT_TYPES:
+        raise UserError(f"unknown FORM {form!r}; use one of {', '.join(WEIGHT_TYPES)}")
+    types = WEIGHT_TYPES[form]
+    if weight_type and weight_type not in types:
+        raise UserError(f"--type {weight_type!r}: the form {form} takes {', '.join(types) if types else 'no type'}")
+    return weight_type or (types[0] if types else "")
+
+
+def _write(trained: TrainedModel, form: str, weight_type: str, folder: Path, outdated: str) -> list[str]:
+    """Write the model, its card, the notice and export.json; return what does not match the trained model."""
+    from selfalign.export import model_writers
+
+    checks = model_writers.WRITERS[form](trained, folder, weight_type)
+    context, model = trained.context, trained.context.model
+    if model.notice:
+        (folder / "NOTICE").write_text(model.notice + "\n", "utf-8")
+    comparison = [f"{checks.details['comparison']['text']}.", *(f"Does not match: {fault}." for fault in checks.faults)]
+    user_responses = context.recipe.align.form == "given" and trained.stage == "engrave"
+    card = model_card.export_card(
+        model,
+        context.run.constitution,
+        model_card.run_facts(context),
+        form=form,
+        name=trained.name,
+        weight_type=weight_type,
+        stage="given" if user_responses else trained.stage,
+        comparison=" ".join([*comparison, *([f"{outdated}."] if outdated else [])]),
+    )
+    (folder / "README.md").write_text(card, "utf-8")
+    details: dict[str, Any] = {
+        "form": form,
+        "type": weight_type,
+        "model": trained.name,
+        "base_identity": model.identity,
+        "adapter": file_hash(trained.adapter / "adapter_model.safetensors"),
+        "template": asdict(model.template),
+        **({"earlier": outdated} if outdated else {}),
+        **checks.details,
+        "holds": not checks.faults,
+        "faults": checks.faults,
+    }
+    record.write_record(context, folder, details)
+    return checks.faults
