@@ -30,9 +30,9 @@ from selfalign.run import feedback
 from selfalign.run.context import ADAPTER_STAGES, Context
 from selfalign.run.directory import RunDir, default_out, hold
 from selfalign.run.feedback import Feedback
-from selfalign.run.keeping import Keeper, take_up
 from selfalign.run.ledger import StageCounts
 from selfalign.run.recipe import Recipe, Stage
+from selfalign.run.saving import StateSaver, fetch_if_missing
 from selfalign.run.storage import Storage
 from selfalign.system import atomic
 from selfalign.system.console import Screen
@@ -99,13 +99,13 @@ class Run:
 
     @contextmanager
     def _kept(self) -> Iterator[None]:
-        """While the block changes the run, and at its end, it is saved to the recipe's storage. Raises as `Keeper`."""
+        """Save the run to the recipe's storage while the block changes it, and at its end. Raises as `StateSaver`."""
         context = self._context
-        if context.recipe.storage and context.keeper is None:
-            context.keeper = Keeper(self.path, Storage(context.recipe.storage), context.screen.say)
+        if context.recipe.storage and context.saver is None:
+            context.saver = StateSaver(self.path, Storage(context.recipe.storage), context.screen.say)
         yield
-        if context.keeper:
-            context.keeper.save()
+        if context.saver:
+            context.saver.save()
 
     def export(
         self, form: str, model: str = "", *, kind: str = "", out: str | Path | None = None, force: bool = False
@@ -241,8 +241,8 @@ class Run:
         if self._lock is None:
             return
         self._context.release_engine()
-        if self._context.keeper:
-            self._context.keeper.close()
+        if self._context.saver:
+            self._context.saver.close()
         self._context.journal.close()
         os.close(self._lock)
         self._lock = None
@@ -285,8 +285,8 @@ def create(
     path = Path(out) if out is not None else default_out(recipe)
     screen = screen or Screen(-1)
     wanted, texts, model = prepare(recipe, settings, limit, prompts, None if new else path)
-    if wanted.storage and take_up(path, wanted.storage, new):
-        screen.say(f"taken up from {wanted.storage}", "dim")
+    if wanted.storage and fetch_if_missing(path, wanted.storage, new):
+        screen.say(f"resumed from {wanted.storage}", "dim")
         # The engine that the run chose on another machine, and the data that it pinned, are known now.
         wanted, texts, model = prepare(recipe, settings, limit, prompts, path)
     lock = hold(path) if (path / "journal.sqlite").exists() else None

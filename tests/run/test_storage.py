@@ -1,4 +1,4 @@
-"""A run that is kept in shared storage is taken up elsewhere, whole, whatever ended the machine that began it."""
+"""Resume a run from shared storage on another machine, whatever ended the machine that began it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ import selfalign
 from selfalign.errors import Resumable, UserError
 from selfalign.generation.engines.fake import Fake
 from selfalign.run import storage
-from selfalign.run.keeping import Keeper, take_up
+from selfalign.run.saving import StateSaver, fetch_if_missing
 from selfalign.run.storage import Storage
 from selfalign.system.atomic import file_hash
 from selfalign.system.console import Screen
@@ -43,7 +43,7 @@ def location(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return f"{'file://' if request.param == 'file' else ''}{tmp_path / 'shared' / 'run'}"
 
 
-def made_in(folder: Path, location: str, **settings: object) -> dict[str, str]:
+def run_in(folder: Path, location: str, **settings: object) -> dict[str, str]:
     with selfalign.create("quick", folder, settings={**SMALL, "storage": location, **settings}) as run:
         run.run_all()
     return files_of(folder)
@@ -54,12 +54,12 @@ def files_of(folder: Path) -> dict[str, str]:
     return {n: file_hash(p) for n, p in named.items() if not n.startswith(("journal", "storage", "manifest"))}
 
 
-def asked(folder: Path) -> int:
+def answered_requests(folder: Path) -> int:
     with sqlite3.connect(folder / "journal.sqlite") as db:
         return int(db.execute("SELECT COUNT(*) FROM work WHERE state = 'raw_saved'").fetchone()[0])
 
 
-def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+def count_generations(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     calls: list[int] = []
     answer = Fake.generate
 
@@ -71,28 +71,28 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return calls
 
 
-def test_a_run_is_taken_up_where_its_folder_is_not(tmp_path: Path, location: str, monkeypatch: pytest.MonkeyPatch):
-    first = made_in(tmp_path / "a", location)
+def test_run_resumes_where_its_folder_is_missing(tmp_path: Path, location: str, monkeypatch: pytest.MonkeyPatch):
+    first = run_in(tmp_path / "a", location)
     shutil.rmtree(tmp_path / "a")
-    calls = counted(monkeypatch)
-    said: list[str] = []
-    monkeypatch.setattr(Screen, "say", lambda self, text, style="": said.append(text))
-    assert made_in(tmp_path / "b", location) == first
-    assert said[0] == f"taken up from {location}"
-    assert calls == [], "what was answered is not asked again"
+    calls = count_generations(monkeypatch)
+    messages: list[str] = []
+    monkeypatch.setattr(Screen, "say", lambda self, text, style="": messages.append(text))
+    assert run_in(tmp_path / "b", location) == first
+    assert messages[0] == f"resumed from {location}"
+    assert calls == [], "finished requests are not sent again"
     assert (tmp_path / "b" / "manifest.json").exists()
-    assert not list((tmp_path / "b").rglob(".*")), "nothing half made is left"
+    assert not list((tmp_path / "b").rglob(".*")), "no temporary file is left"
 
 
-def test_a_state_is_whole_and_holds_no_more_than_it_needs(tmp_path: Path):
-    made_in(tmp_path / "a", str(tmp_path / "shared"))
+def test_state_holds_exactly_the_files_of_the_run(tmp_path: Path):
+    run_in(tmp_path / "a", str(tmp_path / "shared"))
     index = Storage(str(tmp_path / "shared")).index()
     assert index is not None
     assert {p.name for p in (tmp_path / "shared" / "objects").iterdir()} == {f.sha256 for f in index.files.values()}
     assert {"recipe.yaml", "constitution.yaml", "journal.sqlite", "drops.jsonl", "manifest.json"} <= set(index.files)
     assert not [n for n in index.files if n.startswith(("journal.lock", "storage", "export/", "."))]
     # The same command once more changes nothing, there or here.
-    made_in(tmp_path / "a", str(tmp_path / "shared"))
+    run_in(tmp_path / "a", str(tmp_path / "shared"))
     again = Storage(str(tmp_path / "shared")).index()
     assert again is not None
     assert {**again.files, "manifest.json": None, "journal.sqlite": None} == {
@@ -104,11 +104,13 @@ def test_a_state_is_whole_and_holds_no_more_than_it_needs(tmp_path: Path):
 
 CHILD = """
 import sys, time
-from selfalign.run import keeping
+from selfalign.run import saving
 import selfalign
 import selfalign.generation.engines as engines
 from selfalign.generation.engines.fake import Fake
-keeping.EVERY_SECONDS = 0.05
+
+pytestmark = pytest.mark.integration
+saving.SAVE_EVERY_SECONDS = 0.05
 engines.start = lambda *args: Fake(8, latency_s=0.01)
 with selfalign.create("quick", sys.argv[1], settings=eval_settings) as run:
     run.run_all()
@@ -116,9 +118,9 @@ with selfalign.create("quick", sys.argv[1], settings=eval_settings) as run:
 
 
 @pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow)])
-def test_a_machine_that_is_lost_midway_loses_what_was_not_saved_and_nothing_else(tmp_path: Path, seed: int):
+def test_lost_machine_loses_only_unsaved_work(tmp_path: Path, seed: int):
     """SIGKILL between states that a thread saves while rows come in; the folder is gone with the machine."""
-    undisturbed = made_in(tmp_path / "whole", str(tmp_path / "other"))
+    undisturbed = run_in(tmp_path / "whole", str(tmp_path / "other"))
     shared = tmp_path / "shared"
     settings = {**SMALL, "storage": str(shared)}
     code = CHILD.replace("eval_settings", repr(settings))
@@ -133,47 +135,47 @@ def test_a_machine_that_is_lost_midway_loses_what_was_not_saved_and_nothing_else
     index = Storage(str(shared)).index()
     assert index is not None
     shutil.rmtree(tmp_path / "a")
-    take_up(tmp_path / "b", str(shared))
-    before = asked(tmp_path / "b")
+    fetch_if_missing(tmp_path / "b", str(shared))
+    before = answered_requests(tmp_path / "b")
     assert before > 0
-    again = made_in(tmp_path / "b", str(shared))
+    again = run_in(tmp_path / "b", str(shared))
     different = {n for n in again if n != "recipe.yaml" and again[n] != undisturbed.get(n)}
     assert (different, set(again)) == (set(), set(undisturbed))
-    assert asked(tmp_path / "b") == asked(tmp_path / "whole")
+    assert answered_requests(tmp_path / "b") == answered_requests(tmp_path / "whole")
 
 
-def test_who_goes_on_from_an_older_state_is_told(tmp_path: Path):
+def test_older_folder_cannot_resume_over_a_newer_state(tmp_path: Path):
     location = str(tmp_path / "shared")
-    made_in(tmp_path / "a", location)
-    made_in(tmp_path / "b", location, max_failed=0.5)
-    with pytest.raises(UserError, match=r"holds a state \(of 20.*that .*/a did not save: name another --out"):
-        made_in(tmp_path / "a", location)
-    made_in(tmp_path / "b", location)
+    run_in(tmp_path / "a", location)
+    run_in(tmp_path / "b", location, max_failed=0.5)
+    with pytest.raises(UserError, match=r"holds a state of 20.*that .*/a did not save.*Use another --out"):
+        run_in(tmp_path / "a", location)
+    run_in(tmp_path / "b", location)
     with pytest.raises(UserError, match="--new needs another storage"):
         selfalign.create("quick", tmp_path / "b", settings={**SMALL, "storage": location}, new=True)
     assert files_of(tmp_path / "b"), "nothing was set aside"
     with pytest.raises(UserError, match="was made with another recipe"):
-        made_in(tmp_path / "c", location, seed=9)
+        run_in(tmp_path / "c", location, seed=9)
 
 
-def test_a_state_saved_by_another_meanwhile_is_not_written_over(tmp_path: Path):
+def test_state_of_another_command_is_not_overwritten(tmp_path: Path):
     location = str(tmp_path / "shared")
-    said: list[str] = []
+    messages: list[str] = []
     with selfalign.create("quick", tmp_path / "a", settings={**SMALL, "storage": location}) as run:
         run.run_stage("prompts")
-        keeper = run.context.keeper
-        assert keeper is not None
-        keeper._say = lambda text, style: said.append(text)
-        made_in(tmp_path / "b", location)
+        saver = run.context.saver
+        assert saver is not None
+        saver._report = lambda text, style: messages.append(text)
+        run_in(tmp_path / "b", location)
         there = (tmp_path / "shared/index.json").read_bytes()
-        assert not keeper.try_save()
-        with pytest.raises(UserError, match="saved to by another command since"):
+        assert not saver.try_save()
+        with pytest.raises(UserError, match="did not save; nothing was replaced"):
             run.run_stage("align")
     assert (tmp_path / "shared/index.json").read_bytes() == there
-    assert all("another command" in line for line in said)
+    assert all("did not save" in line for line in messages)
 
 
-def test_a_storage_that_fails_midway_loses_nothing_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_failing_storage_loses_nothing_locally(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     location = str(tmp_path / "shared")
     put = Storage.put
 
@@ -182,28 +184,30 @@ def test_a_storage_that_fails_midway_loses_nothing_here(tmp_path: Path, monkeypa
 
     with selfalign.create("quick", tmp_path / "a", settings={**SMALL, "storage": location}) as run:
         monkeypatch.setattr(Storage, "put", full)
-        with pytest.raises(Resumable, match=r"not saved to .*No space left.*is whole, and the same command"):
+        with pytest.raises(
+            Resumable, match=r"is complete, but not saved to .*run the command again to save it.*No space left"
+        ):
             run.run_all()
     whole = files_of(tmp_path / "a")
     monkeypatch.setattr(Storage, "put", put)
-    assert made_in(tmp_path / "a", location) == whole
+    assert run_in(tmp_path / "a", location) == whole
     assert Storage(location).index() is not None
 
 
-def test_what_cannot_be_used_is_said_before_anything_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_unusable_storage_is_refused_before_the_run_begins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "s3fs", None)
     (tmp_path / "file").write_text("no folder")
-    for location, said in (
+    for location, message in (
         (f"{tmp_path}/file/run", "cannot be written"),
         ("/proc/selfalign", "cannot be written"),
         ("gs2://bucket/run", "gs2"),
         ("s3://bucket/run", "pip install s3fs"),
         ("shared/run", "neither an address"),
-        ("s3://key:secret@bucket/run", "no keys in it"),
+        ("s3://key:secret@bucket/run", "without keys"),
         ("simplecache::s3://bucket/run", "neither an address"),
     ):
-        with pytest.raises(UserError, match=said):
-            made_in(tmp_path / "run", location)
+        with pytest.raises(UserError, match=message):
+            run_in(tmp_path / "run", location)
     assert not (tmp_path / "run").exists()
 
 
@@ -215,39 +219,39 @@ ONE = {"sha256": "0" * 64, "bytes": 1}
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
-        ("{", "is not a run that selfalign keeps"),
-        ("[]", "is not a run that selfalign keeps"),
-        (index_of({}, format=2), "is not a run that selfalign keeps"),
-        (index_of({"a": {"sha256": "../../etc/passwd", "bytes": 1}}), "is not a run that selfalign keeps"),
-        (index_of({"../a": ONE}), "no file of a run"),
-        (index_of({"/etc/a": ONE}), "no file of a run"),
-        (index_of({"a/../../b": ONE}), "no file of a run"),
-        (index_of({"a//b": ONE}), "no file of a run"),
-        (index_of({".hidden": ONE}), "no file of a run"),
-        (index_of({"journal.lock": ONE}), "no file of a run"),
-        (index_of({"a\nb": ONE}), "no file of a run"),
+        ("{", "is not the index of a run"),
+        ("[]", "is not the index of a run"),
+        (index_of({}, format=2), "is not the index of a run"),
+        (index_of({"a": {"sha256": "../../etc/passwd", "bytes": 1}}), "is not the index of a run"),
+        (index_of({"../a": ONE}), "is not a file of a run"),
+        (index_of({"/etc/a": ONE}), "is not a file of a run"),
+        (index_of({"a/../../b": ONE}), "is not a file of a run"),
+        (index_of({"a//b": ONE}), "is not a file of a run"),
+        (index_of({".hidden": ONE}), "is not a file of a run"),
+        (index_of({"journal.lock": ONE}), "is not a file of a run"),
+        (index_of({"a\nb": ONE}), "is not a file of a run"),
         (index_of({"recipe.yaml": ONE}), "lacks recipe.yaml"),
     ],
 )
-def test_what_stands_in_storage_is_data(tmp_path: Path, text: str, said: str):
+def test_invalid_index_is_refused(tmp_path: Path, text: str, message: str):
     (tmp_path / "shared").mkdir()
     (tmp_path / "shared/index.json").write_text(text)
-    with pytest.raises(UserError, match=said):
-        made_in(tmp_path / "run", str(tmp_path / "shared"))
+    with pytest.raises(UserError, match=message):
+        run_in(tmp_path / "run", str(tmp_path / "shared"))
     assert not (tmp_path / "run").exists()
     assert not list(tmp_path.glob(".*"))
 
 
-def test_an_object_that_was_changed_is_refused(tmp_path: Path):
-    made_in(tmp_path / "a", str(tmp_path / "shared"))
+def test_changed_object_is_refused(tmp_path: Path):
+    run_in(tmp_path / "a", str(tmp_path / "shared"))
     largest = max((tmp_path / "shared/objects").iterdir(), key=lambda p: p.stat().st_size)
     data = bytearray(largest.read_bytes())
     data[len(data) // 2] ^= 1
     largest.write_bytes(data)
     with pytest.raises(UserError, match="is not what was saved"):
-        made_in(tmp_path / "b", str(tmp_path / "shared"))
+        run_in(tmp_path / "b", str(tmp_path / "shared"))
     assert not (tmp_path / "b").exists()
 
 
@@ -260,11 +264,11 @@ def writer(tmp_path: Path) -> Iterator[sqlite3.Connection]:
     db.close()
 
 
-def test_files_published_while_a_state_is_saved_are_saved_again(tmp_path: Path, writer: sqlite3.Connection):
-    """The journal's copy never says of a file what the file beside it is not."""
+def test_files_published_during_a_save_are_saved_again(tmp_path: Path, writer: sqlite3.Connection):
+    """The saved journal must describe the saved files."""
     (tmp_path / "run.jsonl").write_text("old")
     place = Storage(f"memory://{uuid4().hex}")
-    keeper = Keeper(tmp_path, place, lambda *_: None)
+    saver = StateSaver(tmp_path, place, lambda *_: None)
     put, times = place.put, []
 
     def slow(stream: Any, known: set[str]) -> Any:
@@ -275,18 +279,18 @@ def test_files_published_while_a_state_is_saved_are_saved_again(tmp_path: Path, 
         return put(stream, known)
 
     place.put = slow  # type: ignore[method-assign]
-    keeper.save()
+    saver.save()
     assert len(times) == 4
-    keeper.close()
-    place.take(tmp_path / "there", place.index())  # type: ignore[arg-type]
+    saver.close()
+    fetch_if_missing(tmp_path / "there", place.location)
     assert (tmp_path / "there/run.jsonl").read_text() == "new"
     with sqlite3.connect(tmp_path / "there/journal.sqlite") as db:
         assert db.execute("SELECT stage FROM published").fetchall() == [("align",)]
 
 
-def test_only_what_changed_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_only_changed_files_are_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     location = str(tmp_path / "shared")
-    made_in(tmp_path / "a", location)
+    run_in(tmp_path / "a", location)
     (tmp_path / "a/drops.jsonl").write_text("edited")
     read: list[int] = []
     put = Storage.put
@@ -297,32 +301,31 @@ def test_only_what_changed_is_read_again(tmp_path: Path, monkeypatch: pytest.Mon
         return made
 
     monkeypatch.setattr(Storage, "put", counted_put)
-    keeper = Keeper(tmp_path / "a", Storage(location), lambda *_: None)
-    keeper.save()
+    saver = StateSaver(tmp_path / "a", Storage(location), lambda *_: None)
+    saver.save()
     assert len(read) > 8, "a command's first state reads everything"
     read.clear()
     (tmp_path / "a/drops.jsonl").write_text("EDITED")
-    keeper.save()
+    saver.save()
     assert sorted(read)[0] == 6 and len(read) == 2, "the journal, and the file that changed without its size"
-    index = keeper.storage.index()
-    keeper.close()
-    keeper.storage.take(tmp_path / "b", index)  # type: ignore[arg-type]
+    saver.close()
+    fetch_if_missing(tmp_path / "b", location)
     assert (tmp_path / "b/drops.jsonl").read_text() == "EDITED"
 
 
-def test_the_settings_are_not_part_of_what_a_run_makes(tmp_path: Path):
-    made_in(tmp_path / "a", str(tmp_path / "one"))
-    made_in(tmp_path / "a", str(tmp_path / "two"))
+def test_storage_setting_can_change_between_commands(tmp_path: Path):
+    run_in(tmp_path / "a", str(tmp_path / "one"))
+    run_in(tmp_path / "a", str(tmp_path / "two"))
     assert (tmp_path / "two/index.json").exists()
     with selfalign.create("quick", tmp_path / "a", settings=SMALL) as run:
         run.run_all()
-        assert run.context.keeper is None
-    assert storage.LEFT_OUT.fullmatch("export/gguf/x.gguf")
+        assert run.context.saver is None
+    assert storage.NOT_SAVED.fullmatch("export/gguf/x.gguf")
     assert (tmp_path / "a/storage.json").exists()
 
 
 @pytest.mark.slow
-def test_a_run_is_taken_up_from_s3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_run_resumes_from_s3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Needs `pip install s3fs 'moto[server]'`: a server that imitates S3."""
     from fsspec.config import conf
 
@@ -335,10 +338,10 @@ def test_a_run_is_taken_up_from_s3(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         url = "http://{}:{}".format(*server.get_host_and_port())
         monkeypatch.setitem(conf, "s3", {"endpoint_url": url})
         s3fs.S3FileSystem(endpoint_url=url).mkdir("bucket")
-        first = made_in(tmp_path / "a", "s3://bucket/runs/one")
+        first = run_in(tmp_path / "a", "s3://bucket/runs/one")
         shutil.rmtree(tmp_path / "a")
-        assert made_in(tmp_path / "b", "s3://bucket/runs/one") == first
+        assert run_in(tmp_path / "b", "s3://bucket/runs/one") == first
         with pytest.raises(UserError, match="cannot be written"):
-            made_in(tmp_path / "c", "s3://none/run")
+            run_in(tmp_path / "c", "s3://none/run")
     finally:
         server.stop()

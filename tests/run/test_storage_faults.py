@@ -1,4 +1,4 @@
-"""What can go wrong between a run's folder and its storage: others, endings, odd places and odd names."""
+"""Test faults between a run's folder and its storage: other commands, kills, unusual locations and names."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-from test_storage import made_in
+from test_storage import run_in
 
 import selfalign
 from selfalign.errors import Interrupted, Resumable, SelfAlignError, UserError
 from selfalign.generation import engines
-from selfalign.run import keeping
-from selfalign.run.keeping import Keeper, take_up
+from selfalign.run import saving
+from selfalign.run.saving import StateSaver, fetch_if_missing
 from selfalign.run.storage import Storage
 from selfalign.system import atomic
 from selfalign.system.signals import STOP
 
 
-def folder(path: Path, text: str = "one") -> Path:
-    """The least that is a run to `Keeper`."""
+def make_run(path: Path, text: str = "one") -> Path:
+    """Make the least that `StateSaver` accepts as a run."""
     path.mkdir()
     (path / "run.jsonl").write_text(text)
     with sqlite3.connect(path / "journal.sqlite") as db:
@@ -36,53 +36,52 @@ def folder(path: Path, text: str = "one") -> Path:
     return path
 
 
-def keeper(path: Path, place: Storage, said: list[str] | None = None) -> Keeper:
-    return Keeper(path, place, lambda text, _: said.append(text) if said is not None else None)
+def saver(path: Path, place: Storage) -> StateSaver:
+    return StateSaver(path, place, lambda *_: None)
 
 
-def test_two_commands_that_fetch_into_one_folder_do_not_meet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """The slower one replaced the folder in which the quicker one worked already."""
+def test_two_commands_cannot_fetch_into_one_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     place = Storage(f"memory://{uuid4().hex}")
-    keeper(folder(tmp_path / "a"), place).save()
-    fetch, refused = Storage._fetch, []
+    saver(make_run(tmp_path / "a"), place).save()
+    fetch, refused = Storage.fetch, []
 
     def slow(self: Storage, *args: Any) -> None:
-        monkeypatch.setattr(Storage, "_fetch", fetch)
+        monkeypatch.setattr(Storage, "fetch", fetch)
         with pytest.raises(UserError, match="in use by process"):
-            take_up(tmp_path / "b", place.location)
+            fetch_if_missing(tmp_path / "b", place.location)
         refused.append(1)
         fetch(self, *args)
 
-    monkeypatch.setattr(Storage, "_fetch", slow)
-    assert take_up(tmp_path / "b", place.location)
+    monkeypatch.setattr(Storage, "fetch", slow)
+    assert fetch_if_missing(tmp_path / "b", place.location)
     assert refused
     (tmp_path / "b/run.jsonl").write_text("what was done since")
-    monkeypatch.setattr(keeping, "_vacant", lambda _: True)  # who looked before the other one had fetched it
-    assert not take_up(tmp_path / "b", place.location)
+    monkeypatch.setattr(saving, "_is_vacant", lambda _: True)  # as if the check came before the other fetch
+    assert not fetch_if_missing(tmp_path / "b", place.location)
     assert (tmp_path / "b/run.jsonl").read_text() == "what was done since"
 
 
-def test_a_state_that_two_made_of_the_same_number_is_two(tmp_path: Path):
+def test_states_with_the_same_number_are_distinct(tmp_path: Path):
     place = Storage(f"memory://{uuid4().hex}")
-    keeper(folder(tmp_path / "a"), place).save()
+    saver(make_run(tmp_path / "a"), place).save()
     place._fs.rm(place._root, recursive=True)
-    keeper(folder(tmp_path / "b", "another run"), place).save()
+    saver(make_run(tmp_path / "b", "another run"), place).save()
     with pytest.raises(UserError, match="did not save"):
-        keeper(tmp_path / "a", place)
+        saver(tmp_path / "a", place)
 
 
-def test_a_storage_emptied_meanwhile_is_filled_again(tmp_path: Path):
+def test_emptied_storage_is_filled_again(tmp_path: Path):
     place = Storage(f"memory://{uuid4().hex}")
-    mine = keeper(folder(tmp_path / "a"), place)
+    mine = saver(make_run(tmp_path / "a"), place)
     mine.save()
     place._fs.rm(place._root, recursive=True)
     (tmp_path / "a/more.jsonl").write_text("more")
     mine.save()
-    take_up(tmp_path / "b", place.location)
+    fetch_if_missing(tmp_path / "b", place.location)
     assert (tmp_path / "b/run.jsonl").read_text() == "one"
 
 
-def test_a_command_that_ends_between_state_and_note_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_kill_after_publishing_the_index_can_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     place = Storage(f"memory://{uuid4().hex}")
     publish = Storage.publish
 
@@ -90,33 +89,33 @@ def test_a_command_that_ends_between_state_and_note_goes_on(tmp_path: Path, monk
         publish(self, index)
         raise KeyboardInterrupt
 
-    mine = keeper(folder(tmp_path / "a"), place)
+    mine = saver(make_run(tmp_path / "a"), place)
     monkeypatch.setattr(Storage, "publish", killed)
     with pytest.raises(KeyboardInterrupt):
         mine.save()
     monkeypatch.undo()
     (tmp_path / "a/more.jsonl").write_text("more")
     mine.save()
-    keeper(tmp_path / "a", place).save()
+    saver(tmp_path / "a", place).save()
 
 
-def test_storage_may_be_changed_and_changed_back(tmp_path: Path):
+def test_storage_can_change_and_change_back(tmp_path: Path):
     one, two = Storage(f"memory://{uuid4().hex}"), Storage(f"memory://{uuid4().hex}")
-    folder(tmp_path / "a")
+    make_run(tmp_path / "a")
     for place in (one, two, one, two):
-        keeper(tmp_path / "a", place).save()
+        saver(tmp_path / "a", place).save()
 
 
-def test_one_place_may_be_spelled_in_several_ways(tmp_path: Path):
-    folder(tmp_path / "a")
+def test_one_location_can_be_spelled_in_several_ways(tmp_path: Path):
+    make_run(tmp_path / "a")
     for spelling in ("/shared", "/shared/", "/./shared"):
-        keeper(tmp_path / "a", Storage(f"{tmp_path}{spelling}")).save()
-        keeper(tmp_path / "a", Storage(f"file://{tmp_path}{spelling}")).save()
+        saver(tmp_path / "a", Storage(f"{tmp_path}{spelling}")).save()
+        saver(tmp_path / "a", Storage(f"file://{tmp_path}{spelling}")).save()
 
 
-def test_a_command_that_ends_while_a_state_is_being_saved_saves_its_end(tmp_path: Path):
+def test_close_during_a_save_saves_the_last_rows(tmp_path: Path):
     place = Storage(f"memory://{uuid4().hex}")
-    mine = keeper(folder(tmp_path / "a"), place)
+    mine = saver(make_run(tmp_path / "a"), place)
     put, begun, go_on = place.put, threading.Event(), threading.Event()
 
     def slow(stream: Any, known: set[str]) -> Any:
@@ -133,13 +132,13 @@ def test_a_command_that_ends_while_a_state_is_being_saved_saves_its_end(tmp_path
     (tmp_path / "a/last.jsonl").write_text("the rows of the last minutes")
     mine.close()
     thread.join()
-    take_up(tmp_path / "b", place.location)
+    fetch_if_missing(tmp_path / "b", place.location)
     assert (tmp_path / "b/last.jsonl").exists()
 
 
-def test_a_save_that_failed_on_the_way_is_tried_again_at_the_end(tmp_path: Path):
+def test_close_retries_a_failed_save(tmp_path: Path):
     place = Storage(f"memory://{uuid4().hex}")
-    mine = keeper(folder(tmp_path / "a"), place)
+    mine = saver(make_run(tmp_path / "a"), place)
     put = place.put
     place.put = lambda *_: (_ for _ in ()).throw(OSError("away"))  # type: ignore[method-assign,assignment]
     assert not mine.try_save()
@@ -148,9 +147,9 @@ def test_a_save_that_failed_on_the_way_is_tried_again_at_the_end(tmp_path: Path)
     assert place.index() is not None
 
 
-def test_what_was_sent_for_a_state_that_did_not_come_about_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_objects_of_failed_saves_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     place = Storage(str(tmp_path / "shared"))
-    mine = keeper(folder(tmp_path / "a"), place)
+    mine = saver(make_run(tmp_path / "a"), place)
     monkeypatch.setattr(Storage, "publish", lambda *_: (_ for _ in ()).throw(OSError("away")))
     for text in "abc":
         (tmp_path / "a/run.jsonl").write_text(text)
@@ -163,20 +162,20 @@ def test_what_was_sent_for_a_state_that_did_not_come_about_is_removed(tmp_path: 
 
 
 @pytest.mark.parametrize("name", ["Screenshot 10.00\u202fAM.png", "a\nb", "back\\slash", "caf\udce9", "tab\t"])
-def test_a_file_whose_name_storage_does_not_take_does_not_spoil_the_state(tmp_path: Path, name: str):
+def test_file_with_an_unusable_name_is_skipped(tmp_path: Path, name: str):
     place = Storage(f"memory://{uuid4().hex}")
-    folder(tmp_path / "a")
+    make_run(tmp_path / "a")
     (tmp_path / "a" / name).write_text("the user's")
-    mine = keeper(tmp_path / "a", place)
+    mine = saver(tmp_path / "a", place)
     mine.save()
     mine.save()
-    take_up(tmp_path / "b", place.location)
+    fetch_if_missing(tmp_path / "b", place.location)
     assert (tmp_path / "b/run.jsonl").exists()
 
 
 @pytest.mark.parametrize("name", ["what?", "#3", "50%25", "a b"])
-def test_a_run_whose_folder_has_a_name_that_means_something_in_addresses(tmp_path: Path, name: str):
-    keeper(folder(tmp_path / name), place := Storage(f"memory://{uuid4().hex}")).save()
+def test_folder_name_with_url_characters(tmp_path: Path, name: str):
+    saver(make_run(tmp_path / name), place := Storage(f"memory://{uuid4().hex}")).save()
     assert place.index() is not None
 
 
@@ -185,29 +184,29 @@ def test_storage_inside_the_run_is_refused(tmp_path: Path, inside: str):
     out = tmp_path / "run"
     for location in (f"{out}{inside}", f"file://{out}{inside}"):
         with pytest.raises(UserError, match="inside the run's folder"):
-            made_in(out, location)
+            run_in(out, location)
         assert not out.exists()
-    made_in(out, str(tmp_path / "shared"))
+    run_in(out, str(tmp_path / "shared"))
     with pytest.raises(UserError, match="inside the run's folder"):
-        made_in(out, f"{out}{inside}")
+        run_in(out, f"{out}{inside}")
 
 
 @pytest.mark.parametrize("location", ["/", "//", "s3://", "s3:///", "file:///", "file://shared/run", "memory:///"])
-def test_addresses_of_nothing_are_refused(tmp_path: Path, location: str, monkeypatch: pytest.MonkeyPatch):
+def test_location_without_a_path_is_refused(tmp_path: Path, location: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="neither an address"):
-        made_in(tmp_path / "run", location)
+        run_in(tmp_path / "run", location)
     assert not list(tmp_path.iterdir())
 
 
-def test_two_commands_that_try_whether_storage_can_be_written_do_not_meet(tmp_path: Path):
+def test_write_checks_do_not_disturb_each_other(tmp_path: Path):
     one = Storage(str(tmp_path / "shared"))
     failed: list[SelfAlignError] = []
 
     def check() -> None:
         try:
             for _ in range(60):
-                one.check()
+                one.check_writable()
         except SelfAlignError as error:
             failed.append(error)
 
@@ -219,9 +218,9 @@ def test_two_commands_that_try_whether_storage_can_be_written_do_not_meet(tmp_pa
     assert not failed
 
 
-def test_a_storage_that_fails_while_a_run_is_fetched_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_failure_during_a_fetch_can_be_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     place = Storage(f"memory://{uuid4().hex}")
-    keeper(folder(tmp_path / "a"), place).save()
+    saver(make_run(tmp_path / "a"), place).save()
 
     class Broken:
         def __enter__(self) -> Broken:
@@ -232,15 +231,17 @@ def test_a_storage_that_fails_while_a_run_is_fetched_is_said(tmp_path: Path, mon
         def read(self, _: int) -> bytes:
             raise ValueError("Connection reset by peer")
 
+    index = place.index()
+    assert index is not None
     monkeypatch.setattr(type(place._fs), "open", lambda *_, **__: Broken())
     with pytest.raises(Resumable, match="Connection reset"):
-        place.take(tmp_path / "b", place.index())  # type: ignore[arg-type]
+        saving._fetch(tmp_path / "b", place, index)
     assert not (tmp_path / "b").exists()
 
 
-def test_an_object_larger_than_the_index_says_is_not_read_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_oversized_object_is_not_read_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     place = Storage(f"memory://{uuid4().hex}")
-    keeper(folder(tmp_path / "a"), place).save()
+    saver(make_run(tmp_path / "a"), place).save()
     read = []
 
     class Endless(io.RawIOBase):
@@ -249,28 +250,30 @@ def test_an_object_larger_than_the_index_says_is_not_read_to_its_end(tmp_path: P
             assert len(read) < 9
             return b"x" * size
 
+    index = place.index()
+    assert index is not None
     monkeypatch.setattr(type(place._fs), "open", lambda *_, **__: Endless())
     with pytest.raises(UserError, match="is not what was saved"):
-        place.take(tmp_path / "b", place.index())  # type: ignore[arg-type]
+        saving._fetch(tmp_path / "b", place, index)
 
 
-def test_a_signal_ends_the_fetching(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_signal_ends_a_fetch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     place = Storage(f"memory://{uuid4().hex}")
-    keeper(folder(tmp_path / "a"), place).save()
+    saver(make_run(tmp_path / "a"), place).save()
     monkeypatch.setattr(STOP, "_signum", 2)
     with pytest.raises(Interrupted):
-        take_up(tmp_path / "b", place.location)
+        fetch_if_missing(tmp_path / "b", place.location)
     assert not (tmp_path / "b").exists()
 
 
-def test_what_a_killed_command_had_fetched_is_fetched_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_killed_fetch_starts_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     place = Storage(f"memory://{uuid4().hex}")
-    keeper(folder(tmp_path / "a"), place).save()
+    saver(make_run(tmp_path / "a"), place).save()
     (tmp_path / "b/.fetched.a8b7c6d5.incomplete").mkdir(parents=True)
     (tmp_path / "b/.fetched.a8b7c6d5.incomplete/run.jsonl").write_text("hal")
     (tmp_path / "b/run.jsonl").write_text("moved already")
     (tmp_path / "b/journal.lock").touch()
-    assert take_up(tmp_path / "b", place.location)
+    assert fetch_if_missing(tmp_path / "b", place.location)
     assert sorted(p.name for p in (tmp_path / "b").iterdir()) == [
         "journal.lock",
         "journal.sqlite",
@@ -280,7 +283,7 @@ def test_what_a_killed_command_had_fetched_is_fetched_again(tmp_path: Path, monk
 
 
 @pytest.mark.parametrize("names", [("a", "a/b"), ("a/" * 2000 + "b",), ("n" * 300,)])
-def test_names_that_make_no_folder_are_refused(tmp_path: Path, names: tuple[str, ...]):
+def test_invalid_file_names_in_an_index_are_refused(tmp_path: Path, names: tuple[str, ...]):
     place = Storage(f"memory://{uuid4().hex}")
     data = b"x"
     sha = hashlib.sha256(data).hexdigest()
@@ -289,33 +292,33 @@ def test_names_that_make_no_folder_are_refused(tmp_path: Path, names: tuple[str,
     text = json.dumps({"format": 1, "number": 1, "saved": "2026", "files": files})
     place._fs.pipe_file(f"{place._root}/index.json", text.encode())
     with pytest.raises(UserError):
-        take_up(tmp_path / "b", place.location)
+        fetch_if_missing(tmp_path / "b", place.location)
 
 
-def test_the_engine_that_the_run_chose_stays_on_another_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_engine_stays_the_same_on_another_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     location = str(tmp_path / "shared")
     with selfalign.create("quick", tmp_path / "a", settings={"storage": location}) as run:
         assert run.recipe.engine.kind == "llama_cpp"
-        keeper(tmp_path / "a", Storage(location)).save()
+        saver(tmp_path / "a", Storage(location)).save()
     monkeypatch.setattr(engines, "choose", lambda config: ("vllm", "another machine"))
     monkeypatch.setattr(engines, "find_spec", lambda _: True)
     with selfalign.create("quick", tmp_path / "b", settings={"storage": location}) as run:
         assert run.recipe.engine.kind == "llama_cpp"
 
 
-def test_a_folder_that_can_only_be_filled_is_filled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """As a mounted one: it cannot be renamed."""
+def test_fetch_into_a_folder_that_cannot_be_renamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Such as a mount point."""
     location = str(tmp_path / "shared")
-    first = made_in(tmp_path / "a", location)
+    first = run_in(tmp_path / "a", location)
     (tmp_path / "real").mkdir()
     (tmp_path / "b").symlink_to(tmp_path / "real")
-    assert made_in(tmp_path / "b", location) == first
+    assert run_in(tmp_path / "b", location) == first
     (tmp_path / "c").mkdir()
     monkeypatch.chdir(tmp_path / "c")
-    assert made_in(Path(), location) == first
+    assert run_in(Path(), location) == first
 
 
-def test_own_prompts_may_lie_elsewhere_on_another_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_user_prompts_can_have_another_path_on_another_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     settings = {"engine.kind": "fake", "stages": ["prompts", "align"], "storage": str(tmp_path / "shared")}
     files = []
     for machine, more in (("a", ""), ("b", ""), ("c", '{"prompt": "What is a neap tide, and when does it come?"}\n')):
@@ -334,22 +337,24 @@ def test_own_prompts_may_lie_elsewhere_on_another_machine(tmp_path: Path, monkey
     assert files[0] == files[1]
 
 
-def test_all_that_a_killed_command_leaves_of_a_state_is_swept(tmp_path: Path):
+def test_sweep_removes_all_temporary_files_of_a_killed_save(tmp_path: Path):
     code = """
 import os, sqlite3, sys
 from pathlib import Path
-from selfalign.run import keeping
+from selfalign.run import saving
 from selfalign.run.storage import Storage
+
+pytestmark = pytest.mark.integration
 connect = sqlite3.connect
 
 class Dying(sqlite3.Connection):
     def backup(self, target, **_):
         super().backup(target, pages=20, progress=lambda *_: os.kill(os.getpid(), 9))
 
-keeping.sqlite3.connect = lambda *given, **named: connect(*given, **named, factory=Dying)
-keeping.Keeper(Path(sys.argv[1]), Storage("memory://place"), print).save()
+saving.sqlite3.connect = lambda *given, **named: connect(*given, **named, factory=Dying)
+saving.StateSaver(Path(sys.argv[1]), Storage("memory://place"), print).save()
 """
-    with sqlite3.connect(folder(tmp_path / "a") / "journal.sqlite") as db:
+    with sqlite3.connect(make_run(tmp_path / "a") / "journal.sqlite") as db:
         db.execute("CREATE TABLE work(text)")
         db.executemany("INSERT INTO work VALUES (?)", [("x" * 1000,)] * 500)
     before = {p.name for p in (tmp_path / "a").iterdir()}

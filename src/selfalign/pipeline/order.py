@@ -142,8 +142,8 @@ def run_stage(context: Context, stage: Stage, again: bool = False) -> None:
     write_jsonl(run.jsonl("drops"), run.journal.drops())
     # The inputs as they were read: a file that changed meanwhile makes the stage run again.
     run.mark_done(stage, key, files)
-    if context.keeper:
-        context.keeper.try_save()
+    if context.saver:
+        context.saver.try_save()
 
 
 def run_benchmarks(context: Context, wanted: Wanted) -> None:

@@ -28,7 +28,7 @@ from selfalign.system.console import Screen
 
 if TYPE_CHECKING:
     from selfalign.generation.calibration import Calibration
-    from selfalign.run.keeping import Keeper
+    from selfalign.run.saving import StateSaver
 
 ADAPTER_STAGES = ("engrave", "verbose_cloning")
 
@@ -53,7 +53,7 @@ class Context:
     force: bool = False
     given_adapter: Path | None = None
     """One that was trained elsewhere, for the stage that runs now."""
-    keeper: Keeper | None = None
+    saver: StateSaver | None = None
     """Who saves the run to the recipe's storage."""
     _model: Model | None = None
     _engine: Engine | None = None
