@@ -26,6 +26,8 @@ from selfalign.run.storage import Storage
 from selfalign.system.atomic import file_hash
 from selfalign.system.console import Screen
 
+pytestmark = pytest.mark.integration
+
 SMALL: dict[str, object] = {
     "engine.kind": "fake",
     "stages": ["prompts", "align", "engrave", "verbose_cloning"],
@@ -108,8 +110,6 @@ from selfalign.run import saving
 import selfalign
 import selfalign.generation.engines as engines
 from selfalign.generation.engines.fake import Fake
-
-pytestmark = pytest.mark.integration
 saving.SAVE_EVERY_SECONDS = 0.05
 engines.start = lambda *args: Fake(8, latency_s=0.01)
 with selfalign.create("quick", sys.argv[1], settings=eval_settings) as run:

@@ -25,6 +25,8 @@ from selfalign.run.storage import Storage
 from selfalign.system import atomic
 from selfalign.system.signals import STOP
 
+pytestmark = pytest.mark.integration
+
 
 def make_run(path: Path, text: str = "one") -> Path:
     """Make the least that `StateSaver` accepts as a run."""
@@ -343,8 +345,6 @@ import os, sqlite3, sys
 from pathlib import Path
 from selfalign.run import saving
 from selfalign.run.storage import Storage
-
-pytestmark = pytest.mark.integration
 connect = sqlite3.connect
 
 class Dying(sqlite3.Connection):
