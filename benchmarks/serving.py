@@ -28,10 +28,9 @@ from selfalign.run.directory import RunDir
 from selfalign.system.console import Screen
 from selfalign.web import server
 from selfalign.web.guard import Policy
-from selfalign.web.serve import openai_request, routes
-from selfalign.web.serve.job_queue import Generation
-from selfalign.web.serve.models import Served
-from selfalign.web.serve.openai_request import Limits
+from selfalign.web.serve import openai_api, routes
+from selfalign.web.serve.job_queue import JobQueue
+from selfalign.web.serve.models import ServedModels
 
 SLOTS = 4
 MODEL = "final"
@@ -68,8 +67,8 @@ class Measured:
         return self
 
 
-def directly(engine: Engine, served: Served, wanted: dict[str, Any]) -> Measured:
-    (job,) = served.chat_jobs(openai_request.chat(json.dumps(wanted).encode(), Limits()))
+def directly(engine: Engine, models: ServedModels, wanted: dict[str, Any]) -> Measured:
+    (job,) = models.chat_jobs(openai_api.parse(openai_api.ChatRequest, json.dumps(wanted).encode(), 4096))
     found = Measured()
 
     def show(_: str) -> bool:
@@ -134,13 +133,13 @@ def main() -> None:
     parser.add_argument("--first", type=int, default=40, help="short messages")
     given = parser.parse_args()
     context = Context(RunDir.open(given.run), Screen(-1))
-    served = Served(context)
-    engine = served.start(SLOTS)
+    models = ServedModels(context)
+    engine = models.start(SLOTS)
     listening = server.listen("127.0.0.1", 0)
     port = int(listening.getsockname()[1])
-    generation = Generation(engine, SLOTS, 64)
-    made = server.make(routes.build(served, generation, Policy(), Limits()))
-    thread = threading.Thread(target=lambda: asyncio.run(made._serve([listening])))
+    queue = JobQueue(engine, SLOTS, 64)
+    uvicorn_server = server.build(routes.build(models, queue, Policy(), 4096))
+    thread = threading.Thread(target=lambda: asyncio.run(uvicorn_server._serve([listening])))
     thread.start()
     try:
         times = first_tokens(port, given.first)
@@ -150,7 +149,7 @@ def main() -> None:
             ratios, speeds = [], []
             for number in range(given.rounds):
                 rows = [body(100 * number + i, given.tokens) for i in range(given.answers * (1 if at_once == 1 else 2))]
-                lanes = [lambda w: directly(engine, served, w), lambda w: over_http(port, w)]
+                lanes = [lambda w: directly(engine, models, w), lambda w: over_http(port, w)]
                 # Whoever goes first has the cooler processor: they take turns.
                 order = (0, 1) if number % 2 == 0 else (1, 0)
                 found = {lane: many(lanes[lane], rows, at_once) for lane in order}
@@ -162,9 +161,9 @@ def main() -> None:
                 f"{statistics.median(ratios):.3f} ({', '.join(f'{r:.2f}' for r in ratios)})"
             )
     finally:
-        made.should_exit = True
+        uvicorn_server.should_exit = True
         thread.join()
-        generation.close()
+        queue.close()
         engine.close()
 
 

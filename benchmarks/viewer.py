@@ -63,7 +63,7 @@ def main() -> None:
         print(f"opened again in {1000 * (time.monotonic() - start):.0f} ms")
         listening = server.listen("127.0.0.1", 0)
         app = routes.build(routes.Viewer(index), guard.policy("127.0.0.1"))
-        made = server.make(app)
+        made = server.build(app)
         threading.Thread(target=made.run, kwargs={"sockets": [listening]}, daemon=True).start()
         ask(listening, "run", {})
         for title, query in QUESTIONS.items():

@@ -1,4 +1,4 @@
-"""A real server in a thread, for tests: the fake engine at a pace, and what may be asked of it."""
+"""Run a real server in a thread, with a fake engine whose speed tests can set."""
 
 from __future__ import annotations
 
@@ -20,27 +20,26 @@ from selfalign.run.context import Context
 from selfalign.web import server
 from selfalign.web.guard import Policy
 from selfalign.web.serve import routes
-from selfalign.web.serve.job_queue import Generation
-from selfalign.web.serve.models import Served
-from selfalign.web.serve.openai_request import Limits
+from selfalign.web.serve.job_queue import JobQueue
+from selfalign.web.serve.models import ServedModels
 
 
-class Paced(Fake):
-    """The fake engine, word by word.
+class SlowFake(Fake):
+    """A fake engine that generates word by word.
 
     Args:
-        pace_s: seconds for each word.
+        word_s: seconds for each word.
     """
 
-    def __init__(self, pace_s: float = 0.0, **more: Any) -> None:
-        super().__init__(**more)
-        self.pace_s = pace_s
+    def __init__(self, word_s: float = 0.0, **options: Any) -> None:
+        super().__init__(**options)
+        self.word_s = word_s
         self.prompts: deque[tuple[str, str | None, int]] = deque(maxlen=50)
         """(prompt, adapter, seed) of the last calls."""
-        self.cut = 0
-        """Calls that the reader ended."""
-        self.at_once = 0
-        self.most_at_once = 0
+        self.cancelled = 0
+        """Calls that the server cancelled."""
+        self.running = 0
+        self.max_running = 0
         self._lock = threading.Lock()
 
     def generate(
@@ -48,35 +47,35 @@ class Paced(Fake):
     ) -> Part:
         with self._lock:
             self.prompts.append(("".join(prompt), adapter, seed))
-            self.at_once += 1
-            self.most_at_once = max(self.most_at_once, self.at_once)
+            self.running += 1
+            self.max_running = max(self.max_running, self.running)
 
         def show(word: str) -> bool:
-            time.sleep(self.pace_s)
+            time.sleep(self.word_s)
             return on_text is None or on_text(word)
 
         try:
             part = super().generate(prompt, step, seed, adapter, show)
         finally:
             with self._lock:
-                self.at_once -= 1
-        self.cut += part.finish == "cancelled"
+                self.running -= 1
+        self.cancelled += part.finish == "cancelled"
         return part
 
 
 @dataclass
-class Running:
-    """A server that runs."""
+class RunningServer:
+    """A running server."""
 
     url: str
     port: int
-    generation: Generation
+    queue: JobQueue
     engine: Any
 
-    def ask(
+    def request(
         self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None
     ) -> tuple[int, dict[str, str], bytes]:
-        """(status, headers, body) of one request on a connection of its own."""
+        """Return (status, headers, body) of a request on a connection of its own."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
         try:
             data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
@@ -87,38 +86,37 @@ class Running:
         finally:
             connection.close()
 
-    def chat(self, message: str = "Hello", **more: Any) -> tuple[int, Any]:
-        """(status, answer) of a request for an answer."""
-        body = {"model": "final", "messages": [{"role": "user", "content": message}], **more}
-        status, _, sent = self.ask("POST", "/v1/chat/completions", body)
+    def chat(self, message: str = "Hello", **fields: Any) -> tuple[int, Any]:
+        """Return (status, response) of a chat request."""
+        body = {"model": "final", "messages": [{"role": "user", "content": message}], **fields}
+        status, _, sent = self.request("POST", "/v1/chat/completions", body)
         return status, json.loads(sent)
 
-    def settle(self, taken: int = 0, limit_s: float = 10.0) -> None:
-        """Wait until so many jobs are left."""
-        until = time.monotonic() + limit_s
-        while self.generation.taken != taken:
-            assert time.monotonic() < until, self.generation.taken
+    def wait_for_jobs(self, active: int = 0, timeout_s: float = 10.0) -> None:
+        """Wait until that many jobs run or wait."""
+        deadline = time.monotonic() + timeout_s
+        while self.queue.active != active:
+            assert time.monotonic() < deadline, self.queue.active
             time.sleep(0.005)
 
 
 @contextmanager
 def serving(
     context: Context, engine: Any, slots: int = 2, max_queue: int = 8, policy: Policy | None = None,
-    limits: Limits | None = None, deadline_s: float = 600.0,
-) -> Iterator[Running]:  # fmt: skip
-    """Serve a run on this engine from a thread until the block ends; jobs must be over by then."""
+    max_tokens: int = 4096, deadline_s: float = 600.0,
+) -> Iterator[RunningServer]:  # fmt: skip
+    """Serve a run on this engine from a thread until the block ends; all jobs must be done by then."""
     listening = server.listen("127.0.0.1", 0)
-    generation = Generation(engine, slots, max_queue, deadline_s)
-    limits = limits or Limits()
-    guarded = routes.build(Served(context, max_tokens=limits.tokens), generation, policy or Policy(), limits)
-    made = server.make(guarded)
-    thread = threading.Thread(target=lambda: asyncio.run(made._serve([listening])), daemon=True)
+    queue = JobQueue(engine, slots, max_queue, deadline_s)
+    app = routes.build(ServedModels(context, max_tokens=max_tokens), queue, policy or Policy(), max_tokens)
+    uvicorn_server = server.build(app)
+    thread = threading.Thread(target=lambda: asyncio.run(uvicorn_server._serve([listening])), daemon=True)
     thread.start()
     try:
         url = server.address(listening)
-        yield Running(url, int(url.rpartition(":")[2]), generation, engine)
+        yield RunningServer(url, int(url.rpartition(":")[2]), queue, engine)
     finally:
-        made.should_exit = True
+        uvicorn_server.should_exit = True
         thread.join(15)
-        generation.close()
+        queue.close()
         assert not thread.is_alive()

@@ -58,7 +58,7 @@ def test_what_cannot_be_served_is_the_users_mistake(fake_run: Callable[..., Cont
 
     with pytest.raises(UserError, match="at least 16"):
         start(token="short")
-    with pytest.raises(UserError, match="--style 'loud' is not known"):
+    with pytest.raises(UserError, match="--style 'loud' does not exist"):
         start(style="loud")
     taken = socket.create_server(("127.0.0.1", 0))
     with taken, pytest.raises(UserError, match="is taken: name another with --port"):

@@ -19,7 +19,7 @@ import browsers
 from report_numbers import HOSTILE
 from selfalign.run.context import Context
 from selfalign.web.guard import Policy
-from web_servers import Paced, Running, serving
+from web_servers import RunningServer, SlowFake, serving
 
 api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 pytestmark = pytest.mark.skipif(browsers.CHROMIUM is None, reason="chromium is not installed: make browser")
@@ -36,15 +36,15 @@ def browser() -> Iterator[Any]:
 
 
 @pytest.fixture
-def running(fake_run: Callable[..., Context]) -> Iterator[Running]:
-    with serving(fake_run(), Paced(), slots=4) as made:
+def running(fake_run: Callable[..., Context]) -> Iterator[RunningServer]:
+    with serving(fake_run(), SlowFake(), slots=4) as made:
         yield made
 
 
 class Page:
     """The chat page, opened, and everything that went wrong on it or left the server."""
 
-    def __init__(self, browser: Any, running: Running, width: int = 1400, scheme: str = "light") -> None:
+    def __init__(self, browser: Any, running: RunningServer, width: int = 1400, scheme: str = "light") -> None:
         self.context = browser.new_context(
             viewport={"width": width, "height": 900}, color_scheme=scheme, reduced_motion="reduce"
         )
@@ -79,14 +79,14 @@ class Page:
 
 
 @pytest.fixture
-def opened(browser: Any, running: Running) -> Iterator[Page]:
+def opened(browser: Any, running: RunningServer) -> Iterator[Page]:
     page = Page(browser, running).ready()
     yield page
     assert page.heard == []
     page.context.close()
 
 
-def test_a_message_is_typed_sent_and_answered_by_the_keyboard_alone(opened: Page, running: Running):
+def test_a_message_is_typed_sent_and_answered_by_the_keyboard_alone(opened: Page, running: RunningServer):
     opened.ask("Hello there")
     opened.answered()
     (answer,) = opened.answers()
@@ -111,8 +111,8 @@ def test_a_message_is_typed_sent_and_answered_by_the_keyboard_alone(opened: Page
     assert "And then?" not in running.engine.prompts[-1][0]
 
 
-def test_text_comes_as_it_is_generated_and_stops(opened: Page, running: Running):
-    running.engine.pace_s = 0.05
+def test_text_comes_as_it_is_generated_and_stops(opened: Page, running: RunningServer):
+    running.engine.word_s = 0.05
     opened.ask("Hello")
     text = opened.page.locator(".answer .text")
     api.expect(text).to_have_text(re.compile(r"\S+ \S+"), timeout=5000)
@@ -120,17 +120,17 @@ def test_text_comes_as_it_is_generated_and_stops(opened: Page, running: Running)
     api.expect(text).not_to_have_text(early)
     opened.key("Escape")
     opened.answered()
-    running.settle(limit_s=3)
-    assert running.engine.cut == 1
+    running.wait_for_jobs(timeout_s=3)
+    assert running.engine.cancelled == 1
     assert text.text_content().startswith(early)
     assert "stopped" in opened.page.locator(".meta").text_content()
     opened.ask("Go on")
     opened.page.get_by_role("button", name="Stop").click()
     opened.answered()
-    running.settle(limit_s=3)
+    running.wait_for_jobs(timeout_s=3)
 
 
-def test_copying_is_offered_where_the_browser_can(browser: Any, running: Running):
+def test_copying_is_offered_where_the_browser_can(browser: Any, running: RunningServer):
     for can in (True, False):
         page = Page(browser, running)
         if not can:  # as at an address beyond loopback without TLS
@@ -145,7 +145,7 @@ def test_copying_is_offered_where_the_browser_can(browser: Any, running: Running
         page.context.close()
 
 
-def test_models_answer_side_by_side(opened: Page, running: Running):
+def test_models_answer_side_by_side(opened: Page, running: RunningServer):
     opened.key("Alt+1", "Alt+2", "Alt+3")
     opened.ask("Hello")
     opened.answered()
@@ -167,7 +167,7 @@ def test_models_answer_side_by_side(opened: Page, running: Running):
     assert opened.page.locator("#models [aria-pressed=true]").count() == 1
 
 
-def test_an_answer_is_marked_by_the_keyboard(opened: Page, running: Running, tmp_path: Path):
+def test_an_answer_is_marked_by_the_keyboard(opened: Page, running: RunningServer, tmp_path: Path):
     opened.key("Alt+2")
     opened.ask("Hello <b>")
     opened.answered()
@@ -200,7 +200,7 @@ def test_an_answer_is_marked_by_the_keyboard(opened: Page, running: Running, tmp
     assert [r["model"] for r in kept()] == ["prompted-base"]
 
 
-def test_prompt_and_sampling_are_shown_and_sent(opened: Page, running: Running):
+def test_prompt_and_sampling_are_shown_and_sent(opened: Page, running: RunningServer):
     page = opened.page
     page.locator("#style").select_option("concise")
     assert "one to three sentences" in page.locator("#prompt").text_content()
@@ -229,13 +229,13 @@ def test_prompt_and_sampling_are_shown_and_sent(opened: Page, running: Running):
 
 
 def test_errors_are_said_where_the_answer_would_stand(browser: Any, fake_run: Callable[..., Context]):
-    with serving(fake_run(), Paced(fail="poison"), slots=1, max_queue=0) as running:
+    with serving(fake_run(), SlowFake(fail="poison"), slots=1, max_queue=0) as running:
         page = Page(browser, running).ready()
         page.ask("poison")
         page.answered()
         assert "told to fail" in page.page.locator(".wrong").text_content()
         page.key("Alt+1")
-        running.engine.pace_s = 0.01
+        running.engine.word_s = 0.01
         page.ask("Two at once")
         page.answered()
         said = page.page.locator(".wrong").last.text_content()
@@ -246,7 +246,7 @@ def test_errors_are_said_where_the_answer_would_stand(browser: Any, fake_run: Ca
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(390, "light"), (390, "dark"), (1400, "light"), (1400, "dark")])
-def test_nothing_is_too_wide_or_too_pale(browser: Any, running: Running, width: int, scheme: str):
+def test_nothing_is_too_wide_or_too_pale(browser: Any, running: RunningServer, width: int, scheme: str):
     page = Page(browser, running, width, scheme).ready()
     page.key("Alt+1", "Alt+2")
     page.ask("w" * 300)
@@ -263,9 +263,9 @@ def test_nothing_is_too_wide_or_too_pale(browser: Any, running: Running, width: 
 
 
 def test_with_a_token_the_page_asks_for_it(browser: Any, fake_run: Callable[..., Context]):
-    with serving(fake_run(), Paced(), policy=Policy(token=TOKEN)) as running:
+    with serving(fake_run(), SlowFake(), policy=Policy(token=TOKEN)) as running:
         page = Page(browser, running)
-        for token, note in (("wrong-horse-battery", "This is not the server's token."), (TOKEN, "")):
+        for token, note in (("wrong-horse-battery", "Wrong token."), (TOKEN, "")):
             page.page.get_by_label("Token").fill(token)
             page.key("Enter")
             if note:
@@ -317,7 +317,7 @@ def test_hostile_text_of_models_and_people_stays_text(browser: Any, fake_run: Ca
     texts = hostile(count, 1)
     said: list[str] = []
     context = fake_run()
-    with serving(context, Paced(script=lambda prompt, step, rng: " " + said[-1]), slots=1) as running:
+    with serving(context, SlowFake(script=lambda prompt, step, rng: " " + said[-1]), slots=1) as running:
         page = Page(browser, running).ready()
         said.append("a usual answer")
         page.ask("Hello")
@@ -338,7 +338,7 @@ def test_hostile_text_of_models_and_people_stays_text(browser: Any, fake_run: Ca
         page.context.close()
 
 
-def test_hostile_names_of_the_run_stay_text(browser: Any, running: Running):
+def test_hostile_names_of_the_run_stay_text(browser: Any, running: RunningServer):
     """What /about says of the run, 300 texts at once: its name, its assistant, its models and prompts."""
     texts = list(dict.fromkeys(hostile(300, 2)))
     one = " ".join(texts)
@@ -368,7 +368,7 @@ def test_hostile_names_of_the_run_stay_text(browser: Any, running: Running):
     context.close()
 
 
-def test_the_page_is_there_at_once(browser: Any, running: Running):
+def test_the_page_is_there_at_once(browser: Any, running: RunningServer):
     began = time.monotonic()
     page = Page(browser, running).ready()
     assert time.monotonic() - began < 5

@@ -11,19 +11,19 @@ from hypothesis import strategies as st
 
 from selfalign.generation.engines.base import Request, Sampling, Step
 from selfalign.web.guard import Refused
-from selfalign.web.serve.job_queue import Done, Event, Generation, Job, Left, Stretch, Trim, retry_after
-from web_servers import Paced
+from selfalign.web.serve.job_queue import Cancelled, Done, Event, Job, JobQueue, NewText, StreamStripper, retry_after
+from web_servers import SlowFake
 
 STEP = Step(Sampling(0.0, 1.0, 50))
 
 
-def job(text: str = "Hello", seed: int = 0, steps: tuple[Step, ...] = (STEP,), tidy: bool = True) -> Job:
-    return Job(Request((text,), steps, seed), tidy)
+def job(text: str = "Hello", seed: int = 0, steps: tuple[Step, ...] = (STEP,), strip: bool = True) -> Job:
+    return Job(Request((text,), steps, seed), strip)
 
 
 @given(st.lists(st.text(alphabet=" \n\tab\u3000", max_size=6), max_size=8))
 def test_stretches_trimmed_are_the_text_trimmed(stretches: list[str]):
-    trim = Trim()
+    trim = StreamStripper()
     shown = [trim.feed(stretch) for stretch in stretches]
     assert "".join(shown) == "".join(stretches).strip()
     assert all(part.rstrip() == part for part in shown)  # what may turn out to be the end is held back
@@ -39,41 +39,41 @@ def test_the_wait_grows_with_the_queue_within_bounds():
     assert waits == sorted(waits)
 
 
-def together(engine: Paced, use: Any, slots: int = 2, max_queue: int = 2) -> Any:
-    """Run a coroutine with a Generation, and close it."""
+def together(engine: SlowFake, use: Any, slots: int = 2, max_queue: int = 2) -> Any:
+    """Run a coroutine with a JobQueue, and close it."""
 
     async def run() -> Any:
-        generation = Generation(engine, slots, max_queue)
+        queue = JobQueue(engine, slots, max_queue)
         try:
-            return await use(generation)
+            return await use(queue)
         finally:
-            generation.cancel_all()
-            generation.close()
+            queue.cancel_all()
+            queue.close()
             await asyncio.sleep(0)
-            assert generation.taken == 0
-            assert not generation._running
+            assert queue.active == 0
+            assert not queue._groups
 
     return asyncio.run(run())
 
 
-async def all_of(generation: Generation, jobs: list[Job]) -> list[Event]:
-    return [event async for event in generation.start(jobs)]
+async def all_of(queue: JobQueue, jobs: list[Job]) -> list[Event]:
+    return [event async for event in queue.start(jobs)]
 
 
 def test_choices_come_with_their_numbers_and_their_whole_text():
-    events = together(Paced(), lambda g: all_of(g, [job(seed=n) for n in range(4)]))
+    events = together(SlowFake(), lambda g: all_of(g, [job(seed=n) for n in range(4)]))
     for number in range(4):
-        mine = [e for e in events if e.number == number]
+        mine = [e for e in events if e.index == number]
         *stretches, done = mine
         assert isinstance(done, Done)
-        assert "".join(s.text for s in stretches if isinstance(s, Stretch)) == done.choice.text != ""
+        assert "".join(s.text for s in stretches if isinstance(s, NewText)) == done.choice.text != ""
         assert done.choice.usage.completion == len(done.choice.text.split())
 
 
 def test_a_fast_answer_lets_others_speak():
-    async def use(generation: Generation) -> tuple[int, int]:
-        running = generation.start([job()])
-        while generation.taken:  # all of it is there before it is read
+    async def use(queue: JobQueue) -> tuple[int, int]:
+        running = queue.start([job()])
+        while queue.active:  # all of it is there before it is read
             await asyncio.sleep(0.001)
         turns = [0]
 
@@ -84,7 +84,7 @@ def test_a_fast_answer_lets_others_speak():
         turn()
         return len([event async for event in running]), turns[0]
 
-    events, turns = together(Paced(), use)
+    events, turns = together(SlowFake(), use)
     assert events > 20
     assert turns >= events
 
@@ -98,62 +98,62 @@ def test_steps_before_the_last_are_thoughts():
         return script[len(seen) - 1]
 
     steps = (STEP, Step(STEP.sampling, cue="\nCites:"), Step(STEP.sampling, cue="\n\nAlma:"))
-    events = together(Paced(script=say), lambda g: all_of(g, [job("Q", steps=steps)]))
+    events = together(SlowFake(script=say), lambda g: all_of(g, [job("Q", steps=steps)]))
     done = events[-1]
     assert isinstance(done, Done)
     assert done.choice.thoughts == "First I think.\nCites: 2 (kind)."
     assert done.choice.text == "An answer."
     assert seen[2] == "Q First I think.\nCites: 2 (kind).\n\nAlma:"
-    assert "".join(e.text for e in events if isinstance(e, Stretch) and e.thought) == done.choice.thoughts
+    assert "".join(e.text for e in events if isinstance(e, NewText) and e.is_thought) == done.choice.thoughts
     assert done.choice.usage.thoughts == 6
 
 
 def test_thoughts_that_are_cut_have_no_answer():
     short = Step(Sampling(0.0, 1.0, 2))
-    events = together(Paced(), lambda g: all_of(g, [job(steps=(short, STEP))]))
+    events = together(SlowFake(), lambda g: all_of(g, [job(steps=(short, STEP))]))
     done = events[-1]
     assert isinstance(done, Done)
     assert (done.choice.text, done.choice.finish) == ("", "length")
 
 
 def test_text_that_is_not_tidied_keeps_its_blanks():
-    events = together(Paced(script=lambda *_: " a \n"), lambda g: all_of(g, [job(tidy=False)]))
+    events = together(SlowFake(script=lambda *_: " a \n"), lambda g: all_of(g, [job(strip=False)]))
     assert isinstance(events[-1], Done)
     assert events[-1].choice.text == " a \n"
 
 
 def test_no_more_run_or_wait_than_there_is_room_for():
-    async def use(generation: Generation) -> None:
-        first = generation.start([job(seed=n) for n in range(3)])
+    async def use(queue: JobQueue) -> None:
+        first = queue.start([job(seed=n) for n in range(3)])
         with pytest.raises(Refused) as caught:
-            generation.start([job(), job()])  # all or nothing
+            queue.start([job(), job()])  # all or nothing
         assert caught.value.status == 429
-        second = generation.start([job()])
+        second = queue.start([job()])
         with pytest.raises(Refused):
-            generation.start([job()])
+            queue.start([job()])
         with pytest.raises(Refused) as caught:
-            generation.start([job()] * 5)
+            queue.start([job()] * 5)
         assert caught.value.status == 400
         second.cancel()
         await asyncio.sleep(0.05)
-        assert generation.taken == 3  # one that waited has left
+        assert queue.active == 3  # one that waited has left
         first.cancel()
-        with pytest.raises(Left):
+        with pytest.raises(Cancelled):
             async for _ in first:
                 pass
 
-    engine = Paced(0.02)
+    engine = SlowFake(0.02)
     together(engine, use)
     assert engine.requests == 2
 
 
 def test_an_error_of_one_choice_ends_the_request():
-    async def use(generation: Generation) -> None:
-        running = generation.start([job("poison"), job()])
+    async def use(queue: JobQueue) -> None:
+        running = queue.start([job("poison"), job()])
         with pytest.raises(Refused) as caught:
             async for _ in running:
                 pass
         assert caught.value.status == 502
         running.cancel()
 
-    together(Paced(fail="poison"), use)
+    together(SlowFake(fail="poison"), use)

@@ -22,10 +22,9 @@ from selfalign.generation.engines.base import Part
 from selfalign.run import feedback
 from selfalign.run.context import Context
 from selfalign.web import server
-from selfalign.web.guard import Policy, cookie_value
-from selfalign.web.serve.openai_request import Limits
-from selfalign.web.serve.routes import PARTS
-from web_servers import Paced, Running, serving
+from selfalign.web.guard import OPEN_PATHS, Policy, cookie_value
+from selfalign.web.serve.routes import STATIC_FILES
+from web_servers import RunningServer, SlowFake, serving
 
 TOKEN = "correct-horse-battery"
 
@@ -36,8 +35,8 @@ def run(fake_run: Callable[..., Context]) -> Context:
 
 
 @pytest.fixture
-def quick(run: Context) -> Iterator[Running]:
-    with serving(run, Paced()) as running:
+def quick(run: Context) -> Iterator[RunningServer]:
+    with serving(run, SlowFake()) as running:
         yield running
 
 
@@ -62,7 +61,7 @@ ROUTES: list[tuple[str, str, Any, bool]] = [
     ("GET", "/", None, True), ("GET", "/about", None, True), ("GET", "/v1/models", None, True),
     ("GET", "/v1/models/base", None, True), ("POST", "/v1/chat/completions", CHAT, True),
     ("POST", "/v1/completions", {"model": "base", "prompt": "Once"}, True), ("POST", "/feedback", MARK, True),
-    *(("GET", f"/static/{name}", None, True) for name in PARTS),
+    *(("GET", f"/static/{name}", None, True) for name in STATIC_FILES),
     ("GET", "/static/base.css", None, False), ("GET", "/sign-in", None, False),
 ]  # fmt: skip
 
@@ -74,30 +73,30 @@ def test_every_route_under_every_token(run: Context):
         ({"authorization": f"Bearer {TOKEN}"}, True),
         ({"cookie": "selfalign-{port}=wrong"}, False), (cookie, True),
     ]  # fmt: skip
-    with serving(run, Paced(), policy=Policy(token=TOKEN)) as running:
+    with serving(run, SlowFake(), policy=Policy(token=TOKEN)) as running:
         for method, path, body, guarded in ROUTES:
             for headers, right in shown:
                 given = {k: v.replace("{port}", str(running.port)) for k, v in headers.items()}
-                status = running.ask(method, path, body, given)[0]
+                status = running.request(method, path, body, given)[0]
                 assert status == (200 if right or not guarded else 401), (method, path, headers)
         assert running.engine.requests == 4  # two routes generate, for each of two right tokens
 
 
 def test_the_table_above_names_every_route(run: Context):
     from selfalign.web.serve import routes
-    from selfalign.web.serve.job_queue import Generation
-    from selfalign.web.serve.models import Served
+    from selfalign.web.serve.job_queue import JobQueue
+    from selfalign.web.serve.models import ServedModels
 
-    generation = Generation(Paced(), 1, 1)
-    guarded = routes.build(Served(run), generation, Policy(), Limits())
-    paths = {route.path.replace("{name}", "base") for route in guarded._app.routes}  # type: ignore[attr-defined]
-    assert paths | guarded._open == {path for _, path, _, _ in ROUTES}
-    generation.close()
+    queue = JobQueue(SlowFake(), 1, 1)
+    app = routes.build(ServedModels(run), queue, Policy(), 4096)._app
+    paths = {route.path.replace("{name}", "base") for route in app.routes}  # type: ignore[attr-defined]
+    assert paths | OPEN_PATHS == {path for _, path, _, _ in ROUTES}
+    queue.close()
 
 
-def test_answers_are_marked_and_marks_taken_back(quick: Running, run: Context):
+def test_answers_are_marked_and_marks_taken_back(quick: RunningServer, run: Context):
     def tell(**more: Any) -> tuple[int, Any]:
-        status, _, body = quick.ask("POST", "/feedback", {**MARK, **more})
+        status, _, body = quick.request("POST", "/feedback", {**MARK, **more})
         return status, json.loads(body)
 
     assert tell()[0] == 200
@@ -111,55 +110,55 @@ def test_answers_are_marked_and_marks_taken_back(quick: Running, run: Context):
     assert tell(verdict="") == (200, {"verdict": "", "found": False})
     assert [m.id for m in feedback.read(run.run).values()] == [second.id]
     for more, why in [
-        ({"model": "other"}, "none of this run's"), ({"model": ["final"]}, "none of this run's"),
-        ({"prompt": "../x"}, "the prompt is none"), ({"prompt": ["standard"]}, "the prompt is none"),
-        ({"model": "prompted-base"}, "the prompt is none"), ({"source": "chat"}, "unknown key 'source'"),
+        ({"model": "other"}, "one of this run's"), ({"model": ["final"]}, "one of this run's"),
+        ({"prompt": "../x"}, "the prompt must be one of"), ({"prompt": ["standard"]}, "the prompt must be one of"),
+        ({"model": "prompted-base"}, "the prompt must be one of"), ({"source": "chat"}, "unknown key 'source'"),
         ({"principles": [1]}, "unknown key"), ({"row": "x"}, "unknown key"), ({"file": "/etc/passwd"}, "unknown key"),
         ({"verdict": "x"}, "good or bad"), ({"note": "x" * 2001}, "2,001"), ({"turns": []}, "turns must"),
-        ({"thoughts": 1}, "thoughts are text"), ({"answer": None}, "answer is None"),
+        ({"thoughts": 1}, "thoughts must be a string"), ({"answer": None}, "answer is None"),
     ]:  # fmt: skip
         status, said = tell(**more)
         assert status == 400 and why in said["error"]["message"], more
     assert len(feedback.read(run.run)) == 1
 
 
-def test_marks_are_bounded_and_come_from_the_page_alone(quick: Running, run: Context):
+def test_marks_are_bounded_and_come_from_the_page_alone(quick: RunningServer, run: Context):
     large = {**MARK, "answer": "x" * (1 << 18)}
-    assert quick.ask("POST", "/feedback", large)[0] == 413
+    assert quick.request("POST", "/feedback", large)[0] == 413
     for bad in (b"", b"[1]", b"{", b"null", b"[" * 100_000):
-        assert quick.ask("POST", "/feedback", bad)[0] == 400, bad[:10]
-    assert quick.ask("POST", "/feedback", MARK, {"content-type": "text/plain"})[0] == 415
-    assert quick.ask("POST", "/feedback", MARK, {"origin": "http://evil.example"})[0] == 403
-    assert quick.ask("POST", "/feedback", MARK, {"host": "evil.example"})[0] == 421
-    assert quick.ask("POST", "/feedback", MARK, {"sec-fetch-site": "cross-site"})[0] == 403
-    assert quick.ask("GET", "/feedback")[0] == 405
+        assert quick.request("POST", "/feedback", bad)[0] == 400, bad[:10]
+    assert quick.request("POST", "/feedback", MARK, {"content-type": "text/plain"})[0] == 415
+    assert quick.request("POST", "/feedback", MARK, {"origin": "http://evil.example"})[0] == 403
+    assert quick.request("POST", "/feedback", MARK, {"host": "evil.example"})[0] == 421
+    assert quick.request("POST", "/feedback", MARK, {"sec-fetch-site": "cross-site"})[0] == 403
+    assert quick.request("GET", "/feedback")[0] == 405
     assert not run.run.jsonl("feedback").exists()
-    assert quick.ask("POST", "/feedback", json.dumps({**MARK, "note": "\ud83d"}).encode())[0] == 200
+    assert quick.request("POST", "/feedback", json.dumps({**MARK, "note": "\ud83d"}).encode())[0] == 200
     assert next(iter(feedback.read(run.run).values())).note == "?"
 
 
-def test_nothing_else_is_there(quick: Running):
+def test_nothing_else_is_there(quick: RunningServer):
     for path in ("/v1", "/v1/", "/docs", "/static/", "/static/../app.py", "/static/%2e%2e/app.py", "/v1/adapters",
     "/metrics",
                  "/static/chat.html", "/etc/passwd", "//etc/passwd", "/v1/models/..%2f..%2fetc"):  # fmt: skip
-        status, _, body = quick.ask("GET", path)
+        status, _, body = quick.request("GET", path)
         assert status == 404, path
         assert json.loads(body)["error"]["type"] == "invalid_request_error"
-    assert quick.ask("GET", "/v1/chat/completions")[0] == 405
-    assert quick.ask("POST", "/v1/models", {})[0] == 405
-    assert quick.ask("POST", "/v1/chat/completions", b"{}", {"content-type": "text/plain"})[0] == 415
-    assert quick.ask("GET", "/", None, {"host": "evil.example"})[0] == 421
-    assert quick.ask("POST", "/v1/chat/completions", CHAT, {"origin": "http://evil.example"})[0] == 403
-    assert quick.ask("GET", "/v1/models", None, {"upgrade": "websocket", "connection": "upgrade"})[0] == 200
+    assert quick.request("GET", "/v1/chat/completions")[0] == 405
+    assert quick.request("POST", "/v1/models", {})[0] == 405
+    assert quick.request("POST", "/v1/chat/completions", b"{}", {"content-type": "text/plain"})[0] == 415
+    assert quick.request("GET", "/", None, {"host": "evil.example"})[0] == 421
+    assert quick.request("POST", "/v1/chat/completions", CHAT, {"origin": "http://evil.example"})[0] == 403
+    assert quick.request("GET", "/v1/models", None, {"upgrade": "websocket", "connection": "upgrade"})[0] == 200
 
 
-def test_pages_come_from_memory_with_their_types(quick: Running):
+def test_pages_come_from_memory_with_their_types(quick: RunningServer):
     for path, kind in [
         ("/", "text/html"),
-        *((f"/static/{n}", k) for n, k in PARTS.items()),
+        *((f"/static/{n}", k) for n, k in STATIC_FILES.items()),
         ("/static/base.css", "text/css"),
     ]:
-        status, headers, body = quick.ask("GET", path)
+        status, headers, body = quick.request("GET", path)
         assert (status, headers["content-type"].split(";")[0]) == (200, kind)
         assert body
         assert "unsafe" not in headers["content-security-policy"]
@@ -170,18 +169,18 @@ def test_pages_come_from_memory_with_their_types(quick: Running):
 # -- answers -----------------------------------------------------------------------------------------------------------
 
 
-def test_models_are_the_runs(quick: Running):
-    listed = json.loads(quick.ask("GET", "/v1/models")[2])
+def test_models_are_the_runs(quick: RunningServer):
+    listed = json.loads(quick.request("GET", "/v1/models")[2])
     assert [m["id"] for m in listed["data"]] == ["base", "prompted-base", "engraved", "final"]
-    assert json.loads(quick.ask("GET", "/v1/models/final")[2])["object"] == "model"
-    status, _, body = quick.ask("GET", "/v1/models/other")
+    assert json.loads(quick.request("GET", "/v1/models/final")[2])["object"] == "model"
+    status, _, body = quick.request("GET", "/v1/models/other")
     assert (status, json.loads(body)["error"]["code"]) == (404, "model_not_found")
 
 
-def test_a_stream_says_what_the_whole_answer_says(quick: Running):
+def test_a_stream_says_what_the_whole_answer_says(quick: RunningServer):
     whole = quick.chat(seed=5)[1]
     body = {**CHAT, "model": "final", "seed": 5, "stream": True, "stream_options": {"include_usage": True}}
-    status, headers, sent = quick.ask("POST", "/v1/chat/completions", body)
+    status, headers, sent = quick.request("POST", "/v1/chat/completions", body)
     assert (status, headers["content-type"]) == (200, "text/event-stream; charset=utf-8")
     said = events(sent)
     text = "".join(e["choices"][0]["delta"].get("content", "") for e in said[:-1])
@@ -193,7 +192,7 @@ def test_a_stream_says_what_the_whole_answer_says(quick: Running):
     assert len({e["id"] for e in said}) == 1
 
 
-def test_each_model_has_its_adapter_and_choices_their_seeds(quick: Running):
+def test_each_model_has_its_adapter_and_choices_their_seeds(quick: RunningServer):
     texts = {
         m: quick.chat(model=m, seed=1)[1]["choices"][0]["message"]["content"] for m in ("base", "engraved", "final")
     }
@@ -210,13 +209,13 @@ def test_each_model_has_its_adapter_and_choices_their_seeds(quick: Running):
     assert quick.engine.prompts[-1][2] != quick.engine.prompts[-2][2]  # no seed: a random one
 
 
-def test_no_seed_is_the_one_that_an_engine_takes_for_any(quick: Running):
+def test_no_seed_is_the_one_that_an_engine_takes_for_any(quick: RunningServer):
     quick.chat(seed=-1, n=2)
     quick.chat(seed=2**32 - 2, n=2)
     assert all(0 <= seed < 2**32 - 1 for _, _, seed in quick.engine.prompts)  # llama.cpp draws one for 2**32 - 1
 
 
-def test_the_prompt_is_the_runs_unless_the_request_brings_one(quick: Running, run: Context):
+def test_the_prompt_is_the_runs_unless_the_request_brings_one(quick: RunningServer, run: Context):
     prompts = run.run.constitution.prompts
     quick.chat("Hello")
     quick.chat("Hello", style="concise")
@@ -231,7 +230,7 @@ def test_the_prompt_is_the_runs_unless_the_request_brings_one(quick: Running, ru
     assert own == f"<bos>Speak like a pirate.\n\nUser: Hello\n\n{name}: Arr.<eos>\n\nUser: Once more\n\n{name}:"
 
 
-def test_the_prompted_base_thinks_first(quick: Running):
+def test_the_prompted_base_thinks_first(quick: RunningServer):
     status, found = quick.chat(model="prompted-base", seed=1)
     message = found["choices"][0]["message"]
     assert status == 200
@@ -239,7 +238,7 @@ def test_the_prompted_base_thinks_first(quick: Running):
     assert "Principles" not in message["content"]
     assert 0 < found["usage"]["completion_tokens_details"]["reasoning_tokens"] < found["usage"]["completion_tokens"]
     body = {**CHAT, "model": "prompted-base", "seed": 1, "stream": True}
-    deltas = [e["choices"][0]["delta"] for e in events(quick.ask("POST", "/v1/chat/completions", body)[2])]
+    deltas = [e["choices"][0]["delta"] for e in events(quick.request("POST", "/v1/chat/completions", body)[2])]
     assert "".join(d.get("content", "") for d in deltas) == message["content"]
     assert "".join(d.get("reasoning_content", "") for d in deltas) == message["reasoning_content"]
     for more in ({"style": "concise"}, {"messages": [{"role": "system", "content": "x"}, *CHAT["messages"]]},
@@ -248,20 +247,20 @@ def test_the_prompted_base_thinks_first(quick: Running):
         assert quick.chat(**{"model": "prompted-base", **more})[0] == 400
 
 
-def test_plain_prompts_are_continued_as_they_stand(quick: Running):
+def test_plain_prompts_are_continued_as_they_stand(quick: RunningServer):
     body = {"model": "base", "prompt": ["Once\n", ""], "n": 2, "seed": 1, "max_tokens": 3}
-    status, _, sent = quick.ask("POST", "/v1/completions", body)
+    status, _, sent = quick.request("POST", "/v1/completions", body)
     found = json.loads(sent)
     assert status == 200
     assert sorted(p for p, _, _ in quick.engine.prompts) == ["<bos>", "<bos>", "<bos>Once\n", "<bos>Once\n"]
     assert [c["finish_reason"] for c in found["choices"]] == ["length"] * 4
     assert found["choices"][0]["text"].startswith(" ")  # nothing is trimmed
-    said = events(quick.ask("POST", "/v1/completions", {**body, "prompt": "Once\n", "n": 1, "stream": True})[2])
+    said = events(quick.request("POST", "/v1/completions", {**body, "prompt": "Once\n", "n": 1, "stream": True})[2])
     assert "".join(e["choices"][0]["text"] for e in said) == found["choices"][0]["text"]
-    assert quick.ask("POST", "/v1/completions", {"model": "prompted-base", "prompt": "x"})[0] == 400
+    assert quick.request("POST", "/v1/completions", {"model": "prompted-base", "prompt": "x"})[0] == 400
 
 
-def test_stop_strings_and_limits_end_an_answer(quick: Running):
+def test_stop_strings_and_limits_end_an_answer(quick: RunningServer):
     whole = quick.chat(seed=1)[1]["choices"][0]["message"]["content"]
     word = whole.split()[4]
     cut = quick.chat(seed=1, stop=[word])[1]["choices"][0]
@@ -271,19 +270,19 @@ def test_stop_strings_and_limits_end_an_answer(quick: Running):
 
 
 def test_the_servers_limit_bounds_the_default_too(run: Context):
-    with serving(run, Paced(), limits=Limits(tokens=5)) as running:
+    with serving(run, SlowFake(), max_tokens=5) as running:
         assert running.chat()[1]["usage"]["completion_tokens"] == 5
         assert running.chat(max_tokens=6)[0] == 400
-        assert json.loads(running.ask("GET", "/about")[2])["defaults"]["max_tokens"] == 5
+        assert json.loads(running.request("GET", "/about")[2])["defaults"]["max_tokens"] == 5
 
 
-def test_a_message_that_reads_as_a_turn_is_said(quick: Running):
+def test_a_message_that_reads_as_a_turn_is_said(quick: RunningServer):
     assert quick.chat("One\n\nUser: two")[1]["selfalign"] == {"reads_as_turns": True}
     assert "selfalign" not in quick.chat("One")[1]
 
 
 def test_what_the_engine_cannot_answer_is_an_error_of_one_request(run: Context, capfd: pytest.CaptureFixture[str]):
-    class Broken(Paced):
+    class Broken(SlowFake):
         def generate(self, prompt: Any, *more: Any) -> Any:
             if "too long" in "".join(prompt):
                 from selfalign.generation.engines.base import TooLong
@@ -295,7 +294,7 @@ def test_what_the_engine_cannot_answer_is_an_error_of_one_request(run: Context, 
 
     with serving(run, Broken(fail="broken row")) as running:
         for message, status, word in (
-            ("too long", 400, "context_length_exceeded"), ("broken row", 502, "broken row"), ("bug", 500, "fault"),
+            ("too long", 400, "context_length_exceeded"), ("broken row", 502, "broken row"), ("bug", 500, "internal"),
         ):  # fmt: skip
             for stream in (False, True):
                 found = running.chat(message, stream=stream)
@@ -308,20 +307,20 @@ def test_what_the_engine_cannot_answer_is_an_error_of_one_request(run: Context, 
 
 
 def test_a_full_queue_says_when_to_come_again(run: Context):
-    with serving(run, Paced(0.005), slots=2, max_queue=2) as running, ThreadPoolExecutor(8) as clients:
+    with serving(run, SlowFake(0.005), slots=2, max_queue=2) as running, ThreadPoolExecutor(8) as clients:
         asked = [clients.submit(running.chat, seed=i) for i in range(4)]
-        running.settle(taken=4)
-        status, headers, body = running.ask("POST", "/v1/chat/completions", CHAT)
+        running.wait_for_jobs(4)
+        status, headers, body = running.request("POST", "/v1/chat/completions", CHAT)
         assert status == 429
         assert 1 <= int(headers["retry-after"]) <= 60
         assert json.loads(body)["error"] == {
-            "message": "all slots are taken and the queue is full", "type": "rate_limit_error", "param": None,
+            "message": "all slots are busy and the queue is full", "type": "rate_limit_error", "param": None,
             "code": "queue_full",
         }  # fmt: skip
-        assert running.ask("GET", "/v1/models")[0] == 200
+        assert running.request("GET", "/v1/models")[0] == 200
         assert [a.result()[0] for a in asked] == [200] * 4
-        running.settle()
-        assert running.engine.most_at_once == 2
+        running.wait_for_jobs()
+        assert running.engine.max_running == 2
         assert running.chat(n=4)[0] == 200
         assert running.chat(n=5)[0] == 400  # that many are never held
 
@@ -332,7 +331,7 @@ def raw(length: int) -> bytes:
     return "\r\n".join((*lines, f"content-length: {length}", "", "")).encode()
 
 
-def leave(running: Running, body: dict[str, Any], read: int) -> None:
+def leave(running: RunningServer, body: dict[str, Any], read: int) -> None:
     """Ask, read so many bytes, and hang up."""
     data = json.dumps(body).encode()
     with socket.create_connection(("127.0.0.1", running.port), timeout=10) as connection:
@@ -341,43 +340,43 @@ def leave(running: Running, body: dict[str, Any], read: int) -> None:
         while got < read:
             got += len(connection.recv(4096))
         if not read:
-            running.settle(taken=1)
+            running.wait_for_jobs(1)
 
 
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_client_that_leaves_frees_its_slot(run: Context, stream: bool):
-    with serving(run, Paced(0.05), slots=1) as running:
+    with serving(run, SlowFake(0.05), slots=1) as running:
         began = time.monotonic()
         leave(running, {**CHAT, "stream": stream}, 800 if stream else 0)
-        running.settle()
+        running.wait_for_jobs()
         assert time.monotonic() - began < 1.4  # the whole answer takes 1.5 s and more
-        assert running.engine.cut == 1
+        assert running.engine.cancelled == 1
 
 
 def test_a_client_that_leaves_while_it_waits_never_starts(run: Context):
-    with serving(run, Paced(0.01), slots=1) as running:
+    with serving(run, SlowFake(0.01), slots=1) as running:
         first = threading.Thread(target=running.chat)
         first.start()
-        running.settle(taken=1)
+        running.wait_for_jobs(1)
         data = json.dumps(CHAT).encode()
         with socket.create_connection(("127.0.0.1", running.port), timeout=10) as connection:
             connection.sendall(raw(len(data)) + data)
-            running.settle(taken=2)
-        running.settle(taken=1)
+            running.wait_for_jobs(2)
+        running.wait_for_jobs(1)
         first.join()
-        running.settle()
+        running.wait_for_jobs()
         assert running.engine.requests == 1
 
 
 def test_a_deadline_cuts_an_answer(run: Context):
-    with serving(run, Paced(0.02), deadline_s=0.1) as running:
+    with serving(run, SlowFake(0.02), deadline_s=0.1) as running:
         choice = running.chat()[1]["choices"][0]
         assert choice["finish_reason"] == "length"
         assert 1 <= len(choice["message"]["content"].split()) <= 10
 
 
 def test_the_servers_end_cuts_answers_short(run: Context):
-    with serving(run, Paced(0.2), slots=1) as running:
+    with serving(run, SlowFake(0.2), slots=1) as running:
         failed: list[Exception] = []
 
         def ask() -> None:
@@ -388,16 +387,16 @@ def test_the_servers_end_cuts_answers_short(run: Context):
 
         client = threading.Thread(target=ask)
         client.start()
-        running.settle(taken=1)
-        loop = next(iter(running.generation._running)).loop
-        loop.call_soon_threadsafe(running.generation.cancel_all)
-        running.settle()
+        running.wait_for_jobs(1)
+        loop = next(iter(running.queue._groups)).loop
+        loop.call_soon_threadsafe(running.queue.cancel_all)
+        running.wait_for_jobs()
         client.join(5)
         assert len(failed) == 1
 
 
 @pytest.mark.parametrize("before", [b"", b"GET /v1/models HTTP/1.1\r\nhost: localhost\r\n\r\n"])
-def test_headers_that_do_not_end_close_a_connection(quick: Running, before: bytes, monkeypatch: pytest.MonkeyPatch):
+def test_unfinished_headers_time_out(quick: RunningServer, before: bytes, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(server, "HEADER_S", 0.3)
     with socket.create_connection(("127.0.0.1", quick.port), timeout=5) as connection:
         connection.sendall(before)
@@ -410,17 +409,17 @@ def test_headers_that_do_not_end_close_a_connection(quick: Running, before: byte
                 time.sleep(0.05)
         assert time.monotonic() - began < 1
     # Patience ends with the headers: an answer may take longer.
-    quick.engine.pace_s = 0.03
+    quick.engine.word_s = 0.03
     assert quick.chat()[0] == 200
 
 
 def test_those_who_wait_longest_make_place(run: Context, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(server, "_room", lambda: 4)
-    with serving(run, Paced(0.005)) as running, contextlib.ExitStack() as open_:
+    monkeypatch.setattr(server, "_max_connections", lambda: 4)
+    with serving(run, SlowFake(0.005)) as running, contextlib.ExitStack() as open_:
         answer = ThreadPoolExecutor(1).submit(running.chat)
-        running.settle(taken=1)
+        running.wait_for_jobs(1)
         idle = [open_.enter_context(socket.create_connection(("127.0.0.1", running.port), 5)) for _ in range(12)]
-        assert running.ask("GET", "/v1/models")[0] == 200
+        assert running.request("GET", "/v1/models")[0] == 200
         assert answer.result()[0] == 200  # it was there first, and was not waiting
         for first in idle[:6]:
             with contextlib.suppress(ConnectionError):
@@ -476,7 +475,7 @@ def fuzzed(rng: random.Random) -> tuple[str, str, Any, dict[str, str]]:
     return rng.choice(["POST"] * 9 + ["GET", "PUT", "HEAD", "OPTIONS", "BREW"]), path, sent, headers
 
 
-def fuzz(running: Running, requests: int, seed: int) -> dict[int, int]:
+def fuzz(running: RunningServer, requests: int, seed: int) -> dict[int, int]:
     """Send fuzzed requests from four clients; returns how often each status came. 0: the connection was cut."""
     import http.client
     from collections import Counter
@@ -485,7 +484,7 @@ def fuzz(running: Running, requests: int, seed: int) -> dict[int, int]:
         rng, seen = random.Random(f"{seed} {number}"), Counter[int]()
         for _ in range(requests // 4):
             try:
-                status, headers, body = running.ask(*fuzzed(rng))
+                status, headers, body = running.request(*fuzzed(rng))
             except (http.client.HTTPException, ConnectionError, TimeoutError) as error:
                 assert not isinstance(error, TimeoutError)
                 status, headers, body = 0, {}, b""
@@ -500,11 +499,11 @@ def fuzz(running: Running, requests: int, seed: int) -> dict[int, int]:
 
 
 def test_fuzzed_requests_are_answered_or_refused(run: Context):
-    with serving(run, Paced(), slots=4, max_queue=64) as running:
+    with serving(run, SlowFake(), slots=4, max_queue=64) as running:
         seen = fuzz(running, 400, 1)
         assert {200, 400, 404, 405} <= set(seen), seen
         assert seen.get(0, 0) < 20  # a length that is a lie leaves nothing to answer
-        running.settle()
+        running.wait_for_jobs()
         assert running.chat()[0] == 200
 
 
@@ -515,7 +514,7 @@ def resident_mb() -> float:
 
 @pytest.mark.slow
 def test_ten_thousand_fuzzed_requests_leave_memory_and_clients_alone(run: Context):
-    with serving(run, Paced(), slots=4, max_queue=64) as running:
+    with serving(run, SlowFake(), slots=4, max_queue=64) as running:
         fuzz(running, 2000, 2)
         before = resident_mb()
         failed: list[Any] = []
@@ -533,7 +532,7 @@ def test_ten_thousand_fuzzed_requests_leave_memory_and_clients_alone(run: Contex
         seen = fuzz(running, 10_000, 3)
         over.set()
         client.join()
-        running.settle()
+        running.wait_for_jobs()
         print("statuses:", seen, "MB before and after:", before, resident_mb())
         assert failed == []
         assert resident_mb() - before < 50
@@ -541,12 +540,12 @@ def test_ten_thousand_fuzzed_requests_leave_memory_and_clients_alone(run: Contex
 
 @pytest.mark.slow
 def test_slow_and_rude_clients_do_not_keep_others_out(run: Context):
-    with serving(run, Paced(), slots=4, max_queue=64) as running:
+    with serving(run, SlowFake(), slots=4, max_queue=64) as running:
         open_ones = [socket.create_connection(("127.0.0.1", running.port)) for _ in range(200)]
         for number, one in enumerate(open_ones):
             one.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\n"[: 10 + number % 50])
         for _ in range(200):
-            assert running.ask("POST", "/v1/chat/completions", b" " * 1_100_000)[0] in (0, 413)
+            assert running.request("POST", "/v1/chat/completions", b" " * 1_100_000)[0] in (0, 413)
         for number in range(500):
             with socket.create_connection(("127.0.0.1", running.port)) as one:
                 one.sendall(
@@ -555,7 +554,7 @@ def test_slow_and_rude_clients_do_not_keep_others_out(run: Context):
                     ]
                 )
         assert running.chat()[0] == 200
-        running.settle()
+        running.wait_for_jobs()
         # Their time is up after 20 s: the server hangs up.
         open_ones[0].settimeout(40)
         with contextlib.suppress(ConnectionResetError):
@@ -567,14 +566,14 @@ def test_slow_and_rude_clients_do_not_keep_others_out(run: Context):
 # -- the official client -----------------------------------------------------------------------------------------------
 
 
-def test_the_openai_client_finds_what_it_expects(quick: Running):
+def test_the_openai_client_finds_what_it_expects(quick: RunningServer):
     openai_conformance.check(quick.url, ["base", "prompted-base", "engraved", "final"])
 
 
 def test_the_openai_client_is_told_of_the_token_and_the_queue(run: Context):
     import openai
 
-    with serving(run, Paced(0.05), slots=1, max_queue=0, policy=Policy(token=TOKEN)) as running:
+    with serving(run, SlowFake(0.05), slots=1, max_queue=0, policy=Policy(token=TOKEN)) as running:
         with openai_conformance.client(running.url) as asked, pytest.raises(openai.AuthenticationError):
             asked.models.list()
         with openai_conformance.client(running.url, TOKEN) as asked:
@@ -584,8 +583,8 @@ def test_the_openai_client_is_told_of_the_token_and_the_queue(run: Context):
                 with pytest.raises(openai.RateLimitError) as caught:
                     asked.chat.completions.create(**fixed)
                 assert caught.value.response.headers["retry-after"].isdigit()
-            running.settle()  # the stream was closed before its end
-            assert running.engine.cut == 1
+            running.wait_for_jobs()  # the stream was closed before its end
+            assert running.engine.cancelled == 1
 
 
 def test_a_real_engine_answers_the_openai_client(tmp_path: Path, default_constitution: Constitution):
@@ -594,12 +593,12 @@ def test_a_real_engine_answers_the_openai_client(tmp_path: Path, default_constit
     from selfalign.run import recipe as recipes
     from selfalign.run.directory import RunDir
     from selfalign.system.console import Screen
-    from selfalign.web.serve.models import Served
+    from selfalign.web.serve.models import ServedModels
 
     base = tiny_models.write(tmp_path / "base", "llama")
     recipe = recipes.load("quick", [f"model={base}", "engine.kind=llama_cpp", "engine.context=4096"])
     context = Context(RunDir.create(tmp_path / "run", recipe, default_constitution), Screen(-1))
-    engine = Served(context).start(2)
+    engine = ServedModels(context).start(2)
     generate, parts = engine.generate, list[Part]()
 
     def recorded(*given: Any) -> Part:
@@ -609,7 +608,7 @@ def test_a_real_engine_answers_the_openai_client(tmp_path: Path, default_constit
     engine.generate = recorded  # type: ignore[method-assign]
     try:
         with serving(context, engine, slots=2) as running:
-            assert [m["id"] for m in json.loads(running.ask("GET", "/v1/models")[2])["data"]] == [
+            assert [m["id"] for m in json.loads(running.request("GET", "/v1/models")[2])["data"]] == [
                 "base",
                 "prompted-base",
             ]
@@ -619,7 +618,7 @@ def test_a_real_engine_answers_the_openai_client(tmp_path: Path, default_constit
             assert running.chat(model="final")[0] == 404
             openai_conformance.check_length(running.url, "base")
             leave(running, {**CHAT, "stream": True, "max_tokens": 4000, "temperature": 2}, 600)
-            running.settle()
+            running.wait_for_jobs()
             assert parts[-1].finish == "cancelled"
             assert len(parts[-1].text) < 3000
     finally:

@@ -61,7 +61,7 @@ def served(run: RunDir, beside: RunDir | None = None, policy: Policy = ANYBODY) 
     for index in indices:
         index.refresh()
     listening = server.listen("127.0.0.1", 0)
-    made = server.make(routes.build(routes.Viewer(*indices), policy))
+    made = server.build(routes.build(routes.Viewer(*indices), policy))
     thread = threading.Thread(target=made.run, kwargs={"sockets": [listening]}, daemon=True)
     thread.start()
     try:

@@ -159,7 +159,7 @@ def test_progress_is_that_of_the_ledger(tmp_path: Path):
     journal.expect("verbose_responses", 12)
     number = journal.begin_session("verbose_responses", 4)
     journal.begin("verbose_responses", [(f"k{n}", f"{n:016x}") for n in range(8)])
-    journal.progress(saved=[(f"k{n}", "[]", 1, 1, 1, 0.1) for n in range(5)], sitting=(number, 10.0, 20.0))
+    journal.progress(saved=[(f"k{n}", "[]", 1, 1, 1, 0.1) for n in range(5)], session=(number, 10.0, 20.0))
     journal.decide("verbose_responses", [(f"{n:016x}", n, "kept", "", "q\na") for n in range(4)])
     index = Index(run.path, run.constitution, run.view)
     index.refresh()

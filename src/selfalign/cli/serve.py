@@ -55,31 +55,31 @@ def start(
         Interrupted: always in the end.
     """
     from selfalign.web import guard, server
-    from selfalign.web.serve import routes
-    from selfalign.web.serve.job_queue import Generation
-    from selfalign.web.serve.models import Served
-    from selfalign.web.serve.openai_request import Limits
 
     server.check_installed()
+    from selfalign.web.serve import routes
+    from selfalign.web.serve.job_queue import JobQueue
+    from selfalign.web.serve.models import ServedModels
+
     policy = guard.policy(host, allowed)
-    limits = Limits(tokens=max_tokens or context.recipe.engine.context)
-    served = Served(context, style, limits.tokens)
+    limit = max_tokens or context.recipe.engine.context
+    models = ServedModels(context, style, limit)
     listening = server.listen(host, port)
     try:
-        engine = served.start(slots)
+        engine = models.start(slots)
     except BaseException:
         listening.close()
         raise
-    generation = Generation(engine, slots, max_queue)
+    queue = JobQueue(engine, slots, max_queue)
     try:
-        guarded = routes.build(served, generation, policy, limits)
+        app = routes.build(models, queue, policy, limit)
         url = server.address(listening)
-        context.screen.say(f"{', '.join(served.models)} of {context.run.path.name}")
+        context.screen.say(f"{', '.join(models.models)} of {context.run.path.name}")
         context.screen.say(f"chat page  {url}/\nAPI        {url}/v1   (Ctrl-C ends)")
         if not policy.loopback:
             context.screen.say("reachable from other machines, unencrypted: put TLS before it", "yellow")
-        server.serve(guarded, listening, generation.cancel_all)
+        server.serve(app, listening, queue.cancel_all)
     finally:
         listening.close()
-        generation.close()
+        queue.close()
         engine.close()

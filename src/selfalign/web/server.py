@@ -1,4 +1,4 @@
-"""A guarded application on a socket: listen, serve, end by a signal."""
+"""Run an ASGI application with uvicorn: listen on a socket, serve, stop on a signal."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ if TYPE_CHECKING:
     from selfalign.web.guard import App
 
 GRACE_S = 5
-"""Seconds that requests in flight get when the server ends."""
+"""Seconds that requests in flight get when the server stops."""
 HEADER_S = 20.0
-"""Seconds in which a request's headers must have come, from the connection's beginning or their first byte."""
+"""Seconds within which headers must arrive, from the start of the connection or their first byte."""
 
 BURST = 128
-"""Connections taken in one go: where descriptors run out, asyncio tries and complains once for each of them."""
+"""Connections accepted at once. If file descriptors run out, asyncio logs an error for each of them."""
 _DESCRIPTORS = 8192
 
 
 def check_installed() -> None:
-    """Raises UserError where the libraries of the extra are missing."""
+    """Raise UserError if starlette or uvicorn is missing."""
     from importlib.util import find_spec
 
     if not find_spec("starlette") or not find_spec("uvicorn"):
@@ -34,32 +34,32 @@ def check_installed() -> None:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens; port 0 takes a free one.
+    """Return a listening socket; port 0 chooses a free one.
 
     Raises:
-        UserError: the address is none of this machine, or the port is taken.
+        UserError: the address is not one of this machine, or the port is in use.
     """
-    found: socket.socket | None = None
+    listening: socket.socket | None = None
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        found = socket.socket(family, kind, protocol)
-        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        found.bind(address)
-        found.listen(256)
+        listening = socket.socket(family, kind, protocol)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind(address)
+        listening.listen(256)
     except (OSError, UnicodeError) as error:
-        if found:
-            found.close()
-        taken = isinstance(error, OSError) and error.errno == errno.EADDRINUSE
-        why = getattr(error, "strerror", None) or error
-        what = f"port {port} is taken: name another with --port" if taken else f"cannot listen ({why})"
-        raise UserError(f"--host {host} --port {port}: {what}") from None
-    return found
+        if listening:
+            listening.close()
+        reason = f"cannot listen ({getattr(error, 'strerror', None) or error})"
+        if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
+            reason = "the port is in use: choose another with --port"
+        raise UserError(f"--host {host} --port {port}: {reason}") from None
+    return listening
 
 
 def address(listening: socket.socket) -> str:
-    """Where a browser finds it: http://127.0.0.1:8000."""
+    """Return the URL for a browser, such as http://127.0.0.1:8000."""
     host, port = listening.getsockname()[:2]
-    if host in ("0.0.0.0", "::"):  # noqa: S104  (every address: one of them is shown)
+    if host in ("0.0.0.0", "::"):  # noqa: S104  (all addresses: show one of them)
         host = "127.0.0.1"
     return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
@@ -68,20 +68,20 @@ def serve(app: App, listening: socket.socket, on_end: Callable[[], None] = lambd
     """Serve until SIGINT or SIGTERM.
 
     Args:
-        on_end: called once when the end begins, to cut short what is in flight.
+        on_end: called once when the server begins to stop, to cancel requests in flight.
 
     Raises:
-        Interrupted: always in the end, with the signal's exit code.
+        Interrupted: always, with the signal's exit code.
     """
-    STOP.message = b"\nending; once more ends at once\n"
-    made = make(app)
+    STOP.message = b"\nstopping; press Ctrl-C again to stop at once\n"
+    uvicorn_server = build(app)
 
     async def run() -> None:
-        task = asyncio.create_task(made._serve([listening]))
+        task = asyncio.create_task(uvicorn_server._serve([listening]))
         while not task.done():
-            if STOP.is_set and not made.should_exit:
+            if STOP.is_set and not uvicorn_server.should_exit:
                 on_end()
-                made.should_exit = True
+                uvicorn_server.should_exit = True
             await asyncio.wait([task], timeout=0.1)
         await task
 
@@ -89,70 +89,70 @@ def serve(app: App, listening: socket.socket, on_end: Callable[[], None] = lambd
     STOP.check()
 
 
-def make(app: App) -> Any:
-    """uvicorn's server with bounds on headers and time, and without signal handlers and banners of its own."""
+def build(app: App) -> Any:
+    """Return a uvicorn server with limits on headers and time, without its signal handlers and log lines."""
     import uvicorn
 
     config = uvicorn.Config(
-        app, http=_patient(_room()), backlog=BURST, ws="none", loop="asyncio", lifespan="off", log_config=None,
-        log_level="critical", access_log=False, proxy_headers=False, server_header=False, timeout_keep_alive=10,
-        timeout_graceful_shutdown=GRACE_S, h11_max_incomplete_event_size=16 << 10,
+        app, http=_protocol(_max_connections()), backlog=BURST, ws="none", loop="asyncio", lifespan="off",
+        log_config=None, log_level="critical", access_log=False, proxy_headers=False, server_header=False,
+        timeout_keep_alive=10, timeout_graceful_shutdown=GRACE_S, h11_max_incomplete_event_size=16 << 10,
     )  # fmt: skip
     return uvicorn.Server(config)
 
 
-def _room() -> int:
-    """Connections that may be open at once: a quarter of the files that may, for closing takes a while."""
+def _max_connections() -> int:
+    """Return the number of connections that may be open at once: a quarter of the limit of open files."""
     import resource
 
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = _DESCRIPTORS if hard == resource.RLIM_INFINITY else min(_DESCRIPTORS, hard)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
+    target = _DESCRIPTORS if hard == resource.RLIM_INFINITY else min(_DESCRIPTORS, hard)
+    if soft != resource.RLIM_INFINITY and soft < target:
         with contextlib.suppress(OSError, ValueError):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+            resource.setrlimit(resource.RLIMIT_NOFILE, (target, hard))
         soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     return (_DESCRIPTORS if soft == resource.RLIM_INFINITY else soft) // 4
 
 
-def _patient(room: int) -> Any:
-    """HTTP/1.1 that does not wait for ever for headers: uvicorn's own patience ends with a request's first byte.
+def _protocol(max_connections: int) -> Any:
+    """Return an HTTP/1.1 protocol with a timeout for headers; uvicorn's own ends with the first byte of a request.
 
     Args:
-        room: connections at once; of more, the one that has waited longest without asking makes place.
+        max_connections: connections at once; if there are more, the one that has been idle longest is closed.
     """
     import h11
     from uvicorn.protocols.http.h11_impl import H11Protocol
 
-    waiting: dict[Any, None] = {}
+    idle: dict[Any, None] = {}
 
-    class Patient(H11Protocol):
-        patience: asyncio.TimerHandle | None = None
+    class Protocol(H11Protocol):
+        header_timer: asyncio.TimerHandle | None = None
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
-            self.patience = self.loop.call_later(HEADER_S, transport.abort)
-            waiting[self] = None
-            if len(self.connections) > room:
-                first = next(iter(waiting))
-                first.calm()
+            self.header_timer = self.loop.call_later(HEADER_S, transport.abort)
+            idle[self] = None
+            if len(self.connections) > max_connections:
+                first = next(iter(idle))
+                first.stop_timer()
                 first.transport.abort()
 
         def handle_events(self) -> None:
             super().handle_events()
             if self.conn.their_state is not h11.IDLE:
-                self.calm()
-            elif self.patience is None and self.conn.trailing_data[0]:
-                self.patience = self.loop.call_later(HEADER_S, self.transport.abort)
-                waiting[self] = None
+                self.stop_timer()
+            elif self.header_timer is None and self.conn.trailing_data[0]:
+                self.header_timer = self.loop.call_later(HEADER_S, self.transport.abort)
+                idle[self] = None
 
         def connection_lost(self, exc: Exception | None) -> None:
-            self.calm()
+            self.stop_timer()
             super().connection_lost(exc)
 
-        def calm(self) -> None:
-            if self.patience is not None:
-                self.patience.cancel()
-            self.patience = None
-            waiting.pop(self, None)
+        def stop_timer(self) -> None:
+            if self.header_timer is not None:
+                self.header_timer.cancel()
+            self.header_timer = None
+            idle.pop(self, None)
 
-    return Patient
+    return Protocol

@@ -1,4 +1,4 @@
-"""A run's models as a server offers them: their ids, prompts and sampling."""
+"""Offer a run's models to clients: model ids, system prompts, sampling settings."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import secrets
 from dataclasses import dataclass, replace
 from typing import Any
 
-from selfalign.data.prompt_text import BOS, Pieces, Turn
+from selfalign.data.prompt_text import BOS, Turn
 from selfalign.errors import UserError
 from selfalign.evaluation.heldout import models
 from selfalign.generation import engines
@@ -16,23 +16,24 @@ from selfalign.model.dialogue import PLAIN, Template
 from selfalign.run.context import Context
 from selfalign.web.guard import Refused
 from selfalign.web.serve.job_queue import Job
-from selfalign.web.serve.openai_request import STYLES, Chat, Options, Text
+from selfalign.web.serve.openai_api import STYLES, ChatRequest, CompletionRequest, GenerationRequest, Style, refuse
 
 PROMPTED = "prompted-base"
 DEFAULT_TOKENS = 512
-_FOREIGN_STOPS = 4
+_SERVER_STOPS = 4
+"""Stop strings that another OpenAI server accepts."""
 
 ABOUT = {
     "base": "before any training",
-    PROMPTED: "the base with the whole constitution in its prompt",
-    "engraved": "the constitution engraved into the weights",
-    "final": "engraved, then verbose cloning",
+    PROMPTED: "the base model with the whole constitution in its prompt",
+    "engraved": "after principle engraving (stage 3)",
+    "final": "after verbose cloning (stage 4)",
 }
 
 
 @dataclass(frozen=True, slots=True)
-class Model:
-    """One model id."""
+class ServedModel:
+    """A model id that clients may request."""
 
     name: str
     adapter: str | None
@@ -40,24 +41,24 @@ class Model:
     """Seconds since 1970."""
 
 
-class Served:
-    """What the server knows of its run.
+class ServedModels:
+    """The models of a run, and the jobs that answer requests to them.
 
     Args:
-        style: which system prompt stands before a dialogue that brings none of its own.
-        max_tokens: the most that an answer may have.
+        style: the system prompt of dialogues that bring none of their own.
+        max_tokens: the largest number of tokens of a response.
 
     Raises:
-        UserError: the style is not known.
+        UserError: the style does not exist.
     """
 
     def __init__(self, context: Context, style: str = "standard", max_tokens: int = DEFAULT_TOKENS) -> None:
         if style not in STYLES:
-            raise UserError(f"--style {style!r} is not known; known are {', '.join(STYLES)}")
+            raise UserError(f"--style {style!r} does not exist; choose from {', '.join(STYLES)}")
         self.context = context
         self.style = style
         self.tokens = min(DEFAULT_TOKENS, max_tokens)
-        """Of an answer where the request does not say."""
+        """Tokens of a response, unless the request sets a limit."""
         self.constitution = context.run.constitution
         self.template: Template = context.model.template if context.has_weights else PLAIN
         self.models = {m.name: m for m in _models(context)}
@@ -65,15 +66,15 @@ class Served:
 
     @property
     def default(self) -> str:
-        """The model that was trained last."""
+        """The name of the model that was trained last."""
         return next(reversed(self.models))
 
     def adapters(self) -> tuple[str, ...]:
-        """The stages whose adapters are needed."""
+        """Return the stages whose adapters the models need."""
         return tuple(m.adapter for m in self.models.values() if m.adapter)
 
     def start(self, slots: int) -> Engine:
-        """The engine on which all models run, with the usual prompt computed."""
+        """Start the engine for all models, and warm its prefix cache with the default system prompt."""
         context = self.context
         here = context.has_weights and engines.kind(context.recipe.engine) != "openai"
         folders = {a: context.adapter(a) if here else context.run.adapter(a) for a in self.adapters()}
@@ -85,7 +86,7 @@ class Served:
         return engine
 
     def about(self) -> dict[str, Any]:
-        """What the chat page shows of the run."""
+        """Return what the chat page shows about the run."""
         prompts = {s: self._opening(None, s)[0] for s in STYLES}
         return {
             "run": self.context.run.path.resolve().name,
@@ -106,94 +107,97 @@ class Served:
 
     # -- requests ----------------------------------------------------------------------------------------------------
 
-    def chat_jobs(self, wanted: Chat) -> list[Job]:
-        """The choices of a request for an answer in a dialogue.
+    def chat_jobs(self, request: ChatRequest) -> list[Job]:
+        """Return a job for each choice of a chat request.
 
         Raises:
-            Refused: there is no such model, or it cannot take part in such a dialogue.
+            Refused: the model does not exist, or cannot answer such a dialogue.
         """
-        model, label = self.model(wanted.options.model), self.constitution.assistant.name
-        forged = any(self.template.forged(t.text, label) for t in wanted.turns)
+        model, name = self.model(request.model), self.constitution.assistant.name
+        forged = any(self.template.forged(turn.text, name) for turn in request.turns)
         if model.name == PROMPTED:
-            requests = self._prompted(wanted)
+            requests = self._prompted_requests(request)
         else:
-            system, lead = self._opening(wanted.system, wanted.style)
-            pieces = self.template.prompt(system, [*lead, *wanted.turns], label)
-            step = Step(
-                self._sampling(wanted.options, self._settings.repetition),
-                stop=self._stops(wanted.options, self.template.stops()),
-            )
-            requests = [Request(pieces, (step,), seed, model.adapter) for seed in _seeds(wanted.options)]
-        return [Job(request, tidy=True, forged=forged) for request in requests]
+            system, shots = self._opening(request.system, request.style)
+            pieces = self.template.prompt(system, [*shots, *request.turns], name)
+            sampling = self._sampling(request, self._settings.repetition)
+            step = Step(sampling, stop=self._stops(request, self.template.stops()))
+            requests = [Request(pieces, (step,), seed, model.adapter) for seed in _seeds(request)]
+        return [Job(engine_request, forged=forged) for engine_request in requests]
 
-    def text_jobs(self, wanted: Text) -> list[Job]:
-        """The choices of a request that continues plain texts, prompt by prompt. Raises as `chat_jobs`."""
-        model = self.model(wanted.options.model)
+    def completion_jobs(self, request: CompletionRequest) -> list[Job]:
+        """Return a job for each choice of a completion request, prompt by prompt. Raises as `chat_jobs`."""
+        model = self.model(request.model)
         if model.name == PROMPTED:
-            raise Refused(400, "prompted-base answers chats only: for plain texts it is base", param="model")
-        step = Step(self._sampling(wanted.options, 0.0), stop=wanted.options.stop)
+            raise refuse("prompted-base answers chat requests only; use base", "model")
+        step = Step(self._sampling(request, 0.0), stop=tuple(request.stop))
         return [
-            Job(Request(_text(prompt), (step,), seed, model.adapter), tidy=False)
-            for prompt in wanted.prompts
-            for seed in _seeds(wanted.options)
+            Job(Request(tuple(p for p in (BOS, prompt) if p), (step,), seed, model.adapter), strip=False)
+            for prompt in request.prompt
+            for seed in _seeds(request)
         ]
 
-    def model(self, name: str) -> Model:
-        """Raises Refused where there is no such model."""
+    def model(self, name: str) -> ServedModel:
+        """Return the model of that id.
+
+        Raises:
+            Refused: it does not exist.
+        """
         if name not in self.models:
             known = ", ".join(self.models)
-            raise Refused(404, f"the model {name[:100]!r} does not exist; this run has {known}", param="model",
-                          code="model_not_found")  # fmt: skip
+            message = f"the model {name[:100]!r} does not exist; this run has {known}"
+            raise Refused(404, message, param="model", code="model_not_found")
         return self.models[name]
 
-    def _opening(self, system: str | None, style: str | None) -> tuple[str, list[Turn]]:
-        """(what stands before the dialogue, turns before its first one)."""
+    def _opening(self, system: str | None, style: Style | None) -> tuple[str, list[Turn]]:
+        """Return (system prompt, example turns before the dialogue)."""
         if system is not None:
             return system, []
         style = style or self.style
-        shots = self.constitution.prompts.two_shot if style == "two-shot" else []
-        lead = [turn for shot in shots for turn in (Turn("user", shot.user), Turn("assistant", shot.answer))]
-        opening = "standard" if style == "two-shot" else style
-        return self.constitution.system_prompt(opening), lead  # type: ignore[arg-type]
+        if style != "two-shot":
+            return self.constitution.system_prompt(style), []
+        shots = self.constitution.prompts.two_shot
+        turns = [turn for shot in shots for turn in (Turn("user", shot.user), Turn("assistant", shot.answer))]
+        return self.constitution.system_prompt("standard"), turns
 
-    def _prompted(self, wanted: Chat) -> list[Request]:
-        if wanted.system is not None or wanted.style is not None:
-            raise Refused(400, "prompted-base has the constitution for its prompt: it takes no other", param="messages")
-        if len(wanted.turns) > 1:
-            raise Refused(400, "prompted-base answers single messages, as in stage 2", param="messages")
-        config = self.context.recipe.align.model_copy(update={"form": "guided"})
-        form = Form(self.constitution, config, self._sampling(wanted.options, 0.0))
-        found = []
-        for seed in _seeds(wanted.options):
-            request = form.request(wanted.turns[0].text, seed)
-            *thoughts, last = request.steps
-            last = replace(last, stop=self._stops(wanted.options, last.stop))
-            found.append(Request(request.prompt, (*thoughts, last), seed))
-        return found
+    def _prompted_requests(self, request: ChatRequest) -> list[Request]:
+        if request.system is not None or request.style is not None:
+            raise refuse("prompted-base always gets the constitution: send no system message and no style", "messages")
+        if len(request.turns) > 1:
+            raise refuse("prompted-base answers a single message, as in stage 2", "messages")
+        settings = self.context.recipe.align.model_copy(update={"form": "guided"})
+        form = Form(self.constitution, settings, self._sampling(request, 0.0))
+        requests = []
+        for seed in _seeds(request):
+            guided = form.request(request.turns[0].text, seed)
+            *thoughts, last = guided.steps
+            last = replace(last, stop=self._stops(request, last.stop))
+            requests.append(Request(guided.prompt, (*thoughts, last), seed))
+        return requests
 
-    def _sampling(self, options: Options, repetition: float) -> Sampling:
+    def _sampling(self, request: GenerationRequest, repetition: float) -> Sampling:
         settings = self._settings
         return Sampling(
-            settings.temperature if options.temperature is None else options.temperature,
-            settings.top_p if options.top_p is None else options.top_p,
-            options.max_tokens or self.tokens,
+            settings.temperature if request.temperature is None else request.temperature,
+            settings.top_p if request.top_p is None else request.top_p,
+            request.max_tokens or self.tokens,
             self.context.recipe.engine.top_k,
             repetition=repetition,
         )
 
-    def _stops(self, options: Options, own: tuple[str, ...]) -> tuple[str, ...]:
-        """Ours and the request's. Another server takes four; ours are two there, for plain-text turns."""
-        stops = tuple(dict.fromkeys((*own, *options.stop)))
-        if len(stops) > _FOREIGN_STOPS and engines.kind(self.context.recipe.engine) == "openai":
-            left = _FOREIGN_STOPS - len(own)
-            raise Refused(400, f"behind another server stop takes {left} strings at most", param="stop")
+    def _stops(self, request: GenerationRequest, own: tuple[str, ...]) -> tuple[str, ...]:
+        """Join the template's stop strings and the request's."""
+        stops = tuple(dict.fromkeys((*own, *request.stop)))
+        if len(stops) > _SERVER_STOPS and engines.kind(self.context.recipe.engine) == "openai":
+            remaining = _SERVER_STOPS - len(own)
+            raise refuse(f"the run's engine is another server: stop may have at most {remaining} strings", "stop")
         return stops
 
 
-def _models(context: Context) -> list[Model]:
-    """Base, prompted base and what the run has trained, in the order of tables."""
+def _models(context: Context) -> list[ServedModel]:
+    """Return the base, the prompted base and the trained models, in the order of tables."""
     served = context.recipe.engine.served if engines.kind(context.recipe.engine) == "openai" else None
-    found = []
+    offered = []
     for name, adapter in models(context).items():
         if served is not None and (adapter or "base") not in served:
             continue
@@ -201,19 +205,15 @@ def _models(context: Context) -> list[Model]:
             context.run.adapter_gguf(adapter) if adapter and context.has_weights else context.run.path / "recipe.yaml"
         )
         created = int(file.stat().st_mtime)
-        found.append(Model(name, adapter, created))
+        offered.append(ServedModel(name, adapter, created))
         if name == "base":
-            found.append(Model(PROMPTED, None, created))
-    if not found:
-        raise UserError("the server's model ids are not named: --set engine.served.base=ID where the run was made")
-    return found
+            offered.append(ServedModel(PROMPTED, None, created))
+    if not offered:
+        raise UserError("no model ids of the server are known: make the run with --set engine.served.base=ID")
+    return offered
 
 
-def _text(prompt: str) -> Pieces:
-    return tuple(p for p in (BOS, prompt) if p)
-
-
-def _seeds(options: Options) -> list[int]:
-    first = secrets.randbits(31) if options.seed is None else options.seed
-    # llama.cpp takes 2**32 - 1 for "any seed".
-    return [(first + number) % (2**32 - 1) for number in range(options.n)]
+def _seeds(request: GenerationRequest) -> list[int]:
+    first = secrets.randbits(31) if request.seed is None else request.seed
+    # llama.cpp draws a random seed for 2**32 - 1.
+    return [(first + number) % (2**32 - 1) for number in range(request.n)]

@@ -1,4 +1,4 @@
-"""The routes of `selfalign serve`: OpenAI's API and the chat page. No route names a file."""
+"""Define the routes of `selfalign serve`: OpenAI's API and the chat page. No route takes the name of a file."""
 
 from __future__ import annotations
 
@@ -13,211 +13,213 @@ from typing import TYPE_CHECKING, Any
 from selfalign.constitution.citations import check_citations
 from selfalign.errors import UserError
 from selfalign.run import feedback
-from selfalign.web.guard import Guard, Message, Policy, Receive, Refused, Scope, Send, part
-from selfalign.web.serve import openai_answer as shape
-from selfalign.web.serve import openai_request as asked
-from selfalign.web.serve.job_queue import Done, Generation, Job, Left, Running
-from selfalign.web.serve.models import PROMPTED, Served
-from selfalign.web.serve.openai_answer import Choice, Head
-from selfalign.web.serve.openai_request import Limits, Options
+from selfalign.web.guard import Guard, Message, Policy, Receive, Refused, Scope, Send
+from selfalign.web.responses import is_json, json_response, page_routes, to_json
+from selfalign.web.serve import openai_api
+from selfalign.web.serve.job_queue import Cancelled, Done, Job, JobGroup, JobQueue
+from selfalign.web.serve.models import PROMPTED, ServedModels
+from selfalign.web.serve.openai_api import ChatRequest, Choice, CompletionRequest, GenerationRequest, ResponseBuilder
 
 if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.responses import Response
 
-PARTS = {"chat.css": "text/css", "chat.js": "text/javascript", "icon.svg": "image/svg+xml"}
-"""What the page consists of besides base.css, which the guard serves."""
+STATIC_FILES = {"chat.css": "text/css", "chat.js": "text/javascript", "icon.svg": "image/svg+xml"}
+"""The files of the chat page, except base.css, which the guard serves."""
 FEEDBACK_BYTES = 1 << 18
-"""The most that a mark on an answer may take: the dialogue, the answer and a note."""
-READ_S = 60.0
-"""Seconds in which a client must take the next part of its answer."""
+"""Maximum size of a POST to /feedback: the dialogue, the response and a note."""
+SEND_TIMEOUT_S = 60.0
+"""Seconds within which a client must accept the next part of its response."""
+_FEEDBACK_KEYS = {"verdict", "note", "turns", "answer", "model", "prompt", "system", "settings", "thoughts"}
+_FEEDBACK_PROMPTS = (*openai_api.STYLES, "own", "constitution")
 
 
-def build(served: Served, generation: Generation, policy: Policy, limits: Limits) -> Guard:
-    """The guarded application."""
+def build(models: ServedModels, queue: JobQueue, policy: Policy, max_tokens: int) -> Guard:
+    """Return the application, guarded by the policy.
+
+    Args:
+        max_tokens: the largest number of tokens that a request may ask for.
+    """
     from starlette.applications import Starlette
     from starlette.exceptions import HTTPException
     from starlette.routing import Route
 
-    api = Api(served, generation, limits)
+    api = Api(models, queue, max_tokens)
     routes = [
-        Route("/", _fixed("chat.html", "text/html")),
+        *page_routes("chat.html", STATIC_FILES),
         Route("/about", api.about),
         Route("/feedback", api.feedback, methods=["POST"]),
-        Route("/v1/models", api.models),
-        Route("/v1/models/{name}", api.model),
+        Route("/v1/models", api.list_models),
+        Route("/v1/models/{name}", api.get_model),
         Route("/v1/chat/completions", api.chat, methods=["POST"]),
-        Route("/v1/completions", api.text, methods=["POST"]),
-        *(Route(f"/static/{name}", _fixed(name, kind)) for name, kind in PARTS.items()),
+        Route("/v1/completions", api.complete, methods=["POST"]),
     ]
-    handlers: dict[Any, Any] = {Refused: _refused, HTTPException: _http_error, Exception: _fault}
+    handlers: dict[Any, Any] = {Refused: _refused, HTTPException: _http_error, Exception: _internal_error}
     app = Starlette(routes=routes, exception_handlers=handlers)
     app.router.redirect_slashes = False
     return Guard(app, policy)
 
 
 class Api:
-    """The answers of the routes."""
+    """The handlers of the routes."""
 
-    def __init__(self, served: Served, generation: Generation, limits: Limits) -> None:
-        self._served = served
-        self._generation = generation
-        self._limits = limits
+    def __init__(self, models: ServedModels, queue: JobQueue, max_tokens: int) -> None:
+        self._models = models
+        self._queue = queue
+        self._max_tokens = max_tokens
 
     async def about(self, request: Request) -> Response:
-        """What the page shows of the run."""
-        return _json({**self._served.about(), "limits": {"max_tokens": self._limits.tokens}})
+        """Return what the chat page shows about the run."""
+        return json_response({**self._models.about(), "limits": {"max_tokens": self._max_tokens}})
 
-    async def models(self, request: Request) -> Response:
-        """GET /v1/models."""
-        return _json(shape.models([(m.name, m.created) for m in self._served.models.values()]))
+    async def list_models(self, request: Request) -> Response:
+        """Handle GET /v1/models."""
+        entries = [openai_api.model(m.name, m.created) for m in self._models.models.values()]
+        return json_response({"object": "list", "data": entries})
 
-    async def model(self, request: Request) -> Response:
-        """GET /v1/models/NAME."""
-        found = self._served.model(request.path_params["name"])
-        return _json(shape.model(found.name, found.created))
+    async def get_model(self, request: Request) -> Response:
+        """Handle GET /v1/models/NAME."""
+        model = self._models.model(request.path_params["name"])
+        return json_response(openai_api.model(model.name, model.created))
 
-    async def chat(self, request: Request) -> Answer:
-        """POST /v1/chat/completions."""
-        wanted = asked.chat(await _json_body(request), self._limits)
-        return self._answer(wanted.options, self._served.chat_jobs(wanted), "chatcmpl", 1)
+    async def chat(self, request: Request) -> CompletionResponse:
+        """Handle POST /v1/chat/completions."""
+        parsed = openai_api.parse(ChatRequest, await _json_body(request), self._max_tokens)
+        return self._start(parsed, self._models.chat_jobs(parsed))
 
-    async def text(self, request: Request) -> Answer:
-        """POST /v1/completions."""
-        wanted = asked.text(await _json_body(request), self._limits)
-        return self._answer(wanted.options, self._served.text_jobs(wanted), "cmpl", len(wanted.prompts))
+    async def complete(self, request: Request) -> CompletionResponse:
+        """Handle POST /v1/completions."""
+        parsed = openai_api.parse(CompletionRequest, await _json_body(request), self._max_tokens)
+        return self._start(parsed, self._models.completion_jobs(parsed))
+
+    def _start(self, request: GenerationRequest, jobs: Sequence[Job]) -> CompletionResponse:
+        is_chat = isinstance(request, ChatRequest)
+        identity = f"{'chatcmpl' if is_chat else 'cmpl'}-{secrets.token_hex(12)}"
+        builder = ResponseBuilder(identity, int(time.time()), request.model, is_chat)
+        return CompletionResponse(self._queue.start(jobs), builder, request, len(jobs) // request.n)
 
     async def feedback(self, request: Request) -> Response:
-        """POST /feedback: an answer marked good or bad, or its mark taken back (an empty verdict)."""
+        """Handle POST /feedback: mark a response good or bad, or withdraw its mark (an empty verdict)."""
         from starlette.concurrency import run_in_threadpool
 
         body = await _json_body(request)
         if len(body) > FEEDBACK_BYTES:
-            raise Refused(413, f"a mark takes at most {FEEDBACK_BYTES:,} bytes", code="too_large")
+            raise Refused(413, f"a mark may have at most {FEEDBACK_BYTES:,} bytes", code="too_large")
         try:
             value = json.loads(body)
         except (ValueError, RecursionError):
             value = None
         if not isinstance(value, dict):
-            raise Refused(400, "a JSON object is expected")
+            raise Refused(400, "the body must be a JSON object")
         try:
-            return _json(await run_in_threadpool(self._mark, value))
+            return json_response(await run_in_threadpool(self._mark, value))
         except UserError as error:
             raise Refused(400, str(error)) from None
 
     def _mark(self, value: dict[str, Any]) -> dict[str, Any]:
-        """Keep or withdraw a mark; what the page may not know or choose is put in here."""
-        if unknown := value.keys() - _OF_A_MARK:
-            raise UserError(f"unknown key {min(unknown)!r:.80}; known are {', '.join(sorted(_OF_A_MARK))}")
+        """Store or withdraw a mark. The server itself adds the source and the cited principles."""
+        if unknown := value.keys() - _FEEDBACK_KEYS:
+            raise UserError(f"unknown key {min(unknown)!r:.80}; known are {', '.join(sorted(_FEEDBACK_KEYS))}")
         model, prompt = value.get("model"), value.get("prompt")
-        if not isinstance(model, str) or model not in self._served.models:
-            raise UserError(f"the model is none of this run's: {', '.join(self._served.models)}")
-        if prompt != ("constitution" if model == PROMPTED else prompt) or prompt not in _PROMPTS:
-            raise UserError(f"the prompt is none of {', '.join(_PROMPTS)}")
+        if not isinstance(model, str) or model not in self._models.models:
+            raise UserError(f"the model must be one of this run's: {', '.join(self._models.models)}")
+        if prompt != ("constitution" if model == PROMPTED else prompt) or prompt not in _FEEDBACK_PROMPTS:
+            raise UserError(f"the prompt must be one of {', '.join(_FEEDBACK_PROMPTS)}")
         thoughts = value.pop("thoughts", "")
         if not isinstance(thoughts, str):
-            raise UserError("thoughts are text")
-        cited, _ = check_citations(thoughts, self._served.constitution.principle_names())
-        run = self._served.context.run
-        told = {**value, "source": "page", "principles": cited}
+            raise UserError("thoughts must be a string")
+        cited, _ = check_citations(thoughts, self._models.constitution.principle_names())
+        run = self._models.context.run
+        entry = {**value, "source": "page", "principles": cited}
         if value.get("verdict") == "":
-            gone = feedback.withdraw(run, feedback.parse({**told, "verdict": "bad"}).id)
-            return {"verdict": "", "found": gone is not None}
-        made = feedback.mark(run, told)
-        return {"id": made.id, "verdict": made.verdict, "note": made.note}
-
-    def _answer(self, options: Options, jobs: Sequence[Job], kind: str, prompts: int) -> Answer:
-        head = Head(f"{kind}-{secrets.token_hex(12)}", int(time.time()), options.model, kind == "chatcmpl")
-        return Answer(self._generation.start(jobs), head, options, len(jobs), prompts)
+            withdrawn = feedback.withdraw(run, feedback.parse({**entry, "verdict": "bad"}).id)
+            return {"verdict": "", "found": withdrawn is not None}
+        mark = feedback.mark(run, entry)
+        return {"id": mark.id, "verdict": mark.verdict, "note": mark.note}
 
 
-_OF_A_MARK = {"verdict", "note", "turns", "answer", "model", "prompt", "system", "settings", "thoughts"}
-_PROMPTS = (*asked.STYLES, "own", "constitution")
+class CompletionResponse:
+    """The ASGI response to a request's jobs, as one object or as a stream. The jobs end when the client disconnects."""
 
-
-class Answer:
-    """What a request's jobs make of it, as one object or as a stream; they end when the client leaves."""
-
-    def __init__(self, running: Running, head: Head, options: Options, jobs: int, prompts: int) -> None:
-        self._running = running
-        self._head = head
-        self._options = options
-        self._choices: list[Choice | None] = [None] * jobs
+    def __init__(self, jobs: JobGroup, builder: ResponseBuilder, request: GenerationRequest, prompts: int) -> None:
+        self._jobs = jobs
+        self._builder = builder
+        self._request = request
         self._prompts = prompts
+        self._choices: dict[int, Choice] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         watch = asyncio.create_task(self._watch(receive))
-        send = _impatient(send)
+        send = _with_timeout(send)
         try:
-            await (self._stream(send) if self._options.stream else self._whole(send))
-        except (Left, TimeoutError):
-            # Where the server ends, or a client does not read, it sees the connection close.
+            await (self._stream(send) if self._request.stream else self._whole(send))
+        except (Cancelled, TimeoutError):
+            # The server is stopping, or the client does not read: the connection closes.
             pass
         except Refused as refused:
             await _start(send, refused.status, refused.headers())
             await send({"type": "http.response.body", "body": refused.body()})
         finally:
-            self._running.cancel()
+            self._jobs.cancel()
             watch.cancel()
 
     async def _watch(self, receive: Receive) -> None:
         while (await receive())["type"] != "http.disconnect":
             pass
-        self._running.cancel()
+        self._jobs.cancel()
 
     async def _whole(self, send: Send) -> None:
-        async for event in self._running:
+        async for event in self._jobs:
             if isinstance(event, Done):
-                self._choices[event.number] = event.choice
-        body = shape.as_json(self._head.whole(self._done(), self._prompts))
+                self._choices[event.index] = event.choice
+        body = to_json(self._builder.response(self._sorted_choices(), self._prompts))
         await _start(send, 200, [(b"content-type", b"application/json")])
         await send({"type": "http.response.body", "body": body})
 
-    def _done(self) -> list[Choice]:
-        return [choice for choice in self._choices if choice]
+    def _sorted_choices(self) -> list[Choice]:
+        return [self._choices[index] for index in sorted(self._choices)]
 
     async def _stream(self, send: Send) -> None:
-        """Events as they come. What fails before the first one is an error with a status of its own."""
+        """Send events as they arrive. A failure before the first event gets an error status of its own."""
         begun: set[int] = set()
         try:
-            async for event in self._running:
+            async for event in self._jobs:
                 chunks = []
-                if event.number not in begun and self._head.is_chat:
-                    chunks.append(self._head.chunk(event.number, None))
+                if event.index not in begun and self._builder.is_chat:
+                    chunks.append(self._builder.chunk(event.index, None))
                 if isinstance(event, Done):
-                    self._choices[event.number] = event.choice
-                    chunks.append(self._head.chunk(event.number, None, event.choice.finish))
+                    self._choices[event.index] = event.choice
+                    chunks.append(self._builder.chunk(event.index, None, event.choice.finish))
                 else:
-                    chunks.append(self._head.chunk(event.number, event.text, thought=event.thought))
+                    chunks.append(self._builder.chunk(event.index, event.text, is_thought=event.is_thought))
                 if not begun:
                     await _start(send, 200, [(b"content-type", b"text/event-stream; charset=utf-8")])
-                begun.add(event.number)
+                begun.add(event.index)
                 await self._send(send, *chunks)
         except Refused as refused:
             if not begun:
                 raise
             await send({"type": "http.response.body", "body": b"data: " + refused.body() + b"\n\n", "more_body": True})
         else:
-            if self._options.include_usage:
-                await self._send(send, self._head.last(self._done(), self._prompts))
-            await send({"type": "http.response.body", "body": shape.END, "more_body": True})
+            if self._request.include_usage:
+                await self._send(send, self._builder.usage_chunk(self._sorted_choices(), self._prompts))
+            await send({"type": "http.response.body", "body": openai_api.END, "more_body": True})
         await send({"type": "http.response.body", "body": b""})
 
     async def _send(self, send: Send, *chunks: dict[str, Any]) -> None:
-        if self._options.include_usage:
-            chunks = tuple({"usage": None, **chunk} for chunk in chunks)
-        body = b"".join(shape.event(chunk) for chunk in chunks)
+        usage = {"usage": None} if self._request.include_usage else {}
+        body = b"".join(openai_api.event({**usage, **chunk}) for chunk in chunks)
         await send({"type": "http.response.body", "body": body, "more_body": True})
 
 
-def _impatient(send: Send) -> Send:
-    """Clients that do not read must not keep their answers in memory for ever."""
+def _with_timeout(send: Send) -> Send:
+    """Limit the time of each send, so that clients that do not read cannot keep their responses in memory."""
 
-    async def sending(message: Message) -> None:
-        async with asyncio.timeout(READ_S):
+    async def send_in_time(message: Message) -> None:
+        async with asyncio.timeout(SEND_TIMEOUT_S):
             await send(message)
 
-    return sending
+    return send_in_time
 
 
 async def _start(send: Send, status: int, headers: list[tuple[bytes, bytes]]) -> None:
@@ -225,28 +227,9 @@ async def _start(send: Send, status: int, headers: list[tuple[bytes, bytes]]) ->
 
 
 async def _json_body(request: Request) -> bytes:
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "application/json":
-        raise Refused(415, "send JSON, with the header content-type: application/json")
+    if not is_json(request):
+        raise Refused(415, "the body must be JSON, with the header content-type: application/json")
     return await request.body()
-
-
-def _json(value: Any) -> Response:
-    from starlette.responses import Response
-
-    return Response(shape.as_json(value), media_type="application/json")
-
-
-def _fixed(name: str, kind: str) -> Any:
-    """A route to a part of the page, from memory."""
-    body = part(name)
-
-    async def answer(request: Request) -> Response:
-        from starlette.responses import Response
-
-        return Response(body, media_type=kind)
-
-    return answer
 
 
 async def _refused(request: Request, error: Refused) -> Response:
@@ -257,12 +240,12 @@ async def _refused(request: Request, error: Refused) -> Response:
 
 
 async def _http_error(request: Request, error: Any) -> Response:
-    what = {404: "there is nothing here", 405: "this method is not answered here"}.get(error.status_code, error.detail)
-    found = await _refused(request, Refused(error.status_code, str(what)))
-    found.headers.update(error.headers or {})  # which methods are
-    return found
+    messages = {404: "there is no such route", 405: "this route does not support the method"}
+    response = await _refused(request, Refused(error.status_code, messages.get(error.status_code, str(error.detail))))
+    response.headers.update(error.headers or {})  # the methods that the route supports
+    return response
 
 
-async def _fault(request: Request, error: Exception) -> Response:
+async def _internal_error(request: Request, error: Exception) -> Response:
     traceback.print_exception(error)
-    return await _refused(request, Refused(500, "a fault of the server; its terminal shows more", "server_error"))
+    return await _refused(request, Refused(500, "internal error; the server's terminal shows more", "server_error"))

@@ -131,7 +131,7 @@ function describeAnswer(place, found, { body, finish, usage, note, first, began,
   if (first) said.push(`first after ${((first - began) / 1000).toFixed(2)} s`);
   if (finish === "length") said.push(`cut at ${body.max_tokens ?? about.defaults.max_tokens}`);
   if (finish === "stopped") said.push("stopped");
-  if (note?.neutralised) said.push(`control tokens neutralised: ${note.neutralised.join(" ")}`);
+  if (note?.escaped) said.push(`control tokens escaped: ${note.escaped.join(" ")}`);
   if (note?.reads_as_turns) said.push("the message holds what reads as a turn of its own");
   const meta = make("p", "meta"), tools = make("span", "tools");
   meta.append(make("bdi", "", said.join(" · ")));

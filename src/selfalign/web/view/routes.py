@@ -11,7 +11,8 @@ from selfalign.errors import UserError
 from selfalign.run.directory import RunDir
 from selfalign.run.ledger import TITLES
 from selfalign.system.version import __version__
-from selfalign.web.guard import Guard, Policy, part
+from selfalign.web.guard import Guard, Policy
+from selfalign.web.responses import is_json, json_response, page_routes
 from selfalign.web.view import query
 from selfalign.web.view.compare import Pair
 from selfalign.web.view.index import ANSWERS, Index
@@ -146,8 +147,7 @@ def build(viewer: Viewer, policy: Policy) -> Guard:
         "compared": viewer.compared,
     }
     routes = [
-        Route("/", _fixed("view.html", "text/html")),
-        *(Route(f"/static/{name}", _fixed(name, kind)) for name, kind in PARTS.items()),
+        *page_routes("view.html", PARTS),
         *(Route(f"/api/{name}", _json(answer)) for name, answer in answers.items()),
         Route("/api/mark", _told(viewer.mark), methods=["POST"]),
         Route("/api/feedback", _told(viewer.tell), methods=["POST"]),
@@ -162,15 +162,15 @@ def _told(answer: Callable[[Mapping[str, object]], Any]) -> Callable[[Request], 
     from starlette.concurrency import run_in_threadpool
 
     async def route(request: Request) -> Response:
-        if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
-            return _answered(415, {"error": "JSON is expected"})
+        if not is_json(request):
+            return json_response({"error": "JSON is expected"}, 415)
         try:
             told = json.loads(await request.body())
             json.dumps(told, ensure_ascii=False).encode()
         except (ValueError, RecursionError):
             told = None
         if not isinstance(told, dict):
-            return _answered(400, {"error": "a JSON object is expected"})
+            return json_response({"error": "a JSON object is expected"}, 400)
         return await run_in_threadpool(_tried, answer, told)
 
     return route
@@ -187,28 +187,10 @@ def _json(answer: Answer) -> Callable[[Request], Response]:
 
 def _tried(answer: Callable[[Any], Any], asked: object) -> Response:
     try:
-        return _answered(200, answer(asked))
+        return json_response(answer(asked), 200)
     except UserError as error:
-        return _answered(404, {"error": str(error)})
+        return json_response({"error": str(error)}, 404)
     except ValueError:
-        return _answered(400, {"error": "a number was expected"})
+        return json_response({"error": "a number was expected"}, 400)
     except (sqlite3.Error, OSError) as error:
-        return _answered(503, {"error": f"the run cannot be read or written now ({error})"})
-
-
-def _answered(status: int, value: object) -> Response:
-    from starlette.responses import Response
-
-    body = json.dumps(value, ensure_ascii=False).encode("utf-8", "replace")
-    return Response(body, status, media_type="application/json")
-
-
-def _fixed(name: str, kind: str) -> Callable[[Request], Response]:
-    from starlette.responses import Response
-
-    body = part(name)
-
-    def route(request: Request) -> Response:
-        return Response(body, media_type=kind)
-
-    return route
+        return json_response({"error": f"the run cannot be read or written now ({error})"}, 503)

@@ -1,0 +1,368 @@
+"""Parse requests and build responses in the format of OpenAI's API.
+
+The server refuses by name what it cannot do (tools, images, log-probabilities) and every field that it does not know.
+A field whose value asks for nothing (`logprobs: false`, `tools: []`, null) passes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, TypeVar, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+
+from selfalign.data.prompt_text import Turn
+from selfalign.web.guard import Refused
+from selfalign.web.responses import to_json
+
+Style = Literal["standard", "concise", "verbose", "two-shot"]
+STYLES: tuple[Style, ...] = get_args(Style)
+MAX_CHOICES = 8
+"""Choices of one request: `n`, or the number of prompts times `n`."""
+MAX_MESSAGES = 256
+
+_ANY = object()
+_NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "frequency_penalty": (0,),
+    "presence_penalty": (0,),
+    "logprobs": (False,),
+    "top_logprobs": (0,),
+    "logit_bias": ({},),
+    "tools": ([],),
+    "tool_choice": ("none", "auto"),
+    "parallel_tool_calls": (True, False),
+    "functions": ([],),
+    "function_call": ("none", "auto"),
+    "response_format": ({"type": "text"},),
+    "modalities": (["text"],),
+    "store": (False,),
+    "service_tier": ("auto", "default"),
+    "echo": (False,),
+    "best_of": (1,),
+    "suffix": ("",),
+    "user": (_ANY,),
+    "metadata": (_ANY,),
+    "safety_identifier": (_ANY,),
+    "prompt_cache_key": (_ANY,),
+}
+"""OpenAI's fields that this server does not support -> their values that ask for nothing."""
+
+
+def refuse(message: str, param: str | None = None, code: str | None = None) -> Refused:
+    """Return the error of a request that is malformed or not supported."""
+    return Refused(400, message, param=param, code=code)
+
+
+# -- requests ----------------------------------------------------------------------------------------------------------
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class TextPart(_Strict):
+    """A part of a message. Other types (images, audio, files) are refused."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    type: Literal["text"]
+    text: str
+
+
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+class Message(_Strict):
+    """A message of a dialogue. Fields that are empty (`tool_calls: []`, `refusal: null`) pass."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: list[TextPart]
+    # A client may send back what it received; internal thoughts are no part of a dialogue.
+    reasoning_content: str = ""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_empty_fields(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        return {k: v for k, v in value.items() if k in ("role", "content") or v not in (None, [], "")}
+
+    @field_validator("content", mode="before")
+    @classmethod
+    def _text_as_part(cls, value: Any) -> Any:
+        return [{"type": "text", "text": value}] if isinstance(value, str) else value
+
+    @field_validator("reasoning_content")
+    @classmethod
+    def _only_of_assistants(cls, value: str, info: ValidationInfo) -> str:
+        if info.data.get("role") != "assistant":
+            raise ValueError("only assistant messages may have reasoning_content")
+        return value
+
+    @property
+    def text(self) -> str:
+        return "".join(part.text for part in self.content)
+
+
+class StreamOptions(_Strict):
+    """Options of a stream."""
+
+    include_usage: bool = False
+    include_obfuscation: Literal[False] = False
+
+
+class GenerationRequest(_Strict):
+    """The fields that chat requests and completion requests share. None stands for the server's default."""
+
+    model: str
+    n: int = Field(1, ge=1, le=MAX_CHOICES)
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    stop: list[Annotated[str, Field(min_length=1, max_length=256)]] = Field([], max_length=4)
+    seed: int | None = Field(None, ge=-(2**63), lt=2**63)
+    temperature: float | None = Field(None, ge=0, le=2)
+    top_p: float | None = Field(None, ge=0, le=1)
+    max_tokens: int | None = Field(None, ge=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check_unsupported(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        fields = {name: field for name, field in value.items() if field is not None}
+        for name in _NEUTRAL.keys() & fields.keys():
+            if not any(_equal(fields[name], neutral) for neutral in _NEUTRAL[name]):
+                raise refuse(f"{name} is not supported by this server", name, "unsupported_parameter")
+            del fields[name]
+        return fields
+
+    @field_validator("stop", mode="before")
+    @classmethod
+    def _stop_as_list(cls, value: Any) -> Any:
+        return _as_list(value)
+
+    @model_validator(mode="after")
+    def _check_stream_options(self) -> GenerationRequest:
+        if self.stream_options is not None and not self.stream:
+            raise refuse("stream_options needs stream: true", "stream_options")
+        return self
+
+    @property
+    def include_usage(self) -> bool:
+        return self.stream_options is not None and self.stream_options.include_usage
+
+
+class ChatRequest(GenerationRequest):
+    """A request to /v1/chat/completions."""
+
+    messages: list[Message] = Field(min_length=1, max_length=MAX_MESSAGES)
+    style: Style | None = None
+    """The constitution's system prompt to use; an addition to OpenAI's API."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _merge_token_limits(cls, value: Any) -> Any:
+        if not isinstance(value, dict) or value.get("max_completion_tokens") is None:
+            return value
+        limit = value["max_completion_tokens"]
+        if value.get("max_tokens") not in (None, limit):
+            raise refuse("max_tokens and max_completion_tokens differ: send only one of them", "max_tokens")
+        return {name: field for name, field in value.items() if name != "max_completion_tokens"} | {"max_tokens": limit}
+
+    @model_validator(mode="after")
+    def _check_dialogue(self) -> ChatRequest:
+        roles = [message.role in ("system", "developer") for message in self.messages]
+        if roles != sorted(roles, reverse=True):
+            late = roles.index(True, roles.index(False))
+            raise refuse("system messages must come before all other messages", f"messages[{late}]")
+        if self.messages[-1].role != "user":
+            raise refuse("the last message must have the role user", "messages")
+        if self.style is not None and self.system is not None:
+            raise refuse("style and a system message both set the system prompt: send only one of them", "style")
+        return self
+
+    @property
+    def system(self) -> str | None:
+        """The system prompt, as the exported chat templates take it; None if it is missing or blank."""
+        texts = [message.text for message in self.messages if message.role in ("system", "developer")]
+        return "\n\n".join(texts).strip() or None
+
+    @property
+    def turns(self) -> list[Turn]:
+        """The messages of the user and the assistant."""
+        return [Turn(m.role, m.text) for m in self.messages if m.role == "user" or m.role == "assistant"]
+
+
+class CompletionRequest(GenerationRequest):
+    """A request to /v1/completions."""
+
+    prompt: list[str] = Field(min_length=1)
+
+    @field_validator("prompt", mode="before")
+    @classmethod
+    def _prompt_as_list(cls, value: Any) -> Any:
+        return _as_list(value)
+
+    @model_validator(mode="after")
+    def _check_choices(self) -> CompletionRequest:
+        if len(self.prompt) * self.n > MAX_CHOICES:
+            raise refuse(f"{len(self.prompt)} prompts times n = {self.n}: at most {MAX_CHOICES} choices", "prompt")
+        return self
+
+
+_Request = TypeVar("_Request", ChatRequest, CompletionRequest)
+
+
+def parse(kind: type[_Request], body: bytes, max_tokens: int) -> _Request:
+    """Parse a request's body; lone surrogates in its texts become "?".
+
+    Args:
+        max_tokens: the largest number of tokens that a request may ask for.
+
+    Raises:
+        Refused: the request is malformed, exceeds a limit, or asks for something that the server does not support.
+    """
+    try:
+        text = json.dumps(json.loads(body.decode()), ensure_ascii=False).encode("utf-8", "replace")
+    except (ValueError, RecursionError) as error:
+        reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)[:200]
+        raise refuse(f"the body is not valid JSON: {reason}") from None
+    try:
+        request = kind.model_validate_json(text)
+    except ValidationError as error:
+        raise _explain(error) from None
+    if request.max_tokens is not None and request.max_tokens > max_tokens:
+        raise refuse(f"max_tokens: {request.max_tokens} is above this server's limit of {max_tokens}", "max_tokens")
+    return request
+
+
+def _equal(value: Any, neutral: Any) -> bool:
+    return neutral is _ANY or (value == neutral and isinstance(value, bool) == isinstance(neutral, bool))
+
+
+def _explain(error: ValidationError) -> Refused:
+    """Return the first error, with the place as OpenAI spells it: messages[0].content."""
+    first = error.errors(include_url=False)[0]
+    param = "".join(f"[{key}]" if isinstance(key, int) else f".{key[:100]}" for key in first["loc"]).lstrip(".")
+    message = f"{param or 'the body'}: {first['msg']}"
+    if isinstance(first["input"], str | int | float):
+        message += f", got {first['input']!r:.60}"
+    return refuse(message, param or None)
+
+
+# -- responses ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Numbers of tokens of one choice."""
+
+    prompt: int = 0
+    cached: int = 0
+    """Tokens of the prompt that were in the prefix cache."""
+    completion: int = 0
+    thoughts: int = 0
+    """Tokens of the completion that are internal thoughts."""
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A finished choice."""
+
+    text: str
+    finish: Literal["stop", "length"]
+    usage: Usage
+    thoughts: str = ""
+    """The internal thoughts of prompted-base."""
+    escaped: tuple[str, ...] = ()
+    """Control tokens that were escaped in the messages."""
+    forged: bool = False
+    """Whether a message contains text that reads like a turn of the dialogue."""
+
+
+def usage(choices: Sequence[Usage], prompts: int = 1) -> dict[str, Any]:
+    """Sum the tokens of all choices; the choices of one prompt count its tokens once."""
+    per_prompt = choices[:: max(1, len(choices) // prompts)]
+    prompt, completion = sum(u.prompt for u in per_prompt), sum(u.completion for u in choices)
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "total_tokens": prompt + completion,
+        "prompt_tokens_details": {"cached_tokens": sum(u.cached for u in per_prompt)},
+        "completion_tokens_details": {"reasoning_tokens": sum(u.thoughts for u in choices)},
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class ResponseBuilder:
+    """Builds the objects of the response to one request."""
+
+    id: str
+    created: int
+    """Seconds since 1970."""
+    model: str
+    is_chat: bool
+
+    def response(self, choices: Sequence[Choice], prompts: int = 1) -> dict[str, Any]:
+        """Build the whole response, for requests without `stream`."""
+        listed = []
+        for index, choice in enumerate(choices):
+            content: dict[str, Any] = {"text": choice.text}
+            if self.is_chat:
+                message = {"role": "assistant", "content": choice.text, "refusal": None}
+                thoughts = {"reasoning_content": choice.thoughts} if choice.thoughts else {}
+                content = {"message": {**message, **thoughts}}
+            listed.append({"index": index, **content, "logprobs": None, "finish_reason": choice.finish})
+        name = "chat.completion" if self.is_chat else "text_completion"
+        counts = usage([c.usage for c in choices], prompts)
+        return {**self._object(name, listed), "usage": counts, **_warnings(choices)}
+
+    def chunk(
+        self, index: int, text: str | None, finish: str | None = None, is_thought: bool = False
+    ) -> dict[str, Any]:
+        """Build one event of a stream.
+
+        Args:
+            text: new text; None at the beginning of a choice, and at its end (with `finish`).
+        """
+        content: dict[str, Any] = {"text": text or ""}
+        if self.is_chat:
+            field = "reasoning_content" if is_thought else "content"
+            delta = {"role": "assistant", "content": ""} if text is None else {field: text}
+            content = {"delta": delta if finish is None else {}}
+        return self._chunk([{"index": index, **content, "logprobs": None, "finish_reason": finish}])
+
+    def usage_chunk(self, choices: Sequence[Choice], prompts: int = 1) -> dict[str, Any]:
+        """Build the last event of a stream with `include_usage`."""
+        return {**self._chunk([]), "usage": usage([c.usage for c in choices], prompts), **_warnings(choices)}
+
+    def _chunk(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
+        return self._object("chat.completion.chunk" if self.is_chat else "text_completion", choices)
+
+    def _object(self, name: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
+        return {"id": self.id, "object": name, "created": self.created, "model": self.model, "choices": choices}
+
+
+def _warnings(choices: Sequence[Choice]) -> dict[str, Any]:
+    """Report what happened to the text of the messages; an addition to OpenAI's API."""
+    escaped = list(dict.fromkeys(token for choice in choices for token in choice.escaped))
+    warnings: dict[str, Any] = {"escaped": escaped} if escaped else {}
+    if any(choice.forged for choice in choices):
+        warnings["reads_as_turns"] = True
+    return {"selfalign": warnings} if warnings else {}
+
+
+def model(name: str, created: int) -> dict[str, Any]:
+    """Build an entry of /v1/models."""
+    return {"id": name, "object": "model", "created": created, "owned_by": "selfalign"}
+
+
+def event(value: Any) -> bytes:
+    """Encode a server-sent event."""
+    return b"data: " + to_json(value) + b"\n\n"
+
+
+END = b"data: [DONE]\n\n"
