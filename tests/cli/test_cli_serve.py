@@ -61,7 +61,7 @@ def test_what_cannot_be_served_is_the_users_mistake(fake_run: Callable[..., Cont
     with pytest.raises(UserError, match="--style 'loud' does not exist"):
         start(style="loud")
     taken = socket.create_server(("127.0.0.1", 0))
-    with taken, pytest.raises(UserError, match="is taken: name another with --port"):
+    with taken, pytest.raises(UserError, match="is in use: choose another with --port"):
         start(port=taken.getsockname()[1])
     with pytest.raises(UserError, match="cannot listen"):
         start(host="203.0.113.9", token="x" * 20)
