@@ -31,7 +31,7 @@ from selfalign import constitution
 from selfalign.generation import engines, guided
 from selfalign.generation.engines.base import Request, Sampling, answer
 from selfalign.generation.engines.fake import Fake
-from selfalign.generation.loop import Work, stream
+from selfalign.generation.loop import JournaledEngine, RowRequest
 from selfalign.generation.ray.pool import Pool
 from selfalign.generation.settings import EngineSettings, Executor
 from selfalign.model import sources
@@ -51,8 +51,8 @@ def form(tokens: int, temperature: float = 0.5) -> guided.Form:
     return guided.Form(TEXTS, align, Sampling(temperature, 0.95, tokens))
 
 
-def works(rows: int, asked: guided.Form) -> Iterator[Work]:
-    return (Work(str(i), asked.request(f"{MESSAGES[i % len(MESSAGES)]} ({i})", i)) for i in range(rows))
+def works(rows: int, asked: guided.Form) -> Iterator[RowRequest]:
+    return (RowRequest(str(i), asked.request(f"{MESSAGES[i % len(MESSAGES)]} ({i})", i)) for i in range(rows))
 
 
 def seconds(rows: int, engine: Any, asked: guided.Form, kept: list[str] | None = None) -> float:
@@ -61,10 +61,10 @@ def seconds(rows: int, engine: Any, asked: guided.Form, kept: list[str] | None =
         journal = Journal(Path(name) / "journal.sqlite")
         start = time.monotonic()
         done = 0
-        for _, outcome in stream(works(rows, asked), engine, journal, stage="align", identities={None: "fake"}):
-            done += outcome.completion is not None
-            if kept is not None and outcome.completion:
-                kept.append(json.dumps([p.text for p in outcome.completion.parts]))
+        for _, result in JournaledEngine(engine, journal, "align", {None: "fake"}).stream(works(rows, asked)):
+            done += result.completion is not None
+            if kept is not None and result.completion:
+                kept.append(json.dumps([p.text for p in result.completion.parts]))
         spent = time.monotonic() - start
         journal.close()
         assert done == rows

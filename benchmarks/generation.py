@@ -26,7 +26,7 @@ from selfalign.data.prompt_text import BOS
 from selfalign.generation import calibration
 from selfalign.generation.engines.base import Request, Sampling, Step, answer
 from selfalign.generation.engines.llama_cpp import LlamaCpp
-from selfalign.generation.loop import Work, generate
+from selfalign.generation.loop import JournaledEngine, RowRequest
 from selfalign.model import sources
 from selfalign.run.journal import Journal
 
@@ -67,9 +67,9 @@ def seconds(lane: Callable[[LlamaCpp, list[Request]], None], made: LlamaCpp, ite
 def ours(made: LlamaCpp, items: list[Request]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         journal = Journal(Path(folder) / "journal.sqlite")
-        works = [Work(str(r.seed), r) for r in items]
-        outcomes = generate(works, made, journal, stage="align", identities={None: "embedded"})
-        assert all(o.completion for o in outcomes)
+        rows = [RowRequest(str(r.seed), r) for r in items]
+        results = JournaledEngine(made, journal, "align", {None: "embedded"}).generate(rows)
+        assert all(result.completion for result in results)
         journal.close()
 
 

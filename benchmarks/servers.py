@@ -23,7 +23,7 @@ from pathlib import Path
 from selfalign.data.prompt_text import BOS
 from selfalign.generation.engines.base import Request, Sampling, Step
 from selfalign.generation.engines.many_servers import ManyServers
-from selfalign.generation.loop import Work, generate
+from selfalign.generation.loop import JournaledEngine, RowRequest
 from selfalign.generation.settings import EngineSettings
 from selfalign.run.journal import Journal
 
@@ -84,18 +84,18 @@ def measure(latencies: list[float], failing: list[float], rows: int) -> tuple[fl
     process.start()
     urls = [f"http://127.0.0.1:{port}" for port in here.recv()]
     engine = ManyServers(EngineSettings.model_validate({"urls": urls, "served": {"base": "m"}}), SLOTS)
-    works = [Work(f"r{n}", Request((BOS, f"Question {n}?"), (_STEP,), n)) for n in range(rows)]
+    requests = [RowRequest(f"r{n}", Request((BOS, f"Question {n}?"), (_STEP,), n)) for n in range(rows)]
     with tempfile.TemporaryDirectory(prefix="selfalign-servers-") as folder:
         journal = Journal(Path(folder) / "journal.sqlite")
         begun = time.perf_counter()
-        outcomes = generate(works, engine, journal, stage="s", identities={None: "m"})
+        results = JournaledEngine(engine, journal, "s", {None: "m"}).generate(requests)
         seconds = time.perf_counter() - begun
         journal.close()
     engine.close()
     here.send(None)
     calls: list[int] = here.recv()
     process.join()
-    return rows / seconds, calls, sum(o.completion is None for o in outcomes)
+    return rows / seconds, calls, sum(r.completion is None for r in results)
 
 
 def ideal(latencies: list[float]) -> float:

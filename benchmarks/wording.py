@@ -20,7 +20,7 @@ from selfalign.constitution import CITATION, Constitution
 from selfalign.data.records import Response, read_jsonl
 from selfalign.evaluation.statistics import wilson
 from selfalign.generation import guided
-from selfalign.generation.loop import Work, generate
+from selfalign.generation.loop import RowRequest
 from selfalign.model import sources
 from selfalign.model.dialogue import encode_example
 from selfalign.pipeline import order, step2_self_align
@@ -61,13 +61,12 @@ def _citations(context: Context) -> dict[str, object]:
     names = {p.id: p.name.lower() for p in context.run.constitution.principles}
     rows = cite = cited = real = 0
     asked = step2_self_align.form(context)
-    works = [Work(p.id, step2_self_align.request(context, p, asked)) for p in context.prompts()]
+    requests = [RowRequest(p.id, step2_self_align.request(context, p, asked)) for p in context.prompts()]
     # All of them are in the journal: nothing is generated here.
-    outcomes = generate(works, context.engine(), context.journal, stage="align", identities=context.identities())
-    for work, outcome in zip(works, outcomes, strict=True):
-        if outcome.completion is None:
+    for row, result in context.journaled_engine("align").stream(requests):
+        if result.completion is None:
             continue
-        thoughts, _, _ = guided.split(outcome.completion, work.request, context.run.constitution.assistant.name)
+        thoughts, _, _ = guided.split(result.completion, row.request, context.run.constitution.assistant.name)
         found = CITATION.findall(thoughts)
         rows, cite, cited = rows + 1, cite + bool(found), cited + len(found)
         real += sum(names.get(int(n)) == name.lower() for n, name in found)

@@ -150,7 +150,7 @@ def fake_run(tmp_path: Path, default_constitution: Constitution) -> Iterator[Cal
         texts = texts or default_constitution
         context = Context(RunDir.create(tmp_path / name, recipe, texts), Screen(-1))
         context._engine = Fake(parallel=context.slots(), **{"script": default_script, **fake})
-        context._engine_for = tuple(context.identities().values())
+        context._engine_for = context.identities(("engrave", "verbose_cloning"))
         made.append(context)
         return context
 

@@ -51,7 +51,7 @@ def gather(path: Path) -> dict[str, Any]:
     recipe = recipes.load("quick", ["engine.kind=fake", *sizes])
     context = Context(RunDir.create(path, recipe, constitutions.load("default")), Screen(-1))
     context._engine = Fake(parallel=context.slots(), script=default_script)
-    context._engine_for = tuple(context.identities().values())
+    context._engine_for = context.identities(("engrave", "verbose_cloning"))
     order.run_all(context)
     found = page.gather(context.run)
     context.release_engine()

@@ -250,6 +250,6 @@ def test_the_tokenizer_is_read_once_for_a_file_of_prompts(
     file.write_text("".join(f"Please explain the word number {n}.\n" for n in range(20)), "utf-8")
     context = fake_run(f"prompts.file={file}", "prompts.tokens=[2,256]", "stages=[prompts]", name="counted")
     made: list[object] = []
-    monkeypatch.setattr("selfalign.pipeline.step1_prompts._counter", lambda context: made.append(context) or len)
+    monkeypatch.setattr("selfalign.model.fake.FakeModel.token_counter", lambda model: made.append(model) or len)
     order.run_stage(context, "prompts")
     assert len(made) == 1

@@ -210,7 +210,7 @@ def test_invalid_options_are_one_line_errors(done: Context, fake_run: Runs, tmp_
         "is among the run's own files": ("messages", "engrave", done.run.jsonl("engrave_examples"), True),
         "--type 'csv': a data set is written as jsonl or parquet": ("messages", "", None, False, "csv"),
         r"does not end in \.parquet, as --type requires": ("messages", "", tmp_path / "a.jsonl", False, "parquet"),
-        "needs a model's tokenizer, and the fake engine has no model": ("prompt-completion-text",),
+        "the fake engine runs no model: prompt-completion-text needs": ("prompt-completion-text",),
     }.items():
         with pytest.raises(UserError, match=match):
             dataset.write(done, *arguments)  # type: ignore[arg-type]

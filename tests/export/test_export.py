@@ -271,7 +271,7 @@ def test_invalid_options_are_refused(context: Context, arguments: tuple[str, ...
 def test_run_without_trained_model_is_refused(
     fake_run: Callable[..., Context], context: Context, tmp_path: Path
 ) -> None:
-    with pytest.raises(UserError, match="fake engine, which trains no model"):
+    with pytest.raises(UserError, match="fake engine runs no model"):
         model_export.export(fake_run(), "adapter")
     empty = Context(RunDir.create(tmp_path / "other", context.recipe, context.run.constitution), Screen(-1))
     with pytest.raises(UserError, match="no trained adapter yet"):

@@ -226,7 +226,7 @@ def test_folders_that_are_not_exports_are_refused(
     assert "'onnx' is no form to push" in error(push(run, "onnx", "--yes"), 1)
     assert "--model is no option of `push RUN dataset`" in error(push(run, "dataset", "--model", "x", "--yes"), 1)
     assert "1_prompts/prompts.jsonl is missing" in error(push(run, "dataset", "--yes"), 1)
-    assert "fake engine, which trains no model" in error(push(run, "adapter", "--yes"), 1)
+    assert "fake engine runs no model" in error(push(run, "adapter", "--yes"), 1)
     for said, match in (({"form": "launch"}, "of the form 'launch'"), ({"holds": False}, "does not match")):
         folder = written(tmp_path / match[:5], {"README.md": b"x"}, **said)
         assert match in error(push(folder, "--yes"), 1)

@@ -26,7 +26,7 @@ from selfalign.errors import Interrupted, Resumable, UserError
 from selfalign.generation import engines
 from selfalign.generation.engines.base import Part, Request, Sampling, Step
 from selfalign.generation.engines.fake import Fake
-from selfalign.generation.loop import Work, generate, stream
+from selfalign.generation.loop import JournaledEngine, RowRequest
 from selfalign.generation.ray import cluster, worker
 from selfalign.generation.ray.pool import Pool
 from selfalign.generation.settings import EngineSettings, ExecutorSettings
@@ -106,9 +106,9 @@ def echo(prompt: str, step: Step, rng: random.Random) -> str:
     return f" answer to {prompt} {rng.random()}"
 
 
-def works(number: int, prompt: str = "prompt") -> list[Work]:
+def works(number: int, prompt: str = "prompt") -> list[RowRequest]:
     step = Step(Sampling(1.0, 0.9, 50))
-    return [Work(f"row{i}", Request((BOS, f"{prompt} {i}"), (step,), seed=i)) for i in range(number)]
+    return [RowRequest(f"row{i}", Request((BOS, f"{prompt} {i}"), (step,), seed=i)) for i in range(number)]
 
 
 @pytest.fixture
@@ -137,8 +137,8 @@ def pool(local: cluster.Cluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ca
         one.close()
 
 
-def ask(items: list[Work], on: Any, journal: Journal, stage: str = "align") -> list[Any]:
-    return generate(items, on, journal, stage=stage, identities={None: "base"})
+def ask(items: list[RowRequest], on: Any, journal: Journal, stage: str = "align") -> list[Any]:
+    return JournaledEngine(on, journal, stage, {None: "base"}).generate(items)
 
 
 class Speller(Fake):
@@ -153,7 +153,7 @@ def test_control_pieces_arrive_as_such(pool: Callable[..., Pool], journal: Journ
     """Text that spells a role token stays text, on the worker's side, too."""
     sampling = Sampling(1.0, 0.9, 50, bias=((Control("<end>"), -1.0), ("<end>", -1.0)))
     request = Request((BOS, Control("<user>"), "<user>", "né\x00\u202e"), (Step(sampling),), 1)
-    (outcome,) = ask([Work("a", request)], pool(Speller, 1), journal)
+    (outcome,) = ask([RowRequest("a", request)], pool(Speller, 1), journal)
     found = outcome.completion.parts[0].text
     assert found == "Control:<bos> Control:<user> str:<user> str:né\x00\u202e Control str"
 
@@ -216,7 +216,7 @@ def test_a_worker_that_dies_takes_nothing_with_it(pool: Callable[..., Pool], jou
 @pytest.mark.slow
 def test_a_request_that_kills_every_worker_is_a_failed_row(pool: Callable[..., Pool], journal: Journal):
     items = works(40)
-    items[5] = Work("bad", Request((BOS, "kill"), (Step(Sampling(1.0, 0.9, 50)),), 1))
+    items[5] = RowRequest("bad", Request((BOS, "kill"), (Step(Sampling(1.0, 0.9, 50)),), 1))
     outcomes = ask(items, pool(lambda slots: Mortal(slots, "")), journal)
     assert [(o.row_id, o.fate) for o in outcomes if o.completion is None] == [("bad", "failed")]
     assert "3 workers died" in outcomes[5].reason
@@ -235,7 +235,7 @@ def test_where_every_worker_dies_the_run_ends_with_one_line(pool: Callable[..., 
 
 def test_a_pass_that_is_not_read_to_its_end_leaves_the_pool_whole(pool: Callable[..., Pool], journal: Journal):
     one = pool(lambda slots: Fake(slots, echo, latency_s=0.01))
-    first = stream(works(300), one, journal, stage="align", identities={None: "base"})
+    first = JournaledEngine(one, journal, "align", {None: "base"}).stream(works(300))
     next(first)
     first.close()
     saved = len(answered(journal))

@@ -17,7 +17,7 @@ from selfalign.data.prompt_text import BOS, Control
 from selfalign.errors import Interrupted
 from selfalign.generation.engines.base import Completion, Part, Request, Sampling, Step
 from selfalign.generation.engines.fake import Fake
-from selfalign.generation.loop import Outcome, Work, generate, row_seed
+from selfalign.generation.loop import GenerationResult, JournaledEngine, RowRequest, row_seed
 from selfalign.run.journal import Journal
 from selfalign.system.signals import STOP
 
@@ -29,8 +29,8 @@ def echo(prompt: str, step: Step, rng: random.Random) -> str:
     return f" answer to {prompt} {rng.random()}"
 
 
-def works(number: int) -> list[Work]:
-    return [Work(f"row{i}", Request((BOS, f"prompt {i}"), (STEP,), seed=i)) for i in range(number)]
+def works(number: int) -> list[RowRequest]:
+    return [RowRequest(f"row{i}", Request((BOS, f"prompt {i}"), (STEP,), seed=i)) for i in range(number)]
 
 
 @pytest.fixture
@@ -40,11 +40,13 @@ def journal(tmp_path: Path) -> Iterator[Journal]:
     made.close()
 
 
-def ask(items: list[Work], engine: Fake, journal: Journal, stage: str = "align", **more) -> list[Outcome]:
-    return generate(items, engine, journal, stage=stage, identities=more.pop("identities", IDENTITIES), **more)
+def ask(
+    items: list[RowRequest], engine: Fake, journal: Journal, stage: str = "align", **more
+) -> list[GenerationResult]:
+    return JournaledEngine(engine, journal, stage, more.pop("identities", IDENTITIES), **more).generate(items)
 
 
-def text(outcome: Outcome) -> str:
+def text(outcome: GenerationResult) -> str:
     assert outcome.completion is not None
     return outcome.completion.parts[-1].text
 
@@ -112,21 +114,21 @@ CHANGES: dict[str, Callable[[Request], Request]] = {
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_changed_request_is_asked_anew(journal: Journal, change: str):
-    ask([Work("row", BASE)], Fake(1, echo), journal)
+    ask([RowRequest("row", BASE)], Fake(1, echo), journal)
     engine = Fake(1, echo)
-    ask([Work("row", CHANGES[change](BASE))], engine, journal)
+    ask([RowRequest("row", CHANGES[change](BASE))], engine, journal)
     assert engine.requests >= 1
     same = Fake(1, echo)
-    ask([Work("row", BASE)], same, journal)
+    ask([RowRequest("row", BASE)], same, journal)
     assert same.requests == 0
 
 
 def test_other_weights_another_stage_or_row_are_asked_anew(journal: Journal):
-    ask([Work("row", BASE)], Fake(1, echo), journal)
+    ask([RowRequest("row", BASE)], Fake(1, echo), journal)
     for items, more in [
-        ([Work("row", BASE)], {"identities": {None: "other"}}),
-        ([Work("row", BASE)], {"stage": "verbose"}),
-        ([Work("row2", BASE)], {}),
+        ([RowRequest("row", BASE)], {"identities": {None: "other"}}),
+        ([RowRequest("row", BASE)], {"stage": "verbose"}),
+        ([RowRequest("row2", BASE)], {}),
     ]:
         engine = Fake(1, echo)
         ask(items, engine, journal, **more)
@@ -134,7 +136,7 @@ def test_other_weights_another_stage_or_row_are_asked_anew(journal: Journal):
 
 
 def test_other_weights_of_an_adapter_ask_the_adapters_requests_only(journal: Journal):
-    items = [Work("a", BASE), Work("b", replace(BASE, adapter="engrave"))]
+    items = [RowRequest("a", BASE), RowRequest("b", replace(BASE, adapter="engrave"))]
     ask(items, Fake(1, echo), journal)
     engine = Fake(1, echo)
     ask(items, engine, journal, identities={None: "base", "engrave": "trained again"})
@@ -143,7 +145,7 @@ def test_other_weights_of_an_adapter_ask_the_adapters_requests_only(journal: Jou
 
 def test_the_same_request_twice_is_asked_once(journal: Journal):
     engine = Fake(2, echo)
-    found = ask([Work("row", BASE)] * 3, engine, journal)
+    found = ask([RowRequest("row", BASE)] * 3, engine, journal)
     assert engine.requests == 1
     assert found[0] == found[1] == found[2]
 
@@ -201,7 +203,7 @@ def test_a_guided_request_keeps_a_part_for_each_step(journal: Journal):
         return "one \nmore" if not step.cue else " two"
 
     steps = (replace(STEP, stop=("\n",)), replace(STEP, cue="\nSo:"))
-    found = ask([Work("row", replace(BASE, steps=steps))], Fake(1, script), journal)
+    found = ask([RowRequest("row", replace(BASE, steps=steps))], Fake(1, script), journal)
     assert [p.text for p in found[0].completion.parts] == ["one ", " two"]
     assert seen == ["<bos>prompt", "<bos>promptone\nSo:"]
 
@@ -209,7 +211,7 @@ def test_a_guided_request_keeps_a_part_for_each_step(journal: Journal):
 def test_a_step_that_was_cut_ends_the_request(journal: Journal):
     short = replace(STEP, sampling=replace(STEP.sampling, max_new_tokens=2))
     engine = Fake(1, lambda *_: "a b c d e")
-    found = ask([Work("row", replace(BASE, steps=(short, STEP)))], engine, journal)
+    found = ask([RowRequest("row", replace(BASE, steps=(short, STEP)))], engine, journal)
     assert engine.requests == 1
     assert found[0].completion == Completion((Part("a b", "length", 2, 0, 2),))
 

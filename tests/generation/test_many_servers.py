@@ -23,7 +23,7 @@ from selfalign.generation.engines.base import Request, Sampling, Step
 from selfalign.generation.engines.llama_cpp import LlamaCpp
 from selfalign.generation.engines.many_servers import ManyServers
 from selfalign.generation.engines.same_model import TEXTS
-from selfalign.generation.loop import Outcome, Work, generate
+from selfalign.generation.loop import GenerationResult, JournaledEngine, RowRequest
 from selfalign.generation.retries import RetryPolicy
 from selfalign.generation.settings import EngineSettings
 from selfalign.model import sources
@@ -145,12 +145,12 @@ def engine(*servers: Fake, slots: int = 2, policy: RetryPolicy = FAST, **more: A
         made.close()
 
 
-def works(count: int, steps: int = 1) -> list[Work]:
-    return [Work(f"r{n}", Request((BOS, f"question {n}"), (STEP,) * steps, n)) for n in range(count)]
+def works(count: int, steps: int = 1) -> list[RowRequest]:
+    return [RowRequest(f"r{n}", Request((BOS, f"question {n}"), (STEP,) * steps, n)) for n in range(count)]
 
 
-def run(made: ManyServers, journal: Journal, count: int, steps: int = 1) -> list[Outcome]:
-    return generate(works(count, steps), made, journal, stage="s", identities={None: "m"})
+def run(made: ManyServers, journal: Journal, count: int, steps: int = 1) -> list[GenerationResult]:
+    return JournaledEngine(made, journal, "s", {None: "m"}).generate(works(count, steps))
 
 
 @pytest.fixture
@@ -198,7 +198,7 @@ def test_what_dies_comes_back_and_works_again(journal: Journal):
         port = mortal.server_address[1]
         mortal.choose = lambda _: "drop"
         mortal.stop()
-        assert all(o.completion for o in generate(works(60)[20:], made, journal, stage="s", identities={None: "m"}))
+        assert all(o.completion for o in JournaledEngine(made, journal, "s", {None: "m"}).generate(works(60)[20:]))
         assert "(now: no connection" in made.note
         reborn = Fake(0.01, 2, port)
         try:

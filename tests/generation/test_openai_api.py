@@ -21,7 +21,7 @@ from selfalign.errors import Resumable, UserError
 from selfalign.generation.engines.base import Request, RowError, Sampling, Step, TooLong
 from selfalign.generation.engines.llama_cpp import LlamaCpp
 from selfalign.generation.engines.openai_api import OpenAiApi, _part
-from selfalign.generation.loop import Work, generate
+from selfalign.generation.loop import JournaledEngine, RowRequest
 from selfalign.generation.retries import Retrier, RetryPolicy, Transient, read_retry_after
 from selfalign.generation.settings import EngineSettings
 from selfalign.model import sources
@@ -49,10 +49,10 @@ def test_a_thousand_requests_at_thirty_percent_faults_of_sixteen_kinds(tmp_path:
             return rng.choice(ROW_FAULTS + RETRIED) if rng.random() < 0.3 else None
 
     with serving(choose) as server:
-        works = [Work(f"r{n}", Request((BOS, f"question {n}"), (STEP,), n)) for n in range(1000)]
+        works = [RowRequest(f"r{n}", Request((BOS, f"question {n}"), (STEP,), n)) for n in range(1000)]
         journal = Journal(tmp_path / "journal.sqlite")
         begun = time.monotonic()
-        outcomes = generate(works, engine(server), journal, stage="s", identities={None: "m"})
+        outcomes = JournaledEngine(engine(server), journal, "s", {None: "m"}).generate(works)
         assert time.monotonic() - begun < 120
     assert [o.row_id for o in outcomes] == [w.row_id for w in works]
     answered = sum(o.completion is not None for o in outcomes)
@@ -87,9 +87,9 @@ def test_a_refused_request_is_not_repeated_and_a_long_one_is_a_drop():
 
 def test_a_poisoned_row_fails_alone(tmp_path: Path):
     with serving(lambda prompt: "500" if "poison" in prompt else None) as server:
-        works = [Work(f"r{n}", Request((BOS, "poison" if n == 5 else f"q{n}"), (STEP,), n)) for n in range(20)]
+        works = [RowRequest(f"r{n}", Request((BOS, "poison" if n == 5 else f"q{n}"), (STEP,), n)) for n in range(20)]
         journal = Journal(tmp_path / "j.sqlite")
-        outcomes = generate(works, engine(server), journal, stage="s", identities={None: "m"})
+        outcomes = JournaledEngine(engine(server), journal, "s", {None: "m"}).generate(works)
         journal.close()
     assert [n for n, o in enumerate(outcomes) if o.completion is None] == [5]
     assert outcomes[5].reason == "the server says 500 (6 tries)"
@@ -100,13 +100,13 @@ def test_a_dead_server_opens_the_breaker_and_ends_resumably(tmp_path: Path):
         attempts=4, first_wait=0.001, longest_wait=0.002, breaker_failures=6, probes=2, probe_wait=0.01
     )
     with serving(lambda _: "503") as server:
-        works = [Work(f"r{n}", Request((BOS, f"q{n}"), (STEP,), n)) for n in range(500)]
+        works = [RowRequest(f"r{n}", Request((BOS, f"q{n}"), (STEP,), n)) for n in range(500)]
         journal = Journal(tmp_path / "j.sqlite")
         with pytest.raises(Resumable, match=r"failed \d+ calls in a row"):
-            generate(works, engine(server, policy), journal, stage="s", identities={None: "m"})
+            JournaledEngine(engine(server, policy), journal, "s", {None: "m"}).generate(works)
         assert len(server.seen) < 60
         server.choose = lambda _: None
-        outcomes = generate(works, engine(server, policy), journal, stage="s", identities={None: "m"})
+        outcomes = JournaledEngine(engine(server, policy), journal, "s", {None: "m"}).generate(works)
         journal.close()
     assert all(o.completion for o in outcomes)
 

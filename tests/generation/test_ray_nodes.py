@@ -17,7 +17,7 @@ from selfalign.data.prompt_text import BOS
 from selfalign.generation import engines, guided
 from selfalign.generation.engines.base import Request, Sampling, Step
 from selfalign.generation.engines.fake import Fake
-from selfalign.generation.loop import Work, generate
+from selfalign.generation.loop import JournaledEngine, RowRequest
 from selfalign.generation.ray.pool import Pool
 from selfalign.generation.settings import EngineSettings, ExecutorSettings
 from selfalign.model import sources
@@ -56,7 +56,7 @@ def test_a_machine_that_dies_takes_nothing_with_it(
     assert (pool.shape.workers, pool.shape.machines, pool.parallel) == (2, 2, 8)
     journal = Journal(tmp_path / "journal.sqlite")
     step = Step(Sampling(1.0, 0.9, 50))
-    works = [Work(f"row{i}", Request((BOS, f"prompt {i}"), (step,), i)) for i in range(1200)]
+    works = [RowRequest(f"row{i}", Request((BOS, f"prompt {i}"), (step,), i)) for i in range(1200)]
     finished = 0
     dead = threading.Thread(target=lambda: cluster.remove_node(second, allow_graceful=False))
 
@@ -66,14 +66,14 @@ def test_a_machine_that_dies_takes_nothing_with_it(
         if finished > 200 and dead.ident is None:
             dead.start()
 
-    outcomes = generate(works, pool, journal, stage="align", identities={None: "base"}, on_done=on_done)
+    outcomes = JournaledEngine(pool, journal, "align", {None: "base"}, on_done).generate(works)
     dead.join()
     pool.close()
     assert [o.row_id for o in outcomes] == [w.row_id for w in works]
     assert all(o.completion for o in outcomes)
     assert any("a Ray worker died" in line for line in said)
     here = Journal(tmp_path / "local.sqlite")
-    local = generate(works, Fake(8, echo), here, stage="align", identities={None: "base"})
+    local = JournaledEngine(Fake(8, echo), here, "align", {None: "base"}).generate(works)
     assert [o.completion for o in local] == [o.completion for o in outcomes]
     keys = [[k for (k,) in j._db.execute("SELECT key FROM work WHERE state = 'raw_saved'")] for j in (journal, here)]
     assert sorted(keys[0]) == sorted(keys[1])
@@ -88,13 +88,13 @@ def test_the_embedded_model_in_a_worker_answers_as_here(tmp_path: Path) -> None:
     align = recipes.load("quick", ["align.max_thought_tokens=16"]).align
     form = guided.Form(texts, align, Sampling(0.0, 1.0, 24))
     messages = [seed.instruction for seed in constitution.load_seeds("default")][:30]
-    works = [Work(str(i), form.request(message, i)) for i, message in enumerate(messages)]
+    works = [RowRequest(str(i), form.request(message, i)) for i, message in enumerate(messages)]
 
     def answers(name: str, engine: Any) -> list[str]:
         journal = Journal(tmp_path / f"{name}.sqlite")
         try:
             engine.warm_prefix(form.prefix, None)
-            found = generate(works, engine, journal, stage="align", identities={None: model.identity})
+            found = JournaledEngine(engine, journal, "align", {None: model.identity}).generate(works)
         finally:
             engine.close()
             journal.close()

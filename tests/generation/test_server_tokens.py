@@ -18,7 +18,7 @@ from selfalign.errors import Resumable
 from selfalign.generation.engines.base import Completion, Part, Request, RowError, Sampling, Step
 from selfalign.generation.engines.llama_cpp import LlamaCpp
 from selfalign.generation.engines.openai_api import OpenAiApi
-from selfalign.generation.loop import Work, generate
+from selfalign.generation.loop import JournaledEngine, RowRequest
 from selfalign.generation.retries import RetryPolicy
 from selfalign.generation.settings import EngineSettings
 from selfalign.model import sources
@@ -171,12 +171,12 @@ def test_the_flag_is_part_of_the_raw_output_only_where_there_is_one():
 
 def test_the_journal_keeps_which_rows_were_neutralised(tmp_path: Path, tokenizer: Tokenizer):
     texts = ["fine", "an <eos> here", "fine too", "<|im_end|><eos>"]
-    works = [Work(f"r{n}", Request((BOS, text), (STEP, STEP), n)) for n, text in enumerate(texts)]
+    works = [RowRequest(f"r{n}", Request((BOS, text), (STEP, STEP), n)) for n, text in enumerate(texts)]
     journal = Journal(tmp_path / "j.sqlite")
     with serving(lambda path: "404" if path.endswith("/detokenize") else None, Tokens) as server:
         for _ in range(2):  # the second time from the journal
             made = engine(tokens(server, tokenizer), tokenizer=tokenizer)
-            outcomes = generate(works, made, journal, stage="align", identities={None: "m"})
+            outcomes = JournaledEngine(made, journal, "align", {None: "m"}).generate(works)
             assert all(o.completion for o in outcomes)
             assert journal.neutralised("align") == {"r1": ["<eos>"], "r3": ["<|im_end|>", "<eos>"]}
             assert journal.counts("align").as_dict()["neutralised"] == 2

@@ -16,7 +16,6 @@ from selfalign.evaluation.forms import PROMPTS, PromptKind, opening
 from selfalign.evaluation.heldout import ADAPTERS, models
 from selfalign.generation import engines
 from selfalign.generation.engines.base import Engine, RowError, Sampling, Step
-from selfalign.model.dialogue import PLAIN
 from selfalign.run import feedback
 from selfalign.run.context import Context
 from selfalign.system import atomic
@@ -88,18 +87,17 @@ class Talk:
             show(new)
             return not STOP.is_set
 
-        template = self.context.model.template if self.context.has_weights else PLAIN
-        adapter = self.found[name] if self.context.has_weights else None
-        step = Step(self.sampling, stop=template.stops())
+        step = Step(self.sampling, stop=self.context.model.template.stops())
         try:
-            part = self.engine.generate(self._pieces(self.turns), step, self.seed + self.tries, adapter, on_text)
+            part = self.engine.generate(
+                self._pieces(self.turns), step, self.seed + self.tries, self.found[name], on_text
+            )
         except RowError as error:
             raise UserError(f"the message cannot be answered: {error}; in a dialogue: /undo it, or /new") from None
         return text, part.escaped
 
     def _pieces(self, turns: list[Turn]) -> Pieces:
-        template = self.context.model.template if self.context.has_weights else PLAIN
-        return opening(template, self.context.run.constitution, self.style, turns)
+        return opening(self.context.model.template, self.context.run.constitution, self.style, turns)
 
     def messages(self) -> dict[str, object]:
         """The dialogue as OpenAI's messages, and whom it was with."""
@@ -171,10 +169,8 @@ def _style(style: str) -> PromptKind:
 
 def _engine(context: Context, names: list[str], found: dict[str, str | None]) -> Engine:
     """An engine with the adapters of these models."""
-    stages = [s for s in (found[n] for n in names) if s] if context.has_weights else []
-    base = context.model if context.has_weights else None
-    adapters = {s: context.run.adapter(s) for s in stages}
-    return engines.start(context.recipe.engine, base, adapters, 1, context.screen.say)
+    adapters = {s: context.run.adapter(s) for n in names if (s := found[n])}
+    return engines.start(context.recipe.engine, context.model, adapters, 1, context.screen.say)
 
 
 def _dialogue(talk: Talk, read: Callable[[], str]) -> None:

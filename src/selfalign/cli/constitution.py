@@ -163,7 +163,7 @@ def test(
     if half not in ("", "choices", "report"):
         raise UserError(f"--half {half!r}: choices or report")
     with api.open_run(run, force=force, screen=Screen(0)) as opened:
-        fake = not opened.context.has_weights
+        fake = opened.context.model.is_fake
         texts = constitution.load(probes) if probes else opened.context.run.constitution
         answers = probing.run(opened.context, texts, drop, half or None)  # type: ignore[arg-type]
         order.write_manifest_if_done(opened.context)

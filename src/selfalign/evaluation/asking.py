@@ -12,7 +12,7 @@ from selfalign.evaluation.forms import opening
 from selfalign.evaluation.speakers import Speaker
 from selfalign.generation import guided
 from selfalign.generation.engines.base import Completion, Request, Sampling, Step
-from selfalign.generation.loop import Work, generate, row_seed
+from selfalign.generation.loop import JournaledEngine, RowRequest, row_seed
 from selfalign.run.journal import Journal
 from selfalign.run.ledger import RowOutcome
 from selfalign.run.recipe import Recipe
@@ -58,37 +58,36 @@ def ask(
     """
     clock = Clock()
     replies: list[Reply] = []
-    fates: list[RowOutcome] = []
+    outcomes: list[RowOutcome] = []
     with screen.bar(stage, len(speakers) * len(questions)) as bar:
         # Model by model: a slot whose adapter or prefix changes must compute its prompt anew.
         for number, speaker in enumerate(speakers):
-            works = [_work(stage, speaker, q, recipe, constitution, max_new_tokens) for q in questions]
-            engine, identities = speaker.engine(), {speaker.adapter: speaker.entrant.identity}
-            if works and speaker.entrant.prompt == "constitution":
-                engine.warm_prefix(works[0].request.prompt[:2], speaker.adapter)
-            outcomes = generate(works, engine, journal, stage=stage, identities=identities, on_done=bar.add)
-            for position, (question, work, outcome) in enumerate(zip(questions, works, outcomes, strict=True)):
-                name, place = content_hash(work.row_id, position), len(fates)
-                if outcome.completion is None:
-                    fates.append(RowOutcome(name, place, outcome.fate, outcome.reason, question.text))
-                    continue
-                fates.append(RowOutcome(name, place, "kept", "", question.text))
-                text, ended = _said(speaker, work.request, outcome.completion, constitution)
-                replies.append(Reply(speaker, position, text, ended))
-            if lost := [o for o in outcomes if o.completion is None]:
-                who = f"{speaker.entrant.name}: {len(lost)} of {len(works)} without an answer"
+            requests = [_row_request(stage, speaker, q, recipe, constitution, max_new_tokens) for q in questions]
+            identities = {speaker.adapter: speaker.entrant.identity}
+            engine = JournaledEngine(speaker.engine(), journal, stage, identities, bar.add)
+            if requests and speaker.entrant.prompt == "constitution":
+                engine.engine.warm_prefix(requests[0].request.prompt[:2], speaker.adapter)
+            results = engine.generate(requests)
+            for position, (question, request, result) in enumerate(zip(questions, requests, results, strict=True)):
+                row_id = content_hash(request.row_id, position)
+                outcomes.append(RowOutcome(row_id, len(outcomes), result.state, result.reason, question.text))
+                if result.completion is not None:
+                    text, ended = _said(speaker, request.request, result.completion, constitution)
+                    replies.append(Reply(speaker, position, text, ended))
+            if lost := [r for r in results if r.completion is None]:
+                who = f"{speaker.entrant.name}: {len(lost)} of {len(requests)} without an answer"
                 screen.say(f"  {stage}: {who} ({lost[0].reason}); the same command asks them again", "yellow")
             if not any(s.close == speaker.close for s in speakers[number + 1 :]):
                 speaker.close()  # one model in memory at a time
     journal.restart(stage)
-    journal.decide(stage, fates)
-    journal.finish(stage, len(fates), clock.seconds())
+    journal.decide(stage, outcomes)
+    journal.finish(stage, len(outcomes), clock.seconds())
     return replies
 
 
-def _work(
+def _row_request(
     stage: str, speaker: Speaker, question: Asked, recipe: Recipe, constitution: Constitution, max_new_tokens: int
-) -> Work:
+) -> RowRequest:
     seed = row_seed(recipe.seed, stage, question.text)
     config = recipe.evaluate
     limit = min(config.max_new_tokens, max_new_tokens)
@@ -102,7 +101,7 @@ def _work(
         template = speaker.template()
         pieces = opening(template, constitution, speaker.entrant.prompt, [Turn("user", question.text)])
         request = Request(pieces, (Step(sampling, stop=template.stops()),), seed, speaker.adapter)
-    return Work(content_hash(question.id, speaker.entrant.name), request)
+    return RowRequest(content_hash(question.id, speaker.entrant.name), request)
 
 
 def _said(speaker: Speaker, request: Request, completion: Completion, constitution: Constitution) -> tuple[str, bool]:

@@ -104,7 +104,8 @@ def refresh(context: Context) -> None:
     place = _place(context)
     if not place.state():
         return
-    scored, said = _current(context, "standard") if context.has_weights else {}, _spoken(context)
+    scored = {} if context.model.is_fake else _current(context, "standard")
+    said = _spoken(context)
     for label, entry in place.state().items():
         current = said if task_of(label) in SPOKEN else scored
         stale = {

@@ -75,8 +75,7 @@ def of_run(context: Context, names: Sequence[str], others: Sequence[str], prompt
     Raises:
         UserError: a name is not known, the run has no such model, or it runs no model at all.
     """
-    if not context.has_weights:
-        raise UserError("the fake engine runs no model: nothing can be scored")
+    context.model.check_weights("nothing can be scored")
     wanted = chosen(context, names)
     adapters = {a: context.run.adapter(a) for n in wanted if (a := heldout.ADAPTERS.get(n))}
     constitution, others_in = context.run.constitution, dict(named(o) for o in others)

@@ -18,8 +18,8 @@ from selfalign.data.records import Answer, Prompt, Score, content_hash, write_js
 from selfalign.evaluation.statistics import Interval, bootstrap_mean, mcnemar, median, wilson
 from selfalign.generation import executors
 from selfalign.generation.engines.base import Request, Step
-from selfalign.generation.loop import Work, generate, row_seed
-from selfalign.model.dialogue import PLAIN, encode_example
+from selfalign.generation.loop import RowRequest, row_seed
+from selfalign.model.dialogue import encode_example
 from selfalign.run.context import Context
 from selfalign.run.ledger import RowOutcome
 from selfalign.system import atomic
@@ -32,31 +32,27 @@ ADAPTERS = {"base": None, "engraved": "engrave", "final": "verbose_cloning"}
 
 def models(context: Context) -> dict[str, str | None]:
     """The models that this run has: the base, and those whose adapter stands in its folder."""
-    return {
-        name: stage
-        for name, stage in ADAPTERS.items()
-        if stage is None or not context.has_weights or context.run.adapter_gguf(stage).exists()
-    }
+    return {name: stage for name, stage in ADAPTERS.items() if stage is None or context.has_adapter(stage)}
 
 
 def run(context: Context) -> list[Path]:
     """Answer and score the held-out prompts with every model; returns the files."""
     clock = Clock()
     prompts = [p for p in context.prompts() if p.split == "heldout"][: context.recipe.evaluate.heldout_prompts]
-    answers, fates = _answers(context, prompts)
+    answers, outcomes = _answers(context, prompts)
     write_jsonl(context.run.jsonl("answers"), answers)
     scores = answer_scores(answers, context.recipe.evaluate.max_new_tokens, list(models(context)))
-    if context.has_weights:
+    if not context.model.is_fake:
         scores = loss_scores(_losses(context)) + scores
     atomic.write_text(context.run.scores, json.dumps([asdict(s) for s in scores], indent=1) + "\n")
-    context.check_failures(context.settle(STAGE, fates, len(prompts) * len(models(context)), clock))
+    context.check_failures(context.settle(STAGE, outcomes, len(prompts) * len(models(context)), clock))
     return [context.run.jsonl("answers"), context.run.scores]
 
 
 def request(context: Context, prompt: Prompt, adapter: str | None) -> Request:
     """The prompt under the standard system prompt, for the base (None) or an adapter of this stage."""
     config, constitution = context.recipe.evaluate, context.run.constitution
-    template = context.model.template if context.has_weights else PLAIN
+    template = context.model.template
     # A model that writes the user's next turn has run on; what it would write after that is of no use.
     step = Step(replace(context.sampling(config), repetition=config.repetition), stop=template.stops())
     pieces = template.prompt(
@@ -69,28 +65,24 @@ def _answers(context: Context, prompts: list[Prompt]) -> tuple[list[Answer], lis
     compared = models(context)
     adapters = tuple(s for s in compared.values() if s)
     # Model by model: a slot whose adapter changes must compute its prompt anew.
-    works = [
-        Work(content_hash(prompt.id, name), request(context, prompt, adapter))
+    requests = [
+        RowRequest(content_hash(prompt.id, name), request(context, prompt, adapter))
         for name, adapter in compared.items()
         for prompt in prompts
     ]
-    engine = context.engine(adapters if context.has_weights else ())
-    with context.screen.bar("answers", len(works)) as bar:
-        outcomes = generate(
-            works, engine, context.journal, stage=STAGE, identities=context.identities(adapters), on_done=bar.add
-        )
+    with context.screen.bar("answers", len(requests)) as bar:
+        results = context.journaled_engine(STAGE, bar.add, adapters).generate(requests)
     answers: list[Answer] = []
-    fates: list[RowOutcome] = []
+    outcomes: list[RowOutcome] = []
     pairs = [(name, prompt) for name in compared for prompt in prompts]
-    for position, ((name, prompt), outcome) in enumerate(zip(pairs, outcomes, strict=True)):
-        if outcome.completion is None:
-            fates.append(RowOutcome(outcome.row_id, position, outcome.fate, outcome.reason, prompt.message))
+    for position, ((name, prompt), result) in enumerate(zip(pairs, results, strict=True)):
+        outcomes.append(RowOutcome(result.row_id, position, result.state, result.reason, prompt.message))
+        if result.completion is None:
             continue
-        part = outcome.completion.parts[0]
+        part = result.completion.parts[0]
         text = part.text.strip()
         answers.append(Answer(prompt.id, prompt.message, name, text, part.finish == "end", len(text.split())))
-        fates.append(RowOutcome(outcome.row_id, position, "kept", "", prompt.message))
-    return answers, fates
+    return answers, outcomes
 
 
 def answer_scores(answers: Sequence[Answer], limit: int, names: Sequence[str]) -> list[Score]:

@@ -14,7 +14,7 @@ from selfalign.data.records import content_hash
 from selfalign.evaluation.benchmarks import Question, item_id
 from selfalign.evaluation.statistics import Interval, wilson
 from selfalign.generation.engines.base import Engine, Request, Sampling, Step
-from selfalign.generation.loop import Work, generate
+from selfalign.generation.loop import JournaledEngine, RowRequest
 from selfalign.run.journal import Journal
 from selfalign.run.ledger import RowOutcome
 
@@ -85,14 +85,14 @@ def verdicts(
     Raises:
         SelfAlignError: the engine is gone.
     """
-    works = [
-        Work(content_hash(item_id(item), answer, informative), _request(item, answer, informative, judge.adapter))
+    requests = [
+        RowRequest(content_hash(item_id(item), answer, informative), _request(item, answer, informative, judge.adapter))
         for item, answer in pairs
     ]
-    identities = {judge.adapter: judge.identity}
-    found = generate(works, judge.engine, journal, stage=STAGE, identities=identities, on_done=on_done)
-    said = [o.completion.parts[-1].text.strip().lower() if o.completion else "" for o in found]
-    return [True if s.startswith("yes") else False if s.startswith("no") else None for s in said]
+    engine = JournaledEngine(judge.engine, journal, STAGE, {judge.adapter: judge.identity}, on_done)
+    results = engine.generate(requests)
+    verdicts = [r.completion.parts[-1].text.strip().lower() if r.completion else "" for r in results]
+    return [True if v.startswith("yes") else False if v.startswith("no") else None for v in verdicts]
 
 
 def trial(judge: Judge, journal: Journal, items: Sequence[Question]) -> Interval:

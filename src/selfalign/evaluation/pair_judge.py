@@ -14,7 +14,7 @@ from selfalign.evaluation.judge import Judge
 from selfalign.evaluation.pairwise import LETTERS
 from selfalign.evaluation.statistics import Interval, wilson
 from selfalign.generation.engines.base import Request, Sampling, Step
-from selfalign.generation.loop import Work, generate
+from selfalign.generation.loop import JournaledEngine, RowRequest
 from selfalign.run.journal import Journal
 from selfalign.run.ledger import RowOutcome
 
@@ -116,10 +116,9 @@ def verdicts(
     Raises:
         SelfAlignError: the engine is gone.
     """
-    works = [Work(content_hash(s.question, s.first, s.second), _request(s, judge.adapter)) for s in shown]
-    identities = {judge.adapter: judge.identity}
-    found = generate(works, judge.engine, journal, stage=STAGE, identities=identities, on_done=on_done)
-    return [read(o.completion.parts[-1].text) if o.completion else "" for o in found]
+    requests = [RowRequest(content_hash(s.question, s.first, s.second), _request(s, judge.adapter)) for s in shown]
+    engine = JournaledEngine(judge.engine, journal, STAGE, {judge.adapter: judge.identity}, on_done)
+    return [read(r.completion.parts[-1].text) if r.completion else "" for r in engine.generate(requests)]
 
 
 def trial(judge: Judge, journal: Journal) -> Interval:

@@ -21,8 +21,7 @@ from selfalign.evaluation.heldout import models
 from selfalign.evaluation.statistics import Interval, bootstrap_mean, wilson
 from selfalign.generation import guided
 from selfalign.generation.engines.base import Completion, Request, Step
-from selfalign.generation.loop import Work, generate, row_seed
-from selfalign.model.dialogue import PLAIN
+from selfalign.generation.loop import RowRequest, row_seed
 from selfalign.quality.rouge import folded
 from selfalign.run.context import Context
 from selfalign.run.ledger import RowOutcome
@@ -92,30 +91,28 @@ def run(
     works = _prompted_pair(context, probes, dropped) if dropped is not None else _of_models(context, probes)
     # Model by model: a slot whose adapter or prefix changes must compute its prompt anew.
     answers: list[ProbeAnswer] = []
-    fates: list[RowOutcome] = []
+    outcomes: list[RowOutcome] = []
     adapters = tuple(a for a in {w.request.adapter: None for g in works.values() for w in g} if a)
     with context.screen.bar("probes", sum(len(g) for g in works.values())) as bar:
         for name, group in works.items():
-            engine = context.engine(adapters)
+            engine = context.journaled_engine(stage, bar.add, adapters)
             if name.startswith(PROMPTED):
-                engine.warm_prefix(group[0].request.prompt[:2], None)
-            outcomes = generate(
-                group, engine, context.journal, stage=stage, identities=context.identities(adapters), on_done=bar.add
-            )
-            for (principle, probe), work, outcome in zip(probes, group, outcomes, strict=True):
-                if outcome.completion is not None:
-                    answers.append(_judged(context, name, principle, probe, work.request, outcome.completion))
-                state = "kept" if outcome.completion else outcome.fate
-                fates.append(RowOutcome(outcome.row_id, len(fates), state, outcome.reason, f"{name}: {probe.ask}"))
-    lost = [f for f in fates if f[2] != "kept"]
+                engine.engine.warm_prefix(group[0].request.prompt[:2], None)
+            for (principle, probe), request, result in zip(probes, group, engine.generate(group), strict=True):
+                if result.completion is not None:
+                    answers.append(_judged(context, name, principle, probe, request.request, result.completion))
+                text = f"{name}: {probe.ask}"
+                outcomes.append(RowOutcome(result.row_id, len(outcomes), result.state, result.reason, text))
+    lost = [outcome for outcome in outcomes if outcome.state != "kept"]
     if lost:
-        context.screen.say(f"  {len(lost)} of {len(fates)} without an answer ({lost[0][3]}): left out", "yellow")
+        text = f"{len(lost)} of {len(outcomes)} without an answer ({lost[0].reason}): skipped"
+        context.screen.say(f"  {text}", "yellow")
     if dropped is None and half is None:
         # The manifest names the file's hash: it goes before the file changes, and comes back at the end.
         context.run.manifest.unlink(missing_ok=True)
         context.journal.unpublish(STAGE)
         write_jsonl(file, answers)
-        counts = context.settle(STAGE, fates, len(fates), clock)
+        counts = context.settle(STAGE, outcomes, len(outcomes), clock)
         write_jsonl(context.run.jsonl("drops"), context.journal.drops())
         context.run.mark_done(STAGE, content_hash([p.model_dump() for _, p in probes]), [file])
         context.check_failures(counts)
@@ -139,28 +136,30 @@ def _unseen(context: Context, probes: list[tuple[Principle, Probe]]) -> list[tup
     return found
 
 
-def _of_models(context: Context, probes: list[tuple[Principle, Probe]]) -> dict[str, list[Work]]:
+def _of_models(context: Context, probes: list[tuple[Principle, Probe]]) -> dict[str, list[RowRequest]]:
     constitution = context.run.constitution
-    template = context.model.template if context.has_weights else PLAIN
+    template = context.model.template
     config = context.recipe.evaluate
     sampling = replace(context.sampling(config), repetition=config.repetition, max_new_tokens=MAX_NEW_TOKENS)
     step = Step(sampling, stop=template.stops())
-    works: dict[str, list[Work]] = {}
+    works: dict[str, list[RowRequest]] = {}
     for name, adapter in models(context).items():
         group = []
         for principle, probe in probes:
             pieces = template.prompt(
                 constitution.system_prompt("standard"), [Turn("user", probe.ask)], constitution.assistant.name
             )
-            request = Request(pieces, (step,), _seed(context, probe), adapter if context.has_weights else None)
-            group.append(Work(_row(principle, probe, name), request))
+            request = Request(pieces, (step,), _seed(context, probe), adapter)
+            group.append(RowRequest(_row(principle, probe, name), request))
         works[name] = group
         if name == "base":
             works[PROMPTED] = _prompted(context, probes, constitution, PROMPTED)
     return works
 
 
-def _prompted_pair(context: Context, probes: list[tuple[Principle, Probe]], dropped: int) -> dict[str, list[Work]]:
+def _prompted_pair(
+    context: Context, probes: list[tuple[Principle, Probe]], dropped: int
+) -> dict[str, list[RowRequest]]:
     full = context.run.constitution
     less = full.without(dropped)
     name = f"{PROMPTED} without {dropped}"
@@ -169,7 +168,7 @@ def _prompted_pair(context: Context, probes: list[tuple[Principle, Probe]], drop
 
 def _prompted(
     context: Context, probes: list[tuple[Principle, Probe]], constitution: Constitution, name: str
-) -> list[Work]:
+) -> list[RowRequest]:
     """The base with the constitution in its prompt, drawn as the other models are."""
     config = context.recipe.evaluate
     form = context.recipe.align.model_copy(update={"repetition": config.repetition, "hints": False})
@@ -177,7 +176,7 @@ def _prompted(
     limit = MAX_NEW_TOKENS + (form.max_thought_tokens if form.form == "paper" else 0)
     sampling = replace(context.sampling(config), max_new_tokens=limit)
     asked = guided.Form(constitution, form, sampling)
-    return [Work(_row(p, probe, name), asked.request(probe.ask, _seed(context, probe))) for p, probe in probes]
+    return [RowRequest(_row(p, probe, name), asked.request(probe.ask, _seed(context, probe))) for p, probe in probes]
 
 
 def _row(principle: Principle, probe: Probe, model: str = "") -> str:

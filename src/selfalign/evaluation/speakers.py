@@ -59,20 +59,16 @@ class _Own:
 def of_run(context: Context, names: Sequence[str], others: Sequence[str], prompt: PromptKind) -> list[Speaker]:
     """The models of a run on its own engine, and others, each on one of its own. Raises as `entrants.of_run`."""
     chosen = entrants.chosen(context, names)
-    real = context.has_weights
-    stages = {n: heldout.ADAPTERS.get(n) if real else None for n in chosen}
+    stages = {n: heldout.ADAPTERS.get(n) for n in chosen}
     adapters = tuple(s for s in stages.values() if s)
     identities = context.identities(adapters)
-
-    def template() -> Template:
-        return context.model.template if real else PLAIN
 
     found = [
         Speaker(
             Entrant(n, "constitution" if n == PROMPTED else prompt, stage, identities[stage]),
             stage,
             lambda: context.engine(adapters),
-            template,
+            lambda: context.model.template,
         )
         for n, stage in stages.items()
     ]

@@ -207,8 +207,7 @@ def _renderer(context: Context, row_format: str) -> tuple[Renderer, Callable[[],
     if row_format != "prompt-completion-text":
         known: OutputFormat = next(f for f in OUTPUT_FORMATS if f == row_format)
         return lambda row_id, row: formats.format_row(row, known), list
-    if not context.has_weights:
-        raise UserError(f"{row_format} needs a model's tokenizer, and the fake engine has no model")
+    context.model.check_weights(f"{row_format} needs a model's tokenizer")
     model = context.model
     tokenizer = model.tokenizer(context.screen.say)
     file = model.folder() / "tokenizer.json"

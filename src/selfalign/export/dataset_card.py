@@ -35,7 +35,7 @@ def card(context: Context, configs: list[Config], row_format: str, notes: list[s
         notes: skipped rows, and settings for a trainer.
     """
     constitution, facts = context.run.constitution, model_card.run_facts(context)
-    base = model_card.escaped((context.has_weights and context.model.hub_id) or record.base_name(context))
+    base = model_card.escaped(context.model.hub_id or context.model.name)
     label = model_card.escaped(constitution.assistant.name)
     escaped_notes = [f"- {model_card.escaped(note)}" for note in notes]
     terms = record.base_terms(context).rstrip("\n")
@@ -64,7 +64,7 @@ def _front_matter(context: Context, configs: list[Config]) -> str:
     user_prompts, user_responses = bool(context.recipe.prompts.file), context.recipe.align.form == "given"
     total = sum(count for config in configs for _, count in config.files.values())
     lines = [f"pretty_name: {json.dumps(f'{constitution.assistant.name}: SELF-ALIGN data')}"]
-    lines += model_card.licence(context.model) if context.has_weights else []
+    lines += model_card.licence(context.model)
     lines += [
         f"language: [{json.dumps(constitution.language)}]",
         "task_categories: [text-generation]",

@@ -133,8 +133,7 @@ def write(context: Context, out: Path, options: LaunchOptions) -> list[str]:
     Raises:
         UserError: the stage has no examples yet, they cannot be trained on, or `out` exists.
     """
-    if not context.has_weights:
-        raise UserError("this run uses the fake engine, which has no weights to train")
+    context.model.check_weights("there is nothing to train")
     if out.exists():
         raise UserError(f"{out} exists: choose another --out")
     rows = _rows(context, options.stage)

@@ -16,11 +16,6 @@ from selfalign.system.version import __version__
 RECORD = "export.json"
 
 
-def base_name(context: Context) -> str:
-    """Return the name of the run's base model, without a path of this machine."""
-    return context.model.name if context.has_weights else "the fake engine"
-
-
 def write_record(context: Context, folder: Path, details: dict[str, Any]) -> None:
     """Write export.json with the hash and size of every file in the folder, and make all files readable by everyone.
 
@@ -37,7 +32,7 @@ def write_record(context: Context, folder: Path, details: dict[str, Any]) -> Non
         "selfalign": __version__,
         "made": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "run": context.run.path.resolve().name,
-        "base": base_name(context),
+        "base": context.model.name,
         "constitution": context.run.constitution.digest(),
         **details,
         "files": files,
@@ -104,7 +99,7 @@ def base_terms(context: Context) -> str:
     notice = context.run.path / "NOTICE"
     if notice.is_file():
         return notice.read_text("utf-8")
-    return context.model.notice + "\n" if context.has_weights and context.model.notice else ""
+    return f"{context.model.notice}\n" if context.model.notice else ""
 
 
 def write_notice_beside(context: Context, file: Path) -> None:

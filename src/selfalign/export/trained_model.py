@@ -72,8 +72,7 @@ def find_trained_model(context: Context, name: str = "") -> TrainedModel:
     Raises:
         UserError: the run trained no model, or none of that name.
     """
-    if not context.has_weights:
-        raise UserError(f"{context.run.path} was made with the fake engine, which trains no model to export")
+    context.model.check_weights(f"{context.run.path} has no trained model to export")
     trained = {model: stage for model, stage in heldout.models(context).items() if stage}
     if not trained:
         raise UserError(f"{context.run.path} has no trained adapter yet: `selfalign run` trains it")

@@ -63,8 +63,8 @@ class RequestLog(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
-    """A request for a row of a stage, and whatever the stage wants back with its result."""
+class RowRequest:
+    """A request for a row of a stage, with any object that the stage needs back beside the result."""
 
     row_id: str
     request: Request
@@ -72,71 +72,68 @@ class Work:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
-    """What came of it: a completion, or the reason why there is none."""
+class GenerationResult:
+    """The completion of a row's request, or the reason why there is none."""
 
     row_id: str
     completion: Completion | None
     reason: str = ""
 
     @property
-    def fate(self) -> Literal["dropped", "failed"]:
-        """What a row without a completion is: dropped where its prompt is too long, else failed."""
+    def state(self) -> Literal["kept", "dropped", "failed"]:
+        """The state of the row: kept with a completion, dropped where its prompt is too long, otherwise failed."""
+        if self.completion is not None:
+            return "kept"
         return "dropped" if self.reason == TOO_LONG else "failed"
 
 
 def row_seed(run_seed: int, *parts: object) -> int:
-    """A request's seed: it depends on what the row is, not on when its turn comes."""
+    """Return a request's seed. It depends on the content of the row and not on when its turn comes."""
     return int(content_hash(run_seed, *parts)[:8], 16)
 
 
-def work_key(stage: str, work: Work, identities: Mapping[str | None, str]) -> str:
-    """What the journal knows the request by: a hash of everything that its output depends on."""
-    weights = identities[work.request.adapter]
-    return content_hash(SCHEMA_VERSION, stage, weights, work.row_id, work.request.identity())
+def request_key(stage: str, request: RowRequest, identities: Mapping[str | None, str]) -> str:
+    """Return the request's key in the journal: a hash of everything that its output depends on."""
+    weights = identities[request.request.adapter]
+    return content_hash(SCHEMA_VERSION, stage, weights, request.row_id, request.request.identity())
 
 
-def generate(
-    works: Iterable[Work],
-    engine: Engine,
-    journal: RequestLog,
-    *,
-    stage: str,
-    identities: Mapping[str | None, str],
-    on_done: Callable[[int, int], None] = lambda rows, tokens: None,
-) -> list[Outcome]:
-    """All outcomes of `stream` at once, for few requests. Takes and raises the same."""
-    answered = stream(works, engine, journal, stage=stage, identities=identities, on_done=on_done)
-    with closing(answered):
-        return [outcome for _, outcome in answered]
+def _ignore(rows: int, tokens: int) -> None:
+    pass
 
 
-def stream(
-    works: Iterable[Work],
-    engine: Engine,
-    journal: RequestLog,
-    *,
-    stage: str,
-    identities: Mapping[str | None, str],
-    on_done: Callable[[int, int], None] = lambda rows, tokens: None,
-) -> Generator[tuple[Work, Outcome], None, None]:
-    """Answer every request, from the journal or by the engine, in their order.
+@dataclass(frozen=True, slots=True)
+class JournaledEngine:
+    """An engine for one stage: the journal answers the requests that it holds, the engine answers the others."""
 
-    Close the iterator where it is not read to its end: requests in flight are waited for.
+    engine: Engine
+    journal: RequestLog
+    stage: str
+    identities: Mapping[str | None, str]
+    """A hash of the weights for the base (None) and each adapter that requests name."""
+    on_done: Callable[[int, int], None] = _ignore
+    """Gets (rows, generated tokens) as requests finish."""
 
-    Args:
-        identities: a hash of the weights for the base (None) and each adapter that requests name.
-        on_done: gets (rows, generated tokens) as they finish.
+    def generate(self, requests: Iterable[RowRequest]) -> list[GenerationResult]:
+        """Return the results of a few requests in their order. Raises as `stream`."""
+        with closing(self.stream(requests)) as results:
+            return [result for _, result in results]
 
-    Raises:
-        Interrupted: a signal came; requests in flight were finished and saved first.
-        SelfAlignError: the engine is gone; what it finished was saved first.
-    """
-    loop = _Loop(works, engine, journal, stage, identities, on_done)
-    try:
-        yield from loop.run()
-    finally:
-        loop.close()
+    def stream(self, requests: Iterable[RowRequest]) -> Generator[tuple[RowRequest, GenerationResult], None, None]:
+        """Yield every request with its result, in the order of the requests.
+
+        Only a window of requests is in memory. Close the iterator where it is not read to its end: it waits for the
+        requests in flight.
+
+        Raises:
+            Interrupted: a signal came; requests in flight were finished and saved first.
+            SelfAlignError: the engine failed; what it had finished was saved first.
+        """
+        loop = _Loop(requests, self)
+        try:
+            yield from loop.run()
+        finally:
+            loop.close()
 
 
 class _Loop:
@@ -148,29 +145,23 @@ class _Loop:
 
     def __init__(
         self,
-        works: Iterable[Work],
-        engine: Engine,
-        journal: RequestLog,
-        stage: str,
-        identities: Mapping[str | None, str],
-        on_done: Callable[[int, int], None],
+        requests: Iterable[RowRequest],
+        target: JournaledEngine,
     ) -> None:
-        self.crew = crew_of(engine)
-        self._works = iter(works)
+        self.crew = crew_of(target.engine)
+        self._requests = iter(requests)
         # Four requests per thread: a slot that falls idle finds work while the journal commits and rows are judged.
-        self._room = engine.parallel * 4
+        self._parallel = target.engine.parallel
+        self._room = self._parallel * 4
         self._window = max(_WINDOW, 2 * self._room)
-        self._parallel = engine.parallel
-        self._journal = journal
-        self._stage = stage
-        self._identities = identities
-        self._on_done = on_done
-        self._order: deque[tuple[str, Work]] = deque()
+        self._journal, self._stage = target.journal, target.stage
+        self._identities, self._on_done = target.identities, target.on_done
+        self._order: deque[tuple[str, RowRequest]] = deque()
         self._waiting: deque[tuple[str, Request]] = deque()
         self._open: set[str] = set()
         """Keys that wait or fly."""
         self._flying: set[str] = set()
-        self._results: dict[str, Outcome] = {}
+        self._results: dict[str, GenerationResult] = {}
         self._neutralised: dict[str, tuple[str, ...]] = {}
         """What was broken in the prompts of answers that are not committed yet."""
         self._copies: Counter[str] = Counter()
@@ -181,7 +172,7 @@ class _Loop:
         self._busy = 0.0
         self._broken: BaseException | None = None
 
-    def run(self) -> Iterator[tuple[Work, Outcome]]:
+    def run(self) -> Iterator[tuple[RowRequest, GenerationResult]]:
         while True:
             self._look_up()
             started = self._hand_out()
@@ -215,16 +206,16 @@ class _Loop:
     def _look_up(self) -> None:
         """Read more requests: what the journal has is a result, the rest waits."""
         while not self._exhausted and len(self._waiting) < self._room and len(self._order) < self._window:
-            batch = list(islice(self._works, _LOOK_UP))
+            batch = list(islice(self._requests, _LOOK_UP))
             if not batch:
                 self._exhausted = True
                 return
-            keyed = [(work_key(self._stage, work, self._identities), work) for work in batch]
+            keyed = [(request_key(self._stage, request, self._identities), request) for request in batch]
             self._order.extend(keyed)
             self._copies.update(key for key, _ in keyed)
             found = self._journal.saved(key for key, _ in keyed)
             for key, raw in found.items():
-                self._results[key] = Outcome("", Completion.from_json(json.loads(raw)))
+                self._results[key] = GenerationResult("", Completion.from_json(json.loads(raw)))
             fresh = {k: w for k, w in keyed if k not in found and k not in self._open and k not in self._results}
             if fresh:
                 self._journal.begin(self._stage, ((key, work.row_id) for key, work in fresh.items()))
@@ -260,7 +251,7 @@ class _Loop:
             self._flying.discard(key)
             if isinstance(result, RowError):
                 failed.append((key, str(result)))
-                self._settle(key, Outcome("", None, str(result)))
+                self._settle(key, GenerationResult("", None, str(result)))
             elif isinstance(result, BaseException):
                 # An error of ours comes before a bug that it may have caused.
                 if self._broken is None or isinstance(result, SelfAlignError):
@@ -269,10 +260,10 @@ class _Loop:
                 saved.append(_saved(key, result, seconds))
                 if result.escaped:
                     self._neutralised[key] = result.escaped
-                self._settle(key, Outcome("", result))
+                self._settle(key, GenerationResult("", result))
         return saved, failed
 
-    def _settle(self, key: str, outcome: Outcome) -> None:
+    def _settle(self, key: str, outcome: GenerationResult) -> None:
         self._results[key] = outcome
         self._open.discard(key)
 
@@ -288,7 +279,7 @@ class _Loop:
     def _has_ready(self) -> bool:
         return bool(self._order) and self._order[0][0] in self._results
 
-    def _ready(self) -> Iterator[tuple[Work, Outcome]]:
+    def _ready(self) -> Iterator[tuple[RowRequest, GenerationResult]]:
         """Hand on what is there, up to the first request without a result."""
         while self._has_ready():
             key, work = self._order.popleft()
@@ -296,7 +287,7 @@ class _Loop:
             self._copies[key] -= 1
             if not self._copies[key]:
                 del self._results[key], self._copies[key]
-            yield work, Outcome(work.row_id, outcome.completion, outcome.reason)
+            yield work, GenerationResult(work.row_id, outcome.completion, outcome.reason)
 
 
 def _saved(key: str, completion: Completion, seconds: float) -> RawOutput:

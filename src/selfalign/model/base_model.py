@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property, lru_cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+from selfalign.data.records import content_hash
 from selfalign.errors import UserError
 from selfalign.model.conversion import convert, convert_tokenizer, folder_lock
 from selfalign.model.dialogue import Template, Tokenizer, detect
 from selfalign.system import atomic
+from selfalign.system.atomic import file_hash
 from selfalign.system.environment import cache_folder
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -38,6 +40,31 @@ class Model:
     """The hub's identifier of those terms; set for the embedded model only."""
     home: str = ""
     """The hub id of the embedded model."""
+
+    is_fake: ClassVar[bool] = False
+    """True for the model of the fake engine (`FakeModel`), which has no weights."""
+
+    def check_weights(self, consequence: str) -> None:
+        """Raise UserError if the model has no weights.
+
+        Args:
+            consequence: what is not possible without them, for the error.
+        """
+
+    def has_adapter(self, gguf: Path) -> bool:
+        """Return whether the adapter in that file can be loaded."""
+        return gguf.exists()
+
+    def identities(self, adapters: Mapping[str, Path]) -> dict[str | None, str]:
+        """Return a hash of the weights for the base (None) and each adapter.
+
+        Args:
+            adapters: name -> GGUF file.
+        """
+        hashes: dict[str | None, str] = {None: self.identity}
+        for name, gguf in adapters.items():
+            hashes[name] = content_hash(self.identity, file_hash(gguf))
+        return hashes
 
     @property
     def hub_id(self) -> str:
@@ -155,6 +182,11 @@ class Model:
         adds = tokens.get("add_bos_token")
         bos = None if adds is None else (tokens.get("bos_token") or "") if adds else ""
         return _load_tokenizer(folder / "tokenizer.json", bos)
+
+    def token_counter(self) -> Callable[[str], int]:
+        """Return a function that counts the tokens of a text. Raises as `tokenizer`."""
+        tokenizer = self.tokenizer()
+        return lambda text: len(tokenizer.ids(text))
 
     def context_length(self) -> int | None:
         """Return the model's maximum number of tokens; None if its configuration has none."""

@@ -51,7 +51,7 @@ def train(
     clock = Clock()
     rows_in = len(examples) + len(fates)
     files = [context.run.jsonl(f"{kind}_examples")]
-    if context.has_weights:
+    if not context.model.is_fake:
         context.release_engine()
         kept, encoded = _encode(context, examples, config.max_length, fates)
         write_jsonl(files[0], kept)
@@ -64,7 +64,7 @@ def train(
             notes = {**_fit(context, kind, kept, encoded, config, clock), "preflight": checked.text()}
         files += [context.run.adapter(kind), context.run.adapter_gguf(kind)]
     elif context.given_adapter:
-        raise UserError("this run's engine is the fake one, which has no weights: it takes no adapter")
+        context.model.check_weights("this run takes no adapter")
     else:
         fates += [RowOutcome(e.id, i, "kept", "", e.user) for i, e in enumerate(examples)]
         write_jsonl(files[0], examples)

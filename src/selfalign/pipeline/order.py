@@ -40,7 +40,7 @@ def _evaluate(context: Context) -> list[Path]:
     files = heldout.run(context)
     compare.refresh(context)
     tasks = context.recipe.evaluate.tasks
-    if not context.has_weights and any(t in compare.FORMS for t in tasks):
+    if context.model.is_fake and any(t in compare.FORMS for t in tasks):
         context.screen.say("  the fake engine runs no model: nothing is scored", "yellow")
         tasks = [t for t in tasks if t not in compare.FORMS]
     return list(dict.fromkeys([*files, *(compare.run(context, Wanted(tasks)) if tasks else [])]))
@@ -172,7 +172,7 @@ def run_all(context: Context) -> None:
 
 def _plan(context: Context) -> None:
     """Write down once what the run should cost; its end is compared with it."""
-    if context.run.plan.exists() or not context.has_weights:
+    if context.run.plan.exists() or context.model.is_fake:
         return
     recipe = context.recipe
     own, given = recipe.prompts.file is not None, recipe.align.form == "given"
@@ -203,8 +203,9 @@ def check_ready(context: Context) -> None:
         step = STEPS[stage]
         needed = [] if stage in ("evaluate", "report") else step.inputs(context.run)
         for file in needed:
-            real = context.has_weights or file.suffix == ".jsonl"
-            if real and file not in made and not file.exists():
+            trained = file.suffix == ".gguf"
+            exists = context.model.has_adapter(file) if trained else file.exists()
+            if not exists and file not in made:
                 raise UserError(
                     f"the stage {stage!r} reads {file}, which is missing and which no stage before it in the "
                     "recipe's `stages` makes"
@@ -212,7 +213,7 @@ def check_ready(context: Context) -> None:
         made |= set(step.outputs(context.run))
     if "evaluate" in context.recipe.stages:
         compare.ready(context)
-    if context.has_weights and {"engrave", "verbose_cloning", "evaluate"} & set(context.recipe.stages):
+    if {"engrave", "verbose_cloning", "evaluate"} & set(context.recipe.stages):
         context.model.check_trainable()
 
 
@@ -248,7 +249,7 @@ def inputs_hash(context: Context, stage: Stage) -> str:
 
 def _add_notices(context: Context, files: list[Path]) -> None:
     """Put the base's licence terms beside everything that was made from it."""
-    if not context.has_weights or not context.model.notice:
+    if not context.model.notice:
         return
     for folder in {context.run.path, *(f.parent for f in files if f.suffix == ".jsonl")}:
         if not (folder / "NOTICE").exists():

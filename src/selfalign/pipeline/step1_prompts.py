@@ -6,7 +6,7 @@ With a file (folder, hub data set) of the user's own prompts this takes the plac
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import replace
 from hashlib import blake2b
 from pathlib import Path
@@ -67,7 +67,7 @@ def _judged(context: Context, data: UserData) -> Iterator[tuple[Prompt | None, R
     config, taken = context.recipe.prompts, 0
     known: set[bytes] = set()
     bounds = (config.tokens[0], config.tokens[1]) if config.tokens else None
-    measure = _counter(context) if bounds else len
+    measure = context.model.token_counter() if bounds else len
     for number, (place, row) in enumerate(data):
         row_id, instruction, text = prompt_fields(row)
         message = join_input(instruction, text)
@@ -89,14 +89,6 @@ def _judged(context: Context, data: UserData) -> Iterator[tuple[Prompt | None, R
         known.add(key)
         taken += 1
         yield Prompt(row_id, instruction, text), RowOutcome(row_id, number, "kept", "", message)
-
-
-def _counter(context: Context) -> Callable[[str], int]:
-    """Counts a message's tokens: words where there is no model."""
-    if not context.has_weights:
-        return lambda message: len(message.split())
-    tokenizer = context.model.tokenizer()
-    return lambda message: len(tokenizer.ids(message))
 
 
 def _publish(context: Context, rows: list[Prompt]) -> Path:

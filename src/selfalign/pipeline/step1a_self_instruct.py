@@ -17,7 +17,7 @@ from selfalign.constitution import SeedTask, load_seeds
 from selfalign.data.prompt_text import BOS, Pieces
 from selfalign.data.records import Prompt, content_hash, join_input, prompt_id, write_jsonl
 from selfalign.generation.engines.base import Request, Step
-from selfalign.generation.loop import Outcome, Work, generate, row_seed
+from selfalign.generation.loop import GenerationResult, RowRequest, row_seed
 from selfalign.pipeline.rounds import Candidate, Rounds
 from selfalign.quality.instruction_filters import reason_to_drop
 from selfalign.quality.language import LANGUAGES
@@ -47,21 +47,11 @@ def run(context: Context) -> list[Path]:
             # Not more requests than the yield so far calls for; the first round assumes two prompts a request.
             rate = len(rounds.accepted) / rounds.requests if rounds.requests else 2.0
             size = min(config.requests_per_round, max(4, round(rounds.missing / max(rate, 0.25))))
-            works = [_work(context, seeds, rounds.accepted, rounds.number, i) for i in range(size)]
-            outcomes = generate(
-                works,
-                context.engine(),
-                context.journal,
-                stage=STAGE,
-                identities=context.identities(),
-                on_done=lambda rows, tokens: bar.add(0, tokens),
-            )
-            found = (
-                candidate
-                for work, outcome in zip(works, outcomes, strict=True)
-                for candidate in _candidates(context, outcome, first, work.row_id)
-            )
-            rounds.close(found, Counter({"tasks": size}))
+            requests = [_request(context, seeds, rounds.accepted, rounds.number, i) for i in range(size)]
+            engine = context.journaled_engine(STAGE, lambda rows, tokens: bar.add(0, tokens))
+            results = engine.generate(requests)
+            candidates = [candidate for result in results for candidate in _candidates(context, result, first)]
+            rounds.close(candidates, Counter({"tasks": size}))
             bar.set(len(rounds.accepted))
             STOP.check()
     path = context.run.jsonl(STAGE)
@@ -70,7 +60,7 @@ def run(context: Context) -> list[Path]:
     return [path]
 
 
-def _work(context: Context, seeds: list[SeedTask], accepted: list[Prompt], number: int, position: int) -> Work:
+def _request(context: Context, seeds: list[SeedTask], accepted: list[Prompt], number: int, position: int) -> RowRequest:
     config = context.recipe.prompts.self_instruct
     row_id = content_hash(STAGE, number, position)
     seed = row_seed(context.recipe.seed, row_id)
@@ -82,13 +72,13 @@ def _work(context: Context, seeds: list[SeedTask], accepted: list[Prompt], numbe
         rng.shuffle(shown)
     sampling = replace(context.sampling(config), ban_eos=True)
     pieces = render(shown, context.run.constitution.language)
-    return Work(row_id, Request(pieces, (Step(sampling, stop=("\n\n\n",)),), seed))
+    return RowRequest(row_id, Request(pieces, (Step(sampling, stop=("\n\n\n",)),), seed))
 
 
 def requests(context: Context, number: int) -> list[Request]:
     """The first requests of the first round, for a preview."""
     seeds = load_seeds(context.recipe.seeds)
-    return [_work(context, seeds, [], 0, i).request for i in range(number)]
+    return [_request(context, seeds, [], 0, i).request for i in range(number)]
 
 
 def render(seeds: list[SeedTask], language: str = "en") -> Pieces:
@@ -131,17 +121,17 @@ def parse(text: str, first: int, truncated: bool) -> list[tuple[str, str] | str]
     return found
 
 
-def _candidates(context: Context, outcome: Outcome, first: int, request: str) -> list[Candidate]:
-    if outcome.completion is None:
-        return [(RowOutcome(content_hash(request), 0, outcome.fate, outcome.reason, ""), None)]
+def _candidates(context: Context, result: GenerationResult, first: int) -> list[Candidate]:
+    if result.completion is None:
+        return [(RowOutcome(content_hash(result.row_id), 0, result.state, result.reason, ""), None)]
     language, filters = context.run.constitution.language, context.recipe.filters.prompts
-    part = outcome.completion.parts[0]
+    part = result.completion.parts[0]
     blocks = parse(part.text, first, part.finish == "length")
     if not blocks:
-        return [(RowOutcome(content_hash(request), 0, "dropped", "nothing parsed", part.text[:400]), None)]
+        return [(RowOutcome(content_hash(result.row_id), 0, "dropped", "nothing parsed", part.text[:400]), None)]
     found: list[Candidate] = []
     for number, block in enumerate(blocks):
-        row = content_hash(request, number)
+        row = content_hash(result.row_id, number)
         if isinstance(block, str):
             found.append((RowOutcome(row, 0, "dropped", "malformed", block[:400]), None))
         elif reason := reason_to_drop(block[0] or "?", block[1], language, filters):

@@ -21,8 +21,8 @@ from selfalign.constitution import QuestionType, load_seeds
 from selfalign.data.prompt_text import BOS, Pieces
 from selfalign.data.records import Prompt, Topic, content_hash, prompt_id, read_jsonl, write_jsonl
 from selfalign.errors import UserError
-from selfalign.generation.engines.base import Completion, Request, Step
-from selfalign.generation.loop import Outcome, Work, generate, row_seed
+from selfalign.generation.engines.base import Request, Step
+from selfalign.generation.loop import GenerationResult, RowRequest, row_seed
 from selfalign.pipeline.rounds import Candidate, Rounds
 from selfalign.quality.instruction_filters import reason_to_drop
 from selfalign.quality.language import LANGUAGES
@@ -68,24 +68,17 @@ def _grow_topics(context: Context, types: list[QuestionType]) -> dict[str, list[
     topics = {t.name: [t.topic] for t in types}
     fates: list[RowOutcome] = []
     with context.screen.bar("topics", None) as bar:
+        engine = context.journaled_engine(TOPICS, bar.add)
         for number in range(config.topic_rounds):
-            works, owners = [], []
+            requests, owners = [], []
             for kind in types:
-                for work in _topic_works(context, kind, topics[kind.name], number):
-                    works.append(work)
+                for request in _topic_requests(context, kind, topics[kind.name], number):
+                    requests.append(request)
                     owners.append(kind.name)
-            outcomes = generate(
-                works,
-                context.engine(),
-                context.journal,
-                stage=TOPICS,
-                identities=context.identities(),
-                on_done=bar.add,
-            )
-            for owner, outcome in zip(owners, outcomes, strict=True):
+            for owner, result in zip(owners, engine.generate(requests), strict=True):
                 known = {t.lower() for t in topics[owner]}
                 language = context.run.constitution.language
-                found = _topic_candidates(outcome.completion, outcome.row_id, len(fates), outcome.reason, language)
+                found = _topic_candidates(result, len(fates), language)
                 for fate, topic in found:
                     if topic and topic.lower() in known:
                         fates.append(fate._replace(state="dropped", reason="known topic"))
@@ -121,7 +114,7 @@ def _balanced(
     return cut
 
 
-def _topic_works(context: Context, kind: QuestionType, known: list[str], number: int) -> list[Work]:
+def _topic_requests(context: Context, kind: QuestionType, known: list[str], number: int) -> list[RowRequest]:
     config, texts = context.recipe.prompts.red_team, context.run.constitution
     sampling = replace(context.sampling(config), max_new_tokens=min(128, config.max_new_tokens), ban_eos=True)
     rng = random.Random(row_seed(context.recipe.seed, TOPICS, kind.name, number))  # noqa: S311
@@ -129,13 +122,13 @@ def _topic_works(context: Context, kind: QuestionType, known: list[str], number:
     starts = [[t] if few else rng.sample(known, min(_SHOWN_TOPICS, len(known))) for t in known]
     if config.topic_requests is not None and len(starts) > config.topic_requests:
         starts = rng.sample(starts, config.topic_requests)
-    works = []
+    requests = []
     for position, start in enumerate(starts):
         row_id = content_hash(TOPICS, kind.name, number, position)
         prompt = render_topics(kind, start, texts.question_types, texts.language)
         step = Step(sampling, stop=(f"\n{_ENOUGH_TOPICS + 1}.", "\n\n"))
-        works.append(Work(row_id, Request(prompt, (step,), row_seed(context.recipe.seed, row_id))))
-    return works
+        requests.append(RowRequest(row_id, Request(prompt, (step,), row_seed(context.recipe.seed, row_id))))
+    return requests
 
 
 def render_topics(kind: QuestionType, start: list[str], types: list[QuestionType], language: str = "en") -> Pieces:
@@ -162,22 +155,21 @@ def topic_reason(topic: str, language: str = "en") -> str | None:
     return None
 
 
-def _topic_candidates(
-    completion: Completion | None, request: str, position: int, reason: str, language: str
-) -> list[tuple[RowOutcome, str | None]]:
-    if completion is None:
-        return [(RowOutcome(content_hash(request), position, "failed", reason, ""), None)]
-    part = completion.parts[0]
+def _topic_candidates(result: GenerationResult, position: int, language: str) -> list[tuple[RowOutcome, str | None]]:
+    row_id = content_hash(result.row_id)
+    if result.completion is None:
+        return [(RowOutcome(row_id, position, result.state, result.reason, ""), None)]
+    part = result.completion.parts[0]
     lines = part.text.split("\n")
     # A line that the limit cut may be half a topic.
     lines = lines[:-1] if part.finish == "length" else lines
     if not any(line.strip() for line in lines):
-        return [(RowOutcome(content_hash(request), position, "dropped", "nothing parsed", part.text[:200]), None)]
+        return [(RowOutcome(row_id, position, "dropped", "nothing parsed", part.text[:200]), None)]
     found: list[tuple[RowOutcome, str | None]] = []
     for number, line in enumerate(line for line in lines if line.strip()):
         topic = re.sub(r"^\s*\d+\.\s*", "", line).strip()
         why = topic_reason(topic, language)
-        row = content_hash(request, number)
+        row = content_hash(result.row_id, number)
         found.append(
             (RowOutcome(row, position + number, "dropped" if why else "kept", why or "", topic), None if why else topic)
         )
@@ -205,18 +197,14 @@ def _ask(context: Context, types: list[QuestionType], topics: dict[str, list[str
                 size = min(size, max(_LAST_ROUND, size // 2))  # what is missing after it is asked for where it is
             chosen = _choose(pairs, rounds, size, context.recipe.prompts.steering)
             number = rounds.number
-            works = [_question_work(context, types, k, t, number, i) for i, (k, t) in enumerate(chosen)]
-            context.warm_prefix((works[0].request.prompt[0], works[0].request.prompt[1]))
-            outcomes = generate(
-                works,
-                context.engine(),
-                context.journal,
-                stage=STAGE,
-                identities=context.identities(),
-                on_done=lambda rows, tokens: bar.add(0, tokens),
+            requests = [_question_request(context, types, k, t, number, i) for i, (k, t) in enumerate(chosen)]
+            context.warm_prefix(requests[0].request.prompt[:2])
+            engine = context.journaled_engine(STAGE, lambda rows, tokens: bar.add(0, tokens))
+            results = zip(chosen, engine.generate(requests), strict=True)
+            rounds.close(
+                [_candidate(context, *pair, result) for pair, result in results],
+                Counter(_about(kind, topic) for kind, topic in chosen),
             )
-            found = (_candidate(context, *pair, o) for pair, o in zip(chosen, outcomes, strict=True))
-            rounds.close(found, Counter(_about(kind, topic) for kind, topic in chosen))
             bar.set(len(rounds.accepted))
             STOP.check()
     path = context.run.jsonl(STAGE)
@@ -261,21 +249,21 @@ def _choose(
     return chosen
 
 
-def _question_work(
+def _question_request(
     context: Context, types: list[QuestionType], kind: QuestionType, topic: str, number: int, position: int
-) -> Work:
+) -> RowRequest:
     config = context.recipe.prompts.red_team
     row_id = content_hash(STAGE, kind.name, topic, number, position)
     rng = random.Random(row_seed(context.recipe.seed, STAGE, number))  # noqa: S311
     shown = rng.sample(types, min(_SHOWN_QUESTIONS, len(types)))
     step = Step(context.sampling(config), stop=("\n",))
     pieces = render_question(shown, kind, topic, context.run.constitution.language)
-    return Work(row_id, Request(pieces, (step,), row_seed(context.recipe.seed, row_id)))
+    return RowRequest(row_id, Request(pieces, (step,), row_seed(context.recipe.seed, row_id)))
 
 
 def question_request(context: Context, kind: QuestionType, topic: str) -> Request:
     """The first round's request for this pair, for a preview."""
-    return _question_work(context, context.run.constitution.question_types, kind, topic, 0, 0).request
+    return _question_request(context, context.run.constitution.question_types, kind, topic, 0, 0).request
 
 
 def render_question(shown: list[QuestionType], kind: QuestionType, topic: str, language: str = "en") -> Pieces:
@@ -286,11 +274,11 @@ def render_question(shown: list[QuestionType], kind: QuestionType, topic: str, l
     return (BOS, f"{header}{examples}", f"{own}kind: {kind.name}, topic: {topic}, question:")
 
 
-def _candidate(context: Context, kind: QuestionType, topic: str, outcome: Outcome) -> Candidate:
-    row_id = outcome.row_id
-    if outcome.completion is None:
-        return RowOutcome(row_id, 0, outcome.fate, outcome.reason, ""), None
-    part = outcome.completion.parts[0]
+def _candidate(context: Context, kind: QuestionType, topic: str, result: GenerationResult) -> Candidate:
+    row_id = result.row_id
+    if result.completion is None:
+        return RowOutcome(row_id, 0, result.state, result.reason, ""), None
+    part = result.completion.parts[0]
     text = " ".join(part.text.split())
     reason = _question_reason(text, part.finish, context)
     if reason:

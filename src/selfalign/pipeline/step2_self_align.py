@@ -22,7 +22,7 @@ from selfalign.data.records import Prompt, Response, line
 from selfalign.data.user_data import UserData, UserResponses
 from selfalign.generation import guided
 from selfalign.generation.engines.base import Request
-from selfalign.generation.loop import Outcome, Work, row_seed, stream
+from selfalign.generation.loop import GenerationResult, RowRequest, row_seed
 from selfalign.quality.response_filters import TOO_MANY_REFUSALS, Leaks, RefusalCap, judge
 from selfalign.run.context import Context
 from selfalign.run.inputs import Rows
@@ -96,13 +96,10 @@ def _asked(
     """The base model answers."""
     asked = form(context)
     context.warm_prefix(asked.prefix)
-    works = (Work(p.id, request(context, p, asked), p) for p in prompts)
-    answered = stream(
-        works, context.engine(), context.journal, stage=STAGE, identities=context.identities(), on_done=on_done
-    )
-    with closing(answered):
-        for position, (work, outcome) in enumerate(answered):
-            yield decide(context, work.item, outcome, work.request, leaks, cap, position)
+    requests = (RowRequest(p.id, request(context, p, asked), p) for p in prompts)
+    with closing(context.journaled_engine(STAGE, on_done).stream(requests)) as results:
+        for position, (row, outcome) in enumerate(results):
+            yield decide(context, row.item, outcome, row.request, leaks, cap, position)
 
 
 def _given(
@@ -121,11 +118,17 @@ def _given(
 
 
 def decide(
-    context: Context, prompt: Prompt, outcome: Outcome, request: Request, leaks: Leaks, cap: RefusalCap, position: int
+    context: Context,
+    prompt: Prompt,
+    outcome: GenerationResult,
+    request: Request,
+    leaks: Leaks,
+    cap: RefusalCap,
+    position: int,
 ) -> tuple[RowOutcome, Response | None]:
     """The row's fate and, where it is kept, the response."""
     if outcome.completion is None:
-        return RowOutcome(prompt.id, position, outcome.fate, outcome.reason, prompt.message), None
+        return RowOutcome(prompt.id, position, outcome.state, outcome.reason, prompt.message), None
     constitution = context.run.constitution
     thoughts, answer, truncated = guided.split(outcome.completion, request, constitution.assistant.name)
     principles, reason = check_citations(thoughts, constitution.principle_names())

@@ -19,8 +19,7 @@ from selfalign.constitution.leaks import leaks_of
 from selfalign.data.prompt_text import Control, Turn
 from selfalign.data.records import Example, Prompt, Response, content_hash, line, read_jsonl
 from selfalign.generation.engines.base import Request, Step
-from selfalign.generation.loop import Work, row_seed, stream
-from selfalign.model.dialogue import PLAIN
+from selfalign.generation.loop import RowRequest, row_seed
 from selfalign.pipeline import adapter_training
 from selfalign.quality.response_filters import TOO_MANY_REFUSALS, RefusalCap, judge
 from selfalign.run import marks
@@ -49,7 +48,7 @@ def _questions(context: Context) -> Iterator[Prompt]:
 def request(context: Context, prompt: Prompt) -> Request:
     """The verbose persona, the user's message, the answer's cue."""
     config, constitution = context.recipe.verbose_cloning, context.run.constitution
-    template = context.model.template if context.has_weights else PLAIN
+    template = context.model.template
     pieces = template.prompt(
         constitution.system_prompt("verbose"), [Turn("user", prompt.message)], constitution.assistant.name
     )
@@ -80,15 +79,13 @@ def _fates(
     filters = context.recipe.filters.verbose
     leaks, cap = leaks_of(context.run.constitution, filters.leak_words, verbose_only=True), RefusalCap(filters.refusals)
     context.journal.expect(ANSWERS, number)
-    works = (Work(p.id, request(context, p), p) for p in _questions(context))
-    engine = context.engine(("engrave",) if context.has_weights else ())
-    identities = context.identities(("engrave",))
-    answered = stream(works, engine, context.journal, stage=ANSWERS, identities=identities, on_done=on_done)
-    with closing(answered):
-        for position, (work, outcome) in enumerate(answered):
-            prompt: Prompt = work.item
+    requests = (RowRequest(p.id, request(context, p), p) for p in _questions(context))
+    engine = context.journaled_engine(ANSWERS, on_done, ("engrave",))
+    with closing(engine.stream(requests)) as results:
+        for position, (row, outcome) in enumerate(results):
+            prompt: Prompt = row.item
             if outcome.completion is None:
-                yield RowOutcome(prompt.id, position, outcome.fate, outcome.reason, prompt.message)
+                yield RowOutcome(prompt.id, position, outcome.state, outcome.reason, prompt.message)
                 continue
             part = outcome.completion.parts[-1]
             verdict = judge(part.text, part.finish == "length", prompt.message, leaks, filters)

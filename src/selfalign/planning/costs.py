@@ -110,7 +110,7 @@ def here(recipe: Recipe, model: Model | None, speed: Calibration | None) -> Mach
         slots,
         speed,
         weights / 1e6,
-        folder is not None or model is None,
+        folder is not None or model is None or model.is_fake,
         kind in ("llama_cpp", "vllm"),
         recipe.engine.context,
         engine_bytes / 1e6,

@@ -11,7 +11,6 @@ from selfalign.data import user_data
 from selfalign.errors import UserError
 from selfalign.generation import engines, executors
 from selfalign.generation.calibration import calibrate
-from selfalign.model import sources
 from selfalign.model.base_model import Model
 from selfalign.planning import capacity, clusters, costs
 from selfalign.run import recipe as recipes
@@ -52,7 +51,7 @@ def prepare(
     wanted = wanted.model_copy(update={"engine": engine})
     texts = constitution.load(wanted.constitution)
     constitution.load_seeds(wanted.seeds)
-    model = sources.resolve(wanted.model) if engines.needs_weights(wanted.engine) else None
+    model = engines.base_model(wanted.model, wanted.engine)
     return wanted, texts, model
 
 

@@ -32,8 +32,7 @@ _REASONS = 12
 def run(context: Context) -> list[Path]:
     """Publish report/index.html and report/report.json; returns the files."""
     found = gather(context.run)
-    if context.has_weights:
-        found["notice"] = context.model.notice
+    found["notice"] = context.model.notice
     atomic.write_text(context.run.report_json, json.dumps(_finite(found), indent=1, ensure_ascii=False) + "\n")
     atomic.write_text(context.run.report, render(found))
     return [context.run.report, context.run.report_json]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -14,7 +14,7 @@ from selfalign.data.records import Prompt, Response, content_hash
 from selfalign.errors import Resumable, TooManyFailed
 from selfalign.generation import engines, executors
 from selfalign.generation.engines.base import Engine, Sampling
-from selfalign.model import sources
+from selfalign.generation.loop import JournaledEngine
 from selfalign.model.base_model import Model
 from selfalign.quality.contamination import Benchmarks
 from selfalign.run.directory import RunDir
@@ -22,7 +22,6 @@ from selfalign.run.inputs import Rows
 from selfalign.run.journal import Journal
 from selfalign.run.ledger import RowOutcome, StageCounts
 from selfalign.run.recipe import Recipe
-from selfalign.system.atomic import file_hash
 from selfalign.system.clock import Clock
 from selfalign.system.console import Screen
 
@@ -57,7 +56,8 @@ class Context:
     """Who saves the run to the recipe's storage."""
     _model: Model | None = None
     _engine: Engine | None = None
-    _engine_for: tuple[str, ...] | None = None
+    _engine_for: dict[str | None, str] = field(default_factory=dict)
+    """The identities of the weights that the engine loaded."""
     _noted: str = ""
     """What was said of how prompts reach the engine."""
 
@@ -70,26 +70,23 @@ class Context:
         return self.run.journal
 
     @property
-    def has_weights(self) -> bool:
-        """False with the fake engine, which runs no model."""
-        return engines.needs_weights(self.recipe.engine)
-
-    @property
     def model(self) -> Model:
+        """The base model."""
         if self._model is None:
-            self._model = sources.resolve(self.recipe.model)
+            self._model = engines.base_model(self.recipe.model, self.recipe.engine)
         return self._model
 
     def identities(self, adapters: tuple[str, ...] = ()) -> dict[str | None, str]:
-        """For the base (None) and each of these stages' adapters, a hash of the weights: part of every work key."""
-        if not self.has_weights:
-            return dict.fromkeys((None, *ADAPTER_STAGES), "fake")
+        """Return a hash of the weights for the base (None) and each of these stages' adapters."""
         if engines.kind(self.recipe.engine) == "openai":
             served = self.recipe.engine.served
             base = content_hash(self.model.identity, served.get("base"))
             return {None: base, **{a: content_hash(base, a, served.get(a)) for a in adapters}}
-        base = self.model.identity
-        return {None: base, **{a: content_hash(base, file_hash(self.run.adapter_gguf(a))) for a in adapters}}
+        return self.model.identities({a: self.run.adapter_gguf(a) for a in adapters})
+
+    def has_adapter(self, stage: str) -> bool:
+        """Return whether the stage's adapter can be loaded."""
+        return self.model.has_adapter(self.run.adapter_gguf(stage))
 
     def adapter(self, stage: str) -> Path:
         """The PEFT adapter of a stage. Raises as `Model.check_adapter`."""
@@ -98,21 +95,35 @@ class Context:
         return folder
 
     def engine(self, adapters: tuple[str, ...] = ()) -> Engine:
-        """An engine on which requests may name these stages' adapters (engrave, clone)."""
-        wanted = tuple(self.identities(adapters).values())
-        if self._engine is None or self._engine_for != wanted:
+        """Return an engine on which requests may name these stages' adapters; it is started where none serves them."""
+        identities = self.identities(adapters)
+        if self._engine is None or not identities.items() <= self._engine_for.items():
             self.release_engine()
             config = self.recipe.engine
             if engines.kind(config) == "openai":
                 self._check_served(adapters)
-            here = self.has_weights and engines.kind(config) != "openai"
-            folders = {a: self.adapter(a) if here else self.run.adapter(a) for a in adapters}
-            model = self.model if self.has_weights else None
+            served = engines.kind(config) == "openai"
+            trained = () if self.model.is_fake else adapters
+            folders = {a: self.run.adapter(a) if served else self.adapter(a) for a in trained}
             executor = self.recipe.executor
-            self._engine = executors.start(executor, config, model, folders, self.slots, self.screen.say)
-            self._engine_for = wanted
+            self._engine = executors.start(executor, config, self.model, folders, self.slots, self.screen.say)
+            self._engine_for = identities
             self._say_engine(self._engine.parallel)
         return self._engine
+
+    def journaled_engine(
+        self,
+        stage: str,
+        on_done: Callable[[int, int], None] = lambda rows, tokens: None,
+        adapters: tuple[str, ...] = (),
+    ) -> JournaledEngine:
+        """Return the engine for the requests of a stage, with the journal before it.
+
+        Args:
+            on_done: gets (rows, generated tokens) as requests finish.
+            adapters: stages whose adapters requests may name.
+        """
+        return JournaledEngine(self.engine(adapters), self.journal, stage, self.identities(adapters), on_done)
 
     def _say_engine(self, slots: int) -> None:
         config = self.recipe.engine
@@ -142,8 +153,7 @@ class Context:
     def speed(self) -> Calibration | None:
         """How fast the engine is here; None where that is not measured (server, vLLM, other cluster, fake engine)."""
         here = not self.recipe.executor.address
-        measured = here and self.has_weights and engines.kind(self.recipe.engine) == "llama_cpp"
-        return self.calibration() if measured else None
+        return self.calibration() if here and engines.kind(self.recipe.engine) == "llama_cpp" else None
 
     def calibration(self) -> Calibration:
         """How fast llama.cpp is here, measured once per model. Raises as `calibrate.calibration`."""
@@ -241,7 +251,7 @@ class Context:
                 text += f"; {name}: " + ", ".join(f"{reason} {n}" for reason, n in reasons.items())
         self.screen.say(text)
         made = counts.generation
-        if made.seconds and self.has_weights:
+        if made.seconds:
             self.screen.say(
                 f"  {made.generated_tokens:,} tokens at {made.tokens_per_second:.0f} a second; of the prompts' tokens "
                 f"{made.prompt_tokens:,} computed, {made.cached_tokens:,} from the cache ({made.hit_rate:.1%}); "

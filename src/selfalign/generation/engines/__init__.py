@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 from selfalign.errors import UserError
 from selfalign.generation.engines.base import Engine
 from selfalign.generation.settings import EngineSettings
+from selfalign.model import sources
+from selfalign.model.fake import FakeModel
 from selfalign.system.environment import accelerators
 
 if TYPE_CHECKING:
@@ -121,9 +123,9 @@ def check(config: EngineSettings) -> None:
         raise UserError("engine vllm: vLLM is not installed in this environment; docs/engines.md says how")
 
 
-def needs_weights(config: EngineSettings) -> bool:
-    """Whether the engine runs a model; the fake one does not."""
-    return config.kind != "fake"
+def base_model(source: str, config: EngineSettings) -> Model:
+    """Return the model that the recipe names, or the fake engine's. Raises as `sources.resolve`."""
+    return FakeModel() if config.kind == "fake" else sources.resolve(source)
 
 
 def default_slots(config: EngineSettings) -> int:
@@ -149,7 +151,7 @@ def start(
     """Start the recipe's engine on the base model, with adapters that requests may name.
 
     Args:
-        model: None with the fake engine. A server's model is here for its tokenizer.
+        model: a server's model is here for its tokenizer; None where it is not known.
         slots: requests at once; of several servers, at each.
         say: told of what takes long.
 

@@ -111,14 +111,14 @@ class Worker:
             return Refusal(str(error))
 
     def _started(self, order: Order, files: Files) -> Ready | Refusal:
+        from selfalign.generation import engines
         from selfalign.generation.settings import EngineSettings
-        from selfalign.model import sources
 
         config = EngineSettings.model_validate(order.engine)
         if order.threads and not config.threads:
             config = config.model_copy(update={"threads": order.threads})
         self._check(config)
-        model = sources.resolve(order.model) if order.model is not None else None
+        model = engines.base_model(order.model, config) if order.model is not None else None
         if model and model.identity != order.identity:
             return Refusal(
                 f"its {order.model} holds other weights ({model.identity}) than this machine's ({order.identity}): "

@@ -12,7 +12,7 @@ from selfalign.evaluation.heldout import models
 from selfalign.generation import engines
 from selfalign.generation.engines.base import Engine, Request, Sampling, Step
 from selfalign.generation.guided import Form
-from selfalign.model.dialogue import PLAIN, Template
+from selfalign.model.dialogue import Template
 from selfalign.run.context import Context
 from selfalign.web.guard import Refused
 from selfalign.web.serve.job_queue import Job
@@ -60,7 +60,7 @@ class ServedModels:
         self.tokens = min(DEFAULT_TOKENS, max_tokens)
         """Tokens of a response, unless the request sets a limit."""
         self.constitution = context.run.constitution
-        self.template: Template = context.model.template if context.has_weights else PLAIN
+        self.template: Template = context.model.template
         self.models = {m.name: m for m in _models(context)}
         self._settings = context.recipe.evaluate
 
@@ -76,10 +76,9 @@ class ServedModels:
     def start(self, slots: int) -> Engine:
         """Start the engine for all models, and warm its prefix cache with the default system prompt."""
         context = self.context
-        here = context.has_weights and engines.kind(context.recipe.engine) != "openai"
-        folders = {a: context.adapter(a) if here else context.run.adapter(a) for a in self.adapters()}
-        base = context.model if context.has_weights else None
-        engine = engines.start(context.recipe.engine, base, folders, slots, context.screen.say)
+        served = engines.kind(context.recipe.engine) == "openai"
+        folders = {a: context.run.adapter(a) if served else context.adapter(a) for a in self.adapters()}
+        engine = engines.start(context.recipe.engine, context.model, folders, slots, context.screen.say)
         if not self.template.control:
             lead = self.template.prompt(*self._opening(None, None), self.constitution.assistant.name)[:2]
             engine.warm_prefix(lead, self.models[self.default].adapter)
@@ -92,7 +91,7 @@ class ServedModels:
             "run": self.context.run.path.resolve().name,
             "assistant": self.constitution.assistant.name,
             "base": self.context.recipe.model,
-            "fake": not self.context.has_weights,
+            "fake": self.context.model.is_fake,
             "models": [{"id": name, "about": ABOUT[name]} for name in self.models],
             "default": self.default,
             "style": self.style,
@@ -201,10 +200,8 @@ def _models(context: Context) -> list[ServedModel]:
     for name, adapter in models(context).items():
         if served is not None and (adapter or "base") not in served:
             continue
-        file = (
-            context.run.adapter_gguf(adapter) if adapter and context.has_weights else context.run.path / "recipe.yaml"
-        )
-        created = int(file.stat().st_mtime)
+        file = context.run.adapter_gguf(adapter) if adapter else context.run.path / "recipe.yaml"
+        created = int((file if file.exists() else context.run.path / "recipe.yaml").stat().st_mtime)
         offered.append(ServedModel(name, adapter, created))
         if name == "base":
             offered.append(ServedModel(PROMPTED, None, created))

@@ -57,7 +57,7 @@ class Viewer:
             "principles": {p.id: p.name for p in texts.principles},
             "asked": [s for s in ASKED if s != "align" or self.run.recipe.align.form != "given"],
             "asked_of": list(ASKED),
-            "trained": list(TRAINED) if self.rows.context.has_weights else [],
+            "trained": [] if self.rows.context.model.is_fake else list(TRAINED),
             "marked": [stage for pair in ANSWERS.items() for stage in pair],
         }
 

@@ -12,7 +12,7 @@ from selfalign.data.records import Prompt
 from selfalign.errors import UserError
 from selfalign.evaluation import heldout
 from selfalign.generation.engines.base import Completion, Request
-from selfalign.generation.loop import Work, work_key
+from selfalign.generation.loop import RowRequest, request_key
 from selfalign.model.dialogue import Encoded, Tokenizer, encode_example
 from selfalign.pipeline import step2_self_align, step4_verbose_cloning
 from selfalign.run import feedback, marks
@@ -134,7 +134,7 @@ class Rows:
             identities = self._context.identities(adapters)
         except (UserError, OSError) as error:
             return "", str(error)
-        return work_key(stage, Work(row_id, request), identities), ""
+        return request_key(stage, RowRequest(row_id, request), identities), ""
 
     def _raw(self, stage: str, row_id: str, key: str) -> tuple[str, bool]:
         """(raw output as JSON, or nothing; whether the key found it)."""
@@ -251,8 +251,7 @@ class Rows:
     def encoded(self, user: str, assistant: str, prompt: str) -> dict[str, Any]:
         """As `tokens`, of any text."""
         context = self._context
-        if not context.has_weights:
-            raise UserError("the fake engine made this run: it has no tokens")
+        context.model.check_weights("this run has no tokens")
         constitution = context.run.constitution
         with self._lock:
             tokenizer, template = context.model.tokenizer(), context.model.template
