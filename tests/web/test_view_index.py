@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sqlite3
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ import viewer_runs
 from selfalign import constitution
 from selfalign.data.records import Response, read_jsonl, write_jsonl
 from selfalign.errors import UserError
-from selfalign.run.directory import RunDir
+from selfalign.run.directory import RunDir, hold
 from selfalign.run.journal import Journal
 from selfalign.system.atomic import file_hash
 from selfalign.web.view import query
@@ -259,6 +261,42 @@ def test_a_folder_that_cannot_be_written_is_read(tmp_path: Path):
     assert everything(index)
     assert not run.view.exists()
     shutil.rmtree(run.path)
+
+
+def as_version_0_1(run: RunDir) -> None:
+    """Give the ledgers of a run the names that version 0.1 gave them."""
+    with closing(sqlite3.connect(run.path / "journal.sqlite")) as db:
+        for table in ("rows", "stages"):
+            db.execute(f"UPDATE {table} SET stage = 'verbose' WHERE stage = 'engrave'")
+        db.commit()
+    row = db_row(run, "verbose")
+    run.jsonl("marks").write_text(json.dumps({"stage": "clone", "id": row, "mark": "drop"}) + "\n")
+
+
+def db_row(run: RunDir, stage: str) -> str:
+    with closing(sqlite3.connect(run.path / "journal.sqlite")) as db:
+        return str(db.execute("SELECT id FROM rows WHERE stage = ?", (stage,)).fetchone()[0])
+
+
+def test_run_of_version_0_1_is_upgraded(tmp_path: Path):
+    run = viewer_runs.make(tmp_path / "run", 5)
+    as_version_0_1(run)
+    index = Index(run.path, run.constitution, run.view)
+    index.refresh()
+    with index.reading() as db:
+        by = query.counts(db, Filter())["by"]
+    assert "verbose_responses" in dict(by["stage"]) and "verbose" not in dict(by["stage"])
+    assert by["mark"] == [["drop", 1]]
+
+
+def test_run_of_version_0_1_in_use_is_refused(tmp_path: Path):
+    run = viewer_runs.make(tmp_path / "run", 5)
+    as_version_0_1(run)
+    handle = hold(run.path)
+    with pytest.raises(UserError, match=r"version 0\.1 made this run .* in use by process"):
+        Index(run.path, run.constitution, run.view)
+    os.close(handle)
+    assert db_row(run, "verbose")
 
 
 def test_the_cache_is_no_part_of_the_manifest(tmp_path: Path):

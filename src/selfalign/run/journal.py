@@ -10,7 +10,7 @@ import json
 import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -389,6 +389,17 @@ class Journal:
 
 OLD_STAGES = {"verbose": "verbose_responses", "clone": "verbose_cloning"}
 """Names of ledgers in version 0.1 -> in this one."""
+
+
+def is_outdated(db: sqlite3.Connection) -> bool:
+    """Return whether version 0.1 wrote the journal; `Journal` upgrades it when it opens it for writing."""
+    query = "SELECT name FROM sqlite_master WHERE type = 'table'"
+    with closing(sqlite3.connect(":memory:")) as empty:
+        empty.executescript(_SCHEMA)
+        if set(empty.execute(query)) - set(db.execute(query)):
+            return True
+    return any(db.execute("SELECT 1 FROM rows WHERE stage = ? LIMIT 1", (old,)).fetchone() for old in OLD_STAGES)
+
 
 LEDGER = (
     "self_instruct",

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from selfalign.data.records import Example, content_hash, json_lines, to_json
 from selfalign.errors import UserError
 from selfalign.run.directory import RunDir
+from selfalign.run.journal import OLD_STAGES
 from selfalign.run.ledger import RowOutcome
 from selfalign.system import atomic
 
@@ -54,7 +55,8 @@ def read(run: RunDir) -> Marks:
             raise UserError(f"{where}: unknown key {min(unknown)!r}; known are {', '.join(sorted(_KEYS))}")
         if wrong := next((k for k, v in value.items() if not isinstance(v, str)), None):
             raise UserError(f"{where}: {wrong} is {value[wrong]!r:.60}, not text")
-        mark = Mark(value.get("stage", ""), value.get("id", ""), value.get("mark", ""), value.get("answer", ""))
+        stage = OLD_STAGES.get(value.get("stage", ""), value.get("stage", ""))
+        mark = Mark(stage, value.get("id", ""), value.get("mark", ""), value.get("answer", ""))
         if mark.stage not in STAGES or mark.mark not in ("drop", "edit") or not mark.id:
             raise UserError(f"{where}: a mark needs an id, a stage (engrave or clone) and a mark (drop or edit)")
         if mark.mark == "edit" and not mark.answer.strip():

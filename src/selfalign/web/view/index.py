@@ -14,7 +14,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,8 +22,8 @@ from selfalign.constitution import Constitution
 from selfalign.data.records import content_hash
 from selfalign.errors import UserError
 from selfalign.run import marks
-from selfalign.run.directory import JSONL_FILES, RunDir
-from selfalign.run.journal import LEDGER
+from selfalign.run.directory import JSONL_FILES, RunDir, hold
+from selfalign.run.journal import LEDGER, Journal, is_outdated
 from selfalign.system.atomic import file_hash
 from selfalign.web.view.entries import FILES, Entry, Lines, Reader, RowOutcome, lines
 from selfalign.web.view.index_file import Cache
@@ -63,6 +63,25 @@ def read_only(path: Path) -> sqlite3.Connection:
     return found
 
 
+def upgrade_journal(run: Path) -> None:
+    """Upgrade the journal of a run that version 0.1 made; other journals are only read.
+
+    Raises:
+        UserError: another process works in the run, or the folder is not writable.
+    """
+    with closing(read_only(run / "journal.sqlite")) as journal:
+        if not is_outdated(journal):
+            return
+    try:
+        handle = hold(run)
+        try:
+            Journal(run / "journal.sqlite").close()
+        finally:
+            os.close(handle)
+    except (UserError, OSError) as error:
+        raise UserError(f"version 0.1 made this run and its journal cannot be upgraded now: {error}") from None
+
+
 class Index:
     """A run's rows, to be filtered and paged.
 
@@ -71,10 +90,11 @@ class Index:
         cache: where the cache stands.
 
     Raises:
-        UserError: it cannot be written there, or another file stands there.
+        UserError: it cannot be written there, another file stands there, or the run cannot be upgraded.
     """
 
     def __init__(self, run: Path, constitution: Constitution, cache: Path) -> None:
+        upgrade_journal(run)
         self.run = run
         self.constitution = constitution
         self.path = cache
