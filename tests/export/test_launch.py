@@ -1,4 +1,4 @@
-"""The folder to train in elsewhere: its files say what the recipe says, and it trains what the loop here trains."""
+"""The launch folder: its files follow the recipe, and it trains like the training loop here."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ from selfalign.pipeline import adapter_training, order
 from selfalign.run.context import Context
 from selfalign.training import adapter_import, batches, forward, loop, lora
 
+pytestmark = pytest.mark.integration
 ASSETS = Path(selfalign.__file__).parent / "assets/launch"
 ROOT = Path(__file__).parents[2]
 
@@ -39,14 +40,14 @@ def options(**more: Any) -> launch.LaunchOptions:
 
 
 def examples(context: Context) -> None:
-    """Let stage 3 write its examples and stop."""
+    """Run stage 3 until its examples are written."""
     with pytest.raises(Resumable, match=r"export .* launch --stage engrave"):
         order.run_stage(context, "engrave")
 
 
 @pytest.fixture
 def made(tiny_run: Callable[..., Context], tmp_path: Path) -> SimpleNamespace:
-    """A run whose examples are written, and its folder."""
+    """A run whose examples are written, and its launch folder."""
     context = tiny_run("engrave.elsewhere=true", "engrave.batch_size=4")
     examples(context)
     said = launch.write(context, tmp_path / "folder", options())
@@ -54,7 +55,7 @@ def made(tiny_run: Callable[..., Context], tmp_path: Path) -> SimpleNamespace:
 
 
 def functions(*names: str) -> dict[str, Callable[..., Any]]:
-    """Functions of train.py, without what it imports."""
+    """Return functions of train.py without importing its libraries."""
     tree = ast.parse((ASSETS / "train.py").read_text("utf-8"))
     picked = [n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name in names]
     space: dict[str, Any] = {"math": math, "random": random, "Path": Path, "hashlib": __import__("hashlib")}
@@ -64,7 +65,7 @@ def functions(*names: str) -> dict[str, Callable[..., Any]]:
     return {name: space[name] for name in names}
 
 
-def test_the_files_say_what_the_recipe_says(made: SimpleNamespace):
+def test_files_follow_the_recipe(made: SimpleNamespace):
     names = {"rows.jsonl", "training.json", "train.py", "accelerate.yaml", "launch.sh", "requirements.txt", "README.md"}
     names |= {"train.slurm", "generate.slurm"}
     assert {f.name for f in made.folder.iterdir()} == names
@@ -96,14 +97,14 @@ def test_the_files_say_what_the_recipe_says(made: SimpleNamespace):
         assert "@" not in text, name
 
 
-def test_nothing_of_this_machine_goes_along(made: SimpleNamespace, tiny_base: Path):
+def test_folder_has_no_local_path(made: SimpleNamespace, tiny_base: Path):
     for file in made.folder.iterdir():
         text = file.read_text()
         assert str(tiny_base) not in text and str(made.context.run.path) not in text, file.name
-    assert any(str(tiny_base) in line for line in made.said)  # the user is told what to copy
+    assert any(str(tiny_base) in line for line in made.said)  # the message tells the user what to copy
 
 
-def test_the_rows_are_those_of_the_loop_here_and_no_text_is_a_control_token(made: SimpleNamespace):
+def test_rows_equal_the_loops_and_have_no_forged_control_tokens(made: SimpleNamespace):
     lines = [json.loads(line) for line in (made.folder / "rows.jsonl").read_text().splitlines()]
     rows = adapter_training.rows(made.context, "engrave")
     assert len(lines) == 13 + len(made.context.run.constitution.identity)
@@ -118,7 +119,7 @@ def test_the_rows_are_those_of_the_loop_here_and_no_text_is_a_control_token(made
 
 
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=40), st.integers(1, 7), st.integers(1, 3), st.integers(0, 99))
-def test_the_order_of_rows_is_the_loops(lengths: list[int], batch: int, epochs: int, seed: int):
+def test_row_order_equals_the_loops(lengths: list[int], batch: int, epochs: int, seed: int):
     rows = [Encoded([0] * n, [True] * n) for n in lengths]
     number = {id(row): i for i, row in enumerate(rows)}
     rng = random.Random(seed)
@@ -131,7 +132,7 @@ def test_the_order_of_rows_is_the_loops(lengths: list[int], batch: int, epochs: 
 
 
 @given(st.integers(1, 200), st.integers(0, 50))
-def test_the_rate_is_the_loops_and_falls_to_zero(steps: int, warmup: int):
+def test_learning_rate_equals_the_loops_and_decays_to_zero(steps: int, warmup: int):
     rate = functions("rate")["rate"]
     short = min(warmup, steps // 4)
     for schedule in ("linear", "cosine"):
@@ -143,34 +144,35 @@ def test_the_rate_is_the_loops_and_falls_to_zero(steps: int, warmup: int):
 
 
 @given(st.integers(1, 2000), st.integers(1, 64))
-def test_a_batch_is_divided_without_rest(rows: int, processes: int):
+def test_batch_is_divided_evenly(rows: int, processes: int):
     found = launch.divide(rows, processes)
     assert found.per_device * found.accumulation * processes == found.size >= rows
     assert found.size - rows < processes and found.per_device <= 8
     assert ("rounded up" in found.text()) == (found.size != rows)
 
 
-def test_the_weights_are_known_by_the_same_hash_there(tiny_base: Path):
+def test_train_script_computes_the_same_weights_hash(tiny_base: Path):
     here = sources.identity_of(sorted(tiny_base.glob("*.safetensors")))
     assert functions("fingerprint")["fingerprint"](tiny_base) == here
 
 
 @pytest.mark.parametrize("strategy", launch.STRATEGIES)
 @pytest.mark.parametrize("quantize", launch.QUANTIZATIONS)
-def test_every_strategy_has_its_configuration_and_packages(strategy: str, quantize: str):
+def test_strategies_have_their_configuration_and_packages(strategy: str, quantize: str):
     chosen = options(strategy=strategy, quantize=quantize, gpus=8, nodes=2)
-    found, packages = launch.accelerate_config(chosen), launch.requirements(chosen)
+    text = launch.fill_in("accelerate.yaml", chosen, launch.divide(16, 16), 1, None)
+    found, packages = yaml.safe_load(text), launch.requirements(chosen)
     assert (found["num_machines"], found["num_processes"]) == (2, 16)
     assert ("fsdp_config" in found, "deepspeed_config" in found) == (strategy == "fsdp", strategy == "deepspeed")
     assert ("deepspeed" in packages, "bitsandbytes" in packages) == (strategy == "deepspeed", quantize == "4bit")
 
 
-def test_the_packages_are_those_that_the_tests_run_with():
+def test_required_versions_are_the_tested_ones():
     pinned = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line)
     assert {name: pinned[name] for name in launch.VERSIONS} == launch.VERSIONS
 
 
-def test_what_cannot_be_exported_is_said_in_one_line(
+def test_invalid_requests_are_one_line_errors(
     tiny_run: Callable[..., Context], fake_run: Callable[..., Context], made: SimpleNamespace, tmp_path: Path
 ):
     with pytest.raises(UserError, match="no weights"):
@@ -188,7 +190,7 @@ def test_what_cannot_be_exported_is_said_in_one_line(
         launch.write(made.context, tmp_path / "x", options())
 
 
-def test_the_verb_writes_the_folder(made: SimpleNamespace, tmp_path: Path):
+def test_command_writes_the_folder(made: SimpleNamespace, tmp_path: Path):
     command = [sys.executable, "-m", "selfalign.cli.main", "export", str(made.context.run.path)]
     more = ["launch", "--out", str(tmp_path / "by"), "--gpus", "3", "--strategy", "fsdp"]
     done = subprocess.run([*command, *more], capture_output=True, text=True, timeout=120, env=dict(os.environ))
@@ -209,7 +211,7 @@ def environment(tmp_path: Path, **more: str) -> dict[str, str]:
 
 
 def train(made: SimpleNamespace, base: Path, out: Path, *arguments: str, **variables: str) -> list[dict[str, float]]:
-    """Run the folder; returns what it logged."""
+    """Run the folder and return its log entries."""
     command = ["sh", str(made.folder / "launch.sh"), "--base", str(base), "--out", str(out), *arguments]
     done = subprocess.run(
         command, capture_output=True, text=True, timeout=300, env=environment(out.parent, **variables)
@@ -227,7 +229,7 @@ def curve(logged: list[dict[str, float]]) -> list[float]:
 
 
 def here(made: SimpleNamespace, base: Path, batch: int) -> list[float]:
-    """The losses of the loop here on the same rows."""
+    """Return the losses of our training loop on the same rows."""
     config = made.context.recipe.training("engrave")
     adapted = lora.with_new_adapter(lora.load_base(base), config, made.context.recipe.seed)
     config = config.model_copy(update={"batch_size": batch})
@@ -236,21 +238,19 @@ def here(made: SimpleNamespace, base: Path, batch: int) -> list[float]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_one_process_and_two_and_the_loop_here_have_one_loss_curve(
-    made: SimpleNamespace, tiny_base: Path, tmp_path: Path
-):
+def test_one_and_two_processes_match_the_loop(made: SimpleNamespace, tiny_base: Path, tmp_path: Path):
     one = train(made, tiny_base, tmp_path / "one", GPUS="1")
     two = train(made, tiny_base, tmp_path / "two", GPUS="2")
     ours = here(made, tiny_base, 4)
     assert len(one) == len(ours) == 2 * -(-(13 + len(made.context.run.constitution.identity)) // 4)
-    assert ours[-1] < 0.8 * ours[0]  # or any two curves would be alike
+    assert ours[-1] < 0.8 * ours[0]  # otherwise any two curves would match
     print("one process", max(abs(a - b) for a, b in zip(curve(one), ours, strict=True)))
     print("two processes", max(abs(a - b) for a, b in zip(curve(two), curve(one), strict=True)))
     assert curve(one) == pytest.approx(ours, abs=1e-3)
     assert curve(two) == pytest.approx(curve(one), abs=1e-3)
     assert curve(two) == pytest.approx(ours, abs=1e-3)
     assert json.loads((tmp_path / "two/adapter/trained.json").read_text())["processes"] == 2
-    # What came out is taken back, and the run goes on.
+    # Import the result, and continue the run.
     given = tmp_path / "two/adapter"
     made.context.given_adapter = given
     order.run_stage(made.context, "engrave", again=True)
@@ -266,7 +266,7 @@ def test_one_process_and_two_and_the_loop_here_have_one_loss_curve(
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_a_resumed_training_has_the_same_losses(made: SimpleNamespace, tiny_base: Path, tmp_path: Path):
+def test_resumed_training_has_the_same_losses(made: SimpleNamespace, tiny_base: Path, tmp_path: Path):
     whole = train(made, tiny_base, tmp_path / "out", GPUS="2")
     for checkpoint in (tmp_path / "out").glob("checkpoint-*"):
         assert (checkpoint / "adapter_model.safetensors").is_file()
@@ -284,7 +284,7 @@ def test_a_resumed_training_has_the_same_losses(made: SimpleNamespace, tiny_base
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_two_nodes_have_the_same_loss_curve(made: SimpleNamespace, tiny_base: Path, tmp_path: Path):
+def test_two_nodes_match_the_loop(made: SimpleNamespace, tiny_base: Path, tmp_path: Path):
     command = ["sh", str(made.folder / "launch.sh"), "--base", str(tiny_base), "--out", str(tmp_path / "out")]
     nodes = [
         subprocess.Popen(
@@ -301,7 +301,7 @@ def test_two_nodes_have_the_same_loss_curve(made: SimpleNamespace, tiny_base: Pa
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_another_base_is_refused_there(made: SimpleNamespace, tiny_base: Path, tmp_path: Path):
+def test_other_base_weights_are_refused(made: SimpleNamespace, tiny_base: Path, tmp_path: Path):
     other = tmp_path / "other"
     subprocess.run(["cp", "-r", str(tiny_base), str(other)], check=True)
     weights = bytearray((other / "model.safetensors").read_bytes())

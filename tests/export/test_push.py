@@ -329,7 +329,7 @@ def test_temporary_faults_are_retried(server: FakeHub, adapter: Path) -> None:
     server.faults = [Fault("PUT /storage", 500, times=2), Fault("POST .*/preupload", 503), Fault("PUT /storage")]
     done = push(adapter, "--yes")
     assert done.exit_code == 0 and server.files("me/alma") == on_disk(adapter)
-    assert "Retrying in" in done.stderr
+    assert "Retrying" not in done.stderr  # the library's messages may contain signed addresses
 
 
 def test_push_continues_after_a_dropped_connection(server: FakeHub, adapter: Path) -> None:

@@ -1,4 +1,4 @@
-"""The Slurm scripts, run by bash on two nodes: programs of ours on PATH, which write down how they were called."""
+"""The Slurm scripts, run by bash for two nodes, with stub programs on PATH that record their arguments."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from test_launch import curve, environment, here, losses, made  # noqa: F401  (m
 
 from selfalign.export import launch
 
+pytestmark = pytest.mark.integration
 NODES = ("node-a", "node-b")
 HOSTILE = "a b; touch hurt $(touch hurt) `touch hurt` 'x' \"y\" \\ *"
 FAKE = f"""#!{sys.executable} -S
@@ -65,7 +66,7 @@ sys.exit(int(os.environ.get("CODE", "0")))
 
 @pytest.fixture
 def job(tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
-    """Runs a script of the folder as the first node of a job of two does."""
+    """Return a function that runs a script of the folder as the first of two nodes."""
     tools, folder = tmp_path / "tools", tmp_path / "folder"
     tools.mkdir()
     folder.mkdir()
@@ -99,7 +100,7 @@ def ended(process: subprocess.Popen[str], code: int) -> tuple[str, str]:
     return out, error
 
 
-def test_the_training_starts_a_launcher_on_every_node(job: Callable[..., subprocess.Popen[str]], tmp_path: Path):
+def test_training_starts_a_launcher_on_every_node(job: Callable[..., subprocess.Popen[str]], tmp_path: Path):
     ended(job("train.slurm", "--base", HOSTILE), 0)
     (srun,) = calls(tmp_path, "srun")
     assert {"--nodes=2", "--ntasks=2", "--ntasks-per-node=1", "--kill-on-bad-exit=1"} <= set(srun[0])
@@ -122,7 +123,7 @@ def test_a_failed_launcher_fails_the_job(job: Callable[..., subprocess.Popen[str
     assert "submit train.slurm in its own folder" in ended(job("train.slurm"), 2)[1]
 
 
-def test_the_run_gets_a_cluster_that_all_nodes_joined(job: Callable[..., subprocess.Popen[str]], tmp_path: Path):
+def test_run_starts_after_all_nodes_joined_ray(job: Callable[..., subprocess.Popen[str]], tmp_path: Path):
     run = tmp_path / "folder" / HOSTILE
     run.mkdir()
     ended(job("generate.slurm", HOSTILE, "--set", "seed=$(touch hurt)"), 0)
@@ -140,13 +141,13 @@ def test_the_run_gets_a_cluster_that_all_nodes_joined(job: Callable[..., subproc
     assert not list(tmp_path.rglob("hurt"))
 
 
-def test_a_recipe_is_run_as_it_is_given(job: Callable[..., subprocess.Popen[str]], tmp_path: Path):
+def test_recipe_arguments_are_passed_to_run(job: Callable[..., subprocess.Popen[str]], tmp_path: Path):
     ended(job("generate.slurm", "quick", "--out", "r", CODE="3"), 3)  # its exit code is the job's
     assert calls(tmp_path, "selfalign")[0][0][:4] == ["run", "quick", "--out", "r"]
     assert "usage" in ended(job("generate.slurm"), 2)[1]
 
 
-def test_who_does_not_join_ends_the_job(job: Callable[..., subprocess.Popen[str]], tmp_path: Path):
+def test_missing_node_fails_the_job(job: Callable[..., subprocess.Popen[str]], tmp_path: Path):
     (tmp_path / "folder/nobody-joins").touch()
     assert "0 of 2 nodes after 1 seconds" in ended(job("generate.slurm", "quick", PATIENCE="1"), 1)[1]
     assert not calls(tmp_path, "selfalign")
@@ -156,7 +157,7 @@ def test_who_does_not_join_ends_the_job(job: Callable[..., subprocess.Popen[str]
 
 
 @pytest.mark.parametrize(("number", "requeued"), [(signal.SIGUSR1, True), (signal.SIGTERM, False)])
-def test_before_its_time_is_up_it_drains_and_queues_again(
+def test_job_drains_and_requeues_before_its_time_limit(
     job: Callable[..., subprocess.Popen[str]], tmp_path: Path, number: int, requeued: bool
 ):
     process = job("generate.slurm", "quick", WORKS="50")
@@ -170,7 +171,7 @@ def test_before_its_time_is_up_it_drains_and_queues_again(
     assert asked == ([["requeue", "4711"]] if requeued else [])
 
 
-def test_the_scripts_are_clean(tmp_path: Path):
+def test_scripts_pass_bash_and_shellcheck(tmp_path: Path):
     for nodes in (1, 16):
         for name in ("train.slurm", "generate.slurm"):
             text = launch.fill_in(
@@ -185,7 +186,7 @@ def test_the_scripts_are_clean(tmp_path: Path):
 
 
 def two_here(tmp_path: Path) -> dict[str, str]:
-    """What a job of two nodes finds, both of which are this machine: srun and scontrol alone are ours."""
+    """Return the environment of a job of two nodes that are both this machine; srun and scontrol are stubs."""
     tools, nodes = tmp_path / "tools", "localhost,127.0.0.1"
     tools.mkdir()
     scontrol = SCONTROL.replace("node-a\\nnode-b", nodes.replace(",", "\\n"))
@@ -199,7 +200,7 @@ def two_here(tmp_path: Path) -> dict[str, str]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_a_run_on_two_nodes_of_ray_itself(tmp_path: Path):
+def test_real_ray_run_on_two_nodes(tmp_path: Path):
     pytest.importorskip("ray")
     text = launch.fill_in(
         "generate.slurm", launch.LaunchOptions("engrave", 1, 2, "ddp", "none"), launch.divide(2, 2), 1, None
@@ -207,7 +208,7 @@ def test_a_run_on_two_nodes_of_ray_itself(tmp_path: Path):
     (tmp_path / "generate.slurm").write_text(text)
     variables = two_here(tmp_path) | {"SLURM_SUBMIT_DIR": str(tmp_path), "GPUS": "0", "POLL": "1", "PATIENCE": "120"}
     settings = ["--set", "engine.kind=fake", "--set", "stages=[prompts,align]", "--limit", "10"]
-    for arguments in (["quick", "--out", "my run", *settings], ["my run"]):  # made, and gone on with
+    for arguments in (["quick", "--out", "my run", *settings], ["my run"]):  # created, then resumed
         command = ["bash", str(tmp_path / "generate.slurm"), *arguments]
         done = subprocess.run(command, capture_output=True, text=True, timeout=280, env=variables)
         assert done.returncode == 0, done.stderr[-3000:]
@@ -218,17 +219,17 @@ def test_a_run_on_two_nodes_of_ray_itself(tmp_path: Path):
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_two_nodes_that_meet_by_c10d_have_the_same_loss_curve(
+def test_real_training_on_two_nodes_has_the_same_losses(
     made: SimpleNamespace,  # noqa: F811
     tiny_base: Path,
     tmp_path: Path,
 ):
-    """train.slurm for real, two nodes on this machine (gloo): srun and scontrol alone are ours."""
+    """Run train.slurm on two nodes of this machine (gloo), with stubs for srun and scontrol only."""
     variables = two_here(tmp_path) | {"SLURM_SUBMIT_DIR": str(made.folder), "GPUS": "1"}
     command = ["bash", str(made.folder / "train.slurm"), "--base", str(tiny_base), "--out", str(tmp_path / "out")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=variables)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "2 node(s) of 1 processes; they meet at localhost:20009 (c10d)" in done.stdout
+    assert "2 node(s) of 1 processes; rendezvous at localhost:20009 (c10d)" in done.stdout
     trained = json.loads((tmp_path / "out/adapter/trained.json").read_text())
     assert trained["processes"] == 2
     assert curve(losses(tmp_path / "out")) == pytest.approx(here(made, tiny_base, 4), abs=1e-3)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,6 +51,20 @@ def check_name(repo: str) -> None:
         )
 
 
+@contextmanager
+def _quiet_library() -> Iterator[None]:
+    """Hide the library's log messages and warnings, which may contain signed addresses."""
+    logger = logging.getLogger("huggingface_hub")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
 class Hub:
     """A repository on the hub, with the user's token from HF_TOKEN or `hf auth login`; HF_ENDPOINT sets the hub.
 
@@ -58,13 +72,12 @@ class Hub:
         repo: OWNER/NAME.
         repo_type: model or dataset.
         revision: the branch to write to; main if None.
-        log: gets the library's log messages and warnings.
 
     Raises:
         UserError: the library or a token is missing, or the hub is switched off.
     """
 
-    def __init__(self, repo: str, repo_type: str, revision: str | None, log: Callable[[str], None]) -> None:
+    def __init__(self, repo: str, repo_type: str, revision: str | None) -> None:
         check_name(repo)
         try:
             from huggingface_hub import HfApi, constants, get_token
@@ -72,7 +85,7 @@ class Hub:
             raise UserError("a push needs huggingface_hub: pip install 'selfalign[hub]'") from None
         if constants.HF_HUB_OFFLINE:
             raise UserError("HF_HUB_OFFLINE is set: unset it for this command to push")
-        self.repo, self._log = repo, log
+        self.repo = repo
         self._target = {"repo_id": repo, "repo_type": repo_type}
         self._branch = revision if revision != "main" else None
         self._host = urlsplit(constants.ENDPOINT).hostname or constants.ENDPOINT
@@ -128,7 +141,7 @@ class Hub:
         """
         from huggingface_hub import CommitOperationAdd
 
-        with self._explained(), self._logged():
+        with self._explained(), _quiet_library():
             if not before.exists:
                 self._api.create_repo(**self._target, private=private)
             if self._branch and before.commit is None:
@@ -143,22 +156,6 @@ class Hub:
         return str(done.oid)
 
     # -- errors --------------------------------------------------------------------------------------------------
-
-    @contextmanager
-    def _logged(self) -> Iterator[None]:
-        """Pass the library's log messages and warnings to `log`, cleaned: they may contain signed addresses."""
-        logger = logging.getLogger("huggingface_hub")
-        handlers, propagate = logger.handlers[:], logger.propagate
-        logger.handlers, logger.propagate = [_Handler(lambda text: self._log(self._clean(text)))], False
-        try:
-            with warnings.catch_warnings(record=True) as caught:
-                warnings.simplefilter("always")
-                yield
-            for warning in caught:
-                if warning.category is UserWarning:  # about the card; other categories are for programmers
-                    self._log(self._clean(str(warning.message)))
-        finally:
-            logger.handlers, logger.propagate = handlers, propagate
 
     def _clean(self, text: object) -> str:
         """Return the text on one line without the token, passwords and query strings of addresses."""
@@ -227,16 +224,3 @@ class Hub:
         if status >= 500:
             return Resumable(f"the hub at {self._host} failed{why}: {_RETRY}")
         return UserError(f"the hub at {self._host} refuses the upload{why}")
-
-
-class _Handler(logging.Handler):
-    """Passes log messages of the library to a function."""
-
-    def __init__(self, write: Callable[[str], Any]) -> None:
-        super().__init__(logging.WARNING)
-        self._write = write
-
-    def emit(self, record: logging.LogRecord) -> None:
-        text = record.getMessage()
-        if not text.startswith("No files have been modified"):  # `push` prints this itself
-            self._write(text)

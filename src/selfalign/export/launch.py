@@ -13,8 +13,6 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, cast
 
-import yaml
-
 from selfalign.errors import UserError
 from selfalign.model import sources
 from selfalign.pipeline import adapter_training
@@ -42,32 +40,6 @@ _SETTINGS = (
     "max_length",
 )  # fmt: skip
 """Settings of the recipe that train.py reads."""
-_DISTRIBUTED_TYPES = {"ddp": "MULTI_GPU", "fsdp": "FSDP", "deepspeed": "DEEPSPEED"}
-_STRATEGY_CONFIGS: dict[str, dict[str, Any]] = {
-    "ddp": {},
-    "fsdp": {
-        "fsdp_config": {
-            "fsdp_version": 2,
-            "fsdp_auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
-            "fsdp_reshard_after_forward": True,
-            "fsdp_activation_checkpointing": True,
-            "fsdp_cpu_ram_efficient_loading": True,
-            "fsdp_offload_params": False,
-            "fsdp_state_dict_type": "FULL_STATE_DICT",
-        }
-    },
-    "deepspeed": {
-        "deepspeed_config": {
-            "zero_stage": 3,
-            "zero3_init_flag": True,
-            "zero3_save_16bit_model": True,
-            "offload_optimizer_device": "none",
-            "offload_param_device": "none",
-            "deepspeed_multinode_launcher": "standard",
-        }
-    },
-}
-"""Strategy -> keys of accelerate's configuration."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,10 +134,8 @@ def write(context: Context, out: Path, options: LaunchOptions) -> list[str]:
     with atomic.new_folder(out) as folder:
         (folder / "rows.jsonl").write_text(adapter_import.rows_text(rows), "utf-8")
         (folder / "training.json").write_text(json.dumps(training, indent=1, ensure_ascii=False) + "\n", "utf-8")
-        config_text = yaml.safe_dump(accelerate_config(options), sort_keys=False)
-        (folder / "accelerate.yaml").write_text(config_text, "utf-8")
         (folder / "requirements.txt").write_text(requirements(options), "utf-8")
-        for name in ("train.py", "launch.sh", "train.slurm", "generate.slurm", "README.md"):
+        for name in ("train.py", "launch.sh", "train.slurm", "generate.slurm", "README.md", "accelerate.yaml"):
             (folder / name).write_text(fill_in(name, options, batch, len(rows), hub_id), "utf-8")
         if model.notice:
             (folder / "NOTICE").write_text(model.notice + "\n", "utf-8")
@@ -190,22 +160,6 @@ def _rows(context: Context, stage: str) -> list[Any]:
     return rows
 
 
-def accelerate_config(options: LaunchOptions) -> dict[str, Any]:
-    """Return the configuration for `accelerate launch`. train.py decides the type to compute in."""
-    return {
-        "compute_environment": "LOCAL_MACHINE",
-        "distributed_type": _DISTRIBUTED_TYPES[options.strategy],
-        "mixed_precision": "no",
-        "num_machines": options.nodes,
-        "num_processes": options.gpus * options.nodes,
-        "machine_rank": 0,
-        "same_network": False,
-        "rdzv_backend": "static",
-        "use_cpu": False,
-        **_STRATEGY_CONFIGS[options.strategy],
-    }
-
-
 def requirements(options: LaunchOptions) -> str:
     """Return requirements.txt with the tested versions; torch is left to the machine."""
     lines = [f"{name}=={version}" for name, version in VERSIONS.items()]
@@ -214,7 +168,8 @@ def requirements(options: LaunchOptions) -> str:
 
 
 def fill_in(name: str, options: LaunchOptions, batch: Batch, rows: int, hub_id: str | None) -> str:
-    """Return a file of `assets/launch` with its @NAMES@ filled in."""
+    """Return a file of the folder: the one in `assets/launch`, with its @NAMES@ filled in."""
+    name = f"accelerate-{options.strategy}.yaml" if name == "accelerate.yaml" else name
     text = (resources.files("selfalign") / "assets/launch" / name).read_text("utf-8")
     if name == "train.py":
         return text
@@ -227,6 +182,7 @@ def fill_in(name: str, options: LaunchOptions, batch: Batch, rows: int, hub_id: 
         "STAGE": options.stage,
         "GPUS": str(options.gpus),
         "NODES": str(options.nodes),
+        "PROCESSES": str(options.gpus * options.nodes),
         "STRATEGY": options.strategy,
         "ROWS": f"{rows:,}",
         "BATCH": batch.text(),

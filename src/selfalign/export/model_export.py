@@ -1,6 +1,6 @@
 """Export one trained model: write it to a hidden folder, load it back, compare it, and publish it only if it matches.
 
-An export that fails the comparison is kept under a name that says so, and the command ends with an error.
+An export that fails the comparison is kept under another name, and the command ends with an error.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def export(
 
     Raises:
         UserError: the run cannot be exported like this, the folder exists, or the export does not match the trained
-            model; its files then stay under a name that says so.
+            model; its files then stay .
     """
     trained = find_trained_model(context, model)
     weight_type = _check_weight_type(form, weight_type)

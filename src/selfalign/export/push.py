@@ -6,9 +6,8 @@ Only `selfalign push` uploads: no stage, no recipe and no other command does.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future, wait
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -113,15 +112,18 @@ def push(folder: Path, options: PushOptions, confirm: Callable[[list[str]], bool
         Interrupted: a signal arrived; nothing was committed.
     """
     upload = check_export(folder)
-    hub = Hub(options.repo, upload.repo_type, options.revision, lambda text: screen.say(f"  {text}", "yellow"))
+    hub = Hub(options.repo, upload.repo_type, options.revision)
+    from huggingface_hub.utils import disable_progress_bars  # Hub reports it if it is missing
+
     user = _interruptible(hub.user)
     before = _interruptible(hub.repository)
     _check_repository(before, options)
     if not confirm([f"as {user}, to the {_describe(hub.url, before, upload, options)}:", *upload.listing()]):
         return None
     message = options.message or f"Upload {upload.form} with selfalign"
-    with _progress_bars(screen):
-        commit = _interruptible(lambda: hub.commit(before, folder, [*upload.files], message, not options.public))
+    if screen.verbosity < 0 or not screen.console.is_terminal:
+        disable_progress_bars()
+    commit = _interruptible(lambda: hub.commit(before, folder, [*upload.files], message, not options.public))
     unchanged = commit == before.commit
     screen.say("  no changes: the repository has these files already" if unchanged else f"  commit {commit[:12]}")
     return hub.url
@@ -151,21 +153,6 @@ def _describe(url: str, before: Repository, upload: Upload, options: PushOptions
     replaced = sum(name in upload.files for name in before.files)
     others = len({*before.files} - CREATED_BY_HUB) - replaced
     return f"{upload.repo_type} {url}{branch} ({access}; replaces {replaced} of its files, keeps {others})"
-
-
-@contextmanager
-def _progress_bars(screen: Screen) -> Iterator[None]:
-    """Show the library's progress bars in a terminal only."""
-    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
-
-    hide = (screen.verbosity < 0 or not screen.console.is_terminal) and not are_progress_bars_disabled()
-    if hide:
-        disable_progress_bars()
-    try:
-        yield
-    finally:
-        if hide:
-            enable_progress_bars()
 
 
 def _interruptible(work: Callable[[], T]) -> T:

@@ -1,7 +1,7 @@
 #!/bin/sh
-# One node: sh launch.sh. Several: on each of them, with a folder that all share,
+# One node: sh launch.sh. Several nodes: on each of them, in a shared folder,
 #   NODES=2 NODE_RANK=0 MASTER_ADDR=<the first node's address> sh launch.sh           (Slurm: sbatch train.slurm)
-# CPU=1 tries a folder for ddp on processor cores (gloo). What follows goes to train.py: --base, --out, --resume.
+# CPU=1 tests a ddp folder on CPU cores (gloo). Arguments go to train.py: --base, --out, --resume.
 set -eu
 here=$(dirname "$0")
 if [ "${CPU:-0}" = 1 ]; then export ACCELERATE_USE_CPU=true CUDA_VISIBLE_DEVICES=; fi

@@ -1,4 +1,4 @@
-"""Trains this folder's LoRA adapter with TRL, in one process or in many: `sh launch.sh`. README.md says more."""
+"""Train this folder's LoRA adapter with TRL, in one or many processes: `sh launch.sh` (see README.md)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ HERE = Path(__file__).resolve().parent
 
 
 def order(lengths: list[int], batch: int, epochs: int, seed: int) -> list[list[int]]:
-    """The rows of every optimiser step: rows of similar length together, an epoch's steps in random order."""
+    """Return the rows of every optimiser step: rows of similar length grouped, steps shuffled within an epoch."""
     rng, steps = random.Random(seed), []  # noqa: S311
     for _ in range(epochs):
         rows = sorted(range(len(lengths)), key=lambda i: (lengths[i], rng.random()))
@@ -35,7 +35,7 @@ def order(lengths: list[int], batch: int, epochs: int, seed: int) -> list[list[i
 
 
 def rate(step: int, steps: int, warmup: int, schedule: str) -> float:
-    """The learning rate of a step (from 0), as a share of its peak: linear warm-up, then a decay to zero."""
+    """Return the learning rate of a step (from 0) as a fraction of its peak: linear warm-up, then decay to zero."""
     warmup = min(warmup, steps // 4)
     if step < warmup:
         return (step + 1) / (warmup + 1)
@@ -44,7 +44,7 @@ def rate(step: int, steps: int, warmup: int, schedule: str) -> float:
 
 
 def in_order(rows: list[dict[str, Any]], steps: list[list[int]], batch: int) -> Dataset:
-    """All steps' rows, one after the other. A step that is short is filled up with rows that have no loss."""
+    """Return the rows of all steps in order; short steps are padded with rows without loss."""
     ids = [row["input_ids"] for row in rows]
     labels = [[t if counts else -100 for t, counts in zip(r["input_ids"], r["completion_mask"])] for r in rows]  # noqa: B905
     filler = min(ids, key=len)
@@ -53,7 +53,7 @@ def in_order(rows: list[dict[str, Any]], steps: list[list[int]], batch: int) -> 
 
 
 def fingerprint(folder: Path) -> str:
-    """A hash of size and 64 evenly spaced stretches of each file of weights."""
+    """Return a hash of the size and 64 evenly spaced chunks of each file of weights."""
     digest = hashlib.sha256()
     for path in sorted(folder.glob("*.safetensors")):
         size = path.stat().st_size
@@ -65,19 +65,19 @@ def fingerprint(folder: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def base_folder(given: str | None, config: dict[str, Any]) -> Path:
-    """Where the base's weights are; they must be those that the rows were encoded for."""
-    base = given or config["base"] or str(HERE / "base")
-    found = Path(base)
-    if not found.is_dir():
-        found = Path(snapshot_download(base, allow_patterns=["*.safetensors", "*.json"]))
-    if (weights := fingerprint(found)) != config["base_weights"]:
-        raise SystemExit(f"{found} holds other weights than this run's base: {weights}, not {config['base_weights']}")
-    return found
+def base_folder(argument: str | None, config: dict[str, Any]) -> Path:
+    """Return the folder of the base model. Exits if its weights differ from those of the run."""
+    base = argument or config["base"] or str(HERE / "base")
+    folder = Path(base)
+    if not folder.is_dir():
+        folder = Path(snapshot_download(base, allow_patterns=["*.safetensors", "*.json"]))
+    if (weights := fingerprint(folder)) != config["base_weights"]:
+        raise SystemExit(f"{folder} holds other weights than this run's base: {weights}, not {config['base_weights']}")
+    return folder
 
 
 class Trainer(SFTTrainer):  # type: ignore[misc]
-    """TRL's trainer with the schedule above, and an end where the loss is no number."""
+    """TRL's trainer with the schedule above, which stops if the loss is not finite."""
 
     schedule = "linear"
 
@@ -95,16 +95,16 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
 
 
 def arguments(config: dict[str, Any], out: Path) -> SFTConfig:
-    """The recipe's hyper-parameters, with the batch divided among the processes."""
+    """Return the recipe's hyper-parameters, with the batch divided among the processes."""
     world, cpu = int(os.environ.get("WORLD_SIZE", "1")), not torch.cuda.is_available()
-    accumulation, rest = divmod(config["batch_size"], world * config["per_device_batch_size"])
-    if rest or not accumulation:
+    accumulation, remainder = divmod(config["batch_size"], world * config["per_device_batch_size"])
+    if remainder or not accumulation:
         rows = config["per_device_batch_size"]
-        raise SystemExit(f"batch_size {config['batch_size']} is no multiple of {world} processes x {rows} rows")
+        raise SystemExit(f"batch_size {config['batch_size']} is not a multiple of {world} processes x {rows} rows")
     return SFTConfig(
         output_dir=str(out), seed=config["seed"], use_cpu=cpu, bf16=not cpu, report_to="none",
         per_device_train_batch_size=config["per_device_batch_size"], gradient_accumulation_steps=accumulation,
-        # The rows are encoded, masked and in order already: nothing is tokenised, cut or shuffled here.
+        # The rows are already encoded, masked and ordered: do not tokenise, truncate or shuffle them.
         max_length=None, dataset_kwargs={"skip_prepare_dataset": True},
         num_train_epochs=1, train_sampling_strategy="sequential",
         learning_rate=config["learning_rate"], warmup_steps=config["warmup_steps"],
@@ -117,7 +117,7 @@ def arguments(config: dict[str, Any], out: Path) -> SFTConfig:
 
 
 def load(base: Path, config: dict[str, Any], dtype: torch.dtype) -> Any:
-    """The base model, in 4 bits where the settings say so (QLoRA)."""
+    """Load the base model, in 4 bits if training.json sets it (QLoRA)."""
     if config["quantize"] == "none":
         return AutoModelForCausalLM.from_pretrained(base, dtype=dtype, use_safetensors=True)
     quantization = BitsAndBytesConfig(
@@ -130,38 +130,38 @@ def load(base: Path, config: dict[str, Any], dtype: torch.dtype) -> Any:
     )
 
 
-def publish(trainer: Trainer, out: Path, config: dict[str, Any], known: dict[str, Any]) -> None:
-    """Put the adapter and what is known about it into out/adapter, whole or not at all."""
+def publish(trainer: Trainer, out: Path, config: dict[str, Any], record: dict[str, Any]) -> None:
+    """Publish the adapter and its training record as out/adapter, atomically."""
     losses = [entry for entry in trainer.state.log_history if "loss" in entry]
-    known["steps"], known["processes"] = len(losses), trainer.args.world_size
-    known["loss_first"], known["loss_last"] = losses[0]["loss"], losses[-1]["loss"]
-    known |= {key: config[key] for key in ("stage", "strategy", "quantize", "batch_size", "epochs", "learning_rate")}
+    record["steps"], record["processes"] = len(losses), trainer.args.world_size
+    record["loss_first"], record["loss_last"] = losses[0]["loss"], losses[-1]["loss"]
+    record |= {key: config[key] for key in ("stage", "strategy", "quantize", "batch_size", "epochs", "learning_rate")}
     part = out / "adapter.part"
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir()
     for name in ("adapter_model.safetensors", "adapter_config.json"):
         shutil.copyfile(out / "last" / name, part / name)
     (part / "base.json").write_text(json.dumps({"identity": config["identity"]}) + "\n", "utf-8")
-    (part / "trained.json").write_text(json.dumps(known, indent=1) + "\n", "utf-8")
+    (part / "trained.json").write_text(json.dumps(record, indent=1) + "\n", "utf-8")
     (part / "losses.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in losses), "utf-8")
     shutil.rmtree(out / "adapter", ignore_errors=True)
     part.rename(out / "adapter")
 
 
 def main() -> None:
-    """Train, or go on from the last checkpoint, and leave the adapter in out/adapter."""
+    """Train, or resume from the last checkpoint, and write the adapter to out/adapter."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--base", help="the base model, a folder or a hub id; as in training.json unless given")
-    parser.add_argument("--out", type=Path, default=HERE / "out", help="for checkpoints and the adapter")
-    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint where there is one")
-    given = parser.parse_args()
-    last = get_last_checkpoint(str(given.out)) if given.out.is_dir() else None
-    if last and not given.resume:
-        raise SystemExit(f"{given.out} holds checkpoints: --resume goes on from there, another --out begins anew")
+    parser.add_argument("--base", help="the base model, a folder or a hub id (default: from training.json)")
+    parser.add_argument("--out", type=Path, default=HERE / "out", help="folder for checkpoints and the adapter")
+    parser.add_argument("--resume", action="store_true", help="resume from the last checkpoint, if there is one")
+    options = parser.parse_args()
+    last = get_last_checkpoint(str(options.out)) if options.out.is_dir() else None
+    if last and not options.resume:
+        raise SystemExit(f"{options.out} holds checkpoints: use --resume, or another --out to start again")
     config, text = json.loads((HERE / "training.json").read_text("utf-8")), (HERE / "rows.jsonl").read_bytes()
     rows = [json.loads(line) for line in text.splitlines()]
     lengths, batch = [len(row["input_ids"]) for row in rows], config["batch_size"]
-    settings, base = arguments(config, given.out), base_folder(given.base, config)  # DeepSpeed wants this order
+    settings, base = arguments(config, options.out), base_folder(options.base, config)  # DeepSpeed wants this order
     trainer = Trainer(
         model=load(base, config, torch.bfloat16 if settings.bf16 else torch.float32),
         args=settings,
@@ -174,11 +174,11 @@ def main() -> None:
     )  # fmt: skip
     trainer.schedule = config["schedule"]
     trainer.train(resume_from_checkpoint=last)
-    trainer.save_model(str(given.out / "last"))  # by every process: the weights may be spread over them
+    trainer.save_model(str(options.out / "last"))  # by every process: the weights may be spread over them
     if trainer.is_world_process_zero():
         tokens = sum(lengths) * config["epochs"]
         publish(
-            trainer, given.out, config, {"rows_sha256": hashlib.sha256(text).hexdigest(), "training_tokens": tokens}
+            trainer, options.out, config, {"rows_sha256": hashlib.sha256(text).hexdigest(), "training_tokens": tokens}
         )
 
 
