@@ -41,7 +41,7 @@ def export(
 
     Raises:
         UserError: the run cannot be exported like this, the folder exists, or the export does not match the trained
-            model; its files then stay .
+            model; its files are then kept as NAME-does-not-hold.
     """
     trained = find_trained_model(context, model)
     weight_type = _check_weight_type(form, weight_type)
