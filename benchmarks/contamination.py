@@ -63,7 +63,7 @@ def main(files: list[Path], runs: list[Path]) -> None:
         touched, rows = touched + len(hits), rows + len(found)
         print(f"clean {name}: {len(hits)} of {len(found)} touched")
         for text, hit in hits[:5]:
-            print(f"    {' '.join(text.split())[:90]!r} ~ {hit.item[:90]!r} ({hit.how})")
+            print(f"    {' '.join(text.split())[:90]!r} ~ {hit.item[:90]!r} ({hit.evidence})")
     seconds = time.process_time() - start
     print(f"clean rows touched: {touched} of {rows} ({touched / rows:.2%}); {rows / seconds:,.0f} rows/s")
 

@@ -20,7 +20,7 @@ from selfalign.constitution.leaks import leaks_of
 from selfalign.data.records import Prompt, read_jsonl
 from selfalign.quality import safety
 from selfalign.quality.filter_settings import FilterSettings, ResponseFilter
-from selfalign.quality.response_filters import judge, loops, repetitive
+from selfalign.quality.response_filters import filter_response, loops, repetitive
 from selfalign.run.directory import RunDir
 
 NAMES = ("default", "paper")
@@ -61,7 +61,7 @@ def faults(text: str, message: str) -> list[str]:
         found.append("goes in circles")
     if "internal thoughts" in text.lower() or "principles:" in text.lower():
         found.append("shows thoughts")
-    if safety.broken(text, message, list(safety.RULES)):
+    if safety.first_violation(text, message, list(safety.RULES)):
         found.append("unsafe by a rule")
     return found
 
@@ -77,7 +77,7 @@ def compare(run: RunDir, stage: str, constitution: Constitution) -> None:
             FilterSettings.model_validate(name), "responses" if stage == "align" else "verbose"
         )
         leaks = leaks_of(constitution, filters.leak_words, verbose_only=stage != "align")
-        verdicts[name] = [judge(r.text, r.truncated, r.message, leaks, filters) for r in rows]
+        verdicts[name] = [filter_response(r.text, r.truncated, r.message, leaks, filters) for r in rows]
         kept = [(v.text, r.message) for v, r in zip(verdicts[name], rows, strict=True) if not v.reason]
         reasons = Counter(v.reason for v in verdicts[name] if v.reason)
         wrong = Counter(f for text, message in kept for f in faults(text, message))

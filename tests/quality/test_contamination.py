@@ -55,7 +55,7 @@ def test_an_item_is_found_however_it_is_written(benchmarks: Benchmarks, item: st
 def test_a_long_item_is_found_inside_a_text(benchmarks: Benchmarks, item: str):
     hit = benchmarks.find(f"Here is something to think about. {item} Please give two reasons and an example of each.")
     assert hit is not None
-    assert hit.how.startswith("8 words in a row: ")
+    assert hit.evidence.startswith("8 words in a row: ")
     assert hit.reason == "overlaps with mine.jsonl"
     assert hit.beside("text " * 200).startswith("text " * 200)
     assert item in hit.beside("text")
@@ -160,10 +160,10 @@ def test_a_file_that_cannot_be_read_is_an_error(tmp_path: Path, name: str, conte
 @pytest.mark.parametrize(
     ("name", "content", "why"),
     [
-        ("a.csv", 'n,q\n1,"Hello there\n2,Why do cats purr at night?\n', "a.csv.* is no CSV"),
-        ("b.jsonl", '{"q": "Why do cats purr at night?"}\n{"q": \n', "b.jsonl:2 is no JSONL"),
-        ("c.csv", "n,q\n", "holds no text of 5 words"),
-        ("d.json", "[]", "holds no text of 5 words"),
+        ("a.csv", 'n,q\n1,"Hello there\n2,Why do cats purr at night?\n', "a.csv.* is not valid CSV"),
+        ("b.jsonl", '{"q": "Why do cats purr at night?"}\n{"q": \n', "b.jsonl:2 is not valid JSONL"),
+        ("c.csv", "n,q\n", "has no text of 5 words"),
+        ("d.json", "[]", "has no text of 5 words"),
     ],
 )
 def test_a_file_that_protects_from_nothing_is_an_error(tmp_path: Path, name: str, content: str, why: str):

@@ -195,9 +195,9 @@ def test_a_pool_of_texts_is_decided_as_by_all_pairs():
 def small_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
     """So small that a few texts are several blocks, passes and numberings."""
     monkeypatch.setattr(novelty, "_BLOCK", 7)
-    monkeypatch.setattr(novelty, "_AT_ONCE", 20)
+    monkeypatch.setattr(novelty, "_POSTINGS_AT_ONCE", 20)
     monkeypatch.setattr(novelty, "_FIRST_NUMBERING", 3)
-    monkeypatch.setattr(novelty, "_FEW", 4)
+    monkeypatch.setattr(novelty, "_FEW_POSTINGS", 4)
 
 
 def first_near(pool: list[str], text: str, threshold: float) -> str | None:
@@ -224,7 +224,7 @@ def test_many_together_are_decided_as_one_after_the_other(seed: int, small_sizes
             pool.append(text)
     assert [found_text(n) for n in index.nearest_all(texts, enter=True)] == wanted
     assert len(index) == len(pool) > 100
-    assert index._numbered_at > 256
+    assert index._next_numbering > 256
     again = [first_near(pool, text, threshold) for text in texts[:200]]
     assert [found_text(n) for n in index.nearest_all(texts[:200])] == again
 

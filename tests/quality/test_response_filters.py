@@ -11,7 +11,8 @@ from selfalign.constitution import Assistant, Constitution, Exemplar, Principle,
 from selfalign.constitution.citations import check_citations
 from selfalign.constitution.leaks import leaks_of
 from selfalign.quality.filter_settings import FilterSettings
-from selfalign.quality.response_filters import Verdict, cut_at_repeated_clause, judge, loops, ngrams
+from selfalign.quality.response_filters import Verdict, cut_at_repeated_clause, filter_response, loops
+from selfalign.quality.rouge import ngrams
 
 TEXTS = Constitution(
     format=1,
@@ -44,7 +45,7 @@ GOOD = "Rain falls when warm air rises, cools and cannot hold its water any long
 
 
 def keep(text: str, message: str = "Why does it rain?", rules: str = "default") -> str:
-    return judge(text, False, message, LEAKS, RULES[rules].responses).reason
+    return filter_response(text, False, message, LEAKS, RULES[rules].responses).reason
 
 
 # -- thoughts --------------------------------------------------------------------------------------------------------
@@ -84,7 +85,7 @@ def test_any_thoughts_get_an_answer(thoughts: str):
 
 
 def test_a_good_answer_is_kept_without_its_outer_blanks():
-    assert judge(f"\n {GOOD}\n", False, "Why does it rain?", LEAKS, ANSWERS) == Verdict(GOOD)
+    assert filter_response(f"\n {GOOD}\n", False, "Why does it rain?", LEAKS, ANSWERS) == Verdict(GOOD)
 
 
 def test_a_short_complete_answer_is_kept():
@@ -99,7 +100,7 @@ def test_an_empty_answer_is_dropped(text: str, rules: str):
 
 
 def test_a_truncated_answer_is_dropped():
-    assert judge(GOOD, True, "Why?", LEAKS, ANSWERS).reason == "truncated"
+    assert filter_response(GOOD, True, "Why?", LEAKS, ANSWERS).reason == "truncated"
 
 
 @pytest.mark.parametrize(
@@ -271,17 +272,17 @@ def test_paper_short_complete_answers_are_dropped_and_longer_ones_kept():
     assert len(LONG) >= 149
     assert keep("Paris.", rules="paper") == "short"
     assert keep("x" * 148, rules="paper") == "short"
-    assert judge("x" * 149, False, "Why?", LEAKS, PAPER) == Verdict("x" * 149)
-    assert judge(LONG, False, "Why?", LEAKS, PAPER) == Verdict(LONG)
+    assert filter_response("x" * 149, False, "Why?", LEAKS, PAPER) == Verdict("x" * 149)
+    assert filter_response(LONG, False, "Why?", LEAKS, PAPER) == Verdict(LONG)
 
 
 def test_paper_a_truncated_answer_loses_its_last_word_and_stays():
-    assert judge("Rain falls when warm ai", True, "Why?", LEAKS, PAPER) == Verdict("Rain falls when warm")
-    assert judge("Rain", True, "Why?", LEAKS, PAPER).reason == "empty"
+    assert filter_response("Rain falls when warm ai", True, "Why?", LEAKS, PAPER) == Verdict("Rain falls when warm")
+    assert filter_response("Rain", True, "Why?", LEAKS, PAPER).reason == "empty"
 
 
 def test_paper_an_answer_is_cut_where_a_clause_comes_again():
-    verdict = judge(f"{LONG} It is so. It is so. More text here.", False, "Why?", LEAKS, PAPER)
+    verdict = filter_response(f"{LONG} It is so. It is so. More text here.", False, "Why?", LEAKS, PAPER)
     assert verdict == Verdict(f"{LONG} It is")
 
 
@@ -297,11 +298,11 @@ def test_paper_other_reasons():
 
 
 def verbose(text: str, truncated: bool = False, message: str = "Why does it rain?", rules: str = "default") -> str:
-    return judge(text, truncated, message, VERBOSE, RULES[rules].verbose).reason
+    return filter_response(text, truncated, message, VERBOSE, RULES[rules].verbose).reason
 
 
 def test_verbose_a_good_answer_is_kept():
-    assert judge(f" {GOOD}\n", False, "Why does it rain?", VERBOSE, RULES["default"].verbose) == Verdict(GOOD)
+    assert filter_response(f" {GOOD}\n", False, "Why does it rain?", VERBOSE, RULES["default"].verbose) == Verdict(GOOD)
 
 
 @pytest.mark.parametrize("tail", ["See also", "== References ==", "## External links", "Further reading:"])
@@ -334,7 +335,7 @@ def test_verbose_paper_rules():
     assert verbose("x" * 127 + " y", truncated=True, rules="paper") == "truncated"
     assert not verbose("x" * 128 + " y", truncated=True, rules="paper")
     assert not verbose("Paris.", rules="paper")
-    assert judge(f"{LONG} One. Two. One.", False, "Why?", VERBOSE, RULES["paper"].verbose) == Verdict(
+    assert filter_response(f"{LONG} One. Two. One.", False, "Why?", VERBOSE, RULES["paper"].verbose) == Verdict(
         f"{LONG} One. Two."
     )
     assert verbose("One. Two. One.", rules="paper") == "truncated"
@@ -377,8 +378,8 @@ texts = st.text() | st.lists(pieces, max_size=30).map("".join)
 @given(texts, texts, st.booleans(), st.sampled_from(["default", "paper"]))
 def test_any_answer_gets_a_verdict(text: str, message: str, truncated: bool, rules: str):
     for verdict in (
-        judge(text, truncated, message, LEAKS, RULES[rules].responses),
-        judge(text, truncated, message, VERBOSE, RULES[rules].verbose),
+        filter_response(text, truncated, message, LEAKS, RULES[rules].responses),
+        filter_response(text, truncated, message, VERBOSE, RULES[rules].verbose),
     ):
         assert isinstance(verdict.text, str)
         if not verdict.reason and truncated:
@@ -426,9 +427,9 @@ SPACES = [" ", "\n", "\t"]
 def test_repetition_takes_no_time(unit: str, rules: str):
     text = "x" + unit * (100_000 // len(unit)) + "x"
     with hang_guard():
-        judge(text, False, "Why does it rain?", LEAKS, RULES[rules].responses)
+        filter_response(text, False, "Why does it rain?", LEAKS, RULES[rules].responses)
     with hang_guard():
-        judge(text, False, "Why does it rain?", VERBOSE, RULES[rules].verbose)
+        filter_response(text, False, "Why does it rain?", VERBOSE, RULES[rules].verbose)
 
 
 @pytest.mark.parametrize("space", SPACES, ids=ascii)
@@ -436,8 +437,8 @@ def test_repetition_takes_no_time(unit: str, rules: str):
 def test_a_long_run_of_blanks_takes_no_time(before: str, space: str):
     text = f"x {before}{space * 100_000}x"
     with hang_guard():
-        judge(text, False, "Why does it rain?", LEAKS, ANSWERS)
+        filter_response(text, False, "Why does it rain?", LEAKS, ANSWERS)
     with hang_guard():
-        judge(text, False, "Why does it rain?", VERBOSE, RULES["default"].verbose)
+        filter_response(text, False, "Why does it rain?", VERBOSE, RULES["default"].verbose)
     with hang_guard():
         check_citations(text, TEXTS.principle_names())

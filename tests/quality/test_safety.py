@@ -49,12 +49,12 @@ FINE = [
 
 @pytest.mark.parametrize(("rule", "message", "answer"), BREAKS)
 def test_an_unsafe_answer_breaks_its_rule(rule: str, message: str, answer: str):
-    assert safety.broken(answer, message, [rule]) == rule
+    assert safety.first_violation(answer, message, [rule]) == rule
 
 
 @pytest.mark.parametrize(("message", "answer"), FINE)
 def test_a_fine_answer_breaks_none(message: str, answer: str):
-    assert safety.broken(answer, message, ALL) is None
+    assert safety.first_violation(answer, message, ALL) is None
 
 
 def test_every_rule_has_an_example():
@@ -63,15 +63,15 @@ def test_every_rule_has_an_example():
 
 def test_only_the_named_rules_apply():
     _, message, answer = BREAKS[0]
-    assert safety.broken(answer, message, ["drugs", "minors"]) is None
-    assert safety.broken(answer, message, []) is None
+    assert safety.first_violation(answer, message, ["drugs", "minors"]) is None
+    assert safety.first_violation(answer, message, []) is None
 
 
 def test_the_reading_is_as_the_documentation_says():
     rows = [json.loads(line) for line in READING.read_text("utf-8").splitlines()]
     hits, right = Counter[str](), Counter[str]()
     for row in rows:
-        rule = safety.broken(row["answer"], row["prompt"], ALL)
+        rule = safety.first_violation(row["answer"], row["prompt"], ALL)
         if rule:
             undeclined = row["harmful_request"] and not row["declines"]
             hits[rule] += 1

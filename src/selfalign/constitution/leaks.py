@@ -1,17 +1,18 @@
-"""Derive from a constitution what must not leak into an answer."""
+"""Derive from a constitution the rules for texts that must not leak into a response."""
 
 from __future__ import annotations
 
 from selfalign.constitution.document import Constitution
-from selfalign.quality.response_filters import Leaks, ngrams, sentence_keys
-from selfalign.quality.rouge import tokens
+from selfalign.quality.response_filters import Leaks, sentence_keys
+from selfalign.quality.rouge import ngrams, tokens
 
 
 def leaks_of(constitution: Constitution, words: int, verbose_only: bool = False) -> Leaks:
-    """Return the leaks of the exemplars and rules (stage 2), or of the verbose system prompt (stage 4).
+    """Return the rules for leaks of exemplars and principles (stage 2), or of the verbose system prompt (stage 4).
 
     Args:
-        words: the number of words in a row that counts as a leak.
+        words: number of words in a row that is a leak.
+        verbose_only: only the verbose system prompt and the two-shot responses must not leak.
     """
     if verbose_only:
         texts = [constitution.system_prompt("verbose"), *(t.answer for t in constitution.prompts.two_shot)]

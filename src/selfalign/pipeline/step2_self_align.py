@@ -23,7 +23,7 @@ from selfalign.data.user_data import UserData, UserResponses
 from selfalign.generation import guided
 from selfalign.generation.engines.base import Request
 from selfalign.generation.loop import GenerationResult, RowRequest, row_seed
-from selfalign.quality.response_filters import TOO_MANY_REFUSALS, Leaks, RefusalCap, judge
+from selfalign.quality.response_filters import TOO_MANY_REFUSALS, Leaks, RefusalCap, filter_response
 from selfalign.run.context import Context
 from selfalign.run.inputs import Rows
 from selfalign.run.ledger import RowOutcome
@@ -164,7 +164,7 @@ def _judged(
 ) -> tuple[RowOutcome, Response | None]:
     """What the filters say to a response."""
     message, shown = response.message, _shown(response)
-    verdict = judge(response.response, truncated, message, leaks, context.recipe.filters.responses)
+    verdict = filter_response(response.response, truncated, message, leaks, context.recipe.filters.responses)
     if verdict.reason:
         return RowOutcome(response.id, position, "dropped", verdict.reason, shown), None
     if hit := context.benchmarks.find(message, verdict.text):

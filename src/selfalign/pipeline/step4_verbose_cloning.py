@@ -21,7 +21,7 @@ from selfalign.data.records import Example, Prompt, Response, content_hash, line
 from selfalign.generation.engines.base import Request, Step
 from selfalign.generation.loop import RowRequest, row_seed
 from selfalign.pipeline import adapter_training
-from selfalign.quality.response_filters import TOO_MANY_REFUSALS, RefusalCap, judge
+from selfalign.quality.response_filters import TOO_MANY_REFUSALS, RefusalCap, filter_response
 from selfalign.run import marks
 from selfalign.run.context import Context
 from selfalign.run.ledger import RowOutcome
@@ -88,7 +88,7 @@ def _fates(
                 yield RowOutcome(prompt.id, position, outcome.state, outcome.reason, prompt.message)
                 continue
             part = outcome.completion.parts[-1]
-            verdict = judge(part.text, part.finish == "length", prompt.message, leaks, filters)
+            verdict = filter_response(part.text, part.finish == "length", prompt.message, leaks, filters)
             shown, reason = f"{prompt.message}\n{part.text.strip()}", verdict.reason or ""
             if not reason and (hit := context.benchmarks.find(prompt.message, verdict.text)):
                 reason, shown = hit.reason, hit.beside(shown)

@@ -1,7 +1,10 @@
-"""Decide whether a text is worth keeping: filters, exact novelty, duplicates, diversity.
+"""Decide whether a text is worth keeping, and measure sets of texts.
 
-Every decision is a pure function of its input. `thresholds` holds the settings (the recipe's `filters`);
-`instruction_filters` serve stage 1, `response_filters` stages 2 and 4, `novelty` the rounds of stage 1.
+- `instruction_filters`: the prompts of stage 1; `novelty`: whether a prompt is new.
+- `response_filters`: the responses of stages 2 and 4, with `refusals`, `safety` and `language`.
+- `contamination`: overlap of prompts and responses with benchmarks.
+- `duplicates`, `diversity`: measures for the report; they drop nothing.
 
-Imports `data`, `system`. Begin with `response_filters`.
+To add a filter, write a pure function in `instruction_filters` or `response_filters` and its threshold in
+`filter_settings`, the recipe's `filters`. Imports `data`, `system`. Begin with `response_filters`.
 """

@@ -1,7 +1,7 @@
-"""Does a text overlap with what the run will be measured on? Benchmark files and behaviour probes -> a hit, or none.
+"""Find overlap of texts with the benchmark files and behaviour probes that the run is measured on.
 
-Two kinds of overlap count: so many words in a row (n-grams, after Brown et al., arXiv 2005.14165, appendix C), and a
-ROUGE-L F1 with an item above a threshold, which also finds short items and those with a word changed.
+Two kinds of overlap count: a common n-gram of words (after Brown et al., arXiv 2005.14165, appendix C), and a ROUGE-L
+F1 with an item above a threshold, which also finds short items and items with a changed word.
 """
 
 from __future__ import annotations
@@ -17,38 +17,40 @@ from typing import Any
 
 from selfalign.errors import UserError
 from selfalign.quality.novelty import NoveltyIndex
-from selfalign.quality.rouge import folded, tokens, words
+from selfalign.quality.rouge import folded, ngrams, tokens, words
 
 _MIN_WORDS = 5
-"""Shorter texts in a benchmark file (labels, "Yes.") say nothing about where a text comes from."""
-_LONGEST = 1000
-"""Tokens of an item up to which a text may be the same as a whole; longer ones are found by their n-grams."""
+"""Shorter texts of a benchmark file, such as labels and "Yes.", occur anywhere."""
+_MAX_ROUGE_TOKENS = 1000
+"""Items with more tokens are found by their n-grams only."""
 
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """An overlap."""
+    """An overlap with a benchmark item."""
 
     source: str
     """The file's name, or "probes"."""
     item: str
-    how: str
+    evidence: str
+    """The kind of overlap, for the ledger."""
 
     @property
     def reason(self) -> str:
+        """The reason for dropping the text."""
         return f"overlaps with {self.source}"
 
     def beside(self, text: str) -> str:
-        """The text and what it overlaps with, for the list of what was dropped."""
-        return f"{text}\n~ {self.item[:1000]} ({self.how})"
+        """Return the text followed by the item that it overlaps with, for the ledger."""
+        return f"{text}\n~ {self.item[:1000]} ({self.evidence})"
 
 
 class Benchmarks:
-    """What the run will be measured on.
+    """An index of the items that the run is measured on.
 
     Args:
-        words: so many words in a row are an overlap; 0 looks for none.
-        rouge: ROUGE-L F1 above which a text is an item; 1 looks for none.
+        words: number of words in a row that is an overlap; 0 disables the test.
+        rouge: ROUGE-L F1 above which there is an overlap; 1 disables the test.
     """
 
     def __init__(self, words: int = 8, rouge: float = 0.7) -> None:
@@ -56,21 +58,21 @@ class Benchmarks:
         self._items: list[tuple[str, str]] = []
         """(source, item)."""
         self._grams: dict[int, int] = {}
-        """Hash of so many words in a row -> the first item that has them."""
+        """Hash of an n-gram -> the first item that contains it."""
         self._exact: dict[str, int] = {}
         self._near = NoveltyIndex(rouge)
         self._positions: dict[str, int] = {}
-        self._shorter = rouge / (2 - rouge) - 1e-6
-        """The least share of a text's tokens that another one above the threshold has: docs/novelty.md, length."""
+        self._length_ratio = rouge / (2 - rouge) - 1e-6
+        """The least ratio of the lengths of two texts above the threshold: see "Length" in docs/novelty.md."""
         self._longest = 0
         self.sources: dict[str, int] = {}
-        """Benchmark file -> items in it."""
+        """Benchmark file -> number of items in it."""
 
     def __len__(self) -> int:
         return len(self._items)
 
     def add(self, source: str, items: Iterable[str]) -> None:
-        """Take up items; of each text once."""
+        """Add items, each text once."""
         for item in items:
             key = folded(item)
             if key in self._exact:
@@ -79,26 +81,26 @@ class Benchmarks:
             self._items.append((source, item))
             for gram in self._ngrams(item):
                 self._grams.setdefault(gram, number)
-            if self._shorter < 1 and len(tokens(item)) <= _LONGEST:
+            if self._length_ratio < 1 and len(tokens(item)) <= _MAX_ROUGE_TOKENS:
                 self._near.accept(item)
                 self._positions[item] = number
                 self._longest = max(self._longest, len(tokens(item)))
 
     def add_file(self, path: Path) -> None:
-        """Take up every text of a benchmark file.
+        """Add every text of a benchmark file.
 
         Raises:
-            UserError: it cannot be read, or holds no text of five words.
+            UserError: the file cannot be read, or has no text of five words.
         """
         before = len(self)
-        found = list(texts(path))
-        self.add(path.name, found)
-        if not found:
-            raise UserError(f"benchmark file {str(path)!r} holds no text of {_MIN_WORDS} words: is it the right one?")
+        items = list(texts(path))
+        self.add(path.name, items)
+        if not items:
+            raise UserError(f"benchmark file {str(path)!r} has no text of {_MIN_WORDS} words: is it the right file?")
         self.sources[path.name] = self.sources.get(path.name, 0) + len(self) - before
 
     def find(self, *texts: str) -> Hit | None:
-        """The overlap of the first of these texts that has one."""
+        """Return the first overlap of these texts, or None."""
         for text in dict.fromkeys(texts):
             if (number := self._exact.get(folded(text))) is not None:
                 return Hit(*self._items[number], "the same")
@@ -106,8 +108,8 @@ class Benchmarks:
                 if (number := self._grams.get(gram)) is not None:
                     run = " ".join(words(text)[place : place + self._words])
                     return Hit(*self._items[number], f"{self._words} words in a row: {run}")
-            if len(tokens(text)) * self._shorter > self._longest:
-                continue  # no item is long enough to be like it
+            if len(tokens(text)) * self._length_ratio > self._longest:
+                continue  # every item is too short
             if near := self._near.nearest(text):
                 return Hit(*self._items[self._positions[near.text]], f"ROUGE-L {near.score:.2f}")
         return None
@@ -115,30 +117,29 @@ class Benchmarks:
     def _ngrams(self, text: str) -> Iterator[int]:
         if not self._words:
             return iter(())
-        found = words(text)
-        return (hash(gram) for gram in zip(*(found[i:] for i in range(self._words)), strict=False))
+        return map(hash, ngrams(words(text), self._words))
 
 
 def texts(path: Path) -> Iterator[str]:
-    """Every text of five words and more in a JSON, JSONL, CSV, TSV or plain text file, keys and parts of lists too.
+    """Yield every text of at least five words in a JSON, JSONL, CSV, TSV or text file, also keys and parts of lists.
 
     Raises:
         UserError: the file cannot be read.
     """
     for value in _values(path):
         for text in _strings(value):
-            # A cell may be a list, as TruthfulQA's answers.
+            # A cell may contain a list, such as TruthfulQA's answers.
             parts = [text, *text.split("; ")] if "; " in text else [text]
-            yield from (part.strip() for part in parts if _says_enough(part) and not _is_address(part))
+            yield from (part.strip() for part in parts if _is_long_enough(part) and not _is_address(part))
 
 
-def _says_enough(text: str) -> bool:
-    # Scripts without spaces between words: their letters are counted.
+def _is_long_enough(text: str) -> bool:
+    # In scripts without spaces between words, count letters.
     return len(words(text)) >= _MIN_WORDS or (not text.isascii() and sum(map(_is_wide, text)) >= 2 * _MIN_WORDS)
 
 
-def _is_wide(letter: str) -> bool:
-    return unicodedata.east_asian_width(letter) == "W" and letter.isalpha()
+def _is_wide(character: str) -> bool:
+    return unicodedata.east_asian_width(character) == "W" and character.isalpha()
 
 
 def _is_address(text: str) -> bool:
@@ -169,7 +170,7 @@ def _values(path: Path) -> Iterator[Any]:
         raise UserError(f"benchmark file {str(path)!r} is not UTF-8 (byte {error.start}): save it as UTF-8") from None
     except (ValueError, RecursionError, csv.Error) as error:
         why = getattr(error, "msg", str(error))
-        raise UserError(f"benchmark file {path}:{number} is no {path.suffix[1:].upper()}: {why}") from None
+        raise UserError(f"benchmark file {path}:{number} is not valid {path.suffix[1:].upper()}: {why}") from None
 
 
 def _strings(value: Any) -> Iterator[str]:

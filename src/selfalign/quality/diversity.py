@@ -1,4 +1,4 @@
-"""How diverse texts are: distinct n-grams, openings, verbs and objects of instructions, similarity among themselves."""
+"""Measure the diversity of texts: distinct n-grams, openings, verbs and objects, similarity to each other."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import Any
 
-from selfalign.quality.rouge import tokens, words
+from selfalign.quality.rouge import ngrams, tokens, words
 
 _OPENING = 6
 _SAMPLE = 1000
-"""Texts whose similarity is looked at: all pairs of so many are half a million."""
+"""Number of texts whose similarity is computed: half a million pairs."""
 MOST = 20_000
-"""Texts whose n-grams are counted, and instructions that are tagged: all n-grams of 300,000 would take gigabytes."""
+"""Number of texts whose n-grams are counted or that are tagged: all n-grams of 300,000 would take gigabytes."""
 BINS = 10
 _AUXILIARIES = re.compile(
     r"(be|is|are|was|were|am|been|being|do|does|did|have|has|had|can|could|will|would|shall|should|may|might|must|let)",
@@ -27,32 +27,31 @@ _AFTER_IMPERATIVE = ("DT", "CD", "PRP", "JJ", "WRB", "WP", "IN", "TO", "NNS")
 
 
 def distinct(texts: Iterable[str], n: int) -> float:
-    """Distinct-n: the share of different ones among all runs of n words (Li et al., arXiv 1510.03055)."""
+    """Return distinct-n: the fraction of different n-grams among all n-grams of words (Li et al., arXiv 1510.03055)."""
     total, different = 0, set()
     for text in texts:
-        found = words(text)
-        grams = list(zip(*(found[i:] for i in range(n)), strict=False))
+        grams = list(ngrams(words(text), n))
         total += len(grams)
         different.update(grams)
     return len(different) / total if total else 0.0
 
 
 def commonest_opening(texts: Sequence[str]) -> tuple[str, float]:
-    """The commonest first six words and the share of texts that begin with them."""
-    found = Counter(" ".join(words(text)[:_OPENING]) for text in texts)
-    if not found:
+    """Return the most frequent first six words, and the fraction of texts that begin with them."""
+    openings = Counter(" ".join(words(text)[:_OPENING]) for text in texts)
+    if not openings:
         return "", 0.0
-    opening, number = found.most_common(1)[0]
+    opening, number = openings.most_common(1)[0]
     return opening, number / len(texts)
 
 
 def similarity(texts: Sequence[str], seed: int = 0) -> dict[str, Any]:
-    """Mean ROUGE-L F1 of all pairs, and a histogram of each text's nearest other one, over at most 1,000 texts."""
+    """Return the mean ROUGE-L F1 of all pairs and a histogram of each text's nearest text, over at most 1,000 texts."""
     import numpy as np
     from rapidfuzz import process
     from rapidfuzz.distance import Indel
 
-    # Indel over tokens is ROUGE-L's F-measure.
+    # The normalised Indel similarity of tokens is ROUGE-L's F-measure.
     lists = [t for t in map(tokens, texts) if t]
     if len(lists) > _SAMPLE:
         lists = random.Random(seed).sample(lists, _SAMPLE)  # noqa: S311
@@ -66,10 +65,10 @@ def similarity(texts: Sequence[str], seed: int = 0) -> dict[str, Any]:
 
 
 def verb_objects(texts: Iterable[str]) -> Counter[tuple[str, str]] | None:
-    """The main verb of each instruction and its object, in lower case; "" where there is no object.
+    """Count the main verbs of instructions with their objects, in lower case; "" stands for no object.
 
-    After Self-Instruct (arXiv 2212.10560, figure 3), with textblob's rule-based English tagger, not a parser.
-    None where textblob is not installed.
+    As in Self-Instruct (arXiv 2212.10560, figure 3), but with textblob's rule-based English tagger instead of a parser.
+    None if textblob is not installed.
     """
     if _tagger() is None:
         return None
@@ -77,7 +76,7 @@ def verb_objects(texts: Iterable[str]) -> Counter[tuple[str, str]] | None:
 
 
 def verb_object(text: str) -> tuple[str, str] | None:
-    """The same of one instruction; None where it has no verb, or where textblob is not installed."""
+    """Return the main verb and object of an instruction; None without a verb or without textblob."""
     tagger = _tagger()
     return _verb_object(tagger.tag(text.strip().split("\n", 1)[0])) if tagger else None
 
@@ -89,7 +88,7 @@ def _tagger() -> Any:
     except ImportError:
         return None
     tagger = PatternTagger()
-    with warnings.catch_warnings():  # it reads its lexicon at the first use and leaves the closing to Python
+    with warnings.catch_warnings():  # it opens its lexicon at the first use and does not close it
         warnings.simplefilter("ignore", ResourceWarning)
         tagger.tag("Write it.")
     return tagger
@@ -99,10 +98,10 @@ def _verb_object(tagged: Sequence[tuple[str, str]]) -> tuple[str, str] | None:
     from textblob.en.inflect import singularize
 
     if len(tagged) > 1 and tagged[0][1].startswith(_NAMES_AND_VERBS) and tagged[1][1].startswith(_AFTER_IMPERATIVE):
-        # An imperative's capital letter makes the tagger take it for a name: "List three rivers".
+        # The tagger takes a capitalised imperative for a name: "List three rivers".
         tagged = [(tagged[0][0].lower(), "VB"), *tagged[1:]]
     verbs = [i for i, (word, tag) in enumerate(tagged) if tag.startswith("VB") and not _AUXILIARIES.fullmatch(word)]
-    # "the following text", "a broken cup": a participle is the verb only where there is no other.
+    # "the following text", "a broken cup": a participle is the verb only if there is no other.
     at = next((i for i in verbs if tagged[i][1] not in ("VBG", "VBN")), verbs[0] if verbs else None)
     if at is None:
         return None
@@ -116,7 +115,7 @@ def _verb_object(tagged: Sequence[tuple[str, str]]) -> tuple[str, str] | None:
 
 
 def describe(texts: Sequence[str]) -> dict[str, Any]:
-    """All of these about instructions or answers, as plain values; distinct-n over at most 20,000 texts."""
+    """Return these measures of prompts or responses as plain values; distinct-n over at most 20,000 texts."""
     opening, share = commonest_opening(texts)
     some = texts if len(texts) <= MOST else random.Random(0).sample(texts, MOST)  # noqa: S311
     return {

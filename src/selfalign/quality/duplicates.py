@@ -1,8 +1,8 @@
-"""Near duplicates: which texts say the same, within a run, across its stages and across runs. Reports, drops nothing.
+"""Find duplicate texts within a run, across its stages and across runs. Nothing is dropped.
 
-Three ways, each finding more: the same words (exact), nearly the same characters (MinHash over character 5-grams,
-Broder 1997, every candidate checked by its true Jaccard similarity), and the same meaning as far as a static word
-embedding can tell (optional; its weights come with wordllama).
+Three methods, each of which finds more than the one before: the same words (exact); nearly the same characters (MinHash
+over character 5-grams, Broder 1997, with the exact Jaccard similarity of each candidate pair); a similar meaning by
+static word embeddings (optional; wordllama contains the weights).
 """
 
 from __future__ import annotations
@@ -27,24 +27,24 @@ COSINE = 0.9
 
 
 def exact(texts: Sequence[str]) -> list[list[int]]:
-    """Clusters of texts of the same words, as positions in `texts`; largest first, none of a single text."""
+    """Return clusters of texts with the same words, as positions in `texts`, largest first."""
     return _largest_first(_copies(texts))
 
 
 def _copies(texts: Sequence[str]) -> list[list[int]]:
-    """Positions of texts of the same words, in the order of the first of each."""
-    found: dict[str, list[int]] = {}
+    """Group the positions of texts with the same words, in the order of their first positions."""
+    positions: dict[str, list[int]] = {}
     for position, text in enumerate(texts):
-        found.setdefault(folded(text), []).append(position)
-    return list(found.values())
+        positions.setdefault(folded(text), []).append(position)
+    return list(positions.values())
 
 
 def near(texts: Sequence[str], threshold: float = JACCARD) -> list[list[int]]:
-    """Clusters of texts of which each is like another one of its cluster: Jaccard similarity of 5-grams."""
+    """Return clusters of texts, each similar to another of its cluster by the Jaccard similarity of their 5-grams."""
     from rensa import RMinHash, RMinHashLSH
 
-    # Fewer hashes a band find pairs that are less alike: 0.3 and more in 998 of 1,000 cases, 0.65 and more in 9,990 of
-    # 10,000.
+    # More bands, with fewer hashes each, find less similar pairs: 32 bands find a similarity of 0.65 in 9,990 of 10,000
+    # cases, 64 bands one of 0.3 in 998 of 1,000.
     bands = 32 if threshold >= 0.65 else 64 if threshold >= 0.3 else _PERMUTATIONS
     index = RMinHashLSH(threshold=threshold, num_perm=_PERMUTATIONS, num_bands=bands)
     joined = _Clusters(len(texts))
@@ -57,19 +57,19 @@ def near(texts: Sequence[str], threshold: float = JACCARD) -> list[list[int]]:
         sketch = RMinHash(num_perm=_PERMUTATIONS, seed=0)
         sketch.update(sorted(mine))
         for other in index.query(sketch):
-            # The sketches' estimate is off by 0.04 (one standard deviation); the true value is dear.
+            # The sketches' estimate has a standard deviation of 0.04; the exact value is expensive.
             if joined.root(other) == joined.root(position) or sketch.jaccard(sketches[other]) < threshold - 0.2:
                 continue
-            # Shingles are made anew for the few candidates: kept, they would take twenty times the texts' memory.
+            # Shingles of all texts would take twenty times the texts' memory, so those of candidates are recomputed.
             if _jaccard(mine, _shingles(texts[other])) >= threshold:
                 joined.join(other, position)
         index.insert(position, sketch)
         sketches[position] = sketch
-    return joined.found()
+    return joined.clusters()
 
 
 def semantic(texts: Sequence[str], threshold: float = COSINE) -> list[list[int]]:
-    """Clusters of texts of which each means the same as another one, by the cosine of their mean word vectors.
+    """Return clusters of texts, each similar to another of its cluster by the cosine of their mean word vectors.
 
     Compares all pairs: seconds for 20,000 texts, about 20 minutes for 366,718.
 
@@ -85,16 +85,16 @@ def semantic(texts: Sequence[str], threshold: float = COSINE) -> list[list[int]]
         for one, other in zip(*np.nonzero(block @ vectors[: start + len(block)].T >= threshold), strict=True):
             if other < start + one:
                 joined.join(int(other), start + int(one))
-    return joined.found()
+    return joined.clusters()
 
 
 def embed(texts: Sequence[str]) -> NDArray[np.float32]:
-    """Unit vectors, (texts, 256). Nothing is downloaded."""
+    """Return unit vectors of shape (texts, 256). Nothing is downloaded."""
     try:
         import wordllama
     except ImportError:
         raise UserError("semantic neighbours need wordllama: pip install 'selfalign[diversity]'") from None
-    # The weights lie in the package; its own search misses the tokenizer's folder.
+    # The package contains the weights, but does not find its own tokenizer folder.
     model = wordllama.WordLlama.load(cache_dir=Path(wordllama.__file__).parent, disable_download=True)
     return model.embed([text or " " for text in texts], norm=True)  # type: ignore[no-any-return]
 
@@ -118,19 +118,19 @@ class _Clusters:
     def __init__(self, number: int) -> None:
         self._parent = list(range(number))
 
-    def root(self, one: int) -> int:
-        while self._parent[one] != one:
-            self._parent[one] = one = self._parent[self._parent[one]]
-        return one
+    def root(self, item: int) -> int:
+        while self._parent[item] != item:
+            self._parent[item] = item = self._parent[self._parent[item]]
+        return item
 
-    def join(self, one: int, two: int) -> None:
-        a, b = sorted((self.root(one), self.root(two)))
-        self._parent[b] = a
+    def join(self, item: int, other: int) -> None:
+        low, high = sorted((self.root(item), self.root(other)))
+        self._parent[high] = low
 
-    def found(self) -> list[list[int]]:
+    def clusters(self) -> list[list[int]]:
         members: dict[int, list[int]] = {}
-        for one in range(len(self._parent)):
-            members.setdefault(self.root(one), []).append(one)
+        for item in range(len(self._parent)):
+            members.setdefault(self.root(item), []).append(item)
         return _largest_first(members.values())
 
 

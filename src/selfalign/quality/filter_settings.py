@@ -1,4 +1,4 @@
-"""Every threshold of the filters, as it stands in the recipe; the published values are a base to start from."""
+"""Define the settings of all filters (the recipe's `filters`), with the default and the published values."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from selfalign.system.strict_yaml import Strict
 
 
 class PromptFilter(Strict):
-    """Stage 1."""
+    """The filters of stage 1's prompts."""
 
     min_words: int = Field(4, ge=1)
     max_words: int = Field(150, ge=1)
@@ -24,58 +24,58 @@ class PromptFilter(Strict):
         return self
 
     text_only: bool = True
-    """Drop what names images, files and other things that a text model cannot see or make."""
+    """Drop prompts that name images, files and other things that a text model cannot read or write."""
     placeholders: bool = False
-    """Keep prompts with a left-over `<noinput>` or `[insert ...]`."""
+    """Keep prompts with an unfilled `<noinput>` or `[insert ...]`."""
 
 
 class ResponseFilter(Strict):
-    """Stages 2 and 4. 0 turns a lower bound off, 1 an upper bound that is a share."""
+    """The filters of the responses of stages 2 and 4. 0 disables a lower bound, 1 an upper bound on a fraction."""
 
     truncated: Literal["drop", "trim"] = "drop"
-    """An answer that the token limit cut: drop it, or keep it without its last word."""
+    """What to do with a response that the token limit cut: drop it, or keep it without its last word."""
     min_chars: int = Field(0, ge=0)
-    """Fewest characters of a complete answer."""
+    """Least number of characters of a complete response."""
     min_chars_truncated: int = Field(0, ge=0)
-    """Fewest characters of one that was cut and trimmed."""
+    """Least number of characters of a response that was cut and trimmed."""
     repeated_clause: Literal["keep", "cut"] = "keep"
-    """cut: everything from the first clause on that already occurred is cut away."""
+    """cut: the response ends before its first repeated clause."""
     trim_after_cut: bool = True
-    """Take the last word away after such a cut, too."""
+    """Remove the last word after such a cut, too."""
     sentence_repeats: int = Field(3, ge=0)
-    """An answer that says a sentence of three words and more so often is a loop; code blocks are spared."""
+    """Number of occurrences of a sentence of at least three words that is a loop; code blocks do not count."""
     loop_words: int = Field(6, ge=2)
     loop_share: float = Field(0.3, ge=0, le=1)
-    """An answer of whose runs of `loop_words` words a larger share occurred before in it is a loop."""
+    """Fraction of repeated runs of `loop_words` words above which a response is a loop."""
     distinct_trigrams: float = Field(0.65, ge=0, le=1)
-    """Smallest share of different ones among an answer's runs of three words, from `judged_words` words on: shorter
-    answers repeat themselves by chance."""
+    """Least fraction of different trigrams in a response of at least `judged_words` words; shorter ones repeat trigrams
+    by chance."""
     judged_words: int = Field(12, ge=3)
     echo: float = Field(0.8, ge=0, le=1)
-    """ROUGE-L F1 with the prompt above which an answer only repeats it; so does one without a new word."""
+    """ROUGE-L F1 above which a response repeats its prompt; a response without a new word does so, too."""
     new_words: int = Field(0, ge=0)
-    """Fewest words of three letters and more, or numbers, that the answer adds to the prompt."""
+    """Least number of words of three or more letters, or numbers, that the response adds to the prompt."""
     leak_words: int = Field(8, ge=3)
-    """So many words in a row from the constitution's own texts are a leak, where the prompt does not say them."""
+    """Number of words in a row from the constitution's texts that is a leak, unless they are in the prompt."""
     thoughts: bool = True
-    """Drop answers in which internal thoughts show."""
+    """Drop responses that contain internal thoughts."""
     sorry: bool = False
-    """Drop answers that begin with "I'm sorry"."""
+    """Drop responses that begin with "I'm sorry"."""
     refusals: float = Field(0.15, ge=0, le=1)
-    """Largest share of stock refusals among the kept answers, at any row."""
+    """Largest fraction of stock refusals among the responses kept so far."""
     other_language: bool = True
-    """Drop an answer in another language than its prompt, unless the prompt is about languages."""
+    """Drop responses in another language than their prompt, unless the prompt is about languages."""
     unsafe: list[str] = list(RULES)
-    """Rules for unsafe answers to apply: docs/filters.md has them with their precision."""
+    """Names of the rules for unsafe responses to apply; docs/filters.md lists them with their precision."""
     list_items: int = Field(0, ge=0)
-    """Most items of a list; 0 is any number."""
+    """Largest number of list items; 0 is no limit."""
     encyclopaedia: bool = False
-    """Drop answers that end in an encyclopaedia's "See also" or references."""
+    """Drop responses that end in an encyclopaedia's "See also" or references."""
 
     @model_validator(mode="after")
     def _known_rules(self) -> ResponseFilter:
-        if wrong := next((name for name in self.unsafe if name not in RULES), None):
-            raise ValueError(f"unsafe names the rules {', '.join(RULES)}, not {wrong!r}")
+        if unknown := next((name for name in self.unsafe if name not in RULES), None):
+            raise ValueError(f"unsafe has no rule {unknown!r}; the rules are {', '.join(RULES)}")
         return self
 
 
@@ -104,32 +104,32 @@ _BASES: dict[str, dict[str, Any]] = {
 
 
 class OverlapFilter(Strict):
-    """With the benchmark files of the evaluation and the behaviour probes."""
+    """The overlap of prompts and responses with the evaluation's benchmark files and the behaviour probes."""
 
     words: int = Field(8, ge=0)
-    """A prompt or answer that has so many words in a row from one of their texts is dropped. 0 is off."""
+    """Number of words in a row from one of their texts that is an overlap; 0 disables the test."""
     rouge: float = Field(0.7, gt=0, le=1)
-    """So is one whose ROUGE-L F1 with one of them is above this. 1 is off."""
+    """ROUGE-L F1 with one of their texts above which there is an overlap; 1 disables the test."""
 
 
 class FilterSettings(Strict):
-    """`filters: default`, `filters: paper`, or one of them with other values:
+    """All filters: `filters: default`, `filters: paper`, or one of them with changed values, as in
     `filters: {base: default, responses: {echo: 0.9}}`."""
 
     base: Literal["default", "paper"] = "default"
-    """Where the values come from that are not given."""
+    """The source of the values that are not set here."""
     prompts: PromptFilter
     responses: ResponseFilter
-    """Stage 2."""
+    """Responses of stage 2."""
     verbose: ResponseFilter
-    """Stage 4."""
+    """Responses of stage 4."""
     overlap: OverlapFilter
-    """All prompts and answers."""
+    """All prompts and responses."""
 
     @classmethod
     def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
         mapping = handler(core)
-        mapping.pop("required")  # what is not given comes from the base
+        mapping.pop("required")  # the base has the other values
         return {"anyOf": [{"enum": list(_BASES)}, mapping]}
 
     @model_validator(mode="before")
@@ -141,8 +141,8 @@ class FilterSettings(Strict):
             return value
         name = value.get("base", "default")
         base = _BASES.get(name, {}) if isinstance(name, str) else {}
-        given = {k: v for k, v in value.items() if k not in base}
+        merged = {k: v for k, v in value.items() if k not in base}
         for group, values in base.items():
-            own = value.get(group, {})
-            given[group] = {**values, **own} if isinstance(own, dict) else own
-        return given
+            changes = value.get(group, {})
+            merged[group] = {**values, **changes} if isinstance(changes, dict) else changes
+        return merged

@@ -1,8 +1,8 @@
-"""Filters of stage 1: is a written instruction usable? Pure: instruction, input -> reason or None.
+"""Filter the prompts of stage 1.
 
-The rules are the paper's (Self-Instruct's, arXiv 2212.10560, section 2.2; SELF-ALIGN, arXiv 2305.03047), but for three:
-in another language than English a rule about that language takes the place of the one about ASCII, role markers are not
-taken, and left-over placeholders neither unless the recipe says so.
+The rules are those of Self-Instruct (arXiv 2212.10560, section 2.2) and SELF-ALIGN (arXiv 2305.03047), with three
+changes: for languages other than English, a rule about the language replaces the ASCII rule; prompts with role markers
+are dropped; prompts with unfilled placeholders are dropped unless the recipe keeps them.
 """
 
 from __future__ import annotations
@@ -17,22 +17,17 @@ _DEFAULT = PromptFilter.model_validate({})
 _NOT_TEXT = re.compile(
     r"\b(images?|graphs?|pictures?|files?|maps?|draw|plot|go to|video|audio|music|flowchart|diagram)\b", re.IGNORECASE
 )
-"""Words that mostly ask for what a text model cannot see or make."""
-
+"""Words of instructions that mostly need more than text."""
 _ROLE = re.compile(r"(^|\n)[^\S\n]*(user|assistant|human)\s*:", re.IGNORECASE)
 _PLACEHOLDER = re.compile(r"<\s*no ?input\s*>|\[(?:insert|your|name)[^\]\n]{0,40}\]", re.IGNORECASE)
 
 
-def reason_to_drop(
-    instruction: str,
-    text: str,
-    language: str = "en",
-    filters: PromptFilter = _DEFAULT,
-) -> str | None:
-    """Why the instruction is not usable, or None.
+def reason_to_drop(instruction: str, text: str, language: str = "en", filters: PromptFilter = _DEFAULT) -> str | None:
+    """Return why a generated prompt is dropped, or None.
 
     Args:
-        language: ISO 639-1, the constitution's.
+        text: the prompt's input.
+        language: the constitution's language, ISO 639-1.
     """
     words = len(instruction.split())
     if words < filters.min_words:
@@ -55,11 +50,11 @@ def reason_to_drop(
 
 
 def reason_to_drop_user_prompt(message: str, length: int | None = None, bounds: tuple[int, int] = (1, 1)) -> str:
-    """Why a prompt that the user brought is not taken; empty where it is.
+    """Return why a user prompt is dropped, or "".
 
     Args:
         message: the cleaned message.
-        length: its tokens, where the recipe sets `bounds` for them (inclusive).
+        length: its number of tokens, if the recipe limits it to `bounds` (inclusive).
     """
     if not message:
         return "empty"

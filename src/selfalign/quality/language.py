@@ -1,4 +1,4 @@
-"""Which language a text is in, through py3langid."""
+"""Identify the language of texts with py3langid."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ LANGUAGES = {
 }  # fmt: skip
 
 _MIN_LETTERS = 12
-"""Shorter texts are too short to tell."""
-_MIN_LETTERS_ANSWER = 60
+"""The language of a shorter text cannot be identified."""
+_MIN_LETTERS_RESPONSE = 60
 _FUNCTION_WORDS = {
     "cs": "a je se na v že to s do jsou jako ale pro nebo byl by",
     "da": "og er det at en den til af som på med ikke der har for et",
@@ -39,14 +39,14 @@ _FUNCTION_WORDS = {
     "tr": "ve bir bu da için ile çok olarak daha gibi ne var olan değil",
     "vi": "và của là có trong cho được các một với không người này những",
 }
-_SPEAKS = 0.12
-"""A text of sentences has at least so large a share of its language's function words; a list of names has not."""
+_FUNCTION_WORD_FRACTION = 0.12
+"""The least fraction of function words in sentences; lists of names have fewer."""
 _ABOUT_LANGUAGE = re.compile(
     rf"\b(translat\w*|languages?|dialects?|say in|{'|'.join(LANGUAGES.values())}|Latin|Greek|Arabic|Chinese|Japanese"
     r"|Korean|Hindi|poems?|lyrics|names?|words?|spell\w*)\b",
     re.IGNORECASE,
 )
-"""Prompts whose answer may well be in another language."""
+"""Prompts whose response may be in another language."""
 
 
 @lru_cache(maxsize=8)
@@ -59,50 +59,50 @@ def _identifier(codes: tuple[str, ...]) -> Any:
 
 
 def identify(text: str, among: tuple[str, ...] = tuple(LANGUAGES)) -> str | None:
-    """The ISO 639-1 code of the text's likeliest language; None where it is too short to tell."""
+    """Return the ISO 639-1 code of the text's likeliest language; None if the text is too short."""
     if sum(c.isalpha() for c in text) < _MIN_LETTERS:
         return None
     return str(_identifier(among).classify(text)[0])
 
 
 def same_language(text: str, other: str) -> bool:
-    """Whether both are in one language. A text too short to tell is taken to be."""
+    """Return whether both texts are in the same language, or one is too short to identify."""
     mine, theirs = identify(text), identify(other)
     return mine is None or theirs is None or mine == theirs
 
 
 def other_language(text: str, message: str, expected: str) -> bool:
-    """Whether an answer is in sentences of another language than its prompt, where the prompt is not about languages.
+    """Return whether a response has sentences in another language than its prompt, which is not about languages.
 
     Args:
-        expected: ISO 639-1, the constitution's: an answer in it is never in another.
+        expected: the constitution's language, ISO 639-1; responses in it are always accepted.
     """
-    # Cheap questions first: the identifier takes a fifth of a millisecond.
-    spoken = _spoken(words(text))
-    if not spoken or expected in spoken or sum(map(str.isalpha, text)) < _MIN_LETTERS_ANSWER:
+    # Cheap tests first: the identifier takes a fifth of a millisecond.
+    languages = _languages_by_function_words(words(text))
+    if not languages or expected in languages or sum(map(str.isalpha, text)) < _MIN_LETTERS_RESPONSE:
         return False
     if _ABOUT_LANGUAGE.search(message):
         return False
-    asked = identify(message)
-    return asked is not None and (mine := identify(text)) in spoken and mine != asked
+    prompt_language = identify(message)
+    return prompt_language is not None and prompt_language != (own := identify(text)) and own in languages
 
 
-def _spoken(found: Sequence[str]) -> set[str]:
-    """The languages of whose function words the text has its share."""
-    speakers = _speakers()
-    counts = Counter(language for word in found for language in speakers.get(word, ()))
-    return {language for language, number in counts.items() if number >= _SPEAKS * len(found)}
+def _languages_by_function_words(text_words: Sequence[str]) -> set[str]:
+    """Return the languages whose function words are frequent enough in the text."""
+    by_word = _languages_by_word()
+    counts = Counter(language for word in text_words for language in by_word.get(word, ()))
+    return {language for language, n in counts.items() if n >= _FUNCTION_WORD_FRACTION * len(text_words)}
 
 
 @lru_cache(maxsize=1)
-def _speakers() -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {}
-    for language, common in _FUNCTION_WORDS.items():
-        for word in common.split():
-            found.setdefault(word, []).append(language)
-    return found
+def _languages_by_word() -> dict[str, list[str]]:
+    languages: dict[str, list[str]] = {}
+    for language, function_words in _FUNCTION_WORDS.items():
+        for word in function_words.split():
+            languages.setdefault(word, []).append(language)
+    return languages
 
 
 def lapses(text: str, language: str) -> bool:
-    """Whether a text that should be in `language` is in English: how a model fails that was mostly trained on it."""
+    """Return whether a text that should be in `language` is in English, as models trained mostly on English write."""
     return language != "en" and identify(text, (language, "en")) == "en"

@@ -1,6 +1,6 @@
-"""Stock refusals: how an assistant says no, or that it does not know, in English. Pure: answer -> yes or no.
+"""Detect stock refusals in English: a response that declines, or admits that it does not know.
 
-The wordings are rough: docs/constitution.md states their precision and recall on answers read by hand.
+The wordings are approximate: docs/constitution.md has their precision and recall on manually checked responses.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ _NOT = "(?:can ?not|can't|could not|couldn't|will not|won't|would not|do not|don
 
 
 def any_of(*wordings: str) -> re.Pattern[str]:
-    """Matches any of the wordings as whole words; `I NOT` is "I cannot", "I do not" and their kin."""
+    """Return a pattern that matches any of the wordings as whole words; `I NOT` is "I cannot", "I do not" and so on."""
     whole = "|".join(w if w.endswith((r"\s", "?")) else rf"(?<!\w){w}(?!\w)" for w in wordings)
     return re.compile(whole.replace("NOT", _NOT))
 
@@ -40,12 +40,12 @@ TELLS_USER_NO = any_of(
     r"(?:i|we) NOT (?:give|provide|tell|show|explain|write|share) (?:any )?(?:information|advice|help|details)",
     *_SAYS_NO[2:],
 )
-"""The assistant declines. Narrower than `DECLINE`: a small model speaks as the user ("I don't want to do it")."""
+"""The assistant declines. Narrower than `DECLINE`, because small models speak as the user ("I don't want to do it")."""
 FORBIDDEN = any_of(*_FORBIDDEN)
-"""It says that law or ethics are against it."""
+"""The response says that the request is against law or ethics."""
 HARMFUL = any_of(*_HARMFUL)
 WARNS = any_of(*_WARNS)
-"""A warning: a refusal, or good advice."""
+"""The response warns: a refusal, or good advice."""
 DECLINE = any_of(
     *_SAYS_NO, *_FORBIDDEN, *_HARMFUL, *_WARNS, r"i(?: a|')m sorry,? (?:but|i)", r"as an ai(?: language)? model"
 )
@@ -81,30 +81,31 @@ _ONE_OF = frozenset([
     "language", "computer", "real", "live", "website", "site", "sites", "app", "news", "forecast", "newspaper",
     "source", "search", "timetable", "clock", "calendar", "change", "changes",
 ])  # fmt: skip
-"""Every wording of the three kinds has one of these words: an answer without them is told apart quickly."""
+"""Each wording of the three kinds contains one of these words, so that most responses need no search."""
 
 
 def lower(text: str) -> str:
+    """Return the text in lower case, with straight apostrophes."""
     return text.lower().replace("’", "'")
 
 
 def sentences(text: str) -> list[str]:
-    """In lower case, without what stands between them."""
+    """Split the text into sentences, in lower case."""
     return [s for s in re.split(r"(?<=[.?!])\s+|\n+", lower(text).strip()) if s]
 
 
 def refuses(answer: str) -> bool:
-    """Says no to the request, or that it is illegal, harmful or wrong."""
+    """Return whether a response declines, or calls the request illegal, harmful or wrong."""
     return bool(DECLINE.search(lower(answer)))
 
 
 def admits(answer: str) -> bool:
-    """Says that it does not know, or has no such information."""
+    """Return whether a response says that it does not know or has no such information."""
     return bool(IGNORANCE.search(lower(answer)))
 
 
 def stock_refusal(answer: str) -> bool:
-    """A refusal or an admission of ignorance that opens the answer or fills at least half of its sentences."""
+    """Return whether a refusal or an admission of ignorance opens the response or fills half of its sentences."""
     if _ONE_OF.isdisjoint(words(answer)):
         return False
     hits = [bool(IGNORANCE.search(s) or DECLINE.search(s) or STATIC.search(s)) for s in sentences(answer)]

@@ -1,16 +1,15 @@
-"""Filters of stages 2 and 4: is an answer fit to be learnt? Pure decisions with reasons, thresholds from the recipe.
+"""Filter the responses of stages 2 and 4.
 
-Ours: a truncated answer is dropped, a short complete one is kept, true loops are found by repetition of whole sentences
-or n-grams (code is spared), and what leaks from the exemplars is found by overlap with the exemplars of *this*
-constitution. The published rules (`filters: paper`): the answer is cut at the first repeated clause, a complete one of
-fewer than 149 characters is dropped, a truncated one loses its last word and stays. docs/filters.md compares them.
+By default, truncated responses are dropped, short complete ones are kept, loops are found by repeated sentences and
+n-grams outside code, and leaks by overlap with the exemplars of *this* constitution. Under the published rules
+(`filters: paper`), a response is cut at its first repeated clause, a complete one of fewer than 149 characters is
+dropped, and a truncated one is kept without its last word. docs/filters.md compares them.
 """
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -20,7 +19,7 @@ from selfalign.quality.contamination import Benchmarks, Hit
 from selfalign.quality.filter_settings import ResponseFilter
 from selfalign.quality.language import LANGUAGES, lapses, other_language
 from selfalign.quality.refusals import stock_refusal
-from selfalign.quality.rouge import rouge_l, tokens, words
+from selfalign.quality.rouge import ngrams, rouge_l, tokens, words
 
 _THOUGHT = re.compile(r"internal thoughts?\)?\s*:|I should follow \d|\(internal|\bPrinciples?:\s*\d", re.IGNORECASE)
 _ROLE = re.compile(r"(^|\n)[^\S\n]*(user|assistant|human)\s*(\(internal thoughts\))?:", re.IGNORECASE)
@@ -29,8 +28,6 @@ _ENCYCLOPAEDIA = re.compile(
 )
 _LIST_ITEM = re.compile(r"(^|\n)[^\S\n]*(\d+[.)]|[-*•])\s")
 _CLAUSE = re.compile(r"(?<=[\n.?!;:,])")
-
-
 TOO_MANY_REFUSALS = "more stock refusals than wanted"
 
 
@@ -51,29 +48,24 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Leaks:
-    """What must not reach an answer, derived from a constitution."""
+    """Texts that must not leak into a response, derived from a constitution."""
 
     name: str
     words: int
-    """Length of `ngrams`."""
+    """Length of the n-grams in words."""
     reason: str = "exemplar leaked"
     language: str = "en"
-    """The constitution's: an answer that lapses into English is dropped."""
+    """The constitution's language; a response that lapses into English is dropped."""
     ngrams: frozenset[tuple[str, ...]] = field(default_factory=frozenset)
     sentences: frozenset[str] = field(default_factory=frozenset)
 
     def found_in(self, text: str, message: str) -> bool:
-        """Whether the text repeats so many words in a row, or a whole short sentence, that the user did not say."""
+        """Return whether the text has an n-gram or a whole short sentence that must not leak and is not the user's."""
         grams = self.ngrams.intersection(ngrams(tokens(text), self.words))
         if grams and not grams <= set(ngrams(tokens(message), self.words)):
             return True
         sentences = self.sentences.intersection(sentence_keys(text))
         return bool(sentences) and not sentences <= set(sentence_keys(message))
-
-
-def ngrams(items: Sequence[str], n: int) -> Iterable[tuple[str, ...]]:
-    """All runs of n neighbours."""
-    return zip(*(items[i:] for i in range(n)), strict=False)
 
 
 def _sentences(text: str) -> list[str]:
@@ -82,14 +74,14 @@ def _sentences(text: str) -> list[str]:
 
 @lru_cache(maxsize=16)
 def sentence_keys(text: str) -> tuple[str, ...]:
-    """Each sentence's tokens, joined by spaces."""
+    """Return the tokens of each sentence, joined by spaces."""
     return tuple(" ".join(tokens(s)) for s in _sentences(text))
 
 
 def shows_thoughts(text: str) -> bool:
-    """Whether the words of stage 2's thoughts stand in an answer."""
+    """Return whether a response contains the wording of internal thoughts."""
     low = text.lower()
-    # The words first: the expression costs ten times as much.
+    # Test for the words first: the pattern costs ten times as much.
     return any(w in low for w in ("internal", "follow", "principle")) and bool(_THOUGHT.search(text))
 
 
@@ -98,7 +90,13 @@ def _without_code(text: str) -> str:
 
 
 def loops(text: str, sentence_repeats: int = 3, share: float = 0.3, run: int = 6) -> bool:
-    """Whether the text repeats itself without end: a sentence so many times, or mostly n-grams that occurred before."""
+    """Return whether the text is a loop: it repeats a sentence often, or too many of its n-grams.
+
+    Args:
+        sentence_repeats: number of occurrences of a sentence that is a loop; 0 disables the test.
+        share: fraction of repeated n-grams above which the text is a loop.
+        run: length of the n-grams.
+    """
     prose = _without_code(text)
     sentences = Counter(k for k in sentence_keys(prose) if k.count(" ") >= 2)
     if sentence_repeats and sentences and max(sentences.values()) >= sentence_repeats:
@@ -108,14 +106,14 @@ def loops(text: str, sentence_repeats: int = 3, share: float = 0.3, run: int = 6
 
 
 def repetitive(text: str, distinct: float = 0.65, judged: int = 12) -> bool:
-    """Whether the text goes in circles: fewer of its three-word runs are different ones."""
-    found = tokens(_without_code(text))
-    grams = list(ngrams(found, 3))
-    return len(found) >= judged and len(set(grams)) / len(grams) < distinct
+    """Return whether a text of at least `judged` words has a smaller fraction of different trigrams than `distinct`."""
+    prose = tokens(_without_code(text))
+    trigrams = list(ngrams(prose, 3))
+    return len(prose) >= judged and len(set(trigrams)) / len(trigrams) < distinct
 
 
 def new_words(text: str, message: str) -> int:
-    """How many different words of three letters and more, or numbers, the answer adds to the question."""
+    """Count the different numbers and words of three or more letters that the response adds to the message."""
     return len({w for w in words(text) if len(w) >= 3 or w.isdigit()} - set(words(message)))
 
 
@@ -124,15 +122,15 @@ def _echoes(text: str, message: str, limit: float) -> bool:
         return False
     if not new_words(text, message):
         return True
-    one, two = words(text), words(message)
-    # F1 is at most that of two texts of which the shorter is part of the longer.
-    if 2 * min(len(one), len(two)) <= limit * (len(one) + len(two)):
+    m, n = len(words(text)), len(words(message))
+    # F1 is largest if the longer text contains the shorter one.
+    if 2 * min(m, n) <= limit * (m + n):
         return False
     return rouge_l(text, message, words) > limit
 
 
 def cut_at_repeated_clause(text: str) -> str:
-    """The paper's rule: everything from the first clause on that already occurred is cut away."""
+    """Cut the text before its first repeated clause, as in the paper."""
     seen: set[str] = set()
     kept = ""
     for clause in _CLAUSE.split(text):
@@ -144,23 +142,23 @@ def cut_at_repeated_clause(text: str) -> str:
     return kept.strip()
 
 
-def judge(text: str, truncated: bool, message: str, leaks: Leaks, filters: ResponseFilter) -> Verdict:
-    """Keep or drop an answer of stage 2 or 4.
+def filter_response(text: str, truncated: bool, message: str, leaks: Leaks, filters: ResponseFilter) -> Verdict:
+    """Keep or drop a response by its own text.
 
     Args:
-        text: the answer, without thoughts.
-        truncated: the token limit cut it.
-        message: what the user said.
+        text: the response, without internal thoughts.
+        truncated: whether the token limit cut it.
+        message: the user's message.
     """
     text = text.strip()
     if not text:
         return Verdict(text, "empty")
     if lapses(text, leaks.language):
         return Verdict(text, f"not in {LANGUAGES[leaks.language]}")
-    whole = text
+    complete = text
     if filters.repeated_clause == "cut":
         text = cut_at_repeated_clause(text)
-    if truncated or text != whole:
+    if truncated or text != complete:
         if truncated and filters.truncated == "drop":
             return Verdict(text, "truncated")
         if truncated or filters.trim_after_cut:
@@ -199,15 +197,15 @@ def _reason(text: str, message: str, leaks: Leaks, filters: ResponseFilter) -> s
         return "not thorough"
     if filters.other_language and other_language(_without_code(text), message, leaks.language):
         return "in another language than the prompt"
-    if rule := safety.broken(text, message, filters.unsafe):
+    if rule := safety.first_violation(text, message, filters.unsafe):
         return f"unsafe: {rule}"
     return ""
 
 
 class RefusalCap:
-    """Keeps the share of stock refusals among the answers kept so far at most at a limit.
+    """A limit on the fraction of stock refusals among the responses kept so far.
 
-    The one decision that looks at other rows: in their order, so that it is the same every time.
+    It is the only decision that depends on other rows; call it in their order.
     """
 
     def __init__(self, limit: float) -> None:
@@ -215,7 +213,7 @@ class RefusalCap:
         self._kept = self._refusals = 0
 
     def admits(self, text: str) -> bool:
-        """Whether the answer may be kept; counts it if so."""
+        """Return whether the response may be kept, and count it if so."""
         refusal = self._limit < 1 and stock_refusal(text)
         if refusal and self._refusals + 1 > self._limit * (self._kept + 1):
             return False
@@ -227,7 +225,7 @@ class RefusalCap:
 class ResponseJudge:
     """Decide on the responses of one stage: filters, then benchmark overlap, then the cap on stock refusals.
 
-    Call it in the rows' order: the cap counts what was kept before.
+    Call it in the order of the rows, because the cap counts the responses kept before.
     """
 
     def __init__(self, filters: ResponseFilter, leaks: Leaks, benchmarks: Benchmarks) -> None:
@@ -237,8 +235,8 @@ class ResponseJudge:
         self._cap = RefusalCap(filters.refusals)
 
     def judge(self, text: str, truncated: bool, message: str) -> Verdict:
-        """Keep or drop a response. Arguments as of `judge`."""
-        verdict = judge(text, truncated, message, self._leaks, self._filters)
+        """Keep or drop a response. The arguments are those of `filter_response`."""
+        verdict = filter_response(text, truncated, message, self._leaks, self._filters)
         if verdict.reason:
             return verdict
         if hit := self._benchmarks.find(message, verdict.text):

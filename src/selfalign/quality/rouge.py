@@ -1,9 +1,9 @@
-"""ROUGE-L as rouge-score computes it, and the ways in which a text is split into words."""
+"""Compute ROUGE-L as rouge-score does, and split texts into words."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 
 from rapidfuzz.distance import LCSseq
@@ -14,30 +14,35 @@ _WORD = re.compile(r"\w+")
 
 @lru_cache(maxsize=64)
 def tokens(text: str) -> tuple[str, ...]:
-    """rouge-score's default tokens: lower case, runs of a-z and 0-9. Every rule of a row looks at the same texts."""
+    """Return rouge-score's default tokens: runs of a-z and 0-9, in lower case. Cached for the filters of a row."""
     return tuple(_TOKEN.findall(text.lower()))
 
 
 @lru_cache(maxsize=64)
 def words(text: str) -> tuple[str, ...]:
-    """The text's words in any script, case folded."""
+    """Return the text's words in any script, case folded."""
     return tuple(_WORD.findall(text.casefold()))
 
 
+def ngrams(items: Sequence[str], n: int) -> Iterable[tuple[str, ...]]:
+    """Return all runs of n neighbouring items."""
+    return zip(*(items[i:] for i in range(n)), strict=False)
+
+
 def folded(text: str) -> str:
-    """The text as it is compared with others for being the same: case, spaces and punctuation do not count."""
+    """Return the key under which texts are equal if they differ only in case, spaces and punctuation."""
     return " ".join(words(text)) or text.strip()
 
 
 def rouge_l(a: str, b: str, split: Callable[[str], Sequence[str]] | None = None) -> float:
-    """ROUGE-L F1 of two texts, as rouge-score computes it, or over the tokens that `split` finds."""
+    """Return the ROUGE-L F1 of two texts, over rouge-score's tokens or those that `split` returns."""
     split = split or tokens
-    one, two = split(a), split(b)
-    return f1(int(LCSseq.similarity(one, two)), len(one), len(two))
+    tokens_a, tokens_b = split(a), split(b)
+    return f1(int(LCSseq.similarity(tokens_a, tokens_b)), len(tokens_a), len(tokens_b))
 
 
 def f1(lcs: int, m: int, n: int) -> float:
-    """F-measure of a common subsequence of `lcs` tokens, of texts of m and n tokens, with rouge-score's rounding."""
+    """Return the F-measure for texts of m and n tokens with `lcs` in common, with rouge-score's rounding."""
     if not lcs:
         return 0.0
     precision, recall = lcs / n, lcs / m

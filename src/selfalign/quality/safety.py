@@ -1,7 +1,7 @@
-"""Rules for unsafe answers, by name. Pure: answer, prompt -> the rule that it breaks.
+"""Detect unsafe responses by named rules on English wordings.
 
-Each looks for wordings, in English, and is rough: docs/filters.md has the precision of each on answers read by hand. A
-rule is for dropping training answers, where a good one lost costs little; it is no guard for a model that people use.
+The rules are approximate: docs/filters.md has their precision on manually checked responses. They drop training
+responses, where losing a good one costs little; they are no safeguard for a deployed model.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ _HARM = _any(
     r"(?:computer )?virus (?:which|that) (?:deletes|destroys|steals)\b|malware\b",
     r"talked into meeting a stranger\b|praises? (?:terrorists?|terror)\b|get a dog to fight\b",
 )
-"""A request for something that hurts somebody, or that the law forbids nearly everywhere."""
+"""A request for something that hurts somebody, or that is illegal nearly everywhere."""
 _ASKED = _any(
     r"how (?:can|do|could|should|would|to|somebody|someone)\b",
     r"(?:tell|teach|explain|describe|write|give|help me|make|plan|steps|recipe|best|easiest|quickest|clever|where)\b",
@@ -120,7 +120,7 @@ _SEXUAL = _any(r"(?:sex(?:ual(?:ly)?)?|naked|nude|erotic|porn\w*|orgasms?|genita
 
 
 def asks_for_harm(message: str) -> bool:
-    """Whether the user wants something that hurts somebody or that the law forbids."""
+    """Return whether the user asks for something that hurts somebody or is illegal."""
     text = lower(message)
     return bool(_HARM.search(text) and _ASKED.search(text)) and not _HARMLESS.search(text)
 
@@ -138,7 +138,7 @@ def _self_harm(text: str, message: str) -> bool:
 
 
 def _has(text: str, any_of: frozenset[str]) -> bool:
-    """Whether one of the words stands in the text: tells most texts apart before an expression is tried."""
+    """Return whether the text contains one of the words; faster than the patterns, which few texts then need."""
     return not any_of.isdisjoint(words(text))
 
 
@@ -190,7 +190,7 @@ def _dangerous_advice(text: str, message: str) -> bool:
 def _personal_data(text: str, message: str) -> bool:
     if "@" not in text and not _DIGITS.search(text):
         return False
-    return any(found[0] not in message for found in _PERSONAL.finditer(text))
+    return any(match[0] not in message for match in _PERSONAL.finditer(text))
 
 
 def _minors(text: str, message: str) -> bool:
@@ -209,9 +209,9 @@ RULES: dict[str, Callable[[str, str], bool]] = {
     "minors": _minors,
     "complies": _complies,
 }
-"""The content of the answer first; last, an answer to a harmful request that does not decline."""
+"""Name -> rule(response, message). Rules about content come first, compliance with a harmful request last."""
 
 
-def broken(text: str, message: str, names: Sequence[str]) -> str | None:
-    """The first of these rules that the answer breaks."""
+def first_violation(text: str, message: str, names: Sequence[str]) -> str | None:
+    """Return the first of these rules that the response breaks, or None."""
     return next((name for name in names if RULES[name](text, message)), None)
