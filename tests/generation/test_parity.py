@@ -40,5 +40,5 @@ def test_log_probabilities_are_those_of_the_model_itself() -> None:
     with torch.no_grad():
         whole = [torch.log_softmax(model(torch.tensor([row])).logits[0, :-1], -1) for row in rows]
     torch.testing.assert_close(reads, torch.cat(whole))
-    assert parity._tops(model, parity.spans(rows)) == reads.argmax(-1).tolist()
+    assert parity._most_likely_tokens(model, parity.spans(rows)) == reads.argmax(-1).tolist()
     assert parity.agreement([1, 2, 3, 4], [1, 2, 0, 4]) == 0.75

@@ -55,7 +55,7 @@ def test_trees_give_the_numbers_of_a_plain_forward_pass(kind: str, head: int) ->
     assert scoring.as_trees is True
     for request, scored in zip(asked, found, strict=True):
         assert scored.logprobs == pytest.approx(plain(model, request), abs=1e-4)
-    assert scoring.computed < (0.7 if not head else 0.4) * scoring.asked
+    assert scoring.computed < (0.7 if not head else 0.4) * scoring.requested
     # The prefix is kept for the next call, and gives the same.
     again = scoring.score(asked[:5], None)
     assert [s.total for s in again] == pytest.approx([s.total for s in found[:5]], abs=1e-4)

@@ -1,6 +1,6 @@
-"""Do two forms of a model agree? Next tokens and their log-probabilities at fixed positions, in torch and llama.cpp.
+"""Compare a model in torch and in llama.cpp: next tokens and their log-probabilities at fixed positions.
 
-After training the adapter is compared in llama.cpp; an export is compared with the trained model (export/compare.py).
+Training compares its adapter in both; an export is compared with the trained model (export/compare.py).
 """
 
 from __future__ import annotations
@@ -19,62 +19,64 @@ from selfalign.training.forward import causal_lm
 
 POSITIONS = 200
 _MAX_LOSS_OF_AGREEMENT = 0.02
-"""Quantised weights and activations disagree with float32 already without an adapter; with it by this much more."""
+"""How much lower the agreement may be with the adapter than without, where quantisation already lowers it."""
 _MIN_CHANGED = 0.10
+"""Fraction of next tokens that a trained adapter changes at least."""
 
 Span = tuple[list[int], range]
-"""Token ids of a text, and the positions in it whose token is predicted from those before it."""
+"""(token ids of a text, positions whose token is predicted from those before it)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Parity:
-    """Shares of the positions, 0 to 1."""
+    """Fractions of the compared positions, 0 to 1."""
 
     positions: int
+    """Number of compared positions."""
     agreement_base: float
-    """torch and engine have the same top-1 token without the adapter."""
+    """Torch and engine have the same most likely token without the adapter."""
     agreement_adapter: float
-    """The same with the adapter."""
+    """Torch and engine have the same most likely token with the adapter."""
     changed: float
-    """The adapter changes the engine's top-1 token."""
+    """The adapter changes the engine's most likely token."""
 
     @property
     def holds(self) -> bool:
-        """At most 2 points less agreement with the adapter than without, and at least 10 % of the tokens changed."""
+        """Whether agreement falls by at most 2 points with the adapter, and at least 10 % of the tokens change."""
         return self.agreement_adapter >= self.agreement_base - _MAX_LOSS_OF_AGREEMENT and self.changed >= _MIN_CHANGED
 
 
 def texts(constitution: Constitution, template: Template, tokenizer: Tokenizer) -> list[list[int]]:
-    """Token ids of the dialogues that are compared: the exemplars in the training form, none of which is trained on."""
+    """Return the token ids of the dialogues to compare: the exemplars as training rows; none is trained on."""
     system, label = constitution.system_prompt("standard"), constitution.assistant.name
-    found = []
+    rows = []
     for exemplar in constitution.exemplars:
         prompt = template.prompt(system, [Turn("user", exemplar.user)], label)
-        found.append(tokenizer.encode((*prompt, template.space + exemplar.answer.strip())))
-    return found
+        rows.append(tokenizer.encode((*prompt, template.space + exemplar.answer.strip())))
+    return rows
 
 
 def spans(rows: list[list[int]]) -> list[Span]:
-    """The last positions of each row, `POSITIONS` in all where the rows are long enough: the same number of each."""
-    taken = [0] * len(rows)
-    left = POSITIONS
-    while left and (open_rows := [i for i, row in enumerate(rows) if taken[i] < len(row) - 1]):
-        share = max(1, left // len(open_rows))
+    """Return the last positions of each row: equally many per row, `POSITIONS` in total if the rows are long enough."""
+    counts = [0] * len(rows)
+    remaining = POSITIONS
+    while remaining and (open_rows := [i for i, row in enumerate(rows) if counts[i] < len(row) - 1]):
+        share = max(1, remaining // len(open_rows))
         for i in open_rows:
-            more = min(share, left, len(rows[i]) - 1 - taken[i])
-            taken[i] += more
-            left -= more
-    return [(row, range(len(row) - n, len(row))) for row, n in zip(rows, taken, strict=True) if n]
+            added = min(share, remaining, len(rows[i]) - 1 - counts[i])
+            counts[i] += added
+            remaining -= added
+    return [(row, range(len(row) - n, len(row))) for row, n in zip(rows, counts, strict=True) if n]
 
 
 def measure(model: Any, engine: LlamaCpp, adapter: str, rows: list[list[int]]) -> Parity:
-    """Compare the PEFT model with the engine's adapter of that name at the last positions of each row."""
-    at = spans(rows)
-    adapted = _tops(model, at)
+    """Compare a PEFT model with the engine's adapter `adapter` at the last positions of each row."""
+    positions = spans(rows)
+    adapted = _most_likely_tokens(model, positions)
     with model.disable_adapter():
-        base = _tops(model, at)
-    engine_base, _ = engine_reads(engine, None, at)
-    engine_adapted, _ = engine_reads(engine, adapter, at)
+        base = _most_likely_tokens(model, positions)
+    engine_base, _ = engine_reads(engine, None, positions)
+    engine_adapted, _ = engine_reads(engine, adapter, positions)
     return Parity(
         len(base),
         agreement(base, engine_base),
@@ -84,41 +86,43 @@ def measure(model: Any, engine: LlamaCpp, adapter: str, rows: list[list[int]]) -
 
 
 def agreement(one: list[int], other: list[int]) -> float:
-    """Share of the positions, 0 to 1, at which both have the same token."""
+    """Return the fraction of positions, 0 to 1, at which both have the same token."""
     return sum(a == b for a, b in zip(one, other, strict=True)) / len(one)
 
 
 @torch.no_grad()
-def torch_reads(model: Any, at: list[Span]) -> torch.Tensor:
-    """Log-probabilities (N, V), float32, of every token at the N positions; the model's mode is set to eval."""
-    return torch.cat([torch.log_softmax(logits, -1) for logits in _logits(model, at)])
+def torch_reads(model: Any, positions: list[Span]) -> torch.Tensor:
+    """Return the log-probability of every token at N positions, (N, V), float32. Sets the model to eval mode."""
+    return torch.cat([torch.log_softmax(logits, -1) for logits in _logits(model, positions)])
 
 
-def _tops(model: Any, at: list[Span]) -> list[int]:
-    return [int(i) for logits in _logits(model, at) for i in logits.argmax(-1)]
+def _most_likely_tokens(model: Any, positions: list[Span]) -> list[int]:
+    return [int(i) for logits in _logits(model, positions) for i in logits.argmax(-1)]
 
 
 @torch.no_grad()
-def _logits(model: Any, at: list[Span]) -> list[torch.Tensor]:
-    """The logits (n, V), float32, of each text's positions, in the processor's memory."""
+def _logits(model: Any, positions: list[Span]) -> list[torch.Tensor]:
+    """Return the logits of each text's n positions, (n, V), float32, on the CPU."""
     model.eval()
     inner = causal_lm(model)
     cap = getattr(inner.config, "final_logit_softcapping", None)
-    found = []
-    for row, span in at:
+    results = []
+    for row, span in positions:
         STOP.check()
         ids = torch.tensor([row], device=inner.lm_head.weight.device)
         hidden = inner.model(input_ids=ids, use_cache=False).last_hidden_state[0]
         logits = inner.lm_head(hidden[[i - 1 for i in span]]).float().cpu()
-        found.append(torch.tanh(logits / cap) * cap if cap else logits)
-    return found
+        results.append(torch.tanh(logits / cap) * cap if cap else logits)
+    return results
 
 
-def engine_reads(engine: LlamaCpp, adapter: str | None, at: list[Span]) -> tuple[list[int], list[float]]:
-    """The most likely token at each position, and its log-probability."""
-    found = []
-    for row, span in at:
+def engine_reads(engine: LlamaCpp, adapter: str | None, positions: list[Span]) -> tuple[list[int], list[float]]:
+    """Return the most likely token at each position, and its log-probability."""
+    tokens, logprobs = [], []
+    for row, span in positions:
         for i in span:
             STOP.check()
-            found.append(engine.top(row[:i], adapter))
-    return [token for token, _ in found], [value for _, value in found]
+            token, logprob = engine.most_likely_token(row[:i], adapter)
+            tokens.append(token)
+            logprobs.append(logprob)
+    return tokens, logprobs

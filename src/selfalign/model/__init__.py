@@ -1,7 +1,7 @@
 """Find the base model and prepare it in the form that each stage needs.
 
-`sources` resolves a name to a GGUF file for the engine and a folder for torch; `dialogue` turns messages into tokens
-and a loss mask; `conversion` and `gguf_adapter` convert between the two formats.
+`sources` finds the model that the recipe names; `base_model` holds it and creates a GGUF's torch weights and tokenizer
+with `conversion`; `dialogue` turns messages into token ids and a loss mask; `gguf_adapter` converts adapters.
 
-Imports `constitution`, `quality`, `data`, `system`. Begin with `sources`.
+Imports `constitution`, `quality`, `data`, `system`. Begin with `base_model`.
 """

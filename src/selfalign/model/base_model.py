@@ -111,7 +111,7 @@ class Model:
         tokenizer = self._tokenizer_folder(say)
         say("  converting the GGUF to float32 torch weights (once, under a minute)")
         with folder_lock(target):  # another run may be converting the same model
-            if not (target / "config.json").exists():
+            if not self.existing_folder():
                 convert(self.gguf, tokenizer, target)
         return target
 

@@ -1,4 +1,4 @@
-"""A GGUF as transformers loads it: weights in float32 and a tokenizer, each written once as a folder."""
+"""Convert a GGUF to a Hugging Face folder: its tokenizer, and its weights in float32."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from selfalign.system import atomic
 
 @contextlib.contextmanager
 def folder_lock(target: Path) -> Iterator[None]:
-    """The only process that makes this folder."""
+    """Hold a lock, so that only one process at a time creates the folder `target`."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with (target.parent / f"{target.name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -24,51 +24,46 @@ def folder_lock(target: Path) -> Iterator[None]:
 
 
 def convert_tokenizer(gguf: Path, target: Path) -> None:
-    """Write the tokenizer that a GGUF describes as a folder (reference: transformers' GGUF loading)."""
-    transformers = quiet_transformers()
+    """Write a GGUF's tokenizer to the folder `target`, as transformers reads it."""
+    tokenizer = _from_gguf("AutoTokenizer", gguf)
     with atomic.new_folder(target) as folder:
-        try:
-            tokenizer = transformers.AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
-        except _UNREADABLE as error:
-            raise _unreadable(gguf, error) from None
-        _set_digits_apart(gguf, tokenizer.backend_tokenizer)
+        _split_digits(gguf, tokenizer.backend_tokenizer)
         tokenizer.save_pretrained(str(folder))
 
 
-_DIGITS_APART = frozenset({"smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"})
-"""`tokenizer.ggml.pre` of the vocabularies whose texts are cut around each digit before all else (llama.cpp)."""
+_SPLIT_DIGITS = frozenset({"smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"})
+"""Values of `tokenizer.ggml.pre` for which llama.cpp splits a text around each digit first."""
 
 
-def _set_digits_apart(gguf: Path, backend: Any) -> None:
-    """Cut texts around digits where the GGUF says so: transformers does not know this of byte-level vocabularies."""
+def _split_digits(gguf: Path, backend: Any) -> None:
+    """Split text around digits if the GGUF requires it, which transformers ignores for byte-level vocabularies."""
     from gguf import GGUFReader
     from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
 
     if not isinstance(backend.pre_tokenizer, ByteLevel):
         return
     field = GGUFReader(str(gguf)).fields.get("tokenizer.ggml.pre")
-    if field is not None and field.contents() in _DIGITS_APART:
+    if field is not None and field.contents() in _SPLIT_DIGITS:
         backend.pre_tokenizer = Sequence([Digits(individual_digits=True), backend.pre_tokenizer])
 
 
 def convert(gguf: Path, tokenizer: Path, target: Path) -> None:
-    """Write float32 torch weights of a GGUF as a folder, with its tokenizer (reference: transformers' GGUF loading)."""
-    if shutil.disk_usage(_existing(target)).free < gguf.stat().st_size * 9:
+    """Write a GGUF's weights in float32, and the files of the folder `tokenizer`, to the folder `target`.
+
+    Raises:
+        Resumable: the disk has no room for them.
+        UserError: transformers cannot read the GGUF.
+    """
+    if shutil.disk_usage(_existing_parent(target)).free < gguf.stat().st_size * 9:
         raise Resumable(
             f"no space in {target.parent} for the torch weights of {gguf.name}: make room or set SELFALIGN_CACHE, "
             "then run the same command again"
         )
     import torch
 
-    transformers = quiet_transformers()
+    model = _from_gguf("AutoModelForCausalLM", gguf, dtype=torch.float32)
     with atomic.new_folder(target) as folder:
-        try:
-            model = transformers.AutoModelForCausalLM.from_pretrained(
-                str(gguf.parent), gguf_file=gguf.name, dtype=torch.float32
-            )
-        except _UNREADABLE as error:
-            raise _unreadable(gguf, error) from None
-        # Or save_pretrained refuses: it takes the weights for quantised ones.
+        # Otherwise save_pretrained refuses, because it believes the weights are quantised.
         if hasattr(model.config, "quantization_config"):
             del model.config.quantization_config
         model.hf_quantizer, model.is_quantized = None, False
@@ -77,20 +72,21 @@ def convert(gguf: Path, tokenizer: Path, target: Path) -> None:
             shutil.copyfile(file, folder / file.name)
 
 
-_UNREADABLE = (ValueError, KeyError, NotImplementedError)
-
-
-def _unreadable(gguf: Path, error: Exception) -> UserError:
-    return UserError(
-        f"transformers cannot read {gguf.name} ({' '.join(str(error).split())[:120]}): "
-        "give the model's Hugging Face folder with the GGUF inside it"
-    )
+def _from_gguf(kind: str, gguf: Path, **options: Any) -> Any:
+    transformers = quiet_transformers()
+    try:
+        return getattr(transformers, kind).from_pretrained(str(gguf.parent), gguf_file=gguf.name, **options)
+    except (ValueError, KeyError, NotImplementedError) as error:
+        raise UserError(
+            f"transformers cannot read {gguf.name} ({' '.join(str(error).split())[:120]}): "
+            "give the model's Hugging Face folder with the GGUF inside it"
+        ) from None
 
 
 def quiet_transformers() -> Any:
-    """transformers, without its bars and advice."""
+    """Import transformers without progress bars, advice and network access."""
     os.environ.setdefault("TQDM_DISABLE", "1")
-    # Whatever is needed is here by now: the hub is contacted by `models.resolve` only.
+    # Only `sources.resolve` contacts the hub.
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     import transformers
 
@@ -99,5 +95,5 @@ def quiet_transformers() -> Any:
     return transformers
 
 
-def _existing(path: Path) -> Path:
+def _existing_parent(path: Path) -> Path:
     return next(p for p in (path, *path.parents) if p.exists())

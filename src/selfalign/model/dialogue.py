@@ -1,9 +1,9 @@
-"""Turns -> text -> (token ids, loss mask): the one template for training, engines and chat.
+"""Turn a dialogue into text, token ids and a loss mask; training, engines and chat share this one template.
 
-A base model's own role tokens are used where it has them *and* its end token can be learnt; else the turns are plain
-text and the model's end-of-text token ends them. With LoRA on the attention alone the output row of a token is
-frozen: a role token that pretraining never showed has a row like every unused token's, and no adapter can single it
-out (Gemma 3's <end_of_turn> in the pretrained-only weights is such a one). `Template.detect` looks at the rows.
+A base model's role tokens are used if it has them *and* its end token can be learnt; otherwise turns are plain text
+that ends in the model's end-of-text token. LoRA on the attention layers leaves the output row of a token frozen: a role
+token that was absent from pretraining has the same row as every unused token, and no adapter can make the model
+generate it (an example is <end_of_turn> in the pretrained-only weights of Gemma 3). `detect` compares these rows.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import pairwise
 from typing import Any
@@ -19,42 +19,40 @@ from typing import Any
 from selfalign.data.prompt_text import BOS, Control, Pieces, Turn, whole_characters
 
 UNTRAINED_COSINE = 0.9
-"""A row this close to the mean of the unused tokens' rows was never trained."""
+"""A token whose output row is this close to the mean row of the unused tokens was never trained."""
 
 
 @dataclass(frozen=True, slots=True)
 class Template:
-    """How turns become text.
-
-    Every field is literal text. With `control` the four role fields may become control tokens; without it they are
-    encoded as ordinary text, like everything a user or a model wrote.
-    """
+    """The format of a dialogue. Every field is literal text."""
 
     name: str
     user: str
     """Before a user's message."""
     user_end: str
+    """After a user's message."""
     assistant: str
-    """Before an answer; generation continues here."""
+    """Before a response; generation continues here."""
     space: str
-    """Between that and the answer's first word."""
+    """Between `assistant` and the first word of a response."""
     end: str
-    """The control token that ends an answer."""
+    """The control token that ends a response."""
     after: str
-    """Between an ended answer and the next turn."""
+    """Between a response and the next turn."""
     control: bool
+    """Whether the role fields become control tokens; otherwise they are encoded as ordinary text, like content."""
 
     def prompt(self, system: str, turns: Sequence[Turn], label: str) -> Pieces:
-        """The text up to where the assistant's next answer begins.
+        """Return the prompt up to where the assistant's next response begins.
 
         Args:
             system: the system prompt.
-            turns: the dialogue so far; the last turn is the user's.
+            turns: the dialogue so far, ending with a user's turn.
             label: the assistant's name, for plain-text turns.
         """
         mark: Callable[[str], str] = Control if self.control else str
         pieces: list[str] = [BOS]
-        # Role templates have no system turn that all families share: the prompt opens the first user turn.
+        # The model families have no system turn in common: the system prompt opens the first user turn.
         lead = f"{system}\n\n"
         if not self.control:
             pieces.append(lead)
@@ -70,11 +68,11 @@ class Template:
         return tuple(p for p in pieces if p)
 
     def stops(self) -> tuple[str, ...]:
-        """Strings that end an answer besides the end token: a plain-text model may begin the user's next turn."""
+        """Return the strings that end a response like the end token: a plain-text model may write the user's turn."""
         return () if self.control else ("\n\nUser:", "\nUser:")
 
     def forged(self, text: str, label: str) -> bool:
-        """Whether content contains what would read as a turn of its own."""
+        """Return whether content contains text that reads as a turn, such as "User:" on a new line."""
         if self.control:
             return False
         return (
@@ -113,12 +111,12 @@ ROLES: tuple[Template, ...] = (
 
 
 def detect(vocabulary: dict[str, int], eos: str, cosine: Callable[[int, list[int]], float]) -> Template:
-    """The template for a base model.
+    """Choose the template of a base model.
 
     Args:
-        vocabulary: token -> id.
-        eos: the text of the end-of-text token, for plain-text turns.
-        cosine: similarity of a token's output row with the mean row of other tokens.
+        vocabulary: added tokens -> id.
+        eos: the end-of-text token, for plain-text turns.
+        cosine: returns the cosine similarity between a token's output row and the mean row of other tokens.
     """
     unused = [
         i for token, i in vocabulary.items() if re.fullmatch(r"<unused\d+>|<\|reserved_special_token_\d+\|>", token)
@@ -134,36 +132,38 @@ def detect(vocabulary: dict[str, int], eos: str, cosine: Callable[[int, list[int
 
 
 def plain(eos: str) -> Template:
-    """Plain-text turns that end in this token."""
-    return Template(**{**{f: getattr(PLAIN, f) for f in PLAIN.__slots__}, "end": eos})
+    """Return the template of plain-text turns whose responses end in the token `eos`."""
+    return replace(PLAIN, end=eos)
 
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """A training row: token ids and, for each, whether predicting it counts in the loss."""
+    """A training row."""
 
     ids: list[int]
+    """Token ids, (T,)."""
     mask: list[bool]
+    """Whether the loss of predicting each token counts, (T,)."""
 
 
 _NAMED = re.compile(
     r"<[|｜]/?\w[^<>\s]*>|</?\w[^<>\s]*[|｜]>|</s>|<(?:bos|eos|EOT|(?:start|end)_of_turn|end_of_utterance)>"
     r"|\[(?:/?INST|EOS|EOT)\]"
 )
-"""Names of control tokens in all families.
+"""Names of control tokens in all model families.
 
 A tokenizer file may list such a token without calling it special (Gemma 3's </s>, the role tokens of some chatml
-models). An engine ends an answer there all the same (llama.cpp goes by names, too), so text must not become one.
+models). Engines may still end a response there, as llama.cpp does by name, so text must not become one.
 """
 
 
 class Tokenizer:
-    """A Hugging Face `tokenizers` file, with content kept apart from structure. Threads may share it.
+    """A Hugging Face `tokenizers` file that never turns content into control tokens. Threads may share it.
 
     Args:
         path: tokenizer.json.
-        bos: text of the token that begins every text; empty for models without one, None for what the file's own
-            post-processor puts there.
+        bos: the token that begins every text; empty for models without one, None for what the file's post-processor
+            adds.
     """
 
     def __init__(self, path: str, bos: str | None) -> None:
@@ -173,21 +173,23 @@ class Tokenizer:
         self._backend.no_truncation()
         self._backend.no_padding()
         self._lock = threading.Lock()
-        """Whether special tokens in a text count is a state of the backend."""
+        """Whether text may become special tokens is a state of the backend."""
         added = self._backend.get_added_tokens_decoder()
         named = [token for token in added.values() if not token.special and _NAMED.fullmatch(token.content)]
         for token in named:
             token.special = True
         self._backend.add_special_tokens(named)
         special = {i: token.content for i, token in added.items() if token.special}
-        # What the vocabulary has no token for becomes the unknown one: that is text, not structure.
+        # Characters outside the vocabulary become the unknown token, which is text, not structure.
         unknown = self._encode("\U0010ffff", special=False).ids
         self._controls = {i: text for i, text in special.items() if i not in unknown}
-        self._start = self._begins() if bos is None else self.ids(bos, special=True) if bos else []
+        self._start = self._start_ids() if bos is None else self.ids(bos, special=True) if bos else []
 
-    def _begins(self) -> list[int]:
-        bare, whole = (self._backend.encode("a", add_special_tokens=add).ids for add in (False, True))
-        return list(whole[: next(n for n in range(len(whole)) if whole[n : n + len(bare)] == bare)])
+    def _start_ids(self) -> list[int]:
+        """Return the ids that the file's post-processor puts before a text."""
+        bare, processed = (self._backend.encode("a", add_special_tokens=add).ids for add in (False, True))
+        start = next(n for n in range(len(processed)) if processed[n : n + len(bare)] == bare)
+        return list(processed[:start])
 
     def _encode(self, text: str, special: bool) -> Any:
         with self._lock:
@@ -198,61 +200,78 @@ class Tokenizer:
                 return self._backend.encode(whole_characters(text), add_special_tokens=False)
 
     def ids(self, text: str, special: bool = False) -> list[int]:
-        """The text's token ids; with `special`, control tokens in it become control ids, else none does."""
-        found = self._encode(text, special)
-        ids: list[int] = found.ids
+        """Return the text's token ids.
+
+        Args:
+            special: whether text that spells a control token becomes that token.
+        """
+        encoding = self._encode(text, special)
+        ids: list[int] = encoding.ids
         if special or self._controls.keys().isdisjoint(ids):
             return ids
-        # To some kinds of vocabulary a control token is a piece like others: what spells it is encoded in two halves.
-        spans = zip(ids, found.offsets, strict=True)
+        # Some vocabularies treat a control token as an ordinary piece: encode text that spells it in two halves.
+        spans = zip(ids, encoding.offsets, strict=True)
         cuts = [start + 1 for token, (start, end) in spans if token in self._controls and end - start > 1]
         if not cuts:
             return ids
         return [i for start, end in pairwise((0, *cuts, len(text))) for i in self.ids(text[start:end])]
 
     def first(self, text: str) -> int:
-        """The id of a text's first token; of a `Control`, its own."""
+        """Return the id of a text's first token, or of a `Control`."""
         return self.ids(str(text), special=isinstance(text, Control))[0]
 
     def controls(self) -> frozenset[int]:
-        """Ids of the control tokens: those that the file calls special, and those that are it by their names."""
+        """Return the ids of the control tokens: those the file calls special, and those with known names."""
         return frozenset(self._controls)
 
     def control_texts(self) -> frozenset[str]:
-        """How the control tokens are spelled."""
+        """Return the texts of the control tokens."""
         return frozenset(self._controls.values())
 
     def text(self, ids: Sequence[int]) -> str:
-        """The ids' text, special tokens by their names; to be looked at."""
+        """Decode ids for display, special tokens by their names."""
         return str(self._backend.decode(list(ids), skip_special_tokens=False))
 
     def encode(self, pieces: Pieces) -> list[int]:
-        """Token ids of a prompt: what training sees, and what every engine gets that takes ids."""
-        ids: list[int] = []
-        text = ""
-        for piece in (*pieces, Control("")):
-            if not isinstance(piece, Control):
-                text += piece
-                continue
-            if text:
-                ids += self.ids(text)
-                text = ""
-            if piece == BOS:
-                ids += self._start
-            elif piece:
-                ids += self.ids(str(piece), special=True)
-        return ids
+        """Return the token ids of a prompt, for training and for every engine that accepts ids."""
+        return encode_pieces(pieces, self._start, self.ids)
+
+
+def encode_pieces(pieces: Pieces, start: list[int], ids_of: Callable[[str, bool], list[int]]) -> list[int]:
+    """Return the token ids of a prompt. Adjacent text is encoded as one; only `Control` pieces become control tokens.
+
+    Args:
+        start: the ids of `BOS`.
+        ids_of: (text, whether it may become control tokens) -> ids.
+    """
+    ids: list[int] = []
+    text = ""
+    for piece in (*pieces, Control("")):
+        if not isinstance(piece, Control):
+            text += piece
+            continue
+        if text:
+            ids += ids_of(text, False)
+            text = ""
+        if piece == BOS:
+            ids += start
+        elif piece:
+            ids += ids_of(str(piece), True)
+    return ids
 
 
 def as_text(prompt: Pieces, controls: frozenset[str] = frozenset()) -> tuple[str, tuple[str, ...]]:
-    """A prompt for a server that takes no token ids: (text, control tokens that content spelled).
+    """Render a prompt for a server that accepts no token ids.
 
-    Such a server takes whatever spells a control token for it. Where content does, be it across the seam of two
-    pieces, a space after the token's first character breaks it ("< |im_end|>"). It stays legible, and is not put
-    together again by what strips invisible characters. The server itself begins the text with its token.
+    Such a server parses every text that spells a control token as that token. In content, also across two pieces, such
+    text is escaped by a space after its first character ("< |im_end|>"): it stays legible, and stripping invisible
+    characters does not restore it. The server itself adds the token that begins a text.
 
     Args:
-        controls: how the model's control tokens are spelled; empty where that is not known.
+        controls: texts of the model's control tokens; empty if unknown.
+
+    Returns:
+        (text, control tokens that content spelled).
     """
     text, structure = "", []
     for piece in prompt:
@@ -261,24 +280,24 @@ def as_text(prompt: Pieces, controls: frozenset[str] = frozenset()) -> tuple[str
         text += "" if isinstance(piece, Control) and piece == BOS else piece
     parts: list[str] = []
     spelled: list[str] = []
-    pattern, done, at = _spelled(controls), 0, 0
-    while found := pattern.search(text, at):
-        start, end = found.span()
+    pattern, done, at = _control_pattern(controls), 0, 0
+    while match := pattern.search(text, at):
+        start, end = match.span()
         inside = next(((s, e) for s, e in structure if s <= start < e), None)
         if inside and end <= inside[1]:
             at = end
             continue
         at = inside[1] if inside else start + 1
         parts.append(text[done:at])
-        spelled.append(found[0])
+        spelled.append(match[0])
         done = at
     return " ".join((*parts, text[done:])), tuple(dict.fromkeys(spelled))
 
 
 @lru_cache(maxsize=8)
-def _spelled(controls: frozenset[str]) -> re.Pattern[str]:
-    """Matches what spells a control token, the longest first; numbered ones (<unused17>) by their common form."""
-    # HTML's <s> begins a text in some models: broken where the model's own tokens are not known.
+def _control_pattern(controls: frozenset[str]) -> re.Pattern[str]:
+    """Match text that spells a control token, longest first; numbered ones (<unused17>) by their common form."""
+    # HTML's <s> is the start token of some models: escape it if the model's control tokens are unknown.
     known = controls or {"<s>"}
     named = {re.sub(r"(?<=\D)\d+(?=\D)", r"\\d+", re.escape(c)) for c in known if len(c) > 1}
     return re.compile("|".join((*sorted(named, key=lambda n: (-len(n), n)), _NAMED.pattern)))
@@ -287,7 +306,11 @@ def _spelled(controls: frozenset[str]) -> re.Pattern[str]:
 def encode_example(
     tokenizer: Tokenizer, template: Template, system: str, user: str, assistant: str, label: str
 ) -> Encoded:
-    """A training row: loss on the answer and its end token, on nothing else."""
+    """Encode a training row, with loss on the response and its end token only.
+
+    Args:
+        label: the assistant's name, for plain-text turns.
+    """
     prompt = tokenizer.encode(template.prompt(system, [Turn("user", user)], label))
     target = tokenizer.ids(template.space + assistant.strip()) + tokenizer.ids(template.end, special=True)
     return Encoded(prompt + target, [False] * len(prompt) + [True] * len(target))

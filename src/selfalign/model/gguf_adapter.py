@@ -1,9 +1,8 @@
-"""A PEFT adapter as a GGUF adapter that llama.cpp loads onto the base's GGUF."""
+"""Convert a PEFT adapter to a GGUF adapter, which llama.cpp applies to the base model's GGUF."""
 
 from __future__ import annotations
 
 import json
-import os
 import re
 import tempfile
 from pathlib import Path
@@ -19,40 +18,50 @@ _PERMUTED = {"llama"}
 
 
 def architecture(config: dict[str, Any]) -> str:
-    """llama.cpp's name of a model's architecture, from its config.json.
+    """Return llama.cpp's name of an architecture.
+
+    Args:
+        config: the model's config.json.
 
     Raises:
-        UserError: an adapter of it is not known to map one to one.
+        UserError: adapters of this architecture are not supported.
     """
-    found = _ARCHITECTURES.get(config.get("model_type", ""))
-    if found is None or "num_hidden_layers" not in config:
+    name = _ARCHITECTURES.get(config.get("model_type", ""))
+    if name is None or "num_hidden_layers" not in config:
         raise UserError(
             f"a GGUF adapter for the model type {config.get('model_type')!r} is not supported yet; "
             f"known: {', '.join(_ARCHITECTURES)}"
         )
-    return found
+    return name
 
 
 def scale(adapter: Path) -> tuple[float, int]:
-    """(alpha, rank) of a PEFT folder's adapter: its weights are the base's plus alpha / rank * B @ A.
+    """Return (alpha, rank) of a PEFT folder's adapter, which adds alpha / rank * B @ A to the base's weights.
 
     Raises:
-        UserError: the adapter is of a kind to which that does not apply.
+        UserError: the adapter is not a plain LoRA adapter.
     """
     config = json.loads((adapter / "adapter_config.json").read_text("utf-8"))
-    other = [k for k in ("use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "modules_to_save") if config.get(k)]
-    if config.get("peft_type") != "LORA" or config.get("bias", "none") != "none" or other:
-        raise UserError(f"{adapter} is not a plain LoRA adapter ({', '.join(other) or 'by its adapter_config.json'})")
+    options = ("use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "modules_to_save")
+    unsupported = [k for k in options if config.get(k)]
+    if config.get("peft_type") != "LORA" or config.get("bias", "none") != "none" or unsupported:
+        reason = ", ".join(unsupported) or "by its adapter_config.json"
+        raise UserError(f"{adapter} is not a plain LoRA adapter ({reason})")
     return float(config["lora_alpha"]), int(config["r"])
 
 
 def tensors(adapter: Path, base: Path) -> dict[str, Any]:
-    """`blk.0.attn_q.weight.lora_a` -> array, float32, for each tensor of a PEFT folder trained on the folder `base`.
+    """Return the adapter's tensors under llama.cpp's names, such as `blk.0.attn_q.weight.lora_a`.
 
-    A is (rank, columns) and B is (rows, rank) of the base's tensor as llama.cpp orders its rows.
+    Args:
+        adapter: a PEFT folder.
+        base: the Hugging Face folder of its base model.
+
+    Returns:
+        name -> float32 array: A (rank, columns) and B (rows, rank), for rows in llama.cpp's order.
 
     Raises:
-        UserError: the architecture is not known to map one to one, or the adapter changes something else.
+        UserError: the architecture is not supported, or a tensor has no counterpart in a GGUF.
     """
     import gguf
     import numpy as np
@@ -63,7 +72,7 @@ def tensors(adapter: Path, base: Path) -> dict[str, Any]:
     heads = {"q_proj": config["num_attention_heads"], "k_proj": config["num_key_value_heads"]}
     kind = next(k for k, name in gguf.MODEL_ARCH_NAMES.items() if name == name_of)
     names = gguf.get_tensor_name_map(kind, config["num_hidden_layers"])
-    found: dict[str, Any] = {}
+    arrays: dict[str, Any] = {}
     for key, value in sorted(load_file(adapter / "adapter_model.safetensors").items()):
         match = re.fullmatch(r"(?:base_model\.model\.)?(model\.layers\..+)\.lora_([AB])\.weight", key)
         name = names.get_name(match[1]) if match else None
@@ -72,40 +81,40 @@ def tensors(adapter: Path, base: Path) -> dict[str, Any]:
         module = match[1].rpartition(".")[2]
         if name_of in _PERMUTED and match[2] == "B" and module in heads:
             value = _permute(value, heads[module])
-        found[f"{name}.weight.lora_{match[2].lower()}"] = np.ascontiguousarray(value, dtype=np.float32)
-    return found
+        arrays[f"{name}.weight.lora_{match[2].lower()}"] = np.ascontiguousarray(value, dtype=np.float32)
+    return arrays
 
 
 def write(adapter: Path, base: Path, target: Path, notice: str) -> None:
-    """Write `adapter` (a PEFT folder), trained on the folder `base`, to `target`.
+    """Write `adapter` (a PEFT folder), trained on the folder `base`, to the GGUF file `target`.
+
+    Args:
+        notice: the base's licence notice, for the file's metadata.
 
     Raises:
         UserError: as `tensors` and `scale`.
     """
     import gguf
 
-    found, (alpha, _) = tensors(adapter, base), scale(adapter)
-    handle, part = tempfile.mkstemp(suffix=".gguf")
-    os.close(handle)
-    try:
+    arrays, (alpha, _) = tensors(adapter, base), scale(adapter)
+    with tempfile.TemporaryDirectory() as folder:
+        part = Path(folder) / "adapter.gguf"
         writer = gguf.GGUFWriter(part, architecture(json.loads((base / "config.json").read_text("utf-8"))))
         writer.add_type("adapter")
         writer.add_string("adapter.type", "lora")
         writer.add_float32("adapter.lora.alpha", alpha)
         if notice:
             writer.add_string("general.license.name", notice[:2000])
-        for name, value in found.items():
+        for name, value in arrays.items():
             writer.add_tensor(name, value)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
         writer.close()
-        atomic.write_bytes(target, Path(part).read_bytes())
-    finally:
-        Path(part).unlink(missing_ok=True)
+        atomic.write_bytes(target, part.read_bytes())
 
 
-def _permute(weight: object, heads: int) -> object:
-    """(heads * 2 * half, r) rows from transformers' order (halves) to llama.cpp's (pairs)."""
-    rows, rank = weight.shape  # type: ignore[attr-defined]
-    return weight.reshape(heads, 2, rows // heads // 2, rank).swapaxes(1, 2).reshape(rows, rank)  # type: ignore[attr-defined]
+def _permute(weight: Any, heads: int) -> Any:
+    """Reorder rows, (heads * 2 * half, rank), from transformers' order (halves) to llama.cpp's (pairs)."""
+    rows, rank = weight.shape
+    return weight.reshape(heads, 2, rows // heads // 2, rank).swapaxes(1, 2).reshape(rows, rank)

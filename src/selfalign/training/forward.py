@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from selfalign.model.dialogue import Encoded
 from selfalign.system.signals import STOP
@@ -39,15 +40,9 @@ def collate(rows: Sequence[Encoded]) -> tuple[torch.Tensor, torch.Tensor, torch.
     Returns:
         (token ids, attention mask, mask of the loss positions), each (B, T).
     """
-    width = max(len(r.ids) for r in rows)
-    ids = torch.zeros(len(rows), width, dtype=torch.long)
-    attention = torch.zeros_like(ids)
-    positions = torch.zeros_like(ids, dtype=torch.bool)
-    for i, row in enumerate(rows):
-        n = len(row.ids)
-        ids[i, :n] = torch.tensor(row.ids)
-        attention[i, :n] = 1
-        positions[i, : n - 1] = torch.tensor(row.mask[1:])
+    ids = pad_sequence([torch.tensor(r.ids) for r in rows], batch_first=True)
+    attention = pad_sequence([torch.ones(len(r.ids), dtype=torch.long) for r in rows], batch_first=True)
+    positions = pad_sequence([torch.tensor([*r.mask[1:], False]) for r in rows], batch_first=True)
     return ids, attention, positions
 
 

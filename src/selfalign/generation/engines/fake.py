@@ -1,4 +1,4 @@
-"""An engine without a model: scripted, seeded, faulty on demand. It drives tests of control flow, never a result."""
+"""Generate scripted, seeded text without a model, for tests of control flow."""
 
 from __future__ import annotations
 
@@ -12,145 +12,19 @@ from selfalign.generation.engines.base import Part, RowError, Step
 
 Script = Callable[[str, Step, random.Random], str]
 
-_VERBS = [
-    "describe",
-    "explain",
-    "compare",
-    "list",
-    "rewrite",
-    "summarise",
-    "plan",
-    "sort",
-    "translate",
-    "judge",
-    "invent",
-    "check",
-    "count",
-    "name",
-]
-_WORDS = [
-    "amber",
-    "anchor",
-    "apple",
-    "arrow",
-    "autumn",
-    "basket",
-    "beacon",
-    "bicycle",
-    "blossom",
-    "bottle",
-    "branch",
-    "bridge",
-    "bronze",
-    "butter",
-    "button",
-    "cabin",
-    "candle",
-    "canyon",
-    "carpet",
-    "castle",
-    "cedar",
-    "cellar",
-    "cherry",
-    "circle",
-    "cloud",
-    "clover",
-    "coast",
-    "copper",
-    "corner",
-    "cotton",
-    "cradle",
-    "crystal",
-    "desert",
-    "dragon",
-    "eagle",
-    "ember",
-    "engine",
-    "falcon",
-    "feather",
-    "fiddle",
-    "forest",
-    "fountain",
-    "garden",
-    "garlic",
-    "ginger",
-    "glacier",
-    "granite",
-    "hammer",
-    "harbour",
-    "harvest",
-    "honey",
-    "island",
-    "ivory",
-    "jacket",
-    "jungle",
-    "kettle",
-    "ladder",
-    "lagoon",
-    "lantern",
-    "lemon",
-    "lily",
-    "linen",
-    "lizard",
-    "magnet",
-    "maple",
-    "marble",
-    "meadow",
-    "mirror",
-    "monkey",
-    "mosaic",
-    "mountain",
-    "needle",
-    "nutmeg",
-    "oasis",
-    "orchid",
-    "otter",
-    "paddle",
-    "palace",
-    "pebble",
-    "pepper",
-    "pigeon",
-    "planet",
-    "pocket",
-    "pottery",
-    "puzzle",
-    "quartz",
-    "rabbit",
-    "ribbon",
-    "river",
-    "rocket",
-    "saddle",
-    "saffron",
-    "sailor",
-    "salmon",
-    "sandal",
-    "satin",
-    "shadow",
-    "silver",
-    "spider",
-    "spiral",
-    "spring",
-    "squirrel",
-    "statue",
-    "sugar",
-    "summer",
-    "temple",
-    "thunder",
-    "timber",
-    "tulip",
-    "tunnel",
-    "turtle",
-    "valley",
-    "velvet",
-    "violin",
-    "walnut",
-    "willow",
-    "window",
-    "winter",
-    "wizard",
-    "yellow",
-    "zebra",
-]
+_VERBS = """
+describe explain compare list rewrite summarise plan sort translate judge invent check count name
+""".split()  # noqa: SIM905
+_WORDS = """
+amber anchor apple arrow autumn basket beacon bicycle blossom bottle branch bridge bronze butter button cabin
+candle canyon carpet castle cedar cellar cherry circle cloud clover coast copper corner cotton cradle crystal
+desert dragon eagle ember engine falcon feather fiddle forest fountain garden garlic ginger glacier granite
+hammer harbour harvest honey island ivory jacket jungle kettle ladder lagoon lantern lemon lily linen lizard
+magnet maple marble meadow mirror monkey mosaic mountain needle nutmeg oasis orchid otter paddle palace pebble
+pepper pigeon planet pocket pottery puzzle quartz rabbit ribbon river rocket saddle saffron sailor salmon sandal
+satin shadow silver spider spiral spring squirrel statue sugar summer temple thunder timber tulip tunnel turtle
+valley velvet violin walnut willow window winter wizard yellow zebra
+""".split()  # noqa: SIM905
 
 
 def _sentence(rng: random.Random, words: int) -> str:
@@ -162,7 +36,7 @@ def _answer(rng: random.Random) -> str:
 
 
 def default_script(prompt: str, step: Step, rng: random.Random) -> str:
-    """Text in the form that the prompt's last line asks for."""
+    """Generate text in the form that the prompt's last line requires."""
     last = prompt.rstrip().rsplit("\n", 1)[-1]
     if numbered := re.fullmatch(r"(\d+)\. Instruction:", last):
         first = int(numbered[1])
@@ -176,7 +50,7 @@ def default_script(prompt: str, step: Step, rng: random.Random) -> str:
         return "".join(f" {rng.choice(_WORDS).title()} {rng.choice(_WORDS).title()}\n{n}." for n in range(3, 13))
     if last.endswith("(internal thoughts):"):
         thoughts = f" The user asks to {_sentence(rng, 5)}. Principles: 2 (informative), 3 (helpful)."
-        # Guided generation stops at the thoughts' end; the paper's form goes on to the answer in the same pass.
+        # Guided generation stops after the thoughts; the paper's form continues with the response in the same pass.
         name = last.removesuffix("(internal thoughts):").rstrip()
         return f"{thoughts}\n\n{name}:{_answer(rng)}"
     if last.endswith("Principles:"):
@@ -187,13 +61,13 @@ def default_script(prompt: str, step: Step, rng: random.Random) -> str:
 
 
 class Fake:
-    """See `Engine`.
+    """An engine that answers by a script.
 
     Args:
-        parallel: threads that may call at once.
-        script: what to answer; `default_script` where it is not given.
-        latency_s: seconds that every step takes.
-        fail: prompts in which this text occurs fail.
+        parallel: maximum number of concurrent requests.
+        script: (prompt, step, random numbers) -> generated text.
+        latency_s: seconds per step.
+        fail: text that makes every prompt that contains it fail.
     """
 
     def __init__(
@@ -218,32 +92,32 @@ class Fake:
         adapter: str | None,
         on_text: Callable[[str], bool] | None = None,
     ) -> Part:
-        """Continue by the script, which sees the seed only: the same request gives the same text."""
+        """See `Engine.generate`. The same request and seed give the same text."""
         self.requests += 1
         text = "".join(prompt)
         if self._fail and self._fail in text:
-            raise RowError(f"the fake engine was told to fail on {self._fail!r}")
+            raise RowError(f"the fake engine is set to fail on {self._fail!r}")
         if self._latency_s:
             time.sleep(self._latency_s)
         reply = self._script(text, step, random.Random(f"{seed} {adapter} {text[-200:]}"))  # noqa: S311
-        ends = [at for stop in step.stop if (at := reply.find(stop)) >= 0]
-        finish = "stop" if ends else "end"
-        reply = reply[: min(ends)] if ends else reply
+        stops = [start for stop in step.stop if (start := reply.find(stop)) >= 0]
+        finish = "stop" if stops else "end"
+        reply = reply[: min(stops)] if stops else reply
         words = re.findall(r"\s*\S+|\s+", reply)
         if len(words) > step.sampling.max_new_tokens:
             words = words[: step.sampling.max_new_tokens]
             reply, finish = "".join(words), "length"
         if on_text:
-            shown = ""
+            streamed = ""
             for word in words:
-                shown += word
+                streamed += word
                 if not on_text(word):
-                    return Part(shown, "cancelled", generated_tokens=len(words))
+                    return Part(streamed, "cancelled", generated_tokens=len(words))
         return Part(reply, finish, len(text) // 4, 0, len(words))  # type: ignore[arg-type]
 
     def warm_prefix(self, prefix: Pieces, adapter: str | None) -> str:
-        """Nothing to compute."""
+        """Do nothing."""
         return "never computed"
 
     def close(self) -> None:
-        """Nothing to close."""
+        """Do nothing."""

@@ -1,4 +1,4 @@
-"""llama.cpp in process, through xllamacpp: slots, one computation of a shared prefix, adapters per request."""
+"""Generate with llama.cpp in process (xllamacpp): slots, a shared prefix computed once, adapters per request."""
 
 from __future__ import annotations
 
@@ -16,35 +16,36 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from selfalign.data.prompt_text import BOS, Control, Pieces
+from selfalign.data.prompt_text import BOS, Pieces
 from selfalign.errors import Resumable, UserError
 from selfalign.generation.engines import vocabulary
 from selfalign.generation.engines.base import Finish, Part, RowError, Step, TooLong
-from selfalign.model.dialogue import Tokenizer
+from selfalign.model.dialogue import Tokenizer, encode_pieces
 
 
 def usable_cores() -> int:
-    """Cores that this process may run on."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class LlamaCpp:
     """One base model and its adapters.
 
-    xllamacpp starts llama.cpp's server in this process. Streams are called directly; the rest (which says more: how a
-    generation ended, tokens, a slot's cache) goes through the server's own loopback port, which a random key guards.
+    xllamacpp runs llama.cpp's server in this process. Streams use its Python binding; everything else uses the server's
+    loopback port, which a random key protects, because its responses have details that the binding lacks: how a
+    generation ended, tokens, a slot's cache.
 
     Args:
         gguf: the base model.
-        adapters: name -> GGUF adapter; a request switches on at most one.
-        slots: requests generated at once.
+        adapters: name -> GGUF adapter; a request applies at most one.
+        slots: number of concurrent requests.
         context: tokens of context per slot.
         threads: 0 for all cores.
-        tokenizer: the model's, which training uses: llama.cpp gets its ids. Without it llama.cpp encodes the text,
-            which differs in rare places (runs of 32 spaces and more under Gemma 3).
+        tokenizer: the model's, as used in training; llama.cpp gets its ids. Without it, llama.cpp encodes the text,
+            with rare differences (such as runs of 32 or more spaces under Gemma 3).
 
     Raises:
-        UserError: llama.cpp cannot load a file, or its vocabulary is not the tokenizer's.
+        UserError: llama.cpp cannot load a file, or its vocabulary differs from the tokenizer's.
     """
 
     def __init__(
@@ -64,16 +65,16 @@ class LlamaCpp:
         self._adapters = {name: number for number, name in enumerate(adapters)}
         self._folder = Path(tempfile.mkdtemp(prefix="selfalign-slots-"))
         self._key = secrets.token_urlsafe(24)
-        self._prime_lock = threading.Lock()
-        self._primed: tuple[Pieces, str | None] | None = None
+        self._warm_lock = threading.Lock()
+        self._warmed: tuple[Pieces, str | None] | None = None
         params = xllamacpp.CommonParams()
         params.model.path = str(gguf)
         params.n_parallel = slots
         params.n_ctx = slots * context
         params.n_batch = 2048
-        # Separate caches per slot: with a unified one every token attends over the cells of all slots.
+        # A cache per slot: in a unified cache, every token attends over the cells of all slots.
         params.kv_unified = False
-        # A sliding-window model would otherwise forget its cached prefix.
+        # Otherwise a sliding-window model drops its cached prefix.
         params.swa_full = True
         params.cache_ram_mib = 0
         params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads or usable_cores()
@@ -89,7 +90,7 @@ class LlamaCpp:
         if loras:
             params.lora_adapters = loras
         try:
-            with _quiet():
+            with _silent_stderr():
                 self._server = xllamacpp.Server(params)
         except (RuntimeError, ValueError) as error:
             shutil.rmtree(self._folder, ignore_errors=True)
@@ -121,7 +122,7 @@ class LlamaCpp:
             "stop": list(step.stop),
             "cache_prompt": True,
             "ignore_eos": sampling.ban_eos,
-            "lora": [{"id": number, "scale": float(name == adapter)} for name, number in self._adapters.items()],
+            "lora": self._lora(adapter),
         }
         if sampling.bias:
             body["logit_bias"] = [[self.encode((text,))[0], bias] for text, bias in sampling.bias]
@@ -146,7 +147,7 @@ class LlamaCpp:
         last: dict[str, Any] = {}
 
         def receive(chunk: dict[str, Any]) -> bool:
-            """The binding stops where this returns True."""
+            """Collect a chunk; True ends the stream."""
             nonlocal last
             last = chunk
             if "error" in chunk or not chunk.get("choices"):
@@ -157,7 +158,7 @@ class LlamaCpp:
 
         self._server.handle_completions({**body, "stream": True}, receive)
         reply = self._checked(last)
-        # This form of the reply does not tell the end token from a stop string.
+        # A streamed response does not distinguish the end token from a stop string.
         reason = (reply.get("choices") or [{}])[0].get("finish_reason")
         finish: Finish = reason if reason in ("stop", "length") else "cancelled"
         return _part("".join(pieces), finish, reply.get("timings", {}))
@@ -175,23 +176,10 @@ class LlamaCpp:
     # -- tokens --------------------------------------------------------------------------------------------------
 
     def encode(self, prompt: Pieces) -> list[int]:
-        """Token ids. Only `Control` pieces can become control tokens; neighbouring text is encoded as one."""
+        """Return the token ids of a prompt; only `Control` pieces become control tokens."""
         if self._tokenizer:
             return self._tokenizer.encode(prompt)
-        ids: list[int] = []
-        text = ""
-        for piece in (*prompt, Control("")):
-            if not isinstance(piece, Control):
-                text += piece
-                continue
-            if text:
-                ids += self._tokenize(text, special=False)
-                text = ""
-            if piece is BOS or piece == BOS:
-                ids += self._bos
-            elif piece:
-                ids += self._tokenize(str(piece), special=True)
-        return ids
+        return encode_pieces(prompt, self._bos, self._tokenize)
 
     def _tokenize(self, text: str, special: bool, add_bos: bool = False) -> list[int]:
         body = {"content": text, "add_special": add_bos, "parse_special": special}
@@ -200,22 +188,26 @@ class LlamaCpp:
 
     def _check_vocabulary(self, tokenizer: Tokenizer, gguf: Path) -> None:
         try:
-            wrong = vocabulary.difference(tokenizer, self._detokenize)
+            difference = vocabulary.difference(tokenizer, self._detokenize)
         except RowError as error:
-            wrong = f"it does not read its ids: {error}"
-        if wrong:
+            difference = f"it does not accept its ids: {error}"
+        if difference:
             self.close()
             raise UserError(
-                f"the vocabulary of {gguf} is not that of the model's tokenizer ({wrong}): convert the GGUF from the "
-                "folder that is trained"
+                f"the vocabulary of {gguf} is not that of the model's tokenizer ({difference}): convert the GGUF from "
+                "the folder that is trained"
             )
         if self._bos != (start := tokenizer.encode((BOS,))):
-            self.note = f"texts begin with the tokens {start}, as the tokenizer has it; the GGUF says {self._bos}"
+            self.note = f"texts begin with the tokens {start}, as in the tokenizer; the GGUF has {self._bos}"
         elif self._tokenize(vocabulary.TEXT, special=False) != tokenizer.ids(vocabulary.TEXT):
             self.note = (
-                "llama.cpp would cut texts otherwise than the model's tokenizer, whose tokens it gets: where that was "
-                "read from the GGUF, give the model's Hugging Face folder instead"
+                "llama.cpp would split texts differently from the model's tokenizer, whose ids it gets: if the "
+                "tokenizer was read from the GGUF, set `model` to the Hugging Face folder instead"
             )
+
+    def _lora(self, adapter: str | None) -> list[dict[str, Any]]:
+        """Return the request's scales of all adapters: 1 for `adapter`, 0 for the others."""
+        return [{"id": number, "scale": float(name == adapter)} for name, number in self._adapters.items()]
 
     def _detokenize(self, ids: Sequence[int]) -> str:
         return str(self._checked(self._http("/detokenize", {"tokens": list(ids)}))["content"])
@@ -227,7 +219,7 @@ class LlamaCpp:
             headers={"content-type": "application/json", "authorization": f"Bearer {self._key}"},
         )
         try:
-            # No time limit: a long prompt on a slow processor is no fault.
+            # No timeout: a long prompt on a slow CPU is not an error.
             with _OPENER.open(request) as reply:
                 value: dict[str, Any] = json.load(reply)
         except urllib.error.HTTPError as error:
@@ -236,26 +228,30 @@ class LlamaCpp:
             raise Resumable(f"llama.cpp stopped answering ({error}): run the same command again") from error
         return value
 
-    def top(self, ids: list[int], adapter: str | None) -> tuple[int, float]:
-        """The most likely next token after these ids, and its log-probability.
+    def most_likely_token(self, ids: list[int], adapter: str | None) -> tuple[int, float]:
+        """Return the most likely next token after these ids, and its log-probability.
 
-        That is not a number where the token is a part of a character: the server then gives none.
+        The log-probability is NaN for a token that is a part of a character, because the server gives none.
         """
-        body = {"prompt": ids, "n_predict": 1, "temperature": 0.0, "n_probs": 1, "cache_prompt": True, "id_slot": 0}
-        body["lora"] = [{"id": number, "scale": float(name == adapter)} for name, number in self._adapters.items()]
-        reply = self._checked(self._http("/completion", {**body, "return_tokens": True}))
-        found = reply.get("completion_probabilities") or [{"logprob": math.nan}]
-        return int(reply["tokens"][0]), float(found[0]["logprob"])
-
-    def top_token(self, ids: list[int], adapter: str | None) -> int:
-        """The most likely next token after these ids."""
-        return self.top(ids, adapter)[0]
+        body = {
+            "prompt": ids,
+            "n_predict": 1,
+            "temperature": 0.0,
+            "n_probs": 1,
+            "cache_prompt": True,
+            "id_slot": 0,
+            "return_tokens": True,
+            "lora": self._lora(adapter),
+        }
+        reply = self._checked(self._http("/completion", body))
+        probabilities = reply.get("completion_probabilities") or [{"logprob": math.nan}]
+        return int(reply["tokens"][0]), float(probabilities[0]["logprob"])
 
     def chat_ids(self, messages: list[dict[str, str]]) -> list[int]:
-        """Token ids of a dialogue as a client of the chat interface gets it: by the chat template inside the GGUF.
+        """Return the token ids of a dialogue under the chat template in the GGUF, as the chat API renders it.
 
         Raises:
-            RowError: the template refuses the dialogue.
+            RowError: the template rejects the dialogue.
         """
         text = str(self._checked(self._http("/apply-template", {"messages": messages}))["prompt"])
         return self._tokenize(text, special=True, add_bos=True)
@@ -263,16 +259,16 @@ class LlamaCpp:
     # -- prefix --------------------------------------------------------------------------------------------------
 
     def warm_prefix(self, prefix: Pieces, adapter: str | None) -> str:
-        """Compute the prefix in slot 0 and copy its cache to the other slots (a few milliseconds each)."""
-        with self._prime_lock:
-            if (prefix, adapter) == self._primed:
+        """Compute the prefix in slot 0 and copy its cache to the other slots, in a few milliseconds each."""
+        with self._warm_lock:
+            if (prefix, adapter) == self._warmed:
                 return _COPIED
             body = {
                 "prompt": self.encode(prefix),
                 "n_predict": 0,
                 "id_slot": 0,
                 "cache_prompt": True,
-                "lora": [{"id": number, "scale": float(name == adapter)} for name, number in self._adapters.items()],
+                "lora": self._lora(adapter),
             }
             try:
                 self._checked(self._server.handle_completions(body))
@@ -283,19 +279,20 @@ class LlamaCpp:
                 return f"computed once per slot (it could not be copied: {error})"
             finally:
                 (self._folder / "prefix.bin").unlink(missing_ok=True)
-            self._primed = (prefix, adapter)
+            self._warmed = (prefix, adapter)
             return _COPIED
 
     def close(self) -> None:
+        """Stop the server and free its memory."""
         shutil.rmtree(self._folder, ignore_errors=True)
         self._server = None
 
 
 _OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-"""Never through a proxy: the address is this machine's own."""
+"""Without proxies, because the address is on this machine."""
 _COPIED = "computed once, copied to the other slots"
 _FINISH: dict[str, Finish] = {"eos": "end", "word": "stop", "limit": "length"}
-"""llama.cpp's stop_type -> ours."""
+"""llama.cpp's stop_type -> `Finish`."""
 
 
 def _part(text: str, finish: Finish, timings: dict[str, Any]) -> Part:
@@ -309,14 +306,14 @@ def _part(text: str, finish: Finish, timings: dict[str, Any]) -> Part:
 
 
 @contextlib.contextmanager
-def _quiet() -> Any:
-    """Send what C++ prints while a model loads to nowhere: it is a log for its developers."""
-    keep = os.dup(2)
-    nowhere = os.open(os.devnull, os.O_WRONLY)
+def _silent_stderr() -> Any:
+    """Discard llama.cpp's log while a model loads."""
+    stderr = os.dup(2)
+    devnull = os.open(os.devnull, os.O_WRONLY)
     try:
-        os.dup2(nowhere, 2)
+        os.dup2(devnull, 2)
         yield
     finally:
-        os.dup2(keep, 2)
-        os.close(keep)
-        os.close(nowhere)
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        os.close(devnull)

@@ -1,4 +1,4 @@
-"""Scoring by torch: how likely given texts are under the base and its adapters. It generates nothing."""
+"""Score with torch: log-probabilities and losses under the base model and its adapters."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from selfalign.training import forward, lora
 
 
 class TorchScorer:
-    """The base model in memory once, with adapters that a call switches on.
+    """The base model in memory once, with adapters that each call may select.
 
-    In float32: differences between models are smaller than the rounding of the shorter types.
+    Computes in float32, because models differ by less than the rounding of shorter types.
 
     Args:
         folder: the base model's Hugging Face folder.
         adapters: name -> PEFT folder.
-        tokenizer: needed for `loglikelihoods` only.
+        tokenizer: required for `loglikelihoods`.
 
     Raises:
         UserError: torch cannot load the model.
@@ -39,48 +39,45 @@ class TorchScorer:
         self._trees = TreeScoring(self._model)
 
     def score(self, rows: Sequence[Encoded], adapter: str | None) -> list[list[float]]:
-        """The loss (nats) of each token that a row's mask marks, row by row.
-
-        Args:
-            adapter: the one to switch on; None is the base.
+        """See `LossScorer`.
 
         Raises:
-            Interrupted: a signal came between two batches.
+            Interrupted: a signal arrived between two batches.
         """
-        with self._switched(adapter):
+        with self._selected(adapter):
             losses: list[list[float]] = forward.token_losses(self._model, rows)
             return losses
 
     def loglikelihoods(self, requests: Sequence[Text], adapter: str | None) -> list[Scored | None]:
-        """See `Scorer`. What requests begin with alike is computed once.
+        """See `Scorer`. Prefixes that requests share are computed once.
 
         Raises:
-            Interrupted: a signal came between two batches.
+            Interrupted: a signal arrived between two batches.
         """
         if self._tokenizer is None:
             raise ValueError("a scorer of texts needs a tokenizer")
         encoded = encode_all(self._tokenizer, requests)
-        fits = [r for r in encoded if len(r.ids) <= self._trees.longest]
-        found = iter(self.score_ids(fits, adapter))
-        return [next(found) if len(r.ids) <= self._trees.longest else None for r in encoded]
+        limit = self._trees.max_tokens
+        scores = iter(self.score_ids([r for r in encoded if len(r.ids) <= limit], adapter))
+        return [next(scores) if len(r.ids) <= limit else None for r in encoded]
 
     def score_ids(self, requests: Sequence[ScoreRequest], adapter: str | None, shared: bool = True) -> list[Scored]:
-        """The same for token ids.
+        """Score token ids.
 
         Args:
-            shared: False computes each request by itself, to compare with.
+            shared: False computes each request separately, for comparison.
         """
-        with self._switched(adapter):
-            found: list[Scored] = self._trees.score(requests, adapter, shared)
-            return found
+        with self._selected(adapter):
+            scores: list[Scored] = self._trees.score(requests, adapter, shared)
+            return scores
 
     @property
     def tokens(self) -> tuple[int, int]:
-        """(tokens asked for, tokens computed) by `loglikelihoods` so far."""
-        return self._trees.asked, self._trees.computed
+        """(tokens requested, tokens computed) by `loglikelihoods` so far."""
+        return self._trees.requested, self._trees.computed
 
     @contextlib.contextmanager
-    def _switched(self, adapter: str | None) -> Iterator[None]:
+    def _selected(self, adapter: str | None) -> Iterator[None]:
         if adapter is not None:
             self._model.set_adapter(adapter)
             yield

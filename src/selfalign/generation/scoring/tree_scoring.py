@@ -1,8 +1,8 @@
-"""Log-probabilities of many texts by torch, each shared beginning computed once and the head only where it is needed.
+"""Compute log-probabilities of many texts in torch, sharing their prefixes and skipping unneeded logits.
 
-A tree of texts (scoring.py) goes through the model as one sequence, in which a mask lets each token see its own
-ancestors only and its position is the one in its own text. Nothing is padded, so that texts need not be sorted by their
-length. Keys and values of a long beginning that all texts share are kept from call to call.
+A tree of texts (`prefix_tree`) goes through the model as one sequence: an attention mask lets each token attend to its
+ancestors only, and its position is that in its own text. Nothing is padded. Keys and values of a long prefix that all
+texts share are kept between calls.
 """
 
 from __future__ import annotations
@@ -20,16 +20,17 @@ from selfalign.system.signals import STOP
 from selfalign.training import forward
 
 _CHUNK = 64
-"""Positions at once under the head: 64 x 262,144 floats are 67 MB."""
+"""Positions whose logits are computed at once: 64 x 262,144 floats take 67 MB."""
 _TOLERANCE = 1e-3
+"""Maximum difference per continuation, relative to its length, between a tree and a plain forward pass."""
 _KNOWN_LAYERS = {"full_attention", "sliding_attention"}
 
 
 class TreeScoring:
-    """Scores token ids under a model that is in memory.
+    """Scores token ids under a loaded model.
 
     Args:
-        model: a causal_lm language model of transformers, with adapters or without; the one that is switched on counts.
+        model: a causal language model of transformers; its active adapter applies, if it has one.
     """
 
     def __init__(self, model: Any) -> None:
@@ -43,23 +44,24 @@ class TreeScoring:
         self._prefix_of: str | None = None
         self._keys: list[tuple[torch.Tensor, torch.Tensor]] = []
         self.as_trees: bool | None = None
-        """Whether trees give this model's own numbers; None before it was tried."""
-        self.asked = self.computed = 0
+        """Whether trees give the same numbers as this model's plain forward pass; None until checked."""
+        self.requested = self.computed = 0
 
     @property
-    def longest(self) -> int:
-        """Tokens that the model can take."""
+    def max_tokens(self) -> int:
+        """The maximum number of tokens of a text."""
         return int(getattr(self._config, "max_position_embeddings", None) or 2**31)
 
     @torch.no_grad()
     def score(self, requests: Sequence[ScoreRequest], adapter: str | None, shared: bool = True) -> list[Scored]:
-        """The log-probabilities of each request's continuation, in their order.
+        """Return the score of each request, in their order.
 
         Args:
-            adapter: which one is switched on: a kept prefix is that of a model.
+            adapter: the active adapter; a kept prefix is valid for one adapter only.
+            shared: False computes each request separately, for comparison.
 
         Raises:
-            Interrupted: a signal came between two trees.
+            Interrupted: a signal arrived between two trees.
         """
         if not requests:
             return []
@@ -67,18 +69,18 @@ class TreeScoring:
         if self.as_trees is None:
             self.as_trees = self._agrees(requests, adapter)
             self.computed = 0
-        self.asked += sum(len(r.ids) - 1 for r in requests)
+        self.requested += sum(len(r.ids) - 1 for r in requests)
         if not self.as_trees:
             self.computed += sum(len(r.ids) - 1 for r in requests)
-            return [self._whole(r) for r in requests]
+            return [self._plain(r) for r in requests]
         return self._by_trees(requests, adapter, shared)
 
     def _by_trees(self, requests: Sequence[ScoreRequest], adapter: str | None, shared: bool) -> list[Scored]:
-        kept = self._prefix if adapter == self._prefix_of else ()
-        layout = lay_out(requests, cached=kept, shared=shared)
-        self.computed += layout.computed - (len(kept) if layout.prefix == kept else 0)
-        self._keep(layout, adapter)
-        found: list[Scored] = [Scored(())] * len(requests)
+        cached = self._prefix if adapter == self._prefix_of else ()
+        layout = lay_out(requests, cached=cached, shared=shared)
+        self.computed += layout.computed - (len(cached) if layout.prefix == cached else 0)
+        self._compute_prefix(layout, adapter)
+        scores: list[Scored] = [Scored(())] * len(requests)
         for tree in layout.trees:
             STOP.check()
             hidden, rows = self._hidden(tree, layout.prefix), tree.rows()
@@ -90,11 +92,11 @@ class TreeScoring:
             ]
             values = iter(self._logprobs(hidden[rows], pairs))
             for i, nodes in tree.targets:
-                found[i] = Scored(tuple(next(values) for _ in nodes))
-        return found
+                scores[i] = Scored(tuple(next(values) for _ in nodes))
+        return scores
 
-    def _keep(self, layout: Layout, adapter: str | None) -> None:
-        """Compute keys and values of the common prefix, unless they are those of the last call."""
+    def _compute_prefix(self, layout: Layout, adapter: str | None) -> None:
+        """Compute keys and values of the shared prefix, unless the last call did."""
         from transformers import DynamicCache
 
         if layout.prefix and (layout.prefix, adapter) != (self._prefix, self._prefix_of):
@@ -105,7 +107,7 @@ class TreeScoring:
             self._prefix, self._prefix_of = layout.prefix, adapter
 
     def _hidden(self, tree: Tree, prefix: tuple[int, ...]) -> torch.Tensor:
-        """(N, d): the last hidden state of each node."""
+        """Return the last hidden state of each node, (N, d)."""
         from transformers import DynamicCache
 
         device = self._head.weight.device
@@ -124,93 +126,92 @@ class TreeScoring:
         return out.last_hidden_state[0]
 
     def _masks(self, tree: Tree, prefix: int) -> Any:
-        """What each node sees: the prefix and its own ancestors, through the window where a layer has one.
+        """Return the attention mask: each node attends to the prefix and its ancestors, within a layer's window.
 
-        Added to the scores of attention: of shape (1, 1, N, prefix + N), one for each kind of layer that the model has.
+        Returns:
+            A mask to add to attention scores, (1, 1, N, prefix + N); for a model with several types of layers, a mask
+            per type.
         """
         number = len(tree.ids)
-        ancestors = np.zeros((number, prefix + number), dtype=bool)  # rows are copied ten times faster than torch's
+        ancestors = np.zeros((number, prefix + number), dtype=bool)  # numpy copies rows ten times faster than torch
         ancestors[:, :prefix] = True
         for node, parent in enumerate(tree.parents):
             if parent >= 0:
                 ancestors[node] = ancestors[parent]
             ancestors[node, prefix + node] = True
-        sees = torch.from_numpy(ancestors)
+        visible = torch.from_numpy(ancestors)
         positions = torch.tensor([*range(prefix), *tree.positions])
-        far = positions[prefix:, None] - positions[None, :]
+        distance = positions[prefix:, None] - positions[None, :]
         types = list(dict.fromkeys(getattr(self._config, "layer_types", None) or []))
         window = getattr(self._config, "sliding_window", None)
-        near = sees & (far < window) if window else sees
+        in_window = visible & (distance < window) if window else visible
         if len(types) > 1:
-            return {kind: self._added(near if kind == "sliding_attention" else sees) for kind in types}
-        # Without a list of layers, a window is that of all layers.
+            return {kind: self._additive(in_window if kind == "sliding_attention" else visible) for kind in types}
+        # Without a list of layer types, a window applies to all layers.
         windowed = types == ["sliding_attention"] or not types
-        return self._added(near if windowed else sees)
+        return self._additive(in_window if windowed else visible)
 
-    def _added(self, sees: torch.Tensor) -> torch.Tensor:
+    def _additive(self, visible: torch.Tensor) -> torch.Tensor:
         dtype, device = self._head.weight.dtype, self._head.weight.device
-        mask = torch.zeros(sees.shape, dtype=dtype).masked_fill_(~sees, torch.finfo(dtype).min)
+        mask = torch.zeros(visible.shape, dtype=dtype).masked_fill_(~visible, torch.finfo(dtype).min)
         return mask[None, None].to(device)
 
     def _logprobs(self, hidden: torch.Tensor, pairs: Sequence[tuple[int, int]]) -> list[float]:
-        """Log-probability of each (row of `hidden`, token); the rows come in order."""
-        found: list[float] = []
+        """Return the log-probability of each (row of `hidden`, token). Every row occurs."""
         cap = getattr(self._config, "final_logit_softcapping", None)
         rows = torch.tensor([row for row, _ in pairs], device=hidden.device)
         tokens = torch.tensor([token for _, token in pairs], device=hidden.device)
         order = torch.argsort(rows, stable=True)
         values = torch.empty(len(pairs), device=hidden.device)
-        for at in range(0, len(hidden), _CHUNK):
-            mine = order[(rows[order] >= at) & (rows[order] < at + _CHUNK)]
-            logits = self._logits(hidden[at : at + _CHUNK])
+        for start in range(0, len(hidden), _CHUNK):
+            chunk = order[(rows[order] >= start) & (rows[order] < start + _CHUNK)]
+            logits = self._logits(hidden[start : start + _CHUNK])
             if cap:
                 logits.div_(cap).tanh_().mul_(cap)
-            top = logits.amax(1, keepdim=True)
-            picked = logits[rows[mine] - at, tokens[mine]]
-            total = (logits.sub_(top).exp_().sum(1).log() + top[:, 0])[rows[mine] - at]
-            values[mine] = (picked - total).to(values.dtype)
-        found += values.tolist()
-        return found
+            maximum = logits.amax(1, keepdim=True)
+            token_logits = logits[rows[chunk] - start, tokens[chunk]]
+            log_total = (logits.sub_(maximum).exp_().sum(1).log() + maximum[:, 0])[rows[chunk] - start]
+            values[chunk] = (token_logits - log_total).to(values.dtype)
+        logprobs: list[float] = values.tolist()
+        return logprobs
 
     def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """(n, V), in one buffer for all calls: asking for so much memory again costs more than filling it."""
+        """Return logits, (n, V), in a buffer shared by all calls: allocating it again costs more than filling it."""
         weight, bias = self._head.weight, getattr(self._head, "bias", None)
         if self._buffer.numel() == 0:
             self._buffer = torch.empty(_CHUNK, len(weight), dtype=weight.dtype, device=weight.device)
         logits = torch.mm(hidden, weight.T, out=self._buffer[: len(hidden)])
         return logits if bias is None else logits.add_(bias)
 
-    def _whole(self, request: ScoreRequest) -> Scored:
-        """One request by the model's own forward pass and its own logits, nothing shared."""
+    def _plain(self, request: ScoreRequest) -> Scored:
+        """Score one request by the model's plain forward pass, with nothing shared."""
         STOP.check()
         ids = torch.tensor([request.ids[:-1]], device=self._head.weight.device)
-        number = len(request.continuation)
-        logits = forward.causal_lm(self._model)(input_ids=ids, use_cache=False, logits_to_keep=number).logits[
-            0, -number:
-        ]
-        chosen = torch.tensor(request.continuation, device=logits.device)[:, None]
-        return Scored(tuple(torch.log_softmax(logits.float(), -1).gather(1, chosen)[:, 0].tolist()))
+        count = len(request.continuation)
+        logits = forward.causal_lm(self._model)(input_ids=ids, use_cache=False, logits_to_keep=count).logits[0, -count:]
+        tokens = torch.tensor(request.continuation, device=logits.device)[:, None]
+        return Scored(tuple(torch.log_softmax(logits.float(), -1).gather(1, tokens)[:, 0].tolist()))
 
     def _agrees(self, requests: Sequence[ScoreRequest], adapter: str | None) -> bool:
-        """Whether trees give what the model's own forward pass gives, on the longest request and a few others.
+        """Return whether trees give the same numbers as plain forward passes, for the longest request and a few others.
 
-        An architecture may mask, cap or scale in a way that is not known here; it is then scored text by text.
+        Trees do not fit an architecture that masks, caps or scales in an unknown way; it is scored text by text.
         """
         kinds = set(getattr(self._config, "layer_types", None) or [])
         if self._body is None or self._head is None or not kinds <= _KNOWN_LAYERS:
             return False
         longest = max(requests, key=lambda r: len(r.ids))
-        some = [longest, *requests[:3]]
+        sample = [longest, *requests[:3]]
         try:
-            # The longest twice over has a prefix to keep; with others it has branches.
-            found = [*self._by_trees([longest, longest], adapter, True), *self._by_trees(some, adapter, True)]
+            # The longest request twice has a shared prefix; with the others it has branches.
+            scores = [*self._by_trees([longest, longest], adapter, True), *self._by_trees(sample, adapter, True)]
         except (TypeError, ValueError, RuntimeError, AttributeError, KeyError):
-            return False  # the model takes no such masks or positions
-        whole = self._whole(longest), self._whole(some[-1])
-        pairs = ((found[0], whole[0]), (found[2], whole[0]), (found[-1], whole[1]))
+            return False  # the model does not accept such masks or positions
+        plain = self._plain(longest), self._plain(sample[-1])
+        pairs = ((scores[0], plain[0]), (scores[2], plain[0]), (scores[-1], plain[1]))
         return all(math.dist(a.logprobs, b.logprobs) <= _TOLERANCE * (1 + len(b.logprobs)) for a, b in pairs)
 
     def close(self) -> None:
-        """Let go of the model and of what is kept."""
+        """Release the model and the kept prefix."""
         self._model = self._body = self._head = None
         self._keys, self._buffer = [], torch.empty(0)
