@@ -226,7 +226,7 @@ def test_where_every_worker_dies_the_run_ends_with_one_line(pool: Callable[..., 
     """What finished is saved, and the next command asks only for the rest."""
     one = pool(lambda slots: Fake(slots, echo), 1)
     ask(works(5), one, journal)
-    one.out(one._hands[0], "its machine is gone")
+    one.supervisor.on_gone(one.supervisor.handles[0], "its machine is gone")
     with pytest.raises(Resumable, match=r"no Ray worker is left \(its machine is gone\)"):
         ask(works(20), one, journal)
     assert len(answered(journal)) == 5
@@ -241,7 +241,7 @@ def test_a_pass_that_is_not_read_to_its_end_leaves_the_pool_whole(pool: Callable
     saved = len(answered(journal))
     assert saved < 300
     assert all(o.completion for o in ask(works(60), one, journal))
-    assert one.board.all() == []
+    assert one.supervisor.queue.clear() == []
 
 
 class Reader(Fake):
@@ -266,7 +266,7 @@ def test_adapters_travel_to_the_workers(local: cluster.Cluster, tmp_path: Path, 
     part = made.generate((BOS, "x"), Step(Sampling(1.0, 0.9, 50)), 1, "engrave")
     made.close()
     assert part.text == "weights"
-    assert worker._written({"a": b"x"}, {"a": "0" * 64}, tmp_path) == "a"
+    assert worker.write_files({"a": b"x"}, {"a": "0" * 64}, tmp_path) == "a"
 
 
 # -- scoring; tests/test_ray_scorer.py has the numbers -----------------------------------------------------------------
@@ -300,8 +300,9 @@ def test_scorings_dead_are_replaced_and_every_other_end_is_one_line(local: clust
     finally:
         timer.join()
         STOP.clear()
-    for hand in scorer._pool._hands:
-        scorer._pool.out(hand, "its machine is gone")
+    supervisor = scorer._pool.supervisor
+    for handle in supervisor.handles:
+        supervisor.on_gone(handle, "its machine is gone")
     with pytest.raises(Resumable, match=r"no Ray worker is left \(its machine is gone\)"):
         scorer.loglikelihoods(asked(), None)
     scorer.close()
@@ -324,7 +325,7 @@ def test_a_refusing_worker_is_one_line(local: cluster.Cluster, monkeypatch: pyte
 
 def test_other_weights_under_the_same_name_are_refused(tmp_path: Path):
     (tmp_path / "base.gguf").write_bytes(b"GGUF of a worker")
-    order = worker.Order(
+    order = worker.WorkerSettings(
         selfalign.__version__, FAKE.model_dump(mode="json"), str(tmp_path / "base.gguf"), "f00", (), {}, 0, None,
         engines.start,
     )  # fmt: skip
@@ -336,12 +337,12 @@ def test_other_weights_under_the_same_name_are_refused(tmp_path: Path):
 def test_a_cluster_without_room_is_said(local: cluster.Cluster):
     nodes = [{"CPU": 2.0}, {"CPU": 4.0, "GPU": 1.0}]
 
-    def shape(kind: str = "fake", tensor_parallel_size: int = 1, **settings: Any) -> cluster.Shape:
+    def shape(kind: str = "fake", tensor_parallel_size: int = 1, **settings: Any) -> cluster.Allocation:
         executor = ExecutorSettings.model_validate({"kind": "ray", **settings})
-        return cluster.shape(executor, kind, nodes, tensor_parallel_size)
+        return cluster.allocate(executor, kind, nodes, tensor_parallel_size)
 
-    assert shape() == cluster.Shape(2, 2.0, 0.0, 2)
-    assert shape("vllm") == cluster.Shape(1, 1.0, 1.0, 2)
+    assert shape() == cluster.Allocation(2, 2.0, 0.0, 2)
+    assert shape("vllm") == cluster.Allocation(1, 1.0, 1.0, 2)
     nodes[1] |= {"CPU": 20.0}
     assert shape("vllm", gpus=0.1).workers == 10
     nodes[1] |= {"CPU": 4.0}
@@ -372,7 +373,7 @@ def test_a_worker_that_does_not_answer_gives_its_requests_back(
     for work in works(60):
         crew.give(work.row_id, work.request)
     time.sleep(0.3)
-    monkeypatch.setattr("selfalign.generation.ray.pool._CALL_SECONDS", 1e-6)
+    monkeypatch.setattr("selfalign.generation.ray.supervision._CALL_SECONDS", 1e-6)
     never: list[str] = []
     thread = threading.Thread(target=lambda: never.extend(crew.close()), daemon=True)
     thread.start()
@@ -473,12 +474,15 @@ def test_the_command_killed_goes_on_and_leaves_no_process(tmp_path: Path, how: s
             "runs other versions than this command.*2.54.0",
         ),
         ("RPC error: Unauthenticated", "refuses this command.*RAY_AUTH_TOKEN"),
-        ("Failed to connect to Ray cluster at 10.0.0.5:6379", "lets this command in: is its token in RAY_AUTH_TOKEN"),
+        (
+            "Failed to connect to Ray cluster at 10.0.0.5:6379",
+            "not accept this command: is its token",
+        ),
         ("no such thing", "cannot be reached: no such thing"),
     ],
 )
 def test_what_ray_says_of_a_cluster_is_one_line_with_what_to_do(said: str, line: str):
     """Words of Ray 2.60, of which the first three were seen with clusters of another version and another token."""
-    text = cluster._explained("10.0.0.5:6379", RuntimeError(said))
+    text = cluster.explain_error("10.0.0.5:6379", RuntimeError(said))
     assert re.search(line, text), text
     assert "\n" not in text

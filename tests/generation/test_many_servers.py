@@ -175,7 +175,7 @@ def test_a_server_that_asks_to_wait_is_left_to_rest_and_no_row_fails(journal: Jo
         replies = iter(["429:400"])
         busy.choose = lambda _: next(replies, None)
         outcomes = run(made, journal, 150)
-        assert "1 error" in made.note and "away" not in made.note
+        assert "1 error" in made.note and "out of service" not in made.note
     assert all(o.completion for o in outcomes)
     begun = busy.asked[0][1]
     assert len(busy.asked) > 10 and not [at for _, at in busy.asked if begun + 0.1 < at < begun + 0.4]

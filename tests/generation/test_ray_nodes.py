@@ -53,7 +53,7 @@ def test_a_machine_that_dies_takes_nothing_with_it(
     wanted = ExecutorSettings.model_validate({"kind": "ray", "address": cluster.address, "start_seconds": 60})
     said: list[str] = []
     pool = Pool(wanted, EngineSettings.model_validate({"kind": "fake", "slots": 4}), None, {}, said.append)
-    assert (pool.shape.workers, pool.shape.machines, pool.parallel) == (2, 2, 8)
+    assert (pool.allocation.workers, pool.allocation.machines, pool.parallel) == (2, 2, 8)
     journal = Journal(tmp_path / "journal.sqlite")
     step = Step(Sampling(1.0, 0.9, 50))
     works = [RowRequest(f"row{i}", Request((BOS, f"prompt {i}"), (step,), i)) for i in range(1200)]

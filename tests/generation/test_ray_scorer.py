@@ -31,9 +31,9 @@ from selfalign.evaluation import compare
 from selfalign.evaluation.wanted import Wanted
 from selfalign.generation import scoring
 from selfalign.generation.ray import cluster, scorer
-from selfalign.generation.ray.pool import _contents
-from selfalign.generation.ray.scorer import Chunk, RayScorer, ScoringWorker, by_beginning, in_batches, in_chunks
-from selfalign.generation.ray.worker import Order, Ready, Refusal, Result
+from selfalign.generation.ray.pool import adapter_files
+from selfalign.generation.ray.scorer import Chunk, RayScorer, ScoringWorker, by_context, in_batches, in_chunks
+from selfalign.generation.ray.worker import Ready, Refusal, Result, WorkerSettings
 from selfalign.generation.scoring.base import Scored, Text
 from selfalign.generation.settings import EngineSettings, ExecutorSettings
 from selfalign.model import sources
@@ -94,12 +94,12 @@ def tiny(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     torch.set_num_threads(before)
 
 
-def order(model: Model, **more: Any) -> Order:
+def order(model: Model, **more: Any) -> WorkerSettings:
     made = {
         "version": selfalign.__version__, "engine": CONFIG.model_dump(mode="json"), "model": model.source,
         "identity": model.identity, "adapters": (), "sha256": {}, "threads": 0, "scratch": None, "start": START,
     }  # fmt: skip
-    return Order(**made | more)
+    return WorkerSettings(**made | more)
 
 
 def same(found: Sequence[Scored | None], wanted: Sequence[Scored | None]) -> bool:
@@ -111,7 +111,7 @@ def same(found: Sequence[Scored | None], wanted: Sequence[Scored | None]) -> boo
 def test_a_worker_has_the_numbers_of_this_process(tiny: Any):
     """In one chunk to the last bit; in many losses, too, and log-probabilities up to rounding."""
     worker, (name, folder) = ScoringWorker(), next(iter(tiny.adapters.items()))
-    files = _contents(tiny.adapters, False)
+    files = adapter_files(tiny.adapters, False)
     sums = {file: hashlib.sha256(content).hexdigest() for file, content in files.items()}
     assert worker.start(order(tiny.model, adapters=(name,), sha256=sums), files) == Ready(
         1, "torch, float32", platform.node(), os.getpid()
@@ -125,7 +125,7 @@ def test_a_worker_has_the_numbers_of_this_process(tiny: Any):
         while len(done) < len(chunks):
             done += worker.take(60)
         for number, numbers, _ in done:
-            for place, value in zip(chunks[number], numbers.found, strict=True):
+            for place, value in zip(chunks[number], numbers.values, strict=True):
                 found[place] = value
         return found
 
@@ -134,7 +134,7 @@ def test_a_worker_has_the_numbers_of_this_process(tiny: Any):
         wanted = tiny.scorer.loglikelihoods(everything, adapter)
         assert wanted[-1] is None and wanted[0]
         assert computed("texts", everything, [range(len(everything))], adapter) == wanted
-        assert same(computed("texts", everything, in_chunks(by_beginning(everything), 8), adapter), wanted)
+        assert same(computed("texts", everything, in_chunks(by_context(everything), 8), adapter), wanted)
         losses = tiny.scorer.score(rows(), adapter)
         assert computed("rows", rows(), in_chunks(in_batches(rows()), 8), adapter) == losses
     assert tiny.scorer.loglikelihoods(texts(), None) != tiny.scorer.loglikelihoods(texts(), name)
@@ -151,7 +151,7 @@ def test_a_worker_has_the_numbers_of_this_process(tiny: Any):
 )
 def test_what_has_one_context_stays_together_and_nothing_is_lost(asked: list[tuple[list[str], str]], wanted: int):
     made: list[Text] = [(tuple(context), end) for context, end in asked]
-    units = by_beginning(made)
+    units = by_context(made)
     chunks = in_chunks(units, wanted)
     assert sorted(i for chunk in chunks for i in chunk) == list(range(len(made)))
     assert all(chunks) and len(chunks) <= min(wanted, len(units))
@@ -163,7 +163,7 @@ def test_what_has_one_context_stays_together_and_nothing_is_lost(asked: list[tup
 
 
 def test_there_are_more_chunks_than_workers_and_they_weigh_about_the_same():
-    chunks = in_chunks(by_beginning(texts(48)), 8)
+    chunks = in_chunks(by_context(texts(48)), 8)
     assert len(chunks) == 8
     assert {len(chunk) for chunk in chunks} <= {15, 18, 21}
     assert in_chunks([], 8) == []
@@ -222,7 +222,7 @@ def on_ray(model: Model, workers: int, start: Any, adapters: Any = None, said: l
 # -- what is wrong is said before anything is scored -------------------------------------------------------------------
 
 
-def refused(order: Order, files: dict[str, bytes] | None = None) -> str:
+def refused(order: WorkerSettings, files: dict[str, bytes] | None = None) -> str:
     answer = ScoringWorker().start(order, files or {})
     assert isinstance(answer, Refusal)
     return answer.text
@@ -249,7 +249,7 @@ def test_of_an_adapter_travels_what_is_read(tmp_path: Path):
     for name in ("adapter_config.json", "adapter_model.safetensors", "optimizer.pt", "checkpoint-9/a.safetensors"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(name)
-    assert _contents({"../../x": tmp_path}, False) == {
+    assert adapter_files({"../../x": tmp_path}, False) == {
         f"0/adapter/{name}": name.encode() for name in ("adapter_config.json", "adapter_model.safetensors")
     }
 
@@ -280,7 +280,7 @@ def test_workers_have_the_numbers_of_this_process_even_if_one_is_killed(
         assert one.score(rows(), name) == two.score(rows(), name) == tiny.scorer.score(rows(), name)
     assert one.tokens[0] == two.tokens[0] > two.tokens[1] > 0 and one.tokens[0] > one.tokens[1]
     assert one.name == two.name == tiny.scorer.name and two.loglikelihoods([], None) == []
-    busy = next(hand for hand in two._pool._hands if hand.actor)
+    busy = next(handle for handle in two._pool.supervisor.handles if handle.actor)
     pid = ray.get(busy.actor.__ray_call__.remote(lambda _: os.getpid()))
     real = two._next
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from selfalign.generation.engines.same_model import FARTHEST, TEXTS, Portrait, _logprob, difference
+from selfalign.generation.engines.same_model import MAX_DISTANCE, TEXTS, Fingerprint, _logprob, difference
 
 ANSWERS = tuple((f" word{n}", -0.5 * n) for n in range(len(TEXTS)))
 
 
-def seen(answers: tuple[tuple[str, float | None], ...], vocabulary: str = "", name: str = "base") -> Portrait:
-    return Portrait(vocabulary, {name: answers})
+def seen(answers: tuple[tuple[str, float | None], ...], vocabulary: str = "", name: str = "base") -> Fingerprint:
+    return Fingerprint(vocabulary, {name: answers})
 
 
 def test_noise_and_a_tie_that_falls_the_other_way_are_the_same_model():
@@ -20,7 +20,7 @@ def test_noise_and_a_tie_that_falls_the_other_way_are_the_same_model():
 
 
 def test_other_tokens_or_other_probabilities_are_another_model_and_the_farthest_text_is_named():
-    shifted = (*((t, p - FARTHEST - 0.01) for t, p in ANSWERS[:-1]), ("no\x1b", -9.0))
+    shifted = (*((t, p - MAX_DISTANCE - 0.01) for t, p in ANSWERS[:-1]), ("no\x1b", -9.0))
     assert difference(seen(ANSWERS), seen(shifted)) == (
         f"for 'base', after {TEXTS[-1]!r}, 'no\\x1b' (-9.00) instead of ' word7' (-3.50)"
     )

@@ -1,318 +1,225 @@
-"""Which of several servers gets a call, how many it gets at once, and when it is left alone.
+"""Share calls among several servers: which server gets a call, how many it gets, when it is out of service.
 
-Each has a window of calls in flight that grows by addition and shrinks by multiplication (Chiu and Jain 1989; slow
-start as TCP's, Jacobson 1988), and a circuit breaker. Who asks for a server waits until one has room, in the order of
-asking; nothing here calls a server.
+Each server has a window of concurrent calls (`window`) and a circuit breaker. A thread that asks for a server waits
+until one has room (`scheduling`). Nothing here calls a server.
 """
 
 from __future__ import annotations
 
-import math
 import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from selfalign.generation.engines.openai_api import OpenAiApi
+from selfalign.generation.engines.window import Window
 from selfalign.generation.retries import Transient
+from selfalign.generation.scheduling import Job, Queue, Slot
 from selfalign.system.signals import STOP
 
-_START = 2
-"""Calls at once that a server gets at first."""
-_TRIPS = 3
-"""Failures in a row after which a server is left alone; where nobody listens, one is enough."""
-_GAIN = 1.05
-"""A larger window must bring so many times the tokens per second, or it is given back."""
-_HOLD = 8
-"""Rounds without growth after that."""
-_MEMORY = 0.9
-"""What is left of a call's weight in the averages with the next one."""
+_BREAKER_FAILURES = 3
+"""Failures in a row after which a server is out of service; an unreachable server is after one."""
+_DECAY = 0.9
+"""Weight of a call in the averages after the next one."""
 _CHECK_SECONDS = 0.2
-"""Between two looks of a thread that waits: a rest that ends and a signal wake nobody."""
+"""Seconds after which a waiting thread checks for the end of a server's rest and for a signal."""
 
 
-class Window:
-    """How many calls at once one server gets, between 1 and `limit`: a function of the answers that are told to it."""
+class Endpoint(Slot):
+    """One server. The fleet changes it under its lock."""
 
-    def __init__(self, limit: int, start: int = _START) -> None:
-        self.limit = limit
-        self.size = float(min(start, limit))
-        self._threshold = float(limit)
-        """Below this every answer makes room for one more call, above it a whole window of answers does."""
-        self._hold = 0
-        self._best: tuple[float, float] | None = None
-        """(tokens per second, calls at once) of the best round."""
-        self._round = 4
-        """Answers after which the round is judged: a window of them, as it was when the round began."""
-        self._calls, self._seconds, self._tokens, self._at_once = 0, 0.0, 0, 0
-
-    def answered(self, seconds: float, tokens: int, at_once: int) -> None:
-        """A call was answered; `at_once` calls were in flight when it began, itself among them."""
-        self._calls += 1
-        self._seconds += seconds
-        self._tokens += tokens + 1  # a prompt takes time, too
-        self._at_once += at_once
-        if not self._hold and at_once >= int(self.size):
-            self.size = min(self.limit, self.size + (1 if self.size < self._threshold else 1 / self.size))
-        if self._calls >= self._round:
-            self._judge()
-
-    def _judge(self) -> None:
-        """Compare a round's tokens per second with the best: what has brought nothing, or harm, is given back."""
-        many = self._at_once / self._calls
-        rate = many * self._tokens / max(self._seconds, 1e-9)
-        self._calls, self._seconds, self._tokens, self._at_once = 0, 0.0, 0, 0
-        self._round = max(4, int(self.size))
-        self._hold = max(0, self._hold - 1)
-        if self._best is None or rate >= self._best[0] * _GAIN:
-            self._best = (rate, many)
-        elif many <= self._best[1] * 1.1:
-            self._best = (0.8 * self._best[0] + 0.2 * rate, self._best[1])
-        else:
-            self.size = self._threshold = max(1.0, min(self.size, math.ceil(self._best[1])))
-            self._best = (_MEMORY * self._best[0], self._best[1])
-            self._hold = _HOLD
-
-    def refused(self) -> None:
-        """The server had too much to do: half as many."""
-        self.size = self._threshold = max(1.0, self.size / 2)
-        self._best, self._hold = None, 0
-
-    def begin_again(self) -> None:
-        """After a time away: one call, then more as they are answered."""
-        self._threshold = max(1.0, self.size)
-        self.size, self._best, self._hold = 1.0, None, 0
-
-
-class Endpoint:
-    """One server as the fleet sees it. Everything but `api`, `title` and `limit` is the fleet's, under its lock."""
-
-    def __init__(self, api: OpenAiApi, title: str, limit: int) -> None:
-        self.api, self.title = api, title
+    def __init__(self, api: OpenAiApi, url: str, limit: int) -> None:
+        super().__init__()
+        self.api, self.url = api, url
         self.window = Window(limit)
-        self.flying = 0
-        self.away = ""
-        """Why it is left alone; empty while it is in service."""
-        self.failures = self.busy = 0
-        """In a row: failures, and replies that it has too much to do."""
-        self.rest_until = 0.0
+        self.outage = ""
+        """Why it is out of service; empty while it is in service."""
+        self.failures_in_row = self.busy_in_row = 0
         self.requests = self.tokens = self.errors = 0
-        self.seconds_away = 0.0
-        self.left = 0.0
-        self.begun = self.halved = 0
-        """Calls begun so far, and when the window was last halved: all that were refused together halve it once."""
-        self._seconds = self._produced = self._at_once = self._weight = 0.0
-
-    def note_speed(self, seconds: float, tokens: int, at_once: int) -> None:
-        self._seconds = _MEMORY * self._seconds + seconds
-        self._produced = _MEMORY * self._produced + tokens + 1
-        self._at_once = _MEMORY * self._at_once + at_once
-        self._weight = _MEMORY * self._weight + 1
+        self.seconds_out = 0.0
+        self.out_since = 0.0
+        self.calls = self.halved_at = 0
+        """Calls begun, and their number when the window was last halved: calls refused together halve it once."""
+        self._seconds = self._tokens = self._concurrent = self._weight = 0.0
 
     @property
-    def speed(self) -> float:
-        """Tokens a second, as of late; 0 where nothing was measured."""
-        return self._produced / self._seconds * self._at_once / self._weight if self._seconds else 0.0
+    def capacity(self) -> int:
+        """See `Slot`."""
+        return 0 if self.outage else int(self.window.size)
 
-    def expected(self) -> float:
-        """Seconds per token that one call more would take; half of it grows with the calls in flight."""
+    def cost(self) -> float:
+        """Return the expected seconds per token of one more call; half of it grows with the calls in flight."""
         if not self._seconds:
-            return 0.0  # what nobody has measured is tried
-        return self._seconds / self._produced * (0.5 + 0.5 * (self.flying + 1) * self._weight / self._at_once)
+            return 0.0  # a server without measurements is tried first
+        return self._seconds / self._tokens * (0.5 + 0.5 * (self.load + 1) * self._weight / self._concurrent)
 
-    def room(self, now: float) -> bool:
-        return not self.away and now >= self.rest_until and self.flying < int(self.window.size)
+    def record_speed(self, seconds: float, tokens: int, concurrent: int) -> None:
+        """Update the moving averages with an answered call."""
+        self._seconds = _DECAY * self._seconds + seconds
+        self._tokens = _DECAY * self._tokens + tokens + 1
+        self._concurrent = _DECAY * self._concurrent + concurrent
+        self._weight = _DECAY * self._weight + 1
+
+    def summary(self, now: float) -> str:
+        """Return one line with its requests, tokens, errors and outages."""
+        seconds_out = self.seconds_out + (now - self.out_since if self.outage else 0.0)
+        text = f"{self.url}: {self.requests:,} requests, {self.tokens:,} tokens"
+        text += f", {self.errors:,} {'error' if self.errors == 1 else 'errors'}" if self.errors else ""
+        text += f", out of service {seconds_out:.0f} s" if seconds_out else ""
+        return text + (f" (now: {self.outage})" if self.outage else "")
 
 
 @dataclass(eq=False)
-class Ticket:
-    """One request on its way to an answer."""
+class Call(Job):
+    """One request on its way to an answer. `preferred` is the server that has the prompt of the step before cached."""
 
-    prefer: Endpoint | None = None
-    """The server that answered the step before, and has its prompt cached."""
-    tried: set[Endpoint] = field(default_factory=set)
-    """Servers that failed it since its last counted try."""
     begun: bool = False
-    """It has been with a server: it goes first, and to its end where a signal stops the run."""
-    wake: threading.Event = field(default_factory=threading.Event)
-    given: Endpoint | None = None
+    """A server has seen it: it comes first, and is finished even if a signal stops the run."""
+    assigned: threading.Event = field(default_factory=threading.Event)
+    endpoint: Endpoint | None = None
     number: int = 0
-    """Of its call at the server, from 1."""
-    at_once: int = 0
+    """Of the call at its server, from 1."""
+    concurrent: int = 0
+    """Calls at the server when it began, including itself."""
 
 
 class Fleet:
-    """Several servers, and the requests that wait for one. Threads may call at once.
+    """Several servers, and the calls that wait for one. Threads may share it.
 
     Args:
-        on_leave: told of a server that is left alone from now on, under the lock.
+        on_outage: called with a server that goes out of service, under the lock.
+        clock: returns seconds.
     """
 
     def __init__(
         self,
         endpoints: Sequence[Endpoint],
-        on_leave: Callable[[Endpoint], None] = lambda _: None,
+        on_outage: Callable[[Endpoint], None] = lambda _: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.endpoints = list(endpoints)
-        self._on_leave, self._clock = on_leave, clock
+        self._on_outage, self._clock = on_outage, clock
         self._lock = threading.RLock()
-        self._first: list[Ticket] = []
-        self._waiting: list[Ticket] = []
+        self._queue: Queue[Call, Endpoint] = Queue(self.endpoints)
 
-    def take(self, ticket: Ticket) -> Endpoint | None:
-        """A place at the server that will likely answer first; waits for one. None where no server is left to try.
+    def acquire(self, call: Call) -> Endpoint | None:
+        """Wait for room at the server that will likely answer first. Return None if no server is in service.
 
         Raises:
-            Interrupted: a signal came before the request was begun.
+            Interrupted: a signal came before any server saw the request.
         """
         with self._lock:
-            ticket.wake.clear()
-            ticket.given = None
-            (self._first if ticket.begun else self._waiting).append(ticket)
+            call.assigned.clear()
+            (self._queue.urgent if call.begun else self._queue.waiting).append(call)
             self._assign()
-        while not ticket.wake.wait(_CHECK_SECONDS):
+        while not call.assigned.wait(_CHECK_SECONDS):
             with self._lock:
-                if STOP.is_set and not ticket.begun and ticket in self._waiting:
-                    self._waiting.remove(ticket)
+                if STOP.is_set and not call.begun and self._queue.remove(lambda other: other is call):
                     STOP.check()
                 self._assign()
-        return ticket.given
+        return call.endpoint
 
-    def finished(self, endpoint: Endpoint, ticket: Ticket, seconds: float, tokens: int) -> None:
-        """The server answered."""
+    def record_answer(self, endpoint: Endpoint, call: Call, seconds: float, tokens: int) -> None:
+        """Record that the server answered, and free its room."""
         with self._lock:
-            endpoint.requests += 1
             endpoint.tokens += tokens
-            endpoint.failures = endpoint.busy = 0
-            endpoint.note_speed(seconds, tokens, ticket.at_once)
-            endpoint.window.answered(seconds, tokens, ticket.at_once)
-            self._free(endpoint)
+            endpoint.record_speed(seconds, tokens, call.concurrent)
+            endpoint.window.record_answer(seconds, tokens, call.concurrent)
+            self.record_refusal(endpoint)
 
-    def refused(self, endpoint: Endpoint) -> None:
-        """The server is well, and the request is to blame."""
+    def record_refusal(self, endpoint: Endpoint) -> None:
+        """Record that the server works and refused this request, and free its room."""
         with self._lock:
             endpoint.requests += 1
-            endpoint.failures = endpoint.busy = 0
-            self._free(endpoint)
+            endpoint.failures_in_row = endpoint.busy_in_row = 0
+            self.release(endpoint)
 
-    def failed(
-        self, endpoint: Endpoint, ticket: Ticket, error: Transient, pause: Callable[[int, float | None], float]
+    def record_failure(
+        self, endpoint: Endpoint, call: Call, error: Transient, pause: Callable[[int, float | None], float]
     ) -> bool:
-        """The server failed the request; says whether another one is left to try.
+        """Record that the server failed the call; return whether another server is left to try.
 
         Args:
-            pause: seconds that a server which is busy for the nth time in a row, and asks for so many, is given.
+            pause: returns the seconds that the server rests, from its busy replies in a row and what it asks for.
         """
         with self._lock:
-            endpoint.errors += 1
-            if error.failure in ("busy", "no reply") and ticket.number > endpoint.halved:
-                endpoint.window.refused()
-                endpoint.halved = endpoint.begun
+            if error.failure in ("busy", "no reply") and call.number > endpoint.halved_at:
+                endpoint.window.halve()
+                endpoint.halved_at = endpoint.calls
             if error.failure == "busy":
-                endpoint.busy += 1
-                rest = self._clock() + pause(endpoint.busy, error.retry_after)
-                endpoint.rest_until = max(endpoint.rest_until, rest)
+                endpoint.busy_in_row += 1
+                rest = pause(endpoint.busy_in_row, error.retry_after)
+                endpoint.rest_until = max(endpoint.rest_until, self._clock() + rest)
             else:
-                endpoint.failures += 1
-            if error.failure == "unreachable" or endpoint.failures >= _TRIPS:
-                self._leave(endpoint, str(error))
-            ticket.tried.add(endpoint)
-            self._free(endpoint)
-            return self._others(ticket)
+                endpoint.failures_in_row += 1
+            if error.failure == "unreachable" or endpoint.failures_in_row >= _BREAKER_FAILURES:
+                self._take_out(endpoint, str(error))
+            return self._exclude(endpoint, call)
 
-    def lost(self, endpoint: Endpoint, ticket: Ticket, why: str) -> bool:
-        """The server refuses everybody, as with a wrong key; says whether another one is left to try."""
+    def record_outage(self, endpoint: Endpoint, call: Call, reason: str) -> bool:
+        """Record that the server refuses all requests; return whether another server is left to try."""
         with self._lock:
-            endpoint.errors += 1
-            self._leave(endpoint, why)
-            ticket.tried.add(endpoint)
-            self._free(endpoint)
-            return self._others(ticket)
+            self._take_out(endpoint, reason)
+            return self._exclude(endpoint, call)
 
-    def dropped(self, endpoint: Endpoint) -> None:
-        """A call ended without saying anything of the server."""
+    def release(self, endpoint: Endpoint) -> None:
+        """Free the room of a call that tells nothing about the server."""
         with self._lock:
-            self._free(endpoint)
-
-    def leave(self, endpoint: Endpoint, why: str) -> None:
-        """Leave the server alone, or say anew why."""
-        with self._lock:
-            self._leave(endpoint, why)
+            endpoint.release()
             self._assign()
 
-    def back(self, endpoint: Endpoint) -> None:
-        """The server is well again: it gets one call, then more; the first failure sends it away again."""
+    def take_out(self, endpoint: Endpoint, reason: str) -> None:
+        """Take a server out of service, or update the reason."""
         with self._lock:
-            endpoint.seconds_away += self._clock() - endpoint.left
-            endpoint.away, endpoint.rest_until, endpoint.failures = "", 0.0, _TRIPS - 1
-            endpoint.window.begin_again()
+            self._take_out(endpoint, reason)
             self._assign()
 
-    def troubles(self) -> str:
-        """Why the servers that are away are."""
+    def put_back(self, endpoint: Endpoint) -> None:
+        """Put a server back into service with one call; its first failure takes it out again."""
         with self._lock:
-            return "; ".join(f"{e.title}: {e.away}" for e in self.endpoints if e.away)
+            endpoint.seconds_out += self._clock() - endpoint.out_since
+            endpoint.outage, endpoint.rest_until, endpoint.failures_in_row = "", 0.0, _BREAKER_FAILURES - 1
+            endpoint.window.restart()
+            self._assign()
 
-    def lines(self) -> list[str]:
-        """What became of each server's calls so far, a line each."""
+    def outages(self) -> str:
+        """Return why the servers that are out of service are."""
         with self._lock:
-            now = self._clock()
-            found = []
-            for e in self.endpoints:
-                away = e.seconds_away + (now - e.left if e.away else 0.0)
-                text = f"{e.title}: {e.requests:,} requests, {e.tokens:,} tokens"
-                text += f", {e.errors:,} {'error' if e.errors == 1 else 'errors'}" if e.errors else ""
-                text += f", away {away:.0f} s" if away else ""
-                found.append(text + (f" (now: {e.away})" if e.away else ""))
-            return found
+            return "; ".join(f"{e.url}: {e.outage}" for e in self.endpoints if e.outage)
+
+    def summaries(self) -> list[str]:
+        """Return one line about each server's calls so far."""
+        with self._lock:
+            return [endpoint.summary(self._clock()) for endpoint in self.endpoints]
 
     # -- under the lock ------------------------------------------------------------------------------------------
 
-    def _others(self, ticket: Ticket) -> bool:
-        left = any(not e.away and e not in ticket.tried for e in self.endpoints)
-        if not left:
-            ticket.tried.clear()
-        return left
+    def _exclude(self, endpoint: Endpoint, call: Call) -> bool:
+        endpoint.errors += 1
+        call.excluded.add(endpoint)
+        self.release(endpoint)
+        others_left = any(not e.outage and e not in call.excluded for e in self.endpoints)
+        if not others_left:
+            call.excluded.clear()
+        return others_left
 
-    def _leave(self, endpoint: Endpoint, why: str) -> None:
-        new, endpoint.away = not endpoint.away, why
+    def _take_out(self, endpoint: Endpoint, reason: str) -> None:
+        new, endpoint.outage = not endpoint.outage, reason
         if new:
-            endpoint.left = self._clock()
-            self._on_leave(endpoint)
-
-    def _free(self, endpoint: Endpoint) -> None:
-        endpoint.flying -= 1
-        self._assign()
+            endpoint.out_since = self._clock()
+            self._on_outage(endpoint)
 
     def _assign(self) -> None:
-        """Give places to those who wait, first those who were begun."""
-        now = self._clock()
-        self._first = [ticket for ticket in self._first if not self._served(ticket, now)]
-        if self._waiting and not STOP.is_set:  # their threads see the signal, and begin nothing
-            gone = all(e.away for e in self.endpoints)
-            while self._waiting and (gone or any(e.room(now) for e in self.endpoints)):
-                self._served(self._waiting.pop(0), now)
+        # After a signal, calls that no server has seen are left to their threads, which see the signal.
+        for call, endpoint in self._queue.assign(self._clock(), urgent_only=STOP.is_set):
+            endpoint.calls += 1
+            call.number, call.concurrent = endpoint.calls, endpoint.load
+            self._wake(call, endpoint)
+        if all(endpoint.outage for endpoint in self.endpoints):
+            for call in self._queue.remove(lambda call: call.begun or not STOP.is_set):
+                self._wake(call, None)
 
-    def _served(self, ticket: Ticket, now: float) -> bool:
-        able = [e for e in self.endpoints if not e.away and e not in ticket.tried]
-        if not able:  # the last one that had not tried it has left
-            ticket.tried.clear()
-            able = [e for e in self.endpoints if not e.away]
-        if not able:
-            self._give(ticket, None)
-            return True
-        if ticket.prefer in able and ticket.prefer.rest_until <= now:
-            able = [ticket.prefer]
-        free = [e for e in able if e.room(now)]
-        if free:
-            self._give(ticket, min(free, key=Endpoint.expected))
-        return bool(free)
-
-    def _give(self, ticket: Ticket, endpoint: Endpoint | None) -> None:
-        if endpoint is not None:
-            endpoint.flying += 1
-            endpoint.begun += 1
-            ticket.number, ticket.at_once = endpoint.begun, endpoint.flying
-        ticket.given = endpoint
-        ticket.wake.set()
+    @staticmethod
+    def _wake(call: Call, endpoint: Endpoint | None) -> None:
+        call.endpoint = endpoint
+        call.assigned.set()

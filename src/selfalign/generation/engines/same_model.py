@@ -1,4 +1,4 @@
-"""Whether several servers serve the same model: asked before one gets work, and again when one comes back."""
+"""Check that several servers serve the same model, before a server gets work and when it comes back."""
 
 from __future__ import annotations
 
@@ -23,41 +23,41 @@ TEXTS = (
     "How are you today? she asked him, and he said: I",
     "To be polite, one should always say",
 )
-"""Some whose next token any model knows, some where models differ."""
-FARTHEST = 0.15
-"""Mean distance above which two models are others (see `difference`). Of the embedded model and its two adapters, any
-two are 0.29 to 0.6 apart; the same weights computed elsewhere, a few hundredths, and one tie that falls the other way
-makes an eighth."""
+"""Prompts: for some of them every model knows the next token, for others models differ."""
+MAX_DISTANCE = 0.15
+"""Mean distance above which two models differ (see `difference`). Any two of the embedded model and its two adapters
+are 0.29 to 0.6 apart. The same weights on other hardware are a few hundredths apart, plus an eighth for each tie
+between two tokens that falls differently."""
 
 Answer = tuple[str, float | None]
-"""The likeliest next token as text, and its log-probability where the server gives it."""
+"""The most likely next token as text, and its log-probability if the server returns it."""
 
 
 @dataclass(frozen=True, slots=True)
-class Portrait:
-    """What a server says of itself."""
+class Fingerprint:
+    """The answers by which a server's models are compared."""
 
     vocabulary: str
-    """Why its vocabulary is not the model's; empty where it is, or was not compared."""
+    """How its vocabulary differs from the model's; empty if it is the same, or was not compared."""
     answers: Mapping[str, tuple[Answer, ...]]
     """For each name of the recipe's `served`, an answer to each of `TEXTS`."""
 
 
-def portrait(api: OpenAiApi, served: Mapping[str, str]) -> Portrait:
-    """Ask a server: how it reads the model's token ids, and what it goes on with.
+def fingerprint(api: OpenAiApi, served: Mapping[str, str]) -> Fingerprint:
+    """Ask a server how it reads the model's token ids, and how its models continue `TEXTS`.
 
     Raises:
-        Transient: it does not answer now.
+        Transient: the server does not answer now.
         RowError: it cannot complete a plain text.
-        Resumable: it refuses everybody, or has no model of that name.
+        Resumable: it refuses all requests, or has no model of that name.
         Interrupted: a signal came.
     """
     try:
-        why = api.check_token_ids(next(iter(served.values())))
+        reason = api.check_token_ids(next(iter(served.values())))
         answers = {name: tuple(_answer(api, model, text) for text in TEXTS) for name, model in served.items()}
     except Resumable as error:
-        raise Resumable(f"{error}{_listed(api)}") from None
-    return Portrait(why if OTHER_VOCABULARY in why else "", answers)
+        raise Resumable(f"{error}{_model_list(api)}") from None
+    return Fingerprint(reason if OTHER_VOCABULARY in reason else "", answers)
 
 
 def _answer(api: OpenAiApi, model: str, text: str) -> Answer:
@@ -65,23 +65,23 @@ def _answer(api: OpenAiApi, model: str, text: str) -> Answer:
     body: dict[str, Any] = {"model": model, "prompt": text, "max_tokens": 1, "temperature": 0.0, "stream": False}
     try:
         choice = api.complete({**body, "logprobs": 1})["choices"][0]
-    except RowError:  # one that knows no log-probabilities
+    except RowError:  # the server does not know log-probabilities
         choice = api.complete(body)["choices"][0]
     return str(choice["text"]), _logprob(choice)
 
 
 def _logprob(choice: Mapping[str, Any]) -> float | None:
-    """Of the first token, in OpenAI's form for completions (vLLM) or for chats (llama.cpp)."""
+    """Read the first token's log-probability, in OpenAI's form of completions (vLLM) or of chats (llama.cpp)."""
     try:
-        given = choice["logprobs"]
-        value = given["content"][0]["logprob"] if "content" in given else given["token_logprobs"][0]
+        logprobs = choice["logprobs"]
+        value = logprobs["content"][0]["logprob"] if "content" in logprobs else logprobs["token_logprobs"][0]
         return float(value) if isinstance(value, int | float) else None
     except (KeyError, IndexError, TypeError, OverflowError):
         return None
 
 
-def _listed(api: OpenAiApi) -> str:
-    """`; it serves a, b`, where the server says what it has."""
+def _model_list(api: OpenAiApi) -> str:
+    """Return `; it serves a, b` if the server lists its models."""
     try:
         status, _, raw = api.client.call("GET", "/v1/models")
         ids = [str(row["id"]) for row in json.loads(raw)["data"]] if status == 200 else []
@@ -90,21 +90,21 @@ def _listed(api: OpenAiApi) -> str:
     return f"; it serves {', '.join(ids[:5])[:200]}" if ids else ""
 
 
-def difference(one: Portrait, other: Portrait) -> str:
-    """What two servers differ in, the second one's side first; empty where they serve the same.
+def difference(first: Fingerprint, second: Fingerprint) -> str:
+    """Return what two servers differ in, the second one's side first; empty if they serve the same model.
 
-    The distance of two answers is that of their log-probabilities where the token is the same, at most 1, and 1 where
-    it is another. Quantised otherwise is another model.
+    The distance of two answers is 1 if the tokens differ, else the difference of their log-probabilities, at most 1.
+    Another quantisation is another model.
     """
-    if bool(one.vocabulary) != bool(other.vocabulary):
-        return one.vocabulary or other.vocabulary
-    for name in one.answers.keys() & other.answers.keys():
-        pairs = list(zip(one.answers[name], other.answers[name], strict=True))
-        apart = [_distance(a, b) for a, b in pairs]
-        if sum(apart) / len(apart) > FARTHEST:
-            number = apart.index(max(apart))
-            (mine, p), (theirs, q) = pairs[number]
-            return f"for {name!r}, after {TEXTS[number]!r}, {_shown(theirs, q)} instead of {_shown(mine, p)}"
+    if bool(first.vocabulary) != bool(second.vocabulary):
+        return first.vocabulary or second.vocabulary
+    for name in first.answers.keys() & second.answers.keys():
+        pairs = list(zip(first.answers[name], second.answers[name], strict=True))
+        distances = [_distance(a, b) for a, b in pairs]
+        if sum(distances) / len(distances) > MAX_DISTANCE:
+            number = distances.index(max(distances))
+            a, b = pairs[number]
+            return f"for {name!r}, after {TEXTS[number]!r}, {_format(b)} instead of {_format(a)}"
     return ""
 
 
@@ -114,5 +114,6 @@ def _distance(a: Answer, b: Answer) -> float:
     return 0.0 if a[1] is None or b[1] is None else min(1.0, abs(a[1] - b[1]))
 
 
-def _shown(text: str, logprob: float | None) -> str:
+def _format(answer: Answer) -> str:
+    text, logprob = answer
     return f"{text[:24]!r}" + (f" ({logprob:.2f})" if logprob is not None else "")

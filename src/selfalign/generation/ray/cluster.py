@@ -1,4 +1,4 @@
-"""The Ray cluster: one of our own on this machine, or one that runs; and how many workers it has room for."""
+"""Connect to a Ray cluster, or start one on this machine; decide how many workers it has room for."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ from selfalign.generation.settings import ExecutorSettings
 
 _CONNECT_SECONDS = 10.0
 _STORE_BYTES = 128 * 2**20
-"""Requests and answers are small and pass by; only adapters' files lie in the object store."""
+"""Small, since requests and responses are not stored; only the adapters' files lie in the object store."""
 _PREFIX = "selfalign-ray-"
 _LONGEST_FOLDER = 24
-"""Characters of the folder for temporary files; Ray adds about 60, and a socket's path has room for 107."""
+"""Characters of the folder for temporary files: Ray appends about 60, and a socket's path may have 107."""
 
 
 def check_installed() -> None:
-    """Raises UserError where Ray is not installed."""
+    """Raise UserError if Ray is not installed."""
     if not find_spec("ray"):
         raise UserError("executor ray: Ray is not installed: pip install 'selfalign[ray]'")
 
 
 class Cluster:
-    """The connection to a cluster. At most one a process: one that is there already is used, and left as it is.
+    """The connection to a cluster. A process has at most one: an existing connection is used, and left open.
 
     Args:
         address: see `ExecutorSettings`.
@@ -49,50 +49,50 @@ class Cluster:
         check_installed()
         self._ours = False
         self.scratch: Path | None = None
-        """A folder of our own cluster for its temporary files."""
+        """The folder for temporary files of our own cluster."""
         self._prepare(address)
         import ray
 
         if ray.is_initialized():
             return
-        logging.getLogger("ray").setLevel(logging.ERROR)  # importing it sets another
-        options: dict[str, Any] = {"address": address} if address else self._own()
+        logging.getLogger("ray").setLevel(logging.ERROR)  # the import of Ray sets another
+        options: dict[str, Any] = {"address": address} if address else self._own_options()
         quiet = {"configure_logging": False, "log_to_driver": False, "logging_level": logging.ERROR}
         try:
-            with _signals_kept():
+            with _signal_handlers_restored():
                 ray.init(**options, **quiet)
             self._ours = True
             if address is None and ray.nodes()[0]["NodeManagerAddress"] != "127.0.0.1":
-                raise RuntimeError("it would be open to the network, and not to 127.0.0.1 alone")
+                raise RuntimeError("it would listen on the network, and not on 127.0.0.1 only")
         except (ConnectionError, RuntimeError, ValueError, OSError, ray.exceptions.RayError) as error:
             self.close()
-            raise UserError(_explained(address, error)) from error
+            raise UserError(explain_error(address, error)) from error
 
     def _prepare(self, address: str | None) -> None:
-        """What has to be so before Ray is imported, and a look whether anybody answers there."""
+        """Set the environment before Ray is imported, and check that the address answers."""
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         if address is None:
-            # A token of this process: without one Ray would write its own into the home folder.
+            # Without a token Ray would write its own into the home folder.
             os.environ.setdefault("RAY_AUTH_TOKEN", _TOKEN)
         elif os.environ.get("RAY_AUTH_TOKEN"):
-            os.environ.setdefault("RAY_AUTH_MODE", "token")  # a token that is given is meant to be shown
+            os.environ.setdefault("RAY_AUTH_MODE", "token")  # Ray ignores the token without this mode
         if address and address != "auto":
-            self._knock(address)
+            self._check_address(address)
 
     @staticmethod
-    def _knock(address: str) -> None:
+    def _check_address(address: str) -> None:
         host, _, port = address.rpartition(":")
         try:
             socket.create_connection((host, int(port)), _CONNECT_SECONDS).close()
-        except (OSError, OverflowError, UnicodeError) as error:  # a port, a host that none can be
+        except (OSError, OverflowError, UnicodeError) as error:  # also an impossible port or host name
             raise UserError(
                 f"executor.address: no Ray cluster answers at {address} ({error}): start one there with "
                 f"`ray start --head --port {port}` (docs/cluster.md)"
             ) from None
 
-    def _own(self) -> dict[str, Any]:
-        _loopback(True)
-        _sweep()
+    def _own_options(self) -> dict[str, Any]:
+        _listen_on_loopback_only(True)
+        _remove_old_folders()
         self.scratch = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-", dir=_short_folder()))
         return {
             "num_cpus": usable_cores(),
@@ -103,29 +103,29 @@ class Cluster:
         }
 
     def close(self) -> None:
-        """Leave the cluster; end it where it is our own."""
+        """Disconnect from the cluster; end it if it is our own."""
         if self._ours:
             import ray
 
-            with _signals_kept():
+            with _signal_handlers_restored():
                 ray.shutdown()
         self._ours = False
         if self.scratch:
-            _loopback(False)
+            _listen_on_loopback_only(False)
             shutil.rmtree(self.scratch, ignore_errors=True)
         self.scratch = None
 
 
-def _loopback(alone: bool) -> None:
-    """Let Ray, here and in the processes that it starts, listen on 127.0.0.1 only.
+def _listen_on_loopback_only(enabled: bool) -> None:
+    """Let Ray, in this process and those that it starts, listen on 127.0.0.1 only.
 
-    It takes 127.0.0.1 for the machine's address in its network, and listens everywhere, unless told that there are no
-    clusters of several machines (its switch for systems where that is so). Here it was read as Ray was imported.
+    Ray listens on all addresses even when its own is 127.0.0.1, unless it takes the system for one without clusters of
+    several machines. It reads that variable when it is imported, so the constant is set as well.
     """
     from ray._private import ray_constants
 
-    ray_constants.ENABLE_RAY_CLUSTER = not alone
-    if alone:
+    ray_constants.ENABLE_RAY_CLUSTER = not enabled
+    if enabled:
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     else:
         os.environ.pop("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", None)
@@ -134,30 +134,31 @@ def _loopback(alone: bool) -> None:
 _TOKEN = secrets.token_hex(32)
 
 
-def _explained(address: str | None, error: BaseException) -> str:
-    said = " ".join(str(error).split())
+def explain_error(address: str | None, error: BaseException) -> str:
+    """Return one line with the cause that Ray names, and what to do about it."""
+    text = " ".join(str(error).split())
     where = f"the Ray cluster at {address}" if address else "a Ray cluster on this machine"
-    if "ersion mismatch" in said:
-        return f"{where} runs other versions than this command: {said[:300]}. Install the same on all machines"
-    if "uthenti" in said:
-        return f"{where} refuses this command ({said[:160]}): give its token in RAY_AUTH_TOKEN"
+    if "ersion mismatch" in text:
+        return f"{where} runs other versions than this command: {text[:300]}. Install the same on all machines"
+    if "uthenti" in text:
+        return f"{where} refuses this command ({text[:160]}): give its token in RAY_AUTH_TOKEN"
     if address == "auto":
-        return f"executor.address: this machine belongs to no running Ray cluster ({said[:120]}): `ray start` makes one"
-    if address and "ailed to connect" in said:
+        return f"executor.address: this machine belongs to no Ray cluster ({text[:120]}): start one with `ray start`"
+    if address and "ailed to connect" in text:
         return (
-            f"somebody answers at {address}, but no Ray that lets this command in: is its token in RAY_AUTH_TOKEN, and "
-            "can this machine reach the address that it has in its network?"
+            f"{address} answers, but the Ray cluster there does not accept this command: is its token in "
+            "RAY_AUTH_TOKEN, and can this machine reach the address that the cluster has in its network?"
         )
-    return f"{where} cannot be {'reached' if address else 'started'}: {said[:240]}"
+    return f"{where} cannot be {'reached' if address else 'started'}: {text[:240]}"
 
 
 def _short_folder() -> str:
-    own = tempfile.gettempdir()
-    return own if len(own) <= _LONGEST_FOLDER else "/tmp"  # noqa: S108  (mkdtemp makes a folder of this user alone)
+    folder = tempfile.gettempdir()
+    return folder if len(folder) <= _LONGEST_FOLDER else "/tmp"  # noqa: S108  (mkdtemp's folders are private)
 
 
-def _sweep() -> None:
-    """Remove what clusters of killed commands left."""
+def _remove_old_folders() -> None:
+    """Remove the folders of commands that were killed."""
     for folder in Path(_short_folder()).glob(f"{_PREFIX}*-*"):
         pid = folder.name.removeprefix(_PREFIX).partition("-")[0]
         with contextlib.suppress(OSError):
@@ -166,22 +167,22 @@ def _sweep() -> None:
 
 
 @contextlib.contextmanager
-def _signals_kept() -> Iterator[None]:
-    """Ray sets handlers of its own, where a signal to this command is to end it without a loss."""
+def _signal_handlers_restored() -> Iterator[None]:
+    """Restore this process's signal handlers, which finish a run without loss; Ray replaces them."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        for number, handler in kept.items():
+        for number, handler in handlers.items():
             signal.signal(number, handler)
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
-    """How many workers, and what each takes of its machine."""
+class Allocation:
+    """The number of workers, and the resources of each."""
 
     workers: int
     cpus: float
@@ -189,8 +190,10 @@ class Shape:
     machines: int
 
 
-def shape(executor: ExecutorSettings, kind: str, nodes: list[dict[str, float]], tensor_parallel_size: int = 1) -> Shape:
-    """What `auto` stands for on machines with these resources (Ray's names), and whether there is room for it.
+def allocate(
+    executor: ExecutorSettings, kind: str, nodes: list[dict[str, float]], tensor_parallel_size: int = 1
+) -> Allocation:
+    """Resolve `auto` in the settings on machines with these resources (named as in Ray).
 
     Args:
         kind: of the engine.
@@ -199,41 +202,41 @@ def shape(executor: ExecutorSettings, kind: str, nodes: list[dict[str, float]], 
     Raises:
         UserError: the cluster has less than the recipe asks for.
     """
-    cpus_there, gpus_there = sum(n.get("CPU", 0) for n in nodes), sum(n.get("GPU", 0) for n in nodes)
+    cluster_cpus, cluster_gpus = sum(n.get("CPU", 0) for n in nodes), sum(n.get("GPU", 0) for n in nodes)
     gpus = executor.gpus
     if gpus == "auto":
-        gpus = float(tensor_parallel_size) if kind == "vllm" and gpus_there else 0.0
+        gpus = float(tensor_parallel_size) if kind == "vllm" and cluster_gpus else 0.0
     elif kind == "vllm" and gpus < tensor_parallel_size > 1:
         raise UserError(
             f"executor.gpus is {gpus:g} and engine.tensor_parallel_size {tensor_parallel_size}: a worker needs "
             "as many; leave gpus at auto"
         )
-    able = [n for n in nodes if n.get("CPU", 0) > 0 and (not gpus or n.get("GPU", 0) >= gpus)]
+    usable = [n for n in nodes if n.get("CPU", 0) > 0 and (not gpus or n.get("GPU", 0) >= gpus)]
     workers = executor.workers
     if workers == "auto":
-        workers = sum(_times(n.get("GPU", 0), gpus) for n in able) if gpus else len(able)
+        workers = sum(_times(n.get("GPU", 0), gpus) for n in usable) if gpus else len(usable)
     cpus = executor.cpus
     if cpus == "auto":
-        each = -(-workers // max(1, len(able)))
-        cpus = 1.0 if gpus else float(max(1, min((n["CPU"] for n in able), default=0) // max(1, each)))
-    room = sum(min(_times(n["CPU"], cpus), _times(n.get("GPU", 0), gpus)) for n in able)
+        per_machine = -(-workers // max(1, len(usable)))
+        cpus = 1.0 if gpus else float(max(1, min((n["CPU"] for n in usable), default=0) // max(1, per_machine)))
+    room = sum(min(_times(n["CPU"], cpus), _times(n.get("GPU", 0), gpus)) for n in usable)
     if not workers or room < workers:
-        wanted = f"{workers or 'any'} workers of {cpus:g} CPUs" + (f" and {gpus:g} GPUs" if gpus else "")
+        request = f"{workers or 'any'} workers of {cpus:g} CPUs" + (f" and {gpus:g} GPUs" if gpus else "")
         raise UserError(
-            f"executor: the Ray cluster has {cpus_there:g} CPUs and {gpus_there:g} GPUs on {len(nodes)} "
-            f"{'machine' if len(nodes) == 1 else 'machines'}, room for {min(room, 10**6)} of {wanted}: "
+            f"executor: the Ray cluster has {cluster_cpus:g} CPUs and {cluster_gpus:g} GPUs on {len(nodes)} "
+            f"{'machine' if len(nodes) == 1 else 'machines'}, room for {min(room, 10**6)} of {request}: "
             "set executor.workers, cpus or gpus"
         )
-    return Shape(workers, cpus, gpus, len(nodes))
+    return Allocation(workers, cpus, gpus, len(nodes))
 
 
-def _times(there: float, each: float) -> int:
-    """How often a share goes into what there is: ten tenths into one."""
-    return int(there / each + 1e-6) if each else 10**9
+def _times(total: float, share: float) -> int:
+    """Return how many shares fit into a total; ten shares of 0.1 fit into 1."""
+    return int(total / share + 1e-6) if share else 10**9
 
 
 def machines() -> list[dict[str, float]]:
-    """The resources of each machine of the cluster that this process is connected to."""
+    """Return the resources of each machine of the connected cluster."""
     import ray
 
     return [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]

@@ -1,175 +1,361 @@
-"""A worker's place in the pool: threads that start it, send to it and listen to it, and begin again where it dies."""
+"""Keep the workers of a Ray cluster running, and their requests with workers that live."""
 
 from __future__ import annotations
 
 import threading
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
 
-from selfalign.generation.ray.sharing import Seat
-from selfalign.generation.ray.worker import Failure, Ready, Refusal, Result
+from selfalign.data.prompt_text import Pieces
+from selfalign.errors import Resumable, SelfAlignError, UserError
+from selfalign.generation.engines.base import RowError
+from selfalign.generation.ray.jobs import WorkerJob, WorkerQueue, WorkerSlot
+from selfalign.generation.ray.worker import Failure, Ready, Refusal, Result, Worker, WorkerSettings
+from selfalign.system.signals import STOP
 from selfalign.system.version import __version__
 
-if TYPE_CHECKING:
-    from selfalign.generation.ray.pool import Pool
-
 _TAKE_SECONDS = 5.0
-"""So long a worker is asked to wait for its next result."""
+"""Seconds that a worker waits for its next result in one call."""
+_CALL_SECONDS = 30.0
+"""Timeout of a call that a running worker answers at once."""
 _JOIN_SECONDS = 30.0
-_BARREN = 4
-"""A worker that dies so often in a row without a result does not come back: it is its engine, or its machine."""
+_MAX_DEATHS_IN_ROW = 4
+"""A worker that dies this often in a row without a result is not started again: its engine or its machine fails."""
 
 
-class Died(Exception):
-    """A worker is gone, and why."""
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """What a worker is started with."""
+
+    worker: type[Worker]
+    settings: WorkerSettings
+    files: Any
+    """Reference to the adapters' files in Ray's object store."""
+    cpus: float
+    gpus: float
+    start_seconds: float
+    """Timeout of a worker's start, and of the time without any worker."""
 
 
-class Hand:
-    """One place. Its threads call the pool's `up`, `received`, `down` and `out`."""
+class _WorkerDied(Exception):
+    """A worker ended; the message tells why."""
 
-    def __init__(self, pool: Pool, number: int) -> None:
-        self.pool = pool
-        self.seat = Seat()
-        pool.board.seats.append(self.seat)
-        self.sends = threading.Condition(pool.lock)
-        """Something lies in the outbox."""
-        self.heard = threading.Condition(pool.lock)
-        """Something is with the worker."""
+
+class Supervisor:
+    """All workers of a pool; they run when it is created. Threads may share it.
+
+    Args:
+        say: prints a line when a worker dies.
+
+    Raises:
+        UserError: a worker cannot start.
+        Resumable: no worker is left.
+        Interrupted: a signal came.
+    """
+
+    def __init__(self, launch: Launch, workers: int, say: Callable[[str], None]) -> None:
+        self.launch = launch
+        self.lock = threading.Lock()
+        self.closing = False
+        self.warm_prefixes: dict[str | None, Pieces] = {}
+        self.note = ""
+        self._say = say
+        self._changed = threading.Condition(self.lock)
+        self._paused = False
+        """Waiting requests stay where they are."""
+        self._error: SelfAlignError | None = None
+        """Why no worker is left."""
+        self._idle_since = time.monotonic()
+        """Since when no worker runs."""
+        self.handles: list[WorkerHandle] = []
+        self.queue = WorkerQueue(self.handles)
+        self.handles += [WorkerHandle(self, number) for number in range(workers)]
+        for handle in self.handles:
+            handle.start()
+        try:
+            self._wait_for_workers()
+        except BaseException:
+            self.close()
+            raise
+
+    def _wait_for_workers(self) -> None:
+        """Wait until every worker runs; after `start_seconds`, until one does."""
+        deadline = time.monotonic() + self.launch.start_seconds
+        with self._changed:
+            while True:
+                if error := next((h.start_error for h in self.handles if h.start_error), ""):
+                    raise UserError(error)
+                STOP.check()
+                running = sum(handle.parallel > 0 for handle in self.handles)
+                if running == len(self.handles) or (time.monotonic() > deadline and running):
+                    return
+                if self._error:
+                    raise self._error
+                self._changed.wait(0.2)
+
+    def warm_prefix(self, prefix: Pieces, adapter: str | None) -> str:
+        """See `Engine.warm_prefix`. Every worker computes the prefix, including workers that start later."""
+        import ray
+
+        with self.lock:
+            self.warm_prefixes = {adapter: prefix}
+        notes = []
+        for reference in [actor.warm_prefix.remote(prefix, adapter) for actor in self._running()]:
+            with suppress(ray.exceptions.RayError):  # the worker's thread learns of its death
+                notes.append(ray.get(reference))
+        return notes[0] if notes else "never computed"
+
+    def _running(self) -> list[Any]:
+        """Return the actors whose engine is loaded."""
+        with self.lock:
+            return [h.actor for h in self.handles if h.parallel and h.actor is not None]
+
+    def close(self) -> None:
+        """End all workers."""
+        import ray
+
+        with self._changed:
+            self.closing = True
+            self._changed.notify_all()
+        if ending := [actor.close.remote() for actor in self._running()]:
+            ray.wait(ending, num_returns=len(ending), timeout=_CALL_SECONDS)
+        for handle in self.handles:
+            handle.kill()
+        for handle in self.handles:
+            handle.join()
+
+    # -- requests ------------------------------------------------------------------------------------------------
+
+    def add(self, job: WorkerJob) -> None:
+        """Give a request to a worker with room, or let it wait for one."""
+        with self.lock:
+            if self._error:
+                job.sink(job.key, self._error, 0.0)
+                return
+            self.queue.add(job)
+            self._dispatch()
+
+    def resume(self) -> None:
+        """Give out requests again after `take_back`."""
+        with self.lock:
+            self._paused = False
+
+    def _dispatch(self) -> None:
+        """Send waiting requests to workers with room. The caller holds the lock."""
+        if not self._paused and not self.closing:
+            for handle, batch in self.queue.assign_tickets().items():
+                handle.send(batch)
+
+    def take_back(self, matches: Callable[[WorkerJob], bool]) -> list[WorkerJob]:
+        """Take back the matching requests that no engine has begun; no request is given out until `resume`."""
+        import ray
+
+        with self.lock:
+            first, self._paused = not self._paused, True
+            jobs = self.queue.remove(matches)
+            busy = [(h, h.actor) for h in self.handles if h.load] if first else []
+        for handle, actor in busy:
+            try:
+                tickets = ray.get(actor.take_back.remote(), timeout=_CALL_SECONDS)
+            except ray.exceptions.GetTimeoutError:
+                # Nobody knows what the worker gave back; when it is dead, all its requests wait again.
+                ray.kill(actor)
+                continue
+            except (ray.exceptions.RayError, AttributeError):
+                continue  # the worker is dead: its requests wait again, and the next call takes them
+            with self.lock:
+                jobs += [job for ticket in tickets if (job := self.queue.finish(handle, ticket))]
+        with self.lock:
+            for job in jobs:
+                if not matches(job):
+                    self.queue.add(job)
+        return [job for job in jobs if matches(job)]
+
+    # -- called by the workers' threads --------------------------------------------------------------------------
+
+    def on_ready(self, handle: WorkerHandle, ready: Ready) -> None:
+        """Record that a worker has loaded its engine."""
+        with self._changed:
+            handle.parallel = ready.slots
+            self.note = self.note or ready.note
+            self._dispatch()
+            self._changed.notify_all()
+
+    def on_results(self, handle: WorkerHandle, results: list[Result]) -> None:
+        """Hand on what a worker has finished."""
+        with self.lock:
+            for ticket, result, seconds in results:
+                if job := self.queue.finish(handle, ticket):
+                    job.sink(job.key, _raisable(result), seconds)
+            self._dispatch()
+
+    def on_death(self, handle: WorkerHandle, reason: str) -> int:
+        """Give a dead worker's requests to others; return how many fail as poison requests."""
+        with self._changed:
+            if self.closing:
+                return 0
+            if handle.parallel:
+                self._say(f"  a Ray worker died ({reason[:160]}): others get its requests, and a new one replaces it")
+            poison = self.queue.reassign(handle, reason)
+            if not any(h.parallel for h in self.handles):
+                self._idle_since = time.monotonic()
+            self._dispatch()
+            self._changed.notify_all()
+            return poison
+
+    def on_gone(self, handle: WorkerHandle, reason: str) -> None:
+        """Record that a worker is not started again. If none is left, every request ends with that error."""
+        with self._changed:
+            handle.gone = True
+            if all(h.gone for h in self.handles) and not self._error and not self.closing:
+                self._error = Resumable(
+                    f"no Ray worker is left ({reason[:300]}): check the cluster, then run the same command again"
+                )
+                for job in self.queue.clear():
+                    job.sink(job.key, self._error, 0.0)
+            self._changed.notify_all()
+
+    def idle_too_long(self) -> bool:
+        """Return whether no worker has run for longer than a worker may take to start."""
+        with self.lock:
+            idle = not any(h.parallel for h in self.handles)
+            return idle and time.monotonic() - self._idle_since > self.launch.start_seconds
+
+
+class WorkerHandle(WorkerSlot):
+    """One worker of a pool. Its thread starts the worker, receives results, and starts a new one when it dies."""
+
+    def __init__(self, supervisor: Supervisor, number: int) -> None:
+        super().__init__(supervisor.launch.worker.ahead)
+        self._supervisor = supervisor
         self.actor: Any = None
-        self.refused = ""
-        """Why the first worker of this place cannot be what it should."""
+        self.start_error = ""
+        """Why the first worker could not start."""
         self.gone = False
-        self._begun = False
-        self._threads: list[threading.Thread] = []
-        self._run(self._live, f"ray-{number}")
+        self._was_ready = False
+        self._sent: list[Any] = []
+        """References of calls that send requests."""
+        self._thread = threading.Thread(target=self._run, name=f"ray-{number}", daemon=True)
 
-    def _run(self, what: Callable[..., None], name: str, *given: object) -> None:
-        thread = threading.Thread(target=what, args=given, name=name, daemon=True)
-        self._threads.append(thread)
-        thread.start()
-
-    def wake(self) -> None:
-        """Let the threads look whether the pool is closing."""
-        with self.pool.lock:
-            self.sends.notify_all()
-            self.heard.notify_all()
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
 
     def join(self) -> None:
-        """Wait for the threads to end."""
-        for thread in self._threads:
-            thread.join(_JOIN_SECONDS)
+        """Wait for the thread to end."""
+        self._thread.join(_JOIN_SECONDS)
 
-    def _live(self) -> None:
-        """One worker after the other, until the pool closes or nothing helps."""
-        barren = 0
-        while not self.pool.closing:
+    def send(self, batch: list[tuple[int, Any]]) -> None:
+        """Send requests without waiting. The caller holds the supervisor's lock."""
+        import ray
+
+        try:
+            self._sent.append(self.actor.give.remote(batch))
+        except Exception:
+            ray.kill(self.actor)  # the thread learns of the death, and the requests wait again
+
+    def kill(self) -> None:
+        """End the worker."""
+        import ray
+
+        with self._supervisor.lock:
+            actor, self.actor = self.actor, None
+            self._sent = []
+        if actor is not None:
+            ray.kill(actor)
+
+    def _run(self) -> None:
+        """Run one worker after the other, until the pool closes or the workers keep dying."""
+        supervisor, deaths = self._supervisor, 0
+        while not supervisor.closing:
             try:
-                ready = self._start()
-                self._begun = True
-                self.pool.up(self, ready)
-                self._run(self._send, f"{threading.current_thread().name}-send", self.actor)
-                barren = self._listen(barren)
-            except Exception as error:  # of whatever: requests of a thread that ended would be waited for
-                barren = 0 if self.pool.down(self, _why(error)) else barren + 1
-                self._kill()
-                if self.refused or barren >= _BARREN or self.pool.bare_too_long():
-                    self.pool.out(self, _why(error))
+                ready = self._start_worker()
+                self._was_ready = True
+                supervisor.on_ready(self, ready)
+                while not supervisor.closing:
+                    deaths = 0 if self._receive() else deaths
+            except Exception as error:  # any exception: requests with a thread that ended would never finish
+                deaths = 0 if supervisor.on_death(self, _reason(error)) else deaths + 1
+                self.kill()
+                if self.start_error or deaths >= _MAX_DEATHS_IN_ROW or supervisor.idle_too_long():
+                    supervisor.on_gone(self, _reason(error))
                     return
-                time.sleep(min(10.0, 0.5 * 2**barren) if barren > 1 else 0.0)
+                time.sleep(min(10.0, 0.5 * 2**deaths) if deaths > 1 else 0.0)
 
-    def _start(self) -> Ready:
-        """A new worker, its engine loaded.
+    def _start_worker(self) -> Ready:
+        """Start a worker and load its engine.
 
         Raises:
-            Died: it ended meanwhile, cannot be had, or refused.
+            _WorkerDied: it died meanwhile, refused, or could not be started.
         """
         import ray
 
-        pool = self.pool
+        supervisor, launch = self._supervisor, self._supervisor.launch
         try:
-            actor_class = ray.remote(pool.worker).options(
-                num_cpus=pool.shape.cpus,
-                num_gpus=pool.shape.gpus,
+            actor_class = ray.remote(launch.worker).options(
+                num_cpus=launch.cpus,
+                num_gpus=launch.gpus,
                 max_concurrency=6,
                 max_restarts=0,
                 scheduling_strategy="SPREAD",
             )
             self.actor = actor_class.remote()
-            started = self.actor.start.remote(pool.order, pool.files)
+            started = self.actor.start.remote(launch.settings, launch.files)
             while not ray.wait([started], timeout=0.5)[0]:
-                if pool.closing or pool.bare_too_long():
-                    raise Died(f"none could be started within {pool.executor.start_seconds:.0f} s")
+                if supervisor.closing or supervisor.idle_too_long():
+                    raise _WorkerDied(f"none could be started within {launch.start_seconds:.0f} s")
             answer = ray.get(started)
             if isinstance(answer, Refusal):
-                raise Died(answer.text)
-            for adapter, prefix in pool.warmed.items():
+                raise _WorkerDied(answer.text)
+            for adapter, prefix in supervisor.warm_prefixes.items():
                 ray.get(self.actor.warm_prefix.remote(prefix, adapter))
             return answer  # type: ignore[no-any-return]
-        except Exception as error:  # Ray's, ours, and what Ray says of settings that it does not take
-            text = _why(error)
-            if not self._begun and not pool.closing:
-                self.refused = f"a Ray worker cannot start: {text}"
-            raise Died(text) from None
+        except Exception as error:  # Ray's, ours, and those of settings that Ray refuses
+            text = _reason(error)
+            if not self._was_ready and not supervisor.closing:
+                self.start_error = f"a Ray worker cannot start: {text}"
+            raise _WorkerDied(text) from None
 
-    def _send(self, actor: Any) -> None:
-        """Send what gathers in the outbox: one request where the worker is slower, many where the network is."""
-        import ray
-
-        while True:
-            with self.pool.lock:
-                while not self.seat.outbox and self.actor is actor and not self.pool.closing:
-                    self.sends.wait()
-                if self.actor is not actor or self.pool.closing:
-                    return
-                batch = self.pool.board.send(self.seat)
-                self.heard.notify_all()
-            try:
-                ray.get(actor.give.remote(batch))
-            except Exception:
-                ray.kill(actor)  # whether they arrived is not known: who listens hears of the death
-                return
-
-    def _listen(self, barren: int) -> int:
-        """Take results as they come; returns at the end of the pool.
+    def _receive(self) -> bool:
+        """Wait a while for results and hand them on; return whether there were any.
 
         Raises:
-            Died: the worker did, or its engine.
+            _WorkerDied: the worker died, or its engine failed.
         """
         import ray
 
-        while True:
-            with self.pool.lock:
-                while not self.seat.flying and not self.pool.closing:
-                    self.heard.wait()
-                if self.pool.closing:
-                    return barren
-            try:
-                results: list[Result] = ray.get(self.actor.take.remote(_TAKE_SECONDS))
-            except ray.exceptions.RayError as error:
-                raise Died(_why(error)) from None
-            whole = [r for r in results if not (isinstance(r[1], Failure) and r[1].kind == "engine")]
-            self.pool.received(self, whole)
-            barren = 0 if whole else barren
-            if len(whole) < len(results):
-                raise Died(next(r[1].text for r in results if isinstance(r[1], Failure) and r[1].kind == "engine"))
-
-    def _kill(self) -> None:
-        import ray
-
-        with self.pool.lock:
-            actor, self.actor = self.actor, None
-            self.sends.notify_all()
-        if actor is not None:
-            ray.kill(actor)
+        with self._supervisor.lock:
+            sent, self._sent = self._sent, []
+        try:
+            ray.get(sent)  # raises if requests did not arrive
+            results: list[Result] = ray.get(self.actor.take.remote(_TAKE_SECONDS))
+        except ray.exceptions.RayError as error:
+            raise _WorkerDied(_reason(error)) from None
+        failed = [r[1].text for r in results if isinstance(r[1], Failure) and r[1].kind == "engine"]
+        finished = [r for r in results if not (isinstance(r[1], Failure) and r[1].kind == "engine")]
+        self._supervisor.on_results(self, finished)
+        if failed:
+            raise _WorkerDied(failed[0])
+        return bool(finished)
 
 
-def _why(error: BaseException) -> str:
-    """In one line: what a worker died of."""
+def _raisable(result: Any) -> Any:
+    """Return a worker's result; a `Failure` becomes the exception that it stands for."""
+    if not isinstance(result, Failure):
+        return result
+    kinds: dict[str, type[Exception]] = {"row": RowError, "user": UserError}
+    return kinds[result.kind](result.text) if result.kind in kinds else RuntimeError(f"in a Ray worker:\n{result.text}")
+
+
+def _reason(error: BaseException) -> str:
+    """Return in one line why a worker died."""
     text = str(error)
     if "No module named" in text:
-        found = next((line for line in text.splitlines() if "No module named" in line), "").strip()
-        return f"{found}: install selfalign {__version__} with the same extras on every machine"
+        line = next((line for line in text.splitlines() if "No module named" in line), "").strip()
+        return f"{line}: install selfalign {__version__} with the same extras on every machine"
     cause = getattr(error, "cause", None)
     lines = [line.strip() for line in str(cause or text).splitlines() if line.strip()]
     return " ".join(lines)[-300:] if cause else " ".join(lines[:6])[:300]

@@ -1,7 +1,7 @@
-"""What runs inside a Ray worker: the recipe's engine, and the same threads around it as in one process.
+"""Run the recipe's engine inside a Ray worker, with the same threads around it as in one process.
 
-All that crosses is plain: our records, texts, numbers. Nothing here imports Ray. A worker that scores is one of these,
-too (ray_scorer.py).
+Only records, texts and numbers travel between worker and driver. Nothing here imports Ray. `scorer` has the worker that
+scores.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from selfalign.data.prompt_text import Pieces
 from selfalign.errors import SelfAlignError
 from selfalign.generation.engines.base import Completion, Request, RowError, answer
 from selfalign.generation.local import LocalCrew
-from selfalign.generation.ray.sharing import AHEAD
+from selfalign.generation.ray.jobs import AHEAD
 from selfalign.system.version import __version__
 
 if TYPE_CHECKING:
@@ -29,36 +29,36 @@ if TYPE_CHECKING:
     from selfalign.model.base_model import Model
 
 Files = dict[str, bytes]
-"""Name below the adapters' folder -> content; a folder there is an adapter's place in the order."""
+"""Name below the adapters' folder -> content; the first folder of a name is an adapter's index in the settings."""
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
-    """What a worker is to be."""
+class WorkerSettings:
+    """What a worker runs."""
 
     version: str
-    """Of selfalign, on the driver."""
+    """The driver's version of selfalign."""
     engine: dict[str, object]
-    """The recipe's part, as it is dumped."""
+    """The recipe's engine settings, as JSON."""
     model: str | None
-    """As the recipe names it; None where the engine needs none."""
+    """The model's source in the recipe; None if the engine needs no model."""
     identity: str
     """The hash of the driver's weights."""
     adapters: tuple[str, ...]
-    """Names, which are no names of files; their files come beside the order."""
+    """Names of adapters. They may not be valid file names; the files travel separately."""
     sha256: Mapping[str, str]
-    """Of each of these files."""
+    """Hash of each adapter file."""
     threads: int
-    """For an engine whose own setting is 0, all cores; 0 leaves it."""
+    """Threads of an engine whose own setting is 0 (all cores); 0 leaves the setting."""
     scratch: str | None
-    """A folder for temporary files, where driver and worker share one; None is the system's."""
+    """A folder for temporary files that driver and worker share; None is the system's."""
     start: Callable[..., Any]
-    """What makes the engine: `engines.start`."""
+    """Creates the engine, as `engines.start`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """A worker whose engine is loaded."""
+    """The reply of a worker whose engine is loaded."""
 
     slots: int
     note: str
@@ -68,85 +68,85 @@ class Ready:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """A worker that cannot be what it should: the user's to mend."""
+    """The reply of a worker that cannot run its settings: the text tells the user what to change."""
 
     text: str
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A request without a completion."""
+    """The reply to a request without a completion."""
 
     kind: Literal["row", "engine", "user", "bug"]
-    """row: this request cannot be answered; engine: none can by this worker; user: a line for the user; bug: an error
-    of ours, text is its trace."""
+    """row: this request cannot be answered; engine: this worker can answer none; user: the text is an error for the
+    user; bug: the text is the trace of an unexpected error."""
     text: str
 
 
 Result = tuple[int, Any, float]
-"""Ticket; a completion, or what else was asked for, or a Failure; the engine's seconds."""
+"""(ticket, completion or another result or `Failure`, the engine's seconds)"""
 
 
 class Worker:
-    """One engine. Methods are called from several threads: give and take while the engine's own threads work."""
+    """One engine. Several threads may call the methods while the engine's own threads work."""
 
     ahead: ClassVar[int] = AHEAD
-    """See `Board`."""
+    """See `jobs.AHEAD`."""
 
     def __init__(self) -> None:
         self._loaded: list[Any] = []
-        """The engine, once it is there."""
-        self._crew: LocalCrew[Any, Any]
+        """The engine, once it is loaded."""
+        self._executor: LocalCrew[Any, Any]
         self._folder: Path | None = None
 
-    def start(self, order: Order, files: Files) -> Ready | Refusal:
-        """Check versions, model and adapters, and load the engine."""
-        if __version__ != order.version:
-            return Refusal(f"it has selfalign {__version__}, this command {order.version}: install the same there")
-        if order.scratch:
-            tempfile.tempdir = order.scratch
+    def start(self, settings: WorkerSettings, files: Files) -> Ready | Refusal:
+        """Check version, model and adapters, then load the engine."""
+        if __version__ != settings.version:
+            return Refusal(f"it has selfalign {__version__}, this command {settings.version}: install the same there")
+        if settings.scratch:
+            tempfile.tempdir = settings.scratch
         try:
-            return self._started(order, files)
+            return self._start(settings, files)
         except SelfAlignError as error:
             return Refusal(str(error))
 
-    def _started(self, order: Order, files: Files) -> Ready | Refusal:
+    def _start(self, settings: WorkerSettings, files: Files) -> Ready | Refusal:
         from selfalign.generation import engines
         from selfalign.generation.settings import EngineSettings
 
-        config = EngineSettings.model_validate(order.engine)
-        if order.threads and not config.threads:
-            config = config.model_copy(update={"threads": order.threads})
+        config = EngineSettings.model_validate(settings.engine)
+        if settings.threads and not config.threads:
+            config = config.model_copy(update={"threads": settings.threads})
         self._check(config)
-        model = engines.base_model(order.model, config) if order.model is not None else None
-        if model and model.identity != order.identity:
+        model = engines.base_model(settings.model, config) if settings.model is not None else None
+        if model and model.identity != settings.identity:
             return Refusal(
-                f"its {order.model} holds other weights ({model.identity}) than this machine's ({order.identity}): "
-                "put the same files there"
+                f"its {settings.model} holds other weights ({model.identity}) than this machine's "
+                f"({settings.identity}): put the same files there"
             )
         self._folder = Path(tempfile.mkdtemp(prefix="selfalign-worker-"))
-        if wrong := _written(files, order.sha256, self._folder):
-            return Refusal(f"the adapter's file {wrong} did not arrive whole: run the same command again")
-        adapters = {name: self._folder / str(place) / "adapter" for place, name in enumerate(order.adapters)}
-        slots, note = self._load(order, config, model, adapters)
+        if name := write_files(files, settings.sha256, self._folder):
+            return Refusal(f"the adapter's file {name} did not arrive whole: run the same command again")
+        adapters = {name: self._folder / str(number) / "adapter" for number, name in enumerate(settings.adapters)}
+        slots, note = self._load(settings, config, model, adapters)
         return Ready(slots, note, platform.node(), os.getpid())
 
     def _check(self, config: EngineSettings) -> None:
-        """What would stop the engine, before the model is looked at."""
+        """Check what the engine needs, before the model. Raises UserError."""
         from selfalign.generation import engines
 
         engines.check(config)
 
     def _load(
-        self, order: Order, config: EngineSettings, model: Model | None, adapters: Mapping[str, Path]
+        self, settings: WorkerSettings, config: EngineSettings, model: Model | None, adapters: Mapping[str, Path]
     ) -> tuple[int, str]:
-        """Load the engine and set a crew around it; returns (requests at once, the engine's note)."""
+        """Load the engine; return (its concurrent requests, its note)."""
         from selfalign.generation import engines
 
         slots = engines.slots(config, lambda: _calibrated(config, model))
-        engine = order.start(config, model, adapters, slots)
+        engine = settings.start(config, model, adapters, slots)
         self._loaded = [engine]
-        self._crew = LocalCrew[Request, Completion](lambda request: answer(engine, request), engine.parallel)
+        self._executor = LocalCrew[Request, Completion](lambda request: answer(engine, request), engine.parallel)
         return engine.parallel, engine.note
 
     def warm_prefix(self, prefix: Pieces, adapter: str | None) -> str:
@@ -154,27 +154,27 @@ class Worker:
         return str(self._loaded[0].warm_prefix(prefix, adapter))
 
     def give(self, items: list[tuple[int, Any]]) -> None:
-        """Requests to be answered, with their tickets."""
+        """Take (ticket, request) pairs to answer."""
         for ticket, request in items:
-            self._crew.give(str(ticket), request)
+            self._executor.give(str(ticket), request)
 
     def take(self, seconds: float) -> list[Result]:
-        """What has finished: waits for the first so long, and for no more."""
-        found: list[Result] = []
+        """Return finished requests; wait up to `seconds` for the first."""
+        results: list[Result] = []
         try:
-            while len(found) < 256:
-                key, result, spent = self._crew.done.get(timeout=0 if found else seconds)
-                found.append((int(key), _plain(result), spent))
+            while len(results) < 256:
+                key, result, spent = self._executor.done.get(timeout=0 if results else seconds)
+                results.append((int(key), _sendable(result), spent))
         except Empty:
             pass
-        return found
+        return results
 
     def take_back(self) -> list[int]:
-        """Tickets of requests that were not begun; none will be."""
-        return [int(key) for key in self._crew.take_back()]
+        """Give up the requests that were not begun; return their tickets."""
+        return [int(key) for key in self._executor.take_back()]
 
     def close(self) -> None:
-        """Free the engine, and remove what was written."""
+        """Free the engine and remove the adapters' files."""
         for engine in self._loaded:
             engine.close()
         if self._folder:
@@ -182,7 +182,7 @@ class Worker:
 
 
 def _calibrated(config: EngineSettings, model: Model | None) -> int:
-    """As many slots as this machine does best; workers that share a machine measure one after the other."""
+    """Return the best number of slots on this machine; workers that share a machine measure one after the other."""
     from selfalign.generation import calibration, engines
     from selfalign.model.conversion import folder_lock
     from selfalign.system.environment import cache_folder
@@ -190,12 +190,11 @@ def _calibrated(config: EngineSettings, model: Model | None) -> int:
     if model is None:
         return engines.default_slots(config)
     with folder_lock(cache_folder() / "calibration" / "workers"):
-        found = calibration.calibrate(model.gguf, model.identity, config.context, config.threads)
-    return found.slots
+        return calibration.calibrate(model.gguf, model.identity, config.context, config.threads).slots
 
 
-def _written(files: Files, sha256: Mapping[str, str], folder: Path) -> str:
-    """Write the files below the folder; returns the name of one that is not what was sent."""
+def write_files(files: Files, sha256: Mapping[str, str], folder: Path) -> str:
+    """Write the files below the folder; return the name of one that is missing or does not match its hash, or ""."""
     for name, content in files.items():
         if hashlib.sha256(content).hexdigest() != sha256[name]:
             return name
@@ -204,8 +203,8 @@ def _written(files: Files, sha256: Mapping[str, str], folder: Path) -> str:
     return next((name for name in sha256 if name not in files), "")
 
 
-def _plain(result: Any) -> Any:
-    """A result as it is, an exception as a Failure."""
+def _sendable(result: Any) -> Any:
+    """Return the result; an exception becomes a `Failure`."""
     if not isinstance(result, BaseException):
         return result
     if isinstance(result, RowError):
