@@ -20,9 +20,10 @@ from lm_eval.models.huggingface import HFLM
 from transformers import AutoTokenizer
 
 from selfalign import constitution
-from selfalign.evaluation import benchmarks, hhh, truthfulqa
+from selfalign.evaluation import benchmarks
 from selfalign.evaluation.benchmarks import Item
-from selfalign.evaluation.forms import Form, text
+from selfalign.evaluation.prompting import Form, cell_text
+from selfalign.evaluation.tasks import hhh, truthfulqa
 from selfalign.generation.scoring.base import Scored, Text
 from selfalign.generation.scoring.torch_scorer import TorchScorer
 from selfalign.model import sources
@@ -74,19 +75,19 @@ def main() -> None:
         "ours": lambda asked: [s for s in scorer.loglikelihoods(asked, None) if s],
         "lm-eval": harness(scorer, str(base.folder()), given.batch),
     }
-    warm = [text(base.template, texts, "standard", cell) for cell in hhh.FORMS[0].cells(
-        benchmarks.Comparison(0, "", "Who is there?", ("Me.", "You."), 0))]  # fmt: skip
+    warm = [cell_text(base.template, texts, "standard", cell) for cell in hhh.FORMS[0].cells(
+        hhh.Comparison(0, "", "Who is there?", ("Me.", "You."), 0))]  # fmt: skip
     for way in ways.values():
         way(warm)
-    for name, form in (("hhh", hhh.FORMS[0]), ("truthfulqa", truthfulqa.FORMS[0])):
-        items = benchmarks.load(name).first(given.items).items  # type: ignore[arg-type]
+    for origin, form in ((hhh.ORIGIN, hhh.FORMS[0]), (truthfulqa.ORIGIN, truthfulqa.FORMS[0])):
+        items = benchmarks.load(origin).first(given.items).items
         seconds: dict[str, list[float]] = {n: [] for n in ways}
         all_found: dict[str, list[Scored]] = {n: [] for n in ways}
         in_order: list[Item] = []
         for block in range(given.blocks):
             part = items[block :: given.blocks]
             in_order += part
-            asked = [text(base.template, texts, "standard", c) for i in part for c in form.cells(i)]
+            asked = [cell_text(base.template, texts, "standard", c) for i in part for c in form.cells(i)]
             order = list(ways) if block % 2 == 0 else list(ways)[::-1]
             for way in order:
                 found, took = timed(ways[way], asked)
@@ -94,7 +95,7 @@ def main() -> None:
                 seconds[way].append(took)
         ratios = [b / a for a, b in zip(seconds["ours"], seconds["lm-eval"], strict=True)]
         apart = max(abs(a.total - b.total) for a, b in zip(all_found["ours"], all_found["lm-eval"], strict=True))
-        print(f"\n{name}, {form.name}: {len(items)} items, {len(all_found['ours'])} texts, base")
+        print(f"\n{origin.name}, {form.name}: {len(items)} items, {len(all_found['ours'])} texts, base")
         for way, took in seconds.items():
             means = ", ".join(f"{m} {v:.4f}" for m, v in values(form, in_order, all_found[way]).items())
             print(f"  {way:<8} {sum(took):6.1f} s ({', '.join(f'{s:.1f}' for s in took)}); {means}")

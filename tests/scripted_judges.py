@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import re
 
-from selfalign.evaluation import pair_judge
+from selfalign.evaluation import judges
 from selfalign.generation.engines.base import Step
 from selfalign.generation.engines.fake import Script
 
@@ -18,7 +18,7 @@ def shown(prompt: str) -> tuple[str, str]:
 
 def prefers(good: str) -> Script:
     """A judge that knows the certain pairs, else prefers the answer with that word: the first where both have it."""
-    certain = {pair_judge._quoted(answer) for _, answer, _ in pair_judge._CERTAIN}
+    certain = {judges.quoted(answer) for _, answer, _ in judges.CERTAIN_PAIRS}
 
     def script(prompt: str, step: Step, rng: random.Random) -> str:
         assert step.grammar == 'root ::= " A" | " B" | " tie"' and step.sampling.temperature == 0

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from selfalign.data.records import Answer, Drop, Prompt, Response, Score, read_jsonl
 from selfalign.errors import UserError
-from selfalign.evaluation.wanted import Wanted
+from selfalign.evaluation.evaluate import EvaluationRequest
 from selfalign.pipeline import order
 from selfalign.planning.prepare import prepare
 from selfalign.report import terminal
@@ -131,13 +131,13 @@ class Run:
 
         Args:
             tasks: some of behaviour, hhh, truthfulqa, truthfulqa-generation, vicuna, questions.
-            options: models, others, data, prompt, limit, judge; see `evaluation.wanted.Wanted`.
+            options: models, others, data, prompt, limit, judge; see `evaluation.evaluate.EvaluationRequest`.
 
         Raises:
             SelfAlignError: see `pipeline.run_benchmarks`; what was scored so far is kept.
         """
         with self._kept():
-            order.run_benchmarks(self._context, Wanted(tasks, **options))
+            order.run_benchmarks(self._context, EvaluationRequest(tasks, **options))
         return self.scores()
 
     # -- reading -------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,8 @@ from sample_constitutions import GOOD
 from scripted_judges import prefers
 from selfalign.cli.main import app
 from selfalign.errors import UserError
-from selfalign.evaluation import sanity, speakers
-from selfalign.evaluation.judge import Judge
+from selfalign.evaluation import models, scoring
+from selfalign.evaluation.judges import Judge
 from selfalign.generation.engines.fake import Fake
 from selfalign.run.context import Context
 
@@ -40,7 +41,7 @@ def evaluate(*words: str) -> str:
 def test_a_model_is_measured_and_a_second_time_read_from_the_folder(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(sanity, "check", lambda scorer, adapter=None: None)
+    monkeypatch.setattr(scoring, "check_scorer", lambda scorer, adapter=None: None)
     (tmp_path / "c.yaml").write_text(GOOD, "utf-8")
     words = [
         f"small={folder}", "--benchmarks", "hhh", "--data", f"hhh={HHH}", "--out", str(tmp_path / "out"),
@@ -50,7 +51,7 @@ def test_a_model_is_measured_and_a_second_time_read_from_the_folder(
     assert "hhh (fixture)  accuracy by log-likelihood" in table and "harmless " in table
     assert max(map(len, table.splitlines())) <= 100, "it fits a terminal"
     assert "vs small" in " ".join(table.split()) and "difference" in table and "verbose" in table
-    monkeypatch.setattr(sanity, "check", None)  # no scorer is started
+    monkeypatch.setattr(scoring, "check_scorer", None)  # no scorer is started
     found = json.loads(evaluate(*words, "--json"))
     assert {s["prompt"] for s in found} == {"verbose", "constitution"}
     assert found == json.loads((tmp_path / "out/scores.json").read_text("utf-8"))
@@ -68,7 +69,7 @@ def test_the_models_of_a_run_answer_questions_and_two_are_compared(
 ):
     made = fake_run("evaluate.max_new_tokens=16")
     judge = Judge("mine", Fake(script=prefers("-")), "identity")
-    monkeypatch.setattr(speakers, "judge", lambda spec, config: (judge, lambda: None))
+    monkeypatch.setattr(models, "open_judge", lambda spec, config: nullcontext(judge))
     words = [str(made.run.path), "--benchmarks", "questions", "--data", f"questions={QUESTIONS}"]
     table = evaluate(*words, "--prompt", "two-shot", "--models", "base,final")
     assert "questions (fixture_questions)  win rate: not judged" in table

@@ -6,22 +6,32 @@ import hashlib
 import json
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from selfalign.errors import UserError
-from selfalign.evaluation.benchmarks import FOLDER, Comparison, Question, Task, item_id, load
+from selfalign.evaluation import benchmarks
+from selfalign.evaluation.benchmarks import FOLDER, Benchmark, item_id
+from selfalign.evaluation.tasks import ORIGINS
+from selfalign.evaluation.tasks.hhh import Comparison
+from selfalign.evaluation.tasks.open_ended import OpenQuestion
+from selfalign.evaluation.tasks.truthfulqa import Question
 
 DATA = Path(__file__).parents[1] / "data"
 HHH, TRUTHFUL, VICUNA = (DATA / f"fixture_{n}" for n in ("hhh.json", "truthfulqa.csv", "vicuna.jsonl"))
 OWN = DATA / "fixture_questions.jsonl"
 
 
+def load(name: str, source: str | None = None, recipe_files: Sequence[str] = ()) -> Benchmark:
+    return benchmarks.load(ORIGINS[name], source, recipe_files)
+
+
 def test_the_fixtures_say_that_they_are_fixtures():
     for name, file in (("hhh", HHH), ("truthfulqa", TRUTHFUL), ("vicuna", VICUNA)):
-        found = load(name, str(file))  # type: ignore[arg-type]
+        found = load(name, str(file))
         assert found.label == f"{name} (fixture)"
         assert found.sha256 == hashlib.sha256(file.read_bytes()).hexdigest()
         assert [i.position for i in found.items] == list(range(len(found.items)))
@@ -107,7 +117,7 @@ def test_every_form_of_truthfulqa_gives_the_same_questions(tmp_path: Path, monke
 
 
 def test_vicuna_has_turns():
-    items = [i for i in load("vicuna", str(VICUNA)).items if isinstance(i, Task)]
+    items = [i for i in load("vicuna", str(VICUNA)).items if isinstance(i, OpenQuestion)]
     assert [len(i.turns) for i in items] == [1, 1, 1, 2] and items[0].subset == "generic"
 
 
@@ -117,7 +127,7 @@ def test_own_questions_stand_under_any_of_several_names_or_a_line_each(tmp_path:
         "questions (fixture_questions)",
         hashlib.sha256(OWN.read_bytes()).hexdigest(),
     )
-    items = [i for i in found.items if isinstance(i, Task)]
+    items = [i for i in found.items if isinstance(i, OpenQuestion)]
     assert [(i.key, i.subset) for i in items] == [
         ("tea-1", "household"),
         ("walk", "household"),
@@ -130,13 +140,13 @@ def test_own_questions_stand_under_any_of_several_names_or_a_line_each(tmp_path:
     (tmp_path / "array.json").write_text(json.dumps([{"question": t, "category": " a\nb "} for t in texts]), "utf-8")
     lines, array = load("questions", str(tmp_path / "lines.txt")), load("questions", str(tmp_path / "array.json"))
     assert lines.label == "questions (lines)" and len(lines.items) == len(array.items) == 4
-    assert [i.turns for i in array.items if isinstance(i, Task)] == [i.turns for i in items]
+    assert [i.turns for i in array.items if isinstance(i, OpenQuestion)] == [i.turns for i in items]
     assert {i.subset for i in array.items} == {"a b"}
 
 
 def test_own_questions_are_found_by_their_name_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv(FOLDER, str(tmp_path))
-    with pytest.raises(UserError, match="questions: no file is given"):
+    with pytest.raises(UserError, match="questions: no file is named"):
         load("questions")
     (tmp_path / "questions.txt").write_text("Why?\n", "utf-8")
     assert load("questions").label == "questions (questions)"
@@ -158,7 +168,7 @@ def test_files_are_found_in_the_folder_of_the_variable_and_beside_the_recipe(
     (tmp_path / "TruthfulQA.csv").write_bytes(TRUTHFUL.read_bytes())
     monkeypatch.setenv(FOLDER, str(tmp_path))
     assert load("truthfulqa").label == "truthfulqa"
-    assert load("hhh", others=[str(tmp_path / "a/hhh_alignment.json")]).label == "hhh"
+    assert load("hhh", recipe_files=[str(tmp_path / "a/hhh_alignment.json")]).label == "hhh"
     with pytest.raises(UserError, match=f"set {FOLDER} to the folder that holds vicuna_questions.jsonl"):
         load("vicuna")
 
@@ -204,7 +214,7 @@ def test_what_is_nowhere_is_said_with_a_way_out(tmp_path: Path, monkeypatch: pyt
 
 @pytest.mark.skipif(not os.environ.get(FOLDER), reason=f"{FOLDER} names no folder with the public benchmarks")
 def test_the_public_files_have_their_known_sizes():
-    hhh, truthful, vicuna = (load(n) for n in ("hhh", "truthfulqa", "vicuna"))  # type: ignore[arg-type]
+    hhh, truthful, vicuna = (load(n) for n in ("hhh", "truthfulqa", "vicuna"))
     subsets = [i.subset for i in hhh.items]
     assert {s: subsets.count(s) for s in set(subsets)} == {"harmless": 58, "helpful": 59, "honest": 61, "other": 43}
     assert len({i.cluster for i in hhh.items}) == 102

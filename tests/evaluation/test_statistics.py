@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from selfalign.evaluation.statistics import Interval, bootstrap_mean, mcnemar, median, verdict, wilson
+from selfalign.evaluation.statistics import Interval, bootstrap_mean, mcnemar, wilson
 
 
 @pytest.mark.parametrize(
@@ -92,19 +92,6 @@ def test_an_interval_that_touches_zero_is_no_difference(low: float, high: float,
     assert Interval(0.0, low, high).excludes_zero is excludes
 
 
-@pytest.mark.parametrize(
-    ("values", "middle"), [([3.0], 3.0), ([3.0, 1.0], 2.0), ([9.0, 1.0, 5.0], 5.0), ([4.0, 1.0, 3.0, 2.0], 2.5)]
-)
-def test_the_median(values: list[float], middle: float):
-    before = list(values)
-    assert median(values) == middle
-    assert values == before
-
-
-def test_the_median_of_nothing_is_nan():
-    assert math.isnan(median([]))
-
-
 def test_values_of_a_cluster_are_drawn_together():
     values = [float(i // 5 % 2) for i in range(200)]  # forty clusters of five equal values
     apart = bootstrap_mean(values, draws=2000)
@@ -135,10 +122,3 @@ def test_mcnemar_against_known_values(wins: int, losses: int, p: float):
     first = [False] * wins + [True] * losses + [True] * 7 + [False] * 9
     second = [True] * wins + [False] * losses + [True] * 7 + [False] * 9
     assert mcnemar(first, second) == pytest.approx(p, rel=1e-4)
-
-
-def test_nothing_is_better_unless_its_interval_excludes_zero():
-    assert verdict(Interval(0.1, 0.02, 0.2)) == "better"
-    assert verdict(Interval(-0.1, -0.2, -0.02)) == "worse"
-    assert verdict(Interval(-0.1, -0.2, -0.02), more_is_better=False) == "better"
-    assert verdict(Interval(0.1, 0.0, 0.2)) == verdict(Interval(0.1, -0.01, 0.2)) == "no difference"

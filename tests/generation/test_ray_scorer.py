@@ -27,8 +27,8 @@ from selfalign import constitution as constitutions
 from selfalign.data.prompt_text import BOS
 from selfalign.data.records import ItemScore, read_jsonl
 from selfalign.errors import Resumable, UserError
-from selfalign.evaluation import compare
-from selfalign.evaluation.wanted import Wanted
+from selfalign.evaluation import evaluate
+from selfalign.evaluation.evaluate import EvaluationRequest
 from selfalign.generation import scoring
 from selfalign.generation.ray import cluster, scorer
 from selfalign.generation.ray.pool import adapter_files
@@ -337,7 +337,7 @@ def test_the_embedded_model_on_workers_makes_the_same_file(local: cluster.Cluste
         context = Context(RunDir.create(tmp_path / name, recipe, constitutions.load("default")), Screen(-1))
         shutil.copytree(tmp_path / "adapter", context.run.adapter("engrave"))
         context.run.adapter_gguf("engrave").write_bytes(b"")  # that it is there is all that is asked
-        compare.run(context, Wanted(["hhh"], ["base", "engraved"], data={"hhh": data}, limit=6))
+        evaluate.run(context, EvaluationRequest(["hhh"], ["base", "engraved"], data={"hhh": data}, limit=6))
         file = context.run.jsonl("hhh")
         found = file.read_bytes(), read_jsonl(file, ItemScore)
         context.journal.close()

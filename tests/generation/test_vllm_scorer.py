@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from selfalign.data.prompt_text import BOS
-from selfalign.evaluation import sanity
+from selfalign.evaluation import scoring
 from selfalign.generation.scoring.base import Text
 from selfalign.model import sources
 
@@ -41,7 +41,7 @@ def test_prompts_are_scored_as_torch_scores_them_with_and_without_an_adapter(tmp
     wanted = {a: theirs.loglikelihoods(TEXTS, a) for a in (None, "engrave")}
     theirs.close()
     scorer = VllmScorer(base.folder(), base.tokenizer(), adapters, 128, "float32")
-    sanity.check(scorer)
+    scoring.check_scorer(scorer)
     for adapter in (None, "engrave"):
         found = scorer.loglikelihoods([*TEXTS, ((BOS, "word " * 200), " end")], adapter)
         assert found.pop() is None, "longer than the context"

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from selfalign.data.records import OpenAnswer, Score
-from selfalign.evaluation.pairwise import pairs, row, scores
+from selfalign.evaluation import comparison
 from selfalign.report import paper
 from selfalign.report.scores import findings, folded, groups, p_text, score_text, verdict
 
@@ -149,8 +149,9 @@ def pair_scores(found: list[tuple[str, str]], **more: Any) -> list[dict[str, Any
         for m in ("base", "final")
         for i in range(len(found))
     ]
-    said = [row(p, "j", *orders) for p, orders in zip(pairs(rows), found, strict=True)]
-    return [asdict(s) for s in scores(rows, said)]
+    pairs = comparison.pairs_of(rows)
+    verdicts = [comparison.verdict_row(p, "j", *orders) for p, orders in zip(pairs, found, strict=True)]
+    return [asdict(s) for s in comparison.pair_scores(rows, verdicts)]
 
 
 @pytest.mark.parametrize(

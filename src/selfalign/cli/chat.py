@@ -12,8 +12,8 @@ from pathlib import Path
 from selfalign.data.prompt_text import Pieces, Turn, whole_characters
 from selfalign.data.records import to_json
 from selfalign.errors import UserError
-from selfalign.evaluation.forms import PROMPTS, PromptKind, opening
-from selfalign.evaluation.heldout import ADAPTERS, models
+from selfalign.evaluation.models import ADAPTERS, run_models
+from selfalign.evaluation.prompting import PROMPTS, PromptKind, opening
 from selfalign.generation import engines
 from selfalign.generation.engines.base import Engine, RowError, Sampling, Step
 from selfalign.run import feedback
@@ -127,7 +127,7 @@ def start(
     Raises:
         UserError: the model is not one of the run's, the style is not known, or nothing is asked.
     """
-    found = models(context)
+    found = run_models(context)
     name, kind = _model(found, model or list(found)[-1]), _style(style)
     if prompt in (None, "-") and sys.stdin is None:
         raise UserError("standard input is closed: say the message with -p")

@@ -155,7 +155,7 @@ def test(
 
     from selfalign import api, constitution
     from selfalign.errors import UserError
-    from selfalign.evaluation import probes as probing
+    from selfalign.evaluation.tasks import probes as probing
     from selfalign.pipeline import order
     from selfalign.report import terminal
     from selfalign.system.console import Screen

@@ -11,10 +11,10 @@ from pathlib import Path
 from selfalign import api, constitution
 from selfalign.data.records import Score
 from selfalign.errors import UserError
-from selfalign.evaluation import behaviour, compare
-from selfalign.evaluation.benchmarks import NAMES
-from selfalign.evaluation.forms import PROMPTS
-from selfalign.evaluation.wanted import Wanted
+from selfalign.evaluation import evaluate
+from selfalign.evaluation.evaluate import EvaluationRequest
+from selfalign.evaluation.prompting import PROMPTS
+from selfalign.evaluation.tasks import ORIGINS, TASKS, behaviour
 from selfalign.pipeline import order
 from selfalign.report import terminal
 from selfalign.system.console import Screen
@@ -35,7 +35,7 @@ class Asked:
     out: Path | None
     judge: str
 
-    def wanted(self) -> Wanted:
+    def request(self) -> EvaluationRequest:
         """The same as values.
 
         Raises:
@@ -44,11 +44,9 @@ class Asked:
         if self.prompt not in PROMPTS[:-1]:
             raise UserError(f"--prompt {self.prompt!r} is not known; known are {', '.join(PROMPTS[:-1])}")
         tasks = _list(self.tasks)
-        for task in tasks:
-            if task not in compare.TASKS:
-                raise UserError(f"--benchmarks: {task!r} is not known; known are {', '.join(compare.TASKS)}")
+        evaluate.check_tasks(tasks)
         sources = dict(_source(text) for text in self.data)
-        return Wanted(tasks, _list(self.models), self.others, sources, self.prompt, self.limit, self.judge)
+        return EvaluationRequest(tasks, _list(self.models), self.others, sources, self.prompt, self.limit, self.judge)
 
 
 def _list(text: str) -> list[str]:
@@ -57,7 +55,7 @@ def _list(text: str) -> list[str]:
 
 def _source(text: str) -> tuple[str, str]:
     name, _, source = text.partition("=")
-    names = (*NAMES, behaviour.TASK)
+    names = (*ORIGINS, behaviour.NAME)
     if name not in names or not source:
         raise UserError(f"--data {text!r}: write NAME=SOURCE, with one of {', '.join(names)} for the name")
     return name, source
@@ -65,36 +63,43 @@ def _source(text: str) -> tuple[str, str]:
 
 def run(targets: Sequence[str], asked: Asked, force: bool, as_json: bool, screen: Screen) -> None:
     """See `selfalign evaluate`."""
-    wanted = asked.wanted()
+    request = asked.request()
     runs = [t for t in targets if (Path(t) / "journal.sqlite").exists() and (Path(t) / "recipe.yaml").is_file()]
     if runs and len(targets) > 1:
         raise UserError(f"{runs[0]} is a run: evaluate one run at a time, or models")
     if runs:
-        _run(Path(runs[0]), wanted, force, as_json, screen)
+        _run(Path(runs[0]), request, force, as_json, screen)
         return
-    if not wanted.tasks:
-        raise UserError(f"{targets[0]!r} is no run: say with --benchmarks what to measure ({', '.join(compare.TASKS)})")
-    if wanted.models or wanted.others:
+    if not request.tasks:
+        raise UserError(f"{targets[0]!r} is no run: say with --benchmarks what to measure ({', '.join(TASKS)})")
+    if request.models or request.others:
         raise UserError("--models and --with are for a run; name models one after the other")
     names = "_".join(re.sub(r"[^\w.-]+", "-", t).strip("-")[-40:] for t in targets)
     folder = asked.out or Path("evaluations") / names
     texts = constitution.load(asked.constitution)
-    _show(compare.alone(folder, targets, wanted, texts, asked.prompted, screen), as_json)
+    _show(evaluate.run_alone(folder, targets, request, texts, asked.prompted, screen), as_json)
     screen.say(f"  results: {folder}", "dim")
 
 
-def _run(path: Path, wanted: Wanted, force: bool, as_json: bool, screen: Screen) -> None:
+def _run(path: Path, request: EvaluationRequest, force: bool, as_json: bool, screen: Screen) -> None:
     with api.open_run(path, force=force, screen=screen) as opened:
-        if not wanted.tasks:
-            asked = (wanted.models, wanted.others, wanted.data, wanted.limit, wanted.judge, wanted.prompt != "standard")
+        if not request.tasks:
+            asked = (
+                request.models,
+                request.others,
+                request.data,
+                request.limit,
+                request.judge,
+                request.prompt != "standard",
+            )
             if any(asked):
                 raise UserError("say with --benchmarks what is to be measured: alone, the command runs the stage")
             opened.run_stage("evaluate")
             if as_json:
                 _show(opened.scores(), as_json)
             return
-        order.run_benchmarks(opened.context, wanted)
-        _show([s for s in opened.scores() if compare.of_benchmark(s)], as_json)
+        order.run_benchmarks(opened.context, request)
+        _show([s for s in opened.scores() if evaluate.is_task_score(s)], as_json)
 
 
 def _show(scores: Sequence[Score], as_json: bool) -> None:

@@ -115,7 +115,7 @@ def _probe(mark: Feedback, expect: str, words: Sequence[str]) -> Probe:
     from selfalign.constitution import Probe
     from selfalign.constitution.document import Check
     from selfalign.errors import UserError
-    from selfalign.evaluation.checks import passes, shows
+    from selfalign.evaluation.tasks.checks import passes, shows
     from selfalign.system.strict_yaml import validate
 
     if expect not in get_args(Check):

@@ -1,4 +1,13 @@
-"""Measure models: held-out prompts, behaviour, benchmarks, judges, statistics.
+"""Measure models: held-out prompts, behaviour, benchmarks and probes, with judges and confidence intervals.
 
-Imports `run` and the rooms below it. Begin with `compare`.
+Imports `run` and the rooms below it. Begin with `evaluate`, the entry of every evaluation of tasks.
+
+To add a benchmark, write one module in `tasks/` (an item, its reader, and how it is asked) and add it to the dictionary
+`TASKS` in `tasks/__init__.py`, which says more. How an evaluation proceeds:
+
+- `benchmarks` loads items from files, folders and the hub; `prompting` turns them into prompts.
+- `models` resolves the models under comparison.
+- `scoring` scores texts by log-likelihood; `asking` generates responses; `judges` lets a model judge them.
+- `comparison` and `statistics` turn rows into scores; `results` stores rows, scores and the usage log.
+- `tasks/heldout` is the stage `evaluate` of a run; `tasks/probes` is `selfalign constitution test`.
 """

@@ -1,18 +1,24 @@
-"""Questions put to every compared model, with the same seeds: journal -> engine -> journal, a stage's ledger."""
+"""Ask every model under comparison the messages of an open-ended task, with the same seeds."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any, Generic
 
 from selfalign.constitution import Constitution
 from selfalign.data.prompt_text import Turn
-from selfalign.data.records import content_hash
-from selfalign.evaluation.forms import opening
-from selfalign.evaluation.speakers import Speaker
+from selfalign.data.records import Score, content_hash
+from selfalign.evaluation.benchmarks import Origin
+from selfalign.evaluation.judges import Judge
+from selfalign.evaluation.models import ComparedModel, EngineGroup
+from selfalign.evaluation.prompting import opening
+from selfalign.evaluation.results import ResultStore, Row
 from selfalign.generation import guided
 from selfalign.generation.engines.base import Completion, Request, Sampling, Step
 from selfalign.generation.loop import JournaledEngine, RowRequest, row_seed
+from selfalign.model.dialogue import Template
 from selfalign.run.journal import Journal
 from selfalign.run.ledger import RowOutcome
 from selfalign.run.recipe import Recipe
@@ -21,91 +27,147 @@ from selfalign.system.console import Screen
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """What is asked: a content hash that names it, and the user's words."""
+class Message:
+    """A user's message, with the content hash that identifies it."""
 
     id: str
     text: str
 
 
 @dataclass(frozen=True, slots=True)
-class Reply:
-    """What a model answered."""
+class ModelResponse:
+    """A model's response to a message."""
 
-    speaker: Speaker
+    model: ComparedModel
     position: int
-    """Which of the questions."""
+    """The index of the message."""
     text: str
     ended: bool
-    """By its own end token, within the limit."""
+    """Whether the model ended its turn by its end token, within the limit."""
+
+
+class OpenEndedTask(ABC, Generic[Row]):
+    """A task whose items are messages, which the models answer in their own words.
+
+    Its rows are written to `5_evaluation/<name>.jsonl` before a judge is asked, so that no answer is lost to it.
+    """
+
+    name: str
+    """The task, its stage in the journal and its file."""
+    record: type[Row]
+    origin: Origin | None
+    """How its benchmark is loaded; None for a task with items of its own."""
+    max_new_tokens: int | None = None
+    """The limit per response, at most the recipe's `evaluate.max_new_tokens`."""
+    several_sources = True
+    """Whether rows from other sources stay in the file."""
+    suffix = ""
+    """The end of the task's label in the usage log, after the label of its source."""
+    judged = True
+    """Whether a judge is of use."""
+
+    @abstractmethod
+    def rows(self, source: Any, responses: Sequence[ModelResponse], constitution: Constitution) -> list[Row]:
+        """Return the rows to publish."""
+
+    @abstractmethod
+    def messages(self, source: Any, screen: Screen) -> list[Message]:
+        """Return the message of each item."""
+
+    @abstractmethod
+    def scores(self, store: ResultStore) -> list[Score]:
+        """Return the scores of the rows in the store."""
+
+    def with_verdicts(self, rows: list[Row], before: Sequence[Row]) -> list[Row]:
+        """Return new rows with the verdicts that the same answers had before."""
+        return rows
+
+    def drop_stale_verdicts(self, store: ResultStore) -> None:
+        """Rewrite the task's file of verdicts, if it has one, without those about answers that are gone."""
+
+    def judge(self, store: ResultStore, source: Any, judge: Judge) -> None:
+        """Let the judge judge the rows in the store."""
 
 
 def ask(
     stage: str,
     journal: Journal,
     screen: Screen,
-    speakers: Sequence[Speaker],
-    questions: Sequence[Asked],
+    groups: Sequence[EngineGroup],
+    messages: Sequence[Message],
     recipe: Recipe,
     constitution: Constitution,
     max_new_tokens: int,
-) -> list[Reply]:
-    """Let every model answer every question; what the journal holds is not asked again.
+) -> list[ModelResponse]:
+    """Let every model answer every message; a response that the journal holds is not generated again.
 
-    Questions that a model has no answer to are said; in its scores it has a smaller n.
-
-    The prompted base answers as in stage 2: thoughts first, which are no part of the reply.
+    The prompted base answers as in stage 2: its internal thoughts come first and are no part of the response. A model
+    that fails to answer some messages is reported; its scores have a smaller n.
     """
     clock = Clock()
-    replies: list[Reply] = []
+    responses: list[ModelResponse] = []
     outcomes: list[RowOutcome] = []
-    with screen.bar(stage, len(speakers) * len(questions)) as bar:
-        # Model by model: a slot whose adapter or prefix changes must compute its prompt anew.
-        for number, speaker in enumerate(speakers):
-            requests = [_row_request(stage, speaker, q, recipe, constitution, max_new_tokens) for q in questions]
-            identities = {speaker.adapter: speaker.entrant.identity}
-            engine = JournaledEngine(speaker.engine(), journal, stage, identities, bar.add)
-            if requests and speaker.entrant.prompt == "constitution":
-                engine.engine.warm_prefix(requests[0].request.prompt[:2], speaker.adapter)
-            results = engine.generate(requests)
-            for position, (question, request, result) in enumerate(zip(questions, requests, results, strict=True)):
-                row_id = content_hash(request.row_id, position)
-                outcomes.append(RowOutcome(row_id, len(outcomes), result.state, result.reason, question.text))
-                if result.completion is not None:
-                    text, ended = _said(speaker, request.request, result.completion, constitution)
-                    replies.append(Reply(speaker, position, text, ended))
-            if lost := [r for r in results if r.completion is None]:
-                who = f"{speaker.entrant.name}: {len(lost)} of {len(requests)} without an answer"
-                screen.say(f"  {stage}: {who} ({lost[0].reason}); the same command asks them again", "yellow")
-            if not any(s.close == speaker.close for s in speakers[number + 1 :]):
-                speaker.close()  # one model in memory at a time
+    with screen.bar(stage, sum(len(g.models) for g in groups) * len(messages)) as bar:
+        for group in groups:
+            # Model by model: a slot whose adapter or prefix changes must compute its prompt anew.
+            for model in group.models:
+                requests = [
+                    _row_request(stage, model, group.template(), m, recipe, constitution, max_new_tokens)
+                    for m in messages
+                ]
+                engine = group.backend()
+                if requests and model.prompt == "constitution":
+                    engine.warm_prefix(requests[0].request.prompt[:2], model.adapter)
+                identities = {model.adapter: model.identity}
+                results = JournaledEngine(engine, journal, stage, identities, bar.add).generate(requests)
+                failed = []
+                for position, (message, request, result) in enumerate(zip(messages, requests, results, strict=True)):
+                    row_id = content_hash(request.row_id, position)
+                    outcomes.append(RowOutcome(row_id, len(outcomes), result.state, result.reason, message.text))
+                    if result.completion is None:
+                        failed.append(result.reason)
+                    else:
+                        text, ended = _response(model, request.request, result.completion, constitution)
+                        responses.append(ModelResponse(model, position, text, ended))
+                if failed:
+                    count = f"{model.name}: {len(failed)} of {len(requests)} without an answer"
+                    screen.say(f"  {stage}: {count} ({failed[0]}); the same command asks them again", "yellow")
+            group.close()  # one model in memory at a time
     journal.restart(stage)
     journal.decide(stage, outcomes)
     journal.finish(stage, len(outcomes), clock.seconds())
-    return replies
+    return responses
 
 
 def _row_request(
-    stage: str, speaker: Speaker, question: Asked, recipe: Recipe, constitution: Constitution, max_new_tokens: int
+    stage: str,
+    model: ComparedModel,
+    template: Template,
+    message: Message,
+    recipe: Recipe,
+    constitution: Constitution,
+    max_new_tokens: int,
 ) -> RowRequest:
-    seed = row_seed(recipe.seed, stage, question.text)
+    seed = row_seed(recipe.seed, stage, message.text)
     config = recipe.evaluate
     limit = min(config.max_new_tokens, max_new_tokens)
     sampling = Sampling(config.temperature, config.top_p, limit, recipe.engine.top_k, repetition=config.repetition)
-    if speaker.entrant.prompt == "constitution":
+    if model.prompt == "constitution":
         form = recipe.align.model_copy(update={"repetition": config.repetition, "hints": False})
         thoughts = form.max_thought_tokens if form.form == "paper" else 0
-        asked = guided.Form(constitution, form, replace(sampling, max_new_tokens=limit + thoughts))
-        request = replace(asked.request(question.text, seed), adapter=speaker.adapter)
+        stage2 = guided.Form(constitution, form, replace(sampling, max_new_tokens=limit + thoughts))
+        request = replace(stage2.request(message.text, seed), adapter=model.adapter)
     else:
-        template = speaker.template()
-        pieces = opening(template, constitution, speaker.entrant.prompt, [Turn("user", question.text)])
-        request = Request(pieces, (Step(sampling, stop=template.stops()),), seed, speaker.adapter)
-    return RowRequest(content_hash(question.id, speaker.entrant.name), request)
+        pieces = opening(template, constitution, model.prompt, [Turn("user", message.text)])
+        request = Request(pieces, (Step(sampling, stop=template.stops()),), seed, model.adapter)
+    return RowRequest(content_hash(message.id, model.name), request)
 
 
-def _said(speaker: Speaker, request: Request, completion: Completion, constitution: Constitution) -> tuple[str, bool]:
-    if speaker.entrant.prompt == "constitution":
+def _response(
+    model: ComparedModel, request: Request, completion: Completion, constitution: Constitution
+) -> tuple[str, bool]:
+    """Return (the response, whether it ended within the limit)."""
+    if model.prompt == "constitution":
         _, text, cut = guided.split(completion, request, constitution.assistant.name)
     else:
         text, cut = completion.parts[0].text, completion.parts[0].finish != "end"

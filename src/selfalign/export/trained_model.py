@@ -7,7 +7,7 @@ from pathlib import Path
 
 from selfalign.data.prompt_text import BOS
 from selfalign.errors import UserError
-from selfalign.evaluation import heldout
+from selfalign.evaluation.models import run_models
 from selfalign.export import chat_template
 from selfalign.run.context import Context
 from selfalign.run.recipe import Stage
@@ -73,7 +73,7 @@ def find_trained_model(context: Context, name: str = "") -> TrainedModel:
         UserError: the run trained no model, or none of that name.
     """
     context.model.check_weights(f"{context.run.path} has no trained model to export")
-    trained = {model: stage for model, stage in heldout.models(context).items() if stage}
+    trained = {model: stage for model, stage in run_models(context).items() if stage}
     if not trained:
         raise UserError(f"{context.run.path} has no trained adapter yet: `selfalign run` trains it")
     name = name or list(trained)[-1]

@@ -8,8 +8,10 @@ from pathlib import Path
 
 from selfalign.data.records import content_hash, write_jsonl
 from selfalign.errors import UserError
-from selfalign.evaluation import compare, heldout
-from selfalign.evaluation.wanted import Wanted
+from selfalign.evaluation import evaluate
+from selfalign.evaluation.evaluate import EvaluationRequest
+from selfalign.evaluation.scoring import ScoredTask
+from selfalign.evaluation.tasks import TASKS, heldout
 from selfalign.pipeline import (
     step1_prompts,
     step1a_self_instruct,
@@ -38,12 +40,12 @@ def _prompts(context: Context) -> list[Path]:
 
 def _evaluate(context: Context) -> list[Path]:
     files = heldout.run(context)
-    compare.refresh(context)
+    evaluate.refresh(context)
     tasks = context.recipe.evaluate.tasks
-    if context.model.is_fake and any(t in compare.FORMS for t in tasks):
+    if context.model.is_fake and any(isinstance(TASKS[t], ScoredTask) for t in tasks):
         context.screen.say("  the fake engine runs no model: nothing is scored", "yellow")
-        tasks = [t for t in tasks if t not in compare.FORMS]
-    return list(dict.fromkeys([*files, *(compare.run(context, Wanted(tasks)) if tasks else [])]))
+        tasks = [t for t in tasks if not isinstance(TASKS[t], ScoredTask)]
+    return list(dict.fromkeys([*files, *(evaluate.run(context, EvaluationRequest(tasks)) if tasks else [])]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,15 +148,15 @@ def run_stage(context: Context, stage: Stage, again: bool = False) -> None:
         context.saver.try_save()
 
 
-def run_benchmarks(context: Context, wanted: Wanted) -> None:
+def run_benchmarks(context: Context, request: EvaluationRequest) -> None:
     """Measure the run's models on benchmarks; a report that stands there is written anew.
 
     Raises:
-        SelfAlignError: see `compare.run`.
+        SelfAlignError: see `evaluate.run`.
     """
     STOP.check()
     context.screen.say("5  Benchmarks", "bold")
-    _add_notices(context, compare.run(context, wanted))
+    _add_notices(context, evaluate.run(context, request))
     write_jsonl(context.run.jsonl("drops"), context.journal.drops())
     if context.run.report.exists():
         run_stage(context, "report", again=True)
@@ -212,7 +214,7 @@ def check_ready(context: Context) -> None:
                 )
         made |= set(step.outputs(context.run))
     if "evaluate" in context.recipe.stages:
-        compare.ready(context)
+        evaluate.check_ready(context)
     if {"engrave", "verbose_cloning", "evaluate"} & set(context.recipe.stages):
         context.model.check_trainable()
 

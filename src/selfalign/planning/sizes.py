@@ -230,9 +230,9 @@ class _Sizes:
         found: list[Work] = [Generation("evaluate", rows, 30, 20, lengths.evaluation, limit, scored=scored)]
         if "behaviour" in config.tasks:
             # Base, prompted base, engraved and final model; the prompted one reads the constitution.
-            from selfalign.evaluation import situations
+            from selfalign.evaluation.tasks import behaviour
 
-            asked = len(situations.load(None, self._constitution).items)
+            asked = len(behaviour.load_scenarios(None, self._constitution).items)
             shared = 20 + self._prefix // 4
             found.append(Generation("behaviour", 4 * asked, 18, shared, lengths.behaviour, limit))
         return found

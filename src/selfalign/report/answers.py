@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from selfalign.data.records import Answer, OpenAnswer, Response, read_jsonl, stream_jsonl
-from selfalign.evaluation.spoken import COMPARED
+from selfalign.evaluation.tasks import TASKS
 from selfalign.report.scores import title
 from selfalign.run.directory import RunDir
 
@@ -33,8 +33,10 @@ def gather(run: RunDir) -> dict[str, Any]:
 def questions(run: RunDir) -> list[dict[str, Any]]:
     """[{title, file, rows, number}] of each benchmark of open questions: `rows` as `side_by_side` of the first ones."""
     found = []
-    for task in COMPARED:
-        path = run.jsonl(task)
+    for name, task in TASKS.items():
+        if task.record is not OpenAnswer:
+            continue
+        path = run.scores.with_name(f"{name}.jsonl")
         answers = read_jsonl(path, OpenAnswer) if path.exists() else []
         for benchmark in dict.fromkeys(a.benchmark for a in answers):
             mine = [a for a in answers if a.benchmark == benchmark]

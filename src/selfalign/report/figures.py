@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from selfalign.evaluation.pairwise import WIN_RATE
+from selfalign.evaluation.comparison import WIN_RATE
 from selfalign.report import charts, plots, scores
 from selfalign.report.charts import Estimate, Look
 from selfalign.report.data import LENGTHS

@@ -12,8 +12,8 @@ from rich.table import Table
 
 from selfalign.data.records import Answer, ProbeAnswer, Score, read_jsonl
 from selfalign.errors import UserError
-from selfalign.evaluation.pairwise import WIN_RATE
-from selfalign.evaluation.probes import Total
+from selfalign.evaluation.comparison import WIN_RATE
+from selfalign.evaluation.tasks.probes import Total
 from selfalign.planning import costs
 from selfalign.planning.costs import Plan
 from selfalign.planning.terminal import count, duration

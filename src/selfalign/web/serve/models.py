@@ -8,7 +8,7 @@ from typing import Any
 
 from selfalign.data.prompt_text import BOS, Turn
 from selfalign.errors import UserError
-from selfalign.evaluation.heldout import models
+from selfalign.evaluation.models import run_models
 from selfalign.generation import engines
 from selfalign.generation.engines.base import Engine, Request, Sampling, Step
 from selfalign.generation.guided import Form
@@ -197,7 +197,7 @@ def _models(context: Context) -> list[ServedModel]:
     """Return the base, the prompted base and the trained models, in the order of tables."""
     served = context.recipe.engine.served if engines.kind(context.recipe.engine) == "openai" else None
     offered = []
-    for name, adapter in models(context).items():
+    for name, adapter in run_models(context).items():
         if served is not None and (adapter or "base") not in served:
             continue
         file = context.run.adapter_gguf(adapter) if adapter else context.run.path / "recipe.yaml"

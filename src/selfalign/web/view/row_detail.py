@@ -10,7 +10,8 @@ from typing import Any
 from selfalign.data.prompt_text import BOS, Control
 from selfalign.data.records import Prompt
 from selfalign.errors import UserError
-from selfalign.evaluation import heldout
+from selfalign.evaluation.models import ADAPTERS
+from selfalign.evaluation.tasks import heldout
 from selfalign.generation.engines.base import Completion, Request
 from selfalign.generation.loop import RowRequest, request_key
 from selfalign.model.dialogue import Encoded, Tokenizer, encode_example
@@ -125,7 +126,7 @@ class Rows:
             return step2_self_align.request(context, prompt, step2_self_align.form(context))
         if stage == "verbose_responses":
             return step4_verbose_cloning.request(context, prompt)
-        return heldout.request(context, prompt, heldout.ADAPTERS.get(row["model"]))
+        return heldout.request(context, prompt, ADAPTERS.get(row["model"]))
 
     def _key(self, stage: str, row_id: str, request: Request) -> tuple[str, str]:
         """(the journal's key of the request, or why it is not known)."""

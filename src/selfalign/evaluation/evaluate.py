@@ -1,0 +1,323 @@
+"""Measure the models of a run, or models without a run, on tasks: items -> 5_evaluation/<task>.jsonl, scores.json.
+
+What the journal holds is not computed again, so the same command resumes an interrupted evaluation. The usage log
+`benchmarks.json` records which files were read, by which weights, and how often.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from selfalign.constitution import Constitution
+from selfalign.data.records import ItemScore, Score, content_hash
+from selfalign.errors import UserError
+from selfalign.evaluation import benchmarks, models
+from selfalign.evaluation.asking import OpenEndedTask, ask
+from selfalign.evaluation.benchmarks import Benchmark
+from selfalign.evaluation.models import EngineGroup, ScorerGroup
+from selfalign.evaluation.prompting import PromptKind
+from selfalign.evaluation.results import ResultStore, column, model_of
+from selfalign.evaluation.scoring import ScoredTask, score
+from selfalign.evaluation.tasks import TASKS, behaviour, task_of
+from selfalign.evaluation.tasks.behaviour import Scenarios
+from selfalign.evaluation.tasks.probes import seen_messages
+from selfalign.run import recipe as recipes
+from selfalign.run.context import Context
+from selfalign.run.journal import Journal
+from selfalign.run.recipe import Recipe
+from selfalign.system.console import Screen
+
+Items: TypeAlias = Benchmark | Scenarios
+STAGE = "benchmarks"
+"""The name under which a run records the files that it published here."""
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationRequest:
+    """The tasks and models of an evaluation."""
+
+    tasks: Sequence[str]
+    """Some of `tasks.TASKS`."""
+    models: Sequence[str] = ()
+    """Models of the run; empty for all."""
+    others: Sequence[str] = ()
+    """NAME=ADAPTER, NAME=MODEL, NAME=URL#ID."""
+    data: Mapping[str, str] = field(default_factory=dict)
+    """Benchmark -> file, folder or hub id; behaviour -> file of scenarios."""
+    prompt: PromptKind = "standard"
+    limit: int | None = None
+    """The most items of each benchmark."""
+    judge: str = ""
+    """The judge of open-ended responses: NAME=MODEL, NAME=URL#ID, or one without a name; empty for none."""
+
+    @property
+    def scored(self) -> list[ScoredTask]:
+        """The requested tasks that are scored by log-likelihoods."""
+        return [t for name in self.tasks if isinstance(t := TASKS[name], ScoredTask)]
+
+    @property
+    def open_ended(self) -> list[OpenEndedTask[Any]]:
+        """The requested tasks that models answer in their own words."""
+        return [t for name in self.tasks if isinstance(t := TASKS[name], OpenEndedTask)]
+
+
+def check_tasks(names: Sequence[str]) -> None:
+    """Raise a UserError for the first name that is not a task."""
+    for name in names:
+        if name not in TASKS:
+            raise UserError(f"--benchmarks: {name!r} is not known; known are {', '.join(TASKS)}")
+
+
+def run(context: Context, request: EvaluationRequest) -> list[Path]:
+    """Measure a run's models; return the written files.
+
+    Raises:
+        UserError: a benchmark, a model or a scorer is not available, or a file was edited.
+        Interrupted: a signal came; the same command resumes.
+    """
+    run, names, others = context.run, request.models, request.others
+    _check(request, run.constitution)
+    store = _store(context)
+    scorers = models.scorers_of_run(context, names, others, request.prompt) if request.scored else []
+    engines = models.engines_of_run(context, names, others, request.prompt) if request.open_ended else []
+    # Everything that can be wrong with the request is found before results are written or removed.
+    items = _load_items(
+        store, request, run.constitution, seen_messages(context) if "behaviour" in request.tasks else set()
+    )
+    if request.judge and request.open_ended:
+        models.judge_group(request.judge, context.recipe.engine)
+    published = [store.path(name) for name in _file_names()]
+    run.check_not_edited([run.scores, *published], context.force)
+    run.manifest.unlink(missing_ok=True)
+    try:
+        identities = _scorer_identities(context, request.prompt) if request.scored else {}
+        files = [_score_task(store, t, items[t.name], scorers, run.constitution, identities) for t in request.scored]
+    finally:
+        _close(scorers)
+    identities = _engine_identities(context) if request.open_ended else {}
+    for task in request.open_ended:
+        files.append(_ask_task(store, task, items[task.name], engines, context.recipe, run.constitution, identities))
+        if request.judge and task.judged:
+            context.release_engine()
+            with models.open_judge(request.judge, context.recipe.engine) as judge:
+                task.judge(store, items[task.name], judge)
+    publish_scores(store)
+    run.mark_done(STAGE, content_hash(list(request.tasks)), [file for file in published if file.exists()])
+    for task in request.open_ended:
+        context.check_failures(context.journal.counts(task.name))
+    return [*files, run.scores]
+
+
+def run_alone(
+    folder: Path,
+    specs: Sequence[str],
+    request: EvaluationRequest,
+    constitution: Constitution,
+    prompted: bool,
+    screen: Screen,
+) -> list[Score]:
+    """Measure models without a run; return the scores, which are written to the folder.
+
+    Args:
+        folder: created if it does not exist; an evaluation in it is resumed.
+        specs: models, see `models.scorers_of`.
+        prompted: each model also with the constitution in its prompt.
+
+    Raises:
+        UserError: as `run`, or the folder holds something else.
+    """
+    _check(request, constitution)
+    recipe = recipes.load("quick")
+    if request.judge and request.open_ended:
+        models.judge_group(request.judge, recipe.engine)
+    scorers = models.scorers_of(specs, request.prompt, prompted) if request.scored else []
+    engines = models.engines_of(specs, request.prompt, prompted) if request.open_ended else []
+    if folder.exists() and any(folder.iterdir()) and not (folder / "journal.sqlite").exists():
+        raise UserError(f"{folder} holds something else than an evaluation: choose another --out")
+    folder.mkdir(parents=True, exist_ok=True)
+    journal = Journal(folder / "journal.sqlite")
+    try:
+        store = ResultStore(folder, journal, screen, constitution=constitution.digest())
+        items = _load_items(store, request, constitution, set())
+        for scored in request.scored:
+            _score_task(store, scored, items[scored.name], scorers, constitution, _identities(scorers))
+        _close(scorers)
+        for task in request.open_ended:
+            _ask_task(store, task, items[task.name], engines, recipe, constitution, {})
+            if request.judge and task.judged:
+                with models.open_judge(request.judge, recipe.engine) as judge:
+                    task.judge(store, items[task.name], judge)
+        return publish_scores(store)
+    finally:
+        _close(scorers)
+        journal.close()
+
+
+def refresh(context: Context) -> None:
+    """Add the scores of tasks to scores.json again, after the stage wrote those of the held-out prompts.
+
+    Rows of models that were trained again since are removed.
+    """
+    store = _store(context)
+    if not store.usage_log():
+        return
+    scored = {} if context.model.is_fake else _scorer_identities(context, "standard")
+    open_ended = _engine_identities(context)
+    for label, measured in store.measured_models().items():
+        task = task_of(label)
+        identities = scored if isinstance(task, ScoredTask) else open_ended
+        outdated = {c for c, identity in measured.items() if identities.get(model_of(c), identity) != identity}
+        if not outdated or not store.path(task.name).exists():
+            continue
+        benchmark = label.removesuffix(task.suffix)
+        rows: list[Any] = store.read(task.name, task.record)
+        store.write(task.name, [r for r in rows if r.benchmark != benchmark or column(r) not in outdated])
+        if isinstance(task, OpenEndedTask):
+            task.drop_stale_verdicts(store)
+        store.forget(label, outdated)
+        context.screen.say(f"  {label}: removed the scores of earlier weights: {', '.join(sorted(outdated))}")
+    publish_scores(store)
+
+
+def check_ready(context: Context) -> None:
+    """Raise a UserError if a benchmark of the recipe's stage is not available, before anything is generated."""
+    for name in context.recipe.evaluate.tasks:
+        if origin := TASKS[name].origin:
+            benchmarks.load(origin, None, context.recipe.evaluate.benchmarks)
+
+
+def publish_scores(store: ResultStore) -> list[Score]:
+    """Write the scores of all tasks into scores.json, and keep its other scores; return those of the tasks."""
+    scores = [s for task in TASKS.values() for s in task.scores(store)]
+    store.write_scores([*(s for s in store.scores() if not is_task_score(s)), *scores])
+    return scores
+
+
+def is_task_score(score: Score) -> bool:
+    """Return whether a score belongs to a task, and not to the held-out prompts."""
+    return score.benchmark.split("/")[0].split(" ")[0] in (*TASKS, behaviour.PROBES)
+
+
+# -- parts of an evaluation ----------------------------------------------------------------------------------------
+
+
+def _check(request: EvaluationRequest, constitution: Constitution) -> None:
+    check_tasks(request.tasks)
+    if request.prompt == "two-shot" and not constitution.prompts.two_shot:
+        raise UserError("--prompt two-shot: the constitution's prompts.two_shot is empty: write two worked turns there")
+
+
+def _store(context: Context) -> ResultStore:
+    run = context.run
+    files, digest = context.recipe.evaluate.benchmarks, run.constitution.digest()
+    return ResultStore(run.scores.parent, context.journal, context.screen, files, digest, run.rewriting)
+
+
+def _file_names() -> list[str]:
+    """Return the names of all files of rows and verdicts."""
+    verdicts = [getattr(task, "verdicts", "") for task in TASKS.values()]
+    return [*TASKS, *(name for name in verdicts if name)]
+
+
+def _load_items(
+    store: ResultStore, request: EvaluationRequest, constitution: Constitution, seen: Set[str]
+) -> dict[str, Items]:
+    """Return task -> its items; all are read before the first task begins."""
+    items: dict[str, Items] = {}
+    for name, task in TASKS.items():
+        if name in request.tasks and task.origin is None:
+            items[name] = _load_scenarios(store, request, constitution, seen)
+        elif name in request.tasks and task.origin:
+            source = request.data.get(task.origin.name)
+            benchmark = benchmarks.load(task.origin, source, store.recipe_files).first(request.limit)
+            size, sha256 = f"{len(benchmark.items)} items of {benchmark.source}", benchmark.sha256[:12]
+            store.screen.say(f"  {benchmark.label}: {size}, sha256 {sha256}", "dim")
+            items[name] = benchmark
+    return items
+
+
+def _load_scenarios(
+    store: ResultStore, request: EvaluationRequest, constitution: Constitution, seen: Set[str]
+) -> Scenarios:
+    """Return the scenarios that are not among the run's prompts."""
+    scenarios = behaviour.load_scenarios(request.data.get(behaviour.NAME), constitution, request.limit)
+    fresh, known = behaviour.split_seen(scenarios, seen)
+    if not fresh.items:
+        raise UserError(f"{behaviour.NAME}: every scenario of {scenarios.source} is one of the run's prompts")
+    store.screen.say(f"  {behaviour.NAME}: {len(fresh.items)} scenarios, {scenarios.source}", "dim")
+    for scenario in known:
+        store.screen.say(f"  skipped, it is one of the run's prompts: {scenario.ask}", "yellow")
+    return fresh
+
+
+def _identities(groups: Sequence[ScorerGroup] | Sequence[EngineGroup]) -> dict[str, str]:
+    return {model.name: model.identity for group in groups for model in group.models}
+
+
+def _scorer_identities(context: Context, prompt: PromptKind) -> dict[str, str]:
+    """Return each model of the run -> the identity that its weights have now in the scorer."""
+    return _identities(models.scorers_of_run(context, (), (), prompt))
+
+
+def _engine_identities(context: Context) -> dict[str, str]:
+    """Return each model of the run -> the identity that its weights have now in the engine."""
+    return _identities(models.engines_of_run(context, (), (), "standard"))
+
+
+def _close(groups: Sequence[ScorerGroup] | Sequence[EngineGroup]) -> None:
+    for group in groups:
+        group.close()
+
+
+def _score_task(
+    store: ResultStore,
+    task: ScoredTask,
+    items: Any,
+    groups: Sequence[ScorerGroup],
+    constitution: Constitution,
+    current: Mapping[str, str],
+) -> Path:
+    """Score a task and publish its rows; return their file.
+
+    Args:
+        current: model -> the identity of its weights now: rows of other weights are removed.
+    """
+    rows = score(task, items, groups, constitution, store.journal, store.screen)
+    measured = {model.column: model.identity for group in groups for model in group.models}
+    valid = store.valid_rows(task.name, items.label, items, current, ItemScore, measured)
+    remaining = [r for r in valid if column(r) not in measured]
+    store.write(task.name, store.order(items.label, measured, [*remaining, *rows]))
+    store.log_usage(items, items.label, measured, {column(r) for r in remaining})
+    return store.path(task.name)
+
+
+def _ask_task(
+    store: ResultStore,
+    task: OpenEndedTask[Any],
+    items: Items,
+    groups: Sequence[EngineGroup],
+    recipe: Recipe,
+    constitution: Constitution,
+    current: Mapping[str, str],
+) -> Path:
+    """Let the models answer an open-ended task and publish its rows; return their file. Args as `_score_task`."""
+    label = items.label + task.suffix
+    limit = task.max_new_tokens or recipe.evaluate.max_new_tokens
+    messages = task.messages(items, store.screen)
+    try:
+        responses = ask(task.name, store.journal, store.screen, groups, messages, recipe, constitution, limit)
+    finally:
+        _close(groups)
+    rows = task.rows(items, responses, constitution)
+    measured = {model.column: model.identity for group in groups for model in group.models}
+    valid = store.valid_rows(task.name, label, items, {**current, **_identities(groups)}, task.record, measured)
+    remaining = [r for r in valid if column(r) not in measured]
+    merged = task.with_verdicts(store.order(label, measured, [*remaining, *rows]), valid)
+    others = store.read(task.name, task.record) if task.several_sources else []
+    store.write(task.name, [*(r for r in others if r.benchmark != items.label), *merged])
+    store.log_usage(items, label, measured, {column(r) for r in remaining})
+    task.drop_stale_verdicts(store)
+    return store.path(task.name)

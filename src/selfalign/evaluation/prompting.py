@@ -1,0 +1,80 @@
+"""Turn a benchmark's items into texts for a model: system prompts, dialogues, and forms of scored questions. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from selfalign.constitution import Constitution
+from selfalign.constitution.rendering import render
+from selfalign.data.prompt_text import BOS, Pieces, Turn
+from selfalign.data.records import content_hash
+from selfalign.evaluation.benchmarks import Item, item_id
+from selfalign.generation.scoring.base import Scored, Text
+from selfalign.model.dialogue import Template
+
+PromptKind = Literal["standard", "concise", "verbose", "two-shot", "constitution"]
+PROMPTS: tuple[PromptKind, ...] = ("standard", "concise", "verbose", "two-shot", "constitution")
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One text to score."""
+
+    turns: tuple[Turn, ...]
+    """The dialogue up to the user's last message."""
+    answer: str
+    """The scored text, without the space before it."""
+    begin: str = ""
+    """Words that the assistant's turn begins with before the scored text."""
+    label: str = ""
+    """The name of the cell in the file of results."""
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """One way to ask the items of a benchmark by log-likelihoods. All models get the same cells."""
+
+    name: str
+    cells: Callable[[Any], list[Cell]]
+    """item -> its cells."""
+    read: Callable[[Any, Sequence[Scored]], dict[str, float]]
+    """(item, the results of its cells) -> the value of each measure: 1 for right, 0 for wrong, or a fraction."""
+
+
+def opening(template: Template, constitution: Constitution, prompt: PromptKind, turns: Sequence[Turn]) -> Pieces:
+    """Return the prompt up to the first word of the assistant's answer.
+
+    Args:
+        prompt: the system prompt. `constitution` puts all principles and exemplars before the dialogue, in the plain
+            turns of stage 2; the answer follows at once, without internal thoughts. `two-shot` is the standard system
+            prompt with two worked turns.
+    """
+    name = constitution.assistant.name
+    if prompt == "constitution":
+        lines = [f"{'User' if t.role == 'user' else name}: {t.text.strip()}\n\n" for t in turns]
+        return (BOS, render(constitution), *lines, f"{name}:")
+    shots = constitution.prompts.two_shot if prompt == "two-shot" else []
+    worked = [turn for shot in shots for turn in (Turn("user", shot.user), Turn("assistant", shot.answer))]
+    kind = "standard" if prompt == "two-shot" else prompt
+    return template.prompt(constitution.system_prompt(kind), [*worked, *turns], name)
+
+
+def cell_text(template: Template, constitution: Constitution, prompt: PromptKind, cell: Cell) -> Text:
+    """Return the cell as (context, continuation)."""
+    context = opening(template, constitution, prompt, cell.turns)
+    space = " " if prompt == "constitution" else template.space
+    if cell.begin:
+        return (*context, space + cell.begin), " " + cell.answer
+    return context, space + cell.answer
+
+
+def best(item: Item, scores: Sequence[float]) -> int:
+    """Return the position of the highest score, and among equal ones the position with the lowest hash.
+
+    A tie that always went to the first answer would reward the order of the file.
+    """
+    top = max(scores)
+    tied = [i for i, score in enumerate(scores) if score == top]
+    return tied[0] if len(tied) == 1 else min(tied, key=lambda i: content_hash(item_id(item), i))

@@ -1,0 +1,162 @@
+"""Evaluate base, engraved and final model on the held-out prompts, none of which was trained on (the stage `evaluate`).
+
+1_prompts/prompts.jsonl, 2_self_align/responses.jsonl, both adapters -> 5_evaluation/answers.jsonl, scores.json
+
+The loss is that of stage 2's kept held-out responses *without* the constitution: the mean over rows of the mean per
+token. Run-on is a response that does not end by the model's own end token within the limit; a response that begins the
+user's next turn counts, too.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from statistics import median
+
+from selfalign.data.prompt_text import Turn
+from selfalign.data.records import Answer, Prompt, Score, content_hash, write_jsonl
+from selfalign.evaluation.comparison import compared
+from selfalign.evaluation.models import run_models
+from selfalign.evaluation.statistics import Interval, bootstrap_mean, mcnemar, wilson
+from selfalign.generation import executors
+from selfalign.generation.engines.base import Request, Step
+from selfalign.generation.loop import RowRequest, row_seed
+from selfalign.model.dialogue import encode_example
+from selfalign.run.context import Context
+from selfalign.run.ledger import RowOutcome
+from selfalign.system import atomic
+from selfalign.system.clock import Clock
+
+STAGE = "evaluate"
+
+
+def run(context: Context) -> list[Path]:
+    """Answer and score the held-out prompts with every model; return the files."""
+    clock = Clock()
+    prompts = [p for p in context.prompts() if p.split == "heldout"][: context.recipe.evaluate.heldout_prompts]
+    answers, outcomes = _answers(context, prompts)
+    write_jsonl(context.run.jsonl("answers"), answers)
+    scores = answer_scores(answers, context.recipe.evaluate.max_new_tokens, list(run_models(context)))
+    if not context.model.is_fake:
+        scores = loss_scores(_losses(context)) + scores
+    atomic.write_text(context.run.scores, json.dumps([asdict(s) for s in scores], indent=1) + "\n")
+    context.check_failures(context.settle(STAGE, outcomes, len(prompts) * len(run_models(context)), clock))
+    return [context.run.jsonl("answers"), context.run.scores]
+
+
+def request(context: Context, prompt: Prompt, adapter: str | None) -> Request:
+    """Return the request for a prompt under the standard system prompt, to the base (None) or a stage's adapter."""
+    config, constitution = context.recipe.evaluate, context.run.constitution
+    template = context.model.template
+    # Generation stops when the model begins the user's next turn: it has run on, and further text is of no use.
+    step = Step(replace(context.sampling(config), repetition=config.repetition), stop=template.stops())
+    pieces = template.prompt(
+        constitution.system_prompt("standard"), [Turn("user", prompt.message)], constitution.assistant.name
+    )
+    return Request(pieces, (step,), row_seed(context.recipe.seed, STAGE, prompt.id), adapter)
+
+
+def _answers(context: Context, prompts: list[Prompt]) -> tuple[list[Answer], list[RowOutcome]]:
+    models = run_models(context)
+    adapters = tuple(s for s in models.values() if s)
+    # Model by model: a slot whose adapter changes must compute its prompt anew.
+    pairs = [(name, adapter, prompt) for name, adapter in models.items() for prompt in prompts]
+    requests = [
+        RowRequest(content_hash(prompt.id, name), request(context, prompt, adapter)) for name, adapter, prompt in pairs
+    ]
+    with context.screen.bar("answers", len(requests)) as bar:
+        results = context.journaled_engine(STAGE, bar.add, adapters).generate(requests)
+    answers: list[Answer] = []
+    outcomes: list[RowOutcome] = []
+    for position, ((name, _, prompt), result) in enumerate(zip(pairs, results, strict=True)):
+        outcomes.append(RowOutcome(result.row_id, position, result.state, result.reason, prompt.message))
+        if result.completion is not None:
+            part = result.completion.parts[0]
+            text = part.text.strip()
+            answers.append(Answer(prompt.id, prompt.message, name, text, part.finish == "end", len(text.split())))
+    return answers, outcomes
+
+
+def answer_scores(answers: Sequence[Answer], limit: int, names: Sequence[str]) -> list[Score]:
+    """Return run-on rate, empty answers and length of each model, the final one also against the engraved one."""
+    by_model = {name: rows for name in names if (rows := [a for a in answers if a.model == name])}
+    scores = []
+    for measure, has_it in ((f"run-on within {limit} tokens", _ran_on), ("empty answers", _empty)):
+        for name, rows in by_model.items():
+            score = _score(measure, name, len(rows), wilson(sum(map(has_it, rows)), len(rows)))
+            scores.append(_with_verbose_tax(score, {a.id: has_it(a) for a in rows}, by_model, has_it))
+    scores += [
+        Score("heldout", "median words", name, "standard", len(rows), median([a.words for a in rows]))
+        for name, rows in by_model.items()
+    ]
+    if by_model.get("final") and by_model.get("engraved"):
+        other = {a.id: a.words for a in by_model["engraved"]}
+        pairs = [a.words - other[a.id] for a in by_model["final"] if a.id in other]
+        if pairs:
+            mean = sum(a.words for a in by_model["final"]) / len(by_model["final"])
+            score = Score("heldout", "mean words", "final", "standard", len(pairs), mean)
+            scores.append(compared(score, "engraved", bootstrap_mean(pairs)))
+    return scores
+
+
+def _ran_on(answer: Answer) -> bool:
+    return not answer.ended
+
+
+def _empty(answer: Answer) -> bool:
+    return not answer.answer
+
+
+def _with_verbose_tax(
+    score: Score, mine: dict[str, bool], by_model: dict[str, list[Answer]], has_it: Callable[[Answer], bool]
+) -> Score:
+    """Return the final model's rate with its paired difference from the engraved one: the cost of verbose cloning."""
+    theirs = {a.id: has_it(a) for a in by_model.get("engraved", [])}
+    both = [i for i in mine if i in theirs]
+    if score.model != "final" or not both:
+        return score
+    difference = bootstrap_mean([float(mine[i]) - float(theirs[i]) for i in both])
+    p = mcnemar([theirs[i] for i in both], [mine[i] for i in both])
+    return replace(compared(score, "engraved", difference), p=p)
+
+
+def _score(measure: str, name: str, n: int, interval: Interval) -> Score:
+    return Score("heldout", measure, name, "standard", n, interval.value, interval.low, interval.high)
+
+
+def _losses(context: Context) -> dict[str, list[float]]:
+    """Return model -> the mean loss per token of each held-out response, in nats."""
+    rows = [r for r in context.responses() if r.split == "heldout"]
+    if not rows:
+        return {}
+    context.release_engine()
+    tokenizer, template = context.model.tokenizer(), context.model.template
+    constitution = context.run.constitution
+    system, label = constitution.system_prompt("standard"), constitution.assistant.name
+    encoded = [encode_example(tokenizer, template, system, r.message, r.response, label) for r in rows]
+    models = run_models(context)
+    adapters, recipe = {s: context.adapter(s) for s in models.values() if s}, context.recipe
+    say = context.screen.say
+    scorer = executors.scorer(recipe.executor, recipe.engine, context.model, adapters, "torch", say=say)
+    try:
+        return {name: [sum(row) / len(row) for row in scorer.score(encoded, stage)] for name, stage in models.items()}
+    finally:
+        scorer.close()
+
+
+def loss_scores(losses: dict[str, list[float]]) -> list[Score]:
+    """Return the mean loss of each model, with the paired difference of an adapter from the base, and of the final
+    model also from the engraved one."""
+    scores = []
+    for name, values in losses.items():
+        score = _score("loss without constitution", name, len(values), bootstrap_mean(values))
+        rivals = [r for r in ("base", "engraved") if name != "base" and (r == "base" or name == "final")]
+        for rival in rivals:
+            if rival in losses:
+                paired = [v - other for v, other in zip(values, losses[rival], strict=True)]
+                scores.append(compared(score, rival, bootstrap_mean(paired)))
+        if not rivals:
+            scores.append(score)
+    return scores
