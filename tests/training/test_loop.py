@@ -1,4 +1,4 @@
-"""The LoRA loop: shared prefixes change nothing, a stopped run goes on as one that was not, memory, NaN, early end."""
+"""The training loop: shared prefixes, resuming, memory, NaN, early stopping."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from selfalign.training.settings import TrainingSettings
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    """More cost a tiny model more than they bring."""
+    """A tiny model is slower on several threads."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -60,13 +60,13 @@ def trained(base: Any, **more: Any) -> tuple[TrainingRecord, dict[str, torch.Ten
     return done, {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
 
 
-# -- batches and parts ---------------------------------------------------------------------------------------------
+# -- batches and micro-batches ------------------------------------------------------------------------------------
 
 tokens = st.lists(st.integers(0, 3), min_size=2, max_size=30)
 
 
 @given(st.lists(st.tuples(tokens, tokens), min_size=1, max_size=12), st.integers(1, 200))
-def test_parts_hold_every_row_once_and_share_only_what_is_common(texts: list[Any], budget: int) -> None:
+def test_micro_batches_hold_every_row_once_and_share_common_prefixes(texts: list[Any], budget: int) -> None:
     rows = [Encoded([*a, *b], [False] * len(a) + [True] * len(b)) for a, b in texts]
     found = micro_batches(rows, budget)
     assert sorted(id(r) for p in found for r in p.rows) == sorted(map(id, rows))
@@ -78,24 +78,24 @@ def test_parts_hold_every_row_once_and_share_only_what_is_common(texts: list[Any
         assert len(part.rows) == 1 or width * len(part.rows) + part.prefix <= budget
 
 
-def test_rows_of_one_inference_prompt_share_it() -> None:
+def test_rows_of_one_system_prompt_share_it() -> None:
     found = micro_batches(ROWS, 10_000)
     assert sorted((len(p.rows), p.prefix) for p in found) == [(10, 40), (10, 40)]
     assert all(p.prefix == 0 for p in micro_batches(ROWS, 10_000, share=False))
 
 
-def test_batches_hold_every_row_once_an_epoch_and_follow_from_the_seed() -> None:
+def test_batches_hold_every_row_once_per_epoch() -> None:
     made = length_grouped_batches(ROWS, 3, random.Random(1))
     assert sorted(id(r) for b in made for r in b) == sorted(map(id, ROWS))
     assert [len(b) for b in made].count(3) == 6 and len(training_batches(ROWS, 3, 2, 5)) == 14
     assert training_batches(ROWS, 3, 2, 5) == training_batches(ROWS, 3, 2, 5) != training_batches(ROWS, 3, 2, 6)
 
 
-# -- a shared prefix changes nothing -------------------------------------------------------------------------------
+# -- shared prefixes -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("family", ["tiny_gemma", "tiny_llama"])
-def test_a_shared_prefix_gives_the_loss_and_gradient_of_whole_rows(family: str, request: pytest.FixtureRequest) -> None:
+def test_shared_prefix_changes_neither_loss_nor_gradient(family: str, request: pytest.FixtureRequest) -> None:
     base = request.getfixturevalue(family)
     config = CONFIG.model_copy(update={"dropout": 0.0, "targets": ["q_proj", "k_proj", "v_proj", "down_proj"]})
     model = lora.with_new_adapter(base, config, seed=0)
@@ -117,25 +117,23 @@ def test_a_shared_prefix_gives_the_loss_and_gradient_of_whole_rows(family: str, 
         torch.testing.assert_close(gradient, seen[False][1][name], rtol=1e-3, atol=1e-6)
 
 
-def test_a_model_whose_cache_cannot_be_shared_is_trained_without(
-    tiny_gemma: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_model_with_unshareable_cache_trains_without_sharing(tiny_gemma: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     wanted, _ = trained(tiny_gemma, config={"dropout": 0.0})
     from transformers import DynamicCache
 
     monkeypatch.setattr(DynamicCache, "batch_repeat_interleave", lambda self, n: self.crop(1))
-    said: list[str] = []
-    found, _ = trained(tiny_gemma, config={"dropout": 0.0}, say=said.append)
-    assert "cannot be shared" in said[0] and found.losses == pytest.approx(wanted.losses, rel=1e-4)
+    messages: list[str] = []
+    found, _ = trained(tiny_gemma, config={"dropout": 0.0}, say=messages.append)
+    assert "cannot be shared" in messages[0] and found.losses == pytest.approx(wanted.losses, rel=1e-4)
 
 
-# -- stop and go on ------------------------------------------------------------------------------------------------
+# -- stop and resume ------------------------------------------------------------------------------------------------
 
 
-def test_a_run_stopped_at_any_step_goes_on_with_the_same_losses(
+def test_run_stopped_at_any_step_resumes_with_equal_losses(
     tiny_gemma: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Stopped by a signal after each of its steps in turn (dropout, moments, schedule, order: all restored)."""
+    """A signal stops it after each step in turn; dropout, moments, schedule and order are all restored."""
     validation = [row(0, 3, 7), row(1, 4, 5)]
     wanted, weights = trained(tiny_gemma, validation=validation)
     assert len(wanted.losses) == 10
@@ -160,7 +158,7 @@ def test_a_run_stopped_at_any_step_goes_on_with_the_same_losses(
 
 
 @pytest.mark.slow
-def test_killed_at_random_instants_it_ends_with_the_same_losses(tiny_gemma: Any, tmp_path: Path) -> None:
+def test_run_killed_at_random_instants_ends_with_equal_losses(tiny_gemma: Any, tmp_path: Path) -> None:
     wanted, weights = trained(tiny_gemma)
     checkpoint, rng, kills = Checkpoint(tmp_path / "c.safetensors", "key"), random.Random(0), 0
     for _ in range(60):
@@ -179,7 +177,7 @@ def test_killed_at_random_instants_it_ends_with_the_same_losses(tiny_gemma: Any,
     assert all(torch.allclose(again[n], weights[n], rtol=0, atol=1e-6) for n in weights)
 
 
-def test_a_finished_state_is_not_trained_on(tiny_gemma: Any, tmp_path: Path) -> None:
+def test_finished_run_makes_no_steps(tiny_gemma: Any, tmp_path: Path) -> None:
     checkpoint = Checkpoint(tmp_path / "c.safetensors", "key")
     wanted, weights = trained(tiny_gemma, checkpoint=checkpoint)
     steps: list[int] = []
@@ -188,7 +186,7 @@ def test_a_finished_state_is_not_trained_on(tiny_gemma: Any, tmp_path: Path) -> 
     assert all(torch.equal(again[n], weights[n]) for n in weights)
 
 
-def test_a_torn_or_other_checkpoint_is_named_and_not_used(tiny_gemma: Any, tmp_path: Path) -> None:
+def test_damaged_or_foreign_checkpoint_is_reported_and_not_used(tiny_gemma: Any, tmp_path: Path) -> None:
     checkpoint = Checkpoint(tmp_path / "c.safetensors", "key")
     wanted, _ = trained(tiny_gemma, checkpoint=checkpoint)
     whole = checkpoint.path.read_bytes()
@@ -212,17 +210,15 @@ def test_a_torn_or_other_checkpoint_is_named_and_not_used(tiny_gemma: Any, tmp_p
         # The only bits that may change are blanks in the header.
         assert 0 < at < 8 + int.from_bytes(whole[:8], "little") and whole[at : at + 1] == b" "
     checkpoint.path.write_bytes(whole[:100])
-    said: list[str] = []
-    found, _ = trained(tiny_gemma, checkpoint=checkpoint, say=said.append)
-    assert "is not used (the file is incomplete)" in said[0] and found.losses == wanted.losses
+    messages: list[str] = []
+    found, _ = trained(tiny_gemma, checkpoint=checkpoint, say=messages.append)
+    assert "is not used (the file is incomplete)" in messages[0] and found.losses == wanted.losses
 
 
-# -- what goes wrong -----------------------------------------------------------------------------------------------
+# -- errors -----------------------------------------------------------------------------------------------
 
 
-def test_where_memory_runs_out_the_parts_are_halved_and_it_goes_on(
-    tiny_gemma: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_micro_batches_are_halved_when_memory_runs_out(tiny_gemma: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     wanted, _ = trained(tiny_gemma, config={"dropout": 0.0})
     real = forward.hidden_at_loss
 
@@ -232,17 +228,17 @@ def test_where_memory_runs_out_the_parts_are_halved_and_it_goes_on(
         return real(model, rows, prefix)
 
     monkeypatch.setattr(forward, "hidden_at_loss", small)
-    said: list[str] = []
-    found, _ = trained(tiny_gemma, config={"dropout": 0.0}, say=said.append)
+    messages: list[str] = []
+    found, _ = trained(tiny_gemma, config={"dropout": 0.0}, say=messages.append)
     assert found.losses == pytest.approx(wanted.losses, rel=1e-4) and 1 < found.micro_batch_tokens < 1024
-    assert "continuing with 512 tokens at once" in said[0]
+    assert "continuing with 512 tokens at once" in messages[0]
 
     monkeypatch.setattr(forward, "hidden_at_loss", lambda *_: torch.empty(2**46))
     with pytest.raises(Resumable, match="one row at a time"):
         trained(tiny_gemma)
 
 
-def test_memory_that_runs_out_while_the_loss_is_measured_ends_in_one_line(
+def test_out_of_memory_in_validation_saves_the_state(
     tiny_gemma: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checkpoint = Checkpoint(tmp_path / "c.safetensors", "key")
@@ -255,39 +251,39 @@ def test_memory_that_runs_out_while_the_loss_is_measured_ends_in_one_line(
     assert found.resumed_at == 5 and [step for step, _ in found.validation] == [5, 10]
 
 
-def test_another_number_of_tokens_at_once_counts_in_a_training_that_goes_on(tiny_gemma: Any, tmp_path: Path) -> None:
+def test_changed_micro_batch_tokens_apply_to_a_resumed_run(tiny_gemma: Any, tmp_path: Path) -> None:
     checkpoint = Checkpoint(tmp_path / "c.safetensors", "key")
     trained(tiny_gemma, checkpoint=checkpoint, config={"micro_batch_tokens": 900})
     assert trained(tiny_gemma, checkpoint=checkpoint, config={"micro_batch_tokens": 64})[0].micro_batch_tokens == 64
     assert saved_dtype(checkpoint.path) == "float32" and saved_dtype(tmp_path / "none") is None
 
 
-def test_a_loss_that_is_no_number_ends_with_what_to_do(tiny_gemma: Any, tmp_path: Path) -> None:
+def test_nan_loss_is_an_error_that_advises_a_lower_rate(tiny_gemma: Any, tmp_path: Path) -> None:
     checkpoint = Checkpoint(tmp_path / "c.safetensors", "key")
     with pytest.raises(UserError, match=r"loss became nan at step \d+ .*lower the learning rate"):
         trained(tiny_gemma, config={"learning_rate": 1e30, "max_grad_norm": 1e30}, checkpoint=checkpoint)
 
 
-def test_one_row_trains_and_none_does_not(tiny_gemma: Any) -> None:
+def test_one_row_trains_and_no_row_is_an_error(tiny_gemma: Any) -> None:
     done, _ = trained(tiny_gemma, rows=ROWS[:1], config={"epochs": 3})
     assert len(done.losses) == 3 and done.losses[-1] < done.losses[0]
     with pytest.raises(UserError, match="no training rows"):
         trained(tiny_gemma, rows=[])
 
 
-# -- schedule, validation, types -----------------------------------------------------------------------------------
+# -- schedule, validation, dtypes -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine"])
-def test_the_rate_warms_up_and_falls_to_zero(schedule: str) -> None:
+def test_learning_rate_warms_up_and_decays_to_zero(schedule: str) -> None:
     rates = [loop.rate(s, 50, 5, schedule) for s in range(50)]
     assert rates[:6] == pytest.approx([1 / 6, 2 / 6, 3 / 6, 4 / 6, 5 / 6, 1])
     assert all(a > b for a, b in pairwise(rates[5:])) and 0 < rates[-1] < 0.03
     assert rates[27] == pytest.approx(0.5 * (1 + math.cos(math.pi * 22 / 45)) if schedule == "cosine" else 23 / 45)
 
 
-def test_training_stops_early_and_keeps_the_best_adapter(tiny_gemma: Any) -> None:
-    # Rows of noise: what is learnt of them makes others worse.
+def test_early_stopping_keeps_the_best_adapter(tiny_gemma: Any) -> None:
+    # Rows of noise: learning them makes others worse.
     other = [row(0, 3, 20), row(1, 4, 20)]
     settings = {"validate_every": 1, "patience": 3, "epochs": 20, "learning_rate": 0.05, "dropout": 0.0}
     done, weights = trained(tiny_gemma, rows=ROWS[:8], validation=other, config=settings)
@@ -302,19 +298,19 @@ def test_training_stops_early_and_keeps_the_best_adapter(tiny_gemma: Any) -> Non
     assert sum(map(sum, losses)) / sum(map(len, losses)) == pytest.approx(best, rel=1e-5)
 
 
-def test_recomputed_layers_change_nothing(tiny_llama: Any) -> None:
+def test_gradient_checkpointing_changes_no_loss(tiny_llama: Any) -> None:
     wanted, _ = trained(tiny_llama, config={"dropout": 0.0})
     found, _ = trained(tiny_llama, config={"dropout": 0.0, "gradient_checkpointing": True})
     assert found.losses == pytest.approx(wanted.losses, rel=1e-4)
 
 
-def test_it_trains_in_bfloat16(tiny_llama: Any) -> None:
+def test_bfloat16_losses_are_close_to_float32(tiny_llama: Any) -> None:
     wanted, _ = trained(tiny_llama, config={"dropout": 0.0})
     found, _ = trained(tiny_llama.bfloat16(), config={"dropout": 0.0})
     assert found.losses == pytest.approx(wanted.losses, rel=0.02) and found.losses[-1] < found.losses[0]
 
 
-def test_the_losses_of_a_tiny_model_are_pinned(tiny_gemma: Any) -> None:
+def test_losses_of_a_tiny_model_are_pinned(tiny_gemma: Any) -> None:
     done, _ = trained(tiny_gemma, config={"dropout": 0.0})
     assert done.losses == pytest.approx(PINNED, abs=1e-5)
 
@@ -322,7 +318,7 @@ def test_the_losses_of_a_tiny_model_are_pinned(tiny_gemma: Any) -> None:
 PINNED = [5.703776, 5.705596, 5.697716, 5.725506, 5.705198, 5.612041, 5.6525, 5.647932, 5.582107, 5.624138]
 
 
-def test_rows_are_held_out_by_their_content_and_one_at_least() -> None:
+def test_held_out_rows_depend_on_their_content() -> None:
     ids = [f"{n:04x}" for n in range(100)]
     assert held_out_ids(ids, 0.0) == held_out_ids(ids[:1], 0.5) == set() and len(held_out_ids(ids[:9], 0.05)) == 1
     some = held_out_ids(ids, 0.2)
@@ -333,6 +329,6 @@ def test_rows_are_held_out_by_their_content_and_one_at_least() -> None:
     )
 
 
-def test_patience_without_rows_to_measure_is_refused() -> None:
+def test_patience_requires_held_out_rows() -> None:
     with pytest.raises(ValueError, match="patience needs held-out rows"):
         TrainingSettings(patience=2)  # type: ignore[call-arg]

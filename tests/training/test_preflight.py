@@ -1,4 +1,4 @@
-"""Preflight: every planted fault is found before a step is made, and sound rows pass."""
+"""Preflight checks: each planted fault is reported, and valid rows pass."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def tokenizer(
     return Tokenizer(str(byte_tokenizer(folder, special, ordinary)), bos)
 
 
-def row(found: Tokenizer, template: Template, user: str = "What is it?", answer: str = "A tea of herbs.") -> Encoded:
-    return encode_example(found, template, "Be kind.", user, answer, "Alma")
+def row(tok: Tokenizer, template: Template, user: str = "What is it?", answer: str = "A tea of herbs.") -> Encoded:
+    return encode_example(tok, template, "Be kind.", user, answer, "Alma")
 
 
 def rules(report: preflight.Preflight) -> dict[str, tuple[int, ...]]:
@@ -40,69 +40,67 @@ def rules(report: preflight.Preflight) -> dict[str, tuple[int, ...]]:
 
 
 @pytest.mark.parametrize("template", [PLAIN, GEMMA], ids=lambda t: t.name)
-def test_sound_rows_pass(tmp_path: Path, template: Template):
-    found = tokenizer(tmp_path)
-    rows = [row(found, template), row(found, template, "<end_of_turn><bos> Say <eos>", "<start_of_turn>user <eos>")]
-    report = preflight.inspect_rows(rows, found, template, "Alma")
+def test_valid_rows_pass(tmp_path: Path, template: Template):
+    tok = tokenizer(tmp_path)
+    rows = [row(tok, template), row(tok, template, "<end_of_turn><bos> Say <eos>", "<start_of_turn>user <eos>")]
+    report = preflight.inspect_rows(rows, tok, template, "Alma")
     assert report.findings == ()
     assert (report.rows, report.longest) == (2, max(len(r.ids) for r in rows))
     assert report.loss_tokens == sum(sum(r.mask) for r in rows)
     assert "2 rows" in report.text()
 
 
-def test_a_row_without_loss_is_found(tmp_path: Path):
-    found = tokenizer(tmp_path)
-    good = row(found, PLAIN)
-    report = preflight.inspect_rows([good, Encoded(good.ids, [False] * len(good.ids))], found, PLAIN, "Alma")
+def test_row_without_loss_is_an_error(tmp_path: Path):
+    tok = tokenizer(tmp_path)
+    good = row(tok, PLAIN)
+    report = preflight.inspect_rows([good, Encoded(good.ids, [False] * len(good.ids))], tok, PLAIN, "Alma")
     assert rules(report) == {"no loss": (1,)}
     assert report.errors
 
 
-def test_an_end_that_is_not_learnt_is_found(tmp_path: Path):
-    found = tokenizer(tmp_path)
-    good = row(found, PLAIN)
+def test_end_token_outside_the_loss_is_an_error(tmp_path: Path):
+    tok = tokenizer(tmp_path)
+    good = row(tok, PLAIN)
     masked = Encoded(good.ids, [*good.mask[:-1], False])
     cut = Encoded(good.ids[:-1], good.mask[:-1])
-    report = preflight.inspect_rows([masked, good, cut], found, PLAIN, "Alma")
+    report = preflight.inspect_rows([masked, good, cut], tok, PLAIN, "Alma")
     assert rules(report)["end not learnt"] == (0, 2)
 
 
-def test_two_start_tokens_are_found(tmp_path: Path):
-    found = tokenizer(tmp_path)
-    good = row(found, PLAIN)
+def test_two_start_tokens_are_an_error(tmp_path: Path):
+    tok = tokenizer(tmp_path)
+    good = row(tok, PLAIN)
     double = Encoded([good.ids[0], *good.ids], [False, *good.mask])
-    assert rules(preflight.inspect_rows([double], found, PLAIN, "Alma")) == {"double start": (0,)}
+    assert rules(preflight.inspect_rows([double], tok, PLAIN, "Alma")) == {"double start": (0,)}
 
 
-def test_a_start_text_of_two_tokens_is_found(tmp_path: Path):
-    found = tokenizer(tmp_path, bos="<bos><bos>")
-    assert "double start" in rules(preflight.inspect_rows([], found, PLAIN, "Alma"))
+def test_start_text_of_two_tokens_is_an_error(tmp_path: Path):
+    tok = tokenizer(tmp_path, bos="<bos><bos>")
+    assert "double start" in rules(preflight.inspect_rows([], tok, PLAIN, "Alma"))
 
 
 @pytest.mark.parametrize("template", [PLAIN, GEMMA], ids=lambda t: t.name)
-def test_a_turn_that_text_forged_is_found(tmp_path: Path, template: Template):
-    found = tokenizer(tmp_path)
-    good = row(found, template)
-    forged = found.ids("<end_of_turn>", special=True)
+def test_turn_forged_by_text_is_an_error(tmp_path: Path, template: Template):
+    tok = tokenizer(tmp_path)
+    good = row(tok, template)
+    forged = tok.ids("<end_of_turn>", special=True)
     inside = Encoded([*good.ids[:4], *forged, *good.ids[4:]], [*good.mask[:4], False, *good.mask[4:]])
-    assert rules(preflight.inspect_rows([good, inside], found, template, "Alma")) == {"forged turn": (1,)}
+    assert rules(preflight.inspect_rows([good, inside], tok, template, "Alma")) == {"forged turn": (1,)}
 
 
 @pytest.mark.parametrize("special", [True, False], ids=["special", "ordinary"])
 @pytest.mark.parametrize("template", ROLES, ids=lambda t: t.name)
-def test_forged_turns_are_found_whatever_the_tokenizer_says_of_role_tokens(
-    tmp_path: Path, template: Template, special: bool
-):
+def test_forged_turn_is_an_error_even_with_ordinary_role_tokens(tmp_path: Path, template: Template, special: bool):
     fields = (template.user, template.user_end, template.assistant, template.end)
     markers = list(dict.fromkeys(m for f in fields for m in preflight._markers(f)))
     known = ["<bos>", *markers] if special else ["<bos>"]
-    found = tokenizer(tmp_path, known, () if special else tuple(markers))
+    tok = tokenizer(tmp_path, known, () if special else tuple(markers))
     turn = f"Tea.{template.user_end}{template.user}More?{template.user_end}{template.assistant}"
-    good = row(found, template)
-    assert rules(preflight.inspect_rows([good, row(found, template, turn, turn)], found, template, "Alma")) == {}
-    # As a tokenizer that is not ours would encode them: content becomes structure.
-    forged, lone = found.ids(turn, special=True), found.ids(markers[-1], special=True)
-    first, second = [n for n, i in enumerate(good.ids) if i in found.controls()][:2]
+    good = row(tok, template)
+    assert rules(preflight.inspect_rows([good, row(tok, template, turn, turn)], tok, template, "Alma")) == {}
+    # Encoded as another tokenizer would: content becomes structure.
+    forged, lone = tok.ids(turn, special=True), tok.ids(markers[-1], special=True)
+    first, second = [n for n, i in enumerate(good.ids) if i in tok.controls()][:2]
     moved = list(good.ids)
     moved[first], moved[second] = moved[second], moved[first]
     rows = [
@@ -112,79 +110,79 @@ def test_forged_turns_are_found_whatever_the_tokenizer_says_of_role_tokens(
         inserted(good, 30, lone),
         Encoded(moved, good.mask),
     ]
-    assert rules(preflight.inspect_rows(rows, found, template, "Alma")) == {"forged turn": (1, 2, 3, 4)}
+    assert rules(preflight.inspect_rows(rows, tok, template, "Alma")) == {"forged turn": (1, 2, 3, 4)}
 
 
 def inserted(good: Encoded, at: int, ids: list[int]) -> Encoded:
-    """The row with these ids in that place, learnt if what follows is."""
+    """Insert ids into a row; they have loss if the token after them has."""
     return Encoded(
         [*good.ids[:at], *ids, *good.ids[at:]], [*good.mask[:at], *[good.mask[at]] * len(ids), *good.mask[at:]]
     )
 
 
-def test_a_token_that_the_tokenizer_does_not_know_is_found(tmp_path: Path):
-    found = tokenizer(tmp_path, ["<bos>", "<eos>"])
-    report = preflight.inspect_rows([row(found, GEMMA)], found, GEMMA, "Alma")
+def test_unknown_template_token_is_an_error(tmp_path: Path):
+    tok = tokenizer(tmp_path, ["<bos>", "<eos>"])
+    report = preflight.inspect_rows([row(tok, GEMMA)], tok, GEMMA, "Alma")
     messages = [f.message for f in report.errors if f.rule == "unknown token"]
     assert len(messages) == 2
     assert "'<start_of_turn>'" in " ".join(messages)
 
 
-def test_doubtful_rows_are_warned_about(tmp_path: Path):
-    found = tokenizer(tmp_path)
-    report = preflight.inspect_rows([row(found, PLAIN, answer="")], found, PLAIN, "Alma", too_long=1)
+def test_empty_and_too_long_rows_give_warnings(tmp_path: Path):
+    tok = tokenizer(tmp_path)
+    report = preflight.inspect_rows([row(tok, PLAIN, answer="")], tok, PLAIN, "Alma", too_long=1)
     assert set(rules(report)) == {"empty answer", "too long"}
     assert report.errors == ()
-    assert rules(preflight.inspect_rows([row(found, PLAIN)] * 99, found, PLAIN, "Alma", too_long=1)) == {}
+    assert rules(preflight.inspect_rows([row(tok, PLAIN)] * 99, tok, PLAIN, "Alma", too_long=1)) == {}
 
 
 @pytest.mark.parametrize(
     ("needed", "free", "warned"), [(2000, 1000.0, True), (2000, 3000.0, False), (2000, None, False)]
 )
-def test_memory_is_compared_where_it_is_known(needed: float, free: float | None, warned: bool):
+def test_memory_warning_needs_known_free_memory(needed: float, free: float | None, warned: bool):
     assert (preflight.check_memory(needed, free) is not None) == warned
 
 
-def test_what_is_learnt_is_shown_apart(tmp_path: Path):
-    found = tokenizer(tmp_path)
-    spans = preflight.loss_spans(row(found, GEMMA), found)
+def test_loss_spans_separate_prompt_and_response(tmp_path: Path):
+    tok = tokenizer(tmp_path)
+    spans = preflight.loss_spans(row(tok, GEMMA), tok)
     assert [learnt for _, learnt in spans] == [False, True]
     assert spans[1][0] == "A tea of herbs.<end_of_turn>"
     assert spans[0][0].startswith("<bos><start_of_turn>user\nBe kind.")
 
 
-def context(folder: Path, found: Tokenizer, verbosity: int = 0) -> Context:
+def context(folder: Path, tok: Tokenizer, verbosity: int = 0) -> Context:
     (folder / "model.safetensors").write_bytes(b"x" * 1000)
-    model = SimpleNamespace(template=PLAIN, tokenizer=lambda: found, folder=lambda: folder)
+    model = SimpleNamespace(template=PLAIN, tokenizer=lambda: tok, folder=lambda: folder)
     run = SimpleNamespace(constitution=SimpleNamespace(assistant=SimpleNamespace(name="Alma")))
     screen = Screen(verbosity)
     recipe = load("quick", ["engine.slots=4"])
     return cast(Context, SimpleNamespace(model=model, run=run, screen=screen, recipe=recipe, speed=lambda: None))
 
 
-def test_training_is_refused_with_the_row_or_warned_about(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    found = tokenizer(tmp_path)
-    good = row(found, PLAIN)
+def test_errors_refuse_training_or_warn_by_setting(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    tok = tokenizer(tmp_path)
+    good = row(tok, PLAIN)
     rows = [good, Encoded(good.ids, [False] * len(good.ids))]
     examples = [Example(name, "standard", "What?", "Tea.", "user") for name in ("one", "two")]
     config = load("quick").engrave
     with pytest.raises(UserError, match=r"no loss: 1 of 2 rows .* the first is two.*engrave\.preflight"):
-        adapter_training._preflight(context(tmp_path, found), examples, rows, config, [])
+        adapter_training._preflight(context(tmp_path, tok), examples, rows, config, [])
     warn = config.model_copy(update={"preflight": "warn"})
-    assert adapter_training._preflight(context(tmp_path, found), examples, rows, warn, []).errors
+    assert adapter_training._preflight(context(tmp_path, tok), examples, rows, warn, []).errors
     assert "no loss: 1 of 2 rows" in capsys.readouterr().err
 
 
-def test_three_rows_are_shown_in_colour_on_demand(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    found = tokenizer(tmp_path)
-    rows = [row(found, PLAIN, answer=f"Tea number {n}.") for n in range(5)]
+def test_verbose_output_shows_three_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    tok = tokenizer(tmp_path)
+    rows = [row(tok, PLAIN, answer=f"Tea number {n}.") for n in range(5)]
     examples = [Example(str(n), "standard", "What?", "Tea.", "user") for n in range(5)]
     config = load("quick").engrave
-    adapter_training._preflight(context(tmp_path, found), examples, rows, config, [])
+    adapter_training._preflight(context(tmp_path, tok), examples, rows, config, [])
     assert "Tea number" not in capsys.readouterr().err
-    adapter_training._preflight(context(tmp_path, found, verbosity=1), examples, rows, config, [])
-    shown = capsys.readouterr().err
-    assert [f"Tea number {n}.<eos>" in shown for n in range(5)] == [True] * 3 + [False] * 2
+    adapter_training._preflight(context(tmp_path, tok, verbosity=1), examples, rows, config, [])
+    output = capsys.readouterr().err
+    assert [f"Tea number {n}.<eos>" in output for n in range(5)] == [True] * 3 + [False] * 2
 
 
 def test_free_memory_is_a_number_or_unknown():

@@ -47,9 +47,10 @@ class ImportedAdapter:
 
 def next_steps(run: Path, stage: str) -> str:
     """Return what the user has to do when `engrave.elsewhere` is set and the examples are written."""
+    verb = "clone" if stage == "verbose_cloning" else stage
     return (
         f"{stage}: the examples are written, and engrave.elsewhere leaves the training to you: `selfalign export {run} "
-        f"launch --stage {stage} --out DIR`, train there, then `selfalign {stage} {run} --adapter DIR/out/adapter` and "
+        f"launch --stage {stage} --out DIR`, train there, then `selfalign {verb} {run} --adapter DIR/out/adapter` and "
         "this command again"
     )
 

@@ -7,7 +7,7 @@ computed in closed form, softmax - one_hot(target), chunk by chunk: a chunk's lo
 buffer that all chunks share, and are multiplied with the head's weight at once (benchmarks/training.py).
 
 To change the loss, change `LinearCrossEntropy._losses_and_softmax` (the values) and `loss_and_gradient` (their
-gradient); tests/training/test_training.py compares both with autograd.
+gradient); tests/training/test_loss.py compares both with autograd.
 """
 
 from __future__ import annotations
