@@ -369,17 +369,17 @@ def test_a_worker_that_does_not_answer_gives_its_requests_back(
     pool: Callable[..., Pool], monkeypatch: pytest.MonkeyPatch
 ):
     """What it had taken back was lost with the call, and waited for without end."""
-    crew = pool(lambda slots: Fake(slots, echo, latency_s=0.5), workers=1).crew()
+    executor = pool(lambda slots: Fake(slots, echo, latency_s=0.5), workers=1).executor()
     for work in works(60):
-        crew.give(work.row_id, work.request)
+        executor.give(work.row_id, work.request)
     time.sleep(0.3)
     monkeypatch.setattr("selfalign.generation.ray.supervision._CALL_SECONDS", 1e-6)
     never: list[str] = []
-    thread = threading.Thread(target=lambda: never.extend(crew.close()), daemon=True)
+    thread = threading.Thread(target=lambda: never.extend(executor.close()), daemon=True)
     thread.start()
     thread.join(20)
     assert not thread.is_alive()
-    assert len(never) + crew.done.qsize() == 60
+    assert len(never) + executor.done.qsize() == 60
 
 
 def test_an_address_where_nobody_answers_is_said_at_once():

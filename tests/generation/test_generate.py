@@ -153,7 +153,7 @@ def test_the_same_request_twice_is_asked_once(journal: Journal):
 def test_a_row_that_fails_harms_no_other(journal: Journal):
     found = ask(works(10), Fake(3, echo, fail="prompt 4"), journal)
     assert [o.row_id for o in found if o.completion is None] == ["row4"]
-    assert "told to fail" in found[4].reason
+    assert "set to fail" in found[4].reason
     assert all(o.reason == "" for o in found if o.completion)
     assert journal.counts("align").generation.requests == 9
     assert journal.open_work("align") == 0

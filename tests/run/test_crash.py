@@ -23,7 +23,7 @@ import pytest
 
 import selfalign
 from selfalign.generation.engines.fake import Fake
-from selfalign.generation.local import LocalCrew
+from selfalign.generation.local import LocalExecutor
 from selfalign.generation.loop import _Loop
 from selfalign.pipeline import order as stage_order
 from selfalign.run import directory
@@ -168,8 +168,8 @@ POINTS: dict[str, tuple[Any, str]] = {
     "loop: hand out": (_Loop, "_hand_out"),
     "loop: collect": (_Loop, "_collect"),
     "loop: commit": (_Loop, "_commit"),
-    "crew: give": (LocalCrew, "give"),
-    "crew: close": (LocalCrew, "close"),
+    "executor: give": (LocalExecutor, "give"),
+    "executor: close": (LocalExecutor, "close"),
     "engine: generate": (Fake, "generate"),
     "file: fsync": (os, "fsync"),
     "file: rename": (Path, "replace"),

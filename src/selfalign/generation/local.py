@@ -1,4 +1,4 @@
-"""Requests answered by threads of this process; and what any executor offers the loop of `generate`."""
+"""Answer requests by threads of this process; define what every executor offers the loop."""
 
 from __future__ import annotations
 
@@ -13,56 +13,56 @@ from selfalign.generation.engines.base import Completion, Engine, Request, answe
 Done: TypeAlias = "SimpleQueue[tuple[str, Completion | BaseException, float]]"
 """Finished requests: key, result, the engine's seconds."""
 
-Asked = TypeVar("Asked")
-Answered = TypeVar("Answered")
+Input = TypeVar("Input")
+Output = TypeVar("Output")
 
 
-class Crew(Protocol):
-    """Answers one pass's requests, several at once, in whatever order they finish."""
+class Executor(Protocol):
+    """Answers the requests of one pass concurrently; they finish in any order."""
 
     done: Done
-    """Every key that was given and not taken back comes here, once."""
+    """Receives every key once that was given and not taken back."""
 
     def give(self, key: str, request: Request) -> None:
-        """Take a request; returns at once."""
+        """Take a request; return at once."""
         ...
 
     def take_back(self) -> list[str]:
-        """Keys of requests that no engine has begun; none will."""
+        """Give up the requests that no engine has begun; return their keys."""
         ...
 
     def close(self) -> list[str]:
-        """Wait for what is with an engine; returns the keys that were not begun."""
+        """Wait for the requests that an engine has begun; return the keys of the others."""
         ...
 
 
 @runtime_checkable
-class Crewed(Protocol):
-    """An engine that answers requests by more than the threads of this process."""
+class HasExecutor(Protocol):
+    """An engine that runs outside the threads of this process."""
 
-    def crew(self) -> Crew:
-        """A crew for one pass; the engines behind it live on."""
+    def executor(self) -> Executor:
+        """Return an executor for one pass. The engine outlives it."""
         ...
 
 
-def crew_of(engine: Engine) -> Crew:
-    """What answers the requests of one pass on this engine."""
-    if isinstance(engine, Crewed):
-        return engine.crew()
-    return LocalCrew[Request, Completion](lambda request: answer(engine, request), engine.parallel)
+def executor_of(engine: Engine) -> Executor:
+    """Return what answers the requests of one pass on this engine."""
+    if isinstance(engine, HasExecutor):
+        return engine.executor()
+    return LocalExecutor[Request, Completion](lambda request: answer(engine, request), engine.parallel)
 
 
-class LocalCrew(Generic[Asked, Answered]):
-    """One thread for each request that is answered at once; two queues. Threads start with the first request."""
+class LocalExecutor(Generic[Input, Output]):
+    """Threads between two queues, one for each concurrent request. They start with the first request."""
 
-    def __init__(self, answer: Callable[[Asked], Answered], parallel: int) -> None:
+    def __init__(self, answer: Callable[[Input], Output], parallel: int) -> None:
         self._answer, self._parallel = answer, parallel
         self._threads: list[threading.Thread] = []
-        self._todo: SimpleQueue[tuple[str, Asked] | None] = SimpleQueue()
-        self.done: SimpleQueue[tuple[str, Answered | BaseException, float]] = SimpleQueue()
+        self._todo: SimpleQueue[tuple[str, Input] | None] = SimpleQueue()
+        self.done: SimpleQueue[tuple[str, Output | BaseException, float]] = SimpleQueue()
 
-    def give(self, key: str, request: Asked) -> None:
-        """See `Crew`."""
+    def give(self, key: str, request: Input) -> None:
+        """See `Executor`."""
         if not self._threads:
             for number in range(self._parallel):
                 thread = threading.Thread(target=self._work, name=f"generate-{number}", daemon=True)
@@ -73,15 +73,17 @@ class LocalCrew(Generic[Asked, Answered]):
     def _work(self) -> None:
         while (item := self._todo.get()) is not None:
             start = time.monotonic()
-            result: Answered | BaseException
+            result: Output | BaseException
             try:
                 result = self._answer(item[1])
-            except BaseException as error:  # a panic of a library, too: a key without a result would be waited for
+            except (
+                BaseException
+            ) as error:  # or the loop would wait for this key forever
                 result = error
             self.done.put((item[0], result, time.monotonic() - start))
 
     def take_back(self) -> list[str]:
-        """See `Crew`."""
+        """See `Executor`."""
         keys: list[str] = []
         while True:
             try:
@@ -92,7 +94,7 @@ class LocalCrew(Generic[Asked, Answered]):
                 keys.append(item[0])
 
     def close(self) -> list[str]:
-        """See `Crew`."""
+        """See `Executor`."""
         never = self.take_back()
         for _ in self._threads:
             self._todo.put(None)

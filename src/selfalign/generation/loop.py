@@ -3,7 +3,7 @@
 A request's key is the hash of everything its output depends on. What the journal holds under a key is never asked
 again; what is asked is committed raw before anyone reads it. Results come back in the order of the requests, whatever
 the order of arrival, so that stages decide the same on every run. Requests and results pass through: a window of them
-is in memory, however many there are. Who answers is a crew (`executors`): threads here, or workers of a cluster.
+is in memory, however many there are. An executor (`executors`) answers: threads here, or workers of a cluster.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 from selfalign.data.records import content_hash, to_json
 from selfalign.errors import SelfAlignError
 from selfalign.generation.engines.base import TOO_LONG, Completion, Engine, Request, RowError
-from selfalign.generation.local import crew_of
+from selfalign.generation.local import executor_of
 from selfalign.system.signals import STOP
 
 SCHEMA_VERSION = 2
@@ -139,7 +139,7 @@ class JournaledEngine:
 class _Loop:
     """One pass over a stage's requests.
 
-    A request is in `order` until its result is handed on; meanwhile it waits, flies (is with the crew), or is in
+    A request is in `order` until its result is handed on; meanwhile it waits, flies (is with the executor), or is in
     `results`. All of it happens in the calling thread but the answering.
     """
 
@@ -148,7 +148,7 @@ class _Loop:
         requests: Iterable[RowRequest],
         target: JournaledEngine,
     ) -> None:
-        self.crew = crew_of(target.engine)
+        self.executor = executor_of(target.engine)
         self._requests = iter(requests)
         # Four requests per thread: a slot that falls idle finds work while the journal commits and rows are judged.
         self._parallel = target.engine.parallel
@@ -181,7 +181,7 @@ class _Loop:
                 self._commit(started, saved, failed)
             yield from self._ready()
             if self._stopping:
-                for key in self.crew.take_back():
+                for key in self.executor.take_back():
                     self._flying.discard(key)
             if not self._flying and (self._stopping or (self._exhausted and not self._order)):
                 break
@@ -192,7 +192,7 @@ class _Loop:
 
     def close(self) -> None:
         """End the threads. What they finished after the last turn is saved, if that can be."""
-        for key in self.crew.close():
+        for key in self.executor.close():
             self._flying.discard(key)
         saved, failed = self._collect()
         if saved or failed:
@@ -231,19 +231,19 @@ class _Loop:
             self._session, self._start = self._journal.begin_session(self._stage, self._parallel), time.monotonic()
         while self._waiting and len(self._flying) < self._room and not self._stopping:
             key, request = self._waiting.popleft()
-            self.crew.give(key, request)
+            self.executor.give(key, request)
             self._flying.add(key)
             started.append(key)
         return started
 
     def _collect(self) -> tuple[list[RawOutput], list[tuple[str, str]]]:
-        """What the crew has finished; waits for the first if nothing else can be done."""
+        """What the executor has finished; waits for the first if nothing else can be done."""
         saved: list[RawOutput] = []
         failed: list[tuple[str, str]] = []
         wait = bool(self._flying) and not self._has_ready()
         while self._flying:
             try:
-                key, result, seconds = self.crew.done.get(timeout=0.5) if wait else self.crew.done.get_nowait()
+                key, result, seconds = self.executor.done.get(timeout=0.5) if wait else self.executor.done.get_nowait()
             except Empty:
                 break
             wait = False

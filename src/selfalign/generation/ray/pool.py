@@ -93,8 +93,8 @@ class Pool:
             f"{'machine' if machines == 1 else 'machines'}"
         )
 
-    def crew(self) -> RayExecutor:
-        """Return an executor for one pass. See `Crewed`."""
+    def executor(self) -> RayExecutor:
+        """Return an executor for one pass. See `HasExecutor`."""
         self.supervisor.resume()
         return RayExecutor(self.supervisor)
 
@@ -107,7 +107,7 @@ class Pool:
         on_text: Callable[[str], bool] | None = None,
     ) -> Part:
         """See `Engine.generate`. The text arrives in one piece."""
-        executor = self.crew()
+        executor = self.executor()
         executor.give("", Request(prompt, (step,), seed, adapter))
         _, result, _ = executor.done.get()
         if isinstance(result, BaseException):
@@ -127,7 +127,7 @@ class Pool:
 
 
 class RayExecutor:
-    """The requests of one pass on the pool. See `Crew`."""
+    """The requests of one pass on the pool. See `Executor`."""
 
     def __init__(self, supervisor: Supervisor) -> None:
         self._supervisor = supervisor
@@ -137,7 +137,7 @@ class RayExecutor:
         self._finished = threading.Condition()
 
     def give(self, key: str, request: Request) -> None:
-        """See `Crew`."""
+        """See `Executor`."""
         with self._finished:
             self._open += 1
         self._supervisor.add(WorkerJob(key=key, request=request, sink=self._finish))
@@ -149,14 +149,14 @@ class RayExecutor:
             self._finished.notify_all()
 
     def take_back(self) -> list[str]:
-        """See `Crew`."""
+        """See `Executor`."""
         jobs = self._supervisor.take_back(lambda job: job.sink == self._finish)
         with self._finished:
             self._open -= len(jobs)
         return [job.key for job in jobs]
 
     def close(self) -> list[str]:
-        """See `Crew`."""
+        """See `Executor`."""
         not_begun = self.take_back()
         while True:
             with self._finished:

@@ -17,7 +17,7 @@ from selfalign.data.prompt_text import Pieces
 from selfalign.errors import Resumable, UserError
 from selfalign.generation import scoring
 from selfalign.generation.engines.base import RowError
-from selfalign.generation.local import LocalCrew
+from selfalign.generation.local import LocalExecutor
 from selfalign.generation.ray.jobs import WorkerJob
 from selfalign.generation.ray.pool import Pool
 from selfalign.generation.ray.worker import Failure, Worker, WorkerSettings
@@ -74,7 +74,7 @@ class ScoringWorker(Worker):
         share_processor()
         scorer: LossScorer = settings.start(model, adapters)
         self._loaded = [scorer]
-        self._executor = LocalCrew[Chunk, Numbers | Failure](lambda chunk: _compute(scorer, chunk), 1)
+        self._executor = LocalExecutor[Chunk, Numbers | Failure](lambda chunk: _compute(scorer, chunk), 1)
         return 1, scorer.name
 
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from selfalign.data.prompt_text import Pieces
 from selfalign.errors import SelfAlignError
 from selfalign.generation.engines.base import Completion, Request, RowError, answer
-from selfalign.generation.local import LocalCrew
+from selfalign.generation.local import LocalExecutor
 from selfalign.generation.ray.jobs import AHEAD
 from selfalign.system.version import __version__
 
@@ -96,7 +96,7 @@ class Worker:
     def __init__(self) -> None:
         self._loaded: list[Any] = []
         """The engine, once it is loaded."""
-        self._executor: LocalCrew[Any, Any]
+        self._executor: LocalExecutor[Any, Any]
         self._folder: Path | None = None
 
     def start(self, settings: WorkerSettings, files: Files) -> Ready | Refusal:
@@ -146,7 +146,7 @@ class Worker:
         slots = engines.slots(config, lambda: _calibrated(config, model))
         engine = settings.start(config, model, adapters, slots)
         self._loaded = [engine]
-        self._executor = LocalCrew[Request, Completion](lambda request: answer(engine, request), engine.parallel)
+        self._executor = LocalExecutor[Request, Completion](lambda request: answer(engine, request), engine.parallel)
         return engine.parallel, engine.note
 
     def warm_prefix(self, prefix: Pieces, adapter: str | None) -> str:
