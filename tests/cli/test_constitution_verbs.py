@@ -125,7 +125,7 @@ def test_a_folder_to_edit_is_never_taken_for_a_run(tmp_path: Path) -> None:
 def test_mistakes_of_language_and_folder_are_one_line(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text("extends: default\nlanguage: xx\n", "utf-8")
     done = selfalign("constitution", "lint", "mine.yaml", cwd=tmp_path)
-    assert done.returncode == 1 and "language 'xx' is not known" in done.stdout and not done.stderr
+    assert done.returncode == 1 and "language 'xx' is unknown" in done.stdout and not done.stderr
     done = selfalign("init", "/proc/nothing", cwd=tmp_path)
     assert done.returncode == 1 and done.stderr.count("\n") == 1
 

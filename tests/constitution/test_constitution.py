@@ -205,7 +205,7 @@ def test_seeds_are_read_with_and_without_input(tmp_path: Path):
 
 
 def test_an_empty_seed_file_is_named(tmp_path: Path):
-    with pytest.raises(UserError, match=r"seeds\.jsonl holds no seed task"):
+    with pytest.raises(UserError, match=r"seeds\.jsonl has no seed task"):
         _seeds(tmp_path, "\n\n")
 
 

@@ -1,7 +1,9 @@
-"""Load, render, check and compare the constitution, the only text that people write.
+"""Load, render, check and compare the constitution, the human-written text of a run.
 
-`document` defines its parts, `loading` reads the YAML, `rendering` writes the prompt, `citations` checks the principles
-that internal thoughts cite, `leaks` derives what must not reach a response, `lint` finds faults.
+- `document` defines the parts; `loading` reads the YAML; `rendering` writes stage 2's prompt.
+- `citations` checks the numbers and names of the principles that internal thoughts cite.
+- `leaks` derives the rules for texts that must not leak into a response.
+- `lint`, `diff`, `editing` and `import_original` serve the commands `selfalign constitution ...`.
 
 Imports `quality`, `data`, `system`. Begin with `document`.
 """

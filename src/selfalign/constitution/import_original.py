@@ -1,7 +1,7 @@
-"""`constitution import`: the original project's files, as a user has them on disk, into one document.
+"""Convert files of the original SELF-ALIGN project to a constitution (`selfalign constitution import`).
 
-Read are the rules-and-examples prompt, Self-Instruct and topic seeds, system prompts and identity conversations;
-which file is which is told by its content. What has no place in a constitution is named, never dropped in silence.
+The content of a file shows what it is: the rules-and-examples prompt, Self-Instruct or topic seeds, a system prompt, or
+identity conversations. Everything that has no place in a constitution is reported.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ _PREFIX = "Questions that require "
 
 @dataclass
 class Imported:
-    """What the files became."""
+    """The parts of a constitution that were imported so far."""
 
     value: dict[str, Any] = field(default_factory=dict)
-    """Parts of a constitution's plain value, placeholders not filled."""
+    """Parts of the constitution's plain value, without placeholders."""
     seeds: str = ""
-    """The seed tasks' JSONL text, as it stood."""
+    """The seed tasks as JSONL."""
     placed: list[str] = field(default_factory=list)
     not_placed: list[str] = field(default_factory=list)
     rules_text: str = ""
-    """The rules-and-examples prompt as it stood, to compare the rendering with."""
+    """The original rules-and-examples prompt, to compare with its rendering."""
 
 
 def read_files(paths: list[Path]) -> Imported:
-    """Read files, and folders of them.
+    """Read files and folders of the original project.
 
     Raises:
         UserError: a file cannot be read, or none of them is a rules-and-examples prompt.
@@ -56,7 +56,7 @@ def read_files(paths: list[Path]) -> Imported:
         try:
             _read_one(file, result)
         except UserError as error:
-            # A folder holds all sorts of files; one that the user named must be right.
+            # A folder may contain other files, but a file that the user named must be valid.
             if file in paths or "is a second file of" in str(error):
                 raise
             result.not_placed.append(str(error))
@@ -123,7 +123,7 @@ def _is_seed(row: Any) -> bool:
 def _once(result: Imported, what: str, file: Path) -> None:
     taken = {"seeds": bool(result.seeds), "rules": bool(result.rules_text)}
     if taken.get(what, what in result.value):
-        raise UserError(f"{file} is a second file of {what}: name the files that belong together")
+        raise UserError(f"{file} is a second file of {what}: give only the files that belong together")
 
 
 # -- prompts -----------------------------------------------------------------------------------------------------------
@@ -140,7 +140,7 @@ def _read_prompt(file: Path, text: str, result: Imported) -> None:
     kind = next((k for k in ("verbose", "concise", "standard") if k in file.stem.lower()), None)
     prompts = result.value.setdefault("prompts", {})
     if kind is None or kind in prompts:
-        why = "a second prompt of that kind" if kind else "its name says neither verbose, concise nor standard"
+        why = "a second prompt of that kind" if kind else "its name contains neither verbose, concise nor standard"
         result.not_placed.append(f"{file}: {why}")
         return
     # The last line is the cue of the user's turn, which the dialogue template writes itself.
@@ -149,16 +149,16 @@ def _read_prompt(file: Path, text: str, result: Imported) -> None:
 
 
 def parse_rules(text: str, where: str, not_placed: list[str]) -> dict[str, Any]:
-    """A rules-and-examples prompt as a constitution's parts.
+    """Return the parts of a constitution in a rules-and-examples prompt.
 
     Raises:
-        UserError: the dialogues do not have the expected turns; the message names the line.
+        UserError: the dialogues do not have the expected turns.
     """
     lines = text.split("\n")
     at = next(i for i, line in enumerate(lines) if _RULE.match(line))
     rules: list[dict[str, Any]] = []
     end = at
-    # Blank lines between rules are passed over; the rendering has none, and the comparison says so.
+    # Skip blank lines between rules; the rendering has none, which `first_difference` reports.
     for number in range(at, len(lines)):
         if match := _RULE.match(lines[number]):
             rules.append({"id": int(match[1]), "name": match[2], "rule": match[3]})
@@ -166,16 +166,16 @@ def parse_rules(text: str, where: str, not_placed: list[str]) -> dict[str, Any]:
         elif lines[number].strip():
             break
     rest = "\n".join(lines[end:])
-    found = _THOUGHTS.search(rest)
-    if found is None:
+    thoughts = _THOUGHTS.search(rest)
+    if thoughts is None:
         raise UserError(f"{where}: no '(internal thoughts):' after the rules")
-    name = found[1].strip()
+    name = thoughts[1].strip()
     intro, cue, dialogues = ("\n" + rest).partition("\n\nUser:")
     turns = _turns(cue.lstrip("\n") + dialogues, name)
     opening = "\n".join(lines[:at])
     cutoff = _CUTOFF.search(opening)
     if cutoff is None:
-        not_placed.append(f"{where}: no knowledge cut-off found before the rules; 'unknown' stands for it")
+        not_placed.append(f"{where}: no knowledge cut-off found before the rules; it is set to 'unknown'")
     first_line = text[: text.index(rest)].count("\n") + 1
     return {
         "assistant": {"name": name, "cutoff": cutoff[1] if cutoff else "unknown"},
@@ -185,29 +185,29 @@ def parse_rules(text: str, where: str, not_placed: list[str]) -> dict[str, Any]:
     }
 
 
-def _general(value: Any, name: str, cutoff: str) -> Any:
-    """Codename and cut-off as placeholders, so that each can be changed in one place."""
+def _with_placeholders(value: Any, name: str, cutoff: str) -> Any:
+    """Replace the codename and the cut-off by placeholders, so that each can be changed in one place."""
     if isinstance(value, str):
         value = re.sub(rf"(?<!\w){re.escape(name)}(?!\w)", "{name}", value)
         return re.sub(rf"(?<!\w){re.escape(cutoff)}(?!\w)", "{cutoff}", value) if cutoff != "unknown" else value
     if isinstance(value, list):
-        return [_general(v, name, cutoff) for v in value]
-    return {k: _general(v, name, cutoff) for k, v in value.items()} if isinstance(value, dict) else value
+        return [_with_placeholders(v, name, cutoff) for v in value]
+    return {k: _with_placeholders(v, name, cutoff) for k, v in value.items()} if isinstance(value, dict) else value
 
 
 def _turns(text: str, name: str) -> list[tuple[str, str]]:
-    """(role, text) of each turn; role is user, thoughts, reply or answer."""
+    """Return (role, text) of each turn; the roles are user, thoughts, reply and answer."""
     label = re.escape(name)
     pattern = re.compile(rf"(?:^|\n\n)(User|{label} \(internal thoughts\)|{label} \(auto reply\)|{label}):")
     marks = list(pattern.finditer(text))
     roles = {"User": "user", name: "answer"}
-    found = []
+    turns = []
     for number, mark in enumerate(marks):
         end = marks[number + 1].start() if number + 1 < len(marks) else len(text)
         role = roles.get(mark[1], "thoughts" if "thoughts" in mark[1] else "reply")
-        found.append((role, text[mark.end() : end].strip()))
-    # The prompt ends in the cue for the query.
-    return found[:-1] if found and found[-1] == ("user", "") else found
+        turns.append((role, text[mark.end() : end].strip()))
+    # The prompt ends with the cue for the query.
+    return turns[:-1] if turns and turns[-1] == ("user", "") else turns
 
 
 def _exemplars(turns: list[tuple[str, str]], where: str) -> list[dict[str, Any]]:
@@ -252,8 +252,8 @@ def _read_types(file: Path, rows: list[Any], result: Imported) -> None:
             continue
         types[name] = {"name": name, "topic": row["topic"], "question": row["question"]}
     result.value["question_types"] = list(types.values())
-    said = f" (their common beginning {_PREFIX.strip()!r} is left out)" if shorten and types else ""
-    result.placed.append(f"{file}: {len(types)} question types{said}")
+    note = f" (without their common beginning {_PREFIX.strip()!r})" if shorten and types else ""
+    result.placed.append(f"{file}: {len(types)} question types{note}")
 
 
 def _read_identity(file: Path, rows: list[Any], result: Imported) -> None:
@@ -280,32 +280,33 @@ def _read_identity(file: Path, rows: list[Any], result: Imported) -> None:
 # -- the document ------------------------------------------------------------------------------------------------------
 
 
-def document(result: Imported, name: str, ours: Constitution) -> tuple[dict[str, Any], Constitution]:
-    """The plain value to write, and the constitution that it loads as.
+def document(result: Imported, name: str, default: Constitution) -> tuple[dict[str, Any], Constitution]:
+    """Return the document's plain value, and the constitution that it loads as.
 
     Args:
         name: the new document's name.
-        ours: lends the system prompts that the files do not hold.
+        default: the constitution whose system prompts replace those that the files do not contain.
 
     Raises:
         UserError: the parts do not make a consistent constitution.
     """
     who = result.value["assistant"]
-    general = _general({k: v for k, v in result.value.items() if k != "assistant"}, who["name"], who["cutoff"])
+    general = _with_placeholders(
+        {k: v for k, v in result.value.items() if k != "assistant"}, who["name"], who["cutoff"]
+    )
     value = {"format": 1, "name": name, "assistant": who, **general}
     prompts = dict(value.get("prompts", {}))
     for kind in ("standard", "concise", "verbose"):
         if kind not in prompts:
-            mine = str(getattr(ours.prompts, kind)).replace(ours.assistant.name, "{name}")
-            prompts[kind] = mine
-            result.not_placed.append(f"no {kind} system prompt among the files: selfalign's stands for it")
+            prompts[kind] = str(getattr(default.prompts, kind)).replace(default.assistant.name, "{name}")
+            result.not_placed.append(f"no {kind} system prompt among the files: selfalign's is used")
     codename = value["assistant"]["name"]
     for kind, text in prompts.items():
         other = re.search(r"codename is (\w+)", text)
         if other and other[1] != codename:
             result.not_placed.append(
-                f"the {kind} system prompt calls the assistant {other[1]}, the rules {codename}: kept as it stands; "
-                "write {name} for both to have one name"
+                f"the {kind} system prompt calls the assistant {other[1]}, the rules {codename}: it is not changed; "
+                "write {name} in both to have one name"
             )
     value["prompts"] = prompts
     loaded = validate(Constitution, filled(Located(name, value, {})).value, f"imported constitution {name}")
@@ -317,7 +318,7 @@ def document(result: Imported, name: str, ours: Constitution) -> tuple[dict[str,
 
 
 def first_difference(original: str, constitution: Constitution) -> str:
-    """Where the rendering differs from the prompt it was read from; empty where it is the same text."""
+    """Return where the rendering differs from the original prompt; empty if it does not."""
     old, new = original.strip().split("\n"), (render(constitution) + "User:").split("\n")
     if old[-1].strip() != "User:":
         new = new[:-2]

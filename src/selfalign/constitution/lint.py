@@ -1,4 +1,4 @@
-"""`constitution lint`: everything that is wrong or doubtful in a constitution, each with file and line. Pure."""
+"""Find errors and doubtful parts of a constitution, each with file and line (`selfalign constitution lint`)."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from selfalign.quality.rouge import folded, rouge_l, tokens
 from selfalign.system.strict_yaml import Place, explain
 
 HUMAN_LIMIT = 300
-"""SELF-ALIGN's promise: fewer than 300 lines of human text (arXiv 2305.03047)."""
+"""SELF-ALIGN uses fewer than 300 lines of human-written text (arXiv 2305.03047)."""
 _NEAR = 0.7
-ANY_LANGUAGE = ("mentions", "in_order", "language", "verse")
-"""Checks that need no English words."""
+_ANY_LANGUAGE = ("mentions", "in_order", "language", "verse")
+"""Checks that do not depend on English words."""
 _LEAK_SHARE = 0.5
 _MIN_LEAK_WORDS = 2
 _NEGATIVE = (
@@ -53,7 +53,7 @@ _STOP = frozenset([
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that lint found."""
+    """An error or a warning about one part."""
 
     where: str
     """file:line"""
@@ -67,32 +67,33 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """How long stage 2's prompt may be, and how to count it."""
+    """The token budget of stage 2's prompt."""
 
     model: str
     count: Callable[[str], int]
     context: int
+    """The context length in tokens."""
     answer: int
-    """Tokens that thoughts and answer need."""
+    """Number of tokens for internal thoughts and response."""
 
 
 def lint(document: Located, seeds: list[tuple[str, SeedTask]], budget: Budget | None = None) -> list[Finding]:
-    """All findings, errors first, each kind in the order of the document."""
+    """Return all findings, errors first, in the order of the document."""
     try:
         constitution = Constitution.model_validate(document.value)
     except ValidationError as error:
-        # A typo in a required key is both missing and unknown; both lines help.
+        # A typo in a required key gives two errors, one for a missing and one for an unknown key; both help.
         return [
             Finding(document.where(tuple(e["loc"])), "error", "form", explain(Constitution, e)) for e in error.errors()
         ]
-    found = [Finding(document.where(p), "error", "consistency", m) for p, m in inconsistencies(constitution)]
+    findings = [Finding(document.where(p), "error", "consistency", m) for p, m in inconsistencies(constitution)]
     checks = (_principles, _wordings, _exemplars, _hints, _placeholders, _probes)
     for check in checks:
-        found += [Finding(document.where(place), *rest) for place, *rest in check(constitution)]  # type: ignore[arg-type]
-    found += _leaks(document, constitution, seeds)
-    found += _seeds(seeds)
-    found += _size(document, constitution, len(seeds), budget)
-    return sorted(found, key=lambda f: f.level != "error")
+        findings += [Finding(document.where(place), *rest) for place, *rest in check(constitution)]  # type: ignore[arg-type]
+    findings += _leaks(document, constitution, seeds)
+    findings += _seeds(seeds)
+    findings += _size(document, constitution, len(seeds), budget)
+    return sorted(findings, key=lambda f: f.level != "error")
 
 
 _Row = tuple[Place, Literal["error", "warning"], str, str]
@@ -107,7 +108,7 @@ def _principles(constitution: Constitution) -> Iterable[_Row]:
             yield ("principles", at), "warning", "exemplified", message
         expected = at + 1
         if principle.id != expected and principle.id not in ids[:at]:
-            message = f"principle {principle.id} stands where {expected} is due: number them 1, 2, 3 without holes"
+            message = f"principle {principle.id} stands where {expected} is due: number principles 1, 2, 3 without gaps"
             yield ("principles", at, "id"), "warning", "numbering", message
             break
 
@@ -117,7 +118,7 @@ def _wordings(constitution: Constitution) -> Iterable[_Row]:
     for at, principle in enumerate(constitution.principles):
         place: Place = ("principles", at, "rule")
         if negative.match(principle.rule.replace("’", "'")):
-            message = f"principle {principle.id} says what not to do; say what to do instead"
+            message = f"principle {principle.id} says what not to do; write what to do instead"
             yield place, "warning", "negative", message
         for other in constitution.principles[:at]:
             if principle.name.lower() == other.name.lower():
@@ -131,14 +132,15 @@ def _wordings(constitution: Constitution) -> Iterable[_Row]:
                 yield place, "warning", "duplicate", message
 
 
-def _contradict(one: str, other: str) -> bool:
-    """Whether two rules speak of the same and one of them negates it, or they want opposites."""
-    a, b = set(tokens(one)), set(tokens(other))
-    shared = content_words(one) & content_words(other)
+def _contradict(rule: str, other: str) -> bool:
+    """Return whether two rules have the same subject, and one negates the other or they ask for opposites."""
+    a, b = set(tokens(rule)), set(tokens(other))
+    topic, other_topic = _content_words(rule), _content_words(other)
+    shared = topic & other_topic
     opposed = any((x in a and y in b and y not in a and x not in b) or (y in a and x in b and x not in a and y not in b)
                   for x, y in _OPPOSITES)  # fmt: skip
-    negated = bool(_NEGATION.search(one)) != bool(_NEGATION.search(other))
-    near = len(shared) >= 2 and len(shared) >= 0.5 * min(len(content_words(one)), len(content_words(other)))
+    negated = bool(_NEGATION.search(rule)) != bool(_NEGATION.search(other))
+    near = len(shared) >= 2 and len(shared) >= 0.5 * min(len(topic), len(other_topic))
     return near and (opposed or negated)
 
 
@@ -159,25 +161,30 @@ def _exemplars(constitution: Constitution) -> Iterable[_Row]:
     users = [e.user for e in constitution.exemplars]
     for at, user in enumerate(users):
         if any(rouge_l(user, other) > _NEAR for other in users[:at]):
-            yield ("exemplars", at, "user"), "warning", "duplicate", f"exemplar {at + 1} asks what an earlier one asks"
+            yield (
+                ("exemplars", at, "user"),
+                "warning",
+                "duplicate",
+                f"exemplar {at + 1} asks nearly the same as an earlier one",
+            )
 
 
 def _cue(constitution: Constitution) -> Iterable[_Row]:
-    """Guided generation leads each thought to its citations by the words that all exemplars have before theirs."""
+    """Check that all exemplars have the same words before their citations, which guided generation inserts."""
     thoughts = [(at, t.thoughts) for at, e in enumerate(constitution.exemplars) for t in e.turns()]
     before = [(at, m and t[: m.start()].split()[-1:]) for at, t in thoughts for m in [CITATION.search(t)]]
     if len(before) < 2 or any(words is None for _, words in before) or constitution.citation_cue():
         return
     odd = next((at for at, words in before if words != before[0][1]), 0)
     message = (
-        f"exemplar {odd + 1} leads to its principles by other words than the first; with the same words in all "
-        "(as 'Principles:') guided generation brings each thought to its citations"
+        f"exemplar {odd + 1} has other words before its principles than the first; guided generation can insert these "
+        "words if they are the same in all exemplars, such as 'Principles:'"
     )
     yield ("exemplars", odd, "thoughts"), "warning", "cue", message
 
 
 def _unfinished(answer: str) -> bool:
-    """Whether the last line is a sentence without its end; short lines, list items and code need none."""
+    """Return whether the last line is an unfinished sentence; short lines, list items and code need no full stop."""
     last = answer.strip().split("\n")[-1]
     prose = len(last.split()) >= 6 and not re.match(r"(\d+[.)]|[-*•])\s|\s{4}|`", last)
     return (prose and last[-1:].isalpha()) or last.endswith((",", " and", " or", " the"))
@@ -186,18 +193,23 @@ def _unfinished(answer: str) -> bool:
 def _hints(constitution: Constitution) -> Iterable[_Row]:
     for at, kind in enumerate(constitution.question_types):
         if not kind.hints:
-            message = f"question type {kind.name!r} names no principle that it exercises (hints)"
+            message = f"question type {kind.name!r} names no principle (hints)"
             yield ("question_types", at), "warning", "hints", message
 
 
 def _placeholders(constitution: Constitution) -> Iterable[_Row]:
     for place, text in _strings(constitution.model_dump(include={"layout", "principles", "prompts", "identity"})):
         for placeholder in re.findall(r"\{[A-Za-z_]{1,30}\}", text):
-            yield place, "error", "placeholder", f"{placeholder} is not filled; known are {{name}} and {{cutoff}}"
+            yield (
+                place,
+                "error",
+                "placeholder",
+                f"{placeholder} is unknown; the placeholders are {{name}} and {{cutoff}}",
+            )
 
 
 def _strings(value: object, place: Place = ()) -> Iterable[tuple[Place, str]]:
-    """Every text in a plain value, with its place."""
+    """Yield every text in a plain value with its place."""
     if isinstance(value, str):
         yield place, value
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
@@ -212,15 +224,15 @@ def _probes(constitution: Constitution) -> Iterable[_Row]:
         contrasts = sum(p.contrast for p in principle.probes)
         if principle.probes and contrasts * 2 != len(principle.probes):
             message = (
-                f"principle {principle.id} has {contrasts} contrast probes of {len(principle.probes)}; half of them "
-                "should show where the behaviour does not belong"
+                f"principle {principle.id} has {contrasts} contrast probes of {len(principle.probes)}; half of the "
+                "probes should ask where the behaviour must not appear"
             )
             yield ("principles", at, "probes"), "warning", "probes", message
         for probe_at, probe in enumerate(principle.probes):
-            if constitution.language != "en" and probe.expect not in ANY_LANGUAGE:
+            if constitution.language != "en" and probe.expect not in _ANY_LANGUAGE:
                 message = (
-                    f"the check {probe.expect!r} reads English only; in {language} take one of "
-                    f"{', '.join(ANY_LANGUAGE)}"
+                    f"the check {probe.expect!r} is for English only; in {language}, use one of "
+                    f"{', '.join(_ANY_LANGUAGE)}"
                 )
                 yield ("principles", at, "probes", probe_at), "error", "probes", message
             key = folded(probe.ask)
@@ -230,13 +242,13 @@ def _probes(constitution: Constitution) -> Iterable[_Row]:
             asked.setdefault(key, principle.id)
 
 
-def content_words(text: str) -> set[str]:
-    """Words that carry a topic: four letters and more, no stop words, plural and singular as one."""
+def _content_words(text: str) -> set[str]:
+    """Return the words of at least four letters that are not stop words, without a plural s."""
     return {w.removesuffix("s") for w in tokens(text) if len(w) >= 4 and w not in _STOP}
 
 
 def _leaks(document: Located, constitution: Constitution, seeds: list[tuple[str, SeedTask]]) -> Iterable[Finding]:
-    """What the model sees as an example must not be asked again: not in a seed, never in a probe."""
+    """Find seeds and probes on the topic of an exemplar, and probes that training sees."""
     places = [
         (document.where(("principles", at, "probes", number)), "probe", probe.ask)
         for at, principle in enumerate(constitution.principles)
@@ -251,16 +263,16 @@ def _leaks(document: Located, constitution: Constitution, seeds: list[tuple[str,
     trained = {folded(t) for t in examples + asked + [s.instruction for _, s in seeds]}
     for where, what, text in texts:
         for label, user in shown:
-            topic = content_words(user)
-            content = content_words(text)
+            topic = _content_words(user)
+            content = _content_words(text)
             shared = topic & content
-            # A long seed shares words with anything.
+            # A long seed shares words with any topic.
             about = len(shared) >= _LEAK_SHARE * len(topic) and len(shared) * 4 >= len(content)
             if len(shared) >= _MIN_LEAK_WORDS and about:
-                message = f"the {what} names the topic of {label} ({', '.join(sorted(shared))})"
+                message = f"the {what} is on the topic of {label} ({', '.join(sorted(shared))})"
                 yield Finding(where, "warning", "leak", message)
         if what == "probe" and folded(text) in trained:
-            message = f"the probe {text!r} is also a seed, an exemplar, a question type's or an identity question"
+            message = f"the probe {text!r} is also a seed, an exemplar, or a question of a type or of the identity"
             yield Finding(where, "error", "leak", message)
 
 
@@ -268,7 +280,7 @@ def _seeds(seeds: list[tuple[str, SeedTask]]) -> Iterable[Finding]:
     for at, (where, seed) in enumerate(seeds):
         for other_where, other in seeds[:at]:
             if rouge_l(seed.instruction, other.instruction) > _NEAR:
-                yield Finding(where, "warning", "seeds", f"the seed is too near to the one at {other_where}")
+                yield Finding(where, "warning", "seeds", f"the seed is nearly the same as the one at {other_where}")
                 break
 
 
@@ -283,7 +295,7 @@ def _size(document: Located, constitution: Constitution, seeds: int, budget: Bud
     left = budget.context - used
     if left < budget.answer:
         message = (
-            f"the rendered prompt has {used} tokens under {budget.model}; of {budget.context} {max(0, left)} are left, "
-            f"and thoughts and answer need {budget.answer}"
+            f"the rendered prompt has {used} tokens under {budget.model}; of {budget.context}, {max(0, left)} are "
+            f"left, and thoughts and response need {budget.answer}"
         )
         yield Finding(document.where(("principles",)), "error", "budget", message)

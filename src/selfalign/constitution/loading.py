@@ -1,8 +1,8 @@
-"""Reading a constitution and its seed tasks from files, with the line of every value known.
+"""Read constitutions and seed tasks, and remember the file and line of each value.
 
-A document may begin with `extends: default` (or another file): its lists are added to that one's (an entry with the
-same id, user message, name or question replaces the old one), its other values replace the old ones. `{name}` and
-`{cutoff}` stand for the assistant's name and knowledge cut-off anywhere.
+A document may extend another one (`extends: default`, or a path). Its lists are appended to the other's, except that an
+entry with the same id, user message, name or question replaces the old entry; its other values replace the old values.
+`{name}` and `{cutoff}` are placeholders for the assistant's name and knowledge cut-off.
 """
 
 from __future__ import annotations
@@ -23,37 +23,38 @@ SHIPPED = ("default", "two-stage")
 
 @dataclass(frozen=True, slots=True)
 class Located:
-    """A document's plain value, and where each of its parts was written, as `file:line`."""
+    """A document's plain value, with the `file:line` of each part."""
 
     source: str
     value: dict[str, Any]
     places: dict[Place, str]
 
     def where(self, place: Place) -> str:
-        """`file:line` of a part, or of the nearest part around it."""
+        """Return the `file:line` of a part, or of the nearest enclosing part."""
         while place and place not in self.places:
             place = place[:-1]
         return self.places.get(place, self.source)
 
 
 _LISTS = {"principles": "id", "exemplars": "user", "question_types": "name", "identity": "question"}
-"""Lists that an extending document adds to, and the key that makes two entries the same."""
+"""List -> the key that identifies its entries when a document extends another one."""
 
 
 def read(source: str, text: str | None = None) -> Located:
-    """A shipped constitution or the YAML file `source`, extensions merged and placeholders filled, not yet checked.
+    """Read a shipped constitution or a YAML file; merge extensions and fill placeholders, without a check.
 
     Args:
-        text: what is to stand in the file, in place of what stands there.
+        source: a name in `SHIPPED`, or a path.
+        text: the content to read instead of the file's.
 
     Raises:
-        UserError: a file cannot be read or is not YAML, or extends itself.
+        UserError: a file cannot be read, is not YAML, or extends itself.
     """
     return filled(merged(source, text))
 
 
 def merged(source: str, text: str | None = None, seen: tuple[str, ...] = ()) -> Located:
-    """As `read`, with the placeholders as they are written."""
+    """Read a constitution as `read` does, without filling placeholders."""
     if text is None and source in SHIPPED:
         return _shipped(source)
     if text is None:
@@ -101,13 +102,17 @@ def _merge(base: Located, own: Located) -> Located:
 
 
 def _joined(key: str, old: list[Any], new: list[Any], own: Located, places: dict[Place, str]) -> list[Any]:
-    """Old entries, each replaced by a new one that is the same, then the other new ones; `places` follows."""
-    name = _LISTS[key]
+    """Replace old entries by new ones with the same identifier, append the other new ones, and update `places`."""
+    identifier = _LISTS[key]
     joined = list(old)
-    known = {e[name]: at for at, e in enumerate(old) if isinstance(e, dict) and isinstance(e.get(name), str | int)}
+    known = {
+        e[identifier]: at
+        for at, e in enumerate(old)
+        if isinstance(e, dict) and isinstance(e.get(identifier), str | int)
+    }
     for at, entry in enumerate(new):
-        key_value = entry.get(name) if isinstance(entry, dict) else None
-        # Each old entry is replaced once: a second new one that is the same is a contradiction to be named.
+        key_value = entry.get(identifier) if isinstance(entry, dict) else None
+        # An old entry is replaced once; `inconsistencies` reports a second new one with the same identifier.
         same = known.pop(key_value, None) if isinstance(key_value, str | int) else None
         target = len(joined) if same is None else same
         if same is None:
@@ -121,14 +126,14 @@ def _joined(key: str, old: list[Any], new: list[Any], own: Located, places: dict
 
 
 def filled(document: Located) -> Located:
-    """The document with {name} and {cutoff} filled in, and the layout's defaults in place."""
+    """Return the document with {name} and {cutoff} filled in and the layout's defaults added."""
     assistant = document.value.get("assistant")
-    given = assistant if isinstance(assistant, dict) else {}
-    names = {"{name}": str(given.get("name", "{name}")), "{cutoff}": str(given.get("cutoff", "{cutoff}"))}
+    values = assistant if isinstance(assistant, dict) else {}
+    placeholders = {f"{{{key}}}": str(values.get(key, f"{{{key}}}")) for key in ("name", "cutoff")}
 
     def fill(value: Any) -> Any:
         if isinstance(value, str):
-            for placeholder, text in names.items():
+            for placeholder, text in placeholders.items():
                 value = value.replace(placeholder, text)
             return value
         if isinstance(value, list):
@@ -142,10 +147,10 @@ def filled(document: Located) -> Located:
 
 
 def load(source: str, text: str | None = None) -> Constitution:
-    """The shipped constitution of that name, or the one in the YAML file `source`. Arguments as of `read`.
+    """Load a shipped constitution or a YAML file. Arguments as of `read`.
 
     Raises:
-        UserError: the file cannot be read, or the constitution is not consistent.
+        UserError: the file cannot be read, or the constitution is invalid or inconsistent.
     """
     document = read(source, text)
     constitution = validate(Constitution, document.value, f"constitution {source}")
@@ -155,7 +160,7 @@ def load(source: str, text: str | None = None) -> Constitution:
 
 
 def load_seeds(source: str) -> list[SeedTask]:
-    """The seed tasks in the published Self-Instruct format (arXiv 2212.10560).
+    """Load seed tasks in the published Self-Instruct format (arXiv 2212.10560).
 
     Raises:
         UserError: the file is missing, empty or malformed.
@@ -164,7 +169,7 @@ def load_seeds(source: str) -> list[SeedTask]:
 
 
 def located_seeds(source: str) -> list[tuple[str, SeedTask]]:
-    """The seed tasks, each with its `file:line`.
+    """Load seed tasks, each with its `file:line`.
 
     Raises:
         UserError: as `load_seeds`.
@@ -191,5 +196,5 @@ def _read_seeds(path: Path) -> list[tuple[int, SeedTask]]:
             )
         seeds.append((number, SeedTask(instruction=instruction.strip(), input=text.strip())))
     if not seeds:
-        raise UserError(f"{path} holds no seed task; stage 1 needs at least one")
+        raise UserError(f"{path} has no seed task; stage 1 needs at least one")
     return seeds

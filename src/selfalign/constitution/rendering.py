@@ -1,4 +1,4 @@
-"""The constitution as the model sees it in stage 2."""
+"""Render the constitution as the prompt of stage 2."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from selfalign.constitution.document import Constitution, Exemplar
 
 
 def render(constitution: Constitution) -> str:
-    """Principles and exemplars, up to where the query follows."""
+    """Return the principles and exemplars, the part of the prompt that all requests share."""
     layout = constitution.layout
     rules = "\n".join(f"{p.id} ({p.name}). {p.rule}" for p in constitution.principles)
     exemplars = "\n\n".join(_dialogue(e, constitution.assistant.name) for e in constitution.exemplars)
@@ -26,5 +26,5 @@ def _dialogue(exemplar: Exemplar, name: str) -> str:
 
 
 def query(constitution: Constitution, message: str) -> str:
-    """The user's message and the cue for the thoughts."""
+    """Return the user's message and the cue for the internal thoughts."""
     return f"User: {message}\n\n{constitution.assistant.name} (internal thoughts):"
