@@ -24,7 +24,7 @@ from selfalign.run.directory import RunDir, hold
 from selfalign.run.journal import Journal
 from selfalign.system.atomic import file_hash
 from selfalign.web.view import query
-from selfalign.web.view.entries import apart
+from selfalign.web.view.entries import split_ledger_text
 from selfalign.web.view.index import Index
 from selfalign.web.view.query import DIMENSIONS, Filter
 
@@ -149,9 +149,9 @@ def test_rows_are_those_of_journal_and_files(small: Index):
 def test_a_dropped_answer_is_taken_apart_as_the_ledger_wrote_it(small: Index):
     row = next(r for r in plain_rows(small) if r["stage"] == "align" and r["state"] == "dropped")
     assert row["answer"].startswith("dropped ") and row["thoughts"].startswith("thoughts ")
-    assert apart("q\n[t\nu]\n a ", "q") == ("q", "t\nu", "a")
-    assert apart("q\n[no thoughts", "q") == ("q", "", "[no thoughts")
-    assert apart("other", "q") == ("other", "", "")
+    assert split_ledger_text("q\n[t\nu]\n a ", "q") == ("q", "t\nu", "a")
+    assert split_ledger_text("q\n[no thoughts", "q") == ("q", "", "[no thoughts")
+    assert split_ledger_text("other", "q") == ("other", "", "")
 
 
 def test_the_run_is_left_as_it_is(tmp_path: Path):
@@ -228,7 +228,7 @@ def test_a_file_that_is_no_cache_is_left_alone(tmp_path: Path):
     notes.write_text("years of work\n")
     for file in (notes, run.path / "journal.sqlite", tmp_path):
         before = file_hash(file) if file.is_file() else ""
-        with pytest.raises(UserError, match="is another file: --cache FILE must name a new one"):
+        with pytest.raises(UserError, match="is not an index of the viewer: give --cache"):
             Index(run.path, TEXTS, file)
         assert file.exists() and (not before or file_hash(file) == before)
     empty = tmp_path / "empty"

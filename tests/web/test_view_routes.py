@@ -22,13 +22,13 @@ from selfalign.run.directory import RunDir
 from selfalign.run.journal import Journal
 from selfalign.web.guard import HEADERS, Guard, Policy
 from selfalign.web.view.index import Index
-from selfalign.web.view.routes import PARTS, Viewer, build
-from selfalign.web.view.row_detail import stretches
+from selfalign.web.view.routes import STATIC_FILES, Viewer, build
+from selfalign.web.view.row_detail import split_tokens
 
 TOKEN = "a token of 24 characters"
 NO_TOKEN = Policy()
-API = ("run", "progress", "rows", "counts", "row", "asked", "tokens", "compare", "compared")
-ROUTES = ["/", *(f"/static/{name}" for name in PARTS), *(f"/api/{name}" for name in API)]
+API = ("run", "progress", "rows", "counts", "row", "prompt", "tokens", "compare", "differences")
+ROUTES = ["/", *(f"/static/{name}" for name in STATIC_FILES), *(f"/api/{name}" for name in API)]
 
 
 def answer(
@@ -125,7 +125,7 @@ def test_pages_follow_each_other(viewer: Viewer):
 )
 def test_what_is_no_number_is_said(viewer: Viewer, query: dict[str, str]):
     status, _, body = answer(build(viewer, Policy()), "/api/rows", query)
-    assert (status, json.loads(body)) == (400, {"error": "a number was expected"})
+    assert (status, json.loads(body)) == (400, {"error": "at, limit and principle must be numbers"})
 
 
 @pytest.mark.parametrize("words", ["answer\0", "\0answer x", '"answer\0', "天气 " * 2000, "a " * 5000, '" ' * 999])
@@ -135,7 +135,7 @@ def test_no_search_is_a_fault(viewer: Viewer, words: str):
     assert asked_of(viewer, "counts", words="answer\0")["total"] > 0
 
 
-@pytest.mark.parametrize("name", ["row", "asked", "tokens"])
+@pytest.mark.parametrize("name", ["row", "prompt", "tokens"])
 @pytest.mark.parametrize(
     "query", [{}, {"stage": "align"}, {"stage": "align", "id": "../../etc/passwd"}, {"stage": "'", "id": "'"}]
 )
@@ -219,7 +219,7 @@ def test_the_exact_prompt_is_proved_by_the_journal(fake_run: Any):
     proved = 0
     for stage in ("align", "verbose_responses", "evaluate"):
         for row in viewer.page({"stage": stage, "limit": "100"})["rows"]:
-            found = viewer.asked({"stage": stage, "id": row["id"]})
+            found = viewer.prompt({"stage": stage, "id": row["id"]})
             assert found["proved"], (stage, row)
             text = "".join(text for kind, text in found["parts"] if kind in ("text", "control")).removeprefix("⟨start⟩")
             assert f"<bos>{text}" in heard
@@ -229,7 +229,7 @@ def test_the_exact_prompt_is_proved_by_the_journal(fake_run: Any):
 
 def test_another_text_is_not_proved(viewer: Viewer):
     row = viewer.page({"stage": "align"})["rows"][0]
-    found = viewer.asked({"stage": "align", "id": row["id"]})
+    found = viewer.prompt({"stage": "align", "id": row["id"]})
     assert not found["proved"] and found["parts"]
 
 
@@ -239,7 +239,7 @@ def test_tokens_put_together_are_the_row(tmp_path: Path, text: str):
 
     tokenizer = Tokenizer(str(byte_tokenizer(tmp_path)), "<bos>")
     row = encode_example(tokenizer, PLAIN, "Be good.", f"Say {text}", text, "Alma")
-    found = stretches(row, tokenizer)
+    found = split_tokens(row, tokenizer)
     assert [i for _, ids, _ in found for i in ids] == row.ids
     assert [learnt for _, ids, learnt in found for _ in ids] == row.mask
     assert "".join(t for t, _, _ in found) == tokenizer.text(row.ids)
@@ -267,7 +267,7 @@ def test_tokens_are_those_of_training(tiny_run: Any):
             [i for _, ids, _ in found["tokens"] for i in ids], [m for _, ids, m in found["tokens"] for _ in ids]
         )
         assert again == encoded
-        assert (found["learnt"], found["all"]) == (sum(encoded.mask), len(encoded.ids))
+        assert (found["trained"], found["all"]) == (sum(encoded.mask), len(encoded.ids))
 
 
 def test_rows_that_are_not_trained_on_have_no_tokens(viewer: Viewer):
@@ -443,7 +443,7 @@ def test_only_answers_are_good_or_bad_and_a_broken_file_hides_no_row(marked: Vie
     assert think(marked, **mine, verdict="bad", note="x" * 2001)[0] == 404
     assert think(marked, stage="align", id="../../etc/passwd", verdict="bad")[0] == 404
     marked.run.jsonl("feedback").write_text("{}\n", "utf-8")
-    assert "feedback.jsonl:1" in marked.row(mine)["steps"][0]["feedback"]["wrong"]
+    assert "feedback.jsonl:1" in marked.row(mine)["steps"][0]["feedback"]["error"]
     assert think(marked, **mine, verdict="bad")[0] == 404
     assert marked.run.jsonl("feedback").read_text("utf-8") == "{}\n"
 
@@ -490,8 +490,8 @@ def test_a_run_that_is_deleted_is_said(marked: Viewer):
     for name in ("rows", "counts", "progress"):
         status, _, body = answer(build(marked, Policy()), f"/api/{name}")
         assert (status, "there is no run in" in json.loads(body)["error"]) == (404, True), name
-    marked.index._try()
-    assert "there is no run in" in marked.index.trouble
+    marked.index._try_refresh()
+    assert "there is no run in" in marked.index.error
 
 
 def test_a_journal_that_cannot_be_read_is_said(marked: Viewer):
@@ -518,26 +518,26 @@ def test_two_runs_are_compared_row_by_row(tmp_path: Path):
     counts = {row["stage"]: row for row in found["rows"]}
     differ = [n for n in range(30) if n % 4 == 0 and n % 7]  # of those that were kept
     assert counts["align"] == {
-        "stage": "align", "alike": 30 - len(differ), "differ": len(differ), "here": 0, "there": 12
+        "stage": "align", "equal": 30 - len(differ), "differ": len(differ), "here": 0, "there": 12
     }  # fmt: skip
-    assert (counts["self_instruct"]["differ"], counts["self_instruct"]["alike"]) == (0, 30)
+    assert (counts["self_instruct"]["differ"], counts["self_instruct"]["equal"]) == (0, 30)
     assert [s["rows_in"] for s in found["here"]] != [s["rows_in"] for s in found["there"]]
     rows: list[Any] = []
     at: dict[str, str] = {}
-    while page := viewer.compared({"stage": "align", "which": "differ", "limit": "4", **at})["rows"]:
+    while page := viewer.differences({"stage": "align", "which": "differ", "limit": "4", **at})["rows"]:
         rows += page
         at = {"at": f"{page[-1]['place']}.{page[-1]['n']}"}
     assert len(rows) == len(differ)
     for row in rows:
         assert row["here"]["id"] == row["there"]["id"] and row["here"]["message"] == row["there"]["message"]
         assert row["there"]["answer"] == row["here"]["answer"] + " but not the same"
-    there = viewer.compared({"stage": "align", "which": "there"})["rows"]
+    there = viewer.differences({"stage": "align", "which": "there"})["rows"]
     assert len(there) == 12 and all("here" not in row for row in there)
     turned = Viewer(*indices[::-1]).compare({})
     assert {r["stage"]: (r["there"], r["here"]) for r in turned["rows"]} == {
         stage: (r["here"], r["there"]) for stage, r in counts.items()
     }
     with pytest.raises(UserError):
-        viewer.compared({"stage": "align", "which": "; DROP TABLE rows"})
+        viewer.differences({"stage": "align", "which": "; DROP TABLE rows"})
     with pytest.raises(UserError, match="no other run"):
         Viewer(indices[0]).compare({})

@@ -64,13 +64,13 @@ def start(
     policy = guard.policy(host, allowed)
     found = RunDir.look(run)
     index = Index(run, found.constitution, cache or found.view)
-    index.refresh_soon()
+    index.refresh_in_background()
     beside = None
     if other is not None:
         second = RunDir.look(other)
         place = cache.with_name(f"{cache.name}.other") if cache else second.view
         beside = Index(other, second.constitution, place)
-        beside.refresh_soon()
+        beside.refresh_in_background()
     guarded = routes.build(routes.Viewer(index, beside), policy)
     listening = server.listen(host, port)
     try:

@@ -27,12 +27,12 @@ function table(found) {
   return h("div", { class: "scroll" }, h("table", {},
     h("thead", {}, h("tr", {}, h("th", {}, "kept"), ...[about.name, about.other, "alike", "differ", "here only", "there only"].map((name) => h("th", { class: "n" }, name)))),
     h("tbody", {}, rows.map((row) => h("tr", {}, h("td", {}, title(row.stage)), h("td", { class: "n" }, side(found.here, row.stage)), h("td", { class: "n" }, side(found.there, row.stage)),
-      h("td", { class: "n" }, number(row.alike)), cell(row, "differ"), cell(row, "here"), cell(row, "there"))))));
+      h("td", { class: "n" }, number(row.equal)), cell(row, "differ"), cell(row, "here"), cell(row, "there"))))));
 }
 
 async function pick(stage, which, at = undefined) {
   shown = { stage, which };
-  const { rows } = await ask("compared", { stage, which, at, limit: SIZE });
+  const { rows } = await ask("differences", { stage, which, at, limit: SIZE });
   if (shown.stage !== stage || shown.which !== which) return;
   const words = { differ: "came out differently", here: `are in ${about.name} alone`, there: `are in ${about.other} alone` }[which];
   const more = rows.length === SIZE && h("button", { onclick: async (event) => { event.target.remove(); await pick(stage, which, `${rows.at(-1).place}.${rows.at(-1).n}`); } }, "More");

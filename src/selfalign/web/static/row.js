@@ -90,7 +90,7 @@ function closer(step, is) {
   const found = [];
   const mine = { stage: step.stage, id: step.id };
   const trained = about.trained.includes(step.stage) && step.state === "kept" && step.split !== "heldout" && step.answer && step.mark !== "drop";
-  if (about.asked.includes(step.stage)) found.push(later("Exact prompt", is && "p", () => ask("asked", mine).then(prompt)));
+  if (about.with_prompt.includes(step.stage)) found.push(later("Exact prompt", is && "p", () => ask("prompt", mine).then(prompt)));
   if (trained) found.push(later("Tokens and loss mask", is && "t", () => ask("tokens", mine).then(tokens)));
   return found;
 }
@@ -117,7 +117,7 @@ function later(name, key, make) {
 
 // Drop, edit, take back: for rows that are trained on.
 function marking(step, is) {
-  const can = about.marked.includes(step.stage) && step.answer && step.split !== "heldout" && (step.state === "kept" || step.reason === "by hand");
+  const can = about.markable.includes(step.stage) && step.answer && step.split !== "heldout" && (step.state === "kept" || step.reason === "by hand");
   const note = h("p", { class: "soft small", role: "status" });
   const word = { drop: "Marked: training leaves this row out.", edit: "Marked: training learns the edited answer." }[step.mark];
   if (word) note.replaceChildren(`${word} It takes effect when selfalign run goes through this run again.`);
@@ -145,9 +145,9 @@ function marking(step, is) {
 const OPINIONS = { good: "What is good about it?", bad: "What should be otherwise?" };
 
 function opinion(step, is) {
-  if (!about.asked_of.includes(step.stage) || !step.answer || !step.message.trim()) return null;
-  const { verdict, note, wrong } = step.feedback;
-  const state = h("span", { class: "told", role: "status" }, wrong ?? (verdict ? "Kept as feedback; training stays as it is." : ""));
+  if (!about.with_feedback.includes(step.stage) || !step.answer || !step.message.trim()) return null;
+  const { verdict, note, error } = step.feedback;
+  const state = h("span", { class: "told", role: "status" }, error ?? (verdict ? "Kept as feedback; training stays as it is." : ""));
   const send = async (wanted, said, focus) => {
     try {
       const found = await tell("feedback", { stage: step.stage, id: step.id, verdict: wanted, note: said });
@@ -198,7 +198,7 @@ function tokens(found) {
   return [
     h("pre", { class: "tokens", tabindex: "0" }, found.tokens.map(([text, ids, learnt]) =>
       h("span", { class: learnt ? "learnt" : "given", title: ids.join(" ") }, text))),
-    h("p", { class: "soft small" }, h("span", { class: "learnt" }, `${plural(found.learnt, "token")} learnt`), ` of ${found.all} · system prompt ${found.prompt} · a token's id shows on hovering`),
+    h("p", { class: "soft small" }, h("span", { class: "learnt" }, `${plural(found.trained, "token")} learnt`), ` of ${found.all} · system prompt ${found.prompt} · a token's id shows on hovering`),
   ];
 }
 

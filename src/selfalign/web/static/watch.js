@@ -43,13 +43,13 @@ function state(now) {
   const words = [now.state];
   const stage = current(now);
   if (stage) words.push(`${stage.title}, ${count(stage)}`);
-  if (now.trouble) words.push(now.trouble);
+  if (now.error) words.push(now.error);
   if (now.reading.busy && now.reading.total > 2000) words.push(`reading ${number(now.reading.done)} of ${number(now.reading.total)}`);
   by("state").replaceChildren(...(stage && goal(stage) ? [bar(share(stage))] : []), words.join(" · "));
 }
 
-const goal = (stage) => (stage.finished ? stage.rows_in : stage.wanted ?? stage.rows_in);
-const reached = (stage) => (stage.finished || stage.wanted === null ? stage.decided : stage.kept);
+const goal = (stage) => (stage.finished ? stage.rows_in : stage.goal ?? stage.rows_in);
+const reached = (stage) => (stage.finished || stage.goal === null ? stage.decided : stage.kept);
 const share = (stage) => (goal(stage) ? Math.min(1, reached(stage) / goal(stage)) : 0);
 const count = (stage) => !goal(stage) ? "at work" : `${number(reached(stage))} of ${number(goal(stage))}`;
 
@@ -93,7 +93,7 @@ function ledger(stage, now) {
 }
 
 function left(stage) {
-  if (!stage.generation_seconds || !stage.answered || stage.wanted !== null || !stage.rows_in) return 0;
+  if (!stage.generation_seconds || !stage.answered || stage.goal !== null || !stage.rows_in) return 0;
   return ((stage.rows_in - stage.answered) * stage.generation_seconds) / stage.answered;
 }
 

@@ -1,6 +1,6 @@
-"""What the viewer shows of a row of the ledger: its fate from the journal, its parts from the run's files.
+"""Build the viewer's entries: a row's outcome from the journal, its texts from the files of the run.
 
-Files may be edited by hand, and may be missing while their stage goes on. Lines that cannot be read are passed over.
+Users may edit the files, and a file may be missing while its stage works. Lines that cannot be parsed are skipped.
 """
 
 from __future__ import annotations
@@ -15,28 +15,16 @@ from selfalign.constitution import Constitution
 from selfalign.constitution.citations import check_citations
 from selfalign.data.records import content_hash, join_input, prompt_id
 from selfalign.run.directory import JSONL_FILES
+from selfalign.run.ledger import RowOutcome
 
 Key = Callable[[dict[str, Any]], object]
 
 
 @dataclass(frozen=True, slots=True)
-class RowOutcome:
-    """A row of the ledger as the journal holds it."""
-
-    rowid: int
-    """The journal's own number of it."""
-    id: str
-    position: int
-    state: str
-    reason: str
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
 class Entry:
-    """A row as the viewer lists it."""
+    """A row as the viewer shows it."""
 
-    fate: RowOutcome
+    outcome: RowOutcome
     source: str = ""
     """self_instruct, red_team, user or identity."""
     type: str = ""
@@ -44,20 +32,20 @@ class Entry:
     topic: str = ""
     split: str = ""
     model: str = ""
-    """Of an evaluation's answer: who gave it."""
+    """The model of an evaluation's response."""
     principles: tuple[int, ...] = ()
-    """Those that the thoughts cite; of a probe, its own."""
+    """The principles that the internal thoughts cite; for a probe, the principle that it tests."""
     message: str = ""
     thoughts: str = ""
     answer: str = ""
     about: str = ""
-    """The id of the prompt that the row is about; empty where it is the row's own."""
+    """The id of the row's prompt; empty if it is the row's own id."""
     prompt: str = ""
-    """Of a training example: its system prompt."""
+    """The system prompt of a training example."""
 
 
 def _prompt_key(row: dict[str, Any]) -> object:
-    """A prompt's id follows from its content, whatever a hand wrote there."""
+    """Compute the id from the content, which a user may have edited."""
     return prompt_id(str(row.get("instruction", "")), str(row.get("input") or ""))
 
 
@@ -72,7 +60,7 @@ _KEYS: dict[str, Key] = {
     "topics": lambda row: row.get("topic"),
     "answers": lambda row: content_hash(row.get("id"), row.get("model")),
 }
-"""File -> the key of its rows; others are known by their ids."""
+"""File -> the key of its rows; the key of all other files is the id."""
 
 FILES: dict[str, tuple[str, ...]] = {
     "self_instruct": ("prompts", "self_instruct"),
@@ -85,147 +73,150 @@ FILES: dict[str, tuple[str, ...]] = {
     "evaluate": ("prompts", "answers"),
     "probes": ("probes",),
 }
-"""Ledger -> the run's files that say more of its rows (names as in `run.JSONL_FILES`), the one of its own last."""
+"""Ledger -> the files with the texts of its rows (keys of `JSONL_FILES`), its own file last."""
 
 
-class Lines:
-    """The rows of a JSONL file by a key, read where they stand: in memory are their places only."""
+class JsonlIndex:
+    """Random access to the rows of a JSONL file by key. Only the rows' offsets are in memory.
+
+    Args:
+        path: the file; it may be missing.
+        key: returns the key of a row.
+    """
 
     def __init__(self, path: Path, key: Key) -> None:
         self._path = path
         self._key = key
-        self._places: dict[str, int] = {}
+        self._offsets: dict[str, int] = {}
         self._file: BinaryIO | None = None
         if not path.exists():
             return
-        at = 0
+        offset = 0
         with path.open("rb") as file:
-            for raw in file:
-                if (row := _object(raw)) is not None and isinstance(name := key(row), str):
-                    self._places.setdefault(name, at)
-                at += len(raw)
+            for line in file:
+                if (row := _parse(line)) is not None and isinstance(name := key(row), str):
+                    self._offsets.setdefault(name, offset)
+                offset += len(line)
 
     def get(self, name: str) -> dict[str, Any]:
-        """The row of that key; empty where there is none, or the file is another one by now."""
-        if (at := self._places.get(name)) is None:
+        """Return the row of that key; empty if there is none, or if the file has changed."""
+        if (offset := self._offsets.get(name)) is None:
             return {}
         try:
             self._file = self._file or self._path.open("rb")
         except OSError:
             return {}
-        self._file.seek(at)
-        row = _object(self._file.readline()) or {}
+        self._file.seek(offset)
+        row = _parse(self._file.readline()) or {}
         return row if self._key(row) == name else {}
 
     def close(self) -> None:
-        """Let the file go; it is opened again where a row is asked for."""
+        """Close the file; `get` opens it again."""
         if self._file is not None:
             self._file.close()
         self._file = None
 
 
-def _object(raw: bytes) -> dict[str, Any] | None:
+def _parse(line: bytes) -> dict[str, Any] | None:
     try:
-        value = json.loads(raw)
-        json.dumps(value, ensure_ascii=False).encode()  # half a character can be spelled, and kept nowhere
+        value = json.loads(line)
+        json.dumps(value, ensure_ascii=False).encode()  # SQLite cannot store lone surrogates
     except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
 
 
-def lines(run: Path, name: str) -> Lines:
-    """A file of the run by its name in `run.JSONL_FILES`; empty where it is not written yet."""
-    return Lines(run / JSONL_FILES[name], _KEYS.get(name, _id))
+def open_jsonl(run: Path, name: str) -> JsonlIndex:
+    """Return a file of the run by its key in `JSONL_FILES`."""
+    return JsonlIndex(run / JSONL_FILES[name], _KEYS.get(name, _id))
 
 
-class Reader:
-    """Makes entries of a ledger's rows.
+class EntryBuilder:
+    """Builds the entries of a ledger.
 
     Args:
         stage: the ledger's name.
-        files: the run's files that say more of its rows, as `FILES` names them.
+        files: the files with the texts of its rows, by the names in `FILES`.
     """
 
-    def __init__(self, stage: str, constitution: Constitution, files: Mapping[str, Lines]) -> None:
+    def __init__(self, stage: str, constitution: Constitution, files: Mapping[str, JsonlIndex]) -> None:
         self._stage = stage
         self._constitution = constitution
         self._files = files
 
-    def entry(self, fate: RowOutcome) -> Entry:
-        """The row with everything that the run's files say of it."""
-        found = {name: file.get(fate.id) for name, file in self._files.items() if name != "topics"}
+    def entry(self, outcome: RowOutcome) -> Entry:
+        """Join a row's outcome with its texts."""
         if self._stage == "topics":
-            row = self._files["topics"].get(fate.text)
-            return Entry(fate, type=_text(row, "question_type"), topic=fate.text, message=fate.text)
+            row = self._files["topics"].get(outcome.text)
+            return Entry(outcome, type=_text(row, "question_type"), topic=outcome.text, message=outcome.text)
+        rows = {name: file.get(outcome.id) for name, file in self._files.items()}
         if self._stage in ("align", "verbose_responses"):
-            return self._answered(fate, found)
+            return self._response(outcome, rows)
         if self._stage in ("engrave", "verbose_cloning"):
-            return self._example(fate, found)
+            return self._example(outcome, rows)
         if self._stage == "evaluate":
-            return self._evaluated(fate, found["answers"])
+            return self._evaluation(outcome, rows["answers"])
         if self._stage == "probes":
-            return _probed(fate, found["probes"])
-        prompt = found.get("prompts") or found.get(self._stage) or {}
-        return _described(fate, prompt, message=_message(prompt) or fate.text, source=self._stage)
+            return _probe(outcome, rows["probes"])
+        prompt = rows.get("prompts") or rows.get(self._stage) or {}
+        return _entry(outcome, prompt, message=_message(prompt) or outcome.text, source=self._stage)
 
-    def _answered(self, fate: RowOutcome, found: Mapping[str, dict[str, Any]]) -> Entry:
-        prompt, kept = found["prompts"], found["responses" if self._stage == "align" else "verbose_responses"]
-        message = _message(prompt) or _message(kept)
-        # A file is the truth where a person may have edited it; before it is written, the ledger's own text is.
-        if kept and fate.state == "kept":
-            principles = _numbers(kept.get("principles"))
-            return _described(
-                fate, {**kept, **prompt}, message=message, thoughts=_text(kept, "thoughts"),
-                answer=_text(kept, "response"), principles=principles,
+    def _response(self, outcome: RowOutcome, rows: Mapping[str, dict[str, Any]]) -> Entry:
+        prompt, response = rows["prompts"], rows["responses" if self._stage == "align" else "verbose_responses"]
+        message = _message(prompt) or _message(response)
+        # The file has precedence, since a user may have edited it; it is missing until the stage ends.
+        if response and outcome.state == "kept":
+            return _entry(
+                outcome, {**response, **prompt}, message=message, thoughts=_text(response, "thoughts"),
+                answer=_text(response, "response"), principles=_numbers(response.get("principles")),
             )  # fmt: skip
-        message, thoughts, answer = apart(fate.text, message)
+        message, thoughts, answer = split_ledger_text(outcome.text, message)
         cited = tuple(check_citations(thoughts, self._constitution.principle_names())[0])
-        return _described(fate, prompt, message=message, thoughts=thoughts, answer=answer, principles=cited)
+        return _entry(outcome, prompt, message=message, thoughts=thoughts, answer=answer, principles=cited)
 
-    def _example(self, fate: RowOutcome, found: Mapping[str, dict[str, Any]]) -> Entry:
-        example = found[f"{self._stage}_examples"]
-        prompt, response = found["prompts"], found.get("responses", {})
-        row = {**prompt, "source": _text(example, "source") or _text(prompt, "source")}
-        if not example:  # left out by hand: the ledger has what it would have been
-            message, _, answer = apart(fate.text, _message(prompt) or _message(response))
-            return _described(fate, row, message=message, answer=answer)
-        return _described(
-            fate, row, message=_text(example, "user") or fate.text, answer=_text(example, "assistant"),
+    def _example(self, outcome: RowOutcome, rows: Mapping[str, dict[str, Any]]) -> Entry:
+        example = rows[f"{self._stage}_examples"]
+        prompt, response = rows["prompts"], rows.get("responses", {})
+        described = {**prompt, "source": _text(example, "source") or _text(prompt, "source")}
+        if not example:  # a mark excludes it: the ledger has the text
+            message, _, answer = split_ledger_text(outcome.text, _message(prompt) or _message(response))
+            return _entry(outcome, described, message=message, answer=answer)
+        return _entry(
+            outcome, described, message=_text(example, "user") or outcome.text, answer=_text(example, "assistant"),
             principles=_numbers(response.get("principles")), prompt=_text(example, "prompt"),
         )  # fmt: skip
 
-    def _evaluated(self, fate: RowOutcome, answer: dict[str, Any]) -> Entry:
+    def _evaluation(self, outcome: RowOutcome, answer: dict[str, Any]) -> Entry:
         prompt = self._files["prompts"].get(_text(answer, "id"))
-        return _described(
-            fate, prompt, message=_text(answer, "message") or fate.text, answer=_text(answer, "answer"),
+        return _entry(
+            outcome, prompt, message=_text(answer, "message") or outcome.text, answer=_text(answer, "answer"),
             model=_text(answer, "model"), about=_text(answer, "id"),
         )  # fmt: skip
 
 
-def _probed(fate: RowOutcome, answer: dict[str, Any]) -> Entry:
-    number = answer.get("principle")
+def _probe(outcome: RowOutcome, answer: dict[str, Any]) -> Entry:
     return Entry(
-        fate, model=_text(answer, "model"), principles=_numbers([number]), message=_text(answer, "ask") or fate.text,
-        answer=_text(answer, "answer"),
+        outcome, model=_text(answer, "model"), principles=_numbers([answer.get("principle")]),
+        message=_text(answer, "ask") or outcome.text, answer=_text(answer, "answer"),
     )  # fmt: skip
 
 
-def _described(fate: RowOutcome, of: Mapping[str, Any], **more: Any) -> Entry:
-    """With the prompt's source, type, topic and split."""
-    said = {
-        "source": _text(of, "source"),
-        "type": _text(of, "question_type"),
-        "topic": _text(of, "topic"),
-        "split": _text(of, "split"),
+def _entry(outcome: RowOutcome, source_row: Mapping[str, Any], **fields: Any) -> Entry:
+    """Return an entry with the row's source, type, topic and split."""
+    described = {
+        "source": _text(source_row, "source"),
+        "type": _text(source_row, "question_type"),
+        "topic": _text(source_row, "topic"),
+        "split": _text(source_row, "split"),
     }
-    return Entry(fate, **{**more, **{k: v for k, v in said.items() if v or k not in more}})
+    return Entry(outcome, **{**fields, **{k: v for k, v in described.items() if v or k not in fields}})
 
 
-def apart(text: str, message: str) -> tuple[str, str, str]:
-    """(message, thoughts, answer) of a ledger's text, as stages 2 and 4 write it.
+def split_ledger_text(text: str, message: str) -> tuple[str, str, str]:
+    """Split a ledger's text into (message, internal thoughts, response), as stages 2 and 4 join them.
 
     Args:
-        message: the prompt's, where it is known; without it all of the text is the message.
+        message: the prompt's message; if it is empty, the whole text is the message.
     """
     if not message or not text.startswith(message):
         return text, "", ""
@@ -246,5 +237,4 @@ def _text(row: Mapping[str, Any], name: str) -> str:
 
 
 def _numbers(value: object) -> tuple[int, ...]:
-    found = value if isinstance(value, list) else []
-    return tuple(dict.fromkeys(n for n in found if type(n) is int))
+    return tuple(dict.fromkeys(n for n in value if type(n) is int)) if isinstance(value, list) else ()

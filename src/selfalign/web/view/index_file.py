@@ -1,4 +1,4 @@
-"""The file of the viewer's cache: begun where there is none or where it was deleted, taken where there is one."""
+"""Create and open the file of the viewer's index, an SQLite database that may be deleted at any time."""
 
 from __future__ import annotations
 
@@ -39,84 +39,81 @@ CREATE TABLE cube(
   kind INTEGER NOT NULL, principle INTEGER NOT NULL, number INTEGER NOT NULL, PRIMARY KEY (kind, principle)
 ) WITHOUT ROWID;
 """
-# kinds: all that rows are filtered by but the principles; sets: which principles a row cites together; place: the rank
-# of the stage and the position in it; cube: how many rows of a kind there are, once for the row (principle 0) and once
-# for each principle that it cites. So a count is a sum over few kinds, whatever the number of rows.
+# kinds: the values of all filters but the principles. sets: the principles that a row cites together. place: the rank
+# of the stage and the row's position in it. cube: numbers of rows by kind, in total (principle 0) and by cited
+# principle, so that a count sums few kinds, however many rows there are.
 
 
-class Cache:
-    """The cache's file. Threads may share it, and so may other processes.
+class IndexFile:
+    """The index's file. Threads and processes may share it.
 
     Args:
-        path: where it stands.
-        own: the name is the viewer's own: whatever is there may be replaced.
+        path: the file.
+        is_default: the path is the run's default path: whatever is there may be replaced.
     """
 
-    def __init__(self, path: Path, own: bool) -> None:
+    def __init__(self, path: Path, is_default: bool) -> None:
         self.path = path
-        self.begun = 0
-        """How often it was begun here: it may be deleted at any time."""
-        self._own = own
+        self.created = 0
+        """How often this process has created the file."""
+        self._is_default = is_default
         self._lock = threading.Lock()
 
-    def make(self) -> None:
-        """Take the cache that is there, or begin one.
+    def create(self) -> None:
+        """Create the file, unless there is an index of this version.
 
         Raises:
-            UserError: it cannot be written there, or another file stands there.
+            UserError: the file cannot be written, or is not an index.
         """
-        known = self._version()
-        if known == VERSION:
+        version = self._version()
+        if version == VERSION:
             return
-        if known == "" and not self._own:
-            raise UserError(
-                f"{self.path} is another file: --cache FILE must name a new one, or an index of the viewer's"
-            )
+        if version == "" and not self._is_default:
+            raise UserError(f"{self.path} is not an index of the viewer: give --cache the name of a new file")
         try:
-            for end in ("-wal", "-shm", "") if known is not None or not self.path.exists() else ():
+            for end in ("-wal", "-shm", "") if version is not None or not self.path.exists() else ():
                 self.path.with_name(self.path.name + end).unlink(missing_ok=True)
-            with self._opened() as db:
+            with self._read_write() as db:
                 db.execute("BEGIN IMMEDIATE")
-                if not _tables(db):  # or another viewer has just begun it
+                if not _tables(db):  # another viewer may have just created it
                     for statement in _SCHEMA.split(";"):
                         db.execute(statement)
                     db.executemany("INSERT INTO meta VALUES (?, ?)", [("version", VERSION), ("generation", "0")])
                 db.execute("COMMIT")
         except (sqlite3.OperationalError, OSError) as error:
-            raise UserError(f"{self.path} cannot be written ({error}): --cache FILE puts it elsewhere") from None
-        self.begun += 1
+            raise UserError(f"{self.path} cannot be written ({error}): choose another file with --cache") from None
+        self.created += 1
 
     def _version(self) -> str | None:
-        """Of the cache that is there; None where there is nothing, and no text where it is another file."""
+        """Return the version of the index; None if there is no file, empty if it is not an index."""
         if not self.path.exists() or self.path.stat().st_size == 0:
             return None
         with suppress(sqlite3.DatabaseError), self._read_only() as db:
             if not (tables := _tables(db)):
                 return None
             if {"meta", "kinds", "cube", "texts"} <= tables:
-                found = db.execute("SELECT value FROM meta WHERE key = 'version'").fetchone()
-                return str(found[0]) if found else "0"
+                row = db.execute("SELECT value FROM meta WHERE key = 'version'").fetchone()
+                return str(row[0]) if row else "0"
         return ""
 
-    def _expect(self) -> None:
-        """Begin it again where somebody deleted it."""
+    def _recreate_if_deleted(self) -> None:
         if not self.path.exists():
             with self._lock:
                 if not self.path.exists():
-                    self.make()
+                    self.create()
 
     @contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
-        """A connection that cannot write, for this thread."""
-        self._expect()
+        """Open a read-only connection for this thread."""
+        self._recreate_if_deleted()
         with self._read_only() as db:
             yield db
 
     @contextmanager
     def writing(self) -> Iterator[sqlite3.Connection]:
-        """A connection for this thread."""
-        self._expect()
-        with self._opened() as db:
+        """Open a connection for this thread."""
+        self._recreate_if_deleted()
+        with self._read_write() as db:
             yield db
 
     @contextmanager
@@ -129,7 +126,7 @@ class Cache:
             db.close()
 
     @contextmanager
-    def _opened(self) -> Iterator[sqlite3.Connection]:
+    def _read_write(self) -> Iterator[sqlite3.Connection]:
         db = sqlite3.connect(self.path, isolation_level=None, timeout=30)
         try:
             db.execute("PRAGMA journal_mode=WAL")

@@ -1,4 +1,4 @@
-"""One row in full: its way through the stages, what the engine was asked and said, the tokens that training sees."""
+"""Show one row in full: its path through the stages, its exact prompt, its training tokens, its mark and feedback."""
 
 from __future__ import annotations
 
@@ -20,37 +20,33 @@ from selfalign.run import feedback, marks
 from selfalign.run.context import Context
 from selfalign.run.directory import RunDir
 from selfalign.system.console import Screen
-from selfalign.web.view.index import ANSWERS, Index, read_only
+from selfalign.web.view.index import RESPONSES, Index, read_only
 from selfalign.web.view.query import CITED, DIMENSIONS
 
-ASKED = ("align", "verbose_responses", "evaluate")
-"""Stages whose requests can be put together again from the row alone."""
-_SPEAKERS = {"align": ("prompted-base", "constitution"), "verbose_responses": ("engraved", "verbose")}
-"""Who answers in a stage, and under which prompt."""
+SINGLE_REQUEST = ("align", "verbose_responses", "evaluate")
+"""Stages with one request per row, which the row determines."""
+_RESPONDERS = {"align": ("prompted-base", "constitution"), "verbose_responses": ("engraved", "verbose")}
+"""Stage -> the model that responds, and its system prompt."""
 TRAINED = {"align": "standard", "engrave": "standard", "verbose_cloning": ""}
-"""Stages whose rows are or become training text, with the system prompt where it is always the same."""
+"""Stages whose rows become training examples -> their system prompt; empty if it varies."""
 
 
-class Rows:
-    """Rows of a run, one at a time. Threads may share it."""
+class RowDetails:
+    """The rows of a run in full. Threads may share it."""
 
     def __init__(self, index: Index) -> None:
         self._index = index
-        self._context = Context(RunDir.look(index.run), Screen(-1))
+        self.context = Context(RunDir.look(index.run), Screen(-1))
         self._lock = threading.Lock()
-        """The model is resolved, and its tokenizer read, once."""
+        """The context loads the model's files once, and is not thread-safe."""
 
-    @property
-    def context(self) -> Context:
-        return self._context
-
-    # -- a row's way ---------------------------------------------------------------------------------------------
+    # -- the path through the stages -------------------------------------------------------------------------------
 
     def detail(self, stage: str, row_id: str) -> dict[str, Any] | None:
-        """The row and all others about the same prompt, in the order of the pipeline; None where there is none."""
+        """Return the row and all others about the same prompt, in the order of the pipeline; None if there is none."""
         with self._index.reading() as db:
             query = "SELECT about FROM rows WHERE id = ? AND stage = ?"
-            if (found := db.execute(query, (row_id, stage)).fetchone()) is None:
+            if (about := db.execute(query, (row_id, stage)).fetchone()) is None:
                 return None
             names = ("id", *(f"kinds.{name}" for name in DIMENSIONS))
             texts = ("topic", "prompt", "message", "thoughts", "answer")
@@ -59,7 +55,7 @@ class Rows:
                 "JOIN kinds USING (kind) WHERE about = ? ORDER BY place, n LIMIT 100"
             )
             keys = ("n", "id", *DIMENSIONS, *texts)
-            steps = [dict(zip(keys, row, strict=True)) for row in db.execute(query, found)]
+            steps = [dict(zip(keys, row, strict=True)) for row in db.execute(query, about)]
             for step in steps:
                 mark = db.execute("SELECT mark, answer FROM marks WHERE n = ?", (step["n"],)).fetchone()
                 step["mark"], step["edited"] = mark or ("", "")
@@ -69,42 +65,42 @@ class Rows:
             for step in steps:
                 query = "SELECT text FROM rows WHERE stage = ? AND id = ?"
                 step["ledger"] = next((t for (t,) in journal.execute(query, (step["stage"], step["id"]))), "")
-        return {"stage": stage, "id": row_id, "about": found[0], "steps": steps}
+        return {"stage": stage, "id": row_id, "about": about[0], "steps": steps}
 
-    def _one(self, stage: str, row_id: str) -> dict[str, Any]:
-        """Raises UserError where there is no such row."""
-        found = self.detail(stage, row_id)
-        step = next((s for s in found["steps"] if (s["stage"], s["id"]) == (stage, row_id)), None) if found else None
-        if step is None:
-            raise UserError("there is no such row")
-        return {**step, "about": found["about"] if found else ""}
+    def _row(self, stage: str, row_id: str) -> dict[str, Any]:
+        """Raises UserError if there is no such row."""
+        detail = self.detail(stage, row_id)
+        for step in detail["steps"] if detail else ():
+            if (step["stage"], step["id"]) == (stage, row_id):
+                return {**step, "about": detail["about"] if detail else ""}
+        raise UserError("there is no such row")
 
-    # -- what the engine was asked -------------------------------------------------------------------------------
+    # -- the exact prompt ------------------------------------------------------------------------------------------
 
-    def asked(self, stage: str, row_id: str) -> dict[str, Any]:
-        """The exact text that went to the engine for the row, and what came back, stretch by stretch.
+    def prompt(self, stage: str, row_id: str) -> dict[str, Any]:
+        """Return the exact text that the engine got for the row, and its output, part by part.
 
-        `proved`: the journal has an answer under the hash of just this request, settings and weights.
+        `proved`: the journal has an output under the hash of this request, its settings and weights.
 
         Raises:
-            UserError: the row has no request that can be put together again.
+            UserError: the request cannot be rebuilt from the row.
         """
-        if stage not in ASKED or (stage == "align" and self._context.recipe.align.form == "given"):
-            raise UserError("the request of this row is not shown")
-        row = self._one(stage, row_id)
+        if stage not in SINGLE_REQUEST or (stage == "align" and self.context.recipe.align.form == "given"):
+            raise UserError("the exact prompts of this stage are not shown")
+        row = self._row(stage, row_id)
         with self._lock:
             request = self._request(stage, row)
             key, why = self._key(stage, row_id, request)
-        raw, proved = self._raw(stage, row_id, key)
+        raw, proved = self._output(stage, row_id, key)
         completion = Completion.from_json(json.loads(raw)) if raw else Completion()
-        parts = [("control" if isinstance(p, Control) else "text", _named(p)) for p in request.prompt]
+        parts = [("control" if isinstance(p, Control) else "text", _displayed(p)) for p in request.prompt]
         for number, step in enumerate(request.steps):
             if number > len(completion.parts):
                 break
             if step.cue:
                 parts.append(("cue", step.cue))
             if number < len(completion.parts):
-                parts.append(("said", completion.parts[number].text))
+                parts.append(("output", completion.parts[number].text))
         sampling = request.steps[-1].sampling
         return {
             "parts": parts,
@@ -120,7 +116,7 @@ class Rows:
         }  # fmt: skip
 
     def _request(self, stage: str, row: dict[str, Any]) -> Request:
-        context = self._context
+        context = self.context
         prompt = Prompt(row["about"], row["message"], question_type=row["type"])
         if stage == "align":
             return step2_self_align.request(context, prompt, step2_self_align.form(context))
@@ -129,163 +125,165 @@ class Rows:
         return heldout.request(context, prompt, ADAPTERS.get(row["model"]))
 
     def _key(self, stage: str, row_id: str, request: Request) -> tuple[str, str]:
-        """(the journal's key of the request, or why it is not known)."""
+        """Return (the journal's key of the request, why it cannot be computed)."""
         try:
             adapters = (request.adapter,) if request.adapter else ()
-            identities = self._context.identities(adapters)
+            identities = self.context.identities(adapters)
         except (UserError, OSError) as error:
             return "", str(error)
         return request_key(stage, RowRequest(row_id, request), identities), ""
 
-    def _raw(self, stage: str, row_id: str, key: str) -> tuple[str, bool]:
-        """(raw output as JSON, or nothing; whether the key found it)."""
+    def _output(self, stage: str, row_id: str, key: str) -> tuple[str, bool]:
+        """Return (the output as JSON or an empty string, whether it is the output of this very key)."""
+        saved = "SELECT raw FROM work WHERE state = 'raw_saved' AND "
         with closing(read_only(self._index.run / "journal.sqlite")) as journal:
-            found = journal.execute("SELECT raw FROM work WHERE key = ? AND state = 'raw_saved'", (key,)).fetchone()
-            if found:
-                return found[0], True
-            query = "SELECT raw FROM work WHERE stage = ? AND state = 'raw_saved' AND row_id = ?"
-            found = journal.execute(query, (stage, row_id)).fetchone()
-        return (found[0] if found else ""), False
+            row = journal.execute(f"{saved} key = ?", (key,)).fetchone()
+            if row:
+                return row[0], True
+            row = journal.execute(f"{saved} stage = ? AND row_id = ?", (stage, row_id)).fetchone()
+        return (row[0] if row else ""), False
 
     # -- marks ---------------------------------------------------------------------------------------------------
 
-    def mark(self, stage: str, row_id: str, wanted: str, answer: str = "") -> None:
-        """Mark a row to be dropped or edited before training, or take its mark away.
+    def mark(self, stage: str, row_id: str, mark: str, answer: str = "") -> None:
+        """Mark a row to be excluded from training or edited before it, or remove its mark.
 
         Args:
-            wanted: drop, edit or nothing.
-            answer: of an edit: what is to be learnt.
+            mark: drop, edit, or an empty string to remove the mark.
+            answer: the edited response.
 
         Raises:
             UserError: the row is not trained on, or an edit has no text.
         """
-        training = next((t for t, ledger in ANSWERS.items() if stage in (t, ledger)), None)
-        row = self._one(stage, row_id)
+        training = next((t for t, ledger in RESPONSES.items() if stage in (t, ledger)), None)
+        row = self._row(stage, row_id)
         if training is None or row["split"] == "heldout" or not row["answer"]:
             raise UserError("this row is not trained on")
         if row["state"] != "kept" and row["reason"] != marks.BY_HAND:
             raise UserError("this row was dropped already")
-        if wanted not in ("drop", "edit", "") or (wanted == "edit" and not answer.strip()):
-            raise UserError("a mark is drop, or edit with an answer, or nothing")
-        run = self._context.run
+        if mark not in ("drop", "edit", "") or (mark == "edit" and not answer.strip()):
+            raise UserError("mark must be drop, edit (with an answer) or empty")
+        run = self.context.run
         with self._lock, run.by_hand():
-            found = marks.read(run)
-            found.pop((training, row_id), None)
-            if wanted and not (wanted == "edit" and answer.strip() == self._own(ANSWERS[training], row_id)):
-                text = answer.strip() if wanted == "edit" else ""
-                found[training, row_id] = marks.Mark(training, row_id, wanted, text, row["message"][:200])
-            marks.write(run, found)
+            run_marks = marks.read(run)
+            run_marks.pop((training, row_id), None)
+            if mark and not (mark == "edit" and answer.strip() == self._response(RESPONSES[training], row_id)):
+                text = answer.strip() if mark == "edit" else ""
+                run_marks[training, row_id] = marks.Mark(training, row_id, mark, text, row["message"][:200])
+            marks.write(run, run_marks)
         self._index.refresh()
 
-    def _own(self, ledger: str, row_id: str) -> str | None:
-        """The model's own answer; an example's is another one once it was edited."""
-        found = self.detail(ledger, row_id)
-        steps = found["steps"] if found else []
-        return next((s["answer"].strip() for s in steps if (s["stage"], s["id"]) == (ledger, row_id)), None)
+    def _response(self, ledger: str, row_id: str) -> str | None:
+        """Return the model's own response; the example's may have been edited."""
+        try:
+            return str(self._row(ledger, row_id)["answer"]).strip()
+        except UserError:
+            return None
 
     # -- feedback -------------------------------------------------------------------------------------------------
 
-    def tell(self, stage: str, row_id: str, verdict: str, note: str = "") -> None:
-        """Keep what somebody thinks of an answer, or forget it. Training is not changed by it.
+    def give_feedback(self, stage: str, row_id: str, verdict: str, note: str = "") -> None:
+        """Store or withdraw feedback on a response. Training ignores it.
 
         Args:
-            verdict: good, bad or nothing.
+            verdict: good, bad, or an empty string to withdraw.
 
         Raises:
-            UserError: the row is no model's answer, or the mark cannot be kept.
+            UserError: the row is not a model's response, or the feedback cannot be stored.
         """
-        row = self._one(stage, row_id)
-        if not _asked_of(row):
-            raise UserError("this row is no answer")
-        run, told = self._context.run, self._opinion(row, verdict or "bad")
+        row = self._row(stage, row_id)
+        if not _is_response(row):
+            raise UserError("this row is not a model's response")
+        run, entry = self.context.run, self._feedback_entry(row, verdict or "bad")
         if verdict:
-            feedback.mark(run, {**told, "note": note})
+            feedback.mark(run, {**entry, "note": note})
         else:
-            feedback.withdraw(run, feedback.parse(told).id)
+            feedback.withdraw(run, feedback.parse(entry).id)
 
     def _add_feedback(self, steps: list[dict[str, Any]]) -> None:
-        """Put what was thought of each answer beside it; a file that was broken by hand hides no row."""
+        """Add the feedback on each response, or the error if the file is malformed."""
         try:
-            found = feedback.read(self._context.run)
+            entries = feedback.read(self.context.run)
             for step in steps:
-                mark = found.get(feedback.parse(self._opinion(step, "bad")).id) if _asked_of(step) else None
-                step["feedback"] = {"verdict": mark.verdict, "note": mark.note} if mark else {}
+                entry = None
+                if _is_response(step):
+                    entry = entries.get(feedback.parse(self._feedback_entry(step, "bad")).id)
+                step["feedback"] = {"verdict": entry.verdict, "note": entry.note} if entry else {}
         except UserError as error:
             for step in steps:
-                step["feedback"] = {"wrong": str(error)}
+                step["feedback"] = {"error": str(error)}
 
-    def _opinion(self, row: dict[str, Any], verdict: str) -> dict[str, Any]:
-        """A mark on the row's answer without its note: who was asked what, under which prompt and settings."""
-        stage, recipe = row["stage"], self._context.recipe
-        drawn = {"align": recipe.align, "verbose_responses": recipe.verbose_cloning, "evaluate": recipe.evaluate}[stage]
-        model, prompt = _SPEAKERS.get(stage, (row["model"], "standard"))
+    def _feedback_entry(self, row: dict[str, Any], verdict: str) -> dict[str, Any]:
+        """Return feedback on the row's response without a note, as the run's file stores it."""
+        stage, recipe = row["stage"], self.context.recipe
+        settings = {"align": recipe.align, "verbose_responses": recipe.verbose_cloning, "evaluate": recipe.evaluate}
+        model, prompt = _RESPONDERS.get(stage, (row["model"], "standard"))
         if stage == "align" and recipe.align.form == "given":
             model, prompt = "user", "standard"
         return {
             "verdict": verdict, "source": "view", "stage": stage, "row": row["id"], "answer": row["answer"],
             "model": model, "prompt": prompt, "turns": [{"role": "user", "content": row["message"]}],
             "principles": row["principles"] if stage == "align" else [],
-            "settings": {k: getattr(drawn, k) for k in ("temperature", "top_p", "max_new_tokens")},
+            "settings": {k: getattr(settings[stage], k) for k in ("temperature", "top_p", "max_new_tokens")},
         }  # fmt: skip
 
-    # -- what training sees --------------------------------------------------------------------------------------
+    # -- training tokens -------------------------------------------------------------------------------------------
 
     def tokens(self, stage: str, row_id: str) -> dict[str, Any]:
-        """The row as training encodes it: each token with its text, its id and whether it is learnt.
+        """Return the tokens of the row's training example: text, ids, and whether the loss includes it.
 
         Raises:
-            UserError: the row is no training text, or the model's tokenizer is missing.
+            UserError: the row is not trained on, or the model's tokenizer is missing.
         """
         if stage not in TRAINED:
             raise UserError("rows of this stage are not trained on")
-        row = self._one(stage, row_id)
+        row = self._row(stage, row_id)
         if row["state"] != "kept" or not row["answer"]:
             raise UserError("this row is not trained on")
         if row["split"] == "heldout":
             raise UserError("this row is held out for the evaluation and never trained on")
         if row["mark"] == "drop":
-            raise UserError("this row is marked to be dropped")
-        return self.encoded(
-            row["message"], row["edited"] or row["answer"], row["prompt"] or TRAINED[stage] or "standard"
-        )
+            raise UserError("this row is marked to be excluded from training")
+        prompt = row["prompt"] or TRAINED[stage] or "standard"
+        return self._encode(row["message"], row["edited"] or row["answer"], prompt)
 
-    def encoded(self, user: str, assistant: str, prompt: str) -> dict[str, Any]:
-        """As `tokens`, of any text."""
-        context = self._context
+    def _encode(self, user: str, assistant: str, prompt: str) -> dict[str, Any]:
+        context = self.context
         context.model.check_weights("this run has no tokens")
         constitution = context.run.constitution
         with self._lock:
             tokenizer, template = context.model.tokenizer(), context.model.template
         system = constitution.system_prompt("concise" if prompt == "concise" else "standard")
         row = encode_example(tokenizer, template, system, user, assistant, constitution.assistant.name)
-        return {"tokens": stretches(row, tokenizer), "learnt": sum(row.mask), "all": len(row.ids), "prompt": prompt}
+        tokens = split_tokens(row, tokenizer)
+        return {"tokens": tokens, "trained": sum(row.mask), "all": len(row.ids), "prompt": prompt}
 
 
-def _asked_of(row: dict[str, Any]) -> bool:
-    """Whether the row is what a model answered to a message, so that there is something to have a view on."""
-    return row["stage"] in ASKED and bool(row["answer"]) and bool(row["message"].strip())
+def _is_response(row: dict[str, Any]) -> bool:
+    """Return whether the row is a model's response to a message."""
+    return row["stage"] in SINGLE_REQUEST and bool(row["answer"]) and bool(row["message"].strip())
 
 
-def stretches(row: Encoded, tokenizer: Tokenizer) -> list[tuple[str, list[int], bool]]:
-    """(text, ids, learnt) of each token; tokens that only together make a character stand together.
+def split_tokens(row: Encoded, tokenizer: Tokenizer) -> list[tuple[str, list[int], bool]]:
+    """Return (text, ids, in the loss) of each token; tokens that only together form a character stay together.
 
-    The texts, one after the other, are the row's text.
+    The texts, joined, are the row's text.
     """
-    # Many decoders take the space off a text's beginning: an anchor before it keeps it.
+    # Many decoders remove a leading space: a token in front keeps it.
     anchor = tokenizer.ids("a")
     start = len(tokenizer.text(anchor))
-    found: list[tuple[str, list[int], bool]] = []
-    held: list[int] = []
-    for number, (token, learnt) in enumerate(zip(row.ids, row.mask, strict=True)):
-        held.append(token)
-        text = tokenizer.text([*anchor, *held])[start:]
-        last = number + 1 == len(row.ids) or row.mask[number + 1] != learnt
-        if text.endswith("\ufffd") and len(held) < 8 and not last:
+    tokens: list[tuple[str, list[int], bool]] = []
+    pending: list[int] = []
+    for number, (token, is_trained) in enumerate(zip(row.ids, row.mask, strict=True)):
+        pending.append(token)
+        text = tokenizer.text([*anchor, *pending])[start:]
+        is_last = number + 1 == len(row.ids) or row.mask[number + 1] != is_trained
+        if text.endswith("\ufffd") and len(pending) < 8 and not is_last:
             continue
-        found.append((text, held, learnt))
-        held = []
-    return found
+        tokens.append((text, pending, is_trained))
+        pending = []
+    return tokens
 
 
-def _named(piece: str) -> str:
+def _displayed(piece: str) -> str:
     return "⟨start⟩" if isinstance(piece, Control) and piece == BOS else str(piece)
