@@ -36,7 +36,7 @@ def test_auto_takes_what_is_there_and_says_why(
     monkeypatch.setattr(engines, "accelerators", lambda: devices)
     monkeypatch.setattr(engines, "find_spec", lambda name: object() if vllm else None)
     found = engines.choose(config(**settings))
-    assert found[0] == kind == engines.kind(config(**settings)) == engines.chosen(config(**settings)).kind
+    assert found[0] == kind == engines.kind(config(**settings)) == engines.resolve_kind(config(**settings)).kind
     assert why in found[1]
 
 

@@ -387,7 +387,7 @@ def test_an_address_where_nobody_answers_is_said_at_once():
         cluster.Cluster("127.0.0.1:1")
     with pytest.raises(UserError, match=r"no Ray cluster answers at a\.\.b:1 "):
         cluster.Cluster("a..b:1")
-    with pytest.raises(UserError, match="address 'ray://x:1' is not auto or HOST:PORT"):
+    with pytest.raises(UserError, match="address is 'ray://x:1': expected auto or HOST:PORT"):
         recipes.load("quick", ["executor=ray", "executor.address=ray://x:1"])
 
 

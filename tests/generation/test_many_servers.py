@@ -365,7 +365,7 @@ def test_each_server_gets_its_own_key_and_none_stands_anywhere(
     ("settings", "said"),
     [
         (["engine.urls=[]"], "urls is an empty list"),
-        (["engine.urls=[http://a, http://b]", "engine.url=http://c"], "url and urls are both given"),
+        (["engine.urls=[http://a, http://b]", "engine.url=http://c"], "url and urls are both set"),
         (["engine.urls=[http://a, 'HTTP://A/v1/']"], "urls.1 is the same server as engine.urls.0"),
         (["engine.urls=[http://a, b]"], r"urls.1 must begin with http:// or https:// and name a host"),
         (["engine.urls=[http://a, '']"], r"urls.1 must begin with"),

@@ -94,10 +94,10 @@ def test_a_text_that_is_too_long_is_not_scored(serve: Any) -> None:
 @pytest.mark.parametrize(
     ("logprobs", "match"),
     [
-        (None, "gives no log-probabilities of prompts"),
-        ({"content": [{"token": " x", "logprob": -1.0}]}, "gives no log-probabilities of prompts"),
-        ({"token_logprobs": [-1.0]}, "gives no log-probabilities of prompts"),
-        ({"token_logprobs": [None] * 20}, "leaves out log-probabilities"),
+        (None, "returns no log-probabilities of prompts"),
+        ({"content": [{"token": " x", "logprob": -1.0}]}, "returns no log-probabilities of prompts"),
+        ({"token_logprobs": [-1.0]}, "returns no log-probabilities of prompts"),
+        ({"token_logprobs": [None] * 20}, "returns no log-probabilities of some"),
     ],
 )
 def test_a_server_that_has_none_of_prompts_is_told_at_once(serve: Any, logprobs: Any, match: str) -> None:
@@ -113,7 +113,7 @@ def test_a_server_that_has_none_of_prompts_is_told_at_once(serve: Any, logprobs:
 def test_what_the_server_refuses_can_be_resumed(serve: Any) -> None:
     with pytest.raises(Resumable, match="422"):
         serve(lambda body: (422, {"error": "no"})).loglikelihoods(TEXTS, None)
-    with pytest.raises(UserError, match="how many tokens"):
+    with pytest.raises(UserError, match="does not report the tokens"):
         serve(lambda body: (200, {"choices": [{"text": "x"}]})).loglikelihoods(TEXTS, None)
 
 
@@ -136,7 +136,7 @@ def test_a_real_llama_cpp_server_says_that_it_cannot(monkeypatch: pytest.MonkeyP
     monkeypatch.setenv(KEY, server._key)
     scorer = ServerScorer(f"{server._server.listening_address}/v1", "any", parallel=1)
     try:
-        with pytest.raises(UserError, match=r"no log-probabilities of prompts .* torch scores them"):
+        with pytest.raises(UserError, match=r"no log-probabilities of prompts .* to score by torch"):
             scorer.loglikelihoods(TEXTS[:1], None)
     finally:
         scorer.close()

@@ -1,6 +1,6 @@
-"""Where requests are answered: by threads of this process (local), or by workers of a Ray cluster (docs/cluster.md).
+"""Start the recipe's engine or scorer in this process (local) or on the workers of a Ray cluster (docs/cluster.md).
 
-The loop of `generate` is the same on both, and so are keys, order, commits, counts and files.
+The generation loop is the same for both, and so are keys, order, commits, counts and files.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ def start(
     slots: Callable[[], int],
     say: Callable[[str], None],
 ) -> Engine:
-    """The recipe's engine, in this process or on the workers of a cluster; both are used as one engine is.
+    """Start the recipe's engine.
 
     Args:
         adapters: name -> PEFT folder, the GGUF form beside it.
-        slots: requests at once in this process; asked only where the engine runs here. A worker finds its own.
-        say: told of what takes long.
+        slots: returns the concurrent requests of an engine in this process; Ray workers determine their own.
+        say: receives progress messages.
 
     Raises:
-        UserError: the engine, or the cluster, cannot be started.
+        UserError: the engine or the cluster cannot be started.
     """
     if executor.kind == "ray":
         from selfalign.generation.ray.pool import Pool
@@ -78,15 +78,15 @@ def scorer(
     dtype: str = "float32",
     say: Callable[[str], None] = lambda _: None,
 ) -> Scorer:
-    """The scorer of a run's own models, here or on the workers of a cluster: the same numbers, up to rounding.
+    """Start the scorer of a run's own models. On Ray it returns the same numbers, up to rounding.
 
     Args:
         adapters: name -> PEFT folder.
-        dtype: what vllm computes in; the same on every machine, since scores are known by it.
-        say: told of what takes long.
+        dtype: what vllm computes in; the same on every machine, since it is part of a score's identity.
+        say: receives progress messages.
 
     Raises:
-        UserError: it, or the cluster, cannot be started.
+        UserError: the scorer or the cluster cannot be started.
     """
     from selfalign.generation import scoring
 
@@ -99,7 +99,7 @@ def scorer(
 
 
 def check(executor: ExecutorSettings) -> None:
-    """Say before a run is made that Ray is missing. Raises UserError."""
+    """Check that Ray is installed if the recipe needs it. Raises UserError."""
     if executor.kind == "ray":
         from selfalign.generation.ray import cluster
 

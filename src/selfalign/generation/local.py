@@ -76,9 +76,7 @@ class LocalExecutor(Generic[Input, Output]):
             result: Output | BaseException
             try:
                 result = self._answer(item[1])
-            except (
-                BaseException
-            ) as error:  # or the loop would wait for this key forever
+            except BaseException as error:  # or the loop would wait for this key forever
                 result = error
             self.done.put((item[0], result, time.monotonic() - start))
 

@@ -44,7 +44,7 @@ def prepare(
     wanted = recipes.located(loaded, Path(prompts) if prompts is not None else None, recipe, data)
     kept = out is not None and wanted.engine.kind == "auto" and not (wanted.engine.url or wanted.engine.urls)
     kind = frozen_kind(out) if kept and out is not None else None
-    engine = wanted.engine.model_copy(update={"kind": kind}) if kind else engines.chosen(wanted.engine)
+    engine = wanted.engine.model_copy(update={"kind": kind}) if kind else engines.resolve_kind(wanted.engine)
     executors.check(wanted.executor)
     if wanted.executor.kind == "local" or engine.kind == "openai":
         engines.check(engine)  # a worker says itself what its machine lacks

@@ -1,4 +1,4 @@
-"""Engines that generate text. One dictionary literal; to add an engine is to add a line here."""
+"""Choose and start the engine that generates text. To add an engine, write a starter and add it to `ENGINES`."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
     from selfalign.model.dialogue import Tokenizer
 
 Adapters = Mapping[str, Path]
-"""Name -> PEFT folder; the GGUF form stands beside it."""
+"""Name -> PEFT folder, with the GGUF form beside it."""
 
 Say = Callable[[str], None]
 
 
 def _tokenizer(model: Model | None, say: Say) -> tuple[Tokenizer | None, str]:
-    """(the model's tokenizer, why there is none). Generation needs none, training says itself what it lacks."""
+    """Return (the model's tokenizer or None, why there is none). Engines can do without one."""
     if model is None:
         return None, "no model is here"
     try:
@@ -38,11 +38,11 @@ def _llama_cpp(model: Model, adapters: Adapters, config: EngineSettings, slots: 
     from selfalign.generation.engines.llama_cpp import LlamaCpp
 
     ggufs = {name: folder.with_suffix(".gguf") for name, folder in adapters.items()}
-    gguf = model.gguf  # what is missing here is said first
-    tokenizer, why = _tokenizer(model, say)
+    gguf = model.gguf  # before the tokenizer, whose absence is only a note
+    tokenizer, reason = _tokenizer(model, say)
     engine = LlamaCpp(gguf, ggufs, slots, config.context, config.threads, tokenizer)
-    if why:
-        engine.note = f"llama.cpp encodes the prompts itself ({why})"
+    if reason:
+        engine.note = f"llama.cpp encodes the prompts itself ({reason})"
     return engine
 
 
@@ -84,7 +84,7 @@ ENGINES: dict[str, Callable[..., Engine]] = {
 
 
 def choose(config: EngineSettings) -> tuple[str, str]:
-    """(kind, why): what `engine.kind: auto` stands for on this machine; otherwise the recipe's own."""
+    """Return (the engine's kind, the reason). `auto` is resolved for this machine."""
     if config.kind != "auto":
         return config.kind, "the recipe names it"
     if config.url:
@@ -99,21 +99,21 @@ def choose(config: EngineSettings) -> tuple[str, str]:
     return "llama_cpp", "in process; no engine.url and no accelerator"
 
 
-def chosen(config: EngineSettings) -> EngineSettings:
-    """The same settings with the kind that was chosen, for a recipe that is frozen."""
+def resolve_kind(config: EngineSettings) -> EngineSettings:
+    """Return the settings with `auto` replaced by the engine's kind, for the frozen recipe."""
     return config.model_copy(update={"kind": kind(config)})
 
 
 def kind(config: EngineSettings) -> str:
-    """The engine's kind, with `auto` resolved."""
+    """Return the engine's kind, with `auto` resolved for this machine."""
     return choose(config)[0]
 
 
 def check(config: EngineSettings) -> None:
-    """Say before a run is made what would stop its engine at the start.
+    """Check before a run is created that its engine could start.
 
     Raises:
-        UserError: vLLM is not installed, or a server's address is missing or none.
+        UserError: vLLM is not installed, or a server's address is missing or invalid.
     """
     if kind(config) == "openai":
         from selfalign.generation.engines.server_client import parse_addresses
@@ -129,16 +129,15 @@ def base_model(source: str, config: EngineSettings) -> Model:
 
 
 def default_slots(config: EngineSettings) -> int:
-    """Requests at once where the recipe says auto; llama.cpp's is measured instead (see `calibrate`), several servers
-    take so many each."""
+    """Return the concurrent requests for `engine.slots: auto`; llama.cpp's are measured instead (see `calibration`)."""
     return 64 if kind(config) == "vllm" and accelerators() else 8
 
 
 def slots(config: EngineSettings, calibrated: Callable[[], int]) -> int:
-    """Requests at once: the recipe's, or what is best where this runs.
+    """Return the concurrent requests: the recipe's number, or the best one for this machine.
 
     Args:
-        calibrated: measures that for llama.cpp.
+        calibrated: returns the measured number for llama.cpp.
     """
     if config.slots != "auto":
         return config.slots
@@ -148,12 +147,12 @@ def slots(config: EngineSettings, calibrated: Callable[[], int]) -> int:
 def start(
     config: EngineSettings, model: Model | None, adapters: Adapters, slots: int, say: Say = lambda _: None
 ) -> Engine:
-    """Start the recipe's engine on the base model, with adapters that requests may name.
+    """Start the recipe's engine with the base model, and with adapters that requests may name.
 
     Args:
-        model: a server's model is here for its tokenizer; None where it is not known.
-        slots: requests at once; of several servers, at each.
-        say: told of what takes long.
+        model: for a server only its tokenizer is used; None if the model is not known.
+        slots: concurrent requests; with several servers, per server.
+        say: receives progress messages.
 
     Raises:
         UserError: the engine cannot be started.

@@ -1,6 +1,6 @@
-"""Scoring by a server that echoes prompts with their log-probabilities, as vLLM's `/v1/completions` does.
+"""Score by a server that echoes prompts with their log-probabilities, as vLLM's `/v1/completions` does.
 
-llama.cpp's and Ollama's give them for generated tokens only: that is seen at the first reply, and said.
+The servers of llama.cpp and Ollama return them for generated tokens only; the first reply shows it.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from selfalign.generation.settings import EngineSettings
 from selfalign.model.dialogue import as_text
 
 KEY = "SELFALIGN_API_KEY"
-"""The environment variable with the key of a server that is named on the command line."""
+"""The environment variable with the key of a server that the command line names."""
 
 
 class ServerScorer(OpenAiApi):
-    """One model behind a server.
+    """A scorer of one model on a server. See `Scorer`.
 
     Args:
         url: the server's address.
-        served: the model's id there.
-        parallel: requests at once.
+        served: the server's id of the model.
+        parallel: concurrent requests.
 
     Raises:
-        UserError: the address is wrong.
+        UserError: the address is invalid.
     """
 
     def __init__(self, url: str, served: str, parallel: int = 8) -> None:
@@ -40,55 +40,54 @@ class ServerScorer(OpenAiApi):
         )
         super().__init__(config, parallel)
         self.name = f"{served} at {self.client.address.hostname}"
-        self._asked = 0
+        self._tokens = 0
 
     @property
     def tokens(self) -> tuple[int, int]:
-        """(tokens asked for, the same): what the server shares it does not say."""
-        return self._asked, self._asked
+        """See `Scorer`. Both numbers are equal, since a server does not report what it took from its cache."""
+        return self._tokens, self._tokens
 
     def loglikelihoods(self, requests: Sequence[Text], adapter: str | None) -> list[Scored | None]:
-        """See `Scorer`. A continuation's tokens are those past as many as the context alone has.
+        """See `Scorer`. A continuation's tokens are those after the number of tokens of the context alone.
 
         Raises:
-            UserError: the server gives no log-probabilities of prompts.
-            Resumable: it cannot be reached, or refuses.
+            UserError: the server returns no log-probabilities of prompts.
+            Resumable: the server cannot be reached, or refuses.
         """
         contexts = list(dict.fromkeys(context for context, _ in requests))
         with ThreadPoolExecutor(self.parallel) as pool:
-            lengths = dict(zip(contexts, pool.map(self._length, contexts), strict=True))
-            return list(pool.map(lambda r: self._scored(r, lengths[r[0]]), requests))
+            lengths = dict(zip(contexts, pool.map(self._context_length, contexts), strict=True))
+            return list(pool.map(lambda r: self._score(r, lengths[r[0]]), requests))
 
-    def _length(self, context: Pieces) -> int | None:
-        """Tokens of a context by itself; None where it is too long."""
+    def _context_length(self, context: Pieces) -> int | None:
+        """Return the tokens of a context alone; None if it is too long."""
         try:
             return self._prompt_tokens(self._ask(as_text(context)[0], echo=False))
         except TooLong:
             return None
 
-    def _scored(self, request: Text, before: int | None) -> Scored | None:
+    def _score(self, request: Text, context_length: int | None) -> Scored | None:
         context, continuation = request
         try:
             reply = self._ask(as_text((*context, continuation))[0], echo=True)
         except TooLong:
             return None
-        if before is None:
+        if context_length is None:
             return None
-        whole = self._prompt_tokens(reply)
-        self._asked += whole
+        length = self._prompt_tokens(reply)
+        self._tokens += length
         logprobs = reply["choices"][0].get("logprobs")
         values = logprobs.get("token_logprobs") if isinstance(logprobs, dict) else None
-        if not isinstance(values, list) or len(values) < whole:
+        if not isinstance(values, list) or len(values) < length:
             raise UserError(
-                f"the server of {self.name} gives no log-probabilities of prompts (llama.cpp's completions give them "
-                "for generated tokens only): name the model's weights in place of the address, and torch scores them"
+                f"the server of {self.name} returns no log-probabilities of prompts (llama.cpp: of generated "
+                "tokens only): name the model's weights in place of the address to score by torch"
             )
-        if before >= whole:
-            before = whole - 1  # the border lies inside the last token
-        found = values[before:whole]
-        if not all(isinstance(v, int | float) for v in found):
-            raise UserError(f"the server of {self.name} leaves out log-probabilities of some tokens of a prompt")
-        return Scored(tuple(float(v) for v in found))
+        start = min(context_length, length - 1)  # the last token may hold both context and continuation
+        logprobs = values[start:length]
+        if not all(isinstance(v, int | float) for v in logprobs):
+            raise UserError(f"the server of {self.name} returns no log-probabilities of some tokens of a prompt")
+        return Scored(tuple(float(v) for v in logprobs))
 
     def _ask(self, text: str, echo: bool) -> dict[str, Any]:
         body = {"model": self._model(None), "prompt": text, "max_tokens": 1, "temperature": 0.0, "stream": False}
@@ -99,11 +98,11 @@ class ServerScorer(OpenAiApi):
         except TooLong:
             raise
         except RowError as error:
-            raise Resumable(f"{self.name}: {error}; the same command goes on") from None
+            raise Resumable(f"{self.name}: {error}; run the same command again to continue") from None
 
     def _prompt_tokens(self, reply: dict[str, Any]) -> int:
         usage = reply.get("usage")
         number = usage.get("prompt_tokens") if isinstance(usage, dict) else None
         if not isinstance(number, int) or number < 1:
-            raise UserError(f"the server of {self.name} does not say how many tokens a prompt has (`usage`)")
+            raise UserError(f"the server of {self.name} does not report the tokens of a prompt (`usage`)")
         return number
