@@ -1,12 +1,12 @@
-"""Generation of stage 2 against simpler ways to run the same engine, side by side.
+"""Compare stage 2's generation with simpler ways to run the same engine.
 
     python benchmarks/generation.py            # about 14 minutes
 
-Sample: messages of the shipped seed tasks under the shipped constitution, 120 generated tokens a row (the end token is
-banned), the embedded model. Each round measures in turn: ours (loop, journal, slots as calibrated, prefix copied), a
-bare thread pool that feeds the same warm engine the same requests, one slot with a cached prefix, and one at a time
-without a cache. Medians over the rounds; the slow lanes have 40 rows in all. Then the share of the shared prefix that
-is not computed again, 200 rows, 8 slots, first pass, with the prefix copied between the slots and without.
+Sample: messages of the built-in seed tasks under the default constitution, 120 generated tokens per row (the end token
+is banned), the embedded model. Each round measures in turn: selfalign (loop, journal, calibrated slots, prefix copied),
+a bare thread pool that sends the same requests to the same warm engine, one slot with a cached prefix, and one request
+at a time without a cache. Figures are medians over the rounds; the slow lanes have 40 rows in total. Then: the fraction
+of prefix tokens that are not computed again, for 200 rows in 8 slots, with the prefix copied between slots and without.
 """
 
 from __future__ import annotations
@@ -49,61 +49,61 @@ def requests(first: int, rows: int, tokens: int = TOKENS) -> list[Request]:
 
 @contextmanager
 def engine(slots: int, warmed: bool = True) -> Any:
-    made = LlamaCpp(MODEL.gguf, {}, slots=slots, context=CONTEXT, threads=0, tokenizer=MODEL.tokenizer())
+    started = LlamaCpp(MODEL.gguf, {}, slots=slots, context=CONTEXT, threads=0, tokenizer=MODEL.tokenizer())
     try:
         if warmed:
-            made.warm_prefix(PREFIX, None)
-        yield made
+            started.warm_prefix(PREFIX, None)
+        yield started
     finally:
-        made.close()
+        started.close()
 
 
-def seconds(lane: Callable[[LlamaCpp, list[Request]], None], made: LlamaCpp, items: list[Request]) -> float:
+def seconds(lane: Callable[[LlamaCpp, list[Request]], None], llama: LlamaCpp, items: list[Request]) -> float:
     start = time.monotonic()
-    lane(made, items)
+    lane(llama, items)
     return time.monotonic() - start
 
 
-def ours(made: LlamaCpp, items: list[Request]) -> None:
+def ours(llama: LlamaCpp, items: list[Request]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         journal = Journal(Path(folder) / "journal.sqlite")
         rows = [RowRequest(str(r.seed), r) for r in items]
-        results = JournaledEngine(made, journal, "align", {None: "embedded"}).generate(rows)
+        results = JournaledEngine(llama, journal, "align", {None: "embedded"}).generate(rows)
         assert all(result.completion for result in results)
         journal.close()
 
 
-def bare(made: LlamaCpp, items: list[Request]) -> None:
-    with ThreadPoolExecutor(made.parallel) as pool:
-        list(pool.map(lambda r: answer(made, r), items))
+def bare(llama: LlamaCpp, items: list[Request]) -> None:
+    with ThreadPoolExecutor(llama.parallel) as pool:
+        list(pool.map(lambda r: answer(llama, r), items))
 
 
-def without_cache(made: LlamaCpp, items: list[Request]) -> None:
-    real = made._http
-    made._http = lambda path, body: real(path, {**body, "cache_prompt": False})  # type: ignore[method-assign]
+def without_cache(llama: LlamaCpp, items: list[Request]) -> None:
+    real = llama._http
+    llama._http = lambda path, body: real(path, {**body, "cache_prompt": False})  # type: ignore[method-assign]
     for item in items:
-        assert answer(made, item).parts[0].cached_tokens == 0
+        assert answer(llama, item).parts[0].cached_tokens == 0
 
 
-def one_by_one(made: LlamaCpp, items: list[Request]) -> None:
+def one_by_one(llama: LlamaCpp, items: list[Request]) -> None:
     for item in items:
-        answer(made, item)
+        answer(llama, item)
 
 
 def speeds(slots: int) -> None:
-    """Rows a second of each lane, and our ratio to it."""
+    """Print the rows per second of each lane, and selfalign's ratio to it."""
     lanes: dict[str, list[float]] = {"ours": [], "bare pool": [], "one slot": [], "no cache": []}
     for number in range(ROUNDS):
         fast, slow = requests(number * 100, ROWS), requests(number * 100 + 50, SLOW_ROWS)
-        with engine(slots) as made:
-            # In turn first and second: whoever comes second finds the processor as warm as the first left it.
+        with engine(slots) as llama:
+            # The order alternates, because the second lane finds the CPU warm.
             pair = [("ours", ours), ("bare pool", bare)]
             for name, lane in pair if number % 2 == 0 else pair[::-1]:
-                lanes[name].append(ROWS / seconds(lane, made, fast))
-        with engine(1) as made:
-            lanes["one slot"].append(SLOW_ROWS / seconds(one_by_one, made, slow))
-        with engine(1, warmed=False) as made:
-            lanes["no cache"].append(SLOW_ROWS / seconds(without_cache, made, slow))
+                lanes[name].append(ROWS / seconds(lane, llama, fast))
+        with engine(1) as llama:
+            lanes["one slot"].append(SLOW_ROWS / seconds(one_by_one, llama, slow))
+        with engine(1, warmed=False) as llama:
+            lanes["no cache"].append(SLOW_ROWS / seconds(without_cache, llama, slow))
         print(f"round {number + 1}: " + ", ".join(f"{n} {v[-1]:.3f} rows/s" for n, v in lanes.items()), flush=True)
     median = {name: statistics.median(rates) for name, rates in lanes.items()}
     for name, rate in median.items():
@@ -112,17 +112,19 @@ def speeds(slots: int) -> None:
 
 
 def prefix_share(copied: bool) -> None:
-    """Share of the rows' prefix tokens that were not computed again."""
+    """Print the fraction of the rows' prefix tokens that were not computed again."""
     items = requests(0, 200, tokens=4)
-    with engine(8, warmed=copied) as made:
-        length = len(made.encode(PREFIX))
-        own = sum(len(made.encode(r.prompt)) for r in items) - length * len(items)
+    with engine(8, warmed=copied) as llama:
+        length = len(llama.encode(PREFIX))
+        own = sum(len(llama.encode(r.prompt)) for r in items) - length * len(items)
         with ThreadPoolExecutor(8) as pool:
-            parts = [p for c in pool.map(lambda r: answer(made, r), items) for p in c.parts]
-    # The last token before the suffix may be tokenised with it: a few tokens either way.
+            parts = [p for c in pool.map(lambda r: answer(llama, r), items) for p in c.parts]
+    # The last token of the prefix may be encoded together with the suffix: a few tokens more or less.
     computed = sum(p.prompt_tokens for p in parts) - own + (length if copied else 0)
-    share = 1 - computed / (length * len(items))
-    print(f"prefix of {length} tokens, 200 rows, {'copied' if copied else 'per slot'}: {share:.1%} not computed again")
+    fraction = 1 - computed / (length * len(items))
+    print(
+        f"prefix of {length} tokens, 200 rows, {'copied' if copied else 'per slot'}: {fraction:.1%} not computed again"
+    )
 
 
 def main() -> None:

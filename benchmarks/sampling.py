@@ -1,9 +1,9 @@
-"""What a limit on the candidates costs and saves: generated tokens/s at T 1.0, top_p 0.98, by top_k.
+"""Measure the throughput of sampling by top_k, at temperature 1.0 and top_p 0.98.
 
     python benchmarks/sampling.py          # about 3 minutes
 
-Sample: 16 Self-Instruct prompts of 5 seeds each, 100 tokens each, 8 slots, on the embedded model. The settings take
-turns within one run; medians of 3 rounds.
+Sample: 16 Self-Instruct prompts of 5 seeds each, 100 generated tokens each, 8 slots, the embedded model. The settings
+take turns; figures are medians of 3 rounds.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ def main() -> None:
         return sum(p.generated_tokens for p in parts) / (time.monotonic() - start)
 
     speed(40)
-    found = {k: [] for k in TOP_K}
+    rates = {k: [] for k in TOP_K}
     for _ in range(3):
         for k in TOP_K:
-            found[k].append(speed(k))
+            rates[k].append(speed(k))
     engine.close()
-    for k, values in found.items():
+    for k, values in rates.items():
         print(f"top_k {k or 'none':>5}: {statistics.median(values):5.0f} tokens/s (of {[round(v) for v in values]})")
-    ratio = statistics.median(found[1000]) / statistics.median(found[0])
+    ratio = statistics.median(rates[1000]) / statistics.median(rates[0])
     print(f"sampling.ratio_top_k_1000 {ratio:.2f}")
 
 

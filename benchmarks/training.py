@@ -1,12 +1,12 @@
-"""Ours against TRL's SFTTrainer on the embedded model: tokens/s, the same losses, memory; what training costs besides.
+"""Compare training with TRL's SFTTrainer on the embedded model: tokens/s, losses, memory, overhead.
 
     python benchmarks/training.py runs/quick            # about 13 minutes; needs trl, a run with stage 3 and 10 GB
 
-Three lanes, each a process of its own with the model in float32, r 16, dropout 0, a real stage 3's rows in the same
-order, 4 rows a step: TRL with its defaults (but for float32 on the processor), TRL at the best settings found
-(gradient checkpointing off), ours. They take turns step by step, 20 steps, so that other work on the machine meets all
-alike; medians. A token is one of a row, not of its padding. Then each lane's peak memory at one step of 8 rows of 512
-tokens, and the seconds from kept responses to the adapter in the engine beyond the steps.
+Three lanes train on the rows of a real stage 3 in the same order, 4 rows per step, in a process each: TRL with its
+defaults (except float32 on the CPU), TRL with the best settings we found (gradient checkpointing off), and selfalign.
+The model is in float32, with rank 16 and dropout 0. The lanes take turns for 20 steps, so that other work on the
+machine affects all of them equally; figures are medians. Padding tokens are not counted. Then: each lane's peak memory
+in one step of 8 rows of 512 tokens, and the seconds of stage 3 in addition to its steps.
 """
 
 from __future__ import annotations
@@ -40,20 +40,19 @@ CONFIG: TrainingSettings = recipe.load("quick").engrave.model_copy(
 
 
 def ours(rows: list[Encoded], batch: int, steps: int, before: Callable[[], None], after: Callable[..., None]) -> None:
-    """The loop of this project. `rows` are in the order of the steps."""
+    """Train with selfalign on `rows`, which are in the order of the steps."""
     from selfalign.training import loop, lora
 
     model = lora.with_new_adapter(lora.load_base(sources.resolve("embedded").folder()), CONFIG, 0)
-    order = [rows[at : at + batch] for at in range(0, len(rows), batch)][:steps]
-    state = loop.Trainer(model, rows, CONFIG.model_copy(update={"batch_size": batch}), 0, say=print)
-    state.batches = order
-    for _ in order:
+    trainer = loop.Trainer(model, rows, CONFIG.model_copy(update={"batch_size": batch}), 0, say=print)
+    trainer.batches = [rows[start : start + batch] for start in range(0, len(rows), batch)][:steps]
+    for _ in trainer.batches:
         before()
-        after(state.step())
+        after(trainer.step())
 
 
 def trl(rows: list[Encoded], batch: int, steps: int, before: Any, after: Any, **settings: Any) -> None:
-    """SFTTrainer on the same rows in the same order."""
+    """Train with TRL's SFTTrainer on the same rows in the same order."""
     import datasets
     import torch
     import transformers
@@ -99,7 +98,7 @@ LANES: dict[str, Callable[..., None]] = {
 
 
 def work(name: str, rows: list[Encoded], batch: int, steps: int, pipe: Connection) -> None:
-    """A lane's process: waits for its turn, then says how long a step took and its loss."""
+    """Run a lane in this process: wait for each turn, then send the step's seconds and loss."""
     share_processor()
     sys.stdout = sys.stderr
     start = 0.0
@@ -120,7 +119,7 @@ def start(name: str, rows: list[Encoded], batch: int, steps: int) -> Connection:
 
 
 def stage_rows(run: Path) -> list[Encoded]:
-    """The run's stage 3, encoded, in the order of its steps."""
+    """Return the encoded rows of a run's stage 3, in the order of its steps."""
     from selfalign.training.batches import training_batches
 
     model, texts = sources.resolve("embedded"), constitution.load(str(run / "constitution.yaml"))
@@ -170,7 +169,7 @@ def memory() -> None:
 
 
 def overhead(run: Path) -> None:
-    """Stage 3 of a copy of the run, one epoch: its seconds less those of the steps; it ends with the adapter loaded."""
+    """Measure stage 3 in a copy of the run, one epoch: its seconds without those of the steps."""
     from selfalign import api
 
     with tempfile.TemporaryDirectory() as folder:
@@ -178,26 +177,28 @@ def overhead(run: Path) -> None:
         shutil.copytree(run, copy)
         text = (copy / "recipe.yaml").read_text("utf-8")
         (copy / "recipe.yaml").write_text(text.replace("  epochs: 2\n", "  epochs: 1\n"), "utf-8")
-        begun = time.monotonic()
+        start_time = time.monotonic()
         with api.open_run(copy, force=True) as opened:
             opened.run_stage("engrave")
-            taken = time.monotonic() - begun
+            taken = time.monotonic() - start_time
             steps = opened.context.journal.counts("engrave").notes["training_seconds"]
-    print(f"training.overhead {taken - steps:.1f} s beyond {steps:.0f} s of steps, both engines' comparison in it")
+    print(
+        f"training.overhead {taken - steps:.1f} s beyond {steps:.0f} s of steps (includes comparing torch and engine)"
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("run", type=Path)
     parser.add_argument("--only", choices=("speed", "memory", "overhead"))
-    given = parser.parse_args()
+    args = parser.parse_args()
     parts = {
-        "overhead": lambda: overhead(given.run),
-        "speed": lambda: speed(stage_rows(given.run)),
+        "overhead": lambda: overhead(args.run),
+        "speed": lambda: speed(stage_rows(args.run)),
         "memory": memory,
     }
     for name, part in parts.items():
-        if given.only in (None, name):
+        if args.only in (None, name):
             part()
 
 

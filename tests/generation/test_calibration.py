@@ -1,4 +1,4 @@
-"""The measurement of the machine: on the real model, kept, and not believed where it cannot be read."""
+"""The measurement of llama.cpp on this machine, and its cache."""
 
 from __future__ import annotations
 
@@ -9,27 +9,29 @@ import pytest
 from selfalign.generation import calibration
 from selfalign.model import sources
 
+pytestmark = pytest.mark.integration
 
-def test_the_real_model_is_measured_once_and_kept(monkeypatch: pytest.MonkeyPatch):
+
+def test_real_model_is_measured_once_and_cached(monkeypatch: pytest.MonkeyPatch):
     model = sources.resolve("embedded")
-    found = calibration.calibrate(model.gguf, model.identity, 4096, 0)
-    assert str(found.slots) in found.by_slots
-    assert found.tokens_per_second == found.by_slots[str(found.slots)]
-    assert found.tokens_per_second >= found.by_slots["1"]
-    assert min(found.by_slots.values()) > 0 and found.prompt_tokens_per_second > found.by_slots["1"]
-    assert found.megabytes > 200 and found.cells >= 2048
+    measured = calibration.calibrate(model.gguf, model.identity, 4096, 0)
+    assert str(measured.slots) in measured.by_slots
+    assert measured.tokens_per_second == measured.by_slots[str(measured.slots)]
+    assert measured.tokens_per_second >= measured.by_slots["1"]
+    assert min(measured.by_slots.values()) > 0 and measured.prompt_tokens_per_second > measured.by_slots["1"]
+    assert measured.megabytes > 200 and measured.cells >= 2048
 
     def never(*_: object) -> None:
         raise AssertionError("measured again")
 
     monkeypatch.setattr(calibration, "_measure", never)
-    assert calibration.calibrate(model.gguf, model.identity, 4096, 0) == found
+    assert calibration.calibrate(model.gguf, model.identity, 4096, 0) == measured
     with pytest.raises(AssertionError, match="measured again"):
         calibration.calibrate(model.gguf, model.identity, 4096, 0, fresh=True)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"slots": 8}'])
-def test_what_another_version_kept_is_measured_again(tmp_path: Path, text: str):
-    (tmp_path / "kept.json").write_text(text)
-    assert calibration._read(tmp_path / "kept.json") is None
+def test_unreadable_cache_is_ignored(tmp_path: Path, text: str):
+    (tmp_path / "cached.json").write_text(text)
+    assert calibration._read(tmp_path / "cached.json") is None
     assert calibration._read(tmp_path / "none.json") is None

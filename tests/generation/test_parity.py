@@ -1,4 +1,4 @@
-"""Which positions are compared, and what is read there."""
+"""The comparison of torch and engine: which positions it compares, and what it reads there."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from selfalign.generation import parity
 
 
 @given(st.lists(st.integers(1, 400), min_size=1, max_size=12))
-def test_the_last_positions_of_each_row_make_200_where_there_are_so_many(lengths: list[int]) -> None:
+def test_spans_are_the_last_positions_of_each_row(lengths: list[int]) -> None:
     rows = [[0] * n for n in lengths]
-    found = parity.spans(rows)
-    taken = [len(span) for _, span in found]
-    assert sum(taken) == min(parity.POSITIONS, sum(n - 1 for n in lengths))
-    for row, span in found:
+    spans = parity.spans(rows)
+    counts = [len(span) for _, span in spans]
+    assert sum(counts) == min(parity.POSITIONS, sum(n - 1 for n in lengths))
+    for row, span in spans:
         assert len(span) and span[0] >= 1 and span[-1] == len(row) - 1
-    # Rows that are long enough give as many as each other, but for the remainder.
-    whole = [n for n, (row, _) in zip(taken, found, strict=True) if n < len(row) - 1]
-    assert not whole or max(whole) - min(whole) <= 1
+    # Rows that are long enough have equally many positions, up to the remainder.
+    equal = [n for n, (row, _) in zip(counts, spans, strict=True) if n < len(row) - 1]
+    assert not equal or max(equal) - min(equal) <= 1
 
 
 def test_five_long_rows_give_their_last_40() -> None:
     assert [span for _, span in parity.spans([[0] * 300] * 5)] == [range(260, 300)] * 5
 
 
-def test_log_probabilities_are_those_of_the_model_itself() -> None:
+def test_log_probabilities_equal_a_plain_forward_pass() -> None:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(2)

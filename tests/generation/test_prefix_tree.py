@@ -1,4 +1,4 @@
-"""How requests are laid out as trees: every text can be read off again, and nothing stands there twice."""
+"""Requests as prefix trees: every text is in its tree, and no token is in it twice."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ TOKENS = st.lists(st.integers(0, 3), min_size=1, max_size=12).map(tuple)
 REQUESTS = st.lists(st.builds(ScoreRequest, TOKENS, TOKENS), min_size=1, max_size=12)
 
 
-def read_off(layout: Layout, requests: list[ScoreRequest]) -> None:
-    """Each wanted token's node must end the very text that stands before the token."""
+def check_layout(layout: Layout, requests: list[ScoreRequest]) -> None:
+    """Check that each target node ends the text before its continuation token."""
     seen = []
     for tree in layout.trees:
         assert all(parent < node for node, parent in enumerate(tree.parents))
@@ -34,40 +34,40 @@ def read_off(layout: Layout, requests: list[ScoreRequest]) -> None:
 
 
 @given(REQUESTS, st.integers(1, 40), st.integers(0, 6))
-def test_every_text_can_be_read_off_its_tree(requests: list[ScoreRequest], budget: int, begin: int):
-    head = tuple(range(10, 10 + begin * 8))  # up to 40 tokens that all texts begin with
+def test_tree_contains_every_text_without_duplicates(requests: list[ScoreRequest], budget: int, begin: int):
+    head = tuple(range(10, 10 + begin * 8))  # a prefix of up to 48 tokens
     requests = [ScoreRequest(head + r.context, r.continuation) for r in requests]
     layout = lay_out(requests, budget)
-    read_off(layout, requests)
-    read_off(lay_out(requests, shared=False), requests)
+    check_layout(layout, requests)
+    check_layout(lay_out(requests, shared=False), requests)
     for tree in layout.trees:
         below = list(zip(tree.parents, tree.ids, strict=True))
-        assert len(set(below)) == len(below)  # no two nodes say the same at the same place
+        assert len(set(below)) == len(below)  # siblings differ
 
 
-def test_a_long_common_beginning_is_computed_once():
+def test_long_common_prefix_is_computed_once():
     head = tuple(range(100))
     requests = [ScoreRequest((*head, 200 + i), (1, 2)) for i in range(50)]
     layout = lay_out(requests, budget=20)
     assert layout.prefix == head and layout.computed == 100 + 50 * 2
-    read_off(layout, requests)
+    check_layout(layout, requests)
     assert lay_out(requests, budget=20, cached=head[:80]).prefix == head[:80]
     assert lay_out(requests, budget=20, cached=head[:10]).prefix == head
     assert lay_out(requests, budget=20, cached=(7, 7)).prefix == head
 
 
-def test_candidates_share_their_context_and_one_token_answers_cost_nothing():
+def test_candidates_share_their_context():
     context = tuple(range(30))
     answers = [ScoreRequest(context, (i,)) for i in range(5)] + [ScoreRequest(context, (9, i)) for i in range(5)]
     layout = lay_out(answers)
-    # Thirty tokens of context, and the 9: the last token of an answer is never an input.
+    # The context has 30 tokens, and the 9 follows: the last token of a continuation is never an input.
     assert layout.computed == 31
-    read_off(layout, answers)
+    check_layout(layout, answers)
     (tree,) = layout.trees
     assert len(tree.rows()) == 2
 
 
-def test_a_tree_grows_past_its_budget_only_for_what_shares_enough():
+def test_tree_exceeds_its_budget_only_for_shared_tokens():
     long = tuple(range(60))
     requests = [ScoreRequest(long, (i, *range(20))) for i in range(5)]
     assert len(lay_out(requests, budget=80).trees) == 2
@@ -75,12 +75,12 @@ def test_a_tree_grows_past_its_budget_only_for_what_shares_enough():
     assert [len(t.ids) for t in lay_out(apart, budget=80).trees] == [41] * 4
 
 
-def test_an_empty_part_is_refused():
+def test_empty_context_or_continuation_is_an_error():
     for parts in (((), (1,)), ((1,), ())):
         with pytest.raises(ValueError, match="at least one token"):
             ScoreRequest(*parts)
 
 
-def test_totals():
-    found = Scored((-1.0, -3.0))
-    assert (found.total, found.per_token) == (-4.0, -2.0)
+def test_score_totals():
+    score = Scored((-1.0, -3.0))
+    assert (score.total, score.per_token) == (-4.0, -2.0)

@@ -1,4 +1,4 @@
-"""Scoring by trees against plain forward passes and against lm-evaluation-harness, on small random models."""
+"""Scoring by trees, against plain forward passes and lm-evaluation-harness, on small random models."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from small_models import tiny
 
 
 def requests(seed: int = 0, head: int = 40) -> list[ScoreRequest]:
-    """Questions with candidates, behind a beginning that all share, in an order that shares nothing."""
+    """Return shuffled questions with several candidates each, which all share a prefix of `head` tokens."""
     rng = random.Random(seed)
 
     def some(least: int, most: int) -> tuple[int, ...]:
@@ -37,7 +37,7 @@ def requests(seed: int = 0, head: int = 40) -> list[ScoreRequest]:
 
 
 def plain(model: Any, request: ScoreRequest) -> list[float]:
-    """One text, all logits, no cache."""
+    """Score one text with all logits and no cache."""
     with torch.no_grad():
         logits = model(input_ids=torch.tensor([request.ids]), use_cache=False).logits[0]
     logprobs = torch.log_softmax(logits.float(), -1)
@@ -47,61 +47,61 @@ def plain(model: Any, request: ScoreRequest) -> list[float]:
 
 @pytest.mark.parametrize("kind", ["gemma3", "mistral", "llama", "neox", "phi"])
 @pytest.mark.parametrize("head", [0, 40])
-def test_trees_give_the_numbers_of_a_plain_forward_pass(kind: str, head: int) -> None:
+def test_trees_equal_plain_forward_passes(kind: str, head: int) -> None:
     model = tiny(kind)
     scoring = TreeScoring(model)
-    asked = requests(head=head)
-    found = scoring.score(asked, None)
+    batch = requests(head=head)
+    scores = scoring.score(batch, None)
     assert scoring.as_trees is True
-    for request, scored in zip(asked, found, strict=True):
+    for request, scored in zip(batch, scores, strict=True):
         assert scored.logprobs == pytest.approx(plain(model, request), abs=1e-4)
     assert scoring.computed < (0.7 if not head else 0.4) * scoring.requested
-    # The prefix is kept for the next call, and gives the same.
-    again = scoring.score(asked[:5], None)
-    assert [s.total for s in again] == pytest.approx([s.total for s in found[:5]], abs=1e-4)
-    alone = scoring.score(asked[:3], None, shared=False)
-    assert [s.total for s in alone] == pytest.approx([s.total for s in found[:3]], abs=1e-4)
+    # The kept prefix gives the same scores in the next call.
+    again = scoring.score(batch[:5], None)
+    assert [s.total for s in again] == pytest.approx([s.total for s in scores[:5]], abs=1e-4)
+    alone = scoring.score(batch[:3], None, shared=False)
+    assert [s.total for s in alone] == pytest.approx([s.total for s in scores[:3]], abs=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["granite", "mamba"])
-def test_a_model_that_trees_do_not_fit_is_scored_text_by_text(kind: str) -> None:
-    """Logits that are scaled by a rule not known here, and layers that are no attention: tried, seen, left alone."""
+def test_unsuitable_model_is_scored_text_by_text(kind: str) -> None:
+    """One scales its logits by an unknown rule, the other has layers without attention."""
     model = tiny(kind)
     scoring = TreeScoring(model)
-    asked = requests()[:6]
-    found = scoring.score(asked, None)
+    batch = requests()[:6]
+    scores = scoring.score(batch, None)
     assert scoring.as_trees is False
-    for request, scored in zip(asked, found, strict=True):
+    for request, scored in zip(batch, scores, strict=True):
         assert scored.logprobs == pytest.approx(plain(model, request), abs=1e-4)
 
 
-def test_many_positions_go_under_the_head_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, asked = tiny("gemma3"), requests()
-    whole = TreeScoring(model).score(asked, None)
+def test_chunks_of_logits_change_no_score(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, batch = tiny("gemma3"), requests()
+    whole = TreeScoring(model).score(batch, None)
     monkeypatch.setattr(tree_scoring, "_CHUNK", 3)
-    parts = TreeScoring(model).score(asked, None)
+    parts = TreeScoring(model).score(batch, None)
     assert [s.total for s in parts] == pytest.approx([s.total for s in whole], abs=1e-4)
 
 
-def test_adapters_are_switched_and_a_kept_prefix_is_that_of_its_model(tmp_path: Path) -> None:
+def test_kept_prefix_belongs_to_its_adapter(tmp_path: Path) -> None:
     base = tiny("gemma3")
     base.save_pretrained(tmp_path / "base")
     config = TrainingSettings(rank=4, alpha=64, dropout=0.0)
-    wanted = {None: [plain(base, r) for r in requests()]}
+    expected = {None: [plain(base, r) for r in requests()]}
     for seed, name in enumerate(("engrave", "verbose_cloning")):
         model = lora.with_new_adapter(base, config, seed)
         for key, parameter in model.named_parameters():
             if "lora_B" in key:
                 torch.nn.init.normal_(parameter, std=0.2)
-        wanted[name] = [plain(model.eval(), r) for r in requests()]
+        expected[name] = [plain(model.eval(), r) for r in requests()]
         lora.save_adapter(model, tmp_path / name, Model("a model", "0", None, None, ""), "card")
         base = model.unload()
     scorer = TorchScorer(tmp_path / "base", {n: tmp_path / n for n in ("engrave", "verbose_cloning")})
     for name in ("verbose_cloning", None, "engrave", None, "verbose_cloning"):
-        found = scorer.score_ids(requests(), name)
-        for mine, theirs in zip(found, wanted[name], strict=True):
+        scores = scorer.score_ids(requests(), name)
+        for mine, theirs in zip(scores, expected[name], strict=True):
             assert mine.logprobs == pytest.approx(theirs, abs=1e-4)
-    assert wanted["verbose_cloning"] != wanted["engrave"] != wanted[None]
+    assert expected["verbose_cloning"] != expected["engrave"] != expected[None]
     scorer.close()
 
 
@@ -118,21 +118,21 @@ QUESTIONS: list[Text] = [
 ]
 
 
-def test_texts_are_encoded_as_one_and_long_ones_are_not_scored(folder: Path) -> None:
+def test_contexts_and_continuations_are_encoded_together(folder: Path) -> None:
     tokenizer = Tokenizer(str(folder / "tokenizer.json"), "<bos>")
     pair, inside = encode_all(tokenizer, [((BOS, "a river is"), " wet"), ((BOS, "a riv"), "er")])
     assert [*pair.context, *pair.continuation] == tokenizer.encode((BOS, "a river is wet"))
-    # One token spans the border of the second.
+    # In the second text a token spans the border.
     assert len(inside.context) == len(tokenizer.encode((BOS, "a riv"))) and inside.continuation
     scorer = TorchScorer(folder, {}, tokenizer)
-    found = scorer.loglikelihoods([((BOS, "a stone is"), " hard"), ((BOS, "stone " * 5000), " hard")], None)
-    assert found[0] is not None and found[1] is None
+    scores = scorer.loglikelihoods([((BOS, "a stone is"), " hard"), ((BOS, "stone " * 5000), " hard")], None)
+    assert scores[0] is not None and scores[1] is None
     scorer.close()
 
 
 @pytest.mark.skipif(not find_spec("lm_eval"), reason="lm-evaluation-harness is not installed: pip install lm-eval")
 @pytest.mark.filterwarnings("default")
-def test_log_likelihoods_are_those_of_lm_evaluation_harness(folder: Path) -> None:
+def test_log_likelihoods_equal_lm_evaluation_harness(folder: Path) -> None:
     from lm_eval.api.instance import Instance
     from lm_eval.models.huggingface import HFLM
     from transformers import AutoTokenizer
@@ -148,10 +148,10 @@ def test_log_likelihoods_are_those_of_lm_evaluation_harness(folder: Path) -> Non
         Instance("loglikelihood", {}, ("<bos>" + "".join(context[1:]), continuation), i)
         for i, (context, continuation) in enumerate(QUESTIONS)
     ]
-    wanted = [value for value, _ in theirs.loglikelihood(instances, disable_tqdm=True)]
-    found = [scored.total for scored in ours if scored]
-    assert found == pytest.approx(wanted, abs=1e-3)
-    # The same numbers give the same choices, which differ from question to question.
-    choices = [max(range(3), key=lambda j, at=at: found[at + j]) for at in range(0, len(found), 3)]
-    assert choices == [max(range(3), key=lambda j, at=at: wanted[at + j]) for at in range(0, len(wanted), 3)]
+    expected = [value for value, _ in theirs.loglikelihood(instances, disable_tqdm=True)]
+    totals = [scored.total for scored in ours if scored]
+    assert totals == pytest.approx(expected, abs=1e-3)
+    # Equal scores give equal choices.
+    choices = [max(range(3), key=lambda j, at=at: totals[at + j]) for at in range(0, len(totals), 3)]
+    assert choices == [max(range(3), key=lambda j, at=at: expected[at + j]) for at in range(0, len(expected), 3)]
     scorer.close()

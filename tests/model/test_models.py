@@ -20,9 +20,9 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_embedded_model_is_assembled_once(cache: Path) -> None:
     model = sources.resolve("embedded")
-    made = model.gguf.stat()
+    first = model.gguf.stat()
     assert model.gguf.is_relative_to(cache) and "Gemma Terms of Use" in model.notice
-    assert sources.resolve("embedded").gguf.stat().st_mtime_ns == made.st_mtime_ns
+    assert sources.resolve("embedded").gguf.stat().st_mtime_ns == first.st_mtime_ns
     assert [p.name for p in model.gguf.parent.iterdir()] == [model.gguf.name]
 
 
@@ -49,13 +49,14 @@ def test_sources_without_a_model_are_refused(tmp_path: Path) -> None:
 
 
 def folder(tmp_path: Path, **files: str) -> Path:
-    made = tmp_path / "model"
-    made.mkdir()
+    """Write a model folder; `config_json=` is the content of config.json."""
+    path = tmp_path / "model"
+    path.mkdir()
     contents = {"config_json": "{}", "model_safetensors": "x", **files}
     for name, text in contents.items():
         stem, _, suffix = name.rpartition("_")
-        (made / f"{stem}.{suffix}").write_text(text)
-    return made
+        (path / f"{stem}.{suffix}").write_text(text)
+    return path
 
 
 def test_error_without_gguf_shows_how_to_make_one(tmp_path: Path) -> None:
@@ -66,10 +67,10 @@ def test_error_without_gguf_shows_how_to_make_one(tmp_path: Path) -> None:
 
 
 def test_gguf_in_a_model_folder_is_used(tmp_path: Path) -> None:
-    made = folder(tmp_path)
-    (made / "model-f16.gguf").write_bytes(b"GGUF")
-    model = sources.resolve(str(made))
-    assert model.gguf == made / "model-f16.gguf" and model.folder() == made
+    path = folder(tmp_path)
+    (path / "model-f16.gguf").write_bytes(b"GGUF")
+    model = sources.resolve(str(path))
+    assert model.gguf == path / "model-f16.gguf" and model.folder() == path
 
 
 def test_model_that_requires_remote_code_is_refused(tmp_path: Path) -> None:
@@ -78,10 +79,10 @@ def test_model_that_requires_remote_code_is_refused(tmp_path: Path) -> None:
 
 
 def test_identity_depends_on_the_weights(tmp_path: Path) -> None:
-    made = folder(tmp_path)
-    first = sources.resolve(str(made)).identity
-    (made / "model.safetensors").write_text("y")
-    assert sources.resolve(str(made)).identity != first
+    path = folder(tmp_path)
+    first = sources.resolve(str(path)).identity
+    (path / "model.safetensors").write_text("y")
+    assert sources.resolve(str(path)).identity != first
 
 
 def test_only_a_hub_id_contacts_the_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -121,9 +122,9 @@ def test_missing_model_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) 
     ],
 )
 def test_start_token_is_added_only_if_the_tokenizer_does(tmp_path: Path, config: str, begun: int) -> None:
-    made = folder(tmp_path, tokenizer_config_json=config)
-    byte_tokenizer(made)
-    assert len(sources.resolve(str(made)).tokenizer().encode((BOS,))) == begun
+    path = folder(tmp_path, tokenizer_config_json=config)
+    byte_tokenizer(path)
+    assert len(sources.resolve(str(path)).tokenizer().encode((BOS,))) == begun
 
 
 def test_missing_tokenizer_packages_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

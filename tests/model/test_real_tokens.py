@@ -49,9 +49,9 @@ def engine(model: Model, tokenizer: Tokenizer) -> Iterator[LlamaCpp]:
 
 def texts(folder: Path, tokenizer: Tokenizer) -> list[str]:
     added = json.loads((folder / "tokenizer.json").read_text("utf-8"))["added_tokens"]
-    found = thousand((token["content"] for token in added), tokenizer.control_texts())
-    assert len(found) == len(set(found)) == 1000
-    return found
+    lines = thousand((token["content"] for token in added), tokenizer.control_texts())
+    assert len(lines) == len(set(lines)) == 1000
+    return lines
 
 
 @cache
@@ -77,11 +77,11 @@ def check_thousand_texts(
         i for i in tokenizer.encode(template.prompt("Be kind.", [Turn("user", "Hi")], "Alma")) if i in controls
     ]
     rng, clean, rendered = random.Random(5), 0, []
-    found: list[tuple[str, Pieces, list[int]]] = []
+    encoded: list[tuple[str, Pieces, list[int]]] = []
     for text in texts(folder, tokenizer):
         pieces = template.prompt("Be kind.", [Turn("user", text)], "Alma")
         ids = tokenizer.encode(pieces)
-        found.append((text, pieces, ids))
+        encoded.append((text, pieces, ids))
         rendered.append("".join(bos if p is BOS else p for p in pieces))
         assert [i for i in ids if i in controls] == structure, text
         cut = rng.randrange(len(text) + 1)
@@ -90,7 +90,7 @@ def check_thousand_texts(
         assert as_text(seam, names) == as_text(pieces, names), text
         assert engine.encode(pieces) == ids, text
     theirs = transformers_tokenizer(folder)(rendered, add_special_tokens=False).input_ids
-    for (text, pieces, ids), their_ids in zip(found, theirs, strict=True):
+    for (text, pieces, ids), their_ids in zip(encoded, theirs, strict=True):
         sent, spelled = as_text(pieces, names)
         served = engine._tokenize(sent, special=True, add_bos=True)
         if spelled:

@@ -1,4 +1,4 @@
-"""An adapter that was trained elsewhere: taken where it fits, refused in one line where it does not."""
+"""Import of an adapter that was trained elsewhere: accepted if it fits, refused otherwise."""
 
 from __future__ import annotations
 
@@ -27,12 +27,14 @@ from selfalign.run.directory import RunDir
 from selfalign.system.console import Screen
 from selfalign.training import adapter_import, forward, loop, lora
 
+pytestmark = pytest.mark.integration
+
 WEIGHTS = "adapter_model.safetensors"
 
 
 @pytest.fixture
 def context(tiny_run: Callable[..., Context]) -> Context:
-    """A run that waits for its adapter."""
+    """A run that stopped to be trained elsewhere."""
     made = tiny_run("engrave.elsewhere=true")
     with pytest.raises(Resumable, match=r"selfalign engrave .* --adapter DIR/out/adapter") as stop:
         order.run_all(made)
@@ -42,7 +44,7 @@ def context(tiny_run: Callable[..., Context]) -> Context:
 
 @pytest.fixture
 def given(context: Context, tiny_base: Path, tmp_path: Path) -> Path:
-    """An adapter as train.py leaves it."""
+    """An adapter as train.py writes it."""
     config = context.recipe.training("engrave")
     adapted = lora.with_new_adapter(lora.load_base(tiny_base), config, 3)
     with torch.no_grad():
@@ -60,7 +62,7 @@ def given(context: Context, tiny_base: Path, tmp_path: Path) -> Path:
 
 
 def note(folder: Path, name: str, **values: Any) -> None:
-    """Change values of a JSON file."""
+    """Set values in a JSON file."""
     path = folder / name
     old = json.loads(path.read_text()) if path.exists() else {}
     path.write_text(json.dumps({**old, **values}))
@@ -74,7 +76,7 @@ def take(context: Context, folder: Path) -> None:
         context.given_adapter = None
 
 
-def test_the_run_waits_with_its_examples_and_goes_on_with_the_adapter(context: Context, given: Path, tiny_base: Path):
+def test_run_stops_with_examples_and_continues_with_the_adapter(context: Context, given: Path, tiny_base: Path):
     run = context.run
     assert run.jsonl("engrave_examples").is_file() and not run.adapter("engrave").exists() and not run.manifest.exists()
     take(context, given)
@@ -100,7 +102,7 @@ def test_the_run_waits_with_its_examples_and_goes_on_with_the_adapter(context: C
     assert run.manifest.is_file()
 
 
-def test_an_adapter_in_sixteen_bits_is_published_in_thirty_two(context: Context, given: Path):
+def test_bfloat16_adapter_is_published_in_float32(context: Context, given: Path):
     tensors = {name: value.bfloat16() for name, value in load_file(given / WEIGHTS).items()}
     save_file(tensors, given / WEIGHTS)
     take(context, given)
@@ -109,7 +111,7 @@ def test_an_adapter_in_sixteen_bits_is_published_in_thirty_two(context: Context,
 
 
 def weights(change: Callable[[dict[str, torch.Tensor]], object]) -> Callable[[Path], None]:
-    """Spoils the tensors."""
+    """Return a function that changes the tensors of a folder."""
 
     def spoil(folder: Path) -> None:
         tensors = load_file(folder / WEIGHTS)
@@ -160,7 +162,7 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_what_does_not_fit_is_refused_in_one_line_and_nothing_is_published(context: Context, given: Path, fault: str):
+def test_unsuitable_adapter_is_refused_and_not_published(context: Context, given: Path, fault: str):
     spoil, message = FAULTS[fault]
     spoil(given)
     with pytest.raises(UserError, match=message) as error:
@@ -169,35 +171,35 @@ def test_what_does_not_fit_is_refused_in_one_line_and_nothing_is_published(conte
     assert not context.run.adapter("engrave").exists() and not context.run.adapter_gguf("engrave").exists()
 
 
-def test_what_is_not_known_is_said(context: Context, given: Path, monkeypatch: pytest.MonkeyPatch):
-    said: list[str] = []
-    monkeypatch.setattr(context.screen, "say", lambda text, style="": said.append(text))
+def test_missing_notes_and_differences_are_reported(context: Context, given: Path, monkeypatch: pytest.MonkeyPatch):
+    messages: list[str] = []
+    monkeypatch.setattr(context.screen, "say", lambda text, style="": messages.append(text))
     for name in ("base.json", "trained.json", "losses.jsonl"):
         (given / name).unlink()
     note(given, "adapter_config.json", lora_alpha=32.0, lora_dropout=0.1)
     take(context, given)
-    text = "\n".join(said)
+    text = "\n".join(messages)
     for part in ("no base.json", "no trained.json", "alpha: the adapter has 32, the recipe says 16", "dropout: "):
         assert part in text
     notes = context.run.journal.counts("engrave").notes
     assert notes["trained"] == "elsewhere" and notes["alpha"] == 32 and "curve" not in notes
 
 
-def test_an_edited_run_does_not_take_what_was_trained_before(context: Context, given: Path):
+def test_adapter_of_edited_rows_is_refused(context: Context, given: Path):
     path = context.run.jsonl("responses")
     path.write_text("".join(path.read_text().splitlines(keepends=True)[1:]))
     with pytest.raises(UserError, match="trained on other rows"):
         take(context, given)
 
 
-def test_where_it_is_trained_changes_no_row(tiny_run: Callable[..., Context], context: Context):
+def test_training_elsewhere_changes_no_inputs(tiny_run: Callable[..., Context], context: Context):
     there, here = context, tiny_run("engrave.elsewhere=false", name="here")
     assert order.inputs_hash(there, "engrave") == order.inputs_hash(here, "engrave")
     rank = tiny_run("engrave.rank=2", name="rank")
     assert order.inputs_hash(rank, "engrave") != order.inputs_hash(here, "engrave")
 
 
-def test_stage_4_waits_and_goes_on_in_the_same_way(tiny_run: Callable[..., Context], given: Path, tmp_path: Path):
+def test_stage_4_stops_and_continues_in_the_same_way(tiny_run: Callable[..., Context], given: Path, tmp_path: Path):
     made = tiny_run("engrave.elsewhere=true", "verbose_cloning.max_length=2048", "verbose_cloning.epochs=3", name="two")
     pairs = [Example(f"{i:016x}", "concise" if i % 2 else "standard", f"Why {i}?", "So.", "") for i in range(5)]
 
@@ -220,7 +222,7 @@ def test_stage_4_waits_and_goes_on_in_the_same_way(tiny_run: Callable[..., Conte
     assert made.journal.counts("verbose_cloning").kept == 5
 
 
-def test_stage_4_has_settings_of_its_own(tiny_run: Callable[..., Context]):
+def test_stage_4_overrides_training_settings(tiny_run: Callable[..., Context]):
     made = tiny_run("verbose_cloning.max_length=99", "verbose_cloning.epochs=5").recipe
     verbose_cloning, engrave = made.training("verbose_cloning"), made.training("engrave")
     assert (verbose_cloning.max_length, verbose_cloning.epochs, verbose_cloning.learning_rate) == (
@@ -231,7 +233,7 @@ def test_stage_4_has_settings_of_its_own(tiny_run: Callable[..., Context]):
     assert engrave == made.engrave
 
 
-def test_the_fake_engine_takes_no_adapter(fake_run: Callable[..., Context], given: Path):
+def test_fake_engine_accepts_no_adapter(fake_run: Callable[..., Context], given: Path):
     made = fake_run("engrave.elsewhere=true", "prompts.self_instruct.count=4", "prompts.red_team.count=4", name="fake")
     for stage in ("prompts", "align", "engrave"):
         order.run_stage(made, stage)  # trains nothing, so there is nothing to wait for
@@ -239,7 +241,7 @@ def test_the_fake_engine_takes_no_adapter(fake_run: Callable[..., Context], give
         take(made, given)
 
 
-def test_the_verbs(context: Context, given: Path):
+def test_only_training_stages_accept_an_adapter(context: Context, given: Path):
     path = context.run.path
     with api.open_run(path) as run, pytest.raises(UserError, match="takes no adapter; engrave and verbose_cloning do"):
         run.run_stage("align", given)
@@ -251,9 +253,7 @@ def test_the_verbs(context: Context, given: Path):
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_on_the_embedded_model_the_engine_agrees_with_what_was_trained_elsewhere(
-    tmp_path: Path, default_constitution: Constitution
-):
+def test_embedded_model_trained_elsewhere_agrees_with_the_engine(tmp_path: Path, default_constitution: Constitution):
     sets = ["stages=[engrave]", "engrave.elsewhere=true", "engrave.learning_rate=1.5e-3", "engrave.batch_size=4"]
     recipe = recipes.load("quick", [*sets, "engrave.dropout=0", "engrave.epochs=1"])
     made = Context(RunDir.create(tmp_path / "run", recipe, default_constitution), Screen(-1))
@@ -283,7 +283,7 @@ def test_on_the_embedded_model_the_engine_agrees_with_what_was_trained_elsewhere
     made.journal.close()
 
 
-def test_a_wrong_adapter_takes_nothing_away(context: Context, given: Path, tmp_path: Path):
+def test_refused_adapter_leaves_the_published_one(context: Context, given: Path, tmp_path: Path):
     take(context, given)
     before = context.journal.published()["engrave"]
     with pytest.raises(UserError, match="has no adapter_model"):

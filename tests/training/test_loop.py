@@ -56,8 +56,8 @@ ROWS = [row(n // 10, 2 + n % 5, 3 + n) for n in range(20)]
 def trained(base: Any, **more: Any) -> tuple[TrainingRecord, dict[str, torch.Tensor]]:
     config = CONFIG.model_copy(update=more.pop("config", {}))
     model = lora.with_new_adapter(copy.deepcopy(base), config, seed=0)
-    done = loop.train(model, more.pop("rows", ROWS), config, seed=0, **more)
-    return done, {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
+    record = loop.train(model, more.pop("rows", ROWS), config, seed=0, **more)
+    return record, {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
 
 
 # -- batches and micro-batches ------------------------------------------------------------------------------------
@@ -68,9 +68,9 @@ tokens = st.lists(st.integers(0, 3), min_size=2, max_size=30)
 @given(st.lists(st.tuples(tokens, tokens), min_size=1, max_size=12), st.integers(1, 200))
 def test_micro_batches_hold_every_row_once_and_share_common_prefixes(texts: list[Any], budget: int) -> None:
     rows = [Encoded([*a, *b], [False] * len(a) + [True] * len(b)) for a, b in texts]
-    found = micro_batches(rows, budget)
-    assert sorted(id(r) for p in found for r in p.rows) == sorted(map(id, rows))
-    for part in found:
+    parts = micro_batches(rows, budget)
+    assert sorted(id(r) for p in parts for r in p.rows) == sorted(map(id, rows))
+    for part in parts:
         assert len({tuple(r.ids[: part.prefix]) for r in part.rows}) == 1
         # A row's first token with loss and the one before it are its own.
         assert all(r.mask.index(True) > part.prefix for r in part.rows if part.prefix)
@@ -79,15 +79,15 @@ def test_micro_batches_hold_every_row_once_and_share_common_prefixes(texts: list
 
 
 def test_rows_of_one_system_prompt_share_it() -> None:
-    found = micro_batches(ROWS, 10_000)
-    assert sorted((len(p.rows), p.prefix) for p in found) == [(10, 40), (10, 40)]
+    parts = micro_batches(ROWS, 10_000)
+    assert sorted((len(p.rows), p.prefix) for p in parts) == [(10, 40), (10, 40)]
     assert all(p.prefix == 0 for p in micro_batches(ROWS, 10_000, share=False))
 
 
 def test_batches_hold_every_row_once_per_epoch() -> None:
-    made = length_grouped_batches(ROWS, 3, random.Random(1))
-    assert sorted(id(r) for b in made for r in b) == sorted(map(id, ROWS))
-    assert [len(b) for b in made].count(3) == 6 and len(training_batches(ROWS, 3, 2, 5)) == 14
+    grouped = length_grouped_batches(ROWS, 3, random.Random(1))
+    assert sorted(id(r) for b in grouped for r in b) == sorted(map(id, ROWS))
+    assert [len(b) for b in grouped].count(3) == 6 and len(training_batches(ROWS, 3, 2, 5)) == 14
     assert training_batches(ROWS, 3, 2, 5) == training_batches(ROWS, 3, 2, 5) != training_batches(ROWS, 3, 2, 6)
 
 
@@ -118,13 +118,13 @@ def test_shared_prefix_changes_neither_loss_nor_gradient(family: str, request: p
 
 
 def test_model_with_unshareable_cache_trains_without_sharing(tiny_gemma: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    wanted, _ = trained(tiny_gemma, config={"dropout": 0.0})
+    expected, _ = trained(tiny_gemma, config={"dropout": 0.0})
     from transformers import DynamicCache
 
     monkeypatch.setattr(DynamicCache, "batch_repeat_interleave", lambda self, n: self.crop(1))
     messages: list[str] = []
-    found, _ = trained(tiny_gemma, config={"dropout": 0.0}, say=messages.append)
-    assert "cannot be shared" in messages[0] and found.losses == pytest.approx(wanted.losses, rel=1e-4)
+    record, _ = trained(tiny_gemma, config={"dropout": 0.0}, say=messages.append)
+    assert "cannot be shared" in messages[0] and record.losses == pytest.approx(expected.losses, rel=1e-4)
 
 
 # -- stop and resume ------------------------------------------------------------------------------------------------
@@ -135,8 +135,8 @@ def test_run_stopped_at_any_step_resumes_with_equal_losses(
 ) -> None:
     """A signal stops it after each step in turn; dropout, moments, schedule and order are all restored."""
     validation = [row(0, 3, 7), row(1, 4, 5)]
-    wanted, weights = trained(tiny_gemma, validation=validation)
-    assert len(wanted.losses) == 10
+    expected, weights = trained(tiny_gemma, validation=validation)
+    assert len(expected.losses) == 10
     for stop in range(1, 10):
         checkpoint = Checkpoint(tmp_path / f"{stop}.safetensors", "key")
 
@@ -149,46 +149,49 @@ def test_run_stopped_at_any_step_resumes_with_equal_losses(
                 config={"checkpoint_seconds": 1e9},
             )  # fmt: skip
         monkeypatch.setattr(STOP, "_signum", None)
-        found, again = trained(tiny_gemma, validation=validation, checkpoint=checkpoint)
-        assert found.resumed_at == stop
-        assert found.losses == pytest.approx(wanted.losses, abs=1e-6) and found.rates == wanted.rates
-        assert sum(found.validation, ()) == pytest.approx(sum(wanted.validation, ())) and found.tokens == wanted.tokens
+        record, again = trained(tiny_gemma, validation=validation, checkpoint=checkpoint)
+        assert record.resumed_at == stop
+        assert record.losses == pytest.approx(expected.losses, abs=1e-6) and record.rates == expected.rates
+        assert (
+            sum(record.validation, ()) == pytest.approx(sum(expected.validation, ()))
+            and record.tokens == expected.tokens
+        )
         for name, value in weights.items():
             torch.testing.assert_close(again[name], value, rtol=0, atol=1e-6)
 
 
 @pytest.mark.slow
 def test_run_killed_at_random_instants_ends_with_equal_losses(tiny_gemma: Any, tmp_path: Path) -> None:
-    wanted, weights = trained(tiny_gemma)
+    expected, weights = trained(tiny_gemma)
     checkpoint, rng, kills = Checkpoint(tmp_path / "c.safetensors", "key"), random.Random(0), 0
     for _ in range(60):
         child = os.fork()
         if child == 0:
             trained(tiny_gemma, checkpoint=checkpoint)
             os._exit(0)
-        time.sleep(rng.uniform(0, 1.5 * wanted.seconds))
+        time.sleep(rng.uniform(0, 1.5 * expected.seconds))
         os.kill(child, signal.SIGKILL)
         kills += os.WIFSIGNALED(os.waitpid(child, 0)[1])
         if kills >= 8 and checkpoint.path.exists():
             break
-    found, again = trained(tiny_gemma, checkpoint=checkpoint)
-    assert kills >= 5 and found.resumed_at > 0
-    assert found.losses == pytest.approx(wanted.losses, abs=1e-6)
+    record, again = trained(tiny_gemma, checkpoint=checkpoint)
+    assert kills >= 5 and record.resumed_at > 0
+    assert record.losses == pytest.approx(expected.losses, abs=1e-6)
     assert all(torch.allclose(again[n], weights[n], rtol=0, atol=1e-6) for n in weights)
 
 
 def test_finished_run_makes_no_steps(tiny_gemma: Any, tmp_path: Path) -> None:
     checkpoint = Checkpoint(tmp_path / "c.safetensors", "key")
-    wanted, weights = trained(tiny_gemma, checkpoint=checkpoint)
+    expected, weights = trained(tiny_gemma, checkpoint=checkpoint)
     steps: list[int] = []
-    found, again = trained(tiny_gemma, checkpoint=checkpoint, on_step=lambda step, *_: steps.append(step))
-    assert not steps and found.losses == wanted.losses
+    record, again = trained(tiny_gemma, checkpoint=checkpoint, on_step=lambda step, *_: steps.append(step))
+    assert not steps and record.losses == expected.losses
     assert all(torch.equal(again[n], weights[n]) for n in weights)
 
 
 def test_damaged_or_foreign_checkpoint_is_reported_and_not_used(tiny_gemma: Any, tmp_path: Path) -> None:
     checkpoint = Checkpoint(tmp_path / "c.safetensors", "key")
-    wanted, _ = trained(tiny_gemma, checkpoint=checkpoint)
+    expected, _ = trained(tiny_gemma, checkpoint=checkpoint)
     whole = checkpoint.path.read_bytes()
     rng = random.Random(0)
     like: dict[str, torch.Tensor] = {}
@@ -211,15 +214,15 @@ def test_damaged_or_foreign_checkpoint_is_reported_and_not_used(tiny_gemma: Any,
         assert 0 < at < 8 + int.from_bytes(whole[:8], "little") and whole[at : at + 1] == b" "
     checkpoint.path.write_bytes(whole[:100])
     messages: list[str] = []
-    found, _ = trained(tiny_gemma, checkpoint=checkpoint, say=messages.append)
-    assert "is not used (the file is incomplete)" in messages[0] and found.losses == wanted.losses
+    record, _ = trained(tiny_gemma, checkpoint=checkpoint, say=messages.append)
+    assert "is not used (the file is incomplete)" in messages[0] and record.losses == expected.losses
 
 
 # -- errors -----------------------------------------------------------------------------------------------
 
 
 def test_micro_batches_are_halved_when_memory_runs_out(tiny_gemma: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    wanted, _ = trained(tiny_gemma, config={"dropout": 0.0})
+    expected, _ = trained(tiny_gemma, config={"dropout": 0.0})
     real = forward.hidden_at_loss
 
     def small(model: Any, rows: list[Encoded], prefix: int = 0) -> Any:
@@ -229,8 +232,8 @@ def test_micro_batches_are_halved_when_memory_runs_out(tiny_gemma: Any, monkeypa
 
     monkeypatch.setattr(forward, "hidden_at_loss", small)
     messages: list[str] = []
-    found, _ = trained(tiny_gemma, config={"dropout": 0.0}, say=messages.append)
-    assert found.losses == pytest.approx(wanted.losses, rel=1e-4) and 1 < found.micro_batch_tokens < 1024
+    record, _ = trained(tiny_gemma, config={"dropout": 0.0}, say=messages.append)
+    assert record.losses == pytest.approx(expected.losses, rel=1e-4) and 1 < record.micro_batch_tokens < 1024
     assert "continuing with 512 tokens at once" in messages[0]
 
     monkeypatch.setattr(forward, "hidden_at_loss", lambda *_: torch.empty(2**46))
@@ -247,8 +250,8 @@ def test_out_of_memory_in_validation_saves_the_state(
     with pytest.raises(Resumable, match="out of memory at step"):
         trained(tiny_gemma, validation=ROWS[:3], checkpoint=checkpoint, config={"checkpoint_seconds": 1e9})
     monkeypatch.setattr(loop, "hidden_at_loss", real)
-    found, _ = trained(tiny_gemma, validation=ROWS[:3], checkpoint=checkpoint)
-    assert found.resumed_at == 5 and [step for step, _ in found.validation] == [5, 10]
+    record, _ = trained(tiny_gemma, validation=ROWS[:3], checkpoint=checkpoint)
+    assert record.resumed_at == 5 and [step for step, _ in record.validation] == [5, 10]
 
 
 def test_changed_micro_batch_tokens_apply_to_a_resumed_run(tiny_gemma: Any, tmp_path: Path) -> None:
@@ -265,8 +268,8 @@ def test_nan_loss_is_an_error_that_advises_a_lower_rate(tiny_gemma: Any, tmp_pat
 
 
 def test_one_row_trains_and_no_row_is_an_error(tiny_gemma: Any) -> None:
-    done, _ = trained(tiny_gemma, rows=ROWS[:1], config={"epochs": 3})
-    assert len(done.losses) == 3 and done.losses[-1] < done.losses[0]
+    record, _ = trained(tiny_gemma, rows=ROWS[:1], config={"epochs": 3})
+    assert len(record.losses) == 3 and record.losses[-1] < record.losses[0]
     with pytest.raises(UserError, match="no training rows"):
         trained(tiny_gemma, rows=[])
 
@@ -286,9 +289,9 @@ def test_early_stopping_keeps_the_best_adapter(tiny_gemma: Any) -> None:
     # Rows of noise: learning them makes others worse.
     other = [row(0, 3, 20), row(1, 4, 20)]
     settings = {"validate_every": 1, "patience": 3, "epochs": 20, "learning_rate": 0.05, "dropout": 0.0}
-    done, weights = trained(tiny_gemma, rows=ROWS[:8], validation=other, config=settings)
-    assert len(done.losses) < 40 and done.best_step == len(done.losses) - 3
-    best = min(value for _, value in done.validation)
+    record, weights = trained(tiny_gemma, rows=ROWS[:8], validation=other, config=settings)
+    assert len(record.losses) < 40 and record.best_step == len(record.losses) - 3
+    best = min(value for _, value in record.validation)
     model = lora.with_new_adapter(copy.deepcopy(tiny_gemma), CONFIG, seed=0)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -299,20 +302,20 @@ def test_early_stopping_keeps_the_best_adapter(tiny_gemma: Any) -> None:
 
 
 def test_gradient_checkpointing_changes_no_loss(tiny_llama: Any) -> None:
-    wanted, _ = trained(tiny_llama, config={"dropout": 0.0})
-    found, _ = trained(tiny_llama, config={"dropout": 0.0, "gradient_checkpointing": True})
-    assert found.losses == pytest.approx(wanted.losses, rel=1e-4)
+    expected, _ = trained(tiny_llama, config={"dropout": 0.0})
+    record, _ = trained(tiny_llama, config={"dropout": 0.0, "gradient_checkpointing": True})
+    assert record.losses == pytest.approx(expected.losses, rel=1e-4)
 
 
 def test_bfloat16_losses_are_close_to_float32(tiny_llama: Any) -> None:
-    wanted, _ = trained(tiny_llama, config={"dropout": 0.0})
-    found, _ = trained(tiny_llama.bfloat16(), config={"dropout": 0.0})
-    assert found.losses == pytest.approx(wanted.losses, rel=0.02) and found.losses[-1] < found.losses[0]
+    expected, _ = trained(tiny_llama, config={"dropout": 0.0})
+    record, _ = trained(tiny_llama.bfloat16(), config={"dropout": 0.0})
+    assert record.losses == pytest.approx(expected.losses, rel=0.02) and record.losses[-1] < record.losses[0]
 
 
 def test_losses_of_a_tiny_model_are_pinned(tiny_gemma: Any) -> None:
-    done, _ = trained(tiny_gemma, config={"dropout": 0.0})
-    assert done.losses == pytest.approx(PINNED, abs=1e-5)
+    record, _ = trained(tiny_gemma, config={"dropout": 0.0})
+    assert record.losses == pytest.approx(PINNED, abs=1e-5)
 
 
 PINNED = [5.703776, 5.705596, 5.697716, 5.725506, 5.705198, 5.612041, 5.6525, 5.647932, 5.582107, 5.624138]

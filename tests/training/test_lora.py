@@ -30,37 +30,37 @@ def train(model: Any, **more: Any) -> TrainingRecord:
 def test_training_lowers_the_loss_and_is_reproducible(tiny_gemma: Any) -> None:
     model = lora.with_new_adapter(tiny_gemma, CONFIG, seed=0)
     before = forward.token_losses(model, ROWS)
-    done = train(model)
+    record = train(model)
     after = forward.token_losses(model, ROWS)
-    assert len(done.losses) == 18 and sum(map(sum, after)) < 0.96 * sum(map(sum, before))
-    assert done.loss_tokens == 6 * sum(sum(r.mask[1:]) for r in ROWS)
+    assert len(record.losses) == 18 and sum(map(sum, after)) < 0.96 * sum(map(sum, before))
+    assert record.loss_tokens == 6 * sum(sum(r.mask[1:]) for r in ROWS)
     tiny_gemma = model.unload()
     again = train(lora.with_new_adapter(tiny_gemma, CONFIG, seed=0))
-    assert again.losses == done.losses
+    assert again.losses == record.losses
 
 
 def test_micro_batches_add_up_to_the_batch(tiny_gemma: Any) -> None:
     other = copy.deepcopy(tiny_gemma)
-    one = train(lora.with_new_adapter(tiny_gemma, CONFIG, seed=0), epochs=3, batch_size=6)
-    two = train(lora.with_new_adapter(other, CONFIG, seed=0), epochs=3, batch_size=6, micro_batch_tokens=30)
-    assert one.losses == pytest.approx(two.losses, rel=1e-4)
+    whole = train(lora.with_new_adapter(tiny_gemma, CONFIG, seed=0), epochs=3, batch_size=6)
+    split = train(lora.with_new_adapter(other, CONFIG, seed=0), epochs=3, batch_size=6, micro_batch_tokens=30)
+    assert whole.losses == pytest.approx(split.losses, rel=1e-4)
 
 
 def test_scorer_switches_between_base_and_adapters(tiny_gemma: Any, tmp_path: Path) -> None:
     tiny_gemma.save_pretrained(tmp_path / "base")
-    wanted = {None: forward.token_losses(tiny_gemma, ROWS)}
+    expected = {None: forward.token_losses(tiny_gemma, ROWS)}
     for number, name in enumerate(("engrave", "verbose_cloning")):
         model = lora.with_new_adapter(tiny_gemma, CONFIG, seed=number)
         train(model, epochs=2 + number)
-        wanted[name] = forward.token_losses(model, ROWS)
+        expected[name] = forward.token_losses(model, ROWS)
         lora.save_adapter(model, tmp_path / name, BASE, "card")
         tiny_gemma = model.unload()
     scorer = TorchScorer(tmp_path / "base", {n: tmp_path / n for n in ("engrave", "verbose_cloning")})
     for name in ("verbose_cloning", None, "engrave", None, "verbose_cloning"):
-        for mine, theirs in zip(scorer.score(ROWS, name), wanted[name], strict=True):
+        for mine, theirs in zip(scorer.score(ROWS, name), expected[name], strict=True):
             assert mine == pytest.approx(theirs, rel=1e-4)
-    assert wanted["verbose_cloning"] != wanted["engrave"] != wanted[None]
-    for mine, theirs in zip(TorchScorer(tmp_path / "base", {}).score(ROWS, None), wanted[None], strict=True):
+    assert expected["verbose_cloning"] != expected["engrave"] != expected[None]
+    for mine, theirs in zip(TorchScorer(tmp_path / "base", {}).score(ROWS, None), expected[None], strict=True):
         assert mine == pytest.approx(theirs, rel=1e-4)
     scorer.close()
 
