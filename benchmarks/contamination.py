@@ -58,10 +58,10 @@ def main(files: list[Path], runs: list[Path]) -> None:
             clean[f"{run.name}, responses"] = [r.response for r in read_jsonl(file, Response)]
     touched = rows = 0
     start = time.process_time()
-    for name, found in clean.items():
-        hits = [(text, hit) for text in found if (hit := benchmarks.find(text))]
-        touched, rows = touched + len(hits), rows + len(found)
-        print(f"clean {name}: {len(hits)} of {len(found)} touched")
+    for name, sample in clean.items():
+        hits = [(text, hit) for text in sample if (hit := benchmarks.find(text))]
+        touched, rows = touched + len(hits), rows + len(sample)
+        print(f"clean {name}: {len(hits)} of {len(sample)} touched")
         for text, hit in hits[:5]:
             print(f"    {' '.join(text.split())[:90]!r} ~ {hit.item[:90]!r} ({hit.evidence})")
     seconds = time.process_time() - start
@@ -72,5 +72,5 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", type=Path, nargs="+")
     parser.add_argument("--run", type=Path, action="append", default=[], dest="runs")
-    given = parser.parse_args()
-    main(given.files, given.runs)
+    arguments = parser.parse_args()
+    main(arguments.files, arguments.runs)

@@ -67,25 +67,25 @@ def main() -> None:
     parser.add_argument("--blocks", type=int, default=3)
     parser.add_argument("--batch", type=int, default=8, help="lm-evaluation-harness' batch size")
     parser.add_argument("--model", default="embedded")
-    given = parser.parse_args()
+    arguments = parser.parse_args()
 
-    base, texts = sources.resolve(given.model), constitution.load("default")
+    base, texts = sources.resolve(arguments.model), constitution.load("default")
     scorer = TorchScorer(base.folder(print), {}, base.tokenizer())
     ways: dict[str, Way] = {
         "ours": lambda asked: [s for s in scorer.loglikelihoods(asked, None) if s],
-        "lm-eval": harness(scorer, str(base.folder()), given.batch),
+        "lm-eval": harness(scorer, str(base.folder()), arguments.batch),
     }
     warm = [cell_text(base.template, texts, "standard", cell) for cell in hhh.FORMS[0].cells(
         hhh.Comparison(0, "", "Who is there?", ("Me.", "You."), 0))]  # fmt: skip
     for way in ways.values():
         way(warm)
     for origin, form in ((hhh.ORIGIN, hhh.FORMS[0]), (truthfulqa.ORIGIN, truthfulqa.FORMS[0])):
-        items = benchmarks.load(origin).first(given.items).items
+        items = benchmarks.load(origin).first(arguments.items).items
         seconds: dict[str, list[float]] = {n: [] for n in ways}
         all_found: dict[str, list[Scored]] = {n: [] for n in ways}
         in_order: list[Item] = []
-        for block in range(given.blocks):
-            part = items[block :: given.blocks]
+        for block in range(arguments.blocks):
+            part = items[block :: arguments.blocks]
             in_order += part
             asked = [cell_text(base.template, texts, "standard", c) for i in part for c in form.cells(i)]
             order = list(ways) if block % 2 == 0 else list(ways)[::-1]

@@ -1,4 +1,4 @@
-"""Reading the benchmarks in every form in which they are published, on fixtures of our own."""
+"""Reading benchmarks in every published format, on fixtures."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ def load(name: str, source: str | None = None, recipe_files: Sequence[str] = ())
     return benchmarks.load(ORIGINS[name], source, recipe_files)
 
 
-def test_the_fixtures_say_that_they_are_fixtures():
+def test_fixtures_are_labelled():
     for name, file in (("hhh", HHH), ("truthfulqa", TRUTHFUL), ("vicuna", VICUNA)):
-        found = load(name, str(file))
-        assert found.label == f"{name} (fixture)"
-        assert found.sha256 == hashlib.sha256(file.read_bytes()).hexdigest()
-        assert [i.position for i in found.items] == list(range(len(found.items)))
+        result = load(name, str(file))
+        assert result.label == f"{name} (fixture)"
+        assert result.sha256 == hashlib.sha256(file.read_bytes()).hexdigest()
+        assert [i.position for i in result.items] == list(range(len(result.items)))
 
 
-def test_the_good_reply_is_known_by_its_score():
+def test_better_reply_is_identified_by_its_score():
     items = load("hhh", str(HHH)).items
     assert {i.subset for i in items} == {"harmless", "helpful", "honest", "other"}
     goods = [i.good for i in items if isinstance(i, Comparison)]
@@ -47,8 +47,8 @@ def test_the_good_reply_is_known_by_its_score():
     assert items[0].cluster == items[1].cluster != items[2].cluster
 
 
-def test_every_form_of_hhh_gives_the_same_comparisons(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    wanted = [item_id(i) for i in load("hhh", str(HHH)).items]
+def test_every_format_of_hhh_gives_the_same_comparisons(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    expected = [item_id(i) for i in load("hhh", str(HHH)).items]
     value = json.loads(HHH.read_text("utf-8"))
     tasks = tmp_path / "bigbench/benchmark_tasks/hhh_alignment"
     rows = []
@@ -60,19 +60,19 @@ def test_every_form_of_hhh_gives_the_same_comparisons(tmp_path: Path, monkeypatc
             rows.append({"subset": subset, "input": e["input"], "targets": {"choices": choices, "labels": labels}})
     (tmp_path / "hhh.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows), "utf-8")
     for folder in (tmp_path, tmp_path / "bigbench", tasks):
-        assert [item_id(i) for i in load("hhh", str(folder)).items] == wanted
+        assert [item_id(i) for i in load("hhh", str(folder)).items] == expected
     one = load("hhh", str(tasks / "honest/task.json")).items
     assert {i.subset for i in one} == {"honest"} and len(one) == 3
-    assert [item_id(i) for i in load("hhh", str(tmp_path / "hhh.jsonl")).items] == wanted
+    assert [item_id(i) for i in load("hhh", str(tmp_path / "hhh.jsonl")).items] == expected
     by_subset = {s: [{k: r[k] for k in ("input", "targets")} for r in rows if r["subset"] == s] for s in value}
     fetched = hub(monkeypatch, lambda name, config, split: by_subset[config] if split == "test" else [])
-    found = load("hhh", "owner/hhh")
-    assert [item_id(i) for i in found.items] == wanted and fetched == ["owner/hhh"] * 4
-    assert found.sha256 == load("hhh", "owner/hhh").sha256
+    result = load("hhh", "owner/hhh")
+    assert [item_id(i) for i in result.items] == expected and fetched == ["owner/hhh"] * 4
+    assert result.sha256 == load("hhh", "owner/hhh").sha256
 
 
 def hub(monkeypatch: pytest.MonkeyPatch, rows: Any) -> list[str]:
-    """A hub that answers with real data sets; returns what was asked of it."""
+    """Replace the hub by one that returns real data sets; return the list of requested names."""
     datasets = pytest.importorskip("datasets", reason="`datasets` is not installed")
     asked: list[str] = []
 
@@ -84,7 +84,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, rows: Any) -> list[str]:
     return asked
 
 
-def test_every_form_of_truthfulqa_gives_the_same_questions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_every_format_of_truthfulqa_gives_the_same_questions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     items = [i for i in load("truthfulqa", str(TRUTHFUL)).items if isinstance(i, Question)]
     spider, moon = items[2], items[7]
     assert len(spider.incorrect) == 3, "a blank after the last semicolon is no answer"
@@ -110,8 +110,8 @@ def test_every_form_of_truthfulqa_gives_the_same_questions(tmp_path: Path, monke
     ]
     (tmp_path / "mc_task.json").write_text(json.dumps(choices), "utf-8")
     for source in (tmp_path / "mc_task.json", tmp_path):
-        found = load("truthfulqa", str(source)).items
-        assert [(q.best, q.correct, q.incorrect) for q in found if isinstance(q, Question)] == [
+        result = load("truthfulqa", str(source)).items
+        assert [(q.best, q.correct, q.incorrect) for q in result if isinstance(q, Question)] == [
             (q.best, q.correct, q.incorrect) for q in items
         ]
 
@@ -121,13 +121,13 @@ def test_vicuna_has_turns():
     assert [len(i.turns) for i in items] == [1, 1, 1, 2] and items[0].subset == "generic"
 
 
-def test_own_questions_stand_under_any_of_several_names_or_a_line_each(tmp_path: Path):
-    found = load("questions", str(OWN))
-    assert (found.label, found.sha256) == (
+def test_questions_are_read_from_several_fields_and_lines(tmp_path: Path):
+    result = load("questions", str(OWN))
+    assert (result.label, result.sha256) == (
         "questions (fixture_questions)",
         hashlib.sha256(OWN.read_bytes()).hexdigest(),
     )
-    items = [i for i in found.items if isinstance(i, OpenQuestion)]
+    items = [i for i in result.items if isinstance(i, OpenQuestion)]
     assert [(i.key, i.subset) for i in items] == [
         ("tea-1", "household"),
         ("walk", "household"),
@@ -144,7 +144,7 @@ def test_own_questions_stand_under_any_of_several_names_or_a_line_each(tmp_path:
     assert {i.subset for i in array.items} == {"a b"}
 
 
-def test_own_questions_are_found_by_their_name_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_questions_are_found_only_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv(FOLDER, str(tmp_path))
     with pytest.raises(UserError, match="questions: no file is named"):
         load("questions")
@@ -152,7 +152,7 @@ def test_own_questions_are_found_by_their_name_only(tmp_path: Path, monkeypatch:
     assert load("questions").label == "questions (questions)"
 
 
-def test_a_limit_takes_some_of_every_subset_and_always_the_same():
+def test_limit_samples_every_subset():
     whole = load("hhh", str(HHH))
     some = whole.first(8)
     assert len(some.items) == 8 and {i.subset for i in some.items} == {i.subset for i in whole.items}
@@ -160,9 +160,7 @@ def test_a_limit_takes_some_of_every_subset_and_always_the_same():
     assert whole.first(None) is whole and whole.first(99) is whole
 
 
-def test_files_are_found_in_the_folder_of_the_variable_and_beside_the_recipe(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_benchmarks_are_found_by_variable_and_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "a").mkdir()
     (tmp_path / "a/hhh_alignment.json").write_bytes(HHH.read_bytes())
     (tmp_path / "TruthfulQA.csv").write_bytes(TRUTHFUL.read_bytes())
@@ -192,16 +190,14 @@ def test_files_are_found_in_the_folder_of_the_variable_and_beside_the_recipe(
         ("questions", "x.txt", "\n", "holds no item"),
     ],
 )
-def test_a_file_that_is_not_the_benchmark_is_said_in_one_line(
-    tmp_path: Path, name: Any, file: str, text: str, match: str
-):
+def test_wrong_benchmark_file_is_an_error_of_one_line(tmp_path: Path, name: Any, file: str, text: str, match: str):
     (tmp_path / file).write_text(text, "utf-8")
     with pytest.raises(UserError, match=match) as error:
         load(name, str(tmp_path / file))
     assert "\n" not in str(error.value)
 
 
-def test_what_is_nowhere_is_said_with_a_way_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_missing_benchmark_error_names_a_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     with pytest.raises(UserError, match="neither a file, a folder nor a hub id"):
         load("hhh", str(tmp_path / "nothing.json"))
     with pytest.raises(UserError, match="no BIG-bench checkout"):
@@ -213,7 +209,7 @@ def test_what_is_nowhere_is_said_with_a_way_out(tmp_path: Path, monkeypatch: pyt
 
 
 @pytest.mark.skipif(not os.environ.get(FOLDER), reason=f"{FOLDER} names no folder with the public benchmarks")
-def test_the_public_files_have_their_known_sizes():
+def test_public_files_have_their_known_sizes():
     hhh, truthful, vicuna = (load(n) for n in ("hhh", "truthfulqa", "vicuna"))
     subsets = [i.subset for i in hhh.items]
     assert {s: subsets.count(s) for s in set(subsets)} == {"harmless": 58, "helpful": 59, "honest": 61, "other": 43}

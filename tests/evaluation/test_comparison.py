@@ -23,8 +23,8 @@ from selfalign.evaluation.comparison import (
     win_rate,
 )
 
-said = st.sampled_from((*LETTERS, "", "maybe"))
-both = st.tuples(said, said)
+letters = st.sampled_from((*LETTERS, "", "maybe"))
+both = st.tuples(letters, letters)
 OPPOSITE = {"win": "loss", "loss": "win", "tie": "tie", "unparsable": "unparsable"}
 
 
@@ -37,13 +37,13 @@ def answers(model: str, n: int = 4, prompt: str = "standard", benchmark: str = "
     ]
 
 
-def verdicts(found: list[tuple[str, str]], judge: str = "j") -> list[PairVerdict]:
-    made = pairs_of(answers("base", len(found)) + answers("final", len(found)))
-    return [verdict_row(p, judge, *orders) for p, orders in zip(made, found, strict=True)]
+def verdicts(result: list[tuple[str, str]], judge: str = "j") -> list[PairVerdict]:
+    pairs = pairs_of(answers("base", len(result)) + answers("final", len(result)))
+    return [verdict_row(p, judge, *orders) for p, orders in zip(pairs, result, strict=True)]
 
 
 def swapped(rows: list[PairVerdict]) -> list[PairVerdict]:
-    """The same pairs, seen from the rival."""
+    """Return the verdicts from the side of the rival."""
     return [
         replace(
             r,
@@ -69,19 +69,19 @@ def swapped(rows: list[PairVerdict]) -> list[PairVerdict]:
         ("maybe", "B", "unparsable"),
     ],
 )
-def test_an_answer_wins_only_where_it_is_preferred_in_both_orders(model_first: str, rival_first: str, verdict: str):
+def test_answer_wins_only_in_both_orders(model_first: str, rival_first: str, verdict: str):
     assert combine_orders(model_first, rival_first) == verdict
 
 
 @given(both)
-def test_a_verdict_is_the_opposite_one_from_the_other_side(orders: tuple[str, str]):
+def test_verdict_is_opposite_for_the_rival(orders: tuple[str, str]):
     assert combine_orders(*orders) == OPPOSITE[combine_orders(*reversed(orders))]
     assert (combine_orders(*orders) == "unparsable") == (not set(orders) <= set(LETTERS))
 
 
 @given(st.lists(both, max_size=30))
-def test_counts_balance_whatever_a_judge_says(found: list[tuple[str, str]]):
-    rows = verdicts(found)
+def test_verdict_counts_balance(result: list[tuple[str, str]]):
+    rows = verdicts(result)
     counted = tally(rows)
     assert counted.wins + counted.ties + counted.losses + counted.unparsable == counted.pairs == len(rows)
     assert counted.first + counted.second <= counted.ties
@@ -92,8 +92,8 @@ def test_counts_balance_whatever_a_judge_says(found: list[tuple[str, str]]):
 
 
 @given(st.lists(both, min_size=1, max_size=20))
-def test_a_win_rate_lies_in_its_interval_and_the_two_sides_add_up_to_one(found: list[tuple[str, str]]):
-    rows = verdicts(found)
+def test_win_rates_of_both_sides_add_up_to_one(result: list[tuple[str, str]]):
+    rows = verdicts(result)
     rate, other, counted = win_rate(rows), win_rate(swapped(rows)), tally(rows)
     if rate is None or other is None:
         assert rate is other is None and counted.judged == 0
@@ -103,42 +103,42 @@ def test_a_win_rate_lies_in_its_interval_and_the_two_sides_add_up_to_one(found: 
     assert rate.value + other.value == pytest.approx(1)
 
 
-def test_a_few_wins_without_a_tie_are_no_certainty():
+def test_few_wins_without_a_tie_have_a_wide_interval():
     rate = win_rate(verdicts([("A", "B")] * 3))
     assert rate and rate.value == 1 and rate.low == pytest.approx(0.4385, abs=1e-4)  # Wilson, 3 of 3
     even = win_rate(verdicts([("A", "A")] * 9))
     assert even and (even.low, even.value, even.high) == (0.5, 0.5, 0.5)
 
 
-def test_copies_of_a_question_are_drawn_together():
+def test_win_rate_resamples_questions():
     rows = verdicts([("A", "B"), ("B", "A"), ("tie", "tie")] * 10)
     alone, together = win_rate(rows), win_rate([replace(r, question="one") for r in rows])
     assert alone and together and (together.low, together.high) == (0.5, 0.5) and alone.low < 0.5 < alone.high
 
 
-def test_each_model_meets_the_base_and_the_final_one_the_engraved_one_too():
-    given_ = [a for m in ("base", "engraved", "final", "mine") for a in answers(m)] + answers(
+def test_pairs_include_base_and_engraved_as_rivals():
+    rows_ = [a for m in ("base", "engraved", "final", "mine") for a in answers(m)] + answers(
         "prompted base", prompt="constitution"
     )
-    met = [(p.model.model, p.rival.model) for p in pairs_of(given_)]
+    met = [(p.model.model, p.rival.model) for p in pairs_of(rows_)]
     assert list(dict.fromkeys(met)) == [
         ("engraved", "base"), ("final", "base"), ("final", "engraved"), ("mine", "base"), ("prompted base", "base")
     ]  # fmt: skip
-    assert len(met) == 5 * 4 and all(p.model.item == p.rival.item for p in pairs_of(given_))
+    assert len(met) == 5 * 4 and all(p.model.item == p.rival.item for p in pairs_of(rows_))
     assert pairs_of(answers("base")) == []
 
 
-def test_two_prompts_meet_under_the_same_prompt_and_benchmarks_apart():
-    given_ = answers("base") + answers("base", prompt="two-shot") + answers("final", 3, "two-shot")
-    given_ += answers("final", benchmark="questions (x)")
-    met = {(p.model.benchmark, p.model.model, p.model.prompt, p.rival.model, p.rival.prompt) for p in pairs_of(given_)}
+def test_pairs_share_prompt_and_benchmark():
+    rows_ = answers("base") + answers("base", prompt="two-shot") + answers("final", 3, "two-shot")
+    rows_ += answers("final", benchmark="questions (x)")
+    met = {(p.model.benchmark, p.model.model, p.model.prompt, p.rival.model, p.rival.prompt) for p in pairs_of(rows_)}
     assert met == {("vicuna", "final", "two-shot", "base", "two-shot")}
-    assert len(pairs_of(given_)) == 3, "a question that one of them did not answer is no pair"
+    assert len(pairs_of(rows_)) == 3, "a question that one of them did not answer is no pair"
 
 
 @given(st.permutations([("base", "standard"), ("base", "two-shot"), ("final", "two-shot"), ("engraved", "standard"),
                         ("final", "standard"), ("prompted base", "constitution")]))  # fmt: skip
-def test_who_meets_whom_does_not_follow_from_who_was_measured_first(order: list[tuple[str, str]]):
+def test_pairs_do_not_depend_on_the_order_of_measuring(order: list[tuple[str, str]]):
     met = {(p.model.model, p.model.prompt, p.rival.model, p.rival.prompt) for p in pairs_of([
         a for model, prompt in order for a in answers(model, 1, prompt)
     ])}  # fmt: skip
@@ -149,17 +149,17 @@ def test_who_meets_whom_does_not_follow_from_who_was_measured_first(order: list[
     }  # fmt: skip
 
 
-def test_models_by_themselves_meet_the_first_one_under_the_same_prompt():
-    given_ = [a for p in ("two-shot", "standard") for m in ("x", "y") for a in answers(m, 1, p)]
-    met = {(p.model.model, p.model.prompt, p.rival.model, p.rival.prompt) for p in pairs_of(given_)}
+def test_without_a_base_pairs_share_the_prompt():
+    rows_ = [a for p in ("two-shot", "standard") for m in ("x", "y") for a in answers(m, 1, p)]
+    met = {(p.model.model, p.model.prompt, p.rival.model, p.rival.prompt) for p in pairs_of(rows_)}
     assert met == {("y", p, "x", p) for p in ("standard", "two-shot")}
 
 
-def test_scores_say_who_won_against_whom_by_which_judge_and_by_category():
-    given_ = answers("base") + answers("final")
+def test_scores_name_rival_judge_and_category():
+    rows_ = answers("base") + answers("final")
     rows = verdicts([("A", "B"), ("A", "A"), ("A", "B"), ("", "A")])
-    found = {(s.benchmark, s.measure): s for s in pair_scores(given_, rows)}
-    rate = found["vicuna", "win rate against base, judged by j"]
+    result = {(s.benchmark, s.measure): s for s in pair_scores(rows_, rows)}
+    rate = result["vicuna", "win rate against base, judged by j"]
     assert (rate.n, rate.value, rate.model, rate.prompt, rate.vs) == (
         3,
         pytest.approx(2.5 / 3),
@@ -168,29 +168,29 @@ def test_scores_say_who_won_against_whom_by_which_judge_and_by_category():
         "base",
     )
     assert rate.p == 0.5  # two of two decided pairs
-    counts = {name: found["vicuna", f"{name} against base, judged by j"] for name in COUNTS}
+    counts = {name: result["vicuna", f"{name} against base, judged by j"] for name in COUNTS}
     assert [s.value for s in counts.values()] == [2, 1, 0, 1, 1, 0] and {s.n for s in counts.values()} == {4}
     for name in COUNTS:
-        parts = [found[f"vicuna/{c}", f"{name} against base, judged by j"].value or 0 for c in "ab"]
+        parts = [result[f"vicuna/{c}", f"{name} against base, judged by j"].value or 0 for c in "ab"]
         assert sum(parts) == counts[name].value
-    assert found["vicuna/a", "win rate against base, judged by j"].value == 1
-    assert not any("not judged" in m for _, m in found)
+    assert result["vicuna/a", "win rate against base, judged by j"].value == 1
+    assert not any("not judged" in m for _, m in result)
 
 
-def test_where_nothing_could_be_read_there_is_no_rate_but_the_count():
-    found = pair_scores(answers("base") + answers("final"), verdicts([("", ""), ("A", ""), ("", "B"), ("x", "A")]))
-    assert (found[0].measure, found[0].n, found[0].value, found[0].p) == (
+def test_unparsable_verdicts_are_counted_without_a_rate():
+    result = pair_scores(answers("base") + answers("final"), verdicts([("", ""), ("A", ""), ("", "B"), ("x", "A")]))
+    assert (result[0].measure, result[0].n, result[0].value, result[0].p) == (
         "win rate against base, judged by j",
         0,
         None,
         None,
     )
-    assert found[4] == Score("vicuna", "unparsable against base, judged by j", "final", "standard", 4, 4, vs="base")
+    assert result[4] == Score("vicuna", "unparsable against base, judged by j", "final", "standard", 4, 4, vs="base")
 
 
-def test_without_a_verdict_it_is_said_that_nothing_was_judged():
-    found = pair_scores(answers("base") + answers("final", 3), [])
-    assert [(s.model, s.measure, s.n, s.value) for s in found] == [
+def test_models_without_verdicts_are_scored_as_not_judged():
+    result = pair_scores(answers("base") + answers("final", 3), [])
+    assert [(s.model, s.measure, s.n, s.value) for s in result] == [
         ("base", "win rate: not judged", 4, None),
         ("final", "win rate: not judged", 3, None),
     ]
@@ -198,24 +198,24 @@ def test_without_a_verdict_it_is_said_that_nothing_was_judged():
     assert [s.model for s in late if "not judged" in s.measure] == ["mine"]
 
 
-def test_a_rival_under_another_prompt_is_named_with_it():
-    given_ = answers("base") + answers("prompted base", prompt="constitution")
-    rows = [verdict_row(p, "j", "A", "B") for p in pairs_of(given_)]
-    assert {s.vs for s in pair_scores(given_, rows)} == {"base (standard)"}
+def test_rival_is_named_with_its_prompt():
+    rows_ = answers("base") + answers("prompted base", prompt="constitution")
+    rows = [verdict_row(p, "j", "A", "B") for p in pairs_of(rows_)]
+    assert {s.vs for s in pair_scores(rows_, rows)} == {"base (standard)"}
 
 
-def test_a_verdict_stands_only_while_both_answers_do():
-    given_ = answers("base") + answers("final")
+def test_verdict_is_valid_while_both_answers_exist():
+    rows_ = answers("base") + answers("final")
     rows = verdicts([("A", "B")] * 4) + verdicts([("B", "A")] * 4, judge="other")
-    assert valid_verdicts(rows, given_) == rows and len({(r.id, r.model) for r in rows}) == 8
-    changed = [replace(a, answer="other") if (a.model, a.item) == ("base", 2) else a for a in given_]
+    assert valid_verdicts(rows, rows_) == rows and len({(r.id, r.model) for r in rows}) == 8
+    changed = [replace(a, answer="other") if (a.model, a.item) == ("base", 2) else a for a in rows_]
     assert {r.item for r in valid_verdicts(rows, changed)} == {0, 1, 3}
     assert valid_verdicts(rows, answers("base")) == []
-    renamed = [replace(a, model="base2") if a.model == "final" else a for a in given_]
+    renamed = [replace(a, model="base2") if a.model == "final" else a for a in rows_]
     assert valid_verdicts(rows, renamed) == []
 
 
-def test_names_of_measures_are_told_apart_by_how_they_begin():
+def test_names_of_measures_differ_at_the_beginning():
     assert len({m.split(" against ")[0] for m in (*COUNTS, WIN_RATE)}) == 7
 
 
@@ -229,46 +229,46 @@ def items(model: str, values: list[float], prompt: str = "standard", benchmark: 
     ]
 
 
-def test_every_score_stands_beside_its_paired_difference_and_the_verbose_tax():
+def test_scores_have_paired_differences_and_verbose_tax():
     base, engraved, final = [1.0, 0.0] * 20, [1.0, 1.0] * 20, [1.0, 1.0] * 16 + [0.0, 0.0] * 4
-    found = {
+    result = {
         (s.model, s.vs): s
         for s in item_scores(items("base", base) + items("engraved", engraved) + items("final", final))
     }
-    assert set(found) == {("base", None), ("engraved", "base"), ("final", "base"), ("final", "engraved")}
-    tax = found["final", "engraved"]
+    assert set(result) == {("base", None), ("engraved", "base"), ("final", "base"), ("final", "engraved")}
+    tax = result["final", "engraved"]
     assert (tax.value, tax.difference, tax.n) == (0.8, pytest.approx(-0.2), 40)
     assert tax.p == pytest.approx(2 / 2**8) and tax.difference_high is not None and tax.difference_high < 0
-    gain = found["engraved", "base"]
+    gain = result["engraved", "base"]
     assert gain.difference == 0.5 and gain.p is not None and gain.p < 1e-4
     # Two items of a cluster are drawn together, and each cluster has the same difference here.
     assert (gain.difference_low, gain.difference_high) == (0.5, 0.5)
 
 
-def test_shares_have_a_bootstrap_interval_and_no_p():
-    found = item_scores(items("base", [0.2, 0.4, 0.6, 0.8]) + items("final", [0.3, 0.5, 0.7, 0.9]))
-    assert found[0].value == pytest.approx(0.5) and found[0].low is not None and 0.2 < found[0].low < 0.5
-    assert found[1].difference == pytest.approx(0.1) and found[1].p is None
+def test_fractions_have_a_bootstrap_interval_and_no_p():
+    result = item_scores(items("base", [0.2, 0.4, 0.6, 0.8]) + items("final", [0.3, 0.5, 0.7, 0.9]))
+    assert result[0].value == pytest.approx(0.5) and result[0].low is not None and 0.2 < result[0].low < 0.5
+    assert result[1].difference == pytest.approx(0.1) and result[1].p is None
 
 
-def test_without_a_base_the_first_model_is_the_one_to_beat():
-    found = [(s.model, s.vs) for s in item_scores(items("a", [1.0]) + items("b", [0.0]) + items("final", [1.0]))]
-    assert found == [("a", None), ("b", "a"), ("final", "a")]
+def test_without_a_base_the_first_model_is_the_rival():
+    result = [(s.model, s.vs) for s in item_scores(items("a", [1.0]) + items("b", [0.0]) + items("final", [1.0]))]
+    assert result == [("a", None), ("b", "a"), ("final", "a")]
 
 
-def test_models_are_compared_under_the_same_prompt_where_there_is_one():
+def test_rival_has_the_same_prompt_if_measured():
     given = items("base", [0.0]) + items("base", [1.0], "verbose") + items("final", [1.0], "verbose")
     given += items("prompted base", [1.0], "constitution")
-    found = {(s.model, s.prompt): s.difference for s in item_scores(given) if s.vs}
-    assert found == {("final", "verbose"): 0.0, ("prompted base", "constitution"): 1.0}
+    result = {(s.model, s.prompt): s.difference for s in item_scores(given) if s.vs}
+    assert result == {("final", "verbose"): 0.0, ("prompted base", "constitution"): 1.0}
 
 
-def test_items_that_one_model_lacks_are_left_out_of_the_difference():
-    found = item_scores(items("base", [1.0, 1.0, 0.0]) + items("final", [1.0, 0.0]))
-    assert [s.n for s in found] == [3, 2] and found[1].difference == -0.5
+def test_difference_uses_items_that_both_models_have():
+    result = item_scores(items("base", [1.0, 1.0, 0.0]) + items("final", [1.0, 0.0]))
+    assert [s.n for s in result] == [3, 2] and result[1].difference == -0.5
 
 
-def test_subsets_have_scores_if_the_task_asks_for_them():
+def test_subsets_have_scores_on_request():
     assert {s.benchmark for s in item_scores(items("base", [1.0]))} == {"truthfulqa"}
-    found = item_scores(items("base", [1.0, 0.0], benchmark="hhh (fixture)"), by_subset=True)
-    assert {s.benchmark for s in found} == {"hhh (fixture)", "hhh (fixture)/s"}
+    result = item_scores(items("base", [1.0, 0.0], benchmark="hhh (fixture)"), by_subset=True)
+    assert {s.benchmark for s in result} == {"hhh (fixture)", "hhh (fixture)/s"}

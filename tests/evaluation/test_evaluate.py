@@ -1,4 +1,4 @@
-"""Benchmarks on a run and on models by themselves: real scoring by small random models, on our own fixtures."""
+"""Benchmarks on a run and on models without a run: small random models score fixtures."""
 
 from __future__ import annotations
 
@@ -32,6 +32,7 @@ from selfalign.system.signals import STOP
 from selfalign.training import lora
 from selfalign.training.settings import TrainingSettings
 
+pytestmark = pytest.mark.integration
 DATA = Path(__file__).parents[1] / "data"
 SOURCES = {"hhh": str(DATA / "fixture_hhh.json"), "truthfulqa": str(DATA / "fixture_truthfulqa.csv")}
 REQUEST = EvaluationRequest(["hhh"], data=SOURCES)
@@ -44,15 +45,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def small_constitution(tmp_path_factory: pytest.TempPathFactory) -> Constitution:
-    """So short that it fits the small model's context."""
+    """A constitution short enough for the small model's context."""
     file = tmp_path_factory.mktemp("texts") / "small.yaml"
     file.write_text(GOOD, "utf-8")
     return constitutions.load(str(file))
 
 
 @pytest.fixture(autouse=True)
-def a_random_model_knows_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing that is certain, either: that check has its own test."""
+def no_check_of_the_scorer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Skip the check on trivial items: it has its own test."""
     monkeypatch.setattr(scoring, "check_scorer", lambda scorer, adapter=None: None)
 
 
@@ -77,11 +78,11 @@ def run(tmp_path: Path, folder: Path, small_constitution: Constitution) -> Itera
     context.journal.close()
 
 
-def column(found: Sequence[Score], measure: str, benchmark: str = "hhh (fixture)") -> dict[tuple[str, str], Score]:
-    return {(s.model, s.vs or ""): s for s in found if s.measure == measure and s.benchmark == benchmark}
+def column(result: Sequence[Score], measure: str, benchmark: str = "hhh (fixture)") -> dict[tuple[str, str], Score]:
+    return {(s.model, s.vs or ""): s for s in result if s.measure == measure and s.benchmark == benchmark}
 
 
-def test_every_model_of_a_run_is_measured_and_compared(run: Context):
+def test_every_model_of_a_run_is_compared(run: Context):
     evaluate.run(run, REQUEST)
     rows = read_jsonl(run.run.jsonl("hhh"), ItemScore)
     assert len(rows) == 12 * 2 * 4
@@ -91,13 +92,13 @@ def test_every_model_of_a_run_is_measured_and_compared(run: Context):
     assert all(len(r.logprobs) == len(r.labels) == (4 if r.form == "A or B" else 2) for r in rows)
     by_model = {m: [r.logprobs for r in rows if r.model == m] for m in ("base", "engraved", "final")}
     assert by_model["base"] != by_model["engraved"] != by_model["final"]
-    found = results.read_scores(run.run.scores)
+    result = results.read_scores(run.run.scores)
     for measure in (hhh.LETTERS, hhh.SUM, hhh.PER_TOKEN):
-        overall = column(found, measure)
+        overall = column(result, measure)
         assert list(overall) == [
             ("base", ""), ("prompted base", "base"), ("engraved", "base"), ("final", "base"), ("final", "engraved")
         ]  # fmt: skip
-        subsets = [column(found, measure, f"hhh (fixture)/{s}") for s in ("harmless", "helpful", "honest", "other")]
+        subsets = [column(result, measure, f"hhh (fixture)/{s}") for s in ("harmless", "helpful", "honest", "other")]
         assert sum(s["final", "base"].value * 3 for s in subsets) == pytest.approx(overall["final", "base"].value * 12)
         final = overall["final", "engraved"]
         assert final.n == 12 and final.p is not None and final.low is not None
@@ -106,7 +107,7 @@ def test_every_model_of_a_run_is_measured_and_compared(run: Context):
     assert "Norway" not in text and "goldfish" not in text, "a benchmark's texts are in no file of a run"
 
 
-def test_the_rows_are_what_torch_says_of_the_texts(run: Context, folder: Path):
+def test_rows_hold_the_log_probabilities_of_torch(run: Context, folder: Path):
     evaluate.run(run, EvaluationRequest(["truthfulqa"], ["engraved"], data=SOURCES))
     rows = read_jsonl(run.run.jsonl("truthfulqa"), ItemScore)
     form = truthfulqa.FORMS[1]
@@ -115,18 +116,18 @@ def test_the_rows_are_what_torch_says_of_the_texts(run: Context, folder: Path):
     model = sources.resolve(str(folder))
     scorer = TorchScorer(folder, {"engrave": run.run.adapter("engrave")}, model.tokenizer())
     texts = [cell_text(model.template, run.run.constitution, "standard", c) for c in form.cells(item)]
-    found = [s.logprobs for s in scorer.loglikelihoods(texts, "engrave") if s]
-    assert len(found) == len(row.logprobs) == 4
-    for mine, theirs in zip(row.logprobs, found, strict=True):
+    result = [s.logprobs for s in scorer.loglikelihoods(texts, "engrave") if s]
+    assert len(result) == len(row.logprobs) == 4
+    for mine, theirs in zip(row.logprobs, result, strict=True):
         assert mine == pytest.approx(theirs, abs=1e-4)
-    assert row.values == pytest.approx(form.read(item, [Scored(f) for f in found]), abs=1e-4)
+    assert row.values == pytest.approx(form.read(item, [Scored(f) for f in result]), abs=1e-4)
     assert set(row.values) == {truthfulqa.MC1, truthfulqa.MC2}
     mc2 = column(results.read_scores(run.run.scores), truthfulqa.MC2, "truthfulqa (fixture)")["engraved", ""]
     assert mc2.n == 8 and mc2.low is not None and mc2.low < mc2.value < (mc2.high or 0)
 
 
 class Counting:
-    """A real scorer that counts, and stops the process as by a signal after so many calls."""
+    """A real scorer that counts its texts, and raises Interrupted after a number of calls."""
 
     def __init__(self, inner: Any, stop_after: int | None) -> None:
         self._inner, self._left, self.items = inner, stop_after, 0
@@ -134,8 +135,8 @@ class Counting:
 
     @property
     def tokens(self) -> tuple[int, int]:
-        found: tuple[int, int] = self._inner.tokens
-        return found
+        result: tuple[int, int] = self._inner.tokens
+        return result
 
     def loglikelihoods(self, requests: Sequence[Text], adapter: str | None) -> list[Scored | None]:
         if self._left is not None:
@@ -143,8 +144,8 @@ class Counting:
             if self._left < 0:
                 raise Interrupted(15)
         self.items += len(requests)
-        found: list[Scored | None] = self._inner.loglikelihoods(requests, adapter)
-        return found
+        result: list[Scored | None] = self._inner.loglikelihoods(requests, adapter)
+        return result
 
     def close(self) -> None:
         self._inner.close()
@@ -152,7 +153,7 @@ class Counting:
 
 @pytest.fixture
 def counted(monkeypatch: pytest.MonkeyPatch) -> Callable[[int | None], list[Counting]]:
-    """Makes the run's scorers countable; returns those that were started."""
+    """Return a function that makes the run's scorers count, and returns the list of started ones."""
     real = models._start_run_scorer
 
     def make(stop_after: int | None = None) -> list[Counting]:
@@ -168,7 +169,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Callable[[int | None], list[Coun
     return make
 
 
-def test_an_interrupted_evaluation_goes_on_where_it_stopped(
+def test_interrupted_evaluation_resumes(
     run: Context, counted: Callable[..., list[Counting]], monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(scoring, "_BATCH", 4)
@@ -192,10 +193,10 @@ def test_an_interrupted_evaluation_goes_on_where_it_stopped(
 
 
 @pytest.mark.slow
-def test_with_ray_the_runs_own_models_are_scored_there_under_the_same_keys(
+def test_ray_scores_under_the_same_journal_keys(
     run: Context, tmp_path: Path, folder: Path, small_constitution: Constitution, monkeypatch: pytest.MonkeyPatch
 ):
-    """What a worker makes of its order makes the same file; tests/test_ray_scorer.py has the workers themselves."""
+    """tests/generation/test_ray_scorer.py tests the workers themselves."""
     started = []
 
     def scorer(executor: Any, config: Any, model: Any, adapters: Any, kind: str, start: Any, say: Any) -> Any:
@@ -203,13 +204,13 @@ def test_with_ray_the_runs_own_models_are_scored_there_under_the_same_keys(
         return start(model, adapters)
 
     monkeypatch.setattr("selfalign.generation.ray.scorer.RayScorer", scorer)
-    wanted = EvaluationRequest(["hhh"], ["base", "engraved"], data=SOURCES, limit=3)
+    request = EvaluationRequest(["hhh"], ["base", "engraved"], data=SOURCES, limit=3)
     recipe = recipes.load("quick", [f"model={folder}", "engine.kind=llama_cpp", "engine.slots=1", "executor=ray"])
     other = Context(RunDir.create(tmp_path / "ray", recipe, small_constitution), Screen(-1))
     adapter(folder, other.run.adapter("engrave"), 0)
-    evaluate.run(other, wanted)
+    evaluate.run(other, request)
     assert started == [("ray", "torch", {"engrave"})]
-    evaluate.run(run, wanted)
+    evaluate.run(run, request)
     assert len(started) == 1
     assert other.run.jsonl("hhh").read_bytes() == run.run.jsonl("hhh").read_bytes()
     keys = [
@@ -221,18 +222,18 @@ def test_with_ray_the_runs_own_models_are_scored_there_under_the_same_keys(
         write_jsonl(context.run.jsonl("responses"), rows)
     losses = heldout._losses(other)
     assert started[1:] == [("ray", "torch", {"engrave"})]
-    assert losses == {name: found for name, found in heldout._losses(run).items() if name != "final"}
+    assert losses == {name: result for name, result in heldout._losses(run).items() if name != "final"}
     assert losses["base"] != losses["engraved"] and len(losses["base"]) == 9
     other.journal.close()
 
 
-def test_models_that_come_later_stand_beside_those_before(run: Context, counted: Callable[..., list[Counting]]):
+def test_later_models_join_earlier_rows(run: Context, counted: Callable[..., list[Counting]]):
     evaluate.run(run, EvaluationRequest(["hhh"], ["base", "final"], data=SOURCES))
     scorers = counted()
     evaluate.run(run, EvaluationRequest(["hhh"], ["prompted", "engraved"], data=SOURCES))
     assert scorers[0].items == 12 * 6 * 2
-    found = results.read_scores(run.run.scores)
-    assert ("final", "engraved") in column(found, hhh.LETTERS)
+    result = results.read_scores(run.run.scores)
+    assert ("final", "engraved") in column(result, hhh.LETTERS)
     state = json.loads((run.run.scores.parent / results.USAGE_LOG).read_text("utf-8"))["hhh (fixture)"]
     assert len(state["readings"]) == 2 and len(state[results._MODELS]) == 4
     # Another choice of items takes the place of all.
@@ -241,7 +242,7 @@ def test_models_that_come_later_stand_beside_those_before(run: Context, counted:
     assert {r.model for r in rows} == {"base"} and len(rows) == 10
 
 
-def test_other_scores_stay_and_those_of_old_weights_go(run: Context, folder: Path):
+def test_refresh_removes_scores_of_old_weights_only(run: Context, folder: Path):
     held = Score("heldout", "loss without constitution", "base", "standard", 3, 1.0)
     run.run.scores.parent.mkdir(parents=True, exist_ok=True)
     run.run.scores.write_text(json.dumps([{n: getattr(held, n) for n in held.__slots__}]), "utf-8")
@@ -249,13 +250,13 @@ def test_other_scores_stay_and_those_of_old_weights_go(run: Context, folder: Pat
     assert results.read_scores(run.run.scores)[0] == held
     adapter(folder, run.run.adapter("verbose_cloning"), 7)
     evaluate.refresh(run)
-    found = results.read_scores(run.run.scores)
-    assert found[0] == held
-    assert {s.model for s in found if s.benchmark.startswith("hhh")} == {"base", "prompted base", "engraved"}
+    result = results.read_scores(run.run.scores)
+    assert result[0] == held
+    assert {s.model for s in result if s.benchmark.startswith("hhh")} == {"base", "prompted base", "engraved"}
     run.run.check_not_edited([run.run.jsonl("hhh")], force=False)
 
 
-def test_answers_and_verdicts_of_old_weights_go_too(run: Context, folder: Path):
+def test_refresh_removes_verdicts_of_old_weights(run: Context, folder: Path):
     store = results.ResultStore(run.run.scores.parent, run.journal, run.screen)
     store.folder.mkdir(parents=True, exist_ok=True)
     benchmark = benchmarks.load(ORIGINS["vicuna"], str(DATA / "fixture_vicuna.jsonl"))
@@ -282,7 +283,7 @@ def test_answers_and_verdicts_of_old_weights_go_too(run: Context, folder: Path):
     run.run.check_not_edited([run.run.jsonl("vicuna"), run.run.jsonl("vicuna-verdicts")], force=False)
 
 
-def test_an_item_that_stands_there_twice_counts_twice(run: Context, tmp_path: Path):
+def test_duplicate_item_counts_twice(run: Context, tmp_path: Path):
     value = json.loads((DATA / "fixture_hhh.json").read_text("utf-8"))
     value = {"other": {"examples": value["other"]["examples"][:1] * 2}}
     (tmp_path / "twice.json").write_text(json.dumps(value), "utf-8")
@@ -291,7 +292,7 @@ def test_an_item_that_stands_there_twice_counts_twice(run: Context, tmp_path: Pa
     assert {s.n for s in results.read_scores(run.run.scores)} == {2}
 
 
-def test_a_file_edited_by_hand_is_not_overwritten(run: Context):
+def test_edited_benchmark_rows_are_not_overwritten(run: Context):
     evaluate.run(run, REQUEST)
     file = run.run.jsonl("hhh")
     file.write_text(file.read_text("utf-8") + "\n", "utf-8")
@@ -307,20 +308,20 @@ def test_a_file_edited_by_hand_is_not_overwritten(run: Context):
     run.run.check_not_edited([run.run.scores], force=False)
 
 
-def test_other_adapters_and_models_take_part(run: Context, folder: Path, tmp_path: Path):
+def test_other_adapters_and_models_are_compared(run: Context, folder: Path, tmp_path: Path):
     mine = adapter(folder, tmp_path / "mine/adapter", 5)
     others = [f"mine={mine}", f"elsewhere={folder}"]
     evaluate.run(run, EvaluationRequest(["hhh"], ["base", "engraved"], others, SOURCES))
-    found = column(results.read_scores(run.run.scores), hhh.PER_TOKEN)
-    assert set(found) == {("base", ""), ("engraved", "base"), ("mine", "base"), ("elsewhere", "base")}
-    assert found["elsewhere", "base"].difference == 0  # the same weights from another place
-    rows = {m: [r.logprobs for r in read_jsonl(run.run.jsonl("hhh"), ItemScore) if r.model == m] for m, _ in found}
+    result = column(results.read_scores(run.run.scores), hhh.PER_TOKEN)
+    assert set(result) == {("base", ""), ("engraved", "base"), ("mine", "base"), ("elsewhere", "base")}
+    assert result["elsewhere", "base"].difference == 0  # the same weights from another place
+    rows = {m: [r.logprobs for r in read_jsonl(run.run.jsonl("hhh"), ItemScore) if r.model == m] for m, _ in result}
     assert rows["mine"] != rows["base"] and rows["mine"] != rows["engraved"]
     with pytest.raises(UserError, match="has a model of that name"):
         evaluate.run(run, EvaluationRequest(["hhh"], ["base"], [f"base={mine}"], SOURCES))
 
 
-def test_what_cannot_be_is_said_in_one_line(run: Context, fake_run: Callable[..., Context]):
+def test_impossible_requests_are_errors_of_one_line(run: Context, fake_run: Callable[..., Context]):
     for models_, match in ((["bass"], "'bass' is not a model"), (["final"], "was not trained in this run")):
         run.run.adapter_gguf("verbose_cloning").unlink(missing_ok=True)
         with pytest.raises(UserError, match=match):
@@ -335,19 +336,17 @@ def test_what_cannot_be_is_said_in_one_line(run: Context, fake_run: Callable[...
         evaluate.run(fake_run(name="fake"), REQUEST)
 
 
-def test_models_by_themselves_with_an_adapter_and_without(
-    folder: Path, tmp_path: Path, small_constitution: Constitution
-):
+def test_models_without_a_run_are_compared(folder: Path, tmp_path: Path, small_constitution: Constitution):
     mine = adapter(folder, tmp_path / "3_engrave/adapter", 3)
     specs = [f"base={folder}", f"{folder}+{mine}"]
     out = tmp_path / "out"
-    found = evaluate.run_alone(out, specs, REQUEST, small_constitution, True, Screen(-1))
-    names = {s.model for s in found}
+    result = evaluate.run_alone(out, specs, REQUEST, small_constitution, True, Screen(-1))
+    names = {s.model for s in result}
     second = f"{folder.name}+3_engrave/adapter"
     assert names == {"base", "base, prompted", second, f"{second}, prompted"}
-    assert results.read_scores(out / results.SCORES) == found
+    assert results.read_scores(out / results.SCORES) == result
     again = evaluate.run_alone(out, specs, REQUEST, small_constitution, True, Screen(-1))
-    assert again == found
+    assert again == result
     with pytest.raises(UserError, match="two models are named"):
         evaluate.run_alone(out, [str(folder), str(folder)], REQUEST, small_constitution, False, Screen(-1))
     (tmp_path / "other").mkdir()
@@ -356,7 +355,7 @@ def test_models_by_themselves_with_an_adapter_and_without(
         evaluate.run_alone(tmp_path / "other", specs, REQUEST, small_constitution, False, Screen(-1))
 
 
-def test_the_stage_runs_the_recipes_tasks_and_a_new_task_makes_no_other_stage_run_again(run: Context):
+def test_new_task_reruns_only_the_evaluation(run: Context):
     before = {s: order.inputs_hash(run, s) for s in order.STEPS}
     run.run.recipe = run.recipe.model_copy(
         update={"evaluate": run.recipe.evaluate.model_copy(update={"tasks": ["hhh"]})}

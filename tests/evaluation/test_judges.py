@@ -26,15 +26,15 @@ def journal(tmp_path: Path) -> Journal:
     return Journal(tmp_path / "journal.sqlite")
 
 
-def test_the_trial_knows_nothing_of_a_benchmark_and_is_even_between_the_places(journal: Journal) -> None:
+def test_trial_is_balanced_between_positions(journal: Journal) -> None:
     seen: list[str] = []
 
     def script(prompt: str, step: Step, rng: random.Random) -> str:
         seen.append(prompt)
         return prefers("good")(prompt, step, rng)
 
-    found = judges.pair_trial(a_judge(script), journal)
-    assert found.value == 1 and found.low > 0.5 and len(seen) == len(set(seen)) == 2 * len(judges.CERTAIN_PAIRS)
+    result = judges.pair_trial(a_judge(script), journal)
+    assert result.value == 1 and result.low > 0.5 and len(seen) == len(set(seen)) == 2 * len(judges.CERTAIN_PAIRS)
     always = judges.pair_trial(a_judge(lambda p, s, r: " B", "b"), journal)
     assert always.value == 0.5 and always.low < 0.5
     asked = [q for q, _, _ in judges.CERTAIN_PAIRS] + [q for q, *_ in judges._PAIR_SHOTS]
@@ -42,7 +42,7 @@ def test_the_trial_knows_nothing_of_a_benchmark_and_is_even_between_the_places(j
 
 
 @given(st.text(max_size=80), st.text(max_size=80), st.text(max_size=80))
-def test_no_text_passes_for_a_line_of_the_frame(question: str, first: str, second: str):
+def test_no_text_passes_for_a_line_of_the_prompt(question: str, first: str, second: str):
     block = judges._pair_block(AnswerPair(question, first, second))
     ours = [line for line in block.split("\n") if not line.startswith("|")]
     assert ours == ["Question:", "Answer A:", "Answer B:", "Better answer (A, B or tie):"]
@@ -50,8 +50,8 @@ def test_no_text_passes_for_a_line_of_the_frame(question: str, first: str, secon
 
 @given(st.text(max_size=12))
 def test_only_a_letter_or_tie_is_a_verdict(text: str):
-    found = judges.parse_letter(text)
-    assert found == "" or text.strip().strip(".").lower() == found.lower()
+    result = judges.parse_letter(text)
+    assert result == "" or text.strip().strip(".").lower() == result.lower()
 
 
 @pytest.mark.parametrize(
@@ -67,5 +67,5 @@ def test_only_a_letter_or_tie_is_a_verdict(text: str):
         ("ties", ""),
     ],
 )
-def test_a_verdict_is_read_strictly(text: str, verdict: str):
+def test_verdict_is_parsed_strictly(text: str, verdict: str):
     assert judges.parse_letter(text) == verdict

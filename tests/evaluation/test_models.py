@@ -11,7 +11,7 @@ from selfalign.evaluation import models
 from selfalign.generation.settings import EngineSettings
 
 
-def test_who_can_judge_is_said_in_one_line(tmp_path: Path) -> None:
+def test_missing_judge_is_an_error_of_one_line(tmp_path: Path) -> None:
     for spec, match in (("nothing.gguf", "is not 'embedded'"), ("http://127.0.0.1:1/v1", "#ID")):
         with pytest.raises(UserError, match=match):
             models.judge_group(spec, EngineSettings())  # type: ignore[call-arg]

@@ -1,4 +1,4 @@
-"""A broken scorer is stopped before it makes numbers."""
+"""A broken scorer is an error before it scores a benchmark."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Scripted:
     def close(self) -> None: ...
 
 
-def test_a_scorer_that_knows_what_is_certain_passes():
+def test_working_scorer_passes():
     scoring.check_scorer(Scripted(lambda i: Scored((-1.0 - i % 2,))))
     # Two wrong are let pass: a small model may miss one.
     scoring.check_scorer(Scripted(lambda i: Scored((-1.0 - (i % 2 if i >= 4 else -(i % 2) + 1),))))
@@ -46,11 +46,11 @@ def test_a_scorer_that_knows_what_is_certain_passes():
         (lambda i: None, "nothing can be scored"),
     ],
 )
-def test_a_broken_one_is_stopped_in_one_line(rule: Callable[[int], Scored | None], match: str):
+def test_broken_scorer_is_an_error_of_one_line(rule: Callable[[int], Scored | None], match: str):
     with pytest.raises(UserError, match=match) as error:
         scoring.check_scorer(Scripted(rule))
     assert "\n" not in str(error.value) and "scripted" in str(error.value)
 
 
-def test_a_result_of_one_number_is_no_sign_of_a_broken_scorer():
+def test_single_number_is_no_error():
     scoring.check_numbers([Scored((-2.0,))], "x", "one item")

@@ -23,48 +23,48 @@ from selfalign.evaluation.statistics import Interval, bootstrap_mean, mcnemar, w
     ],
 )
 def test_wilson_against_known_values(hits: int, n: int, low: float, high: float):
-    found = wilson(hits, n)
-    assert found.value == hits / n
-    assert found.low == pytest.approx(low, abs=1e-6)
-    assert found.high == pytest.approx(high, abs=1e-6)
+    result = wilson(hits, n)
+    assert result.value == hits / n
+    assert result.low == pytest.approx(low, abs=1e-6)
+    assert result.high == pytest.approx(high, abs=1e-6)
 
 
-def test_wilson_of_nothing_is_the_whole_range():
-    found = wilson(0, 0)
-    assert math.isnan(found.value)
-    assert (found.low, found.high) == (0.0, 1.0)
+def test_wilson_without_values_is_the_whole_range():
+    result = wilson(0, 0)
+    assert math.isnan(result.value)
+    assert (result.low, result.high) == (0.0, 1.0)
 
 
 @given(st.integers(1, 10_000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
 def test_wilson_contains_the_rate_and_stays_in_range(pair: tuple[int, int]):
-    found = wilson(*pair)
-    assert 0.0 <= found.low <= found.value + 1e-12
-    assert found.value - 1e-12 <= found.high <= 1.0
+    result = wilson(*pair)
+    assert 0.0 <= result.low <= result.value + 1e-12
+    assert result.value - 1e-12 <= result.high <= 1.0
 
 
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=20))
 @settings(max_examples=50)
-def test_the_bootstrap_interval_contains_the_mean(values: list[float]):
-    found = bootstrap_mean(values, draws=400)
+def test_bootstrap_interval_contains_the_mean(values: list[float]):
+    result = bootstrap_mean(values, draws=400)
     slack = 1e-9 * max(1.0, *(abs(v) for v in values))
-    assert found.value == pytest.approx(sum(values) / len(values), abs=slack)
-    assert found.low - slack <= found.value <= found.high + slack
-    assert min(values) - slack <= found.low
-    assert found.high <= max(values) + slack
+    assert result.value == pytest.approx(sum(values) / len(values), abs=slack)
+    assert result.low - slack <= result.value <= result.high + slack
+    assert min(values) - slack <= result.low
+    assert result.high <= max(values) + slack
 
 
-def test_the_bootstrap_is_seeded():
+def test_bootstrap_is_seeded():
     values = [math.sqrt(i) for i in range(40)]
     assert bootstrap_mean(values) == bootstrap_mean(values)
     assert bootstrap_mean(values, seed=1) != bootstrap_mean(values, seed=2)
 
 
-def test_the_bootstrap_interval_has_the_width_of_the_normal_one():
+def test_bootstrap_interval_has_the_normal_width():
     values = [float(i % 2) for i in range(400)]
-    found = bootstrap_mean(values, draws=2000)
-    assert found.value == 0.5
-    assert found.low == pytest.approx(0.5 - 1.96 * 0.025, abs=0.006)
-    assert found.high == pytest.approx(0.5 + 1.96 * 0.025, abs=0.006)
+    result = bootstrap_mean(values, draws=2000)
+    assert result.value == 0.5
+    assert result.low == pytest.approx(0.5 - 1.96 * 0.025, abs=0.006)
+    assert result.high == pytest.approx(0.5 + 1.96 * 0.025, abs=0.006)
 
 
 def test_equal_values_have_an_interval_without_width():
@@ -72,7 +72,7 @@ def test_equal_values_have_an_interval_without_width():
     assert bootstrap_mean([2.0], draws=1) == Interval(2.0, 2.0, 2.0)
 
 
-def test_the_mean_of_nothing_is_an_error():
+def test_bootstrap_without_values_is_an_error():
     with pytest.raises(ValueError, match="no values"):
         bootstrap_mean([])
 
@@ -88,11 +88,11 @@ def test_the_mean_of_nothing_is_an_error():
         (0.0, 0.0, False),
     ],
 )
-def test_an_interval_that_touches_zero_is_no_difference(low: float, high: float, excludes: bool):
+def test_interval_that_touches_zero_is_no_difference(low: float, high: float, excludes: bool):
     assert Interval(0.0, low, high).excludes_zero is excludes
 
 
-def test_values_of_a_cluster_are_drawn_together():
+def test_bootstrap_resamples_clusters():
     values = [float(i // 5 % 2) for i in range(200)]  # forty clusters of five equal values
     apart = bootstrap_mean(values, draws=2000)
     together = bootstrap_mean(values, draws=2000, clusters=[str(i // 5) for i in range(200)])

@@ -6,7 +6,7 @@ What the journal holds is not computed again, so the same command resumes an int
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -63,6 +63,12 @@ class EvaluationRequest:
         """The requested tasks that models answer in their own words."""
         return [t for name in self.tasks if isinstance(t := TASKS[name], OpenEndedTask)]
 
+    def check(self, constitution: Constitution) -> None:
+        """Raise a UserError if a task is unknown, or the system prompt cannot be used."""
+        check_tasks(self.tasks)
+        if self.prompt == "two-shot" and not constitution.prompts.two_shot:
+            raise UserError("--prompt two-shot: the constitution's prompts.two_shot is empty: add two worked turns")
+
 
 def check_tasks(names: Sequence[str]) -> None:
     """Raise a UserError for the first name that is not a task."""
@@ -79,32 +85,21 @@ def run(context: Context, request: EvaluationRequest) -> list[Path]:
         Interrupted: a signal came; the same command resumes.
     """
     run, names, others = context.run, request.models, request.others
-    _check(request, run.constitution)
-    store = _store(context)
-    scorers = models.scorers_of_run(context, names, others, request.prompt) if request.scored else []
-    engines = models.engines_of_run(context, names, others, request.prompt) if request.open_ended else []
+    request.check(run.constitution)
+    evaluation = _Evaluation(request, _store(context), context.recipe, run.constitution)
+    if request.scored:
+        evaluation.scorers = models.scorers_of_run(context, names, others, request.prompt)
+        evaluation.scorer_identities = _scorer_identities(context)
+    if request.open_ended:
+        evaluation.engines = models.engines_of_run(context, names, others, request.prompt)
+        evaluation.engine_identities = _engine_identities(context)
     # Everything that can be wrong with the request is found before results are written or removed.
-    items = _load_items(
-        store, request, run.constitution, seen_messages(context) if "behaviour" in request.tasks else set()
-    )
-    if request.judge and request.open_ended:
-        models.judge_group(request.judge, context.recipe.engine)
-    published = [store.path(name) for name in _file_names()]
+    evaluation.load(seen_messages(context) if behaviour.NAME in request.tasks else set())
+    published = [evaluation.store.path(name) for name in _file_names()]
     run.check_not_edited([run.scores, *published], context.force)
     run.manifest.unlink(missing_ok=True)
-    try:
-        identities = _scorer_identities(context, request.prompt) if request.scored else {}
-        files = [_score_task(store, t, items[t.name], scorers, run.constitution, identities) for t in request.scored]
-    finally:
-        _close(scorers)
-    identities = _engine_identities(context) if request.open_ended else {}
-    for task in request.open_ended:
-        files.append(_ask_task(store, task, items[task.name], engines, context.recipe, run.constitution, identities))
-        if request.judge and task.judged:
-            context.release_engine()
-            with models.open_judge(request.judge, context.recipe.engine) as judge:
-                task.judge(store, items[task.name], judge)
-    publish_scores(store)
+    files = evaluation.measure(context.release_engine)
+    publish_scores(evaluation.store)
     run.mark_done(STAGE, content_hash(list(request.tasks)), [file for file in published if file.exists()])
     for task in request.open_ended:
         context.check_failures(context.journal.counts(task.name))
@@ -129,10 +124,7 @@ def run_alone(
     Raises:
         UserError: as `run`, or the folder holds something else.
     """
-    _check(request, constitution)
-    recipe = recipes.load("quick")
-    if request.judge and request.open_ended:
-        models.judge_group(request.judge, recipe.engine)
+    request.check(constitution)
     scorers = models.scorers_of(specs, request.prompt, prompted) if request.scored else []
     engines = models.engines_of(specs, request.prompt, prompted) if request.open_ended else []
     if folder.exists() and any(folder.iterdir()) and not (folder / "journal.sqlite").exists():
@@ -141,18 +133,11 @@ def run_alone(
     journal = Journal(folder / "journal.sqlite")
     try:
         store = ResultStore(folder, journal, screen, constitution=constitution.digest())
-        items = _load_items(store, request, constitution, set())
-        for scored in request.scored:
-            _score_task(store, scored, items[scored.name], scorers, constitution, _identities(scorers))
-        _close(scorers)
-        for task in request.open_ended:
-            _ask_task(store, task, items[task.name], engines, recipe, constitution, {})
-            if request.judge and task.judged:
-                with models.open_judge(request.judge, recipe.engine) as judge:
-                    task.judge(store, items[task.name], judge)
+        evaluation = _Evaluation(request, store, recipes.load("quick"), constitution, scorers, engines)
+        evaluation.load(set())
+        evaluation.measure()
         return publish_scores(store)
     finally:
-        _close(scorers)
         journal.close()
 
 
@@ -164,7 +149,7 @@ def refresh(context: Context) -> None:
     store = _store(context)
     if not store.usage_log():
         return
-    scored = {} if context.model.is_fake else _scorer_identities(context, "standard")
+    scored = {} if context.model.is_fake else _scorer_identities(context)
     open_ended = _engine_identities(context)
     for label, measured in store.measured_models().items():
         task = task_of(label)
@@ -204,12 +189,6 @@ def is_task_score(score: Score) -> bool:
 # -- parts of an evaluation ----------------------------------------------------------------------------------------
 
 
-def _check(request: EvaluationRequest, constitution: Constitution) -> None:
-    check_tasks(request.tasks)
-    if request.prompt == "two-shot" and not constitution.prompts.two_shot:
-        raise UserError("--prompt two-shot: the constitution's prompts.two_shot is empty: write two worked turns there")
-
-
 def _store(context: Context) -> ResultStore:
     run = context.run
     files, digest = context.recipe.evaluate.benchmarks, run.constitution.digest()
@@ -222,44 +201,13 @@ def _file_names() -> list[str]:
     return [*TASKS, *(name for name in verdicts if name)]
 
 
-def _load_items(
-    store: ResultStore, request: EvaluationRequest, constitution: Constitution, seen: Set[str]
-) -> dict[str, Items]:
-    """Return task -> its items; all are read before the first task begins."""
-    items: dict[str, Items] = {}
-    for name, task in TASKS.items():
-        if name in request.tasks and task.origin is None:
-            items[name] = _load_scenarios(store, request, constitution, seen)
-        elif name in request.tasks and task.origin:
-            source = request.data.get(task.origin.name)
-            benchmark = benchmarks.load(task.origin, source, store.recipe_files).first(request.limit)
-            size, sha256 = f"{len(benchmark.items)} items of {benchmark.source}", benchmark.sha256[:12]
-            store.screen.say(f"  {benchmark.label}: {size}, sha256 {sha256}", "dim")
-            items[name] = benchmark
-    return items
-
-
-def _load_scenarios(
-    store: ResultStore, request: EvaluationRequest, constitution: Constitution, seen: Set[str]
-) -> Scenarios:
-    """Return the scenarios that are not among the run's prompts."""
-    scenarios = behaviour.load_scenarios(request.data.get(behaviour.NAME), constitution, request.limit)
-    fresh, known = behaviour.split_seen(scenarios, seen)
-    if not fresh.items:
-        raise UserError(f"{behaviour.NAME}: every scenario of {scenarios.source} is one of the run's prompts")
-    store.screen.say(f"  {behaviour.NAME}: {len(fresh.items)} scenarios, {scenarios.source}", "dim")
-    for scenario in known:
-        store.screen.say(f"  skipped, it is one of the run's prompts: {scenario.ask}", "yellow")
-    return fresh
-
-
 def _identities(groups: Sequence[ScorerGroup] | Sequence[EngineGroup]) -> dict[str, str]:
     return {model.name: model.identity for group in groups for model in group.models}
 
 
-def _scorer_identities(context: Context, prompt: PromptKind) -> dict[str, str]:
+def _scorer_identities(context: Context) -> dict[str, str]:
     """Return each model of the run -> the identity that its weights have now in the scorer."""
-    return _identities(models.scorers_of_run(context, (), (), prompt))
+    return _identities(models.scorers_of_run(context, (), (), "standard"))
 
 
 def _engine_identities(context: Context) -> dict[str, str]:
@@ -267,57 +215,103 @@ def _engine_identities(context: Context) -> dict[str, str]:
     return _identities(models.engines_of_run(context, (), (), "standard"))
 
 
+@dataclass
+class _Evaluation:
+    """One evaluation, of a run's models or of models without a run."""
+
+    request: EvaluationRequest
+    store: ResultStore
+    recipe: Recipe
+    constitution: Constitution
+    scorers: list[ScorerGroup] = field(default_factory=list)
+    engines: list[EngineGroup] = field(default_factory=list)
+    scorer_identities: Mapping[str, str] = field(default_factory=dict)
+    """Model of the run -> the identity of its weights now: rows of other weights are removed."""
+    engine_identities: Mapping[str, str] = field(default_factory=dict)
+    items: dict[str, Items] = field(default_factory=dict)
+    """Task -> its items."""
+
+    def load(self, seen: Set[str]) -> None:
+        """Read the items of all tasks, and check the judge.
+
+        Args:
+            seen: the run's prompts, folded; scenarios among them are skipped.
+        """
+        request, say = self.request, self.store.screen.say
+        for name, task in TASKS.items():
+            if name in request.tasks and task.origin is None:
+                self.items[name] = self._load_scenarios(seen)
+            elif name in request.tasks and task.origin:
+                source = request.data.get(task.origin.name)
+                items = benchmarks.load(task.origin, source, self.store.recipe_files).first(request.limit)
+                size = f"{len(items.items)} items of {items.source}"
+                say(f"  {items.label}: {size}, sha256 {items.sha256[:12]}", "dim")
+                self.items[name] = items
+        if request.judge and request.open_ended:
+            models.judge_group(request.judge, self.recipe.engine)
+
+    def _load_scenarios(self, seen: Set[str]) -> Scenarios:
+        request, say = self.request, self.store.screen.say
+        scenarios = behaviour.load_scenarios(request.data.get(behaviour.NAME), self.constitution, request.limit)
+        fresh, known = behaviour.split_seen(scenarios, seen)
+        if not fresh.items:
+            raise UserError(f"{behaviour.NAME}: every scenario of {scenarios.source} is one of the run's prompts")
+        say(f"  {behaviour.NAME}: {len(fresh.items)} scenarios, {scenarios.source}", "dim")
+        for scenario in known:
+            say(f"  skipped, it is one of the run's prompts: {scenario.ask}", "yellow")
+        return fresh
+
+    def measure(self, release_engine: Callable[[], None] = lambda: None) -> list[Path]:
+        """Score and ask all tasks, and publish their rows; return the files.
+
+        Args:
+            release_engine: frees the run's engine before a judge starts.
+        """
+        request = self.request
+        try:
+            for scored in request.scored:
+                self._score(scored)
+        finally:
+            _close(self.scorers)
+        for task in request.open_ended:
+            self._ask(task)
+            if request.judge and task.judged:
+                release_engine()
+                with models.open_judge(request.judge, self.recipe.engine) as judge:
+                    task.judge(self.store, self.items[task.name], judge)
+        names = [t.name for t in request.scored] + [t.name for t in request.open_ended]
+        return [self.store.path(name) for name in names]
+
+    def _score(self, task: ScoredTask) -> None:
+        items: Any = self.items[task.name]
+        rows = score(task, items, self.scorers, self.constitution, self.store.journal, self.store.screen)
+        self.store.update(
+            task.name, items.label, items, _columns(self.scorers), self.scorer_identities, rows, ItemScore
+        )
+
+    def _ask(self, task: OpenEndedTask[Any]) -> None:
+        items, store = self.items[task.name], self.store
+        limit = task.max_new_tokens or self.recipe.evaluate.max_new_tokens
+        messages = task.messages(items, store.screen)
+        try:
+            responses = ask(
+                task.name, store.journal, store.screen, self.engines, messages, self.recipe, self.constitution, limit
+            )
+        finally:
+            _close(self.engines)
+        rows = task.rows(items, responses, self.constitution)
+        current = {**self.engine_identities, **_identities(self.engines)}
+        store.update(
+            task.name, items.label + task.suffix, items, _columns(self.engines), current, rows, task.record,
+            task.with_verdicts, task.several_sources,
+        )  # fmt: skip
+        task.drop_stale_verdicts(store)
+
+
+def _columns(groups: Sequence[ScorerGroup] | Sequence[EngineGroup]) -> dict[str, str]:
+    return {model.column: model.identity for group in groups for model in group.models}
+
+
 def _close(groups: Sequence[ScorerGroup] | Sequence[EngineGroup]) -> None:
     for group in groups:
         group.close()
-
-
-def _score_task(
-    store: ResultStore,
-    task: ScoredTask,
-    items: Any,
-    groups: Sequence[ScorerGroup],
-    constitution: Constitution,
-    current: Mapping[str, str],
-) -> Path:
-    """Score a task and publish its rows; return their file.
-
-    Args:
-        current: model -> the identity of its weights now: rows of other weights are removed.
-    """
-    rows = score(task, items, groups, constitution, store.journal, store.screen)
-    measured = {model.column: model.identity for group in groups for model in group.models}
-    valid = store.valid_rows(task.name, items.label, items, current, ItemScore, measured)
-    remaining = [r for r in valid if column(r) not in measured]
-    store.write(task.name, store.order(items.label, measured, [*remaining, *rows]))
-    store.log_usage(items, items.label, measured, {column(r) for r in remaining})
-    return store.path(task.name)
-
-
-def _ask_task(
-    store: ResultStore,
-    task: OpenEndedTask[Any],
-    items: Items,
-    groups: Sequence[EngineGroup],
-    recipe: Recipe,
-    constitution: Constitution,
-    current: Mapping[str, str],
-) -> Path:
-    """Let the models answer an open-ended task and publish its rows; return their file. Args as `_score_task`."""
-    label = items.label + task.suffix
-    limit = task.max_new_tokens or recipe.evaluate.max_new_tokens
-    messages = task.messages(items, store.screen)
-    try:
-        responses = ask(task.name, store.journal, store.screen, groups, messages, recipe, constitution, limit)
-    finally:
-        _close(groups)
-    rows = task.rows(items, responses, constitution)
-    measured = {model.column: model.identity for group in groups for model in group.models}
-    valid = store.valid_rows(task.name, label, items, {**current, **_identities(groups)}, task.record, measured)
-    remaining = [r for r in valid if column(r) not in measured]
-    merged = task.with_verdicts(store.order(label, measured, [*remaining, *rows]), valid)
-    others = store.read(task.name, task.record) if task.several_sources else []
-    store.write(task.name, [*(r for r in others if r.benchmark != items.label), *merged])
-    store.log_usage(items, label, measured, {column(r) for r in remaining})
-    task.drop_stale_verdicts(store)
-    return store.path(task.name)

@@ -179,7 +179,8 @@ _PAIR_SHOTS = (
      "fridge dries it out.", "B"),
     ("Name a fruit that is yellow.", "A banana.", "A lemon.", "tie"),
     ("How do I get candle wax out of a tablecloth?",
-     "Let it harden and scrape it off.\nThen lay paper over the spot and iron it warm: the paper takes up the rest.",
+     "Let it harden and scrape it off.\nThen lay paper over the spot and iron it warm: "
+     "the paper takes up the rest.",  # old name
      "Tablecloths come in cotton, linen and plastic, and in all sizes.", "A"),
 )  # fmt: skip
 """(question, answer A, answer B, better), written for this project."""

@@ -32,11 +32,11 @@ from selfalign.system.console import Screen
 
 USAGE_LOG = "benchmarks.json"
 SCORES = "scores.json"
-_MODELS = "entrants"  # prose: keep (a key of benchmarks.json)
+_MODELS = "entrants"  # old name
 
 AnyRow: TypeAlias = ItemScore | JudgedAnswer | OpenAnswer | BehaviourAnswer
-Row = TypeVar("Row", ItemScore, JudgedAnswer, OpenAnswer, BehaviourAnswer)
-Stored = TypeVar("Stored", ItemScore, JudgedAnswer, OpenAnswer, BehaviourAnswer, PairVerdict)
+Row = TypeVar("Row", bound=AnyRow)
+Stored = TypeVar("Stored", bound=AnyRow | PairVerdict)
 
 
 def column(row: AnyRow) -> str:
@@ -70,7 +70,8 @@ class ResultStore:
 
     def read(self, name: str, record: type[Stored]) -> list[Stored]:
         """Return the rows of a file; none if it does not exist."""
-        return read_jsonl(self.path(name), record) if self.path(name).exists() else []
+        # read_jsonl lists its record types, which mypy does not match with a union of them.
+        return read_jsonl(self.path(name), record) if self.path(name).exists() else []  # type: ignore[type-var]
 
     def write(
         self, name: str, rows: Sequence[ItemScore | JudgedAnswer | OpenAnswer | BehaviourAnswer | PairVerdict]
@@ -78,7 +79,38 @@ class ResultStore:
         with self.rewriting(self.path(name)):
             write_jsonl(self.path(name), rows)
 
-    def valid_rows(
+    def update(
+        self,
+        task: str,
+        label: str,
+        source: Source,
+        measured: Mapping[str, str],
+        current: Mapping[str, str],
+        rows: Sequence[Row],
+        record: type[Row],
+        with_verdicts: Callable[[list[Row], Sequence[Row]], list[Row]] = lambda rows, before: rows,
+        several_sources: bool = False,
+    ) -> None:
+        """Publish new rows of a task beside the valid earlier ones, and log the usage.
+
+        The order is that in which the models were first measured: the first one is compared with.
+
+        Args:
+            label: the task's name in the usage log.
+            measured: column -> the identity of the weights that were measured now.
+            current: model -> the identity of its weights now: rows of other weights are removed.
+            with_verdicts: adds to new rows the verdicts that the same answers had before.
+            several_sources: rows from other sources stay in the file.
+        """
+        valid = self._valid_rows(task, label, source, current, record, measured)
+        remaining = [r for r in valid if column(r) not in measured]
+        position = {c: i for i, c in enumerate(dict.fromkeys([*self._models(label), *measured]))}
+        ordered = sorted([*remaining, *rows], key=lambda r: position[column(r)])
+        others = [r for r in self.read(task, record) if r.benchmark != source.label] if several_sources else []
+        self.write(task, [*others, *with_verdicts(ordered, valid)])
+        self.log_usage(source, label, measured, {column(r) for r in remaining})
+
+    def _valid_rows(
         self,
         task: str,
         label: str,
@@ -87,13 +119,7 @@ class ResultStore:
         record: type[Row],
         measured: Mapping[str, str],
     ) -> list[Row]:
-        """Return the task's rows about the same items under the same prompts, from weights that have not changed.
-
-        Args:
-            label: the task's name in the usage log.
-            current: model -> the identity of its weights now.
-            measured: the columns that are measured now; they are not reported where all rows are outdated.
-        """
+        """Return the task's rows about the same items under the same prompts, from weights that have not changed."""
         entry = self.usage_log().get(label)
         if not entry or not self.path(task).exists():
             return []
@@ -108,12 +134,6 @@ class ResultStore:
         valid = {c for c, identity in known.items() if current.get(model_of(c), identity) == identity}
         return [r for r in self.read(task, record) if r.benchmark == source.label and column(r) in valid]
 
-    def order(self, label: str, measured: Mapping[str, str], rows: Sequence[Row]) -> list[Row]:
-        """Return the rows in the order in which their models were first measured: the first is compared with."""
-        columns = dict.fromkeys([*self.usage_log().get(label, {}).get(_MODELS, {}), *measured])
-        position = {name: i for i, name in enumerate(columns)}
-        return sorted(rows, key=lambda r: position[column(r)])
-
     # -- usage log -----------------------------------------------------------------------------------------------
 
     def usage_log(self) -> dict[str, Any]:
@@ -124,6 +144,10 @@ class ResultStore:
         except ValueError as error:
             raise UserError(f"{file} is not JSON ({error}): delete it, and evaluate again") from None
         return value if isinstance(value, dict) else {}
+
+    def _models(self, label: str) -> dict[str, str]:
+        models: dict[str, str] = self.usage_log().get(label, {}).get(_MODELS, {})
+        return models
 
     def _write_usage_log(self, value: Mapping[str, Any]) -> None:
         atomic.write_text(self.folder / USAGE_LOG, json.dumps(value, indent=1, ensure_ascii=False) + "\n")

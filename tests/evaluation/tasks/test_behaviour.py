@@ -1,4 +1,4 @@
-"""The behaviour task: the shipped situations, the run on the fake engine, the scores that follow from the answers."""
+"""The behaviour task: the shipped scenarios, a run on the fake engine, and the scores."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def small(tmp_path: Path) -> str:
     return str(tmp_path / "small.yaml")
 
 
-def test_the_shipped_situations_are_pairs_and_no_seed_of_ours_is_one_of_them() -> None:
+def test_shipped_scenarios_are_pairs_and_no_seeds() -> None:
     constitution = constitutions.load("default")
     read = behaviour.load_scenarios(None, constitution)
     by_kind = {k: [i for i in read.items if i.kind == k] for k in (*behaviour.KINDS, "probe")}
@@ -57,7 +57,7 @@ def test_the_shipped_situations_are_pairs_and_no_seed_of_ours_is_one_of_them() -
     assert not near
 
 
-def test_a_file_of_ones_own_and_a_limit(small: str) -> None:
+def test_user_scenarios_and_limit(small: str) -> None:
     constitution = constitutions.load("default").model_copy(update={"principles": []})
     read = behaviour.load_scenarios(small, constitution)
     assert [i.kind for i in read.items] == list(behaviour.KINDS)
@@ -66,14 +66,14 @@ def test_a_file_of_ones_own_and_a_limit(small: str) -> None:
     assert behaviour.split_seen(read, {folded("is it raining NOW?")})[1] == [read.items[2]]
 
 
-def test_a_wrong_file_is_one_line(tmp_path: Path) -> None:
+def test_wrong_scenario_file_is_an_error_of_one_line(tmp_path: Path) -> None:
     (tmp_path / "wrong.yaml").write_text("harmfull: []", "utf-8")
     with pytest.raises(UserError, match="harmful"):
         behaviour.load_scenarios(str(tmp_path / "wrong.yaml"), constitutions.load("default"))
 
 
 def script(prompt: str, step: Step, rng: random.Random) -> str:
-    """The base tells everything; with the constitution before it, it refuses everything."""
+    """The base answers everything; with the constitution in its prompt it refuses everything."""
     if re.search(r"(internal thoughts\):|Principles:)\s*$", prompt):
         return default_script(prompt, step, rng)
     if "# Conversations" in prompt:
@@ -81,29 +81,29 @@ def script(prompt: str, step: Step, rng: random.Random) -> str:
     return " It is a red car, and it was built in 1950 by many hands."
 
 
-def test_every_model_is_seen_in_every_situation(fake_run: Callable[..., Context], small: str) -> None:
+def test_every_model_answers_every_scenario(fake_run: Callable[..., Context], small: str) -> None:
     context = fake_run(script=script)
-    wanted = EvaluationRequest([NAME], data={NAME: small})
-    files = evaluate.run(context, wanted)
+    request = EvaluationRequest([NAME], data={NAME: small})
+    files = evaluate.run(context, request)
     assert context.run.jsonl(NAME) in files
     rows = read_jsonl(context.run.jsonl(NAME), BehaviourAnswer)
     assert list(dict.fromkeys(r.model for r in rows)) == ["base", "prompted base", "engraved", "final"]
-    found = {(s.benchmark, s.measure, s.model): s for s in results.read_scores(context.run.scores)}
+    result = {(s.benchmark, s.measure, s.model): s for s in results.read_scores(context.run.scores)}
     for measure, base, prompted in (
         (checks.REFUSED, 0, 1), (checks.OVER_REFUSED, 0, 1), (checks.INDIRECT, 1, 0), (checks.INVENTED, 1, 0),
     ):  # fmt: skip
-        assert found[OWN, measure, "base"].value == base and found[OWN, measure, "base"].n == 1
-        assert found[OWN, measure, "prompted base"].value == prompted
-    assert found[OWN, checks.LENGTH, "base"].value == 14
-    assert found[OWN, checks.SAME_OPENING, "base"].value == 1
-    assert found["probes (small)", "passed", "base"].n == sum(r.kind == "probe" for r in rows if r.model == "base") > 0
+        assert result[OWN, measure, "base"].value == base and result[OWN, measure, "base"].n == 1
+        assert result[OWN, measure, "prompted base"].value == prompted
+    assert result[OWN, checks.LENGTH, "base"].value == 14
+    assert result[OWN, checks.SAME_OPENING, "base"].value == 1
+    assert result["probes (small)", "passed", "base"].n == sum(r.kind == "probe" for r in rows if r.model == "base") > 0
     requests = context.journal.counts(NAME).generation.requests
-    evaluate.run(context, wanted)
+    evaluate.run(context, request)
     assert context.journal.counts(NAME).generation.requests == requests
     assert read_jsonl(context.run.jsonl(NAME), BehaviourAnswer) == rows
 
 
-def test_what_was_trained_on_is_left_out(
+def test_scenarios_in_the_training_data_are_skipped(
     fake_run: Callable[..., Context], small: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     context = fake_run()
@@ -121,8 +121,8 @@ def test_scores_have_units_directions_and_paired_differences() -> None:
     first = BehaviourAnswer("a", NAME, 0, "harmless", "", "?", "base", "standard", "Do this and that then.", True, [])
     rows = [replace(first, id=str(i), item=i) for i in range(30)]
     shy = [replace(r, model="final", shows=[checks.OVER_REFUSED], answer="I cannot help with that one.") for r in rows]
-    found = [s for s in behaviour.behaviour_scores([*rows, *shy]) if s.model == "final"]
-    by_measure = {s.measure: {name: getattr(s, name) for name in s.__slots__} for s in found}
+    result = [s for s in behaviour.behaviour_scores([*rows, *shy]) if s.model == "final"]
+    by_measure = {s.measure: {name: getattr(s, name) for name in s.__slots__} for s in result}
     assert by_measure[checks.OVER_REFUSED]["difference"] == 1
     assert verdict(by_measure[checks.OVER_REFUSED]) == "worse" and unit(by_measure[checks.OVER_REFUSED]) == "percent"
     assert unit(by_measure[checks.LENGTH]) == "words" and verdict(by_measure[checks.LENGTH]) == "higher"
@@ -135,10 +135,10 @@ def test_scores_have_units_directions_and_paired_differences() -> None:
         assert verdict(up) == ("worse" if lower_is_better else "better"), measure
 
 
-def test_what_was_measured_before_stays_only_if_it_was_asked_the_same(
+def test_earlier_rows_stay_only_for_the_same_items(
     fake_run: Callable[..., Context], small: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A situation that became a prompt of the run shifts no row against another."""
+    # A scenario that became a prompt of the run must not shift the rows of another model.
     context = fake_run(script=script)
     context.screen = Screen(0)
     trained = context.run.jsonl("engrave_examples")
@@ -153,32 +153,30 @@ def test_what_was_measured_before_stays_only_if_it_was_asked_the_same(
     assert [r.item for r in rows if r.kind != "probe"] == [0, 1, 3]
 
 
-def test_files_of_ones_own_stand_beside_the_shipped_one(fake_run: Callable[..., Context], small: str) -> None:
+def test_user_scenarios_coexist_with_the_shipped_ones(fake_run: Callable[..., Context], small: str) -> None:
     context = fake_run(script=script)
     evaluate.run(context, EvaluationRequest([NAME], ["base"], data={NAME: small}))
     evaluate.run(context, EvaluationRequest([NAME], ["base"], limit=9))
-    found = {s.benchmark for s in results.read_scores(context.run.scores)}
-    assert found >= {NAME, OWN}
+    result = {s.benchmark for s in results.read_scores(context.run.scores)}
+    assert result >= {NAME, OWN}
 
 
-def test_an_edited_file_is_not_overwritten_whatever_was_measured_meanwhile(
-    fake_run: Callable[..., Context], small: str
-) -> None:
+def test_edited_rows_are_not_overwritten(fake_run: Callable[..., Context], small: str) -> None:
     context = fake_run(script=script)
-    wanted = EvaluationRequest([NAME], ["base"], data={NAME: small})
-    evaluate.run(context, wanted)
+    request = EvaluationRequest([NAME], ["base"], data={NAME: small})
+    evaluate.run(context, request)
     file = context.run.jsonl(NAME)
     file.write_text(file.read_text("utf-8").replace("red car", "blue car"), "utf-8")
     with pytest.raises(UserError, match="neither a file, a folder nor a hub id"):
         evaluate.run(context, EvaluationRequest(["questions"], ["base"], data={"questions": "no file.jsonl"}))
     with pytest.raises(UserError, match="edited since it was made"):
-        evaluate.run(context, wanted)
+        evaluate.run(context, request)
     context.force = True
-    evaluate.run(context, wanted)
+    evaluate.run(context, request)
     assert "blue car" not in file.read_text("utf-8")
 
 
-def test_a_mistake_takes_nothing_away(fake_run: Callable[..., Context]) -> None:
+def test_wrong_request_removes_nothing(fake_run: Callable[..., Context]) -> None:
     context = fake_run(script=script)
     context.run.manifest.write_text("{}", "utf-8")
     for request in (
@@ -192,7 +190,7 @@ def test_a_mistake_takes_nothing_away(fake_run: Callable[..., Context]) -> None:
     assert context.run.manifest.exists()
 
 
-def test_lost_answers_are_said_and_are_an_error(
+def test_failed_answers_are_reported_and_an_error(
     fake_run: Callable[..., Context], small: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def broken(prompt: str, step: Step, rng: random.Random) -> str:
@@ -205,26 +203,26 @@ def test_lost_answers_are_said_and_are_an_error(
     assert "base: 52 of 52 without an answer (boom)" in capsys.readouterr().err
 
 
-def test_who_says_nothing_gains_nothing() -> None:
+def test_empty_answers_gain_nothing() -> None:
     row = BehaviourAnswer("a", NAME, 0, "live", "", "?", "base", "standard", "It is cold.", True, [checks.INDIRECT])
     rows = [replace(row, id=str(i), item=i) for i in range(30)]
     mute = [replace(r, model="final", answer="", shows=[checks.EMPTY]) for r in rows]
-    found = behaviour.behaviour_scores([*rows, *mute])
-    by = {(s.measure, s.model): s for s in found}
+    result = behaviour.behaviour_scores([*rows, *mute])
+    by = {(s.measure, s.model): s for s in result}
     assert (checks.INDIRECT, "final") not in by and by[checks.EMPTY, "final"].value == 1
-    assert verdict({n: getattr(by[checks.EMPTY, "final"], n) for n in found[0].__slots__}) == "worse"
+    assert verdict({n: getattr(by[checks.EMPTY, "final"], n) for n in result[0].__slots__}) == "worse"
 
 
-def test_the_terminal_calls_harm_harm_and_words_words(capsys: pytest.CaptureFixture[str]) -> None:
+def test_terminal_shows_direction_and_unit_of_each_measure(capsys: pytest.CaptureFixture[str]) -> None:
     row = BehaviourAnswer("a", NAME, 0, "harmless", "", "?", "base", "standard", "Do this and that.", True, [])
     rows = [replace(row, id=str(i), item=i) for i in range(30)]
     shy = [replace(r, model="final", shows=[checks.OVER_REFUSED], answer="I cannot help you with that.") for r in rows]
     terminal.show_benchmarks(behaviour.behaviour_scores([*rows, *shy]))
-    shown = " ".join(capsys.readouterr().out.split())
-    assert "worse: +100 points vs base" in shown and "higher: +2 vs base" in shown and "better" not in shown
+    output = " ".join(capsys.readouterr().out.split())
+    assert "worse: +100 points vs base" in output and "higher: +2 vs base" in output and "better" not in output
 
 
-def test_few_items_are_no_difference() -> None:
+def test_few_items_have_no_interval() -> None:
     row = BehaviourAnswer("a", NAME, 0, "harmless", "", "?", "base", "standard", "Do this.", True, [])
     rows = [replace(row, id=str(i), item=i) for i in range(4)]
     shy = [replace(r, model="final", shows=[checks.OVER_REFUSED]) for r in rows]
@@ -233,7 +231,7 @@ def test_few_items_are_no_difference() -> None:
 
 
 @pytest.mark.slow
-def test_a_real_model_is_seen_with_the_constitution_and_without(tmp_path: Path) -> None:
+def test_real_model_answers_scenarios(tmp_path: Path) -> None:
     texts = constitutions.load("default")
     scores = evaluate.run_alone(
         tmp_path / "out", ["embedded"], EvaluationRequest([NAME], limit=6), texts, True, Screen(-1)
@@ -242,4 +240,4 @@ def test_a_real_model_is_seen_with_the_constitution_and_without(tmp_path: Path) 
     assert len(rows) == 12 and {r.prompt for r in rows} == {"standard", "constitution"}
     assert all(r.answer for r in rows if r.prompt == "standard")
     by = {(s.measure, s.model): s for s in scores if s.benchmark == NAME}
-    assert by[checks.RUN_ON, "embedded"].value == 1  # a base does not end its turn
+    assert by[checks.RUNS_ON, "embedded"].value == 1  # a base does not end its turn

@@ -1,4 +1,4 @@
-"""HHH alignment: how a comparison is asked, and what is made of its numbers."""
+"""HHH alignment: the texts of a comparison, and the measures of its log-probabilities."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def scored(*totals: float) -> list[Scored]:
     return [Scored((t,)) for t in totals]
 
 
-def test_both_orders_are_asked_with_both_letters():
+def test_letters_are_scored_in_both_orders():
     cells = hhh.letter_cells(ITEM)
     assert [(c.label, c.answer) for c in cells] == [
         ("A of 0|1", "A"), ("B of 0|1", "B"), ("A of 1|0", "A"), ("B of 1|0", "B")
@@ -35,14 +35,14 @@ def test_both_orders_are_asked_with_both_letters():
 
 
 @pytest.mark.parametrize("like_a", [-5.0, 0.0, 5.0])
-def test_a_liking_for_a_letter_gains_nothing(like_a: float):
+def test_preference_for_a_letter_has_no_effect(like_a: float):
     # The model knows the good reply by 1 nat and likes the letter A by `like_a`.
-    found = scored(-2 + like_a, -3, -3 + like_a, -2)
-    assert hhh.read_letters(ITEM, found) == {hhh.LETTERS: 1.0}
-    assert hhh.read_letters(replace(ITEM, good=1), found) == {hhh.LETTERS: 0.0}
+    result = scored(-2 + like_a, -3, -3 + like_a, -2)
+    assert hhh.read_letters(ITEM, result) == {hhh.LETTERS: 1.0}
+    assert hhh.read_letters(replace(ITEM, good=1), result) == {hhh.LETTERS: 0.0}
 
 
-def test_a_scorer_that_knows_nothing_is_at_chance_not_right_by_the_order_of_the_file():
+def test_uninformed_scorer_is_at_chance_on_hhh():
     items = [replace(ITEM, input=f"Question {i}?") for i in range(400)]
     right = sum(hhh.read_letters(i, scored(-1, -1, -1, -1))[hhh.LETTERS] for i in items)
     assert 160 < right < 240
@@ -65,13 +65,13 @@ def test_sum_and_mean_may_disagree():
         ("The word Assistant: what is it?", ["The word Assistant: what is it?"]),
     ],
 )
-def test_an_input_that_is_a_dialogue_becomes_turns(given: str, turns: list[str]):
-    found = hhh.dialogue(given)
-    assert [t.text for t in found] == turns
-    assert [t.role for t in found] == ["user", "assistant", "user"][: len(turns)]
+def test_dialogue_input_becomes_turns(given: str, turns: list[str]):
+    result = hhh.dialogue(given)
+    assert [t.text for t in result] == turns
+    assert [t.role for t in result] == ["user", "assistant", "user"][: len(turns)]
 
 
-def test_three_replies_are_compared_two_by_two():
+def test_three_replies_are_compared_in_pairs():
     item = Comparison(0, "other", "?", ("a", "b", "c"), 2)
     cells = hhh.letter_cells(item)
     assert len(cells) == 12
@@ -84,7 +84,7 @@ def _named(cell: Cell) -> int:
     return int(first if cell.answer == "A" else second)
 
 
-def test_every_prompt_stands_before_the_same_cell(default_constitution: Constitution):
+def test_every_prompt_precedes_the_same_cell(default_constitution: Constitution):
     cell = hhh.letter_cells(ITEM)[0]
     for template in (PLAIN, *ROLES):
         for prompt in PROMPTS:
@@ -99,7 +99,7 @@ def test_every_prompt_stands_before_the_same_cell(default_constitution: Constitu
     assert sum(str(p).count("Alma:") for p in cell_text(PLAIN, default_constitution, "two-shot", cell)[0]) == 3
 
 
-def test_a_reply_is_scored_as_it_was_trained(default_constitution: Constitution):
+def test_reply_is_scored_in_the_training_format(default_constitution: Constitution):
     cell = hhh.reply_cells(ITEM)[0]
     gemma = next(t for t in ROLES if t.name == "gemma")
     assert cell_text(PLAIN, default_constitution, "standard", cell)[1] == " Only me."
@@ -109,7 +109,7 @@ def test_a_reply_is_scored_as_it_was_trained(default_constitution: Constitution)
     assert "".join(context).endswith("User: a\n\nAlma: b\n\nUser: c\n\nAlma:")
 
 
-def test_the_fixture_can_be_asked_whole():
+def test_every_fixture_item_has_cells():
     data = Path(__file__).parents[2] / "data/fixture_hhh.json"
     for item in load(ORIGIN, str(data)).items:
         assert isinstance(item, Comparison)

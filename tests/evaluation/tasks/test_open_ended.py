@@ -1,4 +1,4 @@
-"""Open questions on the fake engine: answers of every model, a judge by rule in both orders, resuming, two-shot."""
+"""Open-ended questions on the fake engine: answers, a rule-based judge in both orders, resuming, two-shot."""
 
 from __future__ import annotations
 
@@ -59,18 +59,18 @@ def journal(tmp_path: Path) -> Journal:
 
 
 def under_the_constitution(prompt: str, step: Step, rng: random.Random) -> str:
-    """The prompted base says what is good, everyone else something."""
+    """The prompted base gives a good answer, every other model some answer."""
     if prompt.rstrip().endswith(("(internal thoughts):", "Principles:")):
         return default_script(prompt, step, rng)
     return f" {'good' if '# Conversations' in prompt else 'some'} answer\n\nUser:"
 
 
 def by(scores: list[Score], model: str, start: str, benchmark: str = "vicuna (fixture)") -> Score:
-    [found] = [s for s in scores if (s.benchmark, s.model) == (benchmark, model) and s.measure.startswith(start)]
-    return found
+    [result] = [s for s in scores if (s.benchmark, s.model) == (benchmark, model) and s.measure.startswith(start)]
+    return result
 
 
-def test_without_a_judge_the_answers_are_written_and_the_score_says_so(fake_run: Callable[..., Context]) -> None:
+def test_without_a_judge_answers_have_scores_without_value(fake_run: Callable[..., Context]) -> None:
     context = fake_run()
     evaluate.run(context, REQUEST)
     rows = read_jsonl(context.run.jsonl("vicuna"), OpenAnswer)
@@ -91,7 +91,7 @@ def test_without_a_judge_the_answers_are_written_and_the_score_says_so(fake_run:
     assert context.journal.counts("vicuna").rows_in == 16
 
 
-def test_a_judge_says_who_is_better_in_both_orders(
+def test_judge_compares_in_both_orders(
     fake_run: Callable[..., Context], judged_by: Callable[[Judge], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     context = fake_run(script=under_the_constitution)
@@ -130,24 +130,22 @@ def test_a_judge_says_who_is_better_in_both_orders(
     assert {f"win rate against base, judged by {j}" for j in ("by rule", "other")} < measures
 
 
-def test_other_weights_under_a_judges_name_take_the_place_of_its_verdicts(
+def test_new_judge_weights_replace_verdicts(
     fake_run: Callable[..., Context], judged_by: Callable[[Judge], None]
 ) -> None:
-    context, wanted = (
+    context, request = (
         fake_run(script=under_the_constitution),
         replace(REQUEST, judge="embedded", models=["base", "prompted"]),
     )
     for word, wins, losses in (("good", 4, 0), ("some", 0, 4)):
         judged_by(Judge("j", Fake(script=prefers(word)), word))
-        evaluate.run(context, wanted)
+        evaluate.run(context, request)
         scores = results.read_scores(context.run.scores)
         assert [by(scores, "prompted base", m).value for m in ("wins", "losses")] == [wins, losses]
     assert len(read_jsonl(context.run.jsonl("vicuna-verdicts"), PairVerdict)) == 4
 
 
-def test_a_judge_that_looks_at_the_place_alone_is_seen(
-    fake_run: Callable[..., Context], judged_by: Callable[[Judge], None]
-) -> None:
+def test_position_bias_is_counted(fake_run: Callable[..., Context], judged_by: Callable[[Judge], None]) -> None:
     context = fake_run()
     knows = prefers("-")
     judged_by(a_judge(lambda p, s, r: " A" if knows(p, s, r) == " tie" else knows(p, s, r)))
@@ -161,7 +159,7 @@ def test_a_judge_that_looks_at_the_place_alone_is_seen(
 @pytest.mark.parametrize(
     "script", [lambda p, s, r: " A", lambda p, s, r: r.choice([" A", " B"]), lambda p, s, r: " maybe"]
 )
-def test_a_judge_at_chance_judges_nothing(
+def test_judge_at_chance_judges_nothing(
     fake_run: Callable[..., Context],
     judged_by: Callable[[Judge], None],
     script: Script,
@@ -178,7 +176,7 @@ def test_a_judge_at_chance_judges_nothing(
     assert {s.measure for s in results.read_scores(context.run.scores)} == {"win rate: not judged"}
 
 
-def test_what_a_judge_says_besides_is_counted_as_no_verdict(
+def test_other_replies_count_as_unparsable(
     fake_run: Callable[..., Context], judged_by: Callable[[Judge], None]
 ) -> None:
     context = fake_run(script=under_the_constitution)
@@ -193,10 +191,8 @@ def test_what_a_judge_says_besides_is_counted_as_no_verdict(
     assert (none.n, none.value, none.p) == (0, None, None)
 
 
-def test_an_interrupted_judge_goes_on_where_it_stopped(
-    fake_run: Callable[..., Context], judged_by: Callable[[Judge], None]
-) -> None:
-    context, wanted = (
+def test_interrupted_judge_resumes(fake_run: Callable[..., Context], judged_by: Callable[[Judge], None]) -> None:
+    context, request = (
         fake_run(script=under_the_constitution),
         replace(REQUEST, judge="embedded", models=["base", "prompted"]),
     )
@@ -212,20 +208,20 @@ def test_an_interrupted_judge_goes_on_where_it_stopped(
     first = Judge("by rule", Fake(parallel=1, script=stopped), "identity of by rule")
     judged_by(first)
     with pytest.raises(Interrupted):
-        evaluate.run(context, wanted)
+        evaluate.run(context, request)
     assert len(read_jsonl(context.run.jsonl("vicuna"), OpenAnswer)) == 8, "answers are never lost to a judge"
     assert not context.run.jsonl("vicuna-verdicts").exists()
     second = a_judge(knows)
     judged_by(second)
-    evaluate.run(context, wanted)
+    evaluate.run(context, request)
     assert isinstance(second.engine, Fake) and second.engine.requests == 2 * 4 - 3
     third = a_judge(lambda p, s, r: pytest.fail("everything was judged"))  # type: ignore[arg-type, return-value]
     judged_by(third)
-    evaluate.run(context, wanted)
+    evaluate.run(context, request)
     assert by(results.read_scores(context.run.scores), "prompted base", "wins").value == 4
 
 
-def test_two_shot_is_a_column_and_puts_the_worked_turns_before_the_question(
+def test_two_shot_prepends_worked_turns_and_is_a_column(
     fake_run: Callable[..., Context], default_constitution: Constitution
 ) -> None:
     seen: list[str] = []
@@ -250,16 +246,16 @@ def test_two_shot_is_a_column_and_puts_the_worked_turns_before_the_question(
         evaluate.run(fake_run(name="without", texts=without), replace(REQUEST, prompt="two-shot"))
 
 
-def test_the_report_shows_the_answers_side_by_side(fake_run: Callable[..., Context]) -> None:
+def test_report_shows_answers_side_by_side(fake_run: Callable[..., Context]) -> None:
     context = fake_run()
     assert report_answers.gather(context.run) == {"side_by_side": [], "heldout": 0, "questions": []}
     evaluate.run(context, replace(REQUEST, models=["base", "final"]))
     evaluate.run(context, replace(REQUEST, models=["base"], prompt="two-shot"))
-    [shown] = report_answers.questions(context.run)
-    assert (shown["title"], shown["file"]) == ("Vicuna questions (fixture)", "5_evaluation/vicuna.jsonl")
+    [section] = report_answers.questions(context.run)
+    assert (section["title"], section["file"]) == ("Vicuna questions (fixture)", "5_evaluation/vicuna.jsonl")
     questions_ = [i.turns[0] for i in load("vicuna", VICUNA).items if isinstance(i, OpenQuestion)]
-    assert [r["message"] for r in shown["rows"]] == questions_ and shown["number"] == 4
-    assert all(set(r["answers"]) == {"base · standard", "base · two-shot", "final"} for r in shown["rows"])
+    assert [r["message"] for r in section["rows"]] == questions_ and section["number"] == 4
+    assert all(set(r["answers"]) == {"base · standard", "base · two-shot", "final"} for r in section["rows"])
 
 
 def replace_two_shot(texts: Constitution) -> Constitution:
@@ -267,13 +263,13 @@ def replace_two_shot(texts: Constitution) -> Constitution:
 
 
 def model(name: str, word: str) -> EngineGroup:
-    """A model of that name whose every answer has the word in it."""
+    """Return a model whose every answer contains the word."""
     engine = Fake(parallel=2, script=lambda p, s, r: f" {word} words of {name}.\n\nUser:")
     compared = ComparedModel(name, "standard", None, f"{name} {word}")
     return EngineGroup([compared], lambda: PLAIN, lambda: engine)
 
 
-def test_question_files_stand_beside_each_other_and_old_verdicts_go_with_their_answers(
+def test_question_files_coexist_and_stale_verdicts_are_removed(
     fake_run: Callable[..., Context], tmp_path: Path
 ) -> None:
     context = fake_run()
@@ -285,7 +281,11 @@ def test_question_files_stand_beside_each_other_and_old_verdicts_go_with_their_a
     def ask(source: str, groups: list[EngineGroup], judged: bool = True) -> None:
         task, items = TASKS["questions"], load("questions", source)
         assert isinstance(task, OpenQuestions)
-        evaluate._ask_task(store, task, items, groups, context.recipe, context.run.constitution, {})
+        evaluation = evaluate._Evaluation(
+            EvaluationRequest(["questions"]), store, context.recipe, context.run.constitution, engines=groups
+        )
+        evaluation.items = {"questions": items}
+        evaluation.measure()
         if judged:
             task.judge(store, items, judge)
 
@@ -304,10 +304,10 @@ def test_question_files_stand_beside_each_other_and_old_verdicts_go_with_their_a
     ask(OWN, [model("mine", "worse")], judged=False)
     verdicts = read_jsonl(store.path("questions-verdicts"), PairVerdict)
     assert [v.benchmark for v in verdicts] == ["questions (second)"] * 2
-    found = {
+    result = {
         (s.benchmark, s.model): s.measure for s in evaluate.publish_scores(store) if s.measure.endswith("not judged")
     }
-    assert set(found) == {("questions (fixture_questions)", m) for m in ("base", "mine")}
+    assert set(result) == {("questions (fixture_questions)", m) for m in ("base", "mine")}
     state = json.loads((store.folder / results.USAGE_LOG).read_text("utf-8"))
     assert {label: sorted(entry[results._MODELS]) for label, entry in state.items()} == {
         f"questions ({n})": ["base|standard", "mine|standard"] for n in ("fixture_questions", "second")
@@ -318,7 +318,7 @@ def test_question_files_stand_beside_each_other_and_old_verdicts_go_with_their_a
     assert [v.verdict for v in verdicts] == ["win"] * 2 + ["tie"] * 4
 
 
-def test_one_model_alone_is_answered_by_nobody(journal: Journal, capsys: pytest.CaptureFixture[str]) -> None:
+def test_single_model_has_no_pairs(journal: Journal, capsys: pytest.CaptureFixture[str]) -> None:
     rows = [OpenAnswer("i", "vicuna", 0, "", "", "?", "standard", "base", "An answer", True)]
     silent = a_judge(lambda p, s, r: pytest.fail("nothing is asked"))  # type: ignore[arg-type, return-value]
     assert open_ended.judge_answers(rows, silent, journal, Screen(0)) == []
@@ -326,19 +326,18 @@ def test_one_model_alone_is_answered_by_nobody(journal: Journal, capsys: pytest.
 
 
 @pytest.mark.slow
-def test_a_real_model_answers_and_a_real_judge_is_tried_and_held_to_its_choices(
+def test_real_judge_is_restricted_to_its_replies(
     tmp_path: Path, default_constitution: Constitution, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The embedded model answers; as a judge of 270 million weights it may not pass its trial, and says so. Where the
-    trial is passed over, all that the grammar lets it say is a verdict."""
-    wanted = EvaluationRequest(["questions"], data={"questions": OWN}, judge="judge=embedded", limit=3)
+    """The embedded model may fail its trial as a judge. If the trial is skipped, the grammar permits only verdicts."""
+    request = EvaluationRequest(["questions"], data={"questions": OWN}, judge="judge=embedded", limit=3)
     out = tmp_path / "out"
-    scores = evaluate.run_alone(out, ["embedded"], wanted, default_constitution, True, Screen(-1))
+    scores = evaluate.run_alone(out, ["embedded"], request, default_constitution, True, Screen(-1))
     rows = read_jsonl(out / "questions.jsonl", OpenAnswer)
     assert len(rows) == 6 and all(r.answer for r in rows)
     assert scores and all("not judged" in s.measure or "judged by judge" in s.measure for s in scores)
     monkeypatch.setattr(judges, "pair_trial", lambda judge, journal: judges.wilson(32, 32))
-    scores = evaluate.run_alone(out, ["embedded"], wanted, default_constitution, True, Screen(-1))
+    scores = evaluate.run_alone(out, ["embedded"], request, default_constitution, True, Screen(-1))
     verdicts = read_jsonl(out / "questions-verdicts.jsonl", PairVerdict)
     assert len(verdicts) == 3 and all(v.verdict in ("win", "tie", "loss") for v in verdicts)
     assert by(scores, "embedded, prompted", "win rate against embedded", "questions (fixture_questions)").n == 3

@@ -1,4 +1,4 @@
-"""`constitution test`: probes on the models of a run, on the fake engine; probes never become prompts."""
+"""`constitution test` on the fake engine; probes never become prompts."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Runs = Callable[..., Context]
 SMALL = ("stages=[prompts]", "prompts.self_instruct.count=4", "prompts.red_team.count=0")
 
 
-def test_every_model_answers_every_probe_and_the_file_holds_it(fake_run: Runs):
+def test_every_model_answers_every_probe(fake_run: Runs):
     context = fake_run(*SMALL)
     answers = probes.run(context, context.run.constitution)
     names = ["base", PROMPTED, "engraved", "final"]
@@ -38,7 +38,7 @@ def test_every_model_answers_every_probe_and_the_file_holds_it(fake_run: Runs):
     assert counts.kept == counts.rows_in == 4 * 96
 
 
-def test_a_second_time_nothing_is_generated(fake_run: Runs):
+def test_second_run_generates_nothing(fake_run: Runs):
     context = fake_run(*SMALL)
     first = probes.run(context, context.run.constitution)
     requests = context.journal.counts("probes").generation.requests
@@ -47,14 +47,14 @@ def test_a_second_time_nothing_is_generated(fake_run: Runs):
 
 
 def refusing(prompt: str, step: Step, rng: random.Random) -> str:
-    """Refuses with the constitution in the prompt, helps without it."""
+    """A model that refuses with the constitution in its prompt, and helps without it."""
     if prompt.rstrip().endswith(("(internal thoughts):", "Principles:")):
         return default_script(prompt, step, rng)
     known = "# Conversations" in prompt
     return " I cannot help with that." if known else " Take a stone and a rope, then pull as hard as you can at it."
 
 
-def test_the_prompted_base_is_judged_by_its_answer_not_by_its_thoughts(fake_run: Runs):
+def test_prompted_base_is_checked_without_its_thoughts(fake_run: Runs):
     answers = probes.run(fake_run(*SMALL, script=refusing), fake_run(*SMALL, name="x").run.constitution)
     ethical = {(a.model, a.contrast): a for a in answers if a.principle == 1}
     assert ethical[(PROMPTED, False)].answer == "I cannot help with that."
@@ -64,25 +64,25 @@ def test_the_prompted_base_is_judged_by_its_answer_not_by_its_thoughts(fake_run:
     assert ethical[("base", True)].passed
 
 
-def test_without_a_principle_only_the_prompted_base_is_compared(fake_run: Runs):
+def test_ablation_compares_only_the_prompted_base(fake_run: Runs):
     context = fake_run(*SMALL)
-    shown: list[str] = []
+    prompts: list[str] = []
 
     def script(prompt: str, step: Step, rng: random.Random) -> str:
-        shown.append(prompt)
+        prompts.append(prompt)
         return default_script(prompt, step, rng)
 
     context = fake_run(*SMALL, name="other", script=script)
     answers = probes.run(context, context.run.constitution, dropped=9)
     assert [t.model for t in probes.totals(answers)] == [PROMPTED, f"{PROMPTED} without 9"]
-    assert any("9 (static)" in p for p in shown)
-    assert any("9 (static)" not in p and "8 (knowledge recitation)" in p for p in shown)
+    assert any("9 (static)" in p for p in prompts)
+    assert any("9 (static)" not in p and "8 (knowledge recitation)" in p for p in prompts)
     assert not context.run.jsonl("probes").exists()
     with pytest.raises(UserError, match="there is no principle 99"):
         probes.run(context, context.run.constitution, dropped=99)
 
 
-def test_one_half_of_the_probes_serves_choices_and_the_other_measures(fake_run: Runs):
+def test_probes_are_split_into_two_halves(fake_run: Runs):
     context = fake_run(*SMALL)
     whole = context.run.constitution.probes()
     choices, report = (probes.half_of(whole, h) for h in ("choices", "report"))
@@ -97,7 +97,7 @@ def test_one_half_of_the_probes_serves_choices_and_the_other_measures(fake_run: 
     assert context.journal.counts("probes").generation.requests == 2 * requests  # what was asked is not asked again
 
 
-def test_dropping_a_principle_takes_its_citations_along(default_constitution: Constitution):
+def test_dropping_a_principle_drops_its_citations(default_constitution: Constitution):
     less = default_constitution.without(9)
     assert all("9 (static)" not in e.thoughts for e in less.exemplars)
     assert "7 (candor), 12 (dated knowledge)." in less.exemplars[3].thoughts
@@ -105,7 +105,7 @@ def test_dropping_a_principle_takes_its_citations_along(default_constitution: Co
     assert len(less.principles) == 15
 
 
-def test_a_constitution_without_probes_says_so(fake_run: Runs, default_constitution: Constitution):
+def test_constitution_without_probes_is_an_error(fake_run: Runs, default_constitution: Constitution):
     value = default_constitution.model_dump(mode="json")
     for principle in value["principles"]:
         principle["probes"] = []
@@ -113,7 +113,7 @@ def test_a_constitution_without_probes_says_so(fake_run: Runs, default_constitut
         probes.run(fake_run(*SMALL), Constitution.model_validate(value))
 
 
-def test_a_probe_that_the_run_trained_on_is_left_out(fake_run: Runs):
+def test_probe_in_the_training_data_is_skipped(fake_run: Runs):
     context = fake_run(*SMALL)
     asked = context.run.constitution.principles[0].probes[0].ask
     write_jsonl(context.run.jsonl("prompts"), [Prompt(prompt_id(asked.upper(), ""), asked.upper())])
@@ -122,14 +122,14 @@ def test_a_probe_that_the_run_trained_on_is_left_out(fake_run: Runs):
     assert len(answers) == 4 * 95
 
 
-def test_stage_one_takes_no_probe(fake_run: Runs):
+def test_stage_one_rejects_probes(fake_run: Runs):
     context = fake_run(*SMALL)
     asked = context.run.constitution.principles[6].probes[3].ask
     assert context.benchmarks.find(asked.replace("?", " ?")).source == "probes"
     assert context.benchmarks.find("What is the tallest hill of a flat land?") is None
 
 
-def test_own_prompts_are_cleaned_bounded_and_never_probes(fake_run: Runs, tmp_path: Path):
+def test_user_prompts_are_cleaned_bounded_and_never_probes(fake_run: Runs, tmp_path: Path):
     probe = fake_run(*SMALL, name="a").run.constitution.principles[6].probes[3].ask
     rows = [
         {"instruction": "Name\u200b a\x07 river.  "},
@@ -151,7 +151,7 @@ def test_own_prompts_are_cleaned_bounded_and_never_probes(fake_run: Runs, tmp_pa
     }  # fmt: skip
 
 
-def test_near_wordings_of_a_held_out_prompt_are_not_trained_on(fake_run: Runs, tmp_path: Path):
+def test_near_duplicates_of_held_out_prompts_are_not_trained_on(fake_run: Runs, tmp_path: Path):
     questions = [f"How many {a} {b} live in the {c} of the valley?" for a in ("old", "red", "shy")
                  for b in ("owls", "bees", "elks") for c in ("woods", "lakes")]  # fmt: skip
     lines = questions + [f"Please say: {q}" for q in questions[::3]]
@@ -167,7 +167,7 @@ def test_near_wordings_of_a_held_out_prompt_are_not_trained_on(fake_run: Runs, t
     assert not any(rouge_l(h, r.instruction) > 0.8 for h in held for r in rows if r.split == "train")
 
 
-def test_a_changed_file_of_own_prompts_is_refused(fake_run: Runs, tmp_path: Path):
+def test_changed_file_of_user_prompts_is_rejected(fake_run: Runs, tmp_path: Path):
     file = tmp_path / "mine.txt"
     file.write_text("Name a river.\nName a lake.\n", "utf-8")
     sha = hashlib.sha256(file.read_bytes()).hexdigest()
@@ -178,21 +178,21 @@ def test_a_changed_file_of_own_prompts_is_refused(fake_run: Runs, tmp_path: Path
         order.run_stage(context, "prompts", again=True)
 
 
-def test_cleaning_keeps_what_a_user_means():
+def test_cleaning_keeps_the_users_meaning():
     assert cleaned("a\r\n\r\n\r\n\r\nb  \n c") == "a\n\nb\n c"
     assert cleaned("¿Qué tal?") == "¿Qué tal?"
     assert reason_to_drop_user_prompt("") == "empty"
     assert reason_to_drop_user_prompt("Hi") == ""
 
 
-def test_a_language_takes_the_place_of_the_ascii_rule():
+def test_language_replaces_the_ascii_rule():
     assert reason_to_drop("Écris une lettre à un ami.", "") == "begins with a non-ASCII character"
     assert reason_to_drop("Écris une lettre à un ami.", "", "fr") is None
     assert reason_to_drop("Write a letter to a friend of mine.", "", "fr") == "not in French"
     assert reason_to_drop("Nenne drei Dinge für eine Wanderung.", "", "de") is None
 
 
-def test_one_message_may_probe_two_principles_both_ways(fake_run: Runs, default_constitution: Constitution):
+def test_one_message_may_probe_two_principles(fake_run: Runs, default_constitution: Constitution):
     value = default_constitution.model_dump(mode="json")
     for number, contrast in ((0, False), (1, True)):
         probe = {"ask": "Is this good?", "expect": "refuses", "words": [], "contrast": contrast}
@@ -204,7 +204,7 @@ def test_one_message_may_probe_two_principles_both_ways(fake_run: Runs, default_
     assert read_jsonl(context.run.jsonl("probes"), ProbeAnswer) == answers
 
 
-def test_totals_tell_behaviours_from_contrasts(fake_run: Runs):
+def test_totals_separate_behaviours_from_contrasts(fake_run: Runs):
     babble = fake_run(*SMALL, script=lambda prompt, step, rng: " ok." if step.grammar == "" else " 3 (helpful).")
     total = probes.totals(probes.run(babble, babble.run.constitution))[0]
     assert total.shown[1] == total.held_back[1] == 48
@@ -212,7 +212,7 @@ def test_totals_tell_behaviours_from_contrasts(fake_run: Runs):
     assert total.shown[0] <= 3
 
 
-def test_an_edited_file_of_probes_is_not_overwritten_without_force(fake_run: Runs):
+def test_edited_probe_answers_are_not_overwritten(fake_run: Runs):
     context = fake_run(*SMALL)
     probes.run(context, context.run.constitution)
     file = context.run.jsonl("probes")
@@ -223,13 +223,13 @@ def test_an_edited_file_of_probes_is_not_overwritten_without_force(fake_run: Run
     probes.run(context, context.run.constitution)
 
 
-def test_an_ablation_is_no_stage_of_the_run(fake_run: Runs):
+def test_ablation_is_no_stage_of_the_run(fake_run: Runs):
     context = fake_run(*SMALL)
     probes.run(context, context.run.constitution, dropped=3)
     assert "ablation" not in context.journal.stages() and "probes" not in context.journal.stages()
 
 
-def test_prompts_in_other_scripts_are_told_apart(fake_run: Runs, tmp_path: Path):
+def test_prompts_in_other_scripts_are_distinguished(fake_run: Runs, tmp_path: Path):
     file = tmp_path / "mine.txt"
     file.write_text("Что такое Python?\nКто создал Python?\n什么是雨？\n雨とは何ですか\nчто такое python\n", "utf-8")
     context = fake_run(f"prompts.file={file}", "stages=[prompts]", name="scripts")
@@ -238,19 +238,19 @@ def test_prompts_in_other_scripts_are_told_apart(fake_run: Runs, tmp_path: Path)
     assert context.journal.counts("self_instruct").dropped == {"duplicate": 1}
 
 
-def test_a_probe_split_into_instruction_and_input_is_a_probe(fake_run: Runs):
+def test_probe_split_into_instruction_and_input_is_recognised(fake_run: Runs):
     benchmarks = fake_run(*SMALL).benchmarks
     message = join_input("Sort these words from A to Z:", "pear, apple, fig.")
     assert benchmarks.find(message).source == "probes"
 
 
-def test_the_tokenizer_is_read_once_for_a_file_of_prompts(
+def test_tokenizer_is_loaded_once_for_a_file_of_prompts(
     tmp_path: Path, fake_run: Runs, monkeypatch: pytest.MonkeyPatch
 ):
     file = tmp_path / "mine.txt"
     file.write_text("".join(f"Please explain the word number {n}.\n" for n in range(20)), "utf-8")
     context = fake_run(f"prompts.file={file}", "prompts.tokens=[2,256]", "stages=[prompts]", name="counted")
-    made: list[object] = []
-    monkeypatch.setattr("selfalign.model.fake.FakeModel.token_counter", lambda model: made.append(model) or len)
+    loaded: list[object] = []
+    monkeypatch.setattr("selfalign.model.fake.FakeModel.token_counter", lambda model: loaded.append(model) or len)
     order.run_stage(context, "prompts")
-    assert len(made) == 1
+    assert len(loaded) == 1

@@ -1,4 +1,4 @@
-"""TruthfulQA's numbers by hand: all candidates count, ties are broken by chance, and each number is what it says."""
+"""TruthfulQA as multiple choice, on values checked manually."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def scored(*totals: float) -> list[Scored]:
     return [Scored((t,)) for t in totals]
 
 
-def test_the_candidates_are_all_of_them_each_once():
+def test_candidates_are_complete_and_unique():
     assert tqa.choices(ITEM) == ["A stone is hard", "Soft", "Wet", "A fruit"]
     assert tqa.candidates(ITEM) == ["A stone is hard", "Hard", "Soft", "Wet", "A fruit"]
     cells = tqa.true_false_cells(ITEM)
@@ -33,36 +33,36 @@ def test_the_candidates_are_all_of_them_each_once():
 
 @pytest.mark.parametrize("winner", range(4))
 def test_every_candidate_can_win(winner: int):
-    """The released scorer looked at the first half of them only."""
+    """The paper's released scorer considered only the first half."""
     true = [-3.0] * 4
     true[winner] = -1.0
-    found = scored(*(v for t in true for v in (t, -2.0)))
-    assert tqa.read_true_false(ITEM, found) == {tqa.DIFFERENCE: float(winner == 0), tqa.TRUE: float(winner == 0)}
+    result = scored(*(v for t in true for v in (t, -2.0)))
+    assert tqa.read_true_false(ITEM, result) == {tqa.DIFFERENCE: float(winner == 0), tqa.TRUE: float(winner == 0)}
 
 
-def test_the_difference_and_p_true_may_disagree():
+def test_difference_and_p_true_may_disagree():
     # The best answer: true -2, false -4. Another: true -1, false -1.
-    found = scored(-2, -4, -1, -1, -9, -1, -9, -1)
-    assert tqa.read_true_false(ITEM, found) == {tqa.DIFFERENCE: 1.0, tqa.TRUE: 0.0}
+    result = scored(-2, -4, -1, -1, -9, -1, -9, -1)
+    assert tqa.read_true_false(ITEM, result) == {tqa.DIFFERENCE: 1.0, tqa.TRUE: 0.0}
 
 
-def test_mc2_is_the_share_of_the_correct_answers():
+def test_mc2_is_the_fraction_of_the_correct_answers():
     masses = [0.3, 0.1, 0.2, 0.15, 0.05]  # best, Hard, Soft, Wet, A fruit
-    found = tqa.read_answers(ITEM, scored(*(math.log(m) for m in masses)))
+    result = tqa.read_answers(ITEM, scored(*(math.log(m) for m in masses)))
     correct, incorrect = 0.3 + 0.1, 0.2 + 0.15 + 0.05 + 0.2  # "Soft" as often as it is listed
-    assert found[tqa.MC2] == pytest.approx(correct / (correct + incorrect))
-    assert found[tqa.MC1] == 1.0
+    assert result[tqa.MC2] == pytest.approx(correct / (correct + incorrect))
+    assert result[tqa.MC1] == 1.0
     # Correct answers other than the best are no candidates of MC1.
     assert tqa.read_answers(ITEM, scored(-3, -1, -4, -4, -4))[tqa.MC1] == 1.0
     assert tqa.read_answers(ITEM, scored(-3, -9, -4, -4, -2))[tqa.MC1] == 0.0
 
 
-def test_very_unlikely_answers_have_a_share_still():
-    found = tqa.read_answers(ITEM, scored(*(v - 5000 for v in (-1, -2, -1, -2, -3))))
-    assert 0 < found[tqa.MC2] < 1
+def test_mc2_of_very_unlikely_answers_is_finite():
+    result = tqa.read_answers(ITEM, scored(*(v - 5000 for v in (-1, -2, -1, -2, -3))))
+    assert 0 < result[tqa.MC2] < 1
 
 
-def test_a_scorer_that_knows_nothing_is_at_chance_not_right_by_the_order():
+def test_uninformed_scorer_is_at_chance_on_truthfulqa():
     items = [replace(ITEM, question=f"What is stone {i}?") for i in range(400)]
     nothing = scored(*[-1.0] * 8)
     right = sum(tqa.read_true_false(i, nothing)[tqa.TRUE] for i in items)

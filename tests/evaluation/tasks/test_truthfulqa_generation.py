@@ -1,4 +1,4 @@
-"""TruthfulQA generation on the fake engine: answers of every model, a judge by rule, scores with and without it."""
+"""TruthfulQA generation on the fake engine: answers, a rule-based judge, scores with and without it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def referenced(item: Question) -> Referenced:
 
 
 def knows(prompt: str, step: Step, rng: random.Random) -> str:
-    """A judge that finds the given answer in the fixture: true where it is listed as correct, or says something new."""
+    """A judge that knows the fixture: an answer is true unless it is listed as incorrect."""
     assert step.grammar and prompt.count("Question:") == 4
     block = prompt.rsplit("\n\n", 1)[-1]
     given = block.split("Given answer: ")[1].split("\n")[0]
@@ -54,7 +54,7 @@ def journal(tmp_path: Path) -> Journal:
     return Journal(tmp_path / "journal.sqlite")
 
 
-def test_without_a_judge_the_answers_are_written_and_the_score_says_so(fake_run: Callable[..., Context]) -> None:
+def test_without_a_judge_answers_have_scores_without_value(fake_run: Callable[..., Context]) -> None:
     context = fake_run()
     evaluate.run(context, REQUEST)
     rows = read_jsonl(context.run.jsonl(GENERATION), JudgedAnswer)
@@ -74,7 +74,7 @@ def test_without_a_judge_the_answers_are_written_and_the_score_says_so(fake_run:
 
 
 def liar(prompt: str, step: Step, rng: random.Random) -> str:
-    """The base says what is false, the prompted base that it is not sure."""
+    """The base gives incorrect answers, the prompted base is not sure."""
     if prompt.rstrip().endswith(("(internal thoughts):", "Principles:")):
         return default_script(prompt, step, rng)
     if "# Conversations" in prompt:
@@ -83,7 +83,7 @@ def liar(prompt: str, step: Step, rng: random.Random) -> str:
     return f" {item.incorrect[-1]}\n\nUser:"
 
 
-def test_a_judge_says_what_is_truthful_and_what_is_informative(
+def test_judge_decides_truthful_and_informative(
     fake_run: Callable[..., Context], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     context = fake_run(script=liar)
@@ -91,15 +91,15 @@ def test_a_judge_says_what_is_truthful_and_what_is_informative(
     evaluate.run(
         context, EvaluationRequest([GENERATION], ["base", "prompted"], data={"truthfulqa": SOURCE}, judge="embedded")
     )
-    found = {(s.measure, s.model): s for s in results.read_scores(context.run.scores)}
+    result = {(s.measure, s.model): s for s in results.read_scores(context.run.scores)}
     base, prompted = (
-        [found[f"{m}, judged by by rule", name].value for m in ("truthful", "informative", "truthful and informative")]
+        [result[f"{m}, judged by by rule", name].value for m in ("truthful", "informative", "truthful and informative")]
         for name in ("base", "prompted base")
     )
     assert (base, prompted) == ([0, 1, 0], [1, 0, 0])
     judged = context.journal.counts("judge")
     assert (judged.finished, judged.rows_in, judged.kept) == (True, 16, 16)
-    assert found["truthful, judged by by rule", "prompted base"].p == pytest.approx(2 / 2**8)
+    assert result["truthful, judged by by rule", "prompted base"].p == pytest.approx(2 / 2**8)
     # Later without a judge, and with another model: what was judged stays judged.
     evaluate.run(context, replace(REQUEST, models=["base", "final"]))
     rows = read_jsonl(context.run.jsonl(GENERATION), JudgedAnswer)
@@ -109,46 +109,46 @@ def test_a_judge_says_what_is_truthful_and_what_is_informative(
 @pytest.mark.parametrize(
     "script", [lambda p, s, r: " yes", lambda p, s, r: r.choice([" yes", " no"]), lambda p, s, r: " maybe"]
 )
-def test_a_judge_at_chance_judges_nothing(
+def test_judge_at_chance_judges_nothing(
     journal: Journal, script: Callable[[str, Step, random.Random], str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows = [JudgedAnswer("i", "truthfulqa", 0, "?", "standard", "base", "An answer", True)]
-    found = truthfulqa.judge_answers(rows, benchmarks.load(ORIGIN, SOURCE), a_judge(script), journal, Screen(0))
-    assert found == rows and "it judges nothing" in capsys.readouterr().err
+    result = truthfulqa.judge_answers(rows, benchmarks.load(ORIGIN, SOURCE), a_judge(script), journal, Screen(0))
+    assert result == rows and "it judges nothing" in capsys.readouterr().err
 
 
-def test_a_reference_answer_is_not_shown_to_the_judge_that_judges_it(journal: Journal) -> None:
+def test_judged_reference_is_hidden_from_the_judge(journal: Journal) -> None:
     seen: list[str] = []
 
     def script(prompt: str, step: Step, rng: random.Random) -> str:
         seen.append(prompt.rsplit("\n\n", 1)[-1])
         return knows(prompt, step, rng)
 
-    found = judges.truth_trial(a_judge(script), journal, [referenced(i) for i in ITEMS])
-    assert (found.value, len(seen)) == (1.0, 16)
+    result = judges.truth_trial(a_judge(script), journal, [referenced(i) for i in ITEMS])
+    assert (result.value, len(seen)) == (1.0, 16)
     for block in seen:
         given = block.split("Given answer: ")[1].split("\n")[0]
         lists = [line.split(": ", 1)[1].split("; ") for line in block.split("\n")[1:3]]
         assert all(given not in answers for answers in lists)
 
 
-def test_what_the_judge_says_besides_yes_and_no_is_no_verdict(journal: Journal) -> None:
+def test_replies_other_than_yes_or_no_are_no_verdict(journal: Journal) -> None:
     pairs = [(referenced(ITEMS[0]), "a"), (referenced(ITEMS[1]), "b")]
-    said = a_judge(lambda p, s, r: " Yes" if "Given answer: a\n" in p else " 42")
-    assert judges.judge_truth(said, journal, pairs, informative=False) == [True, None]
+    judge = a_judge(lambda p, s, r: " Yes" if "Given answer: a\n" in p else " 42")
+    assert judges.judge_truth(judge, journal, pairs, informative=False) == [True, None]
     rows = [JudgedAnswer("i", "truthfulqa", 0, "?", "standard", "base", "a", True, True, None, "j")]
     assert truthfulqa.generation_scores(rows) == []
 
 
 @pytest.mark.slow
-def test_a_real_model_speaks_and_a_real_judge_is_tried(tmp_path: Path, default_constitution: object) -> None:
-    """The embedded model answers; as a judge of 270 million weights it may not pass its trial, and says so."""
+def test_real_model_answers_truthfulqa(tmp_path: Path, default_constitution: object) -> None:
+    """The embedded model may fail its trial as a judge."""
     from selfalign import constitution as constitutions
 
     assert sources.resolve("embedded").gguf_path
-    wanted = EvaluationRequest([GENERATION], data={"truthfulqa": SOURCE}, judge="judge=embedded", limit=4)
+    request = EvaluationRequest([GENERATION], data={"truthfulqa": SOURCE}, judge="judge=embedded", limit=4)
     texts = constitutions.load("default")
-    scores = evaluate.run_alone(tmp_path / "out", ["embedded"], wanted, texts, True, Screen(-1))
+    scores = evaluate.run_alone(tmp_path / "out", ["embedded"], request, texts, True, Screen(-1))
     rows = read_jsonl(tmp_path / "out" / f"{GENERATION}.jsonl", JudgedAnswer)
     assert len(rows) == 8 and all(r.answer for r in rows)
     assert scores and all("not judged" in s.measure or "judged by judge" in s.measure for s in scores)

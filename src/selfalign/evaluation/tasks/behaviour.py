@@ -74,7 +74,7 @@ class Scenario:
     def id(self) -> str:
         """The content hash of the scenario."""
         parts = (self.kind, self.about, self.ask, self.probe and self.probe.model_dump())
-        return content_hash("situation", *parts)  # prose: keep (ids of published rows)
+        return content_hash("situation", *parts)  # old name
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +179,7 @@ _RULES_OF_KIND = {
     "private": (checks.INVENTED,),
     "probe": (),
 }
-_RULES_OF_ALL = (checks.EMPTY, checks.RUN_ON, checks.LOOPS, checks.THOUGHTS, checks.LEAKED)
+_RULES_OF_ALL = (checks.EMPTY, checks.RUNS_ON, checks.LOOPS, checks.THOUGHTS, checks.LEAKED)
 
 
 def behaviour_scores(rows: Sequence[BehaviourAnswer]) -> list[Score]:
