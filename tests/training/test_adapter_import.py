@@ -35,15 +35,15 @@ WEIGHTS = "adapter_model.safetensors"
 @pytest.fixture
 def context(tiny_run: Callable[..., Context]) -> Context:
     """A run that stopped to be trained elsewhere."""
-    made = tiny_run("engrave.elsewhere=true")
+    context = tiny_run("engrave.elsewhere=true")
     with pytest.raises(Resumable, match=r"selfalign engrave .* --adapter DIR/out/adapter") as stop:
-        order.run_all(made)
+        order.run_all(context)
     assert stop.value.exit_code == 75
-    return made
+    return context
 
 
 @pytest.fixture
-def given(context: Context, tiny_base: Path, tmp_path: Path) -> Path:
+def adapter_folder(context: Context, tiny_base: Path, tmp_path: Path) -> Path:
     """An adapter as train.py writes it."""
     config = context.recipe.training("engrave")
     adapted = lora.with_new_adapter(lora.load_base(tiny_base), config, 3)
@@ -51,7 +51,7 @@ def given(context: Context, tiny_base: Path, tmp_path: Path) -> Path:
         for name, parameter in adapted.named_parameters():
             if "lora_B" in name:
                 parameter.normal_()
-    folder = tmp_path / "given"
+    folder = tmp_path / "adapter"
     lora.save_adapter(adapted, folder, context.model, "card")
     note(folder, "base.json", identity=context.model.identity)
     rows = adapter_import.rows_hash(adapter_training.rows(context, "engrave"))
@@ -76,21 +76,24 @@ def take(context: Context, folder: Path) -> None:
         context.given_adapter = None
 
 
-def test_run_stops_with_examples_and_continues_with_the_adapter(context: Context, given: Path, tiny_base: Path):
+def test_run_stops_with_examples_and_continues_with_the_adapter(
+    context: Context, adapter_folder: Path, tiny_base: Path
+):
     run = context.run
     assert run.jsonl("engrave_examples").is_file() and not run.adapter("engrave").exists() and not run.manifest.exists()
-    take(context, given)
+    take(context, adapter_folder)
     published = run.adapter("engrave")
     assert {f.name for f in published.iterdir()} == {WEIGHTS, "adapter_config.json", "base.json", "README.md"}
     config = json.loads((published / "adapter_config.json").read_text())
     assert (config["r"], config["lora_alpha"]) == (4, 16)
     assert config["base_model_name_or_path"] == context.model.source
     assert run.adapter_gguf("engrave").read_bytes()[:4] == b"GGUF"
-    mine, theirs = load_file(published / WEIGHTS), load_file(given / WEIGHTS)
+    mine, theirs = load_file(published / WEIGHTS), load_file(adapter_folder / WEIGHTS)
     assert mine.keys() == theirs.keys() and all(torch.equal(mine[k], theirs[k]) for k in mine)
     rows = adapter_training.rows(context, "engrave")[:2]
     losses = [
-        forward.token_losses(lora.add_adapter(lora.load_base(tiny_base), folder), rows) for folder in (published, given)
+        forward.token_losses(lora.add_adapter(lora.load_base(tiny_base), folder), rows)
+        for folder in (published, adapter_folder)
     ]
     assert losses[0] == losses[1]
     counts = run.journal.counts("engrave")
@@ -102,10 +105,10 @@ def test_run_stops_with_examples_and_continues_with_the_adapter(context: Context
     assert run.manifest.is_file()
 
 
-def test_bfloat16_adapter_is_published_in_float32(context: Context, given: Path):
-    tensors = {name: value.bfloat16() for name, value in load_file(given / WEIGHTS).items()}
-    save_file(tensors, given / WEIGHTS)
-    take(context, given)
+def test_bfloat16_adapter_is_published_in_float32(context: Context, adapter_folder: Path):
+    tensors = {name: value.bfloat16() for name, value in load_file(adapter_folder / WEIGHTS).items()}
+    save_file(tensors, adapter_folder / WEIGHTS)
+    take(context, adapter_folder)
     mine = load_file(context.run.adapter("engrave") / WEIGHTS)
     assert all(mine[name].dtype == torch.float32 and torch.equal(mine[name], tensors[name].float()) for name in mine)
 
@@ -162,22 +165,24 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_unsuitable_adapter_is_refused_and_not_published(context: Context, given: Path, fault: str):
+def test_unsuitable_adapter_is_refused_and_not_published(context: Context, adapter_folder: Path, fault: str):
     spoil, message = FAULTS[fault]
-    spoil(given)
+    spoil(adapter_folder)
     with pytest.raises(UserError, match=message) as error:
-        take(context, given)
+        take(context, adapter_folder)
     assert "\n" not in str(error.value)
     assert not context.run.adapter("engrave").exists() and not context.run.adapter_gguf("engrave").exists()
 
 
-def test_missing_notes_and_differences_are_reported(context: Context, given: Path, monkeypatch: pytest.MonkeyPatch):
+def test_missing_notes_and_differences_are_reported(
+    context: Context, adapter_folder: Path, monkeypatch: pytest.MonkeyPatch
+):
     messages: list[str] = []
     monkeypatch.setattr(context.screen, "say", lambda text, style="": messages.append(text))
     for name in ("base.json", "trained.json", "losses.jsonl"):
-        (given / name).unlink()
-    note(given, "adapter_config.json", lora_alpha=32.0, lora_dropout=0.1)
-    take(context, given)
+        (adapter_folder / name).unlink()
+    note(adapter_folder, "adapter_config.json", lora_alpha=32.0, lora_dropout=0.1)
+    take(context, adapter_folder)
     text = "\n".join(messages)
     for part in ("no base.json", "no trained.json", "alpha: the adapter has 32, the recipe says 16", "dropout: "):
         assert part in text
@@ -185,11 +190,11 @@ def test_missing_notes_and_differences_are_reported(context: Context, given: Pat
     assert notes["trained"] == "elsewhere" and notes["alpha"] == 32 and "curve" not in notes
 
 
-def test_adapter_of_edited_rows_is_refused(context: Context, given: Path):
+def test_adapter_of_edited_rows_is_refused(context: Context, adapter_folder: Path):
     path = context.run.jsonl("responses")
     path.write_text("".join(path.read_text().splitlines(keepends=True)[1:]))
     with pytest.raises(UserError, match="trained on other rows"):
-        take(context, given)
+        take(context, adapter_folder)
 
 
 def test_training_elsewhere_changes_no_inputs(tiny_run: Callable[..., Context], context: Context):
@@ -199,53 +204,61 @@ def test_training_elsewhere_changes_no_inputs(tiny_run: Callable[..., Context], 
     assert order.inputs_hash(rank, "engrave") != order.inputs_hash(here, "engrave")
 
 
-def test_stage_4_stops_and_continues_in_the_same_way(tiny_run: Callable[..., Context], given: Path, tmp_path: Path):
-    made = tiny_run("engrave.elsewhere=true", "verbose_cloning.max_length=2048", "verbose_cloning.epochs=3", name="two")
+def test_stage_4_stops_and_continues_in_the_same_way(
+    tiny_run: Callable[..., Context], adapter_folder: Path, tmp_path: Path
+):
+    context = tiny_run(
+        "engrave.elsewhere=true", "verbose_cloning.max_length=2048", "verbose_cloning.epochs=3", name="two"
+    )
     pairs = [Example(f"{i:016x}", "concise" if i % 2 else "standard", f"Why {i}?", "So.", "") for i in range(5)]
 
     def stage() -> list[Path]:
         return adapter_training.train(
-            made, "verbose_cloning", pairs, made.recipe.training("verbose_cloning"), "verbose_cloning", []
+            context, "verbose_cloning", pairs, context.recipe.training("verbose_cloning"), "verbose_cloning", []
         )
 
-    with pytest.raises(Resumable, match="--stage verbose_cloning"):
+    with pytest.raises(Resumable, match=r"--stage verbose_cloning .*`selfalign clone "):
         stage()
-    launch.write(made, tmp_path / "folder", launch.LaunchOptions("verbose_cloning", 1, 1, "ddp", "none"))
+    launch.write(context, tmp_path / "folder", launch.LaunchOptions("verbose_cloning", 1, 1, "ddp", "none"))
     training = json.loads((tmp_path / "folder/training.json").read_text())
     assert (training["stage"], training["epochs"]) == ("verbose_cloning", 3)
-    made.given_adapter = given
+    context.given_adapter = adapter_folder
     with pytest.raises(UserError, match="for the stage 'engrave', not 'verbose_cloning'"):
         stage()
     rows = hashlib.sha256((tmp_path / "folder/rows.jsonl").read_bytes()).hexdigest()
-    note(given, "trained.json", stage="verbose_cloning", rows_sha256=rows)
-    assert made.run.adapter_gguf("verbose_cloning") in stage() and made.run.adapter_gguf("verbose_cloning").is_file()
-    assert made.journal.counts("verbose_cloning").kept == 5
+    note(adapter_folder, "trained.json", stage="verbose_cloning", rows_sha256=rows)
+    assert (
+        context.run.adapter_gguf("verbose_cloning") in stage() and context.run.adapter_gguf("verbose_cloning").is_file()
+    )
+    assert context.journal.counts("verbose_cloning").kept == 5
 
 
 def test_stage_4_overrides_training_settings(tiny_run: Callable[..., Context]):
-    made = tiny_run("verbose_cloning.max_length=99", "verbose_cloning.epochs=5").recipe
-    verbose_cloning, engrave = made.training("verbose_cloning"), made.training("engrave")
+    recipe = tiny_run("verbose_cloning.max_length=99", "verbose_cloning.epochs=5").recipe
+    verbose_cloning, engrave = recipe.training("verbose_cloning"), recipe.training("engrave")
     assert (verbose_cloning.max_length, verbose_cloning.epochs, verbose_cloning.learning_rate) == (
         99,
         5,
         engrave.learning_rate,
     )
-    assert engrave == made.engrave
+    assert engrave == recipe.engrave
 
 
-def test_fake_engine_accepts_no_adapter(fake_run: Callable[..., Context], given: Path):
-    made = fake_run("engrave.elsewhere=true", "prompts.self_instruct.count=4", "prompts.red_team.count=4", name="fake")
+def test_fake_engine_accepts_no_adapter(fake_run: Callable[..., Context], adapter_folder: Path):
+    context = fake_run(
+        "engrave.elsewhere=true", "prompts.self_instruct.count=4", "prompts.red_team.count=4", name="fake"
+    )
     for stage in ("prompts", "align", "engrave"):
-        order.run_stage(made, stage)  # trains nothing, so there is nothing to wait for
+        order.run_stage(context, stage)  # trains nothing, so there is nothing to wait for
     with pytest.raises(UserError, match="takes no adapter"):
-        take(made, given)
+        take(context, adapter_folder)
 
 
-def test_only_training_stages_accept_an_adapter(context: Context, given: Path):
+def test_only_training_stages_accept_an_adapter(context: Context, adapter_folder: Path):
     path = context.run.path
     with api.open_run(path) as run, pytest.raises(UserError, match="takes no adapter; engrave and verbose_cloning do"):
-        run.run_stage("align", given)
-    command = [sys.executable, "-m", "selfalign.cli.main", "engrave", str(path), "--adapter", str(given)]
+        run.run_stage("align", adapter_folder)
+    command = [sys.executable, "-m", "selfalign.cli.main", "engrave", str(path), "--adapter", str(adapter_folder)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert (path / "manifest.json").is_file()
@@ -256,35 +269,35 @@ def test_only_training_stages_accept_an_adapter(context: Context, given: Path):
 def test_embedded_model_trained_elsewhere_agrees_with_the_engine(tmp_path: Path, default_constitution: Constitution):
     sets = ["stages=[engrave]", "engrave.elsewhere=true", "engrave.learning_rate=1.5e-3", "engrave.batch_size=4"]
     recipe = recipes.load("quick", [*sets, "engrave.dropout=0", "engrave.epochs=1"])
-    made = Context(RunDir.create(tmp_path / "run", recipe, default_constitution), Screen(-1))
+    context = Context(RunDir.create(tmp_path / "run", recipe, default_constitution), Screen(-1))
     answers = [Response(f"{i:016x}", f"What is {i}?", "", f"It is {i}, I think.") for i in range(8)]
-    write_jsonl(made.run.jsonl("responses"), answers)
+    write_jsonl(context.run.jsonl("responses"), answers)
     with pytest.raises(Resumable):
-        order.run_all(made)
-    launch.write(made, tmp_path / "folder", launch.LaunchOptions("engrave", 1, 1, "ddp", "none"))
-    base = made.model.folder()
+        order.run_all(context)
+    launch.write(context, tmp_path / "folder", launch.LaunchOptions("engrave", 1, 1, "ddp", "none"))
+    base = context.model.folder()
     (tmp_path / "folder/base").symlink_to(base)
     environment = {**os.environ, "TQDM_DISABLE": "1", "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf")}
     command = [sys.executable, str(tmp_path / "folder/train.py")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=900, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
-    config = made.recipe.training("engrave")
+    config = context.recipe.training("engrave")
     adapted = lora.with_new_adapter(lora.load_base(base), config, 0)
-    ours = loop.train(adapted, adapter_training.rows(made, "engrave"), config, 0).losses
+    ours = loop.train(adapted, adapter_training.rows(context, "engrave"), config, 0).losses
     del adapted
-    take(made, tmp_path / "folder/out/adapter")
-    notes = made.journal.counts("engrave").notes
+    take(context, tmp_path / "folder/out/adapter")
+    notes = context.journal.counts("engrave").notes
     curve = [loss for _, loss, _ in notes["curve"]]
     print(ours[0], ours[-1], max(abs(a - b) for a, b in zip(curve, ours, strict=True)), notes["parity"])
     assert curve == pytest.approx(ours, abs=1e-3) and ours[-1] < ours[0]
     assert notes["parity"]["positions"] == 200 and notes["parity"]["holds"]
-    order.run_all(made)
-    assert made.run.manifest.is_file()
-    made.journal.close()
+    order.run_all(context)
+    assert context.run.manifest.is_file()
+    context.journal.close()
 
 
-def test_refused_adapter_leaves_the_published_one(context: Context, given: Path, tmp_path: Path):
-    take(context, given)
+def test_refused_adapter_leaves_the_published_one(context: Context, adapter_folder: Path, tmp_path: Path):
+    take(context, adapter_folder)
     before = context.journal.published()["engrave"]
     with pytest.raises(UserError, match="has no adapter_model"):
         take(context, tmp_path / "no such folder")

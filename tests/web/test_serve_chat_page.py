@@ -233,7 +233,7 @@ def test_errors_are_said_where_the_answer_would_stand(browser: Any, fake_run: Ca
         page = Page(browser, running).ready()
         page.ask("poison")
         page.answered()
-        assert "told to fail" in page.page.locator(".wrong").text_content()
+        assert "set to fail" in page.page.locator(".wrong").text_content()
         page.key("Alt+1")
         running.engine.word_s = 0.01
         page.ask("Two at once")

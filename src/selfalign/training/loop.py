@@ -305,7 +305,7 @@ class Trainer:
             state = self.optimizer.state[parameter]
             tensors |= {f"{key} {name}": state[key] for key in _MOMENTS if key in state}
         tensors |= {f"best {name}": value for name, value in self.best.items()}
-        record = {
+        record = {  # keys as in the checkpoints of earlier versions
             "made": asdict(self.record),
             "dtype": str(next(iter(self.model.parameters())).dtype).removeprefix("torch."),
             "asked": self.config.micro_batch_tokens,
