@@ -1,4 +1,4 @@
-"""What the tests of the report share: a run's numbers with everything in them, and the same with hostile texts."""
+"""Helpers of the report's tests: a complete report.json, and the same with hostile texts."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ HOSTILE = [
 ]
 
 _FREE_KEYS = {"dropped", "failed", "question_types", "counts", "by_source", "sources", "machine", "splits"}
-"""Dictionaries whose keys come from files."""
+"""Keys of dictionaries whose own keys come from files."""
 _WORDS = {"engine", "of"}
-"""Texts that are ours, and decide what is shown."""
+"""Keys of fixed texts that decide what is shown."""
 
 
 def score(text: str, **more: Any) -> dict[str, Any]:
@@ -41,7 +41,7 @@ def score(text: str, **more: Any) -> dict[str, Any]:
 
 
 def gather(path: Path) -> dict[str, Any]:
-    """What a finished run on the fake engine says, and what it lacks: scores that compare, training, overlaps."""
+    """Return report.json of a finished run with the fake engine, with added comparisons, training and overlaps."""
     sizes = (
         "prompts.self_instruct.count=20",
         "prompts.red_team.count=20",
@@ -71,10 +71,12 @@ def gather(path: Path) -> dict[str, Any]:
     found["training"] = [{**trained, "curve": [[1, 2.5, 1e-4], [2, 2.0, 5e-5]], "heldout": [[0, 2.6], [2, 2.1]]}]
     hit = {"stage": "align", "reason": "overlaps with x.csv", "text": "a text", "item": "an item"}
     found["data"]["contamination"] = {"against": ["probes", "x.csv"], "number": 7, "hits": [hit] * 6}
-    said = {m: {"text": "An answer", "ended": m == "base", "words": 2} for m in ("base", "final · two-shot", "x", "y")}
-    asked = {"id": "0", "message": "A question?", "answers": said}
+    responses = {
+        m: {"text": "An answer", "ended": m == "base", "words": 2} for m in ("base", "final · two-shot", "x", "y")
+    }
+    question = {"id": "0", "message": "A question?", "answers": responses}
     found["questions"] = [
-        {"title": "Vicuna questions", "file": "5_evaluation/vicuna.jsonl", "rows": [asked], "number": 9}
+        {"title": "Vicuna questions", "file": "5_evaluation/vicuna.jsonl", "rows": [question], "number": 9}
     ]
     found["scores"].append(
         score("vicuna", measure="win rate against base, judged by x", difference=None, counts="1 won")
@@ -88,7 +90,7 @@ def gather(path: Path) -> dict[str, Any]:
 
 
 def poisoned(value: Any, text: str, key: str = "") -> Any:
-    """The same with every text, and every key that comes from a file, replaced."""
+    """Return the value with every text, and every key from a file, replaced."""
     if isinstance(value, str):
         if key == "benchmark":  # a slash makes a subset of it
             return text.replace("/", "|")

@@ -24,8 +24,8 @@ from selfalign.errors import UserError
 from selfalign.evaluation.evaluate import EvaluationRequest
 from selfalign.pipeline import order
 from selfalign.planning.prepare import prepare
-from selfalign.report import terminal
 from selfalign.report.scores import read_scores
+from selfalign.report.status import status
 from selfalign.run import feedback
 from selfalign.run.context import ADAPTER_STAGES, Context
 from selfalign.run.directory import RunDir, default_out, hold
@@ -181,7 +181,7 @@ class Run:
 
     def status(self) -> dict[str, Any]:
         """What `selfalign status --json` prints."""
-        return terminal.status(self._context.run)
+        return status(self._context.run)
 
     def export_dataset(
         self,

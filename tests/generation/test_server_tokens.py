@@ -25,6 +25,7 @@ from selfalign.model import sources
 from selfalign.model.dialogue import Tokenizer, as_text
 from selfalign.pipeline import order
 from selfalign.report import terminal
+from selfalign.report.status import status
 from selfalign.run import recipe as recipes
 from selfalign.run.context import Context
 from selfalign.run.directory import RunDir
@@ -196,7 +197,7 @@ def test_a_run_says_which_rows_were_neutralised(tmp_path: Path, capsys: pytest.C
         constitution = constitutions.load(str(tmp_path / "c.yaml"))
         context = Context(RunDir.create(tmp_path / "run", recipe, constitution), Screen(0))
         order.run_all(context)
-        found = terminal.status(context.run)
+        found = status(context.run)
         row = next(stage for stage in found["stages"] if stage["stage"] == "align")
         asked = next(p for p in context.prompts() if "</s>" in p.message)
         assert row["neutralised_rows"] == {asked.id: ["</s>"]} and row["neutralised"] == 1
@@ -204,7 +205,7 @@ def test_a_run_says_which_rows_were_neutralised(tmp_path: Path, capsys: pytest.C
         assert f"control tokens in the text neutralised: 1 row (first: {asked.id};" in said
         assert "the server gets text: it does not show how it reads the model's token ids (/detokenize: 404)" in said
         terminal.show_status(context.run)
-        assert "control tokens in the text neutralised: 1 row (--json names them)" in capsys.readouterr().out
+        assert "control tokens in the text of 1 row were escaped (--json lists them)" in capsys.readouterr().out
         context.release_engine()
         context.journal.close()
     sent = [body["prompt"] for body, at in server.seen if at["path"].endswith("completions")]

@@ -17,7 +17,7 @@ from conftest import hang_guard
 from selfalign.cli.main import app
 from selfalign.pipeline import order
 from selfalign.quality import duplicates
-from selfalign.report import data
+from selfalign.report import data_quality
 from selfalign.run.context import Context
 
 Runs = Callable[..., Context]
@@ -120,17 +120,17 @@ def test_two_runs_are_compared(fake_run: Runs, tmp_path: Path):
     for context in (one, two):
         order.run_stage(context, "prompts")
     # Both wrote the same prompts: each is a cluster of two.
-    found = data.across([one.run, two.run], "prompts", "near")
+    found = data_quality.clusters_across([one.run, two.run], "prompts", "near")
     assert len(found) == 24
     assert {Path(row.run).name for row in found[0]} == {"one", "two"}
-    assert data.across([one.run], "prompts", "near") == []
+    assert data_quality.clusters_across([one.run], "prompts", "near") == []
     for context in (one, two):
         context.journal.close()
     result = CliRunner().invoke(app, ["duplicates", str(tmp_path / "one"), str(tmp_path / "two"), "--json"])
     assert json.loads(result.stdout)["clusters"] == 24
     result = CliRunner().invoke(app, ["duplicates", str(tmp_path / "one"), str(tmp_path / "two")])
     assert "48 rows in 24 clusters" in result.stdout
-    assert CliRunner().invoke(app, ["duplicates", str(tmp_path / "one")]).stdout.startswith("none is")
+    assert CliRunner().invoke(app, ["duplicates", str(tmp_path / "one")]).stdout.startswith("no duplicates")
     result = CliRunner().invoke(app, ["duplicates", str(tmp_path / "one"), "--kind", "answers"])
     assert "has no answers yet" in str(result.exception)
 
@@ -139,12 +139,12 @@ def test_answers_of_both_stages_are_compared(fake_run: Runs):
     context = fake_run(*SMALL, "evaluate.heldout_prompts=2", "verbose_cloning.prompts=6")
     for stage in ("prompts", "align"):
         order.run_stage(context, stage)  # type: ignore[arg-type]
-    answers = data.rows(context.run, "answers")
+    answers = list(data_quality.rows(context.run, "answers"))
     assert {row.stage for row in answers} == {"responses"}
     copied = context.run.jsonl("responses").read_text("utf-8")
     context.run.jsonl("verbose_responses").parent.mkdir(parents=True, exist_ok=True)
     context.run.jsonl("verbose_responses").write_text(copied, "utf-8")
-    answers = data.rows(context.run, "answers")
-    found = data.clusters(answers, "exact")
+    answers = list(data_quality.rows(context.run, "answers"))
+    found = data_quality.clusters(answers, "exact")
     assert all({row.stage for row in cluster} == {"responses", "verbose_responses"} for cluster in found)
     assert len(found) == len(answers) / 2

@@ -1,6 +1,6 @@
-"""The report in a real browser: nothing in the console, nothing too wide, nothing fetched, nothing run.
+"""The report in a real browser: no console messages, no overflow, no requests, no scripts.
 
-Needs Debian's chromium (`make browser`) and playwright; skips where one of them is missing.
+Needs Debian's chromium (`make browser`) and playwright; skipped without them.
 """
 
 from __future__ import annotations
@@ -16,12 +16,15 @@ from report_numbers import HOSTILE, poisoned
 from selfalign.report.page import render
 
 api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-pytestmark = pytest.mark.skipif(browsers.CHROMIUM is None, reason="chromium is not installed: make browser")
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.skipif(browsers.CHROMIUM is None, reason="chromium is not installed: make browser"),
+]
 
 WIDE = """() => [...document.querySelectorAll('body *')].filter(e =>
-    e.getBoundingClientRect().right > innerWidth + 1 && !e.closest('.scroll, .said, pre')
+    e.getBoundingClientRect().right > innerWidth + 1 && !e.closest('.scroll, .text, pre')
 ).map(e => e.tagName + '.' + e.className + ': ' + e.textContent.slice(0, 60))"""
-"""Elements that stand out at the right, but for those in a box that scrolls by itself."""
+"""Elements that overflow on the right, except in a box that scrolls."""
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +35,7 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def pages(gathered: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The report of a run, and the same with hostile texts in every place."""
+    """The report of a run, and the same with hostile or long texts everywhere."""
     folder = tmp_path_factory.mktemp("browser")
     hostile, long = poisoned(gathered, " ".join(HOSTILE)), poisoned(gathered, "w" * 400)
     texts = {"usual": gathered, "hostile": hostile, "long": long}
@@ -43,18 +46,18 @@ def pages(gathered: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) ->
 
 
 def seen(browser: Any, file: Path, width: int, scheme: str) -> tuple[Any, list[str]]:
-    """The page, opened; and everything that it said, asked or met with."""
+    """Open the page; return it, and a list of its console messages, errors, dialogs and requests."""
     page = browser.new_context(
         viewport={"width": width, "height": 900}, color_scheme=scheme, reduced_motion="reduce"
     ).new_page()
-    heard: list[str] = []
-    page.on("console", lambda message: heard.append(f"console: {message.text}"))
-    page.on("pageerror", lambda error: heard.append(f"error: {error}"))
-    page.on("dialog", lambda dialog: (heard.append(f"dialog: {dialog.message}"), dialog.dismiss()))
-    page.on("request", lambda request: heard.append(f"request: {request.url}"))
+    events: list[str] = []
+    page.on("console", lambda message: events.append(f"console: {message.text}"))
+    page.on("pageerror", lambda error: events.append(f"error: {error}"))
+    page.on("dialog", lambda dialog: (events.append(f"dialog: {dialog.message}"), dialog.dismiss()))
+    page.on("request", lambda request: events.append(f"request: {request.url}"))
     page.goto(file.as_uri())
-    assert heard.pop(0) == f"request: {file.as_uri()}"
-    return page, heard
+    assert events.pop(0) == f"request: {file.as_uri()}"
+    return page, events
 
 
 @pytest.mark.parametrize(
@@ -62,28 +65,30 @@ def seen(browser: Any, file: Path, width: int, scheme: str) -> tuple[Any, list[s
     [("usual", width, scheme) for width in (390, 1400) for scheme in ("light", "dark")]
     + [(name, width, "light") for width in (390, 1400) for name in ("hostile", "long")],
 )
-def test_nothing_is_said_fetched_or_too_wide(browser: Any, pages: dict[str, Path], name: str, width: int, scheme: str):
-    page, heard = seen(browser, pages[name], width, scheme)
+def test_page_has_no_messages_requests_or_overflow(
+    browser: Any, pages: dict[str, Path], name: str, width: int, scheme: str
+):
+    page, events = seen(browser, pages[name], width, scheme)
     page.evaluate("() => document.querySelectorAll('details').forEach(d => d.open = true)")
     assert page.evaluate("() => document.documentElement.scrollWidth") == width
     assert page.evaluate(WIDE) == []
-    assert heard == []
+    assert events == []
     page.context.close()
 
 
-def test_a_console_message_a_dialog_and_a_fetch_would_be_heard(browser: Any, tmp_path: Path):
-    """The test above can fail: without the policy and the escaping it does."""
+def test_events_and_overflow_are_detected(browser: Any, tmp_path: Path):
+    """Check that the test above fails without the policy and the escaping."""
     file = tmp_path / "bad.html"
     file.write_text("<p style='width: 900px'>a</p><script>alert(1); new Image().src = 'x.png'; throw 1</script>")
-    page, heard = seen(browser, file, 390, "light")
+    page, events = seen(browser, file, 390, "light")
     page.wait_for_load_state("networkidle")
-    assert {one.split(":")[0] for one in heard} >= {"dialog", "request", "console", "error"}
+    assert {event.split(":")[0] for event in events} >= {"dialog", "request", "console", "error"}
     assert page.evaluate(WIDE) == ["P.: a"]
     page.context.close()
 
 
-def test_light_and_dark_are_both_readable(browser: Any, pages: dict[str, Path]):
-    """Text against its ground, by the contrast that WCAG 2 asks of small text: 4.5."""
+def test_contrast_is_sufficient_in_light_and_dark(browser: Any, pages: dict[str, Path]):
+    """Compare text and background with WCAG 2's minimum for small text, 4.5."""
     for scheme in ("light", "dark"):
         page, _ = seen(browser, pages["usual"], 1400, scheme)
         for name in ("ink", "soft", "accent"):
@@ -92,17 +97,17 @@ def test_light_and_dark_are_both_readable(browser: Any, pages: dict[str, Path]):
         page.context.close()
 
 
-def test_in_print_everything_is_open(browser: Any, pages: dict[str, Path]):
+def test_print_opens_all_details(browser: Any, pages: dict[str, Path]):
     page, _ = seen(browser, pages["usual"], 800, "light")
     shown = "() => document.querySelectorAll('details pre')[0].checkVisibility({contentVisibilityAuto: true})"
     assert not page.evaluate(shown)
     page.emulate_media(media="print")
-    page.wait_for_function(shown, timeout=10_000)  # content that was hidden is laid out with the next frame
+    page.wait_for_function(shown, timeout=10_000)  # hidden content is laid out in the next frame
     assert not page.evaluate("() => document.querySelector('nav').checkVisibility()")
     page.context.close()
 
 
-def test_the_page_is_read_by_its_headings_and_plots_have_names(browser: Any, pages: dict[str, Path]):
+def test_headings_links_and_plots_have_accessible_names(browser: Any, pages: dict[str, Path]):
     page, _ = seen(browser, pages["usual"], 1400, "light")
     plots = page.get_by_role("img")
     assert plots.count() >= 10

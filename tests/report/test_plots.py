@@ -1,4 +1,4 @@
-"""Plots: small SVGs that say what they show, hold only what they may, and are the same each time."""
+"""Plots: small, accessible and reproducible SVGs."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def drawn(name: str, text: str = "a label") -> str:
 
 
 @pytest.mark.parametrize("name", CHARTS)
-def test_a_plot_is_small_well_formed_and_takes_its_colours_from_the_page(name: str):
+def test_plot_is_small_well_formed_and_uses_css_colours(name: str):
     made = drawn(name)
     root = ElementTree.fromstring(made)
     assert root.find("title").text == "a title"
@@ -62,12 +62,12 @@ def test_labels_are_text(name: str):
 
 @given(st.text(max_size=30))
 @settings(max_examples=15)
-def test_any_label_is_drawn(text: str):
+def test_any_label_gives_valid_xml(text: str):
     for name in ("funnel", "matrix", "sunburst", "intervals"):
         ElementTree.fromstring(drawn(name, text))
 
 
-def test_plots_are_the_same_in_every_process():
+def test_plots_are_reproducible_across_processes():
     code = (
         "from selfalign.report import charts, plots\n"
         "with plots.drawing():\n"
@@ -82,7 +82,7 @@ def test_plots_are_the_same_in_every_process():
     assert made.pop().startswith("<svg")
 
 
-def test_drawing_leaves_matplotlibs_settings_as_they_were():
+def test_drawing_restores_matplotlib_settings():
     import matplotlib
 
     before = dict(matplotlib.rcParams)
@@ -95,7 +95,7 @@ def test_text_is_cut_to_one_line():
     assert plots.clip("one two three", 8) == "one two…"
 
 
-def test_a_long_curve_is_thinned_to_means():
+def test_long_curve_is_averaged():
     points = [[n, float(n), 1.0] for n in range(1000)]
     found = charts.thinned(points)
     assert len(found) == 240
@@ -108,7 +108,7 @@ def test_a_running_mean_keeps_its_length():
     assert charts.running_mean([7.0], 1) == [7.0]
 
 
-def test_bars_are_as_long_as_what_was_kept():
+def test_bar_widths_follow_kept_rows():
     with plots.drawing():
         made = plots.svg(charts.funnel([Bar("a", "", 100, 0), Bar("b", "", 25, 25)]), "p", "t", "d")
     boxes = [[float(n) for n in re.findall(r"[\d.]+", d)] for d in re.findall(r' d="([^"]+)"', made)]

@@ -1,4 +1,4 @@
-"""The report's page: whatever the texts say, they stay texts; and what it says is what the run's files say."""
+"""The report's page: hostile texts stay texts, and its numbers are those of the run."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ from report_numbers import HOSTILE, poisoned
 from selfalign.data.records import Answer, Prompt, Response, prompt_id, write_jsonl
 from selfalign.pipeline import order
 from selfalign.report import page, plots
-from selfalign.report.answers import side_by_side
-from selfalign.report.page import _finite, duration, render
+from selfalign.report.page import _finite, render
+from selfalign.report.side_by_side import side_by_side
 from selfalign.run.context import Context
 from selfalign.system.console import plain
+from selfalign.system.format import duration
 
 
 @pytest.fixture(scope="module")
@@ -36,12 +37,12 @@ def usual(gathered: dict[str, Any]) -> Page:
 
 
 class Page(HTMLParser):
-    """Elements with their attributes, and the text outside of the style sheet."""
+    """The elements of a page, their attributes, and the text outside the style sheet."""
 
     def __init__(self, page: str) -> None:
         super().__init__(convert_charrefs=True)
         self.elements: list[tuple[str, tuple[str, ...]]] = []
-        """Outside of plots."""
+        """Elements outside plots."""
         self.attributes: list[tuple[str, str, str | None]] = []
         self.drawn: list[str] = []
         """Elements of plots."""
@@ -92,7 +93,7 @@ _NEVER = {"script", "img", "link", "iframe", "object", "embed", "form", "input",
 
 
 def check(page: str) -> Page:
-    """Nothing is loaded or run, and links stay in the page."""
+    """Check that the page loads and runs nothing, and that links stay in it."""
     read = Page(page)
     assert read.others == []
     assert set(read.drawn) <= _DRAWN
@@ -110,9 +111,7 @@ def check(page: str) -> Page:
 
 
 @pytest.mark.parametrize("hostile", HOSTILE, ids=range(len(HOSTILE)))
-def test_hostile_texts_everywhere_change_no_element_and_load_nothing(
-    gathered: dict[str, Any], usual: Page, hostile: str
-):
+def test_hostile_texts_change_no_element(gathered: dict[str, Any], usual: Page, hostile: str):
     page = render(poisoned(gathered, hostile))
     assert check(page).elements == usual.elements
     assert page == plain(page)
@@ -131,7 +130,7 @@ def test_any_text_changes_no_element(gathered: dict[str, Any], monkeypatch: pyte
 
 
 @pytest.mark.parametrize("hostile", HOSTILE[:5], ids=range(5))
-def test_texts_are_shown_as_they_are(gathered: dict[str, Any], hostile: str, monkeypatch: pytest.MonkeyPatch):
+def test_texts_are_shown_unchanged(gathered: dict[str, Any], hostile: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(plots, "available", lambda: False)
     value = copy.deepcopy(gathered)
     value["side_by_side"][0]["message"] = f"M {hostile}"
@@ -143,7 +142,7 @@ def test_texts_are_shown_as_they_are(gathered: dict[str, Any], hostile: str, mon
         assert f"{letter} {hostile}" in shown
 
 
-def test_the_style_sheet_and_the_policy_load_nothing(made: str):
+def test_style_and_policy_load_nothing(made: str):
     style = re.search(r"<style>(.*?)</style>", made, re.DOTALL)
     assert style
     assert "url(" not in style[1]
@@ -153,7 +152,7 @@ def test_the_style_sheet_and_the_policy_load_nothing(made: str):
     assert "https://" not in made
 
 
-def test_plots_take_every_colour_from_the_page(made: str):
+def test_plots_use_css_colours_only(made: str):
     drawn = re.findall(r"<svg.*?</svg>", made, re.DOTALL)
     assert len(drawn) >= 10
     style = made[: made.index("</style>")]
@@ -163,13 +162,11 @@ def test_plots_take_every_colour_from_the_page(made: str):
         assert re.search(r"<title id=\"[\w-]+\">[^<]+</title><desc id=\"[\w-]+\">[^<]+</desc>", one)
 
 
-def test_the_page_is_the_same_each_time(gathered: dict[str, Any], made: str):
+def test_page_is_reproducible(gathered: dict[str, Any], made: str):
     assert render(copy.deepcopy(gathered)) == made
 
 
-def test_without_matplotlib_the_numbers_stand_there_and_one_line_says_how(
-    gathered: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-):
+def test_without_matplotlib_numbers_are_shown(gathered: dict[str, Any], monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(plots, "available", lambda: False)
     page = check(render(gathered))
     assert page.drawn == []
@@ -178,18 +175,18 @@ def test_without_matplotlib_the_numbers_stand_there_and_one_line_says_how(
     assert "Self-Instruct candidates" in page.text
 
 
-def test_a_run_that_has_only_begun_has_a_page(fake_run: Callable[..., Context]):
+def test_new_run_has_a_page(fake_run: Callable[..., Context]):
     page = check(render(page_of(fake_run())))
     assert "From seeds to examples" in page.text
     assert "Held-out prompts" not in page.text
-    assert "No kept answer cites a principle" in page.text
+    assert "No kept response cites a principle" in page.text
 
 
 def page_of(context: Context) -> dict[str, Any]:
     return page.gather(context.run)
 
 
-def test_what_is_left_out_is_counted(gathered: dict[str, Any], made: str):
+def test_omitted_rows_are_counted(gathered: dict[str, Any], made: str):
     text = Page(made).flat
     assert len(gathered["side_by_side"]) == 12
     assert "2 more in 5_evaluation/answers.jsonl" in text
@@ -197,7 +194,7 @@ def test_what_is_left_out_is_counted(gathered: dict[str, Any], made: str):
     assert "the same text · the same text · the same text and 6 more" in text
 
 
-def test_the_ledger_training_and_costs_are_shown(gathered: dict[str, Any], made: str):
+def test_stages_training_and_costs_are_shown(gathered: dict[str, Any], made: str):
     text = Page(made).flat
     first = gathered["stages"][0]
     assert f"1a Self-Instruct {first['rows_in']} {first['kept']} more than wanted" in text
@@ -207,21 +204,21 @@ def test_the_ledger_training_and_costs_are_shown(gathered: dict[str, Any], made:
     assert re.search(r"– → [\d,]+ – → \d+ s", text)
 
 
-def test_the_fake_engine_is_named_and_no_speed_is_shown(gathered: dict[str, Any], made: str):
+def test_fake_engine_is_named_without_speeds(gathered: dict[str, Any], made: str):
     assert "Generation" in Page(made).text
     text = Page(render({**gathered, "engine": "fake"})).text
     assert "no model ran" in text
     assert "Generation" not in text
 
 
-def test_the_papers_figures_stand_beside_what_was_measured_and_below_what_was_not(made: str):
+def test_paper_results_are_next_to_matching_benchmarks(made: str):
     text = Page(made).flat
-    beside, below = text.split("The paper’s figures at 65 B on what was not measured here")
+    beside, below = text.split("The paper’s results (65 B) on other benchmarks")
     assert "overall 77 85 83" in beside
     assert "MC1, ranked by P(True) 37 61 49" in below.split("Supervision")[0]
 
 
-def test_the_constitution_is_there_in_full(made: str, default_constitution: Any):
+def test_constitution_is_complete(made: str, default_constitution: Any):
     text = Page(made).flat
     for principle in default_constitution.principles:
         assert principle.rule in text
@@ -234,13 +231,13 @@ def test_the_constitution_is_there_in_full(made: str, default_constitution: Any)
         assert " ".join(pair.answer.split()) in text
 
 
-def test_human_lines_are_counted_and_their_sum_is_right(gathered: dict[str, Any], default_constitution: Any):
+def test_human_items_add_up(gathered: dict[str, Any], default_constitution: Any):
     human = gathered["supervision"]
     assert human["total"] == sum(human["counts"].values()) == default_constitution.human_items(175)["total"]
     assert human["missing"] == ""
 
 
-def test_the_users_own_prompts_are_human_lines(fake_run: Callable[..., Context], tmp_path: Path):
+def test_user_prompts_count_as_human_items(fake_run: Callable[..., Context], tmp_path: Path):
     file = tmp_path / "mine.txt"
     file.write_text("Name three rivers.\nHow do bees make honey?\n")
     context = fake_run(f"prompts.file={file}")
@@ -251,14 +248,14 @@ def test_the_users_own_prompts_are_human_lines(fake_run: Callable[..., Context],
     assert found["funnel"][0] == {"title": "prompts of the user", "human": True, "rows_in": 2, "kept": 2, "lost": 0}
 
 
-def test_the_funnel_balances_with_the_ledgers(gathered: dict[str, Any]):
+def test_funnel_balances(gathered: dict[str, Any]):
     steps = [s for s in gathered["funnel"] if not s["human"]]
     assert [s["title"] for s in gathered["funnel"]][:2] == ["seed tasks", "Self-Instruct candidates"]
     assert all(s["rows_in"] == s["kept"] + s["lost"] for s in steps)
 
 
-def test_a_large_run_makes_no_large_page(fake_run: Callable[..., Context]):
-    """Ten times the rows: the page grows by digits."""
+def test_page_size_does_not_grow_with_the_run(fake_run: Callable[..., Context]):
+    """Compare pages of 300 and 3,000 rows."""
     sizes = []
     for number in (300, 3000):
         context = fake_run(name=str(number))
@@ -283,7 +280,7 @@ def test_a_large_run_makes_no_large_page(fake_run: Callable[..., Context]):
 # -- small parts -------------------------------------------------------------------------------------------------------
 
 
-def test_answers_are_put_side_by_side_in_the_order_of_the_file():
+def test_responses_are_grouped_in_file_order():
     rows = [Answer("1", "m1", "base", "a", True, 1), Answer("2", "m2", "base", "b", True, 1)]
     rows.append(Answer("1", "m1", "final", "c", False, 2))
     found = side_by_side(rows)
@@ -291,15 +288,15 @@ def test_answers_are_put_side_by_side_in_the_order_of_the_file():
     assert found[0]["answers"]["final"] == {"text": "c", "ended": False, "words": 2}
 
 
-def test_thoughts_stand_beside_the_held_out_answers(gathered: dict[str, Any], made: str):
+def test_held_out_responses_have_stage_2_thoughts(gathered: dict[str, Any], made: str):
     rows = gathered["side_by_side"]
     assert gathered["heldout"] == 14
     assert all(set(r["answers"]) == {"base", "engraved", "final"} for r in rows)
     assert any(r["constitution"] and r["constitution"]["thoughts"] for r in rows)
-    assert "Thoughts and answer of the base under the constitution" in made
+    assert "The base model’s internal thoughts and response under the constitution" in made
 
 
-def test_numbers_that_json_does_not_know_become_null():
+def test_non_finite_numbers_become_null():
     value = _finite({"a": [float("nan"), {"b": float("-inf")}], "c": 1.5, "d": "nan"})
     assert json.loads(json.dumps(value, allow_nan=False)) == {"a": [None, {"b": None}], "c": 1.5, "d": "nan"}
 
@@ -307,5 +304,5 @@ def test_numbers_that_json_does_not_know_become_null():
 @pytest.mark.parametrize(
     ("seconds", "text"), [(None, "–"), (3.4, "3 s"), (61, "1 min"), (5399, "90 min"), (7200, "2.0 h")]
 )
-def test_times_are_short(seconds: float | None, text: str):
+def test_duration_is_short(seconds: float | None, text: str):
     assert duration(seconds) == text

@@ -1,4 +1,4 @@
-"""What is counted of a run's files: principles, verbs, lengths; and even samples of what is large."""
+"""Counts of principles, verbs and lengths, and even samples."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from selfalign.data.records import Prompt, Response, prompt_id, write_jsonl
-from selfalign.report import data, principles
+from selfalign.report import data_quality, principles
 from selfalign.run.context import Context
 
 Runs = Callable[..., Context]
@@ -34,7 +34,7 @@ def counted(fake_run: Runs, rows: list[Response]) -> dict:
     context = fake_run()
     write_jsonl(context.run.jsonl("prompts"), (Prompt(r.id, r.instruction, source=r.source) for r in rows))
     write_jsonl(context.run.jsonl("responses"), rows)
-    return principles.gather(context.run, data.tag(context.run))
+    return principles.gather(context.run, data_quality.tag_verbs(context.run))
 
 
 def test_principles_are_counted_by_source_type_and_verb(fake_run: Runs):
@@ -54,7 +54,7 @@ def test_principles_are_counted_by_source_type_and_verb(fake_run: Runs):
     assert verbs["write"] == {"name": "write", "answers": 2, "principles": {"15": 2, "3": 1}}
 
 
-def test_the_example_of_a_principle_cites_it_first_and_alone_and_stands_once(fake_run: Runs):
+def test_examples_cite_their_principle_first_and_are_distinct(fake_run: Runs):
     found = {e["principle"]: e for e in counted(fake_run, ROWS)["examples"]}
     assert found[15]["message"] == "Write a poem about rain."
     assert found[3]["message"] == "Write a letter to Ann."
@@ -65,12 +65,12 @@ def test_the_example_of_a_principle_cites_it_first_and_alone_and_stands_once(fak
     assert 1 not in found
 
 
-def test_where_there_is_no_other_an_answer_stands_for_two(fake_run: Runs):
+def test_only_response_is_example_of_all_its_principles(fake_run: Runs):
     found = counted(fake_run, [answer("Only one.", [2, 3])])["examples"]
     assert [(e["principle"], e["message"]) for e in found] == [(2, "Only one."), (3, "Only one.")]
 
 
-def test_a_run_without_answers_has_no_use(fake_run: Runs):
+def test_run_without_responses_has_no_citations(fake_run: Runs):
     found = principles.gather(fake_run().run, {})
     assert found["examples"] == []
     assert found["principle_use"]["citations"] == 0
@@ -80,18 +80,18 @@ def test_a_run_without_answers_has_no_use(fake_run: Runs):
 # -- samples, lengths, verbs -------------------------------------------------------------------------------------------
 
 
-def test_a_sample_is_even_in_order_and_reproducible():
-    assert data.sample(range(5), 10) == ([0, 1, 2, 3, 4], 5)
-    some, number = data.sample(iter(range(10_000)), 1000)
+def test_sample_is_even_ordered_and_reproducible():
+    assert data_quality.sample(range(5), 10) == ([0, 1, 2, 3, 4], 5)
+    some, number = data_quality.sample(iter(range(10_000)), 1000)
     assert (len(some), number) == (1000, 10_000)
-    assert some == sorted(some) == data.sample(range(10_000), 1000)[0]
+    assert some == sorted(some) == data_quality.sample(range(10_000), 1000)[0]
     halves = Counter(n < 5000 for n in some)
     assert 430 < halves[True] < 570, "drawn evenly: 500, give or take four standard deviations of 16"
 
 
 @given(st.lists(st.integers(0, 3000), max_size=50))
-def test_lengths_add_up(lengths: list[int]):
-    found = data.lengths(" ".join(["w"] * n) for n in lengths)
+def test_histogram_of_lengths_adds_up(lengths: list[int]):
+    found = data_quality.lengths(" ".join(["w"] * n) for n in lengths)
     assert found["texts"] == sum(found["histogram"]) == len(lengths)
     if lengths:
         ordered = sorted(lengths)
@@ -99,26 +99,26 @@ def test_lengths_add_up(lengths: list[int]):
         assert ordered[0] <= found["low"] <= found["median"] <= found["high"] <= found["longest"]
 
 
-def test_lengths_fall_into_their_bins():
-    found = data.lengths(["", "a", "a b", "a b c", " ".join("w" * 5), " ".join("w" * 9000)])
-    starts = dict(zip(data.LENGTHS, found["histogram"], strict=True))
+def test_lengths_are_counted_in_their_bins():
+    found = data_quality.lengths(["", "a", "a b", "a b c", " ".join("w" * 5), " ".join("w" * 9000)])
+    starts = dict(zip(data_quality.LENGTHS, found["histogram"], strict=True))
     assert (starts[1], starts[2], starts[3], starts[4], starts[2048]) == (2, 1, 1, 1, 1)
 
 
-def test_verbs_are_those_of_self_instruct_where_there_are_any():
+def test_verbs_prefer_self_instruct_prompts():
     tagged = [("self_instruct", ("write", "poem"))] * 3 + [("self_instruct", ("write", ""))]
     tagged += [("self_instruct", ("list", "river")), ("red_team", ("win", "prize"))]
-    found = data.verb_objects(tagged)
+    found = data_quality.verb_objects(tagged)
     assert (found["of"], found["texts"], found["different"]) == ("self_instruct", 5, 3)
     assert found["verbs"] == [
         {"verb": "write", "objects": [["poem", 3]]},
         {"verb": "list", "objects": [["river", 1]]},
     ]
-    assert data.verb_objects([("user", ("sort", "word"))])["of"] == "all"
+    assert data_quality.verb_objects([("user", ("sort", "word"))])["of"] == "all"
 
 
-def test_a_verb_has_at_most_four_objects_and_there_are_at_most_twenty_verbs():
+def test_verbs_and_objects_are_limited():
     tagged = [("user", (f"verb{v}", f"noun{n}")) for v in range(30) for n in range(9)]
-    found = data.verb_objects(tagged)["verbs"]
+    found = data_quality.verb_objects(tagged)["verbs"]
     assert len(found) == 20
     assert {len(v["objects"]) for v in found} == {4}

@@ -1,4 +1,4 @@
-"""Scores as people read them: units, signs, groups, and words that only an interval may give."""
+"""Scores as text: units, signs, groups, and verdicts that an interval supports."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def compared(measure: str, low: float, high: float, **more: Any) -> dict[str, An
     return asdict(score(measure, 0.5, vs="base", difference=middle, difference_low=low, difference_high=high, **more))
 
 
-def test_a_rate_is_shown_in_percent_and_its_difference_in_points():
+def test_rate_is_percent_and_difference_is_points():
     made = score(
         "run-on rate", 0.125, low=0.05, high=0.25, vs="base", difference=-0.5, difference_low=-0.6, difference_high=-0.4
     )
@@ -32,20 +32,20 @@ def test_a_rate_is_shown_in_percent_and_its_difference_in_points():
     assert score_text(score("empty rate", 1.0))[0] == "100%"
 
 
-def test_a_share_of_many_has_a_decimal():
+def test_percent_of_many_rows_has_a_decimal():
     assert score_text(score("mc1", 0.3121, benchmark="truthfulqa", n=817, low=0.28, high=0.345))[:2] == (
         "31.2%",
         "28.0% to 34.5%",
     )
 
 
-def test_words_are_shown_whole_and_the_rest_with_three_digits():
+def test_words_are_integers_and_numbers_have_three_decimals():
     assert score_text(score("median words", 71.6, low=60.0, high=80.2)) == ("72", "60 to 80", "")
     assert score_text(score("loss", 1.23456)) == ("1.235", "", "")
     assert score_text(score("loss", 0.5))[0] == "0.500"
 
 
-def test_a_gain_has_its_sign_and_nothing_has_none():
+def test_differences_have_signs_except_zero():
     made = score("loss", 1.0, vs="base", difference=0.1, difference_low=0.0, difference_high=0.2)
     assert score_text(made)[2] == "+0.100 vs base (0.000 to +0.200)"
     none = score("loss", 1.0, vs="base", difference=-0.0001, difference_low=-0.1, difference_high=0.1)
@@ -53,12 +53,12 @@ def test_a_gain_has_its_sign_and_nothing_has_none():
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), None])
-def test_what_is_no_number_is_a_dash(value: Any):
+def test_missing_number_is_a_dash(value: Any):
     assert score_text(score("loss", value))[0] == "–"
     assert score_text(score("loss", 1.0, low=value or float("nan"), high=1.0))[1] == "– to 1.000"
 
 
-def test_a_score_and_its_dictionary_are_shown_alike():
+def test_score_and_its_dictionary_have_the_same_text():
     made = score("loss", 1.5, low=1.0, high=2.0)
     assert score_text(asdict(made)) == score_text(made)
 
@@ -76,23 +76,23 @@ def test_a_score_and_its_dictionary_are_shown_alike():
         ("accuracy", 0.0, 0.2, "no difference"),
     ],
 )
-def test_the_word_follows_from_the_interval_alone(measure: str, low: float, high: float, word: str):
+def test_verdict_follows_from_the_interval(measure: str, low: float, high: float, word: str):
     assert verdict(compared(measure, low, high)) == word
 
 
-def test_without_an_interval_there_is_no_word():
+def test_no_verdict_without_an_interval():
     assert verdict(asdict(score("accuracy", 0.9))) == ""
     assert verdict({**compared("accuracy", 0.1, 0.2), "difference_low": None}) == ""
     assert verdict({**compared("accuracy", 0.1, 0.2), "difference_high": float("nan")}) == ""
 
 
 @given(st.floats(-1, 1), st.floats(-1, 1), st.text(max_size=20))
-def test_an_interval_around_zero_is_never_called_a_change(a: float, b: float, measure: str):
+def test_interval_around_zero_is_no_difference(a: float, b: float, measure: str):
     low, high = sorted((a, b))
     assert (verdict(compared(measure, low, high)) == "no difference") == (low <= 0 <= high)
 
 
-def test_rows_are_grouped_and_models_in_the_order_of_the_pipeline():
+def test_groups_keep_the_pipelines_order_of_models():
     rows = [score("overall", 0.5, m, benchmark="hhh") for m in ("final", "base", "other")]
     rows += [score("loss", 2.0, "base"), score("overall", 0.5, "final", "verbose", benchmark="hhh")]
     found = groups([asdict(r) for r in rows])
@@ -103,12 +103,12 @@ def test_rows_are_grouped_and_models_in_the_order_of_the_pipeline():
     assert [r["label"] for r in found[1]["measures"][0]["rows"]] == ["base"]
 
 
-def test_a_measure_has_one_unit():
+def test_measure_has_one_unit():
     rows = [asdict(score("ratio", value, model)) for model, value in (("base", 0.5), ("final", 1.5))]
     assert groups(rows)[0]["measures"][0]["unit"] == "number"
 
 
-def test_findings_are_of_the_final_model_and_say_what_the_interval_says():
+def test_findings_compare_the_final_model():
     rows = [
         compared("loss", -0.5, -0.1),
         compared("loss", -0.1, 0.1, model="engraved"),
@@ -121,7 +121,7 @@ def test_findings_are_of_the_final_model_and_say_what_the_interval_says():
     assert findings([asdict(score("loss", 1.0))]) == []
 
 
-def test_subsets_stand_under_their_benchmark_and_a_second_comparison_is_a_repeat():
+def test_subsets_are_grouped_and_second_comparison_is_a_repeat():
     rows = [score("accuracy", 0.5, "base", benchmark="hhh"), score("accuracy", 0.5, "base", benchmark="hhh/honest")]
     rows += [score("accuracy", 0.6, benchmark="hhh", vs=vs, difference=0.1) for vs in ("base", "engraved")]
     [group] = groups([asdict(r) for r in rows])
@@ -135,7 +135,7 @@ def test_subsets_stand_under_their_benchmark_and_a_second_comparison_is_a_repeat
     assert len(findings([asdict(r) for r in rows])) == 2
 
 
-def test_a_score_that_nothing_judged_is_a_dash_in_its_group():
+def test_unjudged_score_is_a_dash():
     [group] = groups([asdict(score("truthful: not judged", None, benchmark="truthfulqa generation"))])  # type: ignore[arg-type]
     assert group["title"] == "TruthfulQA generation"
     [row] = group["measures"][0]["rows"]
@@ -143,7 +143,7 @@ def test_a_score_that_nothing_judged_is_a_dash_in_its_group():
 
 
 def pair_scores(found: list[tuple[str, str]], **more: Any) -> list[dict[str, Any]]:
-    """The scores of the final model against the base where a judge said this of each question, in both orders."""
+    """Return the scores of final against base for these verdicts on each question, in both orders."""
     rows = [
         OpenAnswer(f"{i}", "vicuna", i, "coding", "", f"{i}?", "standard", m, m, True)
         for m in ("base", "final")
@@ -166,17 +166,17 @@ def pair_scores(found: list[tuple[str, str]], **more: Any) -> list[dict[str, Any
         ([("", "")] * 9, ""),
     ],
 )
-def test_a_win_rate_is_compared_with_one_half(found: list[tuple[str, str]], word: str):
+def test_win_rate_is_compared_with_one_half(found: list[tuple[str, str]], word: str):
     assert verdict(pair_scores(found)[0]) == word
 
 
-def test_a_win_rate_has_its_counts_beside_it_and_counts_have_no_row():
+def test_counts_are_folded_into_their_win_rate():
     made = pair_scores([("A", "B")] * 7 + [("A", "A"), ("tie", "A"), ("B", "")])
     [group] = groups([asdict(score("loss", 1.0, benchmark="vicuna")), *made])
     assert [m["name"] for m in group["measures"]] == ["loss", "win rate against base, judged by j"]
     assert [m["name"] for m in group["subsets"]] == ["coding: win rate against base, judged by j"]
     [shown] = group["measures"][1]["rows"]
-    counts = "7 won, 2 tied, 0 lost vs base, 1 unparsable; by place in both orders: first 1, second 0"
+    counts = "7 won, 2 tied, 0 lost vs base, 1 unparsable; by position in both orders: first 1, second 0"
     assert score_text(shown, group["measures"][1]["unit"])[::2] == ("89%", counts)
     assert (shown["verdict"], shown["n"], shown["p_text"]) == ("better", 9, "p 0.016")
     [line] = findings(made)
@@ -186,7 +186,7 @@ def test_a_win_rate_has_its_counts_beside_it_and_counts_have_no_row():
     assert len(folded(made)) == 2 and made == pair_scores([("A", "B")] * 7 + [("A", "A"), ("tie", "A"), ("B", "")])
 
 
-def test_a_count_without_its_win_rate_is_left_out_and_nothing_else_is():
+def test_count_without_win_rate_is_dropped():
     lonely = [s for s in pair_scores([("A", "B")]) if s["measure"].startswith("wins")]
     other = asdict(score("wins", 3.0))
     assert folded([*lonely, other]) == [other]
@@ -197,9 +197,9 @@ def test_p_is_short(p: float | None, text: str):
     assert p_text({"p": p}) == text
 
 
-def test_the_papers_figures_stand_beside_benchmarks_of_their_names_each_once():
+def test_each_reference_matches_one_benchmark():
     names = ["heldout", "hhh (fixture)", "truthfulqa", "truthfulqa generation", "Vicuna"]
-    found = paper.beside(names)
+    found = paper.match(names)
     assert {n: r.title.split(",")[0] for n, r in found.items()} == {
         "hhh (fixture)": "HHH Eval",
         "truthfulqa": "TruthfulQA",

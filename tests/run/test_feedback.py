@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from selfalign.errors import UserError
 from selfalign.pipeline import order
-from selfalign.report import terminal
+from selfalign.report.status import status
 from selfalign.run import feedback, marks
 from selfalign.run.context import Context
 from selfalign.run.directory import RunDir
@@ -62,7 +62,7 @@ def test_another_mark_replaces_and_says_when(fake_run: Run):
     found = list(feedback.read(run).values())
     assert [(m.message, m.verdict, m.note) for m in found] == [("What?", "bad", ""), ("Why?", "good", "fine after all")]
     assert last.time.endswith("Z") and feedback.counts(run) == {"good": 1, "bad": 1}
-    assert terminal.status(run)["feedback"] == {"good": 1, "bad": 1}
+    assert status(run)["feedback"] == {"good": 1, "bad": 1}
     # Another model's same answer, or another prompt before it, is another one.
     feedback.mark(run, said(model="base"))
     feedback.mark(run, said(prompt="verbose"))
@@ -96,7 +96,7 @@ def test_what_is_no_mark_is_refused_and_named(fake_run: Run, more: dict[str, Any
         return
     with pytest.raises(UserError, match=f"feedback.jsonl:1: .*{why}"):
         feedback.read(run)
-    assert terminal.status(run)["feedback"] == {}  # how far a run is can be said all the same
+    assert status(run)["feedback"] == {}  # how far a run is can be said all the same
 
 
 def test_there_is_an_end(fake_run: Run, monkeypatch: pytest.MonkeyPatch):

@@ -239,10 +239,11 @@ def evaluate(
 def status(run: Run, as_json: AsJson = False) -> None:
     """What is done, kept, dropped and why. Works while the run goes on."""
     from selfalign.report import terminal
+    from selfalign.report.status import status as run_status
 
     context = _open(run)
     if as_json:
-        typer.echo(json.dumps(terminal.status(context.run), indent=1, ensure_ascii=False))
+        typer.echo(json.dumps(run_status(context.run), indent=1, ensure_ascii=False))
     else:
         terminal.show_status(context.run)
 
@@ -259,15 +260,15 @@ def duplicates(
 ) -> None:
     """Prompts or answers that are nearly the same, within a run and across runs."""
     from selfalign.errors import UserError
-    from selfalign.report import data, terminal
+    from selfalign.report import data_quality, terminal
 
     if kind not in ("prompts", "answers"):
         raise UserError(f"--kind {kind!r}: prompts or answers")
     options = {} if threshold is None else {"threshold": threshold}
     opened = [_open(run).run for run in dict.fromkeys(path.resolve() for path in runs)]
-    found = data.across(opened, kind, "semantic" if semantic else "near", **options)
+    found = data_quality.clusters_across(opened, kind, "semantic" if semantic else "near", **options)
     if as_json:
-        typer.echo(json.dumps(data.summary(found, None), indent=1, ensure_ascii=False))
+        typer.echo(json.dumps(data_quality.summary(found), indent=1, ensure_ascii=False))
     else:
         terminal.show_clusters(found)
 

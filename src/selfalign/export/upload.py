@@ -10,6 +10,7 @@ from pathlib import Path
 from selfalign.errors import UserError
 from selfalign.export.record import RECORD, read_record
 from selfalign.system.atomic import file_hash
+from selfalign.system.format import file_size
 
 FORMS = ("adapter", "merged", "gguf-adapter", "gguf", "dataset")
 """Forms of an export that can be pushed."""
@@ -37,8 +38,8 @@ class Upload:
     def listing(self) -> list[str]:
         """Return one line for each file, then the total, the terms and the notes."""
         width = max(len(name) for name in self.files)
-        lines = [f"  {name:<{width}}  {format_bytes(size):>9}" for name, size in self.files.items()]
-        total = format_bytes(sum(self.files.values()))
+        lines = [f"  {name:<{width}}  {file_size(size):>9}" for name, size in self.files.items()]
+        total = file_size(sum(self.files.values()))
         lines.append(f"  {len(self.files)} files, {total}, form {self.form}, exported at {self.exported_at}")
         if self.notice:
             lines.append(f"  terms of the base (NOTICE): {' '.join(self.notice.split())[:400]}")
@@ -97,11 +98,3 @@ def _walk(folder: Path) -> Iterator[tuple[str, Path]]:
 
 def _first(names: list[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-
-
-def format_bytes(size: int) -> str:
-    """Return a size as text, such as 7.2 kB."""
-    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if size >= factor:
-            return f"{size / factor:,.1f} {unit}"
-    return f"{size} B"

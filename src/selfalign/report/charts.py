@@ -1,7 +1,7 @@
-"""The kinds of plots that the report has: funnel, dumbbells, matrix, sunburst, steps, intervals, curves, plan.
+"""Draw the plots of the report: funnel, dumbbells, matrix, sunburst, steps, intervals, curves, plan and actual.
 
-Each takes plain values and gives a canvas; plots.py makes an SVG of it. All are about 400 pixels wide, so that they are
-read on a telephone as they stand.
+Each function takes plain values and returns a canvas, which plots.py turns into an SVG. Plots are about 400 pixels
+wide, to fit on a phone.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
 WIDTH = 400
 _LETTER = 5.6
-"""About so many pixels a letter of small text takes."""
+"""Approximate width of a letter of small text, in pixels."""
 _BINS = 240
-"""Points of a curve; of more, means are drawn."""
+"""Points of a curve; longer curves are averaged."""
 
 Look = tuple[str, str]
-"""Colour of a line, and what its dots are filled with."""
+"""(line colour, fill colour of markers)."""
 MODEL_LOOKS: dict[str, Look] = {
     "base": (SOFT, SOFT), "prompted base": (SOFT, PAPER), "engraved": (ACCENT, PAPER), "final": (ACCENT, ACCENT),
 }  # fmt: skip
@@ -42,7 +42,7 @@ class Bar:
 
 
 def funnel(bars: Sequence[Bar]) -> Canvas:
-    """Bars one below the other, each with its words above it: kept in colour, lost pale."""
+    """Draw bars with their labels above: kept in colour, lost pale."""
     pitch, thick = 36, 9
     drawn = canvas(WIDTH, pitch * len(bars) + 4)
     axes = drawn.whole()
@@ -72,7 +72,7 @@ def _box(
 
 
 def _legend(axes: Axes, entries: Sequence[tuple[str, Look, str]], left: float = 0, y: float = 7) -> None:
-    """(label, look, line style or "" for a dot), side by side, in axes of pixels."""
+    """Draw a legend of (label, look, line style or "" for a marker) in axes of pixels."""
     for label, (colour, fill), line in entries:
         if line:
             axes.plot([left, left + 16], [y, y], color=colour, linestyle=line, linewidth=1.6)
@@ -88,7 +88,7 @@ def _grid(axes: Axes, axis: str) -> None:
 
 
 def dumbbells(labels: Sequence[str], series: Sequence[tuple[str, Look, Sequence[float]]], axis: str) -> Canvas:
-    """A row for each label with a dot for each series (percent), joined by a line."""
+    """Draw a row for each label with a marker for each series (percent), joined by a line."""
     pitch, side = 19, 158
     drawn = canvas(WIDTH, pitch * len(labels) + 62)
     _legend(drawn.whole(), [(name, look, "") for name, look, _ in series])
@@ -104,14 +104,14 @@ def dumbbells(labels: Sequence[str], series: Sequence[tuple[str, Look, Sequence[
         values = [values[row] for _, _, values in series]
         axes.plot([min([0.0, *values] if len(values) == 1 else values), max(values)], [row, row], color=LINE, lw=2.5)
         for (_, (colour, fill), _), value in zip(series, values, strict=True):
-            # Hollow ones are larger: a filled one in the same place leaves them to be seen.
+            # Hollow markers are larger, so they stay visible behind a filled one.
             size = 6 if colour == fill else 9
             axes.plot([value], [row], marker="o", markersize=size, color=colour, markerfacecolor=fill)
     return drawn
 
 
 def matrix(rows: Sequence[str], columns: Sequence[str], values: Sequence[Sequence[float]]) -> Canvas:
-    """Shaded squares: 0 is paper, the largest value is full colour. Column labels stand upright above."""
+    """Draw shaded cells, from no colour for 0 to full colour for the largest value."""
     side, head, right = 150, 12 + _LETTER * min(24, max(map(len, columns), default=0)), 4
     cell = min(22.0, (WIDTH - side - right) / max(1, len(columns)))
     height = min(cell, 17.0)
@@ -133,7 +133,7 @@ def matrix(rows: Sequence[str], columns: Sequence[str], values: Sequence[Sequenc
 
 
 def sunburst(tree: Sequence[tuple[str, Sequence[tuple[str, int]]]]) -> Canvas:
-    """An inner ring of names, sized by the sum of their parts, and the parts around them (polar bars)."""
+    """Draw an inner ring of names, sized by the sum of their parts, and the parts around them."""
     size = 420
     drawn = canvas(size, size)
     axes = drawn.axes(0, 0, 0, 0, projection="polar")
@@ -161,7 +161,7 @@ def _wedge(
         start + width / 2, depth, width=width, bottom=bottom, color=ACCENT, alpha=shade, edgecolor=PAPER, linewidth=1
     )
     middle, radius = start + width / 2, bottom + depth / 2
-    if width * radius * size / 2 < SMALL:  # the arc is lower than a line of text
+    if width * radius * size / 2 < SMALL:  # too small for a line of text
         return
     degrees = 90 - math.degrees(middle)
     turned = degrees if -90 <= degrees <= 90 else degrees + 180
@@ -179,7 +179,7 @@ def steps(
     ticks: Sequence[float],
     log: bool = False,
 ) -> Canvas:
-    """Histograms over each other, in percent: (label, look, line style, share of each bin)."""
+    """Draw histograms over each other: (label, look, line style, percentage of each bin)."""
     drawn = canvas(WIDTH, 232)
     _legend(drawn.whole(), [(name, look, line) for name, look, line, _ in series])
     axes = drawn.axes(44, 26, 8, 40)
@@ -200,7 +200,7 @@ def steps(
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A row of an interval plot; without a value it is a heading."""
+    """A row of an interval plot; a heading if it has no value."""
 
     label: str
     value: float | None = None
@@ -216,11 +216,11 @@ def intervals(
     percent: bool,
     even: float | None = None,
 ) -> Canvas:
-    """Dot and whisker for each row, under headings.
+    """Draw an estimate with its interval for each row, under headings.
 
     Args:
-        limits: of the axis; None follows from the values.
-        even: where a line stands that tells better from worse.
+        limits: limits of the axis; None derives one from the values.
+        even: position of a line between better and worse.
     """
     pitch, side = 18, 132
     drawn = canvas(WIDTH, pitch * len(rows) + 44)
@@ -255,7 +255,7 @@ def intervals(
 
 
 def curves(train: Sequence[Sequence[float]], heldout: Sequence[Sequence[float]]) -> Canvas:
-    """Loss over steps, its running mean, the held-out loss, and the learning rate below.
+    """Draw the loss over steps, its running mean, the held-out loss, and the learning rate below.
 
     Args:
         train: [step, loss, learning rate] of each step.
@@ -282,15 +282,15 @@ def curves(train: Sequence[Sequence[float]], heldout: Sequence[Sequence[float]])
     below.set_yticks([0, highest], ["0", f"{highest:g}"])
     below.set_ylabel("rate")
     below.set_xlabel("optimiser step")
-    for one in (axes, below):
-        one.set_xlim(0, max([*x, *(h[0] for h in heldout), 1]))
-        one.yaxis.set_label_coords(-0.128, 0.5)
-        _grid(one, "y")
+    for part in (axes, below):
+        part.set_xlim(0, max([*x, *(h[0] for h in heldout), 1]))
+        part.yaxis.set_label_coords(-0.128, 0.5)
+        _grid(part, "y")
     return drawn
 
 
 def thinned(points: Sequence[Sequence[float]]) -> list[list[float]]:
-    """At most 240 points: means of as many stretches of equal length."""
+    """Return at most 240 points, as means of equal parts of the curve."""
     if len(points) <= _BINS:
         return [list(p) for p in points]
     cuts = [round(i * len(points) / _BINS) for i in range(_BINS + 1)]
@@ -299,14 +299,14 @@ def thinned(points: Sequence[Sequence[float]]) -> list[list[float]]:
 
 
 def running_mean(values: Sequence[float], width: int) -> list[float]:
-    """The mean of each value and those up to half a width before and after it."""
+    """Return the mean of each value and its neighbours up to half the width away."""
     half = width // 2
     windows = (values[max(0, i - half) : i + half + 1] for i in range(len(values)))
     return [sum(w) / len(w) for w in windows]
 
 
 def plan_and_actual(rows: Sequence[tuple[str, float, float | None]]) -> Canvas:
-    """A bar of minutes for each stage, with a mark where the plan had it."""
+    """Draw a bar of minutes for each stage, with a marker for the plan."""
     pitch, side = 22, 118
     drawn = canvas(WIDTH, pitch * len(rows) + 64)
     _legend(drawn.whole(), [("actual", (ACCENT, ACCENT), "-"), ("plan", (INK, PAPER), "")])

@@ -1,86 +1,86 @@
-"""Which plots the report has, of the numbers in report.json; each with its numbers as a table."""
+"""Choose the plots of the report from the numbers in report.json, each with its numbers as a table."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from selfalign.evaluation.comparison import WIN_RATE
 from selfalign.report import charts, plots, scores
 from selfalign.report.charts import Estimate, Look
-from selfalign.report.data import LENGTHS
+from selfalign.report.data_quality import LENGTHS
 from selfalign.report.plots import ACCENT, INK, PAPER, SOFT, Canvas
 
 SOURCES: dict[str, tuple[str, Look]] = {
     "self_instruct": ("Self-Instruct", (INK, PAPER)),
     "red_team": ("red-teaming", (ACCENT, ACCENT)),
-    "user": ("the user's", (INK, PAPER)),
+    "user": ("user prompts", (INK, PAPER)),
 }
 _KINDS: dict[str, tuple[Look, str]] = {
     "prompts": ((SOFT, SOFT), ":"),
     "answers": ((INK, INK), "-"),
     "verbose": ((ACCENT, ACCENT), "-"),
 }
-_AXES = {"percent": "share, with 95 % interval", "words": "words", "number": "mean, with 95 % interval"}
-_UNITS = {"percent": "Shares", "words": "Lengths", "number": "Means"}
+_AXES = {"percent": "fraction, with 95 % interval", "words": "words", "number": "mean, with 95 % interval"}
+_UNITS = {"percent": "Fractions", "words": "Lengths", "number": "Means"}
 _ROWS = 40
-"""Rows of a table of numbers; report.json has all."""
+"""Rows of a table; report.json has all."""
 
 Table = tuple[tuple[str, ...], list[tuple[Any, ...]]]
 
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """A plot with what it shows in words and numbers."""
+    """A plot with a description and its numbers."""
 
     name: str
     title: str
     text: str
-    """In a sentence, for those who do not see it."""
+    """A description for screen readers."""
     head: tuple[str, ...]
     rows: list[tuple[Any, ...]]
     more: int
-    """Rows of numbers that are left out."""
+    """Number of further rows in report.json."""
     svg: str
-    """Empty where matplotlib is not installed."""
+    """Empty without matplotlib."""
 
 
-def draw(found: dict[str, Any]) -> dict[str, Figure]:
-    """Name -> plot, of everything there is to draw; without SVGs where matplotlib is not installed."""
-    made: dict[str, Figure] = {}
+def draw(report: dict[str, Any]) -> dict[str, Figure]:
+    """Return name -> plot; without SVGs if matplotlib is not installed."""
+    drawn: dict[str, Figure] = {}
     if not plots.available():
-        return {f.name: f for f, _ in _all(found)}
+        return {f.name: f for f, _ in _all(report)}
     with plots.drawing():
-        for figure, canvas in _all(found):
+        for figure, canvas in _all(report):
             svg = plots.svg(canvas(), figure.name, figure.title, figure.text)
-            made[figure.name] = Figure(**{**{k: getattr(figure, k) for k in Figure.__slots__}, "svg": svg})
-    return made
+            drawn[figure.name] = replace(figure, svg=svg)
+    return drawn
 
 
-def _all(found: dict[str, Any]) -> Iterator[tuple[Figure, Callable[[], Canvas]]]:
-    if found["funnel"]:
-        yield _funnel(found["funnel"])
-    use = found["principle_use"]
+def _all(report: dict[str, Any]) -> Iterator[tuple[Figure, Callable[[], Canvas]]]:
+    if report["funnel"]:
+        yield _funnel(report["funnel"])
+    use = report["principle_use"]
     if use["citations"]:
-        yield _usage(found["principles"], use)
+        yield _usage(report["principles"], use)
         for name, title in (("question_types", "Principles by question type"), ("verbs", "Principles by verb")):
             if use[name]:
-                yield _crossing(name, title, found["principles"], use[name])
-    described = found["data"]["diversity"]
+                yield _crossing(name, title, report["principles"], use[name])
+    described = report["data"]["diversity"]
     if (pairs := described.get("prompts", {}).get("verb_objects")) and pairs["verbs"]:
         yield _verbs(pairs)
-    if found["data"]["lengths"]:
-        yield _lengths(found["data"]["lengths"])
+    if report["data"]["lengths"]:
+        yield _lengths(report["data"]["lengths"])
     if any(sum(d["similarity"]["nearest"]) for d in described.values()):
         yield _nearest(described)
-    for number, group in enumerate(scores.groups(found["scores"])):
+    for number, group in enumerate(scores.groups(report["scores"])):
         yield from _scores(number, group)
-    for number, trained in enumerate(found["training"]):
+    for number, trained in enumerate(report["training"]):
         if trained["curve"]:
             yield _training(number, trained)
-    if any(row["seconds"] for row in found["costs"]["stages"]):
-        yield _costs(found["costs"]["stages"])
+    if any(row["seconds"] for row in report["costs"]["stages"]):
+        yield _costs(report["costs"]["stages"])
 
 
 def _figure(
@@ -94,7 +94,7 @@ def _funnel(steps: list[dict[str, Any]]) -> tuple[Figure, Callable[[], Canvas]]:
     bars = [
         charts.Bar(
             s["title"],
-            f"{s['kept']:,} by people" if s["human"] else f"{s['kept']:,} of {s['rows_in']:,}",
+            f"{s['kept']:,} human-written" if s["human"] else f"{s['kept']:,} of {s['rows_in']:,}",
             s["kept"],
             s["lost"],
             s["human"],
@@ -103,7 +103,7 @@ def _funnel(steps: list[dict[str, Any]]) -> tuple[Figure, Callable[[], Canvas]]:
     ]
     rows = [(s["title"], s["rows_in"], s["kept"], s["lost"]) for s in steps]
     last = steps[-1]
-    text = f"{len(steps)} steps; the last, {last['title']}, keeps {last['kept']:,} of {last['rows_in']:,}."
+    text = f"{len(steps)} steps; the last one, {last['title']}, keeps {last['kept']:,} of {last['rows_in']:,}."
     table = (("step", "in", "kept", "dropped and failed"), rows)
     return _figure("funnel", "Kept at each step", text, table, lambda: charts.funnel(bars))
 
@@ -117,10 +117,10 @@ def _usage(principles: list[dict[str, Any]], use: dict[str, Any]) -> tuple[Figur
         series.append((label, look, [100 * n / max(1, use["by_source"][source]) for n in counts]))
     labels = [f"{p['id']} {p['name']}" for p in principles]
     most = max(principles, key=lambda p: p["used"])
-    text = f"The most cited is {most['id']} {most['name']}, in {most['used']:,} of {use['answers']:,} answers."
+    text = f"Most cited: {most['id']} {most['name']}, in {most['used']:,} of {use['answers']:,} responses."
     head = ("principle", *(f"{SOURCES.get(s, (s,))[0]}, of {use['by_source'][s]:,}" for s in known))
     rows = [(label, *(p["by_source"].get(s, 0) for s in known)) for label, p in zip(labels, principles, strict=True)]
-    axis = "share of the kept answers that cite it"
+    axis = "fraction of the responses that cite it"
     return _figure(
         "usage", "Principles cited, by source", text, (head, rows), lambda: charts.dumbbells(labels, series, axis)
     )
@@ -136,8 +136,8 @@ def _crossing(
         (c["name"], c["answers"], ", ".join(f"{p}: {n}" for p, n in list(c["principles"].items())[:6])) for c in crossed
     ]
     what = "question type" if name == "question_types" else "verb"
-    text = f"A row for each {what}, a column for each principle; the stronger, the larger the share that cites it."
-    table = ((what, "answers", "principles by number: how often"), rows)
+    text = f"A row for each {what}, a column for each principle; darker cells are cited by a larger fraction."
+    table = ((what, "responses", "principle number: citations"), rows)
     labels = [f"{plots.clip(c['name'], 21)} · {c['answers']}" for c in crossed]
     return _figure(f"by-{name.replace('_', '-')}", title, text, table, lambda: charts.matrix(labels, columns, values))
 
@@ -145,25 +145,27 @@ def _crossing(
 def _verbs(pairs: dict[str, Any]) -> tuple[Figure, Callable[[], Canvas]]:
     tree = [(v["verb"], [(noun, n) for noun, n in v["objects"]]) for v in pairs["verbs"]]
     rows = [(v, sum(n for _, n in objects), ", ".join(f"{o} {n}" for o, n in objects)) for v, objects in tree]
-    of = "Self-Instruct's prompts" if pairs["of"] == "self_instruct" else "the prompts"
-    text = f"The {len(tree)} commonest verbs of {of}, inside, and up to four objects of each, outside."
-    table = (("verb", "times", "objects"), rows)
+    of = "Self-Instruct prompts" if pairs["of"] == "self_instruct" else "the prompts"
+    text = f"The {len(tree)} most frequent verbs of {of} (inside), with up to four objects of each (outside)."
+    table = (("verb", "count", "objects"), rows)
     return _figure("verbs", "Verbs of the instructions and their objects", text, table, lambda: charts.sunburst(tree))
 
 
-def _shares(counts: Sequence[int]) -> list[float]:
+def _percentages(counts: Sequence[int]) -> list[float]:
     return [100 * n / max(1, sum(counts)) for n in counts]
 
 
-def _lengths(found: dict[str, Any]) -> tuple[Figure, Callable[[], Canvas]]:
+def _lengths(lengths: dict[str, Any]) -> tuple[Figure, Callable[[], Canvas]]:
     series = [
-        (name, *_KINDS.get(name, ((INK, INK), "-")), _shares(one["histogram"]))
-        for name, one in found.items()
-        if one["texts"]
+        (name, *_KINDS.get(name, ((INK, INK), "-")), _percentages(stats["histogram"]))
+        for name, stats in lengths.items()
+        if stats["texts"]
     ]
-    rows = [(name, *(one[k] for k in ("texts", "low", "median", "high", "longest"))) for name, one in found.items()]
-    text = "; ".join(f"{name}: median {one['median']} words" for name, one in found.items()) + "."
-    head = ("", "texts", "10 % have at most", "median", "90 % have at most", "longest")
+    rows = [
+        (name, *(stats[k] for k in ("texts", "low", "median", "high", "longest"))) for name, stats in lengths.items()
+    ]
+    text = "; ".join(f"{name}: median {stats['median']} words" for name, stats in lengths.items()) + "."
+    head = ("", "texts", "10th percentile", "median", "90th percentile", "longest")
     edges, ticks = (*LENGTHS, 2 * LENGTHS[-1]), (1, 4, 16, 64, 256, 1024)
     return _figure(
         "lengths", "Lengths", text, (head, rows), lambda: charts.steps(series, edges, "words", ticks, log=True)
@@ -172,14 +174,14 @@ def _lengths(found: dict[str, Any]) -> tuple[Figure, Callable[[], Canvas]]:
 
 def _nearest(described: dict[str, Any]) -> tuple[Figure, Callable[[], Canvas]]:
     known = {name: d["similarity"] for name, d in described.items() if sum(d["similarity"]["nearest"])}
-    series = [(name, *_KINDS.get(name, ((INK, INK), "-")), _shares(s["nearest"])) for name, s in known.items()]
+    series = [(name, *_KINDS.get(name, ((INK, INK), "-")), _percentages(s["nearest"])) for name, s in known.items()]
     bins = len(next(iter(known.values()))["nearest"])
     edges = [i / bins for i in range(bins + 1)]
     rows = [(f"{edges[i]:.1f} to {edges[i + 1]:.1f}", *(s["nearest"][i] for s in known.values())) for i in range(bins)]
-    text = "; ".join(f"{name}: {_half(s['nearest'])} % have another one at 0.5 or more" for name, s in known.items())
+    text = "; ".join(f"{name}: {_half(s['nearest'])} % have a neighbour at 0.5 or more" for name, s in known.items())
     return _figure(
-        "nearest", "How like the nearest other one", f"{text}.", (("ROUGE-L", *known), rows),
-        lambda: charts.steps(series, edges, "ROUGE-L F1 with the nearest other one", (0, 0.2, 0.4, 0.6, 0.8, 1)),
+        "nearest", "Similarity to the nearest other text", f"{text}.", (("ROUGE-L", *known), rows),
+        lambda: charts.steps(series, edges, "ROUGE-L F1 with the nearest other text", (0, 0.2, 0.4, 0.6, 0.8, 1)),
     )  # fmt: skip
 
 
@@ -188,18 +190,18 @@ def _half(nearest: Sequence[int]) -> int:
 
 
 def _scores(number: int, group: dict[str, Any]) -> Iterator[tuple[Figure, Callable[[], Canvas]]]:
-    """A plot for each unit that a benchmark's measures are in."""
+    """Yield a plot for each unit of a benchmark's measures."""
     for kind in dict.fromkeys(m["unit"] for m in group["measures"]):
         measures = [m for m in group["measures"] if m["unit"] == kind]
         scale = 100 if kind == "percent" else 1
         rows = [row for measure in measures for row in _estimates(measure, scale)]
         if len(measures) == 1:
-            rows = rows[1:]  # its name is the plot's title
+            rows = rows[1:]  # the measure's name is the plot's title
         if not rows:
             continue
         limits = {"percent": (0.0, 100.0), "words": (0.0, None)}.get(kind, (None, None))
         title = measures[0]["name"] if len(measures) == 1 else _UNITS[kind]
-        text = "Values and intervals are those of the table."
+        text = "Values and intervals are in the table."
         even = 50.0 if kind == "percent" and all(m["name"].startswith(WIN_RATE) for m in measures) else None
         yield _figure(
             f"scores-{number}-{kind}", title, text, ((), []),
@@ -208,18 +210,18 @@ def _scores(number: int, group: dict[str, Any]) -> Iterator[tuple[Figure, Callab
 
 
 def _known(value: Any) -> bool:
-    return type(value) in (int, float) and abs(value) < 1e300  # neither nan nor infinite
+    return type(value) in (int, float) and abs(value) < 1e300  # not nan or infinite
 
 
 def _estimates(measure: dict[str, Any], scale: float) -> list[Estimate]:
-    """The measure's name and below it its models; nothing where no value is a number."""
-    found = []
+    """Return a heading with the measure's name and a row for each model; nothing if no value is a number."""
+    estimates = []
     for row in measure["rows"]:
         value, low, high = (scale * row[k] if _known(row[k]) else None for k in ("value", "low", "high"))
         if value is not None and not row["repeat"]:
             look = charts.MODEL_LOOKS.get(row["model"], (INK, PAPER))
-            found.append(Estimate(row["label"], value, low, high, look))
-    return [Estimate(measure["name"]), *found] if found else []
+            estimates.append(Estimate(row["label"], value, low, high, look))
+    return [Estimate(measure["name"]), *estimates] if estimates else []
 
 
 def _training(number: int, trained: dict[str, Any]) -> tuple[Figure, Callable[[], Canvas]]:
@@ -241,5 +243,5 @@ def _costs(stages: list[dict[str, Any]]) -> tuple[Figure, Callable[[], Canvas]]:
         for s in stages
     ]
     longest = max(stages, key=lambda s: s["seconds"])
-    text = f"The longest is {longest['title']}, {longest['seconds'] / 60:.1f} minutes."
+    text = f"The longest stage is {longest['title']}, {longest['seconds'] / 60:.1f} minutes."
     return _figure("time", "Time, plan and actual", text, ((), []), lambda: charts.plan_and_actual(rows))

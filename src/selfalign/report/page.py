@@ -1,6 +1,6 @@
-"""One self-contained page about a run, and the same in JSON.   journal, scores, answers -> report/
+"""Write report.json and index.html of a run.   journal, scores, responses -> report/
 
-No scripts, nothing loaded from elsewhere; every text is escaped, since most of it was written by a model.
+The page has no scripts and loads nothing. Every text in it is escaped, since a model wrote most of them.
 """
 
 from __future__ import annotations
@@ -12,37 +12,38 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from selfalign.constitution.rendering import render as as_the_model_sees_it
-from selfalign.report import about, answers, data, figures, paper, plots, principles, scores
+from selfalign.constitution.rendering import render as render_constitution
+from selfalign.report import data_quality, figures, paper, plots, principles, run_summary, scores, side_by_side
 from selfalign.run.context import Context
 from selfalign.run.directory import RunDir
 from selfalign.run.ledger import TITLES
 from selfalign.system import atomic, strict_yaml
 from selfalign.system.console import plain
+from selfalign.system.format import duration
 from selfalign.system.version import __version__
 
-_TEXT = 2000
-"""Characters of one model's text on the page."""
-_ITEMS = 60
-"""Items of one list of the constitution on the page."""
-_REASONS = 12
-"""Reasons to drop of one stage on the page."""
+_MAX_TEXT = 2000
+"""Characters of a response on the page."""
+_MAX_ITEMS = 60
+"""Items of a list of the constitution on the page."""
+_MAX_REASONS = 12
+"""Reasons for drops of a stage on the page."""
 
 
 def run(context: Context) -> list[Path]:
-    """Publish report/index.html and report/report.json; returns the files."""
-    found = gather(context.run)
-    found["notice"] = context.model.notice
-    atomic.write_text(context.run.report_json, json.dumps(_finite(found), indent=1, ensure_ascii=False) + "\n")
-    atomic.write_text(context.run.report, render(found))
+    """Publish report/index.html and report/report.json, and return their paths."""
+    report = gather(context.run)
+    report["notice"] = context.model.notice
+    atomic.write_text(context.run.report_json, json.dumps(_finite(report), indent=1, ensure_ascii=False) + "\n")
+    atomic.write_text(context.run.report, render(report))
     return [context.run.report, context.run.report_json]
 
 
 def gather(run: RunDir) -> dict[str, Any]:
-    """Everything the report says, as plain values."""
+    """Return the content of report.json."""
     counts = [run.journal.counts(s).as_dict() for s in run.journal.stages()]
     stages = [{**c, "title": TITLES.get(c["stage"], c["stage"])} for c in counts]
-    tagged = data.tag(run)
+    tagged = data_quality.tag_verbs(run)
     return {
         "format": 2,
         "selfalign": __version__,
@@ -51,62 +52,62 @@ def gather(run: RunDir) -> dict[str, Any]:
         "model": run.recipe.model,
         "engine": run.recipe.engine.kind,
         "assistant": run.constitution.assistant.name,
-        **about.gather(run, stages),
+        **run_summary.gather(run, stages),
         "stages": stages,
         "scores": scores.read_scores(run),
         **principles.gather(run, tagged),
-        **answers.gather(run),
-        "data": data.gather(run, tagged),
+        **side_by_side.gather(run),
+        "data": data_quality.gather(run, tagged),
         "recipe": run.recipe.model_dump(mode="json"),
         "constitution": run.constitution.model_dump(mode="json"),
-        "constitution_text": as_the_model_sees_it(run.constitution),
+        "constitution_text": render_constitution(run.constitution),
         "notice": "",
     }
 
 
-def render(found: dict[str, Any]) -> str:
-    """The page."""
+def render(report: dict[str, Any]) -> str:
+    """Return the HTML page of the content of report.json."""
     import jinja2
     from jinja2.sandbox import ImmutableSandboxedEnvironment
     from markupsafe import Markup
 
-    drawn = figures.draw(found)
-    groups = scores.groups(found["scores"])
-    beside = paper.beside([g["benchmark"] for g in groups])
+    drawn = figures.draw(report)
+    groups = scores.groups(report["scores"])
+    references = paper.match([g["benchmark"] for g in groups])
     environment = ImmutableSandboxedEnvironment(
-        loader=jinja2.FunctionLoader(_template),
+        loader=jinja2.FunctionLoader(_load_template),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        finalize=_harmless,
+        finalize=_clean,
     )
-    environment.filters |= {"number": _number, "share": _share, "duration": duration, "short": _short}
+    environment.filters |= {"number": _number, "share": _percent, "duration": duration, "short": _shorten}
     return environment.get_template("page.html").render(
-        found=found,
+        report=report,
         plots=plots.available(),
         figures=drawn,
-        # Made by plots.py, which escapes the words in it.
+        # plots.py escapes all texts in an SVG.
         svg={name: Markup(plain(figure.svg)) for name, figure in drawn.items()},  # noqa: S704
         groups=groups,
-        findings=scores.findings(found["scores"]),
+        findings=scores.findings(report["scores"]),
         score_text=scores.score_text,
-        beside=beside,
-        others=[r for r in paper.REFERENCES if r not in beside.values()],
+        references=references,
+        other_references=[r for r in paper.REFERENCES if r not in references.values()],
         supervision=paper.SUPERVISION,
-        recipe=strict_yaml.dump(found["recipe"]),
+        recipe=strict_yaml.dump(report["recipe"]),
         sources={name: label for name, (label, _) in figures.SOURCES.items()},
-        reasons=_REASONS,
-        items=_ITEMS,
+        max_reasons=_MAX_REASONS,
+        max_items=_MAX_ITEMS,
     )
 
 
-def _template(name: str) -> str:
+def _load_template(name: str) -> str:
     return (resources.files("selfalign") / "report/parts" / f"{name}.jinja").read_text("utf-8")
 
 
-def _harmless(value: Any) -> Any:
-    # What has __html__ is a macro's output: the texts in it went through here already.
+def _clean(value: Any) -> Any:
+    # A value with __html__ is the output of a macro, whose texts are already clean.
     return plain(value) if isinstance(value, str) and not hasattr(value, "__html__") else value
 
 
@@ -116,24 +117,16 @@ def _number(value: float | None) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:,.0f}"
 
 
-def _share(value: float, digits: int = 0) -> str:
+def _percent(value: float, digits: int = 0) -> str:
     return f"{100 * value:.{digits}f}%"
 
 
-def duration(seconds: float | None) -> str:
-    """A time as people read it."""
-    if seconds is None:
-        return "–"
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
-def _short(text: str, most: int = _TEXT) -> str:
+def _shorten(text: str, most: int = _MAX_TEXT) -> str:
     return text if len(text) <= most else f"{text[:most]} … ({len(text) - most:,} characters more)"
 
 
 def _finite(value: Any) -> Any:
+    """Return the value with None for numbers that JSON cannot represent."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, dict):

@@ -1,6 +1,6 @@
-"""Figures of the paper, for orientation: 65 billion parameters beside whatever was run here. (arXiv 2305.03047)
+"""List results of the paper (arXiv 2305.03047) to show next to a run's scores.
 
-Base is LLaMA-65B, engraved is Dromedary before verbose cloning ("non-verbose"), final is Dromedary.
+base is LLaMA-65B, engraved is Dromedary before verbose cloning ("non-verbose"), final is Dromedary.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """What the paper reports on a benchmark."""
+    """The paper's results on a benchmark."""
 
     benchmark: str
-    """How the names of ours begin that it stands beside."""
+    """The beginning of our names of this benchmark."""
     title: str
     head: tuple[str, ...]
     rows: tuple[tuple[str | int, ...], ...]
@@ -47,7 +47,7 @@ REFERENCES = (
             ("generation: truthful", 57, 74, 72),
             ("generation: truthful and informative", 53, 57, 61),
         ),
-        "MC1 is read from a figure.",
+        "MC1 was read from a figure.",
     ),
     Reference(
         "vicuna",
@@ -60,7 +60,7 @@ REFERENCES = (
             ("engraved, two-shot", 55, 5, 20),
             ("ChatGPT", 19, 6, 55),
         ),
-        "Of 80, read from a figure.",
+        "Of 80 questions, read from a figure.",
     ),
 )
 
@@ -74,14 +74,14 @@ SUPERVISION = (
     ("Davinci-003, ChatGPT, GPT-4, Claude", "unknown", ""),
     ("Dromedary", "< 300 lines", "the paper's own count"),
 )
-"""The paper's table 1: system, pieces of supervision, where they came from."""
+"""The paper's table 1: system, human-written items, their source."""
 
 
-def beside(benchmarks: Sequence[str]) -> dict[str, Reference]:
-    """Which of those benchmarks what stands beside: by their names, each at its first only."""
-    found: dict[str, Reference] = {}
+def match(benchmarks: Sequence[str]) -> dict[str, Reference]:
+    """Return the reference of each benchmark, each reference only once."""
+    matches: dict[str, Reference] = {}
     for name in benchmarks:
-        one = next((r for r in REFERENCES if name.lower().startswith(r.benchmark)), None)
-        if one and one not in found.values():
-            found[name] = one
-    return found
+        reference = next((r for r in REFERENCES if name.lower().startswith(r.benchmark)), None)
+        if reference and reference not in matches.values():
+            matches[name] = reference
+    return matches

@@ -1,7 +1,7 @@
-"""Drawing: a matplotlib figure becomes a small SVG that stands in the page and takes its colours from there.
+"""Turn a matplotlib figure into a small SVG that is part of the page.
 
-Text stays text, in the page's font. Colours are the page's variables, so that light, dark and print each have theirs.
-Nothing in an SVG depends on the date, the machine or chance.
+Text stays text, in the page's font. Colours are CSS variables of the page, which differ in light, dark and print.
+An SVG does not depend on the date, the machine or chance.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 INK, SOFT, LINE, ACCENT, PAPER = "#000001", "#000002", "#000003", "#000004", "#000005"
-"""What a plot draws with; in the SVG they are the page's variables."""
+"""Placeholder colours, which become CSS variables in the SVG."""
 _VARIABLES = {INK: "ink", SOFT: "soft", LINE: "line", ACCENT: "accent", PAPER: "paper"}
 SIZE, SMALL = 11, 10
-"""Text, in pixels of the page."""
+"""Font sizes in pixels."""
 _DPI = 72
 _NUMBER = re.compile(r"-?\d+\.\d+")
 _NOT_XML = re.compile("[\ud800-\udfff\ufffe\uffff]")
@@ -38,14 +38,14 @@ _STYLE_KEYS = (
 
 @dataclass(frozen=True, slots=True)
 class Canvas:
-    """An empty figure. Sizes are pixels of the page."""
+    """An empty figure; sizes are in pixels."""
 
     figure: Figure
     width: int
     height: int
 
     def axes(self, left: float, top: float, right: float, bottom: float, projection: str | None = None) -> Axes:
-        """Axes with these margins; without frame, ticks and grid."""
+        """Add axes with these margins, without frame, ticks and grid."""
         w, h = self.width, self.height
         box = (left / w, bottom / h, (w - left - right) / w, (h - top - bottom) / h)
         axes: Axes = self.figure.add_axes(box, projection=projection)
@@ -54,7 +54,7 @@ class Canvas:
         return axes
 
     def whole(self) -> Axes:
-        """Axes in pixels, y downwards, for a plot that is laid out by hand."""
+        """Add axes over the whole figure in pixels, with y downwards."""
         axes = self.axes(0, 0, 0, 0)
         axes.set_axis_off()
         axes.set_xlim(0, self.width)
@@ -63,7 +63,7 @@ class Canvas:
 
 
 def available() -> bool:
-    """Whether matplotlib is installed."""
+    """Return whether matplotlib is installed."""
     import importlib.util
 
     return importlib.util.find_spec("matplotlib") is not None
@@ -71,7 +71,7 @@ def available() -> bool:
 
 @contextmanager
 def drawing() -> Iterator[None]:
-    """Settings under which all plots are drawn. Characters that matplotlib's own font lacks are the page's affair."""
+    """Set matplotlib up for plots; glyphs that its font lacks are fine, since the page has its own font."""
     import matplotlib
 
     settings: Any = {
@@ -91,31 +91,32 @@ def drawing() -> Iterator[None]:
 
 
 def canvas(width: int, height: int) -> Canvas:
-    """An empty figure of that size."""
+    """Return an empty figure of that size."""
     from matplotlib.figure import Figure
 
     return Canvas(Figure(figsize=(width / _DPI, height / _DPI), dpi=_DPI), width, height)
 
 
 def clip(text: str, most: int) -> str:
-    """The text on one line, in at most so many characters, without those that an SVG may not hold."""
+    """Return the text on one line, in at most `most` characters, without characters that XML forbids."""
     text = " ".join(_NOT_XML.sub("", plain(text)).split())
     return text if len(text) <= most else text[: most - 1].rstrip() + "…"
 
 
 def svg(drawn: Canvas, name: str, title: str, description: str) -> str:
-    """The figure as an SVG element for the page.
+    """Return the figure as an SVG element.
 
     Args:
-        name: of this plot alone: its ids begin with it.
-        title, description: what it shows, for those who do not see it.
+        name: a unique prefix of its ids.
+        title: for screen readers.
+        description: for screen readers.
     """
     for artist in drawn.figure.findobj(lambda a: a.get_clip_on()):
         artist.set_clip_on(False)
     file = io.StringIO()
-    nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-    drawn.figure.savefig(file, format="svg", transparent=True, metadata=nothing)
-    root = ElementTree.fromstring(file.getvalue())  # noqa: S314  (it is ours)
+    no_metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    drawn.figure.savefig(file, format="svg", transparent=True, metadata=no_metadata)
+    root = ElementTree.fromstring(file.getvalue())  # noqa: S314  (our own output)
     used = {v.removeprefix("#") for e in root.iter() for k, v in e.attrib.items() if _local(k) == "href"}
     inside = "".join(_element(child, name, used) for child in root)
     return (
@@ -136,10 +137,10 @@ def _element(element: ElementTree.Element, name: str, used: set[str]) -> str:
     if tag == "g" and not attributes:
         return inside
     if tag == "path" and "style" in attributes and attributes["style"] == "fill:none":
-        return ""  # a background that is not drawn
+        return ""  # an invisible background
     text = escape(element.text or "", quote=False) if tag == "text" else ""
-    shown = "".join(f' {key}="{escape(value)}"' for key, value in attributes.items())
-    return f"<{tag}{shown}>{text}{inside}</{tag}>"
+    markup = "".join(f' {key}="{escape(value)}"' for key, value in attributes.items())
+    return f"<{tag}{markup}>{text}{inside}</{tag}>"
 
 
 def _attributes(element: ElementTree.Element, name: str, used: set[str]) -> dict[str, str]:

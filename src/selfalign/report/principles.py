@@ -1,6 +1,6 @@
-"""Which principles the thoughts of kept answers cite: by source, question type and verb; a real answer for each.
+"""Count the principles that internal thoughts cite, by source, question type and verb, with an example of each.
 
-After the paper's pictures of the same (SELF-ALIGN, arXiv 2305.03047, section 4 and appendix Q).
+The paper has the same figures (SELF-ALIGN, arXiv 2305.03047, section 4 and appendix Q).
 """
 
 from __future__ import annotations
@@ -9,22 +9,22 @@ from collections import Counter
 from typing import Any
 
 from selfalign.data.records import Response, stream_jsonl
-from selfalign.report.data import Pair
+from selfalign.report.data_quality import VerbObject
 from selfalign.run.directory import RunDir
 
 _VERBS = 20
 _WORDS = range(15, 91)
-"""Lengths of the answers that stand for a principle, where there are such."""
+"""Preferred lengths of examples, in words."""
 _CANDIDATES = 8
 
 
-def gather(run: RunDir, tagged: dict[str, tuple[str, Pair]] | None) -> dict[str, Any]:
-    """`principles`, `principle_use` and `examples`, as plain values, of stage 2's file as it stands.
+def gather(run: RunDir, tagged: dict[str, tuple[str, VerbObject]] | None) -> dict[str, Any]:
+    """Return principles, principle_use and examples of the report, from stage 2's responses.
 
     Args:
-        tagged: prompt id -> (source, (verb, object)), of the prompts whose verb is known.
+        tagged: the result of `data_quality.tag_verbs`.
     """
-    use, examples = _Use(), _Examples()
+    use, examples = _Citations(), _Examples()
     path = run.jsonl("responses")
     for position, row in enumerate(stream_jsonl(path, Response) if path.exists() else ()):
         use.add(row, tagged[row.id][1][0] if tagged and row.id in tagged else "")
@@ -39,31 +39,31 @@ def gather(run: RunDir, tagged: dict[str, tuple[str, Pair]] | None) -> dict[str,
         for p in run.constitution.principles
     ]
     order = [t.name for t in run.constitution.question_types]
-    types = sorted(use.types.items(), key=lambda one: order.index(one[0]) if one[0] in order else len(order))
-    verbs = sorted(use.verbs.items(), key=lambda one: (-use.rows_by_verb[one[0]], one[0]))[:_VERBS]
+    types = sorted(use.types.items(), key=lambda entry: order.index(entry[0]) if entry[0] in order else len(order))
+    verbs = sorted(use.verbs.items(), key=lambda entry: (-use.rows_by_verb[entry[0]], entry[0]))[:_VERBS]
     return {
         "principles": principles,
         "principle_use": {
             "answers": use.rows.total(),
             "citations": use.all.total(),
             "by_source": dict(use.rows),
-            "question_types": [_crossed(name, use.rows_by_type[name], counts) for name, counts in types],
-            "verbs": [_crossed(name, use.rows_by_verb[name], counts) for name, counts in verbs],
+            "question_types": [_citation_counts(name, use.rows_by_type[name], counts) for name, counts in types],
+            "verbs": [_citation_counts(name, use.rows_by_verb[name], counts) for name, counts in verbs],
         },
         "examples": [
-            {"principle": p.id, "name": p.name, **found}
+            {"principle": p.id, "name": p.name, **example}
             for p in run.constitution.principles
-            if (found := examples.take(p.id))
+            if (example := examples.take(p.id))
         ],
     }
 
 
-def _crossed(name: str, rows: int, counts: Counter[int]) -> dict[str, Any]:
+def _citation_counts(name: str, rows: int, counts: Counter[int]) -> dict[str, Any]:
     return {"name": name, "answers": rows, "principles": {str(p): n for p, n in counts.most_common()}}
 
 
-class _Use:
-    """Citations counted, one answer after the other."""
+class _Citations:
+    """Counts of citations."""
 
     def __init__(self) -> None:
         self.all: Counter[int] = Counter()
@@ -87,33 +87,33 @@ class _Use:
 
 
 class _Examples:
-    """For each principle the few answers that show it best by their form: cited first, alone, of moderate length.
+    """The best examples of each principle: responses that cite it first, cite only it, and have a moderate length.
 
-    Nobody picks them by hand, and no answer stands for two principles while there is another.
+    A response is an example of two principles only if there is no other.
     """
 
     def __init__(self) -> None:
         self._best: dict[int, list[tuple[tuple[int, int, bool, int], Response]]] = {}
-        self._taken: set[str] = set()
+        self._used: set[str] = set()
 
     def add(self, position: int, row: Response) -> None:
-        odd = len(row.response.split()) not in _WORDS
-        for at, number in enumerate(row.principles):
+        unusual_length = len(row.response.split()) not in _WORDS
+        for rank, number in enumerate(row.principles):
             best = self._best.setdefault(number, [])
-            key = (at, len(row.principles), odd, position)
+            key = (rank, len(row.principles), unusual_length, position)
             if len(best) == _CANDIDATES and key > best[-1][0]:
                 continue
             best.append((key, row))
-            best.sort(key=lambda one: one[0])
+            best.sort(key=lambda entry: entry[0])
             del best[_CANDIDATES:]
 
     def take(self, number: int) -> dict[str, Any] | None:
-        """The example of that principle; None where no kept answer cites it."""
+        """Return an example of that principle; None if no response cites it."""
         rows = [row for _, row in self._best.get(number, [])]
         if not rows:
             return None
-        row = next((r for r in rows if r.id not in self._taken), rows[0])
-        self._taken.add(row.id)
+        row = next((r for r in rows if r.id not in self._used), rows[0])
+        self._used.add(row.id)
         return {
             "message": row.message,
             "thoughts": row.thoughts,

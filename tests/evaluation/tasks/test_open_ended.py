@@ -26,7 +26,7 @@ from selfalign.evaluation.tasks.open_ended import OpenQuestion, OpenQuestions
 from selfalign.generation.engines.base import Step
 from selfalign.generation.engines.fake import Fake, default_script
 from selfalign.model.dialogue import PLAIN
-from selfalign.report import answers as report_answers
+from selfalign.report import side_by_side
 from selfalign.run.context import Context
 from selfalign.run.journal import Journal
 from selfalign.system.console import Screen
@@ -248,10 +248,10 @@ def test_two_shot_prepends_worked_turns_and_is_a_column(
 
 def test_report_shows_answers_side_by_side(fake_run: Callable[..., Context]) -> None:
     context = fake_run()
-    assert report_answers.gather(context.run) == {"side_by_side": [], "heldout": 0, "questions": []}
+    assert side_by_side.gather(context.run) == {"side_by_side": [], "heldout": 0, "questions": []}
     evaluate.run(context, replace(REQUEST, models=["base", "final"]))
     evaluate.run(context, replace(REQUEST, models=["base"], prompt="two-shot"))
-    [section] = report_answers.questions(context.run)
+    [section] = side_by_side.questions(context.run)
     assert (section["title"], section["file"]) == ("Vicuna questions (fixture)", "5_evaluation/vicuna.jsonl")
     questions_ = [i.turns[0] for i in load("vicuna", VICUNA).items if isinstance(i, OpenQuestion)]
     assert [r["message"] for r in section["rows"]] == questions_ and section["number"] == 4

@@ -8,7 +8,7 @@ from contextlib import closing
 from functools import cached_property
 from typing import Any
 
-from selfalign.report import about
+from selfalign.report import run_summary
 from selfalign.run import ledger
 from selfalign.run.directory import RunDir, held
 from selfalign.run.journal import LEDGER
@@ -33,7 +33,7 @@ class RunProgress:
 
     @cached_property
     def _human(self) -> dict[str, int]:
-        counts: dict[str, int] = about.supervision(self._run)["counts"]
+        counts: dict[str, int] = run_summary.supervision(self._run)["counts"]
         return counts
 
     def now(self) -> dict[str, Any]:
@@ -47,7 +47,7 @@ class RunProgress:
             "reading": {"busy": reading.is_busy, "done": reading.done, "total": reading.total},
             "error": self._index.error,
             "stages": stages,
-            "funnel": about.funnel(run, stages, self._human),
+            "funnel": run_summary.funnel(run, stages, self._human),
         }
 
     def _stages(self, running: bool) -> list[dict[str, Any]]:

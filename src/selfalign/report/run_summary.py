@@ -1,0 +1,226 @@
+"""Summarise a run: its settings, human-written items, the counts from seeds to examples, training and costs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from selfalign.constitution import load_seeds
+from selfalign.data.records import Prompt, stream_jsonl
+from selfalign.errors import UserError
+from selfalign.planning import costs
+from selfalign.run.directory import RunDir
+from selfalign.run.recipe import Recipe
+from selfalign.system import environment
+
+
+def gather(run: RunDir, stages: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return story, facts, machine, supervision, funnel, training and costs of the report.
+
+    Args:
+        stages: the counts of each stage, with its title.
+    """
+    human = supervision(run)
+    return {
+        "story": story(run),
+        "facts": facts(run),
+        "machine": environment.facts(),
+        "supervision": human,
+        "funnel": funnel(run, stages, human["counts"]),
+        "training": training(stages),
+        "costs": plan_and_actual(run, stages),
+    }
+
+
+def story(run: RunDir) -> str:
+    """Return a sentence on the stages of the recipe."""
+    user_prompts, user_responses = run.recipe.prompts.file is not None, run.recipe.align.form == "given"
+    steps = {
+        "prompts": "took the user's prompts" if user_prompts else "wrote prompts",
+        "align": "took the user's responses" if user_responses else "responded to them under the constitution",
+        "engrave": "was trained on these responses" + ("" if user_responses else " without the constitution"),
+        "verbose_cloning": "was trained on its own verbose responses",
+    }
+    parts = [text for stage, text in steps.items() if stage in run.recipe.stages] or ["was evaluated"]
+    joined = " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
+    text = f"The base model {joined}. This page shows the results of each step"
+    if "evaluate" in run.recipe.stages:
+        text += ", and the models' responses to prompts that none of them was trained on"
+    return f"{text}."
+
+
+def facts(run: RunDir) -> list[list[str]]:
+    """Return (name, value) of the most important settings; the recipe has all."""
+    recipe, constitution = run.recipe, run.constitution
+    size = f"{len(constitution.principles)} principles, {len(constitution.exemplars)} exemplars"
+    engrave, user_responses = recipe.engrave, recipe.align.form == "given"
+    hints = ", hints by question type" if recipe.align.hints else ""
+    by_stage = {
+        "prompts": ["prompts", _prompts(recipe)],
+        "align": [
+            "responses",
+            "from the user" if user_responses else f"{recipe.align.form} form, {_sampling(recipe.align)}{hints}",
+        ],
+        "engrave": [
+            "engraving",
+            f"LoRA rank {engrave.rank}, alpha {engrave.alpha}, on {', '.join(engrave.targets)}; learning rate "
+            f"{engrave.learning_rate:g}, epochs {engrave.epochs}, batch {engrave.batch_size}",
+        ],
+        "verbose_cloning": ["verbose responses", _sampling(recipe.verbose_cloning)],
+        "evaluate": [
+            "evaluation",
+            f"{recipe.evaluate.heldout_prompts} held-out prompts, {_sampling(recipe.evaluate)}",
+        ],
+    }
+    slots = "measured" if recipe.engine.slots == "auto" else str(recipe.engine.slots)
+    return [
+        ["base model", recipe.model],
+        ["engine", f"{recipe.engine.kind} (requests at once: {slots})"],
+        ["constitution", f"{constitution.name} ({size}; language {constitution.language})"],
+        ["assistant", f"{constitution.assistant.name}, knowledge until {constitution.assistant.cutoff}"],
+        ["stages", ", ".join(recipe.stages)],
+        ["seed", str(recipe.seed)],
+        *(row for stage, row in by_stage.items() if stage in recipe.stages),
+    ]
+
+
+def _prompts(recipe: Recipe) -> str:
+    if recipe.prompts.file:
+        return "from the user's file"
+    tasks, questions = recipe.prompts.self_instruct, recipe.prompts.red_team
+    return (
+        f"{tasks.count:,} by Self-Instruct ({_sampling(tasks)}), {questions.count:,} by red-teaming "
+        f"({_sampling(questions)})"
+    )
+
+
+def _sampling(config: Any) -> str:
+    return f"temperature {config.temperature:g}, top-p {config.top_p:g}, at most {config.max_new_tokens} tokens"
+
+
+def supervision(run: RunDir) -> dict[str, Any]:
+    """Count the human-written items that generation or training used, by kind.
+
+    `missing` names what could not be counted.
+    """
+    user_prompts = run.recipe.prompts.file is not None
+    missing, seeds = "", 0
+    if not user_prompts:
+        try:
+            seeds = len(load_seeds(run.recipe.seeds))
+        except UserError:
+            missing = "the file of seed tasks no longer exists"
+    counts = run.constitution.human_items(seeds)
+    total = counts.pop("total")
+    if user_prompts:
+        del counts["seed tasks"]
+        path = run.jsonl("prompts")
+        number = sum(1 for p in stream_jsonl(path, Prompt) if p.source == "user") if path.exists() else 0
+        counts, total = {"prompts of the user": number, **counts}, total + number
+    return {"counts": counts, "total": total, "missing": missing}
+
+
+def funnel(run: RunDir, stages: list[dict[str, Any]], human: dict[str, int]) -> list[dict[str, Any]]:
+    """Return the steps from human-written seeds to training examples, with rows in, kept and lost.
+
+    Args:
+        human: numbers of human-written items by kind.
+    """
+    user_prompts = run.recipe.prompts.file is not None
+    steps: list[str | tuple[str, str]] = (
+        ["prompts of the user"]
+        if user_prompts
+        else [
+            "seed tasks",
+            ("self_instruct", "Self-Instruct candidates"),
+            "question types",
+            ("topics", "topics"),
+            ("red_team", "red-team candidates"),
+        ]
+    )
+    steps += [
+        ("align", "responses under the constitution"),
+        ("engrave", "examples for engraving, with identity pairs"),
+        ("verbose_responses", "verbose responses"),
+        ("verbose_cloning", "examples for verbose cloning"),
+    ]
+    by_name = {s["stage"]: s for s in stages}
+    rows = []
+    for step in steps:
+        if isinstance(step, str):
+            if step in human:
+                number = human[step]
+                rows.append({"title": step, "human": True, "rows_in": number, "kept": number, "lost": 0})
+        elif counts := by_name.get(step[0]):
+            lost = sum(counts["dropped"].values()) + sum(counts["failed"].values())
+            row = {"rows_in": counts["rows_in"], "kept": counts["kept"], "lost": lost}
+            rows.append({"title": step[1], "human": False, **row})
+    return rows
+
+
+def training(stages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the training record of each stage that trained.
+
+    `curve` has [step, loss, learning rate], `heldout` [step, loss]; both may be empty.
+    """
+    records = []
+    for stage in stages:
+        notes = stage["notes"]
+        if "loss_last" not in notes and "curve" not in notes:
+            continue
+        numbers = ("steps", "loss_first", "loss_last", "training_tokens", "training_seconds")
+        records.append(
+            {
+                "stage": stage["stage"],
+                "title": stage["title"],
+                "examples": stage["kept"],
+                **{key: notes.get(key) for key in numbers},
+                "parity": notes.get("parity") or {},
+                "curve": _points(notes.get("curve"), 3),
+                "heldout": _points(notes.get("heldout"), 2),
+            }
+        )
+    return records
+
+
+def _points(value: object, width: int) -> list[list[float]]:
+    """Return the valid points of a curve; an old or edited ledger may hold anything."""
+    rows = value if isinstance(value, list) else []
+    return [
+        list(row)
+        for row in rows
+        if isinstance(row, list) and len(row) == width and all(type(v) in (int, float) for v in row)
+    ]
+
+
+def plan_and_actual(run: RunDir, stages: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return planned and actual costs of every stage; planned values are None without a plan."""
+    plan = costs.read(run.plan)
+    planned = {s.stage: s for s in plan.stages} if plan else {}
+    rows = []
+    for stage in stages:
+        expected = planned.get(stage["stage"])
+        rows.append(
+            {
+                **{key: stage[key] for key in ("stage", "title", "finished", "requests")},
+                "tokens": stage["generated_tokens"] or stage["notes"].get("training_tokens", 0),
+                "seconds": stage["seconds"],
+                "planned_requests": expected.requests if expected else None,
+                "planned_tokens": expected.generated_tokens if expected else None,
+                "planned_seconds": expected.seconds if expected else None,
+            }
+        )
+    return {
+        "stages": rows,
+        "seconds": sum(r["seconds"] for r in rows),
+        "planned_seconds": plan.seconds if plan else None,
+        "memory_mb": plan.memory_mb if plan else None,
+        "disk_mb": plan.disk_mb if plan else None,
+        "actual_disk_mb": _disk_mb(run),
+    }
+
+
+def _disk_mb(run: RunDir) -> float:
+    """Return the size of the run's files, without the viewer's cache and the marks."""
+    excluded = (run.view.name, run.jsonl("feedback").name)
+    files = (f for f in run.path.rglob("*") if f.is_file() and not f.name.startswith(excluded))
+    return sum(f.stat().st_size for f in files) / 1e6
