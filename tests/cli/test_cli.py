@@ -1,4 +1,4 @@
-"""The command as a user runs it: real processes on the fake engine."""
+"""Run the command line as a user does: processes on the fake engine."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.integration
+
 FAKE = ["--set", "engine.kind=fake"]
 WHOLE = [*FAKE, "--set", "prompts.self_instruct.count=12", "--set", "prompts.red_team.count=20"]
 SMALL = [*WHOLE, "--set", "stages=[prompts, align, engrave, verbose_cloning, evaluate]"]
-"""Without the report, which loads for seconds what tags verbs."""
+"""Without the report, which takes seconds to import."""
 
 
 def selfalign(*arguments: str, cwd: Path, **options: object) -> subprocess.CompletedProcess[str]:
@@ -36,20 +38,20 @@ def files(run: Path) -> dict[str, bytes]:
     return {str(p.relative_to(run)): p.read_bytes() for p in sorted(run.rglob("*.jsonl"))}
 
 
-def test_a_run_ends_with_tables_report_and_manifest(tmp_path: Path) -> None:
+def test_run_writes_tables_report_and_manifest(tmp_path: Path) -> None:
     done = selfalign("run", *WHOLE, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     run = tmp_path / "runs/quick"
     manifest = json.loads((run / "manifest.json").read_text())
     assert manifest["files"]["1_prompts/prompts.jsonl"]["rows"] == 32
     for stage in manifest["stages"]:
-        fates = stage["kept"] + sum(stage["dropped"].values()) + sum(stage["failed"].values())
-        assert stage["rows_in"] == fates
+        decided = stage["kept"] + sum(stage["dropped"].values()) + sum(stage["failed"].values())
+        assert stage["rows_in"] == decided
     assert "2 self-align" in done.stdout and "final" in done.stdout
     assert (run / "report/index.html").read_text().startswith("<!doctype html>")
 
 
-def test_the_same_command_again_changes_nothing(tmp_path: Path) -> None:
+def test_same_command_again_changes_nothing(tmp_path: Path) -> None:
     assert selfalign("run", *SMALL, cwd=tmp_path).returncode == 0
     before = files(tmp_path / "runs/quick")
     again = selfalign("run", *SMALL, cwd=tmp_path)
@@ -57,7 +59,7 @@ def test_the_same_command_again_changes_nothing(tmp_path: Path) -> None:
     assert files(tmp_path / "runs/quick") == before
 
 
-def test_a_killed_run_resumes_to_the_files_of_an_undisturbed_one(tmp_path: Path) -> None:
+def test_killed_run_resumes_to_the_same_files(tmp_path: Path) -> None:
     many = [*FAKE, "--set", "stages=[prompts, align]", "--set", "prompts.self_instruct.count=900"]
     assert selfalign("run", *many, "--out", "a", cwd=tmp_path).returncode == 0
     command = [sys.executable, "-m", "selfalign.cli.main", "run", *many, "--out", "b"]
@@ -75,7 +77,7 @@ def test_a_killed_run_resumes_to_the_files_of_an_undisturbed_one(tmp_path: Path)
 
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_ends_the_run_resumably(tmp_path: Path, signum: signal.Signals, code: int) -> None:
+def test_signal_ends_a_run_that_can_resume(tmp_path: Path, signum: signal.Signals, code: int) -> None:
     many = [*FAKE, "--set", "stages=[prompts]", "--set", "prompts.self_instruct.count=20000"]
     process = subprocess.Popen(
         [sys.executable, "-m", "selfalign.cli.main", "run", *many], cwd=tmp_path, stderr=subprocess.PIPE, text=True
@@ -84,12 +86,12 @@ def test_a_signal_ends_the_run_resumably(tmp_path: Path, signum: signal.Signals,
         time.sleep(0.05)
     time.sleep(0.3)
     process.send_signal(signum)
-    _, said = process.communicate(timeout=30)
+    _, stderr = process.communicate(timeout=30)
     assert process.returncode == code
-    assert said.strip().splitlines()[-1].startswith("selfalign: stopped by") and "Traceback" not in said
+    assert stderr.strip().splitlines()[-1].startswith("selfalign: stopped by") and "Traceback" not in stderr
 
 
-def test_a_run_on_the_fake_engine_never_touches_a_model(tmp_path: Path) -> None:
+def test_fake_engine_loads_no_model(tmp_path: Path) -> None:
     environment = {**os.environ, "SELFALIGN_CACHE": str(tmp_path / "cache")}
     done = subprocess.run(
         [sys.executable, "-m", "selfalign.cli.main", "run", *SMALL], cwd=tmp_path, env=environment, capture_output=True
@@ -98,7 +100,7 @@ def test_a_run_on_the_fake_engine_never_touches_a_model(tmp_path: Path) -> None:
     assert not (tmp_path / "cache").exists()
 
 
-def test_a_full_disk_ends_with_75_and_resumes(tmp_path: Path) -> None:
+def test_full_disk_exits_75_and_resumes(tmp_path: Path) -> None:
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
 
@@ -112,10 +114,10 @@ def test_a_full_disk_ends_with_75_and_resumes(tmp_path: Path) -> None:
 
 def one_line(done: subprocess.CompletedProcess[str], code: int, *words: str) -> None:
     assert done.returncode == code, done.stderr
-    said = done.stderr.strip().splitlines()
-    assert len(said) == 1, done.stderr
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1, done.stderr
     for word in words:
-        assert word in said[0]
+        assert word in lines[0]
 
 
 def test_mistakes_are_one_line_each(tmp_path: Path) -> None:
@@ -139,7 +141,7 @@ def test_mistakes_are_one_line_each(tmp_path: Path) -> None:
     assert selfalign("run", "--no-such-option", cwd=tmp_path).returncode == 2
 
 
-def test_a_changed_recipe_is_refused_with_the_difference_or_answered_by_new(tmp_path: Path) -> None:
+def test_changed_recipe_needs_new(tmp_path: Path) -> None:
     stages = ["--set", "stages=[prompts]"]
     assert selfalign("run", *SMALL, *stages, cwd=tmp_path).returncode == 0
     changed = selfalign("run", *SMALL, *stages, "--set", "seed=7", cwd=tmp_path)
@@ -151,7 +153,7 @@ def test_a_changed_recipe_is_refused_with_the_difference_or_answered_by_new(tmp_
     one_line(selfalign("run", *SMALL, "--out", "other", cwd=tmp_path), 1, "other", "not a run")
 
 
-def test_an_edited_file_is_not_overwritten_without_force(tmp_path: Path) -> None:
+def test_edited_file_is_overwritten_only_with_force(tmp_path: Path) -> None:
     assert selfalign("run", *SMALL, cwd=tmp_path).returncode == 0
     responses = tmp_path / "runs/quick/2_self_align/responses.jsonl"
     lines = responses.read_text().splitlines(keepends=True)
@@ -163,7 +165,7 @@ def test_an_edited_file_is_not_overwritten_without_force(tmp_path: Path) -> None
     assert responses.read_text() == "".join(lines)
 
 
-def test_own_prompts_take_the_place_of_stage_1(tmp_path: Path) -> None:
+def test_user_prompts_replace_stage_1(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("How do I bake bread?\nWhy is the sky blue?\n\nHow do I bake bread?\n")
     one_line(selfalign("run", *FAKE, "--prompts", "yours.txt", cwd=tmp_path), 1, "yours.txt", "does not exist")
     done = selfalign("run", *FAKE, "--prompts", "mine.txt", cwd=tmp_path)
@@ -176,13 +178,13 @@ def test_own_prompts_take_the_place_of_stage_1(tmp_path: Path) -> None:
     assert files(tmp_path / "runs/quick") == before
 
 
-def test_a_wrong_model_leaves_no_run_behind(tmp_path: Path) -> None:
+def test_wrong_model_leaves_no_run(tmp_path: Path) -> None:
     one_line(selfalign("run", "--set", "model=typo.gguf", cwd=tmp_path), 1, "typo.gguf")
     one_line(selfalign("run", "--set", "model=models/typo.gguf", cwd=tmp_path), 1, "typo.gguf", "is not 'embedded'")
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_stage_stopped_midway_does_not_look_like_an_edit(tmp_path: Path) -> None:
+def test_stage_stopped_midway_is_not_taken_for_an_edit(tmp_path: Path) -> None:
     assert selfalign("run", *SMALL, cwd=tmp_path).returncode == 0
     run = tmp_path / "runs/quick"
     responses = run / "2_self_align/responses.jsonl"
@@ -198,11 +200,11 @@ def test_a_stage_stopped_midway_does_not_look_like_an_edit(tmp_path: Path) -> No
     assert (run / "3_engrave/examples.jsonl").read_text()
 
 
-def test_a_stage_whose_input_nobody_makes_is_said_at_once(tmp_path: Path) -> None:
+def test_stage_without_its_input_is_refused_at_once(tmp_path: Path) -> None:
     one_line(selfalign("run", *FAKE, "--set", "stages=[align]", cwd=tmp_path), 1, "'align'", "prompts.jsonl")
 
 
-def test_preview_shows_exact_prompts_and_keeps_nothing(tmp_path: Path) -> None:
+def test_preview_shows_exact_prompts_and_writes_nothing(tmp_path: Path) -> None:
     done = selfalign("run", *FAKE, "--preview", "2", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "6. Instruction:⟦" in done.stdout and "(internal thoughts):⟦" in done.stdout
@@ -220,14 +222,14 @@ def test_status_json_and_chat_on_the_fake_engine(tmp_path: Path) -> None:
     answer = selfalign("chat", "runs/quick", "-p", "Hello there", "--model", "base", cwd=tmp_path)
     assert answer.returncode == 0 and answer.stdout.strip()
     one_line(selfalign("chat", "runs/quick", "-p", "x", "--model", "best", cwd=tmp_path), 1, "best", "base, engraved")
-    for style in ("concise", "two-shot"):
-        assert selfalign("chat", "runs/quick", "-p", "Hi", "--style", style, cwd=tmp_path).stdout.strip()
-    one_line(selfalign("chat", "runs/quick", "-p", "x", "--style", "rude", cwd=tmp_path), 1, "rude", "two-shot")
+    for name in ("concise", "two-shot"):
+        assert selfalign("chat", "runs/quick", "-p", "Hi", "--system-prompt", name, cwd=tmp_path).stdout.strip()
+    one_line(selfalign("chat", "runs/quick", "-p", "x", "--system-prompt", "rude", cwd=tmp_path), 1, "rude", "two-shot")
     dialogue = selfalign("chat", "runs/quick", "--lines", cwd=tmp_path, input="Hello\n/quit\n")
     assert dialogue.returncode == 0 and "single-turn" in dialogue.stderr
 
 
-def test_two_processes_do_not_work_in_one_run(tmp_path: Path) -> None:
+def test_two_processes_cannot_hold_one_run(tmp_path: Path) -> None:
     import fcntl
 
     assert selfalign("run", *SMALL, "--set", "stages=[prompts]", cwd=tmp_path).returncode == 0
@@ -236,11 +238,11 @@ def test_two_processes_do_not_work_in_one_run(tmp_path: Path) -> None:
         one_line(selfalign("run", *SMALL, "--set", "stages=[prompts]", cwd=tmp_path), 1, "in use by process")
 
 
-def test_a_file_where_a_folder_is_named_is_one_line(tmp_path: Path) -> None:
+def test_file_in_place_of_a_folder_is_one_line(tmp_path: Path) -> None:
     assert selfalign("run", *SMALL, "--set", "stages=[prompts]", cwd=tmp_path).returncode == 0
     (tmp_path / "file").touch()
-    said = selfalign("export", "runs/quick", "dataset", "--out", "file/mine", cwd=tmp_path)
-    one_line(said, 1, "file", "cannot be written")
+    done = selfalign("export", "runs/quick", "dataset", "--out", "file/mine", cwd=tmp_path)
+    one_line(done, 1, "file", "cannot be written")
 
 
 def test_env_and_help_and_schema(tmp_path: Path) -> None:
@@ -257,7 +259,7 @@ def test_env_and_help_and_schema(tmp_path: Path) -> None:
         "prompts",
         "align",
         "engrave",
-        "verbose_cloning",
+        "clone",
         "evaluate",
         "report",
     ):

@@ -44,7 +44,7 @@ def test_second_evaluation_reads_the_folder(folder: Path, tmp_path: Path, monkey
     (tmp_path / "c.yaml").write_text(GOOD, "utf-8")
     words = [
         f"small={folder}", "--benchmarks", "hhh", "--data", f"hhh={HHH}", "--out", str(tmp_path / "out"),
-        "--constitution", str(tmp_path / "c.yaml"), "--prompt", "verbose", "--prompted",
+        "--constitution", str(tmp_path / "c.yaml"), "--system-prompt", "verbose", "--prompted",
     ]  # fmt: skip
     table = evaluate(*words)
     assert "hhh (fixture)  accuracy by log-likelihood" in table and "harmless " in table
@@ -68,9 +68,9 @@ def test_models_of_a_run_are_compared_in_pairs(fake_run: Callable[..., Context],
     judge = Judge("mine", Fake(script=prefers("-")), "identity")
     monkeypatch.setattr(models, "open_judge", lambda spec, config: nullcontext(judge))
     words = [str(context.run.path), "--benchmarks", "questions", "--data", f"questions={QUESTIONS}"]
-    table = evaluate(*words, "--prompt", "two-shot", "--models", "base,final")
+    table = evaluate(*words, "--system-prompt", "two-shot", "--models", "base,final")
     assert "questions (fixture_questions)  win rate: not judged" in table
-    table = evaluate(*words, "--prompt", "two-shot", "--models", "base,final", "--judge", "embedded")
+    table = evaluate(*words, "--system-prompt", "two-shot", "--models", "base,final", "--judge", "embedded")
     output = " ".join(table.split())
     assert (
         "win rate against base, judged by mine" in output and "no difference: 0 won, 4 tied, 0 lost vs base;" in output
@@ -85,12 +85,12 @@ def test_models_of_a_run_are_compared_in_pairs(fake_run: Callable[..., Context],
 @pytest.mark.parametrize(
     ("words", "match"),
     [
-        (["x"], "say with --benchmarks what to measure"),
+        (["x"], "name what to measure with --benchmarks"),
         (["x", "--benchmarks", "mmlu"], "'mmlu' is not known"),
-        (["x", "--benchmarks", "hhh", "--prompt", "loud"], "--prompt 'loud'"),
+        (["x", "--benchmarks", "hhh", "--system-prompt", "loud"], "--system-prompt 'loud'"),
         (["x", "--benchmarks", "hhh", "--data", "hhh"], "write NAME=SOURCE"),
         (["x", "--benchmarks", "hhh", "--models", "base"], "are for a run"),
-        (["x", "--benchmarks", "vicuna", "--data", "question=x.txt"], "with one of hhh, truthfulqa, vicuna, questions"),
+        (["x", "--benchmarks", "vicuna", "--data", "question=x.txt"], "is one of hhh, truthfulqa, vicuna, questions"),
         (["no/such/folder/x.gguf", "--benchmarks", "hhh"], "is not 'embedded'"),
     ],
 )

@@ -1,4 +1,4 @@
-"""The verb `serve` as a process: it says where it is, answers, ends by a signal, and refuses in one line."""
+"""Run `selfalign serve` as a process."""
 
 from __future__ import annotations
 
@@ -14,10 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from selfalign.cli import serve as serve_command
+from selfalign.cli.web import start_serve
 from selfalign.errors import UserError
 from selfalign.run.context import Context
 from serve_process import COMMAND, serve
+
+pytestmark = pytest.mark.integration
 
 
 @pytest.fixture
@@ -26,7 +28,7 @@ def run(fake_run: Callable[..., Context]) -> Path:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_it_even_with_a_client_connected(run: Path, number: signal.Signals):
+def test_signal_ends_the_server_with_a_client_connected(run: Path, number: signal.Signals):
     with serve(run) as (process, url):
         with urllib.request.urlopen(f"{url}/v1/models", timeout=10) as reply:
             assert [m["id"] for m in json.load(reply)["data"]] == ["base", "prompted-base", "engraved", "final"]
@@ -39,7 +41,7 @@ def test_a_signal_ends_it_even_with_a_client_connected(run: Path, number: signal
         assert "Traceback" not in process.stderr.read()
 
 
-def test_without_a_token_it_refuses_other_machines_in_one_line(run: Path):
+def test_listening_beyond_loopback_needs_a_token(run: Path):
     done = subprocess.run(
         [*COMMAND, str(run), "--host", "0.0.0.0"], capture_output=True, text=True, timeout=60,
         env={**os.environ, "SELFALIGN_TOKEN": ""},
@@ -49,17 +51,17 @@ def test_without_a_token_it_refuses_other_machines_in_one_line(run: Path):
     assert "SELFALIGN_TOKEN=" in done.stderr
 
 
-def test_what_cannot_be_served_is_the_users_mistake(fake_run: Callable[..., Context], monkeypatch: pytest.MonkeyPatch):
+def test_mistakes_are_user_errors(fake_run: Callable[..., Context], monkeypatch: pytest.MonkeyPatch):
     context = fake_run()
 
-    def start(host: str = "127.0.0.1", port: int = 0, style: str = "standard", token: str = "") -> None:
+    def start(host: str = "127.0.0.1", port: int = 0, system_prompt: str = "standard", token: str = "") -> None:
         monkeypatch.setenv("SELFALIGN_TOKEN", token)
-        serve_command.start(context, host, port, 2, 2, None, style, [])
+        start_serve(context, host, port, 2, 2, None, system_prompt, [])
 
     with pytest.raises(UserError, match="at least 16"):
         start(token="short")
-    with pytest.raises(UserError, match="--style 'loud' does not exist"):
-        start(style="loud")
+    with pytest.raises(UserError, match="--system-prompt 'loud' does not exist"):
+        start(system_prompt="loud")
     taken = socket.create_server(("127.0.0.1", 0))
     with taken, pytest.raises(UserError, match="is in use: choose another with --port"):
         start(port=taken.getsockname()[1])
@@ -70,7 +72,7 @@ def test_what_cannot_be_served_is_the_users_mistake(fake_run: Callable[..., Cont
         start()
 
 
-def test_beyond_loopback_it_answers_with_the_token_only(run: Path):
+def test_requests_beyond_loopback_need_the_token(run: Path):
     with serve(run, "--host", "0.0.0.0", token="x" * 20) as (_, url):
         request = urllib.request.Request(f"{url}/v1/models", headers={"authorization": f"Bearer {'x' * 20}"})
         with urllib.request.urlopen(request, timeout=10) as reply:

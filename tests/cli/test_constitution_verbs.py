@@ -1,11 +1,14 @@
-"""`selfalign constitution ...` and `init` as a user runs them: real processes."""
+"""Run `selfalign constitution ...` and `init` as processes."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
+import pytest
 from test_cli import selfalign
+
+pytestmark = pytest.mark.integration
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -22,7 +25,7 @@ def test_lint_of_the_shipped_and_the_example_constitutions(tmp_path: Path) -> No
         assert "consistent" in done.stdout
 
 
-def test_lint_ends_with_one_on_errors_and_on_warnings_with_strict(tmp_path: Path) -> None:
+def test_lint_exit_codes(tmp_path: Path) -> None:
     mine = tmp_path / "mine.yaml"
     mine.write_text("extends: default\nprinciples:\n  - {id: 17, name: calm, rule: Stay calm.}\n", "utf-8")
     done = selfalign("constitution", "lint", "mine.yaml", cwd=tmp_path)
@@ -32,11 +35,11 @@ def test_lint_ends_with_one_on_errors_and_on_warnings_with_strict(tmp_path: Path
     mine.write_text("extends: default\nprincipals: []\n", "utf-8")
     done = selfalign("constitution", "lint", "mine.yaml", "--json", cwd=tmp_path)
     assert done.returncode == 1
-    found = json.loads(done.stdout)
-    assert found[0]["where"] == "mine.yaml:2" and "did you mean 'principles'" in found[0]["message"]
+    findings = json.loads(done.stdout)
+    assert findings[0]["where"] == "mine.yaml:2" and "did you mean 'principles'" in findings[0]["message"]
 
 
-def test_show_counts_and_prints_the_resolved_document(tmp_path: Path) -> None:
+def test_show_counts_and_resolves(tmp_path: Path) -> None:
     counts = json.loads(selfalign("constitution", "show", "--count", "--json", cwd=tmp_path).stdout)
     assert counts["total"] == sum(v for k, v in counts.items() if k not in ("total", "not counted")) < 300
     (tmp_path / "mine.yaml").write_text("extends: default\nassistant: {name: Ida}\n", "utf-8")
@@ -47,7 +50,7 @@ def test_show_counts_and_prints_the_resolved_document(tmp_path: Path) -> None:
     assert shown[0] == shown[1] and "# Ida" in shown[0]
 
 
-def test_diff_for_people_and_for_programs(tmp_path: Path) -> None:
+def test_diff_prints_text_and_json(tmp_path: Path) -> None:
     done = selfalign("constitution", "diff", "default", "two-stage", cwd=tmp_path)
     assert done.returncode == 0 and "+ principle 17 (user's language)" in done.stdout
     value = json.loads(selfalign("constitution", "diff", "default", "two-stage", "--json", cwd=tmp_path).stdout)
@@ -95,7 +98,7 @@ def test_probes_on_a_run_of_the_fake_engine(tmp_path: Path) -> None:
     assert dropped.returncode == 0 and "without 9" in dropped.stdout
 
 
-def test_the_two_stage_recipe_wants_own_prompts(tmp_path: Path) -> None:
+def test_two_stage_recipe_needs_user_prompts(tmp_path: Path) -> None:
     done = selfalign("run", "two-stage", "--set", "engine.kind=fake", cwd=tmp_path)
     assert done.returncode == 1 and "--prompts FILE" in done.stderr and done.stderr.count("\n") == 1
     lines = [f"Please explain the word number {n} to me." for n in range(9)]
@@ -106,7 +109,7 @@ def test_the_two_stage_recipe_wants_own_prompts(tmp_path: Path) -> None:
     assert not (tmp_path / "r/4_verbose_clone").exists()
 
 
-def test_a_folder_to_edit_is_never_taken_for_a_run(tmp_path: Path) -> None:
+def test_init_folder_is_never_taken_for_a_run(tmp_path: Path) -> None:
     assert selfalign("init", "mine", cwd=tmp_path).returncode == 0
     before = {p.name: p.read_bytes() for p in (tmp_path / "mine").iterdir()}
     fake = ["--set", "engine.kind=fake", "--limit", "4"]
@@ -122,7 +125,7 @@ def test_a_folder_to_edit_is_never_taken_for_a_run(tmp_path: Path) -> None:
     assert {p.name: p.read_bytes() for p in (tmp_path / "mine").iterdir()} == before
 
 
-def test_mistakes_of_language_and_folder_are_one_line(tmp_path: Path) -> None:
+def test_unknown_language_and_bad_folder_are_one_line(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text("extends: default\nlanguage: xx\n", "utf-8")
     done = selfalign("constitution", "lint", "mine.yaml", cwd=tmp_path)
     assert done.returncode == 1 and "language 'xx' is unknown" in done.stdout and not done.stderr
@@ -130,7 +133,7 @@ def test_mistakes_of_language_and_folder_are_one_line(tmp_path: Path) -> None:
     assert done.returncode == 1 and done.stderr.count("\n") == 1
 
 
-def test_a_folder_with_a_resolved_recipe_and_other_files_keeps_them(tmp_path: Path) -> None:
+def test_folder_with_other_files_is_not_overwritten(tmp_path: Path) -> None:
     fake = ["--set", "engine.kind=fake"]
     (tmp_path / "mine").mkdir()
     recipe = selfalign("recipe", "quick", *fake, cwd=tmp_path).stdout

@@ -150,7 +150,7 @@ def test_push_of_a_run_exports_its_rows_first(
 
 
 def test_nothing_is_sent_without_consent(server: FakeHub, adapter: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert "--yes agrees, --dry-run only lists" in error(push(adapter), 1)
+    assert "--yes confirms, --dry-run only lists" in error(push(adapter), 1)
     assert server.asked == []
     dry = push(adapter, "--dry-run")
     assert dry.exit_code == 0 and server.asked == []
@@ -158,11 +158,11 @@ def test_nothing_is_sent_without_consent(server: FakeHub, adapter: Path, monkeyp
         "nothing was sent\n"
     )
     assert "adapter_model.safetensors" in dry.stdout and "PUBLIC" not in dry.stdout
-    from selfalign.cli import push as push_command
+    from selfalign.cli import export as export_verbs
 
     for answer, agreed in {"": False, "n\n": False, "yes!\n": False, "y\n": True, "YES\n": True}.items():
         monkeypatch.setattr(sys, "stdin", type("Typed", (), {"readline": lambda self, a=answer: a})())
-        assert push_command._asked() is agreed
+        assert export_verbs._confirmed() is agreed
 
 
 def test_public_repository_needs_public_option(server: FakeHub, adapter: Path) -> None:
@@ -222,9 +222,9 @@ def test_folders_that_are_not_exports_are_refused(
     assert "neither an export (it has no export.json) nor a run" in error(push(tmp_path / "none", "--yes"), 1)
     assert "adapter, --type is for a run directory" in error(push(adapter, "adapter", "--type", "f16", "--yes"), 1)
     run = fake_run().run.path
-    assert "is a run: name what to push, adapter, merged" in error(push(run, "--yes"), 1)
-    assert "'onnx' is no form to push" in error(push(run, "onnx", "--yes"), 1)
-    assert "--model is no option of `push RUN dataset`" in error(push(run, "dataset", "--model", "x", "--yes"), 1)
+    assert "is a run; name what to push: adapter, merged" in error(push(run, "--yes"), 1)
+    assert "'onnx' is not a form to push" in error(push(run, "onnx", "--yes"), 1)
+    assert "--model does not apply to `push RUN dataset`" in error(push(run, "dataset", "--model", "x", "--yes"), 1)
     assert "1_prompts/prompts.jsonl is missing" in error(push(run, "dataset", "--yes"), 1)
     assert "fake engine runs no model" in error(push(run, "adapter", "--yes"), 1)
     for said, match in (({"form": "launch"}, "of the form 'launch'"), ({"holds": False}, "does not match")):
@@ -390,7 +390,7 @@ def test_ctrl_c_commits_nothing_and_push_can_be_repeated(server: FakeHub, adapte
     hold.set()
     assert TOKEN not in err
     assert (process.returncode, out) == (130, ""), err
-    assert "nothing was committed. The same command goes on" in err and "Traceback" not in err
+    assert "nothing was committed. Run the same command again" in err and "Traceback" not in err
     assert server.files("me/alma") == {}
     server.faults = []
     again = subprocess.run(command, env={**made, "HF_DEBUG": "1"}, text=True, capture_output=True, check=True)

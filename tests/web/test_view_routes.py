@@ -279,14 +279,14 @@ def test_rows_that_are_not_trained_on_have_no_tokens(viewer: Viewer):
 
 
 def test_there_is_no_viewer_of_what_is_no_run(tmp_path: Path):
-    from selfalign.cli.view import start
+    from selfalign.cli.web import start_view
     from selfalign.system.console import Screen
 
     with pytest.raises(UserError, match="is not a run"):
-        start(tmp_path, None, "127.0.0.1", 0, None, [], Screen(-1))
+        start_view(tmp_path, None, "127.0.0.1", 0, None, [], Screen(-1))
     viewer_runs.make(tmp_path / "run", 3)
     with pytest.raises(UserError, match="can be reached from other machines"):
-        start(tmp_path / "run", None, "0.0.0.0", 0, None, [], Screen(-1))
+        start_view(tmp_path / "run", None, "0.0.0.0", 0, None, [], Screen(-1))
 
 
 # -- marks -----------------------------------------------------------------------------------------------------------

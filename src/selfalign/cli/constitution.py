@@ -1,4 +1,4 @@
-"""The verbs of `selfalign constitution`. No heavy import until a verb needs it."""
+"""Provide the verbs of `selfalign constitution`."""
 
 from __future__ import annotations
 
@@ -9,33 +9,34 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from selfalign.cli.options import AsJson, Force, RunFolder, screen
+
 if TYPE_CHECKING:
     from selfalign.constitution.lint import Budget, Finding
     from selfalign.constitution.loading import Located
 
-constitution_app = typer.Typer(
-    help="The constitution, the texts that a human writes: check, show, compare, test, import, suggest.",
+app = typer.Typer(
+    help="Check, print, compare, test and import constitutions.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Source = Annotated[str, typer.Argument(help="default, two-stage, or a YAML file.", metavar="[CONSTITUTION]")]
-Seeds = Annotated[str, typer.Option(help="The seed tasks: default, or a JSONL file.")]
-Model = Annotated[str, typer.Option(help="Count tokens with this model's tokenizer (as `model` in a recipe).")]
+Seeds = Annotated[str, typer.Option(help="Seed tasks: default, or a JSONL file.")]
+Model = Annotated[str, typer.Option(help="Count tokens with this model's tokenizer (a model as in a recipe).")]
 
 
-@constitution_app.command("lint")
+@app.command("lint")
 def lint(
     source: Source = "default",
     seeds: Seeds = "default",
     model: Model = "",
-    context: Annotated[int, typer.Option(help="Tokens of context that the prompt must fit, with --model.")] = 4096,
-    answer: Annotated[int, typer.Option(help="Tokens kept free for thoughts and answer, with --model.")] = 304,
-    strict: Annotated[bool, typer.Option("--strict", help="Warnings are errors.")] = False,
+    context: Annotated[int, typer.Option(help="With --model: tokens of context that the prompt must fit into.")] = 4096,
+    answer: Annotated[int, typer.Option(help="With --model: tokens reserved for thoughts and response.")] = 304,
+    strict: Annotated[bool, typer.Option("--strict", help="Treat warnings as errors.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Check a constitution and its seed tasks; every finding with file and line. Ends with 1 if there are errors."""
+    """Check a constitution and its seed tasks. Each finding has file and line; exit code 1 on errors."""
     from dataclasses import asdict
 
     from selfalign.constitution import lint as lints
@@ -44,52 +45,52 @@ def lint(
     budget = lints.Budget(model, _counter(model), context, answer) if model else None
     document = loading.read(source)
     tasks = loading.located_seeds(seeds)
-    found = lints.lint(document, tasks, budget)
-    errors = [f for f in found if f.level == "error" or strict]
+    findings = lints.lint(document, tasks, budget)
+    errors = [f for f in findings if f.level == "error" or strict]
     if as_json:
-        typer.echo(json.dumps([asdict(f) for f in found], indent=1, ensure_ascii=False))
+        typer.echo(json.dumps([asdict(f) for f in findings], indent=1, ensure_ascii=False))
     else:
         from selfalign.system.console import plain
 
-        for finding in found:
+        for finding in findings:
             typer.echo(plain(str(finding)))
-        typer.echo(_summary(document, found, len(tasks), budget))
+        typer.echo(_summary(document, findings, len(tasks), budget))
     if errors:
         raise typer.Exit(1)
 
 
 def _counter(model: str) -> Callable[[str], int]:
-    """Counts tokens as this model's tokenizer does."""
+    """Return a function that counts tokens with this model's tokenizer."""
     from selfalign.model import sources
 
     tokenizer = sources.resolve(model).tokenizer()
     return lambda text: len(tokenizer.ids(text))
 
 
-def _summary(document: Located, found: list[Finding], seeds: int, budget: Budget | None) -> str:
+def _summary(document: Located, findings: list[Finding], seeds: int, budget: Budget | None) -> str:
     from selfalign.constitution.document import Constitution
     from selfalign.constitution.rendering import query, render
 
-    errors = sum(f.level == "error" for f in found)
+    errors = sum(f.level == "error" for f in findings)
     if errors:
-        return f"{document.source}: {errors} errors, {len(found) - errors} warnings"
+        return f"{document.source}: {errors} errors, {len(findings) - errors} warnings"
     texts = Constitution.model_validate(document.value)
-    said = f"{len(texts.principles)} principles, {texts.human_items(seeds)['total']} human-written items"
+    parts = f"{len(texts.principles)} principles, {texts.human_items(seeds)['total']} human-written items"
     if budget is not None:
         used = budget.count(render(texts) + query(texts, ""))
-        said += f"; the prompt has {used:,} tokens under {budget.model}, {budget.context - used:,} are left"
-    return f"{document.source}: {'consistent' if not found else f'{len(found)} warnings'}, {said}"
+        parts += f"; the prompt has {used:,} tokens under {budget.model}, {budget.context - used:,} are left"
+    return f"{document.source}: {f'{len(findings)} warnings' if findings else 'consistent'}, {parts}"
 
 
-@constitution_app.command("show")
+@app.command("show")
 def show(
     source: Source = "default",
     seeds: Seeds = "default",
     count: Annotated[bool, typer.Option("--count", help="Count the human-written items instead.")] = False,
-    as_yaml: Annotated[bool, typer.Option("--yaml", help="Print the document, extensions resolved.")] = False,
+    as_yaml: Annotated[bool, typer.Option("--yaml", help="Print the document with what it extends.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Print a constitution as the model sees it, or count its human-written items."""
+    """Print a constitution as the model gets it, or count its items."""
     from selfalign import constitution
     from selfalign.constitution.rendering import render
     from selfalign.system.console import plain
@@ -110,17 +111,17 @@ def show(
         return
     for kind, number in counts.items():
         typer.echo(f"{number:>5}  {kind}")
-    typer.echo(f"\n{probes:>5}  probes (they only measure, and are not counted)")
+    typer.echo(f"\n{probes:>5}  probes (not counted: they only measure)")
 
 
-@constitution_app.command("diff")
+@app.command("diff")
 def diff(
     old: Annotated[str, typer.Argument(help="default, two-stage, or a YAML file.")],
     new: Annotated[str, typer.Argument(help="default, two-stage, or a YAML file.")],
     model: Model = "",
     as_json: AsJson = False,
 ) -> None:
-    """What changed from one constitution to another. Ends with 0, also where they differ."""
+    """Print what changed from one constitution to another. Exit code 0 even if they differ."""
     from selfalign import constitution
     from selfalign.constitution import diff as diffs
     from selfalign.system.console import plain
@@ -133,24 +134,24 @@ def diff(
     for line in diffs.lines(changes) or ["no difference for the model"]:
         typer.echo(plain(line))
     tokens = changes["tokens"]
-    how = f"under {model}" if model else "about, at 4 characters a token"
+    how = f"tokens of {model}" if model else "estimated at 4 characters per token"
     typer.echo(f"prompt of stage 2: {tokens['from']:,} -> {tokens['to']:,} tokens ({tokens['change']:+,}; {how})")
 
 
-@constitution_app.command("test")
+@app.command("test")
 def test(
-    run: Annotated[Path, typer.Argument(help="A run directory.", metavar="RUN")],
-    probes: Annotated[str, typer.Option(help="Ask this constitution's probes instead of the run's own.")] = "",
+    run: RunFolder,
+    probes: Annotated[str, typer.Option(help="Use the probes of this constitution instead of the run's.")] = "",
     drop: Annotated[
-        int | None, typer.Option(metavar="N", help="The prompted base with and without principle N instead.")
+        int | None, typer.Option(metavar="N", help="Measure the prompted base with and without principle N instead.")
     ] = None,
     half: Annotated[
-        str, typer.Option(help="choices or report: one half of the probes serves choices, the other one measures.")
+        str, typer.Option(help="Use one half of the probes: choices (to make decisions on) or report (to measure on).")
     ] = "",
-    force: Annotated[bool, typer.Option("--force", help="Overwrite probes.jsonl where it was edited by hand.")] = False,
+    force: Force = False,
     as_json: AsJson = False,
 ) -> None:
-    """Behaviour probes on base, prompted base, engraved and final model."""
+    """Ask behaviour probes of each model of a run."""
     from dataclasses import asdict
 
     from selfalign import api, constitution
@@ -158,11 +159,10 @@ def test(
     from selfalign.evaluation.tasks import probes as probing
     from selfalign.pipeline import order
     from selfalign.report import terminal
-    from selfalign.system.console import Screen
 
     if half not in ("", "choices", "report"):
-        raise UserError(f"--half {half!r}: choices or report")
-    with api.open_run(run, force=force, screen=Screen(0)) as opened:
+        raise UserError(f"--half {half!r} is not known; use choices or report")
+    with api.open_run(run, force=force, screen=screen()) as opened:
         fake = opened.context.model.is_fake
         texts = constitution.load(probes) if probes else opened.context.run.constitution
         answers = probing.run(opened.context, texts, drop, half or None)  # type: ignore[arg-type]
@@ -175,12 +175,12 @@ def test(
         terminal.show_probes(answers, totals, fake)
 
 
-@constitution_app.command("import")
+@app.command("import")
 def import_(
-    paths: Annotated[list[Path], typer.Argument(help="Files of the original project, or a folder of them.")],
-    out: Annotated[Path, typer.Option(help="The folder to write constitution.yaml and seed_tasks.jsonl into.")],
+    paths: Annotated[list[Path], typer.Argument(help="Files of the original project, or a folder with them.")],
+    out: Annotated[Path, typer.Option(help="The folder for constitution.yaml and seed_tasks.jsonl.")],
 ) -> None:
-    """Read the original project's prompt, seed and identity files into one constitution."""
+    """Convert the files of the original project to a constitution."""
     from selfalign import constitution
     from selfalign.cli.starter import make_folder
     from selfalign.constitution import import_original
@@ -191,7 +191,7 @@ def import_(
     target, seeds = out / "constitution.yaml", out / "seed_tasks.jsonl"
     for file in (target, seeds):
         if file.exists():
-            raise UserError(f"{file} exists: name another --out")
+            raise UserError(f"{file} exists; use another --out")
     result = import_original.read_files(paths)
     value, texts = import_original.document(result, "imported", constitution.load("default"))
     make_folder(out)

@@ -1,109 +1,149 @@
-"""What `selfalign evaluate` does with its words: a run's own stage, benchmarks on a run, or models by themselves."""
+"""Provide the verb that measures the models of a run, or any models."""
 
 from __future__ import annotations
 
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
-from selfalign import api, constitution
-from selfalign.data.records import Score
-from selfalign.errors import UserError
-from selfalign.evaluation import evaluate
-from selfalign.evaluation.evaluate import EvaluationRequest
-from selfalign.evaluation.prompting import PROMPTS
-from selfalign.evaluation.tasks import ORIGINS, TASKS, behaviour
-from selfalign.pipeline import order
-from selfalign.report import terminal
-from selfalign.system.console import Screen
+import typer
+
+from selfalign.cli.options import AsJson, Force, Quiet, SystemPrompt, Verbose, screen
+
+if TYPE_CHECKING:
+    from selfalign.data.records import Score
+    from selfalign.evaluation.evaluate import EvaluationRequest
 
 
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """The options as they were typed."""
+def evaluate(
+    targets: Annotated[
+        list[str], typer.Argument(help="A run directory, or models as MODEL or MODEL+ADAPTER.", metavar="RUN|MODEL...")
+    ],
+    benchmarks: Annotated[
+        str,
+        typer.Option(help="Comma-separated: behaviour, hhh, truthfulqa, truthfulqa-generation, vicuna, questions."),
+    ] = "",
+    models: Annotated[
+        str, typer.Option(help="Models of a run, comma-separated: base, prompted, engraved, final; by default all.")
+    ] = "",
+    others: Annotated[
+        list[str] | None,
+        typer.Option("--with", metavar="NAME=SPEC", help="Another model: an adapter, a model, or URL#ID; repeatable."),
+    ] = None,
+    data: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=SOURCE",
+            help="A benchmark's file, folder or hub id; questions=FILE, behaviour=FILE; repeatable.",
+        ),
+    ] = None,
+    system_prompt: SystemPrompt = "standard",
+    prompted: Annotated[
+        bool, typer.Option("--prompted", help="Measure models also with the constitution in the prompt.")
+    ] = False,
+    judge: Annotated[str, typer.Option(help="The judge of generated responses: MODEL or URL#ID, or NAME=....")] = "",
+    limit: Annotated[int | None, typer.Option(min=1, help="At most this many items of each benchmark.")] = None,
+    constitution: Annotated[str, typer.Option(help="For models: the constitution of the system prompts.")] = "default",
+    out: Annotated[
+        Path | None, typer.Option(help="For models: the folder of results; by default evaluations/<names>.")
+    ] = None,
+    force: Force = False,
+    as_json: AsJson = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+) -> None:
+    """Measure models on held-out prompts and benchmarks. The same command again resumes."""
+    from selfalign.errors import UserError
 
-    tasks: str
-    models: str
-    others: Sequence[str]
-    data: Sequence[str]
-    prompt: str
-    prompted: bool
-    limit: int | None
-    constitution: str
-    out: Path | None
-    judge: str
-
-    def request(self) -> EvaluationRequest:
-        """The same as values.
-
-        Raises:
-            UserError: one of them is not known.
-        """
-        if self.prompt not in PROMPTS[:-1]:
-            raise UserError(f"--prompt {self.prompt!r} is not known; known are {', '.join(PROMPTS[:-1])}")
-        tasks = _list(self.tasks)
-        evaluate.check_tasks(tasks)
-        sources = dict(_source(text) for text in self.data)
-        return EvaluationRequest(tasks, _list(self.models), self.others, sources, self.prompt, self.limit, self.judge)
+    request = _request(benchmarks, models, others or [], data or [], system_prompt, limit, judge)
+    runs = [t for t in targets if (Path(t) / "journal.sqlite").exists() and (Path(t) / "recipe.yaml").is_file()]
+    if runs and len(targets) > 1:
+        raise UserError(f"{runs[0]} is a run; evaluate one run at a time, or models only")
+    if runs:
+        _evaluate_run(Path(runs[0]), request, force, as_json)
+    else:
+        _evaluate_models(targets, request, constitution, prompted, out, as_json)
 
 
-def _list(text: str) -> list[str]:
+def _request(
+    benchmarks: str, models: str, others: Sequence[str], data: Sequence[str], system_prompt: str, limit: int | None,
+    judge: str,
+) -> EvaluationRequest:  # fmt: skip
+    """Return the options as a request. Raises UserError if a value is not known."""
+    from selfalign.errors import UserError
+    from selfalign.evaluation.evaluate import EvaluationRequest, check_tasks
+    from selfalign.evaluation.prompting import PROMPTS
+    from selfalign.evaluation.tasks import ORIGINS, behaviour
+
+    kind = next((known for known in PROMPTS[:-1] if known == system_prompt), None)
+    if kind is None:
+        raise UserError(f"--system-prompt {system_prompt!r} is not known; use one of {', '.join(PROMPTS[:-1])}")
+    tasks = _split(benchmarks)
+    check_tasks(tasks)
+    sources = {}
+    names = (*ORIGINS, behaviour.NAME)
+    for text in data:
+        name, _, source = text.partition("=")
+        if name not in names or not source:
+            raise UserError(f"--data {text!r}: write NAME=SOURCE, where NAME is one of {', '.join(names)}")
+        sources[name] = source
+    return EvaluationRequest(tasks, _split(models), others, sources, kind, limit, judge)
+
+
+def _split(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
-def _source(text: str) -> tuple[str, str]:
-    name, _, source = text.partition("=")
-    names = (*ORIGINS, behaviour.NAME)
-    if name not in names or not source:
-        raise UserError(f"--data {text!r}: write NAME=SOURCE, with one of {', '.join(names)} for the name")
-    return name, source
+def _evaluate_run(path: Path, request: EvaluationRequest, force: bool, as_json: bool) -> None:
+    """Run the stage `evaluate`, or the requested benchmarks on the run's models."""
+    from selfalign import api
+    from selfalign.errors import UserError
+    from selfalign.evaluation.evaluate import is_task_score
+    from selfalign.pipeline import order
 
-
-def run(targets: Sequence[str], asked: Asked, force: bool, as_json: bool, screen: Screen) -> None:
-    """See `selfalign evaluate`."""
-    request = asked.request()
-    runs = [t for t in targets if (Path(t) / "journal.sqlite").exists() and (Path(t) / "recipe.yaml").is_file()]
-    if runs and len(targets) > 1:
-        raise UserError(f"{runs[0]} is a run: evaluate one run at a time, or models")
-    if runs:
-        _run(Path(runs[0]), request, force, as_json, screen)
-        return
-    if not request.tasks:
-        raise UserError(f"{targets[0]!r} is no run: say with --benchmarks what to measure ({', '.join(TASKS)})")
-    if request.models or request.others:
-        raise UserError("--models and --with are for a run; name models one after the other")
-    names = "_".join(re.sub(r"[^\w.-]+", "-", t).strip("-")[-40:] for t in targets)
-    folder = asked.out or Path("evaluations") / names
-    texts = constitution.load(asked.constitution)
-    _show(evaluate.run_alone(folder, targets, request, texts, asked.prompted, screen), as_json)
-    screen.say(f"  results: {folder}", "dim")
-
-
-def _run(path: Path, request: EvaluationRequest, force: bool, as_json: bool, screen: Screen) -> None:
-    with api.open_run(path, force=force, screen=screen) as opened:
-        if not request.tasks:
-            asked = (
-                request.models,
-                request.others,
-                request.data,
-                request.limit,
-                request.judge,
-                request.prompt != "standard",
-            )
-            if any(asked):
-                raise UserError("say with --benchmarks what is to be measured: alone, the command runs the stage")
-            opened.run_stage("evaluate")
-            if as_json:
-                _show(opened.scores(), as_json)
+    with api.open_run(path, force=force, screen=screen()) as opened:
+        if request.tasks:
+            order.run_benchmarks(opened.context, request)
+            _show([score for score in opened.scores() if is_task_score(score)], as_json)
             return
-        order.run_benchmarks(opened.context, request)
-        _show([s for s in opened.scores() if evaluate.is_task_score(s)], as_json)
+        if any((request.models, request.others, request.data, request.limit, request.judge)) or (
+            request.prompt != "standard"
+        ):
+            raise UserError("these options need --benchmarks; without it, the command runs the stage evaluate")
+        opened.run_stage("evaluate")
+        if as_json:
+            _show(opened.scores(), as_json)
+
+
+def _evaluate_models(
+    targets: list[str], request: EvaluationRequest, source: str, prompted: bool, out: Path | None, as_json: bool
+) -> None:
+    """Measure models that belong to no run."""
+    from selfalign import constitution
+    from selfalign.errors import UserError
+    from selfalign.evaluation.evaluate import run_alone
+    from selfalign.evaluation.tasks import TASKS
+
+    if not request.tasks:
+        known = ", ".join(TASKS)
+        raise UserError(f"{targets[0]!r} is not a run; name what to measure with --benchmarks ({known})")
+    if request.models or request.others:
+        raise UserError("--models and --with are for a run; list the models as arguments instead")
+    names = "_".join(re.sub(r"[^\w.-]+", "-", target).strip("-")[-40:] for target in targets)
+    folder = out or Path("evaluations") / names
+    texts = constitution.load(source)
+    _show(run_alone(folder, targets, request, texts, prompted, screen()), as_json)
+    screen().say(f"  results: {folder}", "dim")
 
 
 def _show(scores: Sequence[Score], as_json: bool) -> None:
+    from dataclasses import asdict
+
+    from selfalign.report import terminal
+
     if as_json:
-        print(json.dumps([asdict(s) for s in scores], indent=1, ensure_ascii=False))
+        typer.echo(json.dumps([asdict(score) for score in scores], indent=1, ensure_ascii=False))
     else:
         terminal.show_benchmarks(scores)

@@ -1,108 +1,200 @@
-"""The verb `selfalign export`. No heavy import until it is needed."""
+"""Provide the verbs that export a run's models and data, and push exports to the Hugging Face hub."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+import signal
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from selfalign.cli.options import RunFolder, screen
+
 if TYPE_CHECKING:
     from selfalign.api import Run
-    from selfalign.system.console import Screen
+    from selfalign.export.push import PushOptions
 
 _MODELS = ("adapter", "merged", "gguf-adapter", "gguf")
-_OPTIONS: dict[str, tuple[str, ...]] = {
+_EXPORT_OPTIONS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(_MODELS, ("model", "type", "force")),
     "dataset": ("format", "stage", "type", "force"),
     "launch": ("stage", "gpus", "nodes", "strategy", "quantize"),
 }
-"""Form -> the options that it has besides --out."""
+"""Form -> the options that apply to it."""
+_PUSH_OPTIONS = {form: options[:-1] for form, options in _EXPORT_OPTIONS.items() if form != "launch"}
 
 
-def register(app: typer.Typer, screen: Callable[[], Screen]) -> None:
-    """Add the verb to the command line.
+def export(
+    run: RunFolder,
+    form: Annotated[
+        str, typer.Argument(help="adapter, merged, gguf-adapter, gguf, dataset or launch.", metavar="FORM")
+    ],
+    out: Annotated[Path | None, typer.Option(help="The file or folder to write; by default RUN/export/....")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="For models: engraved or final; by default the last one trained.")
+    ] = None,
+    file_type: Annotated[
+        str | None,
+        typer.Option(
+            "--type", help="merged: f32 (default), bf16, f16; gguf: q8_0 (default), f16; dataset: jsonl, parquet."
+        ),
+    ] = None,
+    row_format: Annotated[
+        str | None,
+        typer.Option(
+            "--format",
+            help="dataset: prompt-completion (default), prompt-completion-text (exactly what this run trains on), "
+            "messages, alpaca or sharegpt.",
+        ),
+    ] = None,
+    stage: Annotated[
+        str | None,
+        typer.Option(
+            help="launch: engrave (default) or clone; dataset: engrave, clone, responses or prompts, by default all."
+        ),
+    ] = None,
+    gpus: Annotated[int | None, typer.Option(min=1, help="launch: processes on each node; by default 8.")] = None,
+    nodes: Annotated[int | None, typer.Option(min=1, help="launch: machines; by default 1.")] = None,
+    strategy: Annotated[str | None, typer.Option(help="launch: ddp (default), fsdp or deepspeed.")] = None,
+    quantize: Annotated[str | None, typer.Option(help="launch: none (default) or 4bit (QLoRA).")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing export.")] = False,
+) -> None:
+    """Export a model, a data set, or a folder to train elsewhere. An exported model is loaded and compared first."""
+    from selfalign import api
 
-    Args:
-        screen: makes the screen that results are said on.
-    """
-
-    @app.command()
-    def export(
-        run: Annotated[Path, typer.Argument(help="A run directory.", metavar="RUN")],
-        form: Annotated[
-            str, typer.Argument(help="adapter, merged, gguf-adapter, gguf, dataset or launch.", metavar="FORM")
-        ],
-        out: Annotated[Path | None, typer.Option(help="What to make; RUN/export/... unless given.")] = None,
-        model: Annotated[
-            str | None, typer.Option(help="A model: engraved or final; the last one trained unless given.")
-        ] = None,
-        kind: Annotated[
-            str | None,
-            typer.Option(
-                "--type", help="merged: f32 (unless given), bf16, f16; gguf: q8_0, f16; dataset: jsonl, parquet."
-            ),
-        ] = None,
-        format_: Annotated[
-            str | None,
-            typer.Option(
-                "--format",
-                help="dataset: prompt-completion (unless given), prompt-completion-text (exactly what this run trains "
-                "on), messages, alpaca or sharegpt.",
-            ),
-        ] = None,
-        stage: Annotated[
-            str | None,
-            typer.Option(
-                help="launch: engrave (unless given) or clone; dataset: those, responses or prompts, all unless given."
-            ),
-        ] = None,
-        gpus: Annotated[int | None, typer.Option(min=1, help="launch: processes on each node (8).")] = None,
-        nodes: Annotated[int | None, typer.Option(min=1, help="launch: machines (1).")] = None,
-        strategy: Annotated[str | None, typer.Option(help="launch: ddp (unless given), fsdp or deepspeed.")] = None,
-        quantize: Annotated[str | None, typer.Option(help="launch: none (unless given) or 4bit (QLoRA).")] = None,
-        force: Annotated[bool, typer.Option("--force", help="Replace what stands there.")] = False,
-    ) -> None:
-        """Write what a run made in a form that others take: a model (loaded back and compared), data, a training."""
-        from selfalign import api
-
-        given = {
-            "model": model, "type": kind, "format": format_, "stage": stage, "gpus": gpus, "nodes": nodes,
-            "strategy": strategy, "quantize": quantize, "force": force or None,
-        }  # fmt: skip
-        named = _checked(form, {key: value for key, value in given.items() if value is not None})
-        with api.open_run(run, screen=screen()) as opened:
-            for line in _lines(opened, form, out, named):
-                typer.echo(line)
+    values = {
+        "model": model, "type": file_type, "format": row_format, "stage": stage, "gpus": gpus, "nodes": nodes,
+        "strategy": strategy, "quantize": quantize, "force": force or None,
+    }  # fmt: skip
+    options = _check_options("export", form, _EXPORT_OPTIONS, values)
+    with api.open_run(run, screen=screen()) as opened:
+        for line in _export(opened, form, out, options):
+            typer.echo(line)
 
 
-def _checked(form: str, named: dict[str, Any]) -> dict[str, Any]:
-    """The options, if the form has them.
-
-    Raises:
-        UserError: the form is not known, or has no such option.
-    """
+def _check_options(verb: str, form: str, known: dict[str, tuple[str, ...]], values: dict[str, Any]) -> dict[str, Any]:
+    """Return the options that were set. Raises UserError if the form is not known, or one does not apply to it."""
     from selfalign.errors import UserError
 
-    if form not in _OPTIONS:
-        raise UserError(f"{form!r} is no form to export; known are {', '.join(_OPTIONS)}")
-    if wrong := next((key for key in named if key not in _OPTIONS[form]), None):
-        known = ", ".join(f"--{key}" for key in ("out", *_OPTIONS[form]))
-        raise UserError(f"--{wrong} is no option of `export RUN {form}`; it has {known}")
-    return named
+    if form not in known:
+        raise UserError(f"{form!r} is not a form to {verb}; use one of {', '.join(known)}")
+    options = {name: value for name, value in values.items() if value is not None}
+    if wrong := next((name for name in options if name not in known[form]), None):
+        names = ", ".join(f"--{name}" for name in (*(["out"] if verb == "export" else []), *known[form]))
+        raise UserError(f"--{wrong} does not apply to `{verb} RUN {form}`; it takes {names}")
+    return options
 
 
-def _lines(run: Run, form: str, out: Path | None, named: dict[str, Any]) -> list[str]:
-    """Make it; returns what is printed."""
-    if form == "dataset":
-        done = run.export_dataset(
-            named.get("format", "prompt-completion"), named.get("stage", ""), out, "force" in named,
-            named.get("type", ""),
-        )  # fmt: skip
-        for note in done.notes:
-            run.context.screen.say(f"  {note}", "yellow" if "skipped" in note or "held out" in note else "")
-        return [f"{path}: {n:,} {'row' if n == 1 else 'rows'}" for path, n in done.files.items()]
+def _export(run: Run, form: str, out: Path | None, options: dict[str, Any]) -> list[str]:
+    """Write the export; return the lines to print."""
+    force, file_type = "force" in options, options.get("type", "")
     if form == "launch":
-        return run.export_launch(out=out, **named)
-    return [str(run.export(form, named.get("model", ""), kind=named.get("type", ""), out=out, force="force" in named))]
+        return run.export_launch(out=out, **options)
+    if form == "dataset":
+        row_format = options.get("format", "prompt-completion")
+        dataset = run.export_dataset(row_format, options.get("stage", ""), out, force, file_type)
+        for note in dataset.notes:
+            run.context.screen.say(f"  {note}", "yellow" if "skipped" in note or "held out" in note else "")
+        return [f"{path}: {n:,} {'row' if n == 1 else 'rows'}" for path, n in dataset.files.items()]
+    return [str(run.export(form, options.get("model", ""), kind=file_type, out=out, force=force))]
+
+
+def push(
+    source: Annotated[
+        Path, typer.Argument(help="The folder of an export, or a run directory with FORM.", metavar="EXPORT|RUN")
+    ],
+    form: Annotated[
+        str | None,
+        typer.Argument(help="For a run: adapter, merged, gguf-adapter, gguf or dataset.", metavar="[FORM]"),
+    ] = None,
+    to: Annotated[str, typer.Option(help="The repository.", metavar="OWNER/NAME")] = ...,  # type: ignore[assignment]
+    model: Annotated[str | None, typer.Option(help="As in `export`.")] = None,
+    file_type: Annotated[str | None, typer.Option("--type", help="As in `export`; for data sets parquet.")] = None,
+    row_format: Annotated[str | None, typer.Option("--format", help="As in `export`.")] = None,
+    stage: Annotated[str | None, typer.Option(help="As in `export`.")] = None,
+    public: Annotated[bool, typer.Option("--public", help="Make the repository public; by default private.")] = False,
+    revision: Annotated[str | None, typer.Option(help="The branch; by default main.")] = None,
+    message: Annotated[str, typer.Option(help="The commit message.")] = "",
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would be uploaded; contact no hub.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Write to a repository that selfalign did not fill, too.")
+    ] = False,
+) -> None:
+    """Upload an export to the Hugging Face hub after confirmation. The token is HF_TOKEN or `hf auth login`."""
+    from selfalign.errors import Interrupted
+    from selfalign.export.push import PushOptions
+    from selfalign.system.signals import STOP
+
+    STOP.message = b"\nstopping\n"
+    values = {"model": model, "type": file_type, "format": row_format, "stage": stage}
+    try:
+        _push(source, form, values, PushOptions(to, public, revision, message, force), yes, dry_run)
+    except Interrupted as error:
+        typer.echo("selfalign: stopped; nothing was committed. Run the same command again to resume", err=True)
+        sys.stdout.flush()
+        os._exit(error.exit_code)  # threads of the library may be in the middle of an upload
+
+
+def _push(
+    source: Path, form: str | None, values: dict[str, str | None], options: PushOptions, yes: bool, dry_run: bool
+) -> None:
+    from selfalign.errors import UserError
+    from selfalign.export import hub
+    from selfalign.export import push as pushes
+
+    hub.check_name(options.repo)
+    if not yes and not dry_run and not sys.stdin.isatty():
+        raise UserError("cannot ask for confirmation without a terminal; --yes confirms, --dry-run only lists")
+    folder = _export_folder(source, form, values)
+    if dry_run:
+        for line in pushes.preview(folder, options):
+            typer.echo(line)
+        return
+
+    def confirm(lines: list[str]) -> bool:
+        for line in lines:
+            screen().say(line)
+        return yes or _confirmed()
+
+    if (url := pushes.push(folder, options, confirm, screen())) is None:
+        typer.echo("selfalign: nothing was sent", err=True)
+        raise typer.Exit(1)
+    typer.echo(url)
+
+
+def _confirmed() -> bool:
+    """Ask y or N on the terminal; the end of input and Ctrl-C mean N."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        typer.echo("send it? y/N ", nl=False, err=True)
+        return sys.stdin.readline().strip().lower() in ("y", "yes")
+    except KeyboardInterrupt:
+        typer.echo(err=True)
+        return False
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _export_folder(source: Path, form: str | None, values: dict[str, str | None]) -> Path:
+    """Return the folder to push: `source` itself, or the run's export, which is written if it does not exist."""
+    from selfalign import api
+    from selfalign.errors import UserError
+    from selfalign.export.push import find_or_export
+    from selfalign.export.record import RECORD
+
+    if (source / RECORD).is_file():
+        given = [*([form] if form else []), *(f"--{name}" for name, value in values.items() if value is not None)]
+        if given:
+            raise UserError(f"{source} is an export already; {', '.join(given)} is for a run directory")
+        return source
+    if not (source / "recipe.yaml").is_file():
+        raise UserError(f"{source} is neither an export (it has no {RECORD}) nor a run (it has no recipe.yaml)")
+    if form is None:
+        raise UserError(f"{source} is a run; name what to push: {', '.join(_PUSH_OPTIONS)}; or an export's folder")
+    options = _check_options("push", form, _PUSH_OPTIONS, values)
+    names = {"type": "file_type", "format": "row_format"}
+    with api.open_run(source, screen=screen()) as run:
+        return find_or_export(run.context, form, **{names.get(name, name): value for name, value in options.items()})

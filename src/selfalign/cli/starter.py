@@ -1,4 +1,4 @@
-"""`selfalign init`: a folder with a constitution, seed tasks and a recipe to edit."""
+"""Write the folder of `selfalign init`: a constitution, seed tasks and a recipe to edit."""
 
 from __future__ import annotations
 
@@ -9,45 +9,45 @@ from selfalign.errors import UserError
 from selfalign.system import atomic
 
 _CONSTITUTION = """\
-# Your constitution: the only texts that a human writes. Everything that generation and training see is in here and in
-# seed_tasks.jsonl; fewer than 300 lines of it are enough.
+# Your constitution: together with seed_tasks.jsonl, the only human-written text that generation and training use.
+# Fewer than 300 items are enough.
 #
 #   check it     selfalign constitution lint {folder}/constitution.yaml --seeds {folder}/seed_tasks.jsonl
-#   see it       selfalign constitution show {folder}/constitution.yaml      as the model sees it
+#   print it     selfalign constitution show {folder}/constitution.yaml      as the model gets it
 #   compare it   selfalign constitution diff default {folder}/constitution.yaml
-#   try it       selfalign run {folder}/recipe.yaml --preview 2              exact prompts and raw answers
+#   try it       selfalign run {folder}/recipe.yaml --preview 2              exact prompts and raw responses
 #   run it       selfalign run {folder}/recipe.yaml --out runs/mine
 #
-# Edit first: `assistant`, then `principles` and `question_types` (what your users ask). An exemplar shows the model
-# how to think: it ends its thoughts in the principles it follows, each as `number (name)`. {{name}} and {{cutoff}} are
-# filled in. Probes only measure; nothing is trained on them. To add to the shipped text instead of editing it, write
-# `extends: default` and only what is new.
+# Edit `assistant` first, then `principles` and `question_types` (what your users ask). An exemplar shows the model how
+# to think: its internal thoughts end with the principles that it follows, each as `number (name)`. {{name}} and
+# {{cutoff}} are replaced by the values in `assistant`. Probes only measure; nothing is trained on them. To extend the
+# shipped text instead of editing a copy, write `extends: default` and only what is new.
 
 """
 _RECIPE = """\
-# Your recipe. `selfalign recipe {folder}/recipe.yaml` prints every setting; docs/recipe.md says what they mean.
+# Your recipe. `selfalign recipe {folder}/recipe.yaml` prints every setting; docs/recipe.md explains them.
 """
 
 
 def make_folder(folder: Path) -> None:
-    """Make the folder and those above it.
+    """Create the folder and its parents.
 
     Raises:
-        UserError: a file stands in its place, or above it.
+        UserError: a file has the name of one of them, or the folder cannot be created.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
-        raise UserError(f"{folder} cannot be made: a file stands in its place; name another folder") from None
+        raise UserError(f"{folder} cannot be created: a file has that name; use another folder") from None
     except OSError as error:
-        raise UserError(f"{folder} cannot be made ({error.strerror}): name another folder") from None
+        raise UserError(f"{folder} cannot be created ({error.strerror}); use another folder") from None
 
 
 def write(folder: Path) -> list[str]:
-    """Write the three files; returns a line about each.
+    """Write the three files; return a line about each.
 
     Raises:
-        UserError: the folder holds one of them, or is a file.
+        UserError: one of the files exists, or the folder cannot be created.
     """
     assets = resources.files("selfalign") / "assets"
     recipe = (assets / "recipes/quick.yaml").read_text("utf-8")
@@ -62,13 +62,13 @@ def write(folder: Path) -> list[str]:
     }
     for name in texts:
         if (folder / name).exists():
-            raise UserError(f"{folder / name} exists: name another folder; nothing was written")
+            raise UserError(f"{folder / name} exists; use another folder. Nothing was written")
     make_folder(folder)
     for name, text in texts.items():
         atomic.write_text(folder / name, text)
     return [
-        f"{folder}/constitution.yaml   principles, exemplars, question types, prompts: edit this",
-        f"{folder}/seed_tasks.jsonl    175 tasks that stage 1 begins from",
+        f"{folder}/constitution.yaml   principles, exemplars, question types, system prompts: edit this",
+        f"{folder}/seed_tasks.jsonl    175 tasks that stage 1 starts from",
         f"{folder}/recipe.yaml         model, sizes, sampling, training",
         f"then: selfalign run {folder}/recipe.yaml --out runs/{folder.resolve().name}",
     ]

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from selfalign.cli.options import AsJson, RunFolder
+
 if TYPE_CHECKING:
     from selfalign.constitution import Constitution, Principle, Probe
     from selfalign.run.directory import RunDir
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def suggest(
-    run: Annotated[Path, typer.Argument(help="A run directory.", metavar="RUN")],
+    run: RunFolder,
     probe: Annotated[str, typer.Option(metavar="MARK", help="Turn this mark into a probe.")] = "",
     expect: Annotated[
         str, typer.Option(metavar="CHECK", help="What the probe checks: steps, refuses, ... (docs/constitution.md).")
@@ -32,9 +34,9 @@ def suggest(
     ] = "",
     out: Annotated[Path | None, typer.Option(help="Write the changed constitution to this new file.")] = None,
     write: Annotated[bool, typer.Option("--write", help="Change the constitution file in place.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
-    """List the marks on a run's answers by principle, or turn one of them into a probe of the constitution."""
+    """List marks and notes by principle, or turn one into a probe."""
     from selfalign.errors import UserError
     from selfalign.run import feedback
     from selfalign.run.directory import RunDir

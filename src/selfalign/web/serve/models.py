@@ -54,7 +54,7 @@ class ServedModels:
 
     def __init__(self, context: Context, style: str = "standard", max_tokens: int = DEFAULT_TOKENS) -> None:
         if style not in STYLES:
-            raise UserError(f"--style {style!r} does not exist; choose from {', '.join(STYLES)}")
+            raise UserError(f"--system-prompt {style!r} does not exist; choose from {', '.join(STYLES)}")
         self.context = context
         self.style = style
         self.tokens = min(DEFAULT_TOKENS, max_tokens)

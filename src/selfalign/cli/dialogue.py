@@ -1,0 +1,393 @@
+"""Hold a dialogue with a run's models in the terminal: streamed, with several turns, from a terminal or a pipe."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from selfalign.data.prompt_text import Pieces, Turn, whole_characters
+from selfalign.data.records import to_json
+from selfalign.errors import UserError
+from selfalign.evaluation.models import ADAPTERS, run_models
+from selfalign.evaluation.prompting import PROMPTS, PromptKind, opening
+from selfalign.generation import engines
+from selfalign.generation.engines.base import Engine, RowError, Sampling, Step
+from selfalign.run import feedback
+from selfalign.run.context import Context
+from selfalign.system import atomic
+from selfalign.system.console import plain
+from selfalign.system.signals import STOP
+
+SYSTEM_PROMPTS: tuple[PromptKind, ...] = PROMPTS[:-1]
+HELP = """\
+/model NAME        use another model from now on
+/compare           let every model respond to each message; /compare again ends it
+/prompt            show the system prompt; /prompt NAME uses another one
+/retry             respond to the last message again
+/undo              remove the last message and its response
+/new               start a new dialogue
+/good, /bad [NOTE] mark the last response; of several, name one: /bad 2 NOTE or /bad engraved NOTE
+/notes             list the run's marks; /withdraw N withdraws one
+/save FILE         append the dialogue to a file as a line of JSON (messages)
+/help, /quit       Ctrl-D ends the dialogue too; Ctrl-C ends a response"""
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """The last message, with the dialogue before it, and the responses to it."""
+
+    turns: tuple[Turn, ...]
+    system_prompt: PromptKind
+    seed: int
+    responses: dict[str, str]
+    """Model -> its response."""
+
+
+@dataclass
+class Dialogue:
+    """A dialogue with the models of a run.
+
+    Args:
+        models: model -> the stage whose adapter it uses; None for the base.
+        compare: every model responds; the dialogue continues with the response of `model`.
+    """
+
+    context: Context
+    engine: Engine
+    models: dict[str, str | None]
+    model: str
+    system_prompt: PromptKind
+    sampling: Sampling
+    seed: int
+    compare: bool = False
+    turns: list[Turn] = field(default_factory=list)
+    rounds: int = 0
+    """Messages sent so far; each is answered with another seed."""
+    last: Exchange | None = None
+
+    def prompt_text(self) -> str:
+        """Return the text before the first message."""
+        return "".join(piece for piece in self._pieces([]) if isinstance(piece, str)).strip()
+
+    def respond(self, model: str, show: Callable[[str], None]) -> tuple[str, tuple[str, ...]]:
+        """Generate the model's response, and show it as it is generated.
+
+        Returns:
+            The response, and the control tokens of the text that were escaped.
+
+        Raises:
+            UserError: the engine refuses the dialogue, for instance because it is longer than the context.
+        """
+        response = ""
+
+        def on_text(part: str) -> bool:
+            nonlocal response
+            new = whole_characters(part if response else part.lstrip())
+            response += new
+            show(new)
+            return not STOP.is_set
+
+        step = Step(self.sampling, stop=self.context.model.template.stops())
+        seed, adapter = self.seed + self.rounds, self.models[model]
+        try:
+            result = self.engine.generate(self._pieces(self.turns), step, seed, adapter, on_text)
+        except RowError as error:
+            raise UserError(f"the model cannot respond: {error}; in a dialogue, use /undo or /new") from None
+        return response, result.escaped
+
+    def _pieces(self, turns: list[Turn]) -> Pieces:
+        return opening(self.context.model.template, self.context.run.constitution, self.system_prompt, turns)
+
+    def as_dict(self) -> dict[str, object]:
+        """Return the dialogue as OpenAI's messages, with the model, the system prompt and the run."""
+        messages = [{"role": turn.role, "content": turn.text} for turn in self.turns]
+        run = self.context.run.path.name
+        return {"messages": messages, "model": self.model, "prompt": self.system_prompt, "run": run}
+
+
+def start(
+    context: Context,
+    message: str | None,
+    model: str,
+    temperature: float,
+    max_tokens: int,
+    seed: int,
+    system_prompt: str = "standard",
+    compare: bool = False,
+    lines: bool = False,
+) -> None:
+    """Respond to `message` or to piped input once; without either, hold a dialogue until Ctrl-D, Ctrl-C or /quit.
+
+    Args:
+        message: "-" stands for standard input.
+        model: a model of the run; "" is the last one trained.
+        system_prompt: standard, concise, verbose, or two-shot (the standard one and two example turns).
+        compare: every model of the run responds to each message.
+        lines: each line of standard input is a message, or a command, of one dialogue.
+
+    Raises:
+        UserError: the model or the system prompt is not known, or there is no message.
+    """
+    available = run_models(context)
+    model, kind = _check_model(available, model or list(available)[-1]), _check_system_prompt(system_prompt)
+    if message in (None, "-") and sys.stdin is None:
+        raise UserError("standard input is closed; give the message with -p")
+    if message == "-" or (message is None and not lines and not sys.stdin.isatty()):
+        message = _check_utf8(sys.stdin.read).strip()
+        if not message:
+            raise UserError("standard input is empty; pipe a message, or give it with -p")
+    if message is not None and not (message := _check_utf8(lambda: message or "", "the message").strip()):
+        raise UserError("the message is empty; give one with -p, or omit -p for a dialogue")
+    settings = context.recipe.evaluate
+    sampling = Sampling(
+        temperature, settings.top_p, max_tokens, context.recipe.engine.top_k, repetition=settings.repetition
+    )
+    names = [model] if message is not None and not compare else list(available)
+    stages = [stage for name in names if (stage := available[name])]
+    adapters = {stage: context.run.adapter(stage) for stage in stages}
+    engine = engines.start(context.recipe.engine, context.model, adapters, 1, context.screen.say)
+    dialogue = Dialogue(context, engine, available, model, kind, sampling, seed, compare)
+    try:
+        if message is not None:
+            _send(dialogue, message, heads=compare)
+            STOP.check()
+        else:
+            _hold(dialogue, _read_line if lines else _ask)
+    finally:
+        engine.close()
+
+
+def _check_model(available: dict[str, str | None], name: str) -> str:
+    if name not in available:
+        why = "was not trained in this run" if name in ADAPTERS else "is not a model"
+        raise UserError(f"model {name!r} {why}; this run has {', '.join(available)}")
+    return name
+
+
+def _check_system_prompt(name: str) -> PromptKind:
+    kind = next((known for known in SYSTEM_PROMPTS if known == name), None)
+    if kind is None:
+        raise UserError(f"system prompt {name!r} is not known; use one of {', '.join(SYSTEM_PROMPTS)}")
+    return kind
+
+
+def _hold(dialogue: Dialogue, read: Callable[[], str]) -> None:
+    """Read messages and commands until the end of input or /quit."""
+    run = dialogue.context.run
+    dialogue.context.screen.say(
+        f"{run.constitution.assistant.name} ({dialogue.model} model of {run.path.name}). Training was single-turn: "
+        "later turns may be weaker. /help lists the commands, /quit or Ctrl-D ends.",
+        "dim",
+    )
+    STOP.message = b""
+    while True:
+        try:
+            text = read()
+        except (EOFError, KeyboardInterrupt):
+            print()
+            return
+        if text in ("/quit", "/exit"):
+            return
+        try:
+            if text.startswith("/"):
+                _command(dialogue, text)
+            elif text:
+                _send(dialogue, text, heads=True)
+        except UserError as error:
+            print(plain(str(error)), file=sys.stderr)
+        if STOP.is_set:
+            STOP.check_terminated()
+            STOP.clear()
+
+
+def _ask() -> str:
+    """Return the user's next message, typed with the keys and the history of a line editor."""
+    if sys.stdout.isatty():
+        with contextlib.suppress(ImportError):
+            import readline  # noqa: F401  (input uses it)
+    while True:
+        try:
+            return _check_utf8(lambda: _interruptible(lambda: input("\nyou: "))).strip()
+        except UserError as error:
+            print(error, file=sys.stderr)
+
+
+def _read_line() -> str:
+    """Return the next line of standard input."""
+    line = _check_utf8(lambda: _interruptible(sys.stdin.readline))
+    if not line:
+        raise EOFError
+    return line.strip()
+
+
+def _interruptible(read: Callable[[], str]) -> str:
+    """Read with Python's own handler of Ctrl-C: it ends the dialogue here, and only the response elsewhere."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        return read()
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _check_utf8(read: Callable[[], str], what: str = "standard input") -> str:
+    try:
+        text = read()
+        text.encode("utf-8")
+    except UnicodeError as error:
+        raise UserError(f"{what} is not UTF-8 ({error.reason})") from None  # type: ignore[attr-defined]
+    return text
+
+
+def _command(dialogue: Dialogue, text: str) -> None:
+    """Run a command, which begins with a slash. Raises UserError if it is not known or cannot be run."""
+    name, _, argument = text[1:].partition(" ")
+    argument, say = argument.strip(), dialogue.context.screen.say
+    if name == "help":
+        print(HELP)
+    elif name == "model":
+        dialogue.model = _check_model(dialogue.models, argument) if argument else dialogue.model
+        say(f"{dialogue.model}; this run has {', '.join(dialogue.models)}", "dim")
+    elif name == "compare":
+        dialogue.compare = not dialogue.compare
+        names = ", ".join(dialogue.models) if dialogue.compare else dialogue.model
+        say(f"models that respond to each message: {names}", "dim")
+    elif name == "prompt":
+        dialogue.system_prompt = _check_system_prompt(argument) if argument else dialogue.system_prompt
+        say(f"{dialogue.system_prompt}; known are {', '.join(SYSTEM_PROMPTS)}", "dim")
+        print(plain(dialogue.prompt_text()))
+    elif name in ("retry", "undo"):
+        _undo(dialogue, retry=name == "retry")
+    elif name in ("good", "bad"):
+        _mark(dialogue, name, argument)
+    elif name == "notes":
+        _list_marks(dialogue)
+    elif name == "withdraw":
+        _withdraw(dialogue, argument)
+    elif name == "new":
+        dialogue.turns.clear()
+        dialogue.last = None
+        say("a new dialogue", "dim")
+    elif name == "save":
+        _save(dialogue, argument)
+    else:
+        raise UserError(f"/{name} is not known; /help lists the commands")
+
+
+def _undo(dialogue: Dialogue, retry: bool) -> None:
+    if not dialogue.turns:
+        raise UserError("the dialogue is empty")
+    removed = dialogue.turns[-2:]
+    message = removed[0].text
+    del dialogue.turns[-2:]
+    length = len(dialogue.turns)
+    if retry:
+        try:
+            _send(dialogue, message, heads=True)
+        finally:
+            if len(dialogue.turns) == length:  # there was no response, or it was stopped before it began
+                dialogue.turns += removed
+    else:
+        dialogue.last = None
+        dialogue.context.screen.say(f"removed: {message}", "dim")
+
+
+def _mark(dialogue: Dialogue, verdict: str, text: str) -> None:
+    """Mark a response to the last message. Of several, the first word names one, by its number or its model."""
+    last, sampling, run = dialogue.last, dialogue.sampling, dialogue.context.run
+    if last is None:
+        raise UserError("there is no response to mark")
+    names, note = list(last.responses), text
+    name = names[0]
+    if len(names) > 1:
+        word, _, note = text.partition(" ")
+        by_number = {str(number): model for number, model in enumerate(names, 1)}
+        if word not in names and word not in by_number:
+            choices = ", ".join(f"{number} {model}" for number, model in by_number.items())
+            raise UserError(f"which response? /{verdict} 2 NOTE: {choices}")
+        name = by_number.get(word, word)
+    mark = feedback.mark(
+        run,
+        {
+            "verdict": verdict, "note": note, "source": "chat", "model": name, "prompt": last.system_prompt,
+            "turns": [{"role": turn.role, "content": turn.text} for turn in last.turns],
+            "answer": last.responses[name],
+            "settings": {
+                "temperature": sampling.temperature, "top_p": sampling.top_p,
+                "max_new_tokens": sampling.max_new_tokens, "seed": last.seed,
+            },
+        },
+    )  # fmt: skip
+    with_note = f", with the note: {mark.note}" if mark.note else ""
+    dialogue.context.screen.say(
+        f"{len(feedback.read(run))}. marked {verdict}: the response of {name}{with_note}. Nothing is trained on marks; "
+        f"selfalign constitution suggest {run.path} lists them",
+        "dim",
+    )
+
+
+def _list_marks(dialogue: Dialogue) -> None:
+    marks = feedback.read(dialogue.context.run)
+    if not marks:
+        dialogue.context.screen.say("no response of this run is marked", "dim")
+    for number, mark in enumerate(marks.values(), 1):
+        print(plain(feedback.line(mark, f"{number}. ")))
+
+
+def _withdraw(dialogue: Dialogue, number: str) -> None:
+    ids = list(feedback.read(dialogue.context.run))
+    if not number.isascii() or not number.isdigit() or not 0 < int(number[:9]) <= len(ids):
+        raise UserError("/withdraw needs the number of a mark, as /notes lists it")
+    mark = feedback.withdraw(dialogue.context.run, ids[int(number) - 1])
+    if mark:
+        dialogue.context.screen.say(f"withdrawn: {feedback.line(mark)}", "dim")
+
+
+def _save(dialogue: Dialogue, target: str) -> None:
+    """Append the dialogue to a file, as a line of JSON."""
+    if not target:
+        raise UserError("/save needs a file, as in /save talk.jsonl")
+    if not dialogue.turns:
+        raise UserError("the dialogue is empty")
+    try:
+        path = Path(target).expanduser().resolve()  # a link stays a link
+        before = path.read_text("utf-8") if path.exists() else ""
+        before += "\n" if before and not before.endswith("\n") else ""
+        atomic.write_text(path, before + to_json(dialogue.as_dict()) + "\n")
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UserError(f"{target} cannot be written ({error})") from None
+    dialogue.context.screen.say(f"saved: {target}", "dim")
+
+
+def _send(dialogue: Dialogue, message: str, heads: bool) -> None:
+    """Send the message to the model, or to all; print each response. The dialogue continues with its model's response.
+
+    Args:
+        heads: print who responds.
+    """
+    label, screen = dialogue.context.run.constitution.assistant.name, dialogue.context.screen
+    dialogue.turns.append(Turn("user", message))
+    turns, responses = tuple(dialogue.turns), dict[str, str]()
+    try:
+        for model in list(dialogue.models) if dialogue.compare else [dialogue.model]:
+            if heads:
+                print(f"\n{f'{label} ({model})' if dialogue.compare else label}: ", end="", flush=True)
+            responses[model], escaped = dialogue.respond(model, lambda new: print(plain(new), end="", flush=True))
+            print()
+            if escaped:
+                screen.say(f"  control tokens in the text were escaped: {' '.join(escaped)}", "yellow")
+            if STOP.is_set:
+                break
+    except UserError:
+        dialogue.turns.pop()
+        raise
+    dialogue.last = Exchange(turns, dialogue.system_prompt, dialogue.seed + dialogue.rounds, responses)
+    dialogue.rounds += 1
+    response = responses.get(dialogue.model, "")
+    if response or not STOP.is_set:
+        dialogue.turns.append(Turn("assistant", response.strip()))
+    else:  # stopped before the response of the dialogue's model began
+        dialogue.turns.pop()

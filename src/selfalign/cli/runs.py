@@ -1,0 +1,200 @@
+"""Provide the verbs that plan, start, resume and inspect a run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from selfalign.cli.options import (
+    AsJson,
+    Force,
+    Limit,
+    Quiet,
+    Recipe,
+    RunFolder,
+    Settings,
+    UserPrompts,
+    Verbose,
+    open_context,
+    screen,
+)
+
+if TYPE_CHECKING:
+    from selfalign.run.recipe import Stage
+
+Adapter = Annotated[
+    Path | None,
+    typer.Option(metavar="DIR", help="Use this adapter, trained elsewhere (`export RUN launch`), instead of training."),
+]
+
+
+def run(
+    recipe: Recipe = "quick",
+    out: Annotated[Path | None, typer.Option(help="The run directory; by default runs/<recipe>.")] = None,
+    limit: Limit = None,
+    settings: Settings = None,
+    prompts: UserPrompts = None,
+    preview: Annotated[
+        int | None, typer.Option(help="Show the exact prompts and raw responses of N rows; write nothing.")
+    ] = None,
+    new: Annotated[bool, typer.Option("--new", help="Rename an existing run and start a new one.")] = False,
+    force: Force = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+) -> None:
+    """Run all stages of a recipe. The same command again resumes the run."""
+    from selfalign import api
+    from selfalign.report import terminal
+
+    if preview is not None:
+        from selfalign.pipeline import preview as previews
+        from selfalign.planning import prepare
+
+        resolved, texts, _ = prepare.prepare(recipe, settings, limit, prompts)
+        previews.show(resolved, texts, preview, screen())
+        return
+    with api.create(
+        recipe, out, settings=settings, limit=limit, prompts=prompts, new=new, force=force, screen=screen()
+    ) as opened:
+        opened.run_all()
+        terminal.show(opened.context.run, opened.context.screen)
+
+
+def plan(
+    recipe: Recipe = "quick",
+    limit: Limit = None,
+    settings: Settings = None,
+    prompts: UserPrompts = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Measure this machine again (20 seconds).")] = False,
+    cluster: Annotated[
+        str | None, typer.Option(help="Plan for other machines: gpus=2x8xH100,model=70b (docs/capacity.md).")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Estimate what a run needs: requests, tokens, time, memory. Nothing is generated."""
+    from selfalign.planning import prepare, terminal
+
+    if cluster is not None:
+        capacity = prepare.plan_cluster(recipe, cluster, settings=settings, limit=limit, prompts=prompts)
+        if as_json:
+            typer.echo(json.dumps(capacity.as_dict(), indent=1))
+        else:
+            terminal.show_capacity(capacity)
+        return
+    estimate = prepare.plan(recipe, settings=settings, limit=limit, prompts=prompts, fresh=fresh, screen=screen())
+    if as_json:
+        typer.echo(json.dumps(estimate.as_dict(), indent=1))
+    else:
+        terminal.show(estimate)
+
+
+def init(folder: Annotated[Path, typer.Argument(help="The folder to create.", metavar="DIR")]) -> None:
+    """Write a constitution, seed tasks and a recipe to edit."""
+    from selfalign.cli import starter
+
+    for line in starter.write(folder):
+        typer.echo(line)
+
+
+def _run_stage(path: Path, stage: Stage, force: bool, adapter: Path | None = None) -> None:
+    from selfalign import api
+
+    with api.open_run(path, force=force, screen=screen()) as opened:
+        opened.run_stage(stage, adapter)
+
+
+def prompts(run: RunFolder, force: Force = False, verbose: Verbose = False, quiet: Quiet = False) -> None:
+    """Run stage 1: generate prompts."""
+    _run_stage(run, "prompts", force)
+
+
+def align(run: RunFolder, force: Force = False, verbose: Verbose = False, quiet: Quiet = False) -> None:
+    """Run stage 2: generate responses under the constitution."""
+    _run_stage(run, "align", force)
+
+
+def engrave(
+    run: RunFolder, adapter: Adapter = None, force: Force = False, verbose: Verbose = False, quiet: Quiet = False
+) -> None:
+    """Run stage 3: train the responses into an adapter."""
+    _run_stage(run, "engrave", force, adapter)
+
+
+def clone(
+    run: RunFolder, adapter: Adapter = None, force: Force = False, verbose: Verbose = False, quiet: Quiet = False
+) -> None:
+    """Run stage 4: verbose cloning."""
+    _run_stage(run, "verbose_cloning", force, adapter)
+
+
+def report(run: RunFolder, force: Force = False, verbose: Verbose = False, quiet: Quiet = False) -> None:
+    """Write the report."""
+    _run_stage(run, "report", force)
+
+
+def status(run: RunFolder, as_json: AsJson = False) -> None:
+    """Show finished stages and rows kept, dropped and failed. Works while the run is running."""
+    from selfalign.report import terminal
+    from selfalign.report.status import status as run_status
+
+    context = open_context(run)
+    if as_json:
+        typer.echo(json.dumps(run_status(context.run), indent=1, ensure_ascii=False))
+    else:
+        terminal.show_status(context.run)
+
+
+def duplicates(
+    runs: Annotated[list[Path], typer.Argument(help="One or more run directories.", metavar="RUN...")],
+    kind: Annotated[str, typer.Option(help="prompts or answers.")] = "prompts",
+    semantic: Annotated[
+        bool, typer.Option("--semantic", help="Compare by meaning: cosine of static word vectors.")
+    ] = False,
+    threshold: Annotated[
+        float | None, typer.Option(min=0.0, max=1.0, help="Jaccard similarity (0.7), or cosine (0.9).")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List near-duplicate prompts or responses in one or more runs."""
+    from selfalign.errors import UserError
+    from selfalign.report import data_quality, terminal
+
+    if kind not in ("prompts", "answers"):
+        raise UserError(f"--kind {kind!r} is not known; use prompts or answers")
+    options = {} if threshold is None else {"threshold": threshold}
+    opened = [open_context(path).run for path in dict.fromkeys(path.resolve() for path in runs)]
+    clusters = data_quality.clusters_across(opened, kind, "semantic" if semantic else "near", **options)
+    if as_json:
+        typer.echo(json.dumps(data_quality.summary(clusters), indent=1, ensure_ascii=False))
+    else:
+        terminal.show_clusters(clusters)
+
+
+def recipe(
+    name: Recipe = "quick",
+    settings: Settings = None,
+    schema: Annotated[bool, typer.Option("--schema", help="Print the JSON Schema of recipes, for editors.")] = False,
+) -> None:
+    """Print a recipe with every setting, or the schema of recipes."""
+    from selfalign.run import recipe as recipes
+    from selfalign.system import strict_yaml
+
+    if schema:
+        typer.echo(json.dumps(recipes.Recipe.model_json_schema(), indent=1))
+    else:
+        typer.echo(strict_yaml.dump(recipes.load(name, settings)).rstrip())
+
+
+def env(as_json: AsJson = False) -> None:
+    """Print what a bug report needs: versions, processor, memory. Nothing is sent anywhere."""
+    from selfalign.system import environment
+
+    facts = environment.facts()
+    if as_json:
+        typer.echo(json.dumps(facts, indent=1))
+    else:
+        for key, value in facts.items():
+            typer.echo(f"{key:<14} {value}")
