@@ -1,9 +1,9 @@
-"""Our filters against the paper's on the same raw answers of finished runs.
+"""Compare the default filters with the paper's on the raw responses of finished runs.
 
     python benchmarks/filters.py RUN [RUN ...]     # seconds; runs with stage 2, in either form, or stage 4
 
-Prints what each set of rules drops and why, where the two differ, and what is wrong with the answers that each keeps:
-cut in the middle of a sentence, turning in circles, showing thoughts, or unsafe by a named rule.
+Prints what each set of filters drops and why, where they differ, and the faults of the responses that each keeps: ends
+in mid-sentence, repeats itself, contains internal thoughts, or unsafe by a named rule.
 """
 
 from __future__ import annotations
@@ -27,50 +27,51 @@ NAMES = ("default", "paper")
 
 
 @dataclass
-class Answer:
+class RawResponse:
     message: str
     text: str
     truncated: bool
 
 
-def answers(run: RunDir, stage: str) -> list[Answer]:
-    """The raw answers of stage 2 (`align`, those with well-formed thoughts) or 4 (`verbose`)."""
+def raw_responses(run: RunDir, stage: str) -> list[RawResponse]:
+    """Return the raw responses of stage 2 (`align`, with well-formed thoughts) or 4 (`verbose_responses`)."""
     messages = {p.id: p.message for p in read_jsonl(run.jsonl("prompts"), Prompt)}
-    name, found = run.constitution.assistant.name, []
+    name, responses = run.constitution.assistant.name, []
     query = "SELECT row_id, raw FROM work WHERE stage = ? AND state = 'raw_saved'"
     for row_id, raw in run.journal._db.execute(query, (stage,)):
         parts = json.loads(raw)
         text = parts[-1]["text"]
         if row_id not in messages:
             continue
-        if stage == "align" and len(parts) == 1:  # a single pass: thoughts and answer in one
+        if stage == "align" and len(parts) == 1:  # a single pass generates thoughts and response together
             thoughts, cue, text = text.partition(f"{name}:")
             if not cue or check_citations(thoughts, run.constitution.principle_names())[1]:
                 continue
         elif stage == "align" and len(parts) < 3:
             continue
-        found.append(Answer(messages[row_id], text.strip(), parts[-1]["finish"] == "length"))
-    return found
+        responses.append(RawResponse(messages[row_id], text.strip(), parts[-1]["finish"] == "length"))
+    return responses
 
 
 def faults(text: str, message: str) -> list[str]:
-    found = []
+    """Name the faults of a response."""
+    names = []
     if not text.rstrip().endswith((".", "!", "?", '"', "'", ")", "`", "”", ":")):
-        found.append("ends in mid-sentence")
+        names.append("ends in mid-sentence")
     if loops(text) or repetitive(text):
-        found.append("goes in circles")
+        names.append("repeats itself")
     if "internal thoughts" in text.lower() or "principles:" in text.lower():
-        found.append("shows thoughts")
+        names.append("contains thoughts")
     if safety.first_violation(text, message, list(safety.RULES)):
-        found.append("unsafe by a rule")
-    return found
+        names.append("unsafe by a rule")
+    return names
 
 
 def compare(run: RunDir, stage: str, constitution: Constitution) -> None:
-    rows = answers(run, stage)
+    rows = raw_responses(run, stage)
     if not rows:
         return
-    print(f"\n{run.path.name}, {stage}: {len(rows)} answers")
+    print(f"\n{run.path.name}, {stage}: {len(rows)} responses")
     verdicts = {}
     for name in NAMES:
         filters: ResponseFilter = getattr(
@@ -82,8 +83,8 @@ def compare(run: RunDir, stage: str, constitution: Constitution) -> None:
         reasons = Counter(v.reason for v in verdicts[name] if v.reason)
         wrong = Counter(f for text, message in kept for f in faults(text, message))
         print(f"  {name}: {len(kept)} kept; dropped: {', '.join(f'{r} {n}' for r, n in reasons.most_common())}")
-        found = ", ".join(f"{f} {n}" for f, n in wrong.most_common())
-        print(f"    of the kept: {found or 'nothing wrong that is looked for'}")
+        names = ", ".join(f"{f} {n}" for f, n in wrong.most_common())
+        print(f"    faults of the kept: {names or 'none'}")
     ours, papers = (verdicts[name] for name in NAMES)
     pairs = list(zip(ours, papers, strict=True))
     only = Counter((p.reason, "kept by ours only") for o, p in pairs if p.reason and not o.reason)

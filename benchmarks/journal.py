@@ -1,10 +1,10 @@
-"""What journal, parser and filters cost without a model: rows/s, memory, resuming.
+"""Measure journal, parser and filters without a model: rows/s, memory, time to resume.
 
     python benchmarks/journal.py [--rows 1000000]
 
-Stage 2 of a run on the fake engine, whose answers cost next to nothing, each measurement in a process of its own:
-rows/s (median of five runs of 20,000 rows), peak memory at 10,000 rows and at --rows, the same command again on a
-finished stage of 100,000 rows, and the stage decided anew from the journal. About 13 minutes.
+Runs stage 2 on the fake engine, whose responses cost almost nothing, each measurement in its own process: rows/s
+(median of five runs of 20,000 rows), peak memory at 10,000 rows and at --rows, the same command again after a finished
+stage of 100,000 rows, and the same stage filtered again from the journal. Takes about 13 minutes.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def write_prompts(file: Path, rows: int) -> None:
 
 
 def child(folder: Path, rows: int, again: bool) -> None:
-    """Run stage 2 and print what it took."""
+    """Run stage 2 and print its measurements."""
     with selfalign.create("quick", folder, settings=SETTINGS) as run:
         file = run.context.run.jsonl("prompts")
         if not file.exists():
@@ -51,15 +51,14 @@ def child(folder: Path, rows: int, again: bool) -> None:
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         counts = run.counts()[0]
         assert counts.rows_in == rows, counts
-        found = {"seconds": seconds, "megabytes": memory, "requests": engine.requests, "kept": counts.kept}
-        print(json.dumps(found))
+        print(json.dumps({"seconds": seconds, "megabytes": memory, "requests": engine.requests, "kept": counts.kept}))
 
 
 def measure(folder: Path, rows: int, *flags: str) -> dict[str, float]:
     command = [sys.executable, __file__, "--child", str(folder), "--rows", str(rows), *flags]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    measurements: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return measurements
 
 
 def main(rows: int) -> None:
@@ -70,9 +69,13 @@ def main(rows: int) -> None:
         print(f"(median of five, {min(rates):,.0f} to {max(rates):,.0f})")
         measure(folder / "resume", 100_000)
         again = measure(folder / "resume", 100_000)
-        print(f"finished stage of 100,000 rows again: {again['seconds']:.2f} s, {again['requests']:.0f} engine calls")
+        print(
+            f"same command after a finished stage of 100,000 rows: {again['seconds']:.2f} s, {again['requests']:.0f} engine calls"
+        )
         anew = measure(folder / "resume", 100_000, "--again")
-        print(f"the same decided anew from the journal: {anew['seconds']:.1f} s, {anew['requests']:.0f} engine calls")
+        print(
+            f"the same stage filtered again from the journal: {anew['seconds']:.1f} s, {anew['requests']:.0f} engine calls"
+        )
         small, large = measure(folder / "small", 10_000), measure(folder / "large", rows)
         print(f"peak memory: {small['megabytes']:.0f} MB at 10,000 rows, {large['megabytes']:.0f} MB at {rows:,}")
         print(f"{rows:,} rows: {rows / large['seconds']:,.0f} rows/s")
@@ -83,8 +86,8 @@ if __name__ == "__main__":
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--again", action="store_true", help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    if given.child:
-        child(given.child, given.rows, given.again)
+    arguments = parser.parse_args()
+    if arguments.child:
+        child(arguments.child, arguments.rows, arguments.again)
     else:
-        main(given.rows)
+        main(arguments.rows)

@@ -1,9 +1,9 @@
-"""Stage 1 at scale without a model: rows/s of its rounds, and how long the same command takes to go on after them.
+"""Measure stage 1 at scale without a model: rows/s of its rounds, and the time to resume after them.
 
     python benchmarks/rounds.py [--prompts 100000]     # about 4 minutes
 
-Self-Instruct on the fake engine until so many prompts are accepted, then once more from the journal: what a run that
-was stopped in its last moment needs before it asks for more.
+Runs Self-Instruct on the fake engine until the number of prompts is accepted, then again from the journal, as a resumed
+run does before its next request.
 """
 
 from __future__ import annotations
@@ -48,19 +48,19 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prompts", type=int, default=100_000)
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    if given.child:
-        child(given.child, given.prompts)
+    arguments = parser.parse_args()
+    if arguments.child:
+        child(arguments.child, arguments.prompts)
     else:
         with tempfile.TemporaryDirectory(prefix="selfalign-rounds-") as name:
-            for what in ("written", "again, from the journal"):
-                print(what, end=": ", flush=True)
+            for label in ("first run", "resumed from the journal"):
+                print(label, end=": ", flush=True)
                 command = [
                     sys.executable,
                     __file__,
                     "--child",
                     str(Path(name) / "run"),
                     "--prompts",
-                    str(given.prompts),
+                    str(arguments.prompts),
                 ]
                 subprocess.run(command, check=True)
