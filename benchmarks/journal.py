@@ -69,13 +69,9 @@ def main(rows: int) -> None:
         print(f"(median of five, {min(rates):,.0f} to {max(rates):,.0f})")
         measure(folder / "resume", 100_000)
         again = measure(folder / "resume", 100_000)
-        print(
-            f"same command after a finished stage of 100,000 rows: {again['seconds']:.2f} s, {again['requests']:.0f} engine calls"
-        )
+        print(f"same command after 100,000 rows: {again['seconds']:.2f} s, {again['requests']:.0f} engine calls")
         anew = measure(folder / "resume", 100_000, "--again")
-        print(
-            f"the same stage filtered again from the journal: {anew['seconds']:.1f} s, {anew['requests']:.0f} engine calls"
-        )
+        print(f"filtered again from the journal: {anew['seconds']:.1f} s, {anew['requests']:.0f} engine calls")
         small, large = measure(folder / "small", 10_000), measure(folder / "large", rows)
         print(f"peak memory: {small['megabytes']:.0f} MB at 10,000 rows, {large['megabytes']:.0f} MB at {rows:,}")
         print(f"{rows:,} rows: {rows / large['seconds']:,.0f} rows/s")
