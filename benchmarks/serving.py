@@ -1,11 +1,10 @@
-"""The server's own cost on the embedded model: first token, and decode speed against the bare engine's, side by side.
+"""Measure the server's overhead: time to the first token, and decode speed compared with the engine alone.
 
     python benchmarks/serving.py RUN           # RUN: a finished run of the embedded model; about 10 minutes
 
-First token: a short message to the warm final model, streamed, from sending to the first text (median, and the worst
-of all). Decode: in each round the same requests go to the same warm engine in turn, directly (its `generate` with a
-reader, as the server calls it) and through HTTP as streams; tokens a second from an answer's first text to its end,
-one client and as many as there are slots. Ratios are within a round; medians over the rounds.
+First token: seconds from sending a short message to the first streamed text (median and maximum). Decode: in each round
+the same requests go to the engine directly and through HTTP; tokens per second from a response's first text to its end,
+with one client and with one per slot. Ratios are within a round; the result is the median over the rounds.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ MESSAGES = [seed.instruction for seed in constitution.load_seeds("default")]
 
 
 def body(number: int, tokens: int) -> dict[str, Any]:
-    """A request for an answer that is as long as it may be, as a rule: hot, with a seed of its own."""
+    """Return a request whose response usually reaches max_tokens: high temperature, its own seed."""
     messages = [{"role": "user", "content": f"{MESSAGES[number % len(MESSAGES)]} Write a long story about it."}]
     return {
         "model": MODEL,
@@ -51,7 +50,7 @@ def body(number: int, tokens: int) -> dict[str, Any]:
 
 
 class Measured:
-    """What one answer took."""
+    """The times of one response."""
 
     def __init__(self) -> None:
         self.began = time.monotonic()
@@ -101,7 +100,7 @@ def over_http(port: int, wanted: dict[str, Any]) -> Measured:
 
 
 def rate(answers: list[Measured]) -> float:
-    """Tokens a second while answers came: of all together, from the first text of any to the last one's end."""
+    """Return tokens per second of all responses, from the first text of any to the end of the last."""
     first = min(a.first for a in answers)
     return sum(a.tokens for a in answers) / (max(a.ended for a in answers) - first)
 
@@ -115,7 +114,7 @@ def many(lane: Any, wanted: list[dict[str, Any]], at_once: int) -> float:
 
 
 def first_tokens(port: int, times: int) -> list[float]:
-    """Seconds to the first text of short messages, after one that warms the slot."""
+    """Return seconds to the first text of short messages, after one that warms the slot."""
     short = [
         {**body(i, 4), "messages": [{"role": "user", "content": MESSAGES[i % len(MESSAGES)][:60]}]}
         for i in range(times + 1)
@@ -150,7 +149,7 @@ def main() -> None:
             for number in range(given.rounds):
                 rows = [body(100 * number + i, given.tokens) for i in range(given.answers * (1 if at_once == 1 else 2))]
                 lanes = [lambda w: directly(engine, models, w), lambda w: over_http(port, w)]
-                # Whoever goes first has the cooler processor: they take turns.
+                # Alternate the order: the first one has the cooler processor.
                 order = (0, 1) if number % 2 == 0 else (1, 0)
                 found = {lane: many(lanes[lane], rows, at_once) for lane in order}
                 ratios.append(found[1] / found[0])

@@ -1,10 +1,9 @@
-"""How quick the viewer is on a large run: the cache, its size, pages, filters and searches.
+"""Measure the viewer on a large run: the index, its size, pages, filters and searches.
 
     python benchmarks/viewer.py [--rows 300000]
 
-A run with that many rows in its ledgers is written, the cache made of it, then every question asked that the page asks:
-over HTTP, as a browser does (rows and counts of one filter, one after the other), the median of five; in brackets the
-slowest. About two minutes.
+Writes a run with that many rows, builds its index, then requests rows and counts over HTTP as the page does, for each
+filter: the median of five, the slowest in brackets. Takes about two minutes.
 """
 
 from __future__ import annotations
@@ -57,7 +56,7 @@ def main() -> None:
         index.refresh()
         size = run.view.stat().st_size / 1e6
         journal = (run.path / "journal.sqlite").stat().st_size / 1e6
-        print(f"cache made in {time.monotonic() - start:.1f} s; {size:.0f} MB beside a journal of {journal:.0f} MB")
+        print(f"index built in {time.monotonic() - start:.1f} s; {size:.0f} MB beside a journal of {journal:.0f} MB")
         start = time.monotonic()
         index.refresh()
         print(f"opened again in {1000 * (time.monotonic() - start):.0f} ms")

@@ -1,4 +1,4 @@
-"""A real browser for the tests of pages: Debian's chromium (`make browser`), driven by playwright."""
+"""Start a real browser for the tests of pages: Debian's chromium (`make browser`) with playwright."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ CONTRAST = """([one, other]) => {
   const [a, b] = [light(one), light(other)];
   return Math.max(a, b) / Math.min(a, b);
 }"""
-"""The contrast between two of the page's colours, by their names (WCAG 2)."""
+"""Computes the contrast between two of the page's colours, by their names (WCAG 2)."""
 
 
 @contextmanager
 def started() -> Iterator[Any]:
-    """A browser that asks nobody for anything."""
+    """Start a browser that makes no requests of its own."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        made = playwright.chromium.launch(executable_path=CHROMIUM, args=list(QUIET))
-        yield made
-        made.close()
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(QUIET))
+        yield browser
+        browser.close()

@@ -1,4 +1,4 @@
-"""What the official client of OpenAI's API must find at a server of ours, whatever engine is behind it."""
+"""Check a server of selfalign with the official client of OpenAI's API, whatever its engine."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def client(url: str, key: str = "none") -> openai.OpenAI:
 
 
 def check(url: str, models: list[str], listed: list[str] | None = None) -> None:
-    """Chat, stream, stop, n, seed, usage, plain completions and errors, on each of these models."""
+    """Check chat, streams, stop, n, seed, usage, completions and errors for these models."""
     with client(url) as asked:
         assert [m.id for m in asked.models.list()] == (listed or models)
         for name in models:
@@ -26,7 +26,7 @@ def check(url: str, models: list[str], listed: list[str] | None = None) -> None:
 
 
 def check_an_answer(url: str, model: str) -> None:
-    """The model is there and answers; what does not depend on the model was found by `check` on another."""
+    """Check that the model exists and responds; `check` covers the rest with another model."""
     with client(url) as asked:
         whole = asked.chat.completions.create(model=model, messages=ASKED, temperature=0, max_tokens=12)
         assert whole.model == asked.models.retrieve(model).id == model
@@ -53,7 +53,7 @@ def _chat(asked: openai.OpenAI, model: str) -> None:
             for part in event.choices:
                 pieces.append(part.delta.content or "")
                 finish = part.finish_reason or finish
-    # Numbers in a batch differ in their last digits: a model without a preference may choose otherwise further on.
+    # The numbers of a batch differ in their last digits, so later tokens may differ.
     assert "".join(pieces)[:8] == text[:8]
     assert finish in ("stop", "length")
     assert counted is not None
@@ -98,13 +98,13 @@ def _errors(asked: openai.OpenAI, model: str) -> None:
             asked.chat.completions.create(**{**fine, **more})
         assert caught.value.param == param
         assert caught.value.type == "invalid_request_error"
-    for stream in (False, True):  # the shape and the status are the same where a stream was asked for
+    for stream in (False, True):  # streams get the same status and format
         with pytest.raises(openai.BadRequestError):
             asked.chat.completions.create(**{**fine, "max_tokens": 10**6, "stream": stream})
 
 
 def check_length(url: str, model: str) -> None:
-    """A dialogue that is too long for the model's context is an error with the code that clients know."""
+    """Check that a dialogue beyond the context is an error with the code context_length_exceeded."""
     with client(url) as asked, pytest.raises(openai.BadRequestError) as caught:
         asked.chat.completions.create(model=model, messages=[{"role": "user", "content": "word " * 20_000}])
     assert caught.value.code == "context_length_exceeded"

@@ -1,4 +1,4 @@
-"""Runs for the viewer's tests and its benchmark: a journal and files as stages leave them, of any size and text."""
+"""Make runs of any size and text for the viewer's tests and benchmark: a journal and files as stages write them."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ REASONS = ("truncated", "repetitive", "exemplar leaked", "more stock refusals th
 TYPES = ("art knowledge", "current events", "famous people", "legal expertise", "")
 
 Say = Callable[[int, str], str]
-"""(row's number, field) -> text."""
+"""(row number, field) -> text."""
 
 
 def said(number: int, field: str) -> str:
-    """Plain sentences, the same for the same arguments."""
+    """Return plain sentences that depend only on the arguments."""
     rng = random.Random(f"{number} {field}")
     lengths = {"instruction": 12, "input": 0, "thoughts": 14, "answer": 45, "dropped": 40}
     return f"{field} {number}: " + " ".join(rng.choices(WORDS, k=lengths.get(field, 10)))
@@ -39,7 +39,7 @@ def prompts(rows: int, say: Say) -> Iterator[tuple[int, Prompt]]:
 
 
 def make(folder: Path, rows: int, say: Say = said, engine: str = "fake") -> RunDir:
-    """A run of that many prompts, answers (a seventh of them dropped) and training examples: about three rows each.
+    """Make a run of that many prompts, responses (a seventh of them dropped) and training examples.
 
     The run's journal is closed.
     """

@@ -1,6 +1,6 @@
-"""The chat page in a real browser: types, streams, stops, compares, by the keyboard alone; hostile text stays text.
+"""The chat page in a real browser: streaming, stopping, models side by side, keyboard, hostile text.
 
-Needs Debian's chromium (`make browser`) and playwright; skips where one of them is missing.
+Needs Debian's chromium (`make browser`) and playwright; skipped if one of them is missing.
 """
 
 from __future__ import annotations
@@ -22,7 +22,10 @@ from selfalign.web.guard import Policy
 from web_servers import RunningServer, SlowFake, serving
 
 api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-pytestmark = pytest.mark.skipif(browsers.CHROMIUM is None, reason="chromium is not installed: make browser")
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.skipif(browsers.CHROMIUM is None, reason="chromium is not installed: make browser"),
+]
 
 TOKEN = "correct-horse-battery"
 WIDE = """() => [...document.querySelectorAll('body *')].filter(e =>
@@ -42,7 +45,7 @@ def running(fake_run: Callable[..., Context]) -> Iterator[RunningServer]:
 
 
 class Page:
-    """The chat page, opened, and everything that went wrong on it or left the server."""
+    """An open chat page, with the console messages, dialogs and foreign requests that it caused."""
 
     def __init__(self, browser: Any, running: RunningServer, width: int = 1400, scheme: str = "light") -> None:
         self.context = browser.new_context(
@@ -67,7 +70,7 @@ class Page:
             self.page.keyboard.press(name)
 
     def ask(self, message: str) -> None:
-        """Type and send, without waiting for the answer."""
+        """Type and send a message without waiting for the response."""
         self.page.keyboard.type(message)
         self.key("Enter")
 
@@ -86,7 +89,7 @@ def opened(browser: Any, running: RunningServer) -> Iterator[Page]:
     page.context.close()
 
 
-def test_a_message_is_typed_sent_and_answered_by_the_keyboard_alone(opened: Page, running: RunningServer):
+def test_dialogue_works_by_keyboard(opened: Page, running: RunningServer):
     opened.ask("Hello there")
     opened.answered()
     (answer,) = opened.answers()
@@ -97,7 +100,7 @@ def test_a_message_is_typed_sent_and_answered_by_the_keyboard_alone(opened: Page
     assert answer == answer.strip()
     head = opened.page.locator(".answer h3").text_content()
     assert head == "final · standard prompt"
-    assert re.search(r"\d+ tokens · .*first after \d", opened.page.locator(".meta").text_content())
+    assert re.search(r"\d+ tokens · .*first token after \d", opened.page.locator(".meta").text_content())
     opened.ask("And then?")
     opened.answered()
     assert f"Hello there\n\nAlma: {answer}<eos>\n\nUser: And then?" in running.engine.prompts[-1][0]
@@ -111,7 +114,7 @@ def test_a_message_is_typed_sent_and_answered_by_the_keyboard_alone(opened: Page
     assert "And then?" not in running.engine.prompts[-1][0]
 
 
-def test_text_comes_as_it_is_generated_and_stops(opened: Page, running: RunningServer):
+def test_response_streams_and_can_be_stopped(opened: Page, running: RunningServer):
     running.engine.word_s = 0.05
     opened.ask("Hello")
     text = opened.page.locator(".answer .text")
@@ -124,13 +127,13 @@ def test_text_comes_as_it_is_generated_and_stops(opened: Page, running: RunningS
     assert running.engine.cancelled == 1
     assert text.text_content().startswith(early)
     assert "stopped" in opened.page.locator(".meta").text_content()
-    opened.ask("Go on")
+    opened.ask("Hello again")
     opened.page.get_by_role("button", name="Stop").click()
     opened.answered()
     running.wait_for_jobs(timeout_s=3)
 
 
-def test_copying_is_offered_where_the_browser_can(browser: Any, running: RunningServer):
+def test_copy_button_needs_a_clipboard(browser: Any, running: RunningServer):
     for can in (True, False):
         page = Page(browser, running)
         if not can:  # as at an address beyond loopback without TLS
@@ -145,7 +148,7 @@ def test_copying_is_offered_where_the_browser_can(browser: Any, running: Running
         page.context.close()
 
 
-def test_models_answer_side_by_side(opened: Page, running: RunningServer):
+def test_models_respond_side_by_side(opened: Page, running: RunningServer):
     opened.key("Alt+1", "Alt+2", "Alt+3")
     opened.ask("Hello")
     opened.answered()
@@ -162,12 +165,12 @@ def test_models_answer_side_by_side(opened: Page, running: RunningServer):
     opened.ask("And then?")
     opened.answered()
     head = opened.page.locator(".answer h3").nth(5).text_content()
-    assert head == "prompted-base · constitution prompt, this message alone"
+    assert head == "prompted-base · constitution prompt, this message only"
     opened.key("Alt+1", "Alt+2", "Alt+3", "Alt+4")  # the last one stays
     assert opened.page.locator("#models [aria-pressed=true]").count() == 1
 
 
-def test_an_answer_is_marked_by_the_keyboard(opened: Page, running: RunningServer, tmp_path: Path):
+def test_feedback_works_by_keyboard(opened: Page, running: RunningServer, tmp_path: Path):
     opened.key("Alt+2")
     opened.ask("Hello <b>")
     opened.answered()
@@ -184,7 +187,7 @@ def test_an_answer_is_marked_by_the_keyboard(opened: Page, running: RunningServe
     assert row["answer"] == opened.answers()[-1] and row["settings"]["temperature"] > 0
     page.keyboard.type("<img src=x> no")
     opened.key("Enter")
-    api.expect(page.locator(".told").last).to_have_text("Kept with the note.")
+    api.expect(page.locator(".saved").last).to_have_text("Saved with the note.")
     api.expect(page.locator("#message")).to_be_focused()
     assert [r["note"] for r in kept()] == ["<img src=x> no"]
     page.locator(".answer").first.get_by_role("button", name="good").click()  # the prompted base, with its thoughts
@@ -200,7 +203,7 @@ def test_an_answer_is_marked_by_the_keyboard(opened: Page, running: RunningServe
     assert [r["model"] for r in kept()] == ["prompted-base"]
 
 
-def test_prompt_and_sampling_are_shown_and_sent(opened: Page, running: RunningServer):
+def test_prompt_and_sampling_settings_are_sent(opened: Page, running: RunningServer):
     page = opened.page
     page.locator("#style").select_option("concise")
     assert "one to three sentences" in page.locator("#prompt").text_content()
@@ -220,33 +223,33 @@ def test_prompt_and_sampling_are_shown_and_sent(opened: Page, running: RunningSe
     opened.ask("Hello")
     opened.answered()
     assert running.engine.prompts[-1][0].startswith("<bos>Speak like a pirate.\n\n")
-    assert page.locator(".answer h3").last.text_content() == "final · your own prompt"
+    assert page.locator(".answer h3").last.text_content() == "final · custom prompt"
     page.locator("#temperature").fill("7")
     page.locator("#message").focus()
     opened.ask("Hello")
-    assert page.locator("#message").input_value() == "Hello"  # what is out of range is not sent
+    assert page.locator("#message").input_value() == "Hello"  # the page does not send values out of range
     assert page.locator("#temperature").evaluate("e => e === document.activeElement")
 
 
-def test_errors_are_said_where_the_answer_would_stand(browser: Any, fake_run: Callable[..., Context]):
+def test_errors_appear_in_place_of_the_response(browser: Any, fake_run: Callable[..., Context]):
     with serving(fake_run(), SlowFake(fail="poison"), slots=1, max_queue=0) as running:
         page = Page(browser, running).ready()
         page.ask("poison")
         page.answered()
-        assert "set to fail" in page.page.locator(".wrong").text_content()
+        assert "set to fail" in page.page.locator(".error").text_content()
         page.key("Alt+1")
         running.engine.word_s = 0.01
         page.ask("Two at once")
         page.answered()
-        said = page.page.locator(".wrong").last.text_content()
-        assert re.fullmatch(r"The server is busy: .* Again in \d+ s\.", said)
+        said = page.page.locator(".error").last.text_content()
+        assert re.fullmatch(r"The server is busy: .* Try again in \d+ s\.", said)
         # The browser itself notes an answer of 400 and more; nothing else is heard.
         assert all("Failed to load resource" in line for line in page.heard)
         page.context.close()
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(390, "light"), (390, "dark"), (1400, "light"), (1400, "dark")])
-def test_nothing_is_too_wide_or_too_pale(browser: Any, running: RunningServer, width: int, scheme: str):
+def test_layout_fits_and_has_contrast(browser: Any, running: RunningServer, width: int, scheme: str):
     page = Page(browser, running, width, scheme).ready()
     page.key("Alt+1", "Alt+2")
     page.ask("w" * 300)
@@ -262,7 +265,7 @@ def test_nothing_is_too_wide_or_too_pale(browser: Any, running: RunningServer, w
     page.context.close()
 
 
-def test_with_a_token_the_page_asks_for_it(browser: Any, fake_run: Callable[..., Context]):
+def test_page_asks_for_the_token(browser: Any, fake_run: Callable[..., Context]):
     with serving(fake_run(), SlowFake(), policy=Policy(token=TOKEN)) as running:
         page = Page(browser, running)
         for token, note in (("wrong-horse-battery", "Wrong token."), (TOKEN, "")):
@@ -297,7 +300,7 @@ PARTS = (
 
 
 def hostile(count: int, seed: int) -> list[str]:
-    """Texts that would do something, or vanish, on a page that was not careful."""
+    """Return texts that would run, or disappear, on an unsafe page."""
     rng = random.Random(seed)
     mixed = ["".join(rng.choices(PARTS, k=rng.randint(1, 6))) for _ in range(count - len(PARTS) - len(HOSTILE))]
     return [f"a{text}z" for text in (*PARTS, *HOSTILE, *mixed)]
@@ -312,8 +315,8 @@ ELEMENTS = "() => document.querySelectorAll('#dialogue *').length"
 
 
 @pytest.mark.parametrize("count", [len(PARTS) + len(HOSTILE), pytest.param(300, marks=pytest.mark.slow)])
-def test_hostile_text_of_models_and_people_stays_text(browser: Any, fake_run: Callable[..., Context], count: int):
-    """So many texts, as messages and as answers: nothing runs, nothing is fetched, nothing is lost."""
+def test_hostile_messages_and_responses_stay_text(browser: Any, fake_run: Callable[..., Context], count: int):
+    """No text runs, loads anything or is lost, neither as message nor as response."""
     texts = hostile(count, 1)
     said: list[str] = []
     context = fake_run()
@@ -332,14 +335,14 @@ def test_hostile_text_of_models_and_people_stays_text(browser: Any, fake_run: Ca
             page.answered()
             cut = min([len(text), *(text.find(s) for s in ("\n\nUser:", "\nUser:") if s in text)])
             shows(page, ".answer .text", text[:cut])
-            shows(page, ".asked", sent)
+            shows(page, ".message", sent)
             assert page.page.evaluate(ELEMENTS) == usual
         assert page.heard == []
         page.context.close()
 
 
-def test_hostile_names_of_the_run_stay_text(browser: Any, running: RunningServer):
-    """What /about says of the run, 300 texts at once: its name, its assistant, its models and prompts."""
+def test_hostile_run_names_stay_text(browser: Any, running: RunningServer):
+    """/about with 300 hostile texts as run, assistant, models and prompts."""
     texts = list(dict.fromkeys(hostile(300, 2)))
     one = " ".join(texts)
     about = {
@@ -368,7 +371,7 @@ def test_hostile_names_of_the_run_stay_text(browser: Any, running: RunningServer
     context.close()
 
 
-def test_the_page_is_there_at_once(browser: Any, running: RunningServer):
+def test_page_loads_fast(browser: Any, running: RunningServer):
     began = time.monotonic()
     page = Page(browser, running).ready()
     assert time.monotonic() - began < 5

@@ -1,4 +1,4 @@
-"""The queue before the slots, text without blanks at its ends, and the seconds that a client is told to wait."""
+"""The job queue: capacity, cancellation, stripped streams, Retry-After."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ def job(text: str = "Hello", seed: int = 0, steps: tuple[Step, ...] = (STEP,), s
 
 
 @given(st.lists(st.text(alphabet=" \n\tab\u3000", max_size=6), max_size=8))
-def test_stretches_trimmed_are_the_text_trimmed(stretches: list[str]):
+def test_streamed_text_is_stripped_like_the_whole(stretches: list[str]):
     trim = StreamStripper()
     shown = [trim.feed(stretch) for stretch in stretches]
     assert "".join(shown) == "".join(stretches).strip()
     assert all(part.rstrip() == part for part in shown)  # what may turn out to be the end is held back
 
 
-def test_the_wait_grows_with_the_queue_within_bounds():
+def test_retry_after_grows_with_the_queue():
     assert retry_after(4, 4, []) == 1
     assert retry_after(5, 4, [2.0] * 9) == 1
     assert retry_after(40, 4, [2.0] * 9) == 19
@@ -60,7 +60,7 @@ async def all_of(queue: JobQueue, jobs: list[Job]) -> list[Event]:
     return [event async for event in queue.start(jobs)]
 
 
-def test_choices_come_with_their_numbers_and_their_whole_text():
+def test_events_of_a_choice_add_up_to_its_text():
     events = together(SlowFake(), lambda g: all_of(g, [job(seed=n) for n in range(4)]))
     for number in range(4):
         mine = [e for e in events if e.index == number]
@@ -70,7 +70,7 @@ def test_choices_come_with_their_numbers_and_their_whole_text():
         assert done.choice.usage.completion == len(done.choice.text.split())
 
 
-def test_a_fast_answer_lets_others_speak():
+def test_fast_response_does_not_block_the_event_loop():
     async def use(queue: JobQueue) -> tuple[int, int]:
         running = queue.start([job()])
         while queue.active:  # all of it is there before it is read
@@ -89,7 +89,7 @@ def test_a_fast_answer_lets_others_speak():
     assert turns >= events
 
 
-def test_steps_before_the_last_are_thoughts():
+def test_steps_before_the_last_are_internal_thoughts():
     script = {0: " First I think.\n", 1: " 2 (kind).", 2: " An answer. "}
     seen: list[str] = []
 
@@ -108,7 +108,7 @@ def test_steps_before_the_last_are_thoughts():
     assert done.choice.usage.thoughts == 6
 
 
-def test_thoughts_that_are_cut_have_no_answer():
+def test_truncated_thoughts_give_an_empty_response():
     short = Step(Sampling(0.0, 1.0, 2))
     events = together(SlowFake(), lambda g: all_of(g, [job(steps=(short, STEP))]))
     done = events[-1]
@@ -116,13 +116,13 @@ def test_thoughts_that_are_cut_have_no_answer():
     assert (done.choice.text, done.choice.finish) == ("", "length")
 
 
-def test_text_that_is_not_tidied_keeps_its_blanks():
+def test_unstripped_text_keeps_white_space():
     events = together(SlowFake(script=lambda *_: " a \n"), lambda g: all_of(g, [job(strip=False)]))
     assert isinstance(events[-1], Done)
     assert events[-1].choice.text == " a \n"
 
 
-def test_no_more_run_or_wait_than_there_is_room_for():
+def test_queue_refuses_jobs_beyond_its_capacity():
     async def use(queue: JobQueue) -> None:
         first = queue.start([job(seed=n) for n in range(3)])
         with pytest.raises(Refused) as caught:
@@ -147,7 +147,7 @@ def test_no_more_run_or_wait_than_there_is_room_for():
     assert engine.requests == 2
 
 
-def test_an_error_of_one_choice_ends_the_request():
+def test_failed_choice_fails_the_request():
     async def use(queue: JobQueue) -> None:
         running = queue.start([job("poison"), job()])
         with pytest.raises(Refused) as caught:

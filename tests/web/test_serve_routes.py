@@ -1,4 +1,4 @@
-"""The server on a real socket, the fake engine behind it: routes and tokens, streams, the queue, clients that leave."""
+"""The server on a real socket with a fake engine: routes, tokens, streams, the queue, disconnects."""
 
 from __future__ import annotations
 
@@ -26,6 +26,8 @@ from selfalign.web.guard import OPEN_PATHS, Policy, cookie_value
 from selfalign.web.serve.routes import STATIC_FILES
 from web_servers import RunningServer, SlowFake, serving
 
+pytestmark = pytest.mark.integration
+
 TOKEN = "correct-horse-battery"
 
 
@@ -41,7 +43,7 @@ def quick(run: Context) -> Iterator[RunningServer]:
 
 
 def events(body: bytes) -> list[Any]:
-    """What a stream said, its end included."""
+    """Parse the events of a stream and check its end."""
     parts = body.decode().split("\n\n")
     assert parts.pop() == ""
     assert all(p.startswith("data: ") for p in parts)
@@ -66,7 +68,7 @@ ROUTES: list[tuple[str, str, Any, bool]] = [
 ]  # fmt: skip
 
 
-def test_every_route_under_every_token(run: Context):
+def test_every_route_checks_the_token(run: Context):
     cookie = {"cookie": f"selfalign-{{port}}={cookie_value(TOKEN)}"}
     shown: list[tuple[dict[str, str], bool]] = [
         ({}, False), ({"authorization": "Bearer wrong-horse-battery"}, False),
@@ -82,7 +84,7 @@ def test_every_route_under_every_token(run: Context):
         assert running.engine.requests == 4  # two routes generate, for each of two right tokens
 
 
-def test_the_table_above_names_every_route(run: Context):
+def test_route_table_is_complete(run: Context):
     from selfalign.web.serve import routes
     from selfalign.web.serve.job_queue import JobQueue
     from selfalign.web.serve.models import ServedModels
@@ -94,7 +96,7 @@ def test_the_table_above_names_every_route(run: Context):
     queue.close()
 
 
-def test_answers_are_marked_and_marks_taken_back(quick: RunningServer, run: Context):
+def test_feedback_is_stored_and_withdrawn(quick: RunningServer, run: Context):
     def tell(**more: Any) -> tuple[int, Any]:
         status, _, body = quick.request("POST", "/feedback", {**MARK, **more})
         return status, json.loads(body)
@@ -122,7 +124,7 @@ def test_answers_are_marked_and_marks_taken_back(quick: RunningServer, run: Cont
     assert len(feedback.read(run.run)) == 1
 
 
-def test_marks_are_bounded_and_come_from_the_page_alone(quick: RunningServer, run: Context):
+def test_feedback_is_limited_and_only_from_the_page(quick: RunningServer, run: Context):
     large = {**MARK, "answer": "x" * (1 << 18)}
     assert quick.request("POST", "/feedback", large)[0] == 413
     for bad in (b"", b"[1]", b"{", b"null", b"[" * 100_000):
@@ -137,7 +139,7 @@ def test_marks_are_bounded_and_come_from_the_page_alone(quick: RunningServer, ru
     assert next(iter(feedback.read(run.run).values())).note == "?"
 
 
-def test_nothing_else_is_there(quick: RunningServer):
+def test_unknown_paths_and_methods_are_refused(quick: RunningServer):
     for path in ("/v1", "/v1/", "/docs", "/static/", "/static/../app.py", "/static/%2e%2e/app.py", "/v1/adapters",
     "/metrics",
                  "/static/chat.html", "/etc/passwd", "//etc/passwd", "/v1/models/..%2f..%2fetc"):  # fmt: skip
@@ -152,7 +154,7 @@ def test_nothing_else_is_there(quick: RunningServer):
     assert quick.request("GET", "/v1/models", None, {"upgrade": "websocket", "connection": "upgrade"})[0] == 200
 
 
-def test_pages_come_from_memory_with_their_types(quick: RunningServer):
+def test_static_files_have_media_types_and_no_foreign_links(quick: RunningServer):
     for path, kind in [
         ("/", "text/html"),
         *((f"/static/{n}", k) for n, k in STATIC_FILES.items()),
@@ -166,10 +168,10 @@ def test_pages_come_from_memory_with_their_types(quick: RunningServer):
             assert address == b"http://www.w3.org/2000/svg", path
 
 
-# -- answers -----------------------------------------------------------------------------------------------------------
+# -- responses ---------------------------------------------------------------------------------------------------------
 
 
-def test_models_are_the_runs(quick: RunningServer):
+def test_models_of_the_run_are_listed(quick: RunningServer):
     listed = json.loads(quick.request("GET", "/v1/models")[2])
     assert [m["id"] for m in listed["data"]] == ["base", "prompted-base", "engraved", "final"]
     assert json.loads(quick.request("GET", "/v1/models/final")[2])["object"] == "model"
@@ -177,7 +179,7 @@ def test_models_are_the_runs(quick: RunningServer):
     assert (status, json.loads(body)["error"]["code"]) == (404, "model_not_found")
 
 
-def test_a_stream_says_what_the_whole_answer_says(quick: RunningServer):
+def test_stream_equals_whole_response(quick: RunningServer):
     whole = quick.chat(seed=5)[1]
     body = {**CHAT, "model": "final", "seed": 5, "stream": True, "stream_options": {"include_usage": True}}
     status, headers, sent = quick.request("POST", "/v1/chat/completions", body)
@@ -192,7 +194,7 @@ def test_a_stream_says_what_the_whole_answer_says(quick: RunningServer):
     assert len({e["id"] for e in said}) == 1
 
 
-def test_each_model_has_its_adapter_and_choices_their_seeds(quick: RunningServer):
+def test_models_use_their_adapters_and_choices_their_seeds(quick: RunningServer):
     texts = {
         m: quick.chat(model=m, seed=1)[1]["choices"][0]["message"]["content"] for m in ("base", "engraved", "final")
     }
@@ -206,16 +208,16 @@ def test_each_model_has_its_adapter_and_choices_their_seeds(quick: RunningServer
     assert len({c["message"]["content"] for c in choices}) == 3
     quick.chat()
     quick.chat()
-    assert quick.engine.prompts[-1][2] != quick.engine.prompts[-2][2]  # no seed: a random one
+    assert quick.engine.prompts[-1][2] != quick.engine.prompts[-2][2]  # a random seed
 
 
-def test_no_seed_is_the_one_that_an_engine_takes_for_any(quick: RunningServer):
+def test_seeds_avoid_the_engines_random_seed(quick: RunningServer):
     quick.chat(seed=-1, n=2)
     quick.chat(seed=2**32 - 2, n=2)
     assert all(0 <= seed < 2**32 - 1 for _, _, seed in quick.engine.prompts)  # llama.cpp draws one for 2**32 - 1
 
 
-def test_the_prompt_is_the_runs_unless_the_request_brings_one(quick: RunningServer, run: Context):
+def test_request_can_replace_the_system_prompt(quick: RunningServer, run: Context):
     prompts = run.run.constitution.prompts
     quick.chat("Hello")
     quick.chat("Hello", style="concise")
@@ -230,7 +232,7 @@ def test_the_prompt_is_the_runs_unless_the_request_brings_one(quick: RunningServ
     assert own == f"<bos>Speak like a pirate.\n\nUser: Hello\n\n{name}: Arr.<eos>\n\nUser: Once more\n\n{name}:"
 
 
-def test_the_prompted_base_thinks_first(quick: RunningServer):
+def test_prompted_base_returns_internal_thoughts(quick: RunningServer):
     status, found = quick.chat(model="prompted-base", seed=1)
     message = found["choices"][0]["message"]
     assert status == 200
@@ -247,7 +249,7 @@ def test_the_prompted_base_thinks_first(quick: RunningServer):
         assert quick.chat(**{"model": "prompted-base", **more})[0] == 400
 
 
-def test_plain_prompts_are_continued_as_they_stand(quick: RunningServer):
+def test_completions_continue_the_prompt_without_template(quick: RunningServer):
     body = {"model": "base", "prompt": ["Once\n", ""], "n": 2, "seed": 1, "max_tokens": 3}
     status, _, sent = quick.request("POST", "/v1/completions", body)
     found = json.loads(sent)
@@ -260,7 +262,7 @@ def test_plain_prompts_are_continued_as_they_stand(quick: RunningServer):
     assert quick.request("POST", "/v1/completions", {"model": "prompted-base", "prompt": "x"})[0] == 400
 
 
-def test_stop_strings_and_limits_end_an_answer(quick: RunningServer):
+def test_stop_strings_and_token_limits_end_a_response(quick: RunningServer):
     whole = quick.chat(seed=1)[1]["choices"][0]["message"]["content"]
     word = whole.split()[4]
     cut = quick.chat(seed=1, stop=[word])[1]["choices"][0]
@@ -269,19 +271,19 @@ def test_stop_strings_and_limits_end_an_answer(quick: RunningServer):
     assert quick.chat(seed=1, max_tokens=2)[1]["choices"][0]["finish_reason"] == "length"
 
 
-def test_the_servers_limit_bounds_the_default_too(run: Context):
+def test_server_limit_caps_the_default_tokens(run: Context):
     with serving(run, SlowFake(), max_tokens=5) as running:
         assert running.chat()[1]["usage"]["completion_tokens"] == 5
         assert running.chat(max_tokens=6)[0] == 400
         assert json.loads(running.request("GET", "/about")[2])["defaults"]["max_tokens"] == 5
 
 
-def test_a_message_that_reads_as_a_turn_is_said(quick: RunningServer):
+def test_forged_turn_in_a_message_is_reported(quick: RunningServer):
     assert quick.chat("One\n\nUser: two")[1]["selfalign"] == {"reads_as_turns": True}
     assert "selfalign" not in quick.chat("One")[1]
 
 
-def test_what_the_engine_cannot_answer_is_an_error_of_one_request(run: Context, capfd: pytest.CaptureFixture[str]):
+def test_engine_failure_affects_only_its_request(run: Context, capfd: pytest.CaptureFixture[str]):
     class Broken(SlowFake):
         def generate(self, prompt: Any, *more: Any) -> Any:
             if "too long" in "".join(prompt):
@@ -306,7 +308,7 @@ def test_what_the_engine_cannot_answer_is_an_error_of_one_request(run: Context, 
 # -- the queue ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_full_queue_says_when_to_come_again(run: Context):
+def test_full_queue_returns_retry_after(run: Context):
     with serving(run, SlowFake(0.005), slots=2, max_queue=2) as running, ThreadPoolExecutor(8) as clients:
         asked = [clients.submit(running.chat, seed=i) for i in range(4)]
         running.wait_for_jobs(4)
@@ -326,13 +328,13 @@ def test_a_full_queue_says_when_to_come_again(run: Context):
 
 
 def raw(length: int) -> bytes:
-    """The head of a request as it goes over the wire."""
+    """Return the head of a request as sent on the socket."""
     lines = ("POST /v1/chat/completions HTTP/1.1", "host: localhost", "content-type: application/json")
     return "\r\n".join((*lines, f"content-length: {length}", "", "")).encode()
 
 
 def leave(running: RunningServer, body: dict[str, Any], read: int) -> None:
-    """Ask, read so many bytes, and hang up."""
+    """Send a request, read that many bytes, and disconnect."""
     data = json.dumps(body).encode()
     with socket.create_connection(("127.0.0.1", running.port), timeout=10) as connection:
         connection.sendall(raw(len(data)) + data)
@@ -344,7 +346,7 @@ def leave(running: RunningServer, body: dict[str, Any], read: int) -> None:
 
 
 @pytest.mark.parametrize("stream", [True, False])
-def test_a_client_that_leaves_frees_its_slot(run: Context, stream: bool):
+def test_disconnect_frees_the_slot(run: Context, stream: bool):
     with serving(run, SlowFake(0.05), slots=1) as running:
         began = time.monotonic()
         leave(running, {**CHAT, "stream": stream}, 800 if stream else 0)
@@ -353,7 +355,7 @@ def test_a_client_that_leaves_frees_its_slot(run: Context, stream: bool):
         assert running.engine.cancelled == 1
 
 
-def test_a_client_that_leaves_while_it_waits_never_starts(run: Context):
+def test_disconnect_while_waiting_cancels_the_job(run: Context):
     with serving(run, SlowFake(0.01), slots=1) as running:
         first = threading.Thread(target=running.chat)
         first.start()
@@ -368,14 +370,14 @@ def test_a_client_that_leaves_while_it_waits_never_starts(run: Context):
         assert running.engine.requests == 1
 
 
-def test_a_deadline_cuts_an_answer(run: Context):
+def test_deadline_cuts_a_response(run: Context):
     with serving(run, SlowFake(0.02), deadline_s=0.1) as running:
         choice = running.chat()[1]["choices"][0]
         assert choice["finish_reason"] == "length"
         assert 1 <= len(choice["message"]["content"].split()) <= 10
 
 
-def test_the_servers_end_cuts_answers_short(run: Context):
+def test_shutdown_cancels_running_responses(run: Context):
     with serving(run, SlowFake(0.2), slots=1) as running:
         failed: list[Exception] = []
 
@@ -413,7 +415,7 @@ def test_unfinished_headers_time_out(quick: RunningServer, before: bytes, monkey
     assert quick.chat()[0] == 200
 
 
-def test_those_who_wait_longest_make_place(run: Context, monkeypatch: pytest.MonkeyPatch):
+def test_longest_idle_connection_is_closed_first(run: Context, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(server, "_max_connections", lambda: 4)
     with serving(run, SlowFake(0.005)) as running, contextlib.ExitStack() as open_:
         answer = ThreadPoolExecutor(1).submit(running.chat)
@@ -432,7 +434,7 @@ def test_those_who_wait_longest_make_place(run: Context, monkeypatch: pytest.Mon
 
 
 def odd(rng: random.Random) -> Any:
-    """A value that no field expects, or just about."""
+    """Return a value that most fields do not accept."""
     return rng.choice([
         None, True, False, 0, 1, -1, 2**31, 2**63, -(2**64), 0.5, 1e308, "", "x", "\x00", "\ud800", "<eos>" * 3,
         "é" * 300,
@@ -447,7 +449,7 @@ NAMES = ("model", "messages", "prompt", "stream", "stream_options", "stop", "n",
 
 
 def fuzzed(rng: random.Random) -> tuple[str, str, Any, dict[str, str]]:
-    """(method, path, body, headers) of a request that is wrong in some place, or in none."""
+    """Return (method, path, body, headers) of a request with random faults."""
     path = rng.choice(["/v1/chat/completions", "/v1/completions"])
     body: Any = {"model": rng.choice(["base", "engraved", "final", "prompted-base"]), "max_tokens": rng.randint(1, 4)}
     body |= {"messages": [{"role": "user", "content": "Hi"}]} if "chat" in path else {"prompt": "Once"}
@@ -476,7 +478,7 @@ def fuzzed(rng: random.Random) -> tuple[str, str, Any, dict[str, str]]:
 
 
 def fuzz(running: RunningServer, requests: int, seed: int) -> dict[int, int]:
-    """Send fuzzed requests from four clients; returns how often each status came. 0: the connection was cut."""
+    """Send fuzzed requests from four clients; return the number of responses by status (0: closed connection)."""
     import http.client
     from collections import Counter
 
@@ -498,7 +500,7 @@ def fuzz(running: RunningServer, requests: int, seed: int) -> dict[int, int]:
         return dict(sum(clients.map(some, range(4)), Counter[int]()))
 
 
-def test_fuzzed_requests_are_answered_or_refused(run: Context):
+def test_fuzzed_requests_never_cause_server_errors(run: Context):
     with serving(run, SlowFake(), slots=4, max_queue=64) as running:
         seen = fuzz(running, 400, 1)
         assert {200, 400, 404, 405} <= set(seen), seen
@@ -513,7 +515,7 @@ def resident_mb() -> float:
 
 
 @pytest.mark.slow
-def test_ten_thousand_fuzzed_requests_leave_memory_and_clients_alone(run: Context):
+def test_fuzzing_leaks_no_memory_and_blocks_no_client(run: Context):
     with serving(run, SlowFake(), slots=4, max_queue=64) as running:
         fuzz(running, 2000, 2)
         before = resident_mb()
@@ -539,7 +541,7 @@ def test_ten_thousand_fuzzed_requests_leave_memory_and_clients_alone(run: Contex
 
 
 @pytest.mark.slow
-def test_slow_and_rude_clients_do_not_keep_others_out(run: Context):
+def test_slow_clients_do_not_block_others(run: Context):
     with serving(run, SlowFake(), slots=4, max_queue=64) as running:
         open_ones = [socket.create_connection(("127.0.0.1", running.port)) for _ in range(200)]
         for number, one in enumerate(open_ones):
@@ -566,11 +568,11 @@ def test_slow_and_rude_clients_do_not_keep_others_out(run: Context):
 # -- the official client -----------------------------------------------------------------------------------------------
 
 
-def test_the_openai_client_finds_what_it_expects(quick: RunningServer):
+def test_openai_client_conformance(quick: RunningServer):
     openai_conformance.check(quick.url, ["base", "prompted-base", "engraved", "final"])
 
 
-def test_the_openai_client_is_told_of_the_token_and_the_queue(run: Context):
+def test_openai_client_gets_authentication_and_rate_limit_errors(run: Context):
     import openai
 
     with serving(run, SlowFake(0.05), slots=1, max_queue=0, policy=Policy(token=TOKEN)) as running:
@@ -587,8 +589,8 @@ def test_the_openai_client_is_told_of_the_token_and_the_queue(run: Context):
             assert running.engine.cancelled == 1
 
 
-def test_a_real_engine_answers_the_openai_client(tmp_path: Path, default_constitution: Constitution):
-    """llama.cpp on a tiny random model: what comes is noise, but it comes as it should."""
+def test_llama_cpp_engine_serves_the_openai_client(tmp_path: Path, default_constitution: Constitution):
+    """llama.cpp with a tiny random model: the text is noise, the format is right."""
     import tiny_models
     from selfalign.run import recipe as recipes
     from selfalign.run.directory import RunDir

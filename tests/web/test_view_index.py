@@ -1,4 +1,4 @@
-"""The viewer's cache holds what the journal and the files hold; filters find what they mean."""
+"""The viewer's index equals the journal and the files; filters match what they say."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ ALL = Filter()
 
 
 def everything(index: Index, wanted: Filter = ALL, limit: int = 200, back: bool = False) -> list[dict[str, Any]]:
-    """All pages, one after the other."""
+    """Return the rows of all pages."""
     rows: list[dict[str, Any]] = []
     with index.reading() as db:
         while True:
@@ -54,7 +54,7 @@ def everything(index: Index, wanted: Filter = ALL, limit: int = 200, back: bool 
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Index:
-    """Not to be changed."""
+    """Return an index that tests must not change."""
     run = viewer_runs.make(tmp_path_factory.mktemp("view") / "run", 70)
     return index_of(run.path)
 
@@ -65,7 +65,7 @@ def whole(small: Index) -> list[dict[str, Any]]:
 
 
 def plain_rows(index: Index) -> list[dict[str, Any]]:
-    """The same rows with whole texts, read without any filter."""
+    """Read all rows with their whole texts, without a filter."""
     with index.reading() as db:
         names = ("n", "id", *DIMENSIONS, "message", "thoughts", "answer")
         sql = (
@@ -80,7 +80,7 @@ def plain_rows(index: Index) -> list[dict[str, Any]]:
 
 
 def fits(row: dict[str, Any], wanted: Filter) -> bool:
-    """What a filter means, said in Python."""
+    """Return whether a filter matches, in plain Python."""
     if any(getattr(wanted, d) is not None and row[d] != getattr(wanted, d) for d in DIMENSIONS):
         return False
     if wanted.principle is not None and wanted.principle not in row["principles"]:
@@ -105,9 +105,7 @@ WANTED = st.builds(
 
 @given(WANTED, st.integers(5, 90))
 @settings(max_examples=60)
-def test_a_filter_finds_what_it_says_and_pages_hold_each_row_once(
-    small: Index, whole: list[dict[str, Any]], wanted: Filter, limit: int
-):
+def test_pages_contain_each_matching_row_once(small: Index, whole: list[dict[str, Any]], wanted: Filter, limit: int):
     expected = [row["n"] for row in whole if fits(row, wanted)]
     assert [row["n"] for row in everything(small, wanted, limit)] == expected
     assert [row["n"] for row in everything(small, wanted, limit, back=True)] == expected
@@ -115,7 +113,7 @@ def test_a_filter_finds_what_it_says_and_pages_hold_each_row_once(
 
 @given(WANTED)
 @settings(max_examples=60)
-def test_counts_are_those_of_the_rows(small: Index, whole: list[dict[str, Any]], wanted: Filter):
+def test_counts_equal_the_numbers_of_rows(small: Index, whole: list[dict[str, Any]], wanted: Filter):
     rows = whole
     with small.reading() as db:
         found = query.counts(db, wanted)
@@ -130,7 +128,7 @@ def test_counts_are_those_of_the_rows(small: Index, whole: list[dict[str, Any]],
         assert dict(map(tuple, found["by"][name])) == numbers, name
 
 
-def test_rows_are_those_of_journal_and_files(small: Index):
+def test_rows_equal_journal_and_files(small: Index):
     rows = {(r["stage"], r["id"]): r for r in plain_rows(small)}
     db = sqlite3.connect(small.run / "journal.sqlite")
     ledger = db.execute("SELECT stage, id, state, reason FROM rows").fetchall()
@@ -146,7 +144,7 @@ def test_rows_are_those_of_journal_and_files(small: Index):
         assert sorted(row["principles"]) == sorted(response.principles)
 
 
-def test_a_dropped_answer_is_taken_apart_as_the_ledger_wrote_it(small: Index):
+def test_ledger_text_is_split_into_its_parts(small: Index):
     row = next(r for r in plain_rows(small) if r["stage"] == "align" and r["state"] == "dropped")
     assert row["answer"].startswith("dropped ") and row["thoughts"].startswith("thoughts ")
     assert split_ledger_text("q\n[t\nu]\n a ", "q") == ("q", "t\nu", "a")
@@ -154,7 +152,7 @@ def test_a_dropped_answer_is_taken_apart_as_the_ledger_wrote_it(small: Index):
     assert split_ledger_text("other", "q") == ("other", "", "")
 
 
-def test_the_run_is_left_as_it_is(tmp_path: Path):
+def test_indexing_does_not_change_the_run(tmp_path: Path):
     run = viewer_runs.make(tmp_path / "run", 20)
     before = {f: file_hash(f) for f in run.path.rglob("*") if f.is_file()}
     index = index_of(run.path)
@@ -164,7 +162,7 @@ def test_the_run_is_left_as_it_is(tmp_path: Path):
     assert {f: after[f] for f in before} == before
 
 
-def test_rows_that_come_while_the_run_goes_on_are_added(tmp_path: Path):
+def test_new_rows_of_a_working_run_are_added(tmp_path: Path):
     run = viewer_runs.make(tmp_path / "run", 20)
     journal = Journal(run.path / "journal.sqlite")
     journal.restart("verbose_responses")
@@ -178,13 +176,13 @@ def test_rows_that_come_while_the_run_goes_on_are_added(tmp_path: Path):
     index.refresh()
     assert index.progress().generation > generation
     rows = everything(index)
-    assert [r["n"] for r in rows][: len(kept)] == kept  # nothing was read anew
+    assert [r["n"] for r in rows][: len(kept)] == kept  # no row was read again
     assert len(everything(index, Filter(stage="verbose_responses"))) == 25
     assert len(everything(index, Filter(stage="verbose_responses", reason="short"))) == 15
     journal.close()
 
 
-def test_a_stage_that_is_decided_anew_is_read_anew(tmp_path: Path):
+def test_repeated_stage_is_read_again(tmp_path: Path):
     run = viewer_runs.make(tmp_path / "run", 20)
     index = index_of(run.path)
     journal = Journal(run.path / "journal.sqlite")
@@ -201,13 +199,13 @@ def test_a_stage_that_is_decided_anew_is_read_anew(tmp_path: Path):
         db.execute("SELECT * FROM found WHERE found MATCH 'winter'").fetchall()
 
 
-def test_an_edited_file_shows_and_a_broken_line_stops_nothing(tmp_path: Path):
+def test_edited_file_is_read_and_malformed_lines_skipped(tmp_path: Path):
     run = viewer_runs.make(tmp_path / "run", 20)
     index = index_of(run.path)
     file = run.jsonl("responses")
     rows = read_jsonl(file, Response)
     lines = file.read_text("utf-8").splitlines()
-    edited = {**json.loads(lines[0]), "response": "By hand, with a heron."}
+    edited = {**json.loads(lines[0]), "response": "Edited, with a heron."}
     file.write_text("\n".join([json.dumps(edited), "{broken", '{"id": "\\ud83d"}', *lines[1:]]) + "\n", "utf-8")
     index.refresh()
     found = everything(index, Filter(words="heron"))
@@ -215,14 +213,14 @@ def test_an_edited_file_shows_and_a_broken_line_stops_nothing(tmp_path: Path):
     assert len(everything(index)) == len(everything(index_of(run.path)))
 
 
-def test_an_unreadable_cache_is_begun_again(tmp_path: Path):
+def test_unreadable_default_index_is_replaced(tmp_path: Path):
     run = viewer_runs.make(tmp_path / "run", 10)
     number = len(everything(index_of(run.path)))
     run.view.write_bytes(b"no database" * 1000)
     assert len(everything(index_of(run.path))) == number
 
 
-def test_a_file_that_is_no_cache_is_left_alone(tmp_path: Path):
+def test_other_files_are_never_replaced(tmp_path: Path):
     run = viewer_runs.make(tmp_path / "run", 5)
     notes = tmp_path / "notes.txt"
     notes.write_text("years of work\n")
@@ -240,12 +238,12 @@ def test_a_file_that_is_no_cache_is_left_alone(tmp_path: Path):
     with sqlite3.connect(empty) as db:
         db.execute("UPDATE meta SET value = '0' WHERE key = 'version'")
     db.close()
-    again = Index(run.path, TEXTS, empty)  # one of another version is ours, and begun again
+    again = Index(run.path, TEXTS, empty)  # an index of another version is replaced
     again.refresh()
     assert everything(again) == old
 
 
-def test_viewers_that_begin_at_once_share_a_cache(tmp_path: Path):
+def test_concurrent_viewers_share_an_index(tmp_path: Path):
     run = viewer_runs.make(tmp_path / "run", 5)
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(lambda _: Index(run.path, TEXTS, run.view), range(4)))
@@ -254,7 +252,7 @@ def test_viewers_that_begin_at_once_share_a_cache(tmp_path: Path):
     assert len({len(everything(index)) for index in found}) == 1
 
 
-def test_a_folder_that_cannot_be_written_is_read(tmp_path: Path):
+def test_index_can_be_outside_the_run(tmp_path: Path):
     run = viewer_runs.make(tmp_path / "run", 10)
     index = Index(run.path, TEXTS, tmp_path / "elsewhere.sqlite")
     index.refresh()
@@ -299,7 +297,7 @@ def test_run_of_version_0_1_in_use_is_refused(tmp_path: Path):
     assert db_row(run, "verbose")
 
 
-def test_the_cache_is_no_part_of_the_manifest(tmp_path: Path):
+def test_index_is_not_in_the_manifest(tmp_path: Path):
     run = viewer_runs.make(tmp_path / "run", 5)
     index_of(run.path)
     again = RunDir.open(run.path)
@@ -311,13 +309,13 @@ def test_the_cache_is_no_part_of_the_manifest(tmp_path: Path):
 @pytest.mark.parametrize(
     "words", ["天气", "%", "_", "\\", '"', "' OR 1", '"the', "NEAR(", "a* OR b", "-", "()", "\x00"]
 )
-def test_no_search_is_an_error(small: Index, words: str):
+def test_odd_searches_are_no_errors(small: Index, words: str):
     with small.reading() as db:
         query.page(db, Filter(words=words))
         query.counts(db, Filter(words=words))
 
 
-def test_marks_and_scripts_without_spaces_are_found_inside_of_texts(tmp_path: Path):
+def test_punctuation_and_scripts_without_spaces_are_searched(tmp_path: Path):
     said = {1: "今天天气很好", 2: "100 % sure", 3: "under_score"}
     run = viewer_runs.make(tmp_path / "run", 5, lambda n, field: said.get(n, "plain") if field == "answer" else f"{n}")
     index = index_of(run.path)
@@ -326,7 +324,7 @@ def test_marks_and_scripts_without_spaces_are_found_inside_of_texts(tmp_path: Pa
         assert [r["answer"] for r in rows] == [said[number]]
 
 
-def test_principles_are_counted_where_a_row_cites_several(tmp_path: Path):
+def test_rows_citing_several_principles_count_for_each(tmp_path: Path):
     run = viewer_runs.make(tmp_path / "run", 30)
     rows = read_jsonl(run.jsonl("responses"), Response)
     write_jsonl(run.jsonl("responses"), [replace(r, principles=[2, 3, 5]) for r in rows])

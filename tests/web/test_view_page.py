@@ -1,6 +1,6 @@
-"""The viewer in a real browser: filters, pages, keys; nothing in the console, nothing too wide, nothing executed.
+"""The viewer in a real browser: filters, pages, keyboard, layout, hostile text.
 
-Needs Debian's chromium (`make browser`) and playwright; skips where one of them is missing.
+Needs Debian's chromium (`make browser`) and playwright; skipped if one of them is missing.
 """
 
 from __future__ import annotations
@@ -27,7 +27,10 @@ api = pytest.importorskip("playwright.sync_api", reason="playwright is not insta
 routes = pytest.importorskip("selfalign.web.view.routes", reason="starlette is not installed")
 server = pytest.importorskip("selfalign.web.server")
 pytest.importorskip("uvicorn", reason="uvicorn is not installed")
-pytestmark = pytest.mark.skipif(browsers.CHROMIUM is None, reason="chromium is not installed: make browser")
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.skipif(browsers.CHROMIUM is None, reason="chromium is not installed: make browser"),
+]
 
 WIDE = """() => [...document.querySelectorAll('body *')].filter(e => e.checkVisibility() &&
     e.getBoundingClientRect().right > innerWidth + 1 && !e.closest('pre')
@@ -49,14 +52,14 @@ ANYBODY = Policy()
 
 
 def hostile(number: int) -> list[str]:
-    """So many texts, no two the same."""
+    """Return that many different texts."""
     rng = random.Random(7)
     return [f"{n} " + " ".join(rng.choices(PARTS, k=rng.randint(1, 4))) for n in range(number)]
 
 
 @contextmanager
 def served(run: RunDir, beside: RunDir | None = None, policy: Policy = ANYBODY) -> Iterator[str]:
-    """The viewer of the run on a socket; yields its address."""
+    """Serve the viewer of a run on a socket; yield its address."""
     indices = [Index(one.path, one.constitution, one.view) for one in (run, beside) if one]
     for index in indices:
         index.refresh()
@@ -84,14 +87,14 @@ Serve = Callable[..., str]
 
 @pytest.fixture
 def serve() -> Iterator[Serve]:
-    """Starts viewers, which end after the pages: a page asks how far the run is for as long as it is open."""
+    """Start viewers that stop after the pages have closed, since open pages poll the progress."""
     with ExitStack() as started:
         yield lambda *runs: started.enter_context(served(*runs))
 
 
 @pytest.fixture
 def look(browser: Any, serve: Serve) -> Iterator[Open]:
-    """Opens pages; at the end nothing may have been said, asked elsewhere or executed."""
+    """Open pages; at the end, check for console messages, foreign requests and executed scripts."""
     pages: list[Any] = []
     heard: list[str] = []
 
@@ -123,13 +126,13 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 def found(page: Any, number: int) -> None:
-    """Wait until so many rows are found."""
+    """Wait until that many rows match."""
     page.wait_for_function(
         "n => document.getElementById('found').textContent.endsWith(`of ${n} rows`)", arg=f"{number:,}"
     )
 
 
-def test_rows_are_filtered_searched_and_paged(look: Open, url: str):
+def test_filters_search_and_pages(look: Open, url: str):
     page = look(url)
     found(page, 140 + 140 + 120)
     page.get_by_role("button", name="2 self-align").click()
@@ -156,7 +159,7 @@ def test_rows_are_filtered_searched_and_paged(look: Open, url: str):
     found(page, 2)
 
 
-def test_keys_walk_through_rows(look: Open, url: str):
+def test_keyboard_navigation(look: Open, url: str):
     page = look(f"{url}?stage=align&state=kept")
     found(page, 120)
     for _ in range(50):
@@ -180,9 +183,7 @@ def test_keys_walk_through_rows(look: Open, url: str):
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(390, "light"), (1400, "dark")])
-def test_nothing_is_too_wide_on_a_telephone_or_a_desk(
-    look: Open, serve: Serve, tmp_path: Path, width: int, scheme: str
-):
+def test_layout_fits_phone_and_desktop(look: Open, serve: Serve, tmp_path: Path, width: int, scheme: str):
     texts = hostile(300)
     run = viewer_runs.make(tmp_path / "run", 15, lambda n, field: f"{field} {texts[n * 11]}")
     address = serve(run)
@@ -200,13 +201,13 @@ def test_nothing_is_too_wide_on_a_telephone_or_a_desk(
         assert page.evaluate(browsers.CONTRAST, [name, "wash"]) >= 4.5
 
 
-def test_300_hostile_texts_in_every_field_are_shown_whole_and_run_nothing(look: Open, serve: Serve, tmp_path: Path):
+def test_hostile_texts_are_shown_and_never_run(look: Open, serve: Serve, tmp_path: Path):
     texts = hostile(300)
     run = viewer_runs.make(
         tmp_path / "run", 300, lambda n, field: f"{field} {texts[n]}" if field != "input" else texts[n]
     )
     journal = Journal(run.path / "journal.sqlite")
-    # Reasons, stages and the ids of what is not ours to choose, too.
+    # Also in reasons, stages and ids.
     journal.decide("align", [(f"x{n}{t}", 1000 + n, "dropped", t, t) for n, t in enumerate(texts)])
     journal.decide("<script>globalThis.pwned=1</script>", [(t, n, "failed", t, t) for n, t in enumerate(texts[:40])])
     journal.close()
@@ -214,7 +215,7 @@ def test_300_hostile_texts_in_every_field_are_shown_whole_and_run_nothing(look: 
     page = look(f"{address}?stage=align")
     seen: set[str] = set()
     while True:
-        seen |= set(page.locator("#list .asked").all_text_contents()) | set(
+        seen |= set(page.locator("#list .message").all_text_contents()) | set(
             page.locator("#list .gist").all_text_contents()
         )
         seen |= {t.split(" · ", 1)[-1] for t in page.locator("#list .tag").all_text_contents()}
@@ -230,12 +231,12 @@ def test_300_hostile_texts_in_every_field_are_shown_whole_and_run_nothing(look: 
     for row in rows[::4]:
         page.evaluate("async row => (await import('/static/view.js')).choose(row)", row)
         whole = page.evaluate("async r => (await (await fetch(`/api/row?stage=${r.stage}&id=${r.id}`)).json())", row)
-        shown = page.locator("#row").evaluate("e => [...e.querySelectorAll('.said')].map(x => x.textContent)")
+        shown = page.locator("#row").evaluate("e => [...e.querySelectorAll('.pre')].map(x => x.textContent)")
         for step in whole["steps"]:
             for text in (step["message"], step["thoughts"]):
                 assert not text or text in shown
         assert row["id"] in page.locator("#row .tag").first.text_content()
-    # Everything that can be unfolded, and the progress with the reasons.
+    # Open all details, then the progress with the reasons.
     for summary in page.locator("#row summary").all():
         summary.click()
     page.wait_for_selector("#row pre")
@@ -245,7 +246,7 @@ def test_300_hostile_texts_in_every_field_are_shown_whole_and_run_nothing(look: 
     assert all(any(t in r for r in reasons) for t in texts[:40])
 
 
-def test_rows_are_marked_by_keys_and_runs_compared(look: Open, serve: Serve, tmp_path: Path):
+def test_marks_by_keyboard_and_comparison_of_runs(look: Open, serve: Serve, tmp_path: Path):
     def other(number: int, field: str) -> str:
         return viewer_runs.said(number, field) + (" otherwise" if field == "answer" and number == 2 else "")
 
@@ -261,22 +262,22 @@ def test_rows_are_marked_by_keys_and_runs_compared(look: Open, serve: Serve, tmp
     page.keyboard.press("u")
     page.wait_for_function("() => !document.querySelector('#list .tag b')")
     page.keyboard.press("e")
-    page.locator(".marking textarea").fill("<b>By hand</b> & whole")
-    page.get_by_role("button", name="Learn this instead").click()
+    page.locator(".marking textarea").fill("<b>Edited</b> & whole")
+    page.get_by_role("button", name="Save edit").click()
     page.wait_for_selector(".edited")
-    assert page.locator(".edited").text_content() == "<b>By hand</b> & whole"
-    assert json.loads(run.jsonl("marks").read_text("utf-8"))["answer"] == "<b>By hand</b> & whole"
+    assert page.locator(".edited").text_content() == "<b>Edited</b> & whole"
+    assert json.loads(run.jsonl("marks").read_text("utf-8"))["answer"] == "<b>Edited</b> & whole"
     page.get_by_role("button", name="Compare").click()
-    page.wait_for_selector("#pairs .said")
+    page.wait_for_selector("#pairs .pre")
     assert page.locator("#pairs section").count() == 1
     answers = page.locator("#pairs .models p:last-child").all_text_contents()
     assert answers[1] == f"{answers[0]} otherwise"
     assert page.locator("#compare td button").all_text_contents() == ["1", "1"]  # the answer and its example
     same = look(f"{serve(beside, beside)}?tab=compare")
-    same.get_by_text("No row that both have came out differently.").wait_for()
+    same.get_by_text("No rows differ.").wait_for()
 
 
-def test_an_answer_is_good_or_bad_by_keys(look: Open, serve: Serve, tmp_path: Path):
+def test_feedback_by_keyboard(look: Open, serve: Serve, tmp_path: Path):
     run = viewer_runs.make(tmp_path / "run", 8)
     page = look(f"{serve(run)}?stage=align&state=kept")
     page.keyboard.press("j")
@@ -285,18 +286,18 @@ def test_an_answer_is_good_or_bad_by_keys(look: Open, serve: Serve, tmp_path: Pa
     page.wait_for_function("() => document.activeElement.matches('.note textarea')")
     page.keyboard.type("<b>no</b> source")
     page.keyboard.press("Enter")
-    page.wait_for_function("() => document.querySelector('.note .told').textContent.startsWith('Kept')")
+    page.wait_for_function("() => document.querySelector('.note .saved').textContent.startsWith('Saved')")
     (kept,) = [json.loads(line) for line in run.jsonl("feedback").read_text("utf-8").splitlines()]
     assert (kept["verdict"], kept["note"], kept["source"]) == ("bad", "<b>no</b> source", "view")
     assert page.locator(".note textarea").input_value() == "<b>no</b> source"
-    assert page.locator(".opinion [aria-pressed=true]").text_content() == "bad"
+    assert page.locator(".feedback [aria-pressed=true]").text_content() == "bad"
     assert not run.jsonl("marks").exists()
     page.keyboard.press("b")
     page.wait_for_function("() => !document.querySelector('.note')")
     assert run.jsonl("feedback").read_text("utf-8") == ""
 
 
-def test_a_viewer_with_a_token_lets_in_who_has_it(browser: Any, tmp_path: Path):
+def test_sign_in_with_token(browser: Any, tmp_path: Path):
     token = "a token of 24 characters"
     with served(viewer_runs.make(tmp_path / "run", 5), policy=Policy(token=token)) as address:
         page = browser.new_page()
@@ -308,7 +309,7 @@ def test_a_viewer_with_a_token_lets_in_who_has_it(browser: Any, tmp_path: Path):
         page.close()
 
 
-def test_a_run_that_goes_on_is_shown_live(look: Open, serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_working_run_is_shown_live(look: Open, serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     run = viewer_runs.make(tmp_path / "run", 20)
     monkeypatch.setattr("selfalign.web.view.progress.held", lambda path: True)
     journal = Journal(run.path / "journal.sqlite")
@@ -325,8 +326,8 @@ def test_a_run_that_goes_on_is_shown_live(look: Open, serve: Serve, tmp_path: Pa
     journal.close()
 
 
-def test_what_runs_would_be_heard(browser: Any, url: str):
-    """The tests above can fail: a page's own script sets the mark, an inline one is stopped and heard."""
+def test_harness_detects_scripts_that_run(browser: Any, url: str):
+    """The harness notices both inline styles and HTML from strings."""
     page = browser.new_context().new_page()
     heard: list[str] = []
     page.on("console", lambda message: heard.append(message.text))

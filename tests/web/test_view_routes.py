@@ -1,4 +1,4 @@
-"""The viewer's routes: who may ask which, what they answer, one row in full."""
+"""The viewer's routes: access, rows, prompts, tokens, marks, feedback, comparison."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def asked_of(viewer: Viewer, name: str, **query: str) -> Any:
 
 
 @pytest.mark.parametrize("path", ROUTES)
-def test_every_route_needs_the_token_where_there_is_one(viewer: Viewer, path: str):
+def test_every_route_checks_the_token(viewer: Viewer, path: str):
     app = build(viewer, Policy(token=TOKEN))
     row = {"stage": "align", "id": viewer.page({"stage": "align"})["rows"][0]["id"]}
     assert answer(app, path, row)[0] == 401
@@ -86,7 +86,7 @@ def test_every_route_needs_the_token_where_there_is_one(viewer: Viewer, path: st
 
 
 @pytest.mark.parametrize("path", ROUTES)
-def test_no_route_answers_under_another_name_or_to_another_site(viewer: Viewer, path: str):
+def test_every_route_checks_host_and_origin(viewer: Viewer, path: str):
     app = build(viewer, Policy())
     for host in ("evil.example", "evil.example:8010", "127.0.0.1.evil.example", "10.0.0.1", "", "localhost@evil"):
         assert answer(app, path, host=host)[0] == 421, host
@@ -98,7 +98,7 @@ def test_no_route_answers_under_another_name_or_to_another_site(viewer: Viewer, 
 
 @pytest.mark.parametrize("path", ["/api", "/api/", "/api/rows/", "/view.sqlite", "/static/../index.py", "/static/",
                                   "/x", "/static/%2e%2e/index.py", "//etc/passwd", "/static/view.html"])  # fmt: skip
-def test_nothing_else_is_a_route(viewer: Viewer, path: str):
+def test_unknown_paths_are_not_found(viewer: Viewer, path: str):
     assert answer(build(viewer, Policy()), path)[0] == 404
 
 
@@ -108,10 +108,10 @@ def test_other_methods_are_refused(viewer: Viewer):
             assert answer(build(viewer, Policy()), path, method=method)[0] == 405, (path, method)
 
 
-# -- what is answered ------------------------------------------------------------------------------------------------
+# -- responses ------------------------------------------------------------------------------------------------------
 
 
-def test_pages_follow_each_other(viewer: Viewer):
+def test_pages_contain_every_row_once(viewer: Viewer):
     seen: list[str] = []
     at: dict[str, str] = {}
     while page := asked_of(viewer, "rows", limit="7", **at)["rows"]:
@@ -123,13 +123,13 @@ def test_pages_follow_each_other(viewer: Viewer):
 @pytest.mark.parametrize(
     "query", [{"limit": "x"}, {"at": "x"}, {"at": "1"}, {"principle": "../etc"}, {"principle": ""}, {"limit": ""}]
 )
-def test_what_is_no_number_is_said(viewer: Viewer, query: dict[str, str]):
+def test_malformed_numbers_are_refused(viewer: Viewer, query: dict[str, str]):
     status, _, body = answer(build(viewer, Policy()), "/api/rows", query)
     assert (status, json.loads(body)) == (400, {"error": "at, limit and principle must be numbers"})
 
 
 @pytest.mark.parametrize("words", ["answer\0", "\0answer x", '"answer\0', "天气 " * 2000, "a " * 5000, '" ' * 999])
-def test_no_search_is_a_fault(viewer: Viewer, words: str):
+def test_odd_searches_are_answered(viewer: Viewer, words: str):
     for name in ("rows", "counts"):
         asked_of(viewer, name, words=words)
     assert asked_of(viewer, "counts", words="answer\0")["total"] > 0
@@ -139,11 +139,11 @@ def test_no_search_is_a_fault(viewer: Viewer, words: str):
 @pytest.mark.parametrize(
     "query", [{}, {"stage": "align"}, {"stage": "align", "id": "../../etc/passwd"}, {"stage": "'", "id": "'"}]
 )
-def test_a_row_that_is_none_is_said(viewer: Viewer, name: str, query: dict[str, str]):
+def test_unknown_rows_are_not_found(viewer: Viewer, name: str, query: dict[str, str]):
     assert answer(build(viewer, Policy()), f"/api/{name}", query)[0] == 404
 
 
-def test_a_row_shows_its_way(viewer: Viewer):
+def test_row_shows_its_path_through_the_stages(viewer: Viewer):
     row = asked_of(viewer, "rows", stage="engrave")["rows"][3]
     found = asked_of(viewer, "row", stage="engrave", id=row["id"])
     assert [s["stage"] for s in found["steps"]] == ["self_instruct", "align", "engrave"]
@@ -153,7 +153,7 @@ def test_a_row_shows_its_way(viewer: Viewer):
     assert align["ledger"].endswith(align["answer"])
 
 
-def test_progress_is_that_of_the_ledger(tmp_path: Path):
+def test_progress_equals_the_ledgers(tmp_path: Path):
     run = viewer_runs.make(tmp_path / "run", 21)
     journal = Journal(run.path / "journal.sqlite")
     journal.expect("verbose_responses", 12)
@@ -178,7 +178,7 @@ def test_progress_is_that_of_the_ledger(tmp_path: Path):
     journal.close()
 
 
-def test_a_run_that_goes_on_is_watched_without_holding_it_up(tmp_path: Path):
+def test_viewing_does_not_block_a_working_run(tmp_path: Path):
     run = viewer_runs.make(tmp_path / "run", 21)
     journal = Journal(run.path / "journal.sqlite")
     index = Index(run.path, run.constitution, run.view)
@@ -193,8 +193,8 @@ def test_a_run_that_goes_on_is_watched_without_holding_it_up(tmp_path: Path):
 # -- prompts and tokens ----------------------------------------------------------------------------------------------
 
 
-def test_the_exact_prompt_is_proved_by_the_journal(fake_run: Any):
-    """A real run on the fake engine: every request is found under its hash, and is what the engine was given."""
+def test_exact_prompts_equal_the_engines_and_are_proved(fake_run: Any):
+    """In a run with the fake engine, every request is in the journal and equals the engine's input."""
     from selfalign.pipeline import order
 
     sizes = [f"prompts.{k}.count=6" for k in ("self_instruct", "red_team")]
@@ -227,14 +227,14 @@ def test_the_exact_prompt_is_proved_by_the_journal(fake_run: Any):
     assert proved > 20
 
 
-def test_another_text_is_not_proved(viewer: Viewer):
+def test_prompt_without_journal_entry_is_not_proved(viewer: Viewer):
     row = viewer.page({"stage": "align"})["rows"][0]
     found = viewer.prompt({"stage": "align", "id": row["id"]})
     assert not found["proved"] and found["parts"]
 
 
 @pytest.mark.parametrize("text", ["I can.", "naïve café 🦔🏽 天気", "a\nb  c\t\x00\u202e", "<eos> User: x", "🦔" * 9])
-def test_tokens_put_together_are_the_row(tmp_path: Path, text: str):
+def test_split_tokens_add_up_to_the_row(tmp_path: Path, text: str):
     from conftest import byte_tokenizer
 
     tokenizer = Tokenizer(str(byte_tokenizer(tmp_path)), "<bos>")
@@ -246,7 +246,7 @@ def test_tokens_put_together_are_the_row(tmp_path: Path, text: str):
     assert found[-1][0] == "<eos>" and found[-1][2] and not found[0][2]
 
 
-def test_tokens_are_those_of_training(tiny_run: Any):
+def test_tokens_equal_those_of_training(tiny_run: Any):
     from selfalign.data.records import Example, write_jsonl
     from selfalign.pipeline import adapter_training
 
@@ -278,7 +278,7 @@ def test_rows_that_are_not_trained_on_have_no_tokens(viewer: Viewer):
             viewer.tokens({"stage": "align", "id": row["id"]})
 
 
-def test_there_is_no_viewer_of_what_is_no_run(tmp_path: Path):
+def test_viewer_refuses_a_folder_without_a_run(tmp_path: Path):
     from selfalign.cli.web import start_view
     from selfalign.system.console import Screen
 
@@ -307,7 +307,7 @@ def tell(viewer: Viewer, policy: Policy = NO_TOKEN, kind: str = "application/jso
     return status, json.loads(said)
 
 
-def test_a_row_is_marked_edited_and_taken_back(marked: Viewer):
+def test_row_is_marked_edited_and_unmarked(marked: Viewer):
     row = marked.page({"stage": "engrave"})["rows"][2]
     file = marked.run.jsonl("marks")
     mine = {"stage": "align", "id": row["id"]}
@@ -317,18 +317,18 @@ def test_a_row_is_marked_edited_and_taken_back(marked: Viewer):
     assert marked.counts({"mark": "drop"})["total"] == 2  # the answer and its example
     assert marked.counts({})["by"]["mark"] == [["drop", 2]]
     assert [r["mark"] for r in marked.page({"mark": "drop"})["rows"]] == ["drop", "drop"]
-    tell(marked, **mine, mark="edit", answer=" Said by hand. ")
-    assert marks.read(marked.run)["engrave", row["id"]].answer == "Said by hand."
-    assert [s["edited"] for s in marked.row(mine)["steps"]][1:] == ["Said by hand."] * 2
+    tell(marked, **mine, mark="edit", answer=" Edited text. ")
+    assert marks.read(marked.run)["engrave", row["id"]].answer == "Edited text."
+    assert [s["edited"] for s in marked.row(mine)["steps"]][1:] == ["Edited text."] * 2
     answer_ = next(s["answer"] for s in marked.row(mine)["steps"] if s["stage"] == "align")
-    tell(marked, **mine, mark="edit", answer=answer_)  # the same again is no edit
+    tell(marked, **mine, mark="edit", answer=answer_)  # an unchanged text is no edit
     assert marks.read(marked.run) == {}
     tell(marked, **mine, mark="drop")
     tell(marked, **mine, mark="")
     assert marks.read(marked.run) == {} and marked.counts({"mark": "drop"})["total"] == 0
 
 
-def test_marks_are_changed_after_the_stage_ran_with_them(fake_run: Any):
+def test_marks_can_change_after_training(fake_run: Any):
     from selfalign.data.records import Response, write_jsonl
     from selfalign.pipeline import order
 
@@ -345,10 +345,10 @@ def test_marks_are_changed_after_the_stage_ran_with_them(fake_run: Any):
     tell(viewer, stage="align", id=rows[1].id, mark="edit", answer="One.")
     order.run_stage(context, "engrave")
     index.refresh()
-    assert viewer.counts({"stage": "engrave", "reason": "by hand"})["total"] == 1
+    assert viewer.counts({"stage": "engrave", "reason": marks.BY_HAND})["total"] == 1
     gone, edited = ({"stage": "engrave", "id": r.id} for r in rows[:2])
     assert viewer.row(edited)["steps"][-1]["answer"] == "One."
-    tell(viewer, **edited, mark="edit", answer="One.")  # the same again keeps it
+    tell(viewer, **edited, mark="edit", answer="One.")  # an unchanged edit stays
     assert marks.read(run)["engrave", rows[1].id].answer == "One."
     assert tell(viewer, **gone, mark="")[0] == 200
     tell(viewer, **edited, mark="edit", answer="It is 1.")
@@ -358,7 +358,7 @@ def test_marks_are_changed_after_the_stage_ran_with_them(fake_run: Any):
     assert {r["answer"] for r in viewer.page({"stage": "engrave", "words": "It"})["rows"]} >= {"It is 0.", "It is 1."}
 
 
-def test_only_what_is_trained_on_is_marked(marked: Viewer):
+def test_only_trained_rows_can_be_marked(marked: Viewer):
     rows = [
         marked.page({"stage": "self_instruct"})["rows"][0],
         marked.page({"stage": "align", "state": "dropped"})["rows"][0],
@@ -377,7 +377,7 @@ def test_only_what_is_trained_on_is_marked(marked: Viewer):
     ("path", "file", "told"),
     [("/api/mark", "marks", {"mark": "drop"}), ("/api/feedback", "feedback", {"stage": "align", "verdict": "bad"})],
 )
-def test_marks_come_from_the_page_alone(marked: Viewer, path: str, file: str, told: dict[str, str]):
+def test_marks_and_feedback_only_from_the_page(marked: Viewer, path: str, file: str, told: dict[str, str]):
     row = marked.page({"stage": "engrave"})["rows"][0]
     mine = {"stage": "engrave", "id": row["id"], **told}
     body = json.dumps(mine).encode()
@@ -406,7 +406,7 @@ def think(viewer: Viewer, **told: str) -> tuple[int, Any]:
     return status, json.loads(said)
 
 
-def test_an_answer_is_good_or_bad_beside_its_mark(marked: Viewer):
+def test_feedback_and_marks_are_independent(marked: Viewer):
     row = marked.page({"stage": "engrave"})["rows"][2]
     mine = {"stage": "align", "id": row["id"]}
     status, found = think(marked, **mine, verdict="bad", note="no <b>source</b>")
@@ -425,7 +425,7 @@ def test_an_answer_is_good_or_bad_beside_its_mark(marked: Viewer):
         "prompted-base", "constitution", "view", "align", row["id"],
     )  # fmt: skip
     assert dict(kept.settings)["temperature"] == marked.run.recipe.align.temperature
-    assert not marked.run.jsonl("marks").exists()  # nothing for training follows
+    assert not marked.run.jsonl("marks").exists()  # training ignores feedback
     tell(marked, **mine, mark="drop")
     assert think(marked, **mine, verdict="good")[0] == 200
     assert [m.verdict for m in feedback.read(marked.run).values()] == ["good"]
@@ -433,7 +433,7 @@ def test_an_answer_is_good_or_bad_beside_its_mark(marked: Viewer):
     assert feedback.read(marked.run) == {} and len(marks.read(marked.run)) == 1
 
 
-def test_only_answers_are_good_or_bad_and_a_broken_file_hides_no_row(marked: Viewer):
+def test_feedback_needs_a_response_and_survives_a_malformed_file(marked: Viewer):
     for stage in ("self_instruct", "engrave"):
         row = marked.page({"stage": stage})["rows"][0]
         assert think(marked, stage=stage, id=row["id"], verdict="bad")[0] == 404
@@ -448,14 +448,14 @@ def test_only_answers_are_good_or_bad_and_a_broken_file_hides_no_row(marked: Vie
     assert marked.run.jsonl("feedback").read_text("utf-8") == "{}\n"
 
 
-def test_marks_of_two_viewers_are_all_kept(tmp_path: Path):
+def test_concurrent_viewers_keep_all_marks(tmp_path: Path):
     run = viewer_runs.make(tmp_path / "run", 30)
     index = Index(run.path, run.constitution, run.view)
     index.refresh()
     viewers = [Viewer(Index(run.path, run.constitution, run.view)) for _ in range(2)]
     ids = [row["id"] for row in viewers[0].page({"stage": "engrave", "split": "train", "limit": "20"})["rows"]]
     for viewer in viewers:
-        viewer.index.refresh = lambda: None  # type: ignore[method-assign]  # the marks alone are looked at
+        viewer.index.refresh = lambda: None  # type: ignore[method-assign]  # only the marks matter here
 
     def mark(number: int) -> None:
         for row_id in ids[number::2]:
@@ -469,10 +469,10 @@ def test_marks_of_two_viewers_are_all_kept(tmp_path: Path):
     assert {key for _, key in marks.read(run)} == set(ids)
 
 
-# -- what is gone ----------------------------------------------------------------------------------------------------
+# -- deleted files ----------------------------------------------------------------------------------------------------
 
 
-def test_the_cache_may_be_deleted_while_it_is_looked_at(marked: Viewer):
+def test_index_may_be_deleted_while_in_use(marked: Viewer):
     row = marked.page({"stage": "engrave"})["rows"][0]
     total = asked_of(marked, "counts")["total"]
     marked.index.path.unlink()  # its -wal stays, as after `rm view.sqlite`
@@ -485,7 +485,7 @@ def test_the_cache_may_be_deleted_while_it_is_looked_at(marked: Viewer):
     assert asked_of(marked, "row", stage="engrave", id=row["id"])["steps"]
 
 
-def test_a_run_that_is_deleted_is_said(marked: Viewer):
+def test_deleted_run_is_reported(marked: Viewer):
     shutil.rmtree(marked.run.path)
     for name in ("rows", "counts", "progress"):
         status, _, body = answer(build(marked, Policy()), f"/api/{name}")
@@ -494,7 +494,7 @@ def test_a_run_that_is_deleted_is_said(marked: Viewer):
     assert "there is no run in" in marked.index.error
 
 
-def test_a_journal_that_cannot_be_read_is_said(marked: Viewer):
+def test_unreadable_journal_is_reported(marked: Viewer):
     (marked.run.path / "journal.sqlite").unlink()
     status, _, body = answer(build(marked, Policy()), "/api/progress")
     assert (status, "cannot be read or written now" in json.loads(body)["error"]) == (503, True)
@@ -504,7 +504,7 @@ def test_a_journal_that_cannot_be_read_is_said(marked: Viewer):
 # -- two runs --------------------------------------------------------------------------------------------------------
 
 
-def test_two_runs_are_compared_row_by_row(tmp_path: Path):
+def test_comparison_of_two_runs(tmp_path: Path):
     def other(number: int, field: str) -> str:
         text = viewer_runs.said(number, field)
         return f"{text} but not the same" if field == "answer" and number % 4 == 0 else text

@@ -1,6 +1,6 @@
-"""Serve a run in the browser: the OpenAI-compatible server (`app`) and the viewer (`viewer`).
+"""Serve a run in the browser: `serve/` has OpenAI's API and the chat page, `view/` the viewer of rows.
 
-`guard` decides who may ask; `index` caches rows for the viewer; `static/` holds pages, styles and scripts.
+Both share `guard` (who may connect), `server` (uvicorn), `responses` and `static/` (pages, styles, scripts).
 
-Imports `pipeline` and the rooms below it, not `export`. Begin with `app` or `viewer`.
+Imports `pipeline` and the rooms below it, not `export`. Begin with `serve/routes` or `view/routes`.
 """

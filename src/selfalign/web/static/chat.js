@@ -1,22 +1,22 @@
-// The chat page. Text of models and people only ever becomes text nodes: nothing here makes HTML of a string.
+// The chat page. Text from models and users becomes text nodes only; no string is parsed as HTML.
 
 const at = id => document.getElementById(id);
 const make = (tag, name = "", text = "") => {
-  const made = document.createElement(tag);
-  if (name) made.className = name;
-  if (text) made.append(text);
-  return made;
+  const element = document.createElement(tag);
+  if (name) element.className = name;
+  if (text) element.append(text);
+  return element;
 };
 
 let about;
-let turns = []; // {asked, answers: Map(model -> {text, failed})}
-let running = null; // the AbortController of the answers that come in
+let turns = []; // {message, responses: Map(model -> {text, failed})}
+let running = null; // the AbortController of the responses that are being received
 let recalled = "";
 
 const chosen = () => [...at("models").children].filter(b => b.ariaPressed === "true").map(b => b.dataset.model);
 const OWN = "own";
 
-// -- what is chosen ---------------------------------------------------------------------------------------------------
+// -- models and prompt ---------------------------------------------------------------------------------------------------
 
 function toggle(button) {
   const on = button.ariaPressed === "true";
@@ -30,7 +30,7 @@ function describe() {
   at("own").hidden = style !== OWN;
   at("prompt").hidden = style === OWN;
   at("prompt").textContent = about.styles[style] ?? "";
-  if (style === "two-shot") at("prompt").append(` (and ${about.two_shot.length} worked turns)`);
+  if (style === "two-shot") at("prompt").append(` (plus ${about.two_shot.length} example turns)`);
   at("chosen").textContent = `${chosen().join(", ")} · ${[...new Set(chosen().map(promptOf))].join(" and ")} prompt`;
 }
 
@@ -38,22 +38,22 @@ const PROMPTED = "prompted-base";
 function promptOf(model) {
   if (model === PROMPTED) return "constitution";
   if (at("style").value !== OWN) return at("style").value;
-  return at("own").value.trim() ? "your own" : about.style;
+  return at("own").value.trim() ? "custom" : about.style;
 }
 
-function request(model, asked) {
+function request(model, message) {
   const body = { model, stream: true, stream_options: { include_usage: true }, messages: [] };
   if (model !== PROMPTED) {
     const own = at("own").value.trim();
     if (at("style").value !== OWN) body.style = at("style").value;
     else if (own) body.messages.push({ role: "system", content: own });
     for (const turn of turns) {
-      const answer = turn.answers.get(model);
+      const answer = turn.responses.get(model);
       if (!answer || answer.failed || !answer.text) continue;
-      body.messages.push({ role: "user", content: turn.asked }, { role: "assistant", content: answer.text });
+      body.messages.push({ role: "user", content: turn.message }, { role: "assistant", content: answer.text });
     }
   }
-  body.messages.push({ role: "user", content: asked });
+  body.messages.push({ role: "user", content: message });
   for (const name of ["temperature", "top_p", "max_tokens", "seed"]) {
     if (at(name).value !== "") body[name] = Number(at(name).value);
   }
@@ -69,26 +69,26 @@ async function* events(response) {
     const { value, done } = await reader.read();
     if (done) return;
     held += value;
-    const whole = held.split("\n\n");
-    held = whole.pop();
-    for (const one of whole) {
-      if (one === "data: [DONE]") return;
-      yield JSON.parse(one.slice(6));
+    const events = held.split("\n\n");
+    held = events.pop();
+    for (const event of events) {
+      if (event === "data: [DONE]") return;
+      yield JSON.parse(event.slice(6));
     }
   }
 }
 
 async function failure(response) {
-  if (response.status === 401) return "Signed out: load the page again.";
+  if (response.status === 401) return "Signed out: reload the page.";
   const wait = response.headers.get("retry-after");
-  const said = await response.json().then(found => found.error.message, () => response.statusText);
-  return wait ? `The server is busy: ${said}. Again in ${wait} s.` : `${said[0].toUpperCase()}${said.slice(1)}.`;
+  const message = await response.json().then(body => body.error.message, () => response.statusText);
+  return wait ? `The server is busy: ${message}. Try again in ${wait} s.` : `${message[0].toUpperCase()}${message.slice(1)}.`;
 }
 
-async function answer(model, body, place, turn, signal) {
+async function respond(model, body, place, turn, signal) {
   const began = performance.now();
-  const found = { text: "", failed: false };
-  turn.answers.set(model, found);
+  const result = { text: "", failed: false };
+  turn.responses.set(model, result);
   let first = 0, finish = "", usage = null, note = null;
   try {
     const response = await fetch("/v1/chat/completions", {
@@ -107,65 +107,65 @@ async function answer(model, body, place, turn, signal) {
       if (thought) place.thoughts.appendData(thought);
       if (thought) place.thinking.hidden = false;
       if (content) place.text.appendData(content);
-      found.text += content ?? "";
+      result.text += content ?? "";
       if (content || thought) follow();
     }
-    if (!finish) throw new Error("The server ended before the answer did.");
+    if (!finish) throw new Error("The connection ended before the response.");
   } catch (error) {
     if (error.name === "AbortError") finish = "stopped";
     else {
-      found.failed = true;
-      const lost = error instanceof TypeError ? "The server does not answer." : error.message;
-      place.column.append(make("p", "wrong said", lost));
+      result.failed = true;
+      const reason = error instanceof TypeError ? "The server does not respond." : error.message;
+      place.column.append(make("p", "error pre", reason));
     }
   }
   place.column.ariaBusy = "false";
-  if (!found.failed) describeAnswer(place, found, { body, finish, usage, note, first, began, ended: performance.now() });
+  if (!result.failed) describeResponse(place, result, { body, finish, usage, note, first, began, ended: performance.now() });
 }
 
-function describeAnswer(place, found, { body, finish, usage, note, first, began, ended }) {
-  const said = [];
+function describeResponse(place, result, { body, finish, usage, note, first, began, ended }) {
+  const facts = [];
   const tokens = usage?.completion_tokens;
-  if (tokens) said.push(`${tokens} token${tokens === 1 ? "" : "s"}`);
-  if (tokens > 1 && ended > first) said.push(`${((tokens - 1) / (ended - first) * 1000).toFixed(0)} a second`);
-  if (first) said.push(`first after ${((first - began) / 1000).toFixed(2)} s`);
-  if (finish === "length") said.push(`cut at ${body.max_tokens ?? about.defaults.max_tokens}`);
-  if (finish === "stopped") said.push("stopped");
-  if (note?.escaped) said.push(`control tokens escaped: ${note.escaped.join(" ")}`);
-  if (note?.reads_as_turns) said.push("the message holds what reads as a turn of its own");
+  if (tokens) facts.push(`${tokens} token${tokens === 1 ? "" : "s"}`);
+  if (tokens > 1 && ended > first) facts.push(`${((tokens - 1) / (ended - first) * 1000).toFixed(0)} tokens/s`);
+  if (first) facts.push(`first token after ${((first - began) / 1000).toFixed(2)} s`);
+  if (finish === "length") facts.push(`cut at ${body.max_tokens ?? about.defaults.max_tokens} tokens`);
+  if (finish === "stopped") facts.push("stopped");
+  if (note?.escaped) facts.push(`control tokens escaped: ${note.escaped.join(" ")}`);
+  if (note?.reads_as_turns) facts.push("the message contains text that reads like a turn");
   const meta = make("p", "meta"), tools = make("span", "tools");
-  meta.append(make("bdi", "", said.join(" · ")));
-  if (found.text) {
+  meta.append(make("bdi", "", facts.join(" · ")));
+  if (result.text) {
     const copy = make("button", "quiet", "copy");
     copy.type = "button";
-    copy.hidden = !navigator.clipboard; // there is none beyond loopback without TLS
+    copy.hidden = !navigator.clipboard; // missing beyond loopback without TLS
     copy.onclick = async () => {
-      await navigator.clipboard.writeText(found.text);
+      await navigator.clipboard.writeText(result.text);
       copy.textContent = "copied";
       setTimeout(() => { copy.textContent = "copy"; }, 1200);
     };
     tools.append(copy);
-  } else if (finish !== "stopped") place.column.append(make("p", "wrong", "No answer: the model ended at once."));
-  if (found.text || finish !== "stopped") tools.append(...marks(place, body, found.text));
+  } else if (finish !== "stopped") place.column.append(make("p", "error", "Empty response: the model stopped at once."));
+  if (result.text || finish !== "stopped") tools.append(...marks(place, body, result.text));
   meta.append(tools);
   place.column.insertBefore(meta, place.column.querySelector("form"));
 }
 
 // -- marks: good or bad, with a note ----------------------------------------------------------------------------------
 
-const ASKED = { good: "What is good about it?", bad: "What should be otherwise?" };
+const NOTE_HINTS = { good: "What is good about it?", bad: "What should be different?" };
 
 function marks(place, body, answer) {
-  const prompt = place.prompt === "your own" ? OWN : place.prompt;
+  const prompt = place.prompt === "custom" ? OWN : place.prompt;
   const system = body.messages[0].role === "system" ? body.messages[0].content : "";
-  const said = {
+  const entry = {
     model: body.model, prompt, answer, thoughts: place.thoughts.data, ...(system && { system }),
     turns: body.messages.filter(message => message.role !== "system"), settings: {},
   };
   for (const [name, key] of [["temperature"], ["top_p"], ["max_tokens", "max_new_tokens"], ["seed"]]) {
-    if (body[name] !== undefined) said.settings[key ?? name] = body[name];
+    if (body[name] !== undefined) entry.settings[key ?? name] = body[name];
   }
-  const form = make("form", "note"), note = make("textarea"), state = make("span", "told");
+  const form = make("form", "note"), note = make("textarea"), state = make("span", "saved");
   note.rows = 1;
   note.maxLength = 2000;
   note.enterKeyHint = "done";
@@ -174,43 +174,43 @@ function marks(place, body, answer) {
   form.append(note, state);
   form.hidden = true;
   let verdict = "";
-  const tell = async wanted => {
+  const save = async newVerdict => {
     try {
       const response = await fetch("/feedback", {
         method: "POST", headers: { "content-type": "application/json" },
-        body: JSON.stringify({ ...said, verdict: wanted, note: wanted ? note.value : "" }),
+        body: JSON.stringify({ ...entry, verdict: newVerdict, note: newVerdict ? note.value : "" }),
       });
       if (!response.ok) throw new Error(await failure(response));
-      verdict = wanted;
+      verdict = newVerdict;
       for (const button of buttons) button.ariaPressed = String(button.textContent === verdict);
       form.hidden = !verdict;
       if (!verdict) note.value = "";
-      note.placeholder = note.ariaLabel = ASKED[verdict] ?? "";
-      state.textContent = note.value.trim() ? "Kept with the note." : "Kept. Nothing is trained on it.";
+      note.placeholder = note.ariaLabel = NOTE_HINTS[verdict] ?? "";
+      state.textContent = note.value.trim() ? "Saved with the note." : "Saved. Training ignores it.";
     } catch (error) {
       form.hidden = false;
-      state.textContent = error instanceof TypeError ? "The server does not answer." : error.message;
+      state.textContent = error instanceof TypeError ? "The server does not respond." : error.message;
     }
   };
-  const buttons = Object.keys(ASKED).map(name => {
+  const buttons = Object.keys(NOTE_HINTS).map(name => {
     const button = make("button", "quiet", name);
     button.type = "button";
     button.ariaPressed = "false";
-    button.title = `Mark this answer as ${name}, for changes of the constitution`;
+    button.title = `Mark this response as ${name}, as feedback on the constitution`;
     button.onclick = async () => {
-      await tell(verdict === name ? "" : name);
+      await save(verdict === name ? "" : name);
       if (verdict) note.focus();
       follow();
     };
     return button;
   });
-  note.oninput = () => { state.textContent = "Enter keeps the note."; };
-  note.onchange = () => tell(verdict);
+  note.oninput = () => { state.textContent = "Press Enter to save the note."; };
+  note.onchange = () => save(verdict);
   form.onsubmit = event => event.preventDefault();
   note.onkeydown = event => {
     if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
     event.preventDefault();
-    at("message").focus(); // what was changed is kept as the field is left
+    at("message").focus(); // leaving the field saves the note
   };
   place.column.append(form);
   return buttons;
@@ -219,57 +219,57 @@ function marks(place, body, answer) {
 // -- the dialogue -----------------------------------------------------------------------------------------------------
 
 function column(model) {
-  const made = make("article", "answer");
-  made.ariaBusy = "true";
+  const article = make("article", "answer");
+  article.ariaBusy = "true";
   const head = make("h3", "", model);
-  const alone = model === PROMPTED && turns.length > 1 ? ", this message alone" : "";
-  head.append(make("span", "", ` · ${promptOf(model)} prompt${alone}`));
+  const suffix = model === PROMPTED && turns.length > 1 ? ", this message only" : "";
+  head.append(make("span", "", ` · ${promptOf(model)} prompt${suffix}`));
   const thinking = make("details");
-  const thoughts = make("p", "thoughts said"), text = make("p", "text said");
-  thinking.append(make("summary", "", "Thoughts"), thoughts);
+  const thoughts = make("p", "thoughts pre"), text = make("p", "text pre");
+  thinking.append(make("summary", "", "Internal thoughts"), thoughts);
   thinking.hidden = true;
   const nodes = [document.createTextNode(""), document.createTextNode("")];
   thoughts.append(nodes[0]);
   text.append(nodes[1]);
-  made.append(head, thinking, text);
-  return { column: made, prompt: promptOf(model), thinking, thoughts: nodes[0], text: nodes[1] };
+  article.append(head, thinking, text);
+  return { column: article, prompt: promptOf(model), thinking, thoughts: nodes[0], text: nodes[1] };
 }
 
 async function send() {
-  const asked = at("message").value.trim();
-  const wrong = [...document.querySelectorAll(".fields input")].find(input => !input.checkValidity());
-  if (!asked || running || !about) return;
-  if (wrong) {
+  const message = at("message").value.trim();
+  const invalid = [...document.querySelectorAll(".fields input")].find(input => !input.checkValidity());
+  if (!message || running || !about) return;
+  if (invalid) {
     at("rail").open = at("sampling").open = true;
-    wrong.reportValidity();
+    invalid.reportValidity();
     return;
   }
   const models = chosen();
   const place = make("section", "turn"), answers = make("div", "answers");
-  place.append(make("p", "asked said", asked), answers);
+  place.append(make("p", "message pre", message), answers);
   answers.style.setProperty("--answers", models.length);
-  const turn = { asked, answers: new Map() };
-  const bodies = models.map(model => request(model, asked));
+  const turn = { message, responses: new Map() };
+  const bodies = models.map(model => request(model, message));
   turns.push(turn);
-  recalled = asked;
+  recalled = message;
   at("message").value = "";
   at("empty").hidden = true;
   at("dialogue").append(place);
   running = new AbortController();
-  busy(true);
+  setBusy(true);
   const columns = models.map(column);
   answers.append(...columns.map(c => c.column));
   place.scrollIntoView({ block: "start" });
   const { signal } = running;
-  await Promise.all(models.map((model, i) => answer(model, bodies[i], columns[i], turn, signal)));
+  await Promise.all(models.map((model, i) => respond(model, bodies[i], columns[i], turn, signal)));
   running = null;
-  busy(false);
+  setBusy(false);
   follow();
 }
 
-function busy(now) {
-  at("send").textContent = now ? "Stop" : "Send";
-  at("state").textContent = now ? "answering; Esc stops" : "";
+function setBusy(isBusy) {
+  at("send").textContent = isBusy ? "Stop" : "Send";
+  at("state").textContent = isBusy ? "generating; Esc stops" : "";
 }
 
 function stop() {
@@ -322,7 +322,7 @@ document.addEventListener("keydown", event => {
       begin();
     }
   } else if (!typing && event.key.length === 1 && event.key !== " " && !event.ctrlKey && !event.metaKey) {
-    at("message").focus(); // the key lands there
+    at("message").focus(); // so that the key is typed there
   }
 });
 at("new").addEventListener("click", begin);
@@ -339,9 +339,9 @@ async function open() {
   at("run").textContent = about.run;
   at("assistant").textContent = about.assistant;
   at("title").textContent = `Talk to ${about.assistant}`;
-  at("lead").textContent = "One model answers, or several side by side. " + (about.fake
-    ? "The fake engine runs no model: its texts are random words."
-    : `They share one base model (${about.base}). Training was single-turn: later turns may be weaker.`);
+  at("lead").textContent = "Chat with one model, or with several side by side. " + (about.fake
+    ? "The fake engine has no model: it generates random words."
+    : `They share the base model ${about.base}. They were trained on single turns, so later turns may be weaker.`);
   about.models.forEach(({ id, about: words }, number) => {
     const button = make("button");
     button.type = "button";
@@ -353,7 +353,7 @@ async function open() {
   });
   at("last-key").textContent = about.models.length;
   for (const style of [...Object.keys(about.styles), OWN]) {
-    const option = make("option", "", style === OWN ? "your own" : style);
+    const option = make("option", "", style === OWN ? "custom" : style);
     option.value = style;
     at("style").append(option);
   }

@@ -1,8 +1,8 @@
-// Elements and requests. Texts of a run become text nodes, here and nowhere else.
+// Elements and requests. Only this module turns a run's texts into nodes, as text nodes.
 
-export function h(name, given = {}, ...children) {
+export function h(name, attributes = {}, ...children) {
   const element = document.createElement(name);
-  for (const [key, value] of Object.entries(given)) {
+  for (const [key, value] of Object.entries(attributes)) {
     if (value === undefined || value === null || value === false) continue;
     if (key.startsWith("on")) element.addEventListener(key.slice(2), value);
     else element.setAttribute(key, value === true ? "" : value);
@@ -12,20 +12,22 @@ export function h(name, given = {}, ...children) {
 }
 
 export async function ask(name, query = {}, signal = undefined) {
-  const given = Object.entries(query).filter(([, value]) => value !== undefined && value !== null);
-  const answer = await fetch(`/api/${name}?${new URLSearchParams(given)}`, { signal });
-  const value = await answer.json();
-  if (!answer.ok) throw new Error(typeof value.error === "string" ? value.error : value.error?.message ?? answer.statusText);
-  return value;
+  const parameters = Object.entries(query).filter(([, value]) => value !== undefined && value !== null);
+  const response = await fetch(`/api/${name}?${new URLSearchParams(parameters)}`, { signal });
+  return result(response);
 }
 
-export async function tell(name, value) {
-  const answer = await fetch(`/api/${name}`, {
+export async function send(name, value) {
+  const response = await fetch(`/api/${name}`, {
     method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(value),
   });
-  const said = await answer.json();
-  if (!answer.ok) throw new Error(typeof said.error === "string" ? said.error : said.error?.message ?? answer.statusText);
-  return said;
+  return result(response);
+}
+
+async function result(response) {
+  const value = await response.json();
+  if (!response.ok) throw new Error(typeof value.error === "string" ? value.error : value.error?.message ?? response.statusText);
+  return value;
 }
 
 export const number = (value) => value.toLocaleString("en-GB");
@@ -37,5 +39,5 @@ export function time(seconds) {
 }
 
 export const SOURCES = {
-  self_instruct: "Self-Instruct", red_team: "red-teaming", user: "the user's", identity: "identity", topics: "topics",
+  self_instruct: "Self-Instruct", red_team: "red-teaming", user: "user prompts", identity: "identity", topics: "topics",
 };

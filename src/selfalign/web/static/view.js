@@ -1,4 +1,4 @@
-// The rows: filters, pages, keys. What is shown stands in the address, so that it can be kept and sent.
+// The list of rows: filters, pages, keys. The address holds the current view, so that it can be saved and shared.
 
 import { SOURCES, ask, h, number, plural } from "/static/dom.js";
 import { open, press } from "/static/row.js";
@@ -7,12 +7,12 @@ import { begin } from "/static/watch.js";
 
 const SIZE = 50;
 const FACETS = [
-  ["stage", "Stage"], ["state", "Outcome"], ["reason", "Reason"], ["mark", "Marks"], ["principle", "Principle cited"],
+  ["stage", "Stage"], ["state", "Outcome"], ["reason", "Reason"], ["mark", "Mark"], ["principle", "Cited principle"],
   ["type", "Question type"], ["source", "Source"], ["split", "Split"], ["model", "Model"],
 ];
-const SHOWN = 8;
+const FOLDED = 8; // values of a filter that are shown at first
 const SPLITS = { train: "trained on", heldout: "held out" };
-const MARKS = { drop: "to be dropped", edit: "edited" };
+const MARKS = { drop: "excluded", edit: "edited" };
 
 const by = (id) => document.getElementById(id);
 export let about = {};
@@ -20,13 +20,13 @@ let rows = [];
 let first = 0; // the rank of the page's first row
 let total = 0;
 let filter = {};
-let chosen = null; // the row that is open: {stage, id}
-let asking = null;
+let chosen = null; // the open row: {stage, id}
+let pending = null; // the AbortController of the request for rows
 const unfolded = new Set();
-const ready = ask("run").then((found) => { about = found; });
+const ready = ask("run").then((value) => { about = value; });
 
 export const title = (stage) => about.titles[stage] ?? stage;
-// Stages as the run goes through them, then what was measured besides (behaviour, benchmarks).
+// Stages in the order of the pipeline, then other measurements (probes, benchmarks).
 export const inOrder = (a, b) => {
   const order = Object.keys(about.titles);
   const place = (stage) => (stage in about.titles ? order.indexOf(stage) : order.length);
@@ -44,32 +44,32 @@ const label = (name, value) => {
 // -- the address ----------------------------------------------------------------------------------------------------
 
 function readAddress() {
-  const given = new URLSearchParams(location.search);
+  const query = new URLSearchParams(location.search);
   filter = {};
-  for (const name of [...FACETS.map(([n]) => n), "words"]) if (given.has(name)) filter[name] = given.get(name);
+  for (const name of [...FACETS.map(([n]) => n), "words"]) if (query.has(name)) filter[name] = query.get(name);
   by("words").value = filter.words ?? "";
-  chosen = given.has("row") ? { stage: given.get("row").split(".")[0], id: given.get("row").split(".").slice(1).join(".") } : null;
-  return given.get("tab") ?? "rows";
+  const [stage, ...id] = (query.get("row") ?? "").split(".");
+  chosen = stage ? { stage, id: id.join(".") } : null;
+  return query.get("tab") ?? "rows";
 }
 
 function writeAddress(push = false) {
-  const given = new URLSearchParams(filter);
-  if (chosen) given.set("row", `${chosen.stage}.${chosen.id}`);
+  const query = new URLSearchParams(filter);
+  if (chosen) query.set("row", `${chosen.stage}.${chosen.id}`);
   const tab = document.querySelector("#tabs [aria-pressed=true]").dataset.tab;
-  if (tab !== "rows") given.set("tab", tab);
-  const query = given.toString();
-  history[push ? "pushState" : "replaceState"](null, "", query ? `?${query}` : location.pathname);
+  if (tab !== "rows") query.set("tab", tab);
+  history[push ? "pushState" : "replaceState"](null, "", query.size ? `?${query}` : location.pathname);
 }
 
 // -- rows -----------------------------------------------------------------------------------------------------------
 
 async function load(where = {}, rank = 0) {
-  asking?.abort();
-  asking = new AbortController();
-  const { signal } = asking;
+  pending?.abort();
+  pending = new AbortController();
+  const { signal } = pending;
   try {
     const counting = ask("counts", filter, signal);
-    counting.catch(() => {}); // it is waited for below
+    counting.catch(() => {}); // awaited below
     const page = await ask("rows", { ...filter, ...where, limit: SIZE }, signal);
     await ready;
     rows = page.rows;
@@ -98,7 +98,7 @@ function go(where) {
 }
 
 function showPlace() {
-  by("found").replaceChildren(total ? `${number(first + 1)} – ${number(first + rows.length)} of ${plural(total, "row")}` : "No row is like that.");
+  by("found").replaceChildren(total ? `${number(first + 1)} – ${number(first + rows.length)} of ${plural(total, "row")}` : "No rows match.");
   for (const button of by("pages").children) {
     button.disabled = ["first", "back"].includes(button.dataset.go) ? first === 0 : first + rows.length >= total;
   }
@@ -106,18 +106,18 @@ function showPlace() {
 }
 
 function item(row) {
-  const said = [title(row.stage), row.model, row.type, row.principles.length ? `cites ${row.principles.join(", ")}` : ""];
-  const fate = row.mark ? h("b", {}, MARKS[row.mark]) : row.state === "kept" ? null : h("b", {}, row.state === "failed" ? `failed: ${row.reason}` : row.reason);
+  const facts = [title(row.stage), row.model, row.type, row.principles.length ? `cites ${row.principles.join(", ")}` : ""];
+  const outcome = row.mark ? h("b", {}, MARKS[row.mark]) : row.state === "kept" ? null : h("b", {}, row.state === "failed" ? `failed: ${row.reason}` : row.reason);
   return h("li", {}, h("button", { class: `item ${row.mark === "drop" ? "dropped" : row.state}`, "data-row": `${row.stage}.${row.id}`, onclick: () => choose(row, true) },
-    h("span", { class: "asked" }, row.message || "(nothing)"),
+    h("span", { class: "message" }, row.message || "(empty)"),
     row.answer && h("span", { class: "gist" }, row.answer),
-    h("span", { class: "tag" }, said.filter(Boolean).join(" · "), fate && " · ", fate)));
+    h("span", { class: "tag" }, facts.filter(Boolean).join(" · "), outcome && " · ", outcome)));
 }
 
 function markChosen() {
   for (const button of by("list").querySelectorAll("button")) {
-    const is = chosen && button.dataset.row === `${chosen.stage}.${chosen.id}`;
-    if (is) button.setAttribute("aria-current", "true");
+    const isChosen = chosen && button.dataset.row === `${chosen.stage}.${chosen.id}`;
+    if (isChosen) button.setAttribute("aria-current", "true");
     else button.removeAttribute("aria-current");
   }
 }
@@ -130,11 +130,11 @@ export async function choose(row, push = false) {
   await open(chosen);
 }
 
-let walking = Promise.resolve(); // a key at a time, however fast they come
+let walking = Promise.resolve(); // handles one key at a time
 
-async function step(by_) {
-  let at = rows.findIndex((row) => chosen && row.stage === chosen.stage && row.id === chosen.id) + by_;
-  if (!chosen) at = by_ > 0 ? 0 : -1;
+async function step(delta) {
+  let at = rows.findIndex((row) => chosen && row.stage === chosen.stage && row.id === chosen.id) + delta;
+  if (!chosen) at = delta > 0 ? 0 : -1;
   if (at >= rows.length) { if (!(await go("on"))) return; at = 0; }
   if (at < 0) { if (!(await go("back"))) return; at = rows.length - 1; }
   if (!rows[at]) return;
@@ -158,9 +158,9 @@ function showFacets(counts) {
     if (name === "principle") values.sort(([a], [b]) => a - b);
     if (values.length < 2 && !(name in filter) && !["reason", "mark"].includes(name)) return null;
     if (!values.length && !(name in filter)) return null;
-    const more = values.length - SHOWN;
+    const more = values.length - FOLDED;
     if (more > 1 && !unfolded.has(name) && !["stage", "state"].includes(name)) {
-      values = values.filter(([value], at) => at < SHOWN || filter[name] === String(value));
+      values = values.filter(([value], at) => at < FOLDED || filter[name] === String(value));
     }
     return h("div", { class: "facet" }, h("h2", {}, text), h("ul", {}, values.map(([value, count]) => h("li", {},
       h("button", { "aria-pressed": String(filter[name] === String(value)), onclick: () => narrow(name, value) },
@@ -171,10 +171,10 @@ function showFacets(counts) {
     } }, unfolded.has(name) ? "fewer" : `${more} more`));
   }).filter(Boolean));
   by("chosen").replaceChildren(...FACETS.filter(([name]) => name in filter).map(([name, text]) =>
-    h("button", { title: `${text}: leave out`, onclick: () => narrow(name) }, label(name, filter[name]), " ×")));
+    h("button", { title: `Remove the filter: ${text}`, onclick: () => narrow(name) }, label(name, filter[name]), " ×")));
 }
 
-// -- tabs, keys, beginning --------------------------------------------------------------------------------------------
+// -- tabs, keys, start ------------------------------------------------------------------------------------------------
 
 export function show(tab, push = true) {
   for (const button of by("tabs").children) button.setAttribute("aria-pressed", String(button.dataset.tab === tab));
@@ -198,12 +198,12 @@ function keys(event) {
 }
 
 function fold() {
-  const is = document.body.classList.toggle("filters");
-  by("filter").setAttribute("aria-expanded", String(is));
-  by("filter").replaceChildren(is ? "Show rows" : "Filter");
+  const isOpen = document.body.classList.toggle("filters");
+  by("filter").setAttribute("aria-expanded", String(isOpen));
+  by("filter").replaceChildren(isOpen ? "Show rows" : "Filter");
 }
 
-// Called where rows have changed: the page stays where it is.
+// Reload after rows have changed; a later page stays as it is.
 export async function again() {
   if (first > 0) {
     const counts = await ask("counts", filter);

@@ -1,4 +1,4 @@
-// How far the run is: asked again every two seconds while the page is looked at and the run goes on.
+// The run's progress, polled every two seconds while the page is visible and the run is working.
 
 import { ask, h, number, plural, time } from "/static/dom.js";
 import { again, narrow, show } from "/static/view.js";
@@ -7,10 +7,10 @@ const by = (id) => document.getElementById(id);
 let generation = null;
 
 export async function begin() {
-  await look();
+  await poll();
 }
 
-async function look() {
+async function poll() {
   let wait = 15_000;
   if (!document.hidden) {
     try {
@@ -23,18 +23,18 @@ async function look() {
       generation = now.generation;
       if (changed) await again();
     } catch (error) {
-      by("state").replaceChildren(error instanceof TypeError ? "the viewer has ended" : error.message);
+      by("state").replaceChildren(error instanceof TypeError ? "the viewer has stopped" : error.message);
     }
   }
   clearTimeout(next);
-  next = setTimeout(look, wait);
+  next = setTimeout(poll, wait);
 }
 
 let next;
 document.addEventListener("visibilitychange", () => {
   if (document.hidden) return;
   clearTimeout(next);
-  look();
+  poll();
 });
 
 const current = (now) => now.state === "running" && now.stages.findLast((stage) => !stage.finished);
@@ -51,13 +51,13 @@ function state(now) {
 const goal = (stage) => (stage.finished ? stage.rows_in : stage.goal ?? stage.rows_in);
 const reached = (stage) => (stage.finished || stage.goal === null ? stage.decided : stage.kept);
 const share = (stage) => (goal(stage) ? Math.min(1, reached(stage) / goal(stage)) : 0);
-const count = (stage) => !goal(stage) ? "at work" : `${number(reached(stage))} of ${number(goal(stage))}`;
+const count = (stage) => !goal(stage) ? "running" : `${number(reached(stage))} of ${number(goal(stage))}`;
 
 function bar(part, lost = 0) {
-  const made = h("span", { class: "bar" }, h("span", {}), h("span", {}));
-  made.children[0].style.width = `${100 * part}%`;
-  made.children[1].style.width = `${100 * lost}%`;
-  return made;
+  const element = h("span", { class: "bar" }, h("span", {}), h("span", {}));
+  element.children[0].style.width = `${100 * part}%`;
+  element.children[1].style.width = `${100 * lost}%`;
+  return element;
 }
 
 function page(now) {
@@ -66,8 +66,8 @@ function page(now) {
     h("h2", {}, "From seeds to examples"),
     h("div", { class: "funnel" }, now.funnel.map((step) => h("div", { class: step.human ? "human" : "" },
       h("span", {}, step.title), bar(step.kept / most, step.lost / most),
-      h("span", { class: "n" }, step.human ? `${number(step.kept)} by people` : `${number(step.kept)} of ${number(step.rows_in)}`)))),
-    h("h2", {}, "The ledgers"),
+      h("span", { class: "n" }, step.human ? `${number(step.kept)} human-written` : `${number(step.kept)} of ${number(step.rows_in)}`)))),
+    h("h2", {}, "Ledgers"),
     h("div", { class: "ledgers" }, now.stages.map((stage) => ledger(stage, now))),
   ];
 }
@@ -76,8 +76,8 @@ function ledger(stage, now) {
   const active = stage === current(now);
   const lost = [...Object.entries(stage.dropped).map(([reason, n]) => ["dropped", reason, n]), ...Object.entries(stage.failed).map(([reason, n]) => ["failed", reason, n])];
   const facts = [];
-  if (active) facts.push(goal(stage) ? `${count(stage)} so far` : "its rows come at its end");
-  if (active && stage.open) facts.push(`${plural(stage.open, "request")} with the engine or waiting`);
+  if (active) facts.push(goal(stage) ? `${count(stage)} so far` : "adds its rows when it ends");
+  if (active && stage.open) facts.push(`${plural(stage.open, "request")} running or waiting`);
   if (active && left(stage)) facts.push(`about ${time(left(stage))} left`);
   if (!active && stage.answered) facts.push(plural(stage.answered, "request"));
   if (stage.finished) facts.push(time(stage.seconds));
@@ -85,7 +85,7 @@ function ledger(stage, now) {
   if (stage.notes.steps) facts.push(`${plural(stage.notes.steps, "step")}, loss ${stage.notes.loss_first} to ${stage.notes.loss_last}`);
   return h("section", { class: active ? "ledger active" : "ledger" },
     h("h3", {}, h("button", { class: "quiet", onclick: () => pick({ stage: stage.stage }) }, stage.title), " ",
-      h("span", {}, stage.finished ? `${number(stage.kept)} of ${number(stage.rows_in)} kept` : active ? "now" : stage.decided ? "not finished" : "")),
+      h("span", {}, stage.finished ? `${number(stage.kept)} of ${number(stage.rows_in)} kept` : active ? "running" : stage.decided ? "not finished" : "")),
     active && goal(stage) > 0 && bar(share(stage)),
     h("p", { class: "soft small" }, facts.join(" · ")),
     lost.length > 0 && h("p", { class: "reasons" }, lost.map(([state, reason, n]) => h("button", { class: "quiet", onclick: () => pick({ stage: stage.stage, state, reason }) },

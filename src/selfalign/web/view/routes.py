@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from selfalign.errors import UserError
 from selfalign.generation import engines
+from selfalign.run import marks
 from selfalign.run.directory import RunDir
 from selfalign.run.ledger import TITLES
 from selfalign.system.version import __version__
@@ -64,6 +65,7 @@ class Viewer:
             "with_prompt": [s for s in SINGLE_REQUEST if s != "align" or self.run.recipe.align.form != "given"],
             "with_feedback": list(SINGLE_REQUEST),
             "trained": [] if engines.kind(self.run.recipe.engine) == "fake" else list(TRAINED),
+            "mark_reason": marks.BY_HAND,
             "markable": [stage for pair in RESPONSES.items() for stage in pair],
         }
 
