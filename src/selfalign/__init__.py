@@ -1,7 +1,6 @@
-"""Principle-driven self-alignment of language models from scratch (SELF-ALIGN, arXiv 2305.03047).
+"""Align language models from scratch, with principles and few human-written items (SELF-ALIGN, arXiv 2305.03047).
 
-`create`, `open_run`, `plan`, `plan_cluster` and `Run` are the command line from Python (see `selfalign.api` and
-`selfalign.planning.prepare`), loaded when first used.
+The Python interface is in `api` and `planning.prepare`; its modules are imported on first use. docs/python.md lists it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`python -m selfalign`: the command."""
+"""Run the command line with `python -m selfalign`."""
 
 from selfalign.cli.main import main
 

@@ -1,4 +1,4 @@
-"""selfalign from Python, as the command line has it: make or open a run, run stages, read what they made.
+"""Create, resume and read runs from Python.
 
     import selfalign
 
@@ -7,7 +7,7 @@
         for response in run.responses():
             print(response.message, response.response)
 
-Everything that goes wrong for a reason of the user's is a `selfalign.SelfAlignError`, explained in one line.
+Expected errors are `selfalign.SelfAlignError`, explained in one line. docs/python.md lists the interface.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ if TYPE_CHECKING:
 
 
 class Run:
-    """A run directory that this process holds. Close it, or use it as a context manager.
+    """A run that this process holds: no other process can open it. Close it, or use it as a context manager.
 
     Args:
-        context: what the stages get.
+        context: what the stages need.
         lock: the file descriptor of the run's lock.
     """
 
@@ -55,41 +55,38 @@ class Run:
 
     @property
     def context(self) -> Context:
+        """What the stages need: recipe, journal, engine, model. It may change between versions."""
         return self._context
 
     @property
     def path(self) -> Path:
+        """The run's folder."""
         return self._context.run.path
 
     @property
     def recipe(self) -> Recipe:
+        """The recipe of the run."""
         return self._context.recipe
 
-    # -- doing ---------------------------------------------------------------------------------------------------
-
     def run_all(self) -> None:
-        """Run the recipe's stages that are not finished, and publish the manifest.
-
-        Raises:
-            SelfAlignError: see `pipeline.run_all`; what was done so far is kept.
-        """
-        with self._kept():
+        """Run the unfinished stages of the recipe, and write the manifest. Raises as `pipeline.order.run_all`."""
+        with self._saving():
             order.run_all(self._context)
 
     def run_stage(self, stage: Stage, adapter: str | Path | None = None) -> None:
-        """Run one stage, also where it is finished (its raw outputs then come from the journal).
+        """Run one stage, even if it is finished; finished requests are read from the journal.
 
         Args:
-            adapter: of engrave and clone: a folder with an adapter that was trained elsewhere, in place of training.
+            adapter: for engrave and verbose_cloning: the folder of an adapter that was trained elsewhere.
 
         Raises:
-            SelfAlignError: see `pipeline.run_stage`.
+            SelfAlignError: see `pipeline.order.run_stage`.
         """
         if stage not in order.STEPS:
-            raise UserError(f"{stage!r} is not a stage; stages are {', '.join(order.STEPS)}")
+            raise UserError(f"{stage!r} is not a stage; the stages are {', '.join(order.STEPS)}")
         if adapter is not None and stage not in ADAPTER_STAGES:
             raise UserError(f"the stage {stage!r} takes no adapter; {' and '.join(ADAPTER_STAGES)} do")
-        with self._kept():
+        with self._saving():
             self._context.given_adapter = Path(adapter) if adapter is not None else None
             try:
                 order.run_stage(self._context, stage, again=True)
@@ -98,7 +95,7 @@ class Run:
             order.write_manifest_if_done(self._context)
 
     @contextmanager
-    def _kept(self) -> Iterator[None]:
+    def _saving(self) -> Iterator[None]:
         """Save the run to the recipe's storage while the block changes it, and at its end. Raises as `StateSaver`."""
         context = self._context
         if context.recipe.storage and context.saver is None:
@@ -107,17 +104,72 @@ class Run:
         if context.saver:
             context.saver.save()
 
+    def run_benchmarks(self, tasks: list[str], **options: Any) -> list[Score]:
+        """Measure the run's models on benchmarks; return all scores of the run.
+
+        Args:
+            tasks: some of behaviour, hhh, truthfulqa, truthfulqa-generation, vicuna, questions.
+            options: models, others, data, prompt, limit, judge; see `evaluation.evaluate.EvaluationRequest`.
+
+        Raises:
+            SelfAlignError: see `pipeline.order.run_benchmarks`.
+        """
+        with self._saving():
+            order.run_benchmarks(self._context, EvaluationRequest(tasks, **options))
+        return self.scores()
+
+    def prompts(self) -> Iterator[Prompt]:
+        """Yield the prompts of stage 1.
+
+        Raises:
+            UserError: the stage has not run, or a line of the file is invalid.
+        """
+        yield from read_jsonl(self._context.run.jsonl("prompts"), Prompt)
+
+    def responses(self) -> Iterator[Response]:
+        """Yield the kept responses of stage 2. Raises as `prompts`."""
+        yield from read_jsonl(self._context.run.jsonl("responses"), Response)
+
+    def answers(self) -> Iterator[Answer]:
+        """Yield each model's responses to the held-out prompts. Raises as `prompts`."""
+        yield from read_jsonl(self._context.run.jsonl("answers"), Answer)
+
+    def drops(self) -> Iterator[Drop]:
+        """Yield each row that was dropped or failed so far, with its stage and the reason."""
+        yield from self._context.journal.drops()
+
+    def scores(self) -> list[Score]:
+        """Return the scores of the evaluation; an empty list before it ran."""
+        return [Score(**score) for score in read_scores(self._context.run)]
+
+    def counts(self) -> list[StageCounts]:
+        """Return the ledger of each stage: rows in, kept, dropped and failed by reason, tokens, seconds."""
+        journal = self._context.journal
+        return [journal.counts(stage) for stage in journal.stages()]
+
+    def feedback(self) -> list[Feedback]:
+        """Return the marks on the run's answers, the oldest first (docs/feedback.md).
+
+        Raises:
+            UserError: a line of the file is invalid.
+        """
+        return list(feedback.read(self._context.run).values())
+
+    def status(self) -> dict[str, Any]:
+        """Return what `selfalign status --json` prints."""
+        return status(self._context.run)
+
     def export(
         self, form: str, model: str = "", *, kind: str = "", out: str | Path | None = None, force: bool = False
     ) -> Path:
-        """A trained model in a form that others load, compared before it is published; returns its folder.
+        """Export a trained model, load the export and compare it with the model; return the export's folder.
 
         Args:
             form: adapter, merged, gguf-adapter or gguf.
-            model: engraved or final; the last one trained unless given.
-            kind: merged: f32, bf16 or f16; gguf: q8_0 or f16; the first of them unless given.
-            out: the folder; inside the run unless given.
-            force: replace an export that stands there.
+            model: engraved or final; by default the last one trained.
+            kind: merged: f32 (default), bf16 or f16; gguf: q8_0 (default) or f16.
+            out: the folder; by default inside the run.
+            force: replace an existing export.
 
         Raises:
             SelfAlignError: see `export.model_export.export`; an export that does not match is kept under another name.
@@ -125,63 +177,6 @@ class Run:
         from selfalign.export import model_export
 
         return model_export.export(self._context, form, model, kind, Path(out) if out is not None else None, force)
-
-    def run_benchmarks(self, tasks: list[str], **options: Any) -> list[Score]:
-        """Measure the run's models on benchmarks; returns all scores of the run.
-
-        Args:
-            tasks: some of behaviour, hhh, truthfulqa, truthfulqa-generation, vicuna, questions.
-            options: models, others, data, prompt, limit, judge; see `evaluation.evaluate.EvaluationRequest`.
-
-        Raises:
-            SelfAlignError: see `pipeline.run_benchmarks`; what was scored so far is kept.
-        """
-        with self._kept():
-            order.run_benchmarks(self._context, EvaluationRequest(tasks, **options))
-        return self.scores()
-
-    # -- reading -------------------------------------------------------------------------------------------------
-
-    def prompts(self) -> Iterator[Prompt]:
-        """Stage 1's prompts, as they stand in the file.
-
-        Raises:
-            UserError: the stage has not run yet, or a line was edited into something else.
-        """
-        yield from read_jsonl(self._context.run.jsonl("prompts"), Prompt)
-
-    def responses(self) -> Iterator[Response]:
-        """Stage 2's kept responses. Raises as `prompts`."""
-        yield from read_jsonl(self._context.run.jsonl("responses"), Response)
-
-    def answers(self) -> Iterator[Answer]:
-        """Each compared model's answers to the held-out prompts. Raises as `prompts`."""
-        yield from read_jsonl(self._context.run.jsonl("answers"), Answer)
-
-    def drops(self) -> Iterator[Drop]:
-        """Every row that was not kept, with its stage and reason, as far as the run has come."""
-        yield from self._context.journal.drops()
-
-    def scores(self) -> list[Score]:
-        """The evaluation; empty before it ran."""
-        return [Score(**score) for score in read_scores(self._context.run)]
-
-    def counts(self) -> list[StageCounts]:
-        """The ledger of every stage so far: rows in, kept, dropped and failed by reason, tokens, seconds."""
-        journal = self._context.journal
-        return [journal.counts(stage) for stage in journal.stages()]
-
-    def feedback(self) -> list[Feedback]:
-        """The answers that people marked, the oldest mark first (docs/feedback.md).
-
-        Raises:
-            UserError: a line was edited into something else.
-        """
-        return list(feedback.read(self._context.run).values())
-
-    def status(self) -> dict[str, Any]:
-        """What `selfalign status --json` prints."""
-        return status(self._context.run)
 
     def export_dataset(
         self,
@@ -191,14 +186,14 @@ class Run:
         force: bool = False,
         kind: str = "",
     ) -> Exported:
-        """Write the run's rows as a data set in a known form; returns the files with their numbers of rows, and notes.
+        """Write the run's rows as a data set; return its files with their numbers of rows, and notes.
 
         Args:
             form: prompt-completion, prompt-completion-text, messages, alpaca or sharegpt (docs/formats.md).
-            stage: engrave or clone (the training pairs), responses or prompts; all that have run unless given.
-            out: a folder, or a .jsonl or .parquet file for one stage; RUN/export/... unless given.
-            force: replace an export, or the file, that stands there.
-            kind: jsonl (unless given) or parquet.
+            stage: engrave or clone (the training pairs), responses or prompts; by default all that have run.
+            out: a folder, or a .jsonl or .parquet file for one stage; by default a folder inside the run.
+            force: replace an existing export or file.
+            kind: jsonl (default) or parquet.
 
         Raises:
             SelfAlignError: see `export.dataset.write`.
@@ -217,14 +212,14 @@ class Run:
         quantize: str = "none",
         out: str | Path | None = None,
     ) -> list[str]:
-        """Write a folder that trains the stage on many GPUs (docs/training.md); returns what the user should know.
+        """Write a folder that trains a stage on many GPUs (docs/training.md); return instructions for the user.
 
         Args:
             stage: engrave or clone.
             gpus: processes on each node.
             strategy: ddp, fsdp or deepspeed.
             quantize: none or 4bit.
-            out: the folder; inside the run unless given.
+            out: the folder; by default inside the run.
 
         Raises:
             SelfAlignError: see `export.launch.write`.
@@ -234,10 +229,8 @@ class Run:
         target = Path(out) if out is not None else self._context.run.export(f"launch-{stage}")
         return launch.write(self._context, target, launch.LaunchOptions(stage, gpus, nodes, strategy, quantize))
 
-    # -- ending --------------------------------------------------------------------------------------------------
-
     def close(self) -> None:
-        """Free the engine, the journal and the run's lock."""
+        """Save the last state, and release the engine, the journal and the run's lock."""
         if self._lock is None:
             return
         self._context.release_engine()
@@ -267,50 +260,50 @@ def create(
     force: bool = False,
     screen: Screen | None = None,
 ) -> Run:
-    """A new run, or the one that stands in `out` if its recipe and constitution are the same (it then resumes).
+    """Create a run, or open the one in `out` to resume it, if its recipe and constitution are the same.
 
     Args:
         recipe: quick, standard, paper, two-stage, single-gpu, or a YAML file.
-        out: the run directory; runs/<recipe> unless given.
-        settings: changes to the recipe, as {"align.temperature": 0.7} or ["align.temperature=0.7"].
-        limit: cut every size of the recipe to at most this many rows.
-        prompts: own rows in place of stage 1: a file, a folder or a hub data set (docs/formats.md).
-        new: set an existing run aside and begin again.
-        force: overwrite files that were edited by hand.
-        screen: where progress goes; nowhere unless given.
+        out: the run directory; by default runs/<recipe>.
+        settings: changes of the recipe: {"align.temperature": 0.7} or ["align.temperature=0.7"].
+        limit: reduce every size of the recipe to at most this many rows.
+        prompts: user prompts instead of stage 1's: a file, a folder or a hub data set (docs/formats.md).
+        new: rename an existing run and create a new one.
+        force: overwrite files that were edited manually.
+        screen: shows progress; by default nothing is shown.
 
     Raises:
-        SelfAlignError: recipe, constitution, model or folder are wrong, or another process holds the run.
+        SelfAlignError: the recipe, constitution, model or folder is invalid, or another process holds the run.
     """
     path = Path(out) if out is not None else default_out(recipe)
     screen = screen or Screen(-1)
-    wanted, texts, model = prepare(recipe, settings, limit, prompts, None if new else path)
-    if wanted.storage and fetch_if_missing(path, wanted.storage, new):
-        screen.say(f"resumed from {wanted.storage}", "dim")
-        # The engine that the run chose on another machine, and the data that it pinned, are known now.
-        wanted, texts, model = prepare(recipe, settings, limit, prompts, path)
+    resolved, texts, model = prepare(recipe, settings, limit, prompts, None if new else path)
+    if resolved.storage and fetch_if_missing(path, resolved.storage, new):
+        screen.say(f"resumed from {resolved.storage}", "dim")
+        # The fetched run has an engine and pinned data, chosen on another machine.
+        resolved, texts, model = prepare(recipe, settings, limit, prompts, path)
     lock = hold(path) if (path / "journal.sqlite").exists() else None
     if lock is not None and new:
         os.close(lock)
         lock = None
     try:
-        found = RunDir.create(path, wanted, texts, new)
+        directory = RunDir.create(path, resolved, texts, new)
         lock = hold(path) if lock is None else lock
         atomic.sweep(path)
     except BaseException:
         if lock is not None:
             os.close(lock)
         raise
-    return Run(Context(found, screen, force=force, _model=model), lock)
+    return Run(Context(directory, screen, force=force, _model=model), lock)
 
 
 def open_run(path: str | Path, *, force: bool = False, screen: Screen | None = None) -> Run:
-    """The run in that folder, with the recipe it was made with.
+    """Open an existing run, with its own recipe.
 
     Raises:
-        SelfAlignError: there is none, or another process holds it.
+        SelfAlignError: the folder is not a run, or another process holds it.
     """
-    found = RunDir.open(Path(path))
+    directory = RunDir.open(Path(path))
     lock = hold(Path(path))
     atomic.sweep(Path(path))
-    return Run(Context(found, screen or Screen(-1), force=force), lock)
+    return Run(Context(directory, screen or Screen(-1), force=force), lock)

@@ -1,11 +1,11 @@
-"""What can go wrong, and with which exit code the command ends.
+"""Define the errors that end a command with one line instead of a traceback, and their exit codes.
 
 SelfAlignError
-├── UserError           1   something the user gave is wrong: one line, no traceback
+├── UserError           1   the user's input is wrong
 ├── TooManyFailed       3   the stage finished, but more rows failed than the recipe allows
-├── Resumable          75   stopped by the machine (disk, engine); the same command goes on
-├── Interrupted   130/143   stopped by a signal; the same command goes on
-└── CountMismatch       1   rows were lost or doubled: in != kept + dropped + failed
+├── Resumable          75   the machine stopped the run (disk, engine); the same command resumes it
+├── Interrupted   130/143   a signal stopped the run; the same command resumes it
+└── CountMismatch       1   rows were lost or duplicated: in != kept + dropped + failed
 """
 
 from __future__ import annotations
@@ -14,34 +14,34 @@ import signal
 
 
 class SelfAlignError(Exception):
-    """An end of the command that is explained in one line."""
+    """An expected error; its text is one line that explains it."""
 
     exit_code = 1
 
 
 class UserError(SelfAlignError):
-    """What was wrong, the value, where, and what to do."""
+    """The user's input is wrong. The text names the problem, the value, the place and the remedy."""
 
 
 class TooManyFailed(SelfAlignError):
-    """More rows failed than `max_failed` of the recipe allows; the rest is kept."""
+    """More rows failed than the recipe's `max_failed` allows; the other rows are kept."""
 
     exit_code = 3
 
 
 class Resumable(SelfAlignError):
-    """The machine stopped the run; nothing done so far is lost."""
+    """The machine stopped the run; finished work is kept."""
 
     exit_code = 75
 
 
 class Interrupted(SelfAlignError):
-    """A signal stopped the run; nothing done so far is lost."""
+    """A signal stopped the run; finished work is kept."""
 
     def __init__(self, signum: int) -> None:
-        super().__init__(f"stopped by {signal.Signals(signum).name}; the same command goes on from here")
+        super().__init__(f"stopped by {signal.Signals(signum).name}; run the same command again to resume")
         self.exit_code = 128 + signum
 
 
 class CountMismatch(SelfAlignError):
-    """A stage's counts do not balance: a bug of ours, never the user's mistake."""
+    """The counts of a stage do not balance. This is a bug, never the user's mistake."""

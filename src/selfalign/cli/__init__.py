@@ -1,6 +1,6 @@
-"""Provide the command line: one module per group of verbs.
+"""Provide the command line: one module per group of verbs, `main` assembles them.
 
-`main` defines the application; nothing heavy is imported before a verb needs it.
+No heavy library is imported before a verb needs it. `dialogue` holds the chat, `starter` writes the files of `init`.
 
 Imports everything. Begin with `main`.
 """

@@ -116,8 +116,8 @@ def show(
 
 @app.command("diff")
 def diff(
-    old: Annotated[str, typer.Argument(help="default, two-stage, or a YAML file.")],
-    new: Annotated[str, typer.Argument(help="default, two-stage, or a YAML file.")],
+    old: Annotated[str, typer.Argument(help="default, two-stage, or a YAML file.", metavar="OLD")],
+    new: Annotated[str, typer.Argument(help="default, two-stage, or a YAML file.", metavar="NEW")],
     model: Model = "",
     as_json: AsJson = False,
 ) -> None:
@@ -177,7 +177,9 @@ def test(
 
 @app.command("import")
 def import_(
-    paths: Annotated[list[Path], typer.Argument(help="Files of the original project, or a folder with them.")],
+    paths: Annotated[
+        list[Path], typer.Argument(help="Files of the original project, or a folder with them.", metavar="PATH...")
+    ],
     out: Annotated[Path, typer.Option(help="The folder for constitution.yaml and seed_tasks.jsonl.")],
 ) -> None:
     """Convert the files of the original project to a constitution."""

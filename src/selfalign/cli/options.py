@@ -25,7 +25,9 @@ def _set_quiet(value: bool) -> None:
 
 
 RunFolder = Annotated[Path, typer.Argument(help="A run directory.", metavar="RUN")]
-Recipe = Annotated[str, typer.Argument(help="quick, standard, paper, two-stage, single-gpu, or a YAML file.")]
+Recipe = Annotated[
+    str, typer.Argument(help="quick, standard, paper, two-stage, single-gpu, or a YAML file.", metavar="[RECIPE]")
+]
 Limit = Annotated[int | None, typer.Option(help="Reduce every size of the recipe to at most this many rows.")]
 Settings = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting of the recipe; repeatable.")

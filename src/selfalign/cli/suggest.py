@@ -24,7 +24,8 @@ def suggest(
         str, typer.Option(metavar="CHECK", help="What the probe checks: steps, refuses, ... (docs/constitution.md).")
     ] = "",
     words: Annotated[
-        list[str] | None, typer.Option("--word", help="A word for the checks mentions and in_order; repeatable.")
+        list[str] | None,
+        typer.Option("--word", metavar="WORD", help="A word for the checks mentions and in_order; repeatable."),
     ] = None,
     principle: Annotated[
         int | None, typer.Option(metavar="N", help="The principle; by default the one that the answer cites.")
