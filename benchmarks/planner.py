@@ -65,7 +65,7 @@ def record(name: str, run: Path) -> Record:
             )
         ]
         if asked:
-            (spent,) = journal.execute("SELECT sum(seconds) FROM sittings WHERE stage = ?", (stage,)).fetchone()
+            (spent,) = journal.execute("SELECT sum(seconds) FROM sessions WHERE stage = ?", (stage,)).fetchone()
             entry |= {"requests": len(asked), "prompt": sum(a[0] for a in asked), "generated": sum(a[1] for a in asked)}
             entry |= {"generating": round(spent, 1), "paces": paces(asked), "steps": steps(asked)}
         elif "preflight" in known:

@@ -60,9 +60,9 @@ def make(folder: Path, rows: int, say: Say = said, engine: str = "fake") -> RunD
     examples = (Example(r.id, "standard", r.message, r.response, r.source) for n, _, r in answered() if n % 7)
     write_jsonl(run.jsonl("engrave_examples"), examples)
     journal = run.journal
-    journal.decide("self_instruct", ((p.id, n, "kept", "", p.message) for n, p in prompts(rows, say)))
+    journal.record("self_instruct", ((p.id, n, "kept", "", p.message) for n, p in prompts(rows, say)))
     journal.finish("self_instruct", rows, 1.5)
-    journal.decide(
+    journal.record(
         "align",
         (
             (r.id, n, "kept", "", f"{r.message}\n[{r.thoughts}]\n{r.response}")
@@ -73,7 +73,7 @@ def make(folder: Path, rows: int, say: Say = said, engine: str = "fake") -> RunD
     )
     journal.finish("align", rows, 2.5)
     kept = [(r.id, n, r.message) for n, _, r in answered() if n % 7]
-    journal.decide("engrave", ((row, n, "kept", "", text) for row, n, text in kept))
+    journal.record("engrave", ((row, n, "kept", "", text) for row, n, text in kept))
     journal.finish("engrave", len(kept), 3.5)
     journal.close()
     return run

@@ -87,11 +87,7 @@ class Run:
         if adapter is not None and stage not in ADAPTER_STAGES:
             raise UserError(f"the stage {stage!r} takes no adapter; {' and '.join(ADAPTER_STAGES)} do")
         with self._saving():
-            self._context.given_adapter = Path(adapter) if adapter is not None else None
-            try:
-                order.run_stage(self._context, stage, again=True)
-            finally:
-                self._context.given_adapter = None
+            order.run_stage(self._context, stage, again=True, adapter=Path(adapter) if adapter is not None else None)
             order.write_manifest_if_done(self._context)
 
     @contextmanager

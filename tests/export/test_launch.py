@@ -252,9 +252,7 @@ def test_one_and_two_processes_match_the_loop(made: SimpleNamespace, tiny_base: 
     assert json.loads((tmp_path / "two/adapter/trained.json").read_text())["processes"] == 2
     # Import the result, and continue the run.
     given = tmp_path / "two/adapter"
-    made.context.given_adapter = given
-    order.run_stage(made.context, "engrave", again=True)
-    made.context.given_adapter = None
+    order.run_stage(made.context, "engrave", again=True, adapter=given)
     order.run_all(made.context)
     notes = made.context.journal.counts("engrave").notes
     assert (notes["trained"], notes["processes"], notes["steps"]) == ("elsewhere", 2, len(ours))

@@ -271,7 +271,7 @@ def test_stage_two_runs_on_a_real_server_and_stage_four_says_what_it_needs(
     order.run_all(context)
     counts = context.journal.counts("align")
     assert counts.rows_in == 2 and counts.generation.requests == 2 and counts.generation.generated_tokens > 20
-    assert context.engine().note == "" and counts.generation.neutralised == 0
+    assert context.engine().note == "" and counts.generation.escaped_rows == 0
     with pytest.raises(
         Resumable, match=r"llama-server -m BASE\.gguf --lora .*--set engine\.served\.engrave=ID"
     ) as caught:

@@ -179,9 +179,9 @@ def test_the_journal_keeps_which_rows_were_neutralised(tmp_path: Path, tokenizer
             made = engine(tokens(server, tokenizer), tokenizer=tokenizer)
             outcomes = JournaledEngine(made, journal, "align", {None: "m"}).generate(works)
             assert all(o.completion for o in outcomes)
-            assert journal.neutralised("align") == {"r1": ["<eos>"], "r3": ["<|im_end|>", "<eos>"]}
+            assert journal.escaped("align") == {"r1": ["<eos>"], "r3": ["<|im_end|>", "<eos>"]}
             assert journal.counts("align").as_dict()["neutralised"] == 2
-            assert journal.neutralised("verbose_cloning") == {}
+            assert journal.escaped("verbose_cloning") == {}
     journal.close()
 
 
@@ -202,7 +202,7 @@ def test_a_run_says_which_rows_were_neutralised(tmp_path: Path, capsys: pytest.C
         asked = next(p for p in context.prompts() if "</s>" in p.message)
         assert row["neutralised_rows"] == {asked.id: ["</s>"]} and row["neutralised"] == 1
         said = " ".join(capsys.readouterr().err.split())
-        assert f"control tokens in the text neutralised: 1 row (first: {asked.id};" in said
+        assert f"control tokens in the text were escaped: 1 row (first: {asked.id};" in said
         assert "the server gets text: it does not show how it reads the model's token ids (/detokenize: 404)" in said
         terminal.show_status(context.run)
         assert "control tokens in the text of 1 row were escaped (--json lists them)" in capsys.readouterr().out

@@ -74,7 +74,7 @@ def files(folder: Path) -> dict[str, bytes]:
     found = {name: (folder / name).read_bytes() for name in manifest["files"]}
     half = [p.name for p in folder.rglob(".*") if p.suffix in (".tmp", ".incomplete", ".old")]
     assert half == []
-    # The counts of a row's fate, not how long it took or in how many sittings.
+    # The counts, not the seconds or the number of sessions.
     counts = [{k: s[k] for k in ("stage", "rows_in", "kept", "dropped", "failed")} for s in manifest["stages"]]
     return found | {"counts": json.dumps(counts).encode()}
 
@@ -148,19 +148,19 @@ def kill_at_random(tmp_path: Path, whole: tuple[dict[str, bytes], float, int], n
         lost.append(running(folder))
         resume(folder, wanted, requests)
         shutil.rmtree(folder)
-    assert died >= number * 0.5  # the rest was faster than its killer
+    assert died >= number * 0.5  # the others finished before the signal
     assert max(lost) <= IN_FLIGHT
 
 
 # -- named points ----------------------------------------------------------------------------------------------------
 
 POINTS: dict[str, tuple[Any, str]] = {
-    "journal: sit down": (Journal, "sit_down"),
+    "journal: begin a session": (Journal, "begin_session"),
     "journal: enter requests": (Journal, "begin"),
     "journal: commit a turn": (Journal, "progress"),
     "journal: look up": (Journal, "saved"),
-    "journal: forget decisions": (Journal, "restart"),
-    "journal: decide": (Journal, "decide"),
+    "journal: delete outcomes": (Journal, "restart"),
+    "journal: record outcomes": (Journal, "record"),
     "journal: close a stage": (Journal, "finish"),
     "journal: files to be written": (Journal, "unpublish"),
     "journal: files written": (Journal, "publish"),
@@ -233,7 +233,7 @@ def kill_at(tmp_path: Path, whole: tuple[dict[str, bytes], float, int], point: s
     return died
 
 
-FAST = ("journal: commit a turn", "journal: decide", "file: rename", "run: stage done")
+FAST = ("journal: commit a turn", "journal: record outcomes", "file: rename", "run: stage done")
 
 
 @pytest.mark.parametrize("point", FAST)

@@ -48,7 +48,7 @@ def test_a_row_that_stands_there_again_is_a_duplicate(tmp_path: Path, journal: J
 
 def test_rows_that_a_hand_took_out_are_dropped(tmp_path: Path, journal: Journal):
     kept = [prompt(t) for t in ("a", "b", "c")]
-    journal.decide("self_instruct", [(p.id, n, "kept", "", p.message) for n, p in enumerate(kept)])
+    journal.record("self_instruct", [(p.id, n, "kept", "", p.message) for n, p in enumerate(kept)])
     found = rows(tmp_path, journal, "c", "new", "new")
     assert [f[3] + " " + f[4] for f in found.removed()] == ["removed by hand a", "removed by hand b", "duplicate new"]
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from selfalign.errors import CountMismatch, Resumable, UserError
-from selfalign.run.journal import LEDGER, Journal
+from selfalign.run.journal import LEDGER, Journal, is_outdated
+from selfalign.run.ledger import RowOutcome
 
 
 @pytest.fixture
@@ -77,7 +78,7 @@ def test_more_keys_than_one_query_takes(journal: Journal):
 def test_a_balanced_stage_finishes_with_its_counts(journal: Journal):
     journal.begin("align", [("k1", "r1")])
     journal.progress(saved=[("k1", "[]", 5, 6, 7, 0.1)])
-    journal.decide(
+    journal.record(
         "align",
         [
             ("a", 0, "kept", "", "A"),
@@ -108,14 +109,14 @@ def test_a_balanced_stage_finishes_with_its_counts(journal: Journal):
 
 @pytest.mark.parametrize("rows_in", [0, 1, 3])
 def test_rows_that_were_lost_or_doubled_are_a_count_mismatch(journal: Journal, rows_in: int):
-    journal.decide("align", [("a", 0, "kept", "", ""), ("b", 1, "dropped", "loop", "")])
+    journal.record("align", [("a", 0, "kept", "", ""), ("b", 1, "dropped", "loop", "")])
     with pytest.raises(CountMismatch, match=f"align: {rows_in} rows came in, but 2 were"):
         journal.finish("align", rows_in, 0.0)
     assert journal.counts("align").finished is False
 
 
 def test_two_rows_with_the_same_id_are_a_count_mismatch(journal: Journal):
-    journal.decide("align", [("a", 0, "kept", "", ""), ("a", 1, "kept", "", "")])
+    journal.record("align", [("a", 0, "kept", "", ""), ("a", 1, "kept", "", "")])
     with pytest.raises(CountMismatch):
         journal.finish("align", 2, 0.0)
 
@@ -123,8 +124,8 @@ def test_two_rows_with_the_same_id_are_a_count_mismatch(journal: Journal):
 def test_restart_forgets_decisions_but_no_raw_output(journal: Journal):
     journal.begin("align", [("k1", "r1")])
     journal.progress(saved=[("k1", "[]", 0, 0, 0, 0.0)])
-    journal.decide("align", [("a", 0, "kept", "", "")])
-    journal.decide("verbose_cloning", [("a", 0, "kept", "", "")])
+    journal.record("align", [("a", 0, "kept", "", "")])
+    journal.record("verbose_cloning", [("a", 0, "kept", "", "")])
     journal.finish("align", 1, 0.0)
     journal.restart("align")
     assert journal.counts("align").rows_in == 0
@@ -134,7 +135,7 @@ def test_restart_forgets_decisions_but_no_raw_output(journal: Journal):
 
 
 def test_kept_rows_come_in_their_order(journal: Journal):
-    journal.decide("align", [("b", 2, "kept", "", "B"), ("a", 1, "kept", "", "A"), ("c", 0, "dropped", "x", "C")])
+    journal.record("align", [("b", 2, "kept", "", "B"), ("a", 1, "kept", "", "A"), ("c", 0, "dropped", "x", "C")])
     journal.note_ids("present", [])
     assert list(journal.kept_but_not_in("present", ("align",))) == [("a", "A"), ("b", "B")]
     assert journal.note_ids("present", ["b", "x", "b"]) == (2, {"b"})
@@ -143,7 +144,7 @@ def test_kept_rows_come_in_their_order(journal: Journal):
 
 def test_drops_come_stage_by_stage_with_their_reasons(journal: Journal):
     for stage in ("verbose_cloning", "align", "self_instruct"):
-        journal.decide(
+        journal.record(
             stage, [("b", 1, "dropped", "loop", "B"), ("a", 0, "failed", "cut", "A"), ("k", 2, "kept", "", "")]
         )
         journal.finish(stage, 3, 0.0)
@@ -175,6 +176,48 @@ def test_what_was_published_is_remembered_and_replaced(journal: Journal):
     assert journal.published() == {"align": ("in2", {"a.jsonl": "sha2", "b": "sha3"}), "prompts": ("in0", {})}
 
 
+def test_journal_of_version_0_1_is_upgraded(journal: Journal):
+    number = journal.begin_session("align", 4)
+    journal.begin("align", [("k1", "r1")])
+    journal.begin("clone", [("k2", "r2")])
+    journal.progress(saved=[("k1", "[]", 5, 6, 7, 0.1)], session=(number, 2.0, 4.0), escaped={"k1": ["<eos>"]})
+    with journal.ledger("verbose", 9) as ledger:
+        ledger.record(RowOutcome("a", 0, "kept", "", "A"))
+    journal.publish("clone", "inputs", {"a.jsonl": "sha"})
+    journal.close()
+    with sqlite3.connect(journal.path) as db:
+        db.execute("ALTER TABLE sessions RENAME TO sittings")
+        db.execute("ALTER TABLE escaped RENAME TO neutralised")
+        assert is_outdated(db)
+    db.close()
+    upgraded = Journal(journal.path)
+    assert upgraded.stages() == ["align", "verbose_responses", "verbose_cloning"]
+    assert (upgraded.generation("align").seconds, upgraded.generation("align").busy) == (2.0, 0.5)
+    assert upgraded.escaped("align") == {"r1": ["<eos>"]}
+    assert upgraded.counts("verbose_responses").kept == 1
+    assert upgraded.published() == {"verbose_cloning": ("inputs", {"a.jsonl": "sha"})}
+    upgraded.close()
+    with sqlite3.connect(journal.path) as db:
+        assert not is_outdated(db)
+    db.close()
+
+
+def test_ledger_writer_commits_in_batches(journal: Journal):
+    outcomes = [RowOutcome(f"{n:04}", n, "kept", "", "") for n in range(1500)]
+    with journal.ledger("align", 1500) as ledger:
+        for outcome in outcomes:
+            ledger.record(outcome)
+        assert journal.counts("align").kept == 1000
+    assert journal.finish("align", 1500, 0.0).kept == 1500
+
+
+def test_ledger_writer_discards_its_batch_on_an_error(journal: Journal):
+    with pytest.raises(ZeroDivisionError), journal.ledger("align", 2) as ledger:
+        ledger.record(RowOutcome("a", 0, "kept", "", ""))
+        raise ZeroDivisionError
+    assert (journal.counts("align").rows_in, journal.counts("align").kept) == (2, 0)
+
+
 def test_a_transaction_that_fails_leaves_nothing(journal: Journal):
     with pytest.raises(ZeroDivisionError), journal.transaction():
         journal._db.execute("INSERT INTO published VALUES ('x', 'y', '{}')")
@@ -186,7 +229,7 @@ def test_a_transaction_that_fails_leaves_nothing(journal: Journal):
 def test_rows_of_a_decision_that_fails_leave_nothing(journal: Journal):
     rows = [("a", 0, "kept", "", ""), ("b", 1, "lost", "", "")]
     with pytest.raises(UserError):
-        journal.decide("align", rows)  # type: ignore[arg-type]
+        journal.record("align", rows)  # type: ignore[arg-type]
     assert journal.counts("align").kept == 0
 
 

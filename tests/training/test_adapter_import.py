@@ -69,11 +69,7 @@ def note(folder: Path, name: str, **values: Any) -> None:
 
 
 def take(context: Context, folder: Path) -> None:
-    context.given_adapter = folder
-    try:
-        order.run_stage(context, "engrave", again=True)
-    finally:
-        context.given_adapter = None
+    order.run_stage(context, "engrave", again=True, adapter=folder)
 
 
 def test_run_stops_with_examples_and_continues_with_the_adapter(
@@ -212,24 +208,20 @@ def test_stage_4_stops_and_continues_in_the_same_way(
     )
     pairs = [Example(f"{i:016x}", "concise" if i % 2 else "standard", f"Why {i}?", "So.", "") for i in range(5)]
 
-    def stage() -> list[Path]:
-        return adapter_training.train(
-            context, "verbose_cloning", pairs, context.recipe.training("verbose_cloning"), "verbose_cloning", []
-        )
+    def stage(adapter: Path | None = None) -> list[Path]:
+        return adapter_training.run(context, "verbose_cloning", pairs, adapter=adapter)
 
     with pytest.raises(Resumable, match=r"--stage verbose_cloning .*`selfalign clone "):
         stage()
     launch.write(context, tmp_path / "folder", launch.LaunchOptions("verbose_cloning", 1, 1, "ddp", "none"))
     training = json.loads((tmp_path / "folder/training.json").read_text())
     assert (training["stage"], training["epochs"]) == ("verbose_cloning", 3)
-    context.given_adapter = adapter_folder
     with pytest.raises(UserError, match="for the stage 'engrave', not 'verbose_cloning'"):
-        stage()
+        stage(adapter_folder)
     rows = hashlib.sha256((tmp_path / "folder/rows.jsonl").read_bytes()).hexdigest()
     note(adapter_folder, "trained.json", stage="verbose_cloning", rows_sha256=rows)
-    assert (
-        context.run.adapter_gguf("verbose_cloning") in stage() and context.run.adapter_gguf("verbose_cloning").is_file()
-    )
+    assert context.run.adapter_gguf("verbose_cloning") in stage(adapter_folder)
+    assert context.run.adapter_gguf("verbose_cloning").is_file()
     assert context.journal.counts("verbose_cloning").kept == 5
 
 

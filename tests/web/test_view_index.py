@@ -165,13 +165,12 @@ def test_indexing_does_not_change_the_run(tmp_path: Path):
 def test_new_rows_of_a_working_run_are_added(tmp_path: Path):
     run = viewer_runs.make(tmp_path / "run", 20)
     journal = Journal(run.path / "journal.sqlite")
-    journal.restart("verbose_responses")
-    journal.expect("verbose_responses", 40)
-    journal.decide("verbose_responses", [(f"{n:016x}", n, "kept", "", f"question {n}\nanswer") for n in range(10)])
+    journal.ledger("verbose_responses", 40)
+    journal.record("verbose_responses", [(f"{n:016x}", n, "kept", "", f"question {n}\nanswer") for n in range(10)])
     index = index_of(run.path)
     kept = [r["n"] for r in everything(index)]
     dropped = [(f"{n:016x}", n, "dropped", "short", f"question {n}\nanswer") for n in range(10, 25)]
-    journal.decide("verbose_responses", dropped)
+    journal.record("verbose_responses", dropped)
     generation = index.progress().generation
     index.refresh()
     assert index.progress().generation > generation
@@ -188,7 +187,7 @@ def test_repeated_stage_is_read_again(tmp_path: Path):
     journal = Journal(run.path / "journal.sqlite")
     ids = [r["id"] for r in everything(index, Filter(stage="align"))]
     journal.restart("align")
-    journal.decide("align", [(i, n, "dropped", "new reason", "text") for n, i in enumerate(ids)])
+    journal.record("align", [(i, n, "dropped", "new reason", "text") for n, i in enumerate(ids)])
     journal.finish("align", len(ids), 9.5)
     journal.close()
     index.refresh()
@@ -262,8 +261,10 @@ def test_index_can_be_outside_the_run(tmp_path: Path):
 
 
 def as_version_0_1(run: RunDir) -> None:
-    """Give the ledgers of a run the names that version 0.1 gave them."""
+    """Give the tables and ledgers of a run the names that version 0.1 gave them."""
     with closing(sqlite3.connect(run.path / "journal.sqlite")) as db:
+        db.execute("ALTER TABLE sessions RENAME TO sittings")
+        db.execute("ALTER TABLE escaped RENAME TO neutralised")
         for table in ("rows", "stages"):
             db.execute(f"UPDATE {table} SET stage = 'verbose' WHERE stage = 'engrave'")
         db.commit()

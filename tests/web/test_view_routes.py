@@ -156,11 +156,11 @@ def test_row_shows_its_path_through_the_stages(viewer: Viewer):
 def test_progress_equals_the_ledgers(tmp_path: Path):
     run = viewer_runs.make(tmp_path / "run", 21)
     journal = Journal(run.path / "journal.sqlite")
-    journal.expect("verbose_responses", 12)
+    journal.ledger("verbose_responses", 12)
     number = journal.begin_session("verbose_responses", 4)
     journal.begin("verbose_responses", [(f"k{n}", f"{n:016x}") for n in range(8)])
     journal.progress(saved=[(f"k{n}", "[]", 1, 1, 1, 0.1) for n in range(5)], session=(number, 10.0, 20.0))
-    journal.decide("verbose_responses", [(f"{n:016x}", n, "kept", "", "q\na") for n in range(4)])
+    journal.record("verbose_responses", [(f"{n:016x}", n, "kept", "", "q\na") for n in range(4)])
     index = Index(run.path, run.constitution, run.view)
     index.refresh()
     now = Viewer(index).progress({})
@@ -254,7 +254,7 @@ def test_tokens_equal_those_of_training(tiny_run: Any):
     run: RunDir = context.run
     examples = [Example(f"{n:016x}", "standard", f"What is {n}?", f"It is {n}.", "red_team") for n in range(5)]
     write_jsonl(run.jsonl("engrave_examples"), examples)
-    run.journal.decide("engrave", [(e.id, n, "kept", "", e.user) for n, e in enumerate(examples)])
+    run.journal.record("engrave", [(e.id, n, "kept", "", e.user) for n, e in enumerate(examples)])
     run.journal.finish("engrave", 5, 1.0)
     index = Index(run.path, run.constitution, run.view)
     index.refresh()
@@ -336,7 +336,7 @@ def test_marks_can_change_after_training(fake_run: Any):
     run: RunDir = context.run
     rows = [Response(f"{n:016x}", f"What is {n}?", "", f"It is {n}.") for n in range(3)]
     write_jsonl(run.jsonl("responses"), rows)
-    run.journal.decide("align", [(r.id, n, "kept", "", f"{r.message}\n{r.response}") for n, r in enumerate(rows)])
+    run.journal.record("align", [(r.id, n, "kept", "", f"{r.message}\n{r.response}") for n, r in enumerate(rows)])
     run.journal.finish("align", 3, 1.0)
     index = Index(run.path, run.constitution, run.view)
     index.refresh()

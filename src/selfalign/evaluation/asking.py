@@ -134,7 +134,7 @@ def ask(
                     screen.say(f"  {stage}: {count} ({failed[0]}); the same command asks them again", "yellow")
             group.close()  # one model in memory at a time
     journal.restart(stage)
-    journal.decide(stage, outcomes)
+    journal.record(stage, outcomes)
     journal.finish(stage, len(outcomes), clock.seconds())
     return responses
 

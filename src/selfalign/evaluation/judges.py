@@ -79,7 +79,7 @@ class Judge:
     ) -> None:
         """Write the judge's ledger anew."""
         journal.restart(stage)
-        journal.decide(stage, outcomes)
+        journal.record(stage, outcomes)
         seconds = journal.generation(stage).seconds
         journal.finish(stage, len(outcomes), seconds, {"judge": self.name, **(notes or {})})
 

@@ -98,7 +98,7 @@ def score(
                         rows.append(_row(benchmark, form, model, work.item, result))
     # The scorers stay open: the next benchmark uses them.
     journal.restart(task.name)
-    journal.decide(task.name, outcomes)
+    journal.record(task.name, outcomes)
     notes = {"benchmark": benchmark.source, "sha256": benchmark.sha256}
     journal.finish(task.name, len(outcomes), clock.seconds(), notes)
     text = f"  {benchmark.label}: {len(benchmark.items)} items, {len(pairs)} models, {len(task.forms)} forms"

@@ -162,7 +162,7 @@ class _Loop:
         """Keys that wait or fly."""
         self._flying: set[str] = set()
         self._results: dict[str, GenerationResult] = {}
-        self._neutralised: dict[str, tuple[str, ...]] = {}
+        self._escaped: dict[str, tuple[str, ...]] = {}
         """What was broken in the prompts of answers that are not committed yet."""
         self._copies: Counter[str] = Counter()
         """How often a key stands in `order`: the same request may come twice."""
@@ -259,7 +259,7 @@ class _Loop:
             else:
                 saved.append(_saved(key, result, seconds))
                 if result.escaped:
-                    self._neutralised[key] = result.escaped
+                    self._escaped[key] = result.escaped
                 self._settle(key, GenerationResult("", result))
         return saved, failed
 
@@ -269,8 +269,8 @@ class _Loop:
 
     def _commit(self, started: list[str], saved: list[RawOutput], failed: list[tuple[str, str]]) -> None:
         session = (self._session, time.monotonic() - self._start, self._busy)
-        self._journal.progress(started, saved, failed, session, self._neutralised)
-        self._neutralised = {}
+        self._journal.progress(started, saved, failed, session, self._escaped)
+        self._escaped = {}
         for row in saved:
             self._on_done(1, row.generated_tokens)
         if failed:

@@ -1,9 +1,9 @@
-"""From training pairs to an adapter that both torch and the engine load: what stages 3 and 4 share."""
+"""Train an adapter on the examples of stage 3 or 4, and publish it for torch and for llama.cpp."""
 
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -13,6 +13,7 @@ from selfalign.errors import Resumable, UserError
 from selfalign.model.dialogue import Encoded, encode_example
 from selfalign.planning import costs
 from selfalign.report import model_card
+from selfalign.run import marks
 from selfalign.run.context import Context
 from selfalign.run.ledger import RowOutcome
 from selfalign.system import environment
@@ -29,52 +30,55 @@ if TYPE_CHECKING:
 
 Kind = Literal["engrave", "verbose_cloning"]
 
-_SHOWN = 3
-"""Training rows that are printed with -v."""
+_DETAIL_ROWS = 3
+"""Training rows that -v prints."""
 
 
-def train(
+def run(
     context: Context,
     kind: Kind,
     examples: Sequence[Example],
-    config: TrainingSettings,
-    ledger: str,
-    fates: list[RowOutcome],
+    removed: Iterable[RowOutcome] = (),
+    adapter: Path | None = None,
 ) -> list[Path]:
-    """Encode, train a fresh adapter on the base, publish it in both forms and compare them; returns the files.
+    """Apply the user's marks, encode the examples, train an adapter of the base and publish it; return the files.
 
     Args:
-        examples: the candidates; those longer than `max_length` tokens become drops.
-        ledger: the journal's name of the stage.
-        fates: fates that are already known (rows a hand took out).
+        examples: the candidates; those longer than `max_length` tokens are dropped.
+        removed: outcomes of rows that were removed from the input file.
+        adapter: one that was trained elsewhere, to publish instead of training.
     """
-    clock = Clock()
-    rows_in = len(examples) + len(fates)
+    clock, config = Clock(), context.recipe.training(kind)
+    examples, dropped, message = marks.of_run(context.run, kind, examples)
+    if message:
+        context.screen.say(f"  {message}", "dim")
+    outcomes = [*removed, *dropped]
+    rows_in = len(examples) + len(outcomes)
     files = [context.run.jsonl(f"{kind}_examples")]
-    if not context.model.is_fake:
+    if context.model.is_fake:
+        if adapter:
+            context.model.check_weights("this run takes no adapter")
+        outcomes += [RowOutcome(e.id, i, "kept", "", e.user) for i, e in enumerate(examples)]
+        write_jsonl(files[0], examples)
+        notes: dict[str, object] = {"trained": "nothing: the fake engine has no weights"}
+    else:
         context.release_engine()
-        kept, encoded = _encode(context, examples, config.max_length, fates)
+        kept, encoded = _encode(context, examples, config.max_length, outcomes)
         write_jsonl(files[0], kept)
-        if context.given_adapter:
-            notes = _take(context, kind, encoded, config, context.given_adapter)
+        if adapter:
+            notes = _import(context, kind, encoded, config, adapter)
         else:
-            checked = _preflight(context, kept, encoded, config, fates)
+            report = _preflight(context, kept, encoded, config, outcomes)
             if config.elsewhere:
                 raise Resumable(adapter_import.next_steps(context.run.path, kind))
-            notes = {**_fit(context, kind, kept, encoded, config, clock), "preflight": checked.text()}
+            notes = {**_train(context, kind, kept, encoded, config, clock), "preflight": report.text()}
         files += [context.run.adapter(kind), context.run.adapter_gguf(kind)]
-    elif context.given_adapter:
-        context.model.check_weights("this run takes no adapter")
-    else:
-        fates += [RowOutcome(e.id, i, "kept", "", e.user) for i, e in enumerate(examples)]
-        write_jsonl(files[0], examples)
-        notes = {"trained": "nothing: the fake engine has no weights"}
-    context.settle(ledger, fates, rows_in, clock, notes)
+    context.write_ledger(kind, outcomes, rows_in, clock, notes)
     context.run.checkpoint(kind).unlink(missing_ok=True)
     return files
 
 
-def _fit(
+def _train(
     context: Context,
     kind: Kind,
     examples: Sequence[Example],
@@ -82,144 +86,146 @@ def _fit(
     config: TrainingSettings,
     clock: Clock,
 ) -> dict[str, object]:
-    """Train, publish the adapter in both forms, compare them; returns notes for the ledger."""
+    """Train, publish the adapter in both forms and compare them; return notes for the ledger."""
     from selfalign.model import gguf_adapter
     from selfalign.training import batches, checkpoint, device, loop, lora
 
     model = context.model
     folder = model.folder(context.screen.say)
-    where = device.choose(config, checkpoint.saved_dtype(context.run.checkpoint(kind)))
-    measured = batches.held_out_ids([e.id for e in examples], config.validation)
-    rows = [row for row, e in zip(encoded, examples, strict=True) if e.id not in measured]
-    others = [row for row, e in zip(encoded, examples, strict=True) if e.id in measured]
-    adapted = lora.with_new_adapter(lora.load_base(folder, where), config, context.recipe.seed)
+    placement = device.choose(config, checkpoint.saved_dtype(context.run.checkpoint(kind)))
+    validation_ids = batches.held_out_ids([e.id for e in examples], config.validation)
+    rows = [row for row, e in zip(encoded, examples, strict=True) if e.id not in validation_ids]
+    validation = [row for row, e in zip(encoded, examples, strict=True) if e.id in validation_ids]
+    adapted = lora.with_new_adapter(lora.load_base(folder, placement), config, context.recipe.seed)
     with context.screen.bar(f"train {kind}", None) as bar:
-        done = loop.train(
+        record = loop.train(
             adapted,
             rows,
             config,
             context.recipe.seed,
-            validation=others,
-            checkpoint=_checkpoint(context, kind, rows, others, config, where),
-            on_step=_shown(context, bar),
+            validation=validation,
+            checkpoint=_checkpoint(context, kind, rows, validation, config, placement),
+            on_step=_step_display(context, bar),
             say=lambda text: context.screen.say(f"  {text}", "yellow"),
         )
-    clock.add(done.seconds_before)
+    clock.add(record.seconds_before)
     target = context.run.adapter(kind)
     lora.save_adapter(adapted, target, model, _card(context, kind, len(rows)))
     gguf_adapter.write(target, folder, context.run.adapter_gguf(kind), model.notice)
     parity = _parity(context, kind, adapted)
     del adapted
     gc.collect()
-    return {**_notes(done, others), "computed": f"{where.dtype} on {where.device}", "parity": parity}
+    return {**_notes(record, validation), "computed": f"{placement.dtype} on {placement.device}", "parity": parity}
 
 
 def _checkpoint(
     context: Context,
     kind: Kind,
     rows: Sequence[Encoded],
-    others: Sequence[Encoded],
+    validation: Sequence[Encoded],
     config: TrainingSettings,
-    where: Placement,
+    placement: Placement,
 ) -> Checkpoint:
-    """The training's state in the run, good for these rows, settings and weights only."""
+    """Return the training's checkpoint in the run; it is valid for these rows, settings and weights only."""
     from selfalign.training.checkpoint import Checkpoint
 
     settings = config.deciding()
-    texts = [[(r.ids, sum(r.mask)) for r in part] for part in (rows, others)]
-    key = content_hash(context.model.identity, context.recipe.seed, settings, where.dtype, where.device, texts)
+    texts = [[(r.ids, sum(r.mask)) for r in part] for part in (rows, validation)]
+    key = content_hash(context.model.identity, context.recipe.seed, settings, placement.dtype, placement.device, texts)
     return Checkpoint(context.run.checkpoint(kind), key)
 
 
-def _shown(context: Context, bar: Bar) -> Callable[[int, int, float, int], None]:
-    """Shows each step."""
-    seen: int | None = None
+def _step_display(context: Context, bar: Bar) -> Callable[[int, int, float, int], None]:
+    """Return a callback that shows each training step."""
+    tokens_before: int | None = None
 
     def on_step(step: int, steps: int, loss: float, tokens: int) -> None:
-        nonlocal seen
-        if seen is None:
+        nonlocal tokens_before
+        if tokens_before is None:
             bar.total(steps)
             bar.begin_at(step - 1)
-            seen = 0 if step == 1 else tokens
-        bar.set(step, tokens - seen)
-        seen = tokens
+            tokens_before = 0 if step == 1 else tokens
+        bar.set(step, tokens - tokens_before)
+        tokens_before = tokens
         context.screen.detail(f"  step {step} of {steps}: loss {loss:.3f}")
 
     return on_step
 
 
-def _notes(done: TrainingRecord, others: Sequence[Encoded]) -> dict[str, object]:
-    """What the ledger keeps of a training."""
-    curve = [(n, round(x, 5), rate) for n, (x, rate) in enumerate(zip(done.losses, done.rates, strict=True), 1)]
+def _notes(record: TrainingRecord, validation: Sequence[Encoded]) -> dict[str, object]:
+    """Return the ledger's notes about a training."""
+    curve = [(n, round(x, 5), rate) for n, (x, rate) in enumerate(zip(record.losses, record.rates, strict=True), 1)]
     notes: dict[str, object] = {
-        "steps": len(done.losses),
-        "loss_first": round(done.losses[0], 4),
-        "loss_last": round(done.losses[-1], 4),
-        "training_tokens": done.tokens,
-        "training_seconds": round(done.seconds, 1),
+        "steps": len(record.losses),
+        "loss_first": round(record.losses[0], 4),
+        "loss_last": round(record.losses[-1], 4),
+        "training_tokens": record.tokens,
+        "training_seconds": round(record.seconds, 1),
         "curve": thin_curve(curve),
     }
-    if done.validation:
-        notes["heldout"] = [[step, round(loss, 5)] for step, loss in done.validation]
-        notes["heldout_rows"] = len(others)
-    if done.best_step:
-        notes["best_step"] = done.best_step
+    if record.validation:
+        notes["heldout"] = [[step, round(loss, 5)] for step, loss in record.validation]
+        notes["heldout_rows"] = len(validation)
+    if record.best_step:
+        notes["best_step"] = record.best_step
     return notes
 
 
-def _take(
-    context: Context, kind: Kind, encoded: Sequence[Encoded], config: TrainingSettings, given: Path
+def _import(
+    context: Context, kind: Kind, encoded: Sequence[Encoded], config: TrainingSettings, source: Path
 ) -> dict[str, object]:
-    """Publish an adapter that was trained elsewhere as `_fit` does its own; returns notes for the ledger."""
+    """Publish an adapter that was trained elsewhere; return notes for the ledger."""
     from selfalign.model import gguf_adapter
     from selfalign.training import lora
 
     model, target = context.model, context.run.adapter(kind)
     folder = model.folder(context.screen.say)
-    found = adapter_import.read_adapter(
-        given, kind, model, encoded, config, lambda text: context.screen.say(text, "yellow")
+    adapter = adapter_import.read_adapter(
+        source, kind, model, encoded, config, lambda text: context.screen.say(text, "yellow")
     )
-    adapter_import.publish(found, target, model, _card(context, kind, len(encoded)))
+    adapter_import.publish(adapter, target, model, _card(context, kind, len(encoded)))
     gguf_adapter.write(target, folder, context.run.adapter_gguf(kind), model.notice)
     parity: dict[str, float] = {}
     if model.gguf_path is not None:
         parity = _parity(context, kind, lora.add_adapter(lora.load_base(folder), target))
         gc.collect()
-    return {**found.notes, "parity": parity}
+    return {**adapter.notes, "parity": parity}
 
 
 def rows(context: Context, kind: Kind) -> list[Encoded]:
-    """The training rows of a stage, from the examples that it wrote.
+    """Return the encoded training rows of a stage, from its examples file.
 
     Raises:
-        UserError: it wrote none yet, or they were edited into something that cannot be trained on.
+        UserError: the stage has not run yet, or a row was edited so that it cannot be trained on.
     """
     path, config = context.run.jsonl(f"{kind}_examples"), context.recipe.training(kind)
-    fates: list[RowOutcome] = []
-    _, encoded = _encode(context, read_jsonl(path, Example), config.max_length, fates)
-    if wrong := next((fate for fate in fates if fate.state == "dropped"), None):
+    outcomes: list[RowOutcome] = []
+    _, encoded = _encode(context, read_jsonl(path, Example), config.max_length, outcomes)
+    if dropped := next((outcome for outcome in outcomes if outcome.state == "dropped"), None):
         raise UserError(
-            f"{path}: the row {wrong.id} is {wrong.reason}: run `selfalign {kind} {context.run.path}` again"
+            f"{path}: the row {dropped.id} {dropped.reason}: run `selfalign {kind} {context.run.path}` again"
         )
     return encoded
 
 
 def _encode(
-    context: Context, examples: Sequence[Example], max_length: int, fates: list[RowOutcome]
+    context: Context, examples: Sequence[Example], max_length: int, outcomes: list[RowOutcome]
 ) -> tuple[list[Example], list[Encoded]]:
+    """Encode the examples, add an outcome for each, and return those that are kept with their rows."""
     tokenizer, template = context.model.tokenizer(context.screen.say), context.model.template
-    constitution = context.run.constitution
+    constitution, name = context.run.constitution, context.run.constitution.assistant.name
     max_length = min(max_length, context.model.context_length() or max_length)
     kept, encoded = [], []
     for position, example in enumerate(examples):
         system = constitution.system_prompt(example.prompt)
-        row = encode_example(tokenizer, template, system, example.user, example.assistant, constitution.assistant.name)
+        row = encode_example(tokenizer, template, system, example.user, example.assistant, name)
+        reason = ""
         if len(row.ids) > max_length:
-            fates.append(RowOutcome(example.id, position, "dropped", f"longer than {max_length} tokens", example.user))
-        elif template.forged(f"{example.user}\n{example.assistant}", constitution.assistant.name):
-            fates.append(RowOutcome(example.id, position, "dropped", "contains a turn of its own", example.user))
-        else:
-            fates.append(RowOutcome(example.id, position, "kept", "", example.user))
+            reason = f"longer than {max_length} tokens"
+        elif template.forged(f"{example.user}\n{example.assistant}", name):
+            reason = "contains a turn of its own"
+        outcomes.append(RowOutcome.judged(example.id, position, reason, example.user))
+        if not reason:
             kept.append(example)
             encoded.append(row)
     return kept, encoded
@@ -230,43 +236,42 @@ def _preflight(
     examples: Sequence[Example],
     encoded: Sequence[Encoded],
     config: TrainingSettings,
-    fates: Sequence[RowOutcome],
+    outcomes: Sequence[RowOutcome],
 ) -> preflight.Preflight:
-    """Look at every row before the first step, and show what is trained.
+    """Check every row before the first step, and print what will be trained.
 
     Raises:
-        UserError: rows cannot be learnt as they should, and the recipe does not say `preflight: warn`.
+        UserError: rows have errors, and the recipe's `preflight` is "refuse".
     """
     model, tokenizer = context.model, context.model.tokenizer()
-    too_long = sum(fate.reason.startswith("longer than") for fate in fates)
-    found = preflight.inspect_rows(
+    too_long = sum(outcome.reason.startswith("longer than") for outcome in outcomes)
+    report = preflight.inspect_rows(
         encoded, tokenizer, model.template, context.run.constitution.assistant.name, too_long
     )
     weights = sum(f.stat().st_size for f in model.folder().glob("*.safetensors")) / 1e6
     needed = costs.training_megabytes(weights, config.micro_batch_tokens)
     warning = preflight.check_memory(needed, environment.free_megabytes())
-    text = f"  {found.text()}; about {needed / 1000:.1f} GB"
-    measured = context.recipe.engine.slots == "auto" and (speed := context.speed())
-    if measured and speed:
-        text += f" and {costs.training_seconds(found.tokens * config.epochs, speed) / 60:.0f} min"
+    text = f"  {report.text()}; about {needed / 1000:.1f} GB"
+    if context.recipe.engine.slots == "auto" and (speed := context.speed()):
+        text += f" and {costs.training_seconds(report.tokens * config.epochs, speed) / 60:.0f} min"
     context.screen.say(text, "dim")
-    for finding in (*found.findings, *([warning] if warning else [])):
+    for finding in (*report.findings, *([warning] if warning else [])):
         which = f" (first: {examples[finding.rows[0]].id})" if finding.rows else ""
         context.screen.say(f"  {finding.rule}: {finding.message}{which}", "yellow")
-    for row in encoded[:_SHOWN]:
+    for row in encoded[:_DETAIL_ROWS]:
         context.screen.spans(preflight.loss_spans(row, tokenizer))
-    if found.errors and config.preflight == "refuse":
-        first = found.errors[0]
+    if report.errors and config.preflight == "refuse":
+        first = report.errors[0]
         which = f"; the first is {examples[first.rows[0]].id}" if first.rows else ""
         raise UserError(
-            f"training is refused, {first.rule}: {first.message}{which}. Mend or remove them, or set engrave.preflight "
-            "to warn"
+            f"preflight found errors, {first.rule}: {first.message}{which}. Correct or remove the rows, or set "
+            "engrave.preflight=warn"
         )
-    return found
+    return report
 
 
 def _parity(context: Context, kind: Kind, adapted: object) -> dict[str, float]:
-    """Whether llama.cpp computes what torch does; nothing where the model has no GGUF."""
+    """Compare the next tokens of torch and llama.cpp; return nothing if the model has no GGUF."""
     if context.model.gguf_path is None:
         return {}
     from selfalign.generation import parity
@@ -281,15 +286,15 @@ def _parity(context: Context, kind: Kind, adapted: object) -> dict[str, float]:
     )
     try:
         rows = parity.texts(context.run.constitution, context.model.template, context.model.tokenizer())
-        found = parity.measure(adapted, engine, kind, rows)
+        result = parity.measure(adapted, engine, kind, rows)
     finally:
         engine.close()
     text = (
-        f"torch and engine agree on {found.agreement_adapter:.1%} of {found.positions} next tokens with the adapter, "
-        f"{found.agreement_base:.1%} without; the adapter changes {found.changed:.1%}"
+        f"torch and engine agree on {result.agreement_adapter:.1%} of {result.positions} next tokens with the adapter, "
+        f"{result.agreement_base:.1%} without; the adapter changes {result.changed:.1%}"
     )
-    context.screen.say(f"  {text}", "" if found.holds else "yellow")
-    return {**{k: round(v, 4) for k, v in asdict(found).items()}, "holds": found.holds}
+    context.screen.say(f"  {text}", "" if result.holds else "yellow")
+    return {**{k: round(v, 4) for k, v in asdict(result).items()}, "holds": result.holds}
 
 
 def _card(context: Context, kind: Kind, count: int) -> str:

@@ -53,7 +53,7 @@ class Step:
     """A stage: what it reads, what it writes, what it does."""
 
     title: str
-    run: Callable[[Context], list[Path]]
+    run: Callable[..., list[Path]]
     inputs: Callable[[RunDir], list[Path]]
     outputs: Callable[[RunDir], list[Path]]
 
@@ -108,11 +108,12 @@ STEPS: dict[Stage, Step] = {
 }
 
 
-def run_stage(context: Context, stage: Stage, again: bool = False) -> None:
-    """Run one stage, unless it was finished from the same inputs.
+def run_stage(context: Context, stage: Stage, again: bool = False, adapter: Path | None = None) -> None:
+    """Run one stage, unless it is finished with the same inputs.
 
     Args:
-        again: run it even so (its raw outputs are taken from the journal).
+        again: run it even if it is finished; its raw outputs are then taken from the journal.
+        adapter: for engrave and verbose_cloning: one that was trained elsewhere, to publish instead of training.
 
     Raises:
         SelfAlignError: see the stages.
@@ -135,9 +136,9 @@ def run_stage(context: Context, stage: Stage, again: bool = False) -> None:
     context.screen.say(step.title, "bold")
     run.manifest.unlink(missing_ok=True)
     try:
-        files = step.run(context)
+        files = step.run(context, adapter=adapter) if adapter else step.run(context)
     except UserError:
-        if context.given_adapter and before:  # an adapter that does not fit takes nothing away
+        if adapter and before:  # an adapter that does not fit changes nothing
             run.journal.publish(stage, *before)
         raise
     _add_notices(context, files)

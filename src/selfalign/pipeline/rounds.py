@@ -9,8 +9,8 @@ do those after it: the same command asks the failed ones again, and what follows
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from selfalign.data.records import Prompt, content_hash
@@ -98,29 +98,23 @@ class Rounds:
             f"  {self._stage}: {self.number} rounds are done, {len(self.accepted)} of {self.wanted} prompts", "dim"
         )
 
-    def close(self, candidates: Iterable[Candidate], asked: Counter[str]) -> None:
+    def close(self, candidates: list[Candidate], asked: Counter[str]) -> None:
         """Decide a round's candidates in their order, and commit it.
 
         Args:
             asked: the round's requests, by what they were about.
         """
-        found = list(candidates)
-        fates, new, judged = self._decide(found)
-        result = {
-            "asked": dict(asked),
-            "rows": len(fates),
-            "judged": judged,
-            "accepted": [{name: getattr(p, name) for name in p.__dataclass_fields__} for p in new],
-        }
-        # The same command asks a failed request again: what follows from it is decided anew then.
-        self._failed = self._failed or any(fate.state == "failed" for fate in fates)
+        outcomes, new, judged = self._decide(candidates)
+        result = {"asked": dict(asked), "rows": len(outcomes), "judged": judged, "accepted": [asdict(p) for p in new]}
+        # The same command retries a failed request, and then decides again on everything that follows from it.
+        self._failed = self._failed or any(outcome.state == "failed" for outcome in outcomes)
         if self._failed:
-            self._journal.decide(self._stage, fates)
+            self._journal.record(self._stage, outcomes)
         else:
-            self._journal.close_round(self._stage, self.number, self._inputs, fates, result)
-        self._note(new, asked, len(fates), judged)
+            self._journal.close_round(self._stage, self.number, self._inputs, outcomes, result)
+        self._note(new, asked, len(outcomes), judged)
         self._context.screen.detail(
-            f"  {self._stage}, round {self.number}: {sum(asked.values())} requests, {len(fates)} candidates, "
+            f"  {self._stage}, round {self.number}: {sum(asked.values())} requests, {len(outcomes)} candidates, "
             f"{judged} usable, {len(new)} accepted"
         )
 
@@ -140,7 +134,7 @@ class Rounds:
             self.dried_up = f"of the last {looked_at} usable candidates {new} were new, fewer than {least:.0%}"
 
     def _decide(self, candidates: list[Candidate]) -> tuple[list[RowOutcome], list[Prompt], int]:
-        """The fates, the prompts that are accepted, and how many candidates were usable."""
+        """Return the outcomes, the accepted prompts, and the number of usable candidates."""
         seen: set[str] = set()
         judged: list[int] = []
         for at, (_, prompt) in enumerate(candidates):
@@ -151,28 +145,28 @@ class Rounds:
         texts = [prompt.instruction for at in judged if (prompt := candidates[at][1])]
         before = len(self.index)
         nearest = dict(zip(judged, self.index.nearest_all(texts, enter=True), strict=True))
-        fates: list[RowOutcome] = []
+        outcomes: list[RowOutcome] = []
         new: list[Prompt] = []
-        for at, (fate, prompt) in enumerate(candidates):
-            row, text = fate.id, fate.text
-            place = self.rows + at
+        for at, (outcome, prompt) in enumerate(candidates):
+            outcome = outcome._replace(position=self.rows + at)
             if prompt is None:
-                fates.append(fate._replace(position=place))
+                pass
             elif at not in nearest:
-                fates.append(RowOutcome(row, place, "dropped", "duplicate", text))
+                outcome = outcome._replace(state="dropped", reason="duplicate")
             elif near := nearest[at]:
-                why = f"{text[:400]}\n~ {near.text[:200]} ({near.score:.2f})"
-                fates.append(RowOutcome(row, place, "dropped", "not novel", why))
+                text = f"{outcome.text[:400]}\n~ {near.text[:200]} ({near.score:.2f})"
+                outcome = outcome._replace(state="dropped", reason="not novel", text=text)
             elif len(new) >= self.missing:
-                fates.append(RowOutcome(row, place, "dropped", "more than wanted", text))
+                outcome = outcome._replace(state="dropped", reason="more than wanted")
             else:
                 if self._context.recipe.prompts.mean_similarity:
                     mean = self.index.mean_similarity(prompt.instruction, before)
                     prompt = replace(prompt, mean_similarity=mean)
                 new.append(prompt)
-                fates.append(RowOutcome(prompt.id, place, "kept", "", text))
-        # A copy of what is there is as little new as what is near to it.
-        return fates, new, sum(prompt is not None for _, prompt in candidates)
+                outcome = outcome._replace(id=prompt.id)
+            outcomes.append(outcome)
+        # A duplicate counts as usable and not new, as does a prompt that is near to an accepted one.
+        return outcomes, new, sum(prompt is not None for _, prompt in candidates)
 
     def finish(self, notes: dict[str, object]) -> StageCounts:
         """Close the ledger, and say so where prompts are missing. Raises as `Context.finish`."""

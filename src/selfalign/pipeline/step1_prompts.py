@@ -6,12 +6,12 @@ With a file (folder, hub data set) of the user's own prompts this takes the plac
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from hashlib import blake2b
 from pathlib import Path
 
-from selfalign.data.records import Prompt, content_hash, join_input, read_jsonl, write_jsonl
+from selfalign.data.records import Prompt, content_hash, read_jsonl, write_jsonl
 from selfalign.data.user_data import UserData, prompt_fields
 from selfalign.errors import UserError
 from selfalign.quality.instruction_filters import reason_to_drop_user_prompt
@@ -37,22 +37,18 @@ def import_file(context: Context) -> list[Path]:
     """
     clock, data = Clock(), UserData(context.recipe.prompts)
     kept: list[Prompt] = []
-    for ledger in ("topics", "red_team"):
-        context.journal.restart(ledger)
     dropped: Counter[str] = Counter()
-
-    def fates() -> Generator[RowOutcome, None, None]:
-        for prompt, fate in _judged(context, data):
+    for stage in ("topics", "red_team"):
+        context.journal.restart(stage)
+    with context.screen.bar("user prompts", None) as bar, context.journal.ledger("self_instruct") as ledger:
+        for prompt, outcome in _filtered(context, data):
             STOP.check()
-            bar.add(1)
-            if prompt:
-                kept.append(prompt)
+            ledger.record(outcome)
+            if outcome.reason:
+                dropped[outcome.reason] += 1
             else:
-                dropped[fate.reason] += 1
-            yield fate
-
-    with context.screen.bar("own prompts", None) as bar:
-        context.decide("self_instruct", fates())
+                kept.append(prompt)
+            bar.add(1)
     if not kept:
         why = ", ".join(f"{reason} {n}" for reason, n in dropped.most_common())
         raise UserError(f"{data.name} holds no prompt" + (f" that can be used: {why}" if why else ""))
@@ -62,33 +58,33 @@ def import_file(context: Context) -> list[Path]:
     return [_publish(context, kept)]
 
 
-def _judged(context: Context, data: UserData) -> Iterator[tuple[Prompt | None, RowOutcome]]:
-    """The prompt of each row, or None where it is dropped, with the row's fate."""
-    config, taken = context.recipe.prompts, 0
+def _filtered(context: Context, data: UserData) -> Iterator[tuple[Prompt, RowOutcome]]:
+    """Yield the prompt of each row with the row's outcome."""
+    config, kept = context.recipe.prompts, 0
     known: set[bytes] = set()
     bounds = (config.tokens[0], config.tokens[1]) if config.tokens else None
-    measure = context.model.token_counter() if bounds else len
+    count_tokens = context.model.token_counter() if bounds else len
     for number, (place, row) in enumerate(data):
         row_id, instruction, text = prompt_fields(row)
-        message = join_input(instruction, text)
-        length = None if bounds is None else measure(message)
-        reason = reason_to_drop_user_prompt(message, length, bounds or (1, 1))
-        # Case and punctuation do not make a prompt another one.
+        prompt = Prompt(row_id, instruction, text)
+        ledger_text = message = prompt.message
+        length = count_tokens(message) if bounds else None
+        reason = reason_to_drop_user_prompt(message, length, bounds or (1, 1)) or ""
+        # Prompts that differ only in case and punctuation are duplicates.
         key = blake2b(folded(message).encode("utf-8"), digest_size=16).digest()
         if not reason and key in known:
             reason = "duplicate"
-        hit = None if reason else context.benchmarks.find(instruction, message)
-        if hit:
-            reason, message = hit.reason, hit.beside(message)
-        if not reason and config.rows and taken >= config.rows:
+        if not reason and (hit := context.benchmarks.find(instruction, message)):
+            reason, ledger_text = hit.reason, hit.beside(message)
+        if not reason and config.rows and kept >= config.rows:
             reason = "more than wanted"
         if reason:
-            # Of an empty row only its place tells which one it is.
-            yield None, RowOutcome(content_hash(row_id, number), number, "dropped", reason, message or place)
-            continue
-        known.add(key)
-        taken += 1
-        yield Prompt(row_id, instruction, text), RowOutcome(row_id, number, "kept", "", message)
+            # The text of an empty row is its place in the file.
+            row_id, ledger_text = content_hash(row_id, number), ledger_text or place
+        else:
+            known.add(key)
+            kept += 1
+        yield prompt, RowOutcome.judged(row_id, number, reason, ledger_text)
 
 
 def _publish(context: Context, rows: list[Prompt]) -> Path:

@@ -66,52 +66,46 @@ def _grow_topics(context: Context, types: list[QuestionType]) -> dict[str, list[
     config = context.recipe.prompts.red_team
     clock = Clock()
     topics = {t.name: [t.topic] for t in types}
-    fates: list[RowOutcome] = []
+    outcomes: list[RowOutcome] = []
+    language = context.run.constitution.language
     with context.screen.bar("topics", None) as bar:
         engine = context.journaled_engine(TOPICS, bar.add)
         for number in range(config.topic_rounds):
-            requests, owners = [], []
-            for kind in types:
-                for request in _topic_requests(context, kind, topics[kind.name], number):
-                    requests.append(request)
-                    owners.append(kind.name)
-            for owner, result in zip(owners, engine.generate(requests), strict=True):
-                known = {t.lower() for t in topics[owner]}
-                language = context.run.constitution.language
-                found = _topic_candidates(result, len(fates), language)
-                for fate, topic in found:
-                    if topic and topic.lower() in known:
-                        fates.append(fate._replace(state="dropped", reason="known topic"))
-                        continue
-                    if topic:
-                        known.add(topic.lower())
-                        topics[owner].append(topic)
-                        fate = fate._replace(id=content_hash(TOPICS, owner, topic))
-                    fates.append(fate)
+            requests = [r for kind in types for r in _topic_requests(context, kind, topics[kind.name], number)]
+            for request, result in zip(requests, engine.generate(requests), strict=True):
+                kind_name = request.item
+                known = {t.lower() for t in topics[kind_name]}
+                for outcome in _topic_outcomes(result, len(outcomes), language):
+                    if outcome.state == "kept" and outcome.text.lower() in known:
+                        outcome = outcome._replace(state="dropped", reason="known topic")
+                    elif outcome.state == "kept":
+                        known.add(outcome.text.lower())
+                        topics[kind_name].append(outcome.text)
+                        outcome = outcome._replace(id=content_hash(TOPICS, kind_name, outcome.text))
+                    outcomes.append(outcome)
             STOP.check()
     fewest = min(len(t) for t in topics.values())
-    topics = _balanced(context, topics, fewest, fates)
-    rows = [Topic(kind, topic) for kind, found in topics.items() for topic in found]
-    write_jsonl(context.run.jsonl(TOPICS), rows)
-    context.settle(TOPICS, fates, len(fates), clock, {"topics per type": fewest})
+    topics = _balanced(context, topics, fewest, outcomes)
+    write_jsonl(context.run.jsonl(TOPICS), (Topic(kind, topic) for kind, names in topics.items() for topic in names))
+    context.write_ledger(TOPICS, outcomes, len(outcomes), clock, {"topics per type": fewest})
     return topics
 
 
 def _balanced(
-    context: Context, topics: dict[str, list[str]], fewest: int, fates: list[RowOutcome]
+    context: Context, topics: dict[str, list[str]], fewest: int, outcomes: list[RowOutcome]
 ) -> dict[str, list[str]]:
-    """Cut every type to the smallest type's count; which topics stay is drawn, the seed topic always does."""
-    cut: dict[str, list[str]] = {}
+    """Sample as many topics of every type as the smallest type has; the seed topic always stays."""
+    balanced: dict[str, list[str]] = {}
     surplus: set[str] = set()
-    for kind, found in topics.items():
+    for kind, names in topics.items():
         rng = random.Random(row_seed(context.recipe.seed, "balance", kind))  # noqa: S311
-        chosen = {found[0], *rng.sample(found[1:], fewest - 1)}
-        cut[kind] = [t for t in found if t in chosen]
-        surplus |= {content_hash(TOPICS, kind, t) for t in found if t not in chosen}
-    for number, fate in enumerate(fates):
-        if fate.id in surplus:
-            fates[number] = fate._replace(state="dropped", reason="type has more topics than the smallest")
-    return cut
+        chosen = {names[0], *rng.sample(names[1:], fewest - 1)}
+        balanced[kind] = [t for t in names if t in chosen]
+        surplus |= {content_hash(TOPICS, kind, t) for t in names if t not in chosen}
+    for number, outcome in enumerate(outcomes):
+        if outcome.id in surplus:
+            outcomes[number] = outcome._replace(state="dropped", reason="type has more topics than the smallest")
+    return balanced
 
 
 def _topic_requests(context: Context, kind: QuestionType, known: list[str], number: int) -> list[RowRequest]:
@@ -127,7 +121,7 @@ def _topic_requests(context: Context, kind: QuestionType, known: list[str], numb
         row_id = content_hash(TOPICS, kind.name, number, position)
         prompt = render_topics(kind, start, texts.question_types, texts.language)
         step = Step(sampling, stop=(f"\n{_ENOUGH_TOPICS + 1}.", "\n\n"))
-        requests.append(RowRequest(row_id, Request(prompt, (step,), row_seed(context.recipe.seed, row_id))))
+        requests.append(RowRequest(row_id, Request(prompt, (step,), row_seed(context.recipe.seed, row_id)), kind.name))
     return requests
 
 
@@ -155,25 +149,26 @@ def topic_reason(topic: str, language: str = "en") -> str | None:
     return None
 
 
-def _topic_candidates(result: GenerationResult, position: int, language: str) -> list[tuple[RowOutcome, str | None]]:
+def _topic_outcomes(result: GenerationResult, position: int, language: str) -> list[RowOutcome]:
+    """Parse the topics of a completion; return an outcome for each, whose text is the topic.
+
+    Args:
+        position: that of the first outcome in the ledger.
+    """
     row_id = content_hash(result.row_id)
     if result.completion is None:
-        return [(RowOutcome(row_id, position, result.state, result.reason, ""), None)]
+        return [RowOutcome(row_id, position, result.state, result.reason, "")]
     part = result.completion.parts[0]
     lines = part.text.split("\n")
-    # A line that the limit cut may be half a topic.
-    lines = lines[:-1] if part.finish == "length" else lines
-    if not any(line.strip() for line in lines):
-        return [(RowOutcome(row_id, position, "dropped", "nothing parsed", part.text[:200]), None)]
-    found: list[tuple[RowOutcome, str | None]] = []
-    for number, line in enumerate(line for line in lines if line.strip()):
-        topic = re.sub(r"^\s*\d+\.\s*", "", line).strip()
-        why = topic_reason(topic, language)
-        row = content_hash(result.row_id, number)
-        found.append(
-            (RowOutcome(row, position + number, "dropped" if why else "kept", why or "", topic), None if why else topic)
-        )
-    return found
+    # The token limit may have cut the last line.
+    lines = [text for text in (lines[:-1] if part.finish == "length" else lines) if text.strip()]
+    if not lines:
+        return [RowOutcome(row_id, position, "dropped", "nothing parsed", part.text[:200])]
+    topics = [re.sub(r"^\s*\d+\.\s*", "", text).strip() for text in lines]
+    return [
+        RowOutcome.judged(content_hash(result.row_id, n), position + n, topic_reason(topic, language) or "", topic)
+        for n, topic in enumerate(topics)
+    ]
 
 
 # -- questions -------------------------------------------------------------------------------------------------------

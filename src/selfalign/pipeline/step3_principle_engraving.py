@@ -1,4 +1,4 @@
-"""Stage 3, principle engraving: responses -> adapter, with the constitution pruned away.
+"""Stage 3, principle engraving: responses -> adapter, without the constitution in the prompt.
 
 2_self_align/responses.jsonl -> 3_engrave/examples.jsonl, 3_engrave/adapter/, 3_engrave/adapter.gguf
 
@@ -9,18 +9,18 @@ The kept responses of the training split and the constitution's identity pairs, 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Final
 
 from selfalign.constitution import Constitution
 from selfalign.data.records import Example, content_hash
 from selfalign.pipeline import adapter_training
-from selfalign.run import marks
 from selfalign.run.context import Context
 
-STAGE = "engrave"
+STAGE: Final = "engrave"
 
 
 def identity_examples(constitution: Constitution) -> list[Example]:
-    """The identity pairs as training examples."""
+    """Return the constitution's identity pairs as training examples."""
     return [
         Example(
             content_hash("identity", pair.question, pair.answer), "standard", pair.question, pair.answer, "identity"
@@ -29,14 +29,13 @@ def identity_examples(constitution: Constitution) -> list[Example]:
     ]
 
 
-def run(context: Context) -> list[Path]:
-    """Train the engraved adapter; returns the files."""
+def run(context: Context, adapter: Path | None = None) -> list[Path]:
+    """Train the engraved adapter; return the files.
+
+    Args:
+        adapter: one that was trained elsewhere, to publish instead of training.
+    """
     responses = context.responses()
-    examples = [
-        Example(r.id, "standard", r.message, r.response, r.source) for r in responses if r.split == "train"
-    ] + identity_examples(context.run.constitution)
-    examples, left_out, said = marks.of_run(context.run, STAGE, examples)
-    if said:
-        context.screen.say(f"  {said}", "dim")
-    fates = [*responses.removed(), *left_out]
-    return adapter_training.train(context, "engrave", examples, context.recipe.engrave, STAGE, fates)
+    examples = [Example(r.id, "standard", r.message, r.response, r.source) for r in responses if r.split == "train"]
+    examples += identity_examples(context.run.constitution)
+    return adapter_training.run(context, STAGE, examples, responses.removed(), adapter)

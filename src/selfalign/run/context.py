@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
-from contextlib import closing
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -50,8 +49,6 @@ class Context:
     run: RunDir
     screen: Screen
     force: bool = False
-    given_adapter: Path | None = None
-    """One that was trained elsewhere, for the stage that runs now."""
     saver: StateSaver | None = None
     """Who saves the run to the recipe's storage."""
     _model: Model | None = None
@@ -225,24 +222,25 @@ class Context:
 
     # -- ledger --------------------------------------------------------------------------------------------------
 
-    def decide(self, stage: str, fates: Generator[RowOutcome, None, None]) -> None:
-        """Write the stage's ledger anew, from an iterator that is closed where it is not read to its end."""
-        with closing(fates):
-            self.journal.restart(stage)
-            self.journal.decide(stage, fates)
-
-    def settle(
-        self, stage: str, fates: list[RowOutcome], rows_in: int, clock: Clock, notes: dict[str, object] | None = None
+    def write_ledger(
+        self,
+        stage: str,
+        outcomes: Iterable[RowOutcome],
+        rows_in: int,
+        clock: Clock,
+        notes: dict[str, object] | None = None,
     ) -> StageCounts:
-        """Write the stage's ledger anew and check that it balances. Raises as `finish`."""
-        self.decide(stage, (fate for fate in fates))
+        """Replace the stage's ledger by these outcomes, and finish the stage. Raises as `finish`."""
+        with self.journal.ledger(stage, rows_in) as ledger:
+            for outcome in outcomes:
+                ledger.record(outcome)
         return self.finish(stage, rows_in, clock, notes)
 
     def finish(self, stage: str, rows_in: int, clock: Clock, notes: dict[str, object] | None = None) -> StageCounts:
-        """Check that the stage's ledger balances, and say what became of its rows.
+        """Mark the stage as finished, check that its counts balance, and print them.
 
         Raises:
-            CountMismatch: rows were lost or doubled.
+            CountMismatch: rows were lost or counted twice.
         """
         counts = self.journal.finish(stage, rows_in, clock.seconds(), notes)
         text = f"  {stage}: {counts.rows_in} in, {counts.kept} kept"
@@ -250,30 +248,30 @@ class Context:
             if reasons:
                 text += f"; {name}: " + ", ".join(f"{reason} {n}" for reason, n in reasons.items())
         self.screen.say(text)
-        made = counts.generation
-        if made.seconds:
+        totals = counts.generation
+        if totals.seconds:
             self.screen.say(
-                f"  {made.generated_tokens:,} tokens at {made.tokens_per_second:.0f} a second; of the prompts' tokens "
-                f"{made.prompt_tokens:,} computed, {made.cached_tokens:,} from the cache ({made.hit_rate:.1%}); "
-                f"engine busy {made.busy:.0%}",
+                f"  {totals.generated_tokens:,} tokens generated at {totals.tokens_per_second:.0f} tokens/s; prompt "
+                f"tokens: {totals.prompt_tokens:,} computed, {totals.cached_tokens:,} from the cache "
+                f"({totals.hit_rate:.1%}); engine busy {totals.busy:.0%}",
                 "dim",
             )
             self._say_note()
-        if made.neutralised:
-            first, word = next(iter(self.journal.neutralised(stage))), "row" if made.neutralised == 1 else "rows"
+        if totals.escaped_rows:
+            first, word = next(iter(self.journal.escaped(stage))), "row" if totals.escaped_rows == 1 else "rows"
             self.screen.say(
-                f"  control tokens in the text neutralised: {made.neutralised:,} {word} (first: {first}; all: "
+                f"  control tokens in the text were escaped: {totals.escaped_rows:,} {word} (first: {first}; all: "
                 f"selfalign status {self.run.path} --json)",
                 "yellow",
             )
         return counts
 
     def check_failures(self, counts: StageCounts) -> None:
-        """Raises TooManyFailed where more rows failed than the recipe allows."""
+        """Raise TooManyFailed if more rows failed than the recipe allows."""
         failed = sum(counts.failed.values())
         if counts.rows_in and failed / counts.rows_in > self.recipe.max_failed:
             reason = next(iter(counts.failed))
             raise TooManyFailed(
-                f"{counts.stage}: {failed} of {counts.rows_in} rows failed ({reason}, ...); what was kept is kept. "
-                "The same command asks the failed rows again; a higher max_failed in the recipe goes on without them"
+                f"{counts.stage}: {failed} of {counts.rows_in} rows failed ({reason}, ...); the others are saved. "
+                "The same command retries the failed rows; a higher max_failed in the recipe continues without them"
             )

@@ -1,4 +1,4 @@
-"""What a stage's ledger adds up to."""
+"""Define the outcome of a row, and the totals of a stage's ledger."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple
 
 
 class RowOutcome(NamedTuple):
-    """What became of one row of a stage: a line of its ledger."""
+    """Whether a row of a stage was kept: a line of the stage's ledger."""
 
     id: str
     position: int
@@ -15,12 +15,17 @@ class RowOutcome(NamedTuple):
     reason: str
     """Why the row was not kept; empty if it was."""
     text: str
-    """What a person sees of the row in the list of drops."""
+    """The row's text for the list of drops."""
+
+    @classmethod
+    def judged(cls, row_id: str, position: int, reason: str, text: str) -> RowOutcome:
+        """Return the outcome of a row that is dropped if there is a reason, and otherwise kept."""
+        return cls(row_id, position, "dropped" if reason else "kept", reason, text)
 
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """How a stage's requests went, over all sittings."""
+    """Totals of a stage's requests, over all sessions."""
 
     requests: int
     prompt_tokens: int
@@ -29,26 +34,26 @@ class Generation:
     """Prompt tokens that came from the cache."""
     generated_tokens: int
     seconds: float
-    """Wall time in which requests were made."""
+    """Wall time of the sessions."""
     busy: float
-    """Share of that time, over all slots, in which a request was with the engine: 0 to 1."""
-    neutralised: int = 0
-    """Rows in whose prompt content spelled a control token, for an engine that takes nothing but text."""
+    """Fraction of that time, over all slots, in which the engine worked on a request."""
+    escaped_rows: int = 0
+    """Rows whose text spelled a control token that was escaped, since the engine takes only text."""
 
     @property
     def hit_rate(self) -> float:
-        """Share of the prompt tokens that came from the cache."""
+        """Fraction of the prompt tokens that came from the cache."""
         return self.cached_tokens / max(1, self.cached_tokens + self.prompt_tokens)
 
     @property
     def tokens_per_second(self) -> float:
-        """Generated tokens a second, all slots together."""
+        """Generated tokens per second, all slots together."""
         return self.generated_tokens / self.seconds if self.seconds else 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class StageCounts:
-    """The ledger of one stage."""
+    """Totals of a stage's ledger."""
 
     stage: str
     finished: bool
@@ -58,16 +63,17 @@ class StageCounts:
     failed: dict[str, int]
     generation: Generation
     seconds: float
-    """Over all sittings."""
+    """Wall time over all sessions."""
     notes: dict[str, Any]
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values; the generation's stand beside the others, with its rates."""
+        """Return plain values for JSON; those of `generation` are on the top level, with its rates."""
         value = asdict(self)
-        made = value.pop("generation")
-        made["generation_seconds"] = made.pop("seconds")
+        generation = value.pop("generation")
+        generation["generation_seconds"] = generation.pop("seconds")
+        generation["neutralised"] = generation.pop("escaped_rows")  # old name
         rates = {"hit_rate": self.generation.hit_rate, "tokens_per_second": self.generation.tokens_per_second}
-        return {**value, **made, **rates}
+        return {**value, **generation, **rates}
 
 
 TITLES = {
@@ -81,4 +87,4 @@ TITLES = {
     "evaluate": "5 evaluate",
     "probes": "5 probes",
 }
-"""What the ledgers are called in tables."""
+"""The ledgers in the order of the pipeline -> their titles in tables."""

@@ -42,7 +42,7 @@ def run(context: Context) -> list[Path]:
     if not context.model.is_fake:
         scores = loss_scores(_losses(context)) + scores
     atomic.write_text(context.run.scores, json.dumps([asdict(s) for s in scores], indent=1) + "\n")
-    context.check_failures(context.settle(STAGE, outcomes, len(prompts) * len(run_models(context)), clock))
+    context.check_failures(context.write_ledger(STAGE, outcomes, len(prompts) * len(run_models(context)), clock))
     return [context.run.jsonl("answers"), context.run.scores]
 
 

@@ -107,7 +107,7 @@ def run(
         context.run.manifest.unlink(missing_ok=True)
         context.journal.unpublish(STAGE)
         write_jsonl(file, answers)
-        counts = context.settle(STAGE, outcomes, len(outcomes), clock)
+        counts = context.write_ledger(STAGE, outcomes, len(outcomes), clock)
         write_jsonl(context.run.jsonl("drops"), context.journal.drops())
         context.run.mark_done(STAGE, content_hash([p.model_dump() for _, p in probes]), [file])
         context.check_failures(counts)

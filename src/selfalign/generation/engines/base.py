@@ -109,7 +109,7 @@ class Part:
 
 
 # The key of `Part.escaped` in stored completions: journals of earlier versions have it.
-_STORED_ESCAPED = "neutralised"
+_STORED_ESCAPED = "neutralised"  # old name
 
 
 @dataclass(frozen=True, slots=True)

@@ -94,7 +94,7 @@ class RunProgress:
                 continue
             ledger = ledgers.setdefault(stage, _empty(stage))
             ledger["answered" if state == "raw_saved" else "lost" if state == "failed" else "open"] += number
-        query = "SELECT stage, TOTAL(seconds), TOTAL(busy), TOTAL(seconds * parallel) FROM sittings GROUP BY stage"
+        query = "SELECT stage, TOTAL(seconds), TOTAL(busy), TOTAL(seconds * parallel) FROM sessions GROUP BY stage"
         for stage, seconds, busy, offered in journal.execute(query):
             if stage in ledgers:
                 ledgers[stage] |= {"generation_seconds": seconds, "busy": min(1.0, busy / offered) if offered else 0.0}

@@ -1,0 +1,82 @@
+"""Filter and store the responses of stages 2 and 4."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import BinaryIO
+
+from selfalign.data.records import Prompt, Response, line
+from selfalign.generation.loop import GenerationResult
+from selfalign.quality.response_filters import ResponseJudge
+from selfalign.run.journal import LedgerWriter
+from selfalign.run.ledger import RowOutcome
+
+
+def response_to(prompt: Prompt, text: str, thoughts: str = "", principles: Sequence[int] = ()) -> Response:
+    """Return the record of a response to the prompt."""
+    return Response(
+        prompt.id,
+        prompt.instruction,
+        prompt.input,
+        text,
+        thoughts,
+        list(principles),
+        prompt.source,
+        prompt.question_type,
+        prompt.split,
+    )
+
+
+class ResponseWriter:
+    """Write the responses that the filters keep, and record the outcome of every row.
+
+    Add the rows in their order: the cap on refusals depends on the rows before.
+
+    Args:
+        file: gets the kept responses as JSON lines.
+        ledger: gets the outcomes.
+    """
+
+    def __init__(self, file: BinaryIO, ledger: LedgerWriter, judge: ResponseJudge) -> None:
+        self._file = file
+        self._ledger = ledger
+        self._judge = judge
+        self._position = 0
+        self.principles: Counter[str] = Counter()
+        """How often the kept responses cite each principle."""
+
+    def add(self, response: Response, truncated: bool = False) -> None:
+        """Filter a response and write it if it is kept.
+
+        Args:
+            truncated: the token limit cut the response.
+        """
+        verdict = self._judge.judge(response.response, truncated, response.message)
+        if not verdict.reason:
+            self._file.write(line(replace(response, response=verdict.text)).encode("utf-8"))
+            self.principles.update(map(str, response.principles))
+        self._record(response.id, verdict.reason, verdict.ledger_text(_ledger_text(response)))
+
+    def drop(self, response: Response, reason: str) -> None:
+        """Record a response that is dropped before the filters."""
+        self._record(response.id, reason, _ledger_text(response))
+
+    def drop_prompt(self, prompt: Prompt, reason: str) -> None:
+        """Record a prompt without a response."""
+        self._record(prompt.id, reason, prompt.message)
+
+    def add_failure(self, prompt: Prompt, result: GenerationResult) -> None:
+        """Record a prompt whose request has no completion."""
+        self._ledger.record(RowOutcome(prompt.id, self._position, result.state, result.reason, prompt.message))
+        self._position += 1
+
+    def _record(self, row_id: str, reason: str, text: str) -> None:
+        self._ledger.record(RowOutcome.judged(row_id, self._position, reason, text))
+        self._position += 1
+
+
+def _ledger_text(response: Response) -> str:
+    thoughts = f"[{response.thoughts}]\n" if response.thoughts else ""
+    return f"{response.message}\n{thoughts}{response.response}"
