@@ -35,6 +35,7 @@ from selfalign.generation.loop import JournaledEngine, RowRequest
 from selfalign.generation.ray.pool import Pool
 from selfalign.generation.settings import EngineSettings, Executor
 from selfalign.model import sources
+from selfalign.model.fake import FakeModel
 from selfalign.pipeline import order
 from selfalign.run import recipe
 from selfalign.run.journal import Journal
@@ -76,7 +77,7 @@ def pool(workers: int, latency: float) -> Iterator[Pool]:
     """Workers whose engine sleeps so long; each takes a little of the processors that Ray counts."""
     real = engines.start
     engines.start = lambda config, model, adapters, slots, *say: Fake(slots, latency_s=latency)  # type: ignore[assignment]
-    made = Pool(Executor.model_validate({"kind": "ray", "workers": workers, "cpus": 0.1}), FAKE, None, {})
+    made = Pool(Executor.model_validate({"kind": "ray", "workers": workers, "cpus": 0.1}), FAKE, FakeModel(), {})
     engines.start = real
     try:
         yield made

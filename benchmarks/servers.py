@@ -48,11 +48,11 @@ class Server:
                 head = (await reader.readuntil(b"\r\n\r\n")).lower()
                 length = int(head.partition(b"content-length:")[2].split(b"\r\n")[0])
                 body = json.loads(await reader.readexactly(length))
-                asked = body["max_tokens"] > 1
-                failed = asked and self._random.random() < self._failing
-                if asked:
+                counts = body["max_tokens"] > 1
+                failed = counts and self._random.random() < self._failing
+                if counts:
                     self.calls += 1
-                if asked and not failed:
+                if counts and not failed:
                     async with self._slots:
                         await asyncio.sleep(self._latency)
                 choice = {"text": " a b c", "finish_reason": "stop"}
@@ -65,12 +65,12 @@ class Server:
 
 
 async def _stand(latencies: list[float], failing: list[float], pipe: Connection) -> None:
-    made = [Server(latency, share) for latency, share in zip(latencies, failing, strict=True)]
-    listening = [await asyncio.start_server(server.serve, "127.0.0.1", 0, backlog=256) for server in made]
+    servers = [Server(latency, share) for latency, share in zip(latencies, failing, strict=True)]
+    listening = [await asyncio.start_server(server.serve, "127.0.0.1", 0, backlog=256) for server in servers]
     pipe.send([server.sockets[0].getsockname()[1] for server in listening])
     while not await asyncio.to_thread(pipe.poll, 60):
         pass
-    pipe.send([server.calls for server in made])
+    pipe.send([server.calls for server in servers])
 
 
 def stand(latencies: list[float], failing: list[float], pipe: Connection) -> None:

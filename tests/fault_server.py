@@ -47,9 +47,9 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         server: FaultServer = self.server  # type: ignore[assignment]
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-        server.seen.append((body, dict(self.headers)))
+        server.requests.append((body, dict(self.headers)))
         fault = server.choose(body["prompt"])
-        server.given[fault or "good"] += 1
+        server.faults[fault or "good"] += 1
         getattr(self, f"fault_{fault}" if fault else "good")()
 
     def good(self) -> None:
@@ -137,8 +137,8 @@ class FaultServer(ThreadingHTTPServer):
     def __init__(self, choose: Callable[[str], str | None], handler: type[Handler] = Handler) -> None:
         super().__init__(("127.0.0.1", 0), handler)
         self.choose = choose
-        self.seen: list[tuple[dict[str, object], dict[str, str]]] = []
-        self.given: Counter[str] = Counter()
+        self.requests: list[tuple[dict[str, object], dict[str, str]]] = []
+        self.faults: Counter[str] = Counter()
         self.engines = []
 
 
@@ -150,8 +150,8 @@ def serving(choose: Callable[[str], str | None], handler: type[Handler] = Handle
     try:
         yield server
     finally:
-        for made in server.engines:
-            made.close()
+        for api in server.engines:
+            api.close()
         server.shutdown()
         server.server_close()
 
@@ -161,6 +161,6 @@ def engine(
 ) -> OpenAiApi:
     url = f"http://127.0.0.1:{server.server_address[1]}/v1"
     config = {"kind": "openai", "url": url, "served": {"base": "m"}, "timeout": 0.25, **more}
-    made = OpenAiApi(EngineSettings.model_validate(config), slots, policy, tokenizer)
-    server.engines.append(made)
-    return made
+    api = OpenAiApi(EngineSettings.model_validate(config), slots, policy, tokenizer)
+    server.engines.append(api)
+    return api

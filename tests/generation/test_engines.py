@@ -1,4 +1,4 @@
-"""Which engine `auto` takes, and what is said before a run is made."""
+"""Choose an engine for `auto`, and check it before a run is created."""
 
 from __future__ import annotations
 
@@ -30,30 +30,30 @@ def config(**settings: object) -> EngineSettings:
         ({"kind": "fake", "url": "http://h/v1"}, ["cuda"], True, "fake", "names it"),
     ],
 )
-def test_auto_takes_what_is_there_and_says_why(
+def test_auto_selects_the_available_engine_with_a_reason(
     monkeypatch: pytest.MonkeyPatch, settings: dict[str, str], devices: list[str], vllm: bool, kind: str, why: str
 ):
     monkeypatch.setattr(engines, "accelerators", lambda: devices)
     monkeypatch.setattr(engines, "find_spec", lambda name: object() if vllm else None)
-    found = engines.choose(config(**settings))
-    assert found[0] == kind == engines.kind(config(**settings)) == engines.resolve_kind(config(**settings)).kind
-    assert why in found[1]
+    chosen, reason = engines.choose(config(**settings))
+    assert chosen == kind == engines.kind(config(**settings)) == engines.resolve_kind(config(**settings)).kind
+    assert why in reason
 
 
-def test_what_would_stop_an_engine_is_said_before_a_run_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_engine_errors_are_reported_before_the_run_is_created(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(engines, "find_spec", lambda name: None)
-    for settings, said in (
+    for settings, message in (
         ({"engine.kind": "openai"}, "needs engine.url"),
         ({"engine.url": "ftp://h"}, "http:// or https://"),
         ({"engine.kind": "vllm"}, "vLLM is not installed"),
     ):
         for verb in (selfalign.plan, lambda *a, **k: selfalign.create(*a, out=tmp_path / "run", **k)):
-            with pytest.raises(UserError, match=said):
+            with pytest.raises(UserError, match=message):
                 verb("quick", settings=settings)
     assert not (tmp_path / "run").exists()
 
 
-def test_a_run_keeps_the_engine_that_it_chose(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_run_keeps_the_engine_that_it_chose(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     with selfalign.create("quick", tmp_path / "run", settings={"prompts.red_team.count": 3}) as run:
         assert run.recipe.engine.kind == "llama_cpp"
     monkeypatch.setattr(engines, "accelerators", lambda: ["cuda"])
@@ -64,7 +64,7 @@ def test_a_run_keeps_the_engine_that_it_chose(tmp_path: Path, monkeypatch: pytes
         selfalign.create("quick", tmp_path / "run", settings={"prompts.red_team.count": 3, "engine.kind": "fake"})
 
 
-def test_a_run_of_the_first_version_froze_the_word_auto(tmp_path: Path):
+def test_run_of_the_first_version_with_auto_opens(tmp_path: Path):
     settings = {"prompts.red_team.count": 3}
     selfalign.create("quick", tmp_path / "run", settings=settings).close()
     file = tmp_path / "run/recipe.yaml"
@@ -78,7 +78,8 @@ def test_a_run_of_the_first_version_froze_the_word_auto(tmp_path: Path):
         selfalign.create("quick", tmp_path / "run", settings={**settings, "engine.kind": "fake"})
 
 
-def test_without_the_packages_of_training_llama_cpp_encodes_the_prompts_itself(monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.integration
+def test_llama_cpp_encodes_prompts_without_the_training_packages(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(base_model, "find_spec", lambda name: None)
     settings = config(kind="llama_cpp", context=256)
     started = engines.start(settings, sources.resolve("embedded"), {}, 1)

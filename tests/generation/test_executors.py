@@ -1,4 +1,4 @@
-"""Requests answered by the workers of a real Ray cluster on this machine: the same files, whoever dies."""
+"""Generate by the workers of a real Ray cluster on this machine: the same files, whichever worker dies."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_ray_scorer import Simple, asked, on_ray
+from test_ray_scorer import Simple, on_ray, texts_with
 
 import selfalign
 from selfalign.data.prompt_text import BOS, Control, Pieces
@@ -32,11 +32,13 @@ from selfalign.generation.ray.pool import Pool
 from selfalign.generation.settings import EngineSettings, ExecutorSettings
 from selfalign.model import sources
 from selfalign.model.base_model import Model
+from selfalign.model.fake import FakeModel
 from selfalign.run import recipe as recipes
 from selfalign.run.journal import Journal
 from selfalign.system.signals import STOP
 
 ray = pytest.importorskip("ray")
+pytestmark = pytest.mark.integration
 
 SETTINGS = {
     "engine.kind": "fake",
@@ -46,7 +48,7 @@ SETTINGS = {
     "verbose_cloning.prompts": 100,
 }
 DATED = ("recipe.yaml", "5_evaluation/benchmarks.json")
-"""What says where, or when."""
+"""Files that hold paths or dates."""
 EVALUATED = {"stages": ["prompts", "align", "engrave", "verbose_cloning", "evaluate"], "evaluate.tasks": ["behaviour"]}
 RAY = {"kind": "ray", "workers": 2, "cpus": 0.5}
 FAKE = EngineSettings.model_validate({"kind": "fake", "slots": 4})
@@ -54,11 +56,11 @@ FAKE = EngineSettings.model_validate({"kind": "fake", "slots": 4})
 
 @pytest.fixture(scope="module")
 def local() -> Iterator[cluster.Cluster]:
-    """One cluster for all; a pool finds it and leaves it as it is."""
+    """One cluster for all tests; a pool uses it and leaves it running."""
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    made = cluster.Cluster(None)
-    yield made
-    made.close()
+    connection = cluster.Cluster(None)
+    yield connection
+    connection.close()
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -70,32 +72,31 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 def run(folder: Path, **settings: Any) -> dict[str, bytes]:
-    with selfalign.create("quick", folder, settings=SETTINGS | settings) as made:
-        made.run_all()
+    with selfalign.create("quick", folder, settings=SETTINGS | settings) as handle:
+        handle.run_all()
     return files(folder)
 
 
-def test_a_run_makes_the_same_files_on_ray(local: cluster.Cluster, tmp_path: Path):
+def test_run_writes_the_same_files_on_ray(local: cluster.Cluster, tmp_path: Path):
     on_ray, here = run(tmp_path / "ray", executor=RAY, **EVALUATED), run(tmp_path / "local", **EVALUATED)
     assert on_ray == here
     assert {"2_self_align/responses.jsonl", "5_evaluation/answers.jsonl", "5_evaluation/behaviour.jsonl"} <= set(here)
 
 
-def test_nobody_beyond_this_machine_can_reach_the_cluster(local: cluster.Cluster):
-    """Every socket that a process of the cluster listens on is the loopback's."""
+def test_cluster_listens_on_loopback_only(local: cluster.Cluster):
     sockets = {}
     for table in ("/proc/net/tcp", "/proc/net/tcp6"):
         for line in Path(table).read_text("utf-8").splitlines()[1:]:
             _, at, _, state, *_, inode = line.split()[:10]
             if state == "0A":
                 sockets[f"socket:[{inode}]"] = at.partition(":")[0]
-    seen = set()
+    addresses = set()
     for pid in (str(os.getpid()), *family(local.scratch)):
         for handle in Path(f"/proc/{pid}/fd").iterdir():
             with suppress(OSError):
-                seen |= {sockets.get(str(handle.readlink()), "")}
-    assert seen - {""}
-    assert seen - {""} <= {"0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000"}
+                addresses |= {sockets.get(str(handle.readlink()), "")}
+    assert addresses - {""}
+    assert addresses - {""} <= {"0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000"}
     assert [node["NodeManagerAddress"] for node in ray.nodes()] == ["127.0.0.1"]
 
 
@@ -113,27 +114,27 @@ def works(number: int, prompt: str = "prompt") -> list[RowRequest]:
 
 @pytest.fixture
 def journal(tmp_path: Path) -> Iterator[Journal]:
-    made = Journal(tmp_path / "journal.sqlite")
-    yield made
-    made.close()
+    opened = Journal(tmp_path / "journal.sqlite")
+    yield opened
+    opened.close()
 
 
 @pytest.fixture
 def pool(local: cluster.Cluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Pool]]:
-    """Makes pools whose workers start the engine that this function makes."""
-    made: list[Pool] = []
+    """Creates pools whose workers start the engine that the given function returns."""
+    pools: list[Pool] = []
 
-    def make(engine: Callable[[int], Any], workers: int = 2, said: list[str] | None = None, **more: Any) -> Pool:
+    def make(engine: Callable[[int], Any], workers: int = 2, messages: list[str] | None = None, **more: Any) -> Pool:
         adapters = more.pop("adapters", {})
         config = more.pop("config", FAKE)
         monkeypatch.setattr(engines, "start", lambda config, model, adapters, slots, *say: engine(slots))
         settings = {"kind": "ray", "workers": workers, "cpus": 0.1, "start_seconds": 60, **more}
-        wanted = ExecutorSettings.model_validate(settings)
-        made.append(Pool(wanted, config, None, adapters, (said if said is not None else []).append))
-        return made[-1]
+        executor = ExecutorSettings.model_validate(settings)
+        pools.append(Pool(executor, config, FakeModel(), adapters, (messages if messages is not None else []).append))
+        return pools[-1]
 
     yield make
-    for one in made:
+    for one in pools:
         one.close()
 
 
@@ -142,23 +143,22 @@ def ask(items: list[RowRequest], on: Any, journal: Journal, stage: str = "align"
 
 
 class Speller(Fake):
-    """Answers with what its prompt is made of."""
+    """Answers with the types and texts of its prompt's pieces."""
 
     def generate(self, prompt: Pieces, step: Step, *rest: Any) -> Part:  # type: ignore[override]
         bias = [type(text).__name__ for text, _ in step.sampling.bias]
         return Part(" ".join([f"{type(p).__name__}:{p}" for p in prompt] + bias), "stop")
 
 
-def test_control_pieces_arrive_as_such(pool: Callable[..., Pool], journal: Journal):
-    """Text that spells a role token stays text, on the worker's side, too."""
+def test_control_tokens_and_their_spelling_stay_distinct(pool: Callable[..., Pool], journal: Journal):
     sampling = Sampling(1.0, 0.9, 50, bias=((Control("<end>"), -1.0), ("<end>", -1.0)))
     request = Request((BOS, Control("<user>"), "<user>", "né\x00\u202e"), (Step(sampling),), 1)
     (outcome,) = ask([RowRequest("a", request)], pool(Speller, 1), journal)
-    found = outcome.completion.parts[0].text
-    assert found == "Control:<bos> Control:<user> str:<user> str:né\x00\u202e Control str"
+    text = outcome.completion.parts[0].text
+    assert text == "Control:<bos> Control:<user> str:<user> str:né\x00\u202e Control str"
 
 
-def test_a_bad_row_is_that_rows_alone(pool: Callable[..., Pool], journal: Journal):
+def test_failed_request_fails_its_row_only(pool: Callable[..., Pool], journal: Journal):
     def start(slots: int) -> Fake:
         return Fake(slots, echo, fail="prompt 7")
 
@@ -169,12 +169,12 @@ def test_a_bad_row_is_that_rows_alone(pool: Callable[..., Pool], journal: Journa
     here.close()
 
 
-def test_a_pool_is_used_as_an_engine_too(pool: Callable[..., Pool]):
+def test_pool_generates_as_an_engine(pool: Callable[..., Pool]):
     one = pool(lambda slots: Fake(slots, echo), 1)
-    shown: list[str] = []
-    part = one.generate((BOS, "hello"), Step(Sampling(1.0, 0.9, 50)), 3, None, lambda text: not shown.append(text))
+    pieces: list[str] = []
+    part = one.generate((BOS, "hello"), Step(Sampling(1.0, 0.9, 50)), 3, None, lambda text: not pieces.append(text))
     assert part == Fake(4, echo).generate((BOS, "hello"), Step(Sampling(1.0, 0.9, 50)), 3, None)
-    assert shown == [part.text]
+    assert pieces == [part.text]
     assert one.warm_prefix((BOS, "x"), None) == "never computed"
 
 
@@ -182,7 +182,7 @@ def test_a_pool_is_used_as_an_engine_too(pool: Callable[..., Pool]):
 
 
 class Mortal(Fake):
-    """Its process ends on a prompt with this word, or where a file says that one must."""
+    """Its process dies on a prompt with "kill", and once on "prompt 40" if a file exists."""
 
     def __init__(self, slots: int, once: str) -> None:
         super().__init__(slots, echo, latency_s=0.005)
@@ -202,28 +202,27 @@ def answered(journal: Journal) -> dict[str, str]:
     return journal.saved(keys)
 
 
-def test_a_worker_that_dies_takes_nothing_with_it(pool: Callable[..., Pool], journal: Journal, tmp_path: Path):
-    once, said = str(tmp_path / "once"), []
+def test_dead_worker_loses_no_request(pool: Callable[..., Pool], journal: Journal, tmp_path: Path):
+    once, messages = str(tmp_path / "once"), []
     Path(once).touch()
-    outcomes = ask(works(200), pool(lambda slots: Mortal(slots, once), said=said), journal)
+    outcomes = ask(works(200), pool(lambda slots: Mortal(slots, once), messages=messages), journal)
     assert not Path(once).exists()
     assert [o.row_id for o in outcomes] == [f"row{i}" for i in range(200)]
     assert all(o.completion for o in outcomes)
     assert len(answered(journal)) == 200
-    assert len([line for line in said if "died" in line]) == 1
+    assert len([line for line in messages if "died" in line]) == 1
 
 
 @pytest.mark.slow
-def test_a_request_that_kills_every_worker_is_a_failed_row(pool: Callable[..., Pool], journal: Journal):
+def test_poison_request_is_a_failed_row(pool: Callable[..., Pool], journal: Journal):
     items = works(40)
     items[5] = RowRequest("bad", Request((BOS, "kill"), (Step(Sampling(1.0, 0.9, 50)),), 1))
     outcomes = ask(items, pool(lambda slots: Mortal(slots, "")), journal)
-    assert [(o.row_id, o.fate) for o in outcomes if o.completion is None] == [("bad", "failed")]
+    assert [(o.row_id, o.state) for o in outcomes if o.completion is None] == [("bad", "failed")]
     assert "3 workers died" in outcomes[5].reason
 
 
-def test_where_every_worker_dies_the_run_ends_with_one_line(pool: Callable[..., Pool], journal: Journal):
-    """What finished is saved, and the next command asks only for the rest."""
+def test_run_ends_with_one_line_when_no_worker_is_left(pool: Callable[..., Pool], journal: Journal):
     one = pool(lambda slots: Fake(slots, echo), 1)
     ask(works(5), one, journal)
     one.supervisor.on_gone(one.supervisor.handles[0], "its machine is gone")
@@ -233,7 +232,7 @@ def test_where_every_worker_dies_the_run_ends_with_one_line(pool: Callable[..., 
     assert all(o.completion for o in ask(works(20), Fake(4, echo), journal))
 
 
-def test_a_pass_that_is_not_read_to_its_end_leaves_the_pool_whole(pool: Callable[..., Pool], journal: Journal):
+def test_pool_works_after_an_unfinished_pass(pool: Callable[..., Pool], journal: Journal):
     one = pool(lambda slots: Fake(slots, echo, latency_s=0.01))
     first = JournaledEngine(one, journal, "align", {None: "base"}).stream(works(300))
     next(first)
@@ -245,58 +244,59 @@ def test_a_pass_that_is_not_read_to_its_end_leaves_the_pool_whole(pool: Callable
 
 
 class Reader(Fake):
-    """Answers with what it finds in the adapter's file."""
+    """Answers with the text of the adapter's file."""
 
     def __init__(self, slots: int, adapters: dict[str, Path]) -> None:
         super().__init__(slots)
-        self.found = {name: folder.with_suffix(".gguf").read_text("utf-8") for name, folder in adapters.items()}
+        self.texts = {name: folder.with_suffix(".gguf").read_text("utf-8") for name, folder in adapters.items()}
 
-    def generate(self, *given: Any) -> Part:  # type: ignore[override]
-        adapter = given[3]
-        return Part(self.found[adapter or ""], "stop")
+    def generate(self, *args: Any) -> Part:  # type: ignore[override]
+        adapter = args[3]
+        return Part(self.texts[adapter or ""], "stop")
 
 
-def test_adapters_travel_to_the_workers(local: cluster.Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_adapters_are_sent_to_the_workers(local: cluster.Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "adapter").mkdir()
     (tmp_path / "adapter.gguf").write_text("weights", "utf-8")
     monkeypatch.setattr(engines, "start", lambda config, model, adapters, slots, *say: Reader(slots, adapters))
     config = EngineSettings.model_validate({"kind": "llama_cpp", "slots": 2})
     settings = ExecutorSettings.model_validate({"kind": "ray", "cpus": 0.1})
-    made = Pool(settings, config, None, {"engrave": tmp_path / "adapter"})
-    part = made.generate((BOS, "x"), Step(Sampling(1.0, 0.9, 50)), 1, "engrave")
-    made.close()
+    (tmp_path / "base.gguf").write_bytes(b"GGUF")
+    workers = Pool(settings, config, sources.resolve(str(tmp_path / "base.gguf")), {"engrave": tmp_path / "adapter"})
+    part = workers.generate((BOS, "x"), Step(Sampling(1.0, 0.9, 50)), 1, "engrave")
+    workers.close()
     assert part.text == "weights"
     assert worker.write_files({"a": b"x"}, {"a": "0" * 64}, tmp_path) == "a"
 
 
-# -- scoring; tests/test_ray_scorer.py has the numbers -----------------------------------------------------------------
+# -- scoring (test_ray_scorer.py tests the numbers) --------------------------------------------------------------------
 
 
-def test_scorings_dead_are_replaced_and_every_other_end_is_one_line(local: cluster.Cluster, tmp_path: Path):
+def test_scoring_survives_a_death_and_reports_errors(local: cluster.Cluster, tmp_path: Path):
     """A worker that dies, an error in one, a signal here while one is busy, no worker left."""
     ray.cloudpickle.register_pickle_by_value(sys.modules["test_ray_scorer"])
     (tmp_path / "base").mkdir()
     for name in ("config.json", "model.safetensors"):
         (tmp_path / "base" / name).write_text("{}")
-    once, said = tmp_path / "once", list[str]()
+    once, messages = tmp_path / "once", list[str]()
     once.touch()
-    scorer = on_ray(sources.resolve(str(tmp_path / "base")), 2, lambda *_: Simple(str(once)), said=said)
-    assert [s and s.logprobs[0] for s in scorer.loglikelihoods(asked(), None)] == [
-        -float(len(c[1] + e)) for c, e in asked()
+    scorer = on_ray(sources.resolve(str(tmp_path / "base")), 2, lambda *_: Simple(str(once)), messages=messages)
+    assert [s and s.logprobs[0] for s in scorer.loglikelihoods(texts_with(), None)] == [
+        -float(len(c[1] + e)) for c, e in texts_with()
     ]
     assert not once.exists()
-    assert len([line for line in said if "died" in line]) == 1
+    assert len([line for line in messages if "died" in line]) == 1
     assert (scorer.tokens, scorer.name) == ((40, 8), "simple")
     with pytest.raises(UserError, match=r"^this text has no end$"):
-        scorer.loglikelihoods(asked("user"), None)
+        scorer.loglikelihoods(texts_with("user"), None)
     with pytest.raises(RuntimeError, match=r"(?s)in a Ray worker:.*in loglikelihoods.*a mistake of ours"):
-        scorer.loglikelihoods(asked("bug"), None)
+        scorer.loglikelihoods(texts_with("bug"), None)
     timer = threading.Timer(0.3, lambda: setattr(STOP, "_signum", signal.SIGINT))
     timer.start()
     start = time.monotonic()
     try:
         with pytest.raises(Interrupted):
-            scorer.loglikelihoods(asked("sleep"), None)
+            scorer.loglikelihoods(texts_with("sleep"), None)
     finally:
         timer.join()
         STOP.clear()
@@ -304,26 +304,26 @@ def test_scorings_dead_are_replaced_and_every_other_end_is_one_line(local: clust
     for handle in supervisor.handles:
         supervisor.on_gone(handle, "its machine is gone")
     with pytest.raises(Resumable, match=r"no Ray worker is left \(its machine is gone\)"):
-        scorer.loglikelihoods(asked(), None)
+        scorer.loglikelihoods(texts_with(), None)
     scorer.close()
     assert time.monotonic() - start < 10
 
 
-# -- what is wrong is said before anything is asked --------------------------------------------------------------------
+# -- errors at the start -----------------------------------------------------------------------------------------------
 
 
-def test_a_refusing_worker_is_one_line(local: cluster.Cluster, monkeypatch: pytest.MonkeyPatch):
-    wanted = ExecutorSettings.model_validate({"kind": "ray", "cpus": 0.1})
+def test_worker_that_cannot_start_is_one_line(local: cluster.Cluster, monkeypatch: pytest.MonkeyPatch):
+    executor = ExecutorSettings.model_validate({"kind": "ray", "cpus": 0.1})
     missing = Model("/nowhere/base.gguf", "f00", None, None, "")
-    with pytest.raises(UserError, match=r"a Ray worker cannot start: model '/nowhere/base\.gguf' is not") as found:
-        Pool(wanted, EngineSettings.model_validate({"kind": "llama_cpp"}), missing, {})
-    assert "\n" not in str(found.value)
+    with pytest.raises(UserError, match=r"a Ray worker cannot start: model '/nowhere/base\.gguf' is not") as caught:
+        Pool(executor, EngineSettings.model_validate({"kind": "llama_cpp"}), missing, {})
+    assert "\n" not in str(caught.value)
     monkeypatch.setattr("selfalign.generation.ray.pool.__version__", "9.9")
     with pytest.raises(UserError, match=r"it has selfalign .*, this command 9\.9"):
-        Pool(wanted, FAKE, None, {})
+        Pool(executor, FAKE, FakeModel(), {})
 
 
-def test_other_weights_under_the_same_name_are_refused(tmp_path: Path):
+def test_worker_refuses_other_weights_of_the_same_name(tmp_path: Path):
     (tmp_path / "base.gguf").write_bytes(b"GGUF of a worker")
     order = worker.WorkerSettings(
         selfalign.__version__, FAKE.model_dump(mode="json"), str(tmp_path / "base.gguf"), "f00", (), {}, 0, None,
@@ -334,7 +334,7 @@ def test_other_weights_under_the_same_name_are_refused(tmp_path: Path):
     assert "holds other weights" in refused.text
 
 
-def test_a_cluster_without_room_is_said(local: cluster.Cluster):
+def test_allocation_and_cluster_without_room(local: cluster.Cluster):
     nodes = [{"CPU": 2.0}, {"CPU": 4.0, "GPU": 1.0}]
 
     def shape(kind: str = "fake", tensor_parallel_size: int = 1, **settings: Any) -> cluster.Allocation:
@@ -357,18 +357,15 @@ def test_a_cluster_without_room_is_said(local: cluster.Cluster):
     ):
         shape("vllm", tensor_parallel_size=4, gpus=1)
     with pytest.raises(UserError, match=r"on 1 machine, room for"):
-        Pool(ExecutorSettings.model_validate({"kind": "ray", "workers": 500}), FAKE, None, {})
+        Pool(ExecutorSettings.model_validate({"kind": "ray", "workers": 500}), FAKE, FakeModel(), {})
 
 
-def test_what_ray_does_not_take_is_said_and_not_waited_for(local: cluster.Cluster):
+def test_settings_that_ray_refuses_end_the_command_at_once(local: cluster.Cluster):
     with pytest.raises(UserError, match=r"a Ray worker cannot start: .*precision"):
-        Pool(ExecutorSettings.model_validate({"kind": "ray", "workers": 1, "cpus": 0.00001}), FAKE, None, {})
+        Pool(ExecutorSettings.model_validate({"kind": "ray", "workers": 1, "cpus": 0.00001}), FAKE, FakeModel(), {})
 
 
-def test_a_worker_that_does_not_answer_gives_its_requests_back(
-    pool: Callable[..., Pool], monkeypatch: pytest.MonkeyPatch
-):
-    """What it had taken back was lost with the call, and waited for without end."""
+def test_requests_of_an_unresponsive_worker_are_taken_back(pool: Callable[..., Pool], monkeypatch: pytest.MonkeyPatch):
     executor = pool(lambda slots: Fake(slots, echo, latency_s=0.5), workers=1).executor()
     for work in works(60):
         executor.give(work.row_id, work.request)
@@ -382,7 +379,7 @@ def test_a_worker_that_does_not_answer_gives_its_requests_back(
     assert len(never) + executor.done.qsize() == 60
 
 
-def test_an_address_where_nobody_answers_is_said_at_once():
+def test_unreachable_address_is_a_user_error():
     with pytest.raises(UserError, match=r"no Ray cluster answers at 127\.0\.0\.1:1 "):
         cluster.Cluster("127.0.0.1:1")
     with pytest.raises(UserError, match=r"no Ray cluster answers at a\.\.b:1 "):
@@ -391,24 +388,23 @@ def test_an_address_where_nobody_answers_is_said_at_once():
         recipes.load("quick", ["executor=ray", "executor.address=ray://x:1"])
 
 
-def test_without_ray_the_command_says_how(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+def test_missing_ray_is_a_user_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setattr(cluster, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install 'selfalign\[ray\]'"):
         selfalign.create("quick", tmp_path / "run", settings={"engine.kind": "fake", "executor": "ray"})
     assert not (tmp_path / "run").exists()
 
 
-def test_a_run_goes_on_elsewhere_and_back(local: cluster.Cluster, tmp_path: Path):
-    """The executor is no part of what a run is: nothing is asked again, nothing decided anew."""
-    wanted = run(tmp_path / "local")
+def test_executor_can_change_within_a_run(local: cluster.Cluster, tmp_path: Path):
+    expected = run(tmp_path / "local")
     folder = tmp_path / "run"
-    with selfalign.create("quick", folder, settings=SETTINGS) as made:
-        made.run_stage("prompts")
-    with selfalign.create("quick", folder, settings=SETTINGS | {"executor": RAY}) as made:
-        made.run_stage("prompts")
-        made.run_stage("align")
-        assert made.context.recipe.executor.kind == "ray"
-    assert run(folder, executor="local") == wanted
+    with selfalign.create("quick", folder, settings=SETTINGS) as opened:
+        opened.run_stage("prompts")
+    with selfalign.create("quick", folder, settings=SETTINGS | {"executor": RAY}) as opened:
+        opened.run_stage("prompts")
+        opened.run_stage("align")
+        assert opened.context.recipe.executor.kind == "ray"
+    assert run(folder, executor="local") == expected
 
 
 # -- slow: clusters of their own, killed -------------------------------------------------------------------------------
@@ -431,20 +427,20 @@ def saved(folder: Path) -> int:
 
 
 def family(folder: Path) -> list[str]:
-    """Processes that name the cluster's folder."""
-    found = []
+    """Return the processes whose command line names the cluster's folder."""
+    pids = []
     for at in Path("/proc").glob("[0-9]*/cmdline"):
         with suppress(OSError):
             if str(folder).encode() in at.read_bytes():
-                found.append(at.parent.name)
-    return found
+                pids.append(at.parent.name)
+    return pids
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
-def test_the_command_killed_goes_on_and_leaves_no_process(tmp_path: Path, how: signal.Signals):
-    folder, wanted = tmp_path / "run", tmp_path / "whole"
-    subprocess.run(command(wanted, {"kind": "local"}), check=True, timeout=120)
+def test_killed_command_resumes_and_leaves_no_process(tmp_path: Path, how: signal.Signals):
+    folder, expected = tmp_path / "run", tmp_path / "whole"
+    subprocess.run(command(expected, {"kind": "local"}), check=True, timeout=120)
     process = subprocess.Popen(command(folder, RAY), start_new_session=True)
     while saved(folder) < 300:
         assert process.poll() is None
@@ -461,13 +457,13 @@ def test_the_command_killed_goes_on_and_leaves_no_process(tmp_path: Path, how: s
     assert family(scratch) == []
     before = saved(folder)
     subprocess.run(command(folder, RAY), check=True, timeout=120)
-    assert files(folder) == files(wanted)
-    assert saved(folder) == saved(wanted) >= before
+    assert files(folder) == files(expected)
+    assert saved(folder) == saved(expected) >= before
     assert not scratch.exists()
 
 
 @pytest.mark.parametrize(
-    ("said", "line"),
+    ("message", "line"),
     [
         (
             "Version mismatch: The cluster was started with:\n Ray: 2.54.0",
@@ -481,8 +477,8 @@ def test_the_command_killed_goes_on_and_leaves_no_process(tmp_path: Path, how: s
         ("no such thing", "cannot be reached: no such thing"),
     ],
 )
-def test_what_ray_says_of_a_cluster_is_one_line_with_what_to_do(said: str, line: str):
-    """Words of Ray 2.60, of which the first three were seen with clusters of another version and another token."""
-    text = cluster.explain_error("10.0.0.5:6379", RuntimeError(said))
+def test_ray_errors_become_one_line_with_advice(message: str, line: str):
+    """The messages are those of Ray 2.60."""
+    text = cluster.explain_error("10.0.0.5:6379", RuntimeError(message))
     assert re.search(line, text), text
     assert "\n" not in text

@@ -1,4 +1,4 @@
-"""Several servers as one engine: shared by speed, failed over, left alone and taken back; real ones on 127.0.0.1."""
+"""Several servers as one engine: shares by speed, failover, outages, health checks; with servers on 127.0.0.1."""
 
 from __future__ import annotations
 
@@ -35,6 +35,8 @@ from selfalign.run.journal import Journal
 from selfalign.system.console import Screen
 from selfalign.system.signals import STOP
 
+pytestmark = pytest.mark.integration
+
 STEP = Step(Sampling(0.5, 0.9, 8))
 FAST = RetryPolicy(
     attempts=6, first_wait=0.01, longest_wait=0.05, max_seconds=20, probe_wait=0.02, breaker_failures=12, probes=3
@@ -42,14 +44,14 @@ FAST = RetryPolicy(
 
 
 def words(*parts: object) -> str:
-    """A text that follows from the parts alone."""
+    """Return a text that depends only on the parts."""
     digest = hashlib.sha256(repr(parts).encode()).digest()
     return " " + " ".join(TEXTS[0].split()[b % 8] for b in digest[:8])
 
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True  # or each reply takes 40 ms more
+    disable_nagle_algorithm = True  # which adds 40 ms per reply
 
     def log_message(self, *_: object) -> None: ...
 
@@ -78,7 +80,7 @@ class Handler(BaseHTTPRequestHandler):
             text = words(prompt) if body["model"] == "m" else " other"
             choice = {"text": text, "finish_reason": "length", "logprobs": logprobs}
         else:
-            server.asked.append((prompt, time.monotonic()))
+            server.prompts.append((prompt, time.monotonic()))
             fault = server.choose(prompt)
             with server.slots:
                 time.sleep(server.latency if not fault else 0)
@@ -97,7 +99,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 class Fake(ThreadingHTTPServer):
-    """Answers after `latency` seconds, `slots` requests at once, where `choose(prompt)` names no fault."""
+    """Answers up to `slots` requests concurrently after `latency` seconds, unless `choose(prompt)` names a fault."""
 
     daemon_threads = True
     request_queue_size = 64
@@ -108,7 +110,7 @@ class Fake(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", port), Handler)
         self.latency, self.slots = latency, threading.Semaphore(slots)
         self.choose: Callable[[str], str | None] = lambda _: None
-        self.asked: list[tuple[str, float]] = []
+        self.prompts: list[tuple[str, float]] = []
         self.keys: set[str] = set()
         self.off = 0.0
         self.released = threading.Event()
@@ -137,142 +139,142 @@ def fleet(*latencies: float, slots: int = 2) -> Iterator[list[Fake]]:
 @contextmanager
 def engine(*servers: Fake, slots: int = 2, policy: RetryPolicy = FAST, **more: Any) -> Iterator[ManyServers]:
     config = {"urls": [s.url for s in servers], "served": {"base": "m"}, "timeout": 0.3, **more}
-    said: list[str] = []
-    made = ManyServers(EngineSettings.model_validate(config), slots, policy, say=said.append)
+    messages: list[str] = []
+    many = ManyServers(EngineSettings.model_validate(config), slots, policy, say=messages.append)
     try:
-        yield made
+        yield many
     finally:
-        made.close()
+        many.close()
 
 
 def works(count: int, steps: int = 1) -> list[RowRequest]:
     return [RowRequest(f"r{n}", Request((BOS, f"question {n}"), (STEP,) * steps, n)) for n in range(count)]
 
 
-def run(made: ManyServers, journal: Journal, count: int, steps: int = 1) -> list[GenerationResult]:
-    return JournaledEngine(made, journal, "s", {None: "m"}).generate(works(count, steps))
+def run(many: ManyServers, journal: Journal, count: int, steps: int = 1) -> list[GenerationResult]:
+    return JournaledEngine(many, journal, "s", {None: "m"}).generate(works(count, steps))
 
 
 @pytest.fixture
 def journal(tmp_path: Path) -> Iterator[Journal]:
-    made = Journal(tmp_path / "journal.sqlite")
-    yield made
-    made.close()
+    opened = Journal(tmp_path / "journal.sqlite")
+    yield opened
+    opened.close()
 
 
-def test_the_work_is_shared_by_speed(journal: Journal):
-    with fleet(0.08, 0.04, 0.02) as servers, engine(*servers) as made:
-        assert made.parallel == 6
-        outcomes = run(made, journal, 210)
-        shares = [len(s.asked) / 210 for s in servers]
-        assert f"{servers[2].url}: {len(servers[2].asked)} requests, {8 * len(servers[2].asked):,} tokens" in made.note
+def test_faster_servers_get_more_requests(journal: Journal):
+    with fleet(0.08, 0.04, 0.02) as servers, engine(*servers, timeout=5) as many:
+        assert many.parallel == 6
+        outcomes = run(many, journal, 210)
+        shares = [len(s.prompts) / 210 for s in servers]
+        assert f"{servers[2].url}: {(n := len(servers[2].prompts))} requests, {8 * n:,} tokens" in many.note
     assert all(o.completion for o in outcomes) and sum(shares) == 1
     assert all(abs(share - ideal / 7) < 0.07 for share, ideal in zip(shares, (1, 2, 4), strict=True)), shares
 
 
-def test_a_server_that_asks_to_wait_is_left_to_rest_and_no_row_fails(journal: Journal):
-    with fleet(0.01, 0.01) as (well, busy), engine(well, busy, policy=RetryPolicy(first_wait=0.01)) as made:
+def test_retry_after_rests_a_server_and_no_row_fails(journal: Journal):
+    with fleet(0.01, 0.01) as (well, busy), engine(well, busy, policy=RetryPolicy(first_wait=0.01)) as many:
         replies = iter(["429:400"])
         busy.choose = lambda _: next(replies, None)
-        outcomes = run(made, journal, 150)
-        assert "1 error" in made.note and "out of service" not in made.note
+        outcomes = run(many, journal, 150)
+        assert "1 error" in many.note and "out of service" not in many.note
     assert all(o.completion for o in outcomes)
-    begun = busy.asked[0][1]
-    assert len(busy.asked) > 10 and not [at for _, at in busy.asked if begun + 0.1 < at < begun + 0.4]
+    begun = busy.prompts[0][1]
+    assert len(busy.prompts) > 10 and not [at for _, at in busy.prompts if begun + 0.1 < at < begun + 0.4]
 
 
-def test_what_hangs_is_found_out_and_others_take_over(journal: Journal):
-    with fleet(0.01, 0.01, slots=8) as (well, hanging), engine(well, hanging) as made:
+def test_requests_of_a_hanging_server_fail_over(journal: Journal):
+    with fleet(0.01, 0.01, slots=8) as (well, hanging), engine(well, hanging) as many:
         hanging.choose = lambda _: "hang"
         begun = time.monotonic()
-        outcomes = run(made, journal, 80)
+        outcomes = run(many, journal, 80)
         assert time.monotonic() - begun < 2
-        assert f"{hanging.url}: 0 requests, 0 tokens, " in made.note and "no reply from" in made.note
+        assert f"{hanging.url}: 0 requests, 0 tokens, " in many.note and "no reply from" in many.note
     assert all(o.completion for o in outcomes)
-    assert len(hanging.asked) <= 4
+    assert len(hanging.prompts) <= 4
 
 
-def test_what_dies_comes_back_and_works_again(journal: Journal):
-    with fleet(0.01, 0.01) as (well, mortal), engine(well, mortal) as made:
-        assert all(o.completion for o in run(made, journal, 20))
+def test_restarted_server_gets_requests_again(journal: Journal):
+    with fleet(0.01, 0.01) as (well, mortal), engine(well, mortal) as many:
+        assert all(o.completion for o in run(many, journal, 20))
         port = mortal.server_address[1]
         mortal.choose = lambda _: "drop"
         mortal.stop()
-        assert all(o.completion for o in JournaledEngine(made, journal, "s", {None: "m"}).generate(works(60)[20:]))
-        assert "(now: no connection" in made.note
+        assert all(o.completion for o in JournaledEngine(many, journal, "s", {None: "m"}).generate(works(60)[20:]))
+        assert "(now: no connection" in many.note
         reborn = Fake(0.01, 2, port)
         try:
             until = time.monotonic() + 3
-            while "(now:" in made.note and time.monotonic() < until:
+            while "(now:" in many.note and time.monotonic() < until:
                 time.sleep(0.01)
-            outcomes = run(made, journal, 140)
-            assert len(reborn.asked) > 10
+            outcomes = run(many, journal, 140)
+            assert len(reborn.prompts) > 10
         finally:
             reborn.stop()
     assert all(o.completion for o in outcomes)
     assert len({o.row_id for o in outcomes}) == 140
 
 
-def test_a_server_of_another_model_is_refused_by_name():
+def test_server_of_another_model_is_refused_by_name():
     with fleet(0, 0) as (one, other):
         other.off = 0.4
         with pytest.raises(UserError, match=f"{other.url} serves another model than {one.url}: for 'base', after"):
             engine(one, other).__enter__()
         other.off = 0.05
-        with engine(one, other) as made:
-            assert made.note == "the servers get text: the model's tokenizer is not here"
+        with engine(one, other) as many:
+            assert many.note == "the servers get text: the model's tokenizer is not here"
         mapping = [one.url, {"url": other.url, "served": {"base": "another"}}]
         with pytest.raises(UserError, match=r"after 'The capital.*' other' \(-\d.\d\d\) instead of"):
             engine(urls=mapping).__enter__()
 
 
-def test_what_comes_back_with_another_model_stays_away(journal: Journal):
-    with fleet(0.01, 0.01) as (well, changed), engine(well, changed) as made:
+def test_server_that_returns_with_another_model_stays_out(journal: Journal):
+    with fleet(0.01, 0.01) as (well, changed), engine(well, changed) as many:
         changed.off, changed.choose = 0.5, lambda prompt: None if prompt == "probe" else "503"
-        outcomes = run(made, journal, 40)
+        outcomes = run(many, journal, 40)
         until = time.monotonic() + 3
-        while "serves another model than" not in made.note and time.monotonic() < until:
+        while "serves another model than" not in many.note and time.monotonic() < until:
             time.sleep(0.01)
-        assert f"(now: {changed.url} serves another model than {well.url}" in made.note
+        assert f"(now: {changed.url} serves another model than {well.url}" in many.note
         changed.choose = lambda _: None
-        asked = len(changed.asked)
-        assert all(o.completion for o in run(made, journal, 80) + outcomes)
-        assert len(changed.asked) == asked
+        count = len(changed.prompts)
+        assert all(o.completion for o in run(many, journal, 80) + outcomes)
+        assert len(changed.prompts) == count
 
 
-def test_all_die_and_the_same_work_goes_on_later(journal: Journal):
+def test_run_resumes_after_all_servers_failed(journal: Journal):
     with fleet(0.005, 0.005) as servers:
-        with engine(*servers) as made:
+        with engine(*servers) as many:
             for server in servers:
                 server.choose = lambda p: None if p[9:].isdigit() and int(p[9:]) < 50 else "503"
             with pytest.raises(Resumable, match=r"calls in a row .*no server is in service: http.*503"):
-                run(made, journal, 200)
-        before = Counter(p for s in servers for p, _ in s.asked)
+                run(many, journal, 200)
+        before = Counter(p for s in servers for p, _ in s.prompts)
         done = {prompt for prompt in before if int(prompt.split()[1]) < 50}
         for server in servers:
-            server.asked.clear()
+            server.prompts.clear()
             server.choose = lambda _: None
-        with engine(*servers) as made:
-            outcomes = run(made, journal, 200)
-        after = Counter(p for s in servers for p, _ in s.asked)
+        with engine(*servers) as many:
+            outcomes = run(many, journal, 200)
+        after = Counter(p for s in servers for p, _ in s.prompts)
     assert [o.row_id for o in outcomes] == [f"r{n}" for n in range(200)] and all(o.completion for o in outcomes)
-    assert len(done) == 50 and not done & after.keys(), "what was answered is not asked again"
+    assert len(done) == 50 and not done & after.keys(), "answered requests are not sent again"
     assert set(after.values()) == {1} and len(after) == 150
 
 
-def test_a_run_begins_with_the_servers_that_are_there(journal: Journal):
+def test_run_starts_with_the_servers_that_answer(journal: Journal):
     with fleet(0.005, 0.005) as (well, down):
         down.choose = lambda prompt: "503" if prompt == "probe" else None
-        with engine(well, down) as made:
-            assert f"{down.url}: 0 requests" in made.note and "says 503" in made.note
-            assert all(o.completion for o in run(made, journal, 20))
-            assert not down.asked
+        with engine(well, down) as many:
+            assert f"{down.url}: 0 requests" in many.note and "says 503" in many.note
+            assert all(o.completion for o in run(many, journal, 20))
+            assert not down.prompts
             down.choose = lambda _: None
             until = time.monotonic() + 3
-            while "(now:" in made.note and time.monotonic() < until:
+            while "(now:" in many.note and time.monotonic() < until:
                 time.sleep(0.01)
-            run(made, journal, 100)
-            assert down.asked
+            run(many, journal, 100)
+            assert down.prompts
         well.choose = lambda _: "401"
         with pytest.raises(Resumable, match=f"{well.url} says 401: .*is the key right"):
             engine(well, down).__enter__()
@@ -281,51 +283,52 @@ def test_a_run_begins_with_the_servers_that_are_there(journal: Journal):
             engine(well, down).__enter__()
 
 
-def test_a_key_that_runs_out_takes_one_server_away_not_the_run(journal: Journal):
-    with fleet(0.005, 0.005) as (well, locked), engine(well, locked) as made:
+def test_expired_key_takes_out_one_server_only(journal: Journal):
+    with fleet(0.005, 0.005) as (well, locked), engine(well, locked) as many:
         locked.choose = lambda _: "401"
-        assert all(o.completion for o in run(made, journal, 40))
-        assert "is the key right" in made.note
+        assert all(o.completion for o in run(many, journal, 40))
+        assert "is the key right" in many.note
         well.choose = lambda _: "401"
         with pytest.raises(Resumable, match="is the key right"):
-            run(made, journal, 80)
+            run(many, journal, 80)
 
 
-def test_a_poisoned_row_fails_alone(journal: Journal):
-    with fleet(0.002, 0.002, 0.002) as servers, engine(*servers) as made:
+def test_poison_request_fails_alone(journal: Journal):
+    with fleet(0.002, 0.002, 0.002) as servers, engine(*servers) as many:
         for server in servers:
             server.choose = lambda prompt: {"question 5": "500", "question 9": "400"}.get(prompt)
-        outcomes = run(made, journal, 60)
-        tries = Counter(p for s in servers for p, _ in s.asked)
+        outcomes = run(many, journal, 60)
+        tries = Counter(p for s in servers for p, _ in s.prompts)
     assert [n for n, o in enumerate(outcomes) if not o.completion] == [5, 9]
     assert outcomes[5].reason.endswith("says 500 (6 tries)") and tries["question 5"] == 6
     assert "says 400" in outcomes[9].reason and tries["question 9"] == 1
 
 
-def test_the_steps_of_a_request_stay_with_one_server(journal: Journal):
-    with fleet(0.002, 0.004) as servers, engine(*servers) as made:
-        outcomes = run(made, journal, 40, steps=3)
-        asked = [{p.split()[1] for p, _ in s.asked} for s in servers]
+def test_steps_of_a_request_stay_with_one_server(journal: Journal):
+    with fleet(0.002, 0.004) as servers, engine(*servers) as many:
+        outcomes = run(many, journal, 40, steps=3)
+        prompts = [{p.split()[1] for p, _ in s.prompts} for s in servers]
     assert all(o.completion and len(o.completion.parts) == 3 for o in outcomes)
-    assert not asked[0] & asked[1] and len(asked[0] | asked[1]) == 40
+    assert not prompts[0] & prompts[1] and len(prompts[0] | prompts[1]) == 40
 
 
-def test_a_signal_ends_what_waits_for_room_and_loses_nothing(journal: Journal, monkeypatch: pytest.MonkeyPatch):
-    with fleet(0.15, 0.15, slots=8) as servers, engine(*servers, slots=8) as made:
-        threading.Timer(0.05, lambda: monkeypatch.setattr(STOP, "_signum", 2)).start()
+def test_signal_ends_waiting_requests_and_loses_nothing(journal: Journal, monkeypatch: pytest.MonkeyPatch):
+    with fleet(0.15, 0.15, slots=8) as servers, engine(*servers, slots=8) as many:
+        for server in servers:
+            server.choose = lambda prompt: monkeypatch.setattr(STOP, "_signum", 2)
         with pytest.raises(Interrupted):
-            run(made, journal, 60, steps=2)
-        begun = {p.split()[1] for s in servers for p, _ in s.asked}
-        assert 0 < len(begun) <= 4 and sum(len(s.asked) for s in servers) == 2 * len(begun)
+            run(many, journal, 60, steps=2)
+        begun = {p.split()[1] for s in servers for p, _ in s.prompts}
+        assert 0 < len(begun) <= 4 and sum(len(s.prompts) for s in servers) == 2 * len(begun)
         monkeypatch.setattr(STOP, "_signum", None)
         for server in servers:
-            server.latency = 0.005
-        outcomes = run(made, journal, 60, steps=2)
-        tries = Counter(p.split()[1] for s in servers for p, _ in s.asked)
+            server.latency, server.choose = 0.005, lambda _: None
+        outcomes = run(many, journal, 60, steps=2)
+        tries = Counter(p.split()[1] for s in servers for p, _ in s.prompts)
     assert all(o.completion for o in outcomes) and set(tries.values()) == {2}
 
 
-def test_a_signal_ends_the_meeting_with_slow_servers(monkeypatch: pytest.MonkeyPatch):
+def test_signal_ends_the_comparison_of_servers(monkeypatch: pytest.MonkeyPatch):
     with fleet(0.0, 0.0) as servers:
 
         def choose(prompt: str) -> None:
@@ -336,25 +339,25 @@ def test_a_signal_ends_the_meeting_with_slow_servers(monkeypatch: pytest.MonkeyP
             engine(*servers).__enter__()
 
 
-def test_each_server_gets_its_own_key_and_none_stands_anywhere(
+def test_each_server_gets_its_own_key_and_no_key_leaks(
     journal: Journal, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
     monkeypatch.setenv("ONE_KEY", "canary-1111")
     monkeypatch.setenv("TWO_KEY", "canary-2222")
     with fleet(0.002, 0.002) as (one, two):
         urls = [one.url, {"url": two.url + "/v1", "key_env": "TWO_KEY", "slots": 3}]
-        with engine(urls=urls, key_env="ONE_KEY") as made:
-            assert made.parallel == 5
+        with engine(urls=urls, key_env="ONE_KEY") as many:
+            assert many.parallel == 5
             two.choose = lambda prompt: "401" if prompt == "question 3" else None
-            run(made, journal, 30)
-            seen = (
-                made.note
-                + repr(made)
-                + repr(vars(made))
+            run(many, journal, 30)
+            text = (
+                many.note
+                + repr(many)
+                + repr(vars(many))
                 + json.dumps(EngineSettings.model_validate({"urls": urls}).model_dump())
             )
         assert (one.keys, two.keys) == ({"Bearer canary-1111"}, {"Bearer canary-2222"})
-    assert "canary" not in seen
+    assert "canary" not in text
     assert not [f for f in tmp_path.rglob("*") if f.is_file() and b"canary" in f.read_bytes()]
     monkeypatch.delenv("TWO_KEY")
     with pytest.raises(UserError, match="TWO_KEY"):
@@ -362,7 +365,7 @@ def test_each_server_gets_its_own_key_and_none_stands_anywhere(
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "message"),
     [
         (["engine.urls=[]"], "urls is an empty list"),
         (["engine.urls=[http://a, http://b]", "engine.url=http://c"], "url and urls are both set"),
@@ -382,18 +385,18 @@ def test_each_server_gets_its_own_key_and_none_stands_anywhere(
         (["engine.urls=[{url: 'http://a', slots: 0}]"], r"urls.0.slots is 0"),
     ],
 )  # fmt: skip
-def test_wrong_addresses_are_one_line_before_anything_is_made(settings: list[str], said: str, tmp_path: Path):
+def test_invalid_addresses_are_refused_before_the_run_is_created(settings: list[str], message: str, tmp_path: Path):
     import selfalign
 
-    with pytest.raises(UserError, match=said) as caught:
+    with pytest.raises(UserError, match=message) as caught:
         selfalign.create("quick", tmp_path / "run", settings=settings)
     assert "\n" not in str(caught.value) and not (tmp_path / "run").exists()
 
 
-def test_many_servers_make_the_files_that_one_makes(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_many_servers_write_the_same_files_as_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     (tmp_path / "c.yaml").write_text(SMALL_CONSTITUTION, "utf-8")
     (tmp_path / "mine.txt").write_text("".join(f"Name {n} rivers.\n" for n in range(2, 26)), "utf-8")
-    made: list[dict[str, bytes]] = []
+    outputs: list[dict[str, bytes]] = []
     with fleet(0.001, 0.003, 0.002) as servers:
         urls = "[" + ", ".join(s.url for s in servers) + "]"
         for name, where in (("one", f"engine.url={servers[0].url}"), ("many", f"engine.urls={urls}")):
@@ -410,12 +413,12 @@ def test_many_servers_make_the_files_that_one_makes(tmp_path: Path, capsys: pyte
             context.release_engine()
             raw = context.journal._read("SELECT key, raw FROM work ORDER BY key")
             context.journal.close()
-            made.append(
+            outputs.append(
                 {"raw": json.dumps(raw).encode()}
                 | {f: (tmp_path / name / f).read_bytes() for f in ("2_self_align/responses.jsonl", "drops.jsonl")}
             )
-        assert all(s.asked for s in servers)
-    assert made[0] == made[1] and made[0]["drops.jsonl"]
+        assert all(s.prompts for s in servers)
+    assert outputs[0] == outputs[1] and outputs[0]["drops.jsonl"]
 
 
 @pytest.mark.slow
@@ -452,7 +455,7 @@ def test_stage_two_on_two_real_llama_cpp_servers(
     assert counts.rows_in == 6 and counts.generation.requests == 6 and counts.generation.generated_tokens > 60
     lines = [line.split(": ", 1)[1] for line in note.splitlines()]
     assert len(lines) == 2 and all(int(line.split()[0]) >= 3 and "error" not in line for line in lines), note
-    said = " ".join(capsys.readouterr().err.split())
-    assert "engine openai (engine.urls is given), 4 requests at once" in said and lines[0] in said
+    output = " ".join(capsys.readouterr().err.split())
+    assert "engine openai (engine.urls is given), 4 requests at once" in output and lines[0] in output
     secrets = one._key.encode(), two._key.encode()
     assert not [f for f in tmp_path.rglob("*") if f.is_file() and any(s in f.read_bytes() for s in secrets)]

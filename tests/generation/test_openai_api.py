@@ -1,4 +1,4 @@
-"""An OpenAI-compatible server as the engine: faults of every kind, retries, keys, and a real llama.cpp server."""
+"""The engine of an OpenAI-compatible server: faults, retries, keys, proxies, and a real llama.cpp server."""
 
 from __future__ import annotations
 
@@ -32,6 +32,8 @@ from selfalign.run.directory import RunDir
 from selfalign.run.journal import Journal
 from selfalign.system.console import Screen
 
+pytestmark = pytest.mark.integration
+
 ROW_FAULTS = ("400", "redirect")
 RETRIED = (
     "429", "429_seconds", "429_ms", "429_date", "500", "502_html", "503", "stall", "stall_after_headers", "cut",
@@ -40,7 +42,7 @@ RETRIED = (
 
 
 @pytest.mark.slow
-def test_a_thousand_requests_at_thirty_percent_faults_of_sixteen_kinds(tmp_path: Path):
+def test_thousand_requests_survive_sixteen_kinds_of_faults(tmp_path: Path):
     assert len(ROW_FAULTS + RETRIED) == 16
     rng, lock = random.Random(1), threading.Lock()
 
@@ -59,33 +61,33 @@ def test_a_thousand_requests_at_thirty_percent_faults_of_sixteen_kinds(tmp_path:
     reasons = Counter(o.reason.split(" (")[0] for o in outcomes if o.completion is None)
     assert answered + sum(reasons.values()) == 1000
     assert all(o.completion.parts[0].text == " fine" for o in outcomes if o.completion)
-    # What the request is to blame for is asked once; what another try may mend is tried again.
-    refused = server.given["400"] + server.given["redirect"]
+    # Errors that the request causes are not retried, all others are.
+    refused = server.faults["400"] + server.faults["redirect"]
     assert sum(n for r, n in reasons.items() if "says 400" in r or "says 302" in r) == refused
-    assert all(server.given[fault] for fault in ROW_FAULTS + RETRIED)
+    assert all(server.faults[fault] for fault in ROW_FAULTS + RETRIED)
     assert answered > 900
     assert journal.open_work("s") == 0
     journal.close()
 
 
 @pytest.mark.parametrize("fault", ["401", "404"])
-def test_what_would_fail_every_row_stops_the_run_at_once(fault: str):
+def test_errors_of_every_row_stop_the_run_at_once(fault: str):
     with serving(lambda _: fault) as server:
         with pytest.raises(Resumable, match=f"says {fault}"):
             engine(server).generate((BOS, "x"), STEP, 0, None)
-        assert len(server.seen) == 1
+        assert len(server.requests) == 1
 
 
-def test_a_refused_request_is_not_repeated_and_a_long_one_is_a_drop():
+def test_refused_requests_are_not_repeated_and_long_ones_are_dropped():
     with serving(lambda prompt: "too_long" if "long" in prompt else "400") as server:
         with pytest.raises(RowError, match="no such parameter"):
             engine(server).generate((BOS, "x"), STEP, 0, None)
         with pytest.raises(TooLong):
             engine(server).generate((BOS, "long"), STEP, 0, None)
-        assert len(server.seen) == 2
+        assert len(server.requests) == 2
 
 
-def test_a_poisoned_row_fails_alone(tmp_path: Path):
+def test_poison_request_fails_alone(tmp_path: Path):
     with serving(lambda prompt: "500" if "poison" in prompt else None) as server:
         works = [RowRequest(f"r{n}", Request((BOS, "poison" if n == 5 else f"q{n}"), (STEP,), n)) for n in range(20)]
         journal = Journal(tmp_path / "j.sqlite")
@@ -95,7 +97,7 @@ def test_a_poisoned_row_fails_alone(tmp_path: Path):
     assert outcomes[5].reason == "the server says 500 (6 tries)"
 
 
-def test_a_dead_server_opens_the_breaker_and_ends_resumably(tmp_path: Path):
+def test_dead_server_opens_the_breaker_and_the_run_resumes(tmp_path: Path):
     policy = RetryPolicy(
         attempts=4, first_wait=0.001, longest_wait=0.002, breaker_failures=6, probes=2, probe_wait=0.01
     )
@@ -104,22 +106,22 @@ def test_a_dead_server_opens_the_breaker_and_ends_resumably(tmp_path: Path):
         journal = Journal(tmp_path / "j.sqlite")
         with pytest.raises(Resumable, match=r"failed \d+ calls in a row"):
             JournaledEngine(engine(server, policy), journal, "s", {None: "m"}).generate(works)
-        assert len(server.seen) < 60
+        assert len(server.requests) < 60
         server.choose = lambda _: None
         outcomes = JournaledEngine(engine(server, policy), journal, "s", {None: "m"}).generate(works)
         journal.close()
     assert all(o.completion for o in outcomes)
 
 
-def test_the_request_says_what_the_step_says():
+def test_request_body_holds_the_sampling_settings():
     with serving(lambda _: None) as server:
-        made = engine(server, slots=3)
+        api = engine(server, slots=3)
         step = Step(
             Sampling(0.7, 0.8, 9, top_k=40, repetition=1.0, ban_eos=True), stop=("\n\nUser:",), grammar="root ::= ."
         )
-        part = made.generate((BOS, "Hi", " there"), step, 2**40 + 3, None)
-        body = server.seen[0][0]
-    assert made.parallel == 3
+        part = api.generate((BOS, "Hi", " there"), step, 2**40 + 3, None)
+        body = server.requests[0][0]
+    assert api.parallel == 3
     assert (part.text, part.finish, part.prompt_tokens, part.generated_tokens) == (" fine", "end", 7, 2)
     expected = {
         "model": "m",
@@ -134,14 +136,14 @@ def test_the_request_says_what_the_step_says():
     assert body["stop"] == ["\n\nUser:"] and body["ignore_eos"] and body["grammar"] and body["dry_multiplier"] == 1.0
 
 
-def test_the_key_comes_from_its_variable_and_stands_in_no_message(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+def test_key_comes_from_its_variable_and_appears_in_no_message(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setenv("MY_SERVER_KEY", "canary-8c1f")
     with serving(lambda _: "401") as server:
-        made = engine(server, key_env="MY_SERVER_KEY")
+        api = engine(server, key_env="MY_SERVER_KEY")
         with pytest.raises(Resumable) as caught:
-            made.generate((BOS, "x"), STEP, 0, None)
-        assert server.seen[0][1]["authorization"] == "Bearer canary-8c1f"
-    assert "canary" not in str(caught.value) + repr(made) + json.dumps(
+            api.generate((BOS, "x"), STEP, 0, None)
+        assert server.requests[0][1]["authorization"] == "Bearer canary-8c1f"
+    assert "canary" not in str(caught.value) + repr(api) + json.dumps(
         EngineSettings(key_env="MY_SERVER_KEY").model_dump()
     )
     monkeypatch.delenv("MY_SERVER_KEY")
@@ -150,12 +152,12 @@ def test_the_key_comes_from_its_variable_and_stands_in_no_message(monkeypatch: p
 
 
 @pytest.mark.parametrize("url", [None, "", "127.0.0.1:80", "ftp://x/v1", "http://user:pass@host/v1", "http:///v1"])
-def test_a_wrong_address_is_the_users_mistake(url: str | None):
+def test_invalid_address_is_a_user_error(url: str | None):
     with pytest.raises(UserError, match=r"engine\.url"):
         OpenAiApi(EngineSettings.model_validate({"kind": "openai", "url": url}), 8)
 
 
-def test_a_host_that_nobody_knows_ends_the_run():
+def test_unknown_host_stops_the_run():
     config = EngineSettings.model_validate(
         {"kind": "openai", "url": "http://no-such-host.invalid/v1", "served": {"base": "m"}}
     )
@@ -179,9 +181,9 @@ def test_other_servers_are_reached_through_the_proxy(monkeypatch: pytest.MonkeyP
     with serving(lambda _: None) as proxy:
         monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{proxy.server_address[1]}")
         config = EngineSettings.model_validate({"url": "http://no-such-host.invalid", "served": {"base": "m"}})
-        made = OpenAiApi(config, 1, FAST)
-        assert made.generate((BOS, "x"), STEP, 0, None).text == " fine"
-        made.close()
+        api = OpenAiApi(config, 1, FAST)
+        assert api.generate((BOS, "x"), STEP, 0, None).text == " fine"
+        api.close()
 
 
 def test_unusable_proxy_is_reported_without_its_password(monkeypatch: pytest.MonkeyPatch):
@@ -202,7 +204,7 @@ def test_retry_after_in_every_form():
         assert read_retry_after({"retry-after": nonsense}, now) in (None, 0.0)
 
 
-def test_waits_have_full_jitter_and_a_bound():
+def test_waits_have_full_jitter_and_a_limit():
     retrier = Retrier(RetryPolicy(first_wait=1.0, longest_wait=60.0, probe_wait=0.01), seed=1)
     waits = [retrier.pause(4, None) for _ in range(10_000)]
     assert 0 <= min(waits) < 0.1 and 7.9 < max(waits) <= 8
@@ -211,7 +213,7 @@ def test_waits_have_full_jitter_and_a_bound():
     assert retrier.pause(1, 86_400.0) <= 61
 
 
-def test_a_call_keeps_to_its_budget_of_seconds():
+def test_call_keeps_its_time_budget():
     now = [0.0]
     retrier = Retrier(
         RetryPolicy(attempts=100, max_seconds=10, first_wait=4, longest_wait=4, probe_wait=0.01),
@@ -240,7 +242,7 @@ def real() -> Iterator[LlamaCpp]:
     server.close()
 
 
-def test_a_real_llama_cpp_server_says_what_the_engine_in_process_says(real: LlamaCpp, monkeypatch: pytest.MonkeyPatch):
+def test_llama_cpp_server_answers_as_the_engine_in_process(real: LlamaCpp, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("LLAMA_KEY", real._key)
     url = f"{real._server.listening_address}/v1"
     config = {"kind": "openai", "url": url, "served": {"base": "any"}, "key_env": "LLAMA_KEY"}
@@ -256,7 +258,7 @@ def test_a_real_llama_cpp_server_says_what_the_engine_in_process_says(real: Llam
     assert cut.finish == "length"
 
 
-def test_stage_two_runs_on_a_real_server_and_stage_four_says_what_it_needs(
+def test_stage_two_runs_on_a_server_and_stage_four_explains_adapters(
     real: LlamaCpp, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
     monkeypatch.setenv("LLAMA_KEY", real._key)
@@ -283,8 +285,8 @@ def test_stage_two_runs_on_a_real_server_and_stage_four_says_what_it_needs(
     assert not [f for f in (tmp_path / "run").rglob("*") if f.is_file() and secret in f.read_bytes()]
 
 
-def test_counts_that_no_reply_can_have_do_not_reach_the_journal():
-    """SQLite takes no integer over 63 bits, and the run ended with a trace."""
+def test_impossible_token_counts_are_ignored():
+    """SQLite refuses integers over 63 bits."""
     usage = {"prompt_tokens": 10**30, "completion_tokens": -(10**30), "prompt_tokens_details": {"cached_tokens": 2**63}}
     part = _part("text", {}, {"usage": usage})
     assert (part.prompt_tokens, part.cached_tokens, part.generated_tokens) == (0, 0, 0)

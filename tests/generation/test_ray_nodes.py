@@ -1,4 +1,4 @@
-"""Slow: a cluster of two machines' worth of processes, one of which dies; the embedded model in a worker."""
+"""A Ray cluster of two nodes, one of which dies; the embedded model in a worker."""
 
 from __future__ import annotations
 
@@ -21,38 +21,37 @@ from selfalign.generation.loop import JournaledEngine, RowRequest
 from selfalign.generation.ray.pool import Pool
 from selfalign.generation.settings import EngineSettings, ExecutorSettings
 from selfalign.model import sources
+from selfalign.model.fake import FakeModel
 from selfalign.run import recipe as recipes
 from selfalign.run.journal import Journal
 
 ray = pytest.importorskip("ray")
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]
+pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.filterwarnings("default")]
 
 
 @pytest.fixture
 def two_nodes() -> Iterator[Any]:
-    """(the cluster, its second node): two raylets with a processor each."""
+    """(the cluster, its second node): two raylets with one CPU each."""
     from ray.cluster_utils import Cluster
 
-    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-    second = made.add_node(num_cpus=1)
-    made.wait_for_nodes()
-    yield made, second
-    made.shutdown()
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    second = cluster.add_node(num_cpus=1)
+    cluster.wait_for_nodes()
+    yield cluster, second
+    cluster.shutdown()
 
 
 def echo(prompt: str, step: Step, rng: Any) -> str:
     return f" answer to {prompt} {rng.random()}"
 
 
-def test_a_machine_that_dies_takes_nothing_with_it(
-    two_nodes: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_dead_machine_loses_no_request(two_nodes: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cluster, second = two_nodes
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     monkeypatch.setattr(engines, "start", lambda config, model, adapters, slots, *say: Fake(slots, echo, 0.05))
-    wanted = ExecutorSettings.model_validate({"kind": "ray", "address": cluster.address, "start_seconds": 60})
-    said: list[str] = []
-    pool = Pool(wanted, EngineSettings.model_validate({"kind": "fake", "slots": 4}), None, {}, said.append)
+    executor = ExecutorSettings.model_validate({"kind": "ray", "address": cluster.address, "start_seconds": 60})
+    messages: list[str] = []
+    pool = Pool(executor, EngineSettings.model_validate({"kind": "fake", "slots": 4}), FakeModel(), {}, messages.append)
     assert (pool.allocation.workers, pool.allocation.machines, pool.parallel) == (2, 2, 8)
     journal = Journal(tmp_path / "journal.sqlite")
     step = Step(Sampling(1.0, 0.9, 50))
@@ -71,7 +70,7 @@ def test_a_machine_that_dies_takes_nothing_with_it(
     pool.close()
     assert [o.row_id for o in outcomes] == [w.row_id for w in works]
     assert all(o.completion for o in outcomes)
-    assert any("a Ray worker died" in line for line in said)
+    assert any("a Ray worker died" in line for line in messages)
     here = Journal(tmp_path / "local.sqlite")
     local = JournaledEngine(Fake(8, echo), here, "align", {None: "base"}).generate(works)
     assert [o.completion for o in local] == [o.completion for o in outcomes]
@@ -81,8 +80,8 @@ def test_a_machine_that_dies_takes_nothing_with_it(
     here.close()
 
 
-def test_the_embedded_model_in_a_worker_answers_as_here(tmp_path: Path) -> None:
-    """Greedy, one request at a time: what two runs in this process have in common, Ray has too."""
+def test_embedded_model_in_a_worker_answers_as_in_process(tmp_path: Path) -> None:
+    """Greedy responses agree with those of this process as much as two runs of this process agree."""
     model, texts = sources.resolve("embedded"), constitution.load("default")
     config = EngineSettings.model_validate({"kind": "llama_cpp", "slots": 1, "context": 2048})
     align = recipes.load("quick", ["align.max_thought_tokens=16"]).align
@@ -94,11 +93,11 @@ def test_the_embedded_model_in_a_worker_answers_as_here(tmp_path: Path) -> None:
         journal = Journal(tmp_path / f"{name}.sqlite")
         try:
             engine.warm_prefix(form.prefix, None)
-            found = JournaledEngine(engine, journal, "align", {None: model.identity}).generate(works)
+            results = JournaledEngine(engine, journal, "align", {None: model.identity}).generate(works)
         finally:
             engine.close()
             journal.close()
-        return [json.dumps([p.text for p in o.completion.parts]) if o.completion else o.reason for o in found]
+        return [json.dumps([p.text for p in o.completion.parts]) if o.completion else o.reason for o in results]
 
     local = [answers(f"local{n}", engines.start(config, model, {}, 1)) for n in range(2)]
     start = time.monotonic()

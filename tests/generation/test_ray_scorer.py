@@ -1,4 +1,4 @@
-"""Scoring on the workers of a real Ray cluster on this machine: the numbers of one process, whoever dies."""
+"""Score by the workers of a real Ray cluster on this machine: the numbers of one process, whichever worker dies."""
 
 from __future__ import annotations
 
@@ -46,14 +46,15 @@ from selfalign.system.console import Screen
 from selfalign.training.settings import TrainingSettings
 
 ray = pytest.importorskip("ray")
+pytestmark = pytest.mark.integration
 CONFIG = EngineSettings.model_validate({"kind": "llama_cpp"})
 START = partial(scoring.start, "torch", 4096, "float32")
 NOISE = 1e-5
-"""Nats a token: what log-probabilities of a tiny model differ by where other texts share their matrices."""
+"""Nats per token by which log-probabilities of a tiny model may differ when other texts share their matrices."""
 
 
 def texts(items: int = 12) -> list[Text]:
-    """Questions with answers, not in the order of what they begin with."""
+    """Return questions with responses, not sorted by their beginnings."""
     system, things = "You are a kind and honest assistant.\n\n" * 2, ("the ä-tone", "a stone")
     return [
         ((BOS, system, "User: ", f"Is {things[i % 2]} number {i * 7 % items} wet?", " Alma:"), end)
@@ -69,7 +70,7 @@ def rows(number: int = 21) -> list[Encoded]:
     ]
 
 
-# -- a real model, in what runs in a worker ----------------------------------------------------------------------------
+# -- a real model in a worker ------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +88,7 @@ def tiny(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         if "lora_B" in key:
             torch.nn.init.normal_(parameter, std=0.2)
     lora.save_adapter(trained, folder, model, "card")
-    adapters = {"/of mine": folder}  # a name that a user may give
+    adapters = {"/of mine": folder}  # users choose the names
     scorer = START(model, adapters)
     yield SimpleNamespace(scorer=scorer, adapters=adapters, model=model)
     scorer.close()
@@ -95,21 +96,21 @@ def tiny(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 
 def order(model: Model, **more: Any) -> WorkerSettings:
-    made = {
+    settings_ = {
         "version": selfalign.__version__, "engine": CONFIG.model_dump(mode="json"), "model": model.source,
         "identity": model.identity, "adapters": (), "sha256": {}, "threads": 0, "scratch": None, "start": START,
     }  # fmt: skip
-    return WorkerSettings(**made | more)
+    return WorkerSettings(**settings_ | more)
 
 
-def same(found: Sequence[Scored | None], wanted: Sequence[Scored | None]) -> bool:
-    """Up to rounding."""
-    pairs = zip(found, wanted, strict=True)
+def same(scores: Sequence[Scored | None], expected: Sequence[Scored | None]) -> bool:
+    """Return whether the scores agree up to rounding."""
+    pairs = zip(scores, expected, strict=True)
     return all((f and f.logprobs) == (w and pytest.approx(w.logprobs, abs=NOISE)) for f, w in pairs)
 
 
-def test_a_worker_has_the_numbers_of_this_process(tiny: Any):
-    """In one chunk to the last bit; in many losses, too, and log-probabilities up to rounding."""
+def test_worker_has_the_numbers_of_this_process(tiny: Any):
+    """One chunk equals to the last bit; several chunks too for losses, and up to rounding for log-probabilities."""
     worker, (name, folder) = ScoringWorker(), next(iter(tiny.adapters.items()))
     files = adapter_files(tiny.adapters, False)
     sums = {file: hashlib.sha256(content).hexdigest() for file, content in files.items()}
@@ -118,30 +119,30 @@ def test_a_worker_has_the_numbers_of_this_process(tiny: Any):
     )
     assert str(worker._folder) not in str(folder)
 
-    def computed(what: Any, given: Sequence[Any], chunks: Sequence[Sequence[int]], adapter: str | None) -> list[Any]:
-        found: list[Any] = [None] * len(given)
-        worker.give([(n, Chunk(what, tuple(given[i] for i in places), adapter)) for n, places in enumerate(chunks)])
+    def computed(what: Any, items: Sequence[Any], chunks: Sequence[Sequence[int]], adapter: str | None) -> list[Any]:
+        values: list[Any] = [None] * len(items)
+        worker.give([(n, Chunk(what, tuple(items[i] for i in places), adapter)) for n, places in enumerate(chunks)])
         done: list[Result] = []
         while len(done) < len(chunks):
             done += worker.take(60)
         for number, numbers, _ in done:
             for place, value in zip(chunks[number], numbers.values, strict=True):
-                found[place] = value
-        return found
+                values[place] = value
+        return values
 
     everything = [*texts(), ((BOS, "far too long " * 500), " end")]
     for adapter in (None, name):
-        wanted = tiny.scorer.loglikelihoods(everything, adapter)
-        assert wanted[-1] is None and wanted[0]
-        assert computed("texts", everything, [range(len(everything))], adapter) == wanted
-        assert same(computed("texts", everything, in_chunks(by_context(everything), 8), adapter), wanted)
+        expected = tiny.scorer.loglikelihoods(everything, adapter)
+        assert expected[-1] is None and expected[0]
+        assert computed("texts", everything, [range(len(everything))], adapter) == expected
+        assert same(computed("texts", everything, in_chunks(by_context(everything), 8), adapter), expected)
         losses = tiny.scorer.score(rows(), adapter)
         assert computed("rows", rows(), in_chunks(in_batches(rows()), 8), adapter) == losses
     assert tiny.scorer.loglikelihoods(texts(), None) != tiny.scorer.loglikelihoods(texts(), name)
     worker.close()
 
 
-# -- which texts go together -------------------------------------------------------------------------------------------
+# -- chunks ------------------------------------------------------------------------------------------------------------
 
 
 @settings(max_examples=25)
@@ -149,28 +150,29 @@ def test_a_worker_has_the_numbers_of_this_process(tiny: Any):
     st.lists(st.tuples(st.lists(st.sampled_from(["a", "b", "c d", "e" * 99]), min_size=1), st.text(max_size=9))),
     st.integers(1, 40),
 )
-def test_what_has_one_context_stays_together_and_nothing_is_lost(asked: list[tuple[list[str], str]], wanted: int):
-    made: list[Text] = [(tuple(context), end) for context, end in asked]
-    units = by_context(made)
-    chunks = in_chunks(units, wanted)
-    assert sorted(i for chunk in chunks for i in chunk) == list(range(len(made)))
-    assert all(chunks) and len(chunks) <= min(wanted, len(units))
+def test_texts_of_one_context_stay_together(drawn: list[tuple[list[str], str]], most: int):
+    requests: list[Text] = [(tuple(context), end) for context, end in drawn]
+    units = by_context(requests)
+    chunks = in_chunks(units, most)
+    assert sorted(i for chunk in chunks for i in chunk) == list(range(len(requests)))
+    assert all(chunks) and len(chunks) <= min(most, len(units))
     where = {i: number for number, chunk in enumerate(chunks) for i in chunk}
-    assert len({(context, where[i]) for i, (context, _) in enumerate(made)}) == len({context for context, _ in made})
+    assert len({(context, where[i]) for i, (context, _) in enumerate(requests)}) == len(
+        {context for context, _ in requests}
+    )
     weights = [sum(cost for places, cost in units if where[places[0]] == n) for n in range(len(chunks))]
     costs = [cost for _, cost in units]
-    assert not costs or max(weights) <= sum(costs) / wanted + max(costs)
+    assert not costs or max(weights) <= sum(costs) / most + max(costs)
 
 
-def test_there_are_more_chunks_than_workers_and_they_weigh_about_the_same():
+def test_chunks_have_about_the_same_cost():
     chunks = in_chunks(by_context(texts(48)), 8)
     assert len(chunks) == 8
     assert {len(chunk) for chunk in chunks} <= {15, 18, 21}
     assert in_chunks([], 8) == []
 
 
-def test_batches_are_those_of_one_process():
-    """`_ROWS` is what `token_losses` takes, and its order is this one."""
+def test_batches_equal_those_of_one_process():
     import inspect
 
     from selfalign.training import forward
@@ -181,7 +183,7 @@ def test_batches_are_those_of_one_process():
     assert [len(places) for places, _ in in_batches(rows())] == [8, 8, 5]
 
 
-# -- a scorer that does what a text says, for tests/test_executors.py, too ---------------------------------------------
+# -- a scorer that follows words in the texts, also for test_executors.py ----------------------------------------------
 
 
 class Simple:
@@ -193,33 +195,35 @@ class Simple:
         self.tokens = (0, 0)
         self._once = Path(once)
 
-    def loglikelihoods(self, asked: Sequence[Text], adapter: str | None) -> list[Scored | None]:
-        said = "".join(piece for context, _ in asked for piece in context)
-        if "kill" in said or (self._once.is_file() and not self._once.unlink()):
+    def loglikelihoods(self, requests: Sequence[Text], adapter: str | None) -> list[Scored | None]:
+        text = "".join(piece for context, _ in requests for piece in context)
+        if "kill" in text or (self._once.is_file() and not self._once.unlink()):
             os.kill(os.getpid(), signal.SIGKILL)
-        if "sleep" in said:
+        if "sleep" in text:
             time.sleep(60)
-        if "user" in said:
+        if "user" in text:
             raise UserError("this text has no end")
-        if "bug" in said:
+        if "bug" in text:
             raise ZeroDivisionError("a mistake of ours")
-        self.tokens = (self.tokens[0] + len(asked), self.tokens[1] + 1)
-        return [Scored((-float(len(context[1] + end)), math.pi)) for context, end in asked]
+        self.tokens = (self.tokens[0] + len(requests), self.tokens[1] + 1)
+        return [Scored((-float(len(context[1] + end)), math.pi)) for context, end in requests]
 
     def close(self) -> None: ...
 
 
-def asked(*said: str) -> list[Text]:
-    return [((BOS, word), " end") for word in (*said, *(f"text {i}" for i in range(40)))]
+def texts_with(*words: str) -> list[Text]:
+    return [((BOS, word), " end") for word in (*words, *(f"text {i}" for i in range(40)))]
 
 
-def on_ray(model: Model, workers: int, start: Any, adapters: Any = None, said: list[str] | None = None) -> RayScorer:
+def on_ray(
+    model: Model, workers: int, start: Any, adapters: Any = None, messages: list[str] | None = None
+) -> RayScorer:
     settings = {"kind": "ray", "workers": workers, "cpus": 1 / workers, "start_seconds": 60}
-    say = (said if said is not None else []).append
+    say = (messages if messages is not None else []).append
     return RayScorer(ExecutorSettings.model_validate(settings), CONFIG, model, adapters or {}, "torch", start, say)
 
 
-# -- what is wrong is said before anything is scored -------------------------------------------------------------------
+# -- errors at the start -----------------------------------------------------------------------------------------------
 
 
 def refused(order: WorkerSettings, files: dict[str, bytes] | None = None) -> str:
@@ -228,24 +232,23 @@ def refused(order: WorkerSettings, files: dict[str, bytes] | None = None) -> str
     return answer.text
 
 
-def test_a_worker_that_cannot_score_the_same_refuses(tiny_base: Path, tmp_path: Path):
+def test_worker_that_cannot_score_the_same_refuses(tiny_base: Path, tmp_path: Path):
     model = sources.resolve(str(tiny_base))
     assert "this command 9.9: install the same" in refused(order(model, version="9.9"))
     assert f"its {tiny_base} holds other weights" in refused(order(model, identity="f00"))
     assert refused(order(replace(model, source="/nowhere/base.gguf"))).startswith("model '/nowhere/base.gguf' is not")
     name = "0/adapter/adapter_config.json"
-    said = refused(order(model, adapters=("mine",), sha256={name: "0" * 64}), {name: b"{}"})
-    assert said == f"the adapter's file {name} did not arrive whole: run the same command again"
+    reason = refused(order(model, adapters=("mine",), sha256={name: "0" * 64}), {name: b"{}"})
+    assert reason == f"the adapter's file {name} did not arrive whole: run the same command again"
     bare = tmp_path / "bare"
     bare.mkdir()
     for name in ("config.json", "model.safetensors"):
         (bare / name).write_bytes((tiny_base / name).read_bytes())
-    said = refused(order(sources.resolve(str(bare))))
-    assert "tokenizer" in said and "\n" not in said
+    reason = refused(order(sources.resolve(str(bare))))
+    assert "tokenizer" in reason and "\n" not in reason
 
 
-def test_of_an_adapter_travels_what_is_read(tmp_path: Path):
-    """Not the checkpoints of a training beside it; its name is no path."""
+def test_only_the_loaded_adapter_files_are_sent(tmp_path: Path):
     for name in ("adapter_config.json", "adapter_model.safetensors", "optimizer.pt", "checkpoint-9/a.safetensors"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(name)
@@ -259,24 +262,24 @@ def test_of_an_adapter_travels_what_is_read(tmp_path: Path):
 
 @pytest.fixture(scope="module")
 def local() -> Iterator[cluster.Cluster]:
-    """One cluster for all; a scorer finds it and leaves it as it is."""
+    """One cluster for all tests; a scorer uses it and leaves it running."""
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    made = cluster.Cluster(None)
-    yield made
-    made.close()
+    connection = cluster.Cluster(None)
+    yield connection
+    connection.close()
 
 
 @pytest.mark.slow
-def test_workers_have_the_numbers_of_this_process_even_if_one_is_killed(
+def test_workers_have_the_numbers_of_this_process_after_a_death(
     tiny: Any, local: cluster.Cluster, monkeypatch: pytest.MonkeyPatch
 ):
-    said: list[str] = []
+    messages: list[str] = []
     everything, adapter = texts(48), next(iter(tiny.adapters))
-    one, two = (on_ray(tiny.model, n, START, tiny.adapters, said) for n in (1, 2))
+    one, two = (on_ray(tiny.model, n, START, tiny.adapters, messages) for n in (1, 2))
     for name in (None, adapter):
-        wanted = tiny.scorer.loglikelihoods(everything, name)
-        assert one.loglikelihoods(everything, name) == wanted
-        assert same(two.loglikelihoods(everything, name), wanted)
+        expected = tiny.scorer.loglikelihoods(everything, name)
+        assert one.loglikelihoods(everything, name) == expected
+        assert same(two.loglikelihoods(everything, name), expected)
         assert one.score(rows(), name) == two.score(rows(), name) == tiny.scorer.score(rows(), name)
     assert one.tokens[0] == two.tokens[0] > two.tokens[1] > 0 and one.tokens[0] > one.tokens[1]
     assert one.name == two.name == tiny.scorer.name and two.loglikelihoods([], None) == []
@@ -294,32 +297,32 @@ def test_workers_have_the_numbers_of_this_process_even_if_one_is_killed(
     assert two.score(rows(), adapter) == tiny.scorer.score(rows(), adapter)
     one.close()
     two.close()
-    assert len([line for line in said if "a Ray worker died" in line]) == 1
+    assert len([line for line in messages if "a Ray worker died" in line]) == 1
 
 
 @pytest.mark.slow
-def test_texts_that_end_every_worker_end_the_command_with_one_line(local: cluster.Cluster, tiny_base: Path):
-    said: list[str] = []
-    scorer = on_ray(sources.resolve(str(tiny_base)), 2, lambda *_: Simple(""), said=said)
+def test_poison_chunk_ends_the_command_with_one_line(local: cluster.Cluster, tiny_base: Path):
+    messages: list[str] = []
+    scorer = on_ray(sources.resolve(str(tiny_base)), 2, lambda *_: Simple(""), messages=messages)
     line = r"scoring stopped at \d+ texts: 3 workers died on it \(.+same command"
-    with pytest.raises(Resumable, match=line) as found:
-        scorer.loglikelihoods(asked("kill"), None)
+    with pytest.raises(Resumable, match=line) as caught:
+        scorer.loglikelihoods(texts_with("kill"), None)
     scorer.close()
-    assert "\n" not in str(found.value)
-    assert len([text for text in said if "died" in text]) == 3
+    assert "\n" not in str(caught.value)
+    assert len([text for text in messages if "died" in text]) == 3
 
 
 @pytest.mark.slow
-def test_a_refusal_ends_the_command_with_one_line(local: cluster.Cluster):
+def test_refusal_ends_the_command_with_one_line(local: cluster.Cluster):
     missing = Model("/nowhere/base.gguf", "f00", None, None, "")
-    with pytest.raises(UserError, match=r"a Ray worker cannot start: model '/nowhere/base\.gguf' is not") as found:
+    with pytest.raises(UserError, match=r"a Ray worker cannot start: model '/nowhere/base\.gguf' is not") as caught:
         on_ray(missing, 1, START)
-    assert "\n" not in str(found.value)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.slow
-def test_the_embedded_model_on_workers_makes_the_same_file(local: cluster.Cluster, tmp_path: Path):
-    """HHH end to end: with one worker the same bytes, with two the same choices."""
+def test_embedded_model_on_workers_writes_the_same_file(local: cluster.Cluster, tmp_path: Path):
+    """HHH from end to end: one worker gives the same bytes, two give the same choices."""
     import torch
 
     from selfalign.training import lora
@@ -336,12 +339,12 @@ def test_the_embedded_model_on_workers_makes_the_same_file(local: cluster.Cluste
         recipe = recipes.load("quick", ["engine.kind=llama_cpp", f"executor={json.dumps(executor)}"])
         context = Context(RunDir.create(tmp_path / name, recipe, constitutions.load("default")), Screen(-1))
         shutil.copytree(tmp_path / "adapter", context.run.adapter("engrave"))
-        context.run.adapter_gguf("engrave").write_bytes(b"")  # that it is there is all that is asked
+        context.run.adapter_gguf("engrave").write_bytes(b"")  # it only has to exist
         evaluate.run(context, EvaluationRequest(["hhh"], ["base", "engraved"], data={"hhh": data}, limit=6))
         file = context.run.jsonl("hhh")
-        found = file.read_bytes(), read_jsonl(file, ItemScore)
+        result = file.read_bytes(), read_jsonl(file, ItemScore)
         context.journal.close()
-        return found
+        return result
 
     here = measured("local", {"kind": "local"})
     one = measured("one", {"kind": "ray", "workers": 1, "cpus": torch.get_num_threads()})

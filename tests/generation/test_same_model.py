@@ -1,4 +1,4 @@
-"""When two servers serve the same model: pure comparisons, and the embedded model against its kin by a real server."""
+"""Compare the fingerprints of two servers."""
 
 from __future__ import annotations
 
@@ -9,35 +9,37 @@ from selfalign.generation.engines.same_model import MAX_DISTANCE, TEXTS, Fingerp
 ANSWERS = tuple((f" word{n}", -0.5 * n) for n in range(len(TEXTS)))
 
 
-def seen(answers: tuple[tuple[str, float | None], ...], vocabulary: str = "", name: str = "base") -> Fingerprint:
+def fingerprint(answers: tuple[tuple[str, float | None], ...], vocabulary: str = "", name: str = "base") -> Fingerprint:
     return Fingerprint(vocabulary, {name: answers})
 
 
-def test_noise_and_a_tie_that_falls_the_other_way_are_the_same_model():
+def test_noise_and_one_tie_are_the_same_model():
     noisy = tuple((text, p - 0.02) for text, p in ANSWERS)
-    assert difference(seen(ANSWERS), seen(noisy)) == ""
-    assert difference(seen(ANSWERS), seen(((" tie", -0.1), *noisy[1:]))) == ""
+    assert difference(fingerprint(ANSWERS), fingerprint(noisy)) == ""
+    assert difference(fingerprint(ANSWERS), fingerprint(((" tie", -0.1), *noisy[1:]))) == ""
 
 
-def test_other_tokens_or_other_probabilities_are_another_model_and_the_farthest_text_is_named():
+def test_another_model_is_named_by_its_farthest_text():
     shifted = (*((t, p - MAX_DISTANCE - 0.01) for t, p in ANSWERS[:-1]), ("no\x1b", -9.0))
-    assert difference(seen(ANSWERS), seen(shifted)) == (
+    assert difference(fingerprint(ANSWERS), fingerprint(shifted)) == (
         f"for 'base', after {TEXTS[-1]!r}, 'no\\x1b' (-9.00) instead of ' word7' (-3.50)"
     )
     two_ties = ((" a", 0.0), (" b", 0.0), *ANSWERS[2:])
-    assert "instead of ' word0'" in difference(seen(ANSWERS), seen(two_ties))
+    assert "instead of ' word0'" in difference(fingerprint(ANSWERS), fingerprint(two_ties))
 
 
-def test_without_log_probabilities_the_tokens_are_compared():
+def test_tokens_are_compared_without_log_probabilities():
     bare = tuple((text, None) for text, _ in ANSWERS)
-    assert difference(seen(ANSWERS), seen(bare)) == ""
-    assert difference(seen(bare), seen(((" a", None), (" b", None), *bare[2:])))
+    assert difference(fingerprint(ANSWERS), fingerprint(bare)) == ""
+    assert difference(fingerprint(bare), fingerprint(((" a", None), (" b", None), *bare[2:])))
 
 
-def test_another_vocabulary_at_one_of_them_is_another_model_at_both_it_is_said_elsewhere():
-    assert "vocabulary" in difference(seen(ANSWERS, "its vocabulary is not the model's (x)"), seen(ANSWERS))
-    assert difference(seen(ANSWERS, "other"), seen(ANSWERS, "other")) == ""
-    assert difference(seen(ANSWERS), seen((("z", 0.0),) * len(TEXTS), name="engrave")) == ""
+def test_vocabulary_of_only_one_server_is_another_model():
+    assert "vocabulary" in difference(
+        fingerprint(ANSWERS, "its vocabulary is not the model's (x)"), fingerprint(ANSWERS)
+    )
+    assert difference(fingerprint(ANSWERS, "other"), fingerprint(ANSWERS, "other")) == ""
+    assert difference(fingerprint(ANSWERS), fingerprint((("z", 0.0),) * len(TEXTS), name="engrave")) == ""
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Scoring by a server: one that echoes prompts as vLLM does, those that do not, and a real llama.cpp server."""
+"""Score by a server that echoes prompts as vLLM does, by others, and by a real llama.cpp server."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ from selfalign.generation.scoring.base import Text
 from selfalign.generation.scoring.server_scorer import KEY, ServerScorer
 from selfalign.model import sources
 
+pytestmark = pytest.mark.integration
+
 TEXTS: list[Text] = [
     ((BOS, "User: ", "Hi there", "\n\n", "Alma:"), " well hello"),
     ((BOS, "User: ", "Hi there", "\n\n", "Alma:"), " no"),
@@ -31,14 +33,14 @@ def tokens(text: str) -> list[str]:
 
 def vllm_like(body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
     """Echoes the prompt with a log-probability for each token but the first, and the one that it generated."""
-    found = tokens(body["prompt"])
-    if len(found) > 30:
+    words = tokens(body["prompt"])
+    if len(words) > 30:
         return 400, {"error": {"message": "This model's maximum context length is 30 tokens"}}
     choice: dict[str, Any] = {"text": " x", "finish_reason": "length"}
     if body.get("echo"):
-        values = [None, *(-float(len(t)) for t in found[1:]), -99.0]
-        choice = {"text": body["prompt"] + " x", "logprobs": {"tokens": [*found, " x"], "token_logprobs": values}}
-    return 200, {"choices": [choice], "usage": {"prompt_tokens": len(found), "completion_tokens": 1}}
+        values = [None, *(-float(len(t)) for t in words[1:]), -99.0]
+        choice = {"text": body["prompt"] + " x", "logprobs": {"tokens": [*words, " x"], "token_logprobs": values}}
+    return 200, {"choices": [choice], "usage": {"prompt_tokens": len(words), "completion_tokens": 1}}
 
 
 @pytest.fixture
@@ -76,19 +78,19 @@ def serve() -> Iterator[Callable[[Callable[[dict[str, Any]], tuple[int, Any]]], 
         server.server_close()
 
 
-def test_only_the_continuations_tokens_count(serve: Any) -> None:
+def test_only_tokens_of_the_continuation_count(serve: Any) -> None:
     scorer = serve(vllm_like)
-    found = scorer.loglikelihoods(TEXTS, None)
-    assert [s.logprobs for s in found] == [(-5.0, -6.0), (-3.0,), (-3.0,)]
+    scores = scorer.loglikelihoods(TEXTS, None)
+    assert [s.logprobs for s in scores] == [(-5.0, -6.0), (-3.0,), (-3.0,)]
     assert scorer.tokens == (7 + 6 + 5, 7 + 6 + 5) and scorer.name == "model at 127.0.0.1"
 
 
-def test_a_text_that_is_too_long_is_not_scored(serve: Any) -> None:
+def test_too_long_texts_are_not_scored(serve: Any) -> None:
     scorer = serve(vllm_like)
     long: Text = ((BOS, "word " * 40), " end")
     just: Text = ((BOS, "word " * 28), " the end")
-    found = scorer.loglikelihoods([TEXTS[0], long, just], None)
-    assert found[0] is not None and found[1] is None and found[2] is None
+    scores = scorer.loglikelihoods([TEXTS[0], long, just], None)
+    assert scores[0] is not None and scores[1] is None and scores[2] is None
 
 
 @pytest.mark.parametrize(
@@ -100,7 +102,7 @@ def test_a_text_that_is_too_long_is_not_scored(serve: Any) -> None:
         ({"token_logprobs": [None] * 20}, "returns no log-probabilities of some"),
     ],
 )
-def test_a_server_that_has_none_of_prompts_is_told_at_once(serve: Any, logprobs: Any, match: str) -> None:
+def test_server_without_prompt_logprobs_is_refused(serve: Any, logprobs: Any, match: str) -> None:
     def reply(body: dict[str, Any]) -> tuple[int, Any]:
         status, value = vllm_like(body)
         value["choices"][0]["logprobs"] = logprobs
@@ -110,27 +112,27 @@ def test_a_server_that_has_none_of_prompts_is_told_at_once(serve: Any, logprobs:
         serve(reply).loglikelihoods(TEXTS, None)
 
 
-def test_what_the_server_refuses_can_be_resumed(serve: Any) -> None:
+def test_refused_scoring_can_be_resumed(serve: Any) -> None:
     with pytest.raises(Resumable, match="422"):
         serve(lambda body: (422, {"error": "no"})).loglikelihoods(TEXTS, None)
     with pytest.raises(UserError, match="does not report the tokens"):
         serve(lambda body: (200, {"choices": [{"text": "x"}]})).loglikelihoods(TEXTS, None)
 
 
-def test_the_key_comes_from_the_variable(serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = []
+def test_key_comes_from_the_variable(serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = []
 
     def reply(body: dict[str, Any]) -> tuple[int, Any]:
-        seen.append(body["authorization"])
+        keys.append(body["authorization"])
         return vllm_like(body)
 
     serve(reply).loglikelihoods(TEXTS[:1], None)
     monkeypatch.setenv(KEY, "abc")
     serve(reply).loglikelihoods(TEXTS[:1], None)
-    assert seen == [None, None, "Bearer abc", "Bearer abc"]
+    assert keys == [None, None, "Bearer abc", "Bearer abc"]
 
 
-def test_a_real_llama_cpp_server_says_that_it_cannot(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_llama_cpp_server_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     gguf = sources.resolve("embedded").gguf
     server = LlamaCpp(gguf, {}, slots=1, context=512, threads=0)
     monkeypatch.setenv(KEY, server._key)

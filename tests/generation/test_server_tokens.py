@@ -1,4 +1,4 @@
-"""What a server is given: our token ids where it proves that it reads them, else text in which content is harmless."""
+"""Servers get token ids if they read them as the tokenizer does, else text with escaped control tokens."""
 
 from __future__ import annotations
 
@@ -32,6 +32,8 @@ from selfalign.run.directory import RunDir
 from selfalign.run.journal import Journal
 from selfalign.system.console import Screen
 
+pytestmark = pytest.mark.integration
+
 SPECIAL = ["<bos>", "<eos>", "<|im_start|>", "<|im_end|>"]
 PROMPT = (BOS, Control("<|im_start|>user\n"), "say <|im_end|>, <eos> and </s>", Control("<|im_end|>"))
 AS_TEXT = "<|im_start|>user\nsay < |im_end|>, < eos> and < /s><|im_end|>"
@@ -44,12 +46,12 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
 
 
 class Tokens(Handler):
-    """A server with a tokenizer of its own; the first word of `choose` says what kind it is."""
+    """A server with its own tokenizer; `choose` returns its kind."""
 
     def do_POST(self) -> None:
         server: FaultServer = self.server  # type: ignore[assignment]
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-        server.seen.append((body, {"path": self.path}))
+        server.requests.append((body, {"path": self.path}))
         kind = server.choose(self.path) or ""
         if kind.isdigit():
             return self.reply(int(kind), b"{}")
@@ -78,18 +80,18 @@ def tokens(server: FaultServer, tokenizer: Tokenizer) -> FaultServer:
 
 
 @pytest.mark.parametrize("kind", ["llama", "vllm"])
-def test_a_server_that_reads_our_ids_gets_ids(tokenizer: Tokenizer, kind: str):
+def test_server_that_reads_the_ids_gets_ids(tokenizer: Tokenizer, kind: str):
     with serving(lambda _: kind, Tokens) as server:
-        made = engine(tokens(server, tokenizer), tokenizer=tokenizer)
+        api = engine(tokens(server, tokenizer), tokenizer=tokenizer)
         biased = Step(Sampling(0.0, 1.0, 4, bias=((" no", -9.0), (Control("<eos>"), 2.0))))
         with ThreadPoolExecutor(8) as pool:
-            parts = list(pool.map(lambda _: made.generate(PROMPT, biased, 0, None), range(20)))
-        sent = [body for body, at in server.seen if at["path"].endswith("completions")][1:]
-        assert len(server.seen) == 22, "asked once, by /detokenize and one token"
+            parts = list(pool.map(lambda _: api.generate(PROMPT, biased, 0, None), range(20)))
+        sent = [body for body, at in server.requests if at["path"].endswith("completions")][1:]
+        assert len(server.requests) == 22, "checked once, by /detokenize and one token"
     assert all(body["prompt"] == tokenizer.encode(PROMPT) for body in sent) and len(sent) == 20
     assert all(body["logit_bias"] == {str(tokenizer.ids(" no")[0]): -9.0, "257": 2.0} for body in sent)
     assert tokenizer.first(Control("<eos>")) == 257
-    assert not any(part.escaped for part in parts) and made.note == ""
+    assert not any(part.escaped for part in parts) and api.note == ""
 
 
 @pytest.mark.parametrize(
@@ -107,62 +109,62 @@ def test_a_server_that_reads_our_ids_gets_ids(tokenizer: Tokenizer, kind: str):
         ("miscounts", "tokens in a prompt of"),
     ],
 )
-def test_another_server_gets_text_that_spells_no_control_token_but_ours(tokenizer: Tokenizer, kind: str, why: str):
+def test_other_servers_get_text_with_escaped_control_tokens(tokenizer: Tokenizer, kind: str, why: str):
     def choose(path: str) -> str | None:
         return kind if not kind.isdigit() or path.endswith("/detokenize") else None
 
     with serving(choose, Tokens) as server:
-        made = engine(tokens(server, tokenizer), tokenizer=tokenizer)
-        part = made.generate(PROMPT, STEP, 0, None)
-        assert server.seen[-1][0]["prompt"] == AS_TEXT
-        asked = len(server.seen)
-        made.generate((BOS, "harmless"), STEP, 0, None)
-        assert len(server.seen) == asked + 1
+        api = engine(tokens(server, tokenizer), tokenizer=tokenizer)
+        part = api.generate(PROMPT, STEP, 0, None)
+        assert server.requests[-1][0]["prompt"] == AS_TEXT
+        calls = len(server.requests)
+        api.generate((BOS, "harmless"), STEP, 0, None)
+        assert len(server.requests) == calls + 1
     assert (part.text, part.escaped) == (" fine", BROKEN)
-    assert made.note.startswith("the server gets text: ") and why in made.note
+    assert api.note.startswith("the server gets text: ") and why in api.note
 
 
-def test_without_the_models_tokenizer_control_tokens_are_known_by_their_names():
+def test_common_control_tokens_are_escaped_without_a_tokenizer():
     with serving(lambda _: None, Tokens) as server:
-        made = engine(server)
-        assert made.generate(PROMPT, STEP, 0, None).escaped == BROKEN
-        assert [body["prompt"] for body, _ in server.seen] == [AS_TEXT]
-    assert "tokenizer is not here" in made.note
+        api = engine(server)
+        assert api.generate(PROMPT, STEP, 0, None).escaped == BROKEN
+        assert [body["prompt"] for body, _ in server.requests] == [AS_TEXT]
+    assert "tokenizer is not here" in api.note
 
 
-def test_a_busy_server_is_asked_again_and_a_dead_one_decides_nothing(tokenizer: Tokenizer):
+def test_busy_or_dead_servers_do_not_decide_about_ids(tokenizer: Tokenizer):
     replies = iter(["503", "429", "llama", "llama", "llama"])
     with serving(lambda _: next(replies), Tokens) as server:
-        made = engine(tokens(server, tokenizer), tokenizer=tokenizer)
-        made.generate(PROMPT, STEP, 0, None)
-        assert server.seen[-1][0]["prompt"] == tokenizer.encode(PROMPT)
+        api = engine(tokens(server, tokenizer), tokenizer=tokenizer)
+        api.generate(PROMPT, STEP, 0, None)
+        assert server.requests[-1][0]["prompt"] == tokenizer.encode(PROMPT)
     with serving(lambda _: "503", Tokens) as server:
-        made = engine(
+        api = engine(
             tokens(server, tokenizer),
             RetryPolicy(attempts=2, first_wait=0.001, longest_wait=0.001),
             tokenizer=tokenizer,
         )
         with pytest.raises(RowError, match="503"):
-            made.generate(PROMPT, STEP, 0, None)
+            api.generate(PROMPT, STEP, 0, None)
         server.choose = lambda _: "llama"
-        made.generate(PROMPT, STEP, 0, None)
-        assert server.seen[-1][0]["prompt"] == tokenizer.encode(PROMPT)
+        api.generate(PROMPT, STEP, 0, None)
+        assert server.requests[-1][0]["prompt"] == tokenizer.encode(PROMPT)
 
 
-def test_a_wrong_key_ends_the_run_and_a_path_before_v1_is_kept(tokenizer: Tokenizer):
+def test_wrong_key_stops_the_run_and_a_path_before_v1_is_kept(tokenizer: Tokenizer):
     with serving(lambda _: "401", Tokens) as server, pytest.raises(Resumable, match="is the key right"):
         engine(tokens(server, tokenizer), tokenizer=tokenizer).generate(PROMPT, STEP, 0, None)
     with serving(lambda _: "llama", Tokens) as server:
         url = f"http://127.0.0.1:{server.server_address[1]}/models/a/v1/"
         engine(tokens(server, tokenizer), tokenizer=tokenizer, url=url).generate(PROMPT, STEP, 0, None)
-        paths = [at["path"] for _, at in server.seen]
+        paths = [at["path"] for _, at in server.requests]
     assert paths == ["/models/a/detokenize", "/models/a/v1/completions", "/models/a/v1/completions"]
 
 
 # -- the flag's way to the user ------------------------------------------------------------------------------------
 
 
-def test_the_flag_is_part_of_the_raw_output_only_where_there_is_one():
+def test_escaped_tokens_are_stored_only_if_there_are_any():
     plain, flagged = Part("a", "end"), Part("b", "end", escaped=("<eos>", "</s>"))
     done = Completion((plain, flagged, Part("c", "end", escaped=("<eos>",))))
     assert done.escaped == ("<eos>", "</s>")
@@ -170,14 +172,14 @@ def test_the_flag_is_part_of_the_raw_output_only_where_there_is_one():
     assert Completion.from_json(json.loads(json.dumps(done.to_json()))) == done
 
 
-def test_the_journal_keeps_which_rows_were_neutralised(tmp_path: Path, tokenizer: Tokenizer):
+def test_journal_lists_rows_with_escaped_tokens(tmp_path: Path, tokenizer: Tokenizer):
     texts = ["fine", "an <eos> here", "fine too", "<|im_end|><eos>"]
     works = [RowRequest(f"r{n}", Request((BOS, text), (STEP, STEP), n)) for n, text in enumerate(texts)]
     journal = Journal(tmp_path / "j.sqlite")
     with serving(lambda path: "404" if path.endswith("/detokenize") else None, Tokens) as server:
         for _ in range(2):  # the second time from the journal
-            made = engine(tokens(server, tokenizer), tokenizer=tokenizer)
-            outcomes = JournaledEngine(made, journal, "align", {None: "m"}).generate(works)
+            api = engine(tokens(server, tokenizer), tokenizer=tokenizer)
+            outcomes = JournaledEngine(api, journal, "align", {None: "m"}).generate(works)
             assert all(o.completion for o in outcomes)
             assert journal.escaped("align") == {"r1": ["<eos>"], "r3": ["<|im_end|>", "<eos>"]}
             assert journal.counts("align").as_dict()["neutralised"] == 2
@@ -185,7 +187,7 @@ def test_the_journal_keeps_which_rows_were_neutralised(tmp_path: Path, tokenizer
     journal.close()
 
 
-def test_a_run_says_which_rows_were_neutralised(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_run_reports_rows_with_escaped_tokens(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     (tmp_path / "c.yaml").write_text(SMALL_CONSTITUTION, "utf-8")
     (tmp_path / "mine.txt").write_text("Name three rivers.\nWhat does </s> mean?\nName two lakes.\n", "utf-8")
     with serving(lambda path: "404" if path.endswith("/detokenize") else None, Tokens) as server:
@@ -197,18 +199,18 @@ def test_a_run_says_which_rows_were_neutralised(tmp_path: Path, capsys: pytest.C
         constitution = constitutions.load(str(tmp_path / "c.yaml"))
         context = Context(RunDir.create(tmp_path / "run", recipe, constitution), Screen(0))
         order.run_all(context)
-        found = status(context.run)
-        row = next(stage for stage in found["stages"] if stage["stage"] == "align")
-        asked = next(p for p in context.prompts() if "</s>" in p.message)
-        assert row["neutralised_rows"] == {asked.id: ["</s>"]} and row["neutralised"] == 1
-        said = " ".join(capsys.readouterr().err.split())
-        assert f"control tokens in the text were escaped: 1 row (first: {asked.id};" in said
-        assert "the server gets text: it does not show how it reads the model's token ids (/detokenize: 404)" in said
+        counts = status(context.run)
+        row = next(stage for stage in counts["stages"] if stage["stage"] == "align")
+        prompt = next(p for p in context.prompts() if "</s>" in p.message)
+        assert row["neutralised_rows"] == {prompt.id: ["</s>"]} and row["neutralised"] == 1
+        output = " ".join(capsys.readouterr().err.split())
+        assert f"control tokens in the text were escaped: 1 row (first: {prompt.id};" in output
+        assert "the server gets text: it does not show how it reads the model's token ids (/detokenize: 404)" in output
         terminal.show_status(context.run)
         assert "control tokens in the text of 1 row were escaped (--json lists them)" in capsys.readouterr().out
         context.release_engine()
         context.journal.close()
-    sent = [body["prompt"] for body, at in server.seen if at["path"].endswith("completions")]
+    sent = [body["prompt"] for body, at in server.requests if at["path"].endswith("completions")]
     assert any("What does < /s> mean?" in prompt for prompt in sent)
     assert not any("</s>" in prompt for prompt in sent)
 
@@ -224,7 +226,7 @@ def real() -> Iterator[LlamaCpp]:
     server.close()
 
 
-def test_a_real_llama_cpp_server_gets_ids_or_harmless_text(real: LlamaCpp, monkeypatch: pytest.MonkeyPatch):
+def test_llama_cpp_server_gets_ids_or_escaped_text(real: LlamaCpp, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("LLAMA_KEY", real._key)
     url = f"{real._server.listening_address}/v1"
     config = {"kind": "openai", "url": url, "served": {"base": "any"}, "key_env": "LLAMA_KEY"}

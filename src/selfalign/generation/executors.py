@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, overload
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from selfalign.generation.engines.base import Engine
     from selfalign.generation.scoring import ScorerKind
-    from selfalign.generation.scoring.base import LossScorer, Scorer
+    from selfalign.generation.scoring.base import Scorer
     from selfalign.generation.settings import EngineSettings, ExecutorSettings
     from selfalign.model.base_model import Model
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def start(
     executor: ExecutorSettings,
     config: EngineSettings,
-    model: Model | None,
+    model: Model,
     adapters: Mapping[str, Path],
     slots: Callable[[], int],
     say: Callable[[str], None],
@@ -45,30 +45,6 @@ def start(
     return engines.start(config, model, adapters, slots(), say)
 
 
-@overload
-def scorer(
-    executor: ExecutorSettings,
-    config: EngineSettings,
-    model: Model,
-    adapters: Mapping[str, Path],
-    kind: Literal["torch"],
-    dtype: str = ...,
-    say: Callable[[str], None] = ...,
-) -> LossScorer: ...
-
-
-@overload
-def scorer(
-    executor: ExecutorSettings,
-    config: EngineSettings,
-    model: Model,
-    adapters: Mapping[str, Path],
-    kind: ScorerKind,
-    dtype: str = ...,
-    say: Callable[[str], None] = ...,
-) -> Scorer: ...
-
-
 def scorer(
     executor: ExecutorSettings,
     config: EngineSettings,
@@ -79,6 +55,8 @@ def scorer(
     say: Callable[[str], None] = lambda _: None,
 ) -> Scorer:
     """Start the scorer of a run's own models. On Ray it returns the same numbers, up to rounding.
+
+    The scorer of kind torch is a `LossScorer`.
 
     Args:
         adapters: name -> PEFT folder.

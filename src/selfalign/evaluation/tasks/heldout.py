@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import median
+from typing import cast
 
 from selfalign.data.prompt_text import Turn
 from selfalign.data.records import Answer, Prompt, Score, content_hash, write_jsonl
@@ -23,6 +24,7 @@ from selfalign.evaluation.statistics import Interval, bootstrap_mean, mcnemar, w
 from selfalign.generation import executors
 from selfalign.generation.engines.base import Request, Step
 from selfalign.generation.loop import RowRequest, row_seed
+from selfalign.generation.scoring.base import LossScorer
 from selfalign.model.dialogue import encode_example
 from selfalign.run.context import Context
 from selfalign.run.ledger import RowOutcome
@@ -139,7 +141,9 @@ def _losses(context: Context) -> dict[str, list[float]]:
     models = run_models(context)
     adapters, recipe = {s: context.adapter(s) for s in models.values() if s}, context.recipe
     say = context.screen.say
-    scorer = executors.scorer(recipe.executor, recipe.engine, context.model, adapters, "torch", say=say)
+    scorer = cast(
+        LossScorer, executors.scorer(recipe.executor, recipe.engine, context.model, adapters, "torch", say=say)
+    )
     try:
         return {name: [sum(row) / len(row) for row in scorer.score(encoded, stage)] for name, stage in models.items()}
     finally:

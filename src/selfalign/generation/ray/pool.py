@@ -32,7 +32,6 @@ class Pool:
 
     Args:
         executor: the recipe's settings; their kind is ray.
-        model: None with the fake engine.
         adapters: name -> PEFT folder, the GGUF form beside it.
         say: prints a line when a worker dies.
         worker: the class of each actor.
@@ -48,7 +47,7 @@ class Pool:
         self,
         executor: ExecutorSettings,
         config: EngineSettings,
-        model: Model | None,
+        model: Model,
         adapters: Mapping[str, Path],
         say: Callable[[str], None] = lambda _: None,
         worker: type[Worker] = Worker,
@@ -66,8 +65,8 @@ class Pool:
             settings = WorkerSettings(
                 version=__version__,
                 engine=config.model_dump(mode="json"),
-                model=model.source if model else None,
-                identity=model.identity if model else "",
+                model=model.source,
+                identity=model.identity,
                 adapters=tuple(adapters) if loads_model else (),
                 sha256={name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
                 threads=int(self.allocation.cpus) if not self.allocation.gpus else 0,
@@ -87,11 +86,8 @@ class Pool:
     @property
     def where(self) -> str:
         """Tell the user how many workers run, on how many machines."""
-        machines, workers = self.allocation.machines, self.allocation.workers
-        return (
-            f"{workers} Ray {'worker' if workers == 1 else 'workers'} on {machines} "
-            f"{'machine' if machines == 1 else 'machines'}"
-        )
+        workers, machines = self.allocation.workers, self.allocation.machines
+        return f"{workers} Ray worker{'s' * (workers > 1)} on {machines} machine{'s' * (machines > 1)}"
 
     def executor(self) -> RayExecutor:
         """Return an executor for one pass. See `HasExecutor`."""
@@ -150,7 +146,7 @@ class RayExecutor:
 
     def take_back(self) -> list[str]:
         """See `Executor`."""
-        jobs = self._supervisor.take_back(lambda job: job.sink == self._finish)
+        jobs = self._supervisor.take_back()
         with self._finished:
             self._open -= len(jobs)
         return [job.key for job in jobs]

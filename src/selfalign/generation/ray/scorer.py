@@ -69,7 +69,7 @@ class ScoringWorker(Worker):
         """Check nothing: the engine is not needed, and the scorer checks itself when it starts."""
 
     def _load(
-        self, settings: WorkerSettings, config: EngineSettings, model: Model | None, adapters: Mapping[str, Path]
+        self, settings: WorkerSettings, config: EngineSettings, model: Model, adapters: Mapping[str, Path]
     ) -> tuple[int, str]:
         share_processor()
         scorer: LossScorer = settings.start(model, adapters)

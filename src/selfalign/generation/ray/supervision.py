@@ -149,13 +149,13 @@ class Supervisor:
             for handle, batch in self.queue.assign_tickets().items():
                 handle.send(batch)
 
-    def take_back(self, matches: Callable[[WorkerJob], bool]) -> list[WorkerJob]:
-        """Take back the matching requests that no engine has begun; no request is given out until `resume`."""
+    def take_back(self) -> list[WorkerJob]:
+        """Take back the requests that no engine has begun; no request is given out until `resume`."""
         import ray
 
         with self.lock:
             first, self._paused = not self._paused, True
-            jobs = self.queue.remove(matches)
+            jobs = self.queue.remove(lambda _: True)
             busy = [(h, h.actor) for h in self.handles if h.load] if first else []
         for handle, actor in busy:
             try:
@@ -168,11 +168,7 @@ class Supervisor:
                 continue  # the worker is dead: its requests wait again, and the next call takes them
             with self.lock:
                 jobs += [job for ticket in tickets if (job := self.queue.finish(handle, ticket))]
-        with self.lock:
-            for job in jobs:
-                if not matches(job):
-                    self.queue.add(job)
-        return [job for job in jobs if matches(job)]
+        return jobs
 
     # -- called by the workers' threads --------------------------------------------------------------------------
 

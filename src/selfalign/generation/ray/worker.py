@@ -40,8 +40,8 @@ class WorkerSettings:
     """The driver's version of selfalign."""
     engine: dict[str, object]
     """The recipe's engine settings, as JSON."""
-    model: str | None
-    """The model's source in the recipe; None if the engine needs no model."""
+    model: str
+    """The model's source in the recipe."""
     identity: str
     """The hash of the driver's weights."""
     adapters: tuple[str, ...]
@@ -118,8 +118,8 @@ class Worker:
         if settings.threads and not config.threads:
             config = config.model_copy(update={"threads": settings.threads})
         self._check(config)
-        model = engines.base_model(settings.model, config) if settings.model is not None else None
-        if model and model.identity != settings.identity:
+        model = engines.base_model(settings.model, config)
+        if model.identity != settings.identity:
             return Refusal(
                 f"its {settings.model} holds other weights ({model.identity}) than this machine's "
                 f"({settings.identity}): put the same files there"
@@ -138,7 +138,7 @@ class Worker:
         engines.check(config)
 
     def _load(
-        self, settings: WorkerSettings, config: EngineSettings, model: Model | None, adapters: Mapping[str, Path]
+        self, settings: WorkerSettings, config: EngineSettings, model: Model, adapters: Mapping[str, Path]
     ) -> tuple[int, str]:
         """Load the engine; return (its concurrent requests, its note)."""
         from selfalign.generation import engines
@@ -181,14 +181,12 @@ class Worker:
             shutil.rmtree(self._folder, ignore_errors=True)
 
 
-def _calibrated(config: EngineSettings, model: Model | None) -> int:
+def _calibrated(config: EngineSettings, model: Model) -> int:
     """Return the best number of slots on this machine; workers that share a machine measure one after the other."""
-    from selfalign.generation import calibration, engines
+    from selfalign.generation import calibration
     from selfalign.model.conversion import folder_lock
     from selfalign.system.environment import cache_folder
 
-    if model is None:
-        return engines.default_slots(config)
     with folder_lock(cache_folder() / "calibration" / "workers"):
         return calibration.calibrate(model.gguf, model.identity, config.context, config.threads).slots
 
