@@ -1,11 +1,11 @@
-"""Where the planner's constants come from, and how far its plans are off: runs' own records, and public figures.
+"""Fit the planner's constants to finished runs, and compare its plans with runs and with public figures.
 
-    python benchmarks/planner.py record NAME=RECIPE:RUN...  # what finished runs took -> data/planner.json
-    python benchmarks/planner.py fit quick again     # the constants of sizes.py (the first) and the pace (all of them)
-    python benchmarks/planner.py check standard      # plan and run, stage by stage; measurements.md has its rows
+    python benchmarks/planner.py record NAME=RECIPE:RUN...  # record finished runs in data/planner.json
+    python benchmarks/planner.py fit quick again     # constants of sizes.py (first run), throughput factor (all runs)
+    python benchmarks/planner.py check standard      # plan and run for each stage, with the rows of measurements.md
     python benchmarks/planner.py public              # capacity.py against published throughputs
 
-`record` needs a model and runs; the others read what it wrote. `tests/test_planner.py` holds that `fit` gives the
+`record` needs a model and runs; the others read its file. `tests/planning/test_planner.py` checks that `fit` gives the
 constants in use.
 """
 
@@ -31,32 +31,35 @@ from selfalign.run import recipe as recipes
 FOLDER = Path(__file__).parent / "data"
 RECORDS, PUBLIC = FOLDER / "planner.json", FOLDER / "throughput.json"
 WINDOW = 8
-"""Requests; as many as run at once."""
+"""Requests in a window; the number that runs at once."""
 Record = dict[str, Any]
 
 
-# -- what a run took -------------------------------------------------------------------------------------------------
+# -- records of runs -------------------------------------------------------------------------------------------------
 
 
 def record(name: str, run: Path) -> Record:
-    """What the run's recipe (and how it differs from the shipped one of that name), journal and calibration say."""
+    """Return a record of the run: its recipe as changes of the shipped one, calibration, and numbers of each stage."""
     journal = sqlite3.connect(f"file:{run / 'journal.sqlite'}?mode=ro", uri=True)
     value = yaml.safe_load((run / "recipe.yaml").read_text("utf-8"))
-    value["evaluate"]["benchmarks"], value["stages"] = [], list(recipes.STAGES)  # a run can be made stage by stage
-    (asked,) = journal.execute("SELECT count(*) FROM stages WHERE stage = 'behaviour' AND finished").fetchone()
-    value["evaluate"]["tasks"] = ["behaviour"] if asked else []
+    value["evaluate"]["benchmarks"], value["stages"] = (
+        [],
+        list(recipes.STAGES),
+    )  # stages may have run one by one
+    (evaluated,) = journal.execute("SELECT count(*) FROM stages WHERE stage = 'behaviour' AND finished").fetchone()
+    value["evaluate"]["tasks"] = ["behaviour"] if evaluated else []
     recipe = recipes.Recipe.model_validate(value)
     model = sources.resolve(recipe.model)
     speed = calibrate(model.gguf, model.identity, recipe.engine.context, recipe.engine.threads)
-    shipped, mine = (r.model_dump(mode="json") for r in (recipes.load(name), recipe))
-    changed = [line.replace(": ", "=", 1).partition("=") for line in recipes.differences(shipped, mine)]
+    shipped, used = (r.model_dump(mode="json") for r in (recipes.load(name), recipe))
+    changed = [line.replace(": ", "=", 1).partition("=") for line in recipes.differences(shipped, used)]
     settings = [f"{key}={change.rpartition(' -> ')[2]}" for key, _, change in changed]
-    found: Record = {"recipe": name, "settings": settings, "calibration": asdict(speed), "stages": {}}
+    result: Record = {"recipe": name, "settings": settings, "calibration": asdict(speed), "stages": {}}
     for stage, seconds, notes in journal.execute("SELECT stage, seconds, notes FROM stages WHERE finished"):
-        known = json.loads(notes)
-        fates = journal.execute("SELECT state, reason, count(*) FROM rows WHERE stage = ? GROUP BY 1, 2", (stage,))
-        entry: Record = {"seconds": round(seconds, 1), "rows": [list(fate) for fate in fates]}
-        asked = [
+        details = json.loads(notes)
+        outcomes = journal.execute("SELECT state, reason, count(*) FROM rows WHERE stage = ? GROUP BY 1, 2", (stage,))
+        entry: Record = {"seconds": round(seconds, 1), "rows": [list(outcome) for outcome in outcomes]}
+        requests = [
             (row[0], row[1], round(row[2], 2), [part["generated_tokens"] for part in json.loads(row[3] or "[]")])
             for row in journal.execute(
                 "SELECT prompt_tokens, generated_tokens, seconds, raw FROM work "
@@ -64,35 +67,39 @@ def record(name: str, run: Path) -> Record:
                 (stage,),
             )
         ]
-        if asked:
+        if requests:
             (spent,) = journal.execute("SELECT sum(seconds) FROM sessions WHERE stage = ?", (stage,)).fetchone()
-            entry |= {"requests": len(asked), "prompt": sum(a[0] for a in asked), "generated": sum(a[1] for a in asked)}
-            entry |= {"generating": round(spent, 1), "paces": paces(asked), "steps": steps(asked)}
-        elif "preflight" in known:
-            rows, tokens, loss = (int(word.replace(",", "")) for word in numbers(known["preflight"]))
-            entry |= {"examples": rows, "tokens": tokens, "loss_tokens": loss, "optimiser_steps": known["steps"]}
-            entry |= {key: known[key] for key in ("training_tokens", "training_seconds")}
+            entry |= {
+                "requests": len(requests),
+                "prompt": sum(a[0] for a in requests),
+                "generated": sum(a[1] for a in requests),
+            }
+            entry |= {"generating": round(spent, 1), "ms_per_token": ms_per_token(requests), "steps": steps(requests)}
+        elif "preflight" in details:
+            rows, tokens, loss = (int(word.replace(",", "")) for word in numbers(details["preflight"]))
+            entry |= {"examples": rows, "tokens": tokens, "loss_tokens": loss, "optimiser_steps": details["steps"]}
+            entry |= {key: details[key] for key in ("training_tokens", "training_seconds")}
         else:
             continue
-        found["stages"][stage] = entry
-    return found
+        result["stages"][stage] = entry
+    return result
 
 
 def numbers(preflight: str) -> list[str]:
-    """Rows, tokens and tokens with loss of `97 rows, 9,533 tokens, 4,864 of them with loss ...`."""
+    """Return rows, tokens and loss tokens of `97 rows, 9,533 tokens, 4,864 of them with loss ...`."""
     return [part.split()[0] for part in preflight.split(", ")][:3]
 
 
-def paces(asked: list[tuple[int, int, float, list[int]]]) -> list[int]:
-    """Milliseconds a generated token of one request, of each so many requests in a row."""
-    windows = [asked[at : at + WINDOW] for at in range(0, len(asked) - WINDOW + 1, WINDOW)]
-    return [round(1000 * sum(a[2] for a in w) / sum(a[1] for a in w)) for w in windows]
+def ms_per_token(requests: list[tuple[int, int, float, list[int]]]) -> list[int]:
+    """Return the milliseconds per generated token of a request, for each window of requests."""
+    windows = [requests[at : at + WINDOW] for at in range(0, len(requests) - WINDOW + 1, WINDOW)]
+    return [round(1000 * sum(r[2] for r in w) / sum(r[1] for r in w)) for w in windows]
 
 
-def steps(asked: list[tuple[int, int, float, list[int]]]) -> list[float]:
-    """Mean generated tokens of each step of a request."""
-    most = max(len(a[3]) for a in asked)
-    return [round(sum(a[3][n] for a in asked if len(a[3]) > n) / len(asked), 2) for n in range(most)]
+def steps(requests: list[tuple[int, int, float, list[int]]]) -> list[float]:
+    """Return the mean generated tokens of each step of a request."""
+    most = max(len(r[3]) for r in requests)
+    return [round(sum(r[3][n] for r in requests if len(r[3]) > n) / len(requests), 2) for n in range(most)]
 
 
 def recipe_of(run: Record) -> recipes.Recipe:
@@ -100,19 +107,18 @@ def recipe_of(run: Record) -> recipes.Recipe:
 
 
 def load(name: str) -> Record:
-    found = json.loads(RECORDS.read_text("utf-8"))
-    return dict(found[name])
+    return dict(json.loads(RECORDS.read_text("utf-8"))[name])
 
 
 # -- the constants ---------------------------------------------------------------------------------------------------
 
 
 def fit(run: Record) -> dict[str, float]:
-    """The constants that the run shows, each by the formula that the plan uses it in."""
+    """Return the constants that fit the run, by the formulas of the plan."""
     stages, recipe = run["stages"], recipe_of(run)
 
-    def kept(stage: str, *besides: str) -> float:
-        return sum(n for state, reason, n in stages[stage]["rows"] if state == "kept" or reason in besides)
+    def kept(stage: str, *reasons: str) -> float:
+        return sum(n for state, reason, n in stages[stage]["rows"] if state == "kept" or reason in reasons)
 
     def mean(stage: str) -> float:
         return float(stages[stage]["generated"] / stages[stage]["requests"])
@@ -121,7 +127,7 @@ def fit(run: Record) -> dict[str, float]:
     loss = {stage: stages[stage]["loss_tokens"] / stages[stage]["examples"] for stage in costs.ADAPTERS}
     thought, citation, answer = stages["align"]["steps"]
     lines = sizes.topic_lines(recipe, constitution.load(recipe.constitution))
-    found = {
+    fitted = {
         "prompts_per_request": kept("self_instruct", "more than wanted") / stages["self_instruct"]["requests"],
         "questions_kept": kept("red_team", "more than wanted") / stages["red_team"]["requests"],
         "answers_kept": kept("align") / stages["align"]["requests"],
@@ -138,12 +144,12 @@ def fit(run: Record) -> dict[str, float]:
         "kept_length.verbose_cloning": loss["verbose_cloning"] / mean("verbose_responses"),
     }
     if "behaviour" in stages:
-        found["behaviour"] = mean("behaviour")
-    return found
+        fitted["behaviour"] = mean("behaviour")
+    return fitted
 
 
-def pace(runs: list[Record]) -> float:
-    """Generated tokens a second against the calibration's, in stage 1: later stages ran beside other work."""
+def throughput_factor(runs: list[Record]) -> float:
+    """Return tokens per second in stage 1 relative to the calibration; other work ran during later stages."""
     seconds = tokens = 0.0
     for run in runs:
         speed = Calibration(**run["calibration"])
@@ -154,69 +160,69 @@ def pace(runs: list[Record]) -> float:
 
 
 def constants() -> dict[str, float]:
-    """The constants as they stand."""
+    """Return the constants in use."""
     lengths = {name: getattr(sizes.EMBEDDED, name) for name in asdict(sizes.EMBEDDED)}
     names = ("prompts_per_request", "questions_kept", "answers_kept", "verbose_kept", "turn_tokens")
-    found = lengths | {name: getattr(sizes, name.upper()) for name in names}
-    found |= {f"kept_length.{stage}": value for stage, value in sizes.KEPT_LENGTH.items()}
-    return found | {"pace": costs.PACE}
+    values = lengths | {name: getattr(sizes, name.upper()) for name in names}
+    values |= {f"kept_length.{stage}": value for stage, value in sizes.KEPT_LENGTH.items()}
+    return values | {"throughput_factor": costs.THROUGHPUT_FACTOR}
 
 
 # -- plan and run ----------------------------------------------------------------------------------------------------
 
 
 def planned(run: Record) -> dict[str, costs.StagePlan]:
-    """The plan of the run's recipe on the machine that it ran on."""
+    """Return the plan of the run's recipe on its machine."""
     speed, recipe = Calibration(**run["calibration"]), recipe_of(run)
     machine = costs.Machine(speed.slots, speed, 0.0, True, True, recipe.engine.context, 0.0)
-    made = costs.plan(recipe, constitution.load(recipe.constitution), machine)
-    return {stage.stage: stage for stage in made.stages if stage.stage in run["stages"]}
+    plan = costs.plan(recipe, constitution.load(recipe.constitution), machine)
+    return {stage.stage: stage for stage in plan.stages if stage.stage in run["stages"]}
 
 
 def spread(entry: Record) -> str:
-    """Milliseconds a token of one request: the fastest tenth, the median, the slowest tenth of the windows."""
-    if len(found := sorted(entry.get("paces", ()))) < 10:
+    """Return the 10th percentile, median and 90th percentile of milliseconds per token over the windows."""
+    if len(times := sorted(entry.get("ms_per_token", ()))) < 10:
         return ""
-    tenth = len(found) // 10
-    return f"{found[tenth]} / {found[len(found) // 2]} / {found[-1 - tenth]}"
+    tenth = len(times) // 10
+    return f"{times[tenth]} / {times[len(times) // 2]} / {times[-1 - tenth]}"
 
 
-def off(plan: float, real: float) -> str:
+def error(plan: float, real: float) -> str:
     return f"{plan / real - 1:+.0%}".replace("-", "−")
 
 
 def check(name: str) -> None:
-    """The table, and the rows of measurements.md."""
+    """Print plan and run of each stage, and the rows of measurements.md."""
     run, rows = load(name), list[str]()
-    print(f"| `{name}` | tokens, plan → run | | seconds, plan → run | | ms a token |\n|---|---|---|---|---|---|")
+    print(f"| `{name}` | tokens, plan → run | | seconds, plan → run | | ms per token |\n|---|---|---|---|---|---|")
     total = [0.0, 0.0]
-    for stage, made in planned(run).items():
+    for stage, plan in planned(run).items():
         entry = run["stages"][stage]
         tokens, seconds = entry.get("generated", entry.get("training_tokens")), entry["seconds"]
-        total = [total[0] + (made.seconds or 0), total[1] + seconds]
-        wrong = off(made.generated_tokens, tokens), off(made.seconds or 0, seconds)
-        row = [stage, f"{made.generated_tokens:,} → {tokens:,}", wrong[0], f"{made.seconds:,.0f} → {seconds:,.0f}"]
-        row += [wrong[1], spread(entry)]
+        total = [total[0] + (plan.seconds or 0), total[1] + seconds]
+        errors = error(plan.generated_tokens, tokens), error(plan.seconds or 0, seconds)
+        row = [stage, f"{plan.generated_tokens:,} → {tokens:,}", errors[0], f"{plan.seconds:,.0f} → {seconds:,.0f}"]
+        row += [errors[1], spread(entry)]
         print(f"| {' | '.join(row)} |")
-        rows.append(f"| `plan.error_{stage}` | tokens {wrong[0]}, time {wrong[1]} |")
-    print(f"\nall: {total[0]:,.0f} → {total[1]:,.0f} s, {off(*total)}\n", *rows, sep="\n")
+        rows.append(f"| `plan.error_{stage}` | tokens {errors[0]}, time {errors[1]} |")
+    print(f"\nall: {total[0]:,.0f} → {total[1]:,.0f} s, {error(*total)}\n", *rows, sep="\n")
 
 
 # -- public figures --------------------------------------------------------------------------------------------------
 
 
 def public() -> list[tuple[Record, float]]:
-    """Published figures, and tokens a second of a replica that is never idle by `capacity`."""
-    found = []
+    """Return published figures, each with the tokens per second of a fully used replica by `capacity`."""
+    results = []
     for row in json.loads(PUBLIC.read_text("utf-8")):
         shape, gpu, gpus = hardware.SHAPES[row["model"]], hardware.GPUS[row["gpu"]], row["gpus"]
         work = sizes.Generation("", 1, row["prompt"], 0, row["answer"], row["answer"])
-        # Where the batch is not published, as many as fit, and at most what that engine takes.
-        batch = row["batch"] or min(2048, capacity.room(work, shape, gpu, gpus))
+        # Without a published batch size, use as many requests as fit, up to the engine's limit.
+        batch = row["batch"] or min(2048, capacity.max_batch(work, shape, gpu, gpus))
         step = capacity.step_seconds(shape, gpu, gpus, batch, work.own + work.tokens / 2)
         prefill = capacity.prefill_seconds(shape, gpu, gpus, work.own / work.tokens)
-        found.append((row, 1 / (step / batch + prefill)))
-    return found
+        results.append((row, 1 / (step / batch + prefill)))
+    return results
 
 
 def show_public() -> None:
@@ -225,27 +231,27 @@ def show_public() -> None:
     for row, ours in public():
         what = f"{row['model']}, {row['gpus']} {row['gpu']}{'' if row['seen'] is False else ' (seen)'}"
         lengths, published = f"{row['prompt']:,}/{row['answer']:,}", row["published"]
-        print(f"| {what} | {lengths} | {published:,} | {ours:,.0f} | {off(ours, published)} |")
+        print(f"| {what} | {lengths} | {published:,} | {ours:,.0f} | {error(ours, published)} |")
         ratios += [] if row["seen"] else [ours / published]
     inside = sum(1 / capacity.SPEED_RANGE <= ratio <= capacity.SPEED_RANGE for ratio in ratios)
     mean = math.exp(statistics.mean(map(math.log, ratios)))
-    print(f"\n{inside} of {len(ratios)} not seen before within the range; geometric mean of ours/published {mean:.2f}")
+    print(f"\n{inside} of {len(ratios)} unseen figures are within the range; geometric mean of ratios {mean:.2f}")
 
 
 def show_fit(names: list[str]) -> None:
     runs, now = [load(name) for name in names], constants()
-    for key, value in (fit(runs[0]) | {"pace": pace(runs)}).items():
+    for key, value in (fit(runs[0]) | {"throughput_factor": throughput_factor(runs)}).items():
         print(f"{key:20} {value:8.3f}   in use {now[key]:g}")
 
 
 def write(pairs: list[str]) -> None:
-    """Records of runs, beside those that are there."""
-    kept = json.loads(RECORDS.read_text("utf-8")) if RECORDS.exists() else {}
+    """Add records of runs to data/planner.json."""
+    records = json.loads(RECORDS.read_text("utf-8")) if RECORDS.exists() else {}
     for pair in pairs:
-        name, _, made = pair.partition("=")
-        recipe, _, path = made.partition(":")
-        kept[name] = record(recipe, Path(path))
-    runs = ",\n".join(f"{json.dumps(name)}: {json.dumps(run, ensure_ascii=False)}" for name, run in kept.items())
+        name, _, source = pair.partition("=")
+        recipe, _, path = source.partition(":")
+        records[name] = record(recipe, Path(path))
+    runs = ",\n".join(f"{json.dumps(name)}: {json.dumps(run, ensure_ascii=False)}" for name, run in records.items())
     RECORDS.write_text(f"{{\n{runs}\n}}\n", "utf-8")
 
 
@@ -253,15 +259,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("record", "fit", "check", "public"))
     parser.add_argument("names", nargs="*")
-    given = parser.parse_args()
-    if given.what == "public":
+    options = parser.parse_args()
+    if options.what == "public":
         show_public()
-    elif given.what == "record":
-        write(given.names)
-    elif given.what == "fit":
-        show_fit(given.names)
+    elif options.what == "record":
+        write(options.names)
+    elif options.what == "fit":
+        show_fit(options.names)
     else:
-        for name in given.names:
+        for name in options.names:
             check(name)
 
 

@@ -89,7 +89,7 @@ def test_probes_on_a_run_of_the_fake_engine(tmp_path: Path) -> None:
     done = selfalign("constitution", "test", "r", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "16 operational" in done.stdout and "95 % interval" in done.stdout
-    assert "The fake engine made this" in done.stdout
+    assert "Made with the fake engine" in done.stdout
     value = json.loads(selfalign("constitution", "test", "r", "--json", cwd=tmp_path).stdout)
     assert [t["n"] for t in value["totals"]] == [96] * 4
     manifest = json.loads((tmp_path / "r/manifest.json").read_text("utf-8"))

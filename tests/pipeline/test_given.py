@@ -96,7 +96,7 @@ def test_all_stages_run_on_given_answers(fake_run: Runs, mine: Path):
     assert taken <= {g["output"] for g in GOOD} and len(taken) >= 9
     assert not held & {e.id for e in examples}
     report = json.loads(context.run.report_json.read_text())
-    assert "was given prompts, was given answers to them, learnt the answers and" in report["story"]
+    assert "took the user's prompts, took the user's responses, was trained on these responses and" in report["story"]
     assert "under the constitution" not in report["story"]
 
 
@@ -150,9 +150,9 @@ def test_a_stopped_stage_goes_on_to_the_same_file(fake_run: Runs, mine: Path, mo
 
 
 def test_without_a_file_there_is_nothing_to_give(fake_run: Runs, tmp_path: Path):
-    with pytest.raises(UserError, match=r"align\.form: given takes the answers from your own rows: .*--prompts FILE"):
+    with pytest.raises(UserError, match=r"align\.form: given needs your responses: .*--prompts FILE"):
         order.run_all(fake_run("align.form=given"))
-    with pytest.raises(UserError, match=r"align\.form: given takes"):
+    with pytest.raises(UserError, match=r"align\.form: given needs"):
         selfalign.plan("quick", settings={"engine.kind": "fake", "align.form": "given"})
 
 

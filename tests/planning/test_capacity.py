@@ -1,4 +1,4 @@
-"""The planner for a cluster: the grammar of machines, the arithmetic of shapes, and what must hold of every plan."""
+"""The planner for a cluster: its option, model shapes, and properties of all plans."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def planned(texts: Constitution, text: str, recipe: str = "paper", own: int | No
         ("gpus=8xh100, nodes=4", 4, 8, "H100"), ("gpus=L4", 1, 1, "L4"), ("gpus=2x4xRTX4090", 2, 4, "RTX4090"),
     ],
 )  # fmt: skip
-def test_machines_are_read(text: str, nodes: int, each: int, gpu: str):
+def test_cluster_option_is_parsed(text: str, nodes: int, each: int, gpu: str):
     found = parse(text)
     assert (found.nodes, found.each, found.gpu.name, found.gpus) == (nodes, each, gpu, nodes * each)
     assert found.network == 50e9
@@ -42,25 +42,25 @@ def test_machines_are_read(text: str, nodes: int, each: int, gpu: str):
     ("text", "said"),
     [
         ("", "is not key=value"), ("nodes=2", "names no GPUs"), ("gpu=8xH100", "did you mean 'gpus'"),
-        ("gpus=8xH100,gpus=L4", "given twice"), ("gpus=2x8xH100,nodes=2", "both count nodes"),
+        ("gpus=8xH100,gpus=L4", "set twice"), ("gpus=2x8xH100,nodes=2", "both set the nodes"),
         ("gpus=8xA100", "did you mean A100-80 or A100-40"), ("gpus=8xH1000", "did you mean H100"),
         ("gpus=8xB200", "known: H200"), ("gpus=0xH100", "not a number from 1"), ("gpus=1x2x3xH100", "at most two"),
-        ("gpus=8xH100,network=x", "not a number"), ("gpus=8\nxH100", "no GPU"),
+        ("gpus=8xH100,network=x", "not a number"), ("gpus=8\nxH100", "unknown GPU"),
     ],
 )  # fmt: skip
-def test_what_is_no_cluster_is_said_in_one_line(text: str, said: str):
+def test_invalid_cluster_is_a_one_line_error(text: str, said: str):
     with pytest.raises(UserError, match=said) as error:
         parse(text)
     assert "\n" not in str(error.value)
 
 
-def test_a_model_is_a_size_or_a_folder(tmp_path: Path):
+def test_model_is_a_size_or_a_folder(tmp_path: Path):
     assert (shape_of("70B", "").name, shape_of("embedded", "").name) == ("70b", "270m")
     for name, own, said in (
         ("71b", "", "did you mean"),
         ("", "ORG/X", "add model="),
         ("", "", "names no model"),
-        ("", "embedded", "own model is the embedded one: add model="),
+        ("", "embedded", "recipe's model is the embedded one: add model="),
     ):
         with pytest.raises(UserError, match=said):
             shape_of(name, own)
@@ -74,7 +74,7 @@ def test_a_model_is_a_size_or_a_folder(tmp_path: Path):
     assert shape_of(str(tmp_path), "").parameters == hardware.SHAPES["8b"].parameters
 
 
-def test_the_shapes_have_the_published_numbers_of_parameters():
+def test_shapes_have_published_parameter_counts():
     published = {"270m": 0.268, "7b": 6.74, "8b": 8.03, "13b": 13.02, "32b": 32.8, "65b": 65.3, "70b": 70.6}
     assert {n: s.parameters / 1e9 for n, s in hardware.SHAPES.items()} == pytest.approx(published, rel=0.005)
     # LLaMA 65B, rank 16 on q, k, v, o: 80 layers x 4 x 16 x (8192 + 8192).
@@ -91,14 +91,14 @@ def test_more_gpus_and_nodes_are_never_slower(default_constitution: Constitution
     assert each == sorted(each, reverse=True)
 
 
-def test_a_slow_network_leaves_the_training_to_fewer_nodes(default_constitution: Constitution):
+def test_slow_network_trains_on_fewer_nodes(default_constitution: Constitution):
     quick, slow = (planned(default_constitution, f"gpus=4x8xH100,model=70b,network={n}") for n in (3200, 1))
     one = planned(default_constitution, "gpus=8xH100,model=70b")
     gpus = [{s.stage: s.gpus_per_replica for s in plan.stages}["engrave"] for plan in (quick, slow, one)]
     assert gpus == [32, 8, 8]
 
 
-def test_a_larger_model_and_more_rows_take_longer(default_constitution: Constitution):
+def test_larger_models_and_more_rows_take_longer(default_constitution: Constitution):
     recipe, machines = recipes.load("paper"), parse("gpus=8xH100")
     base = hardware.SHAPES["8b"]
     plans = [
@@ -111,7 +111,7 @@ def test_a_larger_model_and_more_rows_take_longer(default_constitution: Constitu
     assert many.seconds > few.seconds
 
 
-def test_what_does_not_fit_says_how_many_would(default_constitution: Constitution):
+def test_stage_that_does_not_fit_names_the_needed_gpus(default_constitution: Constitution):
     found = planned(default_constitution, "gpus=1xL4,model=70b", "quick")
     assert found.total("seconds") is None
     assert all(stage.problem and stage.seconds is None for stage in found.stages)
@@ -121,7 +121,7 @@ def test_what_does_not_fit_says_how_many_would(default_constitution: Constitutio
     }
 
 
-def test_every_stage_has_a_range_and_fits_the_memory(default_constitution: Constitution):
+def test_stages_have_a_time_range_and_fit_the_memory(default_constitution: Constitution):
     found = planned(default_constitution, "gpus=8xH100,model=70b")
     for stage in found.stages:
         assert stage.seconds_low < stage.seconds < stage.seconds_high
@@ -132,7 +132,7 @@ def test_every_stage_has_a_range_and_fits_the_memory(default_constitution: Const
     assert json.loads(json.dumps(found.as_dict()))["gpus"] == 8
 
 
-def test_the_verb_prints_a_table_and_json():
+def test_plan_command_prints_a_table_and_json():
     table = CliRunner().invoke(app, ["plan", "paper", "--cluster", "gpus=8xH100,model=70b"], env={"COLUMNS": "120"})
     assert table.exit_code == 0 and "2 x 4" in table.stdout and "estimate" in table.stdout
     found = CliRunner().invoke(app, ["plan", "quick", "--cluster", "gpus=1xL4,model=270m", "--json"])
@@ -142,14 +142,14 @@ def test_the_verb_prints_a_table_and_json():
         selfalign.plan_cluster("paper", "gpus=8xH100")
 
 
-def test_no_gpu_splits_a_replica_among_heads_unevenly():
+def test_replicas_split_heads_evenly():
     assert capacity.splits(hardware.SHAPES["270m"], 8) == [1, 2, 4]
     assert Cluster(2, 8, H100, 1.0).text() == "2 nodes of 8 H100"
-    assert set(clusters.hardware.ALSO.values()) <= set(hardware.GPUS)
+    assert set(clusters.hardware.ALIASES.values()) <= set(hardware.GPUS)
 
 
-def test_each_training_is_named_with_the_strategy_that_fits_it():
-    """Weights whole on each GPU were advised for both where only one of them leaves room for that."""
+def test_notes_name_the_strategy_of_each_training():
+    """Regression: the note named ddp for both trainings, although only one fits with whole weights."""
     made = selfalign.plan_cluster(
         "paper", "gpus=8xH100,model=32b", settings=["engrave.max_length=512", "verbose_cloning.max_length=4096"]
     )

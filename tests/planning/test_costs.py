@@ -1,4 +1,4 @@
-"""The plan: sizes follow from the recipe, times from the measured speed; it is kept and compared."""
+"""The plan of a run: sizes from the recipe, times from the measured speed."""
 
 from __future__ import annotations
 
@@ -56,28 +56,28 @@ def test_sizes_follow_the_recipe(default_constitution: Constitution):
     assert large["self_instruct"] == small["self_instruct"]
 
 
-def test_own_prompts_take_the_place_of_stage_1(default_constitution: Constitution):
+def test_user_prompts_replace_stage_1(default_constitution: Constitution):
     stages = made(load(), default_constitution, own=1000)
     assert "self_instruct" not in stages
     assert stages["align"].requests == 1000
 
 
-def test_a_prefix_that_is_copied_is_computed_once(default_constitution: Constitution):
+def test_copied_prefix_is_computed_once(default_constitution: Constitution):
     once = made(load(), default_constitution)["align"]
     per_slot = made(load(), default_constitution, replace(MACHINE, reads_prefix_once=False))["align"]
     assert per_slot.prompt_tokens - once.prompt_tokens == once.cached_tokens - per_slot.cached_tokens > 7 * 1000
-    # What one row sees, times the rows, whoever computes it.
+    # The total is the same with both kinds of engines.
     assert once.prompt_tokens + once.cached_tokens == per_slot.prompt_tokens + per_slot.cached_tokens
 
 
-def test_the_paper_form_has_other_limits(default_constitution: Constitution):
+def test_paper_form_has_its_own_limits(default_constitution: Constitution):
     guided, paper = (made(load(f"align.form={f}"), default_constitution)["align"] for f in ("guided", "paper"))
     assert guided.at_most == 120 * (160 + 80 + 64)
     assert paper.at_most == 120 * 160
     assert paper.cached_tokens < guided.cached_tokens
 
 
-def test_without_a_measured_speed_there_is_no_time(default_constitution: Constitution):
+def test_no_times_without_a_measured_speed(default_constitution: Constitution):
     found = costs.plan(load(), default_constitution, replace(MACHINE, speed=None))
     assert found.seconds is None
     assert found.memory_mb is None
@@ -91,14 +91,14 @@ def test_memory_grows_with_slots_and_context(default_constitution: Constitution)
     assert many.memory_mb - few.memory_mb == pytest.approx(28 * 4096 * 1000 / 50_000)
 
 
-def test_weights_that_must_be_converted_cost_time_and_disk(default_constitution: Constitution):
+def test_conversion_costs_time_and_disk(default_constitution: Constitution):
     there = costs.plan(load(), default_constitution, MACHINE)
     new = costs.plan(load(), default_constitution, replace(MACHINE, converted=False))
     assert (there.cache_mb, new.cache_mb) == (0.0, 1000.0)
     assert new.seconds is not None and there.seconds is not None and new.seconds > there.seconds
 
 
-def test_a_plan_is_kept_and_read_back(default_constitution: Constitution, tmp_path: Path):
+def test_plan_is_written_and_read(default_constitution: Constitution, tmp_path: Path):
     found = costs.plan(load(), default_constitution, MACHINE)
     costs.write(tmp_path / "plan.json", found)
     assert costs.read(tmp_path / "plan.json") == found
@@ -106,7 +106,7 @@ def test_a_plan_is_kept_and_read_back(default_constitution: Constitution, tmp_pa
     assert json.loads((tmp_path / "plan.json").read_text())["slots"] == 8
 
 
-def test_the_fake_engine_and_a_server_have_plans_without_times(tmp_path: Path):
+def test_fake_engine_and_server_have_no_times(tmp_path: Path):
     found: Plan = selfalign.plan("quick", settings={"engine.kind": "fake"}, limit=5)
     assert {s.seconds for s in found.stages} == {None}
     mine = tmp_path / "mine.txt"
@@ -117,7 +117,7 @@ def test_the_fake_engine_and_a_server_have_plans_without_times(tmp_path: Path):
     assert stages["align"].seconds is None
 
 
-def test_the_nearest_measured_number_of_slots_counts():
+def test_rate_uses_the_nearest_measured_slots():
     assert SPEED.rate(3) == 40.0
     assert SPEED.rate(12) == SPEED.rate(8) == SPEED.tokens_per_second == 100.0
     assert SPEED.rate(64) == 90.0

@@ -1,4 +1,4 @@
-"""The planner's constants are those that its benchmark reads off a run, and its plans fit a run that it did not see."""
+"""The planner's constants equal those fitted by its benchmark, and its plans fit an unseen run."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ def planner() -> ModuleType:
     return module
 
 
-def test_the_constants_are_fitted_on_runs_of_quick(planner: ModuleType):
+def test_constants_equal_the_fit_on_quick(planner: ModuleType):
     runs = [planner.load("quick"), planner.load("again")]
-    found = planner.fit(runs[0]) | {"pace": planner.pace(runs)}
+    found = planner.fit(runs[0]) | {"throughput_factor": planner.throughput_factor(runs)}
     now = planner.constants()
     assert {key: now[key] for key in found} == pytest.approx(found, rel=0.01)
-    assert set(now) - set(found) == {"behaviour"}  # quick does not ask for it
-    asked = planner.load("behaviour")["stages"]["behaviour"]
-    assert now["behaviour"] == pytest.approx(asked["generated"] / asked["requests"], rel=0.01)
+    assert set(now) - set(found) == {"behaviour"}  # quick does not evaluate behaviour
+    entry = planner.load("behaviour")["stages"]["behaviour"]
+    assert now["behaviour"] == pytest.approx(entry["generated"] / entry["requests"], rel=0.01)
 
 
-def test_tokens_of_a_run_that_was_not_fitted_are_within_20_percent(planner: ModuleType):
+def test_tokens_of_an_unseen_run_are_within_20_percent(planner: ModuleType):
     run = planner.load("standard")
     plans = planner.planned(run)
     assert len(plans) == 9
@@ -40,7 +40,7 @@ def test_tokens_of_a_run_that_was_not_fitted_are_within_20_percent(planner: Modu
         assert made.generated_tokens == pytest.approx(tokens, rel=0.2), stage
 
 
-def test_public_throughputs_lie_within_the_range(planner: ModuleType):
+def test_public_throughputs_are_within_the_range(planner: ModuleType):
     ratios = [ours / row["published"] for row, ours in planner.public() if not row["seen"]]
     inside = sum(1 / capacity.SPEED_RANGE < ratio < capacity.SPEED_RANGE for ratio in ratios)
     assert len(ratios) == 48 and inside >= 46

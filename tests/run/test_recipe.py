@@ -98,7 +98,7 @@ def test_the_papers_longest_request_fits_the_context():
 
 @pytest.mark.parametrize("verb", [selfalign.plan, selfalign.create])
 def test_a_recipe_without_a_model_asks_for_it_in_one_line(verb: Callable[..., object], tmp_path: Path):
-    with pytest.raises(UserError, match="recipe single-gpu names no model: give yours with --set model=") as error:
+    with pytest.raises(UserError, match="recipe single-gpu names no model: set one with --set model=") as error:
         verb("single-gpu", **({"out": tmp_path / "run"} if verb is selfalign.create else {}))
     assert "\n" not in str(error.value) and not (tmp_path / "run").exists()
     assert load("single-gpu", ["model=ORG/BASE"]).model == "ORG/BASE"

@@ -184,7 +184,7 @@ def _plan(context: Context) -> None:
     # Not measured for the plan alone: the user fixed the slots, or nothing is generated.
     speed = context.speed() if generates and recipe.engine.slots == "auto" else None
     costs.write(
-        context.run.plan, costs.make(recipe, context.run.constitution, context.model, speed, user_prompts(recipe))
+        context.run.plan, costs.plan_here(recipe, context.run.constitution, context.model, speed, user_prompts(recipe))
     )
 
 

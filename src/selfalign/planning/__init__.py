@@ -1,7 +1,7 @@
-"""Estimate what a run takes: requests, tokens, time, memory, here and on a cluster.
+"""Estimate the requests, tokens, time and memory of a run, on this machine and on a cluster.
 
-`sizes` counts requests and tokens, `costs` turns them into time and memory on this machine, `capacity` on others;
-`prepare` checks recipe, constitution and model before there is a run.
+`sizes` counts requests and tokens; `costs` turns them into time and memory on this machine, `capacity` on a cluster of
+GPUs (`clusters`, `hardware`). `prepare` checks recipe, constitution and model before a run.
 
 Imports `evaluation`, `run` and the rooms below them. Begin with `sizes`.
 """

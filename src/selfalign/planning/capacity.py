@@ -1,8 +1,8 @@
-"""What a recipe takes on GPUs that are not here: replicas, time, GPU-hours, memory and storage of each stage. Pure.
+"""Estimate replicas, time, GPU-hours, memory and storage of each stage of a recipe on a cluster of GPUs.
 
-A small model of costs (docs/capacity.md): decoding reads the weights and the keys and values of every sequence at each
-step, prefill and training compute; each reaches a share of the vendor's figure. The shares are public measurements;
-nothing of it was measured by us on a GPU, so times come with a range.
+The cost model (docs/capacity.md): decoding reads the weights and the keys and values of every sequence at each step;
+prefill and training are limited by arithmetic. Each reaches a fraction of the vendor's figure. These fractions are
+public measurements, not ours, so times come with a range.
 """
 
 from __future__ import annotations
@@ -20,78 +20,79 @@ from selfalign.run.recipe import Recipe
 from selfalign.training.settings import TrainingSettings
 
 BANDWIDTH = 0.75
-"""Of the memory's bandwidth, what decoding reaches: 77 % on one A100 (Llama 3.1 8B in vLLM, one request)."""
+"""Fraction of the memory bandwidth in decoding: 77 % on one A100 (Llama 3.1 8B in vLLM, one request)."""
 COMPUTE = 0.5
-"""Of the GPU's FLOP/s, in prefill and batched decoding: 43 and 48 % on one A100 (TensorRT-LLM, 7B)."""
+"""Fraction of the FLOP/s in prefill and batched decoding: 43 and 48 % on one A100 (TensorRT-LLM, 7B)."""
 TRAINING = 0.35
 """The same in LoRA training: 36 % (70B) and 34 % (7B) on eight H100 (NeMo)."""
 STEP = 0.003
-"""Seconds of a decoding step beside its kernels: scheduler, sampling, launches."""
+"""Seconds of a decoding step outside its kernels: scheduler, sampling, launches."""
 REDUCE = 20e-6
-"""Seconds that an all-reduce takes however small it is; two a layer."""
+"""Minimum seconds of an all-reduce; each layer has two."""
 SPEED_RANGE = 1.5
-"""Times may be so many times shorter or longer; docs/capacity.md compares the model with public figures."""
-SHARES = (0.25, 0.5, 1.0)
-"""Of their limits that a large model's answers take: at least, expected, at most."""
+"""Factor by which times may be shorter or longer; docs/capacity.md compares with public figures."""
+LENGTH_FRACTIONS = (0.25, 0.5, 1.0)
+"""Lengths of a large model's responses as fractions of their limits: low, expected, high."""
 _ENGINE_MEMORY, _TRAINING_MEMORY = 0.9, 0.92
-"""Of a GPU's memory that may be used; vLLM's default."""
+"""Fractions of a GPU's memory that may be used; 0.9 is vLLM's default."""
 _RESERVE = 2e9
-"""Bytes a GPU keeps for its context, graphs and activations."""
+"""Bytes of a GPU for its context, graphs and activations."""
 _START, _READ = 120.0, 1e9
-"""Seconds to start an engine or a training, and bytes/s at which the weights are read."""
+"""Seconds to start an engine or a training, and bytes/s to read the weights."""
 _SLOTS = 64
-"""Requests at once of a vLLM engine where the recipe says auto (`engines.default_slots`)."""
+"""Requests at once of a vLLM engine with slots: auto (`engines.default_slots`)."""
 _MORE_SLOTS = 256
 _ROWS_AT_ONCE = 8
-"""As `export launch` divides a batch, at most."""
+"""Maximum rows per GPU, as in `export launch`."""
 _PADDING = 1.15
 _OPTIMISER = 16
-"""Bytes for each parameter of the adapter: itself, gradient and two moments in float32."""
-_MOST = 64
+"""Bytes per parameter of the adapter: weight, gradient and two moments in float32."""
+_MAX_GPUS = 64
+"""GPUs of a node that `_problem` tries."""
 
 
 @dataclass(frozen=True, slots=True)
 class StageCapacity:
-    """One stage on the cluster. Times in seconds; None where it does not fit."""
+    """The plan of one stage on the cluster. Times in seconds; None if it does not fit."""
 
     stage: str
     kind: str
     """generate; ddp or fsdp for training, as `export RUN launch --strategy` takes them."""
     requests: int
     prompt_tokens: int
-    """To compute; a prefix that all share once for each replica."""
+    """Prompt tokens that are computed; a shared prefix once per replica."""
     generated_tokens: int
-    """Expected; of training, tokens trained on."""
+    """Expected; for training, training tokens."""
     generated_low: int
     at_most: int
     gpus_per_replica: int
-    """0 where it fits nowhere."""
+    """0 if it does not fit."""
     replicas: int
     at_once: int
-    """Requests of a replica, or rows of a GPU, that are computed together."""
+    """Requests per replica, or rows per GPU, that are computed together."""
     memory_gb: float
-    """Of the fullest GPU."""
+    """Memory of the fullest GPU."""
     seconds: float | None
     seconds_low: float | None
     seconds_high: float | None
     gpu_hours: float | None
-    """All GPUs of the cluster for that time."""
+    """All GPUs of the cluster, for that time."""
     storage_mb: float
-    """What it leaves in the run's folder and in checkpoints."""
+    """Size of its files and checkpoints."""
     problem: str = ""
-    """Why it does not fit, in one line."""
+    """Why it does not fit."""
 
 
 @dataclass(frozen=True, slots=True)
 class Capacity:
-    """A recipe on a cluster."""
+    """The plan of a recipe on a cluster."""
 
     cluster: str
     gpus: int
     model: str
     parameters: int
     weights_gb: float
-    """In 16 bits, on each node's disk or on a shared one."""
+    """Size in 16 bits, on each node's disk or on a shared one."""
     stages: list[StageCapacity]
     notes: list[str]
 
@@ -99,29 +100,29 @@ class Capacity:
         return asdict(self) | {"seconds": self.total("seconds"), "gpu_hours": self.total("gpu_hours")}
 
     def total(self, name: str) -> float | None:
-        """The sum of a figure over the stages; None where one of them does not fit."""
-        found = [getattr(stage, name) for stage in self.stages]
-        return None if None in found else float(sum(found))
+        """Return the sum of a field over the stages; None if a stage does not fit."""
+        values = [getattr(stage, name) for stage in self.stages]
+        return None if None in values else float(sum(values))
 
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """How a stage lies on the GPUs."""
+    """A way to place a stage on the GPUs."""
 
     seconds: float
     gpus: int
-    """Of a replica; of training, all."""
+    """GPUs of a replica; all GPUs for training."""
     replicas: int
     at_once: int
     memory: float
     kind: str = "generate"
 
 
-# -- generating ------------------------------------------------------------------------------------------------------
+# -- generation ------------------------------------------------------------------------------------------------------
 
 
 def step_seconds(shape: Shape, gpu: Gpu, gpus: int, batch: float, context: float) -> float:
-    """One token for each of `batch` sequences of `context` tokens, the model split among that many GPUs."""
+    """Return the time of one token for each of `batch` sequences of `context` tokens, with the model on `gpus` GPUs."""
     read = 2 * shape.computed / gpus + batch * context * shape.kv_bytes / min(gpus, shape.kv_heads)
     attention = 4 * shape.layers * shape.heads * shape.head * context
     computed = batch * (2 * shape.computed + attention) / gpus
@@ -133,13 +134,13 @@ def step_seconds(shape: Shape, gpu: Gpu, gpus: int, batch: float, context: float
 
 
 def prefill_seconds(shape: Shape, gpu: Gpu, gpus: int, tokens: float) -> float:
-    """So many prompt tokens through the model."""
+    """Return the time to process prompt tokens."""
     reduced = 2 * shape.layers * 2 * (gpus - 1) / gpus * shape.hidden * 2 / gpu.link if gpus > 1 else 0.0
     return tokens * (2 * shape.computed / gpus / (gpu.flops * COMPUTE) + reduced)
 
 
-def room(work: Generation, shape: Shape, gpu: Gpu, gpus: int) -> int:
-    """Requests whose keys and values fit beside the weights; fewer than one where not even the longest does."""
+def max_batch(work: Generation, shape: Shape, gpu: Gpu, gpus: int) -> int:
+    """Return how many requests' keys and values fit next to the weights; 0 if the longest does not fit."""
     split = min(gpus, shape.kv_heads)
     free = gpu.memory * _ENGINE_MEMORY - _RESERVE - 2 * shape.parameters / gpus
     token = shape.kv_bytes / split
@@ -148,38 +149,38 @@ def room(work: Generation, shape: Shape, gpu: Gpu, gpus: int) -> int:
     return int((free - token * work.shared) / (token * (work.own + work.tokens)))
 
 
-def generating(work: Generation, shape: Shape, cluster: Cluster, slots: int) -> Fit | None:
-    """The fastest way to lay the stage on the cluster. None where it does not fit."""
-    found: Fit | None = None
+def fit_generation(work: Generation, shape: Shape, cluster: Cluster, slots: int) -> Fit | None:
+    """Return the fastest placement of the stage on the cluster; None if it does not fit."""
+    best: Fit | None = None
     for gpus in splits(shape, cluster.each):
-        rows = room(work, shape, cluster.gpu, gpus)
+        rows = max_batch(work, shape, cluster.gpu, gpus)
         if rows < 1:
             continue
-        waiting = max(1.0, work.requests / work.rounds)  # a round waits for the one before
+        waiting = max(1.0, work.requests / work.rounds)  # rounds wait for each other
         replicas = max(1, min(cluster.nodes * (cluster.each // gpus), math.floor(waiting)))
         batch = max(1.0, min(slots, rows, waiting / replicas))
-        seconds = _generating(work, shape, cluster.gpu, gpus, replicas, batch)
-        if found is None or seconds < found.seconds:
-            held = work.shared + batch * (work.own + work.tokens)
-            memory = 2 * shape.parameters / gpus + _RESERVE + held * shape.kv_bytes / min(gpus, shape.kv_heads)
-            found = Fit(seconds, gpus, replicas, round(batch), memory)
-    return found
+        seconds = _generation_seconds(work, shape, cluster.gpu, gpus, replicas, batch)
+        if best is None or seconds < best.seconds:
+            cached = work.shared + batch * (work.own + work.tokens)
+            memory = 2 * shape.parameters / gpus + _RESERVE + cached * shape.kv_bytes / min(gpus, shape.kv_heads)
+            best = Fit(seconds, gpus, replicas, round(batch), memory)
+    return best
 
 
-def _generating(work: Generation, shape: Shape, gpu: Gpu, gpus: int, replicas: int, batch: float) -> float:
+def _generation_seconds(work: Generation, shape: Shape, gpu: Gpu, gpus: int, replicas: int, batch: float) -> float:
     if not work.requests:
         return 0.0
     context = work.shared + work.own + work.tokens / 2
     steps = work.generated / replicas / batch
     prompts = (work.requests * work.own + work.scored) / replicas + work.shared
-    # As a round ends, slots fall idle one after the other.
+    # At the end of a round, slots become idle one after the other.
     idle = work.rounds * work.tokens / 2 * step_seconds(shape, gpu, gpus, 1, context)
     seconds = steps * step_seconds(shape, gpu, gpus, batch, context) + prefill_seconds(shape, gpu, gpus, prompts)
     return seconds + idle
 
 
 def splits(shape: Shape, most: int) -> list[int]:
-    """Numbers of GPUs that one replica can be split among: powers of two that divide the heads."""
+    """Return the numbers of GPUs that a replica can use: powers of two that divide the heads."""
     return [n for n in (1, 2, 4, 8, 16, 32, 64) if n <= most and shape.heads % n == 0]
 
 
@@ -187,25 +188,25 @@ def splits(shape: Shape, most: int) -> list[int]:
 
 
 def training_memory(shape: Shape, adapter: int, tokens: int, sharded: int) -> float:
-    """Bytes of one GPU: weights in bf16, adapter and optimiser, activations with checkpointing, logits.
+    """Return the bytes per GPU: bf16 weights, adapter and optimiser, checkpointed activations, logits.
 
     Args:
-        tokens: computed at once.
-        sharded: GPUs that the weights lie on; 1 where each has them all.
+        tokens: tokens computed at once.
+        sharded: number of GPUs that share the weights; 1 if each has all of them.
     """
     weights = 2 * shape.parameters / sharded
     if sharded > 1:  # two layers and an embedding are gathered at a time
         weights += 2 * (2 * shape.body / shape.layers + shape.vocabulary * shape.hidden)
-    kept = tokens * shape.hidden * 2 * shape.layers
+    checkpoints = tokens * shape.hidden * 2 * shape.layers
     inside = tokens * 2 * (10 * shape.hidden + 4 * shape.inner)
     logits = tokens * shape.vocabulary * 10  # in 16 bits, in float32, and their gradient
-    return weights + _OPTIMISER * adapter / sharded + kept + inside + logits + _RESERVE
+    return weights + _OPTIMISER * adapter / sharded + checkpoints + inside + logits + _RESERVE
 
 
-def training(work: Training, shape: Shape, cluster: Cluster, config: TrainingSettings) -> Fit | None:
-    """The fastest training on up to all nodes: whole weights on each GPU where they fit, else sharded over all."""
+def fit_training(work: Training, shape: Shape, cluster: Cluster, config: TrainingSettings) -> Fit | None:
+    """Return the fastest training, with whole weights on each GPU or sharded over all; None if none fits."""
     adapter = shape.adapter(config.rank, list(config.targets))
-    found: Fit | None = None
+    best: Fit | None = None
     for nodes in range(1, cluster.nodes + 1):
         gpus = nodes * cluster.each
         for kind in ("ddp", "fsdp"):
@@ -215,22 +216,22 @@ def training(work: Training, shape: Shape, cluster: Cluster, config: TrainingSet
                 memory = training_memory(shape, adapter, rows * work.longest, sharded)
                 if memory > cluster.gpu.memory * _TRAINING_MEMORY:
                     continue
-                moved = _moved_seconds(shape, cluster, nodes, sharded)
-                seconds = _training(work, shape, cluster.gpu, gpus, rows, moved)
-                if found is None or seconds < found.seconds:
-                    found = Fit(seconds, gpus, 1, rows, memory, kind)
+                transfer = _transfer_seconds(shape, cluster, nodes, sharded)
+                seconds = _training_seconds(work, shape, cluster.gpu, gpus, rows, transfer)
+                if best is None or seconds < best.seconds:
+                    best = Fit(seconds, gpus, 1, rows, memory, kind)
                 break
-    return found
+    return best
 
 
-def _training(work: Training, shape: Shape, gpu: Gpu, gpus: int, rows: int, moved: float) -> float:
-    """Forward, again forward, backward to the activations (no weight gradients): six FLOPs a parameter and token."""
+def _training_seconds(work: Training, shape: Shape, gpu: Gpu, gpus: int, rows: int, transfer: float) -> float:
+    """Return the time of training: six FLOPs per parameter and token (two forward passes, one backward)."""
     computed = rows * work.length * _PADDING * 6 * shape.computed / (gpu.flops * TRAINING)
-    return work.examples * work.epochs / gpus / rows * max(computed, moved)
+    return work.examples * work.epochs / gpus / rows * max(computed, transfer)
 
 
-def _moved_seconds(shape: Shape, cluster: Cluster, nodes: int, sharded: int) -> float:
-    """Gathering sharded weights for forward, recomputation and backward; it goes on beside the arithmetic."""
+def _transfer_seconds(shape: Shape, cluster: Cluster, nodes: int, sharded: int) -> float:
+    """Return the time to gather sharded weights three times per step; it overlaps with arithmetic."""
     if sharded == 1:
         return 0.0
     inside = min(sharded, cluster.each)
@@ -245,37 +246,38 @@ def _moved_seconds(shape: Shape, cluster: Cluster, nodes: int, sharded: int) -> 
 def plan(
     recipe: Recipe, constitution: Constitution, cluster: Cluster, shape: Shape, user_prompts: int | None = None
 ) -> Capacity:
-    """The recipe on the cluster.
+    """Return the plan of the recipe on the cluster.
 
     Args:
-        user_prompts: rows of the user's own file, which takes the place of stage 1.
+        user_prompts: number of user prompts, which replace stage 1; None without.
     """
-    small = shape.name == "270m"  # whose lengths were measured
-    lengths = [sizes.EMBEDDED if small else sizes.share_of_limit(recipe, share) for share in SHARES]
-    works = [sizes.of(recipe, constitution, user_prompts, length) for length in lengths]
+    small = shape.name == "270m"  # its lengths were measured
+    lengths = [sizes.EMBEDDED if small else sizes.fraction_of_limits(recipe, fraction) for fraction in LENGTH_FRACTIONS]
+    works = [sizes.stage_work(recipe, constitution, user_prompts, length) for length in lengths]
     slots = recipe.engine.slots if isinstance(recipe.engine.slots, int) else _SLOTS
-    made = _Planner(recipe, cluster, shape, slots)
-    stages = [made.stage(low, middle, high) for low, middle, high in zip(*works, strict=True)]
+    planner = _Planner(recipe, cluster, shape, slots)
+    stages = [planner.stage(low, middle, high) for low, middle, high in zip(*works, strict=True)]
     weights = 2 * shape.parameters / 1e9
-    found = Capacity(cluster.text(), cluster.gpus, shape.name, shape.parameters, weights, stages, [])
-    found.notes.extend(_notes(found, made, works[1]))
-    return found
+    notes = _notes(stages, planner, works[1])
+    return Capacity(cluster.text(), cluster.gpus, shape.name, shape.parameters, weights, stages, notes)
 
 
 class _Planner:
+    """Plans the stages of a recipe on a cluster."""
+
     def __init__(self, recipe: Recipe, cluster: Cluster, shape: Shape, slots: int) -> None:
         self.recipe, self.cluster, self.shape, self.slots = recipe, cluster, shape, slots
         self.start = _START + 2 * shape.parameters / _READ
 
     def fit(self, work: sizes.Work, cluster: Cluster | None = None) -> Fit | None:
-        wanted = cluster or self.cluster
+        cluster = cluster or self.cluster
         if isinstance(work, Generation):
-            return generating(work, self.shape, wanted, self.slots)
-        return training(work, self.shape, wanted, self.recipe.training(work.stage))
+            return fit_generation(work, self.shape, cluster, self.slots)
+        return fit_training(work, self.shape, cluster, self.recipe.training(work.stage))
 
     def stage(self, low: sizes.Work, middle: sizes.Work, high: sizes.Work) -> StageCapacity:
         fits = [self.fit(work) for work in (low, middle, high)]
-        times = [None if fit is None else fit.seconds + self._started(middle) for fit in fits]
+        times = [None if fit is None else fit.seconds + self._start_seconds(middle) for fit in fits]
         fit = fits[1]
         requests = prompts = 0
         if isinstance(middle, Generation):
@@ -302,8 +304,8 @@ class _Planner:
             problem="" if fit else self._problem(middle),
         )
 
-    def _started(self, work: sizes.Work) -> float:
-        """An engine starts for stage 1 or 2, whichever is first, and after each training; a training each time."""
+    def _start_seconds(self, work: sizes.Work) -> float:
+        """Return the start time of the stage: an engine starts first and after each training; each training starts."""
         stages = self.recipe.stages
         first = {"self_instruct"} if "prompts" in stages else {"align"}
         counts = isinstance(work, Training) or work.stage in first | {"verbose_responses", "evaluate"}
@@ -318,36 +320,36 @@ class _Planner:
         return (adapter * (4 + 4 + 2 * 12) + work.examples * work.length * 14) / 1e6
 
     def _problem(self, work: sizes.Work) -> str:
-        """How many GPUs of that kind it would take in one node."""
+        """Return how many GPUs of that kind a single node would need."""
         cluster, size = self.cluster, f"{self.shape.name} ({2 * self.shape.parameters / 1e9:,.0f} GB in 16 bits)"
         kind = "a replica" if isinstance(work, Generation) else "training"
-        for gpus in range(1, _MOST + 1):
+        for gpus in range(1, _MAX_GPUS + 1):
             if self.fit(work, Cluster(1, gpus, cluster.gpu, cluster.network)):
                 where = f"a node has {cluster.each}" if isinstance(work, Generation) else f"there are {cluster.gpus}"
                 return f"{size} needs {gpus} {cluster.gpu.name} for {kind}; {where}"
-        return f"{size} needs more than {_MOST} {cluster.gpu.name} for {kind}"
+        return f"{size} needs more than {_MAX_GPUS} {cluster.gpu.name} for {kind}"
 
 
 def _tokens(work: sizes.Work) -> int:
     return work.generated if isinstance(work, Generation) else work.tokens
 
 
-def _notes(found: Capacity, made: _Planner, works: list[sizes.Work]) -> list[str]:
-    """What the user should know, a line each."""
-    notes = list(dict.fromkeys(stage.problem for stage in found.stages if stage.problem))
-    wide = _Planner(made.recipe, made.cluster, made.shape, _MORE_SLOTS)
-    written = [w for w in works if isinstance(w, Generation)]
-    now, then = (sum(f.seconds for w in written if (f := p.fit(w))) for p in (made, wide))
-    if made.slots < _MORE_SLOTS and then < 0.85 * now:
+def _notes(planned: list[StageCapacity], planner: _Planner, works: list[sizes.Work]) -> list[str]:
+    """Return advice for the user, one line each."""
+    notes = list(dict.fromkeys(stage.problem for stage in planned if stage.problem))
+    wide = _Planner(planner.recipe, planner.cluster, planner.shape, _MORE_SLOTS)
+    generations = [w for w in works if isinstance(w, Generation)]
+    now, then = (sum(f.seconds for w in generations if (f := p.fit(w))) for p in (planner, wide))
+    if planner.slots < _MORE_SLOTS and then < 0.85 * now:
         notes.append(
             f"--set engine.slots={_MORE_SLOTS} would shorten generation from {now / 3600:.1f} to {then / 3600:.1f} h"
         )
-    if (most := max((s.gpus_per_replica for s in found.stages if s.kind == "generate"), default=0)) > 1:
+    if (most := max((s.gpus_per_replica for s in planned if s.kind == "generate"), default=0)) > 1:
         notes.append(
-            f"a replica of {most} GPUs: --set engine.tensor_parallel_size={most} in process, or a server (`vllm serve "
+            f"replicas use {most} GPUs: --set engine.tensor_parallel_size={most}, or a server (`vllm serve "
             f"--tensor-parallel-size {most}`, engine.kind=openai)"
         )
-    trained = {stage.stage: stage.kind for stage in found.stages if stage.kind in ("ddp", "fsdp")}
+    trained = {stage.stage: stage.kind for stage in planned if stage.kind in ("ddp", "fsdp")}
     for kind in sorted(set(trained.values())):
         stages = [stage for stage, its in trained.items() if its == kind]
         which = f" of {' and '.join(stages)}" if len(set(trained.values())) > 1 else ""

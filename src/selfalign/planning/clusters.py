@@ -1,4 +1,4 @@
-"""The machines that `plan --cluster` plans for, as they are written: gpus=2x8xH100,model=70b,network=400. Strict."""
+"""Parse the value of `plan --cluster`, such as gpus=2x8xH100,model=70b,network=400."""
 
 from __future__ import annotations
 
@@ -12,55 +12,55 @@ from selfalign.planning import hardware
 from selfalign.planning.hardware import Gpu, Shape
 
 _KEYS = ("gpus", "nodes", "model", "network")
-_FORM = "write gpus=8xH100, and with commas between, where you want them, nodes=2, model=70b, network=400"
+_FORM = "write gpus=8xH100, and optionally nodes=2, model=70b, network=400, separated by commas"
 _MOST_NODES, _MOST_GPUS, _MOST_GBIT = 10_000, 64, 100_000
 _NETWORK = 400
 
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
-    """Machines that are all alike."""
+    """A cluster of identical nodes."""
 
     nodes: int
     each: int
     """GPUs of one node."""
     gpu: Gpu
     network: float
-    """Bytes/s that a node receives from the others."""
+    """Bytes/s between nodes, in one direction."""
     model: str = ""
-    """As it was written; empty for the recipe's."""
+    """A size or a folder; empty for the recipe's model."""
 
     @property
     def gpus(self) -> int:
         return self.nodes * self.each
 
     def text(self) -> str:
-        """`2 nodes of 8 H100`."""
+        """Return a text such as `2 nodes of 8 H100`."""
         return (
             f"{self.each} {self.gpu.name}" if self.nodes == 1 else f"{self.nodes} nodes of {self.each} {self.gpu.name}"
         )
 
 
 def parse(text: str) -> Cluster:
-    """The cluster that the option's value describes.
+    """Return the cluster of the option's value.
 
     Raises:
-        UserError: it is not of that form, or names a GPU that is not known.
+        UserError: the value is malformed, or the GPU is unknown.
     """
-    given = _pairs(text)
-    if "gpus" not in given:
+    values = _pairs(text)
+    if "gpus" not in values:
         raise UserError(f"--cluster {text!r} names no GPUs: {_FORM}")
-    nodes, each, gpu = _gpus(given["gpus"])
-    if "nodes" in given:
+    nodes, each, gpu = _gpus(values["gpus"])
+    if "nodes" in values:
         if nodes is not None:
-            raise UserError(f"--cluster: nodes={given['nodes']} and gpus={given['gpus']} both count nodes: give one")
-        nodes = _number("nodes", given["nodes"], _MOST_NODES)
-    network = _number("network", given.get("network", str(_NETWORK)), _MOST_GBIT)
-    return Cluster(nodes or 1, each, gpu, network / 8 * 1e9, given.get("model", ""))
+            raise UserError(f"--cluster: nodes={values['nodes']} and gpus={values['gpus']} both set the nodes: use one")
+        nodes = _number("nodes", values["nodes"], _MOST_NODES)
+    network = _number("network", values.get("network", str(_NETWORK)), _MOST_GBIT)
+    return Cluster(nodes or 1, each, gpu, network / 8 * 1e9, values.get("model", ""))
 
 
 def _pairs(text: str) -> dict[str, str]:
-    found: dict[str, str] = {}
+    pairs: dict[str, str] = {}
     for part in text.split(","):
         key, equals, value = part.partition("=")
         key, value = key.strip(), value.strip()
@@ -69,27 +69,27 @@ def _pairs(text: str) -> dict[str, str]:
         if key not in _KEYS:
             near = difflib.get_close_matches(key, _KEYS, n=1, cutoff=0.5)
             hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(_KEYS)}"
-            raise UserError(f"--cluster: no key {key!r}; {hint}")
-        if key in found:
-            raise UserError(f"--cluster: {key} is given twice ({found[key]} and {value})")
-        found[key] = value
-    return found
+            raise UserError(f"--cluster: unknown key {key!r}; {hint}")
+        if key in pairs:
+            raise UserError(f"--cluster: {key} is set twice ({pairs[key]} and {value})")
+        pairs[key] = value
+    return pairs
 
 
 def _gpus(value: str) -> tuple[int | None, int, Gpu]:
-    """(nodes where they are said, GPUs of a node, which) of `2x8xH100`, `8xH100` or `H100`."""
+    """Return (nodes or None, GPUs of a node, GPU) of `2x8xH100`, `8xH100` or `H100`."""
     *numbers, name = re.split(r"(?<=[0-9])x", value.lower())
     if len(numbers) > 2:
-        raise UserError(f"--cluster gpus {value!r}: at most two counts, nodes x GPUs of a node, as 2x8xH100")
+        raise UserError(f"--cluster gpus {value!r}: at most two numbers, nodes x GPUs per node, as in 2x8xH100")
     each = _number("gpus", numbers[-1], _MOST_GPUS) if numbers else 1
     nodes = _number("gpus (nodes)", numbers[0], _MOST_NODES) if len(numbers) == 2 else None
-    known = {key.lower(): key for key in hardware.GPUS} | {key.lower(): gpu for key, gpu in hardware.ALSO.items()}
+    known = {key.lower(): key for key in hardware.GPUS} | {key.lower(): gpu for key, gpu in hardware.ALIASES.items()}
     if name not in known:
-        alike = [key for key in hardware.GPUS if name and key.lower().startswith(name)]
+        longer = [key for key in hardware.GPUS if name and key.lower().startswith(name)]
         near = [known[key] for key in difflib.get_close_matches(name, known, n=1, cutoff=0.8)]
-        hint = " or ".join(alike or near)
+        hint = " or ".join(longer or near)
         hint = f"did you mean {hint}?" if hint else f"known: {', '.join(hardware.GPUS)}"
-        raise UserError(f"--cluster gpus {value!r}: no GPU {name.upper()!r}; {hint}")
+        raise UserError(f"--cluster gpus {value!r}: unknown GPU {name.upper()!r}; {hint}")
     return nodes, each, hardware.GPUS[known[name]]
 
 
@@ -100,28 +100,28 @@ def _number(key: str, text: str, most: int) -> int:
 
 
 def shape_of(name: str, recipe_model: str) -> Shape:
-    """The shape of the model that the cluster's text names, or of the recipe's own.
+    """Return the shape of the model `name`, or of the recipe's model if it is empty.
 
     Raises:
-        UserError: neither is a known size or a folder with a config.json.
+        UserError: it is not a known size or a folder with a config.json.
     """
-    wanted = name or recipe_model
+    model = name or recipe_model
     known = ", ".join(hardware.SHAPES)
-    if not wanted:
+    if not model:
         raise UserError(f"the recipe names no model: add model=70b to --cluster ({known}, or a Hugging Face folder)")
-    if wanted == "embedded":
+    if model == "embedded":
         if not name:
             raise UserError(
-                f"the recipe's own model is the embedded one: add model= to --cluster, as model=70b ({known})"
+                f"the recipe's model is the embedded one: add model= to --cluster, for example model=70b ({known})"
             )
         return hardware.SHAPES["270m"]
-    if found := hardware.SHAPES.get(wanted.lower()):
-        return found
-    path = Path(wanted).expanduser()
+    if shape := hardware.SHAPES.get(model.lower()):
+        return shape
+    path = Path(model).expanduser()
     if path.is_dir():
         return hardware.read_shape(path)
     where = "--cluster model" if name else "the recipe's model"
-    near = difflib.get_close_matches(wanted.lower(), hardware.SHAPES, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(model.lower(), hardware.SHAPES, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}?" if near else f"known: {known}; or a Hugging Face folder"
-    own = "" if name else "; add model=70b (or another size) to --cluster"
-    raise UserError(f"{where} {wanted!r} is neither a known size nor a folder: {hint}{own}")
+    remedy = "" if name else "; add model=70b (or another size) to --cluster"
+    raise UserError(f"{where} {model!r} is neither a known size nor a folder: {hint}{remedy}")

@@ -1,7 +1,7 @@
-"""What a run will cost, before anything is spent: requests, tokens, time, memory and disk of each stage.
+"""Estimate the requests, tokens, time, memory and disk of each stage of a run on this machine.
 
-Sizes follow from the recipe (`sizes`); speeds from `calibrate`. Requests and the most tokens are sound, and times are
-estimates: a run prints them beside what it really took. `capacity` does the same for a cluster.
+Sizes follow from the recipe (`sizes`), speeds from `calibrate`. Numbers of requests and upper limits of tokens are
+exact; times are estimates, which a run prints next to the actual times. `capacity` does the same for a cluster.
 """
 
 from __future__ import annotations
@@ -20,90 +20,92 @@ from selfalign.run.recipe import Recipe
 from selfalign.system import atomic
 
 ADAPTERS = ("engrave", "verbose_cloning")
-PACE = 0.73
-"""Tokens a second in a stage against the calibration's, where little else runs (`benchmarks/planner.py fit`)."""
+THROUGHPUT_FACTOR = 0.73
+"""Tokens per second in a stage, relative to the calibration (`benchmarks/planner.py fit`)."""
 TRAINING_SPEED, TRAINING_START = 0.37, 21.0
-"""Tokens trained on a second against the engine's prompt tokens a second, and seconds besides: 159 tokens/s beside 431
-(`training.ratio_trl_defaults`), and `training.overhead`."""
+"""Training tokens per second relative to the engine's prompt tokens per second, 159 to 431
+(`training.ratio_trl_defaults`), and the start in seconds (`training.overhead`)."""
 SCORING_SPEED, SCORING_START = 0.6, 8.0
-"""The same for log-probabilities: 270 tokens/s for TruthfulQA's choices (a stage that is not planned); loading takes
-8 seconds (benchmarks/training.py)."""
+"""The same for log-probabilities: 270 tokens/s for TruthfulQA's choices; loading takes 8 seconds
+(benchmarks/training.py)."""
 _CONVERSION = 70
+"""Seconds to convert the embedded model's weights."""
 _ROW_BYTES = 2600
-"""Of a row in the journal, a stage's file and drops.jsonl."""
+"""Bytes of a row in the journal, in the stage's file and in drops.jsonl."""
 
 
 @dataclass(frozen=True, slots=True)
 class StagePlan:
-    """One stage."""
+    """The plan of one stage."""
 
     stage: str
-    """As the ledger calls it."""
+    """Name of its ledger."""
     requests: int
     prompt_tokens: int
-    """Prompt tokens to compute."""
+    """Prompt tokens that are computed."""
     cached_tokens: int
-    """Prompt tokens that the cache saves."""
+    """Prompt tokens that come from the cache."""
     generated_tokens: int
-    """Of training: tokens trained on, over all epochs."""
+    """For training: training tokens of all epochs."""
     at_most: int
-    """Generated tokens if every row runs to its limit."""
+    """Generated tokens if every row reaches its limit."""
     seconds: float | None
-    """None where the speed is not known (a server)."""
+    """None if the speed is unknown, as for a server."""
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A run."""
+    """The plan of a run."""
 
     stages: list[StagePlan]
     memory_mb: float | None
-    """At its peak."""
+    """Peak memory."""
     disk_mb: float
-    """Of the run directory."""
+    """Size of the run directory."""
     cache_mb: float
-    """Of converted weights that are not in the cache yet."""
+    """Size of the converted weights, if they are not in the cache yet."""
     slots: int
+    """Requests at once."""
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
     @property
     def seconds(self) -> float | None:
-        """Of all stages."""
-        known = [s.seconds for s in self.stages]
-        return None if None in known else sum(s for s in known if s is not None)
+        """Return the time of all stages; None if one is unknown."""
+        times = [s.seconds for s in self.stages]
+        return None if None in times else sum(t for t in times if t is not None)
 
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What of this machine and model enters the plan."""
+    """The properties of this machine and the model that a plan depends on."""
 
     slots: int
     speed: Calibration | None
     weights_mb: float
-    """Of the torch weights, in float32; 0 without a model."""
+    """Size of the torch weights in float32; 0 without a model."""
     converted: bool
-    """They are there already."""
+    """Whether they are in the cache already."""
     reads_prefix_once: bool
-    """The engine copies a shared prefix between its slots."""
+    """Whether the engine copies a shared prefix between its slots."""
     context: int
     engine_mb: float
-    """Of the engine's weights."""
+    """Size of the engine's weights."""
 
 
-def here(recipe: Recipe, model: Model | None, speed: Calibration | None) -> Machine:
-    """This machine, for that recipe and model.
+def describe_machine(recipe: Recipe, model: Model | None, speed: Calibration | None) -> Machine:
+    """Return the properties of this machine for the recipe and the model.
 
     Args:
-        speed: llama.cpp's; None where another engine generates.
+        speed: the calibration of llama.cpp; None for other engines.
     """
     slots = recipe.engine.slots
     if slots == "auto":
         slots = speed.slots if speed else engines.default_slots(recipe.engine)
     folder = model.existing_folder() if model else None
     engine_bytes = model.gguf_path.stat().st_size if model and model.gguf_path else 0
-    # 4-bit weights are about an eighth of float32's; what stays in more bits makes it less.
+    # 4-bit weights are about an eighth of the size of float32 weights; some tensors keep more bits.
     weights = sum(f.stat().st_size for f in folder.glob("*.safetensors")) if folder else engine_bytes * 4.5
     kind = engines.kind(recipe.engine)
     return Machine(
@@ -117,21 +119,21 @@ def here(recipe: Recipe, model: Model | None, speed: Calibration | None) -> Mach
     )
 
 
-def make(
+def plan_here(
     recipe: Recipe, constitution: Constitution, model: Model | None, speed: Calibration | None, user_prompts: int | None
 ) -> Plan:
-    """The plan of a recipe here. Takes the same as `here` and `plan`."""
-    return plan(recipe, constitution, here(recipe, model, speed), user_prompts)
+    """Return the plan of a recipe on this machine. Arguments as of `describe_machine` and `plan`."""
+    return plan(recipe, constitution, describe_machine(recipe, model, speed), user_prompts)
 
 
 def plan(recipe: Recipe, constitution: Constitution, machine: Machine, user_prompts: int | None = None) -> Plan:
-    """The plan of a recipe on that machine.
+    """Return the plan of a recipe on a machine.
 
     Args:
-        user_prompts: rows of the user's own file, which takes the place of stage 1.
+        user_prompts: number of user prompts, which replace stage 1; None without.
     """
-    stages = [_priced(work, machine) for work in sizes.of(recipe, constitution, user_prompts)]
-    rows = sum(s.requests for s in stages) + sizes.prompts(recipe, user_prompts) * 3
+    stages = [_stage_plan(work, machine) for work in sizes.stage_work(recipe, constitution, user_prompts)]
+    rows = sum(s.requests for s in stages) + sizes.prompt_count(recipe, user_prompts) * 3
     adapters = sum(s.stage in ADAPTERS for s in stages) * machine.weights_mb * 0.02
     trains = any(s.stage in ADAPTERS for s in stages)
     return Plan(
@@ -153,37 +155,36 @@ def _memory(machine: Machine, trains: bool) -> float | None:
 
 
 def training_megabytes(weights_mb: float, micro_batch_tokens: int = 1024) -> float:
-    """Memory that training takes: the weights (float32), what the layers keep of each token, a chunk of the head.
+    """Return the memory of training: float32 weights, activations of each token, and a chunk of the output head.
 
-    Fitted to the embedded model's 3.7 GB (benchmarks/training.py); layers and width grow slower than the weights.
+    Fitted to the embedded model's 3.7 GB (benchmarks/training.py); layers and width grow more slowly than the weights.
     """
     return float(weights_mb * 1.3 + micro_batch_tokens * 1.1 * (weights_mb / 1072) ** 0.67 + 1300)
 
 
 def training_seconds(tokens: int, speed: Calibration) -> float:
-    """Time that training on so many tokens takes, its start included."""
+    """Return the time to train on so many tokens, including the start."""
     return tokens / (speed.prompt_tokens_per_second * TRAINING_SPEED) + TRAINING_START
 
 
-def _priced(work: sizes.Work, machine: Machine) -> StagePlan:
-    """A stage's work on that machine."""
+def _stage_plan(work: sizes.Work, machine: Machine) -> StagePlan:
     return _generation(work, machine) if isinstance(work, sizes.Generation) else _training(work, machine)
 
 
 def _generation(work: sizes.Generation, machine: Machine) -> StagePlan:
     requests = work.requests
-    # Who copies a shared prefix between its slots computes it once.
-    firsts = min(1 if machine.reads_prefix_once else machine.slots, requests)
-    computed = round(requests * work.own) + work.shared * firsts
-    cached = max(0, work.shared * (requests - firsts))
-    # Steps after the first find their row's prompt in the slot's cache.
+    # An engine that copies a shared prefix between its slots computes it only once.
+    prefix_reads = min(1 if machine.reads_prefix_once else machine.slots, requests)
+    computed = round(requests * work.own) + work.shared * prefix_reads
+    cached = max(0, work.shared * (requests - prefix_reads))
+    # After the first step, the row's prompt is in the slot's cache.
     cached += requests * (work.passes - 1) * (work.shared + 30)
     seconds = None
     if machine.speed:
         speed = machine.speed
         seconds = 0.0
         if requests:
-            seconds = work.generated / (speed.rate(machine.slots) * PACE)
+            seconds = work.generated / (speed.rate(machine.slots) * THROUGHPUT_FACTOR)
             seconds += computed / speed.prompt_tokens_per_second + speed.load_seconds
         if work.scored:
             seconds += work.scored / (speed.prompt_tokens_per_second * SCORING_SPEED) + SCORING_START
@@ -199,16 +200,16 @@ def _training(work: sizes.Training, machine: Machine) -> StagePlan:
 
 
 def write(path: Path, value: Plan) -> None:
-    """Keep the plan in the run, to be compared with what it really took."""
+    """Save the plan in the run, to compare it with the actual costs."""
     atomic.write_text(path, json.dumps(value.as_dict(), indent=1) + "\n")
 
 
 def read(path: Path) -> Plan | None:
-    """A run's plan, if it has one."""
+    """Read the plan of a run; None if there is none."""
     if not path.exists():
         return None
     try:
         value = json.loads(path.read_text("utf-8"))
         return Plan(**{**value, "stages": [StagePlan(**s) for s in value["stages"]]})
-    except (ValueError, TypeError, KeyError):  # another version's, or edited
+    except (ValueError, TypeError, KeyError):  # edited, or from another version
         return None

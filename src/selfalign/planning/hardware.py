@@ -1,4 +1,4 @@
-"""GPUs and model shapes that `plan --cluster` knows: public figures, each with its source (docs/capacity.md)."""
+"""List the GPUs and model shapes for `plan --cluster`: public figures with their sources (docs/capacity.md)."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from selfalign.errors import UserError
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """One GPU, by its vendor's figures."""
+    """A GPU, with its vendor's figures."""
 
     name: str
     flops: float
     """Dense bf16 (V100: fp16) tensor FLOP/s, accumulated in fp32; data sheets often show twice that, with sparsity."""
     bandwidth: float
-    """Bytes/s of its memory."""
+    """Memory bandwidth in bytes/s."""
     memory: float
-    """Bytes."""
+    """Memory in bytes."""
     link: float
-    """Bytes/s in one direction to the others of its node: NVLink, else PCIe 4.0 x16."""
+    """Bytes/s in one direction to the other GPUs of its node: NVLink, else PCIe 4.0 x16."""
     source: str
 
 
@@ -42,7 +42,7 @@ GPUS: dict[str, Gpu] = {
         Gpu("V100-32", 125e12, 0.900e12, 32e9, 150e9, "NVIDIA V100 data sheet (SXM2, 32 GB); the paper's, in fp16"),
     )
 }
-ALSO = {
+ALIASES = {
     "A100-80GB": "A100-80",
     "A100-40GB": "A100-40",
     "RTX-4090": "RTX4090",
@@ -51,12 +51,12 @@ ALSO = {
     "3090": "RTX3090",
     "V100": "V100-32",
 }
-"""Other names, where only one is meant: "A100" could be two."""
+"""Unambiguous other names; "A100" could be two GPUs."""
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """A dense decoder with gated feed-forward layers, as far as its costs follow from it."""
+    """The dimensions of a dense decoder with gated feed-forward layers."""
 
     name: str
     layers: int
@@ -69,12 +69,12 @@ class Shape:
     """Width of a feed-forward layer."""
     vocabulary: int
     tied: bool
-    """Input and output embeddings are one matrix."""
+    """Whether input and output embeddings are one matrix."""
     source: str
 
     @property
     def body(self) -> int:
-        """Parameters of the layers' matrices; norms are left out."""
+        """Return the parameters of the layers' matrices, without norms."""
         attention = self.hidden * self.head * 2 * (self.heads + self.kv_heads)
         return self.layers * (attention + 3 * self.hidden * self.inner)
 
@@ -84,16 +84,16 @@ class Shape:
 
     @property
     def computed(self) -> int:
-        """Parameters that a token is multiplied with: all but the input embedding, of which it reads one row."""
+        """Return the parameters in a token's matrix products: all except the input embedding, a look-up."""
         return self.body + self.vocabulary * self.hidden
 
     @property
     def kv_bytes(self) -> int:
-        """Of one token's keys and values, in two bytes each."""
+        """Return the bytes of one token's keys and values, in 16 bits."""
         return 2 * 2 * self.layers * self.kv_heads * self.head
 
     def adapter(self, rank: int, targets: list[str]) -> int:
-        """Parameters of a LoRA adapter of that rank on those matrices."""
+        """Return the parameters of a LoRA adapter of that rank on those matrices."""
         wide, narrow = self.heads * self.head, self.kv_heads * self.head
         sides = {
             "q_proj": self.hidden + wide,
@@ -129,10 +129,10 @@ _KEYS = {
 
 
 def read_shape(folder: Path) -> Shape:
-    """The shape of the model in that folder, from its config.json alone.
+    """Return the shape of the model in a folder, from its config.json.
 
     Raises:
-        UserError: there is none, or it does not say what is needed.
+        UserError: config.json is missing, invalid or incomplete.
     """
     path = folder / "config.json"
     try:
@@ -144,23 +144,21 @@ def read_shape(folder: Path) -> Shape:
     config = value.get("text_config", value) if isinstance(value, dict) else None
     if not isinstance(config, dict):
         raise UserError(f"{path} is not a JSON object")
-    found = {mine: _positive(config, key, path) for key, mine in _KEYS.items()}
+    sizes = {name: _positive(config, key, path) for key, name in _KEYS.items()}
     if config.get("num_local_experts") or config.get("num_experts"):
-        raise UserError(f"{path}: a mixture of experts; the planner knows dense models only")
+        raise UserError(f"{path}: a mixture of experts; the planner supports dense models only")
     return Shape(
         name=folder.resolve().name,
-        kv_heads=_positive(config, "num_key_value_heads", path, found["heads"]),
-        head=_positive(config, "head_dim", path, max(1, found["hidden"] // found["heads"])),
+        kv_heads=_positive(config, "num_key_value_heads", path, sizes["heads"]),
+        head=_positive(config, "head_dim", path, max(1, sizes["hidden"] // sizes["heads"])),
         tied=bool(config.get("tie_word_embeddings", str(config.get("model_type")).startswith("gemma"))),
         source=path.name,
-        **found,
+        **sizes,
     )
 
 
 def _positive(config: dict[str, Any], key: str, path: Path, default: int | None = None) -> int:
-    found = config.get(key)
-    if found is None:
-        found = default
-    if type(found) is not int or not 0 < found < 10**7:
-        raise UserError(f"{path}: {key} is {found!r}, not a number of at least 1: the planner needs it")
-    return found
+    value = default if config.get(key) is None else config[key]
+    if type(value) is not int or not 0 < value < 10**7:
+        raise UserError(f"{path}: {key} is {value!r}, but the planner needs an integer of at least 1")
+    return value

@@ -1,4 +1,4 @@
-"""Before there is a run: the recipe with its engine, constitution and model checked, and what a run would take."""
+"""Load and check a recipe, its constitution and its model before a run, and plan the run."""
 
 from __future__ import annotations
 
@@ -26,33 +26,33 @@ def prepare(
     prompts: str | Path | None,
     out: Path | None = None,
 ) -> tuple[Recipe, constitution.Constitution, Model | None]:
-    """Recipe (with the engine chosen), constitution and model, checked before anything is written.
+    """Return the recipe (with its engine chosen), the constitution and the model, checked before anything is written.
 
     Args:
-        out: where a run may stand already: it keeps the engine that it chose.
+        out: the run directory; an existing run keeps its engine.
 
     Raises:
-        SelfAlignError: one of them is wrong.
+        SelfAlignError: one of them is invalid.
     """
-    loaded = recipes.load(recipe, _listed(settings), limit)
+    loaded = recipes.load(recipe, _as_list(settings), limit)
     if not loaded.model:
         raise UserError(
-            f"recipe {recipe} names no model: give yours with --set model=NAME, a Hugging Face folder or a hub id such "
-            "as Qwen/Qwen3-8B-Base"
+            f"recipe {recipe} names no model: set one with --set model=NAME, a Hugging Face folder or a hub id such as "
+            "Qwen/Qwen3-8B-Base"
         )
     data = frozen_prompts(out) if out is not None else None
-    wanted = recipes.located(loaded, Path(prompts) if prompts is not None else None, recipe, data)
-    kept = out is not None and wanted.engine.kind == "auto" and not (wanted.engine.url or wanted.engine.urls)
-    kind = frozen_kind(out) if kept and out is not None else None
-    engine = wanted.engine.model_copy(update={"kind": kind}) if kind else engines.resolve_kind(wanted.engine)
-    executors.check(wanted.executor)
-    if wanted.executor.kind == "local" or engine.kind == "openai":
-        engines.check(engine)  # a worker says itself what its machine lacks
-    wanted = wanted.model_copy(update={"engine": engine})
-    texts = constitution.load(wanted.constitution)
-    constitution.load_seeds(wanted.seeds)
-    model = engines.base_model(wanted.model, wanted.engine)
-    return wanted, texts, model
+    chosen = recipes.located(loaded, Path(prompts) if prompts is not None else None, recipe, data)
+    keeps_engine = out is not None and chosen.engine.kind == "auto" and not (chosen.engine.url or chosen.engine.urls)
+    kind = frozen_kind(out) if keeps_engine and out is not None else None
+    engine = chosen.engine.model_copy(update={"kind": kind}) if kind else engines.resolve_kind(chosen.engine)
+    executors.check(chosen.executor)
+    if chosen.executor.kind == "local" or engine.kind == "openai":
+        engines.check(engine)  # a worker checks its own machine
+    chosen = chosen.model_copy(update={"engine": engine})
+    texts = constitution.load(chosen.constitution)
+    constitution.load_seeds(chosen.seeds)
+    model = engines.base_model(chosen.model, chosen.engine)
+    return chosen, texts, model
 
 
 def plan(
@@ -64,21 +64,21 @@ def plan(
     fresh: bool = False,
     screen: Screen | None = None,
 ) -> costs.Plan:
-    """What a run of the recipe would cost on this machine. Nothing is generated but for the measurement of its speed.
+    """Plan a run of the recipe on this machine. The only generation is to measure its speed.
 
     Args:
-        fresh: measure this machine again; otherwise a measurement that is kept serves.
+        fresh: measure the speed again, even if there is a saved measurement.
 
     Raises:
         SelfAlignError: as `create`.
     """
-    wanted, texts, model = prepare(recipe, settings, limit, prompts)
+    chosen, texts, model = prepare(recipe, settings, limit, prompts)
     say = (screen or Screen(-1)).say
     speed = None
-    if model and engines.kind(wanted.engine) == "llama_cpp":
-        config = wanted.engine
+    if model and engines.kind(chosen.engine) == "llama_cpp":
+        config = chosen.engine
         speed = calibrate(model.gguf, model.identity, config.context, config.threads, fresh, say)
-    return costs.make(wanted, texts, model, speed, user_prompts(wanted))
+    return costs.plan_here(chosen, texts, model, speed, user_prompts(chosen))
 
 
 def plan_cluster(
@@ -89,33 +89,33 @@ def plan_cluster(
     limit: int | None = None,
     prompts: str | Path | None = None,
 ) -> capacity.Capacity:
-    """What a run of the recipe would take on other machines. Neither the model nor a GPU is needed here.
+    """Plan a run of the recipe on a cluster, without a model or a GPU on this machine.
 
     Args:
-        cluster: as `gpus=2x8xH100,model=70b` (docs/capacity.md).
+        cluster: for example `gpus=2x8xH100,model=70b` (docs/capacity.md).
 
     Raises:
-        SelfAlignError: the recipe, the cluster or the prompts are wrong.
+        SelfAlignError: the recipe, the cluster or the prompts are invalid.
     """
-    loaded = recipes.load(recipe, _listed(settings), limit)
+    loaded = recipes.load(recipe, _as_list(settings), limit)
     machines = clusters.parse(cluster)
-    wanted = recipes.located(loaded, Path(prompts) if prompts is not None else None, recipe)
-    shape = clusters.shape_of(machines.model, wanted.model)
-    texts = constitution.load(wanted.constitution)
-    return capacity.plan(wanted, texts, machines, shape, user_prompts(wanted))
+    chosen = recipes.located(loaded, Path(prompts) if prompts is not None else None, recipe)
+    shape = clusters.shape_of(machines.model, chosen.model)
+    texts = constitution.load(chosen.constitution)
+    return capacity.plan(chosen, texts, machines, shape, user_prompts(chosen))
 
 
-def _listed(settings: Mapping[str, object] | list[str] | None) -> list[str] | None:
+def _as_list(settings: Mapping[str, object] | list[str] | None) -> list[str] | None:
     if isinstance(settings, Mapping):
         return [f"{key}={json.dumps(value)}" for key, value in settings.items()]
     return settings
 
 
 def user_prompts(recipe: Recipe) -> int | None:
-    """How many prompts the user's own file holds; None where the run writes them.
+    """Return the number of user prompts; None if the run writes its prompts.
 
     Raises:
-        UserError: there are neither, or the file cannot be read.
+        UserError: there are no prompts, or the file cannot be read.
     """
     check_prompts(recipe)
     if "prompts" not in recipe.stages or not recipe.prompts.file:
@@ -124,8 +124,9 @@ def user_prompts(recipe: Recipe) -> int | None:
 
 
 def check_prompts(recipe: Recipe) -> None:
-    wanted = recipe.prompts
-    if "prompts" in recipe.stages and not (wanted.file or wanted.self_instruct.count or wanted.red_team.count):
-        raise UserError("this recipe writes no prompts of its own: give yours with --prompts FILE (docs/formats.md)")
-    if "align" in recipe.stages and recipe.align.form == "given" and not wanted.file:
-        raise UserError("align.form: given takes the answers from your own rows: give them with --prompts FILE")
+    """Raise UserError if the recipe neither writes prompts nor has user prompts."""
+    prompts = recipe.prompts
+    if "prompts" in recipe.stages and not (prompts.file or prompts.self_instruct.count or prompts.red_team.count):
+        raise UserError("this recipe writes no prompts: pass your own with --prompts FILE (docs/formats.md)")
+    if "align" in recipe.stages and recipe.align.form == "given" and not prompts.file:
+        raise UserError("align.form: given needs your responses: pass them with --prompts FILE")

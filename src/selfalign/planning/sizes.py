@@ -1,8 +1,8 @@
-"""What a recipe asks of a model: requests, prompt tokens, generated tokens and training tokens of each stage. Pure.
+"""Compute the requests, prompt tokens, generated tokens and training tokens of each stage of a recipe.
 
-Numbers of rows follow from the recipe. How many tokens a row takes and how many rows survive is what the embedded
-model showed in one run of the recipe `quick` (`benchmarks/planner.py fit quick` gives these constants); a larger model
-writes longer answers, so for one the answers are given as a share of their limits.
+Numbers of rows follow from the recipe. Tokens per row and fractions of kept rows were measured with the embedded model
+in one run of the recipe `quick` (`benchmarks/planner.py fit quick` prints these constants). Larger models write longer
+responses, so their lengths are given as fractions of the limits.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from selfalign.constitution.rendering import render
 from selfalign.run.recipe import Recipe
 
 PROMPTS_PER_REQUEST = 4.06
-"""Prompts that one request of Self-Instruct yields, after the filters."""
+"""Prompts from one request of Self-Instruct, after the filters."""
 QUESTIONS_KEPT = 0.913
 _TOPICS_PER_REQUEST = 4.5
-"""New ones, as in the paper: from one topic of a type to about 4,956 in five rounds (99,121 questions, 20 types)."""
+"""New topics, as in the paper: from one topic of a type to about 4,956 in five rounds (99,121 questions, 20 types)."""
 _TOPICS_LISTED = 10
-"""A request of topics lets the model go on to so many. It shows one, and five once the type has so many."""
+"""Length of the list that a request for topics completes. It shows one topic, or five once the type has so many."""
 ANSWERS_KEPT = 0.958
 VERBOSE_KEPT = 0.738
 TURN_TOKENS = 46.5
-"""Of an example, without its answer: the system prompt, the message, the turns."""
+"""Tokens of an example without its response: system prompt, message and turns."""
 KEPT_LENGTH = {"engrave": 0.869, "verbose_cloning": 0.953}
-"""Tokens of a kept answer against those of all: loops and what the limit cut are longer."""
+"""Length of a kept response relative to all: loops and truncated responses are longer."""
 _CHARACTERS_PER_TOKEN = 4.4
 
 
@@ -46,43 +46,43 @@ class Lengths:
 
 
 EMBEDDED = Lengths()
-"""As the embedded model needs them, on the recipe `quick`."""
+"""The lengths of the embedded model with the recipe `quick`."""
 
 
-def share_of_limit(recipe: Recipe, share: float) -> Lengths:
-    """Answers that take that share of the tokens that the recipe allows them; lists and questions as `EMBEDDED`."""
+def fraction_of_limits(recipe: Recipe, fraction: float) -> Lengths:
+    """Return lengths of responses as a fraction of their limits; lists and questions as in `EMBEDDED`."""
     thoughts = EMBEDDED.thought + EMBEDDED.citation if recipe.align.form == "paper" else 0.0
-    answering = recipe.evaluate.max_new_tokens * share
+    evaluation = recipe.evaluate.max_new_tokens * fraction
     return Lengths(
-        # One pass writes thoughts and answer within one limit.
-        answer=max(1.0, recipe.align.max_new_tokens * share - thoughts),
-        verbose=recipe.verbose_cloning.max_new_tokens * share,
-        evaluation=answering,
-        behaviour=answering,
+        # In the paper's form, internal thoughts and response share one limit.
+        answer=max(1.0, recipe.align.max_new_tokens * fraction - thoughts),
+        verbose=recipe.verbose_cloning.max_new_tokens * fraction,
+        evaluation=evaluation,
+        behaviour=evaluation,
     )
 
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """Requests of one stage."""
+    """The requests of one stage."""
 
     stage: str
-    """As the ledger calls it."""
+    """Name of its ledger."""
     requests: int
     own: float
-    """Prompt tokens of one request that it shares with no other."""
+    """Prompt tokens of one request that are not shared."""
     shared: int
-    """Prompt tokens that all begin with."""
+    """Prompt tokens of the prefix that all requests share."""
     tokens: float
     """Generated tokens of one request."""
     limit: int
-    """At most so many."""
+    """Maximum of generated tokens of one request."""
     passes: int = 1
-    """How often one request's prompt is read: guided rows are three steps."""
+    """Steps of one request; the guided form has three."""
     rounds: int = 1
-    """A round waits for the one before it."""
+    """Rounds that wait for each other."""
     scored: int = 0
-    """Tokens whose log-probability is measured besides."""
+    """Tokens whose log-probabilities are computed."""
 
     @property
     def generated(self) -> int:
@@ -91,13 +91,13 @@ class Generation:
 
 @dataclass(frozen=True, slots=True)
 class Training:
-    """Examples of one stage."""
+    """The training examples of one stage."""
 
     stage: str
     examples: int
-    """Trained on in an epoch."""
+    """Examples in an epoch."""
     length: float
-    """Tokens of one, on average."""
+    """Mean tokens of an example."""
     epochs: int
     batch: int
     """Examples of an optimiser step."""
@@ -105,77 +105,78 @@ class Training:
 
     @property
     def tokens(self) -> int:
-        """Over all epochs."""
+        """Return the training tokens of all epochs."""
         return round(self.examples * self.length * self.epochs)
 
 
 Work = Generation | Training
 
 
-def of(recipe: Recipe, constitution: Constitution, own: int | None = None, lengths: Lengths = EMBEDDED) -> list[Work]:
-    """The work of the recipe's stages, in their order.
+def stage_work(
+    recipe: Recipe, constitution: Constitution, user_prompts: int | None = None, lengths: Lengths = EMBEDDED
+) -> list[Work]:
+    """Return the work of the recipe's stages, in order.
 
     Args:
-        own: rows of the user's own file, which takes the place of stage 1.
+        user_prompts: number of user prompts, which replace stage 1; None without.
     """
-    return _Sizes(recipe, constitution, own, lengths).stages()
+    return _Sizes(recipe, constitution, user_prompts, lengths).stages()
 
 
-def prompts(recipe: Recipe, own: int | None) -> int:
-    """Prompts that stage 2 answers."""
-    wanted = recipe.prompts
-    return own if own is not None else wanted.self_instruct.count + wanted.red_team.count
+def prompt_count(recipe: Recipe, user_prompts: int | None) -> int:
+    """Return the number of prompts of stage 2."""
+    return recipe.prompts.self_instruct.count + recipe.prompts.red_team.count if user_prompts is None else user_prompts
 
 
 def _topic_rounds(recipe: Recipe, constitution: Constitution) -> list[tuple[int, int]]:
-    """(requests, topics that each writes) of every round of topics."""
+    """Return (requests, topics written by each) of every round of topics."""
     questions, types, known = recipe.prompts.red_team, len(constitution.question_types), 1.0
-    found = []
+    rounds = []
     for _ in range(questions.topic_rounds):
-        asked = min(round(known), questions.topic_requests or round(known))
-        found.append((types * asked, _TOPICS_LISTED - (1 if known < _TOPICS_LISTED else 5)))
-        known += asked * _TOPICS_PER_REQUEST
-    return found
+        requests = min(round(known), questions.topic_requests or round(known))
+        rounds.append((types * requests, _TOPICS_LISTED - (1 if known < _TOPICS_LISTED else 5)))
+        known += requests * _TOPICS_PER_REQUEST
+    return rounds
 
 
 def topic_lines(recipe: Recipe, constitution: Constitution) -> int:
-    """Topics that the model writes, those that are not kept too."""
-    return sum(asked * lines for asked, lines in _topic_rounds(recipe, constitution))
+    """Return the number of topics that the model writes, including those that are not kept."""
+    return sum(requests * lines for requests, lines in _topic_rounds(recipe, constitution))
 
 
 class _Sizes:
-    def __init__(self, recipe: Recipe, constitution: Constitution, own: int | None, lengths: Lengths) -> None:
+    def __init__(self, recipe: Recipe, constitution: Constitution, user_prompts: int | None, lengths: Lengths) -> None:
         self._recipe, self._constitution, self._lengths = recipe, constitution, lengths
-        self._own = own
-        self._prompts = prompts(recipe, own)
+        self._user_prompts = user_prompts
+        self._prompts = prompt_count(recipe, user_prompts)
         self._heldout = min(recipe.evaluate.heldout_prompts, self._prompts // 2)
         self._questions = len(dict.fromkeys(p.question for p in constitution.identity))
         self._prefix = round(len(render(constitution)) / _CHARACTERS_PER_TOKEN)
 
     def stages(self) -> list[Work]:
-        found: list[Work] = []
+        work: list[Work] = []
         for stage in self._recipe.stages:
-            if stage == "prompts" and self._own is None:
-                found += self._write_prompts()
+            if stage == "prompts" and self._user_prompts is None:
+                work += self._write_prompts()
             elif stage == "align":
-                found.append(self._align())
+                work.append(self._align())
             elif stage == "engrave":
                 answered = (self._prompts - self._heldout) * ANSWERS_KEPT
                 kept = round(answered) + len(self._constitution.identity)
-                found.append(self._train("engrave", kept, self._lengths.answer, self._recipe.align.max_new_tokens))
+                work.append(self._train("engrave", kept, self._lengths.answer, self._recipe.align.max_new_tokens))
             elif stage == "verbose_cloning":
                 verbose = self._verbose()
                 kept = round(verbose.requests * VERBOSE_KEPT)
-                found += [verbose, self._train("verbose_cloning", kept, verbose.tokens, verbose.limit)]
+                work += [verbose, self._train("verbose_cloning", kept, verbose.tokens, verbose.limit)]
             elif stage == "evaluate":
-                found += self._evaluate()
-        return found
+                work += self._evaluate()
+        return work
 
     def _write_prompts(self) -> list[Work]:
-        wanted, found = self._recipe.prompts, list[Work]()
-        tasks, questions = wanted.self_instruct, wanted.red_team
+        prompts, work = self._recipe.prompts, list[Work]()
+        tasks, questions = prompts.self_instruct, prompts.red_team
         if tasks.count:
-            # In rounds of at most so many requests; the first assumes two prompts a request.
+            # The first round assumes two prompts per request.
             missing, requests, rounds = float(tasks.count), 0, 0
             while missing > 0:
                 rate = 2.0 if not requests else PROMPTS_PER_REQUEST
@@ -184,18 +185,18 @@ class _Sizes:
                 missing -= size * PROMPTS_PER_REQUEST
             own, limit = 40 * tasks.seeds_per_request, tasks.max_new_tokens
             # The end token is banned: every request runs to its limit.
-            found.append(Generation("self_instruct", requests, own, 80, limit, limit, rounds=rounds))
+            work.append(Generation("self_instruct", requests, own, 80, limit, limit, rounds=rounds))
         if questions.count:
-            found.append(self._topics())
-            asked = math.ceil(questions.count / QUESTIONS_KEPT)
+            work.append(self._topics())
+            count = math.ceil(questions.count / QUESTIONS_KEPT)
             limit = questions.max_new_tokens
-            found.append(Generation("red_team", asked, 35, 180, self._lengths.question, limit))
-        return found
+            work.append(Generation("red_team", count, 35, 180, self._lengths.question, limit))
+        return work
 
     def _topics(self) -> Generation:
         questions = self._recipe.prompts.red_team
         rounds = _topic_rounds(self._recipe, self._constitution)
-        requests = sum(asked for asked, _ in rounds)
+        requests = sum(count for count, _ in rounds)
         tokens = self._lengths.topic_line * topic_lines(self._recipe, self._constitution) / max(1, requests)
         limit = min(128, questions.max_new_tokens)
         return Generation("topics", requests, 170, 60, tokens, limit, rounds=len(rounds))
@@ -227,12 +228,12 @@ class _Sizes:
         rows = 3 * self._heldout
         scored = round(rows * ANSWERS_KEPT * (TURN_TOKENS + lengths.answer))
         limit = config.max_new_tokens
-        found: list[Work] = [Generation("evaluate", rows, 30, 20, lengths.evaluation, limit, scored=scored)]
+        work: list[Work] = [Generation("evaluate", rows, 30, 20, lengths.evaluation, limit, scored=scored)]
         if "behaviour" in config.tasks:
-            # Base, prompted base, engraved and final model; the prompted one reads the constitution.
+            # Four models: base, prompted base, engraved, final. The prompted base reads the constitution.
             from selfalign.evaluation.tasks import behaviour
 
-            asked = len(behaviour.load_scenarios(None, self._constitution).items)
+            scenarios = len(behaviour.load_scenarios(None, self._constitution).items)
             shared = 20 + self._prefix // 4
-            found.append(Generation("behaviour", 4 * asked, 18, shared, lengths.behaviour, limit))
-        return found
+            work.append(Generation("behaviour", 4 * scenarios, 18, shared, lengths.behaviour, limit))
+        return work
