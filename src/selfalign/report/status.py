@@ -18,7 +18,7 @@ def status(run: RunDir) -> dict[str, Any]:
             **journal.counts(s).as_dict(),
             "open": journal.open_work(s),
             "examples": journal.drop_examples(s),
-            "neutralised_rows": journal.escaped(s),
+            "neutralised_rows": journal.escaped(s),  # old name
         }
         for s in journal.stages()
     ]

@@ -78,7 +78,7 @@ def _show_tables(run: RunDir, state: dict[str, Any], console: Console, examples:
         console.print()
         console.print(_generation_table(generated))
     for row in stages:
-        if number := row["neutralised"]:
+        if number := row["neutralised"]:  # old name
             rows = "row" if number == 1 else "rows"
             text = f"{_title(row)}: control tokens in the text of {number:,} {rows} were escaped (--json lists them)"
             console.print(text, style="yellow", soft_wrap=True)
