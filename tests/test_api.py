@@ -1,4 +1,4 @@
-"""The Python API, on the fake engine; docs/python.md's examples run as they stand."""
+"""Use the Python interface on the fake engine; run the examples of docs/python.md."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import selfalign
 SMALL = {"engine.kind": "fake", "prompts.self_instruct.count": 8, "prompts.red_team.count": 20}
 
 
-def test_a_run_reads_like_the_command_line(tmp_path: Path):
+def test_run_and_read_the_results(tmp_path: Path):
     with selfalign.create("quick", tmp_path / "run", settings=SMALL, limit=20) as run:
         run.run_all()
         prompts, responses = list(run.prompts()), list(run.responses())
@@ -28,7 +28,7 @@ def test_a_run_reads_like_the_command_line(tmp_path: Path):
     assert (tmp_path / "run/manifest.json").exists()
 
 
-def test_an_opened_run_goes_on_stage_by_stage(tmp_path: Path):
+def test_opened_run_continues_stage_by_stage(tmp_path: Path):
     settings = {**SMALL, "stages": ["prompts", "align"]}
     with selfalign.create("quick", tmp_path / "run", settings=settings) as run:
         run.run_stage("prompts")
@@ -40,7 +40,7 @@ def test_an_opened_run_goes_on_stage_by_stage(tmp_path: Path):
     assert (tmp_path / "run/manifest.json").exists()
 
 
-def test_a_held_run_is_not_opened_twice_and_is_free_again_after_close(tmp_path: Path):
+def test_run_is_held_until_closed(tmp_path: Path):
     run = selfalign.create("quick", tmp_path / "run", settings=SMALL)
     with pytest.raises(selfalign.UserError, match="in use"):
         selfalign.open_run(tmp_path / "run")
@@ -49,7 +49,7 @@ def test_a_held_run_is_not_opened_twice_and_is_free_again_after_close(tmp_path: 
     selfalign.open_run(tmp_path / "run").close()
 
 
-def test_mistakes_are_errors_of_one_line_and_leave_no_lock(tmp_path: Path):
+def test_mistakes_leave_no_lock(tmp_path: Path):
     with pytest.raises(selfalign.UserError, match=r"align\.temperatur"):
         selfalign.create("quick", tmp_path / "run", settings={"align.temperatur": 1.0})
     selfalign.create("quick", tmp_path / "run", settings=SMALL).close()
@@ -61,7 +61,7 @@ def test_mistakes_are_errors_of_one_line_and_leave_no_lock(tmp_path: Path):
         selfalign.open_run(tmp_path / "none")
 
 
-def test_importing_the_package_loads_nothing_heavy():
+def test_import_loads_nothing_heavy():
     code = "import selfalign, sys; print(sorted(m for m in ('torch', 'pydantic', 'yaml', 'rich') if m in sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
@@ -69,7 +69,7 @@ def test_importing_the_package_loads_nothing_heavy():
         selfalign.nothing  # noqa: B018
 
 
-def test_the_examples_of_the_documentation_run(tmp_path: Path):
+def test_examples_of_the_documentation_run(tmp_path: Path):
     text = (Path(__file__).parent.parent / "docs/python.md").read_text("utf-8")
     blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     assert len(blocks) >= 3

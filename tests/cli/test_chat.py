@@ -213,8 +213,8 @@ def test_stopped_retry_keeps_the_response_before(
     monkeypatch.setattr(engines, "start", lambda *_: Fake(script=script))
     monkeypatch.setattr("sys.stdin", io.StringIO(f"/compare\nHi\n/retry\n/save {tmp_path / 'talk'}\n"))
     dialogue.start(fake_run(), None, "final", 0.3, 20, 0, lines=True)
-    said = json.loads((tmp_path / "talk").read_text())["messages"]
-    assert [m["content"] for m in said] == ["Hi", "Answer 3"] and len(calls) == 4
+    messages = json.loads((tmp_path / "talk").read_text())["messages"]
+    assert [m["content"] for m in messages] == ["Hi", "Answer 3"] and len(calls) == 4
 
 
 def test_ctrl_c_at_the_prompt_ends_the_dialogue(say: Say, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -149,6 +149,6 @@ def test_full_disk_is_reported_before_writing(
     base: Path, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda _: type("U", (), {"free": 1000}))
-    with pytest.raises(Resumable, match=r"1,000 free\): make room"):
+    with pytest.raises(Resumable, match=r"1,000 free\); free some space"):
         written(base, adapter, tmp_path / "m.gguf")
     assert not (tmp_path / "m.gguf").exists()

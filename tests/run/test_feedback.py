@@ -1,4 +1,4 @@
-"""Marks on answers: kept, replaced, withdrawn; hostile texts stay texts; nothing of a run follows from them."""
+"""Store, replace and withdraw marks on answers; nothing else in a run depends on them."""
 
 from __future__ import annotations
 
@@ -23,49 +23,52 @@ from selfalign.system.atomic import file_hash
 Run = Callable[..., Context]
 
 
-def said(message: str = "Why?", answer: str = "So.", **more: Any) -> dict[str, Any]:
-    """A mark as a page or a dialogue says it."""
+def request(message: str = "Why?", answer: str = "So.", **more: Any) -> dict[str, Any]:
+    """Return a mark as a page or a dialogue sends it."""
     turns = [{"role": "user", "content": message}]
     return {"verdict": "bad", "turns": turns, "answer": answer, "model": "final", "source": "page", **more}
 
 
 TEXT = st.text(st.characters(), max_size=60)  # lone surrogates, too
-SAID = st.builds(
-    said, TEXT.filter(str.strip), TEXT, note=TEXT, verdict=st.sampled_from(["good", "bad"]),
+REQUESTS = st.builds(
+    request, TEXT.filter(str.strip), TEXT, note=TEXT, verdict=st.sampled_from(["good", "bad"]),
     source=st.sampled_from(["chat", "page", "view"]), principles=st.lists(st.integers(1, 999), max_size=5),
     settings=st.dictionaries(st.sampled_from(["temperature", "top_p", "seed"]), st.integers(0, 2**31)),
 )  # fmt: skip
 
 
 @settings(max_examples=40)
-@given(st.lists(SAID, max_size=4))
-def test_what_is_kept_is_read_and_one_answer_has_one_mark(tmp_path_factory: pytest.TempPathFactory, told: list[Any]):
+@given(st.lists(REQUESTS, max_size=4))
+def test_stored_marks_are_read_and_answers_have_one_mark(tmp_path_factory: pytest.TempPathFactory, values: list[Any]):
     run = RunDir(tmp_path_factory.mktemp("run"), None, None)  # type: ignore[arg-type]
-    made = [feedback.mark(run, value) for value in told]
-    found = feedback.read(run)
-    assert list(found) == list(dict.fromkeys(m.id for m in reversed(made)))[::-1]
-    for mark in made:
-        assert found[mark.id] == next(m for m in reversed(made) if m.id == mark.id)
-    if made:
-        assert len(run.jsonl("feedback").read_bytes().splitlines()) == len(found)
-    for identity in list(found):
-        gone = feedback.withdraw(run, identity)
-        assert gone and gone.id == identity
+    stored = [feedback.mark(run, value) for value in values]
+    stored_marks = feedback.read(run)
+    assert list(stored_marks) == list(dict.fromkeys(m.id for m in reversed(stored)))[::-1]
+    for mark in stored:
+        assert stored_marks[mark.id] == next(m for m in reversed(stored) if m.id == mark.id)
+    if stored:
+        assert len(run.jsonl("feedback").read_bytes().splitlines()) == len(stored_marks)
+    for identity in list(stored_marks):
+        withdrawn = feedback.withdraw(run, identity)
+        assert withdrawn and withdrawn.id == identity
     assert feedback.read(run) == {} and feedback.withdraw(run, "0" * 16) is None
 
 
-def test_another_mark_replaces_and_says_when(fake_run: Run):
+def test_second_mark_replaces_the_first(fake_run: Run):
     run = fake_run().run
-    feedback.mark(run, said(note="too long"))
-    feedback.mark(run, said("What?"))
-    last = feedback.mark(run, said(note=" fine after all\n", verdict="good"))
-    found = list(feedback.read(run).values())
-    assert [(m.message, m.verdict, m.note) for m in found] == [("What?", "bad", ""), ("Why?", "good", "fine after all")]
+    feedback.mark(run, request(note="too long"))
+    feedback.mark(run, request("What?"))
+    last = feedback.mark(run, request(note=" fine after all\n", verdict="good"))
+    stored = list(feedback.read(run).values())
+    assert [(m.message, m.verdict, m.note) for m in stored] == [
+        ("What?", "bad", ""),
+        ("Why?", "good", "fine after all"),
+    ]
     assert last.time.endswith("Z") and feedback.counts(run) == {"good": 1, "bad": 1}
     assert status(run)["feedback"] == {"good": 1, "bad": 1}
-    # Another model's same answer, or another prompt before it, is another one.
-    feedback.mark(run, said(model="base"))
-    feedback.mark(run, said(prompt="verbose"))
+    # The same answer of another model, or under another system prompt, is another answer.
+    feedback.mark(run, request(model="base"))
+    feedback.mark(run, request(prompt="verbose"))
     assert len(feedback.read(run)) == 4
 
 
@@ -85,33 +88,34 @@ def test_another_mark_replaces_and_says_when(fake_run: Run):
         ({"model": "m" * 201}, "200 characters"),
     ],
 )  # fmt: skip
-def test_what_is_no_mark_is_refused_and_named(fake_run: Run, more: dict[str, Any], why: str):
+def test_invalid_mark_is_refused(fake_run: Run, more: dict[str, Any], why: str):
     run = fake_run().run
     with pytest.raises(UserError, match=why):
-        feedback.mark(run, said(**more))
+        feedback.mark(run, request(**more))
     assert not run.jsonl("feedback").exists()
     try:
-        run.jsonl("feedback").write_text(json.dumps(said(**more), allow_nan=False) + "\n", "utf-8")
+        run.jsonl("feedback").write_text(json.dumps(request(**more), allow_nan=False) + "\n", "utf-8")
     except ValueError:
         return
     with pytest.raises(UserError, match=f"feedback.jsonl:1: .*{why}"):
         feedback.read(run)
-    assert status(run)["feedback"] == {}  # how far a run is can be said all the same
+    assert status(run)["feedback"] == {}  # the status works all the same
 
 
-def test_there_is_an_end(fake_run: Run, monkeypatch: pytest.MonkeyPatch):
+def test_number_of_marks_is_limited(fake_run: Run, monkeypatch: pytest.MonkeyPatch):
     run = fake_run().run
     monkeypatch.setattr(feedback, "MAX_MARKS", 2)
     for message in ("a", "b", "a"):
-        feedback.mark(run, said(message))
-    with pytest.raises(UserError, match="no more are kept"):
-        feedback.mark(run, said("c"))
+        feedback.mark(run, request(message))
+    with pytest.raises(UserError, match="which is the limit"):
+        feedback.mark(run, request("c"))
 
 
-def test_marks_set_at_once_are_all_kept(fake_run: Run):
+def test_concurrent_marks_are_all_stored(fake_run: Run):
     run = fake_run().run
     threads = [
-        threading.Thread(target=lambda k=k: [feedback.mark(run, said(f"{k} {n}")) for n in range(5)]) for k in range(6)
+        threading.Thread(target=lambda k=k: [feedback.mark(run, request(f"{k} {n}")) for n in range(5)])
+        for k in range(6)
     ]
     for thread in threads:
         thread.start()
@@ -120,15 +124,14 @@ def test_marks_set_at_once_are_all_kept(fake_run: Run):
     assert len(feedback.read(run)) == 30
 
 
-def made(run: RunDir) -> dict[str, str]:
-    """Every file that stages made or exports hold, with its hash; clocks and measured times left out."""
+def output_hashes(run: RunDir) -> dict[str, str]:
+    """Return the hash of every file of stages and exports, except those with times."""
     timed = ("journal", "plan.json", "manifest.json", "report/", "feedback.jsonl", "export/")
     names = {str(f.relative_to(run.path)): f for f in sorted(run.path.rglob("*")) if f.is_file()}
     return {n: file_hash(f) for n, f in names.items() if not n.startswith(timed)}
 
 
-def test_nothing_that_a_run_makes_follows_from_feedback(fake_run: Run, tmp_path: Path):
-    """Two runs of the same recipe, one with marks from the first stage on: the same rows, inputs, digests, exports."""
+def test_outputs_do_not_depend_on_marks(fake_run: Run, tmp_path: Path):
     from selfalign.export import dataset
 
     sizes = [f"prompts.{k}.count=6" for k in ("self_instruct", "red_team")]
@@ -142,13 +145,13 @@ def test_nothing_that_a_run_makes_follows_from_feedback(fake_run: Run, tmp_path:
     for context in contexts:
         for stage in stages:
             if context.run.path.name == "marked":
-                feedback.mark(context.run, said(f"{unlikely} {stage}", f"{unlikely} so", note=f"{unlikely}!"))
+                feedback.mark(context.run, request(f"{unlikely} {stage}", f"{unlikely} so", note=f"{unlikely}!"))
             order.run_stage(context, stage)  # type: ignore[arg-type]
         inputs.append([order.inputs_hash(context, stage) for stage in stages])  # type: ignore[arg-type]
         dataset.write(context, "messages", "engrave", None, False)
         context.run.write_manifest()
     one, other = (c.run for c in contexts)
-    assert made(one) == made(other) and len(made(one)) > 8
+    assert output_hashes(one) == output_hashes(other) and len(output_hashes(one)) > 8
     assert inputs[0] == inputs[1]
     assert one.recipe.digest() == other.recipe.digest() and one.constitution.digest() == other.constitution.digest()
     assert marks.digest(one, "engrave") == marks.digest(other, "engrave")
@@ -157,5 +160,5 @@ def test_nothing_that_a_run_makes_follows_from_feedback(fake_run: Run, tmp_path:
         if file.is_file() and file.name != "feedback.jsonl":
             assert unlikely.encode() not in file.read_bytes(), file
     # A finished stage stays finished.
-    feedback.mark(other, said("one more"))
+    feedback.mark(other, request("one more"))
     assert all(other.done(s, h) for s, h in zip(stages, inputs[1], strict=True))

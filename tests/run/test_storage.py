@@ -296,9 +296,9 @@ def test_only_changed_files_are_read_again(tmp_path: Path, monkeypatch: pytest.M
     put = Storage.put
 
     def counted_put(self: Storage, stream: Any, known: set[str]) -> Any:
-        made = put(self, stream, known)
-        read.append(made.bytes)
-        return made
+        file = put(self, stream, known)
+        read.append(file.bytes)
+        return file
 
     monkeypatch.setattr(Storage, "put", counted_put)
     saver = StateSaver(tmp_path / "a", Storage(location), lambda *_: None)

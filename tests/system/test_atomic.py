@@ -1,4 +1,4 @@
-"""Publishing files and folders: whole or not at all, whatever fails on the way."""
+"""Publish files and folders completely or not at all, whatever fails on the way."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from selfalign.system.atomic import disk_errors, new_folder, write_bytes, write_
 
 
 class Failed(Exception):
-    """What the tests make a system call raise."""
+    """The error that the tests make system calls raise."""
 
 
 def failing(error: BaseException):
@@ -54,21 +54,21 @@ def break_write(monkeypatch: pytest.MonkeyPatch, step: str, error: BaseException
 STEPS = ["write", "fsync", "chmod", "replace"]
 
 
-def test_a_file_is_written_with_its_folders(tmp_path: Path):
+def test_write_creates_parent_folders(tmp_path: Path):
     write_text(tmp_path / "a/b/file.txt", "é\u2028")
     assert (tmp_path / "a/b/file.txt").read_bytes() == "é\u2028".encode()
     assert names(tmp_path / "a/b") == ["file.txt"]
     assert (tmp_path / "a/b/file.txt").stat().st_mode & 0o777 == 0o644
 
 
-def test_who_may_read_a_file_stays_as_it_was(tmp_path: Path):
+def test_write_keeps_permissions(tmp_path: Path):
     write_bytes(tmp_path / "file", b"old")
     (tmp_path / "file").chmod(0o600)
     write_bytes(tmp_path / "file", b"new")
     assert (tmp_path / "file").stat().st_mode & 0o777 == 0o600
 
 
-def test_a_file_is_replaced(tmp_path: Path):
+def test_write_replaces_a_file(tmp_path: Path):
     write_bytes(tmp_path / "file", b"old")
     write_bytes(tmp_path / "file", b"new")
     assert (tmp_path / "file").read_bytes() == b"new"
@@ -77,7 +77,7 @@ def test_a_file_is_replaced(tmp_path: Path):
 
 @pytest.mark.parametrize("step", STEPS)
 @pytest.mark.parametrize("error", [Failed(), KeyboardInterrupt(), OSError(errno.EIO, "broken")], ids=repr)
-def test_a_failure_leaves_the_old_file_and_nothing_else(
+def test_failed_write_leaves_the_old_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, error: BaseException
 ):
     write_bytes(tmp_path / "file", b"old")
@@ -90,7 +90,7 @@ def test_a_failure_leaves_the_old_file_and_nothing_else(
 
 
 @pytest.mark.parametrize("step", STEPS)
-def test_a_failure_of_a_first_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str):
+def test_failed_first_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str):
     with monkeypatch.context() as broken:
         break_write(broken, step, Failed())
         with pytest.raises(Failed):
@@ -100,26 +100,24 @@ def test_a_failure_of_a_first_write_leaves_nothing(tmp_path: Path, monkeypatch: 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
 @pytest.mark.parametrize("step", STEPS)
-def test_no_space_is_an_end_that_can_be_resumed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, number: int
-):
+def test_full_disk_is_resumable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, number: int):
     write_bytes(tmp_path / "file", b"old")
     with monkeypatch.context() as broken:
         break_write(broken, step, OSError(number, "full"))
-        with pytest.raises(Resumable, match=r"no space to write .*file .*bytes free.*make room") as caught:
+        with pytest.raises(Resumable, match=r"no space to write .*file .*bytes free.*free some space") as caught:
             write_bytes(tmp_path / "file", b"new")
     assert caught.value.exit_code == 75
     assert (tmp_path / "file").read_bytes() == b"old"
     assert names(tmp_path) == ["file"]
 
 
-def test_no_space_for_the_folder_is_an_end_that_can_be_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_full_disk_for_the_parent_folder_is_resumable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(Path, "mkdir", failing(OSError(errno.ENOSPC, "full")))
     with pytest.raises(Resumable):
         write_bytes(tmp_path / "new/file", b"x")
 
 
-def test_the_file_is_on_the_disk_before_it_takes_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_file_is_synced_before_the_rename(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     calls: list[str] = []
     sync, replace = os.fsync, Path.replace
     monkeypatch.setattr(os, "fsync", lambda handle: (calls.append("fsync"), sync(handle))[1])
@@ -128,7 +126,7 @@ def test_the_file_is_on_the_disk_before_it_takes_its_name(tmp_path: Path, monkey
     assert calls == ["fsync", "replace", "fsync"]
 
 
-def test_other_errors_are_left_as_they_are(tmp_path: Path):
+def test_other_errors_are_not_changed(tmp_path: Path):
     with pytest.raises(PermissionError), disk_errors(tmp_path):
         raise PermissionError(errno.EACCES, "no")
     with pytest.raises(Resumable), disk_errors(tmp_path / "file"):
@@ -141,7 +139,7 @@ def old_folder(tmp_path: Path) -> Path:
     return tmp_path / "adapter"
 
 
-def test_a_folder_appears_when_it_is_whole(tmp_path: Path):
+def test_folder_appears_when_it_is_complete(tmp_path: Path):
     target = tmp_path / "deep/adapter"
     with new_folder(target) as building:
         (building / "sub").mkdir()
@@ -153,7 +151,7 @@ def test_a_folder_appears_when_it_is_whole(tmp_path: Path):
     assert target.stat().st_mode & 0o777 == 0o755
 
 
-def test_a_folder_replaces_the_old_one_whole(tmp_path: Path):
+def test_folder_replaces_the_old_one(tmp_path: Path):
     target = old_folder(tmp_path)
     with new_folder(target) as building:
         (building / "b").write_text("new")
@@ -162,7 +160,7 @@ def test_a_folder_replaces_the_old_one_whole(tmp_path: Path):
 
 
 @pytest.mark.parametrize("error", [Failed(), KeyboardInterrupt()], ids=repr)
-def test_a_failure_while_filling_leaves_the_old_folder(tmp_path: Path, error: BaseException):
+def test_failure_while_filling_leaves_the_old_folder(tmp_path: Path, error: BaseException):
     target = old_folder(tmp_path)
     with pytest.raises(type(error)), new_folder(target) as building:
         (building / "b").write_text("new")
@@ -171,7 +169,7 @@ def test_a_failure_while_filling_leaves_the_old_folder(tmp_path: Path, error: Ba
     assert names(tmp_path) == ["adapter"]
 
 
-def test_a_failure_of_the_sync_leaves_the_old_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_failed_sync_leaves_the_old_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     target = old_folder(tmp_path)
     monkeypatch.setattr(os, "fsync", failing(Failed()))
     with pytest.raises(Failed), new_folder(target) as building:
@@ -180,7 +178,7 @@ def test_a_failure_of_the_sync_leaves_the_old_folder(tmp_path: Path, monkeypatch
     assert names(tmp_path) == ["adapter"]
 
 
-def test_a_failure_of_a_first_folder_leaves_nothing(tmp_path: Path):
+def test_failed_first_folder_leaves_nothing(tmp_path: Path):
     with pytest.raises(Failed), new_folder(tmp_path / "adapter") as building:
         (building / "b").write_text("new")
         raise Failed
@@ -188,7 +186,7 @@ def test_a_failure_of_a_first_folder_leaves_nothing(tmp_path: Path):
 
 
 @pytest.mark.parametrize("fails_at", [1, 2])
-def test_a_failure_of_the_rename_leaves_the_old_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails_at: int):
+def test_failed_rename_leaves_the_old_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails_at: int):
     target = old_folder(tmp_path)
     rename, calls = Path.rename, []
 
@@ -206,31 +204,31 @@ def test_a_failure_of_the_rename_leaves_the_old_folder(tmp_path: Path, monkeypat
     assert names(tmp_path) == ["adapter"]
 
 
-def test_no_space_in_a_folder_is_an_end_that_can_be_resumed(tmp_path: Path):
+def test_full_disk_in_a_folder_is_resumable(tmp_path: Path):
     target = old_folder(tmp_path)
-    with pytest.raises(Resumable, match="make room"), new_folder(target):
+    with pytest.raises(Resumable, match="free some space"), new_folder(target):
         raise OSError(errno.ENOSPC, "full")
     assert (target / "a").read_text() == "old"
     assert names(tmp_path) == ["adapter"]
 
 
-def test_sweep_removes_what_was_half_written_and_nothing_else(tmp_path: Path):
+def test_sweep_removes_only_unfinished_files(tmp_path: Path):
     from selfalign.system import atomic
 
-    theirs = [tmp_path / n for n in (".notes.tmp", ".syncthing.prompts.jsonl.tmp", "x.abcdefgh.tmp", "rows.jsonl")]
-    for file in theirs:
+    other_files = [tmp_path / n for n in (".notes.tmp", ".syncthing.prompts.jsonl.tmp", "x.abcdefgh.tmp", "rows.jsonl")]
+    for file in other_files:
         file.write_text("keep")
     (tmp_path / ".backup.old").mkdir()
     (tmp_path / ".rows.jsonl.a1b2c3_4.tmp").write_text("half")
     (tmp_path / "3_engrave/.adapter.a1b2c3_4.incomplete").mkdir(parents=True)
-    # Killed between two renames: the old folder gets its name back. Killed after them: it goes.
+    # After a kill between the two renames the old folder is restored; after a later kill it is removed.
     (tmp_path / "3_engrave/.adapter.zzzzzzzz.old").mkdir()
     (tmp_path / "3_engrave/.adapter.zzzzzzzz.old/weights").write_text("old")
     (tmp_path / "4/other").mkdir(parents=True)
     (tmp_path / "4/.other.zzzzzzzz.old").mkdir()
     atomic.sweep(tmp_path)
     left = {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*")}
-    assert left == {f.name for f in theirs} | {
+    assert left == {f.name for f in other_files} | {
         ".backup.old", "3_engrave", "3_engrave/adapter", "3_engrave/adapter/weights", "4", "4/other",
     }  # fmt: skip
     assert (tmp_path / "3_engrave/adapter/weights").read_text() == "old"

@@ -1,4 +1,4 @@
-"""A disk that is really full: a tmpfs in a mount namespace of its own. Where that is not allowed, see test_cli."""
+"""Run on a full disk: a tmpfs in a mount namespace. test_cli covers systems that do not allow that."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+pytestmark = pytest.mark.integration
 
 INSIDE = """
 import json, subprocess, sys
@@ -26,15 +28,15 @@ def files():
     return {str(p.relative_to(disk)): p.read_bytes() for p in sorted(disk.rglob("*.jsonl"))}
 
 assert run()[0] == 0
-wanted = files()
+expected = files()
 subprocess.run(["rm", "-r", str(disk / "run")], check=True)
 for free in levels:
     (disk / "filler").write_bytes(bytes(size - free * 1024 - 4096))
-    code, said = run()
+    code, stderr = run()
     left = [p.name for p in disk.rglob(".*") if p.suffix in (".tmp", ".incomplete")]
     (disk / "filler").unlink()
     again, _ = run()
-    row = {"free": free, "code": code, "said": said, "left": left, "again": again, "same": files() == wanted}
+    row = {"free": free, "code": code, "stderr": stderr, "left": left, "again": again, "same": files() == expected}
     print(json.dumps(row))
     subprocess.run(["rm", "-r", str(disk / "run")], check=True)
 """
@@ -57,27 +59,27 @@ def fill(tmp_path: Path, levels: list[int]) -> list[dict[str, object]]:
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-def check(found: list[dict[str, object]]) -> None:
-    for row in found:
+def check(rows: list[dict[str, object]]) -> None:
+    for row in rows:
         assert row["code"] in (75, 0), row
         assert row["again"] == 0 and row["same"] is True, row
         assert row["left"] == [], row
         if row["code"] == 75:
-            last = str(row["said"]).strip().splitlines()[-1]
+            last = str(row["stderr"]).strip().splitlines()[-1]
             assert last.startswith("selfalign: no space") and "run the same command again" in last
-            assert "Traceback" not in str(row["said"])
-    assert any(row["code"] == 75 for row in found)
+            assert "Traceback" not in str(row["stderr"])
+    assert any(row["code"] == 75 for row in rows)
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not allowed(), reason="no mount namespaces here")
-def test_a_full_disk_stops_the_run_and_loses_nothing(tmp_path: Path):
+def test_full_disk_stops_the_run_and_loses_nothing(tmp_path: Path):
     check(fill(tmp_path, [40, 300]))
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not allowed(), reason="no mount namespaces here")
 def test_twenty_levels_of_a_full_disk(tmp_path: Path):
-    found = fill(tmp_path, [4, 12, 24, 32, 48, 64, 80, 100, 120, 150, 180, 220, 260, 300, 350, 400, 500, 600, 700, 900])
-    check(found)
-    assert sum(row["code"] == 75 for row in found) >= 15
+    rows = fill(tmp_path, [4, 12, 24, 32, 48, 64, 80, 100, 120, 150, 180, 220, 260, 300, 350, 400, 500, 600, 700, 900])
+    check(rows)
+    assert sum(row["code"] == 75 for row in rows) >= 15

@@ -1,8 +1,7 @@
-"""What people thought of answers: good or bad, with a note. `feedback.jsonl` in the run.
+"""Store marks on answers: good or bad, with a note, in the run's `feedback.jsonl`.
 
-The terminal dialogue, the chat page and the viewer write it; `selfalign constitution suggest` reads it and drafts
-changes of the constitution for a person to accept. No stage, no export, no digest and no manifest knows of it: nothing
-is trained on it.
+`chat`, the chat page and the viewer write marks; `selfalign constitution suggest` lists them. No stage, export, digest
+or manifest reads them: nothing is trained on them.
 """
 
 from __future__ import annotations
@@ -25,10 +24,10 @@ Source = Literal["chat", "page", "view"]
 MAX_NOTE = 2_000
 """Characters of a note."""
 MAX_TEXT = 200_000
-"""Characters of an answer, of a dialogue before it, and of an system prompt."""
+"""Characters of an answer, of the dialogue before it, and of a system prompt."""
 MAX_TURNS = 512
 MAX_MARKS = 5_000
-"""Each mark publishes the file anew."""
+"""Each mark writes the whole file again."""
 
 _TEXTS = ("verdict", "note", "answer", "model", "prompt", "system", "source", "time", "stage", "row")
 _KEYS = {*_TEXTS, "id", "turns", "settings", "principles"}
@@ -37,43 +36,43 @@ _ROLES = ("user", "assistant")
 
 @dataclass(frozen=True, slots=True)
 class Feedback:
-    """One answer that somebody marked."""
+    """A mark on one answer."""
 
     verdict: Verdict
     turns: tuple[Turn, ...]
-    """The dialogue that was answered; its last turn is the user's."""
+    """The dialogue before the answer; its last turn is the user's."""
     answer: str
     model: str
     """base, prompted-base, engraved or final."""
     prompt: str
-    """The system prompt: its name, constitution for the prompted base, or own."""
+    """The name of the system prompt; `constitution` for the prompted base, `own` for the user's text."""
     source: Source
     note: str = ""
     time: str = ""
     """UTC."""
     system: str = ""
-    """Of an own system prompt: its text."""
+    """The text of the user's own system prompt."""
     settings: tuple[tuple[str, float], ...] = ()
-    """How the answer was drawn: temperature, top_p, max_new_tokens, seed, as far as they are known."""
+    """The sampling settings, as far as they are known: temperature, top_p, max_new_tokens, seed."""
     principles: tuple[int, ...] = ()
-    """What the answer's thoughts cite, where it has some."""
+    """The principles that the answer's internal thoughts cite."""
     stage: str = ""
     row: str = ""
-    """Of a row of the run: where it stands."""
+    """The stage and the id of the run's row that holds the answer, if one does."""
 
     @property
     def id(self) -> str:
-        """The same answer of the same model to the same dialogue is the same mark, whoever set it."""
+        """A hash of dialogue, answer, model and system prompt: one answer has one mark."""
         turns = [[t.role, t.text] for t in self.turns]
         return content_hash("feedback", turns, self.answer, self.model, self.prompt, self.system)
 
     @property
     def message(self) -> str:
-        """What the user said last."""
+        """The user's last message."""
         return self.turns[-1].text
 
     def as_dict(self) -> dict[str, Any]:
-        """The line of the file, as plain values."""
+        """Return the line of the file, as plain values."""
         value = {
             "id": self.id, "time": self.time, "verdict": self.verdict, "note": self.note,
             "turns": [{"role": t.role, "content": t.text} for t in self.turns], "answer": self.answer,
@@ -84,17 +83,17 @@ class Feedback:
 
 
 Marks = dict[str, Feedback]
-"""id -> the mark, in the order in which they were set."""
+"""id -> mark, the oldest first."""
 
 
 def parse(value: Mapping[str, Any]) -> Feedback:
-    """A mark from plain values, such as a line of the file or what a page says.
+    """Return a mark from plain values, such as a line of the file or a request of a page.
 
     Raises:
-        UserError: what is wrong with it.
+        UserError: a value is missing or invalid.
     """
     if unknown := value.keys() - _KEYS:
-        raise UserError(f"unknown key {min(unknown)!r:.80}; known are {', '.join(sorted(_KEYS))}")
+        raise UserError(f"unknown key {min(unknown)!r:.80}; the keys are {', '.join(sorted(_KEYS))}")
     if wrong := next((k for k in _TEXTS if not isinstance(value.get(k, ""), str)), None):
         raise UserError(f"{wrong} is {value[wrong]!r:.60}, not text")
     texts = {k: _whole(value[k]) for k in _TEXTS if value.get(k)}
@@ -106,11 +105,11 @@ def parse(value: Mapping[str, Any]) -> Feedback:
         raise UserError("a mark needs the model that answered")
     note = texts.pop("note", "").strip()
     if len(note) > MAX_NOTE:
-        raise UserError(f"the note has {len(note):,} characters; at most {MAX_NOTE:,} are kept")
+        raise UserError(f"the note has {len(note):,} characters; at most {MAX_NOTE:,} are stored")
     answer, prompt = texts.pop("answer", ""), texts.pop("prompt", "standard")
     turns = _turns(value.get("turns"))
     if max(len(answer), len(texts.get("system", "")), sum(len(t.text) for t in turns)) > MAX_TEXT:
-        raise UserError(f"a dialogue, answer or prompt of more than {MAX_TEXT:,} characters is not kept")
+        raise UserError(f"a dialogue, answer or prompt of more than {MAX_TEXT:,} characters cannot be stored")
     if any(len(text) > _SHORT for text in (texts["model"], prompt, *(texts.get(k, "") for k in _NAMES))):
         raise UserError(f"a name has more than {_SHORT} characters")
     lists = {"settings": _settings(value.get("settings", {})), "principles": _numbers(value.get("principles", []))}
@@ -122,7 +121,7 @@ _NAMES = ("time", "stage", "row")
 
 
 def _whole(text: str) -> str:
-    """The text without half characters, which no file can hold."""
+    """Return the text without lone surrogates, which UTF-8 cannot represent."""
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
@@ -131,9 +130,9 @@ def _turns(value: object) -> tuple[Turn, ...]:
         raise UserError(f"turns must be a list of 1 to {MAX_TURNS} turns")
     turns = []
     for turn in value:
-        said = turn if isinstance(turn, dict) else {}
-        role, text = said.get("role"), said.get("content")
-        if said.keys() != {"role", "content"} or role not in _ROLES or not isinstance(text, str):
+        values = turn if isinstance(turn, dict) else {}
+        role, text = values.get("role"), values.get("content")
+        if values.keys() != {"role", "content"} or role not in _ROLES or not isinstance(text, str):
             raise UserError("a turn has a role (user or assistant) and a content")
         turns.append(Turn(role, _whole(text)))
     if turns[-1].role != "user" or not turns[-1].text.strip():
@@ -143,11 +142,11 @@ def _turns(value: object) -> tuple[Turn, ...]:
 
 def _settings(value: object) -> tuple[tuple[str, float], ...]:
     known = ("temperature", "top_p", "max_new_tokens", "seed")
-    found: dict[str, Any] = value if isinstance(value, dict) else {"": None}
-    for key, number in found.items():
+    settings: dict[str, Any] = value if isinstance(value, dict) else {"": None}
+    for key, number in settings.items():
         if key not in known or not isinstance(number, int | float) or isinstance(number, bool) or abs(number) > 1e12:
             raise UserError(f"settings are numbers: {', '.join(known)}")
-    return tuple((k, found[k]) for k in known if k in found)
+    return tuple((key, settings[key]) for key in known if key in settings)
 
 
 def _numbers(value: object) -> tuple[int, ...]:
@@ -157,52 +156,52 @@ def _numbers(value: object) -> tuple[int, ...]:
 
 
 def read(run: RunDir) -> Marks:
-    """The run's marks, the oldest first; of several on one answer the last counts.
+    """Return the run's marks, the oldest first; of several on one answer, the last counts.
 
     Raises:
-        UserError: a line is no mark.
+        UserError: a line is not a valid mark.
     """
-    path, found = run.jsonl("feedback"), Marks()
+    path, marks = run.jsonl("feedback"), Marks()
     for number, value in json_lines(path) if path.exists() else ():
         try:
             mark = parse(value)
         except UserError as error:
             raise UserError(f"{path}:{number}: {error}") from None
-        found.pop(mark.id, None)
-        found[mark.id] = mark
-    return found
+        marks.pop(mark.id, None)
+        marks[mark.id] = mark
+    return marks
 
 
 def mark(run: RunDir, value: Mapping[str, Any]) -> Feedback:
-    """Keep a mark, with the time; another one on the same answer is replaced.
+    """Store a mark with the time; it replaces an earlier mark on the same answer.
 
     Raises:
-        UserError: it is none, or there are too many.
+        UserError: the mark is not valid, or there are too many.
     """
-    made = parse({**value, "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())})
+    new = parse({**value, "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())})
     with run.by_hand():
-        found = read(run)
-        found.pop(made.id, None)
-        if len(found) >= MAX_MARKS:
-            raise UserError(f"{run.jsonl('feedback')} holds {MAX_MARKS:,} marks; no more are kept")
-        _write(run, {**found, made.id: made})
-    return made
+        marks = read(run)
+        marks.pop(new.id, None)
+        if len(marks) >= MAX_MARKS:
+            raise UserError(f"{run.jsonl('feedback')} holds {MAX_MARKS:,} marks, which is the limit")
+        _write(run, {**marks, new.id: new})
+    return new
 
 
 def withdraw(run: RunDir, identity: str) -> Feedback | None:
-    """Take a mark back; returns it, or None where there is none of that id. Raises as `read`."""
+    """Remove a mark and return it; None if there is none with that id. Raises as `read`."""
     with run.by_hand():
-        found = read(run)
-        gone = found.pop(identity, None)
-        if gone is not None:
-            _write(run, found)
-    return gone
+        marks = read(run)
+        mark = marks.pop(identity, None)
+        if mark is not None:
+            _write(run, marks)
+    return mark
 
 
 def counts(run: RunDir) -> dict[str, int]:
-    """How many answers are marked good and bad. Raises as `read`."""
-    found = [m.verdict for m in read(run).values()]
-    return {verdict: found.count(verdict) for verdict in get_args(Verdict)}
+    """Return how many answers are marked good and bad. Raises as `read`."""
+    verdicts = [mark.verdict for mark in read(run).values()]
+    return {verdict: verdicts.count(verdict) for verdict in get_args(Verdict)}
 
 
 def by_principle(marks: Marks, constitution: Constitution) -> list[tuple[Principle | None, list[Feedback]]]:
@@ -220,7 +219,7 @@ def by_principle(marks: Marks, constitution: Constitution) -> list[tuple[Princip
 
 
 def line(mark: Feedback, head: str = "", width: int = 70) -> str:
-    """A mark in one line, for people."""
+    """Return a mark as one line of text."""
     message, note = (" ".join(text.split()) for text in (mark.message, mark.note))
     message = message if len(message) <= width else f"{message[: width - 1]}…"
     return f"{head}{mark.verdict:<4} {mark.model}: {message}" + (f" | {note}" if note else "")

@@ -1,7 +1,7 @@
-"""Talk to the machine: files, signals, terminal, YAML documents, environment.
+"""Use the machine: atomic files, signals, the terminal, YAML documents, the environment.
 
-Files are published atomically (`atomic`), the first Ctrl-C stops the work soon (`signals`), people read one console
-(`console`), and the documents that people write are checked strictly (`strict_yaml`).
+`atomic` publishes files, `signals` stops the work on Ctrl-C, `console` prints for people, `strict_yaml` reads the
+documents that people edit, `environment` describes the machine, `clock` and `format` handle durations.
 
 Imports only `selfalign.errors`. Begin with `atomic`.
 """

@@ -1,4 +1,7 @@
-"""The only way a file is published: temporary file in the same folder, fsync, rename, fsync of the folder."""
+"""Publish files and folders atomically: a temporary file in the same folder, fsync, rename, fsync of the folder.
+
+Every file of a run is written by this module, so that a kill at any instant leaves the old file or the new one.
+"""
 
 from __future__ import annotations
 
@@ -17,33 +20,33 @@ from typing import BinaryIO
 from selfalign.errors import Resumable
 
 HALF_WRITTEN = re.compile(r"\.(.+)\.[a-z0-9_]{8}\.(tmp|incomplete|old)")
-"""Names of what this module is writing, as tempfile makes them: .NAME.xxxxxxxx.tmp"""
+"""Names of unfinished files and folders, as tempfile makes them: .NAME.xxxxxxxx.tmp"""
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 @contextlib.contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Turn "no space" into an end that can be resumed, with the path and the free bytes in the message."""
+    """Turn a full disk into Resumable, with the path and the free bytes in the message."""
     try:
         yield
     except OSError as error:
         if error.errno not in _NO_SPACE:
             raise
-        folder = next(p for p in (path, *path.parents) if p.is_dir())
-        free = shutil.disk_usage(folder).free
-        raise Resumable(
-            f"no space to write {path} ({free:,} bytes free): make room, then run the same command again"
-        ) from error
+        raise _no_space(path, f"{_free_bytes(path):,} bytes free") from error
 
 
 def check_space(path: Path, needed: int) -> None:
-    """Raises Resumable where `needed` bytes do not fit beside `path`: not every writer says that the disk was full."""
-    folder = next(p for p in (path, *path.parents) if p.is_dir())
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise Resumable(
-            f"no space to write {path} ({needed:,} bytes; {free:,} free): make room, then run the same command again"
-        )
+    """Raise Resumable if `needed` bytes do not fit on the disk of `path`; not every library reports a full disk."""
+    if (free := _free_bytes(path)) < needed:
+        raise _no_space(path, f"{needed:,} bytes; {free:,} free")
+
+
+def _free_bytes(path: Path) -> int:
+    return shutil.disk_usage(next(p for p in (path, *path.parents) if p.is_dir())).free
+
+
+def _no_space(path: Path, numbers: str) -> Resumable:
+    return Resumable(f"no space to write {path} ({numbers}); free some space, then run the same command again")
 
 
 def _sync_folder(folder: Path) -> None:
@@ -56,9 +59,9 @@ def _sync_folder(folder: Path) -> None:
 
 @contextlib.contextmanager
 def new_file(path: Path) -> Iterator[BinaryIO]:
-    """Publish what the block writes to the stream that is yielded: a reader sees the old file or the whole new one.
+    """Yield a stream, and publish what the block writes to it; a reader sees the old file or the whole new one.
 
-    Who may read it stays as it was.
+    The permissions of an existing file stay.
 
     Raises:
         Resumable: the disk is full.
@@ -80,25 +83,21 @@ def new_file(path: Path) -> Iterator[BinaryIO]:
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Publish `data` at `path`: a reader sees the old file or the new one, never a part.
-
-    Raises:
-        Resumable: the disk is full.
-    """
+    """Publish `data` at `path`. Raises as `new_file`."""
     with new_file(path) as file:
         file.write(data)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Publish `text` (UTF-8) at `path`."""
+    """Publish `text` at `path`, in UTF-8. Raises as `new_file`."""
     write_bytes(path, text.encode("utf-8"))
 
 
 @contextlib.contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """Publish a folder: fill the one that is yielded; it takes the name `path` only when the block ends well.
+    """Yield a folder to fill, and publish it as `path` when the block ends without an error.
 
-    A folder that stood there before is replaced.
+    An existing folder is replaced. Raises as `new_file`.
     """
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -129,7 +128,7 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 
 def sweep(folder: Path) -> None:
-    """Remove what a killed process left half written below `folder`; a folder it was replacing gets its name back.
+    """Remove the unfinished files that a killed process left below `folder`; restore a folder that it was replacing.
 
     Call it only while no other process writes there.
     """
@@ -146,7 +145,7 @@ def sweep(folder: Path) -> None:
 
 
 def file_hash(path: Path) -> str:
-    """SHA-256 of a file, or of a folder's files and their names."""
+    """Return the SHA-256 of a file, or of the names and contents of a folder's files."""
     digest = hashlib.sha256()
     files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
     for file in files:

@@ -1,4 +1,4 @@
-"""How long a stage takes."""
+"""Measure the duration of a stage."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ import time
 
 
 class Clock:
-    """Seconds since it was made."""
+    """A stopwatch that starts when it is created."""
 
     def __init__(self) -> None:
         self._start = time.monotonic()
 
     def add(self, seconds: float) -> None:
-        """Count what earlier sittings took."""
+        """Add the time of earlier sessions."""
         self._start -= seconds
 
     def seconds(self) -> float:
+        """Return the seconds so far."""
         return time.monotonic() - self._start

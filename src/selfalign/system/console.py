@@ -1,4 +1,4 @@
-"""Live progress: a bar in a terminal, plain lines elsewhere. All output for people goes through one console."""
+"""Print messages and progress for people: a bar in a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -18,28 +18,33 @@ _LINE_EVERY_S = 10.0
 
 
 def plain(text: str) -> str:
-    """The text without control, escape and direction characters: model text must not drive a terminal."""
+    """Return the text without control, escape and direction characters, which could control the terminal."""
     return _CONTROL.sub("", text)
 
 
 class Screen:
-    """What the commands say. verbosity: -1 quiet, 0 normal, 1 verbose."""
+    """Messages on standard error.
+
+    Args:
+        verbosity: -1 quiet, 0 normal, 1 verbose.
+    """
 
     def __init__(self, verbosity: int = 0) -> None:
         self.verbosity = verbosity
         self.console = Console(stderr=True, highlight=False)
 
     def say(self, text: str, style: str = "") -> None:
-        """One line for the user, on standard error; model text in it is made harmless."""
+        """Print a message unless quiet; control characters in it are removed."""
         if self.verbosity >= 0:
             self.console.print(escape(plain(text)), style=style or None, soft_wrap=True)
 
     def detail(self, text: str) -> None:
+        """Print a message if verbose."""
         if self.verbosity >= 1:
             self.say(text, "dim")
 
     def spans(self, parts: Sequence[tuple[str, bool]]) -> None:
-        """A text in stretches, those that are marked in colour; for those who want details."""
+        """Print a text if verbose, the marked parts in colour."""
         if self.verbosity >= 1:
             shown = Text()
             for text, marked in parts:
@@ -47,21 +52,26 @@ class Screen:
             self.console.print(Padding(shown, (0, 0, 1, 4)))
 
     def bar(self, name: str, total: int | None) -> Bar:
+        """Return a progress bar, to be used as a context manager."""
         return Bar(self, name, total)
 
 
 class Bar:
-    """Rows done, tokens per second and time left of one stage; a context manager."""
+    """The progress of one stage: rows done, tokens per second, time left. Use it as a context manager.
+
+    Args:
+        total: rows that there will be; None if unknown.
+    """
 
     def __init__(self, screen: Screen, name: str, total: int | None) -> None:
         self._screen = screen
         self._name = name
         self._total = total
         self._done = 0
-        self._before = 0
+        self._done_before = 0
         self._tokens = 0
         self._start = time.monotonic()
-        self._said = self._start
+        self._last_line = self._start
         self._live = screen.verbosity >= 0 and screen.console.is_terminal
         self._progress: Progress | None = None
         self._task: TaskID | None = None
@@ -84,40 +94,41 @@ class Bar:
             self._progress.stop()
 
     def note(self) -> str:
-        """`12 of 60 rows, 75 tokens/s, 1:20 left`."""
+        """Return the progress as text: `12 of 60 · 75 tokens/s · 1:20 left`."""
         seconds = max(time.monotonic() - self._start, 1e-6)
         text = f"{self._done} of {self._total}" if self._total else f"{self._done}"
         if self._tokens:
             text += f" · {self._tokens / seconds:.0f} tokens/s"
         if self._total and 0 < self._done < self._total:
-            left = int(seconds / max(1, self._done - self._before) * (self._total - self._done))
+            left = int(seconds / max(1, self._done - self._done_before) * (self._total - self._done))
             text += f" · {left // 60}:{left % 60:02d} left"
         return text
 
     def total(self, rows: int) -> None:
-        """Say how many rows there will be."""
+        """Set the number of rows that there will be."""
         self._total = rows
         if self._progress and self._task is not None:
             self._progress.update(self._task, total=rows)
 
     def begin_at(self, done: int) -> None:
-        """Rows that were done before: they took no time of this sitting."""
-        self._done = self._before = done
+        """Set the rows done in earlier sessions, which do not count towards the speed."""
+        self._done = self._done_before = done
 
     def set(self, done: int, tokens: int = 0) -> None:
-        """Rows done so far, and tokens more."""
+        """Set the rows done so far, and add tokens."""
         self._done, self._tokens = done, self._tokens + tokens
         now = time.monotonic()
         if self._progress and self._task is not None:
             self._progress.update(self._task, completed=done, note=self.note())
-        elif now - self._said >= _LINE_EVERY_S:
-            self._said = now
+        elif now - self._last_line >= _LINE_EVERY_S:
+            self._last_line = now
             self._screen.say(f"  {self._name}: {self.note()}")
 
     def add(self, rows: int, tokens: int = 0) -> None:
+        """Add rows and tokens."""
         self.set(self._done + rows, tokens)
 
 
 def stdout_console() -> Console:
-    """For results that a pipe should get."""
+    """Return a console for results, which a pipe should get."""
     return Console(file=sys.stdout, highlight=False)

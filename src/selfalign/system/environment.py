@@ -1,4 +1,4 @@
-"""What a bug report needs. No path, no name of a machine or a person, and nothing is sent."""
+"""Describe this machine: facts for bug reports, memory, accelerators, arithmetic, the cache folder."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ _PACKAGES = (
 
 
 def facts() -> dict[str, str]:
-    """Name -> value."""
-    found = {
+    """Return what a bug report needs; no paths, no names of machines or people."""
+    values = {
         "selfalign": __version__,
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
@@ -34,14 +34,14 @@ def facts() -> dict[str, str]:
     }
     for package in _PACKAGES:
         try:
-            found[package] = importlib.metadata.version(package)
+            values[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
-            found[package] = "not installed"
-    return found
+            values[package] = "not installed"
+    return values
 
 
 def processor() -> str:
-    """Its name and what it can do that matters here."""
+    """Return the processor's name and its vector extensions."""
     try:
         lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
     except OSError:
@@ -58,49 +58,47 @@ def _memory() -> str:
 
 
 def free_megabytes() -> float | None:
-    """Memory that a new program could take; None where the system does not say."""
+    """Return the memory available to a new program, in MB; None if unknown."""
     try:
         lines = Path("/proc/meminfo").read_text("utf-8").splitlines()
     except OSError:
         return None
-    found = next((line.split()[1] for line in lines if line.startswith("MemAvailable:")), None)
-    return int(found) / 1000 if found else None
+    kilobytes = next((line.split()[1] for line in lines if line.startswith("MemAvailable:")), None)
+    return int(kilobytes) / 1000 if kilobytes else None
 
 
 def accelerators() -> list[str]:
-    """Kinds of accelerators that this machine's system shows: cuda, rocm. No library is loaded for it."""
+    """Return the kinds of accelerators of this machine (cuda, rocm), without loading a library."""
     devices = {"cuda": "/dev/nvidia0", "rocm": "/dev/kfd"}
     return [kind for kind, device in devices.items() if Path(device).exists()]
 
 
 def dtype() -> str:
-    """The floating-point type that vLLM should compute in here. On an accelerator "auto" leaves it to vLLM, which knows
-    what each kind can do.
-    """
+    """Return the floating-point type for vLLM on this machine; "auto" lets vLLM choose on an accelerator."""
     return "auto" if accelerators() else processor_dtype()
 
 
 def share_processor() -> None:
-    """Let torch's threads sleep while they wait, where nothing else is set. Call it before torch is imported.
+    """Let idle OpenMP threads sleep, unless OMP_WAIT_POLICY is set. Call it before torch is imported.
 
-    By default they wait busily: a tenth faster on an idle machine, and ten times slower where another process needs a
-    core, since each operation then waits for a thread that the system does not run (docs/measurements.md).
+    By default they spin, which is 10% faster on an idle machine and ten times slower if another process needs a core
+    (docs/measurements.md).
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def processor_dtype() -> str:
-    """bfloat16 where this processor is really faster in it, else float32.
+    """Return bfloat16 if this processor multiplies matrices faster in it, else float32.
 
-    One without bfloat16 arithmetic emulates it, hundreds of times slower than float32; what the processor says of
-    itself need not be what a virtual machine gives. So both are tried, a few milliseconds each.
+    Both are measured, for a few milliseconds: without bfloat16 arithmetic the type is emulated, hundreds of times
+    slower than float32, and the flags of a processor need not be true in a virtual machine.
     """
     import torch
 
-    wide = {kind: torch.ones(512, 2048, dtype=kind) for kind in (torch.float32, torch.bfloat16)}
-    spent: dict[torch.dtype, list[float]] = {kind: [] for kind in wide}
-    for _ in range(6):  # by turns, and the quickest counts: other work on the machine only adds
-        for kind, matrix in wide.items():
+    matrices = {kind: torch.ones(512, 2048, dtype=kind) for kind in (torch.float32, torch.bfloat16)}
+    spent: dict[torch.dtype, list[float]] = {kind: [] for kind in matrices}
+    for _ in range(6):  # alternate and take the fastest: other work on the machine only adds time
+        for kind, matrix in matrices.items():
             start = time.perf_counter()
             matrix @ matrix.T
             spent[kind].append(time.perf_counter() - start)
@@ -108,7 +106,7 @@ def processor_dtype() -> str:
 
 
 def cache_folder() -> Path:
-    """Where converted models are kept: $SELFALIGN_CACHE, else the user's cache folder."""
-    if own := os.environ.get("SELFALIGN_CACHE"):
-        return Path(own)
+    """Return the folder for converted models: $SELFALIGN_CACHE, else a folder in the user's cache."""
+    if folder := os.environ.get("SELFALIGN_CACHE"):
+        return Path(folder)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "selfalign"

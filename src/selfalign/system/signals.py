@@ -1,4 +1,4 @@
-"""The first Ctrl-C or SIGTERM asks the work to end soon; the second ends the process at once."""
+"""Stop soon on the first Ctrl-C or SIGTERM, and at once on the second."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from selfalign.errors import Interrupted
 
 
 class StopFlag:
-    """Set by the first signal; loops call `check` where they can stop without losing anything."""
+    """A flag that the first signal sets; loops call `check` where they can stop without losing work."""
 
     def __init__(self) -> None:
         self._signum: int | None = None
-        self.message = b"\nstopping after the requests in flight; once more ends at once\n"
+        self.message = b"\nstopping after the requests in flight; press Ctrl-C again to end at once\n"
+        """Printed when the first signal comes."""
 
     def install(self) -> None:
-        """Take over SIGINT and SIGTERM of this process (main thread only)."""
+        """Handle SIGINT and SIGTERM of this process; does nothing outside the main thread."""
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGINT, self._receive)
             signal.signal(signal.SIGTERM, self._receive)
@@ -33,20 +34,21 @@ class StopFlag:
         os.write(2, self.message)
 
     def check_terminated(self) -> None:
-        """Raises Interrupted if the signal was SIGTERM; Ctrl-C is left to the caller."""
+        """Raise Interrupted if the signal was SIGTERM; the caller handles Ctrl-C."""
         if self._signum == signal.SIGTERM:
             raise Interrupted(self._signum)
 
     def clear(self) -> None:
-        """Forget a signal that was answered already, as when Ctrl-C ends one answer of a dialogue."""
+        """Reset the flag after a signal was handled, for instance when Ctrl-C ended one response of a dialogue."""
         self._signum = None
 
     @property
     def is_set(self) -> bool:
+        """Whether a signal came."""
         return self._signum is not None
 
     def check(self) -> None:
-        """Raises Interrupted once a signal came."""
+        """Raise Interrupted if a signal came."""
         if self._signum is not None:
             raise Interrupted(self._signum)
 

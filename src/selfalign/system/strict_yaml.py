@@ -1,4 +1,4 @@
-"""YAML documents that people write: read safely, checked strictly, wrong keys answered with a suggestion."""
+"""Read and write the YAML documents that people edit: parsed safely, validated strictly, with helpful errors."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _MAX_BYTES = 1_000_000
 
 
 class Strict(BaseModel):
-    """A part of a document: unknown keys and wrong types are errors."""
+    """The base class of the parts of a document: unknown keys and wrong types are errors."""
 
     model_config = ConfigDict(use_attribute_docstrings=True, extra="forbid", frozen=True, strict=True)
 
@@ -26,7 +26,7 @@ Document = TypeVar("Document", bound=Strict)
 
 
 class _Loader(yaml.SafeLoader):
-    """safe_load that refuses a key given twice: the second would silently win."""
+    """A safe loader that refuses duplicate keys, of which the second would silently win."""
 
 
 def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
@@ -38,26 +38,26 @@ def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
         if not isinstance(key, str | int | float | bool | None):
             raise yaml.constructor.ConstructorError(None, None, f"{key!r} cannot be a key", key_node.start_mark)
         if key in seen:
-            raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} is given twice", key_node.start_mark)
+            raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} occurs twice", key_node.start_mark)
         seen.add(key)
     loader.flatten_mapping(node)
     return {loader.construct_object(k, deep=True): loader.construct_object(v, deep=True) for k, v in node.value}
 
 
 _EXPONENT = ("tag:yaml.org,2002:float", re.compile(r"^[-+]?\d[\d_]*[eE][-+]?\d+$"), list("-+0123456789"))
-"""YAML 1.1 takes 1e-4 for text; everybody who writes it means a number."""
+"""Read 1e-4 as a number; YAML 1.1 reads it as text."""
 _Loader.add_implicit_resolver(*_EXPONENT)
 _Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
 
 
 def parse_yaml(text: str, where: str) -> Any:
-    """The document's value. Aliases are refused: a small file of them can grow without limit.
+    """Return the value of a YAML text. Aliases are refused, because a few of them can expand without limit.
 
     Raises:
-        UserError: the text is too large, is not YAML, or uses an alias.
+        UserError: the text is too large, is not YAML, or contains an alias.
     """
     if len(text) > _MAX_BYTES:
-        raise UserError(f"{where} has {len(text):,} characters; at most {_MAX_BYTES:,} are read")
+        raise UserError(f"{where} has {len(text):,} characters; the limit is {_MAX_BYTES:,}")
     try:
         for token in yaml.scan(text):
             if isinstance(token, yaml.AliasToken):
@@ -67,7 +67,7 @@ def parse_yaml(text: str, where: str) -> Any:
         line = error.problem_mark.line + 1 if error.problem_mark else "?"
         raise UserError(f"{where}:{line}: {error.problem or error.context}") from None
     except (yaml.YAMLError, RecursionError, ValueError, LookupError, AttributeError, TypeError) as error:
-        # PyYAML's constructors raise all of these where a value does not fit its tag, as in `!!bool maybe`.
+        # PyYAML's constructors raise all of these if a value does not fit its tag, as in `!!bool maybe`.
         raise UserError(f"{where} is not YAML: {' '.join(str(error).split())[:120]}") from None
 
 
@@ -77,64 +77,70 @@ def compose(text: str) -> yaml.Node | None:
 
 
 Place = tuple[int | str, ...]
-"""Where a value stands in a document: the keys and list positions that lead to it."""
+"""The place of a value in a document: the keys and list positions that lead to it."""
 
 
 def lines_of(text: str) -> dict[Place, int]:
-    """The line of every key and list item of a YAML text that `parse_yaml` accepts; `()` is the whole."""
-    found: dict[Place, int] = {}
+    """Return the line of every key and list item of a YAML text that `parse_yaml` accepts; `()` is the document."""
+    lines: dict[Place, int] = {}
 
     def walk(node: yaml.Node, path: Place) -> None:
         if isinstance(node, yaml.MappingNode):
             for key, value in node.value:
                 here = (*path, str(key.value))
-                found[here] = key.start_mark.line + 1
+                lines[here] = key.start_mark.line + 1
                 walk(value, here)
         elif isinstance(node, yaml.SequenceNode):
             for number, value in enumerate(node.value):
-                found[(*path, number)] = value.start_mark.line + 1
+                lines[(*path, number)] = value.start_mark.line + 1
                 walk(value, (*path, number))
 
-    found[()] = 1
+    lines[()] = 1
     if (root := compose(text)) is not None:
         walk(root, ())
-    return found
+    return lines
 
 
 def read_text(path: Path, what: str) -> str:
-    """The file's text.
+    """Return the text of a file, without a byte order mark.
+
+    Args:
+        what: the name of the document in error messages.
 
     Raises:
-        UserError: it cannot be read.
+        UserError: the file cannot be read.
     """
     try:
         return path.read_text("utf-8-sig")
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{what} {str(path)!r} does not exist") from None
     except IsADirectoryError:
-        raise UserError(f"{what} {str(path)!r} is a folder; name a file") from None
+        raise UserError(f"{what} {str(path)!r} is a folder, not a file") from None
     except (ValueError, OSError) as error:
         raise UserError(f"{what} {str(path)!r} cannot be read: {error}") from None
 
 
 def validate(kind: type[Document], value: Any, where: str) -> Document:
-    """`value` as a `kind`.
+    """Return a plain value as a document of this kind.
+
+    Args:
+        where: the name of the document in error messages.
 
     Raises:
-        UserError: the first thing that is wrong: where, what, and the nearest known key.
+        UserError: the first error: its place, the problem, and the nearest known key.
     """
     if not isinstance(value, dict):
         raise UserError(f"{where} must be a mapping of keys, not {type(value).__name__}")
     try:
         return kind.model_validate(value)
     except ValidationError as error:
-        # A typo in a required key is both missing and unknown: the unknown one says what to do.
+        # A typo in a required key is a missing and an unknown key; the message about the unknown one helps more.
         first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
         raise UserError(f"{where}: {explain(kind, first)}") from None
 
 
 def explain(kind: type[BaseModel], first: Any) -> str:
-    """One of pydantic's errors in a user's words: the place in the document and what is wrong there."""
+    """Return one of pydantic's errors in plain words: the place in the document and the problem."""
     path = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
         known = _known_keys(kind, first["loc"][:-1])
@@ -147,14 +153,14 @@ def explain(kind: type[BaseModel], first: Any) -> str:
         message = str(first["msg"]).removeprefix("Value error, ")
         return f"{path}: {message}" if path else message
     if isinstance(first["input"], bool) and first["type"] == "string_type":
-        return f"{path} is {first['input']}; YAML reads yes, no, on and off so: write it in quotes"
+        return f"{path} is {first['input']}; YAML reads yes, no, on and off as booleans: quote it"
     if first["type"] == "string_pattern_mismatch" and not str(first["input"]).strip():
         return f"{path} is blank"
     try:
-        shown = f"{first['input']!r:.60}"
+        value = f"{first['input']!r:.60}"
     except ValueError:  # an integer of thousands of digits
-        shown = "too large a number"
-    return f"{path} is {shown}; {first['msg'][0].lower()}{first['msg'][1:]}"
+        value = "too large a number"
+    return f"{path} is {value}; {first['msg'][0].lower()}{first['msg'][1:]}"
 
 
 def _known_keys(kind: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
@@ -172,11 +178,11 @@ def _known_keys(kind: type[BaseModel], path: tuple[int | str, ...]) -> list[str]
 
 
 class _Dumper(yaml.SafeDumper):
-    """safe_dump that writes texts of several lines as they look."""
+    """A safe dumper that writes multi-line texts as literal blocks."""
 
 
 def _text(dumper: _Dumper, text: str) -> yaml.ScalarNode:
-    # A line that ends in a space cannot be written so.
+    # A literal block cannot hold a line that ends in a space.
     style = "|" if "\n" in text and not re.search(r"[ \t]\n|^\s|[^\S\n]$|[^\n\x20-\x7e\u00a0-\ud7ff]", text) else None
     if any(letter in text for letter in "\x85\u2028\u2029"):  # line ends to YAML 1.1: as escapes they stay on one line
         style = '"'
@@ -208,6 +214,6 @@ def dump_inline(value: object) -> str:
 
 
 def dump(document: BaseModel | dict[str, Any]) -> str:
-    """The document as YAML, keys in their order, long lines folded."""
+    """Return a document as YAML: keys in their order, long lines folded."""
     value = document if isinstance(document, dict) else document.model_dump(mode="json")
     return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)

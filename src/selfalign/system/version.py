@@ -1,3 +1,3 @@
-"""Hold the version of the package, for everything that records it."""
+"""Hold the version of the package."""
 
 __version__ = "0.2.0"
