@@ -1,4 +1,4 @@
-"""The constitution and the seed tasks: the shipped ones, and what lint refuses."""
+"""Test the shipped constitution and seed tasks, and the errors of invalid ones."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ PAPER_PRINCIPLES = [
 
 @pytest.fixture
 def changed(tmp_path: Path, default_constitution: Constitution):
-    """Loads the default constitution with a change made to its plain value."""
+    """Load the default constitution with a change of its plain value."""
 
     def make(change) -> Constitution:
         value: dict[str, Any] = copy.deepcopy(default_constitution.model_dump(mode="json"))
@@ -74,7 +74,7 @@ def test_fewer_than_three_hundred_human_written_items(default_constitution: Cons
     assert counts["total"] < 300
 
 
-def test_the_defaults_inference_prompts_name_the_assistant(default_constitution: Constitution):
+def test_default_system_prompts_name_the_assistant(default_constitution: Constitution):
     for kind in ("standard", "concise", "verbose"):
         text = default_constitution.system_prompt(kind)
         assert "Alma" in text
@@ -92,12 +92,12 @@ def test_the_digest_follows_the_content(changed, default_constitution: Constitut
     assert other.digest() != default_constitution.digest()
 
 
-def test_an_exemplar_that_cites_an_unknown_principle_is_named(changed):
+def test_exemplar_with_unknown_principle_is_an_error(changed):
     with pytest.raises(UserError, match=r'exemplar 2 cites "77 \(bold\)", but there is no principle 77'):
         changed(lambda v: v["exemplars"][1].update(thoughts="A question. Principles: 77 (bold)."))
 
 
-def test_an_exemplar_that_cites_a_wrong_name_is_told_the_right_one(changed):
+def test_error_for_a_wrong_name_gives_the_right_one(changed):
     with pytest.raises(UserError, match=r"exemplar 1 cites \"3 \(candor\)\", but principle 3 is 'helpful'"):
         changed(lambda v: v["exemplars"][0].update(thoughts="A question. Principles: 3 (candor)."))
 
@@ -127,7 +127,7 @@ def test_a_hint_at_an_unknown_principle_is_refused(changed):
 
 
 @pytest.mark.parametrize("name", ["", "a" * 41, "Al\nma", "Alma:", "{x}", "<b>"])
-def test_an_assistant_name_that_would_break_the_dialogue_is_refused(changed, name: str):
+def test_assistant_name_with_markup_is_refused(changed, name: str):
     with pytest.raises(UserError, match=r"assistant\.name"):
         changed(lambda v: v["assistant"].update(name=name))
 
@@ -148,7 +148,7 @@ def test_another_format_is_refused(changed):
         changed(lambda v: v.update(format=2))
 
 
-def test_a_missing_file_is_named(tmp_path: Path):
+def test_missing_file_is_named(tmp_path: Path):
     with pytest.raises(UserError, match=r"constitution .*none\.yaml' does not exist"):
         load(str(tmp_path / "none.yaml"))
 

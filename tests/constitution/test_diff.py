@@ -1,4 +1,4 @@
-"""`constitution diff`: what changed, for people and for programs."""
+"""Test `selfalign constitution diff`."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_exemplars_types_identity_and_texts(default_constitution: Constitution):
     assert [p["ask"] for p in probes["removed"]] == [p.ask for p in default_constitution.principles[0].probes]
 
 
-def test_probes_that_came_went_and_changed_are_named(default_constitution: Constitution):
+def test_changes_of_probes_are_listed(default_constitution: Constitution):
     def change(value: dict[str, Any]) -> None:
         probes = value["principles"][0]["probes"]
         del probes[1]
@@ -100,7 +100,7 @@ def test_probes_that_came_went_and_changed_are_named(default_constitution: Const
     assert [(len(p["from"]), len(p["to"])) for p in probes["changed"]] == [(1, 2)] and probes["added"] == []
 
 
-def test_another_order_and_a_second_answer_are_changes(default_constitution: Constitution):
+def test_order_and_second_responses_are_changes(default_constitution: Constitution):
     def reverse(value: dict[str, Any]) -> None:
         value["principles"].reverse()
         value["exemplars"].reverse()

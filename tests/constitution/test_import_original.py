@@ -1,4 +1,4 @@
-"""`constitution import`: the original project's file formats, in fixtures of that shape written for these tests."""
+"""Test `selfalign constitution import` on files in the formats of the original project, written for these tests."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ RULES = (DATA / "self_align_prompt.txt").read_text("utf-8")
 
 
 def imported(tmp_path: Path, *paths: Path) -> tuple[Constitution, list[str]]:
-    """What the files become, written down and read again as a user would."""
+    """Import the files, write the result, and load it as a user would."""
     result = read_files(list(paths))
     value, _ = document(result, "imported", constitutions.load("default"))
     file = tmp_path / "constitution.yaml"
@@ -56,7 +56,7 @@ def test_every_part_is_placed(tmp_path: Path):
     assert texts.prompts.verbose.endswith("I like to explain things at length.")
 
 
-def test_what_has_no_place_is_said(tmp_path: Path):
+def test_unplaced_parts_are_reported(tmp_path: Path):
     _, not_placed = imported(tmp_path, DATA)
     for words in ("identity.json:3", "2 later turns", "topics.jsonl:3", "no standard system prompt", "Dora"):
         assert any(words in line for line in not_placed), words
@@ -79,7 +79,7 @@ def test_renaming_the_assistant_in_one_place_renames_it_everywhere(tmp_path: Pat
     assert text.replace("Ida", "Otto").strip() == RULES.strip().removesuffix("User:").strip()
 
 
-def test_a_rendering_that_differs_is_told_by_its_line(tmp_path: Path):
+def test_different_rendering_names_its_line(tmp_path: Path):
     odd = tmp_path / "odd.txt"
     odd.write_text(RULES.replace("User: Add up", "User:  Add up"), "utf-8")
     _, not_placed = imported(tmp_path, odd)
@@ -107,7 +107,7 @@ words = st.text("abcdefghij klm,.", min_size=1, max_size=40).map(lambda t: " ".j
 
 
 @given(st.lists(words, min_size=1, max_size=4), st.lists(st.tuples(words, words, words), min_size=1, max_size=4))
-def test_whatever_the_texts_are_the_rendering_is_the_same(rules: list[str], talks: list[tuple[str, str, str]]):
+def test_import_and_rendering_are_inverse(rules: list[str], talks: list[tuple[str, str, str]]):
     numbered = "\n".join(f"{n} (r{n}). Otto says {rule}" for n, rule in enumerate(rules, 1))
     dialogues = "\n\n".join(
         f"User: {u}\n\nOtto (internal thoughts): {t} 1 (r1).\n\nOtto: {a}\n\nUser: Good\n\nOtto (auto reply): Thanks."
@@ -123,7 +123,7 @@ def test_whatever_the_texts_are_the_rendering_is_the_same(rules: list[str], talk
     assert len(texts.exemplars) == len(talks)
 
 
-def test_a_folder_may_hold_other_files_and_a_named_file_must_be_right(tmp_path: Path):
+def test_folder_may_contain_other_files(tmp_path: Path):
     for file in DATA.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     (tmp_path / "package.json").write_text('{\n  "name": "x"\n}\n', "utf-8")
@@ -132,8 +132,8 @@ def test_a_folder_may_hold_other_files_and_a_named_file_must_be_right(tmp_path: 
     (tmp_path / ".git/HEAD").write_text("ref", "utf-8")
     result = read_files([tmp_path])
     assert len(result.value["principles"]) == 4
-    said = " ".join(result.not_placed)
-    assert "package.json" in said and "latin.txt" in said and ".git" not in said
+    messages = " ".join(result.not_placed)
+    assert "package.json" in messages and "latin.txt" in messages and ".git" not in messages
     with pytest.raises(UserError, match=r"latin\.txt"):
         read_files([tmp_path / "self_align_prompt.txt", tmp_path / "latin.txt"])
 
@@ -150,7 +150,7 @@ def test_identity_and_cut_off_follow_the_assistant(tmp_path: Path):
     assert "May 2030" in texts.layout.opening and "Mar-2022" not in texts.layout.opening
 
 
-def test_broken_seeds_and_blank_lines_between_rules_are_said(tmp_path: Path):
+def test_broken_seeds_and_blank_lines_are_reported(tmp_path: Path):
     (tmp_path / "rules.txt").write_text(RULES.replace("\n3 (numbers)", "\n\n3 (numbers)"), "utf-8")
     (tmp_path / "seeds.json").write_text(
         '[{"instruction": 5, "instances": []}, {"instruction": "Go.", "instances": []}]'

@@ -1,4 +1,4 @@
-"""`constitution lint`: the shipped documents are clean, and every planted fault is found where it stands."""
+"""Test `selfalign constitution lint`: shipped documents are clean, and each fault is found at its line."""
 
 from __future__ import annotations
 
@@ -59,17 +59,17 @@ def test_the_shipped_constitutions_are_clean(source: str):
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_planted_fault_is_found_by_file_and_line(tmp_path: Path, fault: str):
+def test_lint_finds_each_fault_with_its_line(tmp_path: Path, fault: str):
     old, new, line, rule, words = FAULTS[fault]
     assert GOOD.count(old) >= 1
-    found = findings(tmp_path, GOOD.replace(old, new, 1))
-    hits = [f for f in found if f.where == f"{tmp_path / 'c.yaml'}:{line}" and f.rule == rule and words in f.message]
-    assert hits, "\n".join(map(str, found))
+    results = findings(tmp_path, GOOD.replace(old, new, 1))
+    hits = [f for f in results if f.where == f"{tmp_path / 'c.yaml'}:{line}" and f.rule == rule and words in f.message]
+    assert hits, "\n".join(map(str, results))
 
 
-def test_words_that_differ_before_the_citations_are_a_warning(tmp_path: Path):
-    found = findings(tmp_path, GOOD.replace("Principles: 3 (live)", "Rules: 3 (live)"))
-    assert [(f.where, f.rule) for f in found] == [(f"{tmp_path / 'c.yaml'}:15", "cue")]
+def test_different_citation_cues_are_a_warning(tmp_path: Path):
+    results = findings(tmp_path, GOOD.replace("Principles: 3 (live)", "Rules: 3 (live)"))
+    assert [(f.where, f.rule) for f in results] == [(f"{tmp_path / 'c.yaml'}:15", "cue")]
 
 
 def test_english_checks_in_another_language_are_an_error(tmp_path: Path):
@@ -84,51 +84,51 @@ def test_english_checks_in_another_language_are_an_error(tmp_path: Path):
 @pytest.mark.parametrize(
     "answer", ["Eggs and a little milk", "1. Boil the egg for ten full minutes", "**Done.**", "5 €"]
 )
-def test_an_answer_that_needs_no_full_stop_is_finished(tmp_path: Path, answer: str):
+def test_response_without_full_stop_can_be_finished(tmp_path: Path, answer: str):
     assert findings(tmp_path, GOOD.replace("Gladly. The sum is 6 euros.", f'"{answer}"')) == []
 
 
-def test_there_are_twenty_planted_faults_of_ten_kinds():
+def test_twenty_faults_cover_ten_rules():
     assert len(FAULTS) >= 20
     assert len({f[3] for f in FAULTS.values()}) >= 10
 
 
-def test_a_seed_on_an_exemplars_topic_and_a_seed_twice(tmp_path: Path):
+def test_leaking_and_repeated_seeds_are_warnings(tmp_path: Path):
     seeds = SEEDS + '{"instruction": "Add up the prices of the pears.", "instances": [{"input": ""}]}\n'
     seeds += '{"instruction": "Name two warm colours please.", "instances": [{"input": ""}]}\n'
-    found = findings(tmp_path, GOOD, seeds)
-    assert [(f.where, f.rule) for f in found] == [
+    results = findings(tmp_path, GOOD, seeds)
+    assert [(f.where, f.rule) for f in results] == [
         (f"{tmp_path / 's.jsonl'}:3", "leak"),
         (f"{tmp_path / 's.jsonl'}:4", "seeds"),
     ]
 
 
-def test_the_token_budget_is_counted_with_the_models_tokenizer(tmp_path: Path):
+def test_budget_counts_tokens_of_the_prompt(tmp_path: Path):
     def words(text: str) -> int:
         return len(text.split())
 
     assert findings(tmp_path, GOOD, budget=Budget("m", words, 1000, 300)) == []
-    found = findings(tmp_path, GOOD, budget=Budget("m", words, 200, 150))
-    assert [(f.where, f.level, f.rule) for f in found] == [(f"{tmp_path / 'c.yaml'}:4", "error", "budget")]
-    assert "of 200" in found[0].message
+    results = findings(tmp_path, GOOD, budget=Budget("m", words, 200, 150))
+    assert [(f.where, f.level, f.rule) for f in results] == [(f"{tmp_path / 'c.yaml'}:4", "error", "budget")]
+    assert "of 200" in results[0].message
 
 
-def test_too_many_human_lines_are_a_warning(tmp_path: Path):
+def test_too_many_human_written_items_are_a_warning(tmp_path: Path):
     pairs = [(a, b) for a in range(17) for b in range(17)]
     seeds = "".join(f'{{"instruction": "p{a}q{b} r{a}s{b} t{b}u{a}", "instances": []}}\n' for a, b in pairs)
-    found = findings(tmp_path, GOOD, seeds)
-    assert [f.rule for f in found] == ["size"]
-    assert "300" in found[0].message
+    results = findings(tmp_path, GOOD, seeds)
+    assert [f.rule for f in results] == ["size"]
+    assert "300" in results[0].message
 
 
-def test_findings_of_an_extending_document_name_the_file_they_stand_in(tmp_path: Path):
+def test_findings_name_the_extended_file(tmp_path: Path):
     base, mine = tmp_path / "base.yaml", tmp_path / "mine.yaml"
     base.write_text(
         GOOD.replace("name a place to look", "avoid an answer").replace('"For news', '"Never tell news'), "utf-8"
     )
     mine.write_text('extends: base.yaml\nprinciples:\n  - {id: 4, name: calm, rule: "Stay calm."}\n', "utf-8")
-    found = lint(read(str(mine)), [])
-    assert {(f.where, f.rule) for f in found} == {
+    results = lint(read(str(mine)), [])
+    assert {(f.where, f.rule) for f in results} == {
         (f"{base}:9", "negative"),
         (f"{mine}:3", "exemplified"),
     }

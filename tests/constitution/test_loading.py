@@ -1,4 +1,4 @@
-"""Reading constitutions: extension, placeholders, places, and what a run's frozen copy is held to."""
+"""Test reading constitutions: extension, placeholders, line numbers, and the copy in a run."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def write(tmp_path: Path) -> Callable[[str, str], str]:
     return file
 
 
-def test_an_entry_that_is_the_same_replaces_and_others_are_added(write: Callable[[str, str], str]):
+def test_extension_replaces_and_appends_entries(write: Callable[[str, str], str]):
     mine = write(
         "mine.yaml",
         "extends: default\nprinciples:\n  - {id: 3, name: helpful, rule: Be of use.}\n"
@@ -44,7 +44,7 @@ def test_an_entry_that_is_the_same_replaces_and_others_are_added(write: Callable
     assert places.where(("principles", 3, "rule")).startswith("default:")
 
 
-def test_two_new_entries_that_are_the_same_are_a_contradiction(write: Callable[[str, str], str]):
+def test_repeated_new_entries_are_an_error(write: Callable[[str, str], str]):
     twice = (
         "extends: default\nprinciples:\n  - {id: 3, name: helpful, rule: One.}\n  - {id: 3, name: other, rule: Two.}\n"
     )
@@ -52,7 +52,7 @@ def test_two_new_entries_that_are_the_same_are_a_contradiction(write: Callable[[
         load(write("mine.yaml", twice))
 
 
-def test_extension_through_folders_and_in_circles(write: Callable[[str, str], str]):
+def test_extension_by_relative_path_and_in_a_cycle(write: Callable[[str, str], str]):
     write("base.yaml", "extends: default\nname: base\n")
     assert load(write("sub/mine.yaml", "extends: ../base.yaml\nassistant: {name: Ida}\n")).name == "base"
     with pytest.raises(UserError, match="extends itself"):
@@ -74,7 +74,7 @@ def test_extension_through_folders_and_in_circles(write: Callable[[str, str], st
         ("", "must be a mapping"),
     ],
 )
-def test_mistakes_are_one_line(write: Callable[[str, str], str], text: str, message: str):
+def test_errors_are_one_line(write: Callable[[str, str], str], text: str, message: str):
     with pytest.raises(UserError, match=message) as caught:
         load(write("mine.yaml", text))
     assert "\n" not in str(caught.value)
@@ -87,7 +87,7 @@ def test_placeholders_are_filled_everywhere(write: Callable[[str, str], str]):
     assert "Alma" not in whole and "August 2024" not in whole
 
 
-def test_a_runs_frozen_copy_is_held_to_the_same_rules(fake_run: Runs):
+def test_copy_in_a_run_is_validated(fake_run: Runs):
     context = fake_run("stages=[prompts]")
     file = context.run.path / "constitution.yaml"
     file.write_text(file.read_text("utf-8").replace("9 (static)", "99 (static)"), "utf-8")
@@ -95,7 +95,7 @@ def test_a_runs_frozen_copy_is_held_to_the_same_rules(fake_run: Runs):
         RunDir.open(context.run.path)
 
 
-def test_prose_in_brackets_is_no_citation(default_constitution: Constitution):
+def test_prose_in_brackets_is_not_a_citation(default_constitution: Constitution):
     value = default_constitution.model_dump(mode="json")
     value["exemplars"][2]["thoughts"] = (
         "A meal for 4 (or 5) people. Principles: 5 (reasoning), 11 (numerical sensitivity)."
@@ -107,7 +107,7 @@ def test_prose_in_brackets_is_no_citation(default_constitution: Constitution):
     assert len(inconsistencies(Constitution.model_validate(value))) == 1
 
 
-def test_one_question_with_two_answers_is_learnt_twice_and_asked_once(
+def test_question_with_two_responses_is_trained_twice_and_asked_once(
     fake_run: Runs, default_constitution: Constitution
 ):
     value = default_constitution.model_dump(mode="json")

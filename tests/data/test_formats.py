@@ -1,4 +1,4 @@
-"""The forms of rows: what is recognised, what is refused, and that what is written reads back as it was."""
+"""Test the forms of rows: detection, errors, and that written rows read back unchanged."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from selfalign.model.dialogue import PLAIN, ROLES, Template
 HERE = "mine.jsonl:7"
 
 
-def turns(*said: tuple[str, str], keys: tuple[str, str] = ("role", "content")) -> list[dict[str, str]]:
-    return [dict(zip(keys, turn, strict=True)) for turn in said]
+def turns(*lines: tuple[str, str], keys: tuple[str, str] = ("role", "content")) -> list[dict[str, str]]:
+    return [dict(zip(keys, turn, strict=True)) for turn in lines]
 
 
-def shared(*said: tuple[str, str]) -> dict[str, Any]:
-    return {"conversations": turns(*said, keys=("from", "value"))}
+def shared(*lines: tuple[str, str]) -> dict[str, Any]:
+    return {"conversations": turns(*lines, keys=("from", "value"))}
 
 
 READ = {
@@ -85,7 +85,7 @@ READ = {
         {"instruction": "Sort", "input": "b a", "output": "a b", "text": "…"}, Row("Alpaca", "Sort", "b a", "a b")
     ),
     "Alpaca, unanswered": ({"instruction": "Sort", "input": "", "output": None}, Row("Alpaca", "Sort")),
-    "Alpaca, with what was said before": (
+    "Alpaca with a history": (
         {"instruction": "c", "input": "", "output": "d", "system": "Be.", "history": [["a", "b"]]},
         Row("Alpaca", "a", "", "b", "Be.", 2),
     ),
@@ -127,18 +127,18 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("message", REFUSED)
-def test_what_is_no_such_row_is_named_with_its_place(message: str):
+def test_invalid_row_is_an_error_with_its_place(message: str):
     with pytest.raises(UserError, match=rf"^mine\.jsonl:7: .*{message}"):
         parse_row(REFUSED[message], HERE)
 
 
-def test_many_long_keys_make_no_long_error():
+def test_long_keys_are_shortened_in_errors():
     with pytest.raises(UserError) as caught:
         parse_row({f"{'k' * 500}{n}": 1 for n in range(100)}, HERE)
     assert len(str(caught.value)) < 700
 
 
-def test_keys_that_say_nothing_are_told():
+def test_unread_keys_are_listed():
     row = {"instruction": "a", "context": "b", "response": "c"}
     assert unread_keys(row, detect_form(row) or "") == ["context"]
 
@@ -184,7 +184,7 @@ WITH_ROLES = [form for form in OUTPUT_FORMATS if form != "prompt-completion-text
 @pytest.mark.parametrize("form", WITH_ROLES)
 @given(texts, texts, texts | st.none(), texts | st.none())
 @example("", "", "", "")
-def test_what_is_written_reads_back(form: Any, instruction: str, text: str, answer: str | None, system: str | None):
+def test_written_rows_read_back(form: Any, instruction: str, text: str, answer: str | None, system: str | None):
     row = Row("our own", instruction, text, answer, system)
     back = parse_row(json.loads(to_json(format_row(row, form)).encode("utf-8")), HERE)
     assert (back.message, back.answer, back.system, back.skipped_turns) == (row.message, answer, system, 0)
@@ -193,7 +193,7 @@ def test_what_is_written_reads_back(form: Any, instruction: str, text: str, answ
 
 
 @pytest.mark.parametrize("form", WITH_ROLES)
-def test_the_forms_are_what_others_expect(form: Any):
+def test_output_formats_have_the_expected_keys(form: Any):
     row = Row("our own", "Sort", "b a", "a b", "Be.")
     assert (
         format_row(row, form)
@@ -221,7 +221,7 @@ def test_the_forms_are_what_others_expect(form: Any):
     )
 
 
-def test_the_text_is_the_training_text():
+def test_rendered_text_is_the_training_text():
     row = Row("our pairs", "Hi", "", " Hello! ", "Be kind.")
     assert rendered(row, PLAIN, "Alma", "") == {
         "prompt": "Be kind.\n\nUser: Hi\n\nAlma:", "completion": " Hello!<eos>",
@@ -236,7 +236,7 @@ def test_the_text_is_the_training_text():
 
 @pytest.mark.parametrize("template", [PLAIN, *ROLES], ids=lambda t: t.name)
 @given(texts, texts)
-def test_user_and_answer_stand_in_the_text_as_they_are(template: Template, user: str, answer: str):
+def test_rendered_text_contains_message_and_response_unchanged(template: Template, user: str, answer: str):
     value = rendered(Row("our pairs", user, "", answer, "Be kind."), template, "Alma", "")
     before, after = (
         rendered(Row("our pairs", mark, "", "", "Be kind."), template, "Alma", "")["prompt"] for mark in "ab"

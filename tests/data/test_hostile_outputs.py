@@ -1,4 +1,4 @@
-"""What a model may say: anything. 10,000 malformed outputs, no crash, and every row has a fate."""
+"""Test 10,000 malformed model outputs: nothing crashes, and every row has an outcome."""
 
 from __future__ import annotations
 
@@ -73,28 +73,28 @@ def malformed(prompt: str, step: Step, rng: random.Random) -> str:
     return "".join(rng.choices(PIECES, k=rng.randint(0, 10)))
 
 
-def fates(context: Context, stage: str) -> int:
+def count_outcomes(context: Context, stage: str) -> int:
     counts = context.journal.counts(stage)
     assert counts.rows_in == counts.kept + sum(counts.dropped.values()) + sum(counts.failed.values())
     return counts.rows_in
 
 
-def test_ten_thousand_malformed_answers(fake_run: Runs):
+def test_ten_thousand_malformed_responses_are_counted_exactly(fake_run: Runs):
     context = fake_run(script=malformed)
     texts = [f"Describe item {n} of the list in two sentences." for n in range(10_000)]
     write_jsonl(context.run.jsonl("prompts"), (Prompt(prompt_id(t, ""), t) for t in texts))
     run_stage(context, "align")
-    assert fates(context, "align") == 10_000
+    assert count_outcomes(context, "align") == 10_000
     counts = context.journal.counts("align")
     assert counts.failed == {}
     assert len(counts.dropped) >= 5
     assert len(read_jsonl(context.run.jsonl("responses"), Response)) == counts.kept
     run_stage(context, "engrave")
     run_stage(context, "verbose_cloning")
-    assert fates(context, "verbose_responses") >= context.recipe.verbose_cloning.prompts
+    assert count_outcomes(context, "verbose_responses") >= context.recipe.verbose_cloning.prompts
 
 
-def test_malformed_prompts_and_topics(fake_run: Runs):
+def test_malformed_prompts_and_topics_are_counted_exactly(fake_run: Runs):
     def half(prompt: str, step: Step, rng: random.Random) -> str:
         return malformed(prompt, step, rng) if rng.random() < 0.7 else default_script(prompt, step, rng)
 
@@ -106,7 +106,7 @@ def test_malformed_prompts_and_topics(fake_run: Runs):
     context = fake_run(*sizes, script=half)
     run_stage(context, "prompts")
     for stage in ("self_instruct", "topics", "red_team"):
-        assert fates(context, stage) > 0
+        assert count_outcomes(context, stage) > 0
     prompts = read_jsonl(context.run.jsonl("prompts"), Prompt)
     assert len(prompts) == sum(context.journal.counts(s).kept for s in ("self_instruct", "red_team"))
     assert not any("\ud83d" in p.message or "\x00" in p.message for p in prompts)

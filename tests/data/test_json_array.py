@@ -1,4 +1,4 @@
-"""A JSON array in stretches is what `json` makes of the whole, and is refused where that refuses it."""
+"""Test that the chunked reader of JSON arrays accepts and refuses what `json` does."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ objects = st.lists(
 
 
 @given(objects, st.integers(1, 40), st.sampled_from([None, 0, 3]), st.booleans())
-def test_an_array_in_stretches_is_the_array(rows: list[Any], chunk: int, indent: int | None, ascii_only: bool):
+def test_array_read_in_chunks_equals_json(rows: list[Any], chunk: int, indent: int | None, ascii_only: bool):
     text = json.dumps(rows, indent=indent, ensure_ascii=ascii_only)
     assert _parsed(text.encode("utf-8"), chunk) == repr(rows)
 
 
 @given(st.data())
-def test_a_broken_array_is_refused_where_json_refuses_it(data: st.DataObject):
+def test_broken_array_is_refused_like_json(data: st.DataObject):
     text = json.dumps(data.draw(objects), indent=data.draw(st.sampled_from([None, 1]))).encode()
     at = data.draw(st.integers(0, len(text)))
     mended = text[:at] + data.draw(st.binary(max_size=3)) + text[at + data.draw(st.integers(0, 3)) :]
@@ -35,8 +35,8 @@ def test_a_broken_array_is_refused_where_json_refuses_it(data: st.DataObject):
         json.dumps(expected, ensure_ascii=False).encode()
     except ValueError:
         whole = False
-    found = _parsed(mended, data.draw(st.integers(1, 40)))
-    assert found == repr(expected) if whole else found.startswith("UserError")
+    results = _parsed(mended, data.draw(st.integers(1, 40)))
+    assert results == repr(expected) if whole else results.startswith("UserError")
 
 
 def _parsed(data: bytes, chunk: int) -> str:

@@ -1,4 +1,4 @@
-"""JSONL records: what is written is read back; what is wrong is named with file and line."""
+"""Test JSONL records: they read back as written, and errors name file and line."""
 
 from __future__ import annotations
 
@@ -64,13 +64,13 @@ def test_responses_are_read_back_as_written(folder: Path, rows: list[Response]):
 
 
 @given(st.lists(prompts(), max_size=4))
-def test_a_row_is_a_line(rows: list[Prompt]):
+def test_record_is_one_line(rows: list[Prompt]):
     text = "".join(line(row) for row in rows)
     assert text.count("\n") == len(rows)
     assert [json.loads(one)["id"] for one in text.split("\n") if one] == [r.id for r in rows]
 
 
-def test_topics_scores_and_answers_are_read_back_as_written(tmp_path: Path):
+def test_other_records_are_read_back_as_written(tmp_path: Path):
     for kind, rows in {
         Topic: [Topic("a", "b"), Topic("a", "c")],
         Score: [Score("b", "m", "base", "p", 3, 0.5), Score("b", "m", "final", "p", 3, 0.5, 0.1, 0.9, "base", 0.0)],
@@ -137,12 +137,12 @@ def test_bytes_that_are_not_utf8_are_named(tmp_path: Path):
         _read(tmp_path, b'{"a":\xff}')
 
 
-def test_a_missing_file_names_the_way_out(tmp_path: Path):
+def test_missing_file_error_names_the_stage_to_run(tmp_path: Path):
     with pytest.raises(UserError, match="is missing: run the stage before this one"):
         read_jsonl(tmp_path / "none.jsonl", Prompt)
 
 
-def test_a_lone_surrogate_in_a_users_file_is_the_users_mistake(tmp_path: Path):
+def test_lone_surrogate_is_a_user_error(tmp_path: Path):
     with pytest.raises(UserError, match=r"rows\.jsonl:1"):
         write_jsonl(tmp_path / "out.jsonl", _read(tmp_path, '{"instruction": "half an emoji: \\ud83d"}'))
 
@@ -156,12 +156,12 @@ def test_an_edited_prompt_gets_the_id_of_its_content(tmp_path: Path):
     assert row.id == prompt_id("Count.", "") != prompt_id("Sort.", "")
 
 
-def test_a_prompt_added_by_hand_needs_no_id(tmp_path: Path):
+def test_manually_added_prompt_needs_no_id(tmp_path: Path):
     row = _read(tmp_path, '{"instruction": "Sort.", "input": "b a"}')[0]
     assert (row.id, row.source, row.split) == (prompt_id("Sort.", "b a"), "user", "train")
 
 
-def test_duplicates_are_one_row_and_the_first_stays(tmp_path: Path):
+def test_first_of_duplicate_rows_is_kept(tmp_path: Path):
     rows = _read(tmp_path, '{"instruction": "a", "topic": "1"}\n{"instruction": "b"}\n{"instruction": "a"}\n')
     assert [(r.instruction, r.topic) for r in rows] == [("a", "1"), ("b", "")]
 
@@ -172,12 +172,12 @@ def test_the_message_joins_instruction_and_input():
     assert Response("1", "Sort.", "b a", "a b").message == "Sort.\n\nb a"
 
 
-def test_the_content_hash_tells_apart_what_joins_to_the_same_text():
+def test_content_hash_separates_its_parts():
     assert content_hash("ab", "c") != content_hash("a", "bc")
     assert content_hash({"a": 1, "b": 2}) == content_hash({"b": 2, "a": 1})
     assert len(content_hash("\ud800")) == 16
 
 
-def test_json_lines_gives_line_numbers(tmp_path: Path):
+def test_json_lines_yields_line_numbers(tmp_path: Path):
     (tmp_path / "x.jsonl").write_text('{"a": 1}\n\n{"a": 2}\n')
     assert list(json_lines(tmp_path / "x.jsonl")) == [(1, {"a": 1}), (3, {"a": 2})]

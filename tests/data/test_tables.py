@@ -1,4 +1,4 @@
-"""Parquet files, folders and hub data sets: real files, the real library, no network."""
+"""Test Parquet files, folders and hub data sets with the real library, without network."""
 
 from __future__ import annotations
 
@@ -57,13 +57,13 @@ def test_parquet_is_read_row_by_row(tmp_path: Path):
     assert [place for place, _ in data][-1] == f"{file}:2500"
 
 
-def test_what_a_table_lacks_is_empty(tmp_path: Path):
+def test_missing_table_values_are_empty(tmp_path: Path):
     rows = [{"instruction": "a", "input": None, "output": None}, {"instruction": None, "input": "b", "output": "c"}]
-    found = [row for _, row in UserData(prompts(parquet(tmp_path / "a.parquet", rows)))]
-    assert [(r.instruction, r.input, r.answer) for r in found] == [("a", "", None), ("", "b", "c")]
+    results = [row for _, row in UserData(prompts(parquet(tmp_path / "a.parquet", rows)))]
+    assert [(r.instruction, r.input, r.answer) for r in results] == [("a", "", None), ("", "b", "c")]
 
 
-def test_a_wrong_table_is_named(tmp_path: Path):
+def test_invalid_parquet_is_an_error_with_its_file(tmp_path: Path):
     with pytest.raises(UserError, match=r"a\.parquet: no known form: it has the keys 'text'; known are messages"):
         read(parquet(tmp_path / "a.parquet", [{"text": "a"}]))
     with pytest.raises(UserError, match=r"b\.parquet:2: prompt is 7, not text"):
@@ -79,7 +79,7 @@ def test_a_wrong_table_is_named(tmp_path: Path):
         read(tmp_path / "e.parquet")
 
 
-def test_text_that_is_no_text_is_named_with_its_row(tmp_path: Path):
+def test_undecodable_parquet_text_names_its_row(tmp_path: Path):
     pa = pytest.importorskip("pyarrow")
     raw = pa.array([b"good"] * 1500 + [b"\xff\xfe", b"good"], pa.binary())
     cells = pa.Array.from_buffers(pa.string(), len(raw), raw.buffers())
@@ -87,7 +87,7 @@ def test_text_that_is_no_text_is_named_with_its_row(tmp_path: Path):
         read(parquet(tmp_path / "a.parquet", pa.table({"prompt": cells})))
 
 
-def test_parquet_without_pyarrow_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_missing_pyarrow_is_a_one_line_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "a.parquet").write_bytes(b"")
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(UserError, match=r"Parquet needs pyarrow: pip install 'selfalign\[data\]'"):
@@ -97,7 +97,7 @@ def test_parquet_without_pyarrow_is_one_line(tmp_path: Path, monkeypatch: pytest
 # -- names -----------------------------------------------------------------------------------------------------------
 
 
-def test_names_of_hub_data_sets():
+def test_hub_names_are_parsed():
     assert parse_hub_name("owner/name") == HubData("owner/name")
     assert parse_hub_name("a-b/c.d_e") == HubData("a-b/c.d_e")
     assert parse_hub_name("owner/name/2023.en:test@v1.0") == HubData("owner/name", "2023.en", "test", "v1.0")
@@ -110,11 +110,11 @@ def test_names_of_hub_data_sets():
     "text",
     ["name", "/owner/name", "./owner/name", "../owner", "owner/", "a/b/c/d", "a/mine.jsonl", "a/b:c:d", "a b/c", ""],
 )
-def test_other_names_are_none(text: str):
+def test_paths_are_not_hub_names(text: str):
     assert parse_hub_name(text) is None
 
 
-def test_a_folder_that_is_there_makes_it_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_existing_folder_is_a_path_not_a_hub_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "owner").mkdir()
     assert parse_hub_name("owner/name") is None and parse_hub_name(f"owner/name@{COMMIT}")
@@ -127,7 +127,7 @@ def test_a_folder_that_is_there_makes_it_a_path(tmp_path: Path, monkeypatch: pyt
 
 @pytest.fixture
 def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """No network, and caches of our own; returns the library's cache."""
+    """Disable the network, use temporary caches, and return the library's cache."""
     datasets = pytest.importorskip("datasets")
     from huggingface_hub import constants
 
@@ -147,7 +147,7 @@ def folder(path: Path, **splits: list[dict[str, Any]]) -> Path:
 
 
 def in_cache(path: Path, cache: Path, commit: str) -> None:
-    """A data set of the hub as the library keeps it after it was fetched: made of a folder, under the hub's name."""
+    """Put a hub data set into the library's cache, as if it had been downloaded."""
     import datasets
 
     builder = datasets.load_dataset_builder(str(path), cache_dir=str(cache / "made"))
@@ -157,29 +157,29 @@ def in_cache(path: Path, cache: Path, commit: str) -> None:
     shutil.copytree(builder.cache_dir, target)
 
 
-def test_a_folder_is_read_and_known_by_its_content(offline: Path, tmp_path: Path):
+def test_folder_is_pinned_by_its_content(offline: Path, tmp_path: Path):
     path = folder(tmp_path / "mine", train=ROWS, test=ROWS[:1])
-    found = recipes.located(recipes.load("quick"), path).prompts
-    assert found.file == str(path) and len(found.file_sha256 or "") == 64
-    assert [(row.message, row.answer) for _, row in UserData(found)] == READ
+    results = recipes.located(recipes.load("quick"), path).prompts
+    assert results.file == str(path) and len(results.file_sha256 or "") == 64
+    assert [(row.message, row.answer) for _, row in UserData(results)] == READ
     changed = [*ROWS[:-1], {"messages": [{"role": "user", "content": "Name river X."}, ROWS[-1]["messages"][1]]}]
     before = (path / "train.jsonl").stat()
     (path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in changed))
     os.utime(path / "train.jsonl", ns=(before.st_atime_ns, before.st_mtime_ns))
     with pytest.raises(UserError, match="was changed since the run was started"):
-        list(UserData(found))
+        list(UserData(results))
     again = recipes.located(recipes.load("quick"), path).prompts
     assert [row.message for _, row in UserData(again)][-1] == "Name river X."
 
 
-def test_a_folder_of_parquet_and_its_only_split(offline: Path, tmp_path: Path):
+def test_only_split_of_a_parquet_folder_is_read(offline: Path, tmp_path: Path):
     path = tmp_path / "mine"
     path.mkdir()
     parquet(path / "test.parquet", ROWS[:3])
     assert read(path) == READ[:3]
 
 
-def test_folders_that_cannot_be_read_are_named(offline: Path, tmp_path: Path):
+def test_unreadable_folder_is_an_error(offline: Path, tmp_path: Path):
     with pytest.raises(UserError, match=r"data set '.*empty' cannot be read: .*doesn't contain any data files"):
         read(folder(tmp_path / "empty"))
     with pytest.raises(UserError, match=r"data set '.*broken' cannot be read"):
@@ -221,7 +221,7 @@ def test_a_hub_data_set_is_read_at_its_commit(offline: Path, tmp_path: Path, fak
         read(f"owner/name:nope@{COMMIT}")
 
 
-def test_offline_the_hub_is_one_line(offline: Path):
+def test_hub_without_network_is_a_one_line_error(offline: Path):
     for name in ("owner/name", "owner/name:test@v1"):
         with pytest.raises(UserError, match=rf"^hub data set '{name}' cannot be looked up .*@COMMIT$"):
             recipes.located(recipes.load("quick"), Path(name))
@@ -229,14 +229,14 @@ def test_offline_the_hub_is_one_line(offline: Path):
         read(f"owner/none@{COMMIT}")
 
 
-def test_a_run_that_goes_on_keeps_its_commit(offline: Path):
+def test_resumed_run_keeps_its_commit(offline: Path):
     kept = f"owner/name:test@{COMMIT}"
     assert recipes.located(recipes.load("quick"), Path("owner/name:test"), kept=kept).prompts.file == kept
     with pytest.raises(UserError, match="cannot be looked up"):
         recipes.located(recipes.load("quick"), Path("owner/name"), kept=kept)
 
 
-def test_the_same_command_goes_on_offline_at_the_commit_it_began_with(offline: Path, tmp_path: Path):
+def test_run_resumes_offline_at_its_commit(offline: Path, tmp_path: Path):
     in_cache(folder(tmp_path / "name", train=ROWS[:4]), offline, COMMIT)
     settings = {"engine.kind": "fake", "stages": ["prompts"], "evaluate.heldout_prompts": 1}
     for name in (f"owner/name@{COMMIT}", "owner/name"):
@@ -247,23 +247,23 @@ def test_the_same_command_goes_on_offline_at_the_commit_it_began_with(offline: P
         selfalign.create("quick", tmp_path / "other", settings=settings, prompts="owner/name")
 
 
-def test_the_commit_of_now_is_frozen(offline: Path, monkeypatch: pytest.MonkeyPatch):
+def test_current_commit_is_pinned(offline: Path, monkeypatch: pytest.MonkeyPatch):
     from huggingface_hub import HfApi
     from huggingface_hub.hf_api import DatasetInfo
 
-    asked: list[Any] = []
+    requests: list[Any] = []
 
     def answer(api: HfApi, name: str, *, revision: str | None, timeout: float) -> DatasetInfo:
-        asked.append((name, revision))
+        requests.append((name, revision))
         return DatasetInfo(id=name, sha=COMMIT, tags=[], private=False, disabled=False, downloads=0, likes=0)
 
     monkeypatch.setattr(HfApi, "dataset_info", answer)
-    found = recipes.located(recipes.load("quick"), Path("owner/name/en:test@v1")).prompts
-    assert (found.file, found.file_sha256) == (f"owner/name/en:test@{COMMIT}", None)
-    assert asked == [("owner/name", "v1")]
+    results = recipes.located(recipes.load("quick"), Path("owner/name/en:test@v1")).prompts
+    assert (results.file, results.file_sha256) == (f"owner/name/en:test@{COMMIT}", None)
+    assert requests == [("owner/name", "v1")]
 
 
-def test_without_the_library_there_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+def test_missing_datasets_library_is_a_one_line_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setitem(sys.modules, "datasets", None)
     for name in (folder(tmp_path / "mine", train=ROWS[:1]), f"owner/name@{COMMIT}"):
         with pytest.raises(UserError, match=r"need datasets: pip install 'selfalign\[data\]'"):

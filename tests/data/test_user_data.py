@@ -1,4 +1,4 @@
-"""The user's own files: every row accepted, or refused with file and line; nothing is held, nothing is lost."""
+"""Test user data: every row is read or refused with file and line, and files are never in memory."""
 
 from __future__ import annotations
 
@@ -59,11 +59,11 @@ SAME = {
 
 
 @pytest.mark.parametrize("name", SAME)
-def test_the_same_rows_in_every_kind_of_file(tmp_path: Path, name: str):
+def test_all_file_types_yield_the_same_rows(tmp_path: Path, name: str):
     assert read(tmp_path / name, SAME[name]) == PAIRS
 
 
-def test_another_file_is_read_line_by_line(tmp_path: Path):
+def test_unknown_suffix_is_read_as_lines(tmp_path: Path):
     text = '\ufeff  Why?\r\n\r\ninstruction,input\n{"prompt": 1}\nlast\u2028line'
     assert [row[0] for row in read(tmp_path / "mine.txt", text)] == [
         "Why?", "instruction,input", '{"prompt": 1}', "last\u2028line",
@@ -74,7 +74,7 @@ def test_a_row_of_empty_cells_is_a_row(tmp_path: Path):
     assert read(tmp_path / "a.csv", 'prompt,completion\n,\n\n" ",b\n') == [("", "", ""), (" ", "", "b")]
 
 
-def test_places_are_lines(tmp_path: Path):
+def test_rows_have_their_line_numbers(tmp_path: Path):
     lines = given_file(tmp_path / "a.jsonl", '\n{"prompt": "a"}\n\n{"prompt": "b"}')
     array = given_file(tmp_path / "a.json", '[\n{"prompt": "a\\n"},\n{"prompt":\n "b"}, {"prompt": "c"}]')
     table = given_file(tmp_path / "a.csv", 'prompt\n"a\nb"\n\nc\n')
@@ -131,7 +131,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize(("name", "number"), [(name, n) for name in REFUSED for n in range(len(REFUSED[name]))])
-def test_what_cannot_be_read_is_named_with_its_line(tmp_path: Path, name: str, number: int):
+def test_invalid_file_is_an_error_with_its_line(tmp_path: Path, name: str, number: int):
     data, message = list(REFUSED[name].items())[number]
     if not message:
         assert read(tmp_path / name, data) == []
@@ -168,7 +168,7 @@ NAMES = [*sorted({key for keys in formats.KEYS.values() for key in keys}), "text
 
 
 def hostile(rng: random.Random) -> tuple[str, bytes]:
-    """A file of some kind: rows of any value under any key, mostly whole, sometimes cut or with bytes put in."""
+    """Generate a file with any keys and values, sometimes truncated or with inserted bytes."""
     kind = rng.choice([".jsonl", ".json", ".csv", ".tsv", ".txt"])
     names = rng.sample(NAMES, rng.randint(1, 3)) if rng.random() < 0.4 else ["instruction", "output"]
     rows = [{name: rng.choice(TEXTS) for name in names} for _ in range(rng.randint(0, 4))]
@@ -204,12 +204,12 @@ def _json(row: dict[str, Any]) -> str:
 
 
 def rows_in(kind: str, data: bytes) -> int | None:
-    """How many rows the file has, by other means; None where it is not whole."""
+    """Count the rows of the file independently; None if it is malformed."""
     try:
         text = data.decode("utf-8-sig")
         if kind in (".json", ".jsonl") and text.strip(" \t\r\n").startswith("["):
-            found = json.loads(text)
-            return len(found) if all(isinstance(row, dict) for row in found) else None
+            results = json.loads(text)
+            return len(results) if all(isinstance(row, dict) for row in results) else None
         if kind in (".csv", ".tsv"):
             table = csv.reader(io.StringIO(text, newline=""), delimiter="\t" if kind == ".tsv" else ",", strict=True)
             return sum(bool(cells) for cells in table) - 1
@@ -266,7 +266,7 @@ def test_a_large_file_is_never_in_memory(tmp_path: Path, name: str):
 DIALOGUE = [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}, {"from": "human", "value": "c"}]
 
 
-def test_what_is_not_taken_is_said(tmp_path: Path):
+def test_skipped_content_is_reported(tmp_path: Path):
     data = given_file(
         tmp_path / "mine.jsonl",
         json.dumps({"conversations": DIALOGUE, "system": "Be.", "id": 1, "lang": "en"})
@@ -285,7 +285,7 @@ def test_what_is_not_taken_is_said(tmp_path: Path):
     }  # fmt: skip
 
 
-def test_a_stage_counts_every_row_and_shows_where_empty_ones_stand(fake_run: Runs, tmp_path: Path):
+def test_stage_counts_all_rows_and_locates_empty_ones(fake_run: Runs, tmp_path: Path):
     rows = [
         {"messages": [{"role": "assistant", "content": "a"}]},
         {"messages": [{"role": "user", "content": "Name a river.\x00"}, {"role": "user", "content": "Or not."}]},
@@ -302,12 +302,12 @@ def test_a_stage_counts_every_row_and_shows_where_empty_ones_stand(fake_run: Run
     assert counts.dropped == {"empty": 1, "duplicate": 1, "contains a role marker": 1}
     assert counts.notes["read as"] == {"messages": 2, "prompts": 2, "Alpaca": 1}
     assert counts.notes["dialogues shortened"] == 1
-    found = {(p.instruction, p.input) for p in read_jsonl(context.run.jsonl("prompts"), Prompt)}
-    assert found == {("Name a river.", ""), ("Sort", "b a")}
+    results = {(p.instruction, p.input) for p in read_jsonl(context.run.jsonl("prompts"), Prompt)}
+    assert results == {("Name a river.", ""), ("Sort", "b a")}
     assert next(d.text for d in context.journal.drops() if d.reason == "empty") == f"{file}:2"
 
 
-def test_a_broken_row_in_the_middle_leaves_a_run_that_goes_on_from_the_mended_file(fake_run: Runs, tmp_path: Path):
+def test_run_resumes_after_a_broken_row_is_corrected(fake_run: Runs, tmp_path: Path):
     file = tmp_path / "mine.jsonl"
     file.write_text('{"prompt": "Name a river."}\n{"prompt": 5}\n')
     context = fake_run(f"prompts.file={file}", "stages=[prompts]")
@@ -322,27 +322,27 @@ def test_a_broken_row_in_the_middle_leaves_a_run_that_goes_on_from_the_mended_fi
 # -- the recipe's file -----------------------------------------------------------------------------------------------
 
 
-def test_a_file_is_frozen_with_its_sha256(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_file_is_pinned_by_its_sha256(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "mine.jsonl").write_text('{"prompt": "a"}\n')
     digest = hashlib.sha256(b'{"prompt": "a"}\n').hexdigest()
     monkeypatch.chdir(tmp_path)
-    found = recipes.located(recipes.load("quick"), Path("mine.jsonl")).prompts
-    assert (found.file, found.file_sha256) == (str(tmp_path / "mine.jsonl"), digest)
-    assert len(list(UserData(found))) == 1
+    results = recipes.located(recipes.load("quick"), Path("mine.jsonl")).prompts
+    assert (results.file, results.file_sha256) == (str(tmp_path / "mine.jsonl"), digest)
+    assert len(list(UserData(results))) == 1
     (tmp_path / "mine.jsonl").write_text('{"prompt": "b"}\n')
     with pytest.raises(UserError, match="was changed since the run was started: restore it, or start again with --new"):
-        list(UserData(found))
+        list(UserData(results))
     (tmp_path / "mine.jsonl").unlink()
     with pytest.raises(UserError, match=r"prompts file '.*mine\.jsonl' does not exist"):
-        list(UserData(found))
+        list(UserData(results))
 
 
-def test_without_a_file_there_are_no_rows():
+def test_recipe_without_a_file_is_an_error():
     with pytest.raises(UserError, match=r"names no prompts\.file"):
         UserData(QUICK)
 
 
-def test_rows_are_counted_up_to_the_limit(tmp_path: Path):
+def test_count_prompts_respects_the_row_limit(tmp_path: Path):
     (tmp_path / "a.txt").write_text("a\nb\nc\n")
     config = prompts(tmp_path / "a.txt")
     assert user_data.count_prompts(config) == 3
@@ -361,18 +361,18 @@ def answers(tmp_path: Path) -> Iterator[UserResponses]:
         {"instruction": "Say", "input": "", "output": ""},
     ]
     (tmp_path / "mine.json").write_text(json.dumps(rows))
-    made = UserResponses(prompts(tmp_path / "mine.json"))
-    yield made
-    made.close()
+    created = UserResponses(prompts(tmp_path / "mine.json"))
+    yield created
+    created.close()
 
 
-def test_an_answer_is_found_by_its_prompts_id(answers: UserResponses):
+def test_responses_are_looked_up_by_prompt_id(answers: UserResponses):
     assert answers.get(prompt_id("Sort", "b a")) == "a b\nand\n\n\nmore  "
     assert answers.get(prompt_id("Say", "")) == ""
     assert answers.get(prompt_id("Sort", "")) is None
 
 
-def test_an_id_is_that_of_the_prompt_in_stage_one(fake_run: Runs, tmp_path: Path):
+def test_prompt_fields_have_the_id_of_stage_1(fake_run: Runs, tmp_path: Path):
     file = tmp_path / "mine.jsonl"
     file.write_text(json.dumps({"instruction": " Sort\u200b  \n\n\n\n it", "input": "b\x07 a ", "output": "a b"}))
     context = fake_run(f"prompts.file={file}", "stages=[prompts]")
@@ -381,16 +381,16 @@ def test_an_id_is_that_of_the_prompt_in_stage_one(fake_run: Runs, tmp_path: Path
     assert (kept.id, kept.instruction, kept.input) == prompt_fields(next(row for _, row in UserData(prompts(file))))
 
 
-def test_a_full_disk_under_the_answers_is_resumable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_full_disk_for_user_responses_is_resumable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "mine.jsonl").write_text("".join(
         json.dumps({"prompt": f"Prompt {n}", "completion": "word " * 200}) + "\n" for n in range(3000)
     ))  # fmt: skip
     real = user_data.sqlite3.connect
 
     def small(*args: Any, **more: Any) -> Any:
-        made = real(*args, **more)
-        made.execute("PRAGMA max_page_count=50")
-        return made
+        created = real(*args, **more)
+        created.execute("PRAGMA max_page_count=50")
+        return created
 
     monkeypatch.setattr(user_data.sqlite3, "connect", small)
     with pytest.raises(Resumable, match="no space for temporary files"):

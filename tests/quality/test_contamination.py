@@ -1,4 +1,4 @@
-"""Overlap with benchmarks: what is found, what is not, every file format, and the stages that drop it."""
+"""Test overlap with benchmarks: matches, file formats, and the stages that drop overlapping rows."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ CLEAN = [
 
 @pytest.fixture
 def benchmarks() -> Benchmarks:
-    found = Benchmarks()
-    found.add("mine.jsonl", ITEMS)
-    return found
+    results = Benchmarks()
+    results.add("mine.jsonl", ITEMS)
+    return results
 
 
 @pytest.mark.parametrize("item", ITEMS)
-def test_an_item_is_found_however_it_is_written(benchmarks: Benchmarks, item: str):
+def test_item_matches_despite_case_and_punctuation(benchmarks: Benchmarks, item: str):
     for text in (item, item.upper(), item.replace(" ", "  ").rstrip("?.") + " !", f"  {item}\n"):
         hit = benchmarks.find(text)
         assert hit is not None
@@ -52,7 +52,7 @@ def test_an_item_is_found_however_it_is_written(benchmarks: Benchmarks, item: st
 
 
 @pytest.mark.parametrize("item", [ITEMS[0], ITEMS[1], ITEMS[4]])
-def test_a_long_item_is_found_inside_a_text(benchmarks: Benchmarks, item: str):
+def test_ngram_of_an_item_inside_a_text_matches(benchmarks: Benchmarks, item: str):
     hit = benchmarks.find(f"Here is something to think about. {item} Please give two reasons and an example of each.")
     assert hit is not None
     assert hit.evidence.startswith("8 words in a row: ")
@@ -62,24 +62,24 @@ def test_a_long_item_is_found_inside_a_text(benchmarks: Benchmarks, item: str):
 
 
 @pytest.mark.parametrize("item", ITEMS[:3])
-def test_an_item_with_a_word_changed_is_found(benchmarks: Benchmarks, item: str):
+def test_item_with_a_changed_word_matches(benchmarks: Benchmarks, item: str):
     changed = item.split()
     changed[len(changed) // 2] = "other"
     assert benchmarks.find(" ".join(changed)) is not None
 
 
 @pytest.mark.parametrize("text", [*CLEAN, "", "?!", "日本語"])
-def test_what_is_like_none_is_clean(benchmarks: Benchmarks, text: str):
+def test_unrelated_text_does_not_match(benchmarks: Benchmarks, text: str):
     assert benchmarks.find(text) is None
 
 
-def test_the_thresholds_count(benchmarks: Benchmarks):
+def test_thresholds_disable_each_test(benchmarks: Benchmarks):
     inside = f"Think. {ITEMS[0]} Then answer in a table with three columns, and say where you know it from."
     assert benchmarks.find(inside)
     strict, loose = Benchmarks(words=0), Benchmarks(words=0, rouge=1)
-    for found in (strict, loose):
-        found.add("mine", ITEMS)
-        assert found.find(inside) is None
+    for results in (strict, loose):
+        results.add("mine", ITEMS)
+        assert results.find(inside) is None
     changed = ITEMS[3].replace("bees", "wasps")
     assert strict.find(ITEMS[2].replace("bread", "dough")) is not None
     assert loose.find(changed) is None
@@ -87,28 +87,28 @@ def test_the_thresholds_count(benchmarks: Benchmarks):
 
 
 @given(st.text(max_size=60), st.lists(st.text(max_size=60), max_size=6))
-def test_any_text_is_judged(text: str, items: list[str]):
-    found = Benchmarks()
-    found.add("any", items)
-    hit = found.find(text)
+def test_find_accepts_any_text(text: str, items: list[str]):
+    results = Benchmarks()
+    results.add("any", items)
+    hit = results.find(text)
     if text in items:
         assert hit is not None
-    assert len(found) <= len(items)
+    assert len(results) <= len(items)
 
 
-def test_a_thousand_items_and_more_under_any_threshold():
+def test_find_works_at_any_threshold_with_many_items():
     rng = random.Random(4)
     items = [" ".join(rng.choices([f"w{i}" for i in range(500)], k=9)) for _ in range(1300)]
-    for found in (Benchmarks(0, 1.0), Benchmarks(8, 0.7), Benchmarks(0, 0.7)):
-        found.add("many", items)
-        assert found.find(items[1200]) is not None
-        assert found.find("nothing like any of the items at all") is None
+    for results in (Benchmarks(0, 1.0), Benchmarks(8, 0.7), Benchmarks(0, 0.7)):
+        results.add("many", items)
+        assert results.find(items[1200]) is not None
+        assert results.find("nothing like any of the items at all") is None
     scripts = Benchmarks()
     scripts.add("many", ("日" * n for n in range(1, 1300)))
     assert scripts.find("日" * 1250) is not None
 
 
-def test_a_quote_in_a_tsv_file_swallows_nothing(tmp_path: Path):
+def test_quote_in_tsv_does_not_swallow_lines(tmp_path: Path):
     file = tmp_path / "a.tsv"
     file.write_text(f'"The stone is an odd thing to eat\tx\n{QUESTION}\ty\n', "utf-8")
     assert QUESTION in set(texts(file))
@@ -116,10 +116,10 @@ def test_a_quote_in_a_tsv_file_swallows_nothing(tmp_path: Path):
 
 def test_a_whole_document_in_one_cell_is_an_item(tmp_path: Path):
     document = " ".join(f"w{i}" for i in range(5000))
-    found = Benchmarks()
-    found.add("doc", [document])
-    assert found.find("So it is: w100 w101 w102 w103 w104 w105 w106 w107, they say.") is not None
-    assert found.find(document) is not None
+    results = Benchmarks()
+    results.add("doc", [document])
+    assert results.find("So it is: w100 w101 w102 w103 w104 w105 w106 w107, they say.") is not None
+    assert results.find(document) is not None
 
 
 # -- files -------------------------------------------------------------------------------------------------------------
@@ -141,15 +141,15 @@ ANSWERS = ["Nothing at all happens to them", "The stone leaves the body after a 
 def test_every_kind_of_file_is_read(tmp_path: Path, name: str, content: str):
     file = tmp_path / name
     file.write_text(content, "utf-8")
-    found = set(texts(file))
-    assert {QUESTION, *ANSWERS} <= found
-    assert not {"Yes.", "https://stones.example/cherry"} & found
+    results = set(texts(file))
+    assert {QUESTION, *ANSWERS} <= results
+    assert not {"Yes.", "https://stones.example/cherry"} & results
 
 
 @pytest.mark.parametrize(
     ("name", "content"), [("a.json", b"{"), ("a.csv", b"\xff\xfe\x00"), ("a.jsonl", b"{\n"), ("none.csv", None)]
 )
-def test_a_file_that_cannot_be_read_is_an_error(tmp_path: Path, name: str, content: bytes | None):
+def test_unreadable_benchmark_file_is_an_error(tmp_path: Path, name: str, content: bytes | None):
     file = tmp_path / name
     if content is not None:
         file.write_bytes(content)
@@ -166,7 +166,7 @@ def test_a_file_that_cannot_be_read_is_an_error(tmp_path: Path, name: str, conte
         ("d.json", "[]", "has no text of 5 words"),
     ],
 )
-def test_a_file_that_protects_from_nothing_is_an_error(tmp_path: Path, name: str, content: str, why: str):
+def test_benchmark_file_without_items_is_an_error(tmp_path: Path, name: str, content: str, why: str):
     (tmp_path / name).write_text(content, "utf-8")
     with pytest.raises(UserError, match=why):
         Benchmarks().add_file(tmp_path / name)
@@ -176,10 +176,10 @@ def test_texts_without_spaces_between_words_are_items(tmp_path: Path):
     file = tmp_path / "a.jsonl"
     items = ["日本語で自己紹介してください。", "这是一个关于人工智能的问题请回答它"]
     file.write_text("".join(json.dumps({"q": text}) + "\n" for text in items), "utf-8")
-    found = Benchmarks()
-    found.add_file(file)
-    assert found.sources == {"a.jsonl": 2}
-    assert all(found.find(text) is not None for text in items)
+    results = Benchmarks()
+    results.add_file(file)
+    assert results.sources == {"a.jsonl": 2}
+    assert all(results.find(text) is not None for text in items)
 
 
 # -- stages ------------------------------------------------------------------------------------------------------------
@@ -187,7 +187,7 @@ def test_texts_without_spaces_between_words_are_items(tmp_path: Path):
 SMALL = ("prompts.self_instruct.count=10", "prompts.red_team.count=10", "prompts.red_team.topic_rounds=1")
 
 
-def test_prompts_and_answers_that_overlap_are_dropped_and_listed(fake_run: Runs, tmp_path: Path):
+def test_overlapping_prompts_and_responses_are_dropped(fake_run: Runs, tmp_path: Path):
     probe = fake_run(*SMALL, name="probe")
     for stage in ("prompts", "align"):
         order.run_stage(probe, stage)  # type: ignore[arg-type]
@@ -208,7 +208,7 @@ def test_prompts_and_answers_that_overlap_are_dropped_and_listed(fake_run: Runs,
     assert all("\n~ " in d.text for d in drops)
 
 
-def test_an_answer_that_is_an_item_is_dropped(fake_run: Runs, tmp_path: Path):
+def test_response_equal_to_an_item_is_dropped(fake_run: Runs, tmp_path: Path):
     file = tmp_path / "bench.txt"
     file.write_text("The stone leaves the body of a person after a day or two.\n")
 
@@ -223,7 +223,7 @@ def test_an_answer_that_is_an_item_is_dropped(fake_run: Runs, tmp_path: Path):
     assert context.journal.counts("align").dropped == {"overlaps with bench.txt": 20}
 
 
-def test_a_prompt_that_was_added_by_hand_is_checked_too(fake_run: Runs, tmp_path: Path):
+def test_manually_added_prompt_is_checked_for_overlap(fake_run: Runs, tmp_path: Path):
     file = tmp_path / "bench.txt"
     file.write_text(f"{ITEMS[0]}\n")
     context = fake_run(*SMALL, f"evaluate.benchmarks=[{file}]")
@@ -234,7 +234,7 @@ def test_a_prompt_that_was_added_by_hand_is_checked_too(fake_run: Runs, tmp_path
     assert context.journal.counts("align").dropped == {"overlaps with bench.txt": 1}
 
 
-def test_a_broken_benchmark_file_is_said_before_anything_is_asked(fake_run: Runs, tmp_path: Path):
+def test_broken_benchmark_file_stops_the_run_before_generation(fake_run: Runs, tmp_path: Path):
     file = tmp_path / "bench.json"
     file.write_text("{")
     context = fake_run(*SMALL, f"evaluate.benchmarks=[{file}]")
@@ -243,7 +243,7 @@ def test_a_broken_benchmark_file_is_said_before_anything_is_asked(fake_run: Runs
     assert context.engine().requests == 0  # type: ignore[attr-defined]
 
 
-def test_another_benchmark_file_makes_stage_one_run_again(fake_run: Runs, tmp_path: Path):
+def test_changed_benchmark_files_rerun_stage_1(fake_run: Runs, tmp_path: Path):
     file = tmp_path / "bench.txt"
     file.write_text("The stone leaves the body of a person after a day or two.\n")
     context = fake_run(*SMALL, f"evaluate.benchmarks=[{file}]")

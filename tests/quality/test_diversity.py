@@ -1,4 +1,4 @@
-"""Diversity: what the figures are on texts where they can be counted by hand."""
+"""Test the measures of diversity on texts with known values."""
 
 from __future__ import annotations
 
@@ -19,28 +19,28 @@ def test_distinct_n_counts_different_runs_of_words():
     assert diversity.distinct([], 1) == 0.0
 
 
-def test_the_commonest_opening_is_that_of_six_words():
+def test_commonest_opening_has_six_words():
     texts = ["One two three four five six seven.", "one two, three four five SIX eight", "Else."]
     assert diversity.commonest_opening(texts) == ("one two three four five six", 2 / 3)
     assert diversity.commonest_opening([]) == ("", 0.0)
 
 
-def test_similarity_is_rouge_l_among_the_texts():
+def test_similarity_is_mean_rouge_l():
     texts = ["name two rivers", "name two lakes", "sort the words", "?!"]
-    found = diversity.similarity(texts)
+    results = diversity.similarity(texts)
     pairs = [(0, 1), (0, 2), (1, 2)]
-    assert found["texts"] == 3
-    assert found["mean"] == pytest.approx(sum(rouge_l(texts[a], texts[b]) for a, b in pairs) / 3)
-    assert found["nearest"] == [1, 0, 0, 0, 0, 0, 2, 0, 0, 0]
+    assert results["texts"] == 3
+    assert results["mean"] == pytest.approx(sum(rouge_l(texts[a], texts[b]) for a, b in pairs) / 3)
+    assert results["nearest"] == [1, 0, 0, 0, 0, 0, 2, 0, 0, 0]
     assert diversity.similarity(["alone"])["mean"] is None
 
 
 @given(st.lists(st.text(max_size=20), max_size=20))
 def test_any_texts_are_described(texts: list[str]):
-    found = diversity.describe(texts)
-    assert found["texts"] == len(texts)
-    assert all(0 <= v <= 1 for v in found["distinct"].values())
-    assert sum(found["similarity"]["nearest"]) in (0, found["similarity"]["texts"])
+    results = diversity.describe(texts)
+    assert results["texts"] == len(texts)
+    assert all(0 <= v <= 1 for v in results["distinct"].values())
+    assert sum(results["similarity"]["nearest"]) in (0, results["similarity"]["texts"])
 
 
 @pytest.mark.parametrize(
@@ -54,16 +54,16 @@ def test_any_texts_are_described(texts: list[str]):
         ("Give me two reasons for it.", "give", "reason"),
     ],
 )
-def test_the_verb_of_an_instruction_and_its_object(instruction: str, verb: str, noun: str):
+def test_verb_and_object_of_instructions(instruction: str, verb: str, noun: str):
     pytest.importorskip("textblob")
-    found = diversity.verb_objects([instruction])
-    assert found is not None
-    [(got, _)] = found.items()
+    results = diversity.verb_objects([instruction])
+    assert results is not None
+    [(got, _)] = results.items()
     assert got[0] == verb
     assert noun == "" or got[1] == noun
 
 
-def test_without_the_tagger_there_are_no_verbs(monkeypatch: pytest.MonkeyPatch):
+def test_missing_tagger_gives_no_verbs(monkeypatch: pytest.MonkeyPatch):
     diversity._tagger.cache_clear()
     monkeypatch.setitem(__import__("sys").modules, "textblob.en.taggers", None)
     assert diversity.verb_objects(["Sort these words."]) is None
@@ -72,5 +72,5 @@ def test_without_the_tagger_there_are_no_verbs(monkeypatch: pytest.MonkeyPatch):
 
 @given(st.text(max_size=80))
 def test_any_instruction_is_tagged(text: str):
-    found = diversity.verb_objects([text])
-    assert found is None or sum(found.values()) <= 1
+    results = diversity.verb_objects([text])
+    assert results is None or sum(results.values()) <= 1

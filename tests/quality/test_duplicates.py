@@ -1,4 +1,4 @@
-"""Near duplicates: clusters by words, by characters and by meaning; across stages and runs."""
+"""Test clusters of duplicates by words, characters and meaning, also across stages and runs."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ def test_nearly_the_same_characters_are_one_cluster():
 
 def test_the_same_meaning_is_one_cluster():
     pytest.importorskip("wordllama")
-    found = duplicates.semantic(["How do bees make honey?", "Name a river.", "how are bees making honey?"], 0.8)
-    assert found == [[0, 2]]
+    results = duplicates.semantic(["How do bees make honey?", "Name a river.", "how are bees making honey?"], 0.8)
+    assert results == [[0, 2]]
 
 
-def test_without_the_embedding_the_user_hears_what_to_install(monkeypatch: pytest.MonkeyPatch):
+def test_missing_wordllama_error_names_the_package(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(__import__("sys").modules, "wordllama", None)
     with pytest.raises(duplicates.UserError, match=r"selfalign\[diversity\]"):
         duplicates.semantic(TEXTS)
@@ -54,24 +54,24 @@ def test_without_the_embedding_the_user_hears_what_to_install(monkeypatch: pytes
 
 @pytest.mark.parametrize("method", ["exact", "near"])
 @pytest.mark.parametrize("texts", [[], [""], ["", ""], ["a"], ["?!", "?!"]])
-def test_few_or_empty_texts(method: str, texts: list[str]):
-    found = duplicates.METHODS[method](texts)
-    assert found == ([[0, 1]] if len(texts) == 2 else [])
+def test_few_or_empty_texts_have_no_clusters(method: str, texts: list[str]):
+    results = duplicates.METHODS[method](texts)
+    assert results == ([[0, 1]] if len(texts) == 2 else [])
 
 
 @given(st.lists(st.text(alphabet="ab c", max_size=12), max_size=20))
-def test_clusters_are_disjoint_and_hold_what_is_the_same(texts: list[str]):
+def test_clusters_are_disjoint_and_complete(texts: list[str]):
     same, close = duplicates.exact(texts), duplicates.near(texts)
-    for found in (same, close):
-        flat = [i for cluster in found for i in cluster]
+    for results in (same, close):
+        flat = [i for cluster in results for i in cluster]
         assert len(flat) == len(set(flat))
-        assert all(len(cluster) > 1 for cluster in found)
+        assert all(len(cluster) > 1 for cluster in results)
     where = {i: n for n, cluster in enumerate(close) for i in cluster}
     for cluster in same:
         assert len({where[i] for i in cluster}) == 1
 
 
-def test_minhash_misses_no_pair_among_many():
+def test_near_finds_all_pairs_among_many_texts():
     rng = random.Random(1)
     letters = "abcdefghijklmnopqrstuvwxyz"
     words = ["".join(rng.choices(letters, k=6)) for _ in range(400)]
@@ -82,14 +82,14 @@ def test_minhash_misses_no_pair_among_many():
         texts.append(" ".join(changed))
     sets = [duplicates._shingles(t) for t in texts]
     pairs = {p for p in itertools.combinations(range(400), 2) if duplicates._jaccard(sets[p[0]], sets[p[1]]) >= 0.7}
-    found = duplicates.near(texts)
-    together = {p for cluster in found for p in itertools.combinations(cluster, 2)}
+    results = duplicates.near(texts)
+    together = {p for cluster in results for p in itertools.combinations(cluster, 2)}
     assert len(pairs) > 50
     assert pairs <= together
 
 
 @pytest.mark.parametrize("threshold", [0.3, 0.5])
-def test_lower_thresholds_miss_hardly_a_pair(threshold: float):
+def test_near_finds_most_pairs_at_lower_thresholds(threshold: float):
     rng = random.Random(2)
     words = [f"{a}{b}{c}" for a in "abcdef" for b in "ghijk" for c in "lmnop"]
     texts = [" ".join(rng.choices(words, k=8)) for _ in range(120)]
@@ -107,7 +107,7 @@ def test_lower_thresholds_miss_hardly_a_pair(threshold: float):
     assert sum(p in together for p in pairs) >= 0.97 * len(pairs)
 
 
-def test_many_copies_take_no_time():
+def test_many_copies_are_clustered_quickly():
     with hang_guard():
         assert [len(c) for c in duplicates.near(["I cannot help with that."] * 50_000)] == [50_000]
 
@@ -120,9 +120,9 @@ def test_two_runs_are_compared(fake_run: Runs, tmp_path: Path):
     for context in (one, two):
         order.run_stage(context, "prompts")
     # Both wrote the same prompts: each is a cluster of two.
-    found = data_quality.clusters_across([one.run, two.run], "prompts", "near")
-    assert len(found) == 24
-    assert {Path(row.run).name for row in found[0]} == {"one", "two"}
+    results = data_quality.clusters_across([one.run, two.run], "prompts", "near")
+    assert len(results) == 24
+    assert {Path(row.run).name for row in results[0]} == {"one", "two"}
     assert data_quality.clusters_across([one.run], "prompts", "near") == []
     for context in (one, two):
         context.journal.close()
@@ -135,7 +135,7 @@ def test_two_runs_are_compared(fake_run: Runs, tmp_path: Path):
     assert "has no answers yet" in str(result.exception)
 
 
-def test_answers_of_both_stages_are_compared(fake_run: Runs):
+def test_responses_of_both_stages_are_compared(fake_run: Runs):
     context = fake_run(*SMALL, "evaluate.heldout_prompts=2", "verbose_cloning.prompts=6")
     for stage in ("prompts", "align"):
         order.run_stage(context, stage)  # type: ignore[arg-type]
@@ -145,6 +145,6 @@ def test_answers_of_both_stages_are_compared(fake_run: Runs):
     context.run.jsonl("verbose_responses").parent.mkdir(parents=True, exist_ok=True)
     context.run.jsonl("verbose_responses").write_text(copied, "utf-8")
     answers = list(data_quality.rows(context.run, "answers"))
-    found = data_quality.clusters(answers, "exact")
-    assert all({row.stage for row in cluster} == {"responses", "verbose_responses"} for cluster in found)
-    assert len(found) == len(answers) / 2
+    results = data_quality.clusters(answers, "exact")
+    assert all({row.stage for row in cluster} == {"responses", "verbose_responses"} for cluster in results)
+    assert len(results) == len(answers) / 2

@@ -1,4 +1,4 @@
-"""Filters of stage 1: each rule hit, and just missed."""
+"""Test the filters of stage 1 on both sides of each rule."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_a_usable_instruction_is_kept():
     assert reason_to_drop("Sort these four words.", "pear fig apple date") is None
 
 
-def test_length_at_both_limits():
+def test_length_limits_are_inclusive():
     assert reason_to_drop("Name three colours", "") == "too short"
     assert reason_to_drop("Name three warm colours", "") is None
     assert reason_to_drop(" ".join(["word"] * 150), "") is None
@@ -60,7 +60,7 @@ def test_length_at_both_limits():
         "MUSIC",
     ],
 )
-def test_words_that_need_more_than_text(word: str):
+def test_words_for_images_and_files_are_dropped(word: str):
     assert reason_to_drop(f"Please say more about {word} here", "") == "needs more than text"
     assert reason_to_drop("Please say more about this", f"It is {word}.") == "needs more than text"
 
@@ -68,30 +68,30 @@ def test_words_that_need_more_than_text(word: str):
 @pytest.mark.parametrize(
     "word", ["imagery", "profile", "drawing", "maple", "plotting", "musical", "paragraph", "go today"]
 )
-def test_words_that_only_contain_such_a_word_are_kept(word: str):
+def test_longer_words_that_contain_them_are_kept(word: str):
     assert reason_to_drop(f"Please say more about {word} here", f"It is {word}.") is None
 
 
 @pytest.mark.parametrize("mark", list("!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~"))
-def test_punctuation_first(mark: str):
+def test_leading_punctuation_is_dropped(mark: str):
     assert reason_to_drop(f"{mark}Name three warm colours", "") == "begins with punctuation"
     assert reason_to_drop(f"Name{mark} three warm colours", "") is None
 
 
 @pytest.mark.parametrize("first", ["É", "¿", "“", "日", "🙂"])
-def test_a_non_ascii_character_first(first: str):
+def test_leading_non_ascii_character_is_dropped_in_english(first: str):
     assert reason_to_drop(f"{first}crit un mot ou deux", "") == "begins with a non-ASCII character"
     assert reason_to_drop(f"A {first} word or two", "") is None
 
 
 @pytest.mark.parametrize("marker", ["User:", "user :", "ASSISTANT:", "  Human:"])
-def test_role_markers(marker: str):
+def test_role_markers_are_dropped(marker: str):
     assert reason_to_drop(f"Finish the talk below\n{marker} hello", "") == "contains a role marker"
     assert reason_to_drop("Finish the talk below", f"{marker} hello") == "contains a role marker"
     assert reason_to_drop(f"Finish the talk of the {marker.strip()} hello", "") is None
 
 
-def test_the_word_user_is_no_role_marker():
+def test_word_user_alone_is_kept():
     assert reason_to_drop("User manuals are dull, so say why", "users: many") is None
 
 
@@ -101,7 +101,7 @@ def test_any_text_gets_a_known_reason_or_none(instruction: str, text: str):
 
 
 @pytest.mark.parametrize("unit", [" ", "\n", " \n", "\t", "user ", "a ", "\nuser", "go "])
-def test_repetition_takes_no_time(unit: str):
+def test_repetition_is_filtered_quickly(unit: str):
     text = "x" + unit * (100_000 // len(unit)) + "x"
     with hang_guard():
         reason_to_drop("Sort the words of this text", text)

@@ -1,4 +1,4 @@
-"""Novelty: the same decisions as rouge-score's ROUGE-L, strictly above the threshold."""
+"""Test that novelty decisions equal those of rouge-score's ROUGE-L, strictly above the threshold."""
 
 from __future__ import annotations
 
@@ -35,22 +35,22 @@ def reference(a: str, b: str) -> float:
 @example("", "")
 @example("", "sort")
 @example("日本", "日本")
-def test_the_score_is_rouge_scores(a: str, b: str):
+def test_score_equals_rouge_score(a: str, b: str):
     assert rouge_l(a, b) == reference(a, b)
 
 
 @given(st.lists(instructions(), max_size=12), st.sampled_from([0.7, 0.5, 0.6, 2 / 3, 0.9]))
 @example(["sort the a", "sort the a"], 0.7)
 @settings(max_examples=150)
-def test_every_decision_is_rouge_scores(candidates: list[str], threshold: float):
+def test_decisions_equal_rouge_score(candidates: list[str], threshold: float):
     index, accepted = NoveltyIndex(threshold), []
     for text in candidates:
         near = [other for other in accepted if reference(other, text) > threshold]
-        found = index.nearest(text)
-        assert (found is not None) == bool(near)
-        if found:
-            assert found.text == near[0]
-            assert found.score == reference(found.text, text)
+        results = index.nearest(text)
+        assert (results is not None) == bool(near)
+        if results:
+            assert results.text == near[0]
+            assert results.score == reference(results.text, text)
         assert index.add(text) == (not near)
         if not near:
             accepted.append(text)
@@ -70,7 +70,7 @@ def numbered(common: int, length: int, own: str) -> str:
     ("common", "m", "n"),
     [(7, 10, 10), (7, 8, 12), (7, 9, 11), (7, 7, 13), (14, 20, 20), (14, 17, 23), (21, 30, 30), (35, 50, 50)],
 )
-def test_exactly_at_the_threshold_it_is_as_in_rouge_score(common: int, m: int, n: int):
+def test_decision_at_the_threshold_equals_rouge_score(common: int, m: int, n: int):
     one, two = numbered(common, m, "a"), numbered(common, n, "b")
     index = NoveltyIndex(0.7)
     index.accept(one)
@@ -78,7 +78,7 @@ def test_exactly_at_the_threshold_it_is_as_in_rouge_score(common: int, m: int, n
     assert index.add(two) == (not reference(one, two) > 0.7)
 
 
-def test_just_above_and_just_below_the_threshold():
+def test_decisions_just_above_and_below_the_threshold():
     index = NoveltyIndex(0.7)
     index.accept(numbered(10, 10, "a"))
     assert index.nearest(numbered(8, 10, "b")) is not None
@@ -86,7 +86,7 @@ def test_just_above_and_just_below_the_threshold():
 
 
 @pytest.mark.parametrize("text", ["", "   ", "?!", "日本語のテキスト", "\x00\u2028"])
-def test_a_text_without_tokens_is_near_to_nothing(text: str):
+def test_text_without_tokens_is_always_new(text: str):
     index = NoveltyIndex()
     assert index.add(text)
     assert index.add(text)
@@ -94,21 +94,21 @@ def test_a_text_without_tokens_is_near_to_nothing(text: str):
     assert index.nearest(text) is None
 
 
-def test_case_and_marks_make_no_difference():
+def test_case_and_punctuation_do_not_matter():
     index = NoveltyIndex()
     index.accept("Sort the words, please.")
     assert index.nearest("sort THE words -- please!").score == 1.0
     assert tokens("Naïve 3x, x_y") == ("na", "ve", "3x", "x", "y")
 
 
-def test_the_first_near_text_is_named():
+def test_nearest_returns_the_first_close_text():
     index = NoveltyIndex()
     for text in ("name two rivers", "sort these ten words", "sort these ten words now"):
         index.accept(text)
     assert index.nearest("sort these ten words").text == "sort these ten words"
 
 
-def test_more_words_than_the_first_plane_has_characters():
+def test_more_words_than_the_basic_plane_has_characters():
     index = NoveltyIndex()
     for start in range(0, 70_000, 1000):
         index.accept(" ".join(f"w{i}" for i in range(start, start + 1000)))
@@ -124,7 +124,7 @@ def test_more_words_than_the_first_plane_has_characters():
 
 
 def adversarial(rng: random.Random) -> tuple[str, str]:
-    """A pair of texts that is likely to be near the threshold, or odd."""
+    """Generate a pair of texts that is likely to be near the threshold, or unusual."""
     vocabulary = [f"w{i}" for i in range(rng.choice([1, 2, 5, 40]))] + [
         "the",
         "a",
@@ -151,7 +151,7 @@ def adversarial(rng: random.Random) -> tuple[str, str]:
 
 
 def decide_pairs(number: int, seed: int) -> tuple[int, int]:
-    """(pairs whose decision differs from rouge-score's, pairs that are too close)."""
+    """Return the numbers of pairs with another decision than rouge-score, and of pairs that are too close."""
     rng = random.Random(seed)
     differ = close = 0
     for _ in range(number):
@@ -176,15 +176,15 @@ def test_a_hundred_thousand_pairs_are_decided_as_by_rouge_score():
     assert decide_pairs(100_000, 2)[0] == 0
 
 
-def test_a_pool_of_texts_is_decided_as_by_all_pairs():
+def test_pool_decisions_equal_all_pairs():
     rng = random.Random(3)
     texts = [text for _ in range(300) for text in adversarial(rng)]
     pool: list[str] = []
     index = NoveltyIndex()
     for text in texts:
         near = next((other for other in pool if reference(other, text) > 0.7), None)
-        found = index.nearest(text)
-        assert (found.text if found else None) == near
+        results = index.nearest(text)
+        assert (results.text if results else None) == near
         assert index.add(text) == (near is None)
         if near is None:
             pool.append(text)
@@ -193,7 +193,7 @@ def test_a_pool_of_texts_is_decided_as_by_all_pairs():
 
 @pytest.fixture
 def small_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So small that a few texts are several blocks, passes and numberings."""
+    """Make a few texts fill several blocks, passes and numberings."""
     monkeypatch.setattr(novelty, "_BLOCK", 7)
     monkeypatch.setattr(novelty, "_POSTINGS_AT_ONCE", 20)
     monkeypatch.setattr(novelty, "_FIRST_NUMBERING", 3)
@@ -204,25 +204,25 @@ def first_near(pool: list[str], text: str, threshold: float) -> str | None:
     return next((other for other in pool if rouge_l(other, text) > threshold), None)
 
 
-def found_text(found: novelty.Nearest | None) -> str | None:
-    return found.text if found else None
+def found_text(results: novelty.Nearest | None) -> str | None:
+    return results.text if results else None
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_many_together_are_decided_as_one_after_the_other(seed: int, small_sizes: None):
+def test_batches_decide_like_single_texts(seed: int, small_sizes: None):
     rng, pool = random.Random(seed), list[str]()
     threshold = [0.7, 0.5, 2 / 3, 0.9][seed]
     texts = [text for _ in range(300) for text in adversarial(rng)]
     index = NoveltyIndex(threshold)
     before = index.nearest_all(texts)
     assert before == [None] * len(texts)  # nothing was entered
-    wanted = []
+    requested = []
     for text in texts:
         near = first_near(pool, text, threshold)
-        wanted.append(near)
+        requested.append(near)
         if near is None:
             pool.append(text)
-    assert [found_text(n) for n in index.nearest_all(texts, enter=True)] == wanted
+    assert [found_text(n) for n in index.nearest_all(texts, enter=True)] == requested
     assert len(index) == len(pool) > 100
     assert index._next_numbering > 256
     again = [first_near(pool, text, threshold) for text in texts[:200]]
@@ -238,8 +238,8 @@ def test_blocks_of_any_size_decide_the_same(texts: list[str], threshold: float, 
     assert [single.add(text) for text in texts] == decided
 
 
-def test_long_and_common_texts_pass_the_bounds_too(small_sizes: None):
-    """Hundreds of tokens fill the 64 bits of a signature; a copy with few changes is found even so."""
+def test_long_and_common_texts_are_decided_exactly(small_sizes: None):
+    """Hundreds of tokens fill the 64 bits of a signature; close copies must still be found."""
     rng = random.Random(5)
     index, texts = NoveltyIndex(), [" ".join(rng.choices(WORDS, k=400)) for _ in range(20)]
     assert all(index.add_all(texts))
@@ -250,7 +250,7 @@ def test_long_and_common_texts_pass_the_bounds_too(small_sizes: None):
         assert found_text(index.nearest(" ".join(changed))) == text
 
 
-def test_the_mean_similarity_is_that_of_all_pairs():
+def test_mean_similarity_equals_all_pairs():
     rng = random.Random(6)
     texts = [text for _ in range(20) for text in adversarial(rng)]
     index = NoveltyIndex(1.0)
@@ -269,7 +269,7 @@ def test_a_text_of_too_many_tokens_is_refused(monkeypatch: pytest.MonkeyPatch):
 
 
 @pytest.mark.parametrize("threshold", [0.0, 1.0])
-def test_the_ends_of_the_scale(threshold: float):
+def test_thresholds_zero_and_one(threshold: float):
     index = NoveltyIndex(threshold)
     assert index.add("one two three") is True
     # Above 0 is any shared word; above 1 is nothing.

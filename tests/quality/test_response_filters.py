@@ -1,4 +1,4 @@
-"""Filters of stages 2 and 4: each reason hit, and just missed; no text makes them fail or hang."""
+"""Test the filters of stages 2 and 4 on both sides of each rule, and on any text."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_thoughts_cite_principles_by_name(thoughts: str, cited: list[int], reaso
 
 
 @given(st.text())
-def test_any_thoughts_get_an_answer(thoughts: str):
+def test_check_citations_accepts_any_text(thoughts: str):
     cited, reason = check_citations(thoughts, TEXTS.principle_names())
     assert (reason is None) == bool(cited)
     assert set(cited) <= {3, 7, 13}
@@ -84,7 +84,7 @@ def test_any_thoughts_get_an_answer(thoughts: str):
 # -- stage 2, default rules ------------------------------------------------------------------------------------------
 
 
-def test_a_good_answer_is_kept_without_its_outer_blanks():
+def test_good_response_is_kept_and_stripped():
     assert filter_response(f"\n {GOOD}\n", False, "Why does it rain?", LEAKS, ANSWERS) == Verdict(GOOD)
 
 
@@ -114,14 +114,14 @@ def test_a_truncated_answer_is_dropped():
         f"{GOOD}\nUser (internal thoughts): hm",
     ],
 )
-def test_a_turn_in_the_answer_is_dropped(text: str):
+def test_turn_inside_a_response_is_dropped(text: str):
     assert keep(text) == "turn leaked"
 
 
 @pytest.mark.parametrize(
     "text", [f"{GOOD} The user: a person.", f"{GOOD} I am Alma: nice to meet you.", "Users: many."]
 )
-def test_a_name_inside_a_line_is_no_turn(text: str):
+def test_name_inside_a_line_is_kept(text: str):
     assert not keep(text)
 
 
@@ -162,9 +162,9 @@ def test_seven_words_of_an_exemplar_are_kept():
     assert not keep("Dear neighbour, thank you for your kind letter.")
 
 
-def test_eight_words_that_the_user_said_are_kept():
-    said = "Make this nicer: Dear neighbour, thank you for your kind help this week."
-    assert not keep("Dear neighbour, thank you for your kind help. My garden has never looked so fine.", said)
+def test_leaked_words_of_the_user_are_kept():
+    messages = "Make this nicer: Dear neighbour, thank you for your kind help this week."
+    assert not keep("Dear neighbour, thank you for your kind help. My garden has never looked so fine.", messages)
 
 
 def test_a_whole_short_sentence_of_an_exemplar_is_dropped():
@@ -178,11 +178,11 @@ def test_a_very_short_sentence_of_an_exemplar_is_kept():
     assert not keep("Thank you.")
 
 
-def test_a_whole_short_sentence_that_the_user_said_is_kept():
+def test_leaked_sentence_of_the_user_is_kept():
     assert not keep("Yes, that is true. Roses grow in May.", "Is this right? Roses grow in May.")
 
 
-def test_the_verbose_leaks_come_from_the_persona_only():
+def test_verbose_leaks_come_from_the_verbose_prompt_only():
     assert VERBOSE.found_in("She gives thorough and detailed answers with many concrete examples.", "") is True
     assert VERBOSE.found_in("Most of the salt in the sea comes from rocks.", "") is True
     assert VERBOSE.found_in("Dear neighbour, thank you for your kind help this week.", "") is False
@@ -202,7 +202,7 @@ def test_an_answer_without_words_is_dropped(text: str):
     assert keep(text) == "no words"
 
 
-def test_other_scripts_have_words():
+def test_other_scripts_count_as_words():
     assert not keep("雨は空から降ります。")
 
 
@@ -216,18 +216,18 @@ def test_a_sentence_three_times_is_a_loop():
     assert not loops("Go on. Go on. Go on. Go on.")
 
 
-def test_a_run_of_words_that_comes_again_and_again_is_a_loop():
+def test_repeated_ngrams_are_a_loop():
     assert loops("the red fox and the blue hen and " * 5)
     assert not loops(GOOD)
     assert not loops("a b c d e f g h i j k l m n o p q r s t u v w x y z")
 
 
-def test_a_short_text_is_no_loop():
+def test_short_text_is_not_a_loop():
     assert not loops("")
     assert not loops("tea tea tea tea tea")
 
 
-def test_a_numbered_list_is_no_loop():
+def test_numbered_list_is_not_a_loop():
     assert not loops("\n".join(f"{n}. Wash the {f}.\n" for n, f in enumerate(["apple", "pear", "plum", "fig"], 1)))
     assert not loops("1. Eat.\n2. Sleep.\n3. Walk.\n4. Read.\n5. Rest.")
 
@@ -264,11 +264,11 @@ LONG = (
         ("...", "..."),
     ],
 )
-def test_the_answer_ends_before_the_first_repeated_clause(text: str, cut: str):
+def test_cut_ends_before_the_first_repeated_clause(text: str, cut: str):
     assert cut_at_repeated_clause(text) == cut
 
 
-def test_paper_short_complete_answers_are_dropped_and_longer_ones_kept():
+def test_paper_drops_short_complete_responses():
     assert len(LONG) >= 149
     assert keep("Paris.", rules="paper") == "short"
     assert keep("x" * 148, rules="paper") == "short"
@@ -276,12 +276,12 @@ def test_paper_short_complete_answers_are_dropped_and_longer_ones_kept():
     assert filter_response(LONG, False, "Why?", LEAKS, PAPER) == Verdict(LONG)
 
 
-def test_paper_a_truncated_answer_loses_its_last_word_and_stays():
+def test_paper_trims_truncated_responses():
     assert filter_response("Rain falls when warm ai", True, "Why?", LEAKS, PAPER) == Verdict("Rain falls when warm")
     assert filter_response("Rain", True, "Why?", LEAKS, PAPER).reason == "empty"
 
 
-def test_paper_an_answer_is_cut_where_a_clause_comes_again():
+def test_paper_cuts_at_repeated_clause():
     verdict = filter_response(f"{LONG} It is so. It is so. More text here.", False, "Why?", LEAKS, PAPER)
     assert verdict == Verdict(f"{LONG} It is")
 
@@ -301,7 +301,7 @@ def verbose(text: str, truncated: bool = False, message: str = "Why does it rain
     return filter_response(text, truncated, message, VERBOSE, RULES[rules].verbose).reason
 
 
-def test_verbose_a_good_answer_is_kept():
+def test_verbose_good_response_is_kept():
     assert filter_response(f" {GOOD}\n", False, "Why does it rain?", VERBOSE, RULES["default"].verbose) == Verdict(GOOD)
 
 
@@ -311,7 +311,7 @@ def test_verbose_an_encyclopaedia_tail_is_dropped(tail: str, rules: str):
     assert verbose(f"{GOOD}\n\n{tail}\nA book.", rules=rules) == "encyclopaedia tail"
 
 
-def test_verbose_the_words_inside_a_line_are_no_tail():
+def test_verbose_tail_words_inside_a_line_are_kept():
     assert not verbose(f"{GOOD} See also the next page of references.")
 
 
@@ -363,7 +363,7 @@ def test_an_answer_in_another_language_than_its_prompt_is_dropped():
         ("Make a small list of fruit.", "<ul><li>Apfel</li><li>Birne</li><li>Kirsche</li><li>Pflaume</li></ul>"),
     ],
 )  # fmt: skip
-def test_names_numbers_and_code_are_in_no_other_language(message: str, answer: str):
+def test_names_numbers_and_code_have_no_language(message: str, answer: str):
     assert keep(answer, message) != "in another language than the prompt"
 
 
@@ -424,7 +424,7 @@ SPACES = [" ", "\n", "\t"]
 
 @pytest.mark.parametrize("unit", UNITS, ids=ascii)
 @pytest.mark.parametrize("rules", ["default", "paper"])
-def test_repetition_takes_no_time(unit: str, rules: str):
+def test_repetition_is_filtered_quickly(unit: str, rules: str):
     text = "x" + unit * (100_000 // len(unit)) + "x"
     with hang_guard():
         filter_response(text, False, "Why does it rain?", LEAKS, RULES[rules].responses)
@@ -434,7 +434,7 @@ def test_repetition_takes_no_time(unit: str, rules: str):
 
 @pytest.mark.parametrize("space", SPACES, ids=ascii)
 @pytest.mark.parametrize("before", ["1(", "1 (ab", "1", "internal thoughts", "Principles:", "see", "\n=="], ids=ascii)
-def test_a_long_run_of_blanks_takes_no_time(before: str, space: str):
+def test_long_run_of_blanks_is_filtered_quickly(before: str, space: str):
     text = f"x {before}{space * 100_000}x"
     with hang_guard():
         filter_response(text, False, "Why does it rain?", LEAKS, ANSWERS)

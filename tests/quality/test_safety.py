@@ -1,4 +1,4 @@
-"""Rules for unsafe answers: what each finds, what it must not find, and the reading in docs/filters.md."""
+"""Test the rules for unsafe responses, their documented precision, the refusal cap and the filter settings."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_an_unsafe_answer_breaks_its_rule(rule: str, message: str, answer: str):
 
 
 @pytest.mark.parametrize(("message", "answer"), FINE)
-def test_a_fine_answer_breaks_none(message: str, answer: str):
+def test_safe_response_breaks_no_rule(message: str, answer: str):
     assert safety.first_violation(answer, message, ALL) is None
 
 
@@ -67,7 +67,7 @@ def test_only_the_named_rules_apply():
     assert safety.first_violation(answer, message, []) is None
 
 
-def test_the_reading_is_as_the_documentation_says():
+def test_precision_is_as_documented():
     rows = [json.loads(line) for line in READING.read_text("utf-8").splitlines()]
     hits, right = Counter[str](), Counter[str]()
     for row in rows:
@@ -87,7 +87,7 @@ def test_the_reading_is_as_the_documentation_says():
 REFUSAL = "I cannot help with that."
 
 
-def test_refusals_stay_under_their_share():
+def test_refusals_stay_below_the_cap():
     cap = RefusalCap(0.1)
     kept = [cap.admits(REFUSAL if n % 2 else f"Answer {n}.") for n in range(200)]
     refusals = sum(kept[1::2])
@@ -97,7 +97,7 @@ def test_refusals_stay_under_their_share():
 
 
 @pytest.mark.parametrize(("limit", "admitted"), [(0.0, 0), (1.0, 50)])
-def test_the_ends_of_the_share(limit: float, admitted: int):
+def test_refusal_caps_zero_and_one(limit: float, admitted: int):
     cap = RefusalCap(limit)
     assert sum(cap.admits(REFUSAL) for _ in range(50)) == admitted
 
@@ -128,10 +128,10 @@ def test_response_judge_counts_only_kept_responses():
 # -- thresholds --------------------------------------------------------------------------------------------------------
 
 
-def test_a_base_with_other_values():
-    found = FilterSettings.model_validate({"base": "paper", "responses": {"min_chars": 20}})
-    assert (found.responses.min_chars, found.responses.truncated, found.verbose.list_items) == (20, "trim", 12)
-    assert FilterSettings.model_validate(found.model_dump()) == found
+def test_settings_merge_changes_into_the_base():
+    results = FilterSettings.model_validate({"base": "paper", "responses": {"min_chars": 20}})
+    assert (results.responses.min_chars, results.responses.truncated, results.verbose.list_items) == (20, "trim", 12)
+    assert FilterSettings.model_validate(results.model_dump()) == results
     assert FilterSettings.model_validate("default") == FilterSettings.model_validate({})
 
 
@@ -151,6 +151,6 @@ def test_default_and_paper_differ_as_documented():
         {"base": "paper", "ecko": 1},
     ],
 )
-def test_a_wrong_value_is_an_error(value: object):
+def test_invalid_setting_is_an_error(value: object):
     with pytest.raises(ValueError, match=r"papr|bombs|echo|ecko|min_words"):
         FilterSettings.model_validate(value)
