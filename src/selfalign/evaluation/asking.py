@@ -22,7 +22,6 @@ from selfalign.model.dialogue import Template
 from selfalign.run.journal import Journal
 from selfalign.run.ledger import RowOutcome
 from selfalign.run.recipe import Recipe
-from selfalign.system.clock import Clock
 from selfalign.system.console import Screen
 
 
@@ -98,45 +97,47 @@ def ask(
     recipe: Recipe,
     constitution: Constitution,
     max_new_tokens: int,
-) -> list[ModelResponse]:
-    """Let every model answer every message; a response that the journal holds is not generated again.
+    seed_stage: str = "",
+) -> tuple[list[ModelResponse], list[RowOutcome]]:
+    """Let every model answer every message, and return (responses, a line of the ledger for each request).
 
-    The prompted base answers as in stage 2: its internal thoughts come first and are no part of the response. A model
-    that fails to answer some messages is reported; its scores have a smaller n.
+    A response that the journal holds is not generated again. The prompted base answers as in stage 2: its internal
+    thoughts come first and are no part of the response. A model that fails to answer some messages is reported; its
+    scores have a smaller n.
+
+    Args:
+        seed_stage: the stage whose seeds are used, if not this one's.
     """
-    clock = Clock()
     responses: list[ModelResponse] = []
     outcomes: list[RowOutcome] = []
     with screen.bar(stage, sum(len(g.models) for g in groups) * len(messages)) as bar:
-        for group in groups:
-            # Model by model: a slot whose adapter or prefix changes must compute its prompt anew.
-            for model in group.models:
-                requests = [
-                    _row_request(stage, model, group.template(), m, recipe, constitution, max_new_tokens)
-                    for m in messages
-                ]
-                engine = group.backend()
-                if requests and model.prompt == "constitution":
-                    engine.warm_prefix(requests[0].request.prompt[:2], model.adapter)
-                identities = {model.adapter: model.identity}
-                results = JournaledEngine(engine, journal, stage, identities, bar.add).generate(requests)
-                failed = []
-                for position, (message, request, result) in enumerate(zip(messages, requests, results, strict=True)):
-                    row_id = content_hash(request.row_id, position)
-                    outcomes.append(RowOutcome(row_id, len(outcomes), result.state, result.reason, message.text))
-                    if result.completion is None:
-                        failed.append(result.reason)
-                    else:
-                        text, ended = _response(model, request.request, result.completion, constitution)
-                        responses.append(ModelResponse(model, position, text, ended))
-                if failed:
-                    count = f"{model.name}: {len(failed)} of {len(requests)} without an answer"
-                    screen.say(f"  {stage}: {count} ({failed[0]}); the same command asks them again", "yellow")
-            group.close()  # one model in memory at a time
-    journal.restart(stage)
-    journal.record(stage, outcomes)
-    journal.finish(stage, len(outcomes), clock.seconds())
-    return responses
+        # Model by model: a slot whose adapter or prefix changes must compute its prompt anew.
+        for group, model in [(g, m) for g in groups for m in g.models]:
+            template = group.template()
+            requests = [
+                _row_request(seed_stage or stage, model, template, m, recipe, constitution, max_new_tokens)
+                for m in messages
+            ]
+            engine = group.backend()
+            if requests and model.prompt == "constitution":
+                engine.warm_prefix(requests[0].request.prompt[:2], model.adapter)
+            identities = {model.adapter: model.identity}
+            results = JournaledEngine(engine, journal, stage, identities, bar.add).generate(requests)
+            failed = []
+            for position, (message, request, result) in enumerate(zip(messages, requests, results, strict=True)):
+                row_id = content_hash(request.row_id, position)
+                outcomes.append(RowOutcome(row_id, len(outcomes), result.state, result.reason, message.text))
+                if result.completion is None:
+                    failed.append(result.reason)
+                else:
+                    text, ended = _response(model, request.request, result.completion, constitution)
+                    responses.append(ModelResponse(model, position, text, ended))
+            if failed:
+                count = f"{model.name}: {len(failed)} of {len(requests)} without an answer"
+                screen.say(f"  {stage}: {count} ({failed[0]}); the same command asks them again", "yellow")
+            if model is group.models[-1]:
+                group.close()  # one model in memory at a time
+    return responses, outcomes
 
 
 def _row_request(
@@ -149,13 +150,12 @@ def _row_request(
     max_new_tokens: int,
 ) -> RowRequest:
     seed = row_seed(recipe.seed, stage, message.text)
-    config = recipe.evaluate
-    limit = min(config.max_new_tokens, max_new_tokens)
-    sampling = Sampling(config.temperature, config.top_p, limit, recipe.engine.top_k, repetition=config.repetition)
+    config, top_k = recipe.evaluate, recipe.engine.top_k
+    sampling = Sampling(config.temperature, config.top_p, max_new_tokens, top_k, repetition=config.repetition)
     if model.prompt == "constitution":
         form = recipe.align.model_copy(update={"repetition": config.repetition, "hints": False})
         thoughts = form.max_thought_tokens if form.form == "paper" else 0
-        stage2 = guided.Form(constitution, form, replace(sampling, max_new_tokens=limit + thoughts))
+        stage2 = guided.Form(constitution, form, replace(sampling, max_new_tokens=max_new_tokens + thoughts))
         request = replace(stage2.request(message.text, seed), adapter=model.adapter)
     else:
         pieces = opening(template, constitution, model.prompt, [Turn("user", message.text)])

@@ -104,6 +104,11 @@ class Origin:
     own_files: bool = False
     """The user's own files: the label names the file."""
 
+    @property
+    def remedy(self) -> str:
+        """What to do if there is no source."""
+        return f"give --data {self.name}=FILE, or set {FOLDER} to the folder that holds {self.files[0]}"
+
     def label(self, source: str) -> str:
         """Return the name in scores of items from this source."""
         path = Path(source)
@@ -132,12 +137,10 @@ def load(origin: Origin, source: str | None = None, recipe_files: Sequence[str] 
     Raises:
         UserError: there is no source, or its content is not the benchmark.
     """
-    name, example = origin.name, origin.files[0]
+    name = origin.name
     source = source or origin.find(recipe_files)
     if source is None:
-        raise UserError(
-            f"{name}: no file is named. Give --data {name}=FILE, or set {FOLDER} to the folder that holds {example}"
-        )
+        raise UserError(f"{name}: no file is named; {origin.remedy}")
     path = Path(source).expanduser()
     if path.exists():
         items, sha256 = origin.read(path)
@@ -152,24 +155,18 @@ def load(origin: Origin, source: str | None = None, recipe_files: Sequence[str] 
 
 
 def _from_hub(origin: Origin, source: str) -> Sequence[Item]:
-    name, example = origin.name, origin.files[0]
+    name = origin.name
     if origin.read_hub is None:
-        raise UserError(f"{name}: it cannot be read from the hub; give a file ({example})")
+        raise UserError(f"{name}: it cannot be read from the hub; {origin.remedy}")
     try:
         import datasets  # noqa: F401
     except ImportError:
-        raise UserError(
-            f"{name}: {source!r} is on the hub, which needs `pip install datasets`; or give a file, or set {FOLDER} "
-            f"to the folder that holds {example}"
-        ) from None
+        raise UserError(f"{name}: {source!r} needs `pip install datasets`; or {origin.remedy}") from None
     try:
         return origin.read_hub(source)
     except (OSError, ValueError) as error:
         why = " ".join(str(error).split())[:120]
-        raise UserError(
-            f"{name}: {source!r} cannot be fetched ({why}); give a file, or set {FOLDER} to the folder that holds "
-            f"{example}"
-        ) from None
+        raise UserError(f"{name}: {source!r} cannot be fetched ({why}); {origin.remedy}") from None
 
 
 # -- helpers for readers -------------------------------------------------------------------------------------------

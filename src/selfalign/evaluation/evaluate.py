@@ -28,6 +28,7 @@ from selfalign.run import recipe as recipes
 from selfalign.run.context import Context
 from selfalign.run.journal import Journal
 from selfalign.run.recipe import Recipe
+from selfalign.system.clock import Clock
 from selfalign.system.console import Screen
 
 Items: TypeAlias = Benchmark | Scenarios
@@ -290,15 +291,19 @@ class _Evaluation:
         )
 
     def _ask(self, task: OpenEndedTask[Any]) -> None:
-        items, store = self.items[task.name], self.store
-        limit = task.max_new_tokens or self.recipe.evaluate.max_new_tokens
+        items, store, clock = self.items[task.name], self.store, Clock()
+        limit = self.recipe.evaluate.max_new_tokens
+        limit = min(limit, task.max_new_tokens or limit)
         messages = task.messages(items, store.screen)
         try:
-            responses = ask(
+            responses, outcomes = ask(
                 task.name, store.journal, store.screen, self.engines, messages, self.recipe, self.constitution, limit
             )
         finally:
             _close(self.engines)
+        store.journal.restart(task.name)
+        store.journal.record(task.name, outcomes)
+        store.journal.finish(task.name, len(outcomes), clock.seconds())
         rows = task.rows(items, responses, self.constitution)
         current = {**self.engine_identities, **_identities(self.engines)}
         store.update(

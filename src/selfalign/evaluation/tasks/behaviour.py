@@ -144,13 +144,11 @@ class Behaviour(OpenEndedTask[BehaviourAnswer]):
     judged = False
 
     def messages(self, source: Scenarios, screen: Screen) -> list[Message]:
-        """Return the scenarios' messages."""
         return [Message(s.id, s.ask) for s in source.items]
 
     def rows(
         self, source: Scenarios, responses: Sequence[ModelResponse], constitution: Constitution
     ) -> list[BehaviourAnswer]:
-        """Return a row per response, with the rules that it shows."""
         leaks = leaks_of(constitution, LEAKED_WORDS)
         rows = []
         for response in responses:
@@ -168,7 +166,6 @@ class Behaviour(OpenEndedTask[BehaviourAnswer]):
         return rows
 
     def scores(self, store: ResultStore) -> list[Score]:
-        """Return the rates of all rules, the lengths, the passed probes, and the most common openings."""
         return behaviour_scores(store.read(NAME, BehaviourAnswer))
 
 

@@ -93,7 +93,6 @@ class OpenQuestions(OpenEndedTask[OpenAnswer]):
         return f"{self.name}-verdicts"
 
     def messages(self, source: Benchmark, screen: Screen) -> list[Message]:
-        """Return the first turn of each question."""
         if several := sum(len(i.turns) > 1 for i in source.items):
             screen.say(
                 f"  {source.label}: {several} questions have further turns; only the first turn is asked", "yellow"
@@ -103,7 +102,6 @@ class OpenQuestions(OpenEndedTask[OpenAnswer]):
     def rows(
         self, source: Benchmark, responses: Sequence[ModelResponse], constitution: Constitution
     ) -> list[OpenAnswer]:
-        """Return a row per response."""
         rows = []
         for response in responses:
             item, model = source.items[response.position], response.model
@@ -117,18 +115,15 @@ class OpenQuestions(OpenEndedTask[OpenAnswer]):
         return rows
 
     def scores(self, store: ResultStore) -> list[Score]:
-        """Return win rates and counts of verdicts."""
         answers = store.read(self.name, OpenAnswer)
         return comparison.pair_scores(answers, comparison.valid_verdicts(self._verdicts(store), answers))
 
     def drop_stale_verdicts(self, store: ResultStore) -> None:
-        """Remove verdicts about answers that are gone."""
         if store.path(self.verdicts).exists():
             answers = store.read(self.name, OpenAnswer)
             store.write(self.verdicts, comparison.valid_verdicts(self._verdicts(store), answers))
 
     def judge(self, store: ResultStore, source: Benchmark, judge: Judge) -> None:
-        """Publish the judge's verdicts on the answers to these questions beside those of other judges."""
         answers = [a for a in store.read(self.name, OpenAnswer) if a.benchmark == source.label]
         rows = judge_answers(answers, judge, store.journal, store.screen)
         valid = comparison.valid_verdicts(self._verdicts(store), store.read(self.name, OpenAnswer))

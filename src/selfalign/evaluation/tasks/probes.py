@@ -13,15 +13,12 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from selfalign.constitution import Constitution, Principle, Probe
-from selfalign.data.prompt_text import Turn
 from selfalign.data.records import Example, ProbeAnswer, content_hash, read_jsonl, write_jsonl
 from selfalign.errors import UserError
-from selfalign.evaluation.models import PROMPTED, run_models
+from selfalign.evaluation.asking import Message, ModelResponse, ask
+from selfalign.evaluation.models import PROMPTED, ComparedModel, EngineGroup, engines_of_run
 from selfalign.evaluation.statistics import Interval, bootstrap_mean, wilson
 from selfalign.evaluation.tasks.checks import passes
-from selfalign.generation import guided
-from selfalign.generation.engines.base import Completion, Request, Step
-from selfalign.generation.loop import RowRequest, row_seed
 from selfalign.quality.rouge import folded
 from selfalign.run.context import Context
 from selfalign.run.ledger import RowOutcome
@@ -82,26 +79,44 @@ def run(
 
     Args:
         texts: the constitution whose probes are asked. The run's own is the one in the prompts.
-        dropped: compare the prompted base with and without this principle, instead of the run's models.
+        dropped: compare the prompted base with and without this principle, instead of the run's models; nothing is
+            written.
         half: only these probes; nothing is written.
 
     Raises:
         UserError: there are no probes, or no such principle.
     """
     clock = Clock()
-    file, stage = context.run.jsonl(STAGE), STAGE if dropped is None else ABLATION
-    publish = dropped is None and half is None
+    file, publish = context.run.jsonl(STAGE), dropped is None and half is None
+    stage = STAGE if dropped is None else ABLATION
     if publish:
         context.run.check_not_edited([file], context.force)
     probes = _unseen(context, half_of(texts.probes(), half) if half else texts.probes())
     if not probes:
         raise UserError("the constitution has no probes (principles[].probes); --probes default takes the shipped ones")
-    works = _prompted_pair(context, probes, dropped) if dropped is not None else _of_models(context, probes)
-    answers, outcomes = _answers(context, works, probes, stage)
-    failed = [o for o in outcomes if o.state != "kept"]
-    if failed:
-        count = f"{len(failed)} of {len(outcomes)} probes without an answer"
-        context.screen.say(f"  {count} ({failed[0].reason}) are not counted", "yellow")
+    full = context.run.constitution
+    if dropped is None:
+        asked = [(engines_of_run(context, (), (), "standard"), full)]
+    else:
+        asked = [(_prompted(context, PROMPTED), full)]
+        asked.append((_prompted(context, f"{PROMPTED} without {dropped}"), full.without(dropped)))
+    messages = [Message(_row_id(principle, probe), probe.ask) for principle, probe in probes]
+    answers: list[ProbeAnswer] = []
+    outcomes: list[RowOutcome] = []
+    for groups, constitution in asked:
+        responses, rows = ask(
+            stage,
+            context.journal,
+            context.screen,
+            groups,
+            messages,
+            context.recipe,
+            constitution,
+            MAX_NEW_TOKENS,
+            STAGE,
+        )
+        answers += [_checked(*probes[r.position], r) for r in responses]
+        outcomes += rows
     if publish:
         # The manifest holds the file's hash: it is removed before the file changes, and written at the end.
         context.run.manifest.unlink(missing_ok=True)
@@ -123,92 +138,21 @@ def _unseen(context: Context, probes: list[tuple[Principle, Probe]]) -> list[tup
     return [(principle, probe) for principle, probe in probes if folded(probe.ask) not in seen]
 
 
-def _answers(
-    context: Context, works: dict[str, list[RowRequest]], probes: list[tuple[Principle, Probe]], stage: str
-) -> tuple[list[ProbeAnswer], list[RowOutcome]]:
-    """Let each model answer its requests, one for each probe."""
-    answers: list[ProbeAnswer] = []
-    outcomes: list[RowOutcome] = []
-    adapters = tuple(a for a in {w.request.adapter: None for g in works.values() for w in g} if a)
-    with context.screen.bar("probes", sum(len(g) for g in works.values())) as bar:
-        # Model by model: a slot whose adapter or prefix changes must compute its prompt anew.
-        for name, group in works.items():
-            engine = context.journaled_engine(stage, bar.add, adapters)
-            if name.startswith(PROMPTED):
-                engine.engine.warm_prefix(group[0].request.prompt[:2], None)
-            for (principle, probe), request, result in zip(probes, group, engine.generate(group), strict=True):
-                if result.completion is not None:
-                    answers.append(_checked(context, name, principle, probe, request.request, result.completion))
-                text = f"{name}: {probe.ask}"
-                outcomes.append(RowOutcome(result.row_id, len(outcomes), result.state, result.reason, text))
-    return answers, outcomes
+def _prompted(context: Context, name: str) -> list[EngineGroup]:
+    """Return the run's base with a constitution in its prompt."""
+    model = ComparedModel(name, "constitution", None, context.identities()[None])
+    return [EngineGroup([model], lambda: context.model.template, context.engine, owned=False)]
 
 
-def _of_models(context: Context, probes: list[tuple[Principle, Probe]]) -> dict[str, list[RowRequest]]:
-    constitution = context.run.constitution
-    template = context.model.template
-    config = context.recipe.evaluate
-    sampling = replace(context.sampling(config), repetition=config.repetition, max_new_tokens=MAX_NEW_TOKENS)
-    step = Step(sampling, stop=template.stops())
-    works: dict[str, list[RowRequest]] = {}
-    for name, adapter in run_models(context).items():
-        group = []
-        for principle, probe in probes:
-            pieces = template.prompt(
-                constitution.system_prompt("standard"), [Turn("user", probe.ask)], constitution.assistant.name
-            )
-            request = Request(pieces, (step,), _seed(context, probe), adapter)
-            group.append(RowRequest(_row_id(principle, probe, name), request))
-        works[name] = group
-        if name == "base":
-            works[PROMPTED] = _prompted(context, probes, constitution, PROMPTED)
-    return works
-
-
-def _prompted_pair(
-    context: Context, probes: list[tuple[Principle, Probe]], dropped: int
-) -> dict[str, list[RowRequest]]:
-    full = context.run.constitution
-    less = full.without(dropped)
-    name = f"{PROMPTED} without {dropped}"
-    return {PROMPTED: _prompted(context, probes, full, PROMPTED), name: _prompted(context, probes, less, name)}
-
-
-def _prompted(
-    context: Context, probes: list[tuple[Principle, Probe]], constitution: Constitution, name: str
-) -> list[RowRequest]:
-    """Return requests to the base with the constitution in its prompt, sampled as for the other models."""
-    config = context.recipe.evaluate
-    form = context.recipe.align.model_copy(update={"repetition": config.repetition, "hints": False})
-    # Internal thoughts in the same pass count towards the limit.
-    limit = MAX_NEW_TOKENS + (form.max_thought_tokens if form.form == "paper" else 0)
-    sampling = replace(context.sampling(config), max_new_tokens=limit)
-    stage2 = guided.Form(constitution, form, sampling)
-    return [
-        RowRequest(_row_id(p, probe, name), stage2.request(probe.ask, _seed(context, probe))) for p, probe in probes
-    ]
-
-
-def _row_id(principle: Principle, probe: Probe, model: str = "") -> str:
+def _row_id(principle: Principle, probe: Probe) -> str:
     """Return the row's id. One message may probe two principles, or one of them both ways."""
-    return content_hash(STAGE, principle.id, probe.ask, probe.expect, probe.contrast, model)
+    return content_hash(STAGE, principle.id, probe.ask, probe.expect, probe.contrast, "")
 
 
-def _seed(context: Context, probe: Probe) -> int:
-    return row_seed(context.recipe.seed, STAGE, probe.ask)
-
-
-def _checked(
-    context: Context, name: str, principle: Principle, probe: Probe, request: Request, completion: Completion
-) -> ProbeAnswer:
-    if name.startswith(PROMPTED):
-        _, answer, _ = guided.split(completion, request, context.run.constitution.assistant.name)
-    else:
-        answer = completion.parts[0].text
-    answer = answer.strip()
+def _checked(principle: Principle, probe: Probe, response: ModelResponse) -> ProbeAnswer:
     return ProbeAnswer(
-        _row_id(principle, probe), principle.id, principle.name, probe.ask, probe.expect, probe.contrast, name,
-        answer, passes(probe, answer),
+        _row_id(principle, probe), principle.id, principle.name, probe.ask, probe.expect, probe.contrast,
+        response.model.name, response.text, passes(probe, response.text),
     )  # fmt: skip
 
 

@@ -215,13 +215,11 @@ class TruthfulQAGeneration(OpenEndedTask[JudgedAnswer]):
     suffix = " generation"
 
     def messages(self, source: Benchmark, screen: Screen) -> list[Message]:
-        """Return the questions."""
         return [Message(item_id(i), i.question) for i in source.items]
 
     def rows(
         self, source: Benchmark, responses: Sequence[ModelResponse], constitution: Constitution
     ) -> list[JudgedAnswer]:
-        """Return a row per response, not judged yet."""
         rows = []
         for response in responses:
             item, model = source.items[response.position], response.model
@@ -235,21 +233,18 @@ class TruthfulQAGeneration(OpenEndedTask[JudgedAnswer]):
         return rows
 
     def with_verdicts(self, rows: list[JudgedAnswer], before: Sequence[JudgedAnswer]) -> list[JudgedAnswer]:
-        """Return the rows with the verdicts that the same answers had before."""
         known = {(r.id, r.model, r.answer): r for r in before}
-        found = []
-        for row in rows:
-            old = known.get((row.id, row.model, row.answer), row)
-            found.append(replace(row, truthful=old.truthful, informative=old.informative, judge=old.judge))
-        return found
+        olds = [known.get((row.id, row.model, row.answer), row) for row in rows]
+        return [
+            replace(row, truthful=old.truthful, informative=old.informative, judge=old.judge)
+            for row, old in zip(rows, olds, strict=True)
+        ]
 
     def judge(self, store: ResultStore, source: Benchmark, judge: Judge) -> None:
-        """Publish the answers with the judge's verdicts."""
         rows = store.read(self.name, JudgedAnswer)
         store.write(self.name, judge_answers(rows, source, judge, store.journal, store.screen))
 
     def scores(self, store: ResultStore) -> list[Score]:
-        """Return the rates of truthful and informative answers."""
         return generation_scores(store.read(self.name, JudgedAnswer))
 
 
