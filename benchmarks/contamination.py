@@ -1,4 +1,4 @@
-"""Planted contamination: how much of it is found, and how many clean rows are touched.
+"""Measure how many planted benchmark texts the overlap filter finds, and how many clean rows it drops.
 
     python benchmarks/contamination.py BENCHMARK_FILE... [--run RUN ...]     # seconds
 

@@ -1,4 +1,4 @@
-"""Our scorer against lm-evaluation-harness' HF model: the same texts and weights, side by side in one process.
+"""Compare our scorer with the HF model of lm-evaluation-harness on the same texts and weights, in one process.
 
     SELFALIGN_BENCHMARKS=FOLDER python benchmarks/evaluation.py      # about 10 minutes on two cores; needs lm-eval
 
@@ -32,30 +32,30 @@ Way = Callable[[Sequence[Text]], list[Scored]]
 
 
 def harness(scorer: TorchScorer, folder: str, batch: int) -> Way:
-    """lm-evaluation-harness on the very weights that ours has in memory."""
+    """Return lm-evaluation-harness on the weights that our scorer has in memory."""
     logging.disable(logging.WARNING)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = HFLM(pretrained=scorer._model, tokenizer=tokenizer, batch_size=batch, device="cpu")
 
     def score(texts: Sequence[Text]) -> list[Scored]:
-        asked = [
+        instances = [
             Instance("loglikelihood", {}, (tokenizer.bos_token + "".join(context[1:]), answer), i)
             for i, (context, answer) in enumerate(texts)
         ]
-        return [Scored((value,)) for value, _ in model.loglikelihood(asked, disable_tqdm=True)]
+        return [Scored((value,)) for value, _ in model.loglikelihood(instances, disable_tqdm=True)]
 
     return score
 
 
 def timed(way: Way, texts: Sequence[Text]) -> tuple[list[Scored], float]:
     start = time.monotonic()
-    found = way(texts)
-    return found, time.monotonic() - start
+    results = way(texts)
+    return results, time.monotonic() - start
 
 
-def values(form: Form, items: Sequence[Item], found: Sequence[Scored]) -> dict[str, float]:
+def values(form: Form, items: Sequence[Item], results: Sequence[Scored]) -> dict[str, float]:
     """The mean of each measure over the items."""
-    rest, rows = iter(found), []
+    rest, rows = iter(results), []
     for item in items:
         rows.append(form.read(item, [next(rest) for _ in form.cells(item)]))
     return {name: sum(r[name] for r in rows) / len(rows) for name in rows[0]}
@@ -82,27 +82,27 @@ def main() -> None:
     for origin, form in ((hhh.ORIGIN, hhh.FORMS[0]), (truthfulqa.ORIGIN, truthfulqa.FORMS[0])):
         items = benchmarks.load(origin).first(arguments.items).items
         seconds: dict[str, list[float]] = {n: [] for n in ways}
-        all_found: dict[str, list[Scored]] = {n: [] for n in ways}
+        all_results: dict[str, list[Scored]] = {n: [] for n in ways}
         in_order: list[Item] = []
         for block in range(arguments.blocks):
             part = items[block :: arguments.blocks]
             in_order += part
-            asked = [cell_text(base.template, texts, "standard", c) for i in part for c in form.cells(i)]
+            requests = [cell_text(base.template, texts, "standard", c) for i in part for c in form.cells(i)]
             order = list(ways) if block % 2 == 0 else list(ways)[::-1]
             for way in order:
-                found, took = timed(ways[way], asked)
-                all_found[way] += found
+                results, took = timed(ways[way], requests)
+                all_results[way] += results
                 seconds[way].append(took)
         ratios = [b / a for a, b in zip(seconds["ours"], seconds["lm-eval"], strict=True)]
-        apart = max(abs(a.total - b.total) for a, b in zip(all_found["ours"], all_found["lm-eval"], strict=True))
-        print(f"\n{origin.name}, {form.name}: {len(items)} items, {len(all_found['ours'])} texts, base")
+        apart = max(abs(a.total - b.total) for a, b in zip(all_results["ours"], all_results["lm-eval"], strict=True))
+        print(f"\n{origin.name}, {form.name}: {len(items)} items, {len(all_results['ours'])} texts, base")
         for way, took in seconds.items():
-            means = ", ".join(f"{m} {v:.4f}" for m, v in values(form, in_order, all_found[way]).items())
+            means = ", ".join(f"{m} {v:.4f}" for m, v in values(form, in_order, all_results[way]).items())
             print(f"  {way:<8} {sum(took):6.1f} s ({', '.join(f'{s:.1f}' for s in took)}); {means}")
         print(f"  largest difference of a log-likelihood {apart:.1e}")
         print(f"  evaluation.ratio_lm_eval {statistics.median(ratios):.2f} ({', '.join(f'{r:.2f}' for r in ratios)})")
-    asked_tokens, computed = scorer.tokens
-    print(f"\ntokens: {computed:,} computed of {asked_tokens:,} asked for")
+    requested, computed = scorer.tokens
+    print(f"\ntokens: {computed:,} computed of {requested:,} requested")
 
 
 if __name__ == "__main__":

@@ -3,8 +3,8 @@
     python benchmarks/wording.py --prompts PROMPTS.jsonl --out DIR [--constitution FILE] [--set key=value ...] [--score]
 
 Answers every prompt of the file (stage 2 alone, without training) and prints one JSON object. Compare wordings on one
-file of prompts and report the chosen one on another, looked at once. The same command resumes. --score adds the share
-of kept answers that are likelier under their own prompt than under the next row's (needs the torch weights).
+file of prompts and report the chosen one on another, looked at once. The same command resumes. --score adds the
+fraction of kept answers that are likelier under their prompt than under the next row's (needs the torch weights).
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ from selfalign.system.console import Screen
 
 
 def measure(context: Context, score: bool) -> dict[str, object]:
-    """Everything the issue of wording is decided by."""
+    """Return the numbers that decide between wordings."""
     prompts = list(context.prompts())
     kept = read_jsonl(context.run.jsonl("responses"), Response)
     share = wilson(len(kept), len(prompts))
     openings = Counter(" ".join(r.response.lower().split()[:6]) for r in kept)
     opening, often = openings.most_common(1)[0] if openings else ("", 0)
     refusals = [r for r in kept if stock_refusal(r.response)]
-    found: dict[str, object] = {
+    report: dict[str, object] = {
         "prompts": len(prompts),
         "kept": len(kept),
         "yield": [round(100 * x, 1) for x in (share.value, share.low, share.high)],
@@ -52,12 +52,12 @@ def measure(context: Context, score: bool) -> dict[str, object]:
         "principles": dict(Counter(p for r in kept for p in r.principles).most_common()),
     }
     if score:
-        found["likelier under own prompt %"] = round(100 * _own_prompt(context, kept), 1)
-    return found
+        report["likelier under their prompt %"] = round(100 * _own_prompt(context, kept), 1)
+    return report
 
 
 def _citations(context: Context) -> dict[str, object]:
-    """Shares over all answered rows: thoughts that cite, and cited principles that exist under that name."""
+    """Return the fractions of internal thoughts with a citation, and of cited principles that exist by that name."""
     names = {p.id: p.name.lower() for p in context.run.constitution.principles}
     rows = cite = cited = real = 0
     asked = step2_self_align.form(context)
@@ -67,9 +67,9 @@ def _citations(context: Context) -> dict[str, object]:
         if result.completion is None:
             continue
         thoughts, _, _ = guided.split(result.completion, row.request, context.run.constitution.assistant.name)
-        found = CITATION.findall(thoughts)
-        rows, cite, cited = rows + 1, cite + bool(found), cited + len(found)
-        real += sum(names.get(int(n)) == name.lower() for n, name in found)
+        citations = CITATION.findall(thoughts)
+        rows, cite, cited = rows + 1, cite + bool(citations), cited + len(citations)
+        real += sum(names.get(int(n)) == name.lower() for n, name in citations)
     return {
         "thoughts that cite %": round(100 * cite / max(1, rows), 1),
         "cited that exist %": round(100 * real / max(1, cited), 1),
@@ -77,7 +77,7 @@ def _citations(context: Context) -> dict[str, object]:
 
 
 def _own_prompt(context: Context, rows: list[Response]) -> float:
-    """The share of answers whose mean loss per token is lower under their own prompt than under the next row's."""
+    """Return the fraction of answers with a lower mean loss per token under their prompt than under the next row's."""
     from selfalign.training import forward, lora
 
     context.release_engine()
@@ -104,9 +104,9 @@ def main() -> None:
     parser.add_argument("--score", action="store_true")
     arguments = parser.parse_args()
     settings = ["stages=[prompts, align]", "evaluate.heldout_prompts=0", f"constitution={arguments.constitution}"]
-    wanted = recipes.located(recipes.load("quick", [*settings, *arguments.settings]), arguments.prompts)
-    texts = constitutions.load(wanted.constitution)
-    context = Context(RunDir.create(arguments.out, wanted, texts), Screen(0), _model=sources.resolve(wanted.model))
+    recipe = recipes.located(recipes.load("quick", [*settings, *arguments.settings]), arguments.prompts)
+    texts = constitutions.load(recipe.constitution)
+    context = Context(RunDir.create(arguments.out, recipe, texts), Screen(0), _model=sources.resolve(recipe.model))
     try:
         order.run_all(context)
         print(json.dumps(measure(context, arguments.score), indent=1, ensure_ascii=False))

@@ -96,25 +96,18 @@ def run(
         raise UserError("the constitution has no probes (principles[].probes); --probes default takes the shipped ones")
     full = context.run.constitution
     if dropped is None:
-        asked = [(engines_of_run(context, (), (), "standard"), full)]
+        comparisons = [(engines_of_run(context, (), (), "standard"), full)]
     else:
-        asked = [(_prompted(context, PROMPTED), full)]
-        asked.append((_prompted(context, f"{PROMPTED} without {dropped}"), full.without(dropped)))
+        comparisons = [(_prompted(context, PROMPTED), full)]
+        comparisons.append((_prompted(context, f"{PROMPTED} without {dropped}"), full.without(dropped)))
     messages = [Message(_row_id(principle, probe), probe.ask) for principle, probe in probes]
     answers: list[ProbeAnswer] = []
     outcomes: list[RowOutcome] = []
-    for groups, constitution in asked:
+    for groups, constitution in comparisons:
         responses, rows = ask(
-            stage,
-            context.journal,
-            context.screen,
-            groups,
-            messages,
-            context.recipe,
-            constitution,
-            MAX_NEW_TOKENS,
-            STAGE,
-        )
+            stage, context.journal, context.screen, groups, messages, context.recipe, constitution,
+            max_new_tokens=MAX_NEW_TOKENS, seed_stage=STAGE,
+        )  # fmt: skip
         answers += [_checked(*probes[r.position], r) for r in responses]
         outcomes += rows
     if publish:
