@@ -201,7 +201,7 @@ def test_unusable_storage_is_refused_before_the_run_begins(tmp_path: Path, monke
         (f"{tmp_path}/file/run", "cannot be written"),
         ("/proc/selfalign", "cannot be written"),
         ("gs2://bucket/run", "gs2"),
-        ("s3://bucket/run", "pip install s3fs"),
+        ("s3://bucket/run", "Install s3fs"),
         ("shared/run", "neither an address"),
         ("s3://key:secret@bucket/run", "without keys"),
         ("simplecache::s3://bucket/run", "neither an address"),

@@ -83,6 +83,18 @@ def test_emptied_storage_is_filled_again(tmp_path: Path):
     assert (tmp_path / "b/run.jsonl").read_text() == "one"
 
 
+def test_storage_emptied_after_a_failed_save_is_filled_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    place = Storage(f"memory://{uuid4().hex}")
+    mine = saver(make_run(tmp_path / "a"), place)
+    monkeypatch.setattr(Storage, "publish", lambda *_: (_ for _ in ()).throw(OSError("away")))
+    assert not mine.try_save()
+    monkeypatch.undo()
+    place._fs.rm(place._root, recursive=True)
+    mine.save()
+    fetch_if_missing(tmp_path / "b", place.location)
+    assert (tmp_path / "b/run.jsonl").read_text() == "one"
+
+
 def test_kill_after_publishing_the_index_can_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     place = Storage(f"memory://{uuid4().hex}")
     publish = Storage.publish

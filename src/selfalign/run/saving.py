@@ -93,18 +93,23 @@ class StateSaver:
         self._report(f"  saved to {self.storage.location}: {len(files)} files, {size / 1e6:,.1f} MB", "dim")
 
     def _upload(self, stored: set[str]) -> dict[str, File]:
-        """Upload the journal as of one moment and the files that belong to it; return the state's files."""
+        """Upload the journal as of one moment and the files that belong to it; return the state's files.
+
+        Args:
+            stored: hashes of the objects in storage.
+        """
+        present = set(stored)
         while True:
             with _journal_copy(self.path / JOURNAL) as stream:
                 published = _published_files(Path(stream.name))
-                files = {JOURNAL: self._put(stream, stored)}
+                files = {JOURNAL: self._put(stream, present)}
             for path in sorted(p for p in self.path.rglob("*") if p.is_file() and not p.is_symlink()):
                 name = path.relative_to(self.path).as_posix()
                 if name == JOURNAL or NOT_SAVED.fullmatch(name):
                     continue
                 if can_save(name):
                     with contextlib.suppress(FileNotFoundError), path.open("rb") as stream:
-                        files[name] = self._put_if_changed(name, stream, stored)
+                        files[name] = self._put_if_changed(name, stream, present)
                 elif name not in self._skipped:
                     self._skipped.add(name)
                     self._report(f"  not saved to storage because of its name: {name!r}", "yellow")
@@ -112,17 +117,19 @@ class StateSaver:
             if _published_files(self.path / JOURNAL) == published:
                 return files
 
-    def _put(self, stream: IO[bytes], stored: set[str]) -> File:
-        file = self.storage.put(stream, stored | self._uploaded)
-        self._uploaded |= {file.sha256} - stored
+    def _put(self, stream: IO[bytes], present: set[str]) -> File:
+        file = self.storage.put(stream, present)
+        if file.sha256 not in present:
+            self._uploaded.add(file.sha256)
+            present.add(file.sha256)
         return file
 
-    def _put_if_changed(self, name: str, stream: IO[bytes], stored: set[str]) -> File:
+    def _put_if_changed(self, name: str, stream: IO[bytes], present: set[str]) -> File:
         state = os.fstat(stream.fileno())
         mark = (state.st_ino, state.st_mtime_ns, state.st_size)
         read = self._read.get(name)
-        if not read or read[0] != mark or read[1].sha256 not in stored | self._uploaded:
-            read = self._read[name] = (mark, self._put(stream, stored))
+        if not read or read[0] != mark or read[1].sha256 not in present:
+            read = self._read[name] = (mark, self._put(stream, present))
         return read[1]
 
     def close(self) -> None:

@@ -28,7 +28,6 @@ JOURNAL = "journal.sqlite"
 NOT_SAVED = re.compile(r"(journal\.|view\.sqlite|export/|storage\.json).*|(.*/)?\..*")
 """Files that are no part of a state: exports and caches can be made again, and the journal is saved as a copy."""
 _BLOCK = 1 << 22
-_PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs"}
 
 
 def _check_location(value: str) -> str:
@@ -109,8 +108,7 @@ class Storage:
             raise UserError("storage needs fsspec: pip install 'selfalign[storage]'") from None
         self.location = location.rstrip("/")
         kind = location.partition("://")[0] if "://" in location else "file"
-        needs = f": pip install {_PACKAGES[kind]}" if kind in _PACKAGES else ""
-        with library_errors(UserError, f"storage {location} cannot be used{needs}"):
+        with library_errors(UserError, f"storage {location} cannot be used"):
             self._fs, root = url_to_fs(self.location, **({"auto_mkdir": True} if kind in ("file", "local") else {}))
         self._local = kind in ("file", "local")
         self._root = os.path.normpath(root) if self._local else root.rstrip("/")
