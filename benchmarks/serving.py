@@ -66,24 +66,24 @@ class Measured:
         return self
 
 
-def directly(engine: Engine, models: ServedModels, wanted: dict[str, Any]) -> Measured:
-    (job,) = models.chat_jobs(openai_api.parse(openai_api.ChatRequest, json.dumps(wanted).encode(), 4096))
-    found = Measured()
+def directly(engine: Engine, models: ServedModels, request: dict[str, Any]) -> Measured:
+    (job,) = models.chat_jobs(openai_api.parse(openai_api.ChatRequest, json.dumps(request).encode(), 4096))
+    result = Measured()
 
     def show(_: str) -> bool:
-        found.text()
+        result.text()
         return True
 
-    request = job.request
-    part = engine.generate(request.prompt, request.steps[0], request.seed, request.adapter, show)
-    return found.end(part.generated_tokens)
+    job_request = job.request
+    part = engine.generate(job_request.prompt, job_request.steps[0], job_request.seed, job_request.adapter, show)
+    return result.end(part.generated_tokens)
 
 
-def over_http(port: int, wanted: dict[str, Any]) -> Measured:
-    found = Measured()
+def over_http(port: int, request: dict[str, Any]) -> Measured:
+    result = Measured()
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=600)
-    asked = {**wanted, "stream": True, "stream_options": {"include_usage": True}}
-    connection.request("POST", "/v1/chat/completions", json.dumps(asked), {"content-type": "application/json"})
+    body_sent = {**request, "stream": True, "stream_options": {"include_usage": True}}
+    connection.request("POST", "/v1/chat/completions", json.dumps(body_sent), {"content-type": "application/json"})
     reply = connection.getresponse()
     assert reply.status == 200, reply.read()
     tokens = 0
@@ -94,9 +94,9 @@ def over_http(port: int, wanted: dict[str, Any]) -> Measured:
         if event["usage"]:
             tokens = event["usage"]["completion_tokens"]
         elif event["choices"][0]["delta"].get("content"):
-            found.text()
+            result.text()
     connection.close()
-    return found.end(tokens)
+    return result.end(tokens)
 
 
 def rate(answers: list[Measured]) -> float:
@@ -105,12 +105,12 @@ def rate(answers: list[Measured]) -> float:
     return sum(a.tokens for a in answers) / (max(a.ended for a in answers) - first)
 
 
-def many(lane: Any, wanted: list[dict[str, Any]], at_once: int) -> float:
+def many(lane: Any, requests: list[dict[str, Any]], at_once: int) -> float:
     if at_once == 1:
-        rates = [(a.tokens - 1, a.ended - a.first) for a in map(lane, wanted)]
+        rates = [(a.tokens - 1, a.ended - a.first) for a in map(lane, requests)]
         return sum(tokens for tokens, _ in rates) / sum(seconds for _, seconds in rates)
     with ThreadPoolExecutor(at_once) as clients:
-        return rate(list(clients.map(lane, wanted)))
+        return rate(list(clients.map(lane, requests)))
 
 
 def first_tokens(port: int, times: int) -> list[float]:
@@ -119,7 +119,7 @@ def first_tokens(port: int, times: int) -> list[float]:
         {**body(i, 4), "messages": [{"role": "user", "content": MESSAGES[i % len(MESSAGES)][:60]}]}
         for i in range(times + 1)
     ]
-    answers = [over_http(port, wanted) for wanted in short][1:]
+    answers = [over_http(port, request) for request in short][1:]
     return [a.first - a.began for a in answers if a.first]
 
 
@@ -151,9 +151,9 @@ def main() -> None:
                 lanes = [lambda w: directly(engine, models, w), lambda w: over_http(port, w)]
                 # Alternate the order: the first one has the cooler processor.
                 order = (0, 1) if number % 2 == 0 else (1, 0)
-                found = {lane: many(lanes[lane], rows, at_once) for lane in order}
-                ratios.append(found[1] / found[0])
-                speeds.append((found[0], found[1]))
+                result = {lane: many(lanes[lane], rows, at_once) for lane in order}
+                ratios.append(result[1] / result[0])
+                speeds.append((result[0], result[1]))
             bare, ours = (statistics.median(s[i] for s in speeds) for i in (0, 1))
             print(
                 f"{at_once} at once: engine {bare:.1f} tokens/s, server {ours:.1f}; ratio median "

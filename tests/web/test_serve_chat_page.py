@@ -34,14 +34,14 @@ WIDE = """() => [...document.querySelectorAll('body *')].filter(e =>
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    with browsers.started() as made:
-        yield made
+    with browsers.started() as browser:
+        yield browser
 
 
 @pytest.fixture
 def running(fake_run: Callable[..., Context]) -> Iterator[RunningServer]:
-    with serving(fake_run(), SlowFake(), slots=4) as made:
-        yield made
+    with serving(fake_run(), SlowFake(), slots=4) as server:
+        yield server
 
 
 class Page:
@@ -241,8 +241,8 @@ def test_errors_appear_in_place_of_the_response(browser: Any, fake_run: Callable
         running.engine.word_s = 0.01
         page.ask("Two at once")
         page.answered()
-        said = page.page.locator(".error").last.text_content()
-        assert re.fullmatch(r"The server is busy: .* Try again in \d+ s\.", said)
+        message = page.page.locator(".error").last.text_content()
+        assert re.fullmatch(r"The server is busy: .* Try again in \d+ s\.", message)
         # The browser itself notes an answer of 400 and more; nothing else is heard.
         assert all("Failed to load resource" in line for line in page.heard)
         page.context.close()
@@ -318,17 +318,17 @@ ELEMENTS = "() => document.querySelectorAll('#dialogue *').length"
 def test_hostile_messages_and_responses_stay_text(browser: Any, fake_run: Callable[..., Context], count: int):
     """No text runs, loads anything or is lost, neither as message nor as response."""
     texts = hostile(count, 1)
-    said: list[str] = []
+    texts_sent: list[str] = []
     context = fake_run()
-    with serving(context, SlowFake(script=lambda prompt, step, rng: " " + said[-1]), slots=1) as running:
+    with serving(context, SlowFake(script=lambda prompt, step, rng: " " + texts_sent[-1]), slots=1) as running:
         page = Page(browser, running).ready()
-        said.append("a usual answer")
+        texts_sent.append("a usual answer")
         page.ask("Hello")
         page.answered()
         usual = page.page.evaluate(ELEMENTS)
         for text in texts:
             page.key("Alt+n")
-            said.append(text)
+            texts_sent.append(text)
             page.page.locator("#message").fill(text)
             sent = page.page.locator("#message").input_value()  # a text field turns \r into \n and drops NUL's like
             page.key("Enter")

@@ -119,8 +119,8 @@ def test_feedback_is_stored_and_withdrawn(quick: RunningServer, run: Context):
         ({"verdict": "x"}, "good or bad"), ({"note": "x" * 2001}, "2,001"), ({"turns": []}, "turns must"),
         ({"thoughts": 1}, "thoughts must be a string"), ({"answer": None}, "answer is None"),
     ]:  # fmt: skip
-        status, said = tell(**more)
-        assert status == 400 and why in said["error"]["message"], more
+        status, received = tell(**more)
+        assert status == 400 and why in received["error"]["message"], more
     assert len(feedback.read(run.run)) == 1
 
 
@@ -184,14 +184,14 @@ def test_stream_equals_whole_response(quick: RunningServer):
     body = {**CHAT, "model": "final", "seed": 5, "stream": True, "stream_options": {"include_usage": True}}
     status, headers, sent = quick.request("POST", "/v1/chat/completions", body)
     assert (status, headers["content-type"]) == (200, "text/event-stream; charset=utf-8")
-    said = events(sent)
-    text = "".join(e["choices"][0]["delta"].get("content", "") for e in said[:-1])
+    received = events(sent)
+    text = "".join(e["choices"][0]["delta"].get("content", "") for e in received[:-1])
     assert text == whole["choices"][0]["message"]["content"] == text.strip() != ""
-    assert said[0]["choices"][0]["delta"]["role"] == "assistant"
-    assert said[-2]["choices"][0]["finish_reason"] == whole["choices"][0]["finish_reason"] == "stop"
-    assert said[-1]["usage"] == whole["usage"]
-    assert {e["usage"] and "counts" for e in said} == {None, "counts"}
-    assert len({e["id"] for e in said}) == 1
+    assert received[0]["choices"][0]["delta"]["role"] == "assistant"
+    assert received[-2]["choices"][0]["finish_reason"] == whole["choices"][0]["finish_reason"] == "stop"
+    assert received[-1]["usage"] == whole["usage"]
+    assert {e["usage"] and "counts" for e in received} == {None, "counts"}
+    assert len({e["id"] for e in received}) == 1
 
 
 def test_models_use_their_adapters_and_choices_their_seeds(quick: RunningServer):
@@ -233,12 +233,12 @@ def test_request_can_replace_the_system_prompt(quick: RunningServer, run: Contex
 
 
 def test_prompted_base_returns_internal_thoughts(quick: RunningServer):
-    status, found = quick.chat(model="prompted-base", seed=1)
-    message = found["choices"][0]["message"]
+    status, result = quick.chat(model="prompted-base", seed=1)
+    message = result["choices"][0]["message"]
     assert status == 200
     assert "Principles: 2 (informative)" in message["reasoning_content"]
     assert "Principles" not in message["content"]
-    assert 0 < found["usage"]["completion_tokens_details"]["reasoning_tokens"] < found["usage"]["completion_tokens"]
+    assert 0 < result["usage"]["completion_tokens_details"]["reasoning_tokens"] < result["usage"]["completion_tokens"]
     body = {**CHAT, "model": "prompted-base", "seed": 1, "stream": True}
     deltas = [e["choices"][0]["delta"] for e in events(quick.request("POST", "/v1/chat/completions", body)[2])]
     assert "".join(d.get("content", "") for d in deltas) == message["content"]
@@ -252,13 +252,13 @@ def test_prompted_base_returns_internal_thoughts(quick: RunningServer):
 def test_completions_continue_the_prompt_without_template(quick: RunningServer):
     body = {"model": "base", "prompt": ["Once\n", ""], "n": 2, "seed": 1, "max_tokens": 3}
     status, _, sent = quick.request("POST", "/v1/completions", body)
-    found = json.loads(sent)
+    result = json.loads(sent)
     assert status == 200
     assert sorted(p for p, _, _ in quick.engine.prompts) == ["<bos>", "<bos>", "<bos>Once\n", "<bos>Once\n"]
-    assert [c["finish_reason"] for c in found["choices"]] == ["length"] * 4
-    assert found["choices"][0]["text"].startswith(" ")  # nothing is trimmed
-    said = events(quick.request("POST", "/v1/completions", {**body, "prompt": "Once\n", "n": 1, "stream": True})[2])
-    assert "".join(e["choices"][0]["text"] for e in said) == found["choices"][0]["text"]
+    assert [c["finish_reason"] for c in result["choices"]] == ["length"] * 4
+    assert result["choices"][0]["text"].startswith(" ")  # nothing is trimmed
+    received = events(quick.request("POST", "/v1/completions", {**body, "prompt": "Once\n", "n": 1, "stream": True})[2])
+    assert "".join(e["choices"][0]["text"] for e in received) == result["choices"][0]["text"]
     assert quick.request("POST", "/v1/completions", {"model": "prompted-base", "prompt": "x"})[0] == 400
 
 
@@ -299,8 +299,8 @@ def test_engine_failure_affects_only_its_request(run: Context, capfd: pytest.Cap
             ("too long", 400, "context_length_exceeded"), ("broken row", 502, "broken row"), ("bug", 500, "internal"),
         ):  # fmt: skip
             for stream in (False, True):
-                found = running.chat(message, stream=stream)
-                assert (found[0], word in json.dumps(found[1])) == (status, True), message
+                result = running.chat(message, stream=stream)
+                assert (result[0], word in json.dumps(result[1])) == (status, True), message
         assert "ZeroDivisionError" in capfd.readouterr().err
         assert running.chat()[0] == 200
 
@@ -310,7 +310,7 @@ def test_engine_failure_affects_only_its_request(run: Context, capfd: pytest.Cap
 
 def test_full_queue_returns_retry_after(run: Context):
     with serving(run, SlowFake(0.005), slots=2, max_queue=2) as running, ThreadPoolExecutor(8) as clients:
-        asked = [clients.submit(running.chat, seed=i) for i in range(4)]
+        futures = [clients.submit(running.chat, seed=i) for i in range(4)]
         running.wait_for_jobs(4)
         status, headers, body = running.request("POST", "/v1/chat/completions", CHAT)
         assert status == 429
@@ -320,7 +320,7 @@ def test_full_queue_returns_retry_after(run: Context):
             "code": "queue_full",
         }  # fmt: skip
         assert running.request("GET", "/v1/models")[0] == 200
-        assert [a.result()[0] for a in asked] == [200] * 4
+        assert [a.result()[0] for a in futures] == [200] * 4
         running.wait_for_jobs()
         assert running.engine.max_running == 2
         assert running.chat(n=4)[0] == 200
@@ -576,14 +576,14 @@ def test_openai_client_gets_authentication_and_rate_limit_errors(run: Context):
     import openai
 
     with serving(run, SlowFake(0.05), slots=1, max_queue=0, policy=Policy(token=TOKEN)) as running:
-        with openai_conformance.client(running.url) as asked, pytest.raises(openai.AuthenticationError):
-            asked.models.list()
-        with openai_conformance.client(running.url, TOKEN) as asked:
-            fixed: Any = {"model": "base", "messages": openai_conformance.ASKED, "stream": True}
-            with asked.chat.completions.create(**fixed) as stream:
+        with openai_conformance.client(running.url) as api, pytest.raises(openai.AuthenticationError):
+            api.models.list()
+        with openai_conformance.client(running.url, TOKEN) as api:
+            fixed: Any = {"model": "base", "messages": openai_conformance.MESSAGES, "stream": True}
+            with api.chat.completions.create(**fixed) as stream:
                 next(iter(stream))
                 with pytest.raises(openai.RateLimitError) as caught:
-                    asked.chat.completions.create(**fixed)
+                    api.chat.completions.create(**fixed)
                 assert caught.value.response.headers["retry-after"].isdigit()
             running.wait_for_jobs()  # the stream was closed before its end
             assert running.engine.cancelled == 1
@@ -614,9 +614,9 @@ def test_llama_cpp_engine_serves_the_openai_client(tmp_path: Path, default_const
                 "base",
                 "prompted-base",
             ]
-            status, found = running.chat(model="base", seed=1, max_tokens=8, temperature=1)
+            status, result = running.chat(model="base", seed=1, max_tokens=8, temperature=1)
             assert status == 200
-            assert found["usage"]["completion_tokens"] == 8
+            assert result["usage"]["completion_tokens"] == 8
             assert running.chat(model="final")[0] == 404
             openai_conformance.check_length(running.url, "base")
             leave(running, {**CHAT, "stream": True, "max_tokens": 4000, "temperature": 2}, 600)

@@ -64,21 +64,21 @@ def served(run: RunDir, beside: RunDir | None = None, policy: Policy = ANYBODY) 
     for index in indices:
         index.refresh()
     listening = server.listen("127.0.0.1", 0)
-    made = server.build(routes.build(routes.Viewer(*indices), policy))
-    thread = threading.Thread(target=made.run, kwargs={"sockets": [listening]}, daemon=True)
+    uvicorn_server = server.build(routes.build(routes.Viewer(*indices), policy))
+    thread = threading.Thread(target=uvicorn_server.run, kwargs={"sockets": [listening]}, daemon=True)
     thread.start()
     try:
         yield f"{server.address(listening)}/"
     finally:
-        made.should_exit = True
+        uvicorn_server.should_exit = True
         thread.join(20)
         listening.close()
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    with browsers.started() as made:
-        yield made
+    with browsers.started() as browser:
+        yield browser
 
 
 Open = Callable[..., Any]
@@ -125,7 +125,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield address
 
 
-def found(page: Any, number: int) -> None:
+def wait_for_rows(page: Any, number: int) -> None:
     """Wait until that many rows match."""
     page.wait_for_function(
         "n => document.getElementById('found').textContent.endsWith(`of ${n} rows`)", arg=f"{number:,}"
@@ -134,21 +134,21 @@ def found(page: Any, number: int) -> None:
 
 def test_filters_search_and_pages(look: Open, url: str):
     page = look(url)
-    found(page, 140 + 140 + 120)
+    wait_for_rows(page, 140 + 140 + 120)
     page.get_by_role("button", name="2 self-align").click()
-    found(page, 140)
+    wait_for_rows(page, 140)
     page.get_by_role("button", name="dropped 20").click()
-    found(page, 20)
+    wait_for_rows(page, 20)
     page.locator("#facets button", has_text="truncated").click()
-    found(page, 5)
+    wait_for_rows(page, 5)
     assert page.locator("#list .tag b").all_text_contents() == ["truncated"] * 5
     page.go_back()
-    found(page, 20)
+    wait_for_rows(page, 20)
     page.reload()
-    found(page, 20)
+    wait_for_rows(page, 20)
     for _ in range(2):
         page.locator("#chosen button").first.click()
-    found(page, 400)
+    wait_for_rows(page, 400)
     page.get_by_role("button", name="Next").click()
     page.wait_for_function("() => document.getElementById('found').textContent.startsWith('51')")
     page.get_by_role("button", name="Last").click()
@@ -156,12 +156,12 @@ def test_filters_search_and_pages(look: Open, url: str):
     page.get_by_role("button", name="Previous").click()
     page.wait_for_function("() => document.getElementById('found').textContent.startsWith('301')")
     page.locator("#words").fill('"answer 17"')
-    found(page, 2)
+    wait_for_rows(page, 2)
 
 
 def test_keyboard_navigation(look: Open, url: str):
     page = look(f"{url}?stage=align&state=kept")
-    found(page, 120)
+    wait_for_rows(page, 120)
     for _ in range(50):
         page.keyboard.press("j")
     page.keyboard.press("j")
@@ -305,7 +305,7 @@ def test_sign_in_with_token(browser: Any, tmp_path: Path):
         assert page.locator("#list").count() == 0
         page.get_by_label("Token").fill(token)
         page.get_by_role("button", name="Sign in").click()
-        found(page, 14)
+        wait_for_rows(page, 14)
         page.close()
 
 
@@ -321,7 +321,7 @@ def test_working_run_is_shown_live(look: Open, serve: Serve, tmp_path: Path, mon
     page.wait_for_function(found_one)
     page.wait_for_function("() => document.getElementById('state').textContent.includes('running')")
     journal.record("verbose_responses", [(f"{n:016x}", n, "kept", "", f"{n} question\nanswer") for n in range(1, 6)])
-    found(page, 6)
+    wait_for_rows(page, 6)
     page.wait_for_function("() => document.getElementById('state').textContent.includes('6 of 10')")
     journal.close()
 
@@ -350,20 +350,20 @@ def test_300000_rows_are_filtered_and_paged_in_the_browser(look: Open, serve: Se
     run = viewer_runs.make(tmp_path / "run", 105_000)
     address = serve(run)
     page = look(address)
-    found(page, 300_000)
+    wait_for_rows(page, 300_000)
     assert page.locator("#list li").count() == 50
     page.get_by_role("button", name="2 self-align").click()
-    found(page, 105_000)
+    wait_for_rows(page, 105_000)
     page.get_by_role("button", name="dropped 15,000").click()
-    found(page, 15_000)
+    wait_for_rows(page, 15_000)
     page.locator("#facets button", has_text="truncated").click()
-    found(page, 3750)
+    wait_for_rows(page, 3750)
     page.get_by_role("button", name="Last").click()
     page.wait_for_function("() => document.getElementById('found').textContent.startsWith('3,701')")
     page.go_back()
-    found(page, 15_000)
+    wait_for_rows(page, 15_000)
     page.goto(address)
-    found(page, 300_000)
+    wait_for_rows(page, 300_000)
     page.locator("#words").fill('"answer 104998"')
-    found(page, 2)
+    wait_for_rows(page, 2)
     assert page.evaluate("() => document.querySelectorAll('*').length") < 2000

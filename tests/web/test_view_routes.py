@@ -51,8 +51,8 @@ def answer(
         sent.append(message)
 
     asyncio.run(app(scope, receive, send))
-    said = {k.decode(): v.decode() for k, v in sent[0]["headers"]}
-    return sent[0]["status"], said, b"".join(m.get("body", b"") for m in sent[1:])
+    received = {k.decode(): v.decode() for k, v in sent[0]["headers"]}
+    return sent[0]["status"], received, b"".join(m.get("body", b"") for m in sent[1:])
 
 
 @pytest.fixture(scope="module")
@@ -145,9 +145,9 @@ def test_unknown_rows_are_not_found(viewer: Viewer, name: str, query: dict[str, 
 
 def test_row_shows_its_path_through_the_stages(viewer: Viewer):
     row = asked_of(viewer, "rows", stage="engrave")["rows"][3]
-    found = asked_of(viewer, "row", stage="engrave", id=row["id"])
-    assert [s["stage"] for s in found["steps"]] == ["self_instruct", "align", "engrave"]
-    start, align, example = found["steps"]
+    result = asked_of(viewer, "row", stage="engrave", id=row["id"])
+    assert [s["stage"] for s in result["steps"]] == ["self_instruct", "align", "engrave"]
+    start, align, example = result["steps"]
     assert align["message"] == start["message"] == example["message"]
     assert align["answer"] == example["answer"] and align["thoughts"] and align["principles"]
     assert align["ledger"].endswith(align["answer"])
@@ -219,9 +219,11 @@ def test_exact_prompts_equal_the_engines_and_are_proved(fake_run: Any):
     proved = 0
     for stage in ("align", "verbose_responses", "evaluate"):
         for row in viewer.page({"stage": stage, "limit": "100"})["rows"]:
-            found = viewer.prompt({"stage": stage, "id": row["id"]})
-            assert found["proved"], (stage, row)
-            text = "".join(text for kind, text in found["parts"] if kind in ("text", "control")).removeprefix("⟨start⟩")
+            result = viewer.prompt({"stage": stage, "id": row["id"]})
+            assert result["proved"], (stage, row)
+            text = "".join(text for kind, text in result["parts"] if kind in ("text", "control")).removeprefix(
+                "⟨start⟩"
+            )
             assert f"<bos>{text}" in heard
             proved += 1
     assert proved > 20
@@ -229,8 +231,8 @@ def test_exact_prompts_equal_the_engines_and_are_proved(fake_run: Any):
 
 def test_prompt_without_journal_entry_is_not_proved(viewer: Viewer):
     row = viewer.page({"stage": "align"})["rows"][0]
-    found = viewer.prompt({"stage": "align", "id": row["id"]})
-    assert not found["proved"] and found["parts"]
+    result = viewer.prompt({"stage": "align", "id": row["id"]})
+    assert not result["proved"] and result["parts"]
 
 
 @pytest.mark.parametrize("text", ["I can.", "naïve café 🦔🏽 天気", "a\nb  c\t\x00\u202e", "<eos> User: x", "🦔" * 9])
@@ -239,11 +241,11 @@ def test_split_tokens_add_up_to_the_row(tmp_path: Path, text: str):
 
     tokenizer = Tokenizer(str(byte_tokenizer(tmp_path)), "<bos>")
     row = encode_example(tokenizer, PLAIN, "Be good.", f"Say {text}", text, "Alma")
-    found = split_tokens(row, tokenizer)
-    assert [i for _, ids, _ in found for i in ids] == row.ids
-    assert [learnt for _, ids, learnt in found for _ in ids] == row.mask
-    assert "".join(t for t, _, _ in found) == tokenizer.text(row.ids)
-    assert found[-1][0] == "<eos>" and found[-1][2] and not found[0][2]
+    result = split_tokens(row, tokenizer)
+    assert [i for _, ids, _ in result for i in ids] == row.ids
+    assert [learnt for _, ids, learnt in result for _ in ids] == row.mask
+    assert "".join(t for t, _, _ in result) == tokenizer.text(row.ids)
+    assert result[-1][0] == "<eos>" and result[-1][2] and not result[0][2]
 
 
 def test_tokens_equal_those_of_training(tiny_run: Any):
@@ -262,12 +264,12 @@ def test_tokens_equal_those_of_training(tiny_run: Any):
     for row, encoded in zip(
         viewer.page({"stage": "engrave"})["rows"], adapter_training.rows(context, "engrave"), strict=True
     ):
-        found = viewer.tokens({"stage": "engrave", "id": row["id"]})
+        result = viewer.tokens({"stage": "engrave", "id": row["id"]})
         again = Encoded(
-            [i for _, ids, _ in found["tokens"] for i in ids], [m for _, ids, m in found["tokens"] for _ in ids]
+            [i for _, ids, _ in result["tokens"] for i in ids], [m for _, ids, m in result["tokens"] for _ in ids]
         )
         assert again == encoded
-        assert (found["trained"], found["all"]) == (sum(encoded.mask), len(encoded.ids))
+        assert (result["trained"], result["all"]) == (sum(encoded.mask), len(encoded.ids))
 
 
 def test_rows_that_are_not_trained_on_have_no_tokens(viewer: Viewer):
@@ -303,16 +305,16 @@ def marked(tmp_path: Path) -> Viewer:
 def tell(viewer: Viewer, policy: Policy = NO_TOKEN, kind: str = "application/json", **told: str) -> tuple[int, Any]:
     body = json.dumps(told).encode()
     headers = {"content_type": kind, "content_length": str(len(body))}
-    status, _, said = answer(build(viewer, policy), "/api/mark", None, "POST", body, **headers)
-    return status, json.loads(said)
+    status, _, received = answer(build(viewer, policy), "/api/mark", None, "POST", body, **headers)
+    return status, json.loads(received)
 
 
 def test_row_is_marked_edited_and_unmarked(marked: Viewer):
     row = marked.page({"stage": "engrave"})["rows"][2]
     file = marked.run.jsonl("marks")
     mine = {"stage": "align", "id": row["id"]}
-    status, found = tell(marked, **mine, mark="drop")
-    assert status == 200 and {s["mark"] for s in found["steps"] if s["stage"] != "self_instruct"} == {"drop"}
+    status, result = tell(marked, **mine, mark="drop")
+    assert status == 200 and {s["mark"] for s in result["steps"] if s["stage"] != "self_instruct"} == {"drop"}
     assert [json.loads(line)["mark"] for line in file.read_text().splitlines()] == ["drop"]
     assert marked.counts({"mark": "drop"})["total"] == 2  # the answer and its example
     assert marked.counts({})["by"]["mark"] == [["drop", 2]]
@@ -402,20 +404,20 @@ def test_marks_and_feedback_only_from_the_page(marked: Viewer, path: str, file: 
 def think(viewer: Viewer, **told: str) -> tuple[int, Any]:
     body = json.dumps(told).encode()
     headers = {"content_type": "application/json", "content_length": str(len(body))}
-    status, _, said = answer(build(viewer, NO_TOKEN), "/api/feedback", None, "POST", body, **headers)
-    return status, json.loads(said)
+    status, _, received = answer(build(viewer, NO_TOKEN), "/api/feedback", None, "POST", body, **headers)
+    return status, json.loads(received)
 
 
 def test_feedback_and_marks_are_independent(marked: Viewer):
     row = marked.page({"stage": "engrave"})["rows"][2]
     mine = {"stage": "align", "id": row["id"]}
-    status, found = think(marked, **mine, verdict="bad", note="no <b>source</b>")
+    status, result = think(marked, **mine, verdict="bad", note="no <b>source</b>")
     assert status == 200
-    assert {s["stage"]: s["feedback"] for s in found["steps"]} == {
+    assert {s["stage"]: s["feedback"] for s in result["steps"]} == {
         "self_instruct": {}, "align": {"verdict": "bad", "note": "no <b>source</b>"}, "engrave": {},
     }  # fmt: skip
     (kept,) = feedback.read(marked.run).values()
-    align = next(s for s in found["steps"] if s["stage"] == "align")
+    align = next(s for s in result["steps"] if s["stage"] == "align")
     assert (kept.message, kept.answer, list(kept.principles)) == (
         align["message"],
         align["answer"],
@@ -514,14 +516,14 @@ def test_comparison_of_two_runs(tmp_path: Path):
     for index in indices:
         index.refresh()
     viewer = Viewer(*indices)
-    found = viewer.compare({})
-    counts = {row["stage"]: row for row in found["rows"]}
+    result = viewer.compare({})
+    counts = {row["stage"]: row for row in result["rows"]}
     differ = [n for n in range(30) if n % 4 == 0 and n % 7]  # of those that were kept
     assert counts["align"] == {
         "stage": "align", "equal": 30 - len(differ), "differ": len(differ), "here": 0, "there": 12
     }  # fmt: skip
     assert (counts["self_instruct"]["differ"], counts["self_instruct"]["equal"]) == (0, 30)
-    assert [s["rows_in"] for s in found["here"]] != [s["rows_in"] for s in found["there"]]
+    assert [s["rows_in"] for s in result["here"]] != [s["rows_in"] for s in result["there"]]
     rows: list[Any] = []
     at: dict[str, str] = {}
     while page := viewer.differences({"stage": "align", "which": "differ", "limit": "4", **at})["rows"]:
