@@ -181,7 +181,7 @@ class Trainer:
             )
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
-        self._within_memory(self.optimizer.step, lambda: 1)
+        self._within_memory((), lambda _: self.optimizer.step())
         self.optimizer.zero_grad(set_to_none=True)
         self.record.losses.append(loss)
         self.record.rates.append(learning_rate)
@@ -192,31 +192,27 @@ class Trainer:
 
     def _accumulate_gradients(self, batch: Sequence[Encoded], number: int) -> float:
         """Compute the batch's mean loss, leaving its gradient on the parameters. Raises as `_within_memory`."""
-        total, parts = loss_tokens(batch), [MicroBatch([], 0)]
+        total = loss_tokens(batch)
 
-        def compute() -> float:
-            nonlocal parts
+        def compute(parts: list[MicroBatch]) -> float:
             self.optimizer.zero_grad(set_to_none=True)
             # Dropout depends on the step alone, so that a resumed run draws the same numbers.
             torch.manual_seed(_step_seed(self.seed, number))
-            parts = micro_batches(batch, self.record.micro_batch_tokens, self.share_prefixes)
             return sum(backward(self.model, self.loss, part, total) for part in parts)
 
-        return self._within_memory(compute, lambda: max(len(part.rows) for part in parts))
+        return self._within_memory(batch, compute)
 
-    def _within_memory(self, compute: Callable[[], Value], rows_at_once: Callable[[], int]) -> Value:
-        """Call `compute`; when memory runs out, halve the tokens per micro-batch and call it again.
-
-        Args:
-            rows_at_once: returns the largest number of rows in a micro-batch of the last attempt.
+    def _within_memory(self, rows: Sequence[Encoded], compute: Callable[[list[MicroBatch]], Value]) -> Value:
+        """Call `compute` on the rows' micro-batches; when memory runs out, halve their size and call it again.
 
         Raises:
             Resumable: memory does not suffice for a single row.
         """
         step = len(self.record.losses) + 1
         while True:
+            parts = micro_batches(rows, self.record.micro_batch_tokens, self.share_prefixes) if rows else []
             try:
-                return compute()
+                return compute(parts)
             except (RuntimeError, MemoryError) as error:
                 if not out_of_memory(error):
                     raise
@@ -224,7 +220,7 @@ class Trainer:
             gc.collect()
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
-            if rows_at_once() <= 1:
+            if all(len(part.rows) <= 1 for part in parts):
                 raise Resumable(
                     f"out of memory at step {step} with one row at a time: lower engrave.max_length, set "
                     "engrave.gradient_checkpointing, or close other programs; then run the same command again"
@@ -266,18 +262,16 @@ class Trainer:
     def _validation_loss(self) -> float:
         """Return the mean loss per loss token of the held-out rows."""
         self.model.eval()
-        parts = [MicroBatch([], 0)]
 
-        def compute() -> float:
-            nonlocal parts
-            parts, total = micro_batches(self.validation, self.record.micro_batch_tokens, self.share_prefixes), 0.0
+        def compute(parts: list[MicroBatch]) -> float:
+            total = 0.0
             for part in parts:
                 STOP.check()
                 with torch.no_grad():
                     total += float(self.loss.losses(*hidden_at_loss(self.model, part.rows, part.prefix)).sum())
             return total / max(1, loss_tokens(self.validation))
 
-        return self._within_memory(compute, lambda: max(len(part.rows) for part in parts))
+        return self._within_memory(self.validation, compute)
 
     def finish(self) -> TrainingRecord:
         """Put the best adapter in place, if training may stop early, and return the record."""
