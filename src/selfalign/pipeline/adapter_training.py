@@ -203,7 +203,8 @@ def rows(context: Context, kind: Kind) -> list[Encoded]:
     _, encoded = _encode(context, read_jsonl(path, Example), config.max_length, outcomes)
     if dropped := next((outcome for outcome in outcomes if outcome.state == "dropped"), None):
         raise UserError(
-            f"{path}: the row {dropped.id} {dropped.reason}: run `selfalign {kind} {context.run.path}` again"
+            f"{path}: the row {dropped.id} {dropped.reason}: run `selfalign {adapter_import.verb_of(kind)} "
+            f"{context.run.path}` again"
         )
     return encoded
 

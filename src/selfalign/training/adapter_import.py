@@ -45,13 +45,17 @@ class ImportedAdapter:
     """For the ledger."""
 
 
+def verb_of(stage: str) -> str:
+    """Return the command of stage 3 or 4: `selfalign engrave` or `selfalign clone`."""
+    return "clone" if stage == "verbose_cloning" else stage
+
+
 def next_steps(run: Path, stage: str) -> str:
     """Return what the user has to do when `engrave.elsewhere` is set and the examples are written."""
-    verb = "clone" if stage == "verbose_cloning" else stage
     return (
         f"{stage}: the examples are written, and engrave.elsewhere leaves the training to you: `selfalign export {run} "
-        f"launch --stage {stage} --out DIR`, train there, then `selfalign {verb} {run} --adapter DIR/out/adapter` and "
-        "this command again"
+        f"launch --stage {stage} --out DIR`, train there, then `selfalign {verb_of(stage)} {run} --adapter "
+        "DIR/out/adapter` and this command again"
     )
 
 
