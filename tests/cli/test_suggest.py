@@ -145,6 +145,7 @@ def test_out_extends_a_shipped_constitution(fake_run: Run, tmp_path: Path):
     target = tmp_path / "new/mine.yaml"
     command = ["--probe", key, "--expect", "steps"]
     assert "ships with selfalign" in error_of(run.path, *command, "--write")
+    assert suggest(run.path, *command).stdout.endswith("nothing was written; add --out FILE\n")
     assert suggest(run.path, *command, "--out", target).exit_code == 0
     changed = constitutions.load(str(target))
     assert changed.digest() == run.constitution.digest()
@@ -173,7 +174,8 @@ def test_mistakes_are_one_line_and_change_nothing(run: RunDir, mine: Path, tmp_p
         (["--probe", key, *steps, "--word", "x"], "takes no words"),
         (["--probe", both, *steps], "cites 2 principles; name the probe's principle with --principle N, of 1, 2"),
         (["--probe", both, *steps, "--principle", "9"], "there is no principle 9"),
-        (["--probe", empty, *steps], "the answer is empty"), (["--probe", held, *steps], "placeholder {name}"),
+        (["--probe", empty, *steps], "an empty answer passes no probe"),
+        (["--probe", held, *steps], "placeholder {name}"),
         (["--probe", identity, *steps], "the probe is not added: the probe 'Who are you?' is also"),
         (["--probe", key, *steps, "--constitution", copy], "the run's own copy"),
         (["--probe", key, *steps, "--constitution", "none.yaml"], "cannot be read"),

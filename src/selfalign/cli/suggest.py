@@ -124,11 +124,11 @@ def _probe(mark: Feedback, expect: str, words: Sequence[str]) -> Probe:
     if expect not in get_args(Check):
         raise UserError(f"--expect {expect!r} is not a check; the checks are {', '.join(get_args(Check))}")
     if placeholder := re.search(r"\{[A-Za-z_]{1,30}\}", mark.message):
-        raise UserError(f"the message holds the placeholder {placeholder[0]}, so that it cannot be asked as it stands")
+        raise UserError(f"the message holds the placeholder {placeholder[0]}, which a constitution would replace")
     probe = validate(Probe, {"ask": mark.message, "expect": expect, "words": list(words)}, "probe")
     probe = probe.model_copy(update={"contrast": shows(probe, mark.answer) == (mark.verdict == "bad")})
     if passes(probe, mark.answer) != (mark.verdict == "good"):
-        raise UserError("the answer is empty, so that it passes no probe, and yet it is marked good")
+        raise UserError("the answer is marked good, but it is empty, and an empty answer passes no probe")
     return probe
 
 
@@ -155,15 +155,15 @@ def _add_probe(
     text = f"extends: {source}\n" if before is None else before.decode("utf-8-sig")
     texts = loading.load(source)
     principle = _principle(mark, number, run.constitution, texts)
-    target = Path(source) if out is None else out
-    edited = editing.append_probe(source if before is not None else str(target), text, principle.id, probe)
+    target = out or Path("FILE" if shipped else source)
+    edited = editing.append_probe(str(target) if shipped else source, text, principle.id, probe)
     _check(run, source, str(target), text, edited)
     yield f"principle {principle.id} ({principle.name}): {strict_yaml.dump_inline(probe.model_dump(mode='json'))}"
     if not (write or out):
         yield "nothing was written; add --out FILE" + ("" if shipped else " or --write")
         return
-    mark_of_order = b"\xef\xbb\xbf" if before is not None and before.startswith(b"\xef\xbb\xbf") else b""
-    editing.publish(target, mark_of_order + edited.encode("utf-8"), before if write else None)
+    byte_order_mark = b"\xef\xbb\xbf" if before is not None and before.startswith(b"\xef\xbb\xbf") else b""
+    editing.publish(target, byte_order_mark + edited.encode("utf-8"), before if write else None)
     yield f"written to {target}; ask the probes with: selfalign constitution test {run.path} --probes {target}"
 
 
