@@ -1,10 +1,10 @@
-"""Several servers as one engine: rows/s, shares by speed, what failures cost; the servers are true in latency alone.
+"""Measure several servers as one engine: rows per second, shares by speed, the cost of failures.
 
     python benchmarks/servers.py      # about a minute and a half
 
-Each fake server answers a completion after a fixed time, so many at once as it has slots; all stand in one process
-besides. A row is one request through the loop and the journal of a stage. Ideal is slots / latency, summed over the
-servers.
+Each fake server answers a completion after a fixed time, as many concurrently as it has slots. All servers run in one
+other process. A row is one request through the generation loop and the journal. The ideal is slots / latency, summed
+over the servers.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Server:
         writer.close()
 
 
-async def _stand(latencies: list[float], failing: list[float], pipe: Connection) -> None:
+async def _serve_all(latencies: list[float], failing: list[float], pipe: Connection) -> None:
     servers = [Server(latency, share) for latency, share in zip(latencies, failing, strict=True)]
     listening = [await asyncio.start_server(server.serve, "127.0.0.1", 0, backlog=256) for server in servers]
     pipe.send([server.sockets[0].getsockname()[1] for server in listening])
@@ -73,14 +73,14 @@ async def _stand(latencies: list[float], failing: list[float], pipe: Connection)
     pipe.send([server.calls for server in servers])
 
 
-def stand(latencies: list[float], failing: list[float], pipe: Connection) -> None:
-    asyncio.run(_stand(latencies, failing, pipe))
+def serve_all(latencies: list[float], failing: list[float], pipe: Connection) -> None:
+    asyncio.run(_serve_all(latencies, failing, pipe))
 
 
 def measure(latencies: list[float], failing: list[float], rows: int) -> tuple[float, list[int], int]:
-    """(rows/s, calls that each server got, rows that failed)."""
+    """Return (rows per second, calls that each server got, failed rows)."""
     here, there = multiprocessing.Pipe()
-    process = multiprocessing.get_context("spawn").Process(target=stand, args=(latencies, failing, there))
+    process = multiprocessing.get_context("spawn").Process(target=serve_all, args=(latencies, failing, there))
     process.start()
     urls = [f"http://127.0.0.1:{port}" for port in here.recv()]
     engine = ManyServers(EngineSettings.model_validate({"urls": urls, "served": {"base": "m"}}), SLOTS)
@@ -125,5 +125,5 @@ def main(seconds: float) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=10.0, help="how long each part would ideally take")
+    parser.add_argument("--seconds", type=float, default=10.0, help="ideal duration of each part")
     main(parser.parse_args().seconds)
