@@ -19,9 +19,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from selfalign.data.records import Answer, Drop, Prompt, Response, Score, read_jsonl
+from selfalign.data.records import Drop, Prompt, Response, read_jsonl
 from selfalign.errors import UserError
 from selfalign.evaluation.evaluate import EvaluationRequest
+from selfalign.evaluation.records import Answer, Score
 from selfalign.pipeline import order
 from selfalign.planning.prepare import prepare
 from selfalign.report.scores import read_scores

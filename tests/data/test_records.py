@@ -10,11 +10,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from selfalign.data.records import (
-    Answer,
     Drop,
     Prompt,
     Response,
-    Score,
     Topic,
     content_hash,
     join_input,
@@ -25,6 +23,7 @@ from selfalign.data.records import (
     write_jsonl,
 )
 from selfalign.errors import UserError
+from selfalign.evaluation.records import Answer, Score
 
 texts = st.text(max_size=30) | st.sampled_from(["\u2028", "\u2029", "\x85", "\r\n", "\x00", '"\\', "\x1b[2J", "🙂"])
 

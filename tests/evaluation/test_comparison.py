@@ -8,7 +8,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from selfalign.data.records import ItemScore, OpenAnswer, PairVerdict, Score
 from selfalign.evaluation.comparison import (
     COUNTS,
     LETTERS,
@@ -22,6 +21,7 @@ from selfalign.evaluation.comparison import (
     verdict_row,
     win_rate,
 )
+from selfalign.evaluation.records import ItemScore, OpenAnswer, PairVerdict, Score
 
 letters = st.sampled_from((*LETTERS, "", "maybe"))
 both = st.tuples(letters, letters)

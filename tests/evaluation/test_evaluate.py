@@ -14,11 +14,12 @@ import small_models
 from sample_constitutions import GOOD
 from selfalign import constitution as constitutions
 from selfalign.constitution import Constitution
-from selfalign.data.records import ItemScore, OpenAnswer, PairVerdict, Response, Score, read_jsonl, write_jsonl
+from selfalign.data.records import Response, read_jsonl, write_jsonl
 from selfalign.errors import Interrupted, UserError
 from selfalign.evaluation import benchmarks, comparison, evaluate, models, results, scoring
 from selfalign.evaluation.evaluate import EvaluationRequest
 from selfalign.evaluation.prompting import cell_text
+from selfalign.evaluation.records import ItemScore, OpenAnswer, PairVerdict, Score
 from selfalign.evaluation.tasks import ORIGINS, heldout, hhh, truthfulqa
 from selfalign.generation.scoring.base import Scored, Text
 from selfalign.generation.scoring.torch_scorer import TorchScorer

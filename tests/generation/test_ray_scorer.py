@@ -25,10 +25,11 @@ from hypothesis import strategies as st
 import selfalign
 from selfalign import constitution as constitutions
 from selfalign.data.prompt_text import BOS
-from selfalign.data.records import ItemScore, read_jsonl
+from selfalign.data.records import read_jsonl
 from selfalign.errors import Resumable, UserError
 from selfalign.evaluation import evaluate
 from selfalign.evaluation.evaluate import EvaluationRequest
+from selfalign.evaluation.records import ItemScore
 from selfalign.generation import scoring
 from selfalign.generation.ray import cluster, scorer
 from selfalign.generation.ray.pool import adapter_files

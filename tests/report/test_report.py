@@ -16,7 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from report_numbers import HOSTILE, poisoned
-from selfalign.data.records import Answer, Prompt, Response, prompt_id, write_jsonl
+from selfalign.data.records import Prompt, Response, prompt_id, write_jsonl
+from selfalign.evaluation.records import Answer
 from selfalign.pipeline import order
 from selfalign.report import page, plots
 from selfalign.report.page import _finite, render

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from selfalign.data.records import OpenAnswer, Score
 from selfalign.evaluation import comparison
+from selfalign.evaluation.records import OpenAnswer, Score
 from selfalign.report import paper
 from selfalign.report.scores import findings, folded, groups, p_text, score_text, verdict
 

@@ -13,8 +13,8 @@ import typer
 from selfalign.cli.options import AsJson, Force, Quiet, SystemPrompt, Verbose, screen
 
 if TYPE_CHECKING:
-    from selfalign.data.records import Score
     from selfalign.evaluation.evaluate import EvaluationRequest
+    from selfalign.evaluation.records import Score
 
 
 def evaluate(

@@ -7,11 +7,14 @@ import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from selfalign.data.text import text_lines
 from selfalign.errors import UserError
 from selfalign.system import atomic
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 Split = Literal["train", "heldout"]
 
@@ -108,193 +111,21 @@ class Drop:
     """The row as far as it was generated, for a person to judge the decision."""
 
 
-@dataclass(frozen=True, slots=True)
-class Score:
-    """A measure of the evaluation with its 95 % interval and, in a comparison, the paired difference."""
-
-    benchmark: str
-    measure: str
-    model: str
-    prompt: str
-    n: int
-    value: float | None
-    """None if nothing was judged."""
-    low: float | None = None
-    high: float | None = None
-    vs: str | None = None
-    difference: float | None = None
-    difference_low: float | None = None
-    difference_high: float | None = None
-    p: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """A response of one of the compared models to a held-out prompt."""
-
-    id: str
-    """The prompt's id."""
-    message: str
-    model: str
-    """base, engraved or final."""
-    answer: str
-    ended: bool
-    """Whether the model ended its turn itself, within the token limit."""
-    words: int
-
-
-@dataclass(frozen=True, slots=True)
-class ProbeAnswer:
-    """A response of one of the compared models to a behaviour probe, and whether the check passed."""
-
-    id: str
-    principle: int
-    name: str
-    """The principle's name."""
-    ask: str
-    expect: str
-    """The check."""
-    contrast: bool
-    """Whether the behaviour must not appear."""
-    model: str
-    answer: str
-    passed: bool
-
-
-@dataclass(frozen=True, slots=True)
-class ItemScore:
-    """A model's log-probabilities for one benchmark item in one form, and the measures that follow from them.
-
-    The item's text is not stored, so that result files do not spread the benchmark.
-    """
-
-    id: str
-    benchmark: str
-    item: int
-    """The item's index in the benchmark, from 0."""
-    subset: str
-    cluster: str
-    """Items of one cluster are about the same text."""
-    form: str
-    prompt: str
-    """The name of the system prompt."""
-    model: str
-    labels: list[str]
-    """A label for each scored text."""
-    logprobs: list[list[float]]
-    """For each scored text, the log-probability of each token."""
-    values: dict[str, float]
-    """Measure -> 1 (correct), 0 (wrong) or a fraction."""
-
-
-@dataclass(frozen=True, slots=True)
-class JudgedAnswer:
-    """A model's response to a question of TruthfulQA, with a judge's verdict."""
-
-    id: str
-    benchmark: str
-    item: int
-    """The question's index in the benchmark, from 0."""
-    question: str
-    prompt: str
-    model: str
-    answer: str
-    ended: bool
-    truthful: bool | None = None
-    """None if not judged."""
-    informative: bool | None = None
-    judge: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class BehaviourAnswer:
-    """A model's response to a scenario or a probe of the behaviour task, with the rules that match it."""
-
-    id: str
-    benchmark: str
-    item: int
-    """The scenario's index, from 0."""
-    kind: str
-    """harmful, harmless, live, private, or probe."""
-    about: str
-    """The scenario's group, or the probe's principle."""
-    ask: str
-    model: str
-    prompt: str
-    answer: str
-    ended: bool
-    shows: list[str]
-    """Names of the rules that match the response."""
-    passed: bool | None = None
-    """For a probe, whether the check passed."""
-    contrast: bool = False
-    """For a probe, whether the behaviour must not appear."""
-
-
-@dataclass(frozen=True, slots=True)
-class OpenAnswer:
-    """A model's response to an open question: one of Vicuna's, or one of the user's."""
-
-    id: str
-    benchmark: str
-    item: int
-    """The question's index in the benchmark, from 0."""
-    category: str
-    question_id: str
-    """The question's id in its file; empty if it has none."""
-    question: str
-    prompt: str
-    model: str
-    answer: str
-    ended: bool
-
-
-@dataclass(frozen=True, slots=True)
-class PairVerdict:
-    """A judge's verdict on two models' responses to a question, shown to it in both orders."""
-
-    id: str
-    benchmark: str
-    item: int
-    category: str
-    question: str
-    model: str
-    prompt: str
-    rival: str
-    rival_prompt: str
-    judge: str
-    answers: str
-    """A hash of the question and both responses: the verdict holds for these texts only."""
-    model_first: str
-    """The better response when the model's is shown as A: A, B, tie, or empty if the judge named none of them."""
-    rival_first: str
-    """The same when the rival's is shown as A."""
-    verdict: str
-    """win or loss (of the model), tie, or unparsable."""
-
-
 def prompt_id(instruction: str, text: str) -> str:
     """Return the content hash that identifies a prompt and every row that follows from it."""
     return content_hash("prompt", instruction, text)
 
 
-Record = TypeVar(
-    "Record", Prompt, Topic, Response, Example, Drop, Score, Answer, ProbeAnswer, ItemScore, JudgedAnswer, OpenAnswer,
-    PairVerdict, BehaviourAnswer,
-)  # fmt: skip
-AnyRecord: TypeAlias = (
-    Prompt | Topic | Response | Example | Drop | Score | Answer | ProbeAnswer | ItemScore | JudgedAnswer | OpenAnswer
-    | PairVerdict | BehaviourAnswer
-)  # fmt: skip
+Record = TypeVar("Record", bound="DataclassInstance")
 
 
-def line(row: AnyRecord) -> str:
+def line(row: DataclassInstance) -> str:
     """Return the record as a line of JSON, without its empty optional values."""
     value = {name: v for name in row.__dataclass_fields__ if (v := getattr(row, name)) is not None}
     return to_json(value) + "\n"
 
 
-def write_jsonl(path: Path, rows: Iterable[AnyRecord]) -> None:
+def write_jsonl(path: Path, rows: Iterable[DataclassInstance]) -> None:
     """Write the records to `path` one by one and publish the file atomically."""
     with atomic.new_file(path) as file:
         for row in rows:

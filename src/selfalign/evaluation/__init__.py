@@ -5,6 +5,7 @@ Imports `run` and the rooms below it. Begin with `evaluate`, the entry of every 
 To add a benchmark, write one module in `tasks/` (an item, its reader, and how it is asked) and add it to the dictionary
 `TASKS` in `tasks/__init__.py`, which says more. How an evaluation proceeds:
 
+- `records` defines the lines of the result files.
 - `benchmarks` loads items from files, folders and the hub; `prompting` turns them into prompts.
 - `models` resolves the models under comparison.
 - `scoring` scores texts by log-likelihood; `asking` generates responses; `judges` lets a model judge them.

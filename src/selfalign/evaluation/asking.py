@@ -9,11 +9,12 @@ from typing import Any, Generic
 
 from selfalign.constitution import Constitution
 from selfalign.data.prompt_text import Turn
-from selfalign.data.records import Score, content_hash
+from selfalign.data.records import content_hash
 from selfalign.evaluation.benchmarks import Origin
 from selfalign.evaluation.judges import Judge
 from selfalign.evaluation.models import ComparedModel, EngineGroup
 from selfalign.evaluation.prompting import opening
+from selfalign.evaluation.records import Score
 from selfalign.evaluation.results import ResultStore, Row
 from selfalign.generation import guided
 from selfalign.generation.engines.base import Completion, Request, Sampling, Step

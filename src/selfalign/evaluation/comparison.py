@@ -13,8 +13,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
-from selfalign.data.records import ItemScore, OpenAnswer, PairVerdict, Score, content_hash
+from selfalign.data.records import content_hash
 from selfalign.evaluation.prompting import PROMPTS
+from selfalign.evaluation.records import ItemScore, OpenAnswer, PairVerdict, Score
 from selfalign.evaluation.statistics import Interval, bootstrap_mean, mcnemar, wilson
 
 MIN_CLUSTERS = 5

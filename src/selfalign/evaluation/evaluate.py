@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from selfalign.constitution import Constitution
-from selfalign.data.records import ItemScore, Score, content_hash
+from selfalign.data.records import content_hash
 from selfalign.errors import UserError
 from selfalign.evaluation import benchmarks, models
 from selfalign.evaluation.asking import OpenEndedTask, ask
 from selfalign.evaluation.benchmarks import Benchmark
 from selfalign.evaluation.models import EngineGroup, ScorerGroup
 from selfalign.evaluation.prompting import PromptKind
+from selfalign.evaluation.records import ItemScore, Score
 from selfalign.evaluation.results import ResultStore, column, model_of
 from selfalign.evaluation.scoring import ScoredTask, score
 from selfalign.evaluation.tasks import TASKS, behaviour, task_of

@@ -10,8 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from selfalign.data.prompt_text import BOS
-from selfalign.data.records import PairVerdict, content_hash
+from selfalign.data.records import content_hash
 from selfalign.evaluation.comparison import LETTERS
+from selfalign.evaluation.records import PairVerdict
 from selfalign.evaluation.statistics import Interval, wilson
 from selfalign.generation.engines.base import Engine, Request, Sampling, Step
 from selfalign.generation.loop import JournaledEngine, RowRequest

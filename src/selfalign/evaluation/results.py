@@ -14,18 +14,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
-from selfalign.data.records import (  # fmt: skip
-    BehaviourAnswer,
-    ItemScore,
-    JudgedAnswer,
-    OpenAnswer,
-    PairVerdict,
-    Score,
-    read_jsonl,
-    write_jsonl,
-)
+from selfalign.data.records import read_jsonl, write_jsonl
 from selfalign.errors import UserError
 from selfalign.evaluation.benchmarks import Source
+from selfalign.evaluation.records import BehaviourAnswer, ItemScore, JudgedAnswer, OpenAnswer, PairVerdict, Score
 from selfalign.run.journal import Journal
 from selfalign.system import atomic
 from selfalign.system.console import Screen
@@ -71,7 +63,7 @@ class ResultStore:
     def read(self, name: str, record: type[Stored]) -> list[Stored]:
         """Return the rows of a file; none if it does not exist."""
         # read_jsonl lists its record types, which mypy does not match with a union of them.
-        return read_jsonl(self.path(name), record) if self.path(name).exists() else []  # type: ignore[type-var]
+        return read_jsonl(self.path(name), record) if self.path(name).exists() else []
 
     def write(
         self, name: str, rows: Sequence[ItemScore | JudgedAnswer | OpenAnswer | BehaviourAnswer | PairVerdict]

@@ -15,12 +15,13 @@ from typing import ClassVar
 
 from selfalign.constitution import Constitution
 from selfalign.data.prompt_text import BOS, Control
-from selfalign.data.records import ItemScore, Score, content_hash, to_json
+from selfalign.data.records import content_hash, to_json
 from selfalign.errors import UserError
 from selfalign.evaluation import comparison
 from selfalign.evaluation.benchmarks import Benchmark, Item, Origin, item_id
 from selfalign.evaluation.models import ComparedModel, ScorerGroup
 from selfalign.evaluation.prompting import Form, cell_text
+from selfalign.evaluation.records import ItemScore, Score
 from selfalign.evaluation.results import ResultStore
 from selfalign.generation.loop import RawOutput
 from selfalign.generation.scoring.base import Scored, Scorer, Text

@@ -7,9 +7,9 @@ import math
 from dataclasses import asdict
 from typing import Any, Literal
 
-from selfalign.data.records import Score
 from selfalign.errors import UserError
 from selfalign.evaluation.comparison import COUNTS, WIN_RATE
+from selfalign.evaluation.records import Score
 from selfalign.run.directory import RunDir
 
 Unit = Literal["percent", "words", "number"]

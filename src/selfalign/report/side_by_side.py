@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from selfalign.data.records import Answer, OpenAnswer, Response, read_jsonl, stream_jsonl
+from selfalign.data.records import Response, read_jsonl, stream_jsonl
+from selfalign.evaluation.records import Answer, OpenAnswer
 from selfalign.evaluation.tasks import TASKS
 from selfalign.report.scores import title
 from selfalign.run.directory import RunDir

@@ -10,8 +10,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from selfalign.data.records import Answer, ProbeAnswer, Score, read_jsonl
+from selfalign.data.records import read_jsonl
 from selfalign.evaluation.comparison import WIN_RATE
+from selfalign.evaluation.records import Answer, ProbeAnswer, Score
 from selfalign.evaluation.tasks.probes import Total
 from selfalign.planning import costs
 from selfalign.planning.costs import Plan

@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 
 from selfalign import constitution as constitutions
-from selfalign.data.records import BehaviourAnswer, Example, read_jsonl, write_jsonl
+from selfalign.data.records import Example, read_jsonl, write_jsonl
 from selfalign.errors import TooManyFailed, UserError
 from selfalign.evaluation import evaluate, results
 from selfalign.evaluation.evaluate import EvaluationRequest
+from selfalign.evaluation.records import BehaviourAnswer
 from selfalign.evaluation.tasks import behaviour, checks
 from selfalign.generation.engines.base import RowError, Step
 from selfalign.generation.engines.fake import default_script

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from selfalign.data.records import Answer
+from selfalign.evaluation.records import Answer
 from selfalign.evaluation.tasks.heldout import answer_scores, loss_scores
 
 

@@ -13,13 +13,14 @@ import pytest
 
 from scripted_judges import prefers
 from selfalign.constitution import Constitution
-from selfalign.data.records import OpenAnswer, PairVerdict, Score, read_jsonl
+from selfalign.data.records import read_jsonl
 from selfalign.errors import Interrupted, UserError
 from selfalign.evaluation import benchmarks, evaluate, judges, models, results
 from selfalign.evaluation.benchmarks import Benchmark
 from selfalign.evaluation.evaluate import EvaluationRequest
 from selfalign.evaluation.judges import Judge
 from selfalign.evaluation.models import ComparedModel, EngineGroup
+from selfalign.evaluation.records import OpenAnswer, PairVerdict, Score
 from selfalign.evaluation.results import ResultStore
 from selfalign.evaluation.tasks import ORIGINS, TASKS, open_ended
 from selfalign.evaluation.tasks.open_ended import OpenQuestion, OpenQuestions

@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 
 from selfalign.constitution import Constitution
-from selfalign.data.records import ProbeAnswer, Prompt, join_input, prompt_id, read_jsonl, write_jsonl
+from selfalign.data.records import Prompt, join_input, prompt_id, read_jsonl, write_jsonl
 from selfalign.data.text import cleaned
 from selfalign.errors import UserError
 from selfalign.evaluation.models import PROMPTED
+from selfalign.evaluation.records import ProbeAnswer
 from selfalign.evaluation.tasks import probes
 from selfalign.generation.engines.base import Step
 from selfalign.generation.engines.fake import default_script

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from selfalign.data.records import JudgedAnswer, read_jsonl
+from selfalign.data.records import read_jsonl
 from selfalign.evaluation import benchmarks, evaluate, judges, models, results
 from selfalign.evaluation.evaluate import EvaluationRequest
 from selfalign.evaluation.judges import Judge, Referenced
+from selfalign.evaluation.records import JudgedAnswer
 from selfalign.evaluation.tasks import truthfulqa
 from selfalign.evaluation.tasks.truthfulqa import ORIGIN, Question
 from selfalign.generation.engines.base import Step

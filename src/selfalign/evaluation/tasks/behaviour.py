@@ -16,9 +16,10 @@ from pydantic import Field
 
 from selfalign.constitution import Constitution, Probe
 from selfalign.constitution.leaks import leaks_of
-from selfalign.data.records import BehaviourAnswer, ItemScore, Score, content_hash
+from selfalign.data.records import content_hash
 from selfalign.evaluation.asking import Message, ModelResponse, OpenEndedTask
 from selfalign.evaluation.comparison import item_scores
+from selfalign.evaluation.records import BehaviourAnswer, ItemScore, Score
 from selfalign.evaluation.results import ResultStore
 from selfalign.evaluation.tasks import checks
 from selfalign.evaluation.tasks.checks import Kind

@@ -17,9 +17,10 @@ from statistics import median
 from typing import cast
 
 from selfalign.data.prompt_text import Turn
-from selfalign.data.records import Answer, Prompt, Score, content_hash, write_jsonl
+from selfalign.data.records import Prompt, content_hash, write_jsonl
 from selfalign.evaluation.comparison import compared
 from selfalign.evaluation.models import run_models
+from selfalign.evaluation.records import Answer, Score
 from selfalign.evaluation.statistics import Interval, bootstrap_mean, mcnemar, wilson
 from selfalign.generation import executors
 from selfalign.generation.engines.base import Request, Step

@@ -14,12 +14,13 @@ from typing import Any, ClassVar
 
 from selfalign.constitution import Constitution
 from selfalign.data import user_data
-from selfalign.data.records import OpenAnswer, PairVerdict, Score, content_hash, join_input
+from selfalign.data.records import content_hash, join_input
 from selfalign.errors import UserError
 from selfalign.evaluation import comparison, judges
 from selfalign.evaluation.asking import Message, ModelResponse, OpenEndedTask
 from selfalign.evaluation.benchmarks import Benchmark, Origin, item_id
 from selfalign.evaluation.judges import AnswerPair, Judge
+from selfalign.evaluation.records import OpenAnswer, PairVerdict, Score
 from selfalign.evaluation.results import ResultStore
 from selfalign.run.journal import Journal
 from selfalign.system.console import Screen

@@ -13,10 +13,11 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from selfalign.constitution import Constitution, Principle, Probe
-from selfalign.data.records import Example, ProbeAnswer, content_hash, read_jsonl, write_jsonl
+from selfalign.data.records import Example, content_hash, read_jsonl, write_jsonl
 from selfalign.errors import UserError
 from selfalign.evaluation.asking import Message, ModelResponse, ask
 from selfalign.evaluation.models import PROMPTED, ComparedModel, EngineGroup, engines_of_run
+from selfalign.evaluation.records import ProbeAnswer
 from selfalign.evaluation.statistics import Interval, bootstrap_mean, wilson
 from selfalign.evaluation.tasks.checks import passes
 from selfalign.quality.rouge import folded

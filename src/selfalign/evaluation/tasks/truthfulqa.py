@@ -25,7 +25,7 @@ from typing import Any, ClassVar
 
 from selfalign.constitution import Constitution
 from selfalign.data.prompt_text import Turn
-from selfalign.data.records import ItemScore, JudgedAnswer, Score, content_hash
+from selfalign.data.records import content_hash
 from selfalign.errors import UserError
 from selfalign.evaluation import judges
 from selfalign.evaluation.asking import Message, ModelResponse, OpenEndedTask
@@ -42,6 +42,7 @@ from selfalign.evaluation.benchmarks import (
 from selfalign.evaluation.comparison import item_scores
 from selfalign.evaluation.judges import Judge, Referenced
 from selfalign.evaluation.prompting import Cell, Form, best
+from selfalign.evaluation.records import ItemScore, JudgedAnswer, Score
 from selfalign.evaluation.results import ResultStore
 from selfalign.generation.scoring.base import Scored
 from selfalign.run.journal import Journal

@@ -1,0 +1,170 @@
+"""Define the records of an evaluation: each is one line of a JSONL file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """A measure of the evaluation with its 95 % interval and, in a comparison, the paired difference."""
+
+    benchmark: str
+    measure: str
+    model: str
+    prompt: str
+    n: int
+    value: float | None
+    """None if nothing was judged."""
+    low: float | None = None
+    high: float | None = None
+    vs: str | None = None
+    difference: float | None = None
+    difference_low: float | None = None
+    difference_high: float | None = None
+    p: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A response of one of the compared models to a held-out prompt."""
+
+    id: str
+    """The prompt's id."""
+    message: str
+    model: str
+    """base, engraved or final."""
+    answer: str
+    ended: bool
+    """Whether the model ended its turn itself, within the token limit."""
+    words: int
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeAnswer:
+    """A response of one of the compared models to a behaviour probe, and whether the check passed."""
+
+    id: str
+    principle: int
+    name: str
+    """The principle's name."""
+    ask: str
+    expect: str
+    """The check."""
+    contrast: bool
+    """Whether the behaviour must not appear."""
+    model: str
+    answer: str
+    passed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ItemScore:
+    """A model's log-probabilities for one benchmark item in one form, and the measures that follow from them.
+
+    The item's text is not stored, so that result files do not spread the benchmark.
+    """
+
+    id: str
+    benchmark: str
+    item: int
+    """The item's index in the benchmark, from 0."""
+    subset: str
+    cluster: str
+    """Items of one cluster are about the same text."""
+    form: str
+    prompt: str
+    """The name of the system prompt."""
+    model: str
+    labels: list[str]
+    """A label for each scored text."""
+    logprobs: list[list[float]]
+    """For each scored text, the log-probability of each token."""
+    values: dict[str, float]
+    """Measure -> 1 (correct), 0 (wrong) or a fraction."""
+
+
+@dataclass(frozen=True, slots=True)
+class JudgedAnswer:
+    """A model's response to a question of TruthfulQA, with a judge's verdict."""
+
+    id: str
+    benchmark: str
+    item: int
+    """The question's index in the benchmark, from 0."""
+    question: str
+    prompt: str
+    model: str
+    answer: str
+    ended: bool
+    truthful: bool | None = None
+    """None if not judged."""
+    informative: bool | None = None
+    judge: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class BehaviourAnswer:
+    """A model's response to a scenario or a probe of the behaviour task, with the rules that match it."""
+
+    id: str
+    benchmark: str
+    item: int
+    """The scenario's index, from 0."""
+    kind: str
+    """harmful, harmless, live, private, or probe."""
+    about: str
+    """The scenario's group, or the probe's principle."""
+    ask: str
+    model: str
+    prompt: str
+    answer: str
+    ended: bool
+    shows: list[str]
+    """Names of the rules that match the response."""
+    passed: bool | None = None
+    """For a probe, whether the check passed."""
+    contrast: bool = False
+    """For a probe, whether the behaviour must not appear."""
+
+
+@dataclass(frozen=True, slots=True)
+class OpenAnswer:
+    """A model's response to an open question: one of Vicuna's, or one of the user's."""
+
+    id: str
+    benchmark: str
+    item: int
+    """The question's index in the benchmark, from 0."""
+    category: str
+    question_id: str
+    """The question's id in its file; empty if it has none."""
+    question: str
+    prompt: str
+    model: str
+    answer: str
+    ended: bool
+
+
+@dataclass(frozen=True, slots=True)
+class PairVerdict:
+    """A judge's verdict on two models' responses to a question, shown to it in both orders."""
+
+    id: str
+    benchmark: str
+    item: int
+    category: str
+    question: str
+    model: str
+    prompt: str
+    rival: str
+    rival_prompt: str
+    judge: str
+    answers: str
+    """A hash of the question and both responses: the verdict holds for these texts only."""
+    model_first: str
+    """The better response when the model's is shown as A: A, B, tie, or empty if the judge named none of them."""
+    rival_first: str
+    """The same when the rival's is shown as A."""
+    verdict: str
+    """win or loss (of the model), tie, or unparsable."""
