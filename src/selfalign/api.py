@@ -29,7 +29,7 @@ from selfalign.report.scores import read_scores
 from selfalign.report.status import status
 from selfalign.run import feedback
 from selfalign.run.context import ADAPTER_STAGES, Context
-from selfalign.run.directory import RunDir, default_out, hold
+from selfalign.run.directory import RunDir, acquire_lock, default_out
 from selfalign.run.feedback import Feedback
 from selfalign.run.ledger import StageCounts
 from selfalign.run.recipe import Recipe, Stage
@@ -279,13 +279,13 @@ def create(
         screen.say(f"resumed from {resolved.storage}", "dim")
         # The fetched run has an engine and pinned data, chosen on another machine.
         resolved, texts, model = prepare(recipe, settings, limit, prompts, path)
-    lock = hold(path) if (path / "journal.sqlite").exists() else None
+    lock = acquire_lock(path) if (path / "journal.sqlite").exists() else None
     if lock is not None and new:
         os.close(lock)
         lock = None
     try:
         directory = RunDir.create(path, resolved, texts, new)
-        lock = hold(path) if lock is None else lock
+        lock = acquire_lock(path) if lock is None else lock
         atomic.sweep(path)
     except BaseException:
         if lock is not None:
@@ -301,6 +301,6 @@ def open_run(path: str | Path, *, force: bool = False, screen: Screen | None = N
         SelfAlignError: the folder is not a run, or another process holds it.
     """
     directory = RunDir.open(Path(path))
-    lock = hold(Path(path))
+    lock = acquire_lock(Path(path))
     atomic.sweep(Path(path))
     return Run(Context(directory, screen or Screen(-1), force=force), lock)

@@ -160,7 +160,7 @@ def test_edited_file_is_overwritten_only_with_force(tmp_path: Path) -> None:
     responses.write_text("".join(lines[1:]))
     one_line(selfalign("align", "runs/quick", cwd=tmp_path), 1, "responses.jsonl", "--force")
     engraved = selfalign("run", *SMALL, cwd=tmp_path)
-    assert engraved.returncode == 0 and "removed by hand 1" in engraved.stderr
+    assert engraved.returncode == 0 and "removed manually 1" in engraved.stderr
     assert selfalign("align", "runs/quick", "--force", cwd=tmp_path).returncode == 0
     assert responses.read_text() == "".join(lines)
 

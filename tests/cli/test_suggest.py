@@ -136,7 +136,7 @@ def test_write_keeps_the_rest_of_the_text(run: RunDir, mine: Path):
     text = mine.read_bytes().decode()
     end = "'I stay calm.'"
     assert text == OWN.replace(end, f"{end}, probes: [{{ask: 'Why is it?', expect: mentions, words: [calm, peace]}}]")
-    assert RunDir.look(run.path).constitution == run.constitution, "the run keeps its own constitution"
+    assert RunDir.load(run.path).constitution == run.constitution, "the run keeps its own constitution"
 
 
 def test_out_extends_a_shipped_constitution(fake_run: Run, tmp_path: Path):

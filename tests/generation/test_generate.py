@@ -52,7 +52,7 @@ def text(outcome: GenerationResult) -> str:
 
 
 @pytest.mark.parametrize("parallel", [1, 8])
-def test_results_come_in_the_order_of_the_requests(journal: Journal, parallel: int):
+def test_results_have_the_order_of_the_requests(journal: Journal, parallel: int):
     def slow_first(prompt: str, step: Step, rng: random.Random) -> str:
         time.sleep(0.02 if prompt.endswith("0") else 0.0)
         return f"to {prompt}"
@@ -62,7 +62,7 @@ def test_results_come_in_the_order_of_the_requests(journal: Journal, parallel: i
     assert [text(o) for o in found] == [f"to <bos>prompt {i}" for i in range(40)]
 
 
-def test_the_second_call_asks_the_engine_nothing(journal: Journal):
+def test_second_call_sends_no_requests(journal: Journal):
     engine = Fake(4, echo)
     first = ask(works(10), engine, journal)
     assert engine.requests == 10
@@ -71,14 +71,14 @@ def test_the_second_call_asks_the_engine_nothing(journal: Journal):
     assert again.requests == 0
 
 
-def test_only_what_is_new_is_asked(journal: Journal):
+def test_only_new_requests_are_sent(journal: Journal):
     ask(works(4), Fake(2, echo), journal)
     engine = Fake(2, echo)
     assert len(ask(works(10), engine, journal)) == 10
     assert engine.requests == 6
 
 
-def test_two_slots_or_eight_give_the_same_results(tmp_path: Path):
+def test_results_do_not_depend_on_slots(tmp_path: Path):
     found = []
     for slots in (2, 8):
         made = Journal(tmp_path / f"{slots}.sqlite")
@@ -113,7 +113,7 @@ CHANGES: dict[str, Callable[[Request], Request]] = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_a_changed_request_is_asked_anew(journal: Journal, change: str):
+def test_changed_request_is_sent_again(journal: Journal, change: str):
     ask([RowRequest("row", BASE)], Fake(1, echo), journal)
     engine = Fake(1, echo)
     ask([RowRequest("row", CHANGES[change](BASE))], engine, journal)
@@ -123,7 +123,7 @@ def test_a_changed_request_is_asked_anew(journal: Journal, change: str):
     assert same.requests == 0
 
 
-def test_other_weights_another_stage_or_row_are_asked_anew(journal: Journal):
+def test_other_weights_stage_or_row_are_sent_again(journal: Journal):
     ask([RowRequest("row", BASE)], Fake(1, echo), journal)
     for items, more in [
         ([RowRequest("row", BASE)], {"identities": {None: "other"}}),
@@ -135,7 +135,7 @@ def test_other_weights_another_stage_or_row_are_asked_anew(journal: Journal):
         assert engine.requests == 1
 
 
-def test_other_weights_of_an_adapter_ask_the_adapters_requests_only(journal: Journal):
+def test_new_adapter_weights_resend_only_its_requests(journal: Journal):
     items = [RowRequest("a", BASE), RowRequest("b", replace(BASE, adapter="engrave"))]
     ask(items, Fake(1, echo), journal)
     engine = Fake(1, echo)
@@ -143,14 +143,14 @@ def test_other_weights_of_an_adapter_ask_the_adapters_requests_only(journal: Jou
     assert engine.requests == 1
 
 
-def test_the_same_request_twice_is_asked_once(journal: Journal):
+def test_repeated_request_is_sent_once(journal: Journal):
     engine = Fake(2, echo)
     found = ask([RowRequest("row", BASE)] * 3, engine, journal)
     assert engine.requests == 1
     assert found[0] == found[1] == found[2]
 
 
-def test_a_row_that_fails_harms_no_other(journal: Journal):
+def test_failed_row_does_not_affect_others(journal: Journal):
     found = ask(works(10), Fake(3, echo, fail="prompt 4"), journal)
     assert [o.row_id for o in found if o.completion is None] == ["row4"]
     assert "set to fail" in found[4].reason
@@ -159,7 +159,7 @@ def test_a_row_that_fails_harms_no_other(journal: Journal):
     assert journal.open_work("align") == 0
 
 
-def test_a_row_that_failed_is_asked_again_next_time(journal: Journal):
+def test_failed_row_is_retried_next_time(journal: Journal):
     ask(works(10), Fake(3, echo, fail="prompt 4"), journal)
     engine = Fake(3, echo)
     found = ask(works(10), engine, journal)
@@ -167,7 +167,7 @@ def test_a_row_that_failed_is_asked_again_next_time(journal: Journal):
     assert all(o.completion for o in found)
 
 
-def test_an_engine_that_breaks_ends_the_call_and_loses_nothing_that_was_saved(journal: Journal):
+def test_engine_failure_loses_no_saved_output(journal: Journal):
     def breaks(prompt: str, step: Step, rng: random.Random) -> str:
         if prompt.endswith("prompt 30"):
             raise RuntimeError("the engine is gone")
@@ -182,7 +182,7 @@ def test_an_engine_that_breaks_ends_the_call_and_loses_nothing_that_was_saved(jo
     assert engine.requests == 40 - saved
 
 
-def test_the_raw_output_is_in_the_journal(journal: Journal):
+def test_raw_output_is_in_the_journal(journal: Journal):
     found = ask(works(3), Fake(1, lambda *_: "raw \u2028 é\x1b[2J"), journal)
     with sqlite3.connect(journal.path) as other:
         rows = other.execute("SELECT row_id, state, raw, prompt_tokens, generated_tokens FROM work").fetchall()
@@ -195,7 +195,7 @@ def test_the_raw_output_is_in_the_journal(journal: Journal):
         assert generated == found[0].completion.parts[0].generated_tokens
 
 
-def test_a_guided_request_keeps_a_part_for_each_step(journal: Journal):
+def test_guided_request_has_a_part_per_step(journal: Journal):
     seen: list[str] = []
 
     def script(prompt: str, step: Step, rng: random.Random) -> str:
@@ -208,7 +208,7 @@ def test_a_guided_request_keeps_a_part_for_each_step(journal: Journal):
     assert seen == ["<bos>prompt", "<bos>promptone\nSo:"]
 
 
-def test_a_step_that_was_cut_ends_the_request(journal: Journal):
+def test_truncated_step_ends_the_request(journal: Journal):
     short = replace(STEP, sampling=replace(STEP.sampling, max_new_tokens=2))
     engine = Fake(1, lambda *_: "a b c d e")
     found = ask([RowRequest("row", replace(BASE, steps=(short, STEP)))], engine, journal)
@@ -216,7 +216,7 @@ def test_a_step_that_was_cut_ends_the_request(journal: Journal):
     assert found[0].completion == Completion((Part("a b", "length", 2, 0, 2),))
 
 
-def test_progress_counts_every_row_and_token(journal: Journal):
+def test_progress_counts_rows_and_tokens(journal: Journal):
     ask(works(3), Fake(2, lambda *_: "a b"), journal)
     told: list[tuple[int, int]] = []
     ask(works(8), Fake(2, lambda *_: "a b", fail="prompt 5"), journal, on_done=lambda *t: told.append(t))
@@ -224,7 +224,7 @@ def test_progress_counts_every_row_and_token(journal: Journal):
     assert sum(tokens for _, tokens in told) == 4 * 2
 
 
-def test_no_work_is_no_request(journal: Journal):
+def test_no_requests_give_no_results(journal: Journal):
     engine = Fake(2, echo)
     assert ask([], engine, journal) == []
     assert engine.requests == 0
@@ -237,7 +237,7 @@ def stop(monkeypatch: pytest.MonkeyPatch) -> Callable[[int | None], None]:
 
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_drains_what_is_in_flight_and_ends(journal: Journal, stop, signum: int, code: int):
+def test_signal_finishes_requests_in_flight(journal: Journal, stop, signum: int, code: int):
     def script(prompt: str, step: Step, rng: random.Random) -> str:
         time.sleep(0.005)
         if prompt.endswith("prompt 9"):
@@ -257,7 +257,7 @@ def test_a_signal_drains_what_is_in_flight_and_ends(journal: Journal, stop, sign
     assert [text(o).split(" 0.")[0] for o in found] == [f" answer to <bos>prompt {i}" for i in range(60)]
 
 
-def test_after_a_signal_nothing_new_is_asked(journal: Journal, stop):
+def test_no_request_is_sent_after_a_signal(journal: Journal, stop):
     stop(int(signal.SIGINT))
     engine = Fake(4, echo)
     with pytest.raises(Interrupted):
@@ -266,7 +266,7 @@ def test_after_a_signal_nothing_new_is_asked(journal: Journal, stop):
     assert journal.open_work("align") == 5
 
 
-def test_a_rows_seed_depends_on_the_row_only():
+def test_row_seed_depends_only_on_the_row():
     assert row_seed(0, "align", "a") == row_seed(0, "align", "a")
     assert len({row_seed(0, "a"), row_seed(1, "a"), row_seed(0, "b"), row_seed(0, "a", "b")}) == 4
     assert all(0 <= row_seed(0, i) < 2**32 for i in range(100))

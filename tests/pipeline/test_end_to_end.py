@@ -1,4 +1,4 @@
-"""All four stages on the real embedded model, with a tiny limit: real generation, real training."""
+"""All four stages with the embedded model and tiny sizes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SETTINGS = [
 ]
 
 
-pytestmark = pytest.mark.timeout(1000)
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(1000)]
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def rows(path: Path) -> list[dict[str, object]]:
     return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
 
 
-def test_every_file_of_the_contract_stands_there(run: Path) -> None:
+def test_every_file_exists(run: Path) -> None:
     for name in (
         "recipe.yaml", "constitution.yaml", "journal.sqlite", "1_prompts/self_instruct.jsonl", "1_prompts/topics.jsonl",
         "1_prompts/red_team.jsonl", "1_prompts/prompts.jsonl", "2_self_align/responses.jsonl",
@@ -57,7 +57,7 @@ def test_every_file_of_the_contract_stands_there(run: Path) -> None:
         assert (run / name).stat().st_size > 0, name
 
 
-def test_the_counts_balance_and_thoughts_stay_out_of_training(run: Path) -> None:
+def test_counts_balance_and_training_text_has_no_thoughts(run: Path) -> None:
     manifest = json.loads((run / "manifest.json").read_text())
     for stage in manifest["stages"]:
         assert stage["rows_in"] == stage["kept"] + sum(stage["dropped"].values()) + sum(stage["failed"].values())
@@ -71,7 +71,7 @@ def test_the_counts_balance_and_thoughts_stay_out_of_training(run: Path) -> None
     assert not any("internal thoughts" in str(r["assistant"]) or "Principles:" in str(r["assistant"]) for r in trained)
 
 
-def test_the_adapters_change_the_output_and_torch_agrees_with_the_engine(run: Path) -> None:
+def test_adapters_change_output_and_torch_matches_engine(run: Path) -> None:
     answers = rows(run / "5_evaluation/answers.jsonl")
     by_model = {m: [a["answer"] for a in answers if a["model"] == m] for m in ("base", "engraved", "final")}
     assert len(by_model["base"]) == len(by_model["engraved"]) == len(by_model["final"]) == 4
@@ -85,13 +85,13 @@ def test_the_adapters_change_the_output_and_torch_agrees_with_the_engine(run: Pa
         assert parity["changed"] >= 0.10
 
 
-def test_the_shared_prefix_is_computed_once(run: Path) -> None:
+def test_shared_prefix_is_computed_once(run: Path) -> None:
     stages = {s["stage"]: s for s in json.loads((run / "manifest.json").read_text())["stages"]}
     align = stages["align"]
     assert align["cached_tokens"] > 10 * align["prompt_tokens"]
 
 
-def test_chat_answers_with_the_base_and_the_final_model(run: Path) -> None:
+def test_chat_responds_with_base_and_final_model(run: Path) -> None:
     said = {}
     for model in ("base", "final"):
         command = [sys.executable, "-m", "selfalign.cli.main", "chat", str(run), "--model", model, "-p", "Who are you?"]
@@ -103,7 +103,7 @@ def test_chat_answers_with_the_base_and_the_final_model(run: Path) -> None:
     assert said["base"] and said["final"] and said["base"] != said["final"]
 
 
-def test_the_server_answers_the_openai_client_with_every_model(run: Path) -> None:
+def test_server_responds_to_openai_client_with_every_model(run: Path) -> None:
     import openai_conformance
     from serve_process import serve
 

@@ -49,7 +49,7 @@ WORSE = [
     {"instruction": "Say tea.", "input": "", "output": "I like tea. I like tea. I like tea."},
     {"instruction": "What stands in a kitchen?", "input": "", "output": "A stove, a table.\nUser: and more?"},
 ]
-FATES = {"no answer is given": 2, "empty": 1, "loop": 1, "turn leaked": 1}
+OUTCOMES = {"no answer is given": 2, "empty": 1, "loop": 1, "turn leaked": 1}
 
 
 @pytest.fixture
@@ -70,13 +70,13 @@ def check(context: Context, stage: str) -> None:
     assert sum(d.stage == stage for d in context.journal.drops()) == counts.rows_in - counts.kept
 
 
-def test_given_answers_are_judged_and_kept_without_any_request(fake_run: Runs, mine: Path):
+def test_user_responses_are_filtered_without_any_request(fake_run: Runs, mine: Path):
     context = context_of(fake_run, mine)
     run_stage(context, "prompts")
     run_stage(context, "align")
     check(context, "align")
     counts = context.journal.counts("align")
-    assert (counts.rows_in, counts.kept, counts.dropped) == (17, 12, FATES)
+    assert (counts.rows_in, counts.kept, counts.dropped) == (17, 12, OUTCOMES)
     assert counts.notes == {"principles": {}, "answers from": "mine.json"}
     assert counts.generation.requests == 0 and context.engine().requests == 0
     rows = read_jsonl(context.run.jsonl("responses"), Response)
@@ -86,7 +86,7 @@ def test_given_answers_are_judged_and_kept_without_any_request(fake_run: Runs, m
     assert all((prompts[r.id].instruction, prompts[r.id].split) == (r.instruction, r.split) for r in rows)
 
 
-def test_all_stages_run_on_given_answers(fake_run: Runs, mine: Path):
+def test_all_stages_run_on_user_responses(fake_run: Runs, mine: Path):
     context = context_of(fake_run, mine)
     order.run_all(context)
     examples = read_jsonl(context.run.jsonl("engrave_examples"), Example)
@@ -100,7 +100,7 @@ def test_all_stages_run_on_given_answers(fake_run: Runs, mine: Path):
     assert "under the constitution" not in report["story"]
 
 
-def test_rows_that_a_hand_changed_are_counted(fake_run: Runs, mine: Path):
+def test_manually_changed_rows_are_counted(fake_run: Runs, mine: Path):
     context = context_of(fake_run, mine)
     run_stage(context, "prompts")
     file = context.run.jsonl("prompts")
@@ -110,13 +110,13 @@ def test_rows_that_a_hand_changed_are_counted(fake_run: Runs, mine: Path):
     run_stage(context, "align")
     check(context, "align")
     counts = context.journal.counts("align")
-    assert counts.rows_in == 18 and counts.dropped["removed by hand"] == 1
+    assert counts.rows_in == 18 and counts.dropped["removed manually"] == 1
     drops = {d.text: d.reason for d in context.journal.drops() if d.stage == "align"}
     assert drops["Why is snow white?"] == "no answer is given"
-    assert drops[first] == "removed by hand"
+    assert drops[first] == "removed manually"
 
 
-def test_another_file_than_the_prompts_came_from_is_refused(mine: Path, tmp_path: Path):
+def test_changed_user_data_is_refused(mine: Path, tmp_path: Path):
     settings = {"engine.kind": "fake", "align.form": "given", "stages": ["prompts", "align"]}
     with selfalign.create("quick", tmp_path / "run", settings=settings, prompts=mine) as run:
         run.run_stage("prompts")
@@ -126,7 +126,7 @@ def test_another_file_than_the_prompts_came_from_is_refused(mine: Path, tmp_path
         assert not run.context.run.jsonl("responses").exists()
 
 
-def test_a_stopped_stage_goes_on_to_the_same_file(fake_run: Runs, mine: Path, monkeypatch: pytest.MonkeyPatch):
+def test_resumed_stage_writes_the_same_file(fake_run: Runs, mine: Path, monkeypatch: pytest.MonkeyPatch):
     whole = context_of(fake_run, mine, name="whole")
     stopped = context_of(fake_run, mine, name="stopped")
     for context in (whole, stopped):
@@ -149,14 +149,14 @@ def test_a_stopped_stage_goes_on_to_the_same_file(fake_run: Runs, mine: Path, mo
     assert stopped.run.jsonl("responses").read_bytes() == whole.run.jsonl("responses").read_bytes()
 
 
-def test_without_a_file_there_is_nothing_to_give(fake_run: Runs, tmp_path: Path):
+def test_given_form_needs_a_file(fake_run: Runs, tmp_path: Path):
     with pytest.raises(UserError, match=r"align\.form: given needs your responses: .*--prompts FILE"):
         order.run_all(fake_run("align.form=given"))
     with pytest.raises(UserError, match=r"align\.form: given needs"):
         selfalign.plan("quick", settings={"engine.kind": "fake", "align.form": "given"})
 
 
-def test_the_plan_generates_nothing_for_given_answers(default_constitution: Constitution, mine: Path):
+def test_plan_has_no_generation_for_user_responses(default_constitution: Constitution, mine: Path):
     speed = Calibration(8, {"8": 100.0}, 400.0, 2.0, 1241.0, 50_000)
     machine = Machine(8, speed, 1000.0, True, True, 4096, 241.0)
     recipe = recipes.load("quick", ["align.form=given"])
@@ -184,7 +184,7 @@ HOSTILE = [
 ]  # fmt: skip
 
 
-def test_hostile_pairs_have_a_fate_each_and_no_control_characters(fake_run: Runs, tmp_path: Path):
+def test_hostile_pairs_have_one_outcome_and_no_control_characters(fake_run: Runs, tmp_path: Path):
     file = tmp_path / "mine.jsonl"
     pairs = [(f"{n}. {a}" if a else a, b) for n, a in enumerate(HOSTILE) for b in HOSTILE[n % 3 :: 3]]
     file.write_text("".join(json.dumps({"prompt": a, "completion": b}) + "\n" for a, b in pairs))
@@ -204,7 +204,7 @@ def cli(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedP
     return subprocess.run(command, cwd=cwd, env=where, capture_output=True, text=True, timeout=580)
 
 
-def test_the_preview_shows_rows_as_they_were_read(mine: Path, tmp_path: Path):
+def test_preview_prints_user_rows(mine: Path, tmp_path: Path):
     fake = ("run", "--set", "engine.kind=fake", "--prompts", "mine.json", "--preview", "2")
     done = cli(*fake, "--set", "align.form=given", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -218,13 +218,13 @@ def test_the_preview_shows_rows_as_they_were_read(mine: Path, tmp_path: Path):
 
 @pytest.mark.slow
 @pytest.mark.timeout(1000)
-def test_given_pairs_are_engraved_into_the_real_model(mine: Path, tmp_path: Path):
+def test_user_pairs_are_engraved_into_the_real_model(mine: Path, tmp_path: Path):
     sets = ["align.form=given", "stages=[prompts, align, engrave]", "evaluate.heldout_prompts=2", "engrave.epochs=1"]
     done = cli("run", "--prompts", "mine.json", "--out", "run", *(p for s in sets for p in ("--set", s)), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "mine.json: read as Alpaca 16, our own 1" in done.stderr and "engine" not in done.stderr
     stages = {s["stage"]: s for s in json.loads((tmp_path / "run/manifest.json").read_text())["stages"]}
-    assert (stages["align"]["kept"], stages["align"]["dropped"], stages["align"]["requests"]) == (12, FATES, 0)
+    assert (stages["align"]["kept"], stages["align"]["dropped"], stages["align"]["requests"]) == (12, OUTCOMES, 0)
     assert stages["engrave"]["notes"]["steps"] >= 2 and stages["engrave"]["kept"] >= 10
     card = (tmp_path / "run/3_engrave/adapter/README.md").read_text()
     assert "people or other programs wrote" in card and "wrote itself" not in card

@@ -1,4 +1,4 @@
-"""Stage 1's rounds: gone on with after a stop, steered, and ended where nothing new comes."""
+"""Rounds of stage 1: resuming, steering, and stopping without novel prompts."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def ledger(context: Context, stage: str) -> list[tuple[object, ...]]:
 
 @pytest.fixture
 def stop_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
-    """Ask for the end after so many closed rounds."""
+    """Stop the run after a number of finished rounds."""
 
     def arrange(number: int) -> None:
         close, closed = rounds.Rounds.close, Counter[str]()
@@ -57,7 +57,7 @@ def stop_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
 
 
 @pytest.mark.parametrize("number", [1, 3, 5])
-def test_a_stopped_stage_goes_on_after_its_last_round(
+def test_resumed_stage_keeps_finished_rounds(
     fake_run: Runs, stop_after: Callable[[int], None], number: int, monkeypatch: pytest.MonkeyPatch
 ):
     whole = fake_run(*SIZES, name="whole")
@@ -94,7 +94,7 @@ def rounds_inputs(context: Context) -> str:
     return str(context.journal._db.execute("SELECT inputs FROM rounds WHERE stage = 'self_instruct'").fetchone()[0])
 
 
-def test_a_round_with_failed_requests_is_decided_anew(fake_run: Runs):
+def test_round_with_failed_requests_is_decided_again(fake_run: Runs):
     probe = fake_run(*SIZES, name="probe")
     step1a_self_instruct.run(probe)
     shown_later = read_jsonl(probe.run.jsonl("self_instruct"), Prompt)[2].instruction
@@ -111,7 +111,7 @@ def test_a_round_with_failed_requests_is_decided_anew(fake_run: Runs):
     assert again.journal.counts("self_instruct").failed == {}
 
 
-def test_the_verb_decides_all_rounds_anew(fake_run: Runs):
+def test_stage_verb_decides_all_rounds_again(fake_run: Runs):
     context = fake_run(*SIZES)
     order.run_stage(context, "prompts")
     before, asked = files(context), context.engine().requests  # type: ignore[attr-defined]
@@ -121,7 +121,7 @@ def test_the_verb_decides_all_rounds_anew(fake_run: Runs):
     assert context.engine().requests == asked  # type: ignore[attr-defined]
 
 
-def test_another_verb_forgets_no_round(fake_run: Runs, stop_after: Callable[[int], None]):
+def test_other_stage_verb_keeps_the_rounds(fake_run: Runs, stop_after: Callable[[int], None]):
     stop_after(2)
     context = fake_run(*SIZES)
     with pytest.raises(Interrupted):
@@ -145,7 +145,7 @@ def few_words(prompt: str, step: Step, rng: random.Random) -> str:
     return "###\n".join(blocks) + "###\n"
 
 
-def test_it_stops_where_novelty_has_dried_up(fake_run: Runs, capsys: pytest.CaptureFixture[str]):
+def test_stage_stops_without_novel_candidates(fake_run: Runs, capsys: pytest.CaptureFixture[str]):
     context = fake_run(*SIZES, "prompts.self_instruct.requests_per_round=20", script=few_words)
     context.screen.verbosity = 0
     step1a_self_instruct.run(context)
@@ -156,7 +156,7 @@ def test_it_stops_where_novelty_has_dried_up(fake_run: Runs, capsys: pytest.Capt
     assert f"only {counts.kept} of 60 prompts: of the last" in capsys.readouterr().err
 
 
-def test_it_stops_where_the_model_repeats_itself_word_for_word(fake_run: Runs):
+def test_stage_stops_if_the_model_repeats_itself(fake_run: Runs):
     def same(prompt: str, step: Step, rng: random.Random) -> str:
         if not prompt.rstrip().endswith("Instruction:"):
             return default_script(prompt, step, rng)
@@ -172,7 +172,7 @@ def test_it_stops_where_the_model_repeats_itself_word_for_word(fake_run: Runs):
     assert notes["rounds"] <= 15
 
 
-def test_it_stops_where_nothing_can_be_used(fake_run: Runs):
+def test_stage_stops_without_usable_candidates(fake_run: Runs):
     context = fake_run(*SIZES, "prompts.self_instruct.requests_per_round=50", "filters.prompts.min_words=100")
     step1a_self_instruct.run(context)
     notes = context.journal.counts("self_instruct").notes
@@ -180,13 +180,13 @@ def test_it_stops_where_nothing_can_be_used(fake_run: Runs):
     assert "candidates was accepted" in notes["stopped"]
 
 
-def test_the_paper_goes_on_to_the_last_round(fake_run: Runs):
+def test_paper_steering_continues_to_the_last_round(fake_run: Runs):
     sets = ("prompts.steering.least_novel=0", "prompts.self_instruct.max_rounds=40")
     context = fake_run(*SIZES, *sets, "prompts.self_instruct.requests_per_round=20", script=few_words)
     step1a_self_instruct.run(context)
     notes = context.journal.counts("self_instruct").notes
     assert notes["rounds"] == 40
-    assert notes["stopped"] == "40 rounds are all that the recipe allows"
+    assert notes["stopped"] == "the recipe allows 40 rounds"
 
 
 @pytest.mark.parametrize(("share", "own"), [(0.0, 0), (0.2, 1), (0.6, 3), (1.0, 5)])
@@ -205,7 +205,7 @@ def test_accepted_prompts_are_shown_as_seeds(fake_run: Runs, share: float, own: 
     assert set(shown[4:]) == {own}
 
 
-def test_red_teaming_turns_to_the_types_with_the_fewest_prompts(fake_run: Runs):
+def test_red_teaming_prefers_types_with_fewest_prompts(fake_run: Runs):
     types = [t.name for t in fake_run(name="names").run.constitution.question_types]
     poor = sorted(types)[:5]
 
@@ -225,7 +225,7 @@ def test_red_teaming_turns_to_the_types_with_the_fewest_prompts(fake_run: Runs):
     assert spread[True] <= 3 < spread[False]
 
 
-def test_a_barren_type_takes_no_more_than_twice_its_share(fake_run: Runs):
+def test_barren_type_gets_at_most_twice_its_fraction(fake_run: Runs):
     barren = fake_run(name="names").run.constitution.question_types[0].name
 
     def script(prompt: str, step: Step, rng: random.Random) -> str:
@@ -241,7 +241,7 @@ def test_a_barren_type_takes_no_more_than_twice_its_share(fake_run: Runs):
     assert counts.dropped["too short"] <= counts.notes["rounds"] * 2 + 2 * 60 / 20
 
 
-def test_the_mean_similarity_is_stored_where_it_is_asked_for(fake_run: Runs, tmp_path: Path):
+def test_mean_similarity_is_stored_on_request(fake_run: Runs, tmp_path: Path):
     context = fake_run(*SIZES, "prompts.mean_similarity=true")
     order.run_stage(context, "prompts")
     found = read_jsonl(context.run.jsonl("self_instruct"), Prompt)

@@ -1,4 +1,4 @@
-"""Stages 1 and 2 on the fake engine: parsers, prompts, counts, files, resuming."""
+"""Stages 1 and 2 with the fake engine: parsers, prompts, counts, files, resuming."""
 
 from __future__ import annotations
 
@@ -56,11 +56,11 @@ def test_parse_reads_every_block():
 
 
 @pytest.mark.parametrize("none", ["<noinput>", "noinput", "<No Input>", "None", "N/A", "<noinput>.", ""])
-def test_parse_reads_no_input_in_every_spelling(none: str):
+def test_parse_reads_every_spelling_of_no_input(none: str):
     assert parse(after(6, block(6, "Name a river.", none)), 6, False) == [("Name a river.", "")]
 
 
-def test_parse_leaves_out_the_last_block_of_a_cut_completion():
+def test_parse_skips_the_last_block_of_a_truncated_completion():
     text = after(6, block(6, "Sort the words."), block(7, "Name a riv"))
     assert parse(text, 6, True) == [("Sort the words.", "")]
     assert parse(after(6, block(6, "Sort the words.")), 6, True) == []
@@ -79,14 +79,14 @@ def test_parse_joins_the_lines_of_an_instruction():
         " Sort.\n6. Instruction: Again.\n6. Input:\nx",
     ],
 )
-def test_parse_gives_a_malformed_block_as_text(text: str):
+def test_parse_returns_a_malformed_block_as_text(text: str):
     found = parse(text, 6, False)
     assert len(found) == 1
     assert isinstance(found[0], str)
     assert "Sort" in found[0]
 
 
-def test_parse_goes_on_after_a_malformed_block():
+def test_parse_continues_after_a_malformed_block():
     text = after(6, "6. Instruction: Sort.\n", block(7, "Name a river."))
     assert parse(text, 6, False) == ["6. Instruction: Sort.", ("Name a river.", "")]
 
@@ -99,7 +99,7 @@ fragments = st.sampled_from(
 @given(st.text() | st.lists(fragments, max_size=20).map("".join), st.integers(1, 30), st.booleans())
 @example("", 6, False)
 @example("###" * 50, 6, True)
-def test_parse_takes_any_text(text: str, first: int, truncated: bool):
+def test_parse_accepts_any_text(text: str, first: int, truncated: bool):
     for found in parse(text, first, truncated):
         assert isinstance(found, str) or (len(found) == 2 and "\n" not in found[0])
 
@@ -107,7 +107,7 @@ def test_parse_takes_any_text(text: str, first: int, truncated: bool):
 @pytest.mark.parametrize(
     "unit", [" ", " \n", "\n", "6. Input:\n", "6. Instruction: a\n", "###", "a ", "6. "], ids=ascii
 )
-def test_parse_takes_no_time_on_repetition(unit: str):
+def test_parse_is_fast_on_repetitive_text(unit: str):
     text = " Sort the words" + unit * (20_000 // len(unit)) + "x"
     with hang_guard():
         parse(text, 6, False)
@@ -117,7 +117,7 @@ def test_parse_takes_no_time_on_repetition(unit: str):
 
 
 @pytest.mark.parametrize("topic", ["Gold", "Marie Curie", "The Red Cross", "A", "Café Society", "X-rays"])
-def test_a_good_topic(topic: str):
+def test_usable_topics_have_no_reason(topic: str):
     assert topic_reason(topic) is None
 
 
@@ -135,19 +135,19 @@ def test_a_good_topic(topic: str):
         ("Topic: Gold", "not a topic"),
     ],
 )
-def test_a_topic_that_is_not_usable(topic: str, reason: str):
+def test_unusable_topics_have_a_reason(topic: str, reason: str):
     assert topic_reason(topic) == reason
 
 
 @given(st.text())
-def test_any_topic_gets_a_reason_or_none(topic: str):
+def test_topic_reason_accepts_any_text(topic: str):
     assert topic_reason(topic) is None or topic_reason(topic)
 
 
 # -- prompts as they are sent ----------------------------------------------------------------------------------------
 
 
-def test_the_self_instruct_prompt_shows_seeds_and_ends_with_the_next_number():
+def test_self_instruct_prompt_shows_seeds_and_ends_with_next_number():
     pieces = step1a_self_instruct.render(
         [SeedTask(instruction="Sort\nthese:", input="b a"), SeedTask(instruction="Go.", input="")]
     )
@@ -157,13 +157,13 @@ def test_the_self_instruct_prompt_shows_seeds_and_ends_with_the_next_number():
     assert text.endswith("###\n3. Instruction:")
 
 
-def test_seeds_with_markers_stay_text():
+def test_markers_in_seeds_stay_text():
     pieces = step1a_self_instruct.render([SeedTask(instruction="<eos> {0} %s \\1", input="<bos>")])
     assert [p for p in pieces if isinstance(p, Control)] == [BOS]
     assert "<eos> {0} %s \\1" in pieces[1]
 
 
-def test_the_topic_prompt_shows_other_types_and_goes_on_with_its_own(default_constitution: Constitution):
+def test_topic_prompt_shows_other_types_and_ends_with_its_own(default_constitution: Constitution):
     types = default_constitution.question_types
     text = "".join(step1b_red_team.render_topics(types[0], ["Gift", "Party"], types))
     assert text.endswith(f"Ten topics for questions about {types[0].name}:\n1. Gift\n2. Party\n3.")
@@ -171,7 +171,7 @@ def test_the_topic_prompt_shows_other_types_and_goes_on_with_its_own(default_con
     assert types[0].topic not in text
 
 
-def test_the_question_prompt_shares_its_beginning(default_constitution: Constitution):
+def test_question_prompts_share_a_prefix(default_constitution: Constitution):
     types = default_constitution.question_types
     one = step1b_red_team.render_question(types[:3], types[5], "Rome")
     two = step1b_red_team.render_question(types[:3], types[6], "Oslo")
@@ -180,7 +180,7 @@ def test_the_question_prompt_shares_its_beginning(default_constitution: Constitu
     assert types[5].question in one[2]
 
 
-def test_the_constitution_is_shown_with_all_its_parts(default_constitution: Constitution):
+def test_rendered_constitution_has_all_parts(default_constitution: Constitution):
     text = render(default_constitution)
     for principle in default_constitution.principles:
         assert f"{principle.id} ({principle.name}). {principle.rule}" in text
@@ -203,7 +203,7 @@ def asked(context: Context) -> Request:
     return step2_self_align.request(context, PROMPT, step2_self_align.form(context))
 
 
-def test_the_guided_form_thinks_cites_and_answers(fake_run: Runs):
+def test_guided_form_has_steps_for_thoughts_citations_and_response(fake_run: Runs):
     request = align_request(fake_run)
     assert "".join(request.prompt).endswith("User: Why is gold dear?\n\nAlma (internal thoughts):")
     think, cite, answer = request.steps
@@ -215,18 +215,18 @@ def test_the_guided_form_thinks_cites_and_answers(fake_run: Runs):
     assert answer.sampling.max_new_tokens == 160
 
 
-def test_hints_begin_the_citations(fake_run: Runs):
+def test_hints_start_the_citations(fake_run: Runs):
     assert align_request(fake_run, "align.hints=true").steps[1].cue == " Principles: 9 (static),"
 
 
-def test_the_paper_form_is_one_pass(fake_run: Runs):
+def test_paper_form_has_one_step(fake_run: Runs):
     request = align_request(fake_run, "align.form=paper")
     assert len(request.steps) == 1
     assert request.steps[0].cue == ""
     assert request.adapter is None
 
 
-def test_a_requests_seed_depends_on_the_row_and_the_recipes_seed(fake_run: Runs):
+def test_request_seed_depends_on_row_and_recipe_seed(fake_run: Runs):
     one, two = fake_run(name="a"), fake_run("seed=1", name="b")
     assert asked(one).seed == asked(one).seed
     assert asked(one).seed != asked(two).seed
@@ -299,7 +299,7 @@ def test_prompts_are_deduplicated_and_partly_held_out(done: Context):
     assert not {r.instruction for r in rows} & {s.instruction for s in load_seeds("default")}
 
 
-def test_every_question_type_has_as_many_topics(done: Context):
+def test_all_question_types_have_equally_many_topics(done: Context):
     topics = read_jsonl(done.run.jsonl("topics"), Topic)
     types = [t.name for t in done.run.constitution.question_types]
     counts = Counter(t.question_type for t in topics)
@@ -309,14 +309,14 @@ def test_every_question_type_has_as_many_topics(done: Context):
     assert len({(t.question_type, t.topic.lower()) for t in topics}) == len(topics)
 
 
-def test_red_team_prompts_name_their_type_and_topic(done: Context):
+def test_red_team_prompts_have_type_and_topic(done: Context):
     topics = {(t.question_type, t.topic) for t in read_jsonl(done.run.jsonl("topics"), Topic)}
     rows = read_jsonl(done.run.jsonl("red_team"), Prompt)
     assert all((r.question_type, r.topic) in topics for r in rows)
     assert len({r.question_type for r in rows}) == 12
 
 
-def test_responses_hold_thoughts_and_principles_apart(done: Context):
+def test_responses_have_separate_thoughts_and_principles(done: Context):
     prompts = {p.id: p for p in read_jsonl(done.run.jsonl("prompts"), Prompt)}
     for row in read_jsonl(done.run.jsonl("responses"), Response):
         assert row.principles == [2, 3]
@@ -326,7 +326,7 @@ def test_responses_hold_thoughts_and_principles_apart(done: Context):
     assert done.journal.counts("align").notes["principles"] == dict.fromkeys("23", done.journal.counts("align").kept)
 
 
-def test_a_finished_stage_is_not_run_again(done: Context):
+def test_finished_stage_is_skipped(done: Context):
     engine = done.engine()
     before, asked = contents(done), engine.requests
     run_both(done)
@@ -334,7 +334,7 @@ def test_a_finished_stage_is_not_run_again(done: Context):
     assert contents(done) == before
 
 
-def test_a_stage_that_is_run_again_takes_its_outputs_from_the_journal(done: Context):
+def test_repeated_stage_takes_outputs_from_the_journal(done: Context):
     engine = done.engine()
     before, asked = contents(done), engine.requests
     run_stage(done, "prompts", again=True)
@@ -343,16 +343,14 @@ def test_a_stage_that_is_run_again_takes_its_outputs_from_the_journal(done: Cont
     assert contents(done) == before
 
 
-def test_one_slot_and_eight_give_the_same_files(fake_run: Runs):
+def test_files_do_not_depend_on_slots(fake_run: Runs):
     one = run_both(fake_run(*SMALL, "engine.slots=1", name="one", script=script))
     eight = run_both(fake_run(*SMALL, "engine.slots=8", name="eight", script=script))
     assert contents(one) == contents(eight)
 
 
 @pytest.mark.parametrize("at", [3, 30, 50])
-def test_a_stopped_run_goes_on_to_the_same_files(
-    fake_run: Runs, done: Context, monkeypatch: pytest.MonkeyPatch, at: int
-):
+def test_resumed_run_has_the_same_files(fake_run: Runs, done: Context, monkeypatch: pytest.MonkeyPatch, at: int):
     monkeypatch.setattr(STOP, "_signum", None)
     asked = []
 
@@ -375,7 +373,7 @@ def test_another_seed_gives_other_prompts(fake_run: Runs, done: Context):
     assert contents(other)["1_prompts/prompts.jsonl"] != contents(done)["1_prompts/prompts.jsonl"]
 
 
-def test_the_paper_form_runs_too(fake_run: Runs):
+def test_paper_form_runs(fake_run: Runs):
     def one_pass(prompt: str, step: Step, rng: random.Random) -> str:
         if prompt.endswith("(internal thoughts):"):
             return f" Easy. 2 (informative).\n\nAlma: {default_script('x', step, rng)}"
@@ -398,7 +396,7 @@ GARBAGE = {
 
 
 @pytest.mark.parametrize("garbage", GARBAGE)
-def test_garbage_gives_drops_and_no_crash(fake_run: Runs, garbage: str):
+def test_garbage_is_dropped(fake_run: Runs, garbage: str):
     sets = [*SMALL, "prompts.self_instruct.max_rounds=2", "prompts.red_team.max_rounds=2"]
     context = run_both(fake_run(*sets, script=lambda *_: GARBAGE[garbage]))
     check_counts(context)
@@ -419,7 +417,7 @@ ANSWERS = {
 
 
 @pytest.mark.parametrize("answer", ANSWERS, ids=lambda a: a[:12])
-def test_a_bad_answer_is_dropped_with_its_reason(fake_run: Runs, answer: str):
+def test_bad_response_is_dropped_with_its_reason(fake_run: Runs, answer: str):
     def bad(prompt: str, step: Step, rng: random.Random) -> str:
         return answer if prompt.endswith("\n\nAlma:") else script(prompt, step, rng)
 
@@ -440,7 +438,7 @@ def test_thoughts_without_a_principle_are_dropped(fake_run: Runs, thoughts: str,
     assert context.journal.counts("align").dropped == {reason: 24}
 
 
-def test_thoughts_that_never_end_are_dropped(fake_run: Runs):
+def test_unfinished_thoughts_are_dropped(fake_run: Runs):
     def bad(prompt: str, step: Step, rng: random.Random) -> str:
         return " 3 (helpful) on" * 500 if prompt.endswith("thoughts):") else script(prompt, step, rng)
 
@@ -448,7 +446,7 @@ def test_thoughts_that_never_end_are_dropped(fake_run: Runs):
     assert context.journal.counts("align").dropped == {"thoughts never ended": 24}
 
 
-def test_failed_rows_end_the_stage_and_what_was_kept_is_kept(fake_run: Runs):
+def test_failed_rows_stop_the_stage_and_others_stay(fake_run: Runs):
     context = fake_run(*SMALL, script=script)
     run_stage(context, "prompts")
     row = next(iter(context.prompts()))
@@ -478,7 +476,7 @@ def test_few_failed_rows_are_allowed(fake_run: Runs):
 # -- files that hands changed ----------------------------------------------------------------------------------------
 
 
-def test_a_prompt_that_a_hand_removed_is_counted(done: Context):
+def test_manually_removed_prompt_is_counted(done: Context):
     file = done.run.jsonl("prompts")
     lines = file.read_text("utf-8").splitlines(keepends=True)
     file.write_text("".join(lines[1:]), "utf-8")
@@ -486,14 +484,14 @@ def test_a_prompt_that_a_hand_removed_is_counted(done: Context):
     check_counts(done)
     counts = done.journal.counts("align")
     assert counts.rows_in == 24
-    assert counts.dropped["removed by hand"] == 1
+    assert counts.dropped["removed manually"] == 1
     gone = json.loads(lines[0])
-    removed = [d for d in done.journal.drops() if d.reason == "removed by hand"]
+    removed = [d for d in done.journal.drops() if d.reason == "removed manually"]
     assert [d.id for d in removed] == [gone["id"]]
     assert gone["instruction"] in removed[0].text
 
 
-def test_a_prompt_that_a_hand_added_is_answered(done: Context):
+def test_manually_added_prompt_gets_a_response(done: Context):
     file = done.run.jsonl("prompts")
     with file.open("a", encoding="utf-8") as out:
         out.write('{"instruction": "Why do cats purr at night?"}\n')
@@ -505,17 +503,17 @@ def test_a_prompt_that_a_hand_added_is_answered(done: Context):
     assert "Why do cats purr at night?" in {r.instruction for r in read_jsonl(done.run.jsonl("responses"), Response)}
 
 
-def test_a_prompt_that_a_hand_edited_is_one_removed_and_one_added(done: Context):
+def test_edited_prompt_counts_as_removed_and_added(done: Context):
     rows = read_jsonl(done.run.jsonl("prompts"), Prompt)
     text = done.run.jsonl("prompts").read_text("utf-8").replace(json.dumps(rows[0].instruction), '"Why do cats purr?"')
     done.run.jsonl("prompts").write_text(text, "utf-8")
     run_stage(done, "align")
     check_counts(done)
     assert done.journal.counts("align").rows_in == 25
-    assert done.journal.counts("align").dropped["removed by hand"] == 1
+    assert done.journal.counts("align").dropped["removed manually"] == 1
 
 
-def test_a_broken_line_in_the_prompts_names_file_and_line(done: Context):
+def test_error_names_file_and_line_of_an_invalid_prompt(done: Context):
     with done.run.jsonl("prompts").open("a", encoding="utf-8") as out:
         out.write("{oops\n")
     with pytest.raises(UserError, match=r"prompts\.jsonl:25 is not JSON"):
@@ -526,7 +524,7 @@ def test_edited_responses_are_not_overwritten_without_force(done: Context):
     file = done.run.jsonl("responses")
     file.write_text(file.read_text("utf-8") + "\n", "utf-8")
     edited = file.read_bytes()
-    with pytest.raises(UserError, match=r"responses\.jsonl was edited since it was made; --force overwrites it"):
+    with pytest.raises(UserError, match=r"responses\.jsonl was edited since the run wrote it; --force overwrites it"):
         run_stage(done, "align", again=True)
     assert file.read_bytes() == edited
     done.force = True
@@ -534,7 +532,7 @@ def test_edited_responses_are_not_overwritten_without_force(done: Context):
     assert file.read_bytes() == edited[:-1]
 
 
-def test_edited_responses_stay_where_the_stage_is_done(done: Context):
+def test_finished_stage_keeps_edited_responses(done: Context):
     file = done.run.jsonl("responses")
     file.write_text("", "utf-8")
     run_stage(done, "align")
@@ -544,7 +542,7 @@ def test_edited_responses_stay_where_the_stage_is_done(done: Context):
 # -- settings at their edges -----------------------------------------------------------------------------------------
 
 
-def test_without_red_teaming_the_prompts_stage_is_done_once(fake_run: Runs):
+def test_prompts_stage_without_red_teaming_finishes(fake_run: Runs):
     context = fake_run(*SMALL, "prompts.red_team.count=0", script=script)
     run_stage(context, "prompts")
     assert len(read_jsonl(context.run.jsonl("prompts"), Prompt)) == 12
@@ -554,13 +552,13 @@ def test_without_red_teaming_the_prompts_stage_is_done_once(fake_run: Runs):
     assert len(read_jsonl(context.run.jsonl("prompts"), Prompt)) == 11
 
 
-def test_without_self_instruct_the_red_team_writes_all_prompts(fake_run: Runs):
+def test_prompts_stage_without_self_instruct_finishes(fake_run: Runs):
     context = fake_run(*SMALL, "prompts.self_instruct.count=0", script=script)
     run_both(context)
     assert {r.source for r in read_jsonl(context.run.jsonl("prompts"), Prompt)} == {"red_team"}
 
 
-def test_a_novelty_of_one_drops_copies_only(fake_run: Runs):
+def test_novelty_of_one_drops_only_duplicates(fake_run: Runs):
     sets = (*SMALL, "prompts.novelty=1.0", "prompts.self_instruct.max_rounds=2", "prompts.red_team.max_rounds=2")
     context = fake_run(*sets, script=lambda *_: GARBAGE["one"])
     run_stage(context, "prompts")
@@ -568,9 +566,7 @@ def test_a_novelty_of_one_drops_copies_only(fake_run: Runs):
     assert len(read_jsonl(context.run.jsonl("self_instruct"), Prompt)) == 1
 
 
-def test_a_constitution_without_question_types_needs_a_count_of_zero(
-    fake_run: Runs, default_constitution: Constitution
-):
+def test_constitution_without_question_types_needs_count_zero(fake_run: Runs, default_constitution: Constitution):
     bare = default_constitution.model_copy(update={"question_types": []})
     with pytest.raises(UserError, match=r"no question_types: add some, or set prompts\.red_team\.count to 0"):
         run_stage(fake_run(*SMALL, texts=bare, name="a", script=script), "prompts")
@@ -579,7 +575,7 @@ def test_a_constitution_without_question_types_needs_a_count_of_zero(
     assert len(read_jsonl(context.run.jsonl("prompts"), Prompt)) == 12
 
 
-def test_fewer_prompts_than_wanted_end_after_the_last_round(fake_run: Runs):
+def test_stage_ends_after_the_last_round(fake_run: Runs):
     sets = (
         "prompts.self_instruct.max_rounds=1",
         "prompts.self_instruct.requests_per_round=1",
@@ -605,7 +601,7 @@ def test_fewer_prompts_than_wanted_end_after_the_last_round(fake_run: Runs):
         ),
     ],
 )
-def test_own_prompts_take_the_place_of_stage_one(fake_run: Runs, tmp_path: Path, name: str, text: str):
+def test_user_prompts_replace_stage_1(fake_run: Runs, tmp_path: Path, name: str, text: str):
     (tmp_path / name).write_text(text, "utf-8")
     context = fake_run(*SMALL, f"prompts.file={tmp_path / name}", script=script)
     run_both(context)
@@ -620,13 +616,13 @@ def test_own_prompts_take_the_place_of_stage_one(fake_run: Runs, tmp_path: Path,
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("own.txt", "\n\n", "holds no prompt"),
+        ("own.txt", "\n\n", "has no usable prompt"),
         ("own.jsonl", "{}\n", r"own\.jsonl:1: no known form: it has the keys \(none\); known are messages"),
         ("own.jsonl", '{"prompt": 5}\n', r"own\.jsonl:1: prompt is 5, not text"),
         ("own.jsonl", "nonsense\n", r"own\.jsonl:1 is not JSON"),
     ],
 )
-def test_wrong_own_prompts_are_named(fake_run: Runs, tmp_path: Path, name: str, text: str, message: str):
+def test_invalid_user_prompts_are_refused(fake_run: Runs, tmp_path: Path, name: str, text: str, message: str):
     (tmp_path / name).write_text(text, "utf-8")
     context = fake_run(*SMALL, f"prompts.file={tmp_path / name}")
     with pytest.raises(UserError, match=message):
@@ -636,7 +632,7 @@ def test_wrong_own_prompts_are_named(fake_run: Runs, tmp_path: Path, name: str, 
 # -- editing between stages through the pipeline ---------------------------------------------------------------------
 
 
-def test_run_all_publishes_a_manifest_last(fake_run: Runs):
+def test_run_all_writes_a_manifest_last(fake_run: Runs):
     context = fake_run(*SMALL, "stages=[prompts, align]", script=script)
     order.run_all(context)
     manifest = json.loads(context.run.manifest.read_text("utf-8"))

@@ -1,8 +1,8 @@
-"""SIGKILL, at random instants and at every point that matters: nothing lost, nothing doubled, nothing torn.
+"""Kill runs at random instants and at named points; the resumed run must have the same files.
 
 A child process is forked (so that it need not import everything anew), does the real work of a run on the fake engine
-and is killed by the system, not by an exception. Every resumed run must end with the files of an undisturbed one, byte
-for byte. The fast tests take a sample of what the slow ones do in full.
+and is killed by SIGKILL. Every resumed run must end with the files of an undisturbed one, byte for byte. The fast tests
+are a sample of the slow ones.
 """
 
 from __future__ import annotations
@@ -40,7 +40,9 @@ SETTINGS = {
 IN_FLIGHT = 8 * 4
 
 Arm = Callable[[], None]
-"""Prepares a child process for its death."""
+"""Prepares a child process for the kill."""
+
+pytestmark = pytest.mark.integration
 
 
 def work(folder: Path, arm: Arm | None = None, seconds: float | None = None) -> int:
@@ -93,7 +95,7 @@ def paid(folder: Path) -> dict[str, tuple[str, float]]:
 
 
 def resume(folder: Path, wanted: dict[str, bytes], requests: int) -> None:
-    """The same files, and nothing that was paid for is asked again: not by another key, not by the same."""
+    """Check that the files are the same and that no saved request was sent again, under any key."""
     before = paid(folder)
     assert work(folder) == 0
     assert files(folder) == wanted
@@ -129,12 +131,12 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, bytes], f
 
 
 @pytest.mark.slow
-def test_ten_kills_at_random_instants(tmp_path: Path, whole: tuple[dict[str, bytes], float, int]):
+def test_ten_random_kills(tmp_path: Path, whole: tuple[dict[str, bytes], float, int]):
     kill_at_random(tmp_path, whole, 10)
 
 
 @pytest.mark.slow
-def test_fifty_kills_at_random_instants(tmp_path: Path, whole: tuple[dict[str, bytes], float, int]):
+def test_fifty_random_kills(tmp_path: Path, whole: tuple[dict[str, bytes], float, int]):
     kill_at_random(tmp_path, whole, 50)
 
 
@@ -165,7 +167,7 @@ POINTS: dict[str, tuple[Any, str]] = {
     "journal: files to be written": (Journal, "unpublish"),
     "journal: files written": (Journal, "publish"),
     "journal: drops": (Journal, "drops"),
-    "loop: hand out": (_Loop, "_hand_out"),
+    "loop: submit": (_Loop, "_submit"),
     "loop: collect": (_Loop, "_collect"),
     "loop: commit": (_Loop, "_commit"),
     "executor: give": (LocalExecutor, "give"),
@@ -211,7 +213,7 @@ def at(point: str, when: str, call: int) -> Arm:
     return arm
 
 
-def test_ten_kills_in_a_row_of_one_run(tmp_path: Path, whole: tuple[dict[str, bytes], float, int]):
+def test_ten_kills_of_one_run(tmp_path: Path, whole: tuple[dict[str, bytes], float, int]):
     """Each time it is resumed it comes four turns of the loop further."""
     folder = tmp_path / "run"
     for number in range(10):
@@ -222,7 +224,7 @@ def test_ten_kills_in_a_row_of_one_run(tmp_path: Path, whole: tuple[dict[str, by
 
 
 def kill_at(tmp_path: Path, whole: tuple[dict[str, bytes], float, int], point: str, call: int) -> int:
-    """Kill before and after that call; returns how often the process died of it."""
+    """Kill before and after that call; returns how often the process died."""
     died = 0
     for when in ("before", "after"):
         folder = tmp_path / when
@@ -237,12 +239,12 @@ FAST = ("journal: commit a turn", "journal: record outcomes", "file: rename", "r
 
 
 @pytest.mark.parametrize("point", FAST)
-def test_kills_at_the_points_that_matter_most(tmp_path: Path, whole: tuple[dict[str, bytes], float, int], point: str):
+def test_kills_at_important_points(tmp_path: Path, whole: tuple[dict[str, bytes], float, int], point: str):
     assert kill_at(tmp_path, whole, point, 3) == 2
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("point", POINTS)
-def test_kills_at_every_named_point(tmp_path: Path, whole: tuple[dict[str, bytes], float, int], point: str):
+def test_kills_at_every_point(tmp_path: Path, whole: tuple[dict[str, bytes], float, int], point: str):
     died = sum(kill_at(tmp_path / str(call), whole, point, call) for call in (1, 2, 5))
     assert died >= 1

@@ -1,4 +1,4 @@
-"""A stage's input file as a person may have left it."""
+"""Input files of stages that the user may have edited."""
 
 from __future__ import annotations
 
@@ -30,30 +30,31 @@ def rows(tmp_path: Path, journal: Journal, *texts: str) -> Rows[Prompt]:
     return Rows(tmp_path / "prompts.jsonl", Prompt, journal, ("self_instruct",))
 
 
-def test_every_row_once_in_its_order(tmp_path: Path, journal: Journal):
+def test_rows_are_yielded_once_in_order(tmp_path: Path, journal: Journal):
     found = rows(tmp_path, journal, "b", "a", "c")
     assert [p.instruction for p in found] == ["b", "a", "c"] == [p.instruction for p in found]
     assert (len(found), list(found.removed())) == (3, [])
 
 
-def test_a_row_that_stands_there_again_is_a_duplicate(tmp_path: Path, journal: Journal):
+def test_repeated_row_is_a_duplicate(tmp_path: Path, journal: Journal):
     found = rows(tmp_path, journal, "a", "b", "a", "a")
     assert [p.instruction for p in found] == ["a", "b"]
     assert len(found) == 2
-    fates = list(found.removed())
-    assert [(f[2], f[3], f[4]) for f in fates] == [("dropped", "duplicate", "a")] * 2
-    assert len({f[0] for f in fates} | {p.id for p in found}) == 4
+    outcomes = list(found.removed())
+    assert [(o.state, o.reason, o.text) for o in outcomes] == [("dropped", "duplicate", "a")] * 2
+    assert len({o.id for o in outcomes} | {p.id for p in found}) == 4
     assert found.number_removed == 2
 
 
-def test_rows_that_a_hand_took_out_are_dropped(tmp_path: Path, journal: Journal):
+def test_manually_removed_rows_are_dropped(tmp_path: Path, journal: Journal):
     kept = [prompt(t) for t in ("a", "b", "c")]
     journal.record("self_instruct", [(p.id, n, "kept", "", p.message) for n, p in enumerate(kept)])
     found = rows(tmp_path, journal, "c", "new", "new")
-    assert [f[3] + " " + f[4] for f in found.removed()] == ["removed by hand a", "removed by hand b", "duplicate new"]
+    removed = [f"{o.reason} {o.text}" for o in found.removed()]
+    assert removed == ["removed manually a", "removed manually b", "duplicate new"]
 
 
-def test_a_file_that_changes_while_it_is_read_ends_the_stage_resumably(tmp_path: Path, journal: Journal):
+def test_file_that_changes_while_read_is_resumable(tmp_path: Path, journal: Journal):
     found = rows(tmp_path, journal, "a", "b")
     reading = iter(found)
     assert next(reading).instruction == "a"
@@ -67,7 +68,7 @@ def test_a_file_that_changes_while_it_is_read_ends_the_stage_resumably(tmp_path:
         list(found)
 
 
-def test_a_wrong_line_is_found_before_anything_is_spent(tmp_path: Path, journal: Journal):
+def test_invalid_line_is_reported_first(tmp_path: Path, journal: Journal):
     (tmp_path / "prompts.jsonl").write_text('{"instruction": "a"}\n{"instruction": " "}\n')
     with pytest.raises(UserError, match=r"prompts\.jsonl:2: instruction is empty"):
         Rows(tmp_path / "prompts.jsonl", Prompt, journal, ())

@@ -27,7 +27,7 @@ def states(journal: Journal) -> dict[str, str]:
     return found
 
 
-def test_work_goes_from_pending_over_running_to_raw_saved(journal: Journal):
+def test_request_is_pending_then_running_then_saved(journal: Journal):
     journal.begin("align", [("k1", "r1"), ("k2", "r2")])
     assert states(journal) == {"k1": "pending", "k2": "pending"}
     assert journal.open_work("align") == 2
@@ -42,7 +42,7 @@ def test_work_goes_from_pending_over_running_to_raw_saved(journal: Journal):
     assert journal.open_work("align") == 0
 
 
-def test_raw_output_is_there_before_any_decision(journal: Journal):
+def test_raw_output_is_committed_before_any_outcome(journal: Journal):
     journal.begin("align", [("k1", "r1")])
     journal.progress(started=["k1"])
     journal.progress(saved=[("k1", "[]", 0, 0, 7, 0.5)])
@@ -54,7 +54,7 @@ def test_raw_output_is_there_before_any_decision(journal: Journal):
     other.close()
 
 
-def test_what_a_killed_process_left_running_is_pending_again(journal: Journal):
+def test_requests_of_a_killed_process_are_pending_again(journal: Journal):
     journal.begin("align", [("k1", "r1"), ("k2", "r2"), ("k3", "r3")])
     journal.progress(started=["k1", "k2"])
     journal.progress(saved=[("k2", "[]", 0, 0, 0, 0.0)])
@@ -67,7 +67,7 @@ def test_what_a_killed_process_left_running_is_pending_again(journal: Journal):
     again.close()
 
 
-def test_more_keys_than_one_query_takes(journal: Journal):
+def test_saved_handles_more_keys_than_one_query(journal: Journal):
     keys = [f"k{i}" for i in range(1203)]
     journal.begin("align", [(k, k) for k in keys])
     journal.progress(saved=[(k, f'"{k}"', 0, 0, 0, 0.0) for k in keys])
@@ -75,7 +75,7 @@ def test_more_keys_than_one_query_takes(journal: Journal):
     assert journal.saved([]) == {}
 
 
-def test_a_balanced_stage_finishes_with_its_counts(journal: Journal):
+def test_balanced_stage_finishes_with_its_counts(journal: Journal):
     journal.begin("align", [("k1", "r1")])
     journal.progress(saved=[("k1", "[]", 5, 6, 7, 0.1)])
     journal.record(
@@ -108,20 +108,20 @@ def test_a_balanced_stage_finishes_with_its_counts(journal: Journal):
 
 
 @pytest.mark.parametrize("rows_in", [0, 1, 3])
-def test_rows_that_were_lost_or_doubled_are_a_count_mismatch(journal: Journal, rows_in: int):
+def test_lost_or_extra_rows_are_a_count_mismatch(journal: Journal, rows_in: int):
     journal.record("align", [("a", 0, "kept", "", ""), ("b", 1, "dropped", "loop", "")])
     with pytest.raises(CountMismatch, match=f"align: {rows_in} rows came in, but 2 were"):
         journal.finish("align", rows_in, 0.0)
     assert journal.counts("align").finished is False
 
 
-def test_two_rows_with_the_same_id_are_a_count_mismatch(journal: Journal):
+def test_rows_with_the_same_id_are_a_count_mismatch(journal: Journal):
     journal.record("align", [("a", 0, "kept", "", ""), ("a", 1, "kept", "", "")])
     with pytest.raises(CountMismatch):
         journal.finish("align", 2, 0.0)
 
 
-def test_restart_forgets_decisions_but_no_raw_output(journal: Journal):
+def test_restart_deletes_outcomes_but_no_raw_output(journal: Journal):
     journal.begin("align", [("k1", "r1")])
     journal.progress(saved=[("k1", "[]", 0, 0, 0, 0.0)])
     journal.record("align", [("a", 0, "kept", "", "")])
@@ -134,7 +134,7 @@ def test_restart_forgets_decisions_but_no_raw_output(journal: Journal):
     assert journal.counts("verbose_cloning").kept == 1
 
 
-def test_kept_rows_come_in_their_order(journal: Journal):
+def test_kept_rows_are_ordered(journal: Journal):
     journal.record("align", [("b", 2, "kept", "", "B"), ("a", 1, "kept", "", "A"), ("c", 0, "dropped", "x", "C")])
     journal.note_ids("present", [])
     assert list(journal.kept_but_not_in("present", ("align",))) == [("a", "A"), ("b", "B")]
@@ -142,7 +142,7 @@ def test_kept_rows_come_in_their_order(journal: Journal):
     assert list(journal.kept_but_not_in("present", ("align",))) == [("a", "A")]
 
 
-def test_drops_come_stage_by_stage_with_their_reasons(journal: Journal):
+def test_drops_are_ordered_by_stage_with_reasons(journal: Journal):
     for stage in ("verbose_cloning", "align", "self_instruct"):
         journal.record(
             stage, [("b", 1, "dropped", "loop", "B"), ("a", 0, "failed", "cut", "A"), ("k", 2, "kept", "", "")]
@@ -156,19 +156,19 @@ def test_drops_come_stage_by_stage_with_their_reasons(journal: Journal):
     ]
 
 
-def test_stages_come_in_the_order_of_the_pipeline(journal: Journal):
+def test_stages_have_the_order_of_the_pipeline(journal: Journal):
     for stage in reversed((*LEDGER, "own")):
         journal.finish(stage, 0, 0.0)
     assert journal.stages() == [*LEDGER, "own"]
 
 
-def test_an_unknown_stage_counts_nothing(journal: Journal):
+def test_unknown_stage_has_no_counts(journal: Journal):
     counts = journal.counts("align")
     assert (counts.finished, counts.rows_in, counts.kept, counts.dropped, counts.failed) == (False, 0, 0, {}, {})
     assert journal.stages() == []
 
 
-def test_what_was_published_is_remembered_and_replaced(journal: Journal):
+def test_published_files_are_stored_and_replaced(journal: Journal):
     assert journal.published() == {}
     journal.publish("align", "in1", {"a.jsonl": "sha1"})
     journal.publish("align", "in2", {"a.jsonl": "sha2", "b": "sha3"})
@@ -218,7 +218,7 @@ def test_ledger_writer_discards_its_batch_on_an_error(journal: Journal):
     assert (journal.counts("align").rows_in, journal.counts("align").kept) == (2, 0)
 
 
-def test_a_transaction_that_fails_leaves_nothing(journal: Journal):
+def test_failed_transaction_changes_nothing(journal: Journal):
     with pytest.raises(ZeroDivisionError), journal.transaction():
         journal._db.execute("INSERT INTO published VALUES ('x', 'y', '{}')")
         raise ZeroDivisionError
@@ -226,7 +226,7 @@ def test_a_transaction_that_fails_leaves_nothing(journal: Journal):
     journal.publish("align", "in1", {})
 
 
-def test_rows_of_a_decision_that_fails_leave_nothing(journal: Journal):
+def test_invalid_outcome_records_nothing(journal: Journal):
     rows = [("a", 0, "kept", "", ""), ("b", 1, "lost", "", "")]
     with pytest.raises(UserError):
         journal.record("align", rows)  # type: ignore[arg-type]
@@ -236,7 +236,7 @@ def test_rows_of_a_decision_that_fails_leave_nothing(journal: Journal):
 @pytest.mark.parametrize(
     "content", [b"this is no database, only a text that is long enough to look at" * 9, b"x" * 5000]
 )
-def test_a_file_that_is_no_journal_is_the_users_mistake(tmp_path: Path, content: bytes):
+def test_other_file_is_a_user_error(tmp_path: Path, content: bytes):
     (tmp_path / "journal.sqlite").write_bytes(content)
     with pytest.raises(UserError, match=r"journal\.sqlite is not a whole journal .* --new"):
         Journal(tmp_path / "journal.sqlite")
@@ -254,7 +254,7 @@ def corrupted(folder: Path) -> Path:
     return path
 
 
-def test_a_corrupted_journal_is_the_users_mistake(tmp_path: Path):
+def test_writing_a_corrupted_journal_is_a_user_error(tmp_path: Path):
     path = corrupted(tmp_path)
     with pytest.raises(UserError, match="is not a whole journal"):
         broken = Journal(path)
@@ -264,7 +264,7 @@ def test_a_corrupted_journal_is_the_users_mistake(tmp_path: Path):
             broken.close()
 
 
-def test_reading_a_corrupted_journal_is_the_users_mistake(tmp_path: Path):
+def test_reading_a_corrupted_journal_is_a_user_error(tmp_path: Path):
     path = corrupted(tmp_path)
     broken: Journal | None = None
     try:
@@ -276,14 +276,14 @@ def test_reading_a_corrupted_journal_is_the_users_mistake(tmp_path: Path):
             broken.close()
 
 
-def test_a_folder_in_the_journals_place_is_the_users_mistake(tmp_path: Path):
+def test_folder_in_place_of_the_journal_is_a_user_error(tmp_path: Path):
     (tmp_path / "journal.sqlite").mkdir()
     with pytest.raises(UserError, match="cannot be written"):
         Journal(tmp_path / "journal.sqlite")
 
 
 @pytest.mark.parametrize("message", ["database or disk is full", "disk I/O error"])
-def test_a_full_disk_is_an_end_that_can_be_resumed(journal: Journal, message: str):
+def test_full_disk_is_resumable(journal: Journal, message: str):
     with pytest.raises(Resumable, match="no space"), journal.transaction():
         raise sqlite3.OperationalError(message)
     journal.publish("align", "in1", {})

@@ -1,4 +1,4 @@
-"""Marks made by hand: a row is left out or learnt in other words, is counted, and its stage runs again."""
+"""Marks of the user: rows are dropped or edited and counted, and their stage runs again."""
 
 from __future__ import annotations
 
@@ -27,10 +27,11 @@ MADE = st.lists(MARK).map(lambda found: {(m.stage, m.id): m for m in found})
 
 @given(MADE)
 def test_every_example_is_kept_edited_or_dropped(made: marks.Marks):
-    kept, fates = marks.apply(made, "engrave", EXAMPLES)
-    assert len(kept) + len(fates) == len(EXAMPLES)
+    kept, outcomes = marks.apply(made, "engrave", EXAMPLES)
+    assert len(kept) + len(outcomes) == len(EXAMPLES)
     dropped = {m.id for m in made.values() if (m.stage, m.mark) == ("engrave", "drop")} & set(IDS)
-    assert {f[0] for f in fates} == dropped and {f[2:4] for f in fates} <= {("dropped", "by hand")}
+    assert {o.id for o in outcomes} == dropped
+    assert {(o.state, o.reason) for o in outcomes} <= {("dropped", "dropped manually")}
     for example in kept:
         mark = made.get(("engrave", example.id))
         original = EXAMPLES[IDS.index(example.id)]
@@ -59,7 +60,7 @@ def check(context: Context) -> None:
     order.run_stage(context, "engrave")
     assert learnt(context) == {i: "It is two." if i == IDS[2] else a for i, a in every.items() if i != IDS[1]}
     drops = [d for d in read_jsonl(run.jsonl("drops"), Drop) if d.stage == "engrave"]
-    assert [(d.id, d.reason) for d in drops] == [(IDS[1], "by hand")]
+    assert [(d.id, d.reason) for d in drops] == [(IDS[1], "dropped manually")]
     counts = run.journal.counts("engrave")
     assert counts.rows_in == len(every) == counts.kept + 1
     assert run.done("engrave", order.inputs_hash(context, "engrave"))
@@ -78,7 +79,7 @@ def test_marks_on_the_fake_engine(fake_run: Callable[..., Context]):
     check(context)
 
 
-def test_a_clone_mark_is_for_stage_4(fake_run: Callable[..., Context]):
+def test_stage_4_applies_its_own_marks(fake_run: Callable[..., Context]):
     context = fake_run("verbose_cloning.prompts=6", *[f"prompts.{k}.count=6" for k in ("self_instruct", "red_team")])
     for stage in ("prompts", "align", "engrave", "verbose_cloning"):
         order.run_stage(context, stage)  # type: ignore[arg-type]
@@ -113,7 +114,7 @@ def test_marks_on_a_real_training(tiny_run: Callable[..., Context]):
         ({"stage": "engrave", "id": "a", "mark": "drop", "why": "x"}, "unknown key 'why'"),
     ],
 )
-def test_a_line_that_is_no_mark_is_named(fake_run: Callable[..., Context], line: dict[str, object], why: str):
+def test_invalid_mark_is_refused(fake_run: Callable[..., Context], line: dict[str, object], why: str):
     context = fake_run("stages=[engrave]")
     answered(context)
     context.run.jsonl("marks").write_text(json.dumps(line) + "\n", "utf-8")
@@ -121,7 +122,7 @@ def test_a_line_that_is_no_mark_is_named(fake_run: Callable[..., Context], line:
         order.run_stage(context, "engrave")
 
 
-def test_what_is_written_is_read(fake_run: Callable[..., Context], tmp_path: Path):
+def test_written_marks_are_read(fake_run: Callable[..., Context], tmp_path: Path):
     run = fake_run("stages=[engrave]").run
     made = {
         ("engrave", "a"): Mark("engrave", "a", "edit", "</script> \u2028 naïve\n", "What?"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,12 +12,14 @@ import selfalign
 from selfalign.errors import UserError
 from selfalign.quality.filter_settings import FilterSettings
 from selfalign.run import recipe as recipes
-from selfalign.run.recipe import SHIPPED, STAGES, differences, load
+from selfalign.run.context import Context
+from selfalign.run.directory import RunDir
+from selfalign.run.recipe import SHIPPED, STAGES, differences, load, upgrade
 from selfalign.system import strict_yaml
 
 
 @pytest.mark.parametrize("name", SHIPPED)
-def test_every_shipped_recipe_loads_with_all_stages(name: str):
+def test_shipped_recipes_have_all_stages(name: str):
     recipe = load(name)
     assert recipe.stages == [s for s in STAGES if s != "verbose_cloning" or name != "two-stage"]
     assert recipe.model == ("" if name == "single-gpu" else "embedded")
@@ -24,7 +27,7 @@ def test_every_shipped_recipe_loads_with_all_stages(name: str):
     assert recipe.seed == 0
 
 
-def test_quick_holds_the_contract():
+def test_quick_has_its_documented_values():
     recipe = load("quick")
     one, two, align, verbose_cloning = (
         recipe.prompts.self_instruct,
@@ -50,7 +53,7 @@ def test_quick_holds_the_contract():
     assert recipe.engine.kind == "auto"
 
 
-def test_paper_holds_the_papers_values():
+def test_paper_has_the_values_of_the_paper():
     """Appendix D of arXiv 2305.03047; where the released scripts differ, the paper."""
     recipe = load("paper")
     one, two, align, train, verbose_cloning = (
@@ -83,28 +86,28 @@ def test_paper_holds_the_papers_values():
     assert recipe.engine.top_k == 0
 
 
-def test_the_papers_rows_make_the_papers_steps():
+def test_paper_rows_give_the_steps_of_the_paper():
     """258,878 kept pairs and 910 about identity, 2,000 of them held out: about 335 steps; 358,777: about 465."""
     batch = load("paper").engrave.batch_size
     assert round((258_878 + 910 - 2000) / batch) == 336
     assert round((358_777 - 2000) / batch) == 465
 
 
-def test_the_papers_longest_request_fits_the_context():
+def test_longest_paper_request_fits_the_context():
     recipe = load("paper")
     # 1,045 words of rules and exemplars are about 1,800 tokens.
     assert 1800 + 256 + recipe.align.max_new_tokens <= recipe.engine.context
 
 
 @pytest.mark.parametrize("verb", [selfalign.plan, selfalign.create])
-def test_a_recipe_without_a_model_asks_for_it_in_one_line(verb: Callable[..., object], tmp_path: Path):
+def test_recipe_without_model_is_one_error_line(verb: Callable[..., object], tmp_path: Path):
     with pytest.raises(UserError, match="recipe single-gpu names no model: set one with --set model=") as error:
         verb("single-gpu", **({"out": tmp_path / "run"} if verb is selfalign.create else {}))
     assert "\n" not in str(error.value) and not (tmp_path / "run").exists()
     assert load("single-gpu", ["model=ORG/BASE"]).model == "ORG/BASE"
 
 
-def test_sizes_grow_from_quick_over_standard_to_paper():
+def test_sizes_grow_from_quick_to_paper():
     counts = [load(n).prompts.self_instruct.count for n in ("quick", "standard", "paper")]
     assert counts == sorted(counts)
     assert len(set(counts)) == 3
@@ -118,24 +121,24 @@ def test_set_changes_values_at_every_depth():
     assert recipe.model == "/a/b=c.gguf"
 
 
-def test_set_takes_lists_and_null():
+def test_set_accepts_lists_and_null():
     recipe = load("quick", ["stages=[prompts, align]", "engrave.targets=[q_proj]", "verbose_cloning.prompts=null"])
     assert recipe.stages == ["prompts", "align"]
     assert recipe.engrave.targets == ["q_proj"]
     assert recipe.verbose_cloning.prompts is None
 
 
-def test_set_opens_a_group_that_the_file_leaves_out():
+def test_set_adds_a_missing_group():
     assert load("quick", ["evaluate.temperature=0.1"]).evaluate.temperature == 0.1
     assert load("quick", ["prompts.novelty=0.5"]).prompts.novelty == 0.5
 
 
-def test_the_last_of_two_settings_wins():
+def test_last_of_two_settings_wins():
     assert load("quick", ["seed=1", "seed=2"]).seed == 2
 
 
 @pytest.mark.parametrize("setting", ["seed", "=1", "align..temperature=1", ".seed=1", "seed.=1", ""])
-def test_a_setting_that_is_no_key_and_value_is_refused(setting: str):
+def test_setting_without_key_and_value_is_refused(setting: str):
     with pytest.raises(UserError, match="write key=value"):
         load("quick", [setting])
 
@@ -162,7 +165,7 @@ def test_a_setting_that_is_no_key_and_value_is_refused(setting: str):
         ("stages=[train]", "stages.0 is 'train'"),
     ],
 )
-def test_a_wrong_setting_is_explained_in_one_line(setting: str, message: str):
+def test_invalid_setting_is_one_error_line(setting: str, message: str):
     with pytest.raises(UserError) as error:
         load("quick", [setting])
     assert message in str(error.value)
@@ -177,7 +180,7 @@ def test_limit_cuts_every_size():
     assert recipe.evaluate.heldout_prompts == 5
 
 
-def test_limit_raises_nothing_and_leaves_the_rest():
+def test_limit_increases_nothing():
     recipe, quick = load("quick", limit=1000), load("quick")
     assert recipe.prompts.rows == 1000
     assert recipe == quick.model_copy(update={"prompts": quick.prompts.model_copy(update={"rows": 1000})})
@@ -190,12 +193,12 @@ def test_limit_of_one_row_keeps_an_evaluation():
 
 
 @pytest.mark.parametrize("limit", [0, -3])
-def test_a_limit_below_one_is_refused(limit: int):
+def test_limit_below_one_is_refused(limit: int):
     with pytest.raises(UserError, match="at least 1"):
         load("quick", limit=limit)
 
 
-def test_differences_name_each_value_with_its_path():
+def test_differences_list_values_with_their_path():
     old = load("quick").model_dump(mode="json")
     new = load("quick", ["seed=3", "align.temperature=0.9", "verbose_cloning.prompts=null"]).model_dump(mode="json")
     assert differences(old, old) == []
@@ -206,16 +209,16 @@ def test_differences_name_each_value_with_its_path():
     ]
 
 
-def test_differences_of_keys_that_one_side_lacks():
+def test_differences_include_missing_keys():
     assert differences({"a": 1}, {"b": {"c": 2}}) == ["a: 1 -> null", 'b: null -> {"c": 2}']
 
 
-def test_the_digest_follows_the_content():
+def test_digest_depends_on_content():
     assert load("quick").digest() == load("quick", ["seed=0"]).digest()
     assert load("quick").digest() != load("quick", ["seed=1"]).digest()
 
 
-def test_a_recipe_file_is_read(tmp_path: Path):
+def test_recipe_file_is_loaded(tmp_path: Path):
     file = tmp_path / "mine.yaml"
     file.write_text(
         "prompts:\n"
@@ -230,7 +233,7 @@ def test_a_recipe_file_is_read(tmp_path: Path):
 
 
 @pytest.mark.parametrize(("text", "message"), [("", "must be a mapping"), ("- 1", "must be a mapping"), ("a: [", ":1")])
-def test_a_broken_recipe_file_is_named(tmp_path: Path, text: str, message: str):
+def test_invalid_recipe_file_is_named(tmp_path: Path, text: str, message: str):
     file = tmp_path / "mine.yaml"
     file.write_text(text)
     with pytest.raises(UserError) as error:
@@ -239,24 +242,24 @@ def test_a_broken_recipe_file_is_named(tmp_path: Path, text: str, message: str):
     assert message in str(error.value)
 
 
-def test_an_unknown_recipe_names_the_shipped_ones():
+def test_unknown_recipe_lists_the_shipped_ones():
     with pytest.raises(UserError, match=r"neither shipped \(quick, .*, single-gpu\) nor a YAML file"):
         load("quik")
     with pytest.raises(UserError, match="does not exist"):
         load("none.yaml")
 
 
-def test_a_recipe_cannot_be_changed_after_it_was_read():
+def test_recipe_is_immutable():
     with pytest.raises(ValueError, match="frozen"):
         load("quick").seed = 3  # type: ignore[misc]
 
 
-def test_the_json_schema_knows_every_group():
+def test_json_schema_has_every_group():
     schema = recipes.Recipe.model_json_schema()
     assert {"model", "prompts", "align", "engrave", "verbose_cloning", "evaluate"} <= set(schema["properties"])
 
 
-def test_a_base_of_the_filters_brings_its_values(tmp_path: Path):
+def test_filter_base_sets_its_values(tmp_path: Path):
     file = tmp_path / "r.yaml"
     file.write_text(strict_yaml.dump(recipes.load("quick")), "utf-8")
     assert recipes.load(str(file), ["filters.base=paper"]).filters == recipes.load("paper").filters
@@ -264,3 +267,57 @@ def test_a_base_of_the_filters_brings_its_values(tmp_path: Path):
     for value in ("papr", "[paper]", "3"):
         with pytest.raises(UserError, match="filters"):
             recipes.load("quick", [f"filters.base={value}"])
+
+
+@pytest.mark.parametrize(
+    ("setting", "new"),
+    [
+        ("clone.prompts=5", "verbose_cloning"),
+        ("evaluate.run_on=3", "evaluate.heldout_prompts"),
+        ("engrave.tokens_at_once=64", "engrave.micro_batch_tokens"),
+        ("engine.tensor_parallel=2", "engine.tensor_parallel_size"),
+        ("engine.served.clone=id", "engine.served.verbose_cloning"),
+    ],
+)
+def test_set_with_an_old_key_names_the_new_key(setting: str, new: str):
+    key = "clone" if setting.startswith("clone") else setting.partition("=")[0]
+    with pytest.raises(UserError, match=f"the key '{key}' is now called '{new}': rename it"):
+        load("quick", [setting])
+
+
+def test_recipe_file_with_an_old_key_names_the_new_key(tmp_path: Path):
+    text = strict_yaml.dump(load("quick"))
+    (tmp_path / "old.yaml").write_text(text.replace("heldout_prompts", "run_on"))
+    with pytest.raises(UserError, match=r"old\.yaml: the key 'evaluate\.run_on' is now called"):
+        load(str(tmp_path / "old.yaml"))
+    (tmp_path / "old.yaml").write_text(text.replace("- verbose_cloning", "- clone"))
+    with pytest.raises(UserError, match="the stage 'clone' is now called 'verbose_cloning'"):
+        load(str(tmp_path / "old.yaml"))
+
+
+def test_frozen_recipe_of_version_0_1_is_upgraded():
+    recipe = load("quick", ["engine.kind=openai", "engine.url=http://h/v1", "engine.served.verbose_cloning=id"])
+    value = recipe.model_dump(mode="json")
+    old = json.loads(json.dumps(value))
+    old["clone"] = old.pop("verbose_cloning")
+    old["stages"] = ["clone" if stage == "verbose_cloning" else stage for stage in old["stages"]]
+    for group, key, old_key in (
+        ("evaluate", "heldout_prompts", "run_on"),
+        ("engrave", "micro_batch_tokens", "tokens_at_once"),
+        ("engine", "tensor_parallel_size", "tensor_parallel"),
+    ):
+        old[group][old_key] = old[group].pop(key)
+    old["engine"]["served"]["clone"] = old["engine"]["served"].pop("verbose_cloning")
+    assert upgrade(old) == value
+
+
+def test_run_of_version_0_1_opens_with_its_recipe(fake_run: Callable[..., Context]):
+    run = fake_run().run
+    file = run.path / "recipe.yaml"
+    text = file.read_text()
+    renamed = (("verbose_cloning", "clone"), ("heldout_prompts", "run_on"), ("micro_batch_tokens", "tokens_at_once"))
+    for new, old in renamed:
+        assert new in text
+        text = text.replace(new, old)
+    file.write_text(text)
+    assert RunDir.load(run.path).recipe == run.recipe

@@ -20,7 +20,7 @@ import viewer_runs
 from selfalign import constitution
 from selfalign.data.records import Response, read_jsonl, write_jsonl
 from selfalign.errors import UserError
-from selfalign.run.directory import RunDir, hold
+from selfalign.run.directory import RunDir, acquire_lock
 from selfalign.run.journal import Journal
 from selfalign.system.atomic import file_hash
 from selfalign.web.view import query
@@ -291,7 +291,7 @@ def test_run_of_version_0_1_is_upgraded(tmp_path: Path):
 def test_run_of_version_0_1_in_use_is_refused(tmp_path: Path):
     run = viewer_runs.make(tmp_path / "run", 5)
     as_version_0_1(run)
-    handle = hold(run.path)
+    handle = acquire_lock(run.path)
     with pytest.raises(UserError, match=r"version 0\.1 made this run .* in use by process"):
         Index(run.path, run.constitution, run.view)
     os.close(handle)

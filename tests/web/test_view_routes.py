@@ -347,7 +347,7 @@ def test_marks_can_change_after_training(fake_run: Any):
     tell(viewer, stage="align", id=rows[1].id, mark="edit", answer="One.")
     order.run_stage(context, "engrave")
     index.refresh()
-    assert viewer.counts({"stage": "engrave", "reason": marks.BY_HAND})["total"] == 1
+    assert viewer.counts({"stage": "engrave", "reason": marks.DROPPED_MANUALLY})["total"] == 1
     gone, edited = ({"stage": "engrave", "id": r.id} for r in rows[:2])
     assert viewer.row(edited)["steps"][-1]["answer"] == "One."
     tell(viewer, **edited, mark="edit", answer="One.")  # an unchanged edit stays

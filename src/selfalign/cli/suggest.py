@@ -43,7 +43,7 @@ def suggest(
     from selfalign.run.directory import RunDir
     from selfalign.system.console import plain
 
-    directory = RunDir.look(run)
+    directory = RunDir.load(run)
     marks = feedback.read(directory)
     if not probe:
         if expect or words or principle or source or out or write:

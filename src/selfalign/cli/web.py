@@ -124,7 +124,7 @@ def start_view(
     indexes = []
     for folder, suffix in ((run, ""), (other, ".other")):
         if folder is not None:
-            directory = RunDir.look(folder)
+            directory = RunDir.load(folder)
             file = cache.with_name(f"{cache.name}{suffix}") if cache else directory.view
             indexes.append(Index(folder, directory.constitution, file))
             indexes[-1].refresh_in_background()

@@ -1,6 +1,6 @@
-"""A message answered under the constitution: the request with its thoughts and cues, and the raw output taken apart.
+"""Build requests for responses under the constitution, with internal thoughts first, and split the raw outputs.
 
-Stage 2 uses it, and the evaluation's prompted base. (SELF-ALIGN, arXiv 2305.03047, section 3.3.)
+For stage 2 and the evaluation's prompted base. (SELF-ALIGN, arXiv 2305.03047, section 3.3.)
 """
 
 from __future__ import annotations
@@ -15,20 +15,19 @@ from selfalign.generation.engines.base import Completion, Request, Sampling, Ste
 from selfalign.generation.settings import AlignSettings
 
 NO_SORRY = ((" Sorry", -100.0),)
-"""The paper's ban on answers that only apologise."""
+"""The paper's ban on responses that only apologise."""
 
-
-_FORM = ("\n", ":", "(", ",")
-"""The penalty on repetition looks back into the exemplars, whose labels and citations are the form to repeat: no
-repetition is seen across these."""
+_LABELS = ("\n", ":", "(", ",")
+"""The repetition penalty does not look across these. Otherwise it would suppress the labels and citations of the
+exemplars, which a response must repeat."""
 
 
 class Form:
-    """How messages are asked: everything of a request but the message and its seed, made once.
+    """The parts of a request that all messages share, rendered once.
 
     Args:
-        config: the form (guided or paper), the limit on thoughts, hints.
-        sampling: for the answer; thoughts are drawn in the same way.
+        config: the form (guided or paper), the limit on internal thoughts, hints.
+        sampling: for the response and the internal thoughts.
     """
 
     def __init__(self, constitution: Constitution, config: AlignSettings, sampling: Sampling) -> None:
@@ -40,14 +39,14 @@ class Form:
 
     @property
     def prefix(self) -> Pieces:
-        """What all requests begin with."""
+        """The beginning of all requests."""
         return (BOS, self._prefix)
 
     def request(self, message: str, seed: int, question_type: str = "") -> Request:
-        """The request for one message.
+        """Return the request for one message.
 
         Args:
-            question_type: the red-team type that the message came from, for hints.
+            question_type: the red-team type of the message, for hints.
         """
         hint = _hint(self._constitution, question_type) if self._config.hints else ""
         if hint not in self._steps:
@@ -59,7 +58,7 @@ class Form:
         name = constitution.assistant.name
         ends = ("\n\nUser:", "\nUser:")
         if self._config.form == "paper":
-            return (Step(replace(sampling, breaks=_FORM, repetition_length=5), stop=ends),)
+            return (Step(replace(sampling, breaks=_LABELS, repetition_length=5), stop=ends),)
         answer = Step(sampling, cue=f"\n\n{name}:", stop=(*ends, f"\n{name} (internal thoughts)"))
         brief = replace(sampling, max_new_tokens=self._config.max_thought_tokens)
         cue = constitution.citation_cue()
@@ -71,21 +70,21 @@ class Form:
 
 
 def _citations(constitution: Constitution) -> str:
-    """A grammar of one to four citations of principles that exist: small models mix up numbers and names."""
+    """Return a grammar for one to four citations of existing principles: small models mix up numbers and names."""
     options = " | ".join(json.dumps(f"{p.id} ({p.name})", ensure_ascii=False) for p in constitution.principles)
     close = json.dumps(constitution.citation_close(), ensure_ascii=False)
     return f'root ::= " " cite (", " cite)? (", " cite)? (", " cite)? {close}\ncite ::= {options}'
 
 
 def _hint(constitution: Constitution, question_type: str) -> str:
-    """The principles that the question's type hints at, to begin the citations with."""
+    """Return the beginning of the citations: the principles that the question type hints at."""
     names = {p.id: p.name for p in constitution.principles}
     hints = next((t.hints for t in constitution.question_types if t.name == question_type), [])
     return "".join(f" {i} ({names[i]})," for i in hints)
 
 
 def split(completion: Completion, request: Request, name: str) -> tuple[str, str, bool]:
-    """(thoughts, answer, truncated) of a raw output. An answer that was never begun is empty."""
+    """Return (internal thoughts, response, truncated) of a raw output. The response is empty if it was not started."""
     last = completion.parts[-1]
     if len(request.steps) == 1:
         thoughts, found, text = last.text.partition(f"\n\n{name}:")

@@ -1,9 +1,9 @@
-"""The only loop that talks to an engine: journal -> engine -> journal.
+"""Answer the requests of a stage: from the journal where it has the output, otherwise by the engine.
 
-A request's key is the hash of everything its output depends on. What the journal holds under a key is never asked
-again; what is asked is committed raw before anyone reads it. Results come back in the order of the requests, whatever
-the order of arrival, so that stages decide the same on every run. Requests and results pass through: a window of them
-is in memory, however many there are. An executor (`executors`) answers: threads here, or workers of a cluster.
+A request's key is the hash of everything that its output depends on. A request whose output is in the journal is not
+sent again; a new output is committed before anything reads it. Results have the order of the requests, so that a stage
+decides the same in every run. Only a window of requests and results is in memory. An executor does the engine's work:
+threads of this process (`generation.local`) or workers of a Ray cluster (`generation.ray`).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from queue import Empty
 from typing import Any, Literal, NamedTuple, Protocol
@@ -25,12 +25,12 @@ from selfalign.generation.local import executor_of
 from selfalign.system.signals import STOP
 
 SCHEMA_VERSION = 2
-"""Raise it where the meaning of a raw output changes: the journal then never answers for the old code."""
+"""Raise it when the meaning of a raw output changes: outputs of earlier versions are then not used."""
 
 _LOOK_UP = 256
-"""Requests that are looked up in the journal at once."""
+"""Requests that one query looks up in the journal."""
 _WINDOW = 2048
-"""Requests between the first one without a result and the last one asked: a slow one holds up no others until then."""
+"""Requests from the first one without a result to the last one read: a slow request delays the others only then."""
 
 
 class RawOutput(NamedTuple):
@@ -47,7 +47,7 @@ class RawOutput(NamedTuple):
 
 
 class RequestLog(Protocol):
-    """Where requests and their raw outputs are stored: the run's journal (`selfalign.run.journal`)."""
+    """Stores requests and their raw outputs; `selfalign.run.journal.Journal` implements it."""
 
     def saved(self, keys: Iterable[str]) -> dict[str, str]: ...
     def begin(self, stage: str, items: Iterable[tuple[str, str]]) -> None: ...
@@ -139,61 +139,57 @@ class JournaledEngine:
 class _Loop:
     """One pass over a stage's requests.
 
-    A request is in `order` until its result is handed on; meanwhile it waits, flies (is with the executor), or is in
-    `results`. All of it happens in the calling thread but the answering.
+    A request is in `_order` until its result is yielded; until then it is in `_waiting`, in `_in_flight` (submitted to
+    the executor) or in `_results`. Everything but the generation happens in the calling thread.
     """
 
-    def __init__(
-        self,
-        requests: Iterable[RowRequest],
-        target: JournaledEngine,
-    ) -> None:
+    def __init__(self, requests: Iterable[RowRequest], target: JournaledEngine) -> None:
         self.executor = executor_of(target.engine)
         self._requests = iter(requests)
-        # Four requests per thread: a slot that falls idle finds work while the journal commits and rows are judged.
+        # Four requests per slot: an idle slot gets the next one while the journal commits and the stage filters rows.
         self._parallel = target.engine.parallel
-        self._room = self._parallel * 4
-        self._window = max(_WINDOW, 2 * self._room)
+        self._capacity = self._parallel * 4
+        self._window = max(_WINDOW, 2 * self._capacity)
         self._journal, self._stage = target.journal, target.stage
         self._identities, self._on_done = target.identities, target.on_done
         self._order: deque[tuple[str, RowRequest]] = deque()
         self._waiting: deque[tuple[str, Request]] = deque()
-        self._open: set[str] = set()
-        """Keys that wait or fly."""
-        self._flying: set[str] = set()
+        self._unfinished: set[str] = set()
+        """Keys of the requests that wait or are in flight."""
+        self._in_flight: set[str] = set()
         self._results: dict[str, GenerationResult] = {}
         self._escaped: dict[str, tuple[str, ...]] = {}
-        """What was broken in the prompts of answers that are not committed yet."""
+        """Key -> control tokens that were escaped, of outputs that are not committed yet."""
         self._copies: Counter[str] = Counter()
-        """How often a key stands in `order`: the same request may come twice."""
+        """How often a key is in `_order`: a request may occur twice."""
         self._exhausted = False
         self._session = 0
         self._start = 0.0
         self._busy = 0.0
-        self._broken: BaseException | None = None
+        self._error: BaseException | None = None
 
     def run(self) -> Iterator[tuple[RowRequest, GenerationResult]]:
         while True:
             self._look_up()
-            started = self._hand_out()
+            started = self._submit()
             saved, failed = self._collect()
             if started or saved or failed:
                 self._commit(started, saved, failed)
             yield from self._ready()
             if self._stopping:
                 for key in self.executor.take_back():
-                    self._flying.discard(key)
-            if not self._flying and (self._stopping or (self._exhausted and not self._order)):
+                    self._in_flight.discard(key)
+            if not self._in_flight and (self._stopping or (self._exhausted and not self._order)):
                 break
-        if self._broken is None or isinstance(self._broken, SelfAlignError):
-            STOP.check()  # who asked for the end need not hear that the engine went with it
-        if self._broken:
-            raise self._broken
+        if self._error is None or isinstance(self._error, SelfAlignError):
+            STOP.check()  # after a signal, an engine that failed too is not reported
+        if self._error:
+            raise self._error
 
     def close(self) -> None:
-        """End the threads. What they finished after the last turn is saved, if that can be."""
+        """Stop the executor and save the outputs that it finished since the last commit, if possible."""
         for key in self.executor.close():
-            self._flying.discard(key)
+            self._in_flight.discard(key)
         saved, failed = self._collect()
         if saved or failed:
             with suppress(SelfAlignError):
@@ -201,11 +197,11 @@ class _Loop:
 
     @property
     def _stopping(self) -> bool:
-        return STOP.is_set or self._broken is not None
+        return STOP.is_set or self._error is not None
 
     def _look_up(self) -> None:
-        """Read more requests: what the journal has is a result, the rest waits."""
-        while not self._exhausted and len(self._waiting) < self._room and len(self._order) < self._window:
+        """Read more requests: those in the journal have a result, the others wait."""
+        while not self._exhausted and len(self._waiting) < self._capacity and len(self._order) < self._window:
             batch = list(islice(self._requests, _LOOK_UP))
             if not batch:
                 self._exhausted = True
@@ -213,59 +209,59 @@ class _Loop:
             keyed = [(request_key(self._stage, request, self._identities), request) for request in batch]
             self._order.extend(keyed)
             self._copies.update(key for key, _ in keyed)
-            found = self._journal.saved(key for key, _ in keyed)
-            for key, raw in found.items():
+            outputs = self._journal.saved(key for key, _ in keyed)
+            for key, raw in outputs.items():
                 self._results[key] = GenerationResult("", Completion.from_json(json.loads(raw)))
-            fresh = {k: w for k, w in keyed if k not in found and k not in self._open and k not in self._results}
-            if fresh:
-                self._journal.begin(self._stage, ((key, work.row_id) for key, work in fresh.items()))
-                self._open.update(fresh)
-                self._waiting.extend((key, work.request) for key, work in fresh.items())
-            self._on_done(len(batch) - len(fresh), 0)
-            if found:
-                return  # hand them on before more are read
+            new = {k: r for k, r in keyed if k not in self._unfinished and k not in self._results}
+            if new:
+                self._journal.begin(self._stage, ((key, request.row_id) for key, request in new.items()))
+                self._unfinished.update(new)
+                self._waiting.extend((key, request.request) for key, request in new.items())
+            self._on_done(len(batch) - len(new), 0)
+            if outputs:
+                return  # yield them before more are read
 
-    def _hand_out(self) -> list[str]:
+    def _submit(self) -> list[str]:
         started: list[str] = []
         if self._waiting and not self._session and not self._stopping:
             self._session, self._start = self._journal.begin_session(self._stage, self._parallel), time.monotonic()
-        while self._waiting and len(self._flying) < self._room and not self._stopping:
+        while self._waiting and len(self._in_flight) < self._capacity and not self._stopping:
             key, request = self._waiting.popleft()
             self.executor.give(key, request)
-            self._flying.add(key)
+            self._in_flight.add(key)
             started.append(key)
         return started
 
     def _collect(self) -> tuple[list[RawOutput], list[tuple[str, str]]]:
-        """What the executor has finished; waits for the first if nothing else can be done."""
+        """Return what the executor has finished; wait for the first output if there is nothing else to do."""
         saved: list[RawOutput] = []
         failed: list[tuple[str, str]] = []
-        wait = bool(self._flying) and not self._has_ready()
-        while self._flying:
+        wait = bool(self._in_flight) and not self._has_ready()
+        while self._in_flight:
             try:
                 key, result, seconds = self.executor.done.get(timeout=0.5) if wait else self.executor.done.get_nowait()
             except Empty:
                 break
             wait = False
             self._busy += seconds
-            self._flying.discard(key)
+            self._in_flight.discard(key)
             if isinstance(result, RowError):
                 failed.append((key, str(result)))
-                self._settle(key, GenerationResult("", None, str(result)))
+                self._finish(key, GenerationResult("", None, str(result)))
             elif isinstance(result, BaseException):
-                # An error of ours comes before a bug that it may have caused.
-                if self._broken is None or isinstance(result, SelfAlignError):
-                    self._broken = result
+                # A SelfAlignError explains a bug that follows from it.
+                if self._error is None or isinstance(result, SelfAlignError):
+                    self._error = result
             else:
                 saved.append(_saved(key, result, seconds))
                 if result.escaped:
                     self._escaped[key] = result.escaped
-                self._settle(key, GenerationResult("", result))
+                self._finish(key, GenerationResult("", result))
         return saved, failed
 
-    def _settle(self, key: str, outcome: GenerationResult) -> None:
-        self._results[key] = outcome
-        self._open.discard(key)
+    def _finish(self, key: str, result: GenerationResult) -> None:
+        self._results[key] = result
+        self._unfinished.discard(key)
 
     def _commit(self, started: list[str], saved: list[RawOutput], failed: list[tuple[str, str]]) -> None:
         session = (self._session, time.monotonic() - self._start, self._busy)
@@ -280,14 +276,14 @@ class _Loop:
         return bool(self._order) and self._order[0][0] in self._results
 
     def _ready(self) -> Iterator[tuple[RowRequest, GenerationResult]]:
-        """Hand on what is there, up to the first request without a result."""
+        """Yield the requests up to the first one without a result."""
         while self._has_ready():
-            key, work = self._order.popleft()
-            outcome = self._results[key]
+            key, request = self._order.popleft()
+            result = self._results[key]
             self._copies[key] -= 1
             if not self._copies[key]:
                 del self._results[key], self._copies[key]
-            yield work, GenerationResult(work.row_id, outcome.completion, outcome.reason)
+            yield request, replace(result, row_id=request.row_id)
 
 
 def _saved(key: str, completion: Completion, seconds: float) -> RawOutput:

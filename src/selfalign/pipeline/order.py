@@ -1,4 +1,4 @@
-"""The order of the stages, and which of them still have to run."""
+"""Run the stages in their order, and skip those that are finished."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def _evaluate(context: Context) -> list[Path]:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """A stage: what it reads, what it writes, what it does."""
+    """A stage of the pipeline: its title, its function, and the files that it reads and writes."""
 
     title: str
     run: Callable[..., list[Path]]
@@ -128,9 +128,9 @@ def run_stage(context: Context, stage: Stage, again: bool = False, adapter: Path
     run.check_not_edited(step.outputs(run), context.force)
     run.journal.unpublish(stage)
     if stage in ("prompts", "align", "verbose_cloning"):
-        # A file that cannot be read is said before anything is generated.
+        # An unreadable benchmark file is reported before anything is generated.
         for name, items in context.benchmarks.sources.items():
-            context.screen.say(f"  measured on {name}: {items:,} texts that nothing may overlap with", "dim")
+            context.screen.say(f"  benchmark {name}: {items:,} texts, without overlap in prompts and responses", "dim")
     if again and stage == "prompts":
         run.journal.forget_rounds()
     context.screen.say(step.title, "bold")
@@ -143,14 +143,14 @@ def run_stage(context: Context, stage: Stage, again: bool = False, adapter: Path
         raise
     _add_notices(context, files)
     write_jsonl(run.jsonl("drops"), run.journal.drops())
-    # The inputs as they were read: a file that changed meanwhile makes the stage run again.
+    # The hash from before the stage: an input that changed meanwhile makes the stage run again.
     run.mark_done(stage, key, files)
     if context.saver:
         context.saver.try_save()
 
 
 def run_benchmarks(context: Context, request: EvaluationRequest) -> None:
-    """Measure the run's models on benchmarks; a report that stands there is written anew.
+    """Evaluate the run's models on benchmarks; update the report if there is one.
 
     Raises:
         SelfAlignError: see `evaluate.run`.
@@ -165,7 +165,7 @@ def run_benchmarks(context: Context, request: EvaluationRequest) -> None:
 
 
 def run_all(context: Context) -> None:
-    """Run the recipe's stages that are not finished, then publish the manifest."""
+    """Run the recipe's unfinished stages, then write the manifest."""
     check_ready(context)
     _plan(context)
     for stage in context.recipe.stages:
@@ -174,14 +174,14 @@ def run_all(context: Context) -> None:
 
 
 def _plan(context: Context) -> None:
-    """Write down once what the run should cost; its end is compared with it."""
+    """Write the run's expected cost once, for the comparison at its end."""
     if context.run.plan.exists() or context.model.is_fake:
         return
     recipe = context.recipe
-    own, given = recipe.prompts.file is not None, recipe.align.form == "given"
-    idle = {"engrave", "report", *(["prompts"] if own else []), *(["align"] if given else [])}
+    user_data, given = recipe.prompts.file is not None, recipe.align.form == "given"
+    idle = {"engrave", "report", *(["prompts"] if user_data else []), *(["align"] if given else [])}
     generates = set(recipe.stages) - idle
-    # Not measured for the plan alone: the user fixed the slots, or nothing is generated.
+    # The speed is not measured only for the plan.
     speed = context.speed() if generates and recipe.engine.slots == "auto" else None
     costs.write(
         context.run.plan, costs.plan_here(recipe, context.run.constitution, context.model, speed, user_prompts(recipe))
@@ -189,31 +189,31 @@ def _plan(context: Context) -> None:
 
 
 def write_manifest_if_done(context: Context) -> None:
-    """Publish the manifest if every stage of the recipe is finished from the files as they stand now."""
+    """Write the manifest if every stage of the recipe is finished with the current files."""
     if all(context.run.done(s, inputs_hash(context, s)) for s in context.recipe.stages):
         context.run.write_manifest()
 
 
 def check_ready(context: Context) -> None:
-    """Say before anything is spent what would stop a later stage.
+    """Check before the first stage what would stop a later one.
 
     Raises:
-        UserError: an input that no earlier stage makes is missing, or the model cannot be trained here.
+        UserError: an input is missing that no earlier stage writes, or the model cannot be trained here.
     """
     check_prompts(context.recipe)
-    made: set[Path] = set()
+    written: set[Path] = set()
     for stage in context.recipe.stages:
         step = STEPS[stage]
         needed = [] if stage in ("evaluate", "report") else step.inputs(context.run)
         for file in needed:
             trained = file.suffix == ".gguf"
             exists = context.model.has_adapter(file) if trained else file.exists()
-            if not exists and file not in made:
+            if not exists and file not in written:
                 raise UserError(
-                    f"the stage {stage!r} reads {file}, which is missing and which no stage before it in the "
-                    "recipe's `stages` makes"
+                    f"the stage {stage!r} reads {file}, which does not exist, and no stage before it in the recipe's "
+                    "`stages` writes it"
                 )
-        made |= set(step.outputs(context.run))
+        written |= set(step.outputs(context.run))
     if "evaluate" in context.recipe.stages:
         evaluate.check_ready(context)
     if {"engrave", "verbose_cloning", "evaluate"} & set(context.recipe.stages):
@@ -228,30 +228,32 @@ _SETTINGS: dict[Stage, tuple[str, ...]] = {
     "evaluate": ("evaluate",),
     "report": ("seeds", "filters", "prompts", "align", "engrave", "verbose_cloning", "evaluate"),
 }
-"""Parts of the recipe that a stage's result follows from, besides its input files."""
+"""The parts of the recipe that a stage's result depends on."""
 
 
 def inputs_hash(context: Context, stage: Stage) -> str:
-    """A hash of everything the stage's result follows from."""
+    """Return a hash of everything that the stage's result depends on."""
     run = context.run
     recipe = run.recipe.model_dump(mode="json")
     recipe["engrave"] = run.recipe.engrave.deciding()
     settings = {k: recipe[k] for k in ("seed", *_SETTINGS[stage])}
     if "evaluate" in settings and (stage != "evaluate" or not settings["evaluate"]["tasks"]):
-        # A task more makes no other stage run again, and no run of a version that knew none.
+        # Another task makes no other stage run again, nor a run of a version without tasks.
         del settings["evaluate"]["tasks"]
     files = [file_hash(f) if f.exists() else "" for f in STEPS[stage].inputs(run)]
     seeds = Path(run.recipe.seeds)
-    own = file_hash(seeds) if stage == "prompts" and seeds.is_file() else ""
-    measured_on = [file_hash(Path(f)) for f in run.recipe.evaluate.benchmarks if Path(f).is_file()]
-    # Without marks the hash is what it was before there were any: no run of an earlier version is trained again.
-    by_hand = [digest] if stage in marks.STAGES and (digest := marks.digest(run, stage)) else []
+    seeds_hash = file_hash(seeds) if stage == "prompts" and seeds.is_file() else ""
+    benchmarks = [file_hash(Path(f)) for f in run.recipe.evaluate.benchmarks if Path(f).is_file()]
+    # Without marks the hash is that of versions without marks: their runs are not trained again.
+    stage_marks = [digest] if stage in marks.STAGES and (digest := marks.digest(run, stage)) else []
     weights = context.identities()[None]
-    return content_hash(stage, settings, run.constitution.digest(), weights, files, own, measured_on, *by_hand)
+    return content_hash(
+        stage, settings, run.constitution.digest(), weights, files, seeds_hash, benchmarks, *stage_marks
+    )
 
 
 def _add_notices(context: Context, files: list[Path]) -> None:
-    """Put the base's licence terms beside everything that was made from it."""
+    """Write the base's licence terms into the folders of files that were made with it."""
     if not context.model.notice:
         return
     for folder in {context.run.path, *(f.parent for f in files if f.suffix == ".jsonl")}:

@@ -1,6 +1,6 @@
-"""`run --preview N`: the exact prompts and the raw answers of a few rows of stages 1 and 2; nothing is kept.
+"""Print the prompts and raw outputs of a few rows of stages 1 and 2, and save nothing: `run --preview N`.
 
-Of the user's own prompts the first rows are shown; where their answers are given, as they were read.
+With user prompts, their first rows are shown; with user responses, the rows as they were read.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from selfalign.system.signals import STOP
 
 
 def show(recipe: Recipe, constitution: Constitution, rows: int, screen: Screen) -> None:
-    """Print `rows` requests of Self-Instruct, red-teaming and self-alignment with what the engine answers."""
+    """Print `rows` requests of Self-Instruct, red-teaming and self-alignment with the engine's outputs."""
     if rows < 1:
-        raise UserError(f"--preview {rows}: at least 1")
+        raise UserError(f"--preview {rows}: must be at least 1")
     with tempfile.TemporaryDirectory(prefix="selfalign-preview-") as folder:
         context = Context(RunDir.create(Path(folder) / "run", recipe, constitution), screen)
         try:
@@ -40,30 +40,32 @@ def show(recipe: Recipe, constitution: Constitution, rows: int, screen: Screen) 
             context.journal.close()
 
 
-def _own(context: Context, rows: int) -> list[tuple[str, Prompt, str | None]]:
-    """(place, prompt, answer) of the first of the user's own rows."""
+def _user_rows(context: Context, rows: int) -> list[tuple[str, Prompt, str | None]]:
+    """Return (place in the file, prompt, response) of the first rows of user data."""
     first = islice(UserData(context.recipe.prompts), rows)
     return [(f"{Path(place).name}", Prompt(*prompt_fields(row)), row.answer) for place, row in first]
 
 
 def _print_given(context: Context, rows: int) -> None:
-    for place, prompt, given in _own(context, rows):
+    for place, prompt, response in _user_rows(context, rows):
         print(f"\n──── {plain(place)} ──── given\n{plain(prompt.message)}")
-        print("(no answer)" if given is None else f"⟦{plain(given)}⟧")
+        print("(no response)" if response is None else f"⟦{plain(response)}⟧")
 
 
 def _requests(context: Context, rows: int) -> list[tuple[str, Request]]:
-    asked = step2_self_align.form(context)
+    form = step2_self_align.form(context)
     if context.recipe.prompts.file:
-        own = _own(context, rows)
-        return [(f"self-align, {place}", step2_self_align.request(context, prompt, asked)) for place, prompt, _ in own]
-    found = [(f"self-instruct {n + 1}", r) for n, r in enumerate(step1a_self_instruct.requests(context, rows))]
+        user_rows = _user_rows(context, rows)
+        return [
+            (f"self-align, {place}", step2_self_align.request(context, prompt, form)) for place, prompt, _ in user_rows
+        ]
+    titled = [(f"self-instruct {n + 1}", r) for n, r in enumerate(step1a_self_instruct.requests(context, rows))]
     types = context.run.constitution.question_types[:rows]
-    found += [(f"red-teaming, {t.name}", step1b_red_team.question_request(context, t, t.topic)) for t in types]
+    titled += [(f"red-teaming, {t.name}", step1b_red_team.question_request(context, t, t.topic)) for t in types]
     for kind in types:
         prompt = Prompt(prompt_id(kind.question, ""), kind.question, question_type=kind.name)
-        found.append((f"self-align, {kind.name}", step2_self_align.request(context, prompt, asked)))
-    return found
+        titled.append((f"self-align, {kind.name}", step2_self_align.request(context, prompt, form)))
+    return titled
 
 
 def _print(context: Context, title: str, request: Request) -> None:

@@ -1,9 +1,9 @@
-"""Stage 1 works in rounds: what finished rounds decided, kept in the run, and when to stop.
+"""Run stage 1 in rounds: select novel prompts, store finished rounds, and decide when to stop.
 
-A round's requests follow from finished rounds and the seed, and its candidates are decided in request order. A finished
-round is committed whole, so that the same command goes on after it without deciding anything again: the accepted
-prompts are read from the journal, and the novelty index made of them. A round with failed requests stays open, and so
-do those after it: the same command asks the failed ones again, and what follows from them may change.
+The requests of a round depend on finished rounds and the seed only, and its candidates are decided in request order. A
+finished round is committed in one transaction; a resumed stage reads its accepted prompts from the journal and builds
+the novelty index from them. A round with failed requests stays unfinished, as do the rounds after it: the same command
+retries those requests, and everything that follows may change.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from selfalign.system.clock import Clock
 from selfalign.system.version import __version__
 
 Candidate = tuple[RowOutcome, Prompt | None]
-"""A row of the ledger and, where no filter dropped it, the prompt that is left to be judged for novelty."""
+"""A row's outcome and, if no filter dropped it, its prompt, whose novelty is not checked yet."""
 
-_JUDGED = 200
-"""Candidates over which the share of new ones is looked at, before a stage is said to have dried up."""
+_NOVELTY_WINDOW = 200
+"""The last usable candidates, whose fraction of new ones decides whether a stage continues."""
 
-_BARREN = 500
-"""Candidates of which none is accepted that end a stage."""
+_MAX_BARREN = 500
+"""A stage without an accepted prompt stops after this number of candidates."""
 
 
 class Rounds:
@@ -36,28 +36,28 @@ class Rounds:
 
     Args:
         stage: its ledger.
-        wanted: prompts to accept.
-        known: texts that a prompt must be different from, beside the accepted ones.
-        inputs: what the stage follows from, beside these, the recipe, the constitution and the model.
+        target: number of prompts to accept.
+        known: texts that a prompt must differ from, besides the accepted ones.
+        inputs: what the stage depends on, besides these, the recipe, the constitution and the model.
     """
 
-    def __init__(self, context: Context, stage: str, wanted: int, known: Sequence[str], *inputs: object) -> None:
+    def __init__(self, context: Context, stage: str, target: int, known: Sequence[str], *inputs: object) -> None:
         self._context = context
         self._journal = context.journal
         self._stage = stage
         self._clock = Clock()
-        self.wanted = wanted
+        self.target = target
         self.accepted: list[Prompt] = []
         self.asked: Counter[str] = Counter()
-        """Requests so far, by what they were about."""
+        """Number of requests so far, by subject."""
         self.number = 0
-        """The round to come."""
+        """Number of the next round."""
         self.rows = 0
-        """Rows of the ledger so far: the next one's position."""
-        self.dried_up = ""
-        """Why no more is to be expected; empty as long as there is."""
-        self._judged: deque[tuple[int, int]] = deque()
-        """(usable candidates, new ones) of the last rounds."""
+        """Number of rows in the ledger, which is the position of the next one."""
+        self.stop_reason = ""
+        """Why more rounds would add too little; empty while the stage should continue."""
+        self._recent: deque[tuple[int, int]] = deque()
+        """(usable candidates, accepted ones) of the last rounds."""
         self._failed = False
         self.index = NoveltyIndex(context.recipe.prompts.novelty)
         for text in known:
@@ -72,18 +72,18 @@ class Rounds:
             [file_hash(Path(name)) for name in context.recipe.evaluate.benchmarks],
             *inputs,
         )
-        self._go_on()
+        self._resume()
 
     @property
     def missing(self) -> int:
-        return self.wanted - len(self.accepted)
+        return self.target - len(self.accepted)
 
     @property
     def requests(self) -> int:
         return sum(self.asked.values())
 
-    def _go_on(self) -> None:
-        """Take up the rounds that a process before this one finished."""
+    def _resume(self) -> None:
+        """Read the rounds that an earlier process finished."""
         results = self._journal.rounds(self._stage, self._inputs)
         if not results:
             self._journal.restart(self._stage)
@@ -95,56 +95,57 @@ class Rounds:
             self._note(prompts, Counter(result["asked"]), result["rows"], result["judged"])
         self._journal.forget_rows(self._stage, self.rows)
         self._context.screen.say(
-            f"  {self._stage}: {self.number} rounds are done, {len(self.accepted)} of {self.wanted} prompts", "dim"
+            f"  {self._stage}: resumed after {self.number} rounds with {len(self.accepted)} of {self.target} prompts",
+            "dim",
         )
 
     def close(self, candidates: list[Candidate], asked: Counter[str]) -> None:
-        """Decide a round's candidates in their order, and commit it.
+        """Decide on a round's candidates in their order, and commit the round.
 
         Args:
-            asked: the round's requests, by what they were about.
+            asked: number of the round's requests, by subject.
         """
-        outcomes, new, judged = self._decide(candidates)
-        result = {"asked": dict(asked), "rows": len(outcomes), "judged": judged, "accepted": [asdict(p) for p in new]}
+        outcomes, new, usable = self._decide(candidates)
+        result = {"asked": dict(asked), "rows": len(outcomes), "judged": usable, "accepted": [asdict(p) for p in new]}
         # The same command retries a failed request, and then decides again on everything that follows from it.
         self._failed = self._failed or any(outcome.state == "failed" for outcome in outcomes)
         if self._failed:
             self._journal.record(self._stage, outcomes)
         else:
             self._journal.close_round(self._stage, self.number, self._inputs, outcomes, result)
-        self._note(new, asked, len(outcomes), judged)
+        self._note(new, asked, len(outcomes), usable)
         self._context.screen.detail(
             f"  {self._stage}, round {self.number}: {sum(asked.values())} requests, {len(outcomes)} candidates, "
-            f"{judged} usable, {len(new)} accepted"
+            f"{usable} usable, {len(new)} accepted"
         )
 
-    def _note(self, accepted: list[Prompt], asked: Counter[str], rows: int, judged: int) -> None:
+    def _note(self, accepted: list[Prompt], asked: Counter[str], rows: int, usable: int) -> None:
         self.accepted += accepted
         self.asked += asked
         self.rows += rows
         self.number += 1
-        self._judged.append((judged, len(accepted)))
-        while sum(j for j, _ in self._judged) - self._judged[0][0] >= _JUDGED:
-            self._judged.popleft()
-        looked_at, new = (sum(column) for column in zip(*self._judged, strict=True))
+        self._recent.append((usable, len(accepted)))
+        while sum(n for n, _ in self._recent) - self._recent[0][0] >= _NOVELTY_WINDOW:
+            self._recent.popleft()
+        candidates, new = (sum(column) for column in zip(*self._recent, strict=True))
         least = self._context.recipe.prompts.steering.least_novel
-        if self.rows >= _BARREN and not self.accepted and least:
-            self.dried_up = f"none of {self.rows} candidates was accepted"
-        elif looked_at >= _JUDGED and new < least * looked_at and self.missing > 0:
-            self.dried_up = f"of the last {looked_at} usable candidates {new} were new, fewer than {least:.0%}"
+        if self.rows >= _MAX_BARREN and not self.accepted and least:
+            self.stop_reason = f"none of {self.rows} candidates was accepted"
+        elif candidates >= _NOVELTY_WINDOW and new < least * candidates and self.missing > 0:
+            self.stop_reason = f"of the last {candidates} usable candidates only {new} were new, fewer than {least:.0%}"
 
     def _decide(self, candidates: list[Candidate]) -> tuple[list[RowOutcome], list[Prompt], int]:
         """Return the outcomes, the accepted prompts, and the number of usable candidates."""
         seen: set[str] = set()
-        judged: list[int] = []
+        checked: list[int] = []
         for at, (_, prompt) in enumerate(candidates):
-            # A text without words is near to nothing, but still only taken once.
+            # A text without words is not similar to any other, but an exact duplicate is dropped.
             if prompt and prompt.instruction not in seen and prompt.instruction not in self.index:
                 seen.add(prompt.instruction)
-                judged.append(at)
-        texts = [prompt.instruction for at in judged if (prompt := candidates[at][1])]
+                checked.append(at)
+        texts = [prompt.instruction for at in checked if (prompt := candidates[at][1])]
         before = len(self.index)
-        nearest = dict(zip(judged, self.index.nearest_all(texts, enter=True), strict=True))
+        nearest = dict(zip(checked, self.index.nearest_all(texts, enter=True), strict=True))
         outcomes: list[RowOutcome] = []
         new: list[Prompt] = []
         for at, (outcome, prompt) in enumerate(candidates):
@@ -169,10 +170,10 @@ class Rounds:
         return outcomes, new, sum(prompt is not None for _, prompt in candidates)
 
     def finish(self, notes: dict[str, object]) -> StageCounts:
-        """Close the ledger, and say so where prompts are missing. Raises as `Context.finish`."""
+        """Finish the ledger, and print why prompts are missing, if so. Raises as `Context.finish`."""
         if self.missing > 0:
-            why = self.dried_up or f"{self.number} rounds are all that the recipe allows"
-            self._context.screen.say(f"  only {len(self.accepted)} of {self.wanted} prompts: {why}", "yellow")
+            why = self.stop_reason or f"the recipe allows {self.number} rounds"
+            self._context.screen.say(f"  only {len(self.accepted)} of {self.target} prompts: {why}", "yellow")
             notes = {**notes, "stopped": why}
-        notes = {"rounds": self.number, "wanted": self.wanted, **notes}
+        notes = {"rounds": self.number, "wanted": self.target, **notes}
         return self._context.finish(self._stage, self.rows, self._clock, notes)

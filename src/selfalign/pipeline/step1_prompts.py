@@ -1,6 +1,6 @@
-"""Stage 1, its end: what 1a and 1b wrote, together, with the held-out part marked.   -> 1_prompts/prompts.jsonl
+"""Stage 1, last step: join the prompts of 1a and 1b, and hold some out.   -> 1_prompts/prompts.jsonl
 
-With a file (folder, hub data set) of the user's own prompts this takes the place of 1a and 1b.
+With user prompts (a file, folder or hub data set), 1a and 1b do not run, and the prompts are imported here.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from selfalign.system.signals import STOP
 
 
 def merge(context: Context) -> list[Path]:
-    """Join both sources in an order that depends on content only, and hold out the evaluation's prompts."""
+    """Join the prompts of 1a and 1b, and hold out those of the evaluation; return the files."""
     rows = read_jsonl(context.run.jsonl("self_instruct"), Prompt) + read_jsonl(context.run.jsonl("red_team"), Prompt)
     return [_publish(context, rows)]
 
 
 def import_file(context: Context) -> list[Path]:
-    """Take the prompts of the recipe's `prompts.file`, row by row: what is kept is held once, nothing else.
+    """Import the prompts of the recipe's `prompts.file`; return the files. Only the kept prompts are in memory.
 
     Raises:
-        UserError: the file cannot be read, a row is in no known form, or there is no prompt that can be used.
+        UserError: the file is unreadable, the form of a row is unknown, or no prompt is usable.
     """
     clock, data = Clock(), UserData(context.recipe.prompts)
     kept: list[Prompt] = []
@@ -51,7 +51,7 @@ def import_file(context: Context) -> list[Path]:
             bar.add(1)
     if not kept:
         why = ", ".join(f"{reason} {n}" for reason, n in dropped.most_common())
-        raise UserError(f"{data.name} holds no prompt" + (f" that can be used: {why}" if why else ""))
+        raise UserError(f"{data.name} has no usable prompt" + (f": {why}" if why else ""))
     for text in data.messages():
         context.screen.say(f"  {text}", "dim")
     context.finish("self_instruct", len(kept) + dropped.total(), clock, data.notes())
@@ -88,22 +88,22 @@ def _filtered(context: Context, data: UserData) -> Iterator[tuple[Prompt, RowOut
 
 
 def _publish(context: Context, rows: list[Prompt]) -> Path:
-    # The hash of the content mixes both sources, the same way on every machine.
+    # Sorting by a hash of the content mixes both sources in the same way on every machine.
     rows = sorted(rows, key=lambda r: content_hash(context.recipe.seed, r.id))
-    wanted = min(context.recipe.evaluate.heldout_prompts, len(rows) // 2)
-    heldout = _apart(rows, wanted, [pair.question for pair in context.run.constitution.identity], context)
+    count = min(context.recipe.evaluate.heldout_prompts, len(rows) // 2)
+    heldout = _select_distant(rows, count, [pair.question for pair in context.run.constitution.identity], context)
     path = context.run.jsonl("prompts")
     write_jsonl(path, (replace(r, split="heldout" if r.id in heldout else "train") for r in rows))
-    context.screen.say(f"  prompts: {len(rows)}, of which {len(heldout)} are held out for the evaluation")
-    if len(heldout) < wanted:
-        context.screen.say(f"  {wanted} were to be held out: the others are too close to what is trained on", "yellow")
+    context.screen.say(f"  prompts: {len(rows)}, {len(heldout)} of them held out for the evaluation")
+    if len(heldout) < count:
+        context.screen.say(f"  {count} should be held out: the others are too similar to training prompts", "yellow")
     return path
 
 
-def _apart(rows: list[Prompt], wanted: int, trained: list[str], context: Context) -> set[str]:
-    """Ids of the first rows that are close to no other row and to none of the texts that are always trained on.
+def _select_distant(rows: list[Prompt], count: int, trained: list[str], context: Context) -> set[str]:
+    """Return the ids of the first rows that are similar to no other row and to none of the `trained` texts.
 
-    Stage 1's own prompts are all far from each other; a file of the user's may hold several wordings of one.
+    Generated prompts are never similar to each other; user data may have several wordings of a prompt.
     """
     limit = context.recipe.prompts.novelty
     known = NoveltyIndex(limit)
@@ -113,14 +113,14 @@ def _apart(rows: list[Prompt], wanted: int, trained: list[str], context: Context
     free = [r for r, found in zip(rows, near, strict=True) if found is None and r.instruction not in known]
     places = {r.id: n for n, r in enumerate(rows)}
     while True:
-        chosen, rest = free[:wanted], set(range(len(rows)))
+        chosen, rest = free[:count], set(range(len(rows)))
         index = NoveltyIndex(limit)
         for row in chosen:
             index.accept(row.instruction)
             rest.discard(places[row.id])
         others = [rows[n].instruction for n in sorted(rest)]
         close = {found.text for found in index.nearest_all(others) if found} | {o for o in others if o in index}
-        # Two of the chosen may be close to each other: neither is trained on.
+        # Two chosen rows may be similar to each other: neither is trained on.
         if not close:
             return {row.id for row in chosen}
         free = [row for row in free if row.instruction not in close]

@@ -1,7 +1,7 @@
 """Stage 1a, Self-Instruct: seed tasks -> prompts.   seeds -> 1_prompts/self_instruct.jsonl
 
-Works in rounds. A round's requests depend on finished rounds only, and candidates are decided in request order: a
-killed run, a parallel run and an undisturbed one accept the same prompts. (Self-Instruct, arXiv 2212.10560; SELF-ALIGN,
+Each request shows a few tasks and lets the model continue the list. The stage works in rounds (`rounds`), so that a
+killed, a parallel and an undisturbed run accept the same prompts. (Self-Instruct, arXiv 2212.10560; SELF-ALIGN,
 arXiv 2305.03047, section 3.2.)
 """
 
@@ -36,15 +36,15 @@ HEADER = (
 
 
 def run(context: Context) -> list[Path]:
-    """Write prompts until the recipe's count is reached; returns the files."""
+    """Generate prompts until the recipe's count is reached; return the files."""
     config = context.recipe.prompts.self_instruct
     seeds = load_seeds(context.recipe.seeds)
     rounds = Rounds(context, STAGE, config.count, [s.instruction for s in seeds], [s.input for s in seeds])
-    first = min(config.seeds_per_request, len(seeds)) + 1  # the number that every prompt ends with
+    first = min(config.seeds_per_request, len(seeds)) + 1  # the number at the end of every prompt
     with context.screen.bar("self-instruct", config.count) as bar:
         bar.set(len(rounds.accepted))
-        while rounds.missing > 0 and rounds.number < config.max_rounds and not rounds.dried_up:
-            # Not more requests than the yield so far calls for; the first round assumes two prompts a request.
+        while rounds.missing > 0 and rounds.number < config.max_rounds and not rounds.stop_reason:
+            # As many requests as the yield so far requires; the first round assumes two prompts per request.
             rate = len(rounds.accepted) / rounds.requests if rounds.requests else 2.0
             size = min(config.requests_per_round, max(4, round(rounds.missing / max(rate, 0.25))))
             requests = [_request(context, seeds, rounds.accepted, rounds.number, i) for i in range(size)]
@@ -64,7 +64,7 @@ def _request(context: Context, seeds: list[SeedTask], accepted: list[Prompt], nu
     config = context.recipe.prompts.self_instruct
     row_id = content_hash(STAGE, number, position)
     seed = row_seed(context.recipe.seed, row_id)
-    rng = random.Random(seed)  # noqa: S311  (a draw of seeds, not a secret)
+    rng = random.Random(seed)  # noqa: S311
     shown = rng.sample(seeds, min(config.seeds_per_request, len(seeds)))
     own = min(round(context.recipe.prompts.steering.own_seeds * len(shown)), len(accepted))
     if own:
@@ -76,13 +76,13 @@ def _request(context: Context, seeds: list[SeedTask], accepted: list[Prompt], nu
 
 
 def requests(context: Context, number: int) -> list[Request]:
-    """The first requests of the first round, for a preview."""
+    """Return the first requests of the first round, for a preview."""
     seeds = load_seeds(context.recipe.seeds)
     return [_request(context, seeds, [], 0, i).request for i in range(number)]
 
 
 def render(seeds: list[SeedTask], language: str = "en") -> Pieces:
-    """The prompt: the header, the shown tasks, and the number of the next one."""
+    """Render the prompt: the header, the shown tasks, and the number of the next task."""
     header = HEADER if language == "en" else f"{HEADER.strip()} All tasks are in {LANGUAGES[language]}.\n\n"
     blocks = "".join(
         f"###\n{n}. Instruction: {' '.join(s.instruction.split()).rstrip(':')}\n{n}. Input:\n{s.input or '<noinput>'}\n"
@@ -95,30 +95,30 @@ _HEAD = re.compile(r"(\d+)\.\s*Instruction:")
 
 
 def parse(text: str, first: int, truncated: bool) -> list[tuple[str, str] | str]:
-    """(instruction, input) of each block of a completion, or the text of a block that is not one.
+    """Return (instruction, input) of each block of a completion, or the text of a malformed block.
 
     Args:
-        first: the number that the prompt ended with.
-        truncated: the completion was cut, so its last block is not whole and is left out.
+        first: the number at the end of the prompt.
+        truncated: the token limit cut the completion, so its last block is skipped.
     """
     blocks = re.split(r"\n?###", f"{first}. Instruction:{text}")
     if truncated:
         blocks = blocks[:-1]
-    found: list[tuple[str, str] | str] = []
+    tasks: list[tuple[str, str] | str] = []
     for block in blocks:
         if not block.strip():
             continue
         block = block.strip()
         head = _HEAD.match(block)
-        # The input's line begins with the same number; a second one of either kind makes the block malformed.
+        # The input has the same number; a second instruction or input makes the block malformed.
         parts = re.split(rf"\n[^\S\n]*{head[1]}\.\s*Input:", block[head.end() :]) if head else []
         if len(parts) != 2 or re.search(r"\d\.\s*(Instruction|Input):", "\n".join(parts)):
-            found.append(block)
+            tasks.append(block)
             continue
         instruction, text = parts[0], parts[1].strip()
         text = "" if text.strip("<>. ").lower() in ("noinput", "no input", "none", "n/a", "") else text
-        found.append((" ".join(instruction.split()), text))
-    return found
+        tasks.append((" ".join(instruction.split()), text))
+    return tasks
 
 
 def _candidates(context: Context, result: GenerationResult, first: int) -> list[Candidate]:
@@ -129,16 +129,17 @@ def _candidates(context: Context, result: GenerationResult, first: int) -> list[
     blocks = parse(part.text, first, part.finish == "length")
     if not blocks:
         return [(RowOutcome(content_hash(result.row_id), 0, "dropped", "nothing parsed", part.text[:400]), None)]
-    found: list[Candidate] = []
+    candidates: list[Candidate] = []
     for number, block in enumerate(blocks):
-        row = content_hash(result.row_id, number)
+        row_id = content_hash(result.row_id, number)
+        text = block if isinstance(block, str) else "\n".join(block)
         if isinstance(block, str):
-            found.append((RowOutcome(row, 0, "dropped", "malformed", block[:400]), None))
+            candidates.append((RowOutcome(row_id, 0, "dropped", "malformed", text[:400]), None))
         elif reason := reason_to_drop(block[0] or "?", block[1], language, filters):
-            found.append((RowOutcome(row, 0, "dropped", reason, "\n".join(block)[:400]), None))
+            candidates.append((RowOutcome(row_id, 0, "dropped", reason, text[:400]), None))
         elif hit := context.benchmarks.find(block[0], join_input(*block)):
-            found.append((RowOutcome(row, 0, "dropped", hit.reason, hit.beside("\n".join(block))), None))
+            candidates.append((RowOutcome(row_id, 0, "dropped", hit.reason, hit.beside(text)), None))
         else:
             prompt = Prompt(prompt_id(*block), block[0], block[1], source=STAGE)
-            found.append((RowOutcome(row, 0, "kept", "", prompt.message), prompt))
-    return found
+            candidates.append((RowOutcome(row_id, 0, "kept", "", prompt.message), prompt))
+    return candidates

@@ -2,8 +2,9 @@
 
 constitution, 1_prompts/self_instruct.jsonl -> 1_prompts/topics.jsonl, 1_prompts/red_team.jsonl
 
-Hunts for questions that a model without live data or memory gets wrong: each type names a kind of such questions.
-Topics grow in rounds; then each (type, topic) pair asks for one question. (SELF-ALIGN, arXiv 2305.03047, section 3.2.)
+It finds questions that a model without live data or memory answers wrongly, by types of such questions. Topics of each
+type grow in rounds; then the model writes one question for each (type, topic) pair. (SELF-ALIGN, arXiv 2305.03047,
+section 3.2.)
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ _ENOUGH_TOPICS = 10
 _SHOWN_TOPICS = 5
 _SHOWN_QUESTIONS = 6
 _LAST_ROUND = 16
-"""So few missing questions are asked for in one round."""
+"""Up to this number of missing questions are requested in one round."""
 
 TOPIC_HEADER = "Lists of topics. A topic is one to three words long. All topics of a list are different.\n\n"
 QUESTION_HEADER = (
@@ -47,7 +48,7 @@ QUESTION_HEADER = (
 
 
 def run(context: Context) -> list[Path]:
-    """Grow topics, then write questions until the recipe's count is reached; returns the files."""
+    """Generate topics, then questions until the recipe's count is reached; return the files."""
     types = context.run.constitution.question_types
     if not types and context.recipe.prompts.red_team.count:
         raise UserError("the constitution has no question_types: add some, or set prompts.red_team.count to 0")
@@ -56,7 +57,7 @@ def run(context: Context) -> list[Path]:
     else:
         topics = {}
         write_jsonl(context.run.jsonl(TOPICS), [])
-    return [context.run.jsonl(TOPICS), _ask(context, types, topics)]
+    return [context.run.jsonl(TOPICS), _write_questions(context, types, topics)]
 
 
 # -- topics ----------------------------------------------------------------------------------------------------------
@@ -126,7 +127,7 @@ def _topic_requests(context: Context, kind: QuestionType, known: list[str], numb
 
 
 def render_topics(kind: QuestionType, start: list[str], types: list[QuestionType], language: str = "en") -> Pieces:
-    """The prompt: the seed topics of all types as short lists, then this type's list to go on with."""
+    """Render the prompt: the seed topics of the other types, then the list of this type to continue."""
     header = TOPIC_HEADER if language == "en" else f"{TOPIC_HEADER.strip()} Topics are in {LANGUAGES[language]}.\n\n"
     others = "".join(f"Topic for questions about {t.name}: {t.topic}\n" for t in types if t.name != kind.name)
     shown = "\n".join(f"{n}. {t}" for n, t in enumerate(start, 1))
@@ -135,7 +136,7 @@ def render_topics(kind: QuestionType, start: list[str], types: list[QuestionType
 
 
 def topic_reason(topic: str, language: str = "en") -> str | None:
-    """Why a topic is not usable, or None: the paper's form (one to three words, capital first, no last mark)."""
+    """Return why a topic is dropped, or None. The paper allows one to three words with a capital and no final mark."""
     if not topic:
         return "empty"
     if len(topic.split()) > 3:
@@ -174,22 +175,24 @@ def _topic_outcomes(result: GenerationResult, position: int, language: str) -> l
 # -- questions -------------------------------------------------------------------------------------------------------
 
 
-def _ask(context: Context, types: list[QuestionType], topics: dict[str, list[str]]) -> Path:
+def _write_questions(context: Context, types: list[QuestionType], topics: dict[str, list[str]]) -> Path:
     config = context.recipe.prompts.red_team
     known = [seed.instruction for seed in load_seeds(context.recipe.seeds)] + [kind.question for kind in types]
     known += [prompt.instruction for prompt in read_jsonl(context.run.jsonl("self_instruct"), Prompt)]
-    # Type by type in turn, so that a small count still has every type.
+    # The types alternate, so that a small count covers every type.
     depth = max((len(t) for t in topics.values()), default=0)
     pairs = [(k, topics[k.name][d]) for d in range(1, depth) for k in types if d < len(topics[k.name])]
     pairs = pairs or [(k, k.topic) for k in types]
     rounds = Rounds(context, STAGE, config.count, known, topics)
     with context.screen.bar("red-teaming", config.count) as bar:
         bar.set(len(rounds.accepted))
-        while rounds.missing > 0 and rounds.number < config.max_rounds and not rounds.dried_up:
+        while rounds.missing > 0 and rounds.number < config.max_rounds and not rounds.stop_reason:
             rate = max(len(rounds.accepted) / rounds.requests, 0.25) if rounds.requests else 0.8
             size = max(4, round(rounds.missing / rate))
             if context.recipe.prompts.steering.rebalance:
-                size = min(size, max(_LAST_ROUND, size // 2))  # what is missing after it is asked for where it is
+                size = min(
+                    size, max(_LAST_ROUND, size // 2)
+                )  # the next round then requests the types that lack prompts
             chosen = _choose(pairs, rounds, size, context.recipe.prompts.steering)
             number = rounds.number
             requests = [_question_request(context, types, k, t, number, i) for i, (k, t) in enumerate(chosen)]
@@ -215,7 +218,7 @@ def _about(kind: QuestionType, topic: str) -> str:
 def _choose(
     pairs: list[tuple[QuestionType, str]], rounds: Rounds, size: int, steering: SteeringSettings
 ) -> list[tuple[QuestionType, str]]:
-    """What the next round asks about: in turn, or first what has the fewest accepted prompts."""
+    """Return the pairs of the next round: in turn, or first those of types with the fewest accepted prompts."""
     if not steering.rebalance:
         return [pairs[(rounds.requests + i) % len(pairs)] for i in range(size)]
     accepted = Counter(prompt.question_type for prompt in rounds.accepted)
@@ -225,9 +228,9 @@ def _choose(
     waiting: dict[str, list[tuple[int, int, tuple[QuestionType, str]]]] = {}
     for place, (kind, topic) in enumerate(pairs):
         heappush(waiting.setdefault(kind.name, []), (rounds.asked[_about(kind, topic)], place, (kind, topic)))
-    # What a request of a type has brought so far, one of one at the outset.
-    brings = {name: (accepted[name] + 1) / (asked[name] + 1) for name in waiting}
-    # A type that brings nothing must not take the whole round.
+    # Accepted prompts per request of each type, starting from one of one.
+    accepted_per_request = {name: (accepted[name] + 1) / (asked[name] + 1) for name in waiting}
+    # A type without accepted prompts must not take the whole round.
     most = math.ceil(2 * size / len(waiting))
     types = [(float(accepted[name]), place, name) for place, name in enumerate(waiting)]
     heapify(types)
@@ -240,7 +243,7 @@ def _choose(
         chosen.append(pair)
         given[name] += 1
         if given[name] < most:
-            heappush(types, (expected + brings[name], place, name))
+            heappush(types, (expected + accepted_per_request[name], place, name))
     return chosen
 
 
@@ -257,12 +260,12 @@ def _question_request(
 
 
 def question_request(context: Context, kind: QuestionType, topic: str) -> Request:
-    """The first round's request for this pair, for a preview."""
+    """Return the request of the first round for this pair, for a preview."""
     return _question_request(context, context.run.constitution.question_types, kind, topic, 0, 0).request
 
 
 def render_question(shown: list[QuestionType], kind: QuestionType, topic: str, language: str = "en") -> Pieces:
-    """The prompt: the same examples for a whole round (a prefix to share), the type's own example, the new topic."""
+    """Render the prompt: examples that a whole round shares as a prefix, the example of the type, the topic."""
     header = QUESTION_HEADER if language == "en" else f"{QUESTION_HEADER.strip()} It is in {LANGUAGES[language]}.\n\n"
     examples = "".join(f"kind: {t.name}, topic: {t.topic}, question: {t.question}\n" for t in shown)
     own = f"kind: {kind.name}, topic: {kind.topic}, question: {kind.question}\n"
@@ -285,7 +288,7 @@ def _candidate(context: Context, kind: QuestionType, topic: str, result: Generat
 
 
 def _question_reason(text: str, finish: str, context: Context) -> str | None:
-    """Why a question is not usable, or None."""
+    """Return why a question is dropped, or None."""
     if finish == "length":
         return "truncated"
     if not text:

@@ -7,7 +7,7 @@ from typing import Any
 from selfalign.errors import UserError
 from selfalign.report.scores import read_scores
 from selfalign.run import feedback
-from selfalign.run.directory import RunDir, held
+from selfalign.run.directory import RunDir, is_locked
 
 
 def status(run: RunDir) -> dict[str, Any]:
@@ -28,7 +28,7 @@ def status(run: RunDir) -> dict[str, Any]:
         marks = {}
     return {
         "run": run.path.name,
-        "state": "finished" if run.manifest.exists() else "running" if held(run.path) else "stopped",
+        "state": "finished" if run.manifest.exists() else "running" if is_locked(run.path) else "stopped",
         "finished": run.manifest.exists(),
         "stages": stages,
         "scores": read_scores(run),

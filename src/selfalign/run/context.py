@@ -1,4 +1,4 @@
-"""What a stage gets: the run, the model, an engine when it asks for one, and a screen to talk to."""
+"""Give stages the run, the model, the engine and the screen, and finish their ledgers."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ ADAPTER_STAGES = ("engrave", "verbose_cloning")
 
 
 class SamplingConfig(Protocol):
-    """A part of the recipe that says how to draw tokens."""
+    """A part of the recipe with sampling settings."""
 
     @property
     def temperature(self) -> float: ...
@@ -44,19 +44,19 @@ class SamplingConfig(Protocol):
 
 @dataclass
 class Context:
-    """Everything around a stage. Engine and model are made when first used and kept between stages."""
+    """The run, model, engine and screen of a stage. Model and engine are loaded when first used, and then kept."""
 
     run: RunDir
     screen: Screen
     force: bool = False
     saver: StateSaver | None = None
-    """Who saves the run to the recipe's storage."""
+    """Saves the run to the recipe's storage."""
     _model: Model | None = None
     _engine: Engine | None = None
     _engine_for: dict[str | None, str] = field(default_factory=dict)
     """The identities of the weights that the engine loaded."""
-    _noted: str = ""
-    """What was said of how prompts reach the engine."""
+    _printed_note: str = ""
+    """The engine's last note that was printed."""
 
     @property
     def recipe(self) -> Recipe:
@@ -86,13 +86,13 @@ class Context:
         return self.model.has_adapter(self.run.adapter_gguf(stage))
 
     def adapter(self, stage: str) -> Path:
-        """The PEFT adapter of a stage. Raises as `Model.check_adapter`."""
+        """Return the folder of a stage's PEFT adapter. Raises as `Model.check_adapter`."""
         folder = self.run.adapter(stage)
         self.model.check_adapter(folder)
         return folder
 
     def engine(self, adapters: tuple[str, ...] = ()) -> Engine:
-        """Return an engine on which requests may name these stages' adapters; it is started where none serves them."""
+        """Return an engine with the adapters of these stages; start it if the current one does not have them."""
         identities = self.identities(adapters)
         if self._engine is None or not identities.items() <= self._engine_for.items():
             self.release_engine()
@@ -105,7 +105,7 @@ class Context:
             executor = self.recipe.executor
             self._engine = executors.start(executor, config, self.model, folders, self.slots, self.screen.say)
             self._engine_for = identities
-            self._say_engine(self._engine.parallel)
+            self._print_engine(self._engine.parallel)
         return self._engine
 
     def journaled_engine(
@@ -122,9 +122,9 @@ class Context:
         """
         return JournaledEngine(self.engine(adapters), self.journal, stage, self.identities(adapters), on_done)
 
-    def _say_engine(self, slots: int) -> None:
+    def _print_engine(self, slots: int) -> None:
         config = self.recipe.engine
-        # What auto would say today: the frozen recipe holds its answer.
+        # The frozen recipe has the engine that auto chose; the reason is what auto chooses now.
         kind, (automatic, why) = engines.kind(config), engines.choose(config.model_copy(update={"kind": "auto"}))
         reason = f" ({why})" if kind == automatic else ""
         text = f"  engine {kind}{reason}, {slots} requests at once"
@@ -134,36 +134,36 @@ class Context:
             rates = ", ".join(f"{n}: {rate:.0f}" for n, rate in self.calibration().by_slots.items())
             text += f"; measured tokens/s by requests at once: {rates}"
         self.screen.say(text, "dim")
-        self._say_note()
+        self._print_note()
 
-    def _say_note(self) -> None:
+    def _print_note(self) -> None:
         note = self._engine.note if self._engine else ""
-        if note and note != self._noted:
+        if note and note != self._printed_note:
             self.screen.say(f"  {note}", "yellow")
-        self._noted = note
+        self._printed_note = note
 
     def slots(self) -> int:
-        """Requests at once: the recipe's, or what this machine does best."""
+        """Return the number of concurrent requests: the recipe's, or the fastest on this machine."""
         config = self.recipe.engine
         return engines.slots(config, lambda: self.calibration().slots)
 
     def speed(self) -> Calibration | None:
-        """How fast the engine is here; None where that is not measured (server, vLLM, other cluster, fake engine)."""
+        """Return the measured speed of llama.cpp on this machine; None with another engine or on a cluster."""
         here = not self.recipe.executor.address
         return self.calibration() if here and engines.kind(self.recipe.engine) == "llama_cpp" else None
 
     def calibration(self) -> Calibration:
-        """How fast llama.cpp is here, measured once per model. Raises as `calibrate.calibration`."""
+        """Return the speed of llama.cpp on this machine, measured once per model. Raises as `calibration`."""
         from selfalign.generation import calibration
 
         config, model = self.recipe.engine, self.model
         return calibration.calibrate(model.gguf, model.identity, config.context, config.threads, say=self.screen.say)
 
     def _check_served(self, adapters: tuple[str, ...]) -> None:
-        """A server cannot load an adapter of ours: the user serves it and names it.
+        """Check that the user named the server's model ids of the base and the adapters, which we cannot load there.
 
         Raises:
-            Resumable: one that this stage needs is not named.
+            Resumable: an id that this stage needs is missing.
         """
         for name in ("base", *adapters):
             if name in self.recipe.engine.served:
@@ -181,43 +181,43 @@ class Context:
             )
 
     def sampling(self, config: SamplingConfig) -> Sampling:
-        """A stage's sampling settings, with the engine's limit on candidates."""
+        """Return a stage's sampling settings, with the engine's `top_k`."""
         top_k = self.recipe.engine.top_k
         return Sampling(config.temperature, config.top_p, config.max_new_tokens, top_k=top_k)
 
     def warm_prefix(self, prefix: Pieces) -> None:
-        """Let the engine compute what the coming requests begin with, and say how often it has to."""
-        how = self.engine().warm_prefix(prefix, None)
-        self.screen.detail(f"  the prefix that all requests share: {how}")
+        """Let the engine compute the prefix that the next requests share."""
+        message = self.engine().warm_prefix(prefix, None)
+        self.screen.detail(f"  the prefix that all requests share: {message}")
 
     def release_engine(self) -> None:
-        """Free the engine's memory, for a stage that trains."""
+        """Close the engine and free its memory."""
         if self._engine is not None:
             self._engine.close()
         self._engine = None
 
     @cached_property
     def benchmarks(self) -> Benchmarks:
-        """What the run will be measured on: no prompt and no answer may overlap with it.
+        """The items that the models will be evaluated on; prompts and responses must not overlap with them.
 
         Raises:
             UserError: a benchmark file of the recipe cannot be read.
         """
         overlap = self.recipe.filters.overlap
-        found = Benchmarks(overlap.words, overlap.rouge)
-        found.add("probes", (probe.ask for _, probe in self.run.constitution.probes()))
+        benchmarks = Benchmarks(overlap.words, overlap.rouge)
+        benchmarks.add("probes", (probe.ask for _, probe in self.run.constitution.probes()))
         for name in self.recipe.evaluate.benchmarks:
-            found.add_file(Path(name))
-        return found
+            benchmarks.add_file(Path(name))
+        return benchmarks
 
     # -- input files ---------------------------------------------------------------------------------------------
 
     def prompts(self) -> Rows[Prompt]:
-        """Stage 1's prompts as they stand in the file."""
+        """Return the rows of stage 1's prompts file."""
         return Rows(self.run.jsonl("prompts"), Prompt, self.journal, ("self_instruct", "red_team"))
 
     def responses(self) -> Rows[Response]:
-        """Stage 2's responses as they stand in the file."""
+        """Return the rows of stage 2's responses file."""
         return Rows(self.run.jsonl("responses"), Response, self.journal, ("align",))
 
     # -- ledger --------------------------------------------------------------------------------------------------
@@ -249,14 +249,14 @@ class Context:
                 text += f"; {name}: " + ", ".join(f"{reason} {n}" for reason, n in reasons.items())
         self.screen.say(text)
         totals = counts.generation
-        if totals.seconds:
+        if totals.seconds and not self.model.is_fake:
             self.screen.say(
                 f"  {totals.generated_tokens:,} tokens generated at {totals.tokens_per_second:.0f} tokens/s; prompt "
                 f"tokens: {totals.prompt_tokens:,} computed, {totals.cached_tokens:,} from the cache "
                 f"({totals.hit_rate:.1%}); engine busy {totals.busy:.0%}",
                 "dim",
             )
-            self._say_note()
+            self._print_note()
         if totals.escaped_rows:
             first, word = next(iter(self.journal.escaped(stage))), "row" if totals.escaped_rows == 1 else "rows"
             self.screen.say(

@@ -1,4 +1,4 @@
-"""The run directory: every file's name stands here once. Freezing, resuming, manifest."""
+"""Name the files of a run directory; create, open, lock and check runs; write the manifest."""
 
 from __future__ import annotations
 
@@ -48,11 +48,7 @@ LOCK = "journal.lock"
 
 
 class RunDir:
-    """One run. Steps meet only in its files.
-
-    Raises:
-        UserError: see `create` and `open`.
-    """
+    """A run. Its stages communicate only by its files. Use `create`, `open` or `load` to get one."""
 
     def __init__(self, path: Path, recipe: Recipe, constitution: Constitution) -> None:
         self.path = path
@@ -61,28 +57,29 @@ class RunDir:
 
     @cached_property
     def journal(self) -> Journal:
-        """The journal, opened to be written."""
+        """The journal, opened for writing."""
         return Journal(self.path / "journal.sqlite")
 
     # -- names ---------------------------------------------------------------------------------------------------
 
     def jsonl(self, name: str) -> Path:
+        """Return the path of a file in `JSONL_FILES`."""
         return self.path / JSONL_FILES[name]
 
     def adapter(self, stage: str) -> Path:
-        """The PEFT adapter of `engrave` or `clone`."""
+        """Return the folder of the PEFT adapter of engrave or verbose_cloning."""
         return self.path / {"engrave": "3_engrave", "verbose_cloning": "4_verbose_clone"}[stage] / "adapter"
 
     def adapter_gguf(self, stage: str) -> Path:
-        """The same adapter as llama.cpp loads it."""
+        """Return the file of the same adapter for llama.cpp."""
         return self.adapter(stage).with_suffix(".gguf")
 
     def checkpoint(self, stage: str) -> Path:
-        """The state of a training that has not ended yet."""
+        """Return the file of the state of an unfinished training."""
         return self.adapter(stage).with_name("checkpoint.safetensors")
 
     def export(self, name: str) -> Path:
-        """An export's folder, unless the user names another."""
+        """Return the default folder of an export."""
         return self.path / "export" / name
 
     @property
@@ -99,7 +96,7 @@ class RunDir:
 
     @property
     def view(self) -> Path:
-        """The viewer's cache: no part of what the run made, and free to be deleted."""
+        """The viewer's cache, which may be deleted."""
         return self.path / "view.sqlite"
 
     @property
@@ -110,17 +107,17 @@ class RunDir:
     def manifest(self) -> Path:
         return self.path / "manifest.json"
 
-    # -- making and finding --------------------------------------------------------------------------------------
+    # -- create and open -----------------------------------------------------------------------------------------
 
     @classmethod
-    def create(cls, path: Path, wanted: Recipe, constitution: Constitution, new: bool = False) -> RunDir:
-        """A new run, or the one that stands there if recipe and constitution are the same.
+    def create(cls, path: Path, requested: Recipe, constitution: Constitution, new: bool = False) -> RunDir:
+        """Create a run, or open the existing one if its recipe and constitution are the same.
 
         Args:
-            new: an existing run is set aside (renamed, never deleted) and a new one begun.
+            new: rename an existing run (it is never deleted) and start a new one.
 
         Raises:
-            UserError: the folder holds a run with another recipe (the differences are named), or something else.
+            UserError: the folder has a run with another recipe (the error lists the differences), or other files.
         """
         path = path.resolve() if new else path
         frozen = path / "recipe.yaml"
@@ -132,103 +129,94 @@ class RunDir:
             path.rename(aside)
             is_run = False
         if is_run:
-            found = cls.open(path)
-            changes = differences(found.recipe.model_dump(mode="json"), wanted.model_dump(mode="json"))
-            # Own prompts are known by their content; where they lie may be otherwise on another machine.
-            sha256 = wanted.prompts.file_sha256
-            moved = ("prompts.file:",) if sha256 and sha256 == found.recipe.prompts.file_sha256 else ()
+            existing = cls.open(path)
+            changes = differences(existing.recipe.model_dump(mode="json"), requested.model_dump(mode="json"))
+            # The content of user prompts counts; their path may differ on another machine.
+            sha256 = requested.prompts.file_sha256
+            moved = ("prompts.file:",) if sha256 and sha256 == existing.recipe.prompts.file_sha256 else ()
             changes = [c for c in changes if not c.startswith((*_MAY_CHANGE, *moved))]
-            if found.constitution.digest() != constitution.digest():
-                changes.append(f"the constitution is not the one in {path / 'constitution.yaml'}")
+            if existing.constitution.digest() != constitution.digest():
+                changes.append(f"the constitution differs from {path / 'constitution.yaml'}")
             if changes:
-                found.journal.close()
+                existing.journal.close()
                 raise UserError(
                     f"{path} was made with another recipe ({'; '.join(changes)}). "
-                    "Name another --out, or give --new to set it aside and begin again"
+                    "Choose another --out, or use --new to rename the old run and start again"
                 )
-            if found.recipe != wanted:
-                atomic.write_text(frozen, strict_yaml.dump(wanted))
-            found.recipe = wanted
-            return found
-        texts = {"constitution.yaml": strict_yaml.dump(constitution), "recipe.yaml": strict_yaml.dump(wanted)}
+            if existing.recipe != requested:
+                atomic.write_text(frozen, strict_yaml.dump(requested))
+            existing.recipe = requested
+            return existing
+        texts = {"constitution.yaml": strict_yaml.dump(constitution), "recipe.yaml": strict_yaml.dump(requested)}
         cls._check_free(path, texts)
         try:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"{path} cannot be made: {error.strerror}") from None
+            raise UserError(f"{path} cannot be created: {error.strerror}") from None
         for name, text in texts.items():
             atomic.write_text(path / name, text)
-        made = cls(path, wanted, constitution)
-        made.journal  # noqa: B018  (with it the folder is a run)
-        return made
+        run = cls(path, requested, constitution)
+        run.journal  # noqa: B018  (the folder is a run once it has a journal)
+        return run
 
     @staticmethod
     def _check_free(path: Path, texts: dict[str, str]) -> None:
-        """Raises UserError if the folder holds anything but what a run of its own left in its first moment."""
+        """Raise UserError if the folder has other files than those that a creation left when it was stopped."""
         if not path.exists():
             return
         if (path / "recipe.yaml").is_file() and (path / "recipe.yaml").read_text("utf-8", "replace") != texts[
             "recipe.yaml"
         ]:
-            raise UserError(f"{path} holds a recipe to edit and is no run: name another --out")
-        ours = path.is_dir() and all(
+            raise UserError(f"{path} has a recipe but no run: choose another --out")
+        is_unfinished = path.is_dir() and all(
             f.is_file()
             and (
-                ((half := atomic.HALF_WRITTEN.fullmatch(f.name)) is not None and half[1] in texts)
+                ((temporary := atomic.HALF_WRITTEN.fullmatch(f.name)) is not None and temporary[1] in texts)
                 or texts.get(f.name) == f.read_text("utf-8", "replace")
             )
             for f in path.iterdir()
         )
-        if not ours:
-            raise UserError(f"{path} exists and is not a run: name another --out")
+        if not is_unfinished:
+            raise UserError(f"{path} exists and is not a run: choose another --out")
 
     @classmethod
     def open(cls, path: Path) -> RunDir:
-        """The run in that folder.
+        """Return the run in that folder with its journal opened for writing.
 
         Raises:
-            UserError: there is none.
+            UserError: the folder has no run, or a file of it is invalid.
         """
-        found = cls.look(path)
-        found.journal  # noqa: B018  (whether it is whole is said now)
-        return found
+        run = cls.load(path)
+        run.journal  # noqa: B018  (a damaged journal is reported now)
+        return run
 
     @classmethod
-    def look(cls, path: Path) -> RunDir:
-        """The run in that folder, with nothing opened to be written as long as its journal is not asked for.
-
-        Raises:
-            UserError: there is none.
-        """
+    def load(cls, path: Path) -> RunDir:
+        """Return the run in that folder. Nothing is opened for writing until `journal` is used. Raises as `open`."""
         if not (path / "recipe.yaml").is_file():
-            raise UserError(f"{path} is not a run: it has no recipe.yaml. `selfalign run` makes one")
+            raise UserError(f"{path} is not a run: it has no recipe.yaml. `selfalign run` creates a run")
         if not (path / "journal.sqlite").exists():
-            raise UserError(
-                f"{path} holds a recipe to edit and is no run: `selfalign run {path}/recipe.yaml` makes one"
-            )
-        text = strict_yaml.read_text(path / "recipe.yaml", "recipe")
-        frozen = strict_yaml.validate(
-            Recipe, _upgraded(strict_yaml.parse_yaml(text, str(path / "recipe.yaml"))), "recipe.yaml"
-        )
+            raise UserError(f"{path} has a recipe but no run: `selfalign run {path}/recipe.yaml` creates one")
+        frozen = strict_yaml.validate(Recipe, _frozen_recipe(path), "recipe.yaml")
         if frozen.engine.kind == "auto":
-            kind = _old_auto(frozen.engine.url)
+            kind = _auto_of_0_1(frozen.engine.url)
             frozen = frozen.model_copy(update={"engine": frozen.engine.model_copy(update={"kind": kind})})
         return cls(path, frozen, load(str(path / "constitution.yaml")))
 
-    # -- what is finished ----------------------------------------------------------------------------------------
+    # -- finished stages -----------------------------------------------------------------------------------------
 
     def done(self, stage: str, inputs: str) -> bool:
-        """Whether the stage was finished from these inputs and its files still stand."""
+        """Return whether the stage finished with these inputs and its files still exist."""
         record = self.journal.published().get(stage)
         return record is not None and record[0] == inputs and all((self.path / f).exists() for f in record[1])
 
     def mark_done(self, stage: str, inputs: str, files: list[Path]) -> None:
-        """Remember the stage's inputs and the hash of each file that it published."""
+        """Store the stage's inputs and the hash of each file that it published."""
         self.journal.publish(stage, inputs, {str(f.relative_to(self.path)): file_hash(f) for f in files})
 
     @contextmanager
     def rewriting(self, file: Path) -> Iterator[None]:
-        """Write a file anew that a finished stage published: it stays finished, the file is not taken for edited."""
+        """Rewrite a file of a finished stage: the stage stays finished, and the file does not count as edited."""
         name = str(file.relative_to(self.path))
         owners = {s: record for s, record in self.journal.published().items() if name in record[1]}
         for stage in owners:
@@ -238,17 +226,16 @@ class RunDir:
             self.journal.publish(stage, inputs, {**files, name: file_hash(file)})
 
     def check_not_edited(self, files: list[Path], force: bool) -> None:
-        """Raises UserError if a file that a stage is about to write was changed by hand since it was published."""
+        """Raise UserError if the user edited a file that a stage is about to write."""
         published = {name: sha for _, files_ in self.journal.published().values() for name, sha in files_.items()}
         for file in files:
             sha = published.get(str(file.relative_to(self.path)))
             if file.exists() and not force and sha and file_hash(file) != sha:
-                raise UserError(f"{file} was edited since it was made; --force overwrites it")
+                raise UserError(f"{file} was edited since the run wrote it; --force overwrites it")
 
     @contextmanager
-    def by_hand(self) -> Iterator[None]:
-        """No other process writes anew what people write (marks, feedback) meanwhile: viewer and dialogue may both be
-        open. It may not be entered twice."""
+    def user_files_lock(self) -> Iterator[None]:
+        """Lock the files that users write (marks, feedback) against other processes. It is not reentrant."""
         import fcntl
 
         handle = os.open(self.path, os.O_RDONLY)
@@ -259,11 +246,11 @@ class RunDir:
             os.close(handle)
 
     def write_manifest(self) -> None:
-        """Publish sha256, bytes and rows of every file. Written last: that it exists means that the run finished."""
+        """Write manifest.json with the hash, bytes and rows of every file. A run with a manifest is finished."""
         entries = {}
         for file in sorted(p for p in self.path.rglob("*") if p.is_file()):
             name = str(file.relative_to(self.path))
-            if name.startswith(_APART) or "/." in name:
+            if name.startswith(_NOT_IN_MANIFEST) or "/." in name:
                 continue
             entries[name] = {"sha256": file_hash(file), "bytes": file.stat().st_size}
             if file.suffix == ".jsonl":
@@ -281,8 +268,8 @@ class RunDir:
         atomic.write_text(self.manifest, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
 
-_APART = ("journal", "manifest.json", "export/", "view.sqlite", "storage.json", "feedback.jsonl", ".")
-"""Beginnings of names that the manifest leaves out."""
+_NOT_IN_MANIFEST = ("journal", "manifest.json", "export/", "view.sqlite", "storage.json", "feedback.jsonl", ".")
+"""Beginnings of names."""
 
 _MAY_CHANGE = (
     "stages:",
@@ -299,52 +286,54 @@ _MAY_CHANGE = (
     "engine.served.",
     "engine.tensor_parallel_size:",
 )
-"""Settings that do not change what a generated row is: a run may go on under other values of them, and trains anew
-where they are about training. Of the constitution the content counts, not its path."""
+"""Settings that do not change generated rows: a run may be resumed with other values, and trains again where they
+concern training. The content of the constitution counts, not its path."""
 
 
-def _upgraded(value: object) -> object:
-    return recipe.upgraded(value) if isinstance(value, dict) else value
+def _frozen_recipe(path: Path) -> dict[str, Any]:
+    """Return the recipe.yaml of a run, with the keys of this version."""
+    file = path / "recipe.yaml"
+    value = strict_yaml.parse_yaml(strict_yaml.read_text(file, "recipe"), str(file))
+    return recipe.upgrade(value) if isinstance(value, dict) else {}
 
 
 def _frozen(path: Path, part: str) -> dict[str, Any]:
-    """That part of the recipe of the run in the folder; empty where there is no run."""
+    """Return that part of the recipe of the run in the folder; empty if there is no run."""
     if not (path / "journal.sqlite").exists() or not (path / "recipe.yaml").is_file():
         return {}
-    value = strict_yaml.parse_yaml(strict_yaml.read_text(path / "recipe.yaml", "recipe"), str(path / "recipe.yaml"))
-    found = recipe.upgraded(value).get(part) if isinstance(value, dict) else None
-    return found if isinstance(found, dict) else {}
+    value = _frozen_recipe(path).get(part)
+    return value if isinstance(value, dict) else {}
 
 
 def frozen_prompts(path: Path) -> str | None:
-    """The `prompts.file` of the run in that folder; None where there is no run, or no such file."""
+    """Return the `prompts.file` of the run in that folder; None if there is no run or no such file."""
     file = _frozen(path, "prompts").get("file")
     return file if isinstance(file, str) else None
 
 
 def frozen_kind(path: Path) -> str | None:
-    """The kind of engine that the run in that folder chose; None where there is no run."""
+    """Return the kind of engine of the run in that folder; None if there is no run."""
     engine = _frozen(path, "engine")
     if not engine:
         return None
     kind = engine.get("kind", "auto")
     if kind == "auto":
-        return _old_auto(engine.get("url"))
+        return _auto_of_0_1(engine.get("url"))
     return kind if kind in ("llama_cpp", "vllm", "openai") else None
 
 
-def _old_auto(url: str | None) -> str:
-    """What "auto" was where it stands in a frozen recipe: version 0.1 froze the word, and took one of these two."""
+def _auto_of_0_1(url: str | None) -> str:
+    """Return the engine that version 0.1 used for "auto", which it wrote into frozen recipes."""
     return "openai" if url else "llama_cpp"
 
 
 def default_out(source: str) -> Path:
-    """Where a recipe runs unless told otherwise: runs/<the recipe's name>."""
+    """Return the default folder of a recipe's run: runs/NAME."""
     return Path("runs") / (source if source in recipe.SHIPPED else re.sub(r"[^\w.-]", "_", Path(source).stem))
 
 
-def held(path: Path) -> bool:
-    """Whether a process works in the run now."""
+def is_locked(path: Path) -> bool:
+    """Return whether a process works in the run."""
     import fcntl
 
     try:
@@ -360,8 +349,8 @@ def held(path: Path) -> bool:
     return False
 
 
-def hold(path: Path) -> int:
-    """Take the run for this process; returns the lock's file descriptor.
+def acquire_lock(path: Path) -> int:
+    """Lock the run for this process; return the lock's file descriptor.
 
     Raises:
         UserError: another process works in the run.
@@ -373,12 +362,12 @@ def hold(path: Path) -> int:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            time.sleep(0.1)  # it may be a `status` that looks whether the run is held
+            time.sleep(0.1)  # `is_locked` of another process holds the lock for a moment
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         other = os.read(handle, 20).decode(errors="replace").strip() or "unknown"
         os.close(handle)
-        raise UserError(f"{path} is in use by process {other}; wait for it, or take another run directory") from None
+        raise UserError(f"{path} is in use by process {other}; wait for it, or use another run directory") from None
     os.ftruncate(handle, 0)
     os.write(handle, str(os.getpid()).encode())
     return handle

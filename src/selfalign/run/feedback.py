@@ -179,7 +179,7 @@ def mark(run: RunDir, value: Mapping[str, Any]) -> Feedback:
         UserError: the mark is not valid, or there are too many.
     """
     new = parse({**value, "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())})
-    with run.by_hand():
+    with run.user_files_lock():
         marks = read(run)
         marks.pop(new.id, None)
         if len(marks) >= MAX_MARKS:
@@ -190,7 +190,7 @@ def mark(run: RunDir, value: Mapping[str, Any]) -> Feedback:
 
 def withdraw(run: RunDir, identity: str) -> Feedback | None:
     """Remove a mark and return it; None if there is none with that id. Raises as `read`."""
-    with run.by_hand():
+    with run.user_files_lock():
         marks = read(run)
         mark = marks.pop(identity, None)
         if mark is not None:

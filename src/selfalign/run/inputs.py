@@ -1,8 +1,7 @@
-"""What a stage reads: the file of the stage before it, as a person may have left it."""
+"""Read the input file of a stage, which the user may have edited."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
@@ -17,15 +16,13 @@ Row = TypeVar("Row", Prompt, Response)
 
 
 class Rows(Generic[Row]):
-    """A stage's input file: read once to check every line before anything is spent, then row by row.
+    """The rows of a stage's input file. All lines are checked first; iteration then reads the file row by row.
 
     `len` is the number of different rows.
 
     Args:
-        path: the file.
-        kind: what its lines are.
-        journal: knows what the stages before kept.
-        sources: their ledgers.
+        kind: the type of the records.
+        sources: the ledgers of the stages that wrote the file.
 
     Raises:
         UserError: a line is not such a record.
@@ -38,18 +35,17 @@ class Rows(Generic[Row]):
         self._sources = sources
         self._table = f"present_{kind.__name__.lower()}"
         self._stamp = _stamp(path)
-        number, self._twice = journal.note_ids(self._table, (row.id for row in stream_jsonl(path, kind)))
-        self._number = number
+        self._number, self._repeated = journal.note_ids(self._table, (row.id for row in stream_jsonl(path, kind)))
 
     def __len__(self) -> int:
         return self._number
 
     def __iter__(self) -> Iterator[Row]:
-        """Raises Resumable where the file is no longer the one that was checked."""
+        """Yield every row once. Raise Resumable if the file changed since it was checked."""
         seen: set[str] = set()
         try:
             for row in stream_jsonl(self._path, self._kind):
-                if row.id in self._twice:
+                if row.id in self._repeated:
                     if row.id in seen:
                         continue
                     seen.add(row.id)
@@ -64,30 +60,30 @@ class Rows(Generic[Row]):
             raise Resumable(f"{self._path} was changed while it was read: run the same command again")
 
     def removed(self) -> Iterator[RowOutcome]:
-        """The fates of rows that never come: taken out of the file by hand, or standing in it once more."""
-        gone = self._journal.kept_but_not_in(self._table, self._sources)
+        """Yield the outcomes of rows that iteration does not yield: removed from the file by the user, or repeated."""
+        missing = self._journal.kept_but_not_in(self._table, self._sources)
         number = 0
-        for number, (row_id, text) in enumerate(gone, 1):
-            yield RowOutcome(row_id, 10**9 + number, "dropped", "removed by hand", text)
-        if not self._twice:
+        for number, (row_id, text) in enumerate(missing, 1):
+            yield RowOutcome(row_id, 10**9 + number, "dropped", "removed manually", text)
+        if not self._repeated:
             return
         seen: set[str] = set()
         for row in stream_jsonl(self._path, self._kind):
             if row.id in seen:
                 number += 1
                 yield RowOutcome(content_hash(row.id, number), 10**9 + number, "dropped", "duplicate", row.message)
-            elif row.id in self._twice:
+            elif row.id in self._repeated:
                 seen.add(row.id)
 
     @cached_property
     def number_removed(self) -> int:
-        """How many rows `removed` has."""
+        """The number of rows that `removed` yields."""
         return sum(1 for _ in self.removed())
 
 
 def _stamp(path: Path) -> tuple[int, int]:
     try:
-        found = os.stat(path)  # noqa: PTH116  (one call for both)
+        stat = path.stat()
     except OSError:
         return (0, 0)
-    return found.st_mtime_ns, found.st_size
+    return stat.st_mtime_ns, stat.st_size

@@ -1,13 +1,12 @@
-"""What a hand decided on the rows that stages 3 and 4 train on: leave this one out, learn that one in other words.
+"""Read and apply the user's marks on training examples: drop this one, learn that one with another response.
 
-`marks.jsonl` in the run; `selfalign view` writes it, and people may. A stage reads it before it trains: a row that is
-left out is a drop, `by hand`, an edited one is learnt with its new answer. The marks of a stage belong to what it
-follows from: where they change, it runs again.
+The marks are in the run's `marks.jsonl`; `selfalign view` writes it, and users may edit it. Stages 3 and 4 apply them
+before they train. A changed mark makes its stage run again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from selfalign.data.records import Example, content_hash, json_lines, to_json
@@ -17,7 +16,7 @@ from selfalign.run.journal import OLD_STAGES
 from selfalign.run.ledger import RowOutcome
 from selfalign.system import atomic
 
-BY_HAND = "by hand"
+DROPPED_MANUALLY = "dropped manually"
 STAGES = ("engrave", "verbose_cloning")
 _KEYS = {"stage", "id", "mark", "answer", "message"}
 
@@ -27,15 +26,15 @@ class Mark:
     """A decision on a training example."""
 
     stage: str
-    """engrave or clone: the training that it is for."""
+    """engrave or verbose_cloning: the training that it is for."""
     id: str
-    """The example's id: that of its prompt."""
+    """The id of the example, which is that of its prompt."""
     mark: str
     """drop or edit."""
     answer: str = ""
-    """Of an edit: what is learnt instead."""
+    """The response to learn instead, for an edit."""
     message: str = ""
-    """The beginning of the user's message, so that people know the row; nothing reads it."""
+    """The beginning of the user's message, for people who read the file."""
 
 
 Marks = dict[tuple[str, str], Mark]
@@ -43,46 +42,44 @@ Marks = dict[tuple[str, str], Mark]
 
 
 def read(run: RunDir) -> Marks:
-    """The run's marks; of several on one row the last counts.
+    """Return the run's marks; the last mark on a row counts.
 
     Raises:
-        UserError: a line is no mark.
+        UserError: a line is not a mark.
     """
-    path, found = run.jsonl("marks"), Marks()
+    path, marks = run.jsonl("marks"), Marks()
     for number, value in json_lines(path) if path.exists() else ():
         where = f"{path}:{number}"
         if unknown := value.keys() - _KEYS:
-            raise UserError(f"{where}: unknown key {min(unknown)!r}; known are {', '.join(sorted(_KEYS))}")
-        if wrong := next((k for k, v in value.items() if not isinstance(v, str)), None):
-            raise UserError(f"{where}: {wrong} is {value[wrong]!r:.60}, not text")
+            raise UserError(f"{where}: unknown key {min(unknown)!r}; the keys are {', '.join(sorted(_KEYS))}")
+        if key := next((k for k, v in value.items() if not isinstance(v, str)), None):
+            raise UserError(f"{where}: {key} is {value[key]!r:.60}, not text")
         stage = OLD_STAGES.get(value.get("stage", ""), value.get("stage", ""))
         mark = Mark(stage, value.get("id", ""), value.get("mark", ""), value.get("answer", ""))
         if mark.stage not in STAGES or mark.mark not in ("drop", "edit") or not mark.id:
-            raise UserError(f"{where}: a mark needs an id, a stage (engrave or clone) and a mark (drop or edit)")
+            raise UserError(f"{where}: a mark needs an id, a stage ({' or '.join(STAGES)}) and a mark (drop or edit)")
         if mark.mark == "edit" and not mark.answer.strip():
-            raise UserError(f"{where}: an edit needs an answer; mark: drop leaves the row out")
-        found[mark.stage, mark.id] = replace(mark, message=value.get("message", ""))
-    return found
+            raise UserError(f"{where}: an edit needs an answer; to remove the row, use the mark drop")
+        marks[mark.stage, mark.id] = replace(mark, message=value.get("message", ""))
+    return marks
 
 
 def write(run: RunDir, marks: Marks) -> None:
-    """Publish the marks, in a stable order."""
+    """Write the marks in a stable order."""
     rows = ({k: getattr(m, k) for k in Mark.__slots__ if getattr(m, k)} for _, m in sorted(marks.items()))
     atomic.write_text(run.jsonl("marks"), "".join(f"{to_json(row)}\n" for row in rows))
 
 
 def digest(run: RunDir, stage: str) -> str:
-    """A hash of what the stage's marks decide; empty where there are none. Raises as `read`."""
-    found = sorted((m.id, m.mark, m.answer) for m in read(run).values() if m.stage == stage)
-    return content_hash("marks", found) if found else ""
+    """Return a hash of the stage's marks; empty if there are none. Raises as `read`."""
+    marks = sorted((m.id, m.mark, m.answer) for m in read(run).values() if m.stage == stage)
+    return content_hash("marks", marks) if marks else ""
 
 
-def apply(
-    marks: Mapping[tuple[str, str], Mark], stage: str, examples: Sequence[Example]
-) -> tuple[list[Example], list[RowOutcome]]:
-    """The examples as the marks want them, and the fates of those that are left out."""
+def apply(marks: Marks, stage: str, examples: Sequence[Example]) -> tuple[list[Example], list[RowOutcome]]:
+    """Return the examples that the marks keep, edited, and the outcomes of those that they drop."""
     kept: list[Example] = []
-    fates: list[RowOutcome] = []
+    dropped: list[RowOutcome] = []
     for position, example in enumerate(examples):
         mark = marks.get((stage, example.id))
         if mark is None:
@@ -90,18 +87,19 @@ def apply(
         elif mark.mark == "edit":
             kept.append(replace(example, assistant=mark.answer.strip()))
         else:
-            fates.append(RowOutcome(example.id, position, "dropped", BY_HAND, f"{example.user}\n{example.assistant}"))
-    return kept, fates
+            text = f"{example.user}\n{example.assistant}"
+            dropped.append(RowOutcome(example.id, position, "dropped", DROPPED_MANUALLY, text))
+    return kept, dropped
 
 
-def of_run(run: RunDir, stage: str, examples: Sequence[Example]) -> tuple[list[Example], list[RowOutcome], str]:
-    """As `apply`, with the run's own marks; and a line about what they did, empty where there are none."""
+def apply_of_run(run: RunDir, stage: str, examples: Sequence[Example]) -> tuple[list[Example], list[RowOutcome], str]:
+    """Apply the run's own marks as `apply`; also return a line about what they did, empty if there are none."""
     marks = {key: mark for key, mark in read(run).items() if mark.stage == stage}
-    kept, fates = apply(marks, stage, examples)
+    kept, dropped = apply(marks, stage, examples)
     if not marks:
-        return kept, fates, ""
+        return kept, dropped, ""
     edits = sum(m.mark == "edit" for e in examples if (m := marks.get((stage, e.id))))
-    text = f"marks: {len(fates)} left out by hand, {edits} edited"
-    if lost := len(marks) - len(fates) - edits:
-        text += f"; {lost} of rows that are not there"
-    return kept, fates, text
+    text = f"marks: {len(dropped)} dropped manually, {edits} edited"
+    if unused := len(marks) - len(dropped) - edits:
+        text += f"; {unused} for rows that do not exist"
+    return kept, dropped, text

@@ -1,4 +1,7 @@
-"""The recipe: one YAML document that says everything about a run but the human texts. Strict and typed."""
+"""Define the recipe: one YAML document with all settings of a run; load, upgrade and change it.
+
+The settings of rooms that `run` may not import are here, too: those of stage 1, verbose cloning and the evaluation.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +35,7 @@ SHIPPED = ("quick", "standard", "paper", "two-stage", "single-gpu")
 
 class SelfInstructSettings(Strict):
     count: int = Field(60, ge=0)
-    """Prompts to accept."""
+    """Number of prompts to accept."""
     seeds_per_request: int = Field(5, ge=1)
     requests_per_round: int = Field(16, ge=1)
     max_rounds: int = Field(100, ge=1)
@@ -45,55 +48,55 @@ class RedTeamSettings(Strict):
     count: int = Field(60, ge=0)
     topic_rounds: int = Field(2, ge=1)
     topic_requests: int | None = Field(None, ge=1)
-    """At most so many topic requests per type and round; null: one for each topic that is known."""
+    """Limit of topic requests per type and round; null: one for each known topic."""
     max_rounds: int = Field(20, ge=1)
-    """Rounds of questions, at most."""
+    """Limit of question rounds."""
     temperature: float = Temperature
     top_p: float = Probability
     max_new_tokens: int = Tokens
 
 
 class SteeringSettings(Strict):
-    """What stage 1 does between rounds. The paper does none of it."""
+    """How stage 1 adapts between rounds, which the paper does not."""
 
     own_seeds: float = Field(0.0, ge=0, le=1)
-    """Self-Instruct: the share of the shown tasks that is drawn from accepted prompts. 0 is off: on the embedded model
-    it brought more repetition and no more diversity (docs/data.md)."""
+    """Self-Instruct: the fraction of the shown tasks that is sampled from accepted prompts. 0 is off: with the embedded
+    model it gave more repetition and no more diversity (docs/data.md)."""
     rebalance: bool = True
-    """Red-teaming: ask next about the question types and topics that have the fewest accepted prompts."""
+    """Red-teaming: request questions about the types and topics with the fewest accepted prompts first."""
     least_novel: float = Field(0.05, ge=0, lt=1)
-    """Stop where a smaller share of the last usable candidates was new. 0 is off."""
+    """Stop when a smaller fraction of the last usable candidates is new. 0 is off."""
 
 
 class PromptsSettings(Strict):
     self_instruct: SelfInstructSettings
     red_team: RedTeamSettings
     file: str | None = None
-    """Your own rows in place of written ones: a file, a folder or a hub data set, as owner/name[/config][:split]
+    """User prompts instead of generated ones: a file, a folder or a hub data set, as owner/name[/config][:split]
     (docs/formats.md); `run --prompts FILE` sets it. The run adds a hub data set's commit, as @COMMIT."""
     file_sha256: str | None = None
-    """Set by the run: another content of the file or folder is another run."""
+    """Set by the run: a run does not continue with another content of the file or folder."""
     rows: int | None = Field(None, ge=1)
-    """At most so many prompts from the file; null: all. `--limit` sets it."""
+    """Limit of prompts from the file; null: all. `--limit` sets it."""
     tokens: list[int] | None = Field(None, min_length=2, max_length=2)
-    """Fewest and most tokens of a prompt from the file; null: any length."""
+    """Minimum and maximum tokens of a prompt from the file; null: any length."""
     novelty: float = Field(0.7, gt=0, le=1)
-    """A prompt whose ROUGE-L F1 with an accepted one is above this is dropped."""
+    """Prompts with a higher ROUGE-L F1 to an accepted prompt are dropped."""
     mean_similarity: bool = False
-    """Store each prompt's mean ROUGE-L F1 with the seeds and the prompts of the rounds before, as the original does.
-    Compares with all: about 0.15 µs a pair, 11 minutes for 100,000 prompts. Decides nothing."""
+    """Store each prompt's mean ROUGE-L F1 to the seeds and the prompts of earlier rounds, as the original does. It
+    compares all pairs, 0.15 µs each: 11 minutes for 100,000 prompts. It does not affect which prompts are kept."""
     steering: SteeringSettings = SteeringSettings()  # type: ignore[call-arg]
 
 
 class VerboseCloningSettings(Strict):
     prompts: int | None = Field(None, ge=1)
-    """How many prompts of stage 1 the engraved model answers; null: all."""
+    """Number of stage 1 prompts that the engraved model responds to; null: all."""
     temperature: float = Temperature
     top_p: float = Probability
     max_new_tokens: int = Tokens
     end_penalty: float = Field(0.6, ge=0, le=20)
-    """Taken from the end token's logit while the verbose mode writes: a small model's verbose mode ends too early to
-    be worth cloning. The paper has none."""
+    """Subtracted from the logit of the end token under the verbose system prompt: small models end these responses too
+    early to be worth cloning. The paper has no such penalty."""
     max_length: int = Field(768, ge=16)
     learning_rate: float | None = Field(None, gt=0)
     """null: as in engrave."""
@@ -102,18 +105,18 @@ class VerboseCloningSettings(Strict):
 
 class EvaluateSettings(Strict):
     heldout_prompts: int = Field(40, ge=0)
-    """Prompts that are kept out of training and answered by every model."""
+    """Number of prompts that are excluded from training and that every model responds to."""
     max_new_tokens: int = Field(320, ge=16)
     temperature: float = Field(0.3, ge=0, le=5)
     top_p: float = Field(0.9, gt=0, le=1)
     repetition: float = Field(1.0, ge=0, le=10)
-    """Penalty on repeated 3-grams (as in stage 4), the same for every compared model; chat uses it too. 0 is off."""
+    """Penalty on repeated 3-grams (as in stage 4), for every compared model and for chat. 0 is off."""
     tasks: list[Literal["behaviour", "hhh", "truthfulqa", "truthfulqa-generation", "vicuna", "questions"]] = []
-    """Benchmarks that the stage runs besides; `selfalign evaluate RUN --benchmarks ...` runs them later. Generated
-    answers stay unjudged here: the command takes a judge."""
+    """Benchmarks that the stage runs; `selfalign evaluate RUN --benchmarks ...` runs more of them later. Only that
+    command can judge generated answers, since it takes a judge."""
     benchmarks: list[str] = []
-    """Files of benchmarks (JSON, JSONL, CSV, TSV, text) that the models will be measured on: prompts and answers that
-    overlap with one are dropped (`filters.overlap`)."""
+    """Files of benchmarks (JSON, JSONL, CSV, TSV, text) that the models will be evaluated on: prompts and responses
+    that overlap with an item are dropped (`filters.overlap`)."""
 
 
 class Recipe(Strict):
@@ -127,7 +130,7 @@ class Recipe(Strict):
     engine: EngineSettings = EngineSettings()  # type: ignore[call-arg]
     executor: ExecutorSettings = ExecutorSettings()  # type: ignore[call-arg]
     storage: Location | None = None
-    """Where the run is kept besides its folder, for another machine to take up (docs/cluster.md)."""
+    """Shared storage to which the run is saved, so that another machine can resume it (docs/cluster.md)."""
     prompts: PromptsSettings
     align: AlignSettings
     filters: FilterSettings = FilterSettings.model_validate("default")
@@ -135,7 +138,7 @@ class Recipe(Strict):
     verbose_cloning: VerboseCloningSettings
     evaluate: EvaluateSettings = EvaluateSettings()  # type: ignore[call-arg]
     max_failed: float = Field(0.01, ge=0, le=1)
-    """The share of failed rows above which a stage ends with exit code 3."""
+    """Fraction of failed rows above which a stage ends with exit code 3."""
 
     @model_validator(mode="after")
     def _order(self) -> Recipe:
@@ -145,10 +148,11 @@ class Recipe(Strict):
         return self
 
     def digest(self) -> str:
+        """Return a hash of all settings."""
         return content_hash(self.model_dump(mode="json"))
 
     def training(self, stage: str) -> TrainingSettings:
-        """LoRA and optimiser of stage 3 (engrave) or 4 (clone), which has some settings of its own."""
+        """Return the training settings of engrave or verbose_cloning, which overrides some of engrave's."""
         if stage == "engrave":
             return self.engrave
         own = self.verbose_cloning
@@ -163,16 +167,16 @@ class Recipe(Strict):
 
 RENAMED_KEYS = {
     "clone": "verbose_cloning",
-    "evaluate.run_on": "evaluate.heldout_prompts",
-    "engrave.tokens_at_once": "engrave.micro_batch_tokens",
+    "evaluate.run_on": "evaluate.heldout_prompts",  # old name
+    "engrave.tokens_at_once": "engrave.micro_batch_tokens",  # old name
     "engine.tensor_parallel": "engine.tensor_parallel_size",
     "engine.served.clone": "engine.served.verbose_cloning",
 }
-"""Keys of earlier versions -> what they are called now."""
+"""Keys of version 0.1 -> of this version."""
 
 
 def _find(value: dict[str, Any], key: str) -> tuple[dict[str, Any], str] | None:
-    """Return the mapping that holds a dotted key and the key's last part; None if it is not there."""
+    """Return the mapping that has a dotted key, and the last part of the key; None if the key is missing."""
     *groups, last = key.split(".")
     target: object = value
     for group in groups:
@@ -181,10 +185,10 @@ def _find(value: dict[str, Any], key: str) -> tuple[dict[str, Any], str] | None:
 
 
 def refuse_renamed_keys(value: dict[str, Any], where: str) -> None:
-    """Raise for keys and stages of earlier versions, and name the new one.
+    """Check that the recipe uses no key or stage of version 0.1.
 
     Raises:
-        UserError: the recipe uses one.
+        UserError: it does; the error names the new key.
     """
     for old, new in RENAMED_KEYS.items():
         if _find(value, old):
@@ -194,11 +198,11 @@ def refuse_renamed_keys(value: dict[str, Any], where: str) -> None:
         raise UserError(f"{where}: the stage 'clone' is now called 'verbose_cloning': rename it in `stages`")
 
 
-def upgraded(value: dict[str, Any]) -> dict[str, Any]:
-    """Return the recipe of a run of an earlier version with the keys and stages of this one. Changes `value`."""
+def upgrade(value: dict[str, Any]) -> dict[str, Any]:
+    """Give the keys and stages in the recipe of a run of version 0.1 their new names, in place; return the recipe."""
     for old, new in RENAMED_KEYS.items():
-        if found := _find(value, old):
-            target, last = found
+        if location := _find(value, old):
+            target, last = location
             target[new.rsplit(".", 1)[-1]] = target.pop(last)
     if isinstance(value.get("stages"), list):
         value["stages"] = ["verbose_cloning" if stage == "clone" else stage for stage in value["stages"]]
@@ -206,10 +210,14 @@ def upgraded(value: dict[str, Any]) -> dict[str, Any]:
 
 
 def load(source: str, settings: list[str] | None = None, limit: int | None = None) -> Recipe:
-    """The shipped recipe of that name or the file `source`, with `key=value` settings and a limit applied.
+    """Return the shipped recipe of that name or the recipe in the file `source`.
+
+    Args:
+        settings: `key=value` texts that replace values.
+        limit: see `limited`.
 
     Raises:
-        UserError: the file, a key or a value is wrong.
+        UserError: the file, a key or a value is invalid.
     """
     if source in SHIPPED:
         text = (resources.files("selfalign") / f"assets/recipes/{source}.yaml").read_text("utf-8")
@@ -227,36 +235,36 @@ def load(source: str, settings: list[str] | None = None, limit: int | None = Non
     return recipe if limit is None else limited(recipe, limit)
 
 
-def located(recipe: Recipe, prompts: Path | None = None, source: str = "", kept: str | None = None) -> Recipe:
-    """The recipe with the paths in it made absolute, and with own prompts in place of stage 1's writing.
+def located(recipe: Recipe, prompts: Path | None = None, source: str = "", frozen: str | None = None) -> Recipe:
+    """Return the recipe with absolute paths, and with the version of the user prompts.
 
     Args:
-        prompts: a file, folder or hub data set given on the command line.
-        source: the recipe's file; relative paths in it start there, or else where the command runs.
-        kept: the `prompts.file` of the run that goes on, if there is one.
+        prompts: a file, folder or hub data set from the command line.
+        source: the recipe's file; relative paths start there, or else in the working directory.
+        frozen: the `prompts.file` of the run that is resumed, if any.
 
     Raises:
-        UserError: the prompts file or a benchmark file does not exist, or the hub cannot be asked.
+        UserError: the prompts file or a benchmark file does not exist, or the hub cannot be reached.
     """
     from selfalign.data import user_data
 
     value = recipe.model_dump(mode="json")
-    beside = Path() if source in ("", *SHIPPED) else Path(source).parent
+    folder = Path() if source in ("", *SHIPPED) else Path(source).parent
 
-    def found(text: str) -> Path:
-        return beside / text if (beside / text).exists() else Path(text)
+    def locate(text: str) -> Path:
+        return folder / text if (folder / text).exists() else Path(text)
 
     for key in ("model", "seeds", "constitution"):
-        if value[key] not in ("embedded", *CONSTITUTIONS) and found(value[key]).exists():
-            value[key] = str(found(value[key]).absolute())
+        if value[key] not in ("embedded", *CONSTITUTIONS) and locate(value[key]).exists():
+            value[key] = str(locate(value[key]).absolute())
     for number, name in enumerate(value["evaluate"]["benchmarks"]):
-        if not found(name).is_file():
+        if not locate(name).is_file():
             raise UserError(f"evaluate.benchmarks: {name!r} does not exist")
-        value["evaluate"]["benchmarks"][number] = str(found(name).absolute())
+        value["evaluate"]["benchmarks"][number] = str(locate(name).absolute())
     if prompts is None and value["prompts"]["file"]:
-        prompts = found(value["prompts"]["file"])
+        prompts = locate(value["prompts"]["file"])
     if prompts is not None:
-        value["prompts"]["file"], value["prompts"]["file_sha256"] = user_data.pin_source(str(prompts), kept)
+        value["prompts"]["file"], value["prompts"]["file_sha256"] = user_data.pin_source(str(prompts), frozen)
     return validate(Recipe, value, "recipe")
 
 
@@ -265,7 +273,7 @@ def _apply(value: dict[str, Any], setting: str) -> None:
     parts = key.strip().split(".")
     if not equals or not all(parts):
         raise UserError(f"--set {setting!r}: write key=value, for example --set align.temperature=0.7")
-    if parts == ["filters", "base"]:  # the values of a base come with it
+    if parts == ["filters", "base"]:  # a base sets all its values
         parts = ["filters"]
     target = value
     for part in parts[:-1]:
@@ -281,7 +289,7 @@ def _apply(value: dict[str, Any], setting: str) -> None:
 
 
 def limited(recipe: Recipe, limit: int) -> Recipe:
-    """The same recipe with every size cut to at most `limit` rows."""
+    """Return the recipe with every count limited to `limit` rows."""
     if limit < 1:
         raise UserError(f"--limit {limit}: at least 1")
     value = recipe.model_dump(mode="json")
@@ -294,12 +302,12 @@ def limited(recipe: Recipe, limit: int) -> Recipe:
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
-    """`key: old -> new` for every value that differs."""
-    found = []
+    """Return `key: old -> new` for every value that differs."""
+    changes = []
     for key in {**old, **new}:
         a, b = old.get(key), new.get(key)
         if isinstance(a, dict) and isinstance(b, dict):
-            found += differences(a, b, f"{prefix}{key}.")
+            changes += differences(a, b, f"{prefix}{key}.")
         elif a != b:
-            found.append(f"{prefix}{key}: {json.dumps(a)} -> {json.dumps(b)}")
-    return found
+            changes.append(f"{prefix}{key}: {json.dumps(a)} -> {json.dumps(b)}")
+    return changes

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from selfalign.errors import Resumable, UserError
-from selfalign.run.directory import LOCK, hold
+from selfalign.run.directory import LOCK, acquire_lock
 from selfalign.run.storage import JOURNAL, NOT_SAVED, File, Index, Storage, can_save, library_errors
 from selfalign.system import atomic
 
@@ -181,7 +181,7 @@ def _fetch(path: Path, storage: Storage, index: Index) -> bool:
     try:
         with atomic.disk_errors(path):
             path.mkdir(parents=True, exist_ok=True)
-            lock = hold(path)
+            lock = acquire_lock(path)
             if (path / JOURNAL).exists():  # another command fetched it first, and has ended
                 _own_index(path, storage)
                 return False

@@ -22,7 +22,7 @@ from selfalign.constitution import Constitution
 from selfalign.data.records import content_hash
 from selfalign.errors import UserError
 from selfalign.run import marks
-from selfalign.run.directory import JSONL_FILES, RunDir, hold
+from selfalign.run.directory import JSONL_FILES, RunDir, acquire_lock
 from selfalign.run.journal import LEDGER, Journal, is_outdated
 from selfalign.run.ledger import RowOutcome
 from selfalign.system.atomic import file_hash
@@ -74,7 +74,7 @@ def upgrade_journal(run: Path) -> None:
         if not is_outdated(journal):
             return
     try:
-        handle = hold(run)
+        handle = acquire_lock(run)
         try:
             Journal(run / "journal.sqlite").close()
         finally:
@@ -106,7 +106,7 @@ class Index:
         self._run_stamps: list[tuple[int, int] | None] = []
         """Stamps of the run's files at the last complete refresh."""
         self._jsonl: dict[str, tuple[tuple[int, int] | None, JsonlIndex]] = {}
-        self._file = IndexFile(path, is_default=path == RunDir.look(run).view)
+        self._file = IndexFile(path, is_default=path == RunDir.load(run).view)
         self._file.create()
         self._created = self._file.created
 
@@ -227,7 +227,7 @@ class Index:
     def _refresh_marks(self, db: sqlite3.Connection) -> None:
         """Store which rows have a mark: the examples, and the responses that they are made from."""
         try:
-            run_marks = marks.read(RunDir.look(self.run))
+            run_marks = marks.read(RunDir.load(self.run))
         except UserError:
             return  # a line is malformed: the training stage reports it
         rows: list[tuple[int, str, str]] = []

@@ -10,7 +10,7 @@ from typing import Any
 
 from selfalign.report import run_summary
 from selfalign.run import ledger
-from selfalign.run.directory import RunDir, held
+from selfalign.run.directory import RunDir, is_locked
 from selfalign.run.journal import LEDGER
 from selfalign.web.view.index import Index, read_only
 
@@ -39,7 +39,7 @@ class RunProgress:
     def now(self) -> dict[str, Any]:
         """Return the state, ledgers and funnel, and how much of the run is in the index."""
         run, reading = self._run, self._index.progress()
-        state = "finished" if run.manifest.exists() else "running" if held(run.path) else "stopped"
+        state = "finished" if run.manifest.exists() else "running" if is_locked(run.path) else "stopped"
         stages = self._stages(state == "running")
         return {
             "state": state,

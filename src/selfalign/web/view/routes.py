@@ -49,7 +49,7 @@ class Viewer:
         self.rows = RowDetails(index)
         self.run = self.rows.context.run
         self._progress = RunProgress(self.run, index)
-        self._other_progress = RunProgress(RunDir.look(other.run), other) if other else None
+        self._other_progress = RunProgress(RunDir.load(other.run), other) if other else None
 
     def about(self, query: Query) -> dict[str, Any]:
         """Return what does not change while the viewer runs."""
@@ -65,7 +65,7 @@ class Viewer:
             "with_prompt": [s for s in SINGLE_REQUEST if s != "align" or self.run.recipe.align.form != "given"],
             "with_feedback": list(SINGLE_REQUEST),
             "trained": [] if engines.kind(self.run.recipe.engine) == "fake" else list(TRAINED),
-            "mark_reason": marks.BY_HAND,
+            "mark_reason": marks.DROPPED_MANUALLY,
             "markable": [stage for pair in RESPONSES.items() for stage in pair],
         }
 

@@ -36,7 +36,7 @@ class RowDetails:
 
     def __init__(self, index: Index) -> None:
         self._index = index
-        self.context = Context(RunDir.look(index.run), Screen(-1))
+        self.context = Context(RunDir.load(index.run), Screen(-1))
         self._lock = threading.Lock()
         """The context loads the model's files once, and is not thread-safe."""
 
@@ -159,12 +159,12 @@ class RowDetails:
         row = self._row(stage, row_id)
         if training is None or row["split"] == "heldout" or not row["answer"]:
             raise UserError("this row is not trained on")
-        if row["state"] != "kept" and row["reason"] != marks.BY_HAND:
+        if row["state"] != "kept" and row["reason"] != marks.DROPPED_MANUALLY:
             raise UserError("this row was dropped already")
         if mark not in ("drop", "edit", "") or (mark == "edit" and not answer.strip()):
             raise UserError("mark must be drop, edit (with an answer) or empty")
         run = self.context.run
-        with self._lock, run.by_hand():
+        with self._lock, run.user_files_lock():
             run_marks = marks.read(run)
             run_marks.pop((training, row_id), None)
             if mark and not (mark == "edit" and answer.strip() == self._response(RESPONSES[training], row_id)):
