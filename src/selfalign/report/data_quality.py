@@ -183,8 +183,8 @@ def rows(run: RunDir, kind: str) -> Iterator[Row]:
 
 def clusters(texts: list[Row], method: str, **options: float) -> list[list[Row]]:
     """Return the clusters of duplicate rows, largest first. Raises as `duplicates.semantic`."""
-    found = duplicates.METHODS[method]([row.text for row in texts], **options)
-    return [[texts[i] for i in cluster] for cluster in found]
+    indices = duplicates.METHODS[method]([row.text for row in texts], **options)
+    return [[texts[i] for i in cluster] for cluster in indices]
 
 
 def clusters_across(runs: Sequence[RunDir], kind: str, method: str, **options: float) -> list[list[Row]]:
@@ -202,12 +202,12 @@ def clusters_across(runs: Sequence[RunDir], kind: str, method: str, **options: f
     return clusters(texts, method, **options)
 
 
-def summary(found: list[list[Row]], most: int | None = None, most_rows: int | None = None) -> dict[str, Any]:
+def summary(groups: list[list[Row]], most: int | None = None, most_rows: int | None = None) -> dict[str, Any]:
     """Return the numbers of clusters and rows, and the largest clusters; all of them unless limited."""
     return {
-        "clusters": len(found),
-        "rows": sum(map(len, found)),
-        "largest": [{"size": len(c), "rows": [asdict(row) for row in c[:most_rows]]} for c in found[:most]],
+        "clusters": len(groups),
+        "rows": sum(map(len, groups)),
+        "largest": [{"size": len(c), "rows": [asdict(row) for row in c[:most_rows]]} for c in groups[:most]],
     }
 
 

@@ -144,31 +144,31 @@ def _element(element: ElementTree.Element, name: str, used: set[str]) -> str:
 
 
 def _attributes(element: ElementTree.Element, name: str, used: set[str]) -> dict[str, str]:
-    found: dict[str, str] = {}
+    attributes: dict[str, str] = {}
     for key, value in element.attrib.items():
         key = _local(key)
         if key == "id":
             if value in used:
-                found["id"] = f"{name}-{value}"
+                attributes["id"] = f"{name}-{value}"
         elif key == "href":
-            found["href"] = f"#{name}-{value.removeprefix('#')}"
+            attributes["href"] = f"#{name}-{value.removeprefix('#')}"
         elif key == "style":
-            found["style"] = _style(value)
+            attributes["style"] = _style(value)
         elif key == "d":
-            found["d"] = _rounded(" ".join(value.split())).replace(" z", "z")
+            attributes["d"] = _rounded(" ".join(value.split())).replace(" z", "z")
         elif key != "transform" or not value.startswith("rotate(-0 "):
-            found[key] = _rounded(value)
-    return {k: v for k, v in found.items() if v}
+            attributes[key] = _rounded(value)
+    return {k: v for k, v in attributes.items() if v}
 
 
 def _style(value: str) -> str:
     parts = dict(part.strip().split(": ", 1) for part in value.split(";") if ": " in part)
-    kept = {k: v for k, v in parts.items() if k in _STYLE_KEYS}
+    style = {k: v for k, v in parts.items() if k in _STYLE_KEYS}
     for key in ("fill", "stroke"):
-        colour = {"#000000": INK, "#ffffff": PAPER}.get(kept.get(key, ""), kept.get(key, ""))
+        colour = {"#000000": INK, "#ffffff": PAPER}.get(style.get(key, ""), style.get(key, ""))
         if colour in _VARIABLES:
-            kept[key] = f"var(--{_VARIABLES[colour]})"
-    return ";".join(f"{k}:{v}" for k, v in kept.items())
+            style[key] = f"var(--{_VARIABLES[colour]})"
+    return ";".join(f"{k}:{v}" for k, v in style.items())
 
 
 def _rounded(text: str) -> str:
