@@ -1,4 +1,4 @@
-"""A hub on 127.0.0.1: accounts, repositories, LFS and commits as huggingface_hub talks to them, over real sockets."""
+"""A local server with the part of the hub's API that huggingface_hub uses: accounts, repositories, LFS, commits."""
 
 from __future__ import annotations
 
@@ -35,19 +35,19 @@ class Repo:
 
 @dataclass
 class Fault:
-    """What goes wrong at requests whose "METHOD path" matches."""
+    """A fault at requests whose "METHOD path" matches."""
 
     where: str
     status: int = 0
-    """The answer; 0: the connection is dropped in the middle of the body."""
+    """Status of the response; 0 drops the connection inside the body."""
     times: int = 1
-    said: str = ""
+    message: str = ""
     hold: threading.Event | None = None
-    """Wait for this before the answer."""
+    """Wait for this event before the response."""
 
 
 class FakeHub(ThreadingHTTPServer):
-    """The server and what it has."""
+    """The server with its repositories."""
 
     daemon_threads = True
 
@@ -59,25 +59,25 @@ class FakeHub(ThreadingHTTPServer):
         self.repos: dict[tuple[str, str], Repo] = {}
         self.blobs: dict[str, bytes] = {}
         self.faults: list[Fault] = []
-        self.asked: list[str] = []
+        self.requests: list[str] = []
         """METHOD path of every request."""
         self.leaked: list[str] = []
         """Requests to the storage that carried the token."""
 
     def add(self, name: str, kind: str = "model", private: bool = True, **files: bytes) -> Repo:
-        made = Repo(private, {"main": {".gitattributes": b"", **{k.replace("__", "."): v for k, v in files.items()}}})
-        self.repos[kind, name] = made
-        return made
+        repo = Repo(private, {"main": {".gitattributes": b"", **{k.replace("__", "."): v for k, v in files.items()}}})
+        self.repos[kind, name] = repo
+        return repo
 
     def files(self, name: str, kind: str = "model", branch: str = "main") -> dict[str, bytes]:
         found = self.repos[kind, name].branches[branch]
         return {path: data for path, data in found.items() if path != ".gitattributes"}
 
     def count(self, what: str) -> int:
-        return sum(bool(re.match(what, line)) for line in self.asked)
+        return sum(bool(re.match(what, line)) for line in self.requests)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Connections that we drop are no news."""
+        """Ignore errors of dropped connections."""
 
 
 @contextmanager
@@ -107,7 +107,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _run(self) -> None:
         path = unquote(urlsplit(self.path).path)
         line = f"{self.command} {path}"
-        self.server.asked.append(line)
+        self.server.requests.append(line)
         fault = next((f for f in self.server.faults if f.times > 0 and re.search(f.where, line)), None)
         if fault:
             fault.times -= 1
@@ -121,7 +121,9 @@ class _Handler(BaseHTTPRequestHandler):
         length = self.headers.get("Content-Length")
         body = self.rfile.read(int(length)) if length else self._chunks()
         if fault and fault.status:
-            self._answer(fault.status, {"error": fault.said}, **({"X-Error-Message": fault.said} if fault.said else {}))
+            self._answer(
+                fault.status, {"error": fault.message}, **({"X-Error-Message": fault.message} if fault.message else {})
+            )
             return
         if path.startswith("/storage/"):
             self._store(path.rpartition("/")[2], body, line)
@@ -163,8 +165,8 @@ class _Handler(BaseHTTPRequestHandler):
         if path == "/api/whoami-v2":
             return self._answer(200, {"name": "me", "orgs": [], "auth": {"accessToken": {"role": hub.role}}})
         if path == "/api/validate-yaml":
-            said = json.loads(body)
-            assert said["content"].startswith("---\n") and said["repoType"] in ("model", "dataset")
+            card = json.loads(body)
+            assert card["content"].startswith("---\n") and card["repoType"] in ("model", "dataset")
             return self._answer(200, {"errors": [], "warnings": []})
         if path == "/api/repos/create":
             return self._create(json.loads(body))
@@ -187,15 +189,15 @@ class _Handler(BaseHTTPRequestHandler):
         assert what == "commit"
         return self._commit(repo, branch, [json.loads(line) for line in body.splitlines()])
 
-    def _create(self, wanted: dict[str, Any]) -> None:
-        name = f"{wanted['organization']}/{wanted['name']}"
-        if wanted["organization"] not in self.server.owners:
-            said = "You don't have the rights to create a model under the namespace"
-            return self._answer(403, {"error": said}, **{"X-Error-Message": said})
-        if (wanted["type"], name) in self.server.repos:
+    def _create(self, request: dict[str, Any]) -> None:
+        name = f"{request['organization']}/{request['name']}"
+        if request["organization"] not in self.server.owners:
+            message = "You don't have the rights to create a model under the namespace"
+            return self._answer(403, {"error": message}, **{"X-Error-Message": message})
+        if (request["type"], name) in self.server.repos:
             return self._answer(409, {"error": "You already created this model repo", "url": "http://x/y"})
-        private = wanted.get("visibility") == "private" or bool(wanted.get("private"))
-        self.server.add(name, wanted["type"], private)
+        private = request.get("visibility") == "private" or bool(request.get("private"))
+        self.server.add(name, request["type"], private)
         return self._answer(200, {"url": f"{self.server.url}/{name}"})
 
     def _info(self, name: str, repo: Repo, branch: str) -> None:
@@ -207,21 +209,21 @@ class _Handler(BaseHTTPRequestHandler):
             "siblings": [{"rfilename": path} for path in files],
         })  # fmt: skip
 
-    def _preupload(self, there: dict[str, bytes], wanted: dict[str, Any]) -> None:
-        said = []
-        for file in wanted["files"]:
-            lfs, old = file["path"].endswith(LFS), there.get(file["path"])
+    def _preupload(self, files: dict[str, bytes], request: dict[str, Any]) -> None:
+        results = []
+        for file in request["files"]:
+            lfs, old = file["path"].endswith(LFS), files.get(file["path"])
             oid = None if old is None else hashlib.sha256(old).hexdigest() if lfs else _git_hash(old)
-            said.append({"path": file["path"], "uploadMode": "lfs" if lfs else "regular", "shouldIgnore": False,
+            results.append({"path": file["path"], "uploadMode": "lfs" if lfs else "regular", "shouldIgnore": False,
                          "oid": oid})  # fmt: skip
-        self._answer(200, {"files": said})
+        self._answer(200, {"files": results})
 
-    def _batch(self, wanted: dict[str, Any]) -> None:
-        said = []
-        for item in wanted["objects"]:
+    def _batch(self, request: dict[str, Any]) -> None:
+        results = []
+        for item in request["objects"]:
             action = {"upload": {"href": f"{self.server.url}/storage/{item['oid']}?X-Amz-Signature=s3cretsignature"}}
-            said.append({**item, **({} if item["oid"] in self.server.blobs else {"actions": action})})
-        self._answer(200, {"transfer": "basic", "objects": said})
+            results.append({**item, **({} if item["oid"] in self.server.blobs else {"actions": action})})
+        self._answer(200, {"transfer": "basic", "objects": results})
 
     def _commit(self, repo: Repo, branch: str, lines: list[dict[str, Any]]) -> None:
         head = lines[0]["value"]

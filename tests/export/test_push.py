@@ -59,12 +59,12 @@ def adapter(tmp_path: Path) -> Path:
     })  # fmt: skip
 
 
-def written(folder: Path, files: dict[str, bytes], **said: object) -> Path:
+def written(folder: Path, files: dict[str, bytes], **fields: object) -> Path:
     for name, data in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(data)
     listed = {name: {"sha256": file_hash(folder / name), "bytes": len(data)} for name, data in files.items()}
-    record = {"format": 1, "form": "adapter", "made": "2026-01-01T00:00:00Z", "holds": True, **said, "files": listed}
+    record = {"format": 1, "form": "adapter", "made": "2026-01-01T00:00:00Z", "holds": True, **fields, "files": listed}
     (folder / RECORD).write_text(json.dumps(record))
     return folder
 
@@ -75,8 +75,8 @@ def on_disk(folder: Path) -> dict[str, bytes]:
 
 def push(folder: Path, *more: str, to: str = "me/alma") -> Result:
     done = CliRunner().invoke(main.app, ["push", str(folder), *more, "--to", to])
-    said = f"{done.stdout}{done.stderr}{done.exception!r}"
-    assert TOKEN not in said and "s3cretsignature" not in said
+    output = f"{done.stdout}{done.stderr}{done.exception!r}"
+    assert TOKEN not in output and "s3cretsignature" not in output
     return done
 
 
@@ -151,9 +151,9 @@ def test_push_of_a_run_exports_its_rows_first(
 
 def test_nothing_is_sent_without_consent(server: FakeHub, adapter: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "--yes confirms, --dry-run only lists" in error(push(adapter), 1)
-    assert server.asked == []
+    assert server.requests == []
     dry = push(adapter, "--dry-run")
-    assert dry.exit_code == 0 and server.asked == []
+    assert dry.exit_code == 0 and server.requests == []
     assert "to the model me/alma (a new one would be private):" in dry.stdout and dry.stdout.endswith(
         "nothing was sent\n"
     )
@@ -193,7 +193,7 @@ def test_foreign_repository_needs_force(server: FakeHub, adapter: Path) -> None:
 def test_stray_files_are_refused(server: FakeHub, adapter: Path, name: str) -> None:
     (adapter / name).parent.mkdir(exist_ok=True)
     (adapter / name).write_text("HF_TOKEN=x")
-    assert name in error(push(adapter, "--yes"), 1) and server.asked == []
+    assert name in error(push(adapter, "--yes"), 1) and server.requests == []
 
 
 def test_links_changed_and_missing_files_are_refused(server: FakeHub, adapter: Path, tmp_path: Path) -> None:
@@ -213,7 +213,7 @@ def test_links_changed_and_missing_files_are_refused(server: FakeHub, adapter: P
     weights.write_bytes(content)
     os.mkfifo(adapter / "pipe")
     assert "is not a regular file" in error(push(adapter, "--yes"), 1)
-    assert server.asked == []
+    assert server.requests == []
 
 
 def test_folders_that_are_not_exports_are_refused(
@@ -227,8 +227,8 @@ def test_folders_that_are_not_exports_are_refused(
     assert "--model does not apply to `push RUN dataset`" in error(push(run, "dataset", "--model", "x", "--yes"), 1)
     assert "1_prompts/prompts.jsonl is missing" in error(push(run, "dataset", "--yes"), 1)
     assert "fake engine runs no model" in error(push(run, "adapter", "--yes"), 1)
-    for said, match in (({"form": "launch"}, "of the form 'launch'"), ({"holds": False}, "does not match")):
-        folder = written(tmp_path / match[:5], {"README.md": b"x"}, **said)
+    for fields, match in (({"form": "launch"}, "of the form 'launch'"), ({"holds": False}, "does not match")):
+        folder = written(tmp_path / match[:5], {"README.md": b"x"}, **fields)
         assert match in error(push(folder, "--yes"), 1)
     for text in ("half", "[]", '{"files": 3}', '{"files": {"../x": {"sha256": ""}}}', "[" * 9000):
         (adapter / RECORD).write_text(text)
@@ -266,10 +266,14 @@ def test_missing_token_or_network_is_a_one_line_error(
 ) -> None:
     from huggingface_hub import constants
 
-    for token, said in (("", "no token for the hub"), ("hf_é", "characters that no token has"), ("a b", "characters")):
+    for token, message in (
+        ("", "no token for the hub"),
+        ("hf_é", "characters that no token has"),
+        ("a b", "characters"),
+    ):
         monkeypatch.setenv("HF_TOKEN", token)
-        assert said in error(push(adapter, "--yes"), 1)
-    assert server.asked == []
+        assert message in error(push(adapter, "--yes"), 1)
+    assert server.requests == []
     monkeypatch.setenv("HF_TOKEN", "hf_of_somebody_else")
     assert "rejects the token (401" in error(push(adapter, "--yes"), 1)
     monkeypatch.setenv("HF_TOKEN", TOKEN)
@@ -286,24 +290,24 @@ def test_missing_token_or_network_is_a_one_line_error(
 
 
 @pytest.mark.parametrize(
-    ("fault", "kind", "said"),
+    ("fault", "kind", "message"),
     [
-        (Fault("POST /api/repos/create", 403, said="No rights"), 1, "may not write to me/alma (403: No rights)"),
+        (Fault("POST /api/repos/create", 403, message="No rights"), 1, "may not write to me/alma (403: No rights)"),
         (Fault("POST /api/repos/create", 409), 75, "was changed by someone else in the meantime (409)"),
-        (Fault("GET /api/models/me/alma", 403, said="Blocked"), 1, "may not write to me/alma (403: Blocked)"),
+        (Fault("GET /api/models/me/alma", 403, message="Blocked"), 1, "may not write to me/alma (403: Blocked)"),
         (Fault("GET /api/whoami", 429), 75, "limits the rate of requests (429)"),
         (Fault("GET /api/whoami", 500), 75, "127.0.0.1 failed (500)"),
         (Fault("POST .*/preupload", 500, times=9), 75, "127.0.0.1 failed (500)"),
         (Fault("POST .*/commit", 503), 75, "127.0.0.1 failed (503)"),
-        (Fault("POST .*/commit", 400, said="Your push was rejected"), 1, "upload (400: Your push was rejected)"),
+        (Fault("POST .*/commit", 400, message="Your push was rejected"), 1, "upload (400: Your push was rejected)"),
         (Fault("POST .*/preupload", 404), 1, "does not exist, or not for this token (404"),
         (Fault("PUT /storage", 403, times=9), 1, "may not write to me/alma (403)"),
         (Fault("POST .*/commit", times=9), 75, "cannot be reached"),
     ],
 )  # fmt: skip
-def test_hub_errors_are_one_line(server: FakeHub, adapter: Path, fault: Fault, kind: int, said: str) -> None:
+def test_hub_errors_are_one_line(server: FakeHub, adapter: Path, fault: Fault, kind: int, message: str) -> None:
     server.faults = [fault]
-    assert said in error(push(adapter, "--yes"), kind)
+    assert message in error(push(adapter, "--yes"), kind)
     server.faults = []
     assert push(adapter, "--yes").exit_code == 0 and server.files("me/alma") == on_disk(adapter)
 
@@ -319,8 +323,8 @@ def test_hub_without_xet_names_the_setting(server: FakeHub, adapter: Path, monke
 
 
 def test_token_and_signatures_in_hub_errors_are_removed(server: FakeHub, adapter: Path) -> None:
-    said = f"bad token {TOKEN} at http://u:secret@x/y?X-Amz-Signature=s3cretsignature"
-    server.faults = [Fault("POST .*/commit", 400, said=said)]
+    message = f"bad token {TOKEN} at http://u:secret@x/y?X-Amz-Signature=s3cretsignature"
+    server.faults = [Fault("POST .*/commit", 400, message=message)]
     line = error(push(adapter, "--yes"), 1)
     assert "bad token (token) at http://x/y" in line and "secret" not in line
 
@@ -337,7 +341,7 @@ def test_push_continues_after_a_dropped_connection(server: FakeHub, adapter: Pat
     server.faults = [Fault(f"PUT /storage/{oid}", times=99)]
     assert "files that arrived are not sent again" in error(push(adapter, "--yes"), 75)
     assert server.files("me/alma") == {} and len(server.blobs) == 1
-    server.faults, server.asked = [], []
+    server.faults, server.requests = [], []
     assert push(adapter, "--yes").exit_code == 0
     assert server.count("PUT") == 1 and server.files("me/alma") == on_disk(adapter)
 
