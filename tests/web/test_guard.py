@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from selfalign.errors import UserError
 from selfalign.web import guard
-from selfalign.web.guard import Guard, Policy, Refused, check_host, check_origin, cookie_value, has_token, policy
+from selfalign.web.guard import Guard, Policy, RequestError, check_host, check_origin, cookie_value, has_token, policy
 
 TOKEN = "correct-horse-battery"
 LOOPBACK = Policy()
@@ -77,14 +77,14 @@ def test_only_known_hosts_are_accepted(host: str):
         try:
             check_host(rules, [host])
             assert fine, rules
-        except Refused as refused:
+        except RequestError as error:
             assert not fine, rules
-            assert refused.status == 421
+            assert error.status == 421
 
 
 def test_exactly_one_host_header_is_required():
     for hosts in ([], ["localhost", "localhost"], ["localhost", "evil.example"]):
-        with pytest.raises(Refused):
+        with pytest.raises(RequestError):
             check_host(LOOPBACK, hosts)
     assert ask(LOOPBACK, host="evil.example")[0] == 421
     assert ask(LOOPBACK, host="")[0] == 421
@@ -119,9 +119,9 @@ def test_pages_of_other_origins_are_refused(method: str, origins: list[str], sit
     try:
         check_origin(method, "localhost:8000", origins, site, mode)
         assert fine
-    except Refused as refused:
+    except RequestError as error:
         assert not fine
-        assert refused.status == 403
+        assert error.status == 403
 
 
 @given(st.text(max_size=40))
@@ -129,7 +129,7 @@ def test_arbitrary_headers_never_pass_the_checks(text: str):
     for rules in (LOOPBACK, OPEN):
         try:
             check_host(rules, [text])
-        except Refused:
+        except RequestError:
             continue
         name = text.strip().lower()
         assert name.startswith(("localhost", "box.example", "[")) or name[0].isdigit()
@@ -257,7 +257,7 @@ def test_token_is_required_beyond_loopback(host: str, monkeypatch: pytest.Monkey
     with pytest.raises(UserError, match="SELFALIGN_TOKEN="):
         policy(host)
     monkeypatch.setenv(guard.TOKEN, "")
-    with pytest.raises(UserError, match="which needs a token"):
+    with pytest.raises(UserError, match="a token is required"):
         policy(host)
     monkeypatch.setenv(guard.TOKEN, TOKEN)
     open_policy = policy(host, ["Example.ORG"])
@@ -279,7 +279,7 @@ def test_allowed_hosts_are_names_without_scheme_or_port(monkeypatch: pytest.Monk
     rules = policy("127.0.0.1", ["Box.Example.", "192.168.1.7", "[2001:db8::1]"])
     for host in ("box.example:8000", "192.168.1.7:8000", "[2001:db8::1]:8000"):
         check_host(rules, [host])
-    with pytest.raises(Refused):
+    with pytest.raises(RequestError):
         check_host(rules, ["192.168.1.8"])
     for wrong in ("box.example:8000", "http://box.example", "box.example/", "", "*", "bücher.example"):
         with pytest.raises(UserError, match="is not a host name or address"):

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from selfalign.generation.engines.base import Request, Sampling, Step
-from selfalign.web.guard import Refused
+from selfalign.web.guard import RequestError
 from selfalign.web.serve.job_queue import Cancelled, Done, Event, Job, JobQueue, NewText, StreamStripper, retry_after
 from web_servers import SlowFake
 
@@ -125,13 +125,13 @@ def test_unstripped_text_keeps_white_space():
 def test_queue_refuses_jobs_beyond_its_capacity():
     async def use(queue: JobQueue) -> None:
         first = queue.start([job(seed=n) for n in range(3)])
-        with pytest.raises(Refused) as caught:
+        with pytest.raises(RequestError) as caught:
             queue.start([job(), job()])  # all or nothing
         assert caught.value.status == 429
         second = queue.start([job()])
-        with pytest.raises(Refused):
+        with pytest.raises(RequestError):
             queue.start([job()])
-        with pytest.raises(Refused) as caught:
+        with pytest.raises(RequestError) as caught:
             queue.start([job()] * 5)
         assert caught.value.status == 400
         second.cancel()
@@ -150,7 +150,7 @@ def test_queue_refuses_jobs_beyond_its_capacity():
 def test_failed_choice_fails_the_request():
     async def use(queue: JobQueue) -> None:
         running = queue.start([job("poison"), job()])
-        with pytest.raises(Refused) as caught:
+        with pytest.raises(RequestError) as caught:
             async for _ in running:
                 pass
         assert caught.value.status == 502

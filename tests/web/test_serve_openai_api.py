@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from selfalign.data.prompt_text import Turn
-from selfalign.web.guard import Refused
+from selfalign.web.guard import RequestError
 from selfalign.web.serve import openai_api
 from selfalign.web.serve.openai_api import ChatRequest, Choice, CompletionRequest, ResponseBuilder, Usage, parse
 
@@ -30,8 +30,8 @@ def completion(**more: Any) -> CompletionRequest:
     return parse(CompletionRequest, json.dumps({"model": "base", **more}).encode(), MAX_TOKENS)
 
 
-def refusal(sent: bytes, kind: Any = ChatRequest) -> Refused:
-    with pytest.raises(Refused) as caught:
+def refusal(sent: bytes, kind: Any = ChatRequest) -> RequestError:
+    with pytest.raises(RequestError) as caught:
         parse(kind, sent, MAX_TOKENS)
     assert caught.value.status == 400
     assert json.loads(caught.value.body())["error"]["message"]
@@ -156,9 +156,9 @@ def test_completion_prompts_are_parsed():
     assert completion(prompt="").prompt == [""]
     assert completion(prompt=["half \ud800"]).prompt == ["half ?"]
     for wrong in ({}, {"prompt": []}, {"prompt": [1, 2]}, {"prompt": [[1]]}, {"prompt": ["a", "b"], "n": 5}):
-        with pytest.raises(Refused):
+        with pytest.raises(RequestError):
             completion(**wrong)
-    with pytest.raises(Refused):
+    with pytest.raises(RequestError):
         completion(prompt="a", messages=[USER])
 
 
@@ -177,9 +177,9 @@ def test_any_request_is_parsed_or_refused(value: dict[str, Any], sensible: bool)
         try:
             sent = json.dumps({k: v for k, v in value.items() if k != other}).encode()
             request: Any = parse(kind, sent, MAX_TOKENS)  # type: ignore[type-var]
-        except Refused as refused:
-            assert refused.status == 400
-            assert json.loads(refused.body())["error"]["message"]
+        except RequestError as error:
+            assert error.status == 400
+            assert json.loads(error.body())["error"]["message"]
         else:
             assert 1 <= request.n <= openai_api.MAX_CHOICES
             assert request.max_tokens is None or 1 <= request.max_tokens <= MAX_TOKENS
@@ -239,4 +239,4 @@ def test_text_cannot_break_out_of_its_event(text: str):
 
 def test_lone_surrogates_become_question_marks():
     assert openai_api.to_json({"a": "x\ud800y"}) == b'{"a":"x?y"}'
-    Refused(400, "x\ud800y").body()
+    RequestError(400, "x\ud800y").body()

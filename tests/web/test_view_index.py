@@ -225,7 +225,7 @@ def test_other_files_are_never_replaced(tmp_path: Path):
     notes.write_text("years of work\n")
     for file in (notes, run.path / "journal.sqlite", tmp_path):
         before = file_hash(file) if file.is_file() else ""
-        with pytest.raises(UserError, match="is not an index of the viewer: give --cache"):
+        with pytest.raises(UserError, match="is not an index of the viewer: use --cache"):
             Index(run.path, TEXTS, file)
         assert file.exists() and (not before or file_hash(file) == before)
     empty = tmp_path / "empty"
@@ -292,7 +292,7 @@ def test_run_of_version_0_1_in_use_is_refused(tmp_path: Path):
     run = viewer_runs.make(tmp_path / "run", 5)
     as_version_0_1(run)
     handle = acquire_lock(run.path)
-    with pytest.raises(UserError, match=r"version 0\.1 made this run .* in use by process"):
+    with pytest.raises(UserError, match=r"version 0\.1 made this run, .* in use by process"):
         Index(run.path, run.constitution, run.view)
     os.close(handle)
     assert db_row(run, "verbose")

@@ -53,9 +53,10 @@ def start_serve(
         UserError: a library, a token, the port or the run's weights are missing.
         Interrupted: a signal came.
     """
-    from selfalign.web import guard, server
+    from selfalign.web import server
 
     server.check_installed()
+    from selfalign.web import guard
     from selfalign.web.serve import routes
     from selfalign.web.serve.job_queue import JobQueue
     from selfalign.web.serve.models import ServedModels
@@ -114,9 +115,10 @@ def start_view(
         Interrupted: a signal came.
     """
     from selfalign.run.directory import RunDir
-    from selfalign.web import guard, server
+    from selfalign.web import server
 
     server.check_installed()
+    from selfalign.web import guard
     from selfalign.web.view import routes
     from selfalign.web.view.index import Index
 

@@ -1,8 +1,9 @@
 """Guard an ASGI application: check host, origin, token, method and size of every request.
 
-Loopback needs no token, but a page of another site could reach it through a name that resolves to 127.0.0.1 (DNS
-rebinding), so only known host names and the server's own origin are accepted. With a token every route but the sign-in
-needs it, as a bearer token or as the cookie that the sign-in sets; new routes are guarded by default.
+A server on loopback needs no token, but pages of other sites could reach it through a name that resolves to 127.0.0.1
+(DNS rebinding). So only known host names and requests from the server's own origin are accepted. If a token is set,
+every route except the sign-in page requires it, as a bearer token or as the cookie that the sign-in page sets. New
+routes are guarded by default.
 """
 
 from __future__ import annotations
@@ -15,26 +16,25 @@ import ipaddress
 import json
 import os
 import re
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+import socket
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from importlib import resources
-from typing import Any, TypeAlias
 from urllib.parse import parse_qs, urlsplit
 
-from selfalign.errors import UserError
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import HTMLResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-Scope: TypeAlias = MutableMapping[str, Any]
-Message: TypeAlias = MutableMapping[str, Any]
-Receive: TypeAlias = Callable[[], Awaitable[Message]]
-Send: TypeAlias = Callable[[Message], Awaitable[None]]
-App: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
+from selfalign.errors import UserError
 
 TOKEN = "SELFALIGN_TOKEN"  # noqa: S105  (the variable's name)
 MIN_TOKEN_LENGTH = 16
 SIGN_IN = "/sign-in"
 BASE_CSS = "/static/base.css"
 OPEN_PATHS = {SIGN_IN, BASE_CSS}
-"""Paths that need no token."""
+"""Paths that do not require the token."""
 
 CONTENT_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; base-uri 'none'; "
@@ -49,11 +49,11 @@ HEADERS = {
     "cross-origin-opener-policy": "same-origin",
     "cache-control": "no-store",
 }
-"""Added to every response, unless the application sets them itself."""
+"""Headers of every response, unless the application sets them itself."""
 
 
 @dataclass(eq=False)
-class Refused(Exception):
+class RequestError(Exception):
     """An error response (status 400 or higher) in the format of OpenAI's API."""
 
     status: int
@@ -68,31 +68,28 @@ class Refused(Exception):
         error = {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}
         return json.dumps({"error": error}).encode()
 
-    def headers(self) -> list[tuple[bytes, bytes]]:
-        headers = [(b"content-type", b"application/json")]
+    def response(self) -> Response:
+        """Return the response with the headers of its status."""
+        headers = {401: {"www-authenticate": "Bearer"}, 405: {"allow": "GET, HEAD, POST"}}.get(self.status, {})
         if self.retry_after is not None:
-            headers.append((b"retry-after", str(self.retry_after).encode()))
-        if self.status == 401:
-            headers.append((b"www-authenticate", b"Bearer"))
-        if self.status == 405:
-            headers.append((b"allow", b"GET, HEAD, POST"))
-        return headers
+            headers["retry-after"] = str(self.retry_after)
+        return Response(self.body(), self.status, headers, media_type="application/json")
 
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """The requests that are accepted."""
+    """The conditions under which a request is accepted."""
 
     names: frozenset[str] = frozenset({"localhost"})
     """Accepted host names, in lower case. Loopback addresses are always accepted."""
     loopback: bool = True
-    """Accept only loopback addresses as hosts. Otherwise any address: DNS rebinding needs a name."""
+    """Whether an IP address in the Host header must be loopback. If not, any is safe: DNS rebinding needs a name."""
     token: str | None = field(default=None, repr=False)
     methods: frozenset[str] = frozenset({"GET", "HEAD", "POST"})
     max_body: int = 1 << 20
     """Maximum bytes of a request's body."""
     body_s: float = 30.0
-    """Seconds within which a body must arrive."""
+    """Seconds within which a request's body must arrive."""
 
 
 def is_loopback(host: str) -> bool:
@@ -108,11 +105,9 @@ def policy(host: str, allowed: Iterable[str] = ()) -> Policy:
         allowed: host names to accept in addition to the machine's own.
 
     Raises:
-        UserError: other machines can reach the host and there is no token, the token is too short, or an allowed name
-            is not a host.
+        UserError: other machines can reach the host but no token is set, the token is too short, or an allowed name is
+            not a host name.
     """
-    import socket
-
     token = os.environ.get(TOKEN) or None
     if token is not None and (len(token) < MIN_TOKEN_LENGTH or not token.isascii() or not token.isprintable()):
         raise UserError(
@@ -120,16 +115,16 @@ def policy(host: str, allowed: Iterable[str] = ()) -> Policy:
         )
     if not is_loopback(host) and token is None:
         raise UserError(
-            f"--host {host} can be reached from other machines, which needs a token: set "
-            f"{TOKEN}=$(openssl rand -hex 24), or omit --host"
+            f"other machines can reach --host {host}, so a token is required: set {TOKEN}=$(openssl rand -hex 24), or "
+            "omit --host"
         )
     machine = socket.gethostname()
-    own = () if is_loopback(host) else (host, machine, f"{machine}.local")
-    names = {name.lower().rstrip(".") for name in ("localhost", *own) if _address(name) is None}
+    machine_names = () if is_loopback(host) else (host, machine, f"{machine}.local")
+    names = {name.lower().rstrip(".") for name in ("localhost", *machine_names) if _address(name) is None}
     for name in allowed:
         bare = name.strip("[]").lower().rstrip(".")
         if _address(bare) is None and not re.fullmatch(r"[a-z0-9._-]+", bare):
-            raise UserError(f"--allow-host {name!r} is not a host name or address (without scheme, port, path)")
+            raise UserError(f"--allow-host {name!r} is not a host name or address: omit scheme, port and path")
         names.add(bare)
     return Policy(frozenset(names), is_loopback(host), token)
 
@@ -138,31 +133,31 @@ def policy(host: str, allowed: Iterable[str] = ()) -> Policy:
 
 
 def check_host(policy: Policy, hosts: list[str]) -> None:
-    """Raise Refused unless there is one Host header and it names this server, with any port (it may be forwarded)."""
+    """Raise RequestError unless exactly one Host header names this server; ports may be forwarded and are ignored."""
     name = _name(hosts[0]) if len(hosts) == 1 else None
     if name is not None:
         address = _address(name)
         if name in policy.names or (address is not None and (address.is_loopback or not policy.loopback)):
             return
-    raise Refused(421, "unknown host name: start the server with --allow-host NAME to accept it", code="wrong_host")
+    raise RequestError(421, "unknown host name: start the server with --allow-host NAME", code="wrong_host")
 
 
 def check_origin(method: str, host: str, origins: list[str], site: str, mode: str) -> None:
-    """Raise Refused if the request comes from a page of another origin.
+    """Raise RequestError if the request comes from a page of another origin.
 
     Args:
-        origins: the Origin headers; programs send none, nor do browsers that fetch from the page's own origin.
+        origins: the Origin headers. Programs send none; browsers may omit it for requests to the page's own origin.
         site, mode: Sec-Fetch-Site and Sec-Fetch-Mode; empty if the client does not send them.
     """
-    own = {f"http://{host.lower()}", f"https://{host.lower()}"}
-    foreign = any(origin.lower() not in own for origin in origins)
-    elsewhere = site in ("cross-site", "same-site") and not (mode == "navigate" and method in ("GET", "HEAD"))
-    if foreign or elsewhere:
-        raise Refused(403, "requests from pages of other sites are refused", code="wrong_origin")
+    own_origins = {f"http://{host.lower()}", f"https://{host.lower()}"}
+    is_link = mode == "navigate" and method in ("GET", "HEAD")
+    is_cross_site = site in ("cross-site", "same-site") and not is_link
+    if is_cross_site or any(origin.lower() not in own_origins for origin in origins):
+        raise RequestError(403, "requests from pages of other sites are refused", code="wrong_origin")
 
 
 def cookie_name(host: str) -> str:
-    """Return the cookie's name; it contains the port, because browsers share cookies among the ports of a host."""
+    """Return the cookie's name. It contains the port, because all ports of a host share their cookies."""
     port = host.rpartition(":")[2]
     return f"selfalign-{port if port.isdigit() else 0}"
 
@@ -214,109 +209,96 @@ def _address(name: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
 
 
 class Guard:
-    """ASGI middleware that passes on only requests that the policy accepts.
+    """ASGI middleware that forwards only the requests that the policy accepts.
 
-    A request is passed on when its whole body has arrived, within the limits of size and time.
+    A request is forwarded once its whole body has arrived, within the limits of size and time.
     """
 
-    def __init__(self, app: App, policy: Policy) -> None:
+    def __init__(self, app: ASGIApp, policy: Policy) -> None:
         self._app = app
         self._policy = policy
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            if scope["type"] == "lifespan":
-                await self._app(scope, receive, send)
-            else:
-                await send({"type": "websocket.close", "code": 1008})
-            return
-        send = _with_headers(send)
-        try:
-            host = self._check(scope)
-            signed_in = has_token(self._policy, _all(scope, "authorization"), _all(scope, "cookie"), host)
-            if not signed_in and scope["path"] not in OPEN_PATHS:
-                if _is_page(scope):
-                    await _respond(send, 401, _HTML, _sign_in_page())
-                    return
-                raise Refused(
-                    401, f"this server needs its token ({TOKEN})", "authentication_error", code="invalid_api_key"
-                )
-            body = await self._body(scope, receive)
-            if scope["path"] == SIGN_IN:
-                await self._sign_in(scope, body, host, send)
-            elif scope["path"] == BASE_CSS:
-                await _respond(send, 200, [(b"content-type", b"text/css; charset=utf-8")], static_file("base.css"))
-            else:
-                await self._app(scope, _replay(body, receive), send)
-        except Refused as refused:
-            await _respond(send, refused.status, refused.headers(), refused.body())
-        except _Disconnected:
-            return
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+        elif scope["type"] != "http":
+            await send({"type": "websocket.close", "code": 1008})
+        else:
+            send = _with_security_headers(send)
+            try:
+                await self._handle(Request(scope, receive), send)
+            except RequestError as error:
+                await error.response()(scope, receive, send)
+            except ClientDisconnect:
+                return
 
-    def _check(self, scope: Scope) -> str:
-        hosts = _all(scope, "host")
+    async def _handle(self, request: Request, send: Send) -> None:
+        scope, receive, headers = request.scope, request.receive, request.headers
+        host, path = self._check(request.method, headers), scope["path"]
+        signed_in = has_token(self._policy, headers.getlist("authorization"), headers.getlist("cookie"), host)
+        if not signed_in and path not in OPEN_PATHS:
+            if request.method == "GET" and "text/html" in ",".join(headers.getlist("accept")):
+                await _sign_in_page(401)(scope, receive, send)
+                return
+            message = f"this server requires its token, the value of {TOKEN}"
+            raise RequestError(401, message, "authentication_error", code="invalid_api_key")
+        body = await self._read_body(request)
+        if path == SIGN_IN:
+            await self._sign_in(request, body, host)(scope, receive, send)
+        elif path == BASE_CSS:
+            await Response(static_file("base.css"), media_type="text/css")(scope, receive, send)
+        else:
+            await self._app(scope, _replay(body, receive), send)
+
+    def _check(self, method: str, headers: Headers) -> str:
+        """Check host, origin and method, and return the Host header."""
+        hosts = headers.getlist("host")
         check_host(self._policy, hosts)
-        site, mode = (next(iter(_all(scope, f"sec-fetch-{n}")), "") for n in ("site", "mode"))
-        check_origin(scope["method"], hosts[0].strip(), _all(scope, "origin"), site, mode)
-        if scope["method"] not in self._policy.methods:
-            raise Refused(405, f"the method {scope['method'][:20]} is not supported")
-        return hosts[0].strip().lower()
+        host = hosts[0].strip().lower()
+        site, mode = headers.get("sec-fetch-site", ""), headers.get("sec-fetch-mode", "")
+        check_origin(method, host, headers.getlist("origin"), site, mode)
+        if method not in self._policy.methods:
+            raise RequestError(405, f"the method {method[:20]} is not supported")
+        return host
 
-    async def _body(self, scope: Scope, receive: Receive) -> bytes:
-        too_large = Refused(413, f"the request is larger than {self._policy.max_body:,} bytes", code="too_large")
-        if any(
-            not n.isdecimal() or len(n) > 15 or int(n) > self._policy.max_body for n in _all(scope, "content-length")
-        ):
+    async def _read_body(self, request: Request) -> bytes:
+        limit, seconds = self._policy.max_body, self._policy.body_s
+        too_large = RequestError(413, f"the request is larger than {limit:,} bytes", code="too_large")
+        lengths = request.headers.getlist("content-length")
+        if any(not n.isdecimal() or len(n) > 15 or int(n) > limit for n in lengths):
             raise too_large
         body = bytearray()
         try:
-            async with asyncio.timeout(self._policy.body_s):
-                while True:
-                    message = await receive()
-                    if message["type"] == "http.disconnect":
-                        raise _Disconnected
-                    body += message.get("body", b"")
-                    if len(body) > self._policy.max_body:
+            async with asyncio.timeout(seconds):
+                async for chunk in request.stream():
+                    body += chunk
+                    if len(body) > limit:
                         raise too_large
-                    if not message.get("more_body", False):
-                        return bytes(body)
         except TimeoutError:
-            raise Refused(408, f"the request's body did not arrive within {self._policy.body_s:g} s") from None
+            raise RequestError(408, f"the request's body did not arrive within {seconds:g} s") from None
+        return bytes(body)
 
-    async def _sign_in(self, scope: Scope, body: bytes, host: str, send: Send) -> None:
+    def _sign_in(self, request: Request, body: bytes, host: str) -> Response:
         """Exchange the form's token for a cookie, which scripts cannot read and other sites cannot send."""
-        if scope["method"] != "POST":
-            await _respond(send, 200, _HTML, _sign_in_page())
-            return
+        if request.method != "POST":
+            return _sign_in_page(200)
         form = parse_qs(body.decode("utf-8", "replace"), max_num_fields=4) if body.count(b"&") < 4 else {}
         token = self._policy.token
         if token is None or not _equal(form.get("token", [""])[0].strip(), token):
-            await _respond(send, 401, _HTML, _sign_in_page("Wrong token."))
-            return
-        secure = "; Secure" if scope.get("scheme") == "https" else ""
+            return _sign_in_page(401, "Wrong token.")
+        secure = "; Secure" if request.scope.get("scheme") == "https" else ""
         cookie = f"{cookie_name(host)}={cookie_value(token)}; Path=/; HttpOnly; SameSite=Strict{secure}"
-        target = _target(next(iter(_all(scope, "referer")), ""), host)
-        await _respond(send, 303, [(b"location", target.encode()), (b"set-cookie", cookie.encode())], b"")
-
-
-class _Disconnected(Exception):
-    """The client disconnected before its request was complete."""
-
-
-_HTML = [(b"content-type", b"text/html; charset=utf-8")]
+        target = _target(request.headers.get("referer", ""), host)
+        return Response(status_code=303, headers={"location": target, "set-cookie": cookie})
 
 
 def static_file(name: str) -> bytes:
-    """Read a file of web/static. Names come from the code, never from a request."""
+    """Read a file of web/static. The name never comes from a request."""
     return (resources.files("selfalign") / "web" / "static" / name).read_bytes()
 
 
-def _sign_in_page(note: str = "") -> bytes:
-    return static_file("sign_in.html").replace(b"{note}", note.encode())
-
-
-def _all(scope: Scope, name: str) -> list[str]:
-    return [value.decode("latin-1") for key, value in scope["headers"] if key == name.encode()]
+def _sign_in_page(status: int, note: str = "") -> Response:
+    return HTMLResponse(static_file("sign_in.html").replace(b"{note}", note.encode()), status)
 
 
 def _target(referer: str, host: str) -> str:
@@ -328,11 +310,6 @@ def _target(referer: str, host: str) -> str:
         if is_own and target.isascii() and not target.startswith("//") and "\\" not in target:
             return target
     return "/"
-
-
-def _is_page(scope: Scope) -> bool:
-    """Return whether a browser requests a page, so that a person can sign in."""
-    return scope["method"] == "GET" and any("text/html" in value for value in _all(scope, "accept"))
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:
@@ -349,19 +326,12 @@ def _replay(body: bytes, receive: Receive) -> Receive:
     return receive_again
 
 
-def _with_headers(send: Send) -> Send:
+def _with_security_headers(send: Send) -> Send:
     async def send_with_headers(message: Message) -> None:
         if message["type"] == "http.response.start":
-            headers = list(message.get("headers", ()))
-            names = {key.lower() for key, _ in headers}
-            added = [(k.encode(), v.encode()) for k, v in HEADERS.items() if k.encode() not in names]
-            message = {**message, "headers": [*headers, *added]}
+            headers = MutableHeaders(scope=message)
+            for name, value in HEADERS.items():
+                headers.setdefault(name, value)
         await send(message)
 
     return send_with_headers
-
-
-async def _respond(send: Send, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> None:
-    sized = [*headers, (b"content-length", str(len(body)).encode())]
-    await send({"type": "http.response.start", "status": status, "headers": sized})
-    await send({"type": "http.response.body", "body": body})

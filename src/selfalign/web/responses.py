@@ -1,32 +1,29 @@
-"""Build the responses that server and viewer share: JSON, and the files of the pages."""
+"""Build the responses that both servers send: JSON, and the files of their pages."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
 
 from selfalign.web.guard import static_file
 
-if TYPE_CHECKING:
-    from starlette.requests import Request
-    from starlette.responses import Response
-    from starlette.routing import Route
-
 
 def to_json(value: Any) -> bytes:
-    """Encode as UTF-8; lone surrogates become "?"."""
+    """Encode a value as JSON in UTF-8; lone surrogates become "?"."""
     return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
 
 
 def json_response(value: Any, status: int = 200) -> Response:
-    from starlette.responses import Response
-
     return Response(to_json(value), status, media_type="application/json")
 
 
 def is_json(request: Request) -> bool:
-    """Return whether the body is declared as JSON. Forms of other sites cannot declare that."""
+    """Return whether the content type is JSON, which forms on other sites cannot send."""
     return request.headers.get("content-type", "").partition(";")[0].strip().lower() == "application/json"
 
 
@@ -36,8 +33,6 @@ def page_routes(page: str, files: Mapping[str, str]) -> list[Route]:
     Args:
         files: file name -> media type.
     """
-    from starlette.routing import Route
-
     return [
         Route("/", _fixed(page, "text/html")),
         *(Route(f"/static/{name}", _fixed(name, media_type)) for name, media_type in files.items()),
@@ -45,8 +40,6 @@ def page_routes(page: str, files: Mapping[str, str]) -> list[Route]:
 
 
 def _fixed(name: str, media_type: str) -> Callable[[Request], Response]:
-    from starlette.responses import Response
-
     body = static_file(name)
 
     def route(request: Request) -> Response:

@@ -13,15 +13,15 @@ from selfalign.errors import UserError
 from selfalign.system.signals import STOP
 
 if TYPE_CHECKING:
-    from selfalign.web.guard import App
+    from starlette.types import ASGIApp
 
 GRACE_S = 5
-"""Seconds that requests in flight get when the server stops."""
+"""Seconds that requests in flight have to finish when the server stops."""
 HEADER_S = 20.0
-"""Seconds within which headers must arrive, from the start of the connection or their first byte."""
+"""Seconds within which headers must arrive, from the start of the connection or from their first byte."""
 
 BURST = 128
-"""Connections accepted at once. If file descriptors run out, asyncio logs an error for each of them."""
+"""Connections that asyncio accepts at a time. When file descriptors run out, it logs an error for each of them."""
 _DESCRIPTORS = 8192
 
 
@@ -37,7 +37,7 @@ def listen(host: str, port: int) -> socket.socket:
     """Return a listening socket; port 0 chooses a free one.
 
     Raises:
-        UserError: the address is not one of this machine, or the port is in use.
+        UserError: this machine does not have the address, or the port is in use.
     """
     listening: socket.socket | None = None
     try:
@@ -64,14 +64,14 @@ def address(listening: socket.socket) -> str:
     return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
 
-def serve(app: App, listening: socket.socket, on_end: Callable[[], None] = lambda: None) -> None:
+def serve(app: ASGIApp, listening: socket.socket, on_end: Callable[[], None] = lambda: None) -> None:
     """Serve until SIGINT or SIGTERM.
 
     Args:
-        on_end: called once when the server begins to stop, to cancel requests in flight.
+        on_end: cancels requests in flight; called once, when the server begins to stop.
 
     Raises:
-        Interrupted: always, with the signal's exit code.
+        Interrupted: always; it has the signal's exit code.
     """
     STOP.message = b"\nstopping; press Ctrl-C again to stop at once\n"
     uvicorn_server = build(app)
@@ -89,8 +89,8 @@ def serve(app: App, listening: socket.socket, on_end: Callable[[], None] = lambd
     STOP.check()
 
 
-def build(app: App) -> Any:
-    """Return a uvicorn server with limits on headers and time, without its signal handlers and log lines."""
+def build(app: ASGIApp) -> Any:
+    """Return a uvicorn server with limits on headers and time, without signal handlers and logging."""
     import uvicorn
 
     config = uvicorn.Config(
@@ -102,7 +102,7 @@ def build(app: App) -> Any:
 
 
 def _max_connections() -> int:
-    """Return the number of connections that may be open at once: a quarter of the limit of open files."""
+    """Raise the limit of open files if possible, and return a quarter of it: the maximum number of open connections."""
     import resource
 
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -115,10 +115,10 @@ def _max_connections() -> int:
 
 
 def _protocol(max_connections: int) -> Any:
-    """Return an HTTP/1.1 protocol with a timeout for headers; uvicorn's own ends with the first byte of a request.
+    """Return an HTTP/1.1 protocol with a timeout for headers; uvicorn's own timeout stops at a request's first byte.
 
     Args:
-        max_connections: connections at once; if there are more, the one that has been idle longest is closed.
+        max_connections: if more connections are open, the one that has been idle longest is closed.
     """
     import h11
     from uvicorn.protocols.http.h11_impl import H11Protocol

@@ -1,6 +1,6 @@
 """Run generation jobs on the engine: a fixed number of slots, a bounded queue, and cancellation of each request.
 
-Engines block, so each slot has a thread; threads report their events to the event loop through a queue per request.
+Engines block, so each slot has a thread. Threads report events to the event loop through one queue per request.
 """
 
 from __future__ import annotations
@@ -21,8 +21,10 @@ from typing import TypeAlias
 from selfalign.data.prompt_text import whole_characters
 from selfalign.errors import SelfAlignError
 from selfalign.generation.engines.base import Engine, Part, Request, RowError, TooLong
-from selfalign.web.guard import Refused
+from selfalign.web.guard import RequestError
 from selfalign.web.serve.openai_api import Choice, Usage
+
+INTERNAL_ERROR = "internal error: see the server's terminal"
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +33,9 @@ class Job:
 
     request: Request
     strip: bool = True
-    """Remove white space at both ends, as in the responses of a dialogue."""
+    """Whether to remove white space at both ends, as in the responses of a dialogue."""
     forged: bool = False
+    """Whether a message contains text that reads like a turn of the dialogue."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +63,7 @@ class Cancelled(Exception):
 
 
 class StreamStripper:
-    """Strips a text that arrives piece by piece: holds white space back until other text follows."""
+    """Strips a text that arrives in pieces, by holding back white space until other text follows."""
 
     def __init__(self) -> None:
         self._begun = False
@@ -81,19 +84,19 @@ class StreamStripper:
 
 
 class JobQueue:
-    """The engine's slots and the queue in front of them. Belongs to one event loop.
+    """The engine's slots and the queue of jobs that wait for them. It belongs to one event loop.
 
     Args:
         slots: jobs that run at once.
         max_queue: jobs that may wait.
-        deadline_s: seconds that a job may generate; its text is then cut and ends with "length".
+        deadline_s: the maximum seconds of a job; its text is then cut, and its finish reason is "length".
     """
 
     def __init__(self, engine: Engine, slots: int, max_queue: int, deadline_s: float = 600.0) -> None:
         self.slots = slots
         self.capacity = slots + max_queue
         self.active = 0
-        """Jobs that run or wait."""
+        """Running and waiting jobs."""
         self._engine = engine
         self._deadline_s = deadline_s
         self._pool = ThreadPoolExecutor(slots, thread_name_prefix="slot")
@@ -104,14 +107,14 @@ class JobQueue:
         """Run or queue the jobs of one request.
 
         Raises:
-            Refused: there is no room for all of them now (429), or never (400).
+            RequestError: the queue is too full for them (429), or too small even when it is empty (400).
         """
         if len(jobs) > self.capacity:
-            raise Refused(400, f"{len(jobs)} choices: this server takes at most {self.capacity} at once", param="n")
+            raise RequestError(400, f"{len(jobs)} choices: at most {self.capacity} are possible at once", param="n")
         if self.active + len(jobs) > self.capacity:
             wait = retry_after(self.active, self.slots, self._durations)
-            raise Refused(429, "all slots are busy and the queue is full", "rate_limit_error", code="queue_full",
-                          retry_after=wait)  # fmt: skip
+            message = "all slots are busy and the queue is full"
+            raise RequestError(429, message, "rate_limit_error", code="queue_full", retry_after=wait)
         group = JobGroup(asyncio.get_running_loop(), len(jobs))
         self._groups.add(group)
         group.on_end = lambda: self._groups.discard(group)
@@ -123,7 +126,7 @@ class JobQueue:
         return group
 
     def _release(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Free a job's place; called in any thread, possibly after the loop has closed."""
+        """Free a job's place. Any thread may call this, even after the loop has closed."""
 
         def release() -> None:
             self.active -= 1
@@ -139,12 +142,13 @@ class JobQueue:
             choice = self._generate(job, index, group.report, lambda: group.is_cancelled or time.monotonic() > deadline)
             group.report(Done(index, choice))
         except TooLong as error:
-            group.report(Refused(400, f"the messages are {error}", param="messages", code="context_length_exceeded"))
+            message = f"the messages are {error}"
+            group.report(RequestError(400, message, param="messages", code="context_length_exceeded"))
         except (RowError, SelfAlignError) as error:
-            group.report(Refused(502, str(error), "server_error"))
+            group.report(RequestError(502, str(error), "server_error"))
         except Exception:
             traceback.print_exc()
-            group.report(Refused(500, "internal error; the server's terminal shows more", "server_error"))
+            group.report(RequestError(500, INTERNAL_ERROR, "server_error"))
         finally:
             if not group.is_cancelled:
                 self._durations.append(time.monotonic() - began)
@@ -173,8 +177,8 @@ class JobQueue:
             if step.cue and is_thought:
                 thoughts.end_step()
                 on_text(step.cue, is_thought)
-            show = partial(on_text, is_thought=is_thought)
-            part = self._engine.generate(prompt, step, request.seed, request.adapter, show)
+            report_text = partial(on_text, is_thought=is_thought)
+            part = self._engine.generate(prompt, step, request.seed, request.adapter, report_text)
             parts.append(part)
             if part.finish in ("length", "cancelled"):
                 break
@@ -190,7 +194,7 @@ class JobQueue:
         return Choice(texts[False], "length" if is_cut else "stop", usage, texts[True], escaped, job.forged)
 
     def cancel_all(self) -> None:
-        """Cancel all jobs that run or wait."""
+        """Cancel all running and waiting jobs."""
         for group in list(self._groups):
             group.cancel()
 
@@ -200,7 +204,7 @@ class JobQueue:
 
 
 class JobGroup:
-    """The jobs of one request: iterate over it to get their events."""
+    """The jobs of one request. Iterate over the group to get their events."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, jobs: int) -> None:
         self.loop = loop
@@ -208,19 +212,19 @@ class JobGroup:
         self.on_end: Callable[[], None] = lambda: None
         self._jobs = jobs
         self._cancelled = threading.Event()
-        self._events: asyncio.Queue[Event | Refused | None] = asyncio.Queue()
+        self._events: asyncio.Queue[Event | RequestError | None] = asyncio.Queue()
 
     @property
     def is_cancelled(self) -> bool:
         return self._cancelled.is_set()
 
-    def report(self, event: Event | Refused) -> None:
+    def report(self, event: Event | RequestError) -> None:
         """Hand an event to the event loop; called from a slot's thread."""
         if not self.is_cancelled:
             self.loop.call_soon_threadsafe(self._events.put_nowait, event)
 
     def cancel(self) -> None:
-        """Cancel the jobs: those that wait never start, those that run end with their next token."""
+        """Cancel the jobs: waiting jobs never start, running jobs stop at their next token."""
         if not self.is_cancelled:
             self._cancelled.set()
             for future in self.futures:
@@ -232,7 +236,7 @@ class JobGroup:
         """Yield the events of all jobs until all are done.
 
         Raises:
-            Refused: a job failed.
+            RequestError: a job failed.
             Cancelled: the jobs were cancelled.
         """
         remaining = self._jobs
@@ -240,17 +244,17 @@ class JobGroup:
             event = await self._events.get()
             if event is None:
                 raise Cancelled
-            if isinstance(event, Refused):
+            if isinstance(event, RequestError):
                 raise event
             remaining -= isinstance(event, Done)
             yield event
-            # If the queue is never empty, nothing else would run, and a disconnect would go unnoticed.
+            # `get` does not suspend while the queue has events, so other tasks would starve and miss a disconnect.
             await asyncio.sleep(0)
         self.on_end()
 
 
 def retry_after(active: int, slots: int, durations: Sequence[float]) -> int:
-    """Estimate the whole seconds (1 to 60) until a slot is free for a new job.
+    """Estimate the seconds (1 to 60) until a slot is free for a new job.
 
     Args:
         durations: seconds that recent jobs took.

@@ -1,4 +1,4 @@
-"""Offer a run's models to clients: model ids, system prompts, sampling settings."""
+"""Define the models that clients can request, and turn requests into jobs."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from selfalign.generation.engines.base import Engine, Request, Sampling, Step
 from selfalign.generation.guided import Form
 from selfalign.model.dialogue import Template
 from selfalign.run.context import Context
-from selfalign.web.guard import Refused
+from selfalign.web.guard import RequestError
 from selfalign.web.serve.job_queue import Job
-from selfalign.web.serve.openai_api import STYLES, ChatRequest, CompletionRequest, GenerationRequest, Style, refuse
+from selfalign.web.serve.openai_api import STYLES, ChatRequest, CompletionRequest, GenerationRequest, Style, bad_request
 
 PROMPTED = "prompted-base"
 DEFAULT_TOKENS = 512
-_SERVER_STOPS = 4
-"""Stop strings that another OpenAI server accepts."""
+_MAX_SERVER_STOPS = 4
+"""Maximum stop strings of a request to an external server with OpenAI's API."""
 
-ABOUT = {
+DESCRIPTIONS = {
     "base": "before any training",
     PROMPTED: "the base model with the whole constitution in its prompt",
     "engraved": "after principle engraving (stage 3)",
@@ -45,8 +45,8 @@ class ServedModels:
     """The models of a run, and the jobs that answer requests to them.
 
     Args:
-        style: the system prompt of dialogues that bring none of their own.
-        max_tokens: the largest number of tokens of a response.
+        style: the system prompt of requests that set none.
+        max_tokens: the largest number of tokens in a response.
 
     Raises:
         UserError: the style does not exist.
@@ -58,7 +58,7 @@ class ServedModels:
         self.context = context
         self.style = style
         self.tokens = min(DEFAULT_TOKENS, max_tokens)
-        """Tokens of a response, unless the request sets a limit."""
+        """Maximum tokens of a response if the request sets no limit."""
         self.constitution = context.run.constitution
         self.template: Template = context.model.template
         self.models = {m.name: m for m in _models(context)}
@@ -92,7 +92,7 @@ class ServedModels:
             "assistant": self.constitution.assistant.name,
             "base": self.context.recipe.model,
             "fake": self.context.model.is_fake,
-            "models": [{"id": name, "about": ABOUT[name]} for name in self.models],
+            "models": [{"id": name, "about": DESCRIPTIONS[name]} for name in self.models],
             "default": self.default,
             "style": self.style,
             "styles": prompts,
@@ -110,7 +110,7 @@ class ServedModels:
         """Return a job for each choice of a chat request.
 
         Raises:
-            Refused: the model does not exist, or cannot answer such a dialogue.
+            RequestError: the model does not exist, or cannot answer such a dialogue.
         """
         model, name = self.model(request.model), self.constitution.assistant.name
         forged = any(self.template.forged(turn.text, name) for turn in request.turns)
@@ -125,10 +125,10 @@ class ServedModels:
         return [Job(engine_request, forged=forged) for engine_request in requests]
 
     def completion_jobs(self, request: CompletionRequest) -> list[Job]:
-        """Return a job for each choice of a completion request, prompt by prompt. Raises as `chat_jobs`."""
+        """Return a job for each choice of a completion request, prompt by prompt. Raises the errors of `chat_jobs`."""
         model = self.model(request.model)
         if model.name == PROMPTED:
-            raise refuse("prompted-base answers chat requests only; use base", "model")
+            raise bad_request("prompted-base answers chat requests only; use base", "model")
         step = Step(self._sampling(request, 0.0), stop=tuple(request.stop))
         return [
             Job(Request(tuple(p for p in (BOS, prompt) if p), (step,), seed, model.adapter), strip=False)
@@ -137,19 +137,19 @@ class ServedModels:
         ]
 
     def model(self, name: str) -> ServedModel:
-        """Return the model of that id.
+        """Return the model with that id.
 
         Raises:
-            Refused: it does not exist.
+            RequestError: it does not exist.
         """
         if name not in self.models:
             known = ", ".join(self.models)
             message = f"the model {name[:100]!r} does not exist; this run has {known}"
-            raise Refused(404, message, param="model", code="model_not_found")
+            raise RequestError(404, message, param="model", code="model_not_found")
         return self.models[name]
 
     def _opening(self, system: str | None, style: Style | None) -> tuple[str, list[Turn]]:
-        """Return (system prompt, example turns before the dialogue)."""
+        """Return the system prompt, and the example turns before the dialogue."""
         if system is not None:
             return system, []
         style = style or self.style
@@ -161,9 +161,11 @@ class ServedModels:
 
     def _prompted_requests(self, request: ChatRequest) -> list[Request]:
         if request.system is not None or request.style is not None:
-            raise refuse("prompted-base always gets the constitution: send no system message and no style", "messages")
+            raise bad_request(
+                "prompted-base always gets the constitution: omit the system message and style", "messages"
+            )
         if len(request.turns) > 1:
-            raise refuse("prompted-base answers a single message, as in stage 2", "messages")
+            raise bad_request("prompted-base answers a single message, as in stage 2", "messages")
         settings = self.context.recipe.align.model_copy(update={"form": "guided"})
         form = Form(self.constitution, settings, self._sampling(request, 0.0))
         requests = []
@@ -185,16 +187,16 @@ class ServedModels:
         )
 
     def _stops(self, request: GenerationRequest, own: tuple[str, ...]) -> tuple[str, ...]:
-        """Join the template's stop strings and the request's."""
+        """Return the template's stop strings followed by those of the request."""
         stops = tuple(dict.fromkeys((*own, *request.stop)))
-        if len(stops) > _SERVER_STOPS and engines.kind(self.context.recipe.engine) == "openai":
-            remaining = _SERVER_STOPS - len(own)
-            raise refuse(f"the run's engine is another server: stop may have at most {remaining} strings", "stop")
+        if len(stops) > _MAX_SERVER_STOPS and engines.kind(self.context.recipe.engine) == "openai":
+            remaining = _MAX_SERVER_STOPS - len(own)
+            raise bad_request(f"the engine is an external server: stop may have at most {remaining} strings", "stop")
         return stops
 
 
 def _models(context: Context) -> list[ServedModel]:
-    """Return the base, the prompted base and the trained models, in the order of tables."""
+    """Return the base model, the prompted base and the trained models, in this order."""
     served = context.recipe.engine.served if engines.kind(context.recipe.engine) == "openai" else None
     offered = []
     for name, adapter in run_models(context).items():
@@ -206,7 +208,7 @@ def _models(context: Context) -> list[ServedModel]:
         if name == "base":
             offered.append(ServedModel(PROMPTED, None, created))
     if not offered:
-        raise UserError("no model ids of the server are known: make the run with --set engine.served.base=ID")
+        raise UserError("the recipe names no model of the server: create the run with --set engine.served.base=ID")
     return offered
 
 

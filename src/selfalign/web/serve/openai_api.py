@@ -1,7 +1,7 @@
 """Parse requests and build responses in the format of OpenAI's API.
 
-The server refuses by name what it cannot do (tools, images, log-probabilities) and every field that it does not know.
-A field whose value asks for nothing (`logprobs: false`, `tools: []`, null) passes.
+A request with an unknown field, or for something that the server does not support (tools, images, log-probabilities),
+gets an error that names the field. Fields with a value that has no effect (`tools: []`, null) are accepted.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from typing import Annotated, Any, Literal, TypeVar, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from selfalign.data.prompt_text import Turn
-from selfalign.web.guard import Refused
+from selfalign.web.guard import RequestError
 from selfalign.web.responses import to_json
 
 Style = Literal["standard", "concise", "verbose", "two-shot"]
 STYLES: tuple[Style, ...] = get_args(Style)
 MAX_CHOICES = 8
-"""Choices of one request: `n`, or the number of prompts times `n`."""
+"""Maximum choices of one request: `n`, or the number of prompts times `n`."""
 MAX_MESSAGES = 256
 
 _ANY = object()
@@ -47,12 +47,12 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "safety_identifier": (_ANY,),
     "prompt_cache_key": (_ANY,),
 }
-"""OpenAI's fields that this server does not support -> their values that ask for nothing."""
+"""Field of OpenAI's API that this server does not support -> its values that have no effect."""
 
 
-def refuse(message: str, param: str | None = None, code: str | None = None) -> Refused:
-    """Return the error of a request that is malformed or not supported."""
-    return Refused(400, message, param=param, code=code)
+def bad_request(message: str, param: str | None = None, code: str | None = None) -> RequestError:
+    """Return the error for a request that is malformed or not supported."""
+    return RequestError(400, message, param=param, code=code)
 
 
 # -- requests ----------------------------------------------------------------------------------------------------------
@@ -76,12 +76,12 @@ def _as_list(value: Any) -> Any:
 
 
 class Message(_Strict):
-    """A message of a dialogue. Fields that are empty (`tool_calls: []`, `refusal: null`) pass."""
+    """A message of a dialogue. Empty fields (`tool_calls: []`, `refusal: null`) are ignored."""
 
     role: Literal["system", "developer", "user", "assistant"]
     content: list[TextPart]
-    # A client may send back what it received; internal thoughts are no part of a dialogue.
     reasoning_content: str = ""
+    """Ignored. Clients may send back a response with its internal thoughts."""
 
     @model_validator(mode="before")
     @classmethod
@@ -97,7 +97,7 @@ class Message(_Strict):
 
     @field_validator("reasoning_content")
     @classmethod
-    def _only_of_assistants(cls, value: str, info: ValidationInfo) -> str:
+    def _check_role(cls, value: str, info: ValidationInfo) -> str:
         if info.data.get("role") != "assistant":
             raise ValueError("only assistant messages may have reasoning_content")
         return value
@@ -115,7 +115,7 @@ class StreamOptions(_Strict):
 
 
 class GenerationRequest(_Strict):
-    """The fields that chat requests and completion requests share. None stands for the server's default."""
+    """The fields that chat requests and completion requests share. None means the server's default."""
 
     model: str
     n: int = Field(1, ge=1, le=MAX_CHOICES)
@@ -135,7 +135,7 @@ class GenerationRequest(_Strict):
         fields = {name: field for name, field in value.items() if field is not None}
         for name in _NEUTRAL.keys() & fields.keys():
             if not any(_equal(fields[name], neutral) for neutral in _NEUTRAL[name]):
-                raise refuse(f"{name} is not supported by this server", name, "unsupported_parameter")
+                raise bad_request(f"{name} is not supported by this server", name, "unsupported_parameter")
             del fields[name]
         return fields
 
@@ -147,7 +147,7 @@ class GenerationRequest(_Strict):
     @model_validator(mode="after")
     def _check_stream_options(self) -> GenerationRequest:
         if self.stream_options is not None and not self.stream:
-            raise refuse("stream_options needs stream: true", "stream_options")
+            raise bad_request("stream_options needs stream: true", "stream_options")
         return self
 
     @property
@@ -160,7 +160,7 @@ class ChatRequest(GenerationRequest):
 
     messages: list[Message] = Field(min_length=1, max_length=MAX_MESSAGES)
     style: Style | None = None
-    """The constitution's system prompt to use; an addition to OpenAI's API."""
+    """Which of the constitution's system prompts to use; an addition to OpenAI's API."""
 
     @model_validator(mode="before")
     @classmethod
@@ -169,7 +169,7 @@ class ChatRequest(GenerationRequest):
             return value
         limit = value["max_completion_tokens"]
         if value.get("max_tokens") not in (None, limit):
-            raise refuse("max_tokens and max_completion_tokens differ: send only one of them", "max_tokens")
+            raise bad_request("max_tokens and max_completion_tokens differ: send only one of them", "max_tokens")
         return {name: field for name, field in value.items() if name != "max_completion_tokens"} | {"max_tokens": limit}
 
     @model_validator(mode="after")
@@ -177,16 +177,16 @@ class ChatRequest(GenerationRequest):
         roles = [message.role in ("system", "developer") for message in self.messages]
         if roles != sorted(roles, reverse=True):
             late = roles.index(True, roles.index(False))
-            raise refuse("system messages must come before all other messages", f"messages[{late}]")
+            raise bad_request("system messages must come before all other messages", f"messages[{late}]")
         if self.messages[-1].role != "user":
-            raise refuse("the last message must have the role user", "messages")
+            raise bad_request("the last message must have the role user", "messages")
         if self.style is not None and self.system is not None:
-            raise refuse("style and a system message both set the system prompt: send only one of them", "style")
+            raise bad_request("style and a system message both set the system prompt: send only one of them", "style")
         return self
 
     @property
     def system(self) -> str | None:
-        """The system prompt, as the exported chat templates take it; None if it is missing or blank."""
+        """The system messages, joined as exported chat templates need them; None if missing or blank."""
         texts = [message.text for message in self.messages if message.role in ("system", "developer")]
         return "\n\n".join(texts).strip() or None
 
@@ -209,7 +209,7 @@ class CompletionRequest(GenerationRequest):
     @model_validator(mode="after")
     def _check_choices(self) -> CompletionRequest:
         if len(self.prompt) * self.n > MAX_CHOICES:
-            raise refuse(f"{len(self.prompt)} prompts times n = {self.n}: at most {MAX_CHOICES} choices", "prompt")
+            raise bad_request(f"{len(self.prompt)} prompts times n = {self.n}: at most {MAX_CHOICES} choices", "prompt")
         return self
 
 
@@ -220,22 +220,22 @@ def parse(kind: type[_Request], body: bytes, max_tokens: int) -> _Request:
     """Parse a request's body; lone surrogates in its texts become "?".
 
     Args:
-        max_tokens: the largest number of tokens that a request may ask for.
+        max_tokens: the largest value that a request may set for `max_tokens`.
 
     Raises:
-        Refused: the request is malformed, exceeds a limit, or asks for something that the server does not support.
+        RequestError: the request is malformed, exceeds a limit, or needs something that the server does not support.
     """
     try:
         text = json.dumps(json.loads(body.decode()), ensure_ascii=False).encode("utf-8", "replace")
     except (ValueError, RecursionError) as error:
         reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)[:200]
-        raise refuse(f"the body is not valid JSON: {reason}") from None
+        raise bad_request(f"the body is not valid JSON: {reason}") from None
     try:
         request = kind.model_validate_json(text)
     except ValidationError as error:
         raise _explain(error) from None
     if request.max_tokens is not None and request.max_tokens > max_tokens:
-        raise refuse(f"max_tokens: {request.max_tokens} is above this server's limit of {max_tokens}", "max_tokens")
+        raise bad_request(f"max_tokens: {request.max_tokens} exceeds the server's limit of {max_tokens}", "max_tokens")
     return request
 
 
@@ -243,14 +243,14 @@ def _equal(value: Any, neutral: Any) -> bool:
     return neutral is _ANY or (value == neutral and isinstance(value, bool) == isinstance(neutral, bool))
 
 
-def _explain(error: ValidationError) -> Refused:
-    """Return the first error, with the place as OpenAI spells it: messages[0].content."""
+def _explain(error: ValidationError) -> RequestError:
+    """Return the first error, with its location in OpenAI's notation: messages[0].content."""
     first = error.errors(include_url=False)[0]
     param = "".join(f"[{key}]" if isinstance(key, int) else f".{key[:100]}" for key in first["loc"]).lstrip(".")
     message = f"{param or 'the body'}: {first['msg']}"
     if isinstance(first["input"], str | int | float):
         message += f", got {first['input']!r:.60}"
-    return refuse(message, param or None)
+    return bad_request(message, param or None)
 
 
 # -- responses ---------------------------------------------------------------------------------------------------------
@@ -258,14 +258,14 @@ def _explain(error: ValidationError) -> Refused:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Numbers of tokens of one choice."""
+    """The token counts of one choice."""
 
     prompt: int = 0
     cached: int = 0
-    """Tokens of the prompt that were in the prefix cache."""
+    """Prompt tokens that were in the prefix cache."""
     completion: int = 0
     thoughts: int = 0
-    """Tokens of the completion that are internal thoughts."""
+    """Completion tokens that are internal thoughts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,7 +284,7 @@ class Choice:
 
 
 def usage(choices: Sequence[Usage], prompts: int = 1) -> dict[str, Any]:
-    """Sum the tokens of all choices; the choices of one prompt count its tokens once."""
+    """Sum the tokens of all choices; the tokens of a prompt count once, however many choices it has."""
     per_prompt = choices[:: max(1, len(choices) // prompts)]
     prompt, completion = sum(u.prompt for u in per_prompt), sum(u.completion for u in choices)
     return {
@@ -347,7 +347,7 @@ class ResponseBuilder:
 
 
 def _warnings(choices: Sequence[Choice]) -> dict[str, Any]:
-    """Report what happened to the text of the messages; an addition to OpenAI's API."""
+    """Report escaped control tokens and text that reads like turns; an addition to OpenAI's API."""
     escaped = list(dict.fromkeys(token for choice in choices for token in choice.escaped))
     warnings: dict[str, Any] = {"escaped": escaped} if escaped else {}
     if any(choice.forged for choice in choices):

@@ -8,21 +8,25 @@ import secrets
 import time
 import traceback
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import Message, Receive, Scope, Send
 
 from selfalign.constitution.citations import check_citations
 from selfalign.errors import UserError
 from selfalign.run import feedback
-from selfalign.web.guard import Guard, Message, Policy, Receive, Refused, Scope, Send
-from selfalign.web.responses import is_json, json_response, page_routes, to_json
+from selfalign.web.guard import Guard, Policy, RequestError
+from selfalign.web.responses import is_json, json_response, page_routes
 from selfalign.web.serve import openai_api
-from selfalign.web.serve.job_queue import Cancelled, Done, Job, JobGroup, JobQueue
+from selfalign.web.serve.job_queue import INTERNAL_ERROR, Cancelled, Done, Job, JobGroup, JobQueue
 from selfalign.web.serve.models import PROMPTED, ServedModels
 from selfalign.web.serve.openai_api import ChatRequest, Choice, CompletionRequest, GenerationRequest, ResponseBuilder
-
-if TYPE_CHECKING:
-    from starlette.requests import Request
-    from starlette.responses import Response
 
 STATIC_FILES = {"chat.css": "text/css", "chat.js": "text/javascript", "icon.svg": "image/svg+xml"}
 """The files of the chat page, except base.css, which the guard serves."""
@@ -38,12 +42,8 @@ def build(models: ServedModels, queue: JobQueue, policy: Policy, max_tokens: int
     """Return the application, guarded by the policy.
 
     Args:
-        max_tokens: the largest number of tokens that a request may ask for.
+        max_tokens: the largest value that a request may set for `max_tokens`.
     """
-    from starlette.applications import Starlette
-    from starlette.exceptions import HTTPException
-    from starlette.routing import Route
-
     api = Api(models, queue, max_tokens)
     routes = [
         *page_routes("chat.html", STATIC_FILES),
@@ -54,7 +54,7 @@ def build(models: ServedModels, queue: JobQueue, policy: Policy, max_tokens: int
         Route("/v1/chat/completions", api.chat, methods=["POST"]),
         Route("/v1/completions", api.complete, methods=["POST"]),
     ]
-    handlers: dict[Any, Any] = {Refused: _refused, HTTPException: _http_error, Exception: _internal_error}
+    handlers: dict[Any, Any] = {RequestError: _request_error, HTTPException: _http_error, Exception: _internal_error}
     app = Starlette(routes=routes, exception_handlers=handlers)
     app.router.redirect_slashes = False
     return Guard(app, policy)
@@ -99,22 +99,20 @@ class Api:
         return CompletionResponse(self._queue.start(jobs), builder, request, len(jobs) // request.n)
 
     async def feedback(self, request: Request) -> Response:
-        """Handle POST /feedback: mark a response good or bad, or withdraw its mark (an empty verdict)."""
-        from starlette.concurrency import run_in_threadpool
-
+        """Handle POST /feedback: mark a response as good or bad, or withdraw its mark if the verdict is empty."""
         body = await _json_body(request)
         if len(body) > FEEDBACK_BYTES:
-            raise Refused(413, f"a mark may have at most {FEEDBACK_BYTES:,} bytes", code="too_large")
+            raise RequestError(413, f"a mark may have at most {FEEDBACK_BYTES:,} bytes", code="too_large")
         try:
             value = json.loads(body)
         except (ValueError, RecursionError):
             value = None
         if not isinstance(value, dict):
-            raise Refused(400, "the body must be a JSON object")
+            raise RequestError(400, "the body must be a JSON object")
         try:
             return json_response(await run_in_threadpool(self._mark, value))
         except UserError as error:
-            raise Refused(400, str(error)) from None
+            raise RequestError(400, str(error)) from None
 
     def _mark(self, value: dict[str, Any]) -> dict[str, Any]:
         """Store or withdraw a mark. The server itself adds the source and the cited principles."""
@@ -139,7 +137,7 @@ class Api:
 
 
 class CompletionResponse:
-    """The ASGI response to a request's jobs, as one object or as a stream. The jobs end when the client disconnects."""
+    """The ASGI response to a request: one object, or a stream. If the client disconnects, the jobs are cancelled."""
 
     def __init__(self, jobs: JobGroup, builder: ResponseBuilder, request: GenerationRequest, prompts: int) -> None:
         self._jobs = jobs
@@ -152,13 +150,12 @@ class CompletionResponse:
         watch = asyncio.create_task(self._watch(receive))
         send = _with_timeout(send)
         try:
-            await (self._stream(send) if self._request.stream else self._whole(send))
+            await (self._stream(send) if self._request.stream else self._whole(scope, receive, send))
         except (Cancelled, TimeoutError):
             # The server is stopping, or the client does not read: the connection closes.
             pass
-        except Refused as refused:
-            await _start(send, refused.status, refused.headers())
-            await send({"type": "http.response.body", "body": refused.body()})
+        except RequestError as error:
+            await error.response()(scope, receive, send)
         finally:
             self._jobs.cancel()
             watch.cancel()
@@ -168,19 +165,18 @@ class CompletionResponse:
             pass
         self._jobs.cancel()
 
-    async def _whole(self, send: Send) -> None:
+    async def _whole(self, scope: Scope, receive: Receive, send: Send) -> None:
         async for event in self._jobs:
             if isinstance(event, Done):
                 self._choices[event.index] = event.choice
-        body = to_json(self._builder.response(self._sorted_choices(), self._prompts))
-        await _start(send, 200, [(b"content-type", b"application/json")])
-        await send({"type": "http.response.body", "body": body})
+        response = json_response(self._builder.response(self._sorted_choices(), self._prompts))
+        await response(scope, receive, send)
 
     def _sorted_choices(self) -> list[Choice]:
         return [self._choices[index] for index in sorted(self._choices)]
 
     async def _stream(self, send: Send) -> None:
-        """Send events as they arrive. A failure before the first event gets an error status of its own."""
+        """Send events as they arrive. If a job fails before the first event, the response has an error status."""
         begun: set[int] = set()
         try:
             async for event in self._jobs:
@@ -193,13 +189,14 @@ class CompletionResponse:
                 else:
                     chunks.append(self._builder.chunk(event.index, event.text, is_thought=event.is_thought))
                 if not begun:
-                    await _start(send, 200, [(b"content-type", b"text/event-stream; charset=utf-8")])
+                    headers = [(b"content-type", b"text/event-stream; charset=utf-8")]
+                    await send({"type": "http.response.start", "status": 200, "headers": headers})
                 begun.add(event.index)
                 await self._send(send, *chunks)
-        except Refused as refused:
+        except RequestError as error:
             if not begun:
                 raise
-            await send({"type": "http.response.body", "body": b"data: " + refused.body() + b"\n\n", "more_body": True})
+            await send({"type": "http.response.body", "body": b"data: " + error.body() + b"\n\n", "more_body": True})
         else:
             if self._request.include_usage:
                 await self._send(send, self._builder.usage_chunk(self._sorted_choices(), self._prompts))
@@ -213,7 +210,7 @@ class CompletionResponse:
 
 
 def _with_timeout(send: Send) -> Send:
-    """Limit the time of each send, so that clients that do not read cannot keep their responses in memory."""
+    """Limit the time of each send, so that a client that does not read cannot keep its response in memory."""
 
     async def send_in_time(message: Message) -> None:
         async with asyncio.timeout(SEND_TIMEOUT_S):
@@ -222,30 +219,24 @@ def _with_timeout(send: Send) -> Send:
     return send_in_time
 
 
-async def _start(send: Send, status: int, headers: list[tuple[bytes, bytes]]) -> None:
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-
-
 async def _json_body(request: Request) -> bytes:
     if not is_json(request):
-        raise Refused(415, "the body must be JSON, with the header content-type: application/json")
+        raise RequestError(415, "the body must be JSON, with the header content-type: application/json")
     return await request.body()
 
 
-async def _refused(request: Request, error: Refused) -> Response:
-    from starlette.responses import Response
-
-    headers = {key.decode(): value.decode() for key, value in error.headers()}
-    return Response(error.body(), error.status, headers=headers)
+async def _request_error(request: Request, error: RequestError) -> Response:
+    return error.response()
 
 
 async def _http_error(request: Request, error: Any) -> Response:
     messages = {404: "there is no such route", 405: "this route does not support the method"}
-    response = await _refused(request, Refused(error.status_code, messages.get(error.status_code, str(error.detail))))
+    message = messages.get(error.status_code, str(error.detail))
+    response = RequestError(error.status_code, message).response()
     response.headers.update(error.headers or {})  # the methods that the route supports
     return response
 
 
 async def _internal_error(request: Request, error: Exception) -> Response:
     traceback.print_exception(error)
-    return await _refused(request, Refused(500, "internal error; the server's terminal shows more", "server_error"))
+    return RequestError(500, INTERNAL_ERROR, "server_error").response()

@@ -1,4 +1,4 @@
-"""Compare two runs: their ledgers, and the rows about the same prompt that differ."""
+"""Compare two runs: count the rows of their ledgers, and list the rows that differ."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Which = Literal["differ", "here", "there"]
 _OUTCOME = "(SELECT state || ': ' || reason FROM {0}.kinds WHERE kind = {1}.kind)"
 _ANSWER = "(SELECT answer FROM {0}.texts WHERE n = {1}.n)"
 _DIFFERS = " OR ".join(f"{part.format('main', 'a')} IS NOT {part.format('other', 'b')}" for part in (_OUTCOME, _ANSWER))
-# Ids are hashes of contents: responses to the same prompt have the same id in both runs.
+# Ids are hashes of the prompt: responses to the same prompt have the same id in both runs.
 _BOTH = "main.rows AS a JOIN other.rows AS b ON b.id = a.id AND b.stage = a.stage WHERE a.stage = ?"
 _ONLY = (
     "{0}.rows AS a WHERE a.stage = ? "
@@ -30,7 +30,7 @@ _ROWS: dict[Which, str] = {
 
 
 class Comparison:
-    """A comparison of two runs by their indices."""
+    """A comparison of two runs through their indexes."""
 
     def __init__(self, run: Index, other: Index) -> None:
         self._run = run
@@ -43,7 +43,7 @@ class Comparison:
             yield db
 
     def counts(self) -> list[dict[str, Any]]:
-        """Count for each ledger the rows that are equal, that differ, and that only one run has."""
+        """Count, for each ledger, the rows that are equal, that differ, and that are in one run only."""
         ledgers = []
         with self._reading() as db:
             stages = [s for (s,) in db.execute("SELECT stage FROM main.stages UNION SELECT stage FROM other.stages")]
@@ -61,10 +61,10 @@ class Comparison:
     def page(
         self, stage: str, which: str, after: tuple[int, int] | None = None, limit: int = 50
     ) -> list[dict[str, Any]]:
-        """Return rows of a ledger that differ or that only one run has.
+        """Return rows of a ledger that differ or that are in one run only.
 
         Args:
-            which: differ, here (only in the first run) or there.
+            which: differ, here (in the first run only) or there (in the second run only).
             after: (place, n) of the row before the page.
 
         Raises:

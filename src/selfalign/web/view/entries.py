@@ -1,6 +1,6 @@
-"""Build the viewer's entries: a row's outcome from the journal, its texts from the files of the run.
+"""Build the viewer's entries: join a row's outcome from the journal with its texts from the run's files.
 
-Users may edit the files, and a file may be missing while its stage works. Lines that cannot be parsed are skipped.
+Users may edit the files, and a file may be missing while its stage runs. Lines that cannot be parsed are skipped.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Entry:
     model: str = ""
     """The model of an evaluation's response."""
     principles: tuple[int, ...] = ()
-    """The principles that the internal thoughts cite; for a probe, the principle that it tests."""
+    """The principles that the internal thoughts cite; for a probe, the principle it tests."""
     message: str = ""
     thoughts: str = ""
     answer: str = ""
@@ -60,7 +60,7 @@ _KEYS: dict[str, Key] = {
     "topics": lambda row: row.get("topic"),
     "answers": lambda row: content_hash(row.get("id"), row.get("model")),
 }
-"""File -> the key of its rows; the key of all other files is the id."""
+"""File -> function that returns the key of a row; for all other files the key is the id."""
 
 FILES: dict[str, tuple[str, ...]] = {
     "self_instruct": ("prompts", "self_instruct"),
@@ -73,11 +73,11 @@ FILES: dict[str, tuple[str, ...]] = {
     "evaluate": ("prompts", "answers"),
     "probes": ("probes",),
 }
-"""Ledger -> the files with the texts of its rows (keys of `JSONL_FILES`), its own file last."""
+"""Ledger -> the files with the texts of its rows, as keys of `JSONL_FILES`; its own file is last."""
 
 
 class JsonlIndex:
-    """Random access to the rows of a JSONL file by key. Only the rows' offsets are in memory.
+    """Random access to the rows of a JSONL file by key. Only the offsets of the rows are in memory.
 
     Args:
         path: the file; it may be missing.
@@ -99,7 +99,7 @@ class JsonlIndex:
                 offset += len(line)
 
     def get(self, name: str) -> dict[str, Any]:
-        """Return the row of that key; empty if there is none, or if the file has changed."""
+        """Return the row with that key; an empty one if it is missing or the file has changed."""
         if (offset := self._offsets.get(name)) is None:
             return {}
         try:
@@ -111,7 +111,7 @@ class JsonlIndex:
         return row if self._key(row) == name else {}
 
     def close(self) -> None:
-        """Close the file; `get` opens it again."""
+        """Close the file. `get` opens it again."""
         if self._file is not None:
             self._file.close()
         self._file = None
@@ -127,7 +127,7 @@ def _parse(line: bytes) -> dict[str, Any] | None:
 
 
 def open_jsonl(run: Path, name: str) -> JsonlIndex:
-    """Return a file of the run by its key in `JSONL_FILES`."""
+    """Index a file of the run, named by its key in `JSONL_FILES`."""
     return JsonlIndex(run / JSONL_FILES[name], _KEYS.get(name, _id))
 
 
@@ -136,7 +136,7 @@ class EntryBuilder:
 
     Args:
         stage: the ledger's name.
-        files: the files with the texts of its rows, by the names in `FILES`.
+        files: the files with the texts of its rows, as listed in `FILES`.
     """
 
     def __init__(self, stage: str, constitution: Constitution, files: Mapping[str, JsonlIndex]) -> None:
@@ -164,7 +164,7 @@ class EntryBuilder:
     def _response(self, outcome: RowOutcome, rows: Mapping[str, dict[str, Any]]) -> Entry:
         prompt, response = rows["prompts"], rows["responses" if self._stage == "align" else "verbose_responses"]
         message = _message(prompt) or _message(response)
-        # The file has precedence, since a user may have edited it; it is missing until the stage ends.
+        # The file has precedence over the ledger, since users may edit it. It is missing until the stage ends.
         if response and outcome.state == "kept":
             return _entry(
                 outcome, {**response, **prompt}, message=message, thoughts=_text(response, "thoughts"),
@@ -178,7 +178,7 @@ class EntryBuilder:
         example = rows[f"{self._stage}_examples"]
         prompt, response = rows["prompts"], rows.get("responses", {})
         described = {**prompt, "source": _text(example, "source") or _text(prompt, "source")}
-        if not example:  # a mark excludes it: the ledger has the text
+        if not example:  # excluded by a mark: only the ledger has the text
             message, _, answer = split_ledger_text(outcome.text, _message(prompt) or _message(response))
             return _entry(outcome, described, message=message, answer=answer)
         return _entry(
@@ -213,10 +213,10 @@ def _entry(outcome: RowOutcome, source_row: Mapping[str, Any], **fields: Any) ->
 
 
 def split_ledger_text(text: str, message: str) -> tuple[str, str, str]:
-    """Split a ledger's text into (message, internal thoughts, response), as stages 2 and 4 join them.
+    """Split the text of a ledger of stage 2 or 4 into (message, internal thoughts, response).
 
     Args:
-        message: the prompt's message; if it is empty, the whole text is the message.
+        message: the message of the prompt; if it is empty, the whole text is the message.
     """
     if not message or not text.startswith(message):
         return text, "", ""

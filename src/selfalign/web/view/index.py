@@ -1,7 +1,7 @@
 """Copy a run's rows into an SQLite index, for fast pages, filters and counts.
 
-The run itself is never changed, except that the journal of a run of version 0.1 is upgraded. A stage's rows are read
-again if its files or its finished ledger change; rows that a working stage adds are added. Rows are written in
+The run itself is never changed, except that the journal of a run of version 0.1 is upgraded. New rows of a running
+stage are appended; if a stage runs again or its files change, all its rows are read again. Rows are written in
 transactions, so an interrupted viewer continues where it stopped.
 """
 
@@ -35,7 +35,7 @@ RESPONSES = {"engrave": "align", "verbose_cloning": "verbose_responses"}
 """Training stage -> the ledger of the responses that it trains on."""
 
 MAX_POSITION = 1 << 40
-"""Positions within a stage are below this."""
+"""Upper limit of the positions within a stage."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,11 +46,11 @@ class Progress:
     done: int
     total: int
     generation: int
-    """Changes whenever rows change."""
+    """A number that changes whenever rows change."""
 
 
 def read_only(path: Path) -> sqlite3.Connection:
-    """Open a database that another process may be writing, or whose folder is not writable."""
+    """Open a database read-only, even if another process writes it or its folder is not writable."""
     uri = f"{path.resolve().as_uri()}?mode=ro"
     try:
         db = sqlite3.connect(uri, uri=True, isolation_level=None, timeout=10)
@@ -58,17 +58,17 @@ def read_only(path: Path) -> sqlite3.Connection:
     except sqlite3.OperationalError:
         if os.access(path.parent, os.W_OK):
             raise
-        # WAL mode needs a file beside the database. Without write access nobody else writes there, either.
+        # WAL mode needs to create a file in this folder. Assume that a read-only folder has no writer at all.
         db = sqlite3.connect(f"{uri}&immutable=1", uri=True, isolation_level=None)
         db.execute("SELECT 1 FROM sqlite_master LIMIT 1")
     return db
 
 
 def upgrade_journal(run: Path) -> None:
-    """Upgrade the journal of a run that version 0.1 made; other journals are only read.
+    """Upgrade the journal if version 0.1 made the run; other journals are only read.
 
     Raises:
-        UserError: another process works in the run, or the folder is not writable.
+        UserError: another process uses the run, or the folder is not writable.
     """
     with closing(read_only(run / "journal.sqlite")) as journal:
         if not is_outdated(journal):
@@ -80,7 +80,7 @@ def upgrade_journal(run: Path) -> None:
         finally:
             os.close(handle)
     except (UserError, OSError) as error:
-        raise UserError(f"version 0.1 made this run and its journal cannot be upgraded now: {error}") from None
+        raise UserError(f"version 0.1 made this run, and its journal cannot be upgraded now: {error}") from None
 
 
 class Index:
@@ -100,11 +100,11 @@ class Index:
         self.constitution = constitution
         self.path = path
         self.error = ""
-        """Why the last refresh failed."""
+        """The reason that the last refresh failed; empty if it did not."""
         self._refreshing = threading.Lock()
         self._is_busy, self._done, self._total = False, 0, 0
         self._run_stamps: list[tuple[int, int] | None] = []
-        """Stamps of the run's files at the last complete refresh."""
+        """The stamps of the run's files at the last complete refresh."""
         self._jsonl: dict[str, tuple[tuple[int, int] | None, JsonlIndex]] = {}
         self._file = IndexFile(path, is_default=path == RunDir.load(run).view)
         self._file.create()
@@ -115,7 +115,7 @@ class Index:
         """Open a read-only connection to the index for this thread.
 
         Raises:
-            UserError: index and run were deleted.
+            UserError: both the index and the run were deleted.
         """
         self._check_exists()
         with self._file.reading() as db:
@@ -123,7 +123,7 @@ class Index:
 
     def _check_exists(self) -> None:
         if not self.path.exists() and not (self.run / "journal.sqlite").exists():
-            raise UserError(f"there is no run in {self.run} any longer")
+            raise UserError(f"the run {self.run} was deleted")
 
     # -- reading the run -----------------------------------------------------------------------------------------
 
@@ -134,7 +134,7 @@ class Index:
         return Progress(self._is_busy, self._done, self._total, generation)
 
     def refresh_in_background(self) -> None:
-        """Refresh in a thread, unless a refresh is running."""
+        """Refresh in a thread, unless a refresh is already running."""
         if not self._refreshing.locked():
             threading.Thread(target=self._try_refresh, name="view-index", daemon=True).start()
 
@@ -148,12 +148,12 @@ class Index:
             self.error = f"the run cannot be read ({error})"
 
     def refresh(self) -> None:
-        """Read what has changed in the run."""
+        """Read the changes in the run."""
         self._check_exists()
         with self._refreshing, self._file.writing() as db:
             if self._created != self._file.created:
                 self._created, self._run_stamps = self._file.created, []
-            # Stamps are taken before reading, so that the next refresh sees changes that happen meanwhile.
+            # Stamps are taken before reading, so that the next refresh detects changes made during this one.
             names = ("journal.sqlite", "journal.sqlite-wal", *JSONL_FILES.values())
             if (stamps := [_stamp(self.run / name) for name in names]) == self._run_stamps:
                 return
@@ -199,21 +199,21 @@ class Index:
                 file.close()
 
     def _open_jsonl(self, name: str) -> JsonlIndex:
-        """Open a file of the run; its offsets are reused until it changes."""
+        """Index a file of the run, or reuse its index if the file has not changed."""
         stamp = _stamp(self.run / JSONL_FILES[name])
         if name not in self._jsonl or self._jsonl[name][0] != stamp:
             self._jsonl[name] = (stamp, open_jsonl(self.run, name))
         return self._jsonl[name][1]
 
     def _stage_stamp(self, db: sqlite3.Connection, journal: sqlite3.Connection, stage: str) -> str:
-        """Return a text that changes if the stage runs again or one of its files changes."""
+        """Return a stamp that changes if the stage runs again or one of its files changes."""
         query = "SELECT finished, rows_in, seconds FROM stages WHERE stage = ?"
         ledger = journal.execute(query, (stage,)).fetchone()
         hashes = [self._file_hash(db, name) for name in FILES.get(stage, ())]
         return json.dumps([ledger, hashes, self.constitution.digest()])
 
     def _file_hash(self, db: sqlite3.Connection, name: str) -> str:
-        """Return the file's SHA-256, computed again only if size or time have changed."""
+        """Return the file's SHA-256; compute it again only if its size or time has changed."""
         path = self.run / JSONL_FILES[name]
         if (stamp := _stamp(path)) is None:
             return ""
@@ -225,7 +225,7 @@ class Index:
         return digest
 
     def _refresh_marks(self, db: sqlite3.Connection) -> None:
-        """Store which rows have a mark: the examples, and the responses that they are made from."""
+        """Store which rows have a mark: examples, and the responses they are made from."""
         try:
             run_marks = marks.read(RunDir.load(self.run))
         except UserError:
@@ -290,7 +290,7 @@ class Index:
 
 @contextmanager
 def _transaction(db: sqlite3.Connection) -> Iterator[None]:
-    """Commit the changes together, with a new generation. The connection is closed after an error."""
+    """Commit the changes together, with a new generation. After an error the caller closes the connection."""
     db.execute("BEGIN IMMEDIATE")
     yield
     db.execute("UPDATE meta SET value = CAST(value AS INTEGER) + 1 WHERE key = 'generation'")
@@ -298,7 +298,7 @@ def _transaction(db: sqlite3.Connection) -> Iterator[None]:
 
 
 def _stamp(file: Path) -> tuple[int, int] | None:
-    """Return a file's size and time; None if it is missing."""
+    """Return a file's size and modification time; None if it is missing."""
     try:
         status = file.stat()
     except OSError:
@@ -329,14 +329,14 @@ def _kind_number(db: sqlite3.Connection, stage: str, kind: tuple[str, ...]) -> i
 
 
 def _set_number(db: sqlite3.Connection, principles: tuple[int, ...]) -> int:
-    """Return a number that identifies this set of principles; 0 for the empty set."""
+    """Return a number that identifies this set of principles; 0 if it is empty."""
     number = int(content_hash("cites", sorted(principles))[:15], 16) if principles else 0
     db.executemany("INSERT OR IGNORE INTO sets VALUES (?, ?)", [(number, p) for p in principles])
     return number
 
 
 def _read_outcomes(journal: sqlite3.Connection, stage: str, rowids: Sequence[int]) -> list[RowOutcome]:
-    """Read these rows in their order, without those that the run has replaced meanwhile."""
+    """Read these rows in their order, except those that the run has replaced in the meantime."""
     outcomes: list[RowOutcome] = []
     for start in range(0, len(rowids), 500):
         part = rowids[start : start + 500]

@@ -1,4 +1,4 @@
-"""Create and open the file of the viewer's index, an SQLite database that may be deleted at any time."""
+"""Create and open the viewer's index: an SQLite database that may be deleted at any time."""
 
 from __future__ import annotations
 
@@ -39,28 +39,28 @@ CREATE TABLE cube(
   kind INTEGER NOT NULL, principle INTEGER NOT NULL, number INTEGER NOT NULL, PRIMARY KEY (kind, principle)
 ) WITHOUT ROWID;
 """
-# kinds: the values of all filters but the principles. sets: the principles that a row cites together. place: the rank
-# of the stage and the row's position in it. cube: numbers of rows by kind, in total (principle 0) and by cited
-# principle, so that a count sums few kinds, however many rows there are.
+# kinds: combinations of the values of all filters except principles. sets: the sets of principles that rows cite.
+# place: the rank of the stage and the row's position in it. cube: the number of rows of each kind, in total (principle
+# 0) and by cited principle, so that counting takes the same time however many rows there are.
 
 
 class IndexFile:
-    """The index's file. Threads and processes may share it.
+    """The file of an index. Threads and processes may share it.
 
     Args:
         path: the file.
-        is_default: the path is the run's default path: whatever is there may be replaced.
+        is_default: whether this is the default path of a run, where any other file may be replaced.
     """
 
     def __init__(self, path: Path, is_default: bool) -> None:
         self.path = path
         self.created = 0
-        """How often this process has created the file."""
+        """How many times this process has created the file."""
         self._is_default = is_default
         self._lock = threading.Lock()
 
     def create(self) -> None:
-        """Create the file, unless there is an index of this version.
+        """Create the file, unless it is an index of this version already.
 
         Raises:
             UserError: the file cannot be written, or is not an index.
@@ -69,13 +69,13 @@ class IndexFile:
         if version == VERSION:
             return
         if version == "" and not self._is_default:
-            raise UserError(f"{self.path} is not an index of the viewer: give --cache the name of a new file")
+            raise UserError(f"{self.path} is not an index of the viewer: use --cache with the name of a new file")
         try:
             for end in ("-wal", "-shm", "") if version is not None or not self.path.exists() else ():
                 self.path.with_name(self.path.name + end).unlink(missing_ok=True)
             with self._read_write() as db:
                 db.execute("BEGIN IMMEDIATE")
-                if not _tables(db):  # another viewer may have just created it
+                if not _tables(db):  # another viewer may have created them just now
                     for statement in _SCHEMA.split(";"):
                         db.execute(statement)
                     db.executemany("INSERT INTO meta VALUES (?, ?)", [("version", VERSION), ("generation", "0")])
@@ -85,7 +85,7 @@ class IndexFile:
         self.created += 1
 
     def _version(self) -> str | None:
-        """Return the version of the index; None if there is no file, empty if it is not an index."""
+        """Return the version of the index; None if there is no file, "" if it is not an index."""
         if not self.path.exists() or self.path.stat().st_size == 0:
             return None
         with suppress(sqlite3.DatabaseError), self._read_only() as db:

@@ -1,4 +1,4 @@
-"""Show a run's progress: its state, ledgers, funnel and requests. Nothing is locked."""
+"""Report a run's progress: its state, ledgers, funnel and requests. Nothing is locked."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _LEDGERS: dict[str, tuple[str, ...]] = {
     "verbose_cloning": ("verbose_responses", "verbose_cloning"),
     "evaluate": ("evaluate",),
 }
-"""Stage -> its ledgers, in their order."""
+"""Stage -> its ledgers, in order."""
 
 
 class RunProgress:
@@ -54,7 +54,7 @@ class RunProgress:
         """Join the ledgers' counts from the index with timings and requests from the journal.
 
         Args:
-            running: add the ledger that is at work even if it has no rows yet (a training adds them at its end).
+            running: also return the current ledger if it has no rows yet (a training stage adds its rows at the end).
         """
         ledgers: dict[str, dict[str, Any]] = {}
         with closing(read_only(self._index.run / "journal.sqlite")) as journal:

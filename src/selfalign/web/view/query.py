@@ -1,4 +1,4 @@
-"""Query the index: filters, pages and counts. Every value in the SQL is a parameter."""
+"""Query the index: filter, page and count rows. Every value in the SQL is a parameter."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 DIMENSIONS = ("stage", "state", "reason", "source", "type", "split", "model")
-"""Columns that rows are filtered by, in the order of the cube."""
+"""Columns to filter rows by."""
 CITED = "SELECT principle FROM rows JOIN sets USING (cites) WHERE n = ? ORDER BY principle"
 SNIPPET_CHARS = 320
-"""Characters of a text in a list."""
+"""Maximum characters of a text in a list."""
 MAX_PAGE = 200
 """Maximum rows of a page."""
 MAX_SEARCH = 400
@@ -22,7 +22,7 @@ MAX_SEARCH = 400
 _SPACELESS = re.compile(
     r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]"
 )
-"""Letters of scripts without spaces between words, whose words the full-text index cannot find."""
+"""Letters of scripts without spaces between words. The full-text index cannot find such words."""
 
 
 _CONTAINS = (
@@ -33,7 +33,7 @@ _CONTAINS = (
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """Conditions on rows; None matches all."""
+    """Conditions on rows; None matches every row."""
 
     stage: str | None = None
     state: str | None = None
@@ -46,7 +46,7 @@ class Filter:
     mark: str | None = None
     """drop or edit."""
     words: str = ""
-    """All of these words must occur; the last one may be a prefix; "quoted words" must be adjacent."""
+    """Words that must all occur. The last one may be a prefix; "quoted words" must be adjacent."""
 
     def where(self) -> tuple[str, list[object]]:
         """Return the SQL condition on `rows` and its values."""
@@ -79,7 +79,7 @@ def parse(query: Mapping[str, str]) -> Filter:
     known = {f.name for f in fields(Filter)} - {"principle"}
     values: dict[str, Any] = {name: value for name, value in query.items() if name in known}
     if "words" in values:
-        # SQLite reads a search only up to its first NUL, and limits the number of conditions.
+        # SQLite ends a search at its first NUL, and limits the number of conditions.
         values["words"] = values["words"][:MAX_SEARCH].replace("\0", " ")
     if "principle" in query:
         values["principle"] = int(query["principle"][:9])
@@ -95,7 +95,7 @@ def phrases(words: str) -> list[str]:
 def _search(words: str) -> tuple[list[str], list[object]]:
     searched = phrases(words)
     if not searched:
-        # The full-text index holds no punctuation.
+        # The full-text index does not contain punctuation.
         text = words.strip()
         return ([_CONTAINS], [_like(text)] * 3) if text else ([], [])
     substrings = [text for text in searched if _SPACELESS.search(text)]
@@ -121,7 +121,7 @@ def page(
     """Return rows in the order of the pipeline, with the beginnings of their texts.
 
     Args:
-        after: (place, n) of the row before the page; with `back`, of the row behind it.
+        after: (place, n) of the row before the page; with `back`, of the row after it.
         limit: the maximum number of rows.
         back: return the page that ends before `after`.
     """
@@ -130,7 +130,7 @@ def page(
         condition += f" AND (place, n) {'<' if back else '>'} (?, ?)"
         values += after
     order = "DESC" if back else "ASC"
-    # The index of places contains the kinds, so that SQLite reads only the rows of the page.
+    # The SQL index on places contains the kinds, so SQLite reads only the rows of the page.
     query = (
         f"SELECT n, place FROM rows INDEXED BY rows_place WHERE {condition} "  # noqa: S608
         f"ORDER BY place {order}, n {order} LIMIT ?"
@@ -155,12 +155,12 @@ def _row(db: sqlite3.Connection, n: int, place: int) -> dict[str, Any]:
 
 
 def _snippet(text: str) -> str:
-    # SQL functions would end a text at its first NUL.
+    # SQL functions end a text at its first NUL.
     return text if len(text) <= SNIPPET_CHARS else f"{text[:SNIPPET_CHARS]}…"
 
 
 def counts(db: sqlite3.Connection, row_filter: Filter) -> dict[str, Any]:
-    """Count the rows, in total and by the values of each dimension, ignoring the filter's value of that dimension."""
+    """Count the rows in total, and by value of each dimension while ignoring the filter's value of that dimension."""
     names = (*DIMENSIONS, "principle")
     total = 0
     by: dict[str, Counter[Any]] = {name: Counter() for name in names}
@@ -188,12 +188,12 @@ def _sorted(values: Counter[Any]) -> list[list[Any]]:
 
 
 def _cube(db: sqlite3.Connection, row_filter: Filter) -> Iterable[tuple[Any, ...]]:
-    """Return numbers of rows by kind and principle, for the rows that the search and the mark match."""
+    """Return the numbers of rows that match the search and the mark, by kind and principle."""
     conditions, values = row_filter.row_conditions()
     columns = ", ".join(DIMENSIONS)
     if not conditions:
         return db.execute(f"SELECT {columns}, principle, number FROM cube JOIN kinds USING (kind)")  # noqa: S608
-    # Rows are counted by their sets of principles first, of which there are few.
+    # Group by set of principles first: there are few sets.
     db.execute("CREATE TEMP TABLE IF NOT EXISTS hits(kind INTEGER, cites INTEGER, number INTEGER)")
     db.execute("DELETE FROM hits")
     matches = f"SELECT kind, cites, COUNT(*) FROM rows WHERE {' AND '.join(conditions)} GROUP BY kind, cites"  # noqa: S608

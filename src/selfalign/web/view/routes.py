@@ -5,7 +5,13 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Awaitable, Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
 
 from selfalign.errors import UserError
 from selfalign.generation import engines
@@ -21,10 +27,6 @@ from selfalign.web.view.progress import RunProgress
 from selfalign.web.view.query import counts, page, parse
 from selfalign.web.view.row_detail import SINGLE_REQUEST, TRAINED, RowDetails
 
-if TYPE_CHECKING:
-    from starlette.requests import Request
-    from starlette.responses import Response
-
 STATIC_FILES = {
     "view.css": "text/css",
     **dict.fromkeys(("view.js", "dom.js", "row.js", "watch.js", "compare.js"), "text/javascript"),
@@ -36,7 +38,7 @@ Query = Mapping[str, str]
 
 
 class Viewer:
-    """The values that the page asks for.
+    """Answers the requests of the page.
 
     Args:
         index: the run to show.
@@ -52,7 +54,7 @@ class Viewer:
         self._other_progress = RunProgress(RunDir.load(other.run), other) if other else None
 
     def about(self, query: Query) -> dict[str, Any]:
-        """Return what does not change while the viewer runs."""
+        """Return the facts about the run that stay the same while the viewer runs."""
         constitution = self.run.constitution
         return {
             "name": self.run.path.resolve().name,
@@ -88,7 +90,7 @@ class Viewer:
         """Return a row and all other rows about the same prompt."""
         row = self.rows.detail(query.get("stage", ""), query.get("id", ""))
         if row is None:
-            raise UserError("there is no such row: the run may have changed")
+            raise UserError("there is no such row; the run may have changed")
         return row
 
     def prompt(self, query: Query) -> dict[str, Any]:
@@ -105,7 +107,7 @@ class Viewer:
         return {"rows": comparison.counts(), "here": self._progress.now()["stages"], "there": other.now()["stages"]}
 
     def differences(self, query: Query) -> dict[str, Any]:
-        """Return rows about the same prompt that differ, or rows that only one run has."""
+        """Return rows about the same prompt that differ, or rows that are in one run only."""
         comparison, _ = self._comparison()
         stage, which = query.get("stage", ""), query.get("which", "differ")
         return {"rows": comparison.page(stage, which, _place(query), _limit(query))}
@@ -141,9 +143,6 @@ def _limit(query: Query) -> int:
 
 def build(viewer: Viewer, policy: Policy) -> Guard:
     """Return the application, guarded by the policy."""
-    from starlette.applications import Starlette
-    from starlette.routing import Route
-
     getters: dict[str, Callable[[Query], Any]] = {
         "run": viewer.about,
         "progress": viewer.progress,
@@ -174,8 +173,6 @@ def _get(getter: Callable[[Query], Any]) -> Callable[[Request], Response]:
 
 
 def _post(setter: Callable[[Mapping[str, object]], Any]) -> Callable[[Request], Awaitable[Response]]:
-    from starlette.concurrency import run_in_threadpool
-
     async def route(request: Request) -> Response:
         if not is_json(request):
             return json_response({"error": "the body must be JSON"}, 415)

@@ -1,4 +1,4 @@
-"""Show one row in full: its path through the stages, its exact prompt, its training tokens, its mark and feedback."""
+"""Show one row in full: its path through the stages, exact prompt, training tokens, mark and feedback."""
 
 from __future__ import annotations
 
@@ -24,26 +24,26 @@ from selfalign.web.view.index import RESPONSES, Index, read_only
 from selfalign.web.view.query import CITED, DIMENSIONS
 
 SINGLE_REQUEST = ("align", "verbose_responses", "evaluate")
-"""Stages with one request per row, which the row determines."""
+"""Stages with one request per row, which can be rebuilt from the row."""
 _RESPONDERS = {"align": ("prompted-base", "constitution"), "verbose_responses": ("engraved", "verbose")}
-"""Stage -> the model that responds, and its system prompt."""
+"""Stage -> the model that responds, and the name of its system prompt."""
 TRAINED = {"align": "standard", "engrave": "standard", "verbose_cloning": ""}
-"""Stages whose rows become training examples -> their system prompt; empty if it varies."""
+"""Stage whose rows become training examples -> their system prompt; empty if it varies."""
 
 
 class RowDetails:
-    """The rows of a run in full. Threads may share it."""
+    """Reads the rows of a run in full. Threads may share it."""
 
     def __init__(self, index: Index) -> None:
         self._index = index
         self.context = Context(RunDir.load(index.run), Screen(-1))
         self._lock = threading.Lock()
-        """The context loads the model's files once, and is not thread-safe."""
+        """Guards the context, which loads the model's files once and is not thread-safe."""
 
     # -- the path through the stages -------------------------------------------------------------------------------
 
     def detail(self, stage: str, row_id: str) -> dict[str, Any] | None:
-        """Return the row and all others about the same prompt, in the order of the pipeline; None if there is none."""
+        """Return the row and all others about the same prompt, in pipeline order; None if it does not exist."""
         with self._index.reading() as db:
             query = "SELECT about FROM rows WHERE id = ? AND stage = ?"
             if (about := db.execute(query, (row_id, stage)).fetchone()) is None:
@@ -68,7 +68,7 @@ class RowDetails:
         return {"stage": stage, "id": row_id, "about": about[0], "steps": steps}
 
     def _row(self, stage: str, row_id: str) -> dict[str, Any]:
-        """Raises UserError if there is no such row."""
+        """Return the row. Raises UserError if it does not exist."""
         detail = self.detail(stage, row_id)
         for step in detail["steps"] if detail else ():
             if (step["stage"], step["id"]) == (stage, row_id):
@@ -78,9 +78,9 @@ class RowDetails:
     # -- the exact prompt ------------------------------------------------------------------------------------------
 
     def prompt(self, stage: str, row_id: str) -> dict[str, Any]:
-        """Return the exact text that the engine got for the row, and its output, part by part.
+        """Return the exact text that the engine got for the row, and its output, in parts.
 
-        `proved`: the journal has an output under the hash of this request, its settings and weights.
+        `proved` is true if the journal has an output under the hash of this request, its settings and weights.
 
         Raises:
             UserError: the request cannot be rebuilt from the row.
@@ -125,7 +125,7 @@ class RowDetails:
         return heldout.request(context, prompt, ADAPTERS.get(row["model"]))
 
     def _key(self, stage: str, row_id: str, request: Request) -> tuple[str, str]:
-        """Return (the journal's key of the request, why it cannot be computed)."""
+        """Return (the request's key in the journal, the reason if it cannot be computed)."""
         try:
             adapters = (request.adapter,) if request.adapter else ()
             identities = self.context.identities(adapters)
@@ -134,7 +134,7 @@ class RowDetails:
         return request_key(stage, RowRequest(row_id, request), identities), ""
 
     def _output(self, stage: str, row_id: str, key: str) -> tuple[str, bool]:
-        """Return (the output as JSON or an empty string, whether it is the output of this very key)."""
+        """Return (the row's output as JSON, empty if missing; whether it was saved under this key)."""
         saved = "SELECT raw FROM work WHERE state = 'raw_saved' AND "
         with closing(read_only(self._index.run / "journal.sqlite")) as journal:
             row = journal.execute(f"{saved} key = ?", (key,)).fetchone()
@@ -146,7 +146,7 @@ class RowDetails:
     # -- marks ---------------------------------------------------------------------------------------------------
 
     def mark(self, stage: str, row_id: str, mark: str, answer: str = "") -> None:
-        """Mark a row to be excluded from training or edited before it, or remove its mark.
+        """Mark a row as excluded from training, or as edited for training, or remove its mark.
 
         Args:
             mark: drop, edit, or an empty string to remove the mark.
@@ -160,7 +160,7 @@ class RowDetails:
         if training is None or row["split"] == "heldout" or not row["answer"]:
             raise UserError("this row is not trained on")
         if row["state"] != "kept" and row["reason"] != marks.DROPPED_MANUALLY:
-            raise UserError("this row was dropped already")
+            raise UserError("this row was already dropped")
         if mark not in ("drop", "edit", "") or (mark == "edit" and not answer.strip()):
             raise UserError("mark must be drop, edit (with an answer) or empty")
         run = self.context.run
@@ -174,7 +174,7 @@ class RowDetails:
         self._index.refresh()
 
     def _response(self, ledger: str, row_id: str) -> str | None:
-        """Return the model's own response; the example's may have been edited."""
+        """Return the model's own response, which may have been edited in the example."""
         try:
             return str(self._row(ledger, row_id)["answer"]).strip()
         except UserError:
@@ -183,7 +183,7 @@ class RowDetails:
     # -- feedback -------------------------------------------------------------------------------------------------
 
     def give_feedback(self, stage: str, row_id: str, verdict: str, note: str = "") -> None:
-        """Store or withdraw feedback on a response. Training ignores it.
+        """Store or withdraw feedback on a response. Training ignores feedback.
 
         Args:
             verdict: good, bad, or an empty string to withdraw.
@@ -201,7 +201,7 @@ class RowDetails:
             feedback.withdraw(run, feedback.parse(entry).id)
 
     def _add_feedback(self, steps: list[dict[str, Any]]) -> None:
-        """Add the feedback on each response, or the error if the file is malformed."""
+        """Add the feedback on each response, or an error if the feedback file is malformed."""
         try:
             entries = feedback.read(self.context.run)
             for step in steps:
@@ -214,7 +214,7 @@ class RowDetails:
                 step["feedback"] = {"error": str(error)}
 
     def _feedback_entry(self, row: dict[str, Any], verdict: str) -> dict[str, Any]:
-        """Return feedback on the row's response without a note, as the run's file stores it."""
+        """Return feedback on the row's response, without a note, as the feedback file stores it."""
         stage, recipe = row["stage"], self.context.recipe
         settings = {"align": recipe.align, "verbose_responses": recipe.verbose_cloning, "evaluate": recipe.evaluate}
         model, prompt = _RESPONDERS.get(stage, (row["model"], "standard"))
@@ -230,7 +230,7 @@ class RowDetails:
     # -- training tokens -------------------------------------------------------------------------------------------
 
     def tokens(self, stage: str, row_id: str) -> dict[str, Any]:
-        """Return the tokens of the row's training example: text, ids, and whether the loss includes it.
+        """Return the tokens of the row's training example: text, ids, and whether they are in the loss.
 
         Raises:
             UserError: the row is not trained on, or the model's tokenizer is missing.
@@ -265,11 +265,11 @@ def _is_response(row: dict[str, Any]) -> bool:
 
 
 def split_tokens(row: Encoded, tokenizer: Tokenizer) -> list[tuple[str, list[int], bool]]:
-    """Return (text, ids, in the loss) of each token; tokens that only together form a character stay together.
+    """Return (text, ids, in the loss) of each token. Tokens that together form one character are not separated.
 
-    The texts, joined, are the row's text.
+    The texts add up to the text of the row.
     """
-    # Many decoders remove a leading space: a token in front keeps it.
+    # Many decoders remove a leading space, so decode with a token in front.
     anchor = tokenizer.ids("a")
     start = len(tokenizer.text(anchor))
     tokens: list[tuple[str, list[int], bool]] = []
