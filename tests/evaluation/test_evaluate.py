@@ -322,6 +322,12 @@ def test_other_adapters_and_models_are_compared(run: Context, folder: Path, tmp_
         evaluate.run(run, EvaluationRequest(["hhh"], ["base"], [f"base={mine}"], SOURCES))
 
 
+def test_unknown_task_of_a_recipe_is_an_error_before_the_run(fake_run: Callable[..., Context]):
+    context = fake_run("evaluate.tasks=[mmlu]", name="unknown")
+    with pytest.raises(UserError, match=r"evaluate\.tasks: 'mmlu' is not known; known are hhh"):
+        order.check_ready(context)
+
+
 def test_impossible_requests_are_errors_of_one_line(run: Context, fake_run: Callable[..., Context]):
     for models_, match in ((["bass"], "'bass' is not a model"), (["final"], "was not trained in this run")):
         run.run.adapter_gguf("verbose_cloning").unlink(missing_ok=True)

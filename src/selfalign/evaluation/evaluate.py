@@ -72,11 +72,11 @@ class EvaluationRequest:
             raise UserError("--prompt two-shot: the constitution's prompts.two_shot is empty: add two worked turns")
 
 
-def check_tasks(names: Sequence[str]) -> None:
-    """Raise a UserError for the first name that is not a task."""
+def check_tasks(names: Sequence[str], option: str = "--benchmarks") -> None:
+    """Raise a UserError for the first name that is not a task; `option` is where the names come from."""
     for name in names:
         if name not in TASKS:
-            raise UserError(f"--benchmarks: {name!r} is not known; known are {', '.join(TASKS)}")
+            raise UserError(f"{option}: {name!r} is not known; known are {', '.join(TASKS)}")
 
 
 def run(context: Context, request: EvaluationRequest) -> list[Path]:
@@ -171,7 +171,9 @@ def refresh(context: Context) -> None:
 
 def check_ready(context: Context) -> None:
     """Raise a UserError if a benchmark of the recipe's stage is not available, before anything is generated."""
-    for name in context.recipe.evaluate.tasks:
+    tasks = context.recipe.evaluate.tasks
+    check_tasks(tasks, "evaluate.tasks")
+    for name in tasks:
         if origin := TASKS[name].origin:
             benchmarks.load(origin, None, context.recipe.evaluate.benchmarks)
 

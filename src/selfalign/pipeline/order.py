@@ -42,6 +42,7 @@ def _evaluate(context: Context) -> list[Path]:
     files = heldout.run(context)
     evaluate.refresh(context)
     tasks = context.recipe.evaluate.tasks
+    evaluate.check_tasks(tasks, "evaluate.tasks")
     if context.model.is_fake and any(isinstance(TASKS[t], ScoredTask) for t in tasks):
         context.screen.say("  the fake engine runs no model: nothing is scored", "yellow")
         tasks = [t for t in tasks if not isinstance(TASKS[t], ScoredTask)]

@@ -111,7 +111,7 @@ class EvaluateSettings(Strict):
     top_p: float = Field(0.9, gt=0, le=1)
     repetition: float = Field(1.0, ge=0, le=10)
     """Penalty on repeated 3-grams (as in stage 4), for every compared model and for chat. 0 is off."""
-    tasks: list[Literal["behaviour", "hhh", "truthfulqa", "truthfulqa-generation", "vicuna", "questions"]] = []
+    tasks: list[str] = []
     """Benchmarks that the stage runs; `selfalign evaluate RUN --benchmarks ...` runs more of them later. Only that
     command can judge generated answers, since it takes a judge."""
     benchmarks: list[str] = []

@@ -170,7 +170,7 @@ def test_edited_rows_are_not_overwritten(fake_run: Callable[..., Context], small
     file.write_text(file.read_text("utf-8").replace("red car", "blue car"), "utf-8")
     with pytest.raises(UserError, match="neither a file, a folder nor a hub id"):
         evaluate.run(context, EvaluationRequest(["questions"], ["base"], data={"questions": "no file.jsonl"}))
-    with pytest.raises(UserError, match="edited since it was made"):
+    with pytest.raises(UserError, match="edited since the run wrote it"):
         evaluate.run(context, request)
     context.force = True
     evaluate.run(context, request)
