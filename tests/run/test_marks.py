@@ -85,11 +85,11 @@ def test_stage_4_applies_its_own_marks(fake_run: Callable[..., Context]):
         order.run_stage(context, stage)  # type: ignore[arg-type]
     examples = read_jsonl(context.run.jsonl("verbose_cloning_examples"), Example)
     gone, other = examples[0], examples[1]
-    made = [Mark("verbose_cloning", gone.id, "drop"), Mark("verbose_cloning", other.id, "edit", "By hand.")]
+    made = [Mark("verbose_cloning", gone.id, "drop"), Mark("verbose_cloning", other.id, "edit", "Edited.")]
     marks.write(context.run, {(m.stage, m.id): m for m in made})
     order.run_stage(context, "verbose_cloning")
     after = {e.id: e.assistant for e in read_jsonl(context.run.jsonl("verbose_cloning_examples"), Example)}
-    assert gone.id not in after and after[other.id] == "By hand." and len(after) == len(examples) - 1
+    assert gone.id not in after and after[other.id] == "Edited." and len(after) == len(examples) - 1
     # The answers themselves are as the model gave them.
     assert {gone.id, other.id} <= {r.id for r in read_jsonl(context.run.jsonl("verbose_responses"), Response)}
 
