@@ -9,16 +9,18 @@ retries those requests, and everything that follows may change.
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from selfalign.data.records import Prompt, content_hash
+from selfalign.data.records import Prompt, content_hash, write_jsonl
+from selfalign.generation.loop import GenerationResult, RowRequest
 from selfalign.quality.novelty import NoveltyIndex
 from selfalign.run.context import Context
 from selfalign.run.ledger import RowOutcome, StageCounts
 from selfalign.system.atomic import file_hash
 from selfalign.system.clock import Clock
+from selfalign.system.signals import STOP
 from selfalign.system.version import __version__
 
 Candidate = tuple[RowOutcome, Prompt | None]
@@ -99,6 +101,37 @@ class Rounds:
             "dim",
         )
 
+    def run(
+        self,
+        title: str,
+        max_rounds: int,
+        make_requests: Callable[[], list[RowRequest]],
+        parse: Callable[[RowRequest, GenerationResult], list[Candidate]],
+    ) -> Path:
+        """Generate rounds until the target is reached or more rounds are useless; return the file of the prompts.
+
+        Args:
+            make_requests: returns the requests of the next round; the item of each is its subject.
+            parse: returns the candidates in a result.
+
+        Raises:
+            TooManyFailed: more requests failed than the recipe allows.
+        """
+        with self._context.screen.bar(title, self.target) as bar:
+            bar.set(len(self.accepted))
+            while self.missing > 0 and self.number < max_rounds and not self.stop_reason:
+                requests = make_requests()
+                engine = self._context.journaled_engine(self._stage, lambda rows, tokens: bar.add(0, tokens))
+                results = zip(requests, engine.generate(requests), strict=True)
+                candidates = [candidate for request, result in results for candidate in parse(request, result)]
+                self.close(candidates, Counter(request.item for request in requests))
+                bar.set(len(self.accepted))
+                STOP.check()
+        path = self._context.run.jsonl(self._stage)
+        write_jsonl(path, self.accepted)
+        self._context.check_failures(self._finish())
+        return path
+
     def close(self, candidates: list[Candidate], asked: Counter[str]) -> None:
         """Decide on a round's candidates in their order, and commit the round.
 
@@ -169,11 +202,11 @@ class Rounds:
         # A duplicate counts as usable and not new, as does a prompt that is near to an accepted one.
         return outcomes, new, sum(prompt is not None for _, prompt in candidates)
 
-    def finish(self, notes: dict[str, object]) -> StageCounts:
-        """Finish the ledger, and print why prompts are missing, if so. Raises as `Context.finish`."""
+    def _finish(self) -> StageCounts:
+        """Finish the ledger, and print why prompts are missing, if so."""
+        notes: dict[str, object] = {"rounds": self.number, "wanted": self.target}
         if self.missing > 0:
             why = self.stop_reason or f"the recipe allows {self.number} rounds"
             self._context.screen.say(f"  only {len(self.accepted)} of {self.target} prompts: {why}", "yellow")
-            notes = {**notes, "stopped": why}
-        notes = {"rounds": self.number, "wanted": self.target, **notes}
+            notes["stopped"] = why
         return self._context.finish(self._stage, self.rows, self._clock, notes)

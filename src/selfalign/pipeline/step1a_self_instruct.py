@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import random
 import re
-from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
 from selfalign.constitution import SeedTask, load_seeds
 from selfalign.data.prompt_text import BOS, Pieces
-from selfalign.data.records import Prompt, content_hash, join_input, prompt_id, write_jsonl
+from selfalign.data.records import Prompt, content_hash, join_input, prompt_id
 from selfalign.generation.engines.base import Request, Step
 from selfalign.generation.loop import GenerationResult, RowRequest, row_seed
 from selfalign.pipeline.rounds import Candidate, Rounds
@@ -23,7 +22,6 @@ from selfalign.quality.instruction_filters import reason_to_drop
 from selfalign.quality.language import LANGUAGES
 from selfalign.run.context import Context
 from selfalign.run.ledger import RowOutcome
-from selfalign.system.signals import STOP
 
 STAGE = "self_instruct"
 
@@ -41,23 +39,17 @@ def run(context: Context) -> list[Path]:
     seeds = load_seeds(context.recipe.seeds)
     rounds = Rounds(context, STAGE, config.count, [s.instruction for s in seeds], [s.input for s in seeds])
     first = min(config.seeds_per_request, len(seeds)) + 1  # the number at the end of every prompt
-    with context.screen.bar("self-instruct", config.count) as bar:
-        bar.set(len(rounds.accepted))
-        while rounds.missing > 0 and rounds.number < config.max_rounds and not rounds.stop_reason:
-            # As many requests as the yield so far requires; the first round assumes two prompts per request.
-            rate = len(rounds.accepted) / rounds.requests if rounds.requests else 2.0
-            size = min(config.requests_per_round, max(4, round(rounds.missing / max(rate, 0.25))))
-            requests = [_request(context, seeds, rounds.accepted, rounds.number, i) for i in range(size)]
-            engine = context.journaled_engine(STAGE, lambda rows, tokens: bar.add(0, tokens))
-            results = engine.generate(requests)
-            candidates = [candidate for result in results for candidate in _candidates(context, result, first)]
-            rounds.close(candidates, Counter({"tasks": size}))
-            bar.set(len(rounds.accepted))
-            STOP.check()
-    path = context.run.jsonl(STAGE)
-    write_jsonl(path, rounds.accepted)
-    context.check_failures(rounds.finish({}))
-    return [path]
+
+    def make_requests() -> list[RowRequest]:
+        # As many requests as the yield so far requires; the first round assumes two prompts per request.
+        rate = len(rounds.accepted) / rounds.requests if rounds.requests else 2.0
+        size = min(config.requests_per_round, max(4, round(rounds.missing / max(rate, 0.25))))
+        return [_request(context, seeds, rounds.accepted, rounds.number, i) for i in range(size)]
+
+    def parse_result(request: RowRequest, result: GenerationResult) -> list[Candidate]:
+        return _candidates(context, result, first)
+
+    return [rounds.run("self-instruct", config.max_rounds, make_requests, parse_result)]
 
 
 def _request(context: Context, seeds: list[SeedTask], accepted: list[Prompt], number: int, position: int) -> RowRequest:
@@ -72,7 +64,7 @@ def _request(context: Context, seeds: list[SeedTask], accepted: list[Prompt], nu
         rng.shuffle(shown)
     sampling = replace(context.sampling(config), ban_eos=True)
     pieces = render(shown, context.run.constitution.language)
-    return RowRequest(row_id, Request(pieces, (Step(sampling, stop=("\n\n\n",)),), seed))
+    return RowRequest(row_id, Request(pieces, (Step(sampling, stop=("\n\n\n",)),), seed), "tasks")
 
 
 def requests(context: Context, number: int) -> list[Request]:

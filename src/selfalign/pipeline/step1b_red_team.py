@@ -184,34 +184,25 @@ def _write_questions(context: Context, types: list[QuestionType], topics: dict[s
     pairs = [(k, topics[k.name][d]) for d in range(1, depth) for k in types if d < len(topics[k.name])]
     pairs = pairs or [(k, k.topic) for k in types]
     rounds = Rounds(context, STAGE, config.count, known, topics)
-    with context.screen.bar("red-teaming", config.count) as bar:
-        bar.set(len(rounds.accepted))
-        while rounds.missing > 0 and rounds.number < config.max_rounds and not rounds.stop_reason:
-            rate = max(len(rounds.accepted) / rounds.requests, 0.25) if rounds.requests else 0.8
-            size = max(4, round(rounds.missing / rate))
-            if context.recipe.prompts.steering.rebalance:
-                size = min(
-                    size, max(_LAST_ROUND, size // 2)
-                )  # the next round then requests the types that lack prompts
-            chosen = _choose(pairs, rounds, size, context.recipe.prompts.steering)
-            number = rounds.number
-            requests = [_question_request(context, types, k, t, number, i) for i, (k, t) in enumerate(chosen)]
-            context.warm_prefix(requests[0].request.prompt[:2])
-            engine = context.journaled_engine(STAGE, lambda rows, tokens: bar.add(0, tokens))
-            results = zip(chosen, engine.generate(requests), strict=True)
-            rounds.close(
-                [_candidate(context, *pair, result) for pair, result in results],
-                Counter(_about(kind, topic) for kind, topic in chosen),
-            )
-            bar.set(len(rounds.accepted))
-            STOP.check()
-    path = context.run.jsonl(STAGE)
-    write_jsonl(path, rounds.accepted)
-    context.check_failures(rounds.finish({}))
-    return path
+
+    def make_requests() -> list[RowRequest]:
+        rate = max(len(rounds.accepted) / rounds.requests, 0.25) if rounds.requests else 0.8
+        size = max(4, round(rounds.missing / rate))
+        if context.recipe.prompts.steering.rebalance:
+            # The next round then requests the types that lack prompts.
+            size = min(size, max(_LAST_ROUND, size // 2))
+        chosen = _choose(pairs, rounds, size, context.recipe.prompts.steering)
+        requests = [_question_request(context, types, k, t, rounds.number, i) for i, (k, t) in enumerate(chosen)]
+        context.warm_prefix(requests[0].request.prompt[:2])
+        return requests
+
+    def parse(request: RowRequest, result: GenerationResult) -> list[Candidate]:
+        return [_candidate(context, request.item, result)]
+
+    return rounds.run("red-teaming", config.max_rounds, make_requests, parse)
 
 
-def _about(kind: QuestionType, topic: str) -> str:
+def _subject(kind: QuestionType, topic: str) -> str:
     return f"{kind.name}\n{topic}"
 
 
@@ -227,7 +218,7 @@ def _choose(
         asked[about.partition("\n")[0]] += number
     waiting: dict[str, list[tuple[int, int, tuple[QuestionType, str]]]] = {}
     for place, (kind, topic) in enumerate(pairs):
-        heappush(waiting.setdefault(kind.name, []), (rounds.asked[_about(kind, topic)], place, (kind, topic)))
+        heappush(waiting.setdefault(kind.name, []), (rounds.asked[_subject(kind, topic)], place, (kind, topic)))
     # Accepted prompts per request of each type, starting from one of one.
     accepted_per_request = {name: (accepted[name] + 1) / (asked[name] + 1) for name in waiting}
     # A type without accepted prompts must not take the whole round.
@@ -256,7 +247,8 @@ def _question_request(
     shown = rng.sample(types, min(_SHOWN_QUESTIONS, len(types)))
     step = Step(context.sampling(config), stop=("\n",))
     pieces = render_question(shown, kind, topic, context.run.constitution.language)
-    return RowRequest(row_id, Request(pieces, (step,), row_seed(context.recipe.seed, row_id)))
+    request = Request(pieces, (step,), row_seed(context.recipe.seed, row_id))
+    return RowRequest(row_id, request, _subject(kind, topic))
 
 
 def question_request(context: Context, kind: QuestionType, topic: str) -> Request:
@@ -272,7 +264,7 @@ def render_question(shown: list[QuestionType], kind: QuestionType, topic: str, l
     return (BOS, f"{header}{examples}", f"{own}kind: {kind.name}, topic: {topic}, question:")
 
 
-def _candidate(context: Context, kind: QuestionType, topic: str, result: GenerationResult) -> Candidate:
+def _candidate(context: Context, subject: str, result: GenerationResult) -> Candidate:
     row_id = result.row_id
     if result.completion is None:
         return RowOutcome(row_id, 0, result.state, result.reason, ""), None
@@ -283,7 +275,8 @@ def _candidate(context: Context, kind: QuestionType, topic: str, result: Generat
         return RowOutcome(row_id, 0, "dropped", reason, (text or part.text)[:400]), None
     if hit := context.benchmarks.find(text):
         return RowOutcome(row_id, 0, "dropped", hit.reason, hit.beside(text)), None
-    prompt = Prompt(prompt_id(text, ""), text, "", source=STAGE, question_type=kind.name, topic=topic)
+    kind, _, topic = subject.partition("\n")
+    prompt = Prompt(prompt_id(text, ""), text, "", source=STAGE, question_type=kind, topic=topic)
     return RowOutcome(row_id, 0, "kept", "", text), prompt
 
 
