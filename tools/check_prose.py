@@ -1,9 +1,9 @@
-"""Find words that the project does not use, and name the field's word for each.
+"""Find words that the project does not use, and name the standard term for each.
 
     python tools/check_prose.py [PATH...]
 
-Without paths it reads the package, docs/, README.md, CONTRIBUTING.md, SECURITY.md and the benchmarks. Exit code 1 if
-there is a finding. `FORBIDDEN` is the whole list: a pattern, and what to write instead.
+Without paths it reads the package, docs/, README.md, CONTRIBUTING.md, SECURITY.md and the benchmarks, except the folders
+in `FIXED`. Exit code 1 if there is a finding. `FORBIDDEN` lists each pattern with the words to write instead.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 SUFFIXES = {".py", ".md", ".yaml", ".html", ".js", ".css", ".jinja", ".sh", ".slurm"}
 DEFAULT = ("src", "docs", "benchmarks", "README.md", "CONTRIBUTING.md", "SECURITY.md")
+FIXED = ("src/selfalign/assets/constitutions", "benchmarks/data")
+"""Folders whose texts are not prose of the project: the shipped constitutions, responses of models, annotations."""
 
 FORBIDDEN: tuple[tuple[str, str], ...] = (
     (r"inference[ _-]prompts?", "system prompt"),
@@ -50,7 +52,7 @@ _PATTERN = re.compile("|".join(rf"(?P<p{n}>\b(?:{pattern})\b)" for n, (pattern, 
 
 
 def findings(text: str) -> Iterator[tuple[int, str, str]]:
-    """Yield (line number, the words found, what to write instead)."""
+    """Yield (line number, forbidden words, words to write instead)."""
     for number, line in enumerate(text.splitlines(), 1):
         if line.endswith("# old name"):  # a name in files of earlier versions
             continue
@@ -59,23 +61,21 @@ def findings(text: str) -> Iterator[tuple[int, str, str]]:
 
 
 def files(paths: list[str]) -> Iterator[Path]:
-    """Yield the text files below the paths, sorted."""
-    for name in paths:
-        path = ROOT / name
-        if path.is_file():
-            yield path
-        else:
-            yield from sorted(f for f in path.rglob("*") if f.suffix in SUFFIXES and "__pycache__" not in f.parts)
+    """Yield the text files at or below the paths, sorted. Files in folders of `FIXED` are skipped."""
+    fixed = [ROOT / name for name in FIXED]
+    for path in (ROOT / name for name in paths):
+        below = [path] if path.is_file() else sorted(f for f in path.rglob("*") if f.suffix in SUFFIXES)
+        yield from (f for f in below if "__pycache__" not in f.parts and not any(map(f.is_relative_to, fixed)))
 
 
 def main(paths: list[str]) -> int:
-    found = [
+    lines = [
         f"{file.relative_to(ROOT)}:{number}: {words!r}: write {instead}"
         for file in files(paths or list(DEFAULT))
         for number, words, instead in findings(file.read_text("utf-8", "replace"))
     ]
-    print(*found, f"{len(found)} findings", sep="\n")
-    return 1 if found else 0
+    print(*lines, f"{len(lines)} findings", sep="\n")
+    return 1 if lines else 0
 
 
 if __name__ == "__main__":
