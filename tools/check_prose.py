@@ -2,8 +2,8 @@
 
     python tools/check_prose.py [PATH...]
 
-Without paths it reads the package, docs/, README.md, CONTRIBUTING.md, SECURITY.md and the benchmarks, except the folders
-in `FIXED`. Exit code 1 if there is a finding. `FORBIDDEN` lists each pattern with the words to write instead.
+Without paths it reads those in `DEFAULT`. Folders in `FIXED` are skipped. The exit code is 1 if there is a finding.
+`FORBIDDEN` lists each pattern with the words to write instead.
 """
 
 from __future__ import annotations

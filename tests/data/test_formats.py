@@ -10,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from selfalign.data import formats
-from selfalign.data.formats import OUTPUT_FORMATS, Row, detect_form, format_row, parse_row, unread_keys
+from selfalign.data.formats import OUTPUT_FORMATS, Row, detect_format, format_row, parse_row, unread_keys
 from selfalign.data.records import to_json
 from selfalign.errors import UserError
 from selfalign.export.training_text import rendered
@@ -28,15 +28,15 @@ def shared(*lines: tuple[str, str]) -> dict[str, Any]:
 
 
 READ = {
-    "own": ({"instruction": "Sort", "input": "b a"}, Row("our own", "Sort", "b a")),
-    "own, no input": ({"instruction": "Sort", "input": None}, Row("our own", "Sort")),
+    "own": ({"instruction": "Sort", "input": "b a"}, Row("selfalign", "Sort", "b a")),
+    "own, no input": ({"instruction": "Sort", "input": None}, Row("selfalign", "Sort")),
     "a response of ours": (
         {"id": "1", "instruction": "Sort", "input": "", "response": "a b", "thoughts": "x", "principles": [1]},
-        Row("our own", "Sort", "", "a b"),
+        Row("selfalign", "Sort", "", "a b"),
     ),
     "a pair of ours": (
         {"id": "1", "prompt": "concise", "user": "Hi", "assistant": "Ho", "source": "user"},
-        Row("our pairs", "Hi", "", "Ho"),
+        Row("selfalign pairs", "Hi", "", "Ho"),
     ),
     "a prompt": ({"prompt": "Hi"}, Row("prompts", "Hi")),
     "a preference": ({"prompt": "Hi", "chosen": "a", "rejected": "b"}, Row("prompts", "Hi")),
@@ -102,8 +102,8 @@ def test_every_known_form_is_read(name: str):
 
 
 REFUSED = {
-    "it has the keys 'text', 'id'; known are messages; conversations; ": {"text": "Hi", "id": 1},
-    r"it has the keys \(none\)": {},
+    "the keys are 'text', 'id'; known are messages; conversations; ": {"text": "Hi", "id": 1},
+    r"the keys are \(none\)": {},
     "an object of keys and values, not 5": 5,
     "an object of keys and values, not ": ["Hi"],
     "instruction is 5, not text": {"instruction": 5},
@@ -140,7 +140,7 @@ def test_long_keys_are_shortened_in_errors():
 
 def test_unread_keys_are_listed():
     row = {"instruction": "a", "context": "b", "response": "c"}
-    assert unread_keys(row, detect_form(row) or "") == ["context"]
+    assert unread_keys(row, detect_format(row) or "") == ["context"]
 
 
 json_values = st.recursive(
@@ -167,7 +167,7 @@ def test_any_value_is_a_row_or_an_error_with_its_place(value: Any):
     else:
         assert all(isinstance(text, str) for text in (row.instruction, row.input, row.message))
         assert row.skipped_turns >= 0
-        assert unread_keys(value, row.form) == [key for key in value if key not in formats.KEYS[row.form]]
+        assert unread_keys(value, row.format) == [key for key in value if key not in formats.KEYS[row.format]]
 
 
 # -- writing ---------------------------------------------------------------------------------------------------------
@@ -185,16 +185,16 @@ WITH_ROLES = [form for form in OUTPUT_FORMATS if form != "prompt-completion-text
 @given(texts, texts, texts | st.none(), texts | st.none())
 @example("", "", "", "")
 def test_written_rows_read_back(form: Any, instruction: str, text: str, answer: str | None, system: str | None):
-    row = Row("our own", instruction, text, answer, system)
+    row = Row("selfalign", instruction, text, answer, system)
     back = parse_row(json.loads(to_json(format_row(row, form)).encode("utf-8")), HERE)
     assert (back.message, back.answer, back.system, back.skipped_turns) == (row.message, answer, system, 0)
     if form == "alpaca" and answer is not None:
-        assert (back.form, back.instruction, back.input) == ("Alpaca", instruction, text)
+        assert (back.format, back.instruction, back.input) == ("Alpaca", instruction, text)
 
 
 @pytest.mark.parametrize("form", WITH_ROLES)
 def test_output_formats_have_the_expected_keys(form: Any):
-    row = Row("our own", "Sort", "b a", "a b", "Be.")
+    row = Row("selfalign", "Sort", "b a", "a b", "Be.")
     assert (
         format_row(row, form)
         == {
@@ -222,7 +222,7 @@ def test_output_formats_have_the_expected_keys(form: Any):
 
 
 def test_rendered_text_is_the_training_text():
-    row = Row("our pairs", "Hi", "", " Hello! ", "Be kind.")
+    row = Row("selfalign pairs", "Hi", "", " Hello! ", "Be kind.")
     assert rendered(row, PLAIN, "Alma", "") == {
         "prompt": "Be kind.\n\nUser: Hi\n\nAlma:", "completion": " Hello!<eos>",
     }  # fmt: skip
@@ -231,15 +231,15 @@ def test_rendered_text_is_the_training_text():
         "prompt": "<bos><start_of_turn>user\nBe kind.\n\nHi<end_of_turn>\n<start_of_turn>model\n",
         "completion": "Hello!<end_of_turn>",
     }
-    assert "completion" not in rendered(Row("our own", "Hi", "", None, "Be kind."), PLAIN, "Alma", "")
+    assert "completion" not in rendered(Row("selfalign", "Hi", "", None, "Be kind."), PLAIN, "Alma", "")
 
 
 @pytest.mark.parametrize("template", [PLAIN, *ROLES], ids=lambda t: t.name)
 @given(texts, texts)
 def test_rendered_text_contains_message_and_response_unchanged(template: Template, user: str, answer: str):
-    value = rendered(Row("our pairs", user, "", answer, "Be kind."), template, "Alma", "")
+    value = rendered(Row("selfalign pairs", user, "", answer, "Be kind."), template, "Alma", "")
     before, after = (
-        rendered(Row("our pairs", mark, "", "", "Be kind."), template, "Alma", "")["prompt"] for mark in "ab"
+        rendered(Row("selfalign pairs", mark, "", "", "Be kind."), template, "Alma", "")["prompt"] for mark in "ab"
     )
     at = next(n for n, (one, two) in enumerate(zip(before, after, strict=True)) if one != two)
     assert value["prompt"] == before[:at] + user.strip() + before[at + 1 :]

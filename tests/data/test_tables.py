@@ -64,12 +64,12 @@ def test_missing_table_values_are_empty(tmp_path: Path):
 
 
 def test_invalid_parquet_is_an_error_with_its_file(tmp_path: Path):
-    with pytest.raises(UserError, match=r"a\.parquet: no known form: it has the keys 'text'; known are messages"):
+    with pytest.raises(UserError, match=r"a\.parquet: unknown row format: the keys are 'text'; known are messages"):
         read(parquet(tmp_path / "a.parquet", [{"text": "a"}]))
     with pytest.raises(UserError, match=r"b\.parquet:2: prompt is 7, not text"):
         read(parquet(tmp_path / "b.parquet", [{"prompt": None}, {"prompt": 7}]))
     pa = pytest.importorskip("pyarrow")
-    with pytest.raises(UserError, match=r"c\.parquet: there are two columns 'prompt'"):
+    with pytest.raises(UserError, match=r"c\.parquet: two columns are named 'prompt'"):
         read(parquet(tmp_path / "c.parquet", pa.table([["a"], ["b"]], ["prompt", "prompt"])))
     (tmp_path / "d.parquet").write_bytes(b"PAR1 and no more")
     with pytest.raises(UserError, match=r"d\.parquet cannot be read as Parquet: .*[Pp]arquet"):
@@ -166,7 +166,7 @@ def test_folder_is_pinned_by_its_content(offline: Path, tmp_path: Path):
     before = (path / "train.jsonl").stat()
     (path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in changed))
     os.utime(path / "train.jsonl", ns=(before.st_atime_ns, before.st_mtime_ns))
-    with pytest.raises(UserError, match="was changed since the run was started"):
+    with pytest.raises(UserError, match="has changed since the run was started"):
         list(UserData(results))
     again = recipes.located(recipes.load("quick"), path).prompts
     assert [row.message for _, row in UserData(again)][-1] == "Name river X."
@@ -185,13 +185,15 @@ def test_unreadable_folder_is_an_error(offline: Path, tmp_path: Path):
     with pytest.raises(UserError, match=r"data set '.*broken' cannot be read"):
         (folder(tmp_path / "broken") / "train.jsonl").write_text('{"prompt": "a"}\n{"prompt": [1]\n')
         read(tmp_path / "broken")
-    with pytest.raises(UserError, match=r"data set '.*splits' has no split 'train' but validation, test: name one"):
+    with pytest.raises(
+        UserError, match=r"data set '.*splits' has no split 'train'; its splits are validation, test: name"
+    ):
         read(folder(tmp_path / "splits", test=[{"prompt": "a"}], validation=[{"prompt": "b"}]))
-    with pytest.raises(UserError, match="no known form: it has the keys 'label'"):
+    with pytest.raises(UserError, match="unknown row format: the keys are 'label'"):
         read(folder(tmp_path / "other", train=[{"label": "a"}]))
     images = folder(tmp_path / "images")
     (images / "a.png").write_bytes(b"\x89PNG")
-    with pytest.raises(UserError, match="is of the kind 'imagefolder'; JSON, CSV, Parquet, Arrow and text can be read"):
+    with pytest.raises(UserError, match="has the type 'imagefolder'; supported are JSON, CSV, Parquet, Arrow and text"):
         read(images)
 
 
@@ -215,15 +217,15 @@ def test_a_hub_data_set_is_read_at_its_commit(offline: Path, tmp_path: Path, fak
     run_stage(context, "prompts")
     assert len(read_jsonl(context.run.jsonl("prompts"), Prompt)) == 4
     assert context.journal.counts("self_instruct").notes["from"] == f"name@{COMMIT}"
-    with pytest.raises(UserError, match=f"is in the cache as commit {COMMIT} only: run once with network"):
+    with pytest.raises(UserError, match=f"is cached only at commit {COMMIT}: run once with network"):
         read(f"owner/name@{'f' * 40}")
-    with pytest.raises(UserError, match="has no split 'nope' but train, test"):
+    with pytest.raises(UserError, match="has no split 'nope'; its splits are train, test"):
         read(f"owner/name:nope@{COMMIT}")
 
 
 def test_hub_without_network_is_a_one_line_error(offline: Path):
     for name in ("owner/name", "owner/name:test@v1"):
-        with pytest.raises(UserError, match=rf"^hub data set '{name}' cannot be looked up .*@COMMIT$"):
+        with pytest.raises(UserError, match=rf"^hub data set '{name}' cannot be found .*@COMMIT$"):
             recipes.located(recipes.load("quick"), Path(name))
     with pytest.raises(UserError, match=rf"data set 'owner/none@{COMMIT}' cannot be read: Couldn't reach"):
         read(f"owner/none@{COMMIT}")
@@ -232,7 +234,7 @@ def test_hub_without_network_is_a_one_line_error(offline: Path):
 def test_resumed_run_keeps_its_commit(offline: Path):
     kept = f"owner/name:test@{COMMIT}"
     assert recipes.located(recipes.load("quick"), Path("owner/name:test"), kept=kept).prompts.file == kept
-    with pytest.raises(UserError, match="cannot be looked up"):
+    with pytest.raises(UserError, match="cannot be found"):
         recipes.located(recipes.load("quick"), Path("owner/name"), kept=kept)
 
 
@@ -243,7 +245,7 @@ def test_run_resumes_offline_at_its_commit(offline: Path, tmp_path: Path):
         with selfalign.create("quick", tmp_path / "run", settings=settings, prompts=name) as run:
             run.run_all()
             assert (run.recipe.prompts.file, len(list(run.prompts()))) == (f"owner/name@{COMMIT}", 4)
-    with pytest.raises(UserError, match="cannot be looked up"):
+    with pytest.raises(UserError, match="cannot be found"):
         selfalign.create("quick", tmp_path / "other", settings=settings, prompts="owner/name")
 
 

@@ -85,7 +85,7 @@ def test_rows_have_their_line_numbers(tmp_path: Path):
 
 REFUSED = {
     "a.jsonl": {
-        '{"prompt": "a"}\n{"text": "b"}': "a.jsonl:2: no known form",
+        '{"prompt": "a"}\n{"text": "b"}': "a.jsonl:2: unknown row format",
         '{"prompt": "a"}\nnonsense': "a.jsonl:2 is not JSON",
         '{"prompt": "a"}\n"b"': "a.jsonl:2 is not a JSON object",
         '{"prompt": "a"}\n{"prompt": "\\ud83d"}': "a.jsonl:2 is not JSON .*surrogates",
@@ -97,10 +97,10 @@ REFUSED = {
         "": "",
     },
     "a.json": {
-        '[{"prompt": "a"},\n{"text": "b"}]': "a.json:2: no known form",
-        '[{"prompt": "a"}\n{"prompt": "b"}]': "a.json:2 is not JSON .a comma or . was expected",
-        '[{"prompt": "a"},\n]': "a.json:2 is not JSON .a comma before the end",
-        '[{"prompt": "a"},\n5]': "a.json:2 is not JSON .an object was expected",
+        '[{"prompt": "a"},\n{"text": "b"}]': "a.json:2: unknown row format",
+        '[{"prompt": "a"}\n{"prompt": "b"}]': "a.json:2 is not JSON .expected a comma or .",
+        '[{"prompt": "a"},\n]': "a.json:2 is not JSON .trailing comma",
+        '[{"prompt": "a"},\n5]': "a.json:2 is not JSON .expected an object",
         '[{"prompt": "a"}]\nmore': "a.json:2 is not JSON .text after",
         '[{"prompt": "a"},\n{"prompt": "b"': "a.json:2 is not JSON",
         '[{"prompt": "a"},\n{"prompt": "b\nc"}]': "a.json:2 is not JSON .Invalid control character",
@@ -113,9 +113,9 @@ REFUSED = {
         '{\n"prompt": "a"\n}': "a.json:1 is not JSON",
     },
     "a.csv": {
-        "text,label\na,b\n": "a.csv:1: the header: no known form: it has the keys 'text', 'label'",
+        "text,label\na,b\n": "a.csv:1: the header: unknown row format: the keys are 'text', 'label'",
         "prompt,prompt\na,b\n": "a.csv:1: the header names 'prompt' twice",
-        "\nprompt\na\n": "a.csv:1: the header: no known form",
+        "\nprompt\na\n": "a.csv:1: the header: unknown row format",
         "prompt\na\nb, c\n": "a.csv:3: 2 cells, but the header names 1",
         "prompt,completion\na,b\nc\n": "a.csv:3: 1 cells, but the header names 2",
         'prompt\n"a"\n"b\nc\n': "a.csv:3 is not valid CSV .unexpected end",
@@ -125,7 +125,7 @@ REFUSED = {
         "messages\n[]\n": "a.csv:2: messages is '..', not a list of turns",
         "": "",
     },
-    "a.tsv": {"prompt,completion\na,b\n": "a.tsv:1: the header: no known form"},
+    "a.tsv": {"prompt,completion\na,b\n": "a.tsv:1: the header: unknown row format"},
     "a.txt": {b"a\n\xff": "a.txt:2 is not UTF-8", "\n \n": ""},
 }  # fmt: skip
 
@@ -135,7 +135,7 @@ def test_invalid_file_is_an_error_with_its_line(tmp_path: Path, name: str, numbe
     data, message = list(REFUSED[name].items())[number]
     if not message:
         assert read(tmp_path / name, data) == []
-        with pytest.raises(UserError, match=rf"^{re.escape(name)} holds no prompt$"):
+        with pytest.raises(UserError, match=rf"^{re.escape(name)} contains no prompt$"):
             user_data.count_prompts(prompts(tmp_path / name))
         return
     with pytest.raises(UserError, match=message) as caught:
@@ -274,13 +274,13 @@ def test_skipped_content_is_reported(tmp_path: Path):
     )  # fmt: skip
     assert len(list(data)) == len(list(data)) == 2
     assert data.messages() == [
-        "mine.jsonl: read as ShareGPT 1, our own 1",
+        "mine.jsonl: read as ShareGPT 1, selfalign 1",
         "keys that are not read: id, lang, context",
-        "dialogues read only up to the answer to the first user turn: 1",
+        "dialogues read only up to the response to the first user turn: 1",
         "system texts replaced by the system prompts: 1",
     ]
     assert data.notes() == {
-        "from": "mine.jsonl", "read as": {"ShareGPT": 1, "our own": 1}, "dialogues shortened": 1,
+        "from": "mine.jsonl", "read as": {"ShareGPT": 1, "selfalign": 1}, "dialogues shortened": 1,
         "system texts left": 1,
     }  # fmt: skip
 
@@ -330,7 +330,7 @@ def test_file_is_pinned_by_its_sha256(tmp_path: Path, monkeypatch: pytest.Monkey
     assert (results.file, results.file_sha256) == (str(tmp_path / "mine.jsonl"), digest)
     assert len(list(UserData(results))) == 1
     (tmp_path / "mine.jsonl").write_text('{"prompt": "b"}\n')
-    with pytest.raises(UserError, match="was changed since the run was started: restore it, or start again with --new"):
+    with pytest.raises(UserError, match="has changed since the run was started: restore it, or start again with --new"):
         list(UserData(results))
     (tmp_path / "mine.jsonl").unlink()
     with pytest.raises(UserError, match=r"prompts file '.*mine\.jsonl' does not exist"):
@@ -338,7 +338,7 @@ def test_file_is_pinned_by_its_sha256(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_recipe_without_a_file_is_an_error():
-    with pytest.raises(UserError, match=r"names no prompts\.file"):
+    with pytest.raises(UserError, match=r"has no prompts\.file"):
         UserData(QUICK)
 
 

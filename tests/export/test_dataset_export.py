@@ -323,7 +323,7 @@ words = st.lists(
 @example(user="", answer="")
 def test_trainer_encodes_the_text_to_our_tokens(families: dict[str, Family], name: str, user: str, answer: str):
     family = families[name]
-    row = Row("our pairs", user, "", answer, "Be kind.")
+    row = Row("selfalign pairs", user, "", answer, "Be kind.")
     text = rendered(row, family.template, "Alma", family.made._bos)
     together, alone = (
         family.made._trainer.encode(t).ids for t in (text["prompt"] + text["completion"], text["prompt"])
@@ -341,14 +341,14 @@ def test_rows_with_control_tokens_are_skipped(families: dict[str, Family], name:
     family = families[name].under(families[name].template)
     tokenizer, made = family.tokenizer, family.made
     ordinary = ["Hi", "Name a river.\n\nAny river.", "1, 2, 3", "Écris, s'il te plaît : « non » — 日本語 🙂", "x" * 500]
-    assert all(made.render(text, Row("our pairs", text, "", text, "Be kind.")) for text in ordinary)
+    assert all(made.render(text, Row("selfalign pairs", text, "", text, "Be kind.")) for text in ordinary)
     known = [token for token in SPELLED if set(tokenizer.ids(token, special=True)) <= tokenizer.controls()]
     assert len(known) >= 4
     for token in known:
-        assert made.render(f"u{token}", Row("our pairs", f"a {token} b", "", "Hello", "Be kind.")) is None
-        assert made.render(f"a{token}", Row("our pairs", "Hello", "", f"a {token} b", "Be kind.")) is None
-        assert made.render(f"p{token}", Row("our own", f"a {token} b", "", None, "Be kind.")) is None
-    alone, answered = (made.render("p", Row("our own", "Hello", "", answer, "Be kind.")) for answer in (None, "x"))
+        assert made.render(f"u{token}", Row("selfalign pairs", f"a {token} b", "", "Hello", "Be kind.")) is None
+        assert made.render(f"a{token}", Row("selfalign pairs", "Hello", "", f"a {token} b", "Be kind.")) is None
+        assert made.render(f"p{token}", Row("selfalign", f"a {token} b", "", None, "Be kind.")) is None
+    alone, answered = (made.render("p", Row("selfalign", "Hello", "", answer, "Be kind.")) for answer in (None, "x"))
     assert alone and answered and alone == {"prompt": answered["prompt"]}
     said = made.notes()
     assert said[0].startswith("rows skipped because a trainer would encode them differently")

@@ -121,7 +121,7 @@ def test_changed_user_data_is_refused(mine: Path, tmp_path: Path):
     with selfalign.create("quick", tmp_path / "run", settings=settings, prompts=mine) as run:
         run.run_stage("prompts")
         mine.write_text(mine.read_text().replace("North Sea", "Baltic"))
-        with pytest.raises(UserError, match=r"mine\.json was changed since the run was started"):
+        with pytest.raises(UserError, match=r"mine\.json has changed since the run was started"):
             run.run_stage("align")
         assert not run.context.run.jsonl("responses").exists()
 
@@ -222,7 +222,7 @@ def test_user_pairs_are_engraved_into_the_real_model(mine: Path, tmp_path: Path)
     sets = ["align.form=given", "stages=[prompts, align, engrave]", "evaluate.heldout_prompts=2", "engrave.epochs=1"]
     done = cli("run", "--prompts", "mine.json", "--out", "run", *(p for s in sets for p in ("--set", s)), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "mine.json: read as Alpaca 16, our own 1" in done.stderr and "engine" not in done.stderr
+    assert "mine.json: read as Alpaca 16, selfalign 1" in done.stderr and "engine" not in done.stderr
     stages = {s["stage"]: s for s in json.loads((tmp_path / "run/manifest.json").read_text())["stages"]}
     assert (stages["align"]["kept"], stages["align"]["dropped"], stages["align"]["requests"]) == (12, OUTCOMES, 0)
     assert stages["engrave"]["notes"]["steps"] >= 2 and stages["engrave"]["kept"] >= 10

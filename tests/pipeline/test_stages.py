@@ -617,7 +617,7 @@ def test_user_prompts_replace_stage_1(fake_run: Runs, tmp_path: Path, name: str,
     ("name", "text", "message"),
     [
         ("own.txt", "\n\n", "has no usable prompt"),
-        ("own.jsonl", "{}\n", r"own\.jsonl:1: no known form: it has the keys \(none\); known are messages"),
+        ("own.jsonl", "{}\n", r"own\.jsonl:1: unknown row format: the keys are \(none\); known are messages"),
         ("own.jsonl", '{"prompt": 5}\n', r"own\.jsonl:1: prompt is 5, not text"),
         ("own.jsonl", "nonsense\n", r"own\.jsonl:1 is not JSON"),
     ],

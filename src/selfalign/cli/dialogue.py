@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from selfalign.data.prompt_text import Pieces, Turn, whole_characters
+from selfalign.data.prompt_text import Pieces, Turn, replace_surrogates
 from selfalign.data.records import to_json
 from selfalign.errors import UserError
 from selfalign.evaluation.models import ADAPTERS, run_models
@@ -86,7 +86,7 @@ class Dialogue:
 
         def on_text(part: str) -> bool:
             nonlocal response
-            new = whole_characters(part if response else part.lstrip())
+            new = replace_surrogates(part if response else part.lstrip())
             response += new
             show(new)
             return not STOP.is_set

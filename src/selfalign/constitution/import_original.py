@@ -104,7 +104,7 @@ def _json_rows(file: Path, text: str) -> list[Any]:
     if text.lstrip().startswith("["):
         try:
             value = json.loads(text)
-            # JSON can spell half a character, which no UTF-8 file can hold.
+            # JSON can encode a lone surrogate, which UTF-8 cannot.
             json.dumps(value, ensure_ascii=False).encode("utf-8")
         except (ValueError, RecursionError) as error:
             raise UserError(f"{file} is not JSON ({error})") from None

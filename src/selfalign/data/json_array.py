@@ -1,7 +1,7 @@
-"""Read a JSON array of objects element by element, in the memory of its longest element.
+"""Read a JSON array of objects one element at a time, with memory for the longest element only.
 
-The standard library decodes each element, so that numbers, escapes and limits are those of every other file. ijson is
-no replacement: its C backend crashes on an integer of 5,000 digits and turns half characters into "?".
+The standard library decodes each element, so that numbers, escapes and limits are the same as in other files. ijson
+cannot replace this module: its C backend crashes on an integer of 5,000 digits, and replaces lone surrogates by "?".
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from selfalign.data.records import check_characters
 from selfalign.errors import UserError
 
 CHUNK = 1 << 20
-"""Least number of bytes to read at once."""
+"""Minimum number of bytes to read at once."""
 
 
 def elements(path: Path) -> Iterator[tuple[str, Any]]:
     """Yield (file:line, object) for each element of the array.
 
     Raises:
-        UserError: the text is not UTF-8, or not an array of objects; the message names the line.
+        UserError: the file is not UTF-8, or not an array of objects; the message names the line.
         OSError: the file cannot be read.
     """
     with path.open("rb") as file:
@@ -31,7 +31,7 @@ def elements(path: Path) -> Iterator[tuple[str, Any]]:
 
 
 class _Reader:
-    """A part of the file's text: everything before `_position` is parsed; `_line` is the line at `_position`."""
+    """A window of the file's text, parsed up to `_position`, which is in line `_line`."""
 
     def __init__(self, path: Path, file: IO[bytes]) -> None:
         self._path = path
@@ -42,19 +42,19 @@ class _Reader:
         self._line = 1
 
     def elements(self) -> Iterator[tuple[str, Any]]:
-        self._expect("[", "[ was expected")
+        self._expect("[", "expected [")
         while self._next_character() != "]":
             if self._next_character() != "{":
-                raise self._error("an object was expected")
+                raise self._error("expected an object")
             yield self._element()
             if self._next_character() != ",":
                 break
             self._move_to(self._position + 1)
             if self._next_character() == "]":
-                raise self._error("a comma before the end")
-        self._expect("]", "a comma or ] was expected")
+                raise self._error("trailing comma")
+        self._expect("]", "expected a comma or ]")
         if self._next_character():
-            raise self._error("text after the array's end")
+            raise self._error("text after the end of the array")
 
     def _element(self) -> tuple[str, Any]:
         decoder = json.JSONDecoder()
@@ -64,7 +64,7 @@ class _Reader:
                 check_characters(value, self._text[self._position : end])
                 break
             except json.JSONDecodeError as error:
-                # Either the JSON is wrong there, or the text in memory ends within the element.
+                # Either the JSON is invalid here, or the text in memory ends within the element.
                 cut = error.msg.startswith("Unterminated string") or error.pos >= len(self._text) - 16
                 parsed = error.pos - self._position
                 if not (cut and self._read_more()):
@@ -94,7 +94,7 @@ class _Reader:
         self._move_to(self._position + 1)
 
     def _read_more(self) -> bool:
-        """Read at least as much as is in memory, so that long elements take linear time; False at the file's end."""
+        """Double the text in memory, so that long elements take linear time; return False at the end of the file."""
         data = self._file.read(max(CHUNK, len(self._text) - self._position))
         try:
             text = self._decoder.decode(data, final=not data)

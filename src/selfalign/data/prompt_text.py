@@ -1,4 +1,4 @@
-"""Represent a prompt: turns of a dialogue, and pieces of plain text and control tokens."""
+"""Represent a prompt as turns of a dialogue, or as pieces of plain text and control tokens."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Literal, TypeAlias
 
 
 class Control(str):
-    """A piece of a prompt that may become control tokens, such as a role token or the beginning of the text.
+    """A piece of a prompt that is encoded as control tokens, such as a role token or BOS.
 
-    All other text of a prompt is data and is encoded as ordinary text, even if it spells a control token.
+    All other text of a prompt is data, and is encoded as ordinary text even if it spells a control token.
     """
 
     __slots__ = ()
@@ -19,7 +19,7 @@ Pieces: TypeAlias = tuple[str, ...]
 """A prompt: plain text and `Control` pieces, in order."""
 
 BOS = Control("<bos>")
-"""A placeholder for the token that begins a text; engines replace it by that of their model."""
+"""A placeholder for the token that begins a text; engines replace it with the token of their model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +30,6 @@ class Turn:
     text: str
 
 
-def whole_characters(text: str) -> str:
-    """Replace half characters, which a server's JSON can spell and UTF-8 cannot, by "?"."""
+def replace_surrogates(text: str) -> str:
+    """Replace lone surrogates, which JSON can encode but UTF-8 cannot, with "?"."""
     return text.encode("utf-8", "replace").decode("utf-8")

@@ -1,4 +1,4 @@
-"""Define the records that stages write and read: each is one line of a JSONL file, and unknown keys are errors."""
+"""Define the records that the stages write and read, each one line of a JSONL file; unknown keys are errors."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Split = Literal["train", "heldout"]
 
 
 def content_hash(*parts: object) -> str:
-    """Return 16 hex digits of the SHA-256 of the parts' canonical JSON: the ids of rows, whatever their position."""
+    """Return 16 hex digits of the SHA-256 of the parts' canonical JSON. Rows are identified by such hashes."""
     return hashlib.sha256(_CANONICAL(parts).encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
@@ -30,26 +30,26 @@ to_json = json.JSONEncoder(ensure_ascii=False).encode
 
 
 def join_input(instruction: str, text: str) -> str:
-    """Return the user's message: the instruction and, after a blank line, the input if there is one."""
+    """Return the user's message: the instruction, followed by a blank line and the input if there is one."""
     return f"{instruction}\n\n{text}" if text else instruction
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A prompt of stage 1: generated, or brought by the user."""
+    """A prompt of stage 1, generated or provided by the user."""
 
     id: str
     instruction: str
     input: str = ""
     source: str = "user"
-    """self_instruct, red_team, or user for a row that was added manually."""
+    """self_instruct, red_team, or user for user prompts and rows that were added manually."""
     question_type: str = ""
     """The red-team question type; empty for other prompts."""
     topic: str = ""
     split: Split = "train"
-    """heldout: excluded from all training, for the evaluation."""
+    """heldout: excluded from training and used by the evaluation."""
     mean_similarity: float | None = None
-    """Mean ROUGE-L F1 with the seeds and the prompts of earlier rounds, if the recipe asks for it."""
+    """Mean ROUGE-L F1 with the seeds and the prompts of earlier rounds, if the recipe enables it."""
 
     @property
     def message(self) -> str:
@@ -67,7 +67,7 @@ class Topic:
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """A response to a prompt: stage 2 by the base under the constitution, stage 4 by the engraved model."""
+    """A response to a prompt, by the base model with the constitution (stage 2) or by the engraved model (stage 4)."""
 
     id: str
     """The prompt's id."""
@@ -90,7 +90,7 @@ class Response:
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A training pair: the name of a system prompt, the user's message, and the response to learn."""
+    """A training pair: the name of a system prompt, the user's message and the target response."""
 
     id: str
     prompt: Literal["standard", "concise"]
@@ -108,11 +108,11 @@ class Drop:
     state: Literal["dropped", "failed"]
     reason: str
     text: str
-    """The row as far as it was generated, for a person to judge the decision."""
+    """The part of the row that was generated, so that a person can judge the decision."""
 
 
 def prompt_id(instruction: str, text: str) -> str:
-    """Return the content hash that identifies a prompt and every row that follows from it."""
+    """Return the content hash that identifies a prompt and all rows derived from it."""
     return content_hash("prompt", instruction, text)
 
 
@@ -120,13 +120,13 @@ Record = TypeVar("Record", bound="DataclassInstance")
 
 
 def line(row: DataclassInstance) -> str:
-    """Return the record as a line of JSON, without its empty optional values."""
+    """Return the record as a line of JSON, without values that are None."""
     value = {name: v for name in row.__dataclass_fields__ if (v := getattr(row, name)) is not None}
     return to_json(value) + "\n"
 
 
 def write_jsonl(path: Path, rows: Iterable[DataclassInstance]) -> None:
-    """Write the records to `path` one by one and publish the file atomically."""
+    """Write the records to a file one by one, and publish it atomically."""
     with atomic.new_file(path) as file:
         for row in rows:
             file.write(line(row).encode("utf-8"))
@@ -161,19 +161,19 @@ def _json_object(path: Path, number: int, text: str) -> dict[str, Any]:
 
 
 def check_characters(value: object, text: str) -> None:
-    """Raise ValueError if a value has half a character: JSON can spell it ("\\ud83d"), UTF-8 cannot.
+    """Raise ValueError if a value contains a lone surrogate ("\\ud83d"), which JSON can encode but UTF-8 cannot.
 
     Args:
-        text: the JSON that the value was read from.
+        text: the JSON from which the value was read.
     """
     if "\\u" in text:
         json.dumps(value, ensure_ascii=False).encode("utf-8")
 
 
 def stream_jsonl(path: Path, kind: type[Record]) -> Iterator[Record]:
-    """Yield the records of a file, checked. Repeated rows are not removed.
+    """Yield the validated records of a file. Repeated rows are not removed.
 
-    Prompts get the id of their content, also those that were edited or added manually.
+    The id of each prompt is recomputed from its content, so that prompts can be edited or added manually.
 
     Raises:
         UserError: a line is not a record of that kind; the message names file and line.
@@ -199,7 +199,7 @@ def stream_jsonl(path: Path, kind: type[Record]) -> Iterator[Record]:
 
 
 def read_jsonl(path: Path, kind: type[Record]) -> list[Record]:
-    """Return the records of a file, checked, each id once. Raises as `stream_jsonl`."""
+    """Return the validated records of a file, without rows of a repeated id. Raises as `stream_jsonl`."""
     rows: dict[str, Record] = {}
     for number, row in enumerate(stream_jsonl(path, kind)):
         # The responses of several models to one prompt share its id.

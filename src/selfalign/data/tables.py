@@ -1,7 +1,7 @@
-"""Read the user's rows from tables: a Parquet file, a folder of data files, a data set on the hub.
+"""Read the user's rows from a Parquet file, a folder of data files, or a data set on the hub.
 
-The library `datasets` reads folders and hub data sets, without running any code of theirs and only formats of plain
-rows. A recipe stores the commit of a hub data set; without network, the library's cache is used.
+The library `datasets` reads folders and hub data sets; only formats of plain rows are accepted, and no code of a data
+set is run. A recipe stores the commit of a hub data set. Without network, the library's cache is used.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _HUB = re.compile(
 )
 _FILES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".txt")
 _BUILDERS = ("parquet", "json", "csv", "text", "arrow", "cache")
-"""The library's readers of formats that cannot contain code (its pandas reader would unpickle)."""
+"""The library's readers for formats that cannot contain code; its pandas reader would unpickle."""
 _TIMEOUT_SECONDS = 30
 
 
@@ -40,7 +40,7 @@ class HubData:
 
 
 def parse_hub_name(text: str) -> HubData | None:
-    """Return the hub data set that the text names, or None if it looks like a path."""
+    """Parse the name of a hub data set. Return None if the text looks like a path."""
     match = _HUB.fullmatch(text)
     if not match or match["name"].lower().endswith(_FILES):
         return None
@@ -53,7 +53,7 @@ def pin_revision(data_set: HubData, frozen: str | None = None) -> str:
     """Return the data set's name with the commit of its revision.
 
     Args:
-        frozen: the name in the recipe of a run to resume; if it is the same data set, its commit is kept.
+        frozen: the name in the recipe of the run to resume; if it names the same data set, its commit is kept.
 
     Raises:
         UserError: the hub cannot be reached, or has no such data set or revision.
@@ -62,15 +62,15 @@ def pin_revision(data_set: HubData, frozen: str | None = None) -> str:
         return frozen
     if data_set.revision and re.fullmatch(r"[0-9a-f]{40}", data_set.revision):
         return str(data_set)
-    _import_datasets()  # if it is missing, the error should name it and not the hub
+    _import_datasets()  # if the package is missing, report that first
     from huggingface_hub import HfApi
 
     try:
         commit = HfApi().dataset_info(data_set.name, revision=data_set.revision, timeout=_TIMEOUT_SECONDS).sha
     except Exception as error:  # errors of the hub, of the network library, of the system
         raise UserError(
-            f"hub data set '{data_set}' cannot be looked up ({_one_line(error)}): is it owner/name, is there network? "
-            "Without network, name the commit that is in the cache: owner/name@COMMIT"
+            f"hub data set '{data_set}' cannot be found ({_one_line(error)}): check its name and the network. Without "
+            "network, name the commit in the cache: owner/name@COMMIT"
         ) from None
     return str(HubData(data_set.name, data_set.config, data_set.split, commit))
 
@@ -79,20 +79,20 @@ def hub_rows(data_set: HubData) -> Iterator[tuple[str, Any]]:
     """Yield (data set:row, value) for each row.
 
     Raises:
-        UserError: the data set cannot be read at that commit, has no such split, or its columns match no form.
+        UserError: the data set cannot be read at that commit, has no such split, or its columns match no format.
     """
     name = str(data_set)
     builder = _builder(name, data_set.name, name=data_set.config, revision=data_set.revision)
     if data_set.revision and builder.hash != data_set.revision:
-        raise UserError(f"hub data set {name!r} is in the cache as commit {builder.hash} only: run once with network")
+        raise UserError(f"hub data set {name!r} is cached only at commit {builder.hash}: run once with network")
     return _split_rows(builder, name, data_set.split)
 
 
 def folder_rows(folder: Path, digest: str) -> Iterator[tuple[str, Any]]:
-    """Yield (folder:row, value) for each row of the split "train", or of the only split.
+    """Yield (folder:row, value) for each row of the split "train", or of the only split. Raises as `hub_rows`.
 
     Args:
-        digest: of the folder's content; each content has a cache of its own. Raises as `hub_rows`.
+        digest: hash of the folder's content; it selects the cache.
     """
     from selfalign.system.environment import cache_folder
 
@@ -101,7 +101,7 @@ def folder_rows(folder: Path, digest: str) -> Iterator[tuple[str, Any]]:
 
 
 def parquet_rows(path: Path) -> Iterator[tuple[str, Any]]:
-    """Yield (file:row, value) for each row. Raises UserError if it cannot be read, or its columns match no form."""
+    """Yield (file:row, value) for each row. Raises UserError if the file is invalid or its columns match no format."""
     try:
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -110,7 +110,7 @@ def parquet_rows(path: Path) -> Iterator[tuple[str, Any]]:
     try:
         with pq.ParquetFile(path) as file:
             names = tuple(file.schema_arrow.names)
-            columns = _read_columns(names, str(path))
+            columns = _columns_to_read(names, str(path))
             yield from _rows(file.iter_batches(_BATCH, columns=columns), names, str(path))
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{path} cannot be read as Parquet: {_one_line(error)}") from None
@@ -127,50 +127,50 @@ def _import_datasets() -> Any:
     return datasets
 
 
-def _builder(shown: str, path: str, **options: Any) -> Any:
-    """Return the library's reader of the data set, with the rows prepared in its cache."""
+def _builder(title: str, path: str, **options: Any) -> Any:
+    """Return the library's reader of a data set, with the rows prepared in the cache."""
     datasets = _import_datasets()
     try:
         builder = datasets.load_dataset_builder(path, **options)
     except Exception as error:  # the library raises errors of many kinds
-        raise UserError(f"data set {shown!r} cannot be read: {_one_line(error)}") from None
+        raise UserError(f"data set {title!r} cannot be read: {_one_line(error)}") from None
     if builder.name not in _BUILDERS:
         raise UserError(
-            f"data set {shown!r} is of the kind {builder.name!r}; JSON, CSV, Parquet, Arrow and text can be read"
+            f"data set {title!r} has the type {builder.name!r}; supported are JSON, CSV, Parquet, Arrow and text"
         )
     try:
         builder.download_and_prepare()
     except Exception as error:
-        raise UserError(f"data set {shown!r} cannot be read: {_one_line(error.__cause__ or error)}") from None
+        raise UserError(f"data set {title!r} cannot be read: {_one_line(error.__cause__ or error)}") from None
     return builder
 
 
-def _split_rows(builder: Any, shown: str, split: str | None) -> Iterator[tuple[str, Any]]:
+def _split_rows(builder: Any, title: str, split: str | None) -> Iterator[tuple[str, Any]]:
     splits = [str(name) for name in builder.info.splits or {}]
-    chosen = split or ("train" if "train" in splits or len(splits) != 1 else splits[0])
-    if chosen not in splits:
+    split = split or ("train" if "train" in splits or len(splits) != 1 else splits[0])
+    if split not in splits:
         raise UserError(
-            f"data set {shown!r} has no split {chosen!r} but {', '.join(splits) or 'none'}: name one, as "
-            "owner/name:SPLIT, or a file"
+            f"data set {title!r} has no split {split!r}; its splits are {', '.join(splits) or '(none)'}: name one as "
+            "owner/name:SPLIT, or name a file"
         )
-    data = builder.as_dataset(split=chosen)
+    data = builder.as_dataset(split=split)
     names = tuple(data.column_names)
-    columns = data.select_columns(_read_columns(names, shown))
-    return _rows(columns.with_format("arrow").iter(_BATCH), names, shown)
+    columns = data.select_columns(_columns_to_read(names, title))
+    return _rows(columns.with_format("arrow").iter(_BATCH), names, title)
 
 
-def _read_columns(names: tuple[str, ...], where: str) -> list[str]:
-    """Return the columns that the table's form reads."""
-    form = formats.detect_form(names)
-    if form is None:
-        raise formats.unknown_form(names, where)
+def _columns_to_read(names: tuple[str, ...], where: str) -> list[str]:
+    """Return the names of the columns that are read in the table's format."""
+    row_format = formats.detect_format(names)
+    if row_format is None:
+        raise formats.unknown_format(names, where)
     if repeated := next((name for name in names if names.count(name) > 1), None):
-        raise UserError(f"{where}: there are two columns {repeated!r}")
-    return [name for name in names if name in formats.KEYS[form]]
+        raise UserError(f"{where}: two columns are named {repeated!r}")
+    return [name for name in names if name in formats.KEYS[row_format]]
 
 
 def _rows(tables: Iterable[Any], names: tuple[str, ...], where: str) -> Iterator[tuple[str, Any]]:
-    """Yield the rows of Arrow tables, with None for the columns that were not read."""
+    """Yield the rows of Arrow tables, with None for columns that were not read."""
     number = 0
     unread = dict.fromkeys(names)
     for table in tables:

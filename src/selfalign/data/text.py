@@ -1,4 +1,4 @@
-"""Read text files line by line, and clean the texts that users bring."""
+"""Read text files line by line, and clean user texts."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ CITATION = re.compile(r"(?<![\w.])(\d{1,3})\s{0,9}\(\s{0,9}([^()\s][^()]{0,38}[^
 
 
 def text_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Yield (number, line) for each line of a UTF-8 file; lines end at "\\n" only, and keep it.
+    """Yield (number, line) for each line of a UTF-8 file. Lines end at "\\n" only, and include it.
 
     Raises:
         UserError: a line is not UTF-8.
         OSError: the file cannot be read.
     """
-    # U+2028 and similar line separators are legal inside a JSON string, so text mode would split too often.
+    # Text mode would also split at U+2028 and similar separators, which are legal inside a JSON string.
     with path.open("rb") as file:
         for number, data in enumerate(file, 1):
             try:
@@ -30,12 +30,12 @@ def text_lines(path: Path) -> Iterator[tuple[int, str]]:
                 raise UserError(f"{path}:{number} is not UTF-8 (byte {error.start}): save it as UTF-8") from None
 
 
-def cleaned(text: str) -> str:
+def clean_text(text: str) -> str:
     """Return the text without control characters, invisible characters, trailing spaces and repeated blank lines."""
-    lines = [line.rstrip() for line in without_controls(text).split("\n")]
+    lines = [line.rstrip() for line in remove_control_characters(text).split("\n")]
     return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).strip()
 
 
-def without_controls(text: str) -> str:
+def remove_control_characters(text: str) -> str:
     """Return the text without control and invisible characters, with "\\n" as line ends."""
     return _CONTROL.sub("", text.replace("\r\n", "\n").replace("\r", "\n"))

@@ -1,8 +1,8 @@
 """Read the user's rows from a file, a folder or a hub data set, one by one.
 
-Files are JSON lines, a JSON array, CSV or TSV with a header, Parquet, or text with a prompt per line. Each row is read
-or refused with file and line. No rows are held in memory: each stage reads the file again, and its SHA-256 shows that
-it has not changed.
+Files are JSON lines, a JSON array, CSV or TSV with a header, Parquet, or text with a prompt per line. An invalid row is
+an error that names file and line. The rows are not held in memory: each stage reads the file again, and compares its
+SHA-256 with that of the recipe.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 from selfalign.data import formats, json_array, tables
 from selfalign.data.records import json_lines, prompt_id
-from selfalign.data.text import cleaned, text_lines, without_controls
+from selfalign.data.text import clean_text, remove_control_characters, text_lines
 from selfalign.errors import Resumable, UserError
 from selfalign.system.atomic import file_hash
 
@@ -27,7 +27,7 @@ _UNREAD_KEYS_SHOWN = 6
 
 
 class UserDataSettings(Protocol):
-    """The part of the recipe that names the user's rows (`prompts`)."""
+    """The settings of the recipe (`prompts`) that name the user's rows."""
 
     @property
     def file(self) -> str | None: ...
@@ -38,11 +38,11 @@ class UserDataSettings(Protocol):
 
 
 def pin_source(name: str, frozen: str | None = None) -> tuple[str, str | None]:
-    """Return what a recipe stores of its source: the full name, with a hub data set's commit, and a file's SHA-256.
+    """Return what a recipe stores of its source: the full name (with a hub data set's commit) and a file's SHA-256.
 
     Args:
         name: a file, a folder or a hub data set.
-        frozen: the name in the recipe of a run to resume; a hub data set keeps the commit that it names.
+        frozen: the name in the recipe of the run to resume; a hub data set keeps its commit.
 
     Raises:
         UserError: the file does not exist, or the hub cannot be reached.
@@ -69,27 +69,27 @@ def _unreadable(path: Path, error: OSError) -> UserError:
 class UserData:
     """The rows of a recipe's `prompts.file`.
 
-    Each iteration reads the source anew, yields (file:line, row), or (file:row, row) of a table, and counts what
-    `messages` and `notes` report.
+    Each iteration reads the source again and yields (file:line, row), or (file:row, row) for tables. It collects the
+    counts that `messages` and `notes` report.
 
     Raises:
         UserError: the recipe names no file; while iterating: the file cannot be read, has changed since the run was
-            started, or a row has no known form.
+            started, or a row has an unknown format.
     """
 
     def __init__(self, prompts: UserDataSettings) -> None:
         if not prompts.file:
-            raise UserError("the recipe names no prompts.file: give one with --prompts")
+            raise UserError("the recipe has no prompts.file: name one with --prompts")
         self._source = prompts.file
         self._sha256 = prompts.file_sha256
         self.name = Path(prompts.file).name
-        """The source's name on the screen and in the ledger."""
+        """The source's name for messages and the ledger."""
         self._reset()
 
     def _reset(self) -> None:
-        self._forms: Counter[str] = Counter()
+        self._formats: Counter[str] = Counter()
         self._unread: Counter[str] = Counter()
-        """Keys that the rows' forms do not read."""
+        """Keys of rows that are not read."""
         self._shortened = 0
         """Number of dialogues with skipped turns."""
         self._systems = 0
@@ -99,8 +99,8 @@ class UserData:
         self._reset()
         for where, value in self._values():
             row = formats.parse_row(value, where)
-            self._forms[row.form] += 1
-            self._unread.update(formats.unread_keys(value, row.form))
+            self._formats[row.format] += 1
+            self._unread.update(formats.unread_keys(value, row.format))
             self._shortened += bool(row.skipped_turns)
             self._systems += bool(row.system)
             yield where, row
@@ -113,26 +113,26 @@ class UserData:
             raise UserError(f"prompts file {self._source!r} does not exist")
         digest = _hash(path)
         if self._sha256 and digest != self._sha256:
-            raise UserError(f"{path} was changed since the run was started: restore it, or start again with --new")
+            raise UserError(f"{path} has changed since the run was started: restore it, or start again with --new")
         return tables.folder_rows(path, digest) if path.is_dir() else values(path)
 
     def messages(self) -> list[str]:
-        """Return lines for the screen about how the rows were read."""
-        lines = [f"{self.name}: read as " + ", ".join(f"{form} {n:,}" for form, n in self._forms.most_common())]
+        """Describe for the screen how the rows were read, one text per line."""
+        lines = [f"{self.name}: read as " + ", ".join(f"{name} {n:,}" for name, n in self._formats.most_common())]
         if self._unread:
             names = [f"{key:.40}" for key, _ in self._unread.most_common()]
             ellipsis = ", …" if len(names) > _UNREAD_KEYS_SHOWN else ""
             lines.append(f"keys that are not read: {', '.join(names[:_UNREAD_KEYS_SHOWN])}{ellipsis}")
         if self._shortened:
-            lines.append(f"dialogues read only up to the answer to the first user turn: {self._shortened:,}")
+            lines.append(f"dialogues read only up to the response to the first user turn: {self._shortened:,}")
         if self._systems:
             lines.append(f"system texts replaced by the system prompts: {self._systems:,}")
         return lines
 
     def notes(self) -> dict[str, object]:
-        """Return the same for the ledger."""
+        """Return the same counts for the ledger."""
         counts = {
-            "read as": dict(self._forms),
+            "read as": dict(self._formats),
             "dialogues shortened": self._shortened,
             "system texts left": self._systems,
         }
@@ -140,24 +140,24 @@ class UserData:
 
 
 def count_prompts(prompts: UserDataSettings) -> int:
-    """Count the prompts that a run takes from its file, before the filters. Raises as `UserData`, or if it is empty."""
+    """Count the prompts that a run reads, before the filters. Raises as `UserData`, or if there are none."""
     data = UserData(prompts)
     number = sum(1 for _ in data)
     if not number:
-        raise UserError(f"{data.name} holds no prompt")
+        raise UserError(f"{data.name} contains no prompt")
     return min(number, prompts.rows) if prompts.rows else number
 
 
 def prompt_fields(row: formats.Row) -> tuple[str, str, str]:
-    """Return (id, instruction, input) of the row's prompt, cleaned."""
-    instruction, text = cleaned(row.instruction), cleaned(row.input)
+    """Return (id, instruction, input) of the row's prompt, clean_text."""
+    instruction, text = clean_text(row.instruction), clean_text(row.input)
     return prompt_id(instruction, text), instruction, text
 
 
 class UserResponses:
     """The responses of a recipe's `prompts.file` by prompt id, in a temporary database. Close it after use.
 
-    Of a prompt that occurs several times, the first response is stored. Raises as `UserData`.
+    If a prompt occurs several times, its first response is stored. Raises as `UserData`.
     """
 
     def __init__(self, prompts: UserDataSettings) -> None:
@@ -167,7 +167,7 @@ class UserResponses:
             self._db.execute("CREATE TABLE answers(id TEXT PRIMARY KEY, text TEXT NOT NULL) WITHOUT ROWID")
             self._db.execute("BEGIN")
             rows = (
-                (prompt_fields(row)[0], without_controls(row.answer))
+                (prompt_fields(row)[0], remove_control_characters(row.answer))
                 for _, row in UserData(prompts)
                 if row.answer is not None
             )
@@ -196,7 +196,7 @@ class UserResponses:
 
 
 def values(path: Path) -> Iterator[tuple[str, Any]]:
-    """Yield (file:line, value) for each row of a file, whose suffix names its type.
+    """Yield (file:line, value) for each row of a file. The suffix of its name determines its type.
 
     Raises:
         UserError: the file cannot be read, or a row is malformed.
@@ -219,7 +219,7 @@ def values(path: Path) -> Iterator[tuple[str, Any]]:
 
 
 def _is_array(path: Path) -> bool:
-    """Return whether the first character that is not white space opens a JSON array."""
+    """Return whether the first character that is not white space begins a JSON array."""
     with path.open("rb") as file:
         text = file.read(len(codecs.BOM_UTF8)).removeprefix(codecs.BOM_UTF8)
         while not text.strip():
@@ -229,11 +229,13 @@ def _is_array(path: Path) -> bool:
 
 
 def _csv_rows(path: Path, suffix: str) -> Iterator[tuple[str, Any]]:
-    """Yield the rows of CSV or TSV as objects; the first line names the keys."""
+    """Yield the rows of a CSV or TSV file as objects; the first line names the keys."""
     csv.field_size_limit(max(csv.field_size_limit(), _LONGEST_CELL))
     header = next((line for _, line in text_lines(path)), "")
-    delimiter = "\t" if suffix == ".tsv" else max(",;\t", key=lambda d: _has_form(header, d) and header.count(d))
-    # strict: a quote that is never closed would swallow the rest of the file.
+    delimiter = (
+        "\t" if suffix == ".tsv" else max(",;\t", key=lambda d: _has_known_format(header, d) and header.count(d))
+    )
+    # Without `strict`, an unclosed quote would include the rest of the file.
     reader = csv.reader((line for _, line in text_lines(path)), delimiter=delimiter, strict=True)
     names: list[str] = []
     start = 1
@@ -242,24 +244,24 @@ def _csv_rows(path: Path, suffix: str) -> Iterator[tuple[str, Any]]:
             where, start = f"{path}:{start}", reader.line_num + 1
             if not names:
                 names = [cell.strip().lower() for cell in cells]
-                if formats.detect_form(tuple(names)) is None:
-                    raise formats.unknown_form(tuple(names), f"{where}: the header")
+                if formats.detect_format(tuple(names)) is None:
+                    raise formats.unknown_format(tuple(names), f"{where}: the header")
                 if repeated := next((n for n in names if names.count(n) > 1), None):
                     raise UserError(f"{where}: the header names {repeated!r} twice")
-            elif cells:  # a blank line has none
+            elif cells:  # a blank line has no cells
                 if len(cells) != len(names):
                     raise UserError(f"{where}: {len(cells)} cells, but the header names {len(names)}")
                 yield where, dict(zip(names, cells, strict=True))
     except csv.Error as error:
         raise UserError(
-            f"{path}:{start} is not valid {suffix[1:].upper()} ({error}): correct the row that begins there"
+            f"{path}:{start} is not valid {suffix[1:].upper()} ({error}): correct the row that begins in this line"
         ) from None
 
 
-def _has_form(header: str, delimiter: str) -> bool:
-    """Return whether the header, split at that delimiter, names the keys of a known form."""
+def _has_known_format(header: str, delimiter: str) -> bool:
+    """Return whether the header, split at the delimiter, names the keys of a known format."""
     try:
         names = next(csv.reader([header], delimiter=delimiter), [])
-    except csv.Error:  # reading the whole file raises it again, with its line
+    except csv.Error:  # raised again, with the line, when the file is read
         return False
-    return formats.detect_form(tuple(name.strip().lower() for name in names)) is not None
+    return formats.detect_format(tuple(name.strip().lower() for name in names)) is not None

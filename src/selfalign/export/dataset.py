@@ -190,10 +190,10 @@ def _rows(context: Context, stage: str, split: str) -> Iterator[tuple[str, Row]]
             continue
         seen.add(entry.id)
         if isinstance(entry, Example):
-            yield entry.id, Row("our pairs", entry.user, "", entry.assistant, system_prompt(entry.prompt))
+            yield entry.id, Row("selfalign pairs", entry.user, "", entry.assistant, system_prompt(entry.prompt))
         else:
             response = entry.response if isinstance(entry, Response) else None
-            yield entry.id, Row("our own", entry.instruction, entry.input, response, system_prompt("standard"))
+            yield entry.id, Row("selfalign", entry.instruction, entry.input, response, system_prompt("standard"))
 
 
 def _records(path: Path, stage: str) -> Iterator[Example] | Iterator[Response] | Iterator[Prompt]:

@@ -16,7 +16,7 @@ from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
-from selfalign.data.prompt_text import BOS, Control, Pieces, Turn, whole_characters
+from selfalign.data.prompt_text import BOS, Control, Pieces, Turn, replace_surrogates
 
 UNTRAINED_COSINE = 0.9
 """A token whose output row is this close to the mean row of the unused tokens was never trained."""
@@ -197,7 +197,7 @@ class Tokenizer:
             try:
                 return self._backend.encode(text, add_special_tokens=False)
             except TypeError:
-                return self._backend.encode(whole_characters(text), add_special_tokens=False)
+                return self._backend.encode(replace_surrogates(text), add_special_tokens=False)
 
     def ids(self, text: str, special: bool = False) -> list[int]:
         """Return the text's token ids.

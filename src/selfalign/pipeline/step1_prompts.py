@@ -33,7 +33,7 @@ def import_file(context: Context) -> list[Path]:
     """Import the prompts of the recipe's `prompts.file`; return the files. Only the kept prompts are in memory.
 
     Raises:
-        UserError: the file is unreadable, the form of a row is unknown, or no prompt is usable.
+        UserError: the file is unreadable, the format of a row is unknown, or no prompt is usable.
     """
     clock, data = Clock(), UserData(context.recipe.prompts)
     kept: list[Prompt] = []

@@ -12,7 +12,7 @@ import pytest
 
 from selfalign.constitution import Constitution
 from selfalign.data.records import Prompt, join_input, prompt_id, read_jsonl, write_jsonl
-from selfalign.data.text import cleaned
+from selfalign.data.text import clean_text
 from selfalign.errors import UserError
 from selfalign.evaluation.models import PROMPTED
 from selfalign.evaluation.records import ProbeAnswer
@@ -175,13 +175,13 @@ def test_changed_file_of_user_prompts_is_rejected(fake_run: Runs, tmp_path: Path
     context = fake_run(f"prompts.file={file}", f"prompts.file_sha256={sha}", "stages=[prompts]", name="sha")
     order.run_stage(context, "prompts")
     file.write_text("Name a hill.\n", "utf-8")
-    with pytest.raises(UserError, match="was changed since the run was started"):
+    with pytest.raises(UserError, match="has changed since the run was started"):
         order.run_stage(context, "prompts", again=True)
 
 
 def test_cleaning_keeps_the_users_meaning():
-    assert cleaned("a\r\n\r\n\r\n\r\nb  \n c") == "a\n\nb\n c"
-    assert cleaned("¿Qué tal?") == "¿Qué tal?"
+    assert clean_text("a\r\n\r\n\r\n\r\nb  \n c") == "a\n\nb\n c"
+    assert clean_text("¿Qué tal?") == "¿Qué tal?"
     assert reason_to_drop_user_prompt("") == "empty"
     assert reason_to_drop_user_prompt("Hi") == ""
 

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from typing import Any, Literal, Protocol
 
-from selfalign.data.prompt_text import Control, Pieces, whole_characters
+from selfalign.data.prompt_text import Control, Pieces, replace_surrogates
 
 Finish = Literal["end", "stop", "length", "cancelled"]
 
@@ -200,7 +200,7 @@ def answer(engine: Engine, request: Request) -> Completion:
         prompt = (*prompt, step.cue) if step.cue else prompt
         part = engine.generate(prompt, step, request.seed, request.adapter)
         if not part.text.isascii():
-            part = replace(part, text=whole_characters(part.text))
+            part = replace(part, text=replace_surrogates(part.text))
         parts.append(part)
         if part.finish == "length" and len(parts) < len(request.steps):
             break

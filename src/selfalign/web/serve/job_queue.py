@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TypeAlias
 
-from selfalign.data.prompt_text import whole_characters
+from selfalign.data.prompt_text import replace_surrogates
 from selfalign.errors import SelfAlignError
 from selfalign.generation.engines.base import Engine, Part, Request, RowError, TooLong
 from selfalign.web.guard import RequestError
@@ -162,7 +162,7 @@ class JobQueue:
         texts = {True: "", False: ""}
 
         def on_text(text: str, is_thought: bool) -> bool:
-            text = whole_characters(text)
+            text = replace_surrogates(text)
             stripper = strippers[is_thought]
             text = stripper.feed(text) if stripper else text
             texts[is_thought] += text
