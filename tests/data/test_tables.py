@@ -232,10 +232,10 @@ def test_hub_without_network_is_a_one_line_error(offline: Path):
 
 
 def test_resumed_run_keeps_its_commit(offline: Path):
-    kept = f"owner/name:test@{COMMIT}"
-    assert recipes.located(recipes.load("quick"), Path("owner/name:test"), kept=kept).prompts.file == kept
+    pinned = f"owner/name:test@{COMMIT}"
+    assert recipes.located(recipes.load("quick"), Path("owner/name:test"), frozen=pinned).prompts.file == pinned
     with pytest.raises(UserError, match="cannot be found"):
-        recipes.located(recipes.load("quick"), Path("owner/name"), kept=kept)
+        recipes.located(recipes.load("quick"), Path("owner/name"), frozen=pinned)
 
 
 def test_run_resumes_offline_at_its_commit(offline: Path, tmp_path: Path):
