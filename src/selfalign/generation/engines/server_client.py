@@ -18,7 +18,7 @@ from selfalign.generation.retries import Transient
 from selfalign.generation.settings import EngineSettings
 
 if TYPE_CHECKING:
-    import httpx
+    import httpx2
 
 _MAX_BODY_BYTES = 4 << 20
 _CONNECT_SECONDS = 10.0
@@ -81,7 +81,7 @@ def base_url(parts: urllib.parse.SplitResult) -> str:
 class ServerClient:
     """An HTTP client of one server. Threads may share it.
 
-    Each concurrent call uses its own `httpx.Client`: a client checks all of its connections at every call, which takes
+    Each concurrent call uses its own `httpx2.Client`: a client checks all of its connections at every call, which takes
     2.4 ms of CPU time with 64 connections, and 0.6 ms with one.
 
     Args:
@@ -99,22 +99,22 @@ class ServerClient:
         if key := _read_key(config.key_env):
             self._headers["authorization"] = f"Bearer {key}"
         self._certificates = ssl.create_default_context()
-        self._idle: queue.LifoQueue[httpx.Client] = queue.LifoQueue()
+        self._idle: queue.LifoQueue[httpx2.Client] = queue.LifoQueue()
         self._idle.put(self._new_client())
 
-    def _new_client(self) -> httpx.Client:
-        import httpx
+    def _new_client(self) -> httpx2.Client:
+        import httpx2
 
         try:
-            return httpx.Client(
+            return httpx2.Client(
                 base_url=base_url(self.address),
                 headers=self._headers,
-                timeout=httpx.Timeout(self._timeout, connect=min(_CONNECT_SECONDS, self._timeout)),
+                timeout=httpx2.Timeout(self._timeout, connect=min(_CONNECT_SECONDS, self._timeout)),
                 follow_redirects=False,  # the key must not travel to another host
                 verify=self._certificates,
                 trust_env=not _is_loopback(str(self.address.hostname)),
             )
-        except (ImportError, ValueError, httpx.InvalidURL):
+        except (ImportError, ValueError, httpx2.InvalidURL):
             # The message of the error may quote the proxy's password.
             raise UserError(
                 "the environment names a proxy that cannot be used: check HTTP_PROXY, HTTPS_PROXY and ALL_PROXY, "
@@ -129,7 +129,7 @@ class ServerClient:
             Resumable: the host name cannot be resolved.
             UserError: the server's certificate is not trusted.
         """
-        import httpx
+        import httpx2
 
         try:
             client = self._idle.get_nowait()
@@ -138,15 +138,15 @@ class ServerClient:
         try:
             with client.stream(method, path, content=data) as response:
                 return response.status_code, response.headers, self._read(response)
-        except (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError) as error:
+        except (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.ProxyError) as error:
             raise self._connection_error(error) from None
-        except httpx.TransportError as error:
+        except httpx2.TransportError as error:
             # Not str(error): it may quote what the server sent.
             raise Transient(f"no reply from {self._name} ({type(error).__name__})") from None
         finally:
             self._idle.put(client)
 
-    def _read(self, response: httpx.Response) -> bytes:
+    def _read(self, response: httpx2.Response) -> bytes:
         """Read the body up to a limit in bytes and in time: a server may send without end."""
         chunks, size, deadline = [], 0, time.monotonic() + max(self._timeout, 1.0) * 10
         for chunk in response.iter_raw():  # raw, so that no small body unpacks to a large one
@@ -156,7 +156,7 @@ class ServerClient:
                 raise Transient(f"{self._name}'s reply does not end")
         return b"".join(chunks)
 
-    def _connection_error(self, error: httpx.TransportError) -> Transient | SelfAlignError:
+    def _connection_error(self, error: httpx2.TransportError) -> Transient | SelfAlignError:
         cause: BaseException = error
         while inner := cause.__cause__ or cause.__context__:
             cause = inner
