@@ -24,7 +24,7 @@ from selfalign.planning import costs
 from selfalign.planning.prepare import check_prompts, user_prompts
 from selfalign.report import page
 from selfalign.run import marks
-from selfalign.run.context import Context
+from selfalign.run.context import ADAPTER_STAGES, Context
 from selfalign.run.directory import RunDir
 from selfalign.run.recipe import Stage
 from selfalign.system import atomic
@@ -59,6 +59,10 @@ class Step:
     outputs: Callable[[RunDir], list[Path]]
 
 
+def _adapter(run: RunDir, stage: str) -> list[Path]:
+    return [run.jsonl(f"{stage}_examples"), run.adapter(stage), run.adapter_gguf(stage)]
+
+
 STEPS: dict[Stage, Step] = {
     "prompts": Step(
         "1  Prompts: Self-Instruct and topic-guided red-teaming",
@@ -76,28 +80,18 @@ STEPS: dict[Stage, Step] = {
         "3  Principle engraving",
         step3_principle_engraving.run,
         lambda run: [run.jsonl("responses")],
-        lambda run: [run.jsonl("engrave_examples"), run.adapter("engrave"), run.adapter_gguf("engrave")],
+        lambda run: _adapter(run, "engrave"),
     ),
     "verbose_cloning": Step(
         "4  Verbose cloning",
         step4_verbose_cloning.run,
         lambda run: [run.jsonl("prompts"), run.adapter_gguf("engrave")],
-        lambda run: [
-            run.jsonl("verbose_responses"),
-            run.jsonl("verbose_cloning_examples"),
-            run.adapter("verbose_cloning"),
-            run.adapter_gguf("verbose_cloning"),
-        ],
+        lambda run: [run.jsonl("verbose_responses"), *_adapter(run, "verbose_cloning")],
     ),
     "evaluate": Step(
         "5  Evaluation on held-out prompts",
         _evaluate,
-        lambda run: [
-            run.jsonl("prompts"),
-            run.jsonl("responses"),
-            run.adapter_gguf("engrave"),
-            run.adapter_gguf("verbose_cloning"),
-        ],
+        lambda run: [run.jsonl("prompts"), run.jsonl("responses"), *map(run.adapter_gguf, ADAPTER_STAGES)],
         lambda run: [run.jsonl("answers"), run.scores],
     ),
     "report": Step(

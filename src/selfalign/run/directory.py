@@ -54,6 +54,13 @@ class RunDir:
         self.path = path
         self.recipe = recipe
         self.constitution = constitution
+        self.scores = path / "5_evaluation/scores.json"
+        self.report = path / "report/index.html"
+        self.report_json = path / "report/report.json"
+        self.plan = path / "plan.json"
+        self.manifest = path / "manifest.json"
+        self.view = path / "view.sqlite"
+        """The viewer's cache, which may be deleted."""
 
     @cached_property
     def journal(self) -> Journal:
@@ -81,31 +88,6 @@ class RunDir:
     def export(self, name: str) -> Path:
         """Return the default folder of an export."""
         return self.path / "export" / name
-
-    @property
-    def scores(self) -> Path:
-        return self.path / "5_evaluation/scores.json"
-
-    @property
-    def report(self) -> Path:
-        return self.path / "report/index.html"
-
-    @property
-    def report_json(self) -> Path:
-        return self.path / "report/report.json"
-
-    @property
-    def view(self) -> Path:
-        """The viewer's cache, which may be deleted."""
-        return self.path / "view.sqlite"
-
-    @property
-    def plan(self) -> Path:
-        return self.path / "plan.json"
-
-    @property
-    def manifest(self) -> Path:
-        return self.path / "manifest.json"
 
     # -- create and open -----------------------------------------------------------------------------------------
 
