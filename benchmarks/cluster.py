@@ -227,7 +227,7 @@ if __name__ == "__main__":
     parser.add_argument("--rows", type=int, nargs="+")
     parser.add_argument("--seconds", type=float, default=12.0)
     parser.add_argument("--workers", type=int, default=8)
-    parser.add_argument("--out", type=Path, help="paper: a folder that is kept; where it holds the run, it goes on")
+    parser.add_argument("--out", type=Path, help="paper: the folder of the run; an existing run is resumed")
     parser.add_argument("--kind", default="local", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.what == "driver":
