@@ -97,7 +97,7 @@ def deep(listening: object) -> None:
 
 SEEN = """text => new Promise(done => {
   const at = performance.now();
-  const look = () => document.getElementById('found').textContent.endsWith(text)
+  const look = () => document.getElementById('matches').textContent.endsWith(text)
     ? done(performance.now() - at) : requestAnimationFrame(look);
   look();
 })"""
@@ -122,7 +122,7 @@ def in_a_browser(url: str) -> None:
             # Since the address was asked for; the time in which Chromium makes a tab is not the viewer's.
             took = page.evaluate("() => performance.getEntriesByName('rows')[0].startTime")
             print(f"{f'browser, {attempt}: the page':<34} {took:6.0f} ms")
-            total = page.locator("#found").text_content().rpartition(" of ")[2]
+            total = page.locator("#matches").text_content().rpartition(" of ")[2]
             for name, click in {"a stage": "2 self-align", "a reason": "truncated", "a principle": "7 candor"}.items():
                 button = page.locator("#facets button", has_text=click).first
                 wanted = f"of {button.locator('.n').text_content()} rows"

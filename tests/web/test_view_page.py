@@ -108,7 +108,7 @@ def look(browser: Any, serve: Serve) -> Iterator[Open]:
         root = "/".join(url.split("/")[:3])
         page.on("request", lambda r: None if r.url.startswith(f"{root}/") else heard.append(f"request: {r.url}"))
         page.goto(url)
-        page.wait_for_function("() => document.getElementById('found').textContent")
+        page.wait_for_function("() => document.getElementById('matches').textContent")
         pages.append(page)
         return page
 
@@ -128,7 +128,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def wait_for_rows(page: Any, number: int) -> None:
     """Wait until that many rows match."""
     page.wait_for_function(
-        "n => document.getElementById('found').textContent.endsWith(`of ${n} rows`)", arg=f"{number:,}"
+        "n => document.getElementById('matches').textContent.endsWith(`of ${n} rows`)", arg=f"{number:,}"
     )
 
 
@@ -150,11 +150,11 @@ def test_filters_search_and_pages(look: Open, url: str):
         page.locator("#chosen button").first.click()
     wait_for_rows(page, 400)
     page.get_by_role("button", name="Next").click()
-    page.wait_for_function("() => document.getElementById('found').textContent.startsWith('51')")
+    page.wait_for_function("() => document.getElementById('matches').textContent.startsWith('51')")
     page.get_by_role("button", name="Last").click()
-    page.wait_for_function("() => document.getElementById('found').textContent.startsWith('351')")
+    page.wait_for_function("() => document.getElementById('matches').textContent.startsWith('351')")
     page.get_by_role("button", name="Previous").click()
-    page.wait_for_function("() => document.getElementById('found').textContent.startsWith('301')")
+    page.wait_for_function("() => document.getElementById('matches').textContent.startsWith('301')")
     page.locator("#words").fill('"answer 17"')
     wait_for_rows(page, 2)
 
@@ -165,9 +165,9 @@ def test_keyboard_navigation(look: Open, url: str):
     for _ in range(50):
         page.keyboard.press("j")
     page.keyboard.press("j")
-    page.wait_for_function("() => document.getElementById('found').textContent.startsWith('51')")
+    page.wait_for_function("() => document.getElementById('matches').textContent.startsWith('51')")
     page.keyboard.press("k")
-    page.wait_for_function("() => document.getElementById('found').textContent.startsWith('1 ')")
+    page.wait_for_function("() => document.getElementById('matches').textContent.startsWith('1 ')")
     page.wait_for_function("() => document.querySelector('#list li:last-child [aria-current]')")
     last = page.locator("[aria-current]").get_attribute("data-row")
     page.wait_for_function("row => document.getElementById('row').dataset.row === row", arg=last)
@@ -221,9 +221,9 @@ def test_hostile_texts_are_shown_and_never_run(look: Open, serve: Serve, tmp_pat
         seen |= {t.split(" · ", 1)[-1] for t in page.locator("#list .tag").all_text_contents()}
         if page.get_by_role("button", name="Next").is_disabled():
             break
-        before = page.locator("#found").text_content()
+        before = page.locator("#matches").text_content()
         page.get_by_role("button", name="Next").click()
-        page.wait_for_function("t => document.getElementById('found').textContent !== t", arg=before)
+        page.wait_for_function("t => document.getElementById('matches').textContent !== t", arg=before)
     short = [t if len(t) <= 320 else t[:320] + "…" for t in texts]
     assert [t for t in short if t not in seen] == []
     assert sum(any(s.endswith(t) for s in seen) for t in texts) >= 250  # whole reasons
@@ -311,14 +311,14 @@ def test_sign_in_with_token(browser: Any, tmp_path: Path):
 
 def test_working_run_is_shown_live(look: Open, serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     run = viewer_runs.make(tmp_path / "run", 20)
-    monkeypatch.setattr("selfalign.web.view.progress.held", lambda path: True)
+    monkeypatch.setattr("selfalign.web.view.progress.is_locked", lambda path: True)
     journal = Journal(run.path / "journal.sqlite")
     journal.ledger("verbose_responses", 10)
     journal.record("verbose_responses", [("0" * 16, 0, "kept", "", "first question\nfirst answer")])
     address = serve(run)
     page = look(f"{address}?stage=verbose_responses")
-    found_one = "() => document.getElementById('found').textContent.endsWith('of 1 row')"
-    page.wait_for_function(found_one)
+    one_match = "() => document.getElementById('matches').textContent.endsWith('of 1 row')"
+    page.wait_for_function(one_match)
     page.wait_for_function("() => document.getElementById('state').textContent.includes('running')")
     journal.record("verbose_responses", [(f"{n:016x}", n, "kept", "", f"{n} question\nanswer") for n in range(1, 6)])
     wait_for_rows(page, 6)
@@ -359,7 +359,7 @@ def test_300000_rows_are_filtered_and_paged_in_the_browser(look: Open, serve: Se
     page.locator("#facets button", has_text="truncated").click()
     wait_for_rows(page, 3750)
     page.get_by_role("button", name="Last").click()
-    page.wait_for_function("() => document.getElementById('found').textContent.startsWith('3,701')")
+    page.wait_for_function("() => document.getElementById('matches').textContent.startsWith('3,701')")
     page.go_back()
     wait_for_rows(page, 15_000)
     page.goto(address)

@@ -1,6 +1,6 @@
 // The chat page. Text from models and users becomes text nodes only; no string is parsed as HTML.
 
-const at = id => document.getElementById(id);
+const byId = id => document.getElementById(id);
 const make = (tag, name = "", text = "") => {
   const element = document.createElement(tag);
   if (name) element.className = name;
@@ -10,13 +10,13 @@ const make = (tag, name = "", text = "") => {
 
 let about;
 let turns = []; // {message, responses: Map(model -> {text, failed})}
-let running = null; // the AbortController of the responses that are being received
+let running = null; // the AbortController of the running requests
 let recalled = "";
 
-const chosen = () => [...at("models").children].filter(b => b.ariaPressed === "true").map(b => b.dataset.model);
+const chosen = () => [...byId("models").children].filter(b => b.ariaPressed === "true").map(b => b.dataset.model);
 const OWN = "own";
 
-// -- models and prompt ---------------------------------------------------------------------------------------------------
+// -- models and prompts --------------------------------------------------------------------------------------------------
 
 function toggle(button) {
   const on = button.ariaPressed === "true";
@@ -26,26 +26,26 @@ function toggle(button) {
 }
 
 function describe() {
-  const style = at("style").value;
-  at("own").hidden = style !== OWN;
-  at("prompt").hidden = style === OWN;
-  at("prompt").textContent = about.styles[style] ?? "";
-  if (style === "two-shot") at("prompt").append(` (plus ${about.two_shot.length} example turns)`);
-  at("chosen").textContent = `${chosen().join(", ")} · ${[...new Set(chosen().map(promptOf))].join(" and ")} prompt`;
+  const style = byId("style").value;
+  byId("own").hidden = style !== OWN;
+  byId("prompt").hidden = style === OWN;
+  byId("prompt").textContent = about.styles[style] ?? "";
+  if (style === "two-shot") byId("prompt").append(` (plus ${about.two_shot.length} example turns)`);
+  byId("chosen").textContent = `${chosen().join(", ")} · ${[...new Set(chosen().map(promptOf))].join(" and ")} prompt`;
 }
 
 const PROMPTED = "prompted-base";
 function promptOf(model) {
   if (model === PROMPTED) return "constitution";
-  if (at("style").value !== OWN) return at("style").value;
-  return at("own").value.trim() ? "custom" : about.style;
+  if (byId("style").value !== OWN) return byId("style").value;
+  return byId("own").value.trim() ? "custom" : about.style;
 }
 
 function request(model, message) {
   const body = { model, stream: true, stream_options: { include_usage: true }, messages: [] };
   if (model !== PROMPTED) {
-    const own = at("own").value.trim();
-    if (at("style").value !== OWN) body.style = at("style").value;
+    const own = byId("own").value.trim();
+    if (byId("style").value !== OWN) body.style = byId("style").value;
     else if (own) body.messages.push({ role: "system", content: own });
     for (const turn of turns) {
       const answer = turn.responses.get(model);
@@ -55,7 +55,7 @@ function request(model, message) {
   }
   body.messages.push({ role: "user", content: message });
   for (const name of ["temperature", "top_p", "max_tokens", "seed"]) {
-    if (at(name).value !== "") body[name] = Number(at(name).value);
+    if (byId(name).value !== "") body[name] = Number(byId(name).value);
   }
   return body;
 }
@@ -85,7 +85,7 @@ async function failure(response) {
   return wait ? `The server is busy: ${message}. Try again in ${wait} s.` : `${message[0].toUpperCase()}${message.slice(1)}.`;
 }
 
-async function respond(model, body, place, turn, signal) {
+async function respond(model, body, panel, turn, signal) {
   const began = performance.now();
   const result = { text: "", failed: false };
   turn.responses.set(model, result);
@@ -104,26 +104,26 @@ async function respond(model, body, place, turn, signal) {
       finish = choice.finish_reason ?? finish;
       const { content, reasoning_content: thought } = choice.delta;
       if ((content || thought) && !first) first = performance.now();
-      if (thought) place.thoughts.appendData(thought);
-      if (thought) place.thinking.hidden = false;
-      if (content) place.text.appendData(content);
+      if (thought) panel.thoughts.appendData(thought);
+      if (thought) panel.thinking.hidden = false;
+      if (content) panel.text.appendData(content);
       result.text += content ?? "";
       if (content || thought) follow();
     }
-    if (!finish) throw new Error("The connection ended before the response.");
+    if (!finish) throw new Error("The connection closed before the response was complete.");
   } catch (error) {
     if (error.name === "AbortError") finish = "stopped";
     else {
       result.failed = true;
       const reason = error instanceof TypeError ? "The server does not respond." : error.message;
-      place.column.append(make("p", "error pre", reason));
+      panel.column.append(make("p", "error pre", reason));
     }
   }
-  place.column.ariaBusy = "false";
-  if (!result.failed) describeResponse(place, result, { body, finish, usage, note, first, began, ended: performance.now() });
+  panel.column.ariaBusy = "false";
+  if (!result.failed) describeResponse(panel, result, { body, finish, usage, note, first, began, ended: performance.now() });
 }
 
-function describeResponse(place, result, { body, finish, usage, note, first, began, ended }) {
+function describeResponse(panel, result, { body, finish, usage, note, first, began, ended }) {
   const facts = [];
   const tokens = usage?.completion_tokens;
   if (tokens) facts.push(`${tokens} token${tokens === 1 ? "" : "s"}`);
@@ -138,28 +138,28 @@ function describeResponse(place, result, { body, finish, usage, note, first, beg
   if (result.text) {
     const copy = make("button", "quiet", "copy");
     copy.type = "button";
-    copy.hidden = !navigator.clipboard; // missing beyond loopback without TLS
+    copy.hidden = !navigator.clipboard; // browsers offer it only on loopback or with TLS
     copy.onclick = async () => {
       await navigator.clipboard.writeText(result.text);
       copy.textContent = "copied";
       setTimeout(() => { copy.textContent = "copy"; }, 1200);
     };
     tools.append(copy);
-  } else if (finish !== "stopped") place.column.append(make("p", "error", "Empty response: the model stopped at once."));
-  if (result.text || finish !== "stopped") tools.append(...marks(place, body, result.text));
+  } else if (finish !== "stopped") panel.column.append(make("p", "error", "Empty response: the model stopped immediately."));
+  if (result.text || finish !== "stopped") tools.append(...marks(panel, body, result.text));
   meta.append(tools);
-  place.column.insertBefore(meta, place.column.querySelector("form"));
+  panel.column.insertBefore(meta, panel.column.querySelector("form"));
 }
 
 // -- marks: good or bad, with a note ----------------------------------------------------------------------------------
 
 const NOTE_HINTS = { good: "What is good about it?", bad: "What should be different?" };
 
-function marks(place, body, answer) {
-  const prompt = place.prompt === "custom" ? OWN : place.prompt;
+function marks(panel, body, answer) {
+  const prompt = panel.prompt === "custom" ? OWN : panel.prompt;
   const system = body.messages[0].role === "system" ? body.messages[0].content : "";
   const entry = {
-    model: body.model, prompt, answer, thoughts: place.thoughts.data, ...(system && { system }),
+    model: body.model, prompt, answer, thoughts: panel.thoughts.data, ...(system && { system }),
     turns: body.messages.filter(message => message.role !== "system"), settings: {},
   };
   for (const [name, key] of [["temperature"], ["top_p"], ["max_tokens", "max_new_tokens"], ["seed"]]) {
@@ -210,9 +210,9 @@ function marks(place, body, answer) {
   note.onkeydown = event => {
     if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
     event.preventDefault();
-    at("message").focus(); // leaving the field saves the note
+    byId("message").focus(); // leaving the field saves the note
   };
-  place.column.append(form);
+  panel.column.append(form);
   return buttons;
 }
 
@@ -236,30 +236,30 @@ function column(model) {
 }
 
 async function send() {
-  const message = at("message").value.trim();
+  const message = byId("message").value.trim();
   const invalid = [...document.querySelectorAll(".fields input")].find(input => !input.checkValidity());
   if (!message || running || !about) return;
   if (invalid) {
-    at("rail").open = at("sampling").open = true;
+    byId("rail").open = byId("sampling").open = true;
     invalid.reportValidity();
     return;
   }
   const models = chosen();
-  const place = make("section", "turn"), answers = make("div", "answers");
-  place.append(make("p", "message pre", message), answers);
+  const section = make("section", "turn"), answers = make("div", "answers");
+  section.append(make("p", "message pre", message), answers);
   answers.style.setProperty("--answers", models.length);
   const turn = { message, responses: new Map() };
   const bodies = models.map(model => request(model, message));
   turns.push(turn);
   recalled = message;
-  at("message").value = "";
-  at("empty").hidden = true;
-  at("dialogue").append(place);
+  byId("message").value = "";
+  byId("empty").hidden = true;
+  byId("dialogue").append(section);
   running = new AbortController();
   setBusy(true);
   const columns = models.map(column);
   answers.append(...columns.map(c => c.column));
-  place.scrollIntoView({ block: "start" });
+  section.scrollIntoView({ block: "start" });
   const { signal } = running;
   await Promise.all(models.map((model, i) => respond(model, bodies[i], columns[i], turn, signal)));
   running = null;
@@ -268,20 +268,20 @@ async function send() {
 }
 
 function setBusy(isBusy) {
-  at("send").textContent = isBusy ? "Stop" : "Send";
-  at("state").textContent = isBusy ? "generating; Esc stops" : "";
+  byId("send").textContent = isBusy ? "Stop" : "Send";
+  byId("state").textContent = isBusy ? "generating; Esc stops" : "";
 }
 
 function stop() {
   running?.abort();
 }
 
-function begin() {
+function startDialogue() {
   stop();
   turns = [];
-  at("dialogue").replaceChildren();
-  at("empty").hidden = false;
-  at("message").focus();
+  byId("dialogue").replaceChildren();
+  byId("empty").hidden = false;
+  byId("message").focus();
 }
 
 let pinned = true;
@@ -294,40 +294,40 @@ function follow() {
 
 // -- keys -------------------------------------------------------------------------------------------------------------
 
-at("ask").addEventListener("submit", event => {
+byId("ask").addEventListener("submit", event => {
   event.preventDefault();
   if (running) stop();
   else send();
 });
-at("message").addEventListener("keydown", event => {
+byId("message").addEventListener("keydown", event => {
   if (event.isComposing) return;
   if (event.key === "Enter" && !event.shiftKey) {
     event.preventDefault();
     send();
-  } else if (event.key === "ArrowUp" && !at("message").value && recalled) {
+  } else if (event.key === "ArrowUp" && !byId("message").value && recalled) {
     event.preventDefault();
-    at("message").value = recalled;
+    byId("message").value = recalled;
   }
 });
 document.addEventListener("keydown", event => {
   if (event.key === "Escape") stop();
   const typing = event.target.closest("input, textarea, select");
   if (event.altKey && !event.ctrlKey && !event.metaKey) {
-    const button = at("models").children[Number(event.code.replace("Digit", "")) - 1];
+    const button = byId("models").children[Number(event.code.replace("Digit", "")) - 1];
     if (event.code.startsWith("Digit") && button) {
       event.preventDefault();
       toggle(button);
     } else if (event.code === "KeyN") {
       event.preventDefault();
-      begin();
+      startDialogue();
     }
   } else if (!typing && event.key.length === 1 && event.key !== " " && !event.ctrlKey && !event.metaKey) {
-    at("message").focus(); // so that the key is typed there
+    byId("message").focus(); // the key is then typed there
   }
 });
-at("new").addEventListener("click", begin);
-at("style").addEventListener("change", describe);
-at("own").addEventListener("input", describe);
+byId("new").addEventListener("click", startDialogue);
+byId("style").addEventListener("change", describe);
+byId("own").addEventListener("input", describe);
 
 // -- the run ----------------------------------------------------------------------------------------------------------
 
@@ -336,10 +336,10 @@ async function open() {
   if (!response.ok) throw new Error(await failure(response));
   about = await response.json();
   document.title = `${about.assistant} · ${about.run}`;
-  at("run").textContent = about.run;
-  at("assistant").textContent = about.assistant;
-  at("title").textContent = `Talk to ${about.assistant}`;
-  at("lead").textContent = "Chat with one model, or with several side by side. " + (about.fake
+  byId("run").textContent = about.run;
+  byId("assistant").textContent = about.assistant;
+  byId("title").textContent = `Talk to ${about.assistant}`;
+  byId("lead").textContent = "Chat with one model, or with several side by side. " + (about.fake
     ? "The fake engine has no model: it generates random words."
     : `They share the base model ${about.base}. They were trained on single turns, so later turns may be weaker.`);
   about.models.forEach(({ id, about: words }, number) => {
@@ -349,22 +349,22 @@ async function open() {
     button.ariaPressed = String(id === about.default);
     button.append(make("b", "", id), make("kbd", "", `Alt ${number + 1}`), make("i", "", words));
     button.onclick = () => toggle(button);
-    at("models").append(button);
+    byId("models").append(button);
   });
-  at("last-key").textContent = about.models.length;
+  byId("last-key").textContent = about.models.length;
   for (const style of [...Object.keys(about.styles), OWN]) {
     const option = make("option", "", style === OWN ? "custom" : style);
     option.value = style;
-    at("style").append(option);
+    byId("style").append(option);
   }
-  at("style").value = about.style;
-  for (const [name, value] of Object.entries(about.defaults)) at(name).value = value;
-  at("max_tokens").max = about.limits.max_tokens;
+  byId("style").value = about.style;
+  for (const [name, value] of Object.entries(about.defaults)) byId(name).value = value;
+  byId("max_tokens").max = about.limits.max_tokens;
   const wide = matchMedia("(min-width: 62.01rem)");
-  const unfold = () => { at("rail").open = wide.matches; };
+  const unfold = () => { byId("rail").open = wide.matches; };
   wide.addEventListener("change", unfold);
   unfold();
   describe();
 }
 
-open().catch(error => { at("state").textContent = error.message; });
+open().catch(error => { byId("state").textContent = error.message; });

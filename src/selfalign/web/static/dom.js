@@ -1,4 +1,4 @@
-// Elements and requests. Only this module turns a run's texts into nodes, as text nodes.
+// Elements and requests. Texts of a run become text nodes only, and only in this module.
 
 export function h(name, attributes = {}, ...children) {
   const element = document.createElement(name);

@@ -1,20 +1,20 @@
-// The list of rows: filters, pages, keys. The address holds the current view, so that it can be saved and shared.
+// The list of rows: filters, pages, keys. The address contains the current view, so that it can be saved and shared.
 
 import { SOURCES, ask, h, number, plural } from "/static/dom.js";
 import { open, press } from "/static/row.js";
-import { begin as compare } from "/static/compare.js";
-import { begin } from "/static/watch.js";
+import { start as startComparison } from "/static/compare.js";
+import { start as startProgress } from "/static/watch.js";
 
 const SIZE = 50;
 const FACETS = [
   ["stage", "Stage"], ["state", "Outcome"], ["reason", "Reason"], ["mark", "Mark"], ["principle", "Cited principle"],
   ["type", "Question type"], ["source", "Source"], ["split", "Split"], ["model", "Model"],
 ];
-const FOLDED = 8; // values of a filter that are shown at first
+const MAX_VALUES = 8; // values of a filter that are shown before it is unfolded
 const SPLITS = { train: "trained on", heldout: "held out" };
 const MARKS = { drop: "excluded", edit: "edited" };
 
-const by = (id) => document.getElementById(id);
+const byId = (id) => document.getElementById(id);
 export let about = {};
 let rows = [];
 let first = 0; // the rank of the page's first row
@@ -26,7 +26,7 @@ const unfolded = new Set();
 const ready = ask("run").then((value) => { about = value; });
 
 export const title = (stage) => about.titles[stage] ?? stage;
-// Stages in the order of the pipeline, then other measurements (probes, benchmarks).
+// Compare two stages: pipeline order, then other measurements (probes, benchmarks) by name.
 export const inOrder = (a, b) => {
   const order = Object.keys(about.titles);
   const place = (stage) => (stage in about.titles ? order.indexOf(stage) : order.length);
@@ -47,7 +47,7 @@ function readAddress() {
   const query = new URLSearchParams(location.search);
   filter = {};
   for (const name of [...FACETS.map(([n]) => n), "words"]) if (query.has(name)) filter[name] = query.get(name);
-  by("words").value = filter.words ?? "";
+  byId("words").value = filter.words ?? "";
   const [stage, ...id] = (query.get("row") ?? "").split(".");
   chosen = stage ? { stage, id: id.join(".") } : null;
   return query.get("tab") ?? "rows";
@@ -73,7 +73,7 @@ async function load(where = {}, rank = 0) {
     const page = await ask("rows", { ...filter, ...where, limit: SIZE }, signal);
     await ready;
     rows = page.rows;
-    by("list").replaceChildren(...rows.map(item));
+    byId("list").replaceChildren(...rows.map(item));
     performance.mark("rows");
     markChosen();
     const counts = await counting;
@@ -83,7 +83,7 @@ async function load(where = {}, rank = 0) {
     showFacets(counts.by);
     return true;
   } catch (error) {
-    if (error.name !== "AbortError") by("found").replaceChildren(String(error.message));
+    if (error.name !== "AbortError") byId("matches").replaceChildren(String(error.message));
     return false;
   }
 }
@@ -92,17 +92,17 @@ function go(where) {
   const at = (row) => `${row.place}.${row.n}`;
   if (where === "first") return load();
   if (where === "last") return load({ back: 1 }, -1);
-  if (where === "on" && first + rows.length < total) return load({ at: at(rows.at(-1)) }, first + rows.length);
+  if (where === "next" && first + rows.length < total) return load({ at: at(rows.at(-1)) }, first + rows.length);
   if (where === "back" && first > 0) return load({ at: at(rows[0]), back: 1 }, Math.max(0, first - SIZE));
   return Promise.resolve(false);
 }
 
 function showPlace() {
-  by("found").replaceChildren(total ? `${number(first + 1)} – ${number(first + rows.length)} of ${plural(total, "row")}` : "No rows match.");
-  for (const button of by("pages").children) {
+  byId("matches").replaceChildren(total ? `${number(first + 1)} – ${number(first + rows.length)} of ${plural(total, "row")}` : "No rows match.");
+  for (const button of byId("pages").children) {
     button.disabled = ["first", "back"].includes(button.dataset.go) ? first === 0 : first + rows.length >= total;
   }
-  by("pages").hidden = total <= rows.length;
+  byId("pages").hidden = total <= rows.length;
 }
 
 function item(row) {
@@ -115,7 +115,7 @@ function item(row) {
 }
 
 function markChosen() {
-  for (const button of by("list").querySelectorAll("button")) {
+  for (const button of byId("list").querySelectorAll("button")) {
     const isChosen = chosen && button.dataset.row === `${chosen.stage}.${chosen.id}`;
     if (isChosen) button.setAttribute("aria-current", "true");
     else button.removeAttribute("aria-current");
@@ -130,12 +130,12 @@ export async function choose(row, push = false) {
   await open(chosen);
 }
 
-let walking = Promise.resolve(); // handles one key at a time
+let walking = Promise.resolve(); // handles keys one after another
 
 async function step(delta) {
   let at = rows.findIndex((row) => chosen && row.stage === chosen.stage && row.id === chosen.id) + delta;
   if (!chosen) at = delta > 0 ? 0 : -1;
-  if (at >= rows.length) { if (!(await go("on"))) return; at = 0; }
+  if (at >= rows.length) { if (!(await go("next"))) return; at = 0; }
   if (at < 0) { if (!(await go("back"))) return; at = rows.length - 1; }
   if (!rows[at]) return;
   document.querySelector(`#list li:nth-child(${at + 1}) button`)?.scrollIntoView({ block: "nearest" });
@@ -144,7 +144,7 @@ async function step(delta) {
 
 // -- filters --------------------------------------------------------------------------------------------------------
 
-export function narrow(name, value) {
+export function setFilter(name, value) {
   if (value === undefined || filter[name] === String(value)) delete filter[name];
   else filter[name] = String(value);
   writeAddress(true);
@@ -152,33 +152,33 @@ export function narrow(name, value) {
 }
 
 function showFacets(counts) {
-  by("facets").replaceChildren(...FACETS.map(([name, text]) => {
+  byId("facets").replaceChildren(...FACETS.map(([name, text]) => {
     let values = (counts[name] ?? []).filter(([value]) => value !== "");
     if (name === "stage") values.sort(([a], [b]) => inOrder(a, b));
     if (name === "principle") values.sort(([a], [b]) => a - b);
     if (values.length < 2 && !(name in filter) && !["reason", "mark"].includes(name)) return null;
     if (!values.length && !(name in filter)) return null;
-    const more = values.length - FOLDED;
-    if (more > 1 && !unfolded.has(name) && !["stage", "state"].includes(name)) {
-      values = values.filter(([value], at) => at < FOLDED || filter[name] === String(value));
+    const hiddenValues = values.length - MAX_VALUES;
+    if (hiddenValues > 1 && !unfolded.has(name) && !["stage", "state"].includes(name)) {
+      values = values.filter(([value], at) => at < MAX_VALUES || filter[name] === String(value));
     }
     return h("div", { class: "facet" }, h("h2", {}, text), h("ul", {}, values.map(([value, count]) => h("li", {},
-      h("button", { "aria-pressed": String(filter[name] === String(value)), onclick: () => narrow(name, value) },
+      h("button", { "aria-pressed": String(filter[name] === String(value)), onclick: () => setFilter(name, value) },
         h("span", {}, label(name, value)), h("span", { class: "n" }, number(count)))))),
-    more > 1 && !["stage", "state"].includes(name) && h("button", { class: "quiet", onclick: () => {
+    hiddenValues > 1 && !["stage", "state"].includes(name) && h("button", { class: "quiet", onclick: () => {
       if (!unfolded.delete(name)) unfolded.add(name);
       showFacets(counts);
-    } }, unfolded.has(name) ? "fewer" : `${more} more`));
+    } }, unfolded.has(name) ? "fewer" : `${hiddenValues} more`));
   }).filter(Boolean));
-  by("chosen").replaceChildren(...FACETS.filter(([name]) => name in filter).map(([name, text]) =>
-    h("button", { title: `Remove the filter: ${text}`, onclick: () => narrow(name) }, label(name, filter[name]), " ×")));
+  byId("chosen").replaceChildren(...FACETS.filter(([name]) => name in filter).map(([name, text]) =>
+    h("button", { title: `Remove the filter: ${text}`, onclick: () => setFilter(name) }, label(name, filter[name]), " ×")));
 }
 
 // -- tabs, keys, start ------------------------------------------------------------------------------------------------
 
 export function show(tab, push = true) {
-  for (const button of by("tabs").children) button.setAttribute("aria-pressed", String(button.dataset.tab === tab));
-  for (const name of ["rows", "watch", "compare"]) by(name).hidden = name !== tab;
+  for (const button of byId("tabs").children) button.setAttribute("aria-pressed", String(button.dataset.tab === tab));
+  for (const name of ["rows", "watch", "compare"]) byId(name).hidden = name !== tab;
   if (push) writeAddress(true);
 }
 
@@ -190,8 +190,8 @@ function keys(event) {
     if (typing) return event.target.blur();
     return chosen ? choose(null) : undefined;
   }
-  if (typing || by("rows").hidden) return;
-  if (event.key === "/") { event.preventDefault(); by("words").focus(); by("words").select(); }
+  if (typing || byId("rows").hidden) return;
+  if (event.key === "/") { event.preventDefault(); byId("words").focus(); byId("words").select(); }
   else if (event.key === "j") walking = walking.then(() => step(1));
   else if (event.key === "k") walking = walking.then(() => step(-1));
   else if (chosen && press(event.key)) event.preventDefault();
@@ -199,12 +199,12 @@ function keys(event) {
 
 function fold() {
   const isOpen = document.body.classList.toggle("filters");
-  by("filter").setAttribute("aria-expanded", String(isOpen));
-  by("filter").replaceChildren(isOpen ? "Show rows" : "Filter");
+  byId("filter").setAttribute("aria-expanded", String(isOpen));
+  byId("filter").replaceChildren(isOpen ? "Show rows" : "Filter");
 }
 
-// Reload after rows have changed; a later page stays as it is.
-export async function again() {
+// Reload after rows have changed. Only the first page gets new rows; others just update their counts.
+export async function reloadRows() {
   if (first > 0) {
     const counts = await ask("counts", filter);
     total = counts.total;
@@ -219,28 +219,28 @@ async function start() {
   const first = load();
   await ready;
   document.title = `${about.name} · selfalign view`;
-  by("name").replaceChildren(about.name);
+  byId("name").replaceChildren(about.name);
   await Promise.all([first, open(chosen)]);
-  await Promise.all([begin(), compare()]);
+  await Promise.all([startProgress(), startComparison()]);
 }
 
 let waiting;
-by("words").addEventListener("input", () => {
+byId("words").addEventListener("input", () => {
   clearTimeout(waiting);
   waiting = setTimeout(() => {
-    const words = by("words").value;
+    const words = byId("words").value;
     if (words.trim()) filter.words = words;
     else delete filter.words;
     writeAddress();
     load();
   }, 180);
 });
-by("search").addEventListener("submit", (event) => { event.preventDefault(); by("words").blur(); });
-by("filter").addEventListener("click", fold);
-by("pages").addEventListener("click", async (event) => {
-  if (event.target.dataset.go && (await go(event.target.dataset.go))) by("found").scrollIntoView({ block: "nearest" });
+byId("search").addEventListener("submit", (event) => { event.preventDefault(); byId("words").blur(); });
+byId("filter").addEventListener("click", fold);
+byId("pages").addEventListener("click", async (event) => {
+  if (event.target.dataset.go && (await go(event.target.dataset.go))) byId("matches").scrollIntoView({ block: "nearest" });
 });
-by("tabs").addEventListener("click", (event) => event.target.dataset.tab && show(event.target.dataset.tab));
+byId("tabs").addEventListener("click", (event) => event.target.dataset.tab && show(event.target.dataset.tab));
 document.addEventListener("keydown", keys);
 addEventListener("popstate", () => {
   show(readAddress(), false);

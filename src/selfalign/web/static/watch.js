@@ -1,12 +1,12 @@
-// The run's progress, polled every two seconds while the page is visible and the run is working.
+// The run's progress, polled every two seconds while the page is visible and the run is active.
 
 import { ask, h, number, plural, time } from "/static/dom.js";
-import { again, narrow, show } from "/static/view.js";
+import { reloadRows, setFilter, show } from "/static/view.js";
 
-const by = (id) => document.getElementById(id);
+const byId = (id) => document.getElementById(id);
 let generation = null;
 
-export async function begin() {
+export async function start() {
   await poll();
 }
 
@@ -18,12 +18,12 @@ async function poll() {
       if (now.state === "running") wait = 2000;
       if (now.reading.busy) wait = 700;
       state(now);
-      by("watch").replaceChildren(...page(now));
+      byId("watch").replaceChildren(...page(now));
       const changed = generation !== null && generation !== now.generation;
       generation = now.generation;
-      if (changed) await again();
+      if (changed) await reloadRows();
     } catch (error) {
-      by("state").replaceChildren(error instanceof TypeError ? "the viewer has stopped" : error.message);
+      byId("state").replaceChildren(error instanceof TypeError ? "the viewer has stopped" : error.message);
     }
   }
   clearTimeout(next);
@@ -45,7 +45,7 @@ function state(now) {
   if (stage) words.push(`${stage.title}, ${count(stage)}`);
   if (now.error) words.push(now.error);
   if (now.reading.busy && now.reading.total > 2000) words.push(`reading ${number(now.reading.done)} of ${number(now.reading.total)}`);
-  by("state").replaceChildren(...(stage && goal(stage) ? [bar(share(stage))] : []), words.join(" · "));
+  byId("state").replaceChildren(...(stage && goal(stage) ? [bar(share(stage))] : []), words.join(" · "));
 }
 
 const goal = (stage) => (stage.finished ? stage.rows_in : stage.goal ?? stage.rows_in);
@@ -76,7 +76,7 @@ function ledger(stage, now) {
   const active = stage === current(now);
   const lost = [...Object.entries(stage.dropped).map(([reason, n]) => ["dropped", reason, n]), ...Object.entries(stage.failed).map(([reason, n]) => ["failed", reason, n])];
   const facts = [];
-  if (active) facts.push(goal(stage) ? `${count(stage)} so far` : "adds its rows when it ends");
+  if (active) facts.push(goal(stage) ? `${count(stage)} so far` : "adds its rows at the end");
   if (active && stage.open) facts.push(`${plural(stage.open, "request")} running or waiting`);
   if (active && left(stage)) facts.push(`about ${time(left(stage))} left`);
   if (!active && stage.answered) facts.push(plural(stage.answered, "request"));
@@ -99,8 +99,8 @@ function left(stage) {
 
 async function pick(filter) {
   show("rows");
-  for (const name of ["state", "reason", "principle", "type", "source", "split", "model", "mark"]) if (!(name in filter)) await narrow(name, undefined);
+  for (const name of ["state", "reason", "principle", "type", "source", "split", "model", "mark"]) if (!(name in filter)) await setFilter(name, undefined);
   for (const [name, value] of Object.entries(filter)) {
-    if (new URLSearchParams(location.search).get(name) !== value) await narrow(name, value);
+    if (new URLSearchParams(location.search).get(name) !== value) await setFilter(name, value);
   }
 }
