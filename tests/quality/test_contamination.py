@@ -57,8 +57,8 @@ def test_ngram_of_an_item_inside_a_text_matches(benchmarks: Benchmarks, item: st
     assert hit is not None
     assert hit.evidence.startswith("8 words in a row: ")
     assert hit.reason == "overlaps with mine.jsonl"
-    assert hit.beside("text " * 200).startswith("text " * 200)
-    assert item in hit.beside("text")
+    assert hit.ledger_text("text " * 200).startswith("text " * 200)
+    assert item in hit.ledger_text("text")
 
 
 @pytest.mark.parametrize("item", ITEMS[:3])

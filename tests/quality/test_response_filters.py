@@ -88,7 +88,7 @@ def test_good_response_is_kept_and_stripped():
     assert filter_response(f"\n {GOOD}\n", False, "Why does it rain?", LEAKS, ANSWERS) == Verdict(GOOD)
 
 
-def test_a_short_complete_answer_is_kept():
+def test_short_complete_response_is_kept():
     assert not keep("Paris.")
     assert not keep("42")
 
@@ -99,7 +99,7 @@ def test_an_empty_answer_is_dropped(text: str, rules: str):
     assert keep(text, rules=rules) == "empty"
 
 
-def test_a_truncated_answer_is_dropped():
+def test_truncated_response_is_dropped():
     assert filter_response(GOOD, True, "Why?", LEAKS, ANSWERS).reason == "truncated"
 
 
@@ -135,7 +135,7 @@ def test_name_inside_a_line_is_kept(text: str):
         "Rain falls, see 3 (helpful) and 7 (candor).",
     ],
 )
-def test_thoughts_in_the_answer_are_dropped(text: str):
+def test_thoughts_in_the_response_are_dropped(text: str):
     assert keep(text) == "thoughts leaked"
 
 
@@ -167,7 +167,7 @@ def test_leaked_words_of_the_user_are_kept():
     assert not keep("Dear neighbour, thank you for your kind help. My garden has never looked so fine.", messages)
 
 
-def test_a_whole_short_sentence_of_an_exemplar_is_dropped():
+def test_short_sentence_of_an_exemplar_is_dropped():
     assert keep("Gardens need care. Roses grow in May. Then comes June.") == "exemplar leaked"
     assert keep("I never make anything up.") == "exemplar leaked"
     assert not keep("Gardens need care, and roses grow in May if it is warm.")
@@ -189,7 +189,7 @@ def test_verbose_leaks_come_from_the_verbose_prompt_only():
     assert VERBOSE.name == "Alma"
 
 
-def test_an_answer_that_repeats_the_prompt_is_dropped():
+def test_response_that_repeats_the_prompt_is_dropped():
     message = "Name three warm colours of the autumn forest near us"
     assert keep(f"{message}.", message) == "echoes the prompt"
     assert not keep("Name three warm colours of the winter coast there, please, now.", message)
@@ -198,7 +198,7 @@ def test_an_answer_that_repeats_the_prompt_is_dropped():
 
 
 @pytest.mark.parametrize("text", ["...", "?!?!", "🙂🙂", "- - -"])
-def test_an_answer_without_words_is_dropped(text: str):
+def test_response_without_words_is_dropped(text: str):
     assert keep(text) == "no words"
 
 
@@ -240,7 +240,7 @@ def test_code_may_repeat_itself():
     assert loops(f"{code}\n" + "I like tea. " * 3)
 
 
-def test_ngrams_are_all_runs_of_neighbours():
+def test_ngrams_are_all_consecutive_items():
     assert list(ngrams(["a", "b", "c"], 2)) == [("a", "b"), ("b", "c")]
     assert list(ngrams(["a"], 2)) == []
 
@@ -286,7 +286,7 @@ def test_paper_cuts_at_repeated_clause():
     assert verdict == Verdict(f"{LONG} It is")
 
 
-def test_paper_other_reasons():
+def test_paper_drops_for_its_other_reasons():
     assert keep(f"I'm sorry, {LONG}", rules="paper") == "begins with sorry"
     assert keep(f"I am sorry, {LONG}", rules="paper") == "begins with sorry"
     assert not keep(f"Sorry, {LONG}", rules="paper")
@@ -301,13 +301,13 @@ def verbose(text: str, truncated: bool = False, message: str = "Why does it rain
     return filter_response(text, truncated, message, VERBOSE, RULES[rules].verbose).reason
 
 
-def test_verbose_good_response_is_kept():
+def test_good_verbose_response_is_kept():
     assert filter_response(f" {GOOD}\n", False, "Why does it rain?", VERBOSE, RULES["default"].verbose) == Verdict(GOOD)
 
 
 @pytest.mark.parametrize("tail", ["See also", "== References ==", "## External links", "Further reading:"])
 @pytest.mark.parametrize("rules", ["default", "paper"])
-def test_verbose_an_encyclopaedia_tail_is_dropped(tail: str, rules: str):
+def test_verbose_encyclopaedia_tail_is_dropped(tail: str, rules: str):
     assert verbose(f"{GOOD}\n\n{tail}\nA book.", rules=rules) == "encyclopaedia tail"
 
 
@@ -323,7 +323,7 @@ def test_verbose_more_than_twelve_list_items_are_dropped(mark: str):
     assert not verbose("\n".join(lines[:12]))
 
 
-def test_verbose_other_reasons():
+def test_verbose_filters_drop_for_their_other_reasons():
     assert verbose("") == "empty"
     assert verbose(GOOD, truncated=True) == "truncated"
     assert verbose("She gives thorough and detailed answers with many concrete examples.") == "persona leaked"
@@ -331,7 +331,7 @@ def test_verbose_other_reasons():
     assert verbose("I like tea. " * 3) == "loop"
 
 
-def test_verbose_paper_rules():
+def test_paper_filters_of_verbose_responses():
     assert verbose("x" * 127 + " y", truncated=True, rules="paper") == "truncated"
     assert not verbose("x" * 128 + " y", truncated=True, rules="paper")
     assert not verbose("Paris.", rules="paper")
@@ -344,7 +344,7 @@ def test_verbose_paper_rules():
 SPANISH = "La lluvia cae cuando el aire caliente sube, se enfría y ya no puede llevar toda el agua que tenía antes."
 
 
-def test_an_answer_in_another_language_than_its_prompt_is_dropped():
+def test_response_in_another_language_than_its_prompt_is_dropped():
     assert keep(SPANISH) == "in another language than the prompt"
     assert not keep(SPANISH, "¿Por qué llueve tanto en las montañas del norte?")
     assert not keep(SPANISH, "Translate the sentence about rain into Spanish.")
@@ -376,7 +376,7 @@ texts = st.text() | st.lists(pieces, max_size=30).map("".join)
 
 
 @given(texts, texts, st.booleans(), st.sampled_from(["default", "paper"]))
-def test_any_answer_gets_a_verdict(text: str, message: str, truncated: bool, rules: str):
+def test_any_response_gets_a_verdict(text: str, message: str, truncated: bool, rules: str):
     for verdict in (
         filter_response(text, truncated, message, LEAKS, RULES[rules].responses),
         filter_response(text, truncated, message, VERBOSE, RULES[rules].verbose),

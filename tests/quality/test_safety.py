@@ -48,7 +48,7 @@ FINE = [
 
 
 @pytest.mark.parametrize(("rule", "message", "answer"), BREAKS)
-def test_an_unsafe_answer_breaks_its_rule(rule: str, message: str, answer: str):
+def test_unsafe_response_breaks_its_rule(rule: str, message: str, answer: str):
     assert safety.first_violation(answer, message, [rule]) == rule
 
 

@@ -14,7 +14,7 @@ from selfalign.constitution.loading import Located
 from selfalign.constitution.rendering import query, render
 from selfalign.data.text import CITATION
 from selfalign.quality.language import LANGUAGES
-from selfalign.quality.rouge import folded, rouge_l, tokens
+from selfalign.quality.rouge import normalize, rouge_l, tokens
 from selfalign.system.strict_yaml import Place, explain
 
 HUMAN_LIMIT = 300
@@ -235,7 +235,7 @@ def _probes(constitution: Constitution) -> Iterable[_Row]:
                     f"{', '.join(_ANY_LANGUAGE)}"
                 )
                 yield ("principles", at, "probes", probe_at), "error", "probes", message
-            key = folded(probe.ask)
+            key = normalize(probe.ask)
             if key in asked:
                 message = f"the probe {probe.ask!r} is also one of principle {asked[key]}"
                 yield ("principles", at, "probes", probe_at), "warning", "duplicate", message
@@ -260,7 +260,7 @@ def _leaks(document: Located, constitution: Constitution, seeds: list[tuple[str,
         t.user for t in constitution.prompts.two_shot
     ]
     asked = [p.question for p in constitution.identity] + [q.question for q in constitution.question_types]
-    trained = {folded(t) for t in examples + asked + [s.instruction for _, s in seeds]}
+    trained = {normalize(t) for t in examples + asked + [s.instruction for _, s in seeds]}
     for where, what, text in texts:
         for label, user in shown:
             topic = _content_words(user)
@@ -271,7 +271,7 @@ def _leaks(document: Located, constitution: Constitution, seeds: list[tuple[str,
             if len(shared) >= _MIN_LEAK_WORDS and about:
                 message = f"the {what} is on the topic of {label} ({', '.join(sorted(shared))})"
                 yield Finding(where, "warning", "leak", message)
-        if what == "probe" and folded(text) in trained:
+        if what == "probe" and normalize(text) in trained:
             message = f"the probe {text!r} is also a seed, an exemplar, or a question of a type or of the identity"
             yield Finding(where, "error", "leak", message)
 

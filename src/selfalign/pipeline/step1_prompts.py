@@ -16,7 +16,7 @@ from selfalign.data.user_data import UserData, prompt_fields
 from selfalign.errors import UserError
 from selfalign.quality.instruction_filters import reason_to_drop_user_prompt
 from selfalign.quality.novelty import NoveltyIndex
-from selfalign.quality.rouge import folded
+from selfalign.quality.rouge import normalize
 from selfalign.run.context import Context
 from selfalign.run.ledger import RowOutcome
 from selfalign.system.clock import Clock
@@ -71,11 +71,11 @@ def _filtered(context: Context, data: UserData) -> Iterator[tuple[Prompt, RowOut
         length = count_tokens(message) if bounds else None
         reason = reason_to_drop_user_prompt(message, length, bounds or (1, 1)) or ""
         # Prompts that differ only in case and punctuation are duplicates.
-        key = blake2b(folded(message).encode("utf-8"), digest_size=16).digest()
+        key = blake2b(normalize(message).encode("utf-8"), digest_size=16).digest()
         if not reason and key in known:
             reason = "duplicate"
         if not reason and (hit := context.benchmarks.find(instruction, message)):
-            reason, ledger_text = hit.reason, hit.beside(message)
+            reason, ledger_text = hit.reason, hit.ledger_text(message)
         if not reason and config.rows and kept >= config.rows:
             reason = "more than wanted"
         if reason:

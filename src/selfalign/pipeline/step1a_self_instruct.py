@@ -130,7 +130,7 @@ def _candidates(context: Context, result: GenerationResult, first: int) -> list[
         elif reason := reason_to_drop(block[0] or "?", block[1], language, filters):
             candidates.append((RowOutcome(row_id, 0, "dropped", reason, text[:400]), None))
         elif hit := context.benchmarks.find(block[0], join_input(*block)):
-            candidates.append((RowOutcome(row_id, 0, "dropped", hit.reason, hit.beside(text)), None))
+            candidates.append((RowOutcome(row_id, 0, "dropped", hit.reason, hit.ledger_text(text)), None))
         else:
             prompt = Prompt(prompt_id(*block), block[0], block[1], source=STAGE)
             candidates.append((RowOutcome(row_id, 0, "kept", "", prompt.message), prompt))

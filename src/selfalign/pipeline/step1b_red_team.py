@@ -274,7 +274,7 @@ def _candidate(context: Context, subject: str, result: GenerationResult) -> Cand
     if reason:
         return RowOutcome(row_id, 0, "dropped", reason, (text or part.text)[:400]), None
     if hit := context.benchmarks.find(text):
-        return RowOutcome(row_id, 0, "dropped", hit.reason, hit.beside(text)), None
+        return RowOutcome(row_id, 0, "dropped", hit.reason, hit.ledger_text(text)), None
     kind, _, topic = subject.partition("\n")
     prompt = Prompt(prompt_id(text, ""), text, "", source=STAGE, question_type=kind, topic=topic)
     return RowOutcome(row_id, 0, "kept", "", text), prompt

@@ -1,7 +1,7 @@
-"""Find overlap of texts with the benchmark files and behaviour probes that the run is measured on.
+"""Find texts that overlap with the benchmark files and behaviour probes of the evaluation.
 
-Two kinds of overlap count: a common n-gram of words (after Brown et al., arXiv 2005.14165, appendix C), and a ROUGE-L
-F1 with an item above a threshold, which also finds short items and items with a changed word.
+There are two kinds of overlap: a shared n-gram of words (after Brown et al., arXiv 2005.14165, appendix C), and a
+ROUGE-L F1 above a threshold, which also finds short items and items with a changed word.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from typing import Any
 
 from selfalign.errors import UserError
 from selfalign.quality.novelty import NoveltyIndex
-from selfalign.quality.rouge import folded, ngrams, tokens, words
+from selfalign.quality.rouge import ngrams, normalize, tokens, words
 
 _MIN_WORDS = 5
-"""Shorter texts of a benchmark file, such as labels and "Yes.", occur anywhere."""
+"""Shorter texts of a benchmark file, such as labels and "Yes.", are no items: they occur in any text."""
 _MAX_ROUGE_TOKENS = 1000
-"""Items with more tokens are found by their n-grams only."""
+"""Items with more tokens are compared by their n-grams only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,16 +40,16 @@ class Hit:
         """The reason for dropping the text."""
         return f"overlaps with {self.source}"
 
-    def beside(self, text: str) -> str:
-        """Return the text followed by the item that it overlaps with, for the ledger."""
+    def ledger_text(self, text: str) -> str:
+        """Return the text followed by the item with which it overlaps."""
         return f"{text}\n~ {self.item[:1000]} ({self.evidence})"
 
 
 class Benchmarks:
-    """An index of the items that the run is measured on.
+    """An index of benchmark items and probes.
 
     Args:
-        words: number of words in a row that is an overlap; 0 disables the test.
+        words: number of shared consecutive words that is an overlap; 0 disables the test.
         rouge: ROUGE-L F1 above which there is an overlap; 1 disables the test.
     """
 
@@ -63,7 +63,7 @@ class Benchmarks:
         self._near = NoveltyIndex(rouge)
         self._positions: dict[str, int] = {}
         self._length_ratio = rouge / (2 - rouge) - 1e-6
-        """The least ratio of the lengths of two texts above the threshold: see "Length" in docs/novelty.md."""
+        """Two texts above the threshold have at least this ratio of lengths: see "Length" in docs/novelty.md."""
         self._longest = 0
         self.sources: dict[str, int] = {}
         """Benchmark file -> number of items in it."""
@@ -72,9 +72,9 @@ class Benchmarks:
         return len(self._items)
 
     def add(self, source: str, items: Iterable[str]) -> None:
-        """Add items, each text once."""
+        """Add items; a text that was added before is skipped."""
         for item in items:
-            key = folded(item)
+            key = normalize(item)
             if key in self._exact:
                 continue
             number = self._exact[key] = len(self._items)
@@ -96,17 +96,19 @@ class Benchmarks:
         items = list(texts(path))
         self.add(path.name, items)
         if not items:
-            raise UserError(f"benchmark file {str(path)!r} has no text of {_MIN_WORDS} words: is it the right file?")
+            raise UserError(
+                f"benchmark file {str(path)!r} has no text of {_MIN_WORDS} words: check that it is the right file"
+            )
         self.sources[path.name] = self.sources.get(path.name, 0) + len(self) - before
 
     def find(self, *texts: str) -> Hit | None:
-        """Return the first overlap of these texts, or None."""
+        """Return the first overlap of the texts with an item, or None."""
         for text in dict.fromkeys(texts):
-            if (number := self._exact.get(folded(text))) is not None:
+            if (number := self._exact.get(normalize(text))) is not None:
                 return Hit(*self._items[number], "the same")
-            for place, gram in enumerate(self._ngrams(text)):
+            for start, gram in enumerate(self._ngrams(text)):
                 if (number := self._grams.get(gram)) is not None:
-                    run = " ".join(words(text)[place : place + self._words])
+                    run = " ".join(words(text)[start : start + self._words])
                     return Hit(*self._items[number], f"{self._words} words in a row: {run}")
             if len(tokens(text)) * self._length_ratio > self._longest:
                 continue  # every item is too short
@@ -121,20 +123,20 @@ class Benchmarks:
 
 
 def texts(path: Path) -> Iterator[str]:
-    """Yield every text of at least five words in a JSON, JSONL, CSV, TSV or text file, also keys and parts of lists.
+    """Yield every text of at least five words in a JSON, JSONL, CSV, TSV or text file, including keys and list items.
 
     Raises:
         UserError: the file cannot be read.
     """
     for value in _values(path):
         for text in _strings(value):
-            # A cell may contain a list, such as TruthfulQA's answers.
+            # A cell may contain a list, such as the answers of TruthfulQA.
             parts = [text, *text.split("; ")] if "; " in text else [text]
             yield from (part.strip() for part in parts if _is_long_enough(part) and not _is_address(part))
 
 
 def _is_long_enough(text: str) -> bool:
-    # In scripts without spaces between words, count letters.
+    # Letters are counted in scripts without spaces between words.
     return len(words(text)) >= _MIN_WORDS or (not text.isascii() and sum(map(_is_wide, text)) >= 2 * _MIN_WORDS)
 
 
@@ -153,12 +155,12 @@ def _values(path: Path) -> Iterator[Any]:
         if path.suffix == ".json":
             yield json.loads(text)
         elif path.suffix == ".jsonl":
-            for number, line in enumerate(text.split("\n"), 1):  # noqa: B007  (the error names it)
+            for number, line in enumerate(text.split("\n"), 1):  # noqa: B007  (used in the error)
                 if line.strip():
                     yield json.loads(line)
         elif path.suffix == ".csv":
             csv.field_size_limit(max(csv.field_size_limit(), len(text) + 1))
-            # strict: a quote that is never closed would swallow the rest of the file
+            # Without `strict`, an unclosed quote would include the rest of the file.
             yield from csv.reader(io.StringIO(text), strict=True)
         elif path.suffix == ".tsv":
             yield from ([cell.strip('"') for cell in line.split("\t")] for line in text.split("\n"))

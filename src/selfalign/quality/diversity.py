@@ -1,4 +1,4 @@
-"""Measure the diversity of texts: distinct n-grams, openings, verbs and objects, similarity to each other."""
+"""Measure the diversity of texts: distinct n-grams, openings, verbs and objects, pairwise similarity."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from selfalign.quality.rouge import ngrams, tokens, words
 
 _OPENING = 6
 _SAMPLE = 1000
-"""Number of texts whose similarity is computed: half a million pairs."""
-MOST = 20_000
-"""Number of texts whose n-grams are counted or that are tagged: all n-grams of 300,000 would take gigabytes."""
+"""Maximum number of texts for the pairwise similarity (half a million pairs)."""
+MAX_TEXTS = 20_000
+"""Maximum number of texts for distinct-n and tagging; the n-grams of 300,000 texts would take gigabytes."""
 BINS = 10
 _AUXILIARIES = re.compile(
     r"(be|is|are|was|were|am|been|being|do|does|did|have|has|had|can|could|will|would|shall|should|may|might|must|let)",
@@ -27,7 +27,7 @@ _AFTER_IMPERATIVE = ("DT", "CD", "PRP", "JJ", "WRB", "WP", "IN", "TO", "NNS")
 
 
 def distinct(texts: Iterable[str], n: int) -> float:
-    """Return distinct-n: the fraction of different n-grams among all n-grams of words (Li et al., arXiv 1510.03055)."""
+    """Return distinct-n, the fraction of distinct n-grams among all n-grams of words (Li et al., arXiv 1510.03055)."""
     total, different = 0, set()
     for text in texts:
         grams = list(ngrams(words(text), n))
@@ -46,7 +46,7 @@ def commonest_opening(texts: Sequence[str]) -> tuple[str, float]:
 
 
 def similarity(texts: Sequence[str], seed: int = 0) -> dict[str, Any]:
-    """Return the mean ROUGE-L F1 of all pairs and a histogram of each text's nearest text, over at most 1,000 texts."""
+    """Return the mean ROUGE-L F1 of all pairs, and a histogram of the highest F1 of each text (at most 1,000)."""
     import numpy as np
     from rapidfuzz import process
     from rapidfuzz.distance import Indel
@@ -64,19 +64,17 @@ def similarity(texts: Sequence[str], seed: int = 0) -> dict[str, Any]:
     return {"texts": len(lists), "mean": mean, "nearest": histogram.tolist()}
 
 
-def verb_objects(texts: Iterable[str]) -> Counter[tuple[str, str]] | None:
-    """Count the main verbs of instructions with their objects, in lower case; "" stands for no object.
-
-    As in Self-Instruct (arXiv 2212.10560, figure 3), but with textblob's rule-based English tagger instead of a parser.
-    None if textblob is not installed.
-    """
-    if _tagger() is None:
-        return None
-    return Counter(pair for text in texts if (pair := verb_object(text)))
+def can_tag() -> bool:
+    """Return whether textblob is installed, which `verb_object` needs."""
+    return _tagger() is not None
 
 
 def verb_object(text: str) -> tuple[str, str] | None:
-    """Return the main verb and object of an instruction; None without a verb or without textblob."""
+    """Return the main verb of an instruction and its object, in lower case; "" stands for no object.
+
+    As in Self-Instruct (arXiv 2212.10560, figure 3), but with textblob's rule-based English tagger instead of a parser.
+    None if there is no verb, or textblob is not installed.
+    """
     tagger = _tagger()
     return _verb_object(tagger.tag(text.strip().split("\n", 1)[0])) if tagger else None
 
@@ -88,7 +86,7 @@ def _tagger() -> Any:
     except ImportError:
         return None
     tagger = PatternTagger()
-    with warnings.catch_warnings():  # it opens its lexicon at the first use and does not close it
+    with warnings.catch_warnings():  # it does not close its lexicon
         warnings.simplefilter("ignore", ResourceWarning)
         tagger.tag("Write it.")
     return tagger
@@ -98,10 +96,10 @@ def _verb_object(tagged: Sequence[tuple[str, str]]) -> tuple[str, str] | None:
     from textblob.en.inflect import singularize
 
     if len(tagged) > 1 and tagged[0][1].startswith(_NAMES_AND_VERBS) and tagged[1][1].startswith(_AFTER_IMPERATIVE):
-        # The tagger takes a capitalised imperative for a name: "List three rivers".
+        # The tagger mistakes a capitalised imperative for a name: "List three rivers".
         tagged = [(tagged[0][0].lower(), "VB"), *tagged[1:]]
     verbs = [i for i, (word, tag) in enumerate(tagged) if tag.startswith("VB") and not _AUXILIARIES.fullmatch(word)]
-    # "the following text", "a broken cup": a participle is the verb only if there is no other.
+    # A participle ("the following text", "a broken cup") is the main verb only if there is no other verb.
     at = next((i for i in verbs if tagged[i][1] not in ("VBG", "VBN")), verbs[0] if verbs else None)
     if at is None:
         return None
@@ -115,12 +113,12 @@ def _verb_object(tagged: Sequence[tuple[str, str]]) -> tuple[str, str] | None:
 
 
 def describe(texts: Sequence[str]) -> dict[str, Any]:
-    """Return these measures of prompts or responses as plain values; distinct-n over at most 20,000 texts."""
+    """Return these measures of prompts or responses as plain values; distinct-n uses at most 20,000 texts."""
     opening, share = commonest_opening(texts)
-    some = texts if len(texts) <= MOST else random.Random(0).sample(texts, MOST)  # noqa: S311
+    sample = texts if len(texts) <= MAX_TEXTS else random.Random(0).sample(texts, MAX_TEXTS)  # noqa: S311
     return {
         "texts": len(texts),
-        "distinct": {str(n): distinct(some, n) for n in (1, 2, 3)},
+        "distinct": {str(n): distinct(sample, n) for n in (1, 2, 3)},
         "commonest_opening": {"words": opening, "share": share},
         "similarity": similarity(texts),
     }

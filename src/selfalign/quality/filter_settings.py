@@ -24,53 +24,53 @@ class PromptFilter(Strict):
         return self
 
     text_only: bool = True
-    """Drop prompts that name images, files and other things that a text model cannot read or write."""
+    """Drop prompts about images, files and other things that a text model cannot read or write."""
     placeholders: bool = False
     """Keep prompts with an unfilled `<noinput>` or `[insert ...]`."""
 
 
 class ResponseFilter(Strict):
-    """The filters of the responses of stages 2 and 4. 0 disables a lower bound, 1 an upper bound on a fraction."""
+    """The filters of the responses of stages 2 and 4. 0 disables a minimum, and 1 a maximum fraction."""
 
     truncated: Literal["drop", "trim"] = "drop"
-    """What to do with a response that the token limit cut: drop it, or keep it without its last word."""
+    """What to do with a response that reached the token limit: drop it, or trim its last word and keep it."""
     min_chars: int = Field(0, ge=0)
-    """Least number of characters of a complete response."""
+    """Minimum number of characters of a complete response."""
     min_chars_truncated: int = Field(0, ge=0)
-    """Least number of characters of a response that was cut and trimmed."""
+    """Minimum number of characters of a truncated response, after it is trimmed."""
     repeated_clause: Literal["keep", "cut"] = "keep"
-    """cut: the response ends before its first repeated clause."""
+    """cut: end the response before its first repeated clause."""
     trim_after_cut: bool = True
-    """Remove the last word after such a cut, too."""
+    """Also trim the last word after a cut at a repeated clause."""
     sentence_repeats: int = Field(3, ge=0)
-    """Number of occurrences of a sentence of at least three words that is a loop; code blocks do not count."""
+    """A response is a loop if a sentence of at least three words occurs this often; code blocks are ignored."""
     loop_words: int = Field(6, ge=2)
     loop_share: float = Field(0.3, ge=0, le=1)
-    """Fraction of repeated runs of `loop_words` words above which a response is a loop."""
+    """A response is a loop if more than this fraction of its n-grams of `loop_words` words are repeats."""
     distinct_trigrams: float = Field(0.65, ge=0, le=1)
-    """Least fraction of different trigrams in a response of at least `judged_words` words; shorter ones repeat trigrams
-    by chance."""
+    """Minimum fraction of distinct trigrams in a response of at least `judged_words` words; shorter responses repeat
+    trigrams by chance."""
     judged_words: int = Field(12, ge=3)
     echo: float = Field(0.8, ge=0, le=1)
-    """ROUGE-L F1 above which a response repeats its prompt; a response without a new word does so, too."""
+    """ROUGE-L F1 with the prompt above which a response is an echo; a response without a new word is one, too."""
     new_words: int = Field(0, ge=0)
-    """Least number of words of three or more letters, or numbers, that the response adds to the prompt."""
+    """Minimum number of words of three or more letters, or numbers, that the response adds to the prompt."""
     leak_words: int = Field(8, ge=3)
-    """Number of words in a row from the constitution's texts that is a leak, unless they are in the prompt."""
+    """Number of consecutive words from the constitution's texts that is a leak, unless the prompt contains them."""
     thoughts: bool = True
     """Drop responses that contain internal thoughts."""
     sorry: bool = False
     """Drop responses that begin with "I'm sorry"."""
     refusals: float = Field(0.15, ge=0, le=1)
-    """Largest fraction of stock refusals among the responses kept so far."""
+    """Maximum fraction of stock refusals among the responses kept so far."""
     other_language: bool = True
     """Drop responses in another language than their prompt, unless the prompt is about languages."""
     unsafe: list[str] = list(RULES)
     """Names of the rules for unsafe responses to apply; docs/filters.md lists them with their precision."""
     list_items: int = Field(0, ge=0)
-    """Largest number of list items; 0 is no limit."""
+    """Maximum number of list items; 0 disables the limit."""
     encyclopaedia: bool = False
-    """Drop responses that end in an encyclopaedia's "See also" or references."""
+    """Drop responses with the tail of an encyclopaedia article, such as "See also" or references."""
 
     @model_validator(mode="after")
     def _known_rules(self) -> ResponseFilter:
@@ -107,29 +107,29 @@ class OverlapFilter(Strict):
     """The overlap of prompts and responses with the evaluation's benchmark files and the behaviour probes."""
 
     words: int = Field(8, ge=0)
-    """Number of words in a row from one of their texts that is an overlap; 0 disables the test."""
+    """Number of shared consecutive words that is an overlap; 0 disables the test."""
     rouge: float = Field(0.7, gt=0, le=1)
-    """ROUGE-L F1 with one of their texts above which there is an overlap; 1 disables the test."""
+    """ROUGE-L F1 above which there is an overlap; 1 disables the test."""
 
 
 class FilterSettings(Strict):
-    """All filters: `filters: default`, `filters: paper`, or one of them with changed values, as in
+    """All filters: `filters: default`, `filters: paper`, or one of them with changes, as in
     `filters: {base: default, responses: {echo: 0.9}}`."""
 
     base: Literal["default", "paper"] = "default"
-    """The source of the values that are not set here."""
+    """The filters whose values are used for keys that are not set here."""
     prompts: PromptFilter
     responses: ResponseFilter
-    """Responses of stage 2."""
+    """The filters of stage 2's responses."""
     verbose: ResponseFilter
-    """Responses of stage 4."""
+    """The filters of stage 4's responses."""
     overlap: OverlapFilter
-    """All prompts and responses."""
+    """The overlap of prompts and responses with benchmarks."""
 
     @classmethod
     def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
         mapping = handler(core)
-        mapping.pop("required")  # the base has the other values
+        mapping.pop("required")  # the base provides the other values
         return {"anyOf": [{"enum": list(_BASES)}, mapping]}
 
     @model_validator(mode="before")

@@ -1,8 +1,8 @@
 """Filter the prompts of stage 1.
 
 The rules are those of Self-Instruct (arXiv 2212.10560, section 2.2) and SELF-ALIGN (arXiv 2305.03047), with three
-changes: for languages other than English, a rule about the language replaces the ASCII rule; prompts with role markers
-are dropped; prompts with unfilled placeholders are dropped unless the recipe keeps them.
+changes: for languages other than English, a check of the language replaces the ASCII rule; prompts with role markers
+are dropped; and prompts with unfilled placeholders are dropped unless the recipe keeps them.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ _DEFAULT = PromptFilter.model_validate({})
 _NOT_TEXT = re.compile(
     r"\b(images?|graphs?|pictures?|files?|maps?|draw|plot|go to|video|audio|music|flowchart|diagram)\b", re.IGNORECASE
 )
-"""Words of instructions that mostly need more than text."""
+"""Words of instructions that usually need more than text."""
 _ROLE = re.compile(r"(^|\n)[^\S\n]*(user|assistant|human)\s*:", re.IGNORECASE)
 _PLACEHOLDER = re.compile(r"<\s*no ?input\s*>|\[(?:insert|your|name)[^\]\n]{0,40}\]", re.IGNORECASE)
 
 
 def reason_to_drop(instruction: str, text: str, language: str = "en", filters: PromptFilter = _DEFAULT) -> str | None:
-    """Return why a generated prompt is dropped, or None.
+    """Return the reason for dropping a generated prompt, or None.
 
     Args:
         text: the prompt's input.
@@ -50,7 +50,7 @@ def reason_to_drop(instruction: str, text: str, language: str = "en", filters: P
 
 
 def reason_to_drop_user_prompt(message: str, length: int | None = None, bounds: tuple[int, int] = (1, 1)) -> str:
-    """Return why a user prompt is dropped, or "".
+    """Return the reason for dropping a user prompt, or "".
 
     Args:
         message: the cleaned message.

@@ -1,8 +1,8 @@
-"""Decide exactly whether a text is new: whether its ROUGE-L F1 with every accepted text is at most a threshold.
+"""Decide exactly whether a text is new: its ROUGE-L F1 with each accepted text must not exceed a threshold.
 
-The decisions are those of rouge-score (its tokenizer, no stemmer, F-measure) for each candidate against *all* accepted
-texts, but few pairs are compared. A pair above the threshold must have similar lengths, share many tokens, and share
-one of the rarest tokens of each; docs/novelty.md proves these bounds. rapidfuzz's bit-parallel LCS decides the rest.
+The decisions equal those of rouge-score (its tokenizer, no stemmer, F-measure) for each candidate and *all* accepted
+texts, but few pairs are compared. A pair above the threshold has similar lengths, shares many tokens, and shares one
+of the rarest tokens of each text; docs/novelty.md proves these bounds. rapidfuzz's bit-parallel LCS decides the rest.
 """
 
 from __future__ import annotations
@@ -26,25 +26,25 @@ if TYPE_CHECKING:
     Integers = NDArray[np.int64]
 
 _MARGIN = 1e-6
-"""Pairs this far below the threshold are still decided by rouge-score's own formula, rounding included."""
+"""The bounds are applied this far below the threshold, so that rounding errors never exclude a pair."""
 _ROUNDING = 1e-9
 _BLOCK = 512
-"""Number of texts that are looked up together."""
+"""Number of texts per lookup."""
 _POSTINGS_AT_ONCE = 1 << 18
-"""Number of postings that numpy compares at once, so that they fit the processor's cache."""
+"""Number of postings that numpy compares at once; they must fit the processor's cache."""
 _FEW_POSTINGS = 100
 """Below this number, a loop over the postings is faster than numpy."""
 _FIRST_NUMBERING = 1000
 _PLACE_BITS = 20
 _PLACE = (1 << _PLACE_BITS) - 1
 _POSITION = (1 << 2 * _PLACE_BITS) - 1
-"""Mask of the position in a key that packs an index in a block and a position."""
+"""Mask of the position in a key that consists of an index in a block and a position."""
 _MAX_WORDS = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
 class Nearest:
-    """The accepted text that a rejected text is too close to."""
+    """An accepted text that is too similar to a rejected one."""
 
     text: str
     score: float
@@ -62,22 +62,22 @@ class _Candidate:
     rarest: list[int]
     """The elements whose postings list the text."""
     signature: int
-    """64 bits: bit k is set if an element's number is k modulo 64."""
+    """64 bits: bit k is set if the number of an element is k modulo 64."""
 
 
 class _Characters(dict[str, str]):
-    """Token -> a character of its own."""
+    """Token -> a character that stands for it."""
 
     def __missing__(self, token: str) -> str:
         if len(self) > _MAX_WORDS:
-            raise UserError(f"more than {_MAX_WORDS:,} different words: split the file or the run")
+            raise UserError(f"more than {_MAX_WORDS:,} different words in the prompts: split the file or the run")
         # Skip the surrogates, which are not characters; the planes above them hold a million words.
         character = self[token] = chr(len(self) + (0x10000 if len(self) > 0xD000 else 1))
         return character
 
 
 class _Numbers(dict["str | tuple[str, int]", int]):
-    """Element -> number. A new element gets the highest number, as the rarest."""
+    """Element -> number. A new element counts as the rarest and gets the highest number."""
 
     def __missing__(self, element: str | tuple[str, int]) -> int:
         number = self[element] = len(self)
@@ -85,7 +85,7 @@ class _Numbers(dict["str | tuple[str, int]", int]):
 
 
 def _elements(tokens: Sequence[str]) -> Sequence[str | tuple[str, int]]:
-    """Pair repeated tokens with their number of earlier occurrences, so that a multiset becomes a set."""
+    """Pair each repeated token with the number of its earlier occurrences, which turns a multiset into a set."""
     if len(set(tokens)) == len(tokens):
         return tokens
     counts: dict[str, int] = {}
@@ -103,14 +103,14 @@ class NoveltyIndex:
     Memory: about 70 MB per 100,000 instructions of a dozen words (benchmarks/novelty.py).
 
     Args:
-        threshold: from 0 to 1; a text is rejected if its F1 with an accepted text is strictly above it.
+        threshold: a text is rejected if its F1 with an accepted text is greater; from 0 to 1.
     """
 
     def __init__(self, threshold: float = 0.7) -> None:
         self.threshold = threshold
         self._bound = max(0.0, threshold - _MARGIN)
         self._characters = _Characters()
-        """Token -> a character, so that LCS runs over strings."""
+        """The characters of tokens, so that the LCS runs over strings."""
         self._elements = _Numbers()
         """Token, or (token, number of earlier occurrences in its text) -> number: the higher, the rarer."""
         self._texts: list[str] = []
@@ -120,8 +120,8 @@ class NoveltyIndex:
         self._members = array("i")
         """The concatenated elements of all texts, each text's rarest first."""
         self._postings: dict[int, array[int]] = {}
-        """Element -> entries of the texts that have it among their rarest. An entry packs into one number the text's
-        position, its length, and the number of its elements from this one to its most frequent."""
+        """Element -> entries of the texts with this element among their rarest. An entry is one number, composed of the
+        position of the text, its length, and the number of its elements from this one to the most frequent."""
         self._prefixes: dict[int, int] = {}
         self._next_numbering = _FIRST_NUMBERING
         """The number of texts at which the elements are next renumbered by frequency."""
@@ -130,7 +130,7 @@ class NoveltyIndex:
         return len(self._texts)
 
     def __contains__(self, text: str) -> bool:
-        """Return whether exactly this text was accepted; an exact copy without tokens has no F1 above any threshold."""
+        """Return whether exactly this text was accepted. The F1 does not find copies of texts without tokens."""
         return text in self._exact
 
     def add(self, text: str) -> bool:
@@ -138,7 +138,7 @@ class NoveltyIndex:
         return self.add_all([text])[0]
 
     def add_all(self, texts: Iterable[str]) -> list[bool]:
-        """Add texts in order: the decisions of `add`, faster, because many texts are looked up together."""
+        """Add texts in order. The decisions equal those of `add`, which is slower."""
         return [near is None for near in self.nearest_all(texts, enter=True)]
 
     def accept(self, text: str) -> None:
@@ -148,7 +148,7 @@ class NoveltyIndex:
         self._enter([candidate], lists)
 
     def nearest(self, text: str) -> Nearest | None:
-        """Return the first accepted text that is too close, or None if the text is new."""
+        """Return the first accepted text that is too similar, or None if the text is new."""
         return self.nearest_all([text])[0]
 
     def nearest_all(self, texts: Iterable[str], enter: bool = False) -> list[Nearest | None]:
@@ -162,20 +162,20 @@ class NoveltyIndex:
         known = len(self._elements), len(self._characters)
         while block := [self._candidate(text) for text in islice(remaining, _BLOCK)]:
             results += self._decide(block, enter)
-            while not enter and len(self._elements) > known[0]:  # a query must not let the index grow
+            while not enter and len(self._elements) > known[0]:  # a query must not enlarge the index
                 self._elements.popitem()
             while not enter and len(self._characters) > known[1]:
                 self._characters.popitem()
         return results
 
     def mean_similarity(self, text: str, among: int | None = None) -> float:
-        """Return the mean ROUGE-L F1 with the accepted texts, or 0 without any. It decides nothing.
+        """Return the mean ROUGE-L F1 with the accepted texts, or 0 if there are none. No decision depends on it.
 
-        Compares with every text: about 0.15 s for 1,000,000 accepted texts of a dozen words, and about 11 minutes for
-        all texts of a pool of 100,000.
+        The text is compared with every accepted one: this takes about 0.15 s for 1,000,000 texts of a dozen words, and
+        about 11 minutes in total for a pool of 100,000.
 
         Args:
-            among: compare with the first texts only, up to this number; None for all.
+            among: number of accepted texts to compare with, the first ones; None for all.
         """
         from rapidfuzz import process
         from rapidfuzz.distance import Indel
@@ -184,31 +184,31 @@ class NoveltyIndex:
         query = self._encode(tokens(text))
         if not query or not others:
             return 0.0
-        # Indel would treat two texts without tokens as equal; ROUGE-L gives 0.
+        # Indel treats two texts without tokens as equal; their ROUGE-L is 0.
         scores = process.cdist([query], others, scorer=Indel.normalized_similarity, workers=1)
         return float(scores.sum(dtype=float)) / len(others)
 
     # -- the bounds ----------------------------------------------------------------------------------------------
 
     def _overlap(self, m: int, n: int) -> int:
-        """Return the least number of tokens that two texts of m and n tokens share if they are too close."""
+        """Return the minimum number of tokens that two too similar texts of m and n tokens share."""
         return max(1, math.ceil(self._bound * (m + n) / 2 - _ROUNDING))
 
     def _shortest(self, m: int) -> int:
-        """Return the least number of tokens of a text that can be too close to one of m tokens."""
+        """Return the minimum number of tokens of a text that can be too similar to one of m tokens."""
         return max(1, math.ceil(self._bound * m / (2 - self._bound) - _ROUNDING))
 
     def _prefix(self, m: int) -> int:
-        """Return how many of its rarest elements a text of m tokens is listed under; every close text shares one."""
-        known = self._prefixes.get(m)
-        if known is None:
-            known = self._prefixes[m] = max(0, m - self._overlap(m, self._shortest(m)) + 1) if m else 0
-        return known
+        """Return the number of rarest elements that index a text of m tokens; each similar text shares one of them."""
+        length = self._prefixes.get(m)
+        if length is None:
+            length = self._prefixes[m] = max(0, m - self._overlap(m, self._shortest(m)) + 1) if m else 0
+        return length
 
     # -- lookup --------------------------------------------------------------------------------------------------
 
     def _decide(self, block: list[_Candidate], enter: bool) -> list[Nearest | None]:
-        """Find for each text of the block the first close text: an accepted one, or an earlier one of the block."""
+        """Return for each text of the block the first too similar text, accepted before or earlier in the block."""
         old, first = self._near_pairs(block), len(self._texts)
         results: list[Nearest | None] = []
         entered: list[_Candidate] = []
@@ -238,7 +238,7 @@ class NoveltyIndex:
     def _scan(
         self, candidate: _Candidate, lists: Mapping[int, Iterable[int]], signature_at: Callable[[int], int]
     ) -> list[int]:
-        """Apply the bounds of `_pass_bounds` to few entries; return the positions in ascending order."""
+        """Apply the bounds of `_pass_bounds` in a loop over few entries; return the positions in ascending order."""
         positions: set[int] = set()
         b, m, signature = self._bound, len(candidate.numbers), candidate.signature
         for left, number in zip(range(m, 0, -1), candidate.rarest, strict=False):
@@ -252,7 +252,7 @@ class NoveltyIndex:
         return sorted(positions)
 
     def _near_pairs(self, block: list[_Candidate]) -> dict[int, list[int]]:
-        """Return for each index in the block the positions of the accepted texts that no bound excludes, ascending."""
+        """Return for each index in the block the ascending positions of the accepted texts that no bound excludes."""
         import numpy as np
 
         pairs: dict[int, list[int]] = {}
@@ -286,7 +286,7 @@ class NoveltyIndex:
         entries = np.concatenate(views)
         index, m, place = np.array(owners, np.int64).T
         n, rest = entries >> _PLACE_BITS & _PLACE, entries & _PLACE
-        # Enough elements must remain from these places on: see "Places" in docs/novelty.md.
+        # The number of elements from these places on must suffice: see "Places" in docs/novelty.md.
         longest = np.repeat(2 * (m - place) - b * m + _ROUNDING, counts)
         least = np.repeat(b * m - _ROUNDING, counts)
         passed = np.flatnonzero((b * n <= longest) & (2 * rest - b * n >= least))

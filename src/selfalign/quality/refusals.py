@@ -1,6 +1,6 @@
 """Detect stock refusals in English: a response that declines, or admits that it does not know.
 
-The wordings are approximate: docs/constitution.md has their precision and recall on manually checked responses.
+The patterns are approximate: docs/constitution.md has their precision and recall on manually checked responses.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ TELLS_USER_NO = any_of(
     r"(?:i|we) NOT (?:give|provide|tell|show|explain|write|share) (?:any )?(?:information|advice|help|details)",
     *_SAYS_NO[2:],
 )
-"""The assistant declines. Narrower than `DECLINE`, because small models speak as the user ("I don't want to do it")."""
+"""The assistant declines. Narrower than `DECLINE`, because small models write as the user ("I don't want to do it")."""
 FORBIDDEN = any_of(*_FORBIDDEN)
-"""The response says that the request is against law or ethics."""
+"""The response calls the request illegal or unethical."""
 HARMFUL = any_of(*_HARMFUL)
 WARNS = any_of(*_WARNS)
 """The response warns: a refusal, or good advice."""
@@ -81,7 +81,7 @@ _ONE_OF = frozenset([
     "language", "computer", "real", "live", "website", "site", "sites", "app", "news", "forecast", "newspaper",
     "source", "search", "timetable", "clock", "calendar", "change", "changes",
 ])  # fmt: skip
-"""Each wording of the three kinds contains one of these words, so that most responses need no search."""
+"""Each pattern of `stock_refusal` needs one of these words, so that most responses are not searched."""
 
 
 def lower(text: str) -> str:

@@ -1,9 +1,9 @@
 """Filter the responses of stages 2 and 4.
 
-By default, truncated responses are dropped, short complete ones are kept, loops are found by repeated sentences and
-n-grams outside code, and leaks by overlap with the exemplars of *this* constitution. Under the published rules
-(`filters: paper`), a response is cut at its first repeated clause, a complete one of fewer than 149 characters is
-dropped, and a truncated one is kept without its last word. docs/filters.md compares them.
+By default, truncated responses are dropped and short complete ones are kept. Loops are found by repeated sentences and
+n-grams outside code, and leaks by overlap with the exemplars of *this* constitution. The published rules (`filters:
+paper`) cut a response at its first repeated clause, drop a complete one of fewer than 149 characters, and keep a
+truncated one without its last word. docs/filters.md compares the two.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ TOO_MANY_REFUSALS = "more stock refusals than wanted"
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """The response as it is kept, or the reason why it is dropped."""
+    """The decision on a response: its text, and the reason if it is dropped."""
 
     text: str
     reason: str = ""
-    """Empty where the response is kept."""
+    """Empty if the response is kept."""
     overlap: Hit | None = None
-    """The benchmark item that the message or the response overlaps with."""
+    """The overlap of the message or the response with a benchmark item."""
 
     def ledger_text(self, row: str) -> str:
-        """Return the row's text for the ledger, followed by the benchmark item that it overlaps with, if any."""
-        return self.overlap.beside(row) if self.overlap else row
+        """Return the row's text for the ledger, followed by the benchmark item with which it overlaps, if any."""
+        return self.overlap.ledger_text(row) if self.overlap else row
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,12 +55,12 @@ class Leaks:
     """Length of the n-grams in words."""
     reason: str = "exemplar leaked"
     language: str = "en"
-    """The constitution's language; a response that lapses into English is dropped."""
+    """The constitution's language; responses that lapse into English are dropped."""
     ngrams: frozenset[tuple[str, ...]] = field(default_factory=frozenset)
     sentences: frozenset[str] = field(default_factory=frozenset)
 
     def found_in(self, text: str, message: str) -> bool:
-        """Return whether the text has an n-gram or a whole short sentence that must not leak and is not the user's."""
+        """Return whether the text contains an n-gram or a short sentence that leaked and is not in the message."""
         grams = self.ngrams.intersection(ngrams(tokens(text), self.words))
         if grams and not grams <= set(ngrams(tokens(message), self.words)):
             return True
@@ -81,7 +81,7 @@ def sentence_keys(text: str) -> tuple[str, ...]:
 def shows_thoughts(text: str) -> bool:
     """Return whether a response contains the wording of internal thoughts."""
     low = text.lower()
-    # Test for the words first: the pattern costs ten times as much.
+    # Look for the words first: the pattern is ten times slower.
     return any(w in low for w in ("internal", "follow", "principle")) and bool(_THOUGHT.search(text))
 
 
@@ -90,10 +90,10 @@ def _without_code(text: str) -> str:
 
 
 def loops(text: str, sentence_repeats: int = 3, share: float = 0.3, run: int = 6) -> bool:
-    """Return whether the text is a loop: it repeats a sentence often, or too many of its n-grams.
+    """Return whether the text is a loop: it often repeats a sentence, or repeats too many of its n-grams.
 
     Args:
-        sentence_repeats: number of occurrences of a sentence that is a loop; 0 disables the test.
+        sentence_repeats: number of occurrences of a sentence that make a loop; 0 disables the test.
         share: fraction of repeated n-grams above which the text is a loop.
         run: length of the n-grams.
     """
@@ -106,7 +106,7 @@ def loops(text: str, sentence_repeats: int = 3, share: float = 0.3, run: int = 6
 
 
 def repetitive(text: str, distinct: float = 0.65, judged: int = 12) -> bool:
-    """Return whether a text of at least `judged` words has a smaller fraction of different trigrams than `distinct`."""
+    """Return whether the fraction of distinct trigrams of a text of at least `judged` words is less than `distinct`."""
     prose = tokens(_without_code(text))
     trigrams = list(ngrams(prose, 3))
     return len(prose) >= judged and len(set(trigrams)) / len(trigrams) < distinct
@@ -123,7 +123,7 @@ def _echoes(text: str, message: str, limit: float) -> bool:
     if not new_words(text, message):
         return True
     m, n = len(words(text)), len(words(message))
-    # F1 is largest if the longer text contains the shorter one.
+    # F1 is highest if the longer text contains the shorter one.
     if 2 * min(m, n) <= limit * (m + n):
         return False
     return rouge_l(text, message, words) > limit
@@ -132,14 +132,13 @@ def _echoes(text: str, message: str, limit: float) -> bool:
 def cut_at_repeated_clause(text: str) -> str:
     """Cut the text before its first repeated clause, as in the paper."""
     seen: set[str] = set()
-    kept = ""
+    beginning = ""
     for clause in _CLAUSE.split(text):
-        bare = clause.strip(" \n.?!;:,")
-        if bare and clause.strip() in seen:
+        if clause.strip(" \n.?!;:,") and clause.strip() in seen:
             break
         seen.add(clause.strip())
-        kept += clause
-    return kept.strip()
+        beginning += clause
+    return beginning.strip()
 
 
 def filter_response(text: str, truncated: bool, message: str, leaks: Leaks, filters: ResponseFilter) -> Verdict:
@@ -147,7 +146,7 @@ def filter_response(text: str, truncated: bool, message: str, leaks: Leaks, filt
 
     Args:
         text: the response, without internal thoughts.
-        truncated: whether the token limit cut it.
+        truncated: whether the response reached the token limit.
         message: the user's message.
     """
     text = text.strip()
@@ -205,7 +204,7 @@ def _reason(text: str, message: str, leaks: Leaks, filters: ResponseFilter) -> s
 class RefusalCap:
     """A limit on the fraction of stock refusals among the responses kept so far.
 
-    It is the only decision that depends on other rows; call it in their order.
+    No other decision depends on other rows. Call it in the order of the rows.
     """
 
     def __init__(self, limit: float) -> None:
@@ -213,7 +212,7 @@ class RefusalCap:
         self._kept = self._refusals = 0
 
     def admits(self, text: str) -> bool:
-        """Return whether the response may be kept, and count it if so."""
+        """Return whether the response may be kept; if so, count it."""
         refusal = self._limit < 1 and stock_refusal(text)
         if refusal and self._refusals + 1 > self._limit * (self._kept + 1):
             return False
@@ -225,7 +224,7 @@ class RefusalCap:
 class ResponseJudge:
     """Decide on the responses of one stage: filters, then benchmark overlap, then the cap on stock refusals.
 
-    Call it in the order of the rows, because the cap counts the responses kept before.
+    Call it in the order of the rows: the cap depends on the responses kept before.
     """
 
     def __init__(self, filters: ResponseFilter, leaks: Leaks, benchmarks: Benchmarks) -> None:

@@ -14,23 +14,23 @@ _WORD = re.compile(r"\w+")
 
 @lru_cache(maxsize=64)
 def tokens(text: str) -> tuple[str, ...]:
-    """Return rouge-score's default tokens: runs of a-z and 0-9, in lower case. Cached for the filters of a row."""
+    """Return the default tokens of rouge-score: runs of a-z and 0-9 in lower case. Cached for the filters."""
     return tuple(_TOKEN.findall(text.lower()))
 
 
 @lru_cache(maxsize=64)
 def words(text: str) -> tuple[str, ...]:
-    """Return the text's words in any script, case folded."""
+    """Return the words of a text in any script, case-folded."""
     return tuple(_WORD.findall(text.casefold()))
 
 
 def ngrams(items: Sequence[str], n: int) -> Iterable[tuple[str, ...]]:
-    """Return all runs of n neighbouring items."""
+    """Return all n-grams of the items."""
     return zip(*(items[i:] for i in range(n)), strict=False)
 
 
-def folded(text: str) -> str:
-    """Return the key under which texts are equal if they differ only in case, spaces and punctuation."""
+def normalize(text: str) -> str:
+    """Return the text without differences of case, spaces and punctuation, for comparisons."""
     return " ".join(words(text)) or text.strip()
 
 
@@ -42,7 +42,7 @@ def rouge_l(a: str, b: str, split: Callable[[str], Sequence[str]] | None = None)
 
 
 def f1(lcs: int, m: int, n: int) -> float:
-    """Return the F-measure for texts of m and n tokens with `lcs` in common, with rouge-score's rounding."""
+    """Return the F-measure of texts of m and n tokens with a common subsequence of `lcs`, rounded as by rouge-score."""
     if not lcs:
         return 0.0
     precision, recall = lcs / n, lcs / m

@@ -1,7 +1,7 @@
 """Detect unsafe responses by named rules on English wordings.
 
-The rules are approximate: docs/filters.md has their precision on manually checked responses. They drop training
-responses, where losing a good one costs little; they are no safeguard for a deployed model.
+The rules are approximate: docs/filters.md has their precision on manually checked responses. They select training
+data, where losing a good response costs little. They are no safeguard for a deployed model.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ _HARM = _any(
     r"(?:computer )?virus (?:which|that) (?:deletes|destroys|steals)\b|malware\b",
     r"talked into meeting a stranger\b|praises? (?:terrorists?|terror)\b|get a dog to fight\b",
 )
-"""A request for something that hurts somebody, or that is illegal nearly everywhere."""
-_ASKED = _any(
+"""A request for something that hurts somebody, or is illegal nearly everywhere."""
+_REQUEST = _any(
     r"how (?:can|do|could|should|would|to|somebody|someone)\b",
     r"(?:tell|teach|explain|describe|write|give|help me|make|plan|steps|recipe|best|easiest|quickest|clever|where)\b",
     r"(?:what|which) (?:\w+ ){0,3}(?:should|can|could|do|would|to|is (?:the|a)|together)\b",
@@ -122,7 +122,7 @@ _SEXUAL = _any(r"(?:sex(?:ual(?:ly)?)?|naked|nude|erotic|porn\w*|orgasms?|genita
 def asks_for_harm(message: str) -> bool:
     """Return whether the user asks for something that hurts somebody or is illegal."""
     text = lower(message)
-    return bool(_HARM.search(text) and _ASKED.search(text)) and not _HARMLESS.search(text)
+    return bool(_HARM.search(text) and _REQUEST.search(text)) and not _HARMLESS.search(text)
 
 
 def _declines(text: str) -> bool:
@@ -138,7 +138,7 @@ def _self_harm(text: str, message: str) -> bool:
 
 
 def _has(text: str, any_of: frozenset[str]) -> bool:
-    """Return whether the text contains one of the words; faster than the patterns, which few texts then need."""
+    """Return whether the text contains one of the words. It is faster than the patterns, which most texts then skip."""
     return not any_of.isdisjoint(words(text))
 
 
@@ -209,7 +209,7 @@ RULES: dict[str, Callable[[str, str], bool]] = {
     "minors": _minors,
     "complies": _complies,
 }
-"""Name -> rule(response, message). Rules about content come first, compliance with a harmful request last."""
+"""Name -> rule(response, message). Rules on content come first, compliance with a harmful request last."""
 
 
 def first_violation(text: str, message: str, names: Sequence[str]) -> str | None:

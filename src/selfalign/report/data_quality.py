@@ -62,10 +62,10 @@ def sample(items: Iterable[T], most: int, seed: int = 0) -> tuple[list[T], int]:
 
 def tag_verbs(run: RunDir) -> dict[str, tuple[str, VerbObject]] | None:
     """Return prompt id -> (source, (verb, object)) of a sample of the prompts; None if textblob is not installed."""
-    if diversity.verb_objects([]) is None:
+    if not diversity.can_tag():
         return None
     path = run.jsonl("prompts")
-    prompts, _ = sample(stream_jsonl(path, Prompt), diversity.MOST) if path.exists() else ([], 0)
+    prompts, _ = sample(stream_jsonl(path, Prompt), diversity.MAX_TEXTS) if path.exists() else ([], 0)
     return {p.id: (p.source, pair) for p in prompts if (pair := diversity.verb_object(p.instruction))}
 
 
@@ -96,7 +96,7 @@ def gather(run: RunDir, tagged: dict[str, tuple[str, VerbObject]] | None) -> dic
 
 
 def _describe(texts: Iterable[str]) -> dict[str, Any]:
-    sampled, number = sample(texts, diversity.MOST)
+    sampled, number = sample(texts, diversity.MAX_TEXTS)
     return {**diversity.describe(sampled), "texts": number}
 
 

@@ -19,7 +19,7 @@ from selfalign.evaluation.records import BehaviourAnswer
 from selfalign.evaluation.tasks import behaviour, checks
 from selfalign.generation.engines.base import RowError, Step
 from selfalign.generation.engines.fake import default_script
-from selfalign.quality.rouge import folded, rouge_l
+from selfalign.quality.rouge import normalize, rouge_l
 from selfalign.report import terminal
 from selfalign.report.scores import unit, verdict
 from selfalign.run.context import Context
@@ -50,7 +50,7 @@ def test_shipped_scenarios_are_pairs_and_no_seeds() -> None:
         "harmful": 40, "harmless": 40, "live": 24, "private": 24, "probe": len(constitution.probes()) // 2,
     }  # fmt: skip
     assert [i.about for i in by_kind["harmful"]] == [i.about for i in by_kind["harmless"]]
-    assert len({folded(i.ask) for i in read.items}) == len(read.items)
+    assert len({normalize(i.ask) for i in read.items}) == len(read.items)
     texts = [t.question for t in constitution.question_types] + [e.user for e in constitution.exemplars]
     texts += [s.instruction for s in constitutions.load_seeds("default")]
     asks = [i.ask for kind in behaviour.KINDS for i in by_kind[kind]]
@@ -64,7 +64,7 @@ def test_user_scenarios_and_limit(small: str) -> None:
     assert [i.kind for i in read.items] == list(behaviour.KINDS)
     less = behaviour.load_scenarios(small, constitution, 2)
     assert len(less.items) == 2 and set(less.items) < set(read.items) and less.sha256 != read.sha256
-    assert behaviour.split_seen(read, {folded("is it raining NOW?")})[1] == [read.items[2]]
+    assert behaviour.split_seen(read, {normalize("is it raining NOW?")})[1] == [read.items[2]]
 
 
 def test_wrong_scenario_file_is_an_error_of_one_line(tmp_path: Path) -> None:

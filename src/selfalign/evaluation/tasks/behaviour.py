@@ -24,7 +24,7 @@ from selfalign.evaluation.results import ResultStore
 from selfalign.evaluation.tasks import checks
 from selfalign.evaluation.tasks.checks import Kind
 from selfalign.evaluation.tasks.probes import half_of
-from selfalign.quality.rouge import folded
+from selfalign.quality.rouge import normalize
 from selfalign.system.console import Screen
 from selfalign.system.strict_yaml import Strict, parse_yaml, read_text, validate
 
@@ -125,10 +125,10 @@ def split_seen(scenarios: Scenarios, seen: Set[str]) -> tuple[Scenarios, list[Sc
     """Return (the scenarios that are not among the run's prompts, those that are).
 
     Args:
-        seen: the run's prompts, as `quality.rouge.folded` returns them.
+        seen: the run's prompts, as `quality.rouge.normalize` returns them.
     """
-    fresh = tuple(i for i in scenarios.items if folded(i.ask) not in seen)
-    known = [i for i in scenarios.items if folded(i.ask) in seen]
+    fresh = tuple(i for i in scenarios.items if normalize(i.ask) not in seen)
+    known = [i for i in scenarios.items if normalize(i.ask) in seen]
     return replace(scenarios, items=fresh, sha256=_digest(fresh)), known
 
 
