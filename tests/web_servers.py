@@ -8,13 +8,13 @@ import json
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from selfalign.data.prompt_text import Pieces
-from selfalign.generation.engines.base import Part, Step
+from selfalign.generation.engines.base import OnText, Part, Step
 from selfalign.generation.engines.fake import Fake
 from selfalign.run.context import Context
 from selfalign.web import server
@@ -42,9 +42,7 @@ class SlowFake(Fake):
         self.max_running = 0
         self._lock = threading.Lock()
 
-    def generate(
-        self, prompt: Pieces, step: Step, seed: int, adapter: str | None, on_text: Callable[[str], bool] | None = None
-    ) -> Part:
+    def generate(self, prompt: Pieces, step: Step, seed: int, adapter: str | None, on_text: OnText = None) -> Part:
         with self._lock:
             self.prompts.append(("".join(prompt), adapter, seed))
             self.running += 1

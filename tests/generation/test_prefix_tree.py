@@ -39,7 +39,6 @@ def test_tree_contains_every_text_without_duplicates(requests: list[ScoreRequest
     requests = [ScoreRequest(head + r.context, r.continuation) for r in requests]
     layout = lay_out(requests, budget)
     check_layout(layout, requests)
-    check_layout(lay_out(requests, shared=False), requests)
     for tree in layout.trees:
         below = list(zip(tree.parents, tree.ids, strict=True))
         assert len(set(below)) == len(below)  # siblings differ

@@ -59,7 +59,7 @@ def test_trees_equal_plain_forward_passes(kind: str, head: int) -> None:
     # The kept prefix gives the same scores in the next call.
     again = scoring.score(batch[:5], None)
     assert [s.total for s in again] == pytest.approx([s.total for s in scores[:5]], abs=1e-4)
-    alone = scoring.score(batch[:3], None, shared=False)
+    alone = [scoring.score([request], None)[0] for request in batch[:3]]
     assert [s.total for s in alone] == pytest.approx([s.total for s in scores[:3]], abs=1e-4)
 
 

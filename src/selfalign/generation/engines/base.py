@@ -12,6 +12,8 @@ from typing import Any, Literal, Protocol
 from selfalign.data.prompt_text import Control, Pieces, replace_surrogates
 
 Finish = Literal["end", "stop", "length", "cancelled"]
+OnText = Callable[[str], bool] | None
+"""Receives each new piece of generated text; generation ends when it returns False."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +37,18 @@ class Sampling:
     """(text or control token, bias); the bias is added to the logit of the text's first token."""
     ban_eos: bool = False
     """Never draw the end token (the paper's logit bias in stage 1)."""
+
+    def llama_cpp_penalty(self) -> dict[str, Any]:
+        """Return the penalty on repetition as fields of a request to llama.cpp; none if it is off."""
+        if not self.repetition:
+            return {}
+        return {
+            "dry_multiplier": self.repetition,
+            "dry_allowed_length": self.repetition_length,
+            "dry_base": 2.0,
+            "dry_penalty_last_n": self.max_new_tokens,
+            "dry_sequence_breakers": list(self.breaks),
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,22 +180,8 @@ class Engine(Protocol):
         """What the user should know about how prompts reach the model; known after a server's first request."""
         ...
 
-    def generate(
-        self,
-        prompt: Pieces,
-        step: Step,
-        seed: int,
-        adapter: str | None,
-        on_text: Callable[[str], bool] | None = None,
-    ) -> Part:
-        """Continue the prompt.
-
-        Args:
-            on_text: receives each new piece of text; generation ends when it returns False.
-
-        Raises:
-            RowError: this prompt cannot be continued.
-        """
+    def generate(self, prompt: Pieces, step: Step, seed: int, adapter: str | None, on_text: OnText = None) -> Part:
+        """Continue the prompt. Raises RowError if this prompt cannot be continued."""
         ...
 
     def warm_prefix(self, prefix: Pieces, adapter: str | None) -> str:

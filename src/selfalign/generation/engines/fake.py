@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 
 from selfalign.data.prompt_text import Pieces
-from selfalign.generation.engines.base import Part, RowError, Step
+from selfalign.generation.engines.base import OnText, Part, RowError, Step
 
 Script = Callable[[str, Step, random.Random], str]
 
@@ -84,14 +84,7 @@ class Fake:
         self._latency_s = latency_s
         self._fail = fail
 
-    def generate(
-        self,
-        prompt: Pieces,
-        step: Step,
-        seed: int,
-        adapter: str | None,
-        on_text: Callable[[str], bool] | None = None,
-    ) -> Part:
+    def generate(self, prompt: Pieces, step: Step, seed: int, adapter: str | None, on_text: OnText = None) -> Part:
         """See `Engine.generate`. The same request and seed give the same text."""
         self.requests += 1
         text = "".join(prompt)

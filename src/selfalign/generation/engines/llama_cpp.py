@@ -19,7 +19,7 @@ from typing import Any
 from selfalign.data.prompt_text import BOS, Pieces
 from selfalign.errors import Resumable, UserError
 from selfalign.generation.engines import vocabulary
-from selfalign.generation.engines.base import Finish, Part, RowError, Step, TooLong
+from selfalign.generation.engines.base import Finish, OnText, Part, RowError, Step, TooLong
 from selfalign.model.dialogue import Tokenizer, encode_pieces
 
 
@@ -101,14 +101,7 @@ class LlamaCpp:
         if tokenizer:
             self._check_vocabulary(tokenizer, gguf)
 
-    def generate(
-        self,
-        prompt: Pieces,
-        step: Step,
-        seed: int,
-        adapter: str | None,
-        on_text: Callable[[str], bool] | None = None,
-    ) -> Part:
+    def generate(self, prompt: Pieces, step: Step, seed: int, adapter: str | None, on_text: OnText = None) -> Part:
         """See `Engine.generate`."""
         sampling = step.sampling
         body: dict[str, Any] = {
@@ -123,19 +116,12 @@ class LlamaCpp:
             "cache_prompt": True,
             "ignore_eos": sampling.ban_eos,
             "lora": self._lora(adapter),
+            **sampling.llama_cpp_penalty(),
         }
         if sampling.bias:
             body["logit_bias"] = [[self.encode((text,))[0], bias] for text, bias in sampling.bias]
         if step.grammar:
             body["grammar"] = step.grammar
-        if sampling.repetition:
-            body |= {
-                "dry_multiplier": sampling.repetition,
-                "dry_allowed_length": sampling.repetition_length,
-                "dry_base": 2.0,
-                "dry_penalty_last_n": sampling.max_new_tokens,
-                "dry_sequence_breakers": list(sampling.breaks),
-            }
         if on_text is not None:
             return self._stream(body, on_text)
         reply = self._checked(self._http("/completion", body))

@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from selfalign.data.prompt_text import Pieces
 from selfalign.errors import Interrupted, SelfAlignError, UserError
-from selfalign.generation.engines.base import Part, RowError, Step
+from selfalign.generation.engines.base import OnText, Part, RowError, Step
 from selfalign.generation.engines.fleet import Call, Endpoint, Fleet
 from selfalign.generation.engines.openai_api import OpenAiApi
 from selfalign.generation.engines.same_model import Fingerprint, difference, fingerprint
@@ -89,18 +89,10 @@ class ManyServers:
         used = any(e.requests or e.errors or e.outage for e in self._fleet.endpoints)
         return "\n  ".join(texts + (self._fleet.summaries() if used else []))
 
-    def generate(
-        self,
-        prompt: Pieces,
-        step: Step,
-        seed: int,
-        adapter: str | None,
-        on_text: Callable[[str], bool] | None = None,
-    ) -> Part:
+    def generate(self, prompt: Pieces, step: Step, seed: int, adapter: str | None, on_text: OnText = None) -> Part:
         """See `Engine.generate`. The text arrives in one piece.
 
         Raises:
-            RowError: this prompt cannot be continued.
             Resumable: no server answers.
             Interrupted: a signal came before any server saw the request.
         """

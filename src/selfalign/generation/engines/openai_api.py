@@ -10,23 +10,16 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from selfalign.data.prompt_text import BOS, Pieces
 from selfalign.errors import Resumable
 from selfalign.generation.engines import vocabulary
-from selfalign.generation.engines.base import Finish, Part, RowError, Step, TooLong
+from selfalign.generation.engines.base import Finish, OnText, Part, RowError, Step, TooLong
 from selfalign.generation.engines.server_client import ServerClient
-from selfalign.generation.retries import (
-    Retrier,
-    RetryPolicy,
-    Transient,
-    classify_failure,
-    decision,
-    read_retry_after,
-)
+from selfalign.generation.retries import Retrier, RetryPolicy, Transient, classify_failure, decision, read_retry_after
 from selfalign.generation.settings import EngineSettings
 from selfalign.model.dialogue import Tokenizer, as_text
 
@@ -79,14 +72,7 @@ class OpenAiApi:
         self._served = config.served
         self._retrier = Retrier(policy or RetryPolicy(attempts=config.attempts))
 
-    def generate(
-        self,
-        prompt: Pieces,
-        step: Step,
-        seed: int,
-        adapter: str | None,
-        on_text: Callable[[str], bool] | None = None,
-    ) -> Part:
+    def generate(self, prompt: Pieces, step: Step, seed: int, adapter: str | None, on_text: OnText = None) -> Part:
         """See `Engine.generate`. The text arrives in one piece."""
         model = self._model(adapter)
         if self._takes_ids is None:
@@ -144,15 +130,7 @@ class OpenAiApi:
             body["ignore_eos"] = True
         if step.grammar:
             body["grammar"] = step.grammar
-        if sampling.repetition:
-            body |= {
-                "dry_multiplier": sampling.repetition,
-                "dry_base": 2.0,
-                "dry_allowed_length": sampling.repetition_length,
-                "dry_penalty_last_n": sampling.max_new_tokens,
-                "dry_sequence_breakers": list(sampling.breaks),
-            }
-        return body
+        return body | sampling.llama_cpp_penalty()
 
     # -- token ids -----------------------------------------------------------------------------------------------
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from selfalign.data.prompt_text import Control, Pieces
-from selfalign.generation.engines.base import Finish, Part, Step, TooLong
+from selfalign.generation.engines.base import Finish, OnText, Part, Step, TooLong
 from selfalign.generation.engines.vllm_driver import VllmDriver
 from selfalign.model.dialogue import Tokenizer
 
@@ -46,14 +46,7 @@ class VllmOffline:
         self._context = context
         self._driver = VllmDriver(folder, adapters, parallel, context, dtype, tensor_parallel_size)
 
-    def generate(
-        self,
-        prompt: Pieces,
-        step: Step,
-        seed: int,
-        adapter: str | None,
-        on_text: Callable[[str], bool] | None = None,
-    ) -> Part:
+    def generate(self, prompt: Pieces, step: Step, seed: int, adapter: str | None, on_text: OnText = None) -> Part:
         """See `Engine.generate`."""
         ids = self._tokenizer.encode(prompt)
         room = self._context - len(ids)

@@ -16,7 +16,7 @@ from typing import Any
 
 from selfalign.data.prompt_text import Pieces
 from selfalign.generation import engines
-from selfalign.generation.engines.base import Completion, Part, Request, Step
+from selfalign.generation.engines.base import Completion, OnText, Part, Request, Step
 from selfalign.generation.local import Done
 from selfalign.generation.ray import cluster
 from selfalign.generation.ray.jobs import WorkerJob
@@ -94,14 +94,7 @@ class Pool:
         self.supervisor.resume()
         return RayExecutor(self.supervisor)
 
-    def generate(
-        self,
-        prompt: Pieces,
-        step: Step,
-        seed: int,
-        adapter: str | None,
-        on_text: Callable[[str], bool] | None = None,
-    ) -> Part:
+    def generate(self, prompt: Pieces, step: Step, seed: int, adapter: str | None, on_text: OnText = None) -> Part:
         """See `Engine.generate`. The text arrives in one piece."""
         executor = self.executor()
         executor.give("", Request(prompt, (step,), seed, adapter))
@@ -132,7 +125,7 @@ class RayExecutor:
         """Requests without a result."""
         self._finished = threading.Condition()
 
-    def give(self, key: str, request: Request) -> None:
+    def give(self, key: str, request: Any) -> None:
         """See `Executor`."""
         with self._finished:
             self._open += 1

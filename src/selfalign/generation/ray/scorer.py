@@ -7,10 +7,11 @@ one scorer, and computes one chunk at a time.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import groupby, takewhile
 from pathlib import Path
-from queue import Empty, SimpleQueue
+from queue import Empty
 from typing import Any, Literal
 
 from selfalign.data.prompt_text import Pieces
@@ -18,8 +19,7 @@ from selfalign.errors import Resumable, UserError
 from selfalign.generation import scoring
 from selfalign.generation.engines.base import RowError
 from selfalign.generation.local import LocalExecutor
-from selfalign.generation.ray.jobs import WorkerJob
-from selfalign.generation.ray.pool import Pool
+from selfalign.generation.ray.pool import Pool, RayExecutor
 from selfalign.generation.ray.worker import Failure, Worker, WorkerSettings
 from selfalign.generation.scoring.base import LossScorer, Scored, Text
 from selfalign.generation.settings import EngineSettings, ExecutorSettings
@@ -149,17 +149,12 @@ class RayScorer:
         """Return the results in the order of `items`."""
         # A single worker gets the items in their order, since the numbers of a scorer depend on it.
         chunks = in_chunks(units, _CHUNKS * self.workers) if self.workers > 1 else [range(len(items))]
-        done: SimpleQueue[tuple[str, Any]] = SimpleQueue()
-
-        def sink(key: str, result: Any, seconds: float) -> None:
-            done.put((key, result))
-
+        executor = self._pool.executor()
         for number, indices in enumerate(chunks):
-            chunk = Chunk(kind, tuple(items[i] for i in indices), adapter)
-            self._pool.supervisor.add(WorkerJob(key=str(number), request=chunk, sink=sink))
+            executor.give(str(number), Chunk(kind, tuple(items[i] for i in indices), adapter))
         values: list[Any] = [None] * len(items)
         for _ in chunks:
-            key, result = self._next(done)
+            key, result = self._next(executor)
             indices = chunks[int(key)]
             if isinstance(result, RowError):
                 raise Resumable(
@@ -175,14 +170,13 @@ class RayScorer:
         return values
 
     @staticmethod
-    def _next(done: SimpleQueue[tuple[str, Any]]) -> tuple[str, Any]:
-        """Return the next finished chunk. Raises Interrupted at a signal."""
+    def _next(executor: RayExecutor) -> tuple[str, Any]:
+        """Return the number and result of the next finished chunk. Raises Interrupted at a signal."""
         while True:
             STOP.check()
-            try:
-                return done.get(timeout=_CHECK_SECONDS)
-            except Empty:
-                continue
+            with suppress(Empty):
+                key, result, _ = executor.done.get(timeout=_CHECK_SECONDS)
+                return key, result
 
     def close(self) -> None:
         """End the workers, and the cluster if it is our own."""

@@ -51,18 +51,13 @@ class Layout:
         return len(self.prefix) + sum(len(t.ids) for t in self.trees)
 
 
-def lay_out(
-    requests: Sequence[ScoreRequest], budget: int = BUDGET, cached: tuple[int, ...] = (), shared: bool = True
-) -> Layout:
+def lay_out(requests: Sequence[ScoreRequest], budget: int = BUDGET, cached: tuple[int, ...] = ()) -> Layout:
     """Lay out requests as trees of about `budget` tokens. The last token of a continuation is never an input.
 
     Args:
         cached: a prefix whose keys and values are already computed; it is used if all requests begin with it.
-        shared: False gives each request its own tree and no prefix, for comparison.
     """
     texts = [r.ids[:-1] for r in requests]
-    if not shared:
-        return Layout((), [_tree([(i, texts[i])], requests, ()) for i in range(len(requests))])
     order = sorted(range(len(requests)), key=lambda i: texts[i])
     prefix = _prefix(requests, [texts[i] for i in (order[0], order[-1])] if order else [], cached)
     return Layout(prefix, [_tree(group, requests, prefix) for group in _groups(texts, order, len(prefix), budget)])

@@ -61,14 +61,10 @@ class TorchScorer:
         scores = iter(self.score_ids([r for r in encoded if len(r.ids) <= limit], adapter))
         return [next(scores) if len(r.ids) <= limit else None for r in encoded]
 
-    def score_ids(self, requests: Sequence[ScoreRequest], adapter: str | None, shared: bool = True) -> list[Scored]:
-        """Score token ids.
-
-        Args:
-            shared: False computes each request separately, for comparison.
-        """
+    def score_ids(self, requests: Sequence[ScoreRequest], adapter: str | None) -> list[Scored]:
+        """Score token ids."""
         with self._selected(adapter):
-            scores: list[Scored] = self._trees.score(requests, adapter, shared)
+            scores: list[Scored] = self._trees.score(requests, adapter)
             return scores
 
     @property

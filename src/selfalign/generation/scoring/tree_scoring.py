@@ -53,12 +53,11 @@ class TreeScoring:
         return int(getattr(self._config, "max_position_embeddings", None) or 2**31)
 
     @torch.no_grad()
-    def score(self, requests: Sequence[ScoreRequest], adapter: str | None, shared: bool = True) -> list[Scored]:
+    def score(self, requests: Sequence[ScoreRequest], adapter: str | None) -> list[Scored]:
         """Return the score of each request, in their order.
 
         Args:
             adapter: the active adapter; a kept prefix is valid for one adapter only.
-            shared: False computes each request separately, for comparison.
 
         Raises:
             Interrupted: a signal arrived between two trees.
@@ -73,11 +72,11 @@ class TreeScoring:
         if not self.as_trees:
             self.computed += sum(len(r.ids) - 1 for r in requests)
             return [self._plain(r) for r in requests]
-        return self._by_trees(requests, adapter, shared)
+        return self._by_trees(requests, adapter)
 
-    def _by_trees(self, requests: Sequence[ScoreRequest], adapter: str | None, shared: bool) -> list[Scored]:
+    def _by_trees(self, requests: Sequence[ScoreRequest], adapter: str | None) -> list[Scored]:
         cached = self._prefix if adapter == self._prefix_of else ()
-        layout = lay_out(requests, cached=cached, shared=shared)
+        layout = lay_out(requests, cached=cached)
         self.computed += layout.computed - (len(cached) if layout.prefix == cached else 0)
         self._compute_prefix(layout, adapter)
         scores: list[Scored] = [Scored(())] * len(requests)
@@ -204,7 +203,7 @@ class TreeScoring:
         sample = [longest, *requests[:3]]
         try:
             # The longest request twice has a shared prefix; with the others it has branches.
-            scores = [*self._by_trees([longest, longest], adapter, True), *self._by_trees(sample, adapter, True)]
+            scores = [*self._by_trees([longest, longest], adapter), *self._by_trees(sample, adapter)]
         except (TypeError, ValueError, RuntimeError, AttributeError, KeyError):
             return False  # the model does not accept such masks or positions
         plain = self._plain(longest), self._plain(sample[-1])
