@@ -222,7 +222,7 @@ def test_server_of_another_model_is_refused_by_name():
             engine(one, other).__enter__()
         other.off = 0.05
         with engine(one, other) as many:
-            assert many.note == "the servers get text: the model's tokenizer is not here"
+            assert many.note == "the servers get text: this machine does not have the model's tokenizer"
         mapping = [one.url, {"url": other.url, "served": {"base": "another"}}]
         with pytest.raises(UserError, match=r"after 'The capital.*' other' \(-\d.\d\d\) instead of"):
             engine(urls=mapping).__enter__()
@@ -266,7 +266,7 @@ def test_run_starts_with_the_servers_that_answer(journal: Journal):
     with fleet(0.005, 0.005) as (well, down):
         down.choose = lambda prompt: "503" if prompt == "probe" else None
         with engine(well, down) as many:
-            assert f"{down.url}: 0 requests" in many.note and "says 503" in many.note
+            assert f"{down.url}: 0 requests" in many.note and "returned 503" in many.note
             assert all(o.completion for o in run(many, journal, 20))
             assert not down.prompts
             down.choose = lambda _: None
@@ -276,10 +276,10 @@ def test_run_starts_with_the_servers_that_answer(journal: Journal):
             run(many, journal, 100)
             assert down.prompts
         well.choose = lambda _: "401"
-        with pytest.raises(Resumable, match=f"{well.url} says 401: .*is the key right"):
+        with pytest.raises(Resumable, match=f"{well.url} returned 401: .*check the key"):
             engine(well, down).__enter__()
         well.choose = lambda _: "404"
-        with pytest.raises(Resumable, match=r"says 404.*; it serves m, another"):
+        with pytest.raises(Resumable, match=r"returned 404.*; it serves m, another"):
             engine(well, down).__enter__()
 
 
@@ -287,9 +287,9 @@ def test_expired_key_takes_out_one_server_only(journal: Journal):
     with fleet(0.005, 0.005) as (well, locked), engine(well, locked) as many:
         locked.choose = lambda _: "401"
         assert all(o.completion for o in run(many, journal, 40))
-        assert "is the key right" in many.note
+        assert "check the key" in many.note
         well.choose = lambda _: "401"
-        with pytest.raises(Resumable, match="is the key right"):
+        with pytest.raises(Resumable, match="check the key"):
             run(many, journal, 80)
 
 
@@ -300,8 +300,8 @@ def test_poison_request_fails_alone(journal: Journal):
         outcomes = run(many, journal, 60)
         tries = Counter(p for s in servers for p, _ in s.prompts)
     assert [n for n, o in enumerate(outcomes) if not o.completion] == [5, 9]
-    assert outcomes[5].reason.endswith("says 500 (6 tries)") and tries["question 5"] == 6
-    assert "says 400" in outcomes[9].reason and tries["question 9"] == 1
+    assert outcomes[5].reason.endswith("returned 500 (6 tries)") and tries["question 5"] == 6
+    assert "returned 400" in outcomes[9].reason and tries["question 9"] == 1
 
 
 def test_steps_of_a_request_stay_with_one_server(journal: Journal):
@@ -373,7 +373,7 @@ def test_each_server_gets_its_own_key_and_no_key_leaks(
         (["engine.urls=[http://a, b]"], r"urls.1 must begin with http:// or https:// and name a host"),
         (["engine.urls=[http://a, '']"], r"urls.1 must begin with"),
         (["engine.urls=[http://a, 'http://b:port']"], r"urls.1 must begin with"),
-        (["engine.urls=[http://a, 'http://user:pass@b']"], r"urls.1 holds a user or password"),
+        (["engine.urls=[http://a, 'http://user:pass@b']"], r"urls.1 contains a user or password"),
         (["engine.urls=[http://a, 'http://a:80/v1/']"], "urls.1 is the same server as engine.urls.0"),
         (["engine.urls=[http://a, 'http://b..c:80']"], r"urls.1 must begin with"),
         (["engine.urls=[http://a, 'http://b c:80']"], r"urls.1 must begin with"),

@@ -63,7 +63,7 @@ def test_thousand_requests_survive_sixteen_kinds_of_faults(tmp_path: Path):
     assert all(o.completion.parts[0].text == " fine" for o in outcomes if o.completion)
     # Errors that the request causes are not retried, all others are.
     refused = server.faults["400"] + server.faults["redirect"]
-    assert sum(n for r, n in reasons.items() if "says 400" in r or "says 302" in r) == refused
+    assert sum(n for r, n in reasons.items() if "returned 400" in r or "returned 302" in r) == refused
     assert all(server.faults[fault] for fault in ROW_FAULTS + RETRIED)
     assert answered > 900
     assert journal.open_work("s") == 0
@@ -73,7 +73,7 @@ def test_thousand_requests_survive_sixteen_kinds_of_faults(tmp_path: Path):
 @pytest.mark.parametrize("fault", ["401", "404"])
 def test_errors_of_every_row_stop_the_run_at_once(fault: str):
     with serving(lambda _: fault) as server:
-        with pytest.raises(Resumable, match=f"says {fault}"):
+        with pytest.raises(Resumable, match=f"returned {fault}"):
             engine(server).generate((BOS, "x"), STEP, 0, None)
         assert len(server.requests) == 1
 
@@ -94,7 +94,7 @@ def test_poison_request_fails_alone(tmp_path: Path):
         outcomes = JournaledEngine(engine(server), journal, "s", {None: "m"}).generate(works)
         journal.close()
     assert [n for n, o in enumerate(outcomes) if o.completion is None] == [5]
-    assert outcomes[5].reason == "the server says 500 (6 tries)"
+    assert outcomes[5].reason == "the server returned 500 (6 tries)"
 
 
 def test_dead_server_opens_the_breaker_and_the_run_resumes(tmp_path: Path):
@@ -161,7 +161,7 @@ def test_unknown_host_stops_the_run():
     config = EngineSettings.model_validate(
         {"kind": "openai", "url": "http://no-such-host.invalid/v1", "served": {"base": "m"}}
     )
-    with pytest.raises(Resumable, match="not known"):
+    with pytest.raises(Resumable, match="cannot be resolved"):
         OpenAiApi(config, 8, FAST).generate((BOS, "x"), STEP, 0, None)
 
 
@@ -224,7 +224,7 @@ def test_call_keeps_its_time_budget():
 
     def fails() -> None:
         tries.append(now[0])
-        raise Transient("the server says 503")
+        raise Transient("the server returned 503")
 
     with pytest.raises(RowError, match=r"503 \(\d+ tries\)"):
         retrier.call(fails)

@@ -129,7 +129,7 @@ def test_common_control_tokens_are_escaped_without_a_tokenizer():
         api = engine(server)
         assert api.generate(PROMPT, STEP, 0, None).escaped == BROKEN
         assert [body["prompt"] for body, _ in server.requests] == [AS_TEXT]
-    assert "tokenizer is not here" in api.note
+    assert "does not have the model's tokenizer" in api.note
 
 
 def test_busy_or_dead_servers_do_not_decide_about_ids(tokenizer: Tokenizer):
@@ -152,7 +152,7 @@ def test_busy_or_dead_servers_do_not_decide_about_ids(tokenizer: Tokenizer):
 
 
 def test_wrong_key_stops_the_run_and_a_path_before_v1_is_kept(tokenizer: Tokenizer):
-    with serving(lambda _: "401", Tokens) as server, pytest.raises(Resumable, match="is the key right"):
+    with serving(lambda _: "401", Tokens) as server, pytest.raises(Resumable, match="check the key"):
         engine(tokens(server, tokenizer), tokenizer=tokenizer).generate(PROMPT, STEP, 0, None)
     with serving(lambda _: "llama", Tokens) as server:
         url = f"http://127.0.0.1:{server.server_address[1]}/models/a/v1/"

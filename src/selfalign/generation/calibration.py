@@ -1,6 +1,6 @@
-"""Measure llama.cpp on this machine: the best number of slots, and the throughput. Cached per model.
+"""Measure the best number of slots and the throughput of llama.cpp on this machine, once per model.
 
-More concurrent requests make a token cheaper until the processor's arithmetic is saturated, and dearer after that. The
+More concurrent requests make a token cheaper until the processor is saturated, and more expensive after that. The
 optimum depends on the model, the processor and the library, so it is measured.
 """
 
@@ -27,15 +27,15 @@ CANDIDATES = (1, 2, 4, 8, 16, 32)
 _SECONDS = 2.0
 """Duration of the measurement of each candidate."""
 _GAIN = 1.15
-"""More slots must increase the throughput at least by this factor, because they cost memory."""
+"""Minimum factor by which more slots must increase the throughput, because they cost memory."""
 _PREFIX_TOKENS = 1300
 """Length of a constitution: the cost of a token depends on how many tokens it attends to."""
 _PREFIX_SECONDS = 5.0
 """Maximum duration of computing the prefix; a slow machine gets a shorter one."""
 _CONTEXT = 2048
-"""Context of a slot in a trial. Its size does not change the throughput, its content does."""
+"""Context size of a slot in a trial. Throughput depends on the content of the context, not on its size."""
 _FIRST = 8
-"""Candidates up to this number are tried first, in one trial."""
+"""Largest candidate of the first trial."""
 _SENTENCE = "The morning was cold and the harbour lay still, but in the market people spoke of bread, boats and rain. "
 
 
@@ -46,7 +46,7 @@ class Calibration:
     slots: int
     """The best number of concurrent requests."""
     by_slots: dict[str, float]
-    """Number of concurrent requests -> generated tokens per second of all together, after a shared prefix."""
+    """Number of concurrent requests -> their total generated tokens per second, after a shared prefix."""
     prompt_tokens_per_second: float
     load_seconds: float
     megabytes: float
@@ -76,7 +76,7 @@ def calibrate(
     """Return the calibration of a model on this machine, from the cache or measured (about 20 seconds).
 
     Args:
-        identity: the model's identity, for the cache.
+        identity: hash of the model's weights, for the cache.
         context: tokens of context per slot.
         threads: 0 for all cores.
         fresh: measure even if there is a cached calibration.
@@ -135,7 +135,7 @@ class _Trial:
         engine = LlamaCpp(gguf, {}, slots=max(candidates), context=context, threads=threads)
         try:
             self.load_seconds = time.monotonic() - start
-            _prefix_rate(engine, 64)  # warm-up: the first computation touches its memory for the first time
+            _prefix_rate(engine, 64)  # warm-up: the first computation allocates its memory
             rate, _ = _prefix_rate(engine, 128)
             tokens = int(min(_PREFIX_TOKENS, max(128, rate * _PREFIX_SECONDS), context - 256))
             self.prompt_rate, prefix = _prefix_rate(engine, tokens)

@@ -1,6 +1,6 @@
 """Start the recipe's engine or scorer in this process (local) or on the workers of a Ray cluster (docs/cluster.md).
 
-The generation loop is the same for both, and so are keys, order, commits, counts and files.
+The generation loop, keys, order, commits, counts and files are the same for both.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ def start(
     """Start the recipe's engine.
 
     Args:
-        adapters: name -> PEFT folder, the GGUF form beside it.
-        slots: returns the concurrent requests of an engine in this process; Ray workers determine their own.
+        adapters: name -> PEFT folder, with its GGUF beside it.
+        slots: returns the number of slots of an engine in this process; Ray workers determine their own.
         say: receives progress messages.
 
     Raises:
@@ -60,7 +60,7 @@ def scorer(
 
     Args:
         adapters: name -> PEFT folder.
-        dtype: what vllm computes in; the same on every machine, since it is part of a score's identity.
+        dtype: the dtype in which vllm computes; the same on every machine, since it is part of a score's identity.
         say: receives progress messages.
 
     Raises:

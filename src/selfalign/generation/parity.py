@@ -19,12 +19,12 @@ from selfalign.training.forward import causal_lm
 
 POSITIONS = 200
 _MAX_LOSS_OF_AGREEMENT = 0.02
-"""How much lower the agreement may be with the adapter than without, where quantisation already lowers it."""
+"""Maximum loss of agreement by the adapter, beyond the loss by quantisation without it."""
 _MIN_CHANGED = 0.10
-"""Fraction of next tokens that a trained adapter changes at least."""
+"""Minimum fraction of next tokens that a trained adapter changes."""
 
 Span = tuple[list[int], range]
-"""(token ids of a text, positions whose token is predicted from those before it)."""
+"""(token ids of a text, positions whose tokens are predicted)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ class Parity:
 
 
 def texts(constitution: Constitution, template: Template, tokenizer: Tokenizer) -> list[list[int]]:
-    """Return the token ids of the dialogues to compare: the exemplars as training rows; none is trained on."""
+    """Return the token ids of the dialogues to compare: the exemplars as rows, which are never trained on."""
     system, label = constitution.system_prompt("standard"), constitution.assistant.name
     rows = []
     for exemplar in constitution.exemplars:
@@ -85,9 +85,9 @@ def measure(model: Any, engine: LlamaCpp, adapter: str, rows: list[list[int]]) -
     )
 
 
-def agreement(one: list[int], other: list[int]) -> float:
+def agreement(first: list[int], second: list[int]) -> float:
     """Return the fraction of positions, 0 to 1, at which both have the same token."""
-    return sum(a == b for a, b in zip(one, other, strict=True)) / len(one)
+    return sum(a == b for a, b in zip(first, second, strict=True)) / len(first)
 
 
 @torch.no_grad()

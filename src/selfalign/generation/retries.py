@@ -1,7 +1,7 @@
 """Retry failed calls to a server: one table, full jitter, a budget per call, a circuit breaker.
 
-The table follows the OpenAI client and the HTTP standard (RFC 9110). A failure that may pass is retried; a failure
-that the request causes fails its row; a failure that every request would meet fails the run.
+The table follows the OpenAI client and the HTTP standard (RFC 9110). A temporary failure is retried, a failure that
+the request causes fails its row, and a failure that every request would meet fails the run.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def decision(status: int) -> Decision:
 
 
 def classify_failure(status: int, retry_after: float | None) -> Failure:
-    """Return how a call with this status failed; `retry_after` is what `read_retry_after` returned."""
+    """Return how a call with this status failed; `retry_after` is the value of `read_retry_after`."""
     if status in _BUSY or retry_after is not None:
         return "busy"
     return "no reply" if status in _NO_REPLY else "bad reply"
@@ -67,29 +67,29 @@ class Failover(Transient):
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
-    """How often and for how long a call is repeated."""
+    """Limits on how often and for how long a call is repeated."""
 
     attempts: int = 6
     max_seconds: float = 300.0
-    """No attempt begins later than this after the first."""
+    """Seconds after the first attempt in which the others must begin."""
     first_wait: float = 0.5
     """Seconds. The first wait is drawn between 0 and this bound, which doubles with each attempt."""
     longest_wait: float = 60.0
     breaker_failures: int = 20
-    """After this many failures in a row, over all calls, the circuit breaker opens: one call at a time probes."""
+    """Failures in a row, over all calls, that open the circuit breaker: one call at a time then probes the server."""
     probes: int = 5
-    """After this many failed probes the run stops, resumable."""
+    """Failed probes after which the run stops; it can be resumed."""
     probe_wait: float = 2.0
-    """Seconds before the first probe; they double, up to 30: five probes take a minute."""
+    """Seconds before the first probe, doubled before each further one, up to 30: five probes take a minute."""
 
 
 class Retrier:
-    """Repeats failed calls. The threads of an engine share it, and with it the circuit breaker.
+    """Repeats failed calls. All threads of an engine share one, and so its circuit breaker.
 
     Args:
         clock: returns seconds.
         wait: sleeps for the given seconds.
-        seed: of the jitter.
+        seed: seed of the jitter.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class Retrier:
         self._random = random.Random(seed)  # noqa: S311  (jitter)
         self._lock, self._probing = threading.Lock(), threading.Lock()
         self._failures = 0
-        """In a row, over all threads."""
+        """Failures in a row, over all threads."""
         self._probes = 0
         self._last_error = ""
 
@@ -112,7 +112,7 @@ class Retrier:
         """Return the first result of `attempt` that is not `Transient`.
 
         Raises:
-            RowError: the budget of the call is spent.
+            RowError: the call has used all its attempts or its time.
             Resumable: the circuit breaker is open, and no probe succeeded.
         """
         start, number = self._clock(), 0

@@ -1,7 +1,7 @@
-"""Decide which slot gets the next request: the one with room that will likely answer first.
+"""Decide which slot gets the next request: the slot with room that will likely answer first.
 
-Slots are the servers of `engines.fleet` and the workers of `ray.supervision`. This module starts no thread, calls
-nobody and reads no clock; its users hold a lock around each call.
+Slots are the servers of `engines.fleet` and the workers of `ray.supervision`. This module starts no thread, makes no
+call and reads no clock; its users hold a lock around each call.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ class Slot(ABC):
 
     def __init__(self) -> None:
         self.load = 0
-        """Requests that it holds."""
+        """Number of requests that it holds."""
         self.rest_until = 0.0
         """Time before which it gets no request."""
         self.exclusive = False
-        """It holds an exclusive request, and gets no other."""
+        """Whether it holds an exclusive request; it then gets no other."""
         self.reserved = False
-        """It gets no request until it is empty, then an exclusive one."""
+        """Whether it is being emptied for an exclusive request; it gets no other until then."""
 
     @property
     @abstractmethod
     def capacity(self) -> int:
-        """Requests that it may hold; 0 while it is out of service."""
+        """Maximum number of requests that it may hold; 0 while it is out of service."""
 
     @abstractmethod
     def cost(self) -> float:
@@ -40,21 +40,21 @@ class Slot(ABC):
         return not self.exclusive and not self.reserved and now >= self.rest_until and self.load < self.capacity
 
     def release(self) -> None:
-        """Count a request that it no longer holds."""
+        """Record that it no longer holds one of its requests."""
         self.load -= 1
         self.exclusive = self.exclusive and self.load > 0
 
 
 @dataclass(eq=False)
 class Job:
-    """A request on its way to a response."""
+    """A request in progress."""
 
     preferred: Any = None
-    """The slot to wait for while it is in service."""
+    """The slot that the request waits for while that is in service."""
     excluded: set[Any] = field(default_factory=set)
-    """Slots that failed it; once all have, they may get it again."""
+    """Slots on which it failed. When it has failed on all, every slot may get it again."""
     exclusive: bool = False
-    """It must be alone in its slot."""
+    """Whether it must be the only request in its slot."""
 
 
 J = TypeVar("J", bound=Job)
@@ -62,8 +62,11 @@ S = TypeVar("S", bound=Slot)
 
 
 class Queue(Generic[J, S]):
-    """Requests that wait for a slot. Urgent ones come first and may overtake each other; the others keep their order,
-    and have no preference, exclusion or exclusiveness."""
+    """Requests that wait for a slot.
+
+    Urgent requests come first and may overtake each other. The others keep their order; they are never exclusive, and
+    have no preferred or excluded slots.
+    """
 
     def __init__(self, slots: list[S]) -> None:
         self.slots = slots
@@ -71,7 +74,7 @@ class Queue(Generic[J, S]):
         self.waiting: deque[J] = deque()
 
     def assign(self, now: float = 0.0, urgent_only: bool = False) -> list[tuple[J, S]]:
-        """Take waiting requests for slots with room, and return them with their slots."""
+        """Move waiting requests to slots with room; return the (request, slot) pairs."""
         pairs: list[tuple[J, S]] = []
         self.urgent = deque(job for job in self.urgent if not self._assign(job, now, pairs))
         while self.waiting and not urgent_only and self._assign(self.waiting[0], now, pairs):
@@ -98,7 +101,7 @@ class Queue(Generic[J, S]):
         return min((slot for slot in allowed if slot.has_room(now)), key=lambda slot: slot.cost(), default=None)
 
     def _empty_slot(self) -> S | None:
-        """Return an empty slot, or reserve the one with the least load. Only one request at a time is exclusive."""
+        """Return an empty slot, or reserve the least loaded one. Only one request at a time is exclusive."""
         in_service = [slot for slot in self.slots if slot.capacity]
         if not in_service or any(slot.exclusive for slot in in_service):
             return None
@@ -107,7 +110,7 @@ class Queue(Generic[J, S]):
         return None if slot.reserved else slot
 
     def remove(self, matches: Callable[[J], bool]) -> list[J]:
-        """Take the matching requests off the queue, urgent ones first."""
+        """Remove the matching requests from the queue and return them, urgent ones first."""
         removed = [job for job in (*self.urgent, *self.waiting) if matches(job)]
         self.urgent = deque(job for job in self.urgent if not matches(job))
         self.waiting = deque(job for job in self.waiting if not matches(job))

@@ -15,13 +15,13 @@ Tokens = Field(ge=1, le=32768)
 
 
 class ExecutorSettings(Strict):
-    """Where requests are answered. `executor: ray` is short for `executor: {kind: ray}`."""
+    """Where requests run. `executor: ray` is short for `executor: {kind: ray}`."""
 
     kind: Literal["local", "ray"] = "local"
     """local: in this process; ray: by the workers of a Ray cluster, each with its own engine (docs/cluster.md)."""
     address: str | None = None
-    """ray: null starts a cluster on this machine that ends with the command; auto joins the cluster that this machine
-    belongs to; HOST:PORT is the head node of a cluster."""
+    """ray: null starts a cluster on this machine that ends with the command; auto connects to the cluster that this
+    machine belongs to; HOST:PORT is the head node of a cluster."""
     workers: int | Literal["auto"] = Field("auto")
     """ray: number of workers. auto: one for each `gpus` accelerators, or one per machine if workers take none."""
     cpus: float | Literal["auto"] = Field("auto")
@@ -75,7 +75,7 @@ def _or_address(schema: dict[str, Any]) -> None:
 
 
 class ServerSettings(Strict):
-    """One of several servers: its address, or a mapping with the settings that differ from those in `engine`."""
+    """One of several servers: an address, or a mapping with the settings that differ from those in `engine`."""
 
     model_config = ConfigDict(json_schema_extra=_or_address)
     _address = model_validator(mode="before")(_as_server)
@@ -90,7 +90,7 @@ class ServerSettings(Strict):
 
 
 class EngineSettings(Strict):
-    """What generates the responses."""
+    """The engine that generates responses."""
 
     kind: Literal["auto", "llama_cpp", "vllm", "openai", "fake"] = "auto"
     """auto: openai if `url` or `urls` is set, vllm if it is installed and there is an accelerator, else llama_cpp."""
@@ -120,7 +120,7 @@ class EngineSettings(Strict):
     """vllm: the type to compute in. auto: vLLM's choice on an accelerator; on a CPU bfloat16 if a short test finds it
     faster, else float32."""
     tensor_parallel_size: int = Field(1, ge=1, le=64)
-    """vllm: accelerators that one copy of the model is split across; a Ray worker takes as many."""
+    """vllm: number of accelerators that share one copy of the model; a Ray worker takes as many."""
     top_k: int = Field(1000, ge=0)
     """Draw from the k most likely tokens, before top_p. 0: no limit, which halves the speed with a vocabulary of
     262,144 tokens (benchmarks/sampling.py)."""
@@ -130,7 +130,7 @@ class EngineSettings(Strict):
         known = ("base", "engrave", "verbose_cloning")
         named = [*self.served, *(name for server in self.urls or () for name in server.served)]
         if wrong := next((name for name in named if name not in known), None):
-            raise ValueError(f"served names the models {', '.join(known)}, not {wrong!r}")
+            raise ValueError(f"served has an entry {wrong!r}; the models are {', '.join(known)}")
         if self.urls is not None and self.url is not None:
             raise ValueError("url and urls are both set: use url for one server, urls for several")
         if self.urls == []:
@@ -159,4 +159,4 @@ class AlignSettings(Strict):
     """Penalty on repeated 3-grams in internal thoughts and response, doubled for each further token; 0 is off, as in
     the paper."""
     hints: bool = False
-    """Begin the internal thoughts with the principles that the type of the question suggests."""
+    """Begin the internal thoughts with the principles that the question's type suggests."""

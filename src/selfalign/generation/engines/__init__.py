@@ -25,9 +25,9 @@ Say = Callable[[str], None]
 
 
 def _tokenizer(model: Model | None, say: Say) -> tuple[Tokenizer | None, str]:
-    """Return (the model's tokenizer or None, why there is none). Engines can do without one."""
+    """Return the model's tokenizer and "", or None and the reason why there is none; an engine can run without it."""
     if model is None:
-        return None, "no model is here"
+        return None, "the model is unknown"
     try:
         return model.tokenizer(say), ""
     except UserError as error:
@@ -38,7 +38,7 @@ def _llama_cpp(model: Model, adapters: Adapters, config: EngineSettings, slots: 
     from selfalign.generation.engines.llama_cpp import LlamaCpp
 
     ggufs = {name: folder.with_suffix(".gguf") for name, folder in adapters.items()}
-    gguf = model.gguf  # before the tokenizer, whose absence is only a note
+    gguf = model.gguf  # first, since a missing GGUF is an error and a missing tokenizer only a note
     tokenizer, reason = _tokenizer(model, say)
     engine = LlamaCpp(gguf, ggufs, slots, config.context, config.threads, tokenizer)
     if reason:
@@ -51,11 +51,8 @@ def _vllm(model: Model, adapters: Adapters, config: EngineSettings, slots: int, 
     from selfalign.system import environment
 
     dtype = environment.dtype() if config.dtype == "auto" else config.dtype
-    tensor_parallel_size = config.tensor_parallel_size
-    ends = model.end_tokens()
-    return VllmOffline(
-        model.folder(), model.tokenizer(), ends, adapters, slots, config.context, dtype, tensor_parallel_size
-    )
+    folder, tokenizer, ends = model.folder(), model.tokenizer(), model.end_tokens()
+    return VllmOffline(folder, tokenizer, ends, adapters, slots, config.context, dtype, config.tensor_parallel_size)
 
 
 def _openai(model: Model | None, adapters: Adapters, config: EngineSettings, slots: int, say: Say) -> Engine:
@@ -84,18 +81,18 @@ ENGINES: dict[str, Callable[..., Engine]] = {
 
 
 def choose(config: EngineSettings) -> tuple[str, str]:
-    """Return (the engine's kind, the reason). `auto` is resolved for this machine."""
+    """Return the engine's kind, with `auto` resolved for this machine, and the reason for the choice."""
     if config.kind != "auto":
         return config.kind, "the recipe names it"
     if config.url:
-        return "openai", "engine.url is given"
+        return "openai", "engine.url is set"
     if config.urls:
-        return "openai", "engine.urls is given"
+        return "openai", "engine.urls is set"
     devices = accelerators()
     if devices and find_spec("vllm"):
-        return "vllm", f"vLLM is installed and there is an accelerator ({devices[0]})"
+        return "vllm", f"vLLM is installed, and there is an accelerator ({devices[0]})"
     if devices:
-        return "llama_cpp", f"in process; vLLM is not installed, which would use the accelerator ({devices[0]})"
+        return "llama_cpp", f"in process; the accelerator ({devices[0]}) stays unused because vLLM is not installed"
     return "llama_cpp", "in process; no engine.url and no accelerator"
 
 
@@ -120,7 +117,7 @@ def check(config: EngineSettings) -> None:
 
         parse_addresses(config)
     if kind(config) == "vllm" and not find_spec("vllm"):
-        raise UserError("engine vllm: vLLM is not installed in this environment; docs/engines.md says how")
+        raise UserError("engine vllm: vLLM is not installed in this environment: install it as in docs/engines.md")
 
 
 def base_model(source: str, config: EngineSettings) -> Model:
@@ -129,16 +126,12 @@ def base_model(source: str, config: EngineSettings) -> Model:
 
 
 def default_slots(config: EngineSettings) -> int:
-    """Return the concurrent requests for `engine.slots: auto`; llama.cpp's are measured instead (see `calibration`)."""
+    """Return the number of slots for `engine.slots: auto`, except for llama.cpp, where `calibration` measures it."""
     return 64 if kind(config) == "vllm" and accelerators() else 8
 
 
 def slots(config: EngineSettings, calibrated: Callable[[], int]) -> int:
-    """Return the concurrent requests: the recipe's number, or the best one for this machine.
-
-    Args:
-        calibrated: returns the measured number for llama.cpp.
-    """
+    """Return the number of slots: the recipe's, or the best for this machine; `calibrated` measures llama.cpp's."""
     if config.slots != "auto":
         return config.slots
     return calibrated() if kind(config) == "llama_cpp" else default_slots(config)
@@ -147,10 +140,10 @@ def slots(config: EngineSettings, calibrated: Callable[[], int]) -> int:
 def start(
     config: EngineSettings, model: Model | None, adapters: Adapters, slots: int, say: Say = lambda _: None
 ) -> Engine:
-    """Start the recipe's engine with the base model, and with adapters that requests may name.
+    """Start the recipe's engine with the base model and the adapters that requests may name.
 
     Args:
-        model: for a server only its tokenizer is used; None if the model is not known.
+        model: a server uses only its tokenizer; None if the model is unknown.
         slots: concurrent requests; with several servers, per server.
         say: receives progress messages.
 

@@ -24,14 +24,14 @@ class Sampling:
     top_p: float
     max_new_tokens: int
     top_k: int = 0
-    """Draw only from the k most likely tokens; 0 means no limit. It applies after temperature and before top_p."""
+    """Draw only from the k most likely tokens, after temperature and before top_p; 0 means no limit."""
     repetition: float = 0.0
     """Penalty on a token that would extend a repeated sequence beyond `repetition_length` tokens, doubled for each
     further token (llama.cpp's DRY); 0 is off."""
     repetition_length: int = 2
     """Sequences of up to this many tokens may repeat."""
     breaks: tuple[str, ...] = ("\n",)
-    """A repeated sequence ends at these texts, so that lists may repeat a word on each line. Each costs a pass over the
+    """Texts that end a repeated sequence, so that a list may repeat a word on each line. Each costs a pass over the
     vocabulary."""
     bias: tuple[tuple[str, float], ...] = ()
     """(text or control token, bias); the bias is added to the logit of the text's first token."""
@@ -97,7 +97,7 @@ def _sha256(text: str) -> str:
 
 
 def _steps(steps: tuple[Step, ...]) -> str:
-    # A control token and the text that spells it are equal strings, so the key also holds which of them is meant.
+    # A control token equals the text that spells it, so the key also records which texts are control tokens.
     return _steps_hash(steps, tuple(isinstance(text, Control) for s in steps for text, _ in s.sampling.bias))
 
 
@@ -119,18 +119,19 @@ class Part:
     """Prompt tokens taken from the cache."""
     generated_tokens: int = 0
     escaped: tuple[str, ...] = ()
-    """Control tokens that content spelled and that were escaped, since the engine takes only text."""
+    """Control tokens that appeared in content and were escaped, because the engine accepts only text."""
 
 
-# The key of `Part.escaped` in stored completions: journals of earlier versions have it.
 _STORED_ESCAPED = "neutralised"  # old name
+"""The key of `Part.escaped` in the journal."""
 
 
 @dataclass(frozen=True, slots=True)
 class Completion:
     """The raw output of a request: one part per step.
 
-    There are fewer parts if a step before the last reached its token limit: the next one would answer half a thought.
+    There are fewer parts if a step before the last reached its token limit, because the next step would continue an
+    unfinished thought.
     """
 
     parts: tuple[Part, ...] = field(default_factory=tuple)
@@ -156,11 +157,11 @@ class Completion:
 
 
 class RowError(Exception):
-    """A request that cannot be answered, while others can."""
+    """An error that concerns one request only: its row fails, others continue."""
 
 
 class TooLong(RowError):
-    """A prompt that does not fit the context: its row is dropped, the prompt is never cut."""
+    """A prompt that exceeds the context. Its row is dropped; a prompt is never truncated."""
 
     def __init__(self) -> None:
         super().__init__(TOO_LONG)
@@ -177,7 +178,7 @@ class Engine(Protocol):
 
     @property
     def note(self) -> str:
-        """What the user should know about how prompts reach the model; known after a server's first request."""
+        """A message for the user about how prompts reach the model; a server's is complete after its first request."""
         ...
 
     def generate(self, prompt: Pieces, step: Step, seed: int, adapter: str | None, on_text: OnText = None) -> Part:
@@ -185,7 +186,7 @@ class Engine(Protocol):
         ...
 
     def warm_prefix(self, prefix: Pieces, adapter: str | None) -> str:
-        """Compute a prefix that the next requests share once for all slots; return how often it is computed."""
+        """Compute the prefix of the next requests once for all slots; return a message that says how it is shared."""
         ...
 
     def close(self) -> None:

@@ -66,8 +66,8 @@ class Fake:
     Args:
         parallel: maximum number of concurrent requests.
         script: (prompt, step, random numbers) -> generated text.
-        latency_s: seconds per step.
-        fail: text that makes every prompt that contains it fail.
+        latency_s: seconds that each step takes.
+        fail: a prompt that contains this text fails.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
-"""Share calls among several servers: which server gets a call, how many it gets, when it is out of service.
+"""Distribute calls among several servers, and take a failing server out of service.
 
-Each server has a window of concurrent calls (`window`) and a circuit breaker. A thread that asks for a server waits
-until one has room (`scheduling`). Nothing here calls a server.
+Each server has a window of concurrent calls (`window`) and a circuit breaker. A thread that needs a server waits
+until one has room (`scheduling`). This module itself calls no server.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from selfalign.generation.scheduling import Job, Queue, Slot
 from selfalign.system.signals import STOP
 
 _BREAKER_FAILURES = 3
-"""Failures in a row after which a server is out of service; an unreachable server is after one."""
+"""Failures in a row that take a server out of service; for an unreachable server, one is enough."""
 _DECAY = 0.9
-"""Weight of a call in the averages after the next one."""
+"""Factor by which each new call reduces the weight of the calls before it."""
 _CHECK_SECONDS = 0.2
-"""Seconds after which a waiting thread checks for the end of a server's rest and for a signal."""
+"""Seconds between a waiting thread's checks for a signal and for servers whose rest has ended."""
 
 
 class Endpoint(Slot):
@@ -39,7 +39,7 @@ class Endpoint(Slot):
         self.seconds_out = 0.0
         self.out_since = 0.0
         self.calls = self.halved_at = 0
-        """Calls begun, and their number when the window was last halved: calls refused together halve it once."""
+        """Calls begun, and their number when the window was last halved: calls that fail together halve it once."""
         self._seconds = self._tokens = self._concurrent = self._weight = 0.0
 
     @property
@@ -71,14 +71,14 @@ class Endpoint(Slot):
 
 @dataclass(eq=False)
 class Call(Job):
-    """One request on its way to an answer. `preferred` is the server that has the prompt of the step before cached."""
+    """A request in progress. `preferred` is the server that has the prompt of the previous step in its cache."""
 
     begun: bool = False
-    """A server has seen it: it comes first, and is finished even if a signal stops the run."""
+    """Whether a server has received it: it then has priority, and is finished even if a signal stops the run."""
     assigned: threading.Event = field(default_factory=threading.Event)
     endpoint: Endpoint | None = None
     number: int = 0
-    """Of the call at its server, from 1."""
+    """The number of the call at its server, from 1."""
     concurrent: int = 0
     """Calls at the server when it began, including itself."""
 
@@ -103,10 +103,10 @@ class Fleet:
         self._queue: Queue[Call, Endpoint] = Queue(self.endpoints)
 
     def acquire(self, call: Call) -> Endpoint | None:
-        """Wait for room at the server that will likely answer first. Return None if no server is in service.
+        """Wait for a slot at the server that will likely answer first. Return None if no server is in service.
 
         Raises:
-            Interrupted: a signal came before any server saw the request.
+            Interrupted: a signal came before any server received the request.
         """
         with self._lock:
             call.assigned.clear()
@@ -120,7 +120,7 @@ class Fleet:
         return call.endpoint
 
     def record_answer(self, endpoint: Endpoint, call: Call, seconds: float, tokens: int) -> None:
-        """Record that the server answered, and free its room."""
+        """Record that the server answered, and free the slot."""
         with self._lock:
             endpoint.tokens += tokens
             endpoint.record_speed(seconds, tokens, call.concurrent)
@@ -128,7 +128,7 @@ class Fleet:
             self.record_refusal(endpoint)
 
     def record_refusal(self, endpoint: Endpoint) -> None:
-        """Record that the server works and refused this request, and free its room."""
+        """Record that the server works but refused this request, and free the slot."""
         with self._lock:
             endpoint.requests += 1
             endpoint.failures_in_row = endpoint.busy_in_row = 0
@@ -140,7 +140,7 @@ class Fleet:
         """Record that the server failed the call; return whether another server is left to try.
 
         Args:
-            pause: returns the seconds that the server rests, from its busy replies in a row and what it asks for.
+            pause: (busy replies in a row, seconds that the server asks for or None) -> seconds that the server rests.
         """
         with self._lock:
             if error.failure in ("busy", "no reply") and call.number > endpoint.halved_at:
@@ -163,7 +163,7 @@ class Fleet:
             return self._exclude(endpoint, call)
 
     def release(self, endpoint: Endpoint) -> None:
-        """Free the room of a call that tells nothing about the server."""
+        """Free the slot of a call whose end says nothing about the server."""
         with self._lock:
             endpoint.release()
             self._assign()
@@ -175,7 +175,7 @@ class Fleet:
             self._assign()
 
     def put_back(self, endpoint: Endpoint) -> None:
-        """Put a server back into service with one call; its first failure takes it out again."""
+        """Return a server to service with a window of one call; its first failure takes it out again."""
         with self._lock:
             endpoint.seconds_out += self._clock() - endpoint.out_since
             endpoint.outage, endpoint.rest_until, endpoint.failures_in_row = "", 0.0, _BREAKER_FAILURES - 1
@@ -183,7 +183,7 @@ class Fleet:
             self._assign()
 
     def outages(self) -> str:
-        """Return why the servers that are out of service are."""
+        """Return the servers that are out of service, each with the reason."""
         with self._lock:
             return "; ".join(f"{e.url}: {e.outage}" for e in self.endpoints if e.outage)
 
@@ -210,7 +210,7 @@ class Fleet:
             self._on_outage(endpoint)
 
     def _assign(self) -> None:
-        # After a signal, calls that no server has seen are left to their threads, which see the signal.
+        # After a signal, calls that no server has received stay queued: their threads raise Interrupted.
         for call, endpoint in self._queue.assign(self._clock(), urgent_only=STOP.is_set):
             endpoint.calls += 1
             call.number, call.concurrent = endpoint.calls, endpoint.load

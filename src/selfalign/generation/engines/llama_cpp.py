@@ -32,8 +32,8 @@ class LlamaCpp:
     """One base model and its adapters.
 
     xllamacpp runs llama.cpp's server in this process. Streams use its Python binding; everything else uses the server's
-    loopback port, which a random key protects, because its responses have details that the binding lacks: how a
-    generation ended, tokens, a slot's cache.
+    loopback port, protected by a random key, because its responses have details that the binding lacks: how a
+    generation ended, its tokens, a slot's cache.
 
     Args:
         gguf: the base model.
@@ -41,8 +41,8 @@ class LlamaCpp:
         slots: number of concurrent requests.
         context: tokens of context per slot.
         threads: 0 for all cores.
-        tokenizer: the model's, as used in training; llama.cpp gets its ids. Without it, llama.cpp encodes the text,
-            with rare differences (such as runs of 32 or more spaces under Gemma 3).
+        tokenizer: the tokenizer used in training, whose ids llama.cpp gets. Without it, llama.cpp encodes the text
+            itself, with rare differences (such as runs of 32 or more spaces under Gemma 3).
 
     Raises:
         UserError: llama.cpp cannot load a file, or its vocabulary differs from the tokenizer's.
@@ -176,18 +176,18 @@ class LlamaCpp:
         try:
             difference = vocabulary.difference(tokenizer, self._detokenize)
         except RowError as error:
-            difference = f"it does not accept its ids: {error}"
+            difference = f"llama.cpp rejects its ids: {error}"
         if difference:
             self.close()
             raise UserError(
-                f"the vocabulary of {gguf} is not that of the model's tokenizer ({difference}): convert the GGUF from "
-                "the folder that is trained"
+                f"{gguf} has another vocabulary than the model's tokenizer ({difference}): convert the GGUF from the "
+                "folder that is trained"
             )
         if self._bos != (start := tokenizer.encode((BOS,))):
             self.note = f"texts begin with the tokens {start}, as in the tokenizer; the GGUF has {self._bos}"
         elif self._tokenize(vocabulary.TEXT, special=False) != tokenizer.ids(vocabulary.TEXT):
             self.note = (
-                "llama.cpp would split texts differently from the model's tokenizer, whose ids it gets: if the "
+                "llama.cpp splits some texts differently from the model's tokenizer, so it gets token ids: if the "
                 "tokenizer was read from the GGUF, set `model` to the Hugging Face folder instead"
             )
 
@@ -217,7 +217,7 @@ class LlamaCpp:
     def most_likely_token(self, ids: list[int], adapter: str | None) -> tuple[int, float]:
         """Return the most likely next token after these ids, and its log-probability.
 
-        The log-probability is NaN for a token that is a part of a character, because the server gives none.
+        The log-probability is NaN for a token that is only a part of a character: the server returns none.
         """
         body = {
             "prompt": ids,

@@ -1,9 +1,9 @@
 """Use several OpenAI-compatible servers of the same model as one engine.
 
-A request goes to the server that will likely answer it first; each server gets as many concurrent requests as it can
-take, and a request that one server fails goes to another. A server that keeps failing is out of service: health checks
-ask it in the background, and it comes back when it answers and still serves the same model. If all servers are out of
-service, calls are retried as with one server (see `retries`).
+A request goes to the server that will likely answer it first. Each server gets as many concurrent requests as it can
+handle, and a request that fails on one server goes to another. A server that keeps failing is taken out of service;
+health checks in the background return it to service when it answers and still serves the same model. If all servers
+are out of service, calls are retried as with one server (see `retries`).
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from selfalign.generation.settings import EngineSettings
 from selfalign.model.dialogue import Tokenizer
 
 _LONGEST_CHECK_WAIT = 30.0
-"""Seconds between two health checks, at most."""
+"""Maximum seconds between two health checks."""
 _CLOSE_SECONDS = 2.0
 _REPORT_SECONDS = 300.0
-"""Seconds between two lines about the same server; the end of a stage prints the sums."""
+"""Minimum seconds between two messages about the same server; the end of a stage prints the totals."""
 
 
 class ManyServers:
@@ -36,13 +36,13 @@ class ManyServers:
 
     Args:
         config: addresses, model ids, limits.
-        slots: concurrent requests per server, at most, unless the recipe sets another number for a server.
-        policy: of retries.
-        tokenizer: the base model's; without it the servers get text.
-        say: prints a line when a server goes out of service.
+        slots: maximum concurrent requests per server, for servers without a number of their own in the recipe.
+        policy: the retry policy.
+        tokenizer: the base model's tokenizer; without it, prompts are sent as text.
+        say: receives a message when a server goes out of service.
 
     Raises:
-        UserError: an address, or a variable with a key, is wrong or missing; two servers serve different models.
+        UserError: an address, or the variable with a key, is invalid or missing; two servers serve different models.
         Resumable: a server refuses all requests, or lacks the model.
         Interrupted: a signal came while the servers were compared.
     """
@@ -58,7 +58,7 @@ class ManyServers:
         self._policy = policy or RetryPolicy(attempts=config.attempts)
         self._retrier = Retrier(self._policy, clock=self._time)
         self._thread = threading.local()
-        """Per thread: the seconds it waited for a server, and its last call."""
+        """For each thread: the seconds it has waited for servers, and its last call."""
         self._say, self._closing = say, threading.Event()
         self._health_checks: list[threading.Thread] = []
         self._reported: dict[Endpoint, float] = {}
@@ -82,10 +82,10 @@ class ManyServers:
 
     @property
     def note(self) -> str:
-        """Tell which servers get text, and what each server did so far, one line each."""
+        """The servers that get text, and a line about the calls of each server so far."""
         texts = [e.api.note for e in self._fleet.endpoints if e.api.note]
         if self._text_only:
-            texts = ["the servers get text: the model's tokenizer is not here"]
+            texts = ["the servers get text: this machine does not have the model's tokenizer"]
         used = any(e.requests or e.errors or e.outage for e in self._fleet.endpoints)
         return "\n  ".join(texts + (self._fleet.summaries() if used else []))
 
@@ -94,7 +94,7 @@ class ManyServers:
 
         Raises:
             Resumable: no server answers.
-            Interrupted: a signal came before any server saw the request.
+            Interrupted: a signal came before any server received the request.
         """
         server = self._server_of_last_step(prompt, adapter)
         call = Call(preferred=server, begun=server is not None)
@@ -105,7 +105,7 @@ class ManyServers:
         return part
 
     def _server_of_last_step(self, prompt: Pieces, adapter: str | None) -> Endpoint | None:
-        """Return the server that answered what this prompt continues. One thread runs all steps of a request."""
+        """Return the server that answered the previous step of this request; one thread runs all steps of a request."""
         last: tuple[Pieces, str | None, Endpoint | None] = getattr(self._thread, "last", ((), None, None))
         continues = last[0] and last[1] == adapter and prompt[: len(last[0])] == last[0]
         return last[2] if continues else None
@@ -121,7 +121,7 @@ class ManyServers:
             part = endpoint.api.generate_once(prompt, step, seed, adapter)
         except Transient as error:
             others_left = self._fleet.record_failure(endpoint, call, error, self._retrier.pause)
-            # The request may cause a bad reply: that counts as an attempt, or it would circle through all servers.
+            # The request may be the cause of a bad reply: without counting an attempt, it would circle forever.
             if others_left and error.failure != "bad reply":
                 raise Failover(str(error)) from None
             raise
@@ -148,7 +148,7 @@ class ManyServers:
             self._thread.waited = getattr(self._thread, "waited", 0.0) + time.monotonic() - start
 
     def _time(self) -> float:
-        """Return seconds without those that the thread waited for a server: they do not count as time of a call."""
+        """Return seconds, excluding those in which the thread waited for a server: they do not count against a call."""
         waited: float = getattr(self._thread, "waited", 0.0)
         return time.monotonic() - waited
 
@@ -164,7 +164,7 @@ class ManyServers:
             except Transient as error:
                 self._fleet.take_out(endpoint, str(error))
             except RowError as error:
-                raise UserError(f"{endpoint.url} completes no plain text: {error}") from None
+                raise UserError(f"{endpoint.url} cannot complete plain text: {error}") from None
 
     def _compare(self, endpoint: Endpoint, own: Fingerprint) -> None:
         """Raise UserError if the server does not serve the model of the first server that answered."""
@@ -189,7 +189,7 @@ class ManyServers:
         thread.start()
 
     def _check_health(self, endpoint: Endpoint) -> None:
-        """Ask the server at growing intervals; put it back when it serves the same model as the others."""
+        """Probe the server at growing intervals; return it to service when it serves the same model as the others."""
         wait = self._policy.probe_wait
         while not self._closing.wait(self._retrier.pause(1, wait)):
             wait = min(_LONGEST_CHECK_WAIT, wait * 2)

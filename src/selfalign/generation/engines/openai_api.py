@@ -1,8 +1,8 @@
 """Generate with an OpenAI-compatible server through `/v1/completions`: llama.cpp's, vLLM's, Ollama's.
 
 Requests are raw completions, not chats: the dialogue template is selfalign's, the same in training and generation. A
-server gets token ids if it proves that it reads them as the model's tokenizer does; otherwise it gets text in which
-content cannot spell a control token. A server cannot load adapters; the recipe names the model ids under which the
+server gets token ids if a test shows that it reads them as the model's tokenizer does; otherwise it gets text, with
+control tokens in content escaped. A server cannot load adapters; the recipe names the model ids under which the
 user serves the base, engraved and final model.
 """
 
@@ -25,12 +25,12 @@ from selfalign.model.dialogue import Tokenizer, as_text
 
 _MESSAGE_CHARS = 160
 _BUSY = frozenset({408, 425, 429, 502, 503, 504})
-"""Statuses that tell nothing about whether the server has `/detokenize`."""
+"""Statuses that do not show whether the server has `/detokenize`."""
 OTHER_VOCABULARY = "its vocabulary is not the model's"
 _HINTS = {
-    401: "; is the key right?",
-    403: "; may the key do this?",
-    404: "; are the address and engine.served right?",
+    401: "; check the key",
+    403: "; check what the key permits",
+    404: "; check the address and engine.served",
 }
 
 
@@ -44,12 +44,12 @@ class OpenAiApi:
     Args:
         config: address, model ids, limits.
         slots: concurrent requests.
-        policy: of retries.
-        tokenizer: the base model's; without it the server gets text.
-        name: what messages call the server.
+        policy: the retry policy.
+        tokenizer: the base model's tokenizer; without it, prompts are sent as text.
+        name: the server's name in messages.
 
     Raises:
-        UserError: the address, or the variable with the key, is wrong or missing.
+        UserError: the address, or the variable with the key, is invalid or missing.
     """
 
     def __init__(
@@ -63,11 +63,11 @@ class OpenAiApi:
         self.client = ServerClient(config, name)
         self._name = name
         self.parallel = slots
-        self.note = "" if tokenizer else f"{name} gets text: the model's tokenizer is not here"
+        self.note = "" if tokenizer else f"{name} gets text: this machine does not have the model's tokenizer"
         self._tokenizer = tokenizer
         self._controls = tokenizer.control_texts() if tokenizer else frozenset()
         self._takes_ids: bool | None = None if tokenizer else False
-        """None until `check_token_ids` has asked the server."""
+        """Whether the server gets token ids; None until `check_token_ids` has tested it."""
         self._checking = threading.Lock()
         self._served = config.served
         self._retrier = Retrier(policy or RetryPolicy(attempts=config.attempts))
@@ -85,10 +85,10 @@ class OpenAiApi:
         return part
 
     def generate_once(self, prompt: Pieces, step: Step, seed: int, adapter: str | None) -> Part:
-        """Generate without retries. The prompt goes as token ids only after `check_token_ids`.
+        """Generate without retries. The prompt is sent as token ids if `check_token_ids` has shown that this works.
 
         Raises:
-            Transient: the call failed, another attempt may succeed.
+            Transient: the call failed; another attempt may succeed.
             RowError: the server refuses this request.
             Resumable: the server refuses all requests.
         """
@@ -135,7 +135,7 @@ class OpenAiApi:
     # -- token ids -----------------------------------------------------------------------------------------------
 
     def check_token_ids(self, model: str) -> str:
-        """Ask whether the server reads the model's token ids; return the note that explains why it gets text.
+        """Test whether the server reads the model's token ids; return a note with the reason if it gets text.
 
         Raises:
             Transient, Resumable: see `generate_once`.
@@ -147,9 +147,10 @@ class OpenAiApi:
         return self.note
 
     def _reason_for_text(self, tokenizer: Tokenizer, model: str) -> str:
-        """Return why the server cannot get ids; empty if it reads them as the tokenizer does and continues them.
+        """Return why the server cannot get ids; empty if it reads them as the tokenizer does and completes them.
 
-        The servers of llama.cpp and vLLM have /detokenize; the endpoint of that name at another server is checked too.
+        The servers of llama.cpp and vLLM have `/detokenize`. Another server may have an endpoint of that name, so its
+        answer is checked.
         """
         try:
             difference = vocabulary.difference(tokenizer, lambda ids: self._detokenize(ids, model))
@@ -185,11 +186,11 @@ class OpenAiApi:
         reply = self.complete(body)
         text = reply["choices"][0]["text"]
         if not isinstance(text, str):
-            raise Transient(f"{self._name}'s reply holds no text", failure="bad reply")
+            raise Transient(f"{self._name}'s reply has no text", failure="bad reply")
         return _part(text, reply["choices"][0], reply)
 
     def complete(self, body: dict[str, Any]) -> dict[str, Any]:
-        """Return the server's reply to one completion request; it has a choice with a `text` of any type.
+        """Return the server's reply to one completion request. Its first choice has a `text` of any type.
 
         Raises:
             Transient, RowError, Resumable: see `generate_once`.
@@ -201,7 +202,7 @@ class OpenAiApi:
             reply: dict[str, Any] = json.loads(raw)
             reply["choices"][0]["text"]
         except (ValueError, KeyError, IndexError, TypeError, RecursionError):
-            raise Transient(f"{self._name}'s reply is no completion: {_excerpt(raw)}", failure="bad reply") from None
+            raise Transient(f"{self._name}'s reply is not a completion: {_excerpt(raw)}", failure="bad reply") from None
         return reply
 
     def _raise_for_status(self, status: int, headers: Mapping[str, str], raw: bytes) -> None:
@@ -211,11 +212,11 @@ class OpenAiApi:
         match decision(status):
             case "retry":
                 wait = read_retry_after(headers)
-                raise Transient(f"{self._name} says {status}", wait, classify_failure(status, wait))
+                raise Transient(f"{self._name} returned {status}", wait, classify_failure(status, wait))
             case "fail row":
-                raise RowError(f"{self._name} says {status}: {message}")
+                raise RowError(f"{self._name} returned {status}: {message}")
             case "fail run":
-                raise Resumable(f"{self._name} says {status}: {message}{_HINTS.get(status, '')}")
+                raise Resumable(f"{self._name} returned {status}: {message}{_HINTS.get(status, '')}")
 
     def warm_prefix(self, prefix: Pieces, adapter: str | None) -> str:
         """Do nothing: the server keeps its own prefix cache."""
@@ -257,5 +258,5 @@ def _count(value: object) -> int:
 def _finish(choice: dict[str, Any]) -> Finish:
     if choice.get("finish_reason") == "length":
         return "length"
-    # vLLM names the stop string that ended the text; llama.cpp and OpenAI do not tell it from the end token.
+    # vLLM returns the stop string that ended the text; llama.cpp and OpenAI do not distinguish it from the end token.
     return "stop" if isinstance(choice.get("stop_reason"), str) else "end"

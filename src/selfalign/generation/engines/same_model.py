@@ -23,11 +23,11 @@ TEXTS = (
     "How are you today? she asked him, and he said: I",
     "To be polite, one should always say",
 )
-"""Prompts: for some of them every model knows the next token, for others models differ."""
+"""Prompts. Every model knows the next token of some; models differ on others."""
 MAX_DISTANCE = 0.15
 """Mean distance above which two models differ (see `difference`). Any two of the embedded model and its two adapters
-are 0.29 to 0.6 apart. The same weights on other hardware are a few hundredths apart, plus an eighth for each tie
-between two tokens that falls differently."""
+are 0.29 to 0.6 apart. The same weights on other hardware are a few hundredths apart, plus an eighth for each
+prompt whose two best tokens are tied and come out in the other order."""
 
 Answer = tuple[str, float | None]
 """The most likely next token as text, and its log-probability if the server returns it."""
@@ -40,16 +40,16 @@ class Fingerprint:
     vocabulary: str
     """How its vocabulary differs from the model's; empty if it is the same, or was not compared."""
     answers: Mapping[str, tuple[Answer, ...]]
-    """For each name of the recipe's `served`, an answer to each of `TEXTS`."""
+    """Name in the recipe's `served` -> the answers to `TEXTS`."""
 
 
 def fingerprint(api: OpenAiApi, served: Mapping[str, str]) -> Fingerprint:
-    """Ask a server how it reads the model's token ids, and how its models continue `TEXTS`.
+    """Query how a server reads the model's token ids, and how its models continue `TEXTS`.
 
     Raises:
         Transient: the server does not answer now.
         RowError: it cannot complete a plain text.
-        Resumable: it refuses all requests, or has no model of that name.
+        Resumable: it refuses all requests, or lacks a model.
         Interrupted: a signal came.
     """
     try:
@@ -65,7 +65,7 @@ def _answer(api: OpenAiApi, model: str, text: str) -> Answer:
     body: dict[str, Any] = {"model": model, "prompt": text, "max_tokens": 1, "temperature": 0.0, "stream": False}
     try:
         choice = api.complete({**body, "logprobs": 1})["choices"][0]
-    except RowError:  # the server does not know log-probabilities
+    except RowError:  # the server does not support log-probabilities
         choice = api.complete(body)["choices"][0]
     return str(choice["text"]), _logprob(choice)
 
@@ -91,7 +91,7 @@ def _model_list(api: OpenAiApi) -> str:
 
 
 def difference(first: Fingerprint, second: Fingerprint) -> str:
-    """Return what two servers differ in, the second one's side first; empty if they serve the same model.
+    """Return how the models of the second server differ from those of the first; empty if they are the same.
 
     The distance of two answers is 1 if the tokens differ, else the difference of their log-probabilities, at most 1.
     Another quantisation is another model.

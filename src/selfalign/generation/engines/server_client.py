@@ -29,7 +29,7 @@ def parse_address(url: str | None, setting: str = "engine.url") -> urllib.parse.
     """Split a server's address into its parts.
 
     Raises:
-        UserError: it is missing, is not an http address, or holds a password.
+        UserError: it is missing, is not an HTTP address, or contains a password.
     """
     if not url and setting == "engine.url":
         raise UserError(
@@ -45,14 +45,16 @@ def parse_address(url: str | None, setting: str = "engine.url") -> urllib.parse.
     if not valid:
         raise UserError(f"{setting} must begin with http:// or https:// and name a host, without spaces or accents")
     if parts.query or parts.fragment:
-        raise UserError(f"{setting} has a query (?) or a fragment (#), which completions servers do not use: remove it")
+        raise UserError(f"{setting} has a query (?) or a fragment (#), which such servers do not use: remove it")
     if parts.username or parts.password:
-        raise UserError(f"{setting} holds a user or password: put the key into a variable, named by engine.key_env")
+        raise UserError(
+            f"{setting} contains a user or password: put the key into a variable and name that in engine.key_env"
+        )
     return parts
 
 
 def parse_addresses(config: EngineSettings) -> list[urllib.parse.SplitResult]:
-    """Split the addresses of the recipe's server, or of all its servers.
+    """Split the address of the recipe's server, or the addresses of all its servers.
 
     Raises:
         UserError: as `parse_address`, or two entries name the same server.
@@ -86,10 +88,10 @@ class ServerClient:
 
     Args:
         config: address, the key's variable, timeout.
-        name: what messages call the server.
+        name: the server's name in messages.
 
     Raises:
-        UserError: the address, the variable with the key, or the environment's proxy is wrong or missing.
+        UserError: the address, the variable with the key, or the environment's proxy is invalid or missing.
     """
 
     def __init__(self, config: EngineSettings, name: str) -> None:
@@ -117,7 +119,7 @@ class ServerClient:
         except (ImportError, ValueError, httpx2.InvalidURL):
             # The message of the error may quote the proxy's password.
             raise UserError(
-                "the environment names a proxy that cannot be used: check HTTP_PROXY, HTTPS_PROXY and ALL_PROXY, "
+                "the environment sets a proxy that cannot be used: check HTTP_PROXY, HTTPS_PROXY and ALL_PROXY, "
                 f"or exempt {self.address.hostname} in NO_PROXY"
             ) from None
 
@@ -147,9 +149,9 @@ class ServerClient:
             self._idle.put(client)
 
     def _read(self, response: httpx2.Response) -> bytes:
-        """Read the body up to a limit in bytes and in time: a server may send without end."""
+        """Read the body, with limits on its size and duration: a server may never stop sending."""
         chunks, size, deadline = [], 0, time.monotonic() + max(self._timeout, 1.0) * 10
-        for chunk in response.iter_raw():  # raw, so that no small body unpacks to a large one
+        for chunk in response.iter_raw():  # raw, so that no compressed body expands to a large one
             chunks.append(chunk)
             size += len(chunk)
             if size > _MAX_BODY_BYTES or time.monotonic() > deadline:
@@ -162,7 +164,7 @@ class ServerClient:
             cause = inner
         host = self.address.hostname
         if isinstance(cause, socket.gaierror):
-            return Resumable(f"the host {host!r} is not known: check its name and the network, then run again")
+            return Resumable(f"the host {host!r} cannot be resolved: check its name and the network, then run again")
         if isinstance(cause, ssl.SSLCertVerificationError):
             return UserError(f"the certificate of {host!r} is not trusted")
         where = f"{host}:{self.address.port or _DEFAULT_PORTS[self.address.scheme]}"
@@ -186,7 +188,7 @@ def _read_key(variable: str | None) -> str:
         return ""
     key = os.environ.get(variable, "").strip()
     if not key:
-        raise UserError(f"the variable {variable} (engine.key_env) is empty: export the server's key in it")
+        raise UserError(f"the environment variable {variable} (engine.key_env) is empty: set it to the server's key")
     if not key.isascii() or not key.isprintable():
-        raise UserError(f"the variable {variable} (engine.key_env) holds characters that no key has")
+        raise UserError(f"the environment variable {variable} (engine.key_env) contains characters that no key has")
     return key

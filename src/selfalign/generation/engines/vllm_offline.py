@@ -20,12 +20,12 @@ class VllmOffline:
     vLLM has no penalty on repeated n-grams, so `Sampling.repetition` has no effect.
 
     Args:
-        tokenizer: the base model's; vLLM gets token ids, so that text can never become a control token.
+        tokenizer: the base model's tokenizer; vLLM gets token ids, so that text never becomes a control token.
         ends: control tokens that end a response.
         parallel: maximum number of concurrent requests.
         context: maximum tokens of a request, prompt and response.
 
-    The other arguments, and errors, are those of `VllmDriver`.
+    The other arguments and the errors are those of `VllmDriver`.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class VllmOffline:
 
         output = self._driver.submit(ids, self._params(step, seed, room), adapter, on_output).result()
         completion, cached = output.outputs[0], output.num_cached_tokens or 0
-        # vLLM names a stop string by its text, and an end token by its id or not at all.
+        # `stop_reason` is the text of a stop string; for an end token it is its id or None.
         ended: Finish = "stop" if isinstance(completion.stop_reason, str) else "end"
         finish = _FINISH.get(completion.finish_reason or "abort", ended)
         return Part(completion.text, finish, len(ids) - cached, cached, len(completion.token_ids))

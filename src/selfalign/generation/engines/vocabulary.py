@@ -1,4 +1,4 @@
-"""Check that an engine means the same tokens by the same ids."""
+"""Check that an engine's vocabulary gives token ids the same meaning as the model's tokenizer."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ TEXT = (
     "Größe, naïve café, Łódź; Привет, мир! Γειά σου. שלום עולם. مرحبا بالعالم. 日本語のテキスト 中文 한국어 🙂👩‍👧 ∑≠½…"
 )
 _CONTROLS = 8
-"""Control tokens that are checked at each end of the vocabulary."""
+"""Number of control tokens checked at each end of the vocabulary."""
 
 
 def difference(tokenizer: Tokenizer, detokenize: Callable[[Sequence[int]], str]) -> str:
-    """Return how `detokenize` reads the tokenizer's ids differently; empty if it reads them the same.
+    """Return the first difference between `detokenize` and the tokenizer's own decoding; empty if there is none.
 
-    The ids are decoded rather than texts encoded, since only the meaning of ids matters. Spaces are not compared (some
+    Ids are decoded, and no text is encoded, because only the meaning of ids matters. Spaces are not compared (some
     engines add or remove the first one), and control tokens may be decoded to nothing.
     """
     ids = tokenizer.ids(TEXT)
@@ -31,7 +31,7 @@ def difference(tokenizer: Tokenizer, detokenize: Callable[[Sequence[int]], str])
         return ""
     pairs = enumerate(zip(expected, text, strict=False))
     at = next((n for n, (a, b) in pairs if a != b), min(len(expected), len(text)))
-    return f"it reads {text[at : at + 12]!r} where {expected[at : at + 12]!r} is meant"
+    return f"it decodes to {text[at : at + 12]!r} instead of {expected[at : at + 12]!r}"
 
 
 def _without_spaces(text: str) -> str:

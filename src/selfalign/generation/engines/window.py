@@ -10,21 +10,21 @@ import math
 
 _START = 2
 _GAIN = 1.05
-"""A larger window must raise the tokens per second by this factor."""
+"""Minimum factor by which a larger window must raise the tokens per second."""
 _HOLD_ROUNDS = 8
-"""Rounds without growth after a larger window failed to."""
+"""Rounds in which the window does not grow after a larger one brought no gain."""
 _DECAY = 0.9
-"""Weight of the old best throughput after a failed growth."""
+"""Factor on the best throughput after a larger window brought no gain."""
 
 
 class Window:
-    """How many calls one server gets concurrently, between 1 and `limit`. It depends only on recorded answers."""
+    """The number of calls that one server gets concurrently, from 1 to `limit`; it depends on recorded answers only."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.size = float(min(_START, limit))
         self._threshold = float(limit)
-        """Below it each answer adds one call; above it a whole window of answers does."""
+        """Below this size, each answer adds one call; above it, each full window of answers does."""
         self._hold = 0
         self._best: tuple[float, float] | None = None
         """(tokens per second, concurrent calls) of the best round."""
@@ -33,7 +33,7 @@ class Window:
         self._calls, self._seconds, self._tokens, self._concurrent = 0, 0.0, 0, 0
 
     def record_answer(self, seconds: float, tokens: int, concurrent: int) -> None:
-        """Record an answered call; `concurrent` calls were in flight when it began, including itself."""
+        """Record an answered call, and the calls that were in flight when it began, including itself."""
         self._calls += 1
         self._seconds += seconds
         self._tokens += tokens + 1  # a prompt takes time, too
@@ -60,11 +60,11 @@ class Window:
             self._hold = _HOLD_ROUNDS
 
     def halve(self) -> None:
-        """Shrink after the server was overloaded."""
+        """Halve the window after the server was overloaded."""
         self.size = self._threshold = max(1.0, self.size / 2)
         self._best, self._hold = None, 0
 
     def restart(self) -> None:
-        """Begin with one call after the server was out of service."""
+        """Restart with one call after the server was out of service."""
         self._threshold = max(1.0, self.size)
         self.size, self._best, self._hold = 1.0, None, 0

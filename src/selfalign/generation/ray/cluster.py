@@ -23,7 +23,7 @@ from selfalign.generation.settings import ExecutorSettings
 
 _CONNECT_SECONDS = 10.0
 _STORE_BYTES = 128 * 2**20
-"""Small, since requests and responses are not stored; only the adapters' files lie in the object store."""
+"""Size of the object store, which holds only the adapters' files, no requests or responses."""
 _PREFIX = "selfalign-ray-"
 _LONGEST_FOLDER = 24
 """Characters of the folder for temporary files: Ray appends about 60, and a socket's path may have 107."""
@@ -36,13 +36,13 @@ def check_installed() -> None:
 
 
 class Cluster:
-    """The connection to a cluster. A process has at most one: an existing connection is used, and left open.
+    """The connection to a cluster. A process has at most one: an existing connection is reused and left open.
 
     Args:
         address: see `ExecutorSettings`.
 
     Raises:
-        UserError: Ray is not installed, the cluster cannot be reached, or runs other versions.
+        UserError: Ray is not installed, or the cluster cannot be reached or runs other versions.
     """
 
     def __init__(self, address: str | None) -> None:
@@ -63,7 +63,7 @@ class Cluster:
                 ray.init(**options, **quiet)
             self._ours = True
             if address is None and ray.nodes()[0]["NodeManagerAddress"] != "127.0.0.1":
-                raise RuntimeError("it would listen on the network, and not on 127.0.0.1 only")
+                raise RuntimeError("it would listen on the network instead of 127.0.0.1")
         except (ConnectionError, RuntimeError, ValueError, OSError, ray.exceptions.RayError) as error:
             self.close()
             raise UserError(explain_error(address, error)) from error
@@ -117,10 +117,10 @@ class Cluster:
 
 
 def _listen_on_loopback_only(enabled: bool) -> None:
-    """Let Ray, in this process and those that it starts, listen on 127.0.0.1 only.
+    """Make Ray, in this process and those that it starts, listen on 127.0.0.1 only.
 
-    Ray listens on all addresses even when its own is 127.0.0.1, unless it takes the system for one without clusters of
-    several machines. It reads that variable when it is imported, so the constant is set as well.
+    Ray listens on all addresses even when its own is 127.0.0.1, unless this variable tells it that the system supports
+    no clusters of several machines. It reads the variable when it is imported, so the constant is set as well.
     """
     from ray._private import ray_constants
 
@@ -135,7 +135,7 @@ _TOKEN = secrets.token_hex(32)
 
 
 def explain_error(address: str | None, error: BaseException) -> str:
-    """Return one line with the cause that Ray names, and what to do about it."""
+    """Return one line with the cause that Ray reports and what to do about it."""
     text = " ".join(str(error).split())
     where = f"the Ray cluster at {address}" if address else "a Ray cluster on this machine"
     if "ersion mismatch" in text:
@@ -146,8 +146,8 @@ def explain_error(address: str | None, error: BaseException) -> str:
         return f"executor.address: this machine belongs to no Ray cluster ({text[:120]}): start one with `ray start`"
     if address and "ailed to connect" in text:
         return (
-            f"{address} answers, but the Ray cluster there does not accept this command: is its token in "
-            "RAY_AUTH_TOKEN, and can this machine reach the address that the cluster has in its network?"
+            f"{address} answers, but the Ray cluster there does not accept this command: check that RAY_AUTH_TOKEN "
+            "holds its token, and that this machine can reach the address that the cluster has in its network"
         )
     return f"{where} cannot be {'reached' if address else 'started'}: {text[:240]}"
 
@@ -158,7 +158,7 @@ def _short_folder() -> str:
 
 
 def _remove_old_folders() -> None:
-    """Remove the folders of commands that were killed."""
+    """Remove the temporary folders of commands that were killed."""
     for folder in Path(_short_folder()).glob(f"{_PREFIX}*-*"):
         pid = folder.name.removeprefix(_PREFIX).partition("-")[0]
         with contextlib.suppress(OSError):
@@ -168,7 +168,7 @@ def _remove_old_folders() -> None:
 
 @contextlib.contextmanager
 def _signal_handlers_restored() -> Iterator[None]:
-    """Restore this process's signal handlers, which finish a run without loss; Ray replaces them."""
+    """Restore this process's signal handlers, which stop a run without loss; Ray replaces them."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -196,11 +196,11 @@ def allocate(
     """Resolve `auto` in the settings on machines with these resources (named as in Ray).
 
     Args:
-        kind: of the engine.
-        tensor_parallel_size: accelerators that one engine of kind vllm takes.
+        kind: the engine's kind.
+        tensor_parallel_size: number of accelerators of one engine of kind vllm.
 
     Raises:
-        UserError: the cluster has less than the recipe asks for.
+        UserError: the cluster has fewer resources than the recipe needs.
     """
     cluster_cpus, cluster_gpus = sum(n.get("CPU", 0) for n in nodes), sum(n.get("GPU", 0) for n in nodes)
     gpus = executor.gpus

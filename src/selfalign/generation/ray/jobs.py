@@ -1,7 +1,7 @@
-"""Track the requests of Ray workers: which worker holds which, and where they go when a worker dies.
+"""Track which Ray worker holds which requests, and move a dead worker's requests to others.
 
-Pure, as `scheduling`: no thread, no network. A worker gets a request as it finishes one, so that a fast worker gets
-more than a slow one.
+Like `scheduling`, it uses no threads and no network. A worker gets a new request when it finishes one, so that a fast
+worker gets more than a slow one.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from selfalign.generation.engines.base import RowError
 from selfalign.generation.scheduling import Job, Queue, Slot
 
 MAX_DEATHS = 3
-"""A request on which this many workers died is poison: it fails."""
+"""A request that this many workers died on is a poison request, and fails."""
 AHEAD = 2
-"""Requests that a worker holds for each that it answers concurrently, so that it never waits for the next."""
+"""Requests that a worker holds per slot of its engine, so that it never waits for the next one."""
 
 Sink = Callable[[str, Any, float], None]
 """Receives a request's key, its result (or an exception) and the engine's seconds."""
@@ -28,22 +28,22 @@ class WorkerJob(Job):
 
     key: str
     request: Any
-    """What the workers of this pool answer: a `Request`, or a scorer's chunk."""
+    """A `Request` for an engine, or a `Chunk` for a scorer."""
     sink: Sink
     deaths: int = 0
-    """Workers that died while they answered it."""
+    """Number of workers that died while answering it."""
 
 
 class WorkerSlot(Slot):
-    """One worker: the requests that it holds."""
+    """A worker and the requests that it holds."""
 
     def __init__(self, ahead: int = AHEAD, parallel: int = 0) -> None:
         super().__init__()
         self._ahead = ahead
         self.parallel = parallel
-        """Requests that it answers concurrently; 0 while no worker runs."""
+        """Number of requests that it answers concurrently; 0 while no worker runs."""
         self.in_flight: dict[int, WorkerJob] = {}
-        """By ticket, in the order in which the worker begins them."""
+        """Ticket -> request, in the order in which the worker begins them."""
 
     @property
     def capacity(self) -> int:
@@ -59,18 +59,18 @@ W = TypeVar("W", bound=WorkerSlot)
 
 
 class WorkerQueue(Queue[WorkerJob, W], Generic[W]):
-    """The requests that wait for a worker or are with one."""
+    """The requests that wait for a worker, and those that workers hold."""
 
     def __init__(self, slots: list[W]) -> None:
         super().__init__(slots)
         self._last_ticket = 0
 
     def add(self, job: WorkerJob) -> None:
-        """Let a request wait for a worker."""
+        """Queue a request."""
         (self.urgent if job.exclusive else self.waiting).append(job)
 
     def assign_tickets(self) -> dict[W, list[tuple[int, Any]]]:
-        """Take waiting requests for workers with room; return each worker's (ticket, request) pairs."""
+        """Move waiting requests to workers with room; return each worker's (ticket, request) pairs."""
         batches: dict[W, list[tuple[int, Any]]] = {}
         for job, slot in self.assign():
             self._last_ticket += 1
@@ -86,10 +86,10 @@ class WorkerQueue(Queue[WorkerJob, W], Generic[W]):
         return job
 
     def reassign(self, slot: W, reason: str) -> int:
-        """Let the requests of a dead worker wait again; return how many fail as poison requests.
+        """Queue a dead worker's requests again; return how many fail as poison requests.
 
-        Any of the requests that the worker had begun may have killed it. A request that two workers died on is tried
-        exclusively, so that no other request fails together with it.
+        Any request that the worker had begun may have killed it. A request that two workers died on is tried
+        exclusively, so that no other request fails with it.
         """
         jobs = list(slot.in_flight.values())
         begun, again, poison = jobs[: slot.parallel], jobs[slot.parallel :], 0
@@ -110,7 +110,7 @@ class WorkerQueue(Queue[WorkerJob, W], Generic[W]):
         return poison
 
     def clear(self) -> list[WorkerJob]:
-        """Take off all requests that are not finished."""
+        """Remove and return all unfinished requests."""
         jobs = self.remove(lambda _: True)
         for slot in self.slots:
             jobs += slot.in_flight.values()

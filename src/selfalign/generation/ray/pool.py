@@ -1,8 +1,9 @@
 """Run the recipe's engine on the workers of a Ray cluster, as one engine.
 
-Workers are actors with an engine each, and live as long as the engine of one process would. Ray Data does not fit: each
-pass would start its workers anew, pass rows on in blocks, and end when one worker does. Requests and results travel one
-by one; the journal stays with the driver, so that a worker that dies loses only the requests that it was answering.
+Each worker is an actor with its own engine, and lives as long as an engine in this process would. Ray Data is no
+alternative: each pass would restart the workers, deliver rows in blocks, and end when one worker dies. Requests and
+results travel one by one, and the journal stays with the driver, so that a worker that dies loses only the requests
+that it was answering.
 """
 
 from __future__ import annotations
@@ -32,10 +33,10 @@ class Pool:
 
     Args:
         executor: the recipe's settings; their kind is ray.
-        adapters: name -> PEFT folder, the GGUF form beside it.
-        say: prints a line when a worker dies.
+        adapters: name -> PEFT folder, with its GGUF beside it.
+        say: receives a message when a worker dies.
         worker: the class of each actor.
-        kind: what the workers run, for the resources that each takes; None is the recipe's engine.
+        kind: the kind of engine or scorer, which determines the resources of a worker; None is the recipe's engine.
         start: creates the engine in a worker; None is `engines.start`.
 
     Raises:
@@ -85,7 +86,7 @@ class Pool:
 
     @property
     def where(self) -> str:
-        """Tell the user how many workers run, on how many machines."""
+        """A message with the number of workers and machines."""
         workers, machines = self.allocation.workers, self.allocation.machines
         return f"{workers} Ray worker{'s' * (workers > 1)} on {machines} machine{'s' * (machines > 1)}"
 
@@ -152,14 +153,13 @@ class RayExecutor:
                 if not self._open:
                     return not_begun
                 self._finished.wait(0.2)
-            not_begun += self.take_back()  # the requests of a worker that died wait again
+            not_begun += self.take_back()  # requests of a worker that died are queued again
 
 
 def adapter_files(adapters: Mapping[str, Path], gguf: bool) -> dict[str, bytes]:
     """Read the adapters' files to send to the workers: name below the adapters' folder -> content.
 
-    Only the JSON and safetensors files directly in a PEFT folder, since one that was made elsewhere may also hold
-    checkpoints of its training.
+    A PEFT folder's own JSON and safetensors files suffice; an imported one may also contain training checkpoints.
     """
     files: dict[str, bytes] = {}
     for number, folder in enumerate(adapters.values()):

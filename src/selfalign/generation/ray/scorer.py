@@ -1,7 +1,7 @@
 """Score texts by a run's own models on the workers of a Ray cluster.
 
-Chunks of texts go out, log-probabilities come back. `supervision` decides what happens when a worker dies. A worker has
-one scorer, and computes one chunk at a time.
+Workers receive chunks of texts and return log-probabilities; each has one scorer and computes one chunk at a time.
+`supervision` handles the death of a worker.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from selfalign.system.environment import share_processor
 from selfalign.system.signals import STOP
 
 _CHUNKS = 4
-"""Chunks per worker: a fast worker takes more of them than a slow one."""
+"""Chunks per worker, so that a fast worker can take more of them than a slow one."""
 _ROWS = 8
-"""Batch size of `forward.token_losses`. Padding, and with it the last digits of a loss, depend on the batch: a chunk
-holds whole batches, the same as in one process."""
+"""Batch size of `forward.token_losses`. Padding, and so the last digits of a loss, depend on the batch; a chunk holds
+whole batches, the same as without Ray."""
 _CHECK_SECONDS = 0.2
 
 Unit = tuple[Sequence[int], int]
@@ -61,12 +61,12 @@ class Numbers:
 
 
 class ScoringWorker(Worker):
-    """A worker whose engine is a scorer; the `start` of its settings loads it."""
+    """A worker whose engine is a scorer, which `WorkerSettings.start` loads."""
 
     ahead = 1
 
     def _check(self, config: EngineSettings) -> None:
-        """Check nothing: the engine is not needed, and the scorer checks itself when it starts."""
+        """Do nothing: the engine is not used, and the scorer checks its own needs when it starts."""
 
     def _load(
         self, settings: WorkerSettings, config: EngineSettings, model: Model, adapters: Mapping[str, Path]
@@ -98,9 +98,9 @@ class RayScorer:
         executor: the recipe's settings; their kind is ray.
         model: the workers must find the same model at its source.
         adapters: name -> PEFT folder; the files are sent to the workers.
-        kind: of the scorer, for the resources that a worker takes. torch computes on the CPU and takes no accelerator.
+        kind: the scorer's kind, which determines the resources of a worker. torch takes no accelerator.
         start: loads the scorer in a worker, see `scoring.start`.
-        say: prints a line when a worker dies.
+        say: receives a message when a worker dies.
 
     Raises:
         UserError: the cluster is missing or too small, or a worker cannot load the model.
@@ -122,7 +122,7 @@ class RayScorer:
         self._pool = Pool(executor, config, model, adapters, say, ScoringWorker, kind, start)
         self.name = self._pool.note
         self.workers = self._pool.allocation.workers
-        """Workers. A caller may pass this many times the texts that it passes to one scorer."""
+        """Number of workers; a caller may pass this many times the texts that it would pass to one scorer."""
         self._total = self._computed = 0
 
     @property
@@ -203,14 +203,14 @@ def by_context(texts: Sequence[Text]) -> list[Unit]:
 
 
 def in_batches(rows: Sequence[Encoded]) -> list[Unit]:
-    """Return the batches that `forward.token_losses` makes of all rows."""
+    """Return the batches into which `forward.token_losses` divides the rows."""
     order = sorted(range(len(rows)), key=lambda i: len(rows[i].ids))
     batches = [order[at : at + _ROWS] for at in range(0, len(order), _ROWS)]
     return [(batch, len(batch) * len(rows[batch[-1]].ids)) for batch in batches]
 
 
 def in_chunks(units: Sequence[Unit], most: int) -> list[Sequence[int]]:
-    """Join neighbouring units to at most `most` chunks of about the same cost; return the indices of each chunk."""
+    """Join neighbouring units into at most `most` chunks of similar cost; return the indices of each chunk."""
     target = sum(cost for _, cost in units) / most
     chunks: dict[int, list[int]] = {}
     done = 0

@@ -1,4 +1,4 @@
-"""Keep the workers of a Ray cluster running, and their requests with workers that live."""
+"""Keep the workers of a Ray cluster running, and give the requests of dead workers to others."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ _CALL_SECONDS = 30.0
 """Timeout of a call that a running worker answers at once."""
 _JOIN_SECONDS = 30.0
 _MAX_DEATHS_IN_ROW = 4
-"""A worker that dies this often in a row without a result is not started again: its engine or its machine fails."""
+"""Deaths in a row without a result after which a worker is not restarted, since its engine or machine is at fault."""
 
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """What a worker is started with."""
+    """The parameters that every worker is started with."""
 
     worker: type[Worker]
     settings: WorkerSettings
@@ -37,18 +37,18 @@ class Launch:
     cpus: float
     gpus: float
     start_seconds: float
-    """Timeout of a worker's start, and of the time without any worker."""
+    """Maximum seconds for a worker to start, and without any running worker."""
 
 
 class _WorkerDied(Exception):
-    """A worker ended; the message tells why."""
+    """A worker ended; the message says why."""
 
 
 class Supervisor:
-    """All workers of a pool; they run when it is created. Threads may share it.
+    """All workers of a pool. The constructor waits until they run. Threads may share it.
 
     Args:
-        say: prints a line when a worker dies.
+        say: receives a message when a worker dies.
 
     Raises:
         UserError: a worker cannot start.
@@ -65,11 +65,11 @@ class Supervisor:
         self._say = say
         self._changed = threading.Condition(self.lock)
         self._paused = False
-        """Waiting requests stay where they are."""
+        """Whether waiting requests are held back, as after `take_back`."""
         self._error: SelfAlignError | None = None
-        """Why no worker is left."""
+        """The error that every request gets once no worker is left."""
         self._idle_since = time.monotonic()
-        """Since when no worker runs."""
+        """The time since which no worker has run."""
         self.handles: list[WorkerHandle] = []
         self.queue = WorkerQueue(self.handles)
         self.handles += [WorkerHandle(self, number) for number in range(workers)]
@@ -104,7 +104,7 @@ class Supervisor:
             self.warm_prefixes = {adapter: prefix}
         notes = []
         for reference in [actor.warm_prefix.remote(prefix, adapter) for actor in self._running()]:
-            with suppress(ray.exceptions.RayError):  # the worker's thread learns of its death
+            with suppress(ray.exceptions.RayError):  # the handle's thread notices the death
                 notes.append(ray.get(reference))
         return notes[0] if notes else "never computed"
 
@@ -130,7 +130,7 @@ class Supervisor:
     # -- requests ------------------------------------------------------------------------------------------------
 
     def add(self, job: WorkerJob) -> None:
-        """Give a request to a worker with room, or let it wait for one."""
+        """Give a request to a worker with room, or queue it."""
         with self.lock:
             if self._error:
                 job.sink(job.key, self._error, 0.0)
@@ -139,7 +139,7 @@ class Supervisor:
             self._dispatch()
 
     def resume(self) -> None:
-        """Give out requests again after `take_back`."""
+        """Hand out requests again after `take_back`."""
         with self.lock:
             self._paused = False
 
@@ -150,7 +150,7 @@ class Supervisor:
                 handle.send(batch)
 
     def take_back(self) -> list[WorkerJob]:
-        """Take back the requests that no engine has begun; no request is given out until `resume`."""
+        """Take back the requests that no engine has begun, and hold back all others until `resume`."""
         import ray
 
         with self.lock:
@@ -161,11 +161,11 @@ class Supervisor:
             try:
                 tickets = ray.get(actor.take_back.remote(), timeout=_CALL_SECONDS)
             except ray.exceptions.GetTimeoutError:
-                # Nobody knows what the worker gave back; when it is dead, all its requests wait again.
+                # It is unknown what the worker gave back. Once it is dead, all its requests are queued again.
                 ray.kill(actor)
                 continue
             except (ray.exceptions.RayError, AttributeError):
-                continue  # the worker is dead: its requests wait again, and the next call takes them
+                continue  # the worker is dead: its requests are queued again, and the next call takes them back
             with self.lock:
                 jobs += [job for ticket in tickets if (job := self.queue.finish(handle, ticket))]
         return jobs
@@ -181,7 +181,7 @@ class Supervisor:
             self._changed.notify_all()
 
     def on_results(self, handle: WorkerHandle, results: list[Result]) -> None:
-        """Hand on what a worker has finished."""
+        """Pass a worker's results to their sinks."""
         with self.lock:
             for ticket, result, seconds in results:
                 if job := self.queue.finish(handle, ticket):
@@ -194,7 +194,7 @@ class Supervisor:
             if self.closing:
                 return 0
             if handle.parallel:
-                self._say(f"  a Ray worker died ({reason[:160]}): others get its requests, and a new one replaces it")
+                self._say(f"  a Ray worker died ({reason[:160]}): a new one replaces it, and others get its requests")
             poison = self.queue.reassign(handle, reason)
             if not any(h.parallel for h in self.handles):
                 self._idle_since = time.monotonic()
@@ -203,7 +203,7 @@ class Supervisor:
             return poison
 
     def on_gone(self, handle: WorkerHandle, reason: str) -> None:
-        """Record that a worker is not started again. If none is left, every request ends with that error."""
+        """Record that a worker is not restarted. If none is left, every request ends with an error."""
         with self._changed:
             handle.gone = True
             if all(h.gone for h in self.handles) and not self._error and not self.closing:
@@ -229,11 +229,11 @@ class WorkerHandle(WorkerSlot):
         self._supervisor = supervisor
         self.actor: Any = None
         self.start_error = ""
-        """Why the first worker could not start."""
+        """Why the first worker of this handle could not start; empty if it did."""
         self.gone = False
         self._was_ready = False
         self._sent: list[Any] = []
-        """References of calls that send requests."""
+        """Ray's references to the calls that send requests."""
         self._thread = threading.Thread(target=self._run, name=f"ray-{number}", daemon=True)
 
     def start(self) -> None:
@@ -251,7 +251,7 @@ class WorkerHandle(WorkerSlot):
         try:
             self._sent.append(self.actor.give.remote(batch))
         except Exception:
-            ray.kill(self.actor)  # the thread learns of the death, and the requests wait again
+            ray.kill(self.actor)  # the thread notices the death and queues the requests again
 
     def kill(self) -> None:
         """End the worker."""
@@ -264,7 +264,7 @@ class WorkerHandle(WorkerSlot):
             ray.kill(actor)
 
     def _run(self) -> None:
-        """Run one worker after the other, until the pool closes or the workers keep dying."""
+        """Run a worker, and a new one whenever it dies, until the pool closes or the workers keep dying."""
         supervisor, deaths = self._supervisor, 0
         while not supervisor.closing:
             try:
@@ -273,7 +273,7 @@ class WorkerHandle(WorkerSlot):
                 supervisor.on_ready(self, ready)
                 while not supervisor.closing:
                     deaths = 0 if self._receive() else deaths
-            except Exception as error:  # any exception: requests with a thread that ended would never finish
+            except Exception as error:  # of any kind: if this thread ended, its requests would never finish
                 deaths = 0 if supervisor.on_death(self, _reason(error)) else deaths + 1
                 self.kill()
                 if self.start_error or deaths >= _MAX_DEATHS_IN_ROW or supervisor.idle_too_long():
@@ -285,7 +285,7 @@ class WorkerHandle(WorkerSlot):
         """Start a worker and load its engine.
 
         Raises:
-            _WorkerDied: it died meanwhile, refused, or could not be started.
+            _WorkerDied: it could not be started, refused its settings, or died meanwhile.
         """
         import ray
 
@@ -309,14 +309,14 @@ class WorkerHandle(WorkerSlot):
             for adapter, prefix in supervisor.warm_prefixes.items():
                 ray.get(self.actor.warm_prefix.remote(prefix, adapter))
             return answer  # type: ignore[no-any-return]
-        except Exception as error:  # Ray's, ours, and those of settings that Ray refuses
+        except Exception as error:  # from Ray, from us, or from settings that Ray refuses
             text = _reason(error)
             if not self._was_ready and not supervisor.closing:
                 self.start_error = f"a Ray worker cannot start: {text}"
             raise _WorkerDied(text) from None
 
     def _receive(self) -> bool:
-        """Wait a while for results and hand them on; return whether there were any.
+        """Wait a few seconds for results and pass them on; return whether there were any.
 
         Raises:
             _WorkerDied: the worker died, or its engine failed.
@@ -339,7 +339,7 @@ class WorkerHandle(WorkerSlot):
 
 
 def _raisable(result: Any) -> Any:
-    """Return a worker's result; a `Failure` becomes the exception that it stands for."""
+    """Return a worker's result, with a `Failure` turned back into the exception that it stands for."""
     if not isinstance(result, Failure):
         return result
     kinds: dict[str, type[Exception]] = {"row": RowError, "user": UserError}

@@ -1,7 +1,7 @@
-"""Run the recipe's engine inside a Ray worker, with the same threads around it as in one process.
+"""Run the recipe's engine inside a Ray worker, called from threads as in a single process.
 
-Only records, texts and numbers travel between worker and driver. Nothing here imports Ray. `scorer` has the worker that
-scores.
+Only records, texts and numbers travel between worker and driver. This module does not import Ray. `scorer` defines the
+worker that scores.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Files = dict[str, bytes]
 
 @dataclass(frozen=True, slots=True)
 class WorkerSettings:
-    """What a worker runs."""
+    """The engine, model and adapters of a worker."""
 
     version: str
     """The driver's version of selfalign."""
@@ -45,9 +45,9 @@ class WorkerSettings:
     identity: str
     """The hash of the driver's weights."""
     adapters: tuple[str, ...]
-    """Names of adapters. They may not be valid file names; the files travel separately."""
+    """Names of the adapters, which may be invalid as file names; the files are sent separately."""
     sha256: Mapping[str, str]
-    """Hash of each adapter file."""
+    """Name in `Files` -> hash of the content."""
     threads: int
     """Threads of an engine whose own setting is 0 (all cores); 0 leaves the setting."""
     scratch: str | None
@@ -68,7 +68,7 @@ class Ready:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """The reply of a worker that cannot run its settings: the text tells the user what to change."""
+    """The reply of a worker that cannot run its settings; the text says what to change."""
 
     text: str
 
@@ -78,8 +78,8 @@ class Failure:
     """The reply to a request without a completion."""
 
     kind: Literal["row", "engine", "user", "bug"]
-    """row: this request cannot be answered; engine: this worker can answer none; user: the text is an error for the
-    user; bug: the text is the trace of an unexpected error."""
+    """row: this request cannot be answered; engine: the engine failed, and with it the worker; user: the text is an
+    error for the user; bug: the text is the traceback of an unexpected error."""
     text: str
 
 
@@ -88,14 +88,14 @@ Result = tuple[int, Any, float]
 
 
 class Worker:
-    """One engine. Several threads may call the methods while the engine's own threads work."""
+    """A worker with one engine. Its methods may be called concurrently."""
 
     ahead: ClassVar[int] = AHEAD
     """See `jobs.AHEAD`."""
 
     def __init__(self) -> None:
         self._loaded: list[Any] = []
-        """The engine, once it is loaded."""
+        """The engine; empty until it is loaded."""
         self._executor: LocalExecutor[Any, Any]
         self._folder: Path | None = None
 
@@ -122,17 +122,17 @@ class Worker:
         if model.identity != settings.identity:
             return Refusal(
                 f"its {settings.model} holds other weights ({model.identity}) than this machine's "
-                f"({settings.identity}): put the same files there"
+                f"({settings.identity}): copy the same files there"
             )
         self._folder = Path(tempfile.mkdtemp(prefix="selfalign-worker-"))
         if name := write_files(files, settings.sha256, self._folder):
-            return Refusal(f"the adapter's file {name} did not arrive whole: run the same command again")
+            return Refusal(f"the adapter's file {name} arrived incomplete or altered: run the same command again")
         adapters = {name: self._folder / str(number) / "adapter" for number, name in enumerate(settings.adapters)}
         slots, note = self._load(settings, config, model, adapters)
         return Ready(slots, note, platform.node(), os.getpid())
 
     def _check(self, config: EngineSettings) -> None:
-        """Check what the engine needs, before the model. Raises UserError."""
+        """Check the engine's requirements before the model is loaded. Raises UserError."""
         from selfalign.generation import engines
 
         engines.check(config)
@@ -170,7 +170,7 @@ class Worker:
         return results
 
     def take_back(self) -> list[int]:
-        """Give up the requests that were not begun; return their tickets."""
+        """Return the tickets of the requests that the engine has not begun; it never answers them."""
         return [int(key) for key in self._executor.take_back()]
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""Score given texts: log-probabilities under a model, by torch, vLLM or a server. `base` has the interface.
+"""Compute log-probabilities of given texts by torch, vLLM or a server. `base` defines the interface.
 
 `start` chooses the scorer of a run's own models; `server_scorer` is for models behind a server.
 """
@@ -26,10 +26,10 @@ def start(
     say: Callable[[str], None] = lambda _: None,
     tensor_parallel_size: int = 1,
 ) -> Scorer:
-    """Load the base model, and adapters that a call may select.
+    """Load the base model and the adapters that a call may select.
 
     Args:
-        kind: torch computes in float32 on the CPU and is a `LossScorer`, too.
+        kind: torch computes in float32 on the CPU, and returns a `LossScorer`.
         context: maximum tokens of a text; vllm only.
         dtype: auto, float32, bfloat16 or float16; vllm only.
         adapters: name -> PEFT folder.

@@ -1,4 +1,4 @@
-"""Define what a scorer is: pairs of context and continuation in, log-probabilities of the continuation out."""
+"""Define the scorer interface: log-probabilities of continuations, each given its context."""
 
 from __future__ import annotations
 
@@ -48,18 +48,18 @@ class Scorer(Protocol):
     """A model that scores texts, with adapters that each call may select; adapter None is the base model."""
 
     name: str
-    """For messages, such as "torch, float32"."""
+    """The scorer in messages, such as "torch, float32"."""
 
     @property
     def tokens(self) -> tuple[int, int]:
-        """(tokens requested, tokens computed) so far; the difference was shared between requests."""
+        """(tokens requested, tokens computed) so far; the others were shared between requests."""
         ...
 
     def loglikelihoods(self, requests: Sequence[Text], adapter: str | None) -> list[Scored | None]:
-        """Return the score of each request, in their order; None if the request exceeds the model's context.
+        """Return the score of each request in order; None for a request that exceeds the model's context.
 
         Raises:
-            SelfAlignError: this scorer cannot score.
+            SelfAlignError: the scorer failed.
         """
         ...
 
@@ -79,7 +79,7 @@ class LossScorer(Scorer, Protocol):
 def encode_all(tokenizer: Tokenizer, texts: Sequence[Text]) -> list[ScoreRequest]:
     """Encode each context together with its continuation, so that words are split as in running text.
 
-    If a token spans the border, the context keeps as many tokens as it has when encoded alone, as in
+    If a token spans the boundary, the context keeps as many tokens as it has when encoded alone, as in
     lm-evaluation-harness. If that leaves no token to score, the two parts are encoded separately.
 
     Raises:

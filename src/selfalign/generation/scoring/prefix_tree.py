@@ -1,7 +1,7 @@
 """Lay out requests as prefix trees, so that tokens they share are computed once.
 
 Requests share a common system prompt, a question with several candidate answers, or a context with several next
-tokens. Each node is one token; the requests that begin alike share its path. Pure: token ids in, trees out.
+tokens. Each node is one token, and requests that begin alike share a path. The module handles token ids only.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from selfalign.generation.scoring.base import ScoreRequest
 from selfalign.training.batches import common_prefix_length
 
 BUDGET = 512
-"""Tokens of a tree. Larger trees do not make the matrices faster, and each token attends to all others of its tree."""
+"""Tokens of a tree. Larger trees are no more efficient, and each token attends to all others of its tree."""
 _MIN_PREFIX = 24
 """Minimum tokens of a prefix shared by all requests whose keys and values are kept; a shorter one is computed with
 each tree."""
@@ -31,10 +31,10 @@ class Tree:
     positions: list[int] = field(default_factory=list)
     """The position of each node in its text, counted from the text's first token."""
     targets: list[tuple[int, list[int]]] = field(default_factory=list)
-    """(index of a request, the node before each token of its continuation)."""
+    """(index of a request, the nodes that predict the tokens of its continuation)."""
 
     def rows(self) -> list[int]:
-        """Return the nodes before a continuation token, each once, in order."""
+        """Return the nodes that predict a continuation token, each once, in order."""
         return sorted({node for _, nodes in self.targets for node in nodes})
 
 

@@ -1,6 +1,6 @@
 """Score by a server that echoes prompts with their log-probabilities, as vLLM's `/v1/completions` does.
 
-The servers of llama.cpp and Ollama return them for generated tokens only; the first reply shows it.
+The servers of llama.cpp and Ollama return them for generated tokens only, which is an error at the first reply.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class ServerScorer(OpenAiApi):
         return self._tokens, self._tokens
 
     def loglikelihoods(self, requests: Sequence[Text], adapter: str | None) -> list[Scored | None]:
-        """See `Scorer`. A continuation's tokens are those after the number of tokens of the context alone.
+        """See `Scorer`. A continuation begins after as many tokens as its context has when encoded alone.
 
         Raises:
             UserError: the server returns no log-probabilities of prompts.
@@ -60,7 +60,7 @@ class ServerScorer(OpenAiApi):
             return list(pool.map(lambda r: self._score(r, lengths[r[0]]), requests))
 
     def _context_length(self, context: Pieces) -> int | None:
-        """Return the tokens of a context alone; None if it is too long."""
+        """Return the number of tokens of a context; None if it is too long."""
         try:
             return self._prompt_tokens(self._ask(as_text(context)[0], echo=False))
         except TooLong:
@@ -98,7 +98,7 @@ class ServerScorer(OpenAiApi):
         except TooLong:
             raise
         except RowError as error:
-            raise Resumable(f"{self.name}: {error}; run the same command again to continue") from None
+            raise Resumable(f"{self.name}: {error}; run the same command again to resume") from None
 
     def _prompt_tokens(self, reply: dict[str, Any]) -> int:
         usage = reply.get("usage")

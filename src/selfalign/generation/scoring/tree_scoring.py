@@ -1,8 +1,8 @@
 """Compute log-probabilities of many texts in torch, sharing their prefixes and skipping unneeded logits.
 
 A tree of texts (`prefix_tree`) goes through the model as one sequence: an attention mask lets each token attend to its
-ancestors only, and its position is that in its own text. Nothing is padded. Keys and values of a long prefix that all
-texts share are kept between calls.
+ancestors only, and its position is that in its own text. There is no padding. The keys and values of a long prefix
+that all texts share are kept between calls.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class TreeScoring:
         self._prefix_of: str | None = None
         self._keys: list[tuple[torch.Tensor, torch.Tensor]] = []
         self.as_trees: bool | None = None
-        """Whether trees give the same numbers as this model's plain forward pass; None until checked."""
+        """Whether trees give the same scores as this model's plain forward pass; None until checked."""
         self.requested = self.computed = 0
 
     @property
@@ -192,9 +192,9 @@ class TreeScoring:
         return Scored(tuple(torch.log_softmax(logits.float(), -1).gather(1, tokens)[:, 0].tolist()))
 
     def _agrees(self, requests: Sequence[ScoreRequest], adapter: str | None) -> bool:
-        """Return whether trees give the same numbers as plain forward passes, for the longest request and a few others.
+        """Return whether trees give the same scores as plain forward passes, for the longest request and a few others.
 
-        Trees do not fit an architecture that masks, caps or scales in an unknown way; it is scored text by text.
+        Trees do not work for an architecture with its own masks, caps or scales; such a model is scored text by text.
         """
         kinds = set(getattr(self._config, "layer_types", None) or [])
         if self._body is None or self._head is None or not kinds <= _KNOWN_LAYERS:

@@ -30,7 +30,7 @@ class VllmScorer:
     Args:
         context: maximum tokens of a text.
 
-    The other arguments, and errors, are those of `VllmDriver`.
+    The other arguments and the errors are those of `VllmDriver`.
     """
 
     def __init__(
