@@ -472,7 +472,7 @@ def test_killed_command_resumes_and_leaves_no_process(tmp_path: Path, how: signa
         ("RPC error: Unauthenticated", "refuses this command.*RAY_AUTH_TOKEN"),
         (
             "Failed to connect to Ray cluster at 10.0.0.5:6379",
-            "not accept this command: is its token",
+            "not accept this command: check that RAY_AUTH_TOKEN",
         ),
         ("no such thing", "cannot be reached: no such thing"),
     ],

@@ -240,7 +240,7 @@ def test_worker_that_cannot_score_the_same_refuses(tiny_base: Path, tmp_path: Pa
     assert refused(order(replace(model, source="/nowhere/base.gguf"))).startswith("model '/nowhere/base.gguf' is not")
     name = "0/adapter/adapter_config.json"
     reason = refused(order(model, adapters=("mine",), sha256={name: "0" * 64}), {name: b"{}"})
-    assert reason == f"the adapter's file {name} did not arrive whole: run the same command again"
+    assert reason == f"the adapter's file {name} arrived incomplete or altered: run the same command again"
     bare = tmp_path / "bare"
     bare.mkdir()
     for name in ("config.json", "model.safetensors"):

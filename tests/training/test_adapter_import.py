@@ -131,8 +131,8 @@ def config(**values: Any) -> Callable[[Path], None]:
 FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "no weights": (lambda f: (f / WEIGHTS).unlink(), "has no adapter_model.safetensors"),
     "no configuration": (lambda f: (f / "adapter_config.json").unlink(), "has no adapter_model.safetensors and"),
-    "pickle": (lambda f: (f / WEIGHTS).write_bytes(b"\x80\x04\x95junk"), "not a whole safetensors file"),
-    "half": (lambda f: (f / WEIGHTS).write_bytes((f / WEIGHTS).read_bytes()[:-9]), "not a whole safetensors file"),
+    "pickle": (lambda f: (f / WEIGHTS).write_bytes(b"\x80\x04\x95junk"), "not a complete safetensors file"),
+    "half": (lambda f: (f / WEIGHTS).write_bytes((f / WEIGHTS).read_bytes()[:-9]), "not a complete safetensors file"),
     "other base": (lambda f: note(f, "base.json", identity="0" * 16), "trained on another base"),
     "no object": (lambda f: (f / "base.json").write_text("[]"), "not a JSON object"),
     "deep": (lambda f: (f / "base.json").write_text("[" * 100_000), "not a JSON object"),
@@ -153,8 +153,8 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "more targets": (config(target_modules=["q_proj", "k_proj", "v_proj", "o_proj", "up_proj"]), "lacks .*up_proj"),
     "missing": (weights(lambda t: t.pop(first(t))), "lacks base_model"),
     "added": (weights(lambda t: t.update({"x": torch.zeros(1)})), "has 'x' and 0 more"),
-    "not finite": (weights(lambda t: t[first(t)].fill_(float("nan"))), "not finite numbers"),
-    "whole numbers": (weights(lambda t: t.update({first(t): t[first(t)].int()})), "not finite numbers"),
+    "not finite": (weights(lambda t: t[first(t)].fill_(float("nan"))), "infinite or NaN"),
+    "whole numbers": (weights(lambda t: t.update({first(t): t[first(t)].int()})), "infinite or NaN"),
     "untrained": (weights(lambda t: [v.zero_() for k, v in t.items() if "lora_B" in k]), "was not trained"),
     "losses": (lambda f: (f / "losses.jsonl").write_text('{"step": 1, "loss": NaN, "learning_rate": 1}\n'), "must be"),
 }

@@ -1,8 +1,8 @@
 """Find the base model and prepare it in the form that each stage needs.
 
-`sources` finds the model that the recipe names; `base_model` holds it and creates a GGUF's torch weights and tokenizer
-with `conversion`; `fake` stands in for it on the fake engine. `dialogue` turns messages into token ids and a loss mask;
-`gguf_adapter` converts adapters.
+`sources` finds the model that the recipe names; `base_model` represents it and creates a GGUF's torch weights and
+tokenizer with `conversion`; `fake` stands in for it on the fake engine. `dialogue` turns messages into token ids and a
+loss mask; `gguf_adapter` converts adapters.
 
 Imports `constitution`, `quality`, `data`, `system`. Begin with `base_model`.
 """

@@ -1,4 +1,4 @@
-"""A base model in the forms that the stages need: a GGUF for llama.cpp, a Hugging Face folder for torch and vLLM."""
+"""Provide a base model in the forms that the stages need: a GGUF for llama.cpp, a folder for torch and vLLM."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Model:
         """Raise UserError if the model has no weights.
 
         Args:
-            consequence: what is not possible without them, for the error.
+            consequence: what is impossible without weights, for the error message.
         """
 
     def has_adapter(self, gguf: Path) -> bool:
@@ -87,14 +87,14 @@ class Model:
         """
         if self.gguf_path is None:
             raise UserError(
-                f"model {self.source!r} has no GGUF for the engine. Make one with llama.cpp: "
+                f"model {self.source!r} has no GGUF for the engine. Create one with llama.cpp: "
                 f"`python convert_hf_to_gguf.py {self.folder_path} --outtype f16 "
                 f"--outfile {self.folder_path}/model-f16.gguf`, then run the same command again"
             )
         return self.gguf_path
 
     def existing_folder(self) -> Path | None:
-        """Return what `folder` would return, or None if that would have to convert the weights first."""
+        """Return the value of `folder`, or None if the weights would have to be converted first."""
         cached = cache_folder() / "torch" / self.identity
         return self.folder_path or (cached if (cached / "config.json").exists() else None)
 
@@ -116,7 +116,7 @@ class Model:
         return target
 
     def _tokenizer_folder(self, say: Callable[[str], None]) -> Path:
-        """Return a folder with the tokenizer's files, which for a GGUF does not need its weights converted."""
+        """Return a folder with the tokenizer's files; a GGUF's weights need no conversion for it."""
         if folder := self.existing_folder():
             return folder
         target = cache_folder() / "tokenizers" / self.identity
@@ -130,7 +130,7 @@ class Model:
         return target
 
     def check_trainable(self) -> None:
-        """Check, before hours are spent on generation, that this model can be trained here.
+        """Check, before the hours of generation, that this model can be trained here.
 
         Raises:
             UserError: packages are missing, or the architecture has no GGUF adapter yet.
@@ -172,7 +172,7 @@ class Model:
         """Return the tokenizer that training and the engines share.
 
         Raises:
-            UserError: it cannot be read, or packages that read it are missing.
+            UserError: it cannot be read, or the packages for that are missing.
         """
         if not find_spec("tokenizers"):
             raise UserError("the model's tokenizer needs tokenizers: pip install 'selfalign[train]'")
@@ -239,7 +239,7 @@ def _detect_template(folder: Path) -> Template:
         for path in sorted(folder.glob("*.safetensors")):
             with safe_open(str(path), "pt") as file:
                 names = [n for n in file.keys() if n.endswith(("lm_head.weight", "embed_tokens.weight"))]  # noqa: SIM118
-                for name in sorted(names, reverse=True):  # lm_head first: its row decides whether a token is generated
+                for name in sorted(names, reverse=True):  # lm_head first: its rows determine which tokens are generated
                     rows = file.get_slice(name)
                     mean = torch.stack([rows[i].float() for i in others[:64]]).mean(0)
                     return float(torch.nn.functional.cosine_similarity(rows[token].float(), mean, dim=0))

@@ -16,7 +16,7 @@ from selfalign.system import atomic
 
 @contextlib.contextmanager
 def folder_lock(target: Path) -> Iterator[None]:
-    """Hold a lock, so that only one process at a time creates the folder `target`."""
+    """Hold a lock that lets only one process at a time create the folder `target`."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with (target.parent / f"{target.name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -63,7 +63,7 @@ def convert(gguf: Path, tokenizer: Path, target: Path) -> None:
 
     model = _from_gguf("AutoModelForCausalLM", gguf, dtype=torch.float32)
     with atomic.new_folder(target) as folder:
-        # Otherwise save_pretrained refuses, because it believes the weights are quantised.
+        # Otherwise save_pretrained refuses, because it takes the weights for quantised ones.
         if hasattr(model.config, "quantization_config"):
             del model.config.quantization_config
         model.hf_quantizer, model.is_quantized = None, False

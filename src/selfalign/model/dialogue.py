@@ -1,4 +1,4 @@
-"""Turn a dialogue into text, token ids and a loss mask; training, engines and chat share this one template.
+"""Turn a dialogue into text, token ids and a loss mask; training, engines and chat share the same template.
 
 A base model's role tokens are used if it has them *and* its end token can be learnt; otherwise turns are plain text
 that ends in the model's end-of-text token. LoRA on the attention layers leaves the output row of a token frozen: a role
@@ -52,7 +52,7 @@ class Template:
         """
         mark: Callable[[str], str] = Control if self.control else str
         pieces: list[str] = [BOS]
-        # The model families have no system turn in common: the system prompt opens the first user turn.
+        # Not all model families have a system turn, so the system prompt begins the first user turn.
         lead = f"{system}\n\n"
         if not self.control:
             pieces.append(lead)
@@ -68,11 +68,11 @@ class Template:
         return tuple(p for p in pieces if p)
 
     def stops(self) -> tuple[str, ...]:
-        """Return the strings that end a response like the end token: a plain-text model may write the user's turn."""
+        """Return further strings that end a response, because a plain-text model may continue with a user turn."""
         return () if self.control else ("\n\nUser:", "\nUser:")
 
     def forged(self, text: str, label: str) -> bool:
-        """Return whether content contains text that reads as a turn, such as "User:" on a new line."""
+        """Return whether content contains text that looks like a turn, such as "User:" on a new line."""
         if self.control:
             return False
         return (
@@ -173,14 +173,14 @@ class Tokenizer:
         self._backend.no_truncation()
         self._backend.no_padding()
         self._lock = threading.Lock()
-        """Whether text may become special tokens is a state of the backend."""
+        """Protects the backend, whose state says whether text may become special tokens."""
         added = self._backend.get_added_tokens_decoder()
         named = [token for token in added.values() if not token.special and _NAMED.fullmatch(token.content)]
         for token in named:
             token.special = True
         self._backend.add_special_tokens(named)
         special = {i: token.content for i, token in added.items() if token.special}
-        # Characters outside the vocabulary become the unknown token, which is text, not structure.
+        # Characters outside the vocabulary become the unknown token, which counts as text.
         unknown = self._encode("\U0010ffff", special=False).ids
         self._controls = {i: text for i, text in special.items() if i not in unknown}
         self._start = self._start_ids() if bos is None else self.ids(bos, special=True) if bos else []
@@ -221,7 +221,7 @@ class Tokenizer:
         return self.ids(str(text), special=isinstance(text, Control))[0]
 
     def controls(self) -> frozenset[int]:
-        """Return the ids of the control tokens: those the file calls special, and those with known names."""
+        """Return the ids of the control tokens: those that the file calls special, and those with known names."""
         return frozenset(self._controls)
 
     def control_texts(self) -> frozenset[str]:
@@ -263,9 +263,9 @@ def encode_pieces(pieces: Pieces, start: list[int], ids_of: Callable[[str, bool]
 def as_text(prompt: Pieces, controls: frozenset[str] = frozenset()) -> tuple[str, tuple[str, ...]]:
     """Render a prompt for a server that accepts no token ids.
 
-    Such a server parses every text that spells a control token as that token. In content, also across two pieces, such
-    text is escaped by a space after its first character ("< |im_end|>"): it stays legible, and stripping invisible
-    characters does not restore it. The server itself adds the token that begins a text.
+    Such a server parses every text that spells a control token as that token. In content, even across two pieces, such
+    text is escaped by a space after its first character ("< |im_end|>"), which is legible and survives the removal of
+    invisible characters. The server itself adds the token that begins a text.
 
     Args:
         controls: texts of the model's control tokens; empty if unknown.

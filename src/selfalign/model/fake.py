@@ -15,7 +15,7 @@ from selfalign.model.dialogue import PLAIN, Template, Tokenizer
 
 @dataclass(frozen=True)
 class FakeModel(Model):
-    """A model without weights: plain-text turns, words for tokens, and every adapter is there."""
+    """A model without weights, with plain-text turns, words as tokens, and every adapter."""
 
     source: str = "the fake engine"
     identity: str = "fake"
@@ -50,7 +50,7 @@ class FakeModel(Model):
         """Do nothing: stages 3 and 4 write their examples and train no adapter."""
 
     def has_adapter(self, gguf: Path) -> bool:
-        """Return True: the fake engine answers for every adapter."""
+        """Return True: the fake engine accepts every adapter."""
         return True
 
     def identities(self, adapters: Mapping[str, Path]) -> dict[str | None, str]:

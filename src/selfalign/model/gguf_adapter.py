@@ -77,7 +77,7 @@ def tensors(adapter: Path, base: Path) -> dict[str, Any]:
         match = re.fullmatch(r"(?:base_model\.model\.)?(model\.layers\..+)\.lora_([AB])\.weight", key)
         name = names.get_name(match[1]) if match else None
         if not match or not name:
-            raise UserError(f"{adapter}: the tensor {key!r} has no place in a GGUF")
+            raise UserError(f"{adapter}: the tensor {key!r} has no counterpart in a GGUF")
         module = match[1].rpartition(".")[2]
         if name_of in _PERMUTED and match[2] == "B" and module in heads:
             value = _permute(value, heads[module])
@@ -89,7 +89,7 @@ def write(adapter: Path, base: Path, target: Path, notice: str) -> None:
     """Write `adapter` (a PEFT folder), trained on the folder `base`, to the GGUF file `target`.
 
     Args:
-        notice: the base's licence notice, for the file's metadata.
+        notice: the base's licence notice, to store in the file's metadata.
 
     Raises:
         UserError: as `tensors` and `scale`.

@@ -52,8 +52,10 @@ def _embedded() -> Model:
         ) from None
     target = cache_folder() / "gguf" / str(package.MODEL_NAME)
     digest = str(package.EXPECTED_SHA256)
-    if target.exists() and _sha256(target) != digest:
-        raise UserError(f"{target} is corrupt (its sha256 is not {digest[:12]}…): delete it; it is made again")
+    if target.exists() and atomic.file_hash(target) != digest:
+        raise UserError(
+            f"{target} is corrupt (its sha256 is not {digest[:12]}…): delete it, and it will be assembled again"
+        )
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
         part = target.with_suffix(f".{os.getpid()}.part")
@@ -76,12 +78,12 @@ def _from_folder(source: str, folder: Path) -> Model:
         raise UserError(f"model {source!r} has no *.safetensors; only safetensors weights are loaded")
     for name in ("config.json", "tokenizer_config.json"):
         if (folder / name).is_file() and '"auto_map"' in (folder / name).read_text("utf-8", "replace"):
-            raise UserError(f"model {source!r}: {name} asks to run code of its own (auto_map); such models are refused")
+            raise UserError(f"model {source!r}: {name} needs custom code (auto_map), which selfalign never runs")
     ggufs = sorted(folder.glob("*.gguf"))
     if len(ggufs) > 1:
         names = ", ".join(g.name for g in ggufs)
         raise UserError(
-            f"model {source!r} holds several GGUF files ({names}): keep the one that the engine should load"
+            f"model {source!r} has several GGUF files ({names}): keep only the one that the engine should load"
         )
     files = [*weights, *ggufs, *(f for n in _IDENTITY_FILES if (f := folder / n).is_file())]
     return Model(source, identity_of(files), ggufs[0] if ggufs else None, folder, _licence_text(folder))
@@ -96,7 +98,7 @@ def _from_hub(source: str) -> Model:
     try:
         folder = snapshot_download(source, allow_patterns=["*.safetensors", "*.json", "*.gguf", "LICENSE*", "NOTICE*"])
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise UserError(f"hub model {source!r} cannot be fetched: {' '.join(str(error).split())[:160]}") from None
+        raise UserError(f"hub model {source!r} cannot be downloaded: {' '.join(str(error).split())[:160]}") from None
     return _from_folder(source, Path(folder))
 
 
@@ -105,11 +107,6 @@ def _licence_text(folder: Path) -> str:
         if (folder / name).is_file():
             return (folder / name).read_text("utf-8", "replace")[:20_000]
     return ""
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def identity_of(files: list[Path]) -> str:

@@ -1,7 +1,7 @@
-"""Import an adapter that was trained elsewhere: check that it fits the run, then publish it as one trained here.
+"""Import an adapter that was trained elsewhere: check that it fits the run, then publish it like one trained here.
 
 `export/launch.py` writes the rows and a training script. The script leaves a folder with the adapter in PEFT's format,
-`base.json` (the base it is for), `trained.json` (the rows it was trained on, and how) and `losses.jsonl`.
+`base.json` (its base model), `trained.json` (its rows and training settings) and `losses.jsonl`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from selfalign.training.settings import TrainingSettings
 WEIGHTS, CONFIG, RECORD, LOSSES = "adapter_model.safetensors", "adapter_config.json", "trained.json", "losses.jsonl"
 _LORA_KEYS = ("rank", "alpha", "dropout", "targets")
 _SCALING_KEYS = ("use_rslora", "alpha_pattern")
-"""PEFT settings that change what the same tensors compute; llama.cpp supports none of them."""
+"""PEFT settings that change the effect of the same tensors; llama.cpp supports none of them."""
 _NOTE_KEYS = ("strategy", "processes", "quantize", "batch_size", "epochs", "learning_rate", "training_tokens", "steps")
 """Entries of `trained.json` that the ledger records."""
 _MAX_NUMBER = 1e12
@@ -42,7 +42,7 @@ class ImportedAdapter:
     lora: TrainingSettings
     """The recipe's settings with the adapter's own rank, alpha, dropout and targets."""
     notes: dict[str, object]
-    """For the ledger."""
+    """Entries for the ledger."""
 
 
 def verb_of(stage: str) -> str:
@@ -51,7 +51,7 @@ def verb_of(stage: str) -> str:
 
 
 def next_steps(run: Path, stage: str) -> str:
-    """Return what the user has to do when `engrave.elsewhere` is set and the examples are written."""
+    """Return instructions for the user who trains elsewhere (`engrave.elsewhere`), once the examples are written."""
     return (
         f"{stage}: the examples are written, and engrave.elsewhere leaves the training to you: `selfalign export {run} "
         f"launch --stage {stage} --out DIR`, train there, then `selfalign {verb_of(stage)} {run} --adapter "
@@ -82,7 +82,7 @@ def read_adapter(
 
     Args:
         config: the recipe's settings; a different rank, alpha, dropout or targets is reported and accepted.
-        say: receives a line about each thing that differs or cannot be checked.
+        say: receives a message about each difference, and about each check that is not possible.
 
     Raises:
         UserError: a file is missing or malformed, or the adapter does not fit.
@@ -104,7 +104,7 @@ def read_adapter(
 
 
 def publish(adapter: ImportedAdapter, target: Path, model: Model, card: str) -> None:
-    """Publish the adapter in PEFT's format. No file of its folder is copied, so nothing unchecked gets in."""
+    """Publish the adapter in PEFT's format. No file is copied from its folder, so nothing unchecked is published."""
     from safetensors.torch import save_file
 
     from selfalign.training.lora import lora_config, write_about
@@ -125,7 +125,7 @@ def _read_object(path: Path) -> dict[str, Any] | None:
     except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
-        raise UserError(f"{path} is not a JSON object, as the training script writes it")
+        raise UserError(f"{path} is not a JSON object: copy it again from the training script's output")
     return value
 
 
@@ -178,10 +178,12 @@ def _read_tensors(folder: Path, base: Path, lora: TrainingSettings) -> dict[str,
     try:
         tensors = load_file(str(path))
     except (SafetensorError, OSError, ValueError) as error:
-        raise UserError(f"{path} is not a whole safetensors file ({' '.join(str(error).split())[:120]})") from None
+        raise UserError(f"{path} is not a complete safetensors file ({' '.join(str(error).split())[:120]})") from None
     shapes = _expected_shapes(base, lora)
     if missing := sorted(shapes.keys() - tensors.keys()):
-        raise UserError(f"{path} lacks {missing[0]} and {len(missing) - 1} more tensors: it is not for this base")
+        raise UserError(
+            f"{path} lacks {missing[0]} and {len(missing) - 1} more tensors: it was not trained on this base"
+        )
     if unknown := sorted(tensors.keys() - shapes.keys()):
         raise UserError(
             f"{path} has {unknown[0]!r:.120} and {len(unknown) - 1} more tensors that a LoRA adapter of this base "
@@ -191,9 +193,9 @@ def _read_tensors(folder: Path, base: Path, lora: TrainingSettings) -> dict[str,
         if tuple(tensor.shape) != shapes[name]:
             raise UserError(f"{path}: {name} has the shape {tuple(tensor.shape)}, this base needs {shapes[name]}")
         if not tensor.is_floating_point() or not bool(tensor.isfinite().all()):
-            raise UserError(f"{path}: {name} holds values that are not finite numbers: the training went wrong")
+            raise UserError(f"{path}: {name} holds values that are infinite or NaN: the training failed")
     if not any(bool(tensor.any()) for name, tensor in tensors.items() if ".lora_B." in name):
-        raise UserError(f"{path}: all lora_B are zero, so the adapter changes nothing: it was not trained")
+        raise UserError(f"{path}: all lora_B are zero: the adapter was not trained")
     return {name: tensor.float().contiguous() for name, tensor in tensors.items()}
 
 

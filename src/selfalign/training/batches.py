@@ -1,6 +1,6 @@
 """Group training rows into batches of similar length, and batches into micro-batches that share a prefix.
 
-A batch is what one optimiser step sees; a micro-batch is what goes through the model at once.
+A batch is the rows of one optimiser step; a micro-batch is the rows of one forward pass.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from selfalign.data.records import content_hash
 from selfalign.model.dialogue import Encoded
 
 _MIN_SAVED_TOKENS = 64
-"""A shared prefix must save at least this many tokens, because it takes a forward pass of its own."""
+"""Minimum tokens that a shared prefix must save, because it needs a forward pass of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,7 @@ class MicroBatch:
 
 
 def length_grouped_batches(rows: Sequence[Encoded], size: int, rng: random.Random) -> list[list[Encoded]]:
-    """Return the rows in batches of similar length, which keeps padding low; the batches are in random order."""
+    """Return batches of rows of similar length, which need little padding, in random order."""
     order = sorted(range(len(rows)), key=lambda i: (len(rows[i].ids), rng.random()))
     groups = [[rows[i] for i in order[start : start + size]] for start in range(0, len(order), size)]
     rng.shuffle(groups)
@@ -45,7 +45,7 @@ def held_out_ids(ids: Sequence[str], fraction: float) -> set[str]:
     The choice depends on each id alone, so that adding or removing other examples rarely changes it.
 
     Args:
-        fraction: of all examples, 0 to 1. Above 0, at least one is held out, unless there is only one example.
+        fraction: fraction of all examples, 0 to 1. Above 0, at least one is held out, unless there is only one.
     """
     count = max(1, int(fraction * len(ids))) if fraction and len(ids) > 1 else 0
     return set(sorted(ids, key=lambda i: content_hash("validation", i))[:count])
@@ -55,7 +55,7 @@ def micro_batches(batch: Sequence[Encoded], max_tokens: int, share: bool = True)
     """Split a batch into micro-batches of at most `max_tokens` tokens, padding included; a longer row goes alone.
 
     Args:
-        share: group rows that begin alike (the same system prompt), so that their prefix is computed once.
+        share: group rows that begin alike (with the same system prompt), so that their prefix is computed once.
     """
     result = []
     for group in _prefix_groups(sorted(batch, key=lambda r: r.ids)) if share else [list(batch)]:

@@ -1,7 +1,7 @@
 """Save a training run's state in one file, published atomically, and verify it when it is loaded.
 
-The file holds the adapter, the optimiser's moments and the record so far. It holds no state of random numbers: those of
-a step follow from the seed and the step's number, so that a resumed run computes what an uninterrupted one does.
+The file holds the adapter, the optimiser's moments and the record so far. It needs no state of random number
+generators: a step's numbers follow from the seed and the step's index, so a resumed run equals an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from selfalign.system import atomic
 
 
 class UnusableCheckpoint(Exception):
-    """Training cannot resume from a checkpoint; the message says why in a few words."""
+    """A checkpoint from which training cannot resume; the message gives the reason."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,7 @@ class Checkpoint:
     key: str
 
     def save(self, tensors: Mapping[str, torch.Tensor], record: Mapping[str, Any]) -> None:
-        """Write the state, replacing the one before.
+        """Write the state, replacing the previous one.
 
         Args:
             record: values that JSON can represent.
@@ -54,7 +54,7 @@ class Checkpoint:
         """Return (tensors, record), or None if there is no file.
 
         Args:
-            like: tensors whose names and shapes the state must contain.
+            like: tensors whose names and shapes the state must have.
 
         Raises:
             UnusableCheckpoint: the file is damaged, was saved for other rows, settings or weights, or holds infinite

@@ -1,7 +1,7 @@
 """Run rows through the model and compute their loss, at the loss positions only.
 
 Shapes: B rows of at most T tokens, N loss positions, d hidden size. A loss position is a token whose *next* token
-counts in the loss. The output layer sees loss positions only, and a prefix that rows share is computed once.
+counts in the loss. The output layer is applied to loss positions only, and a shared prefix is computed once.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ def hidden_at_loss(model: Any, rows: Sequence[Encoded], prefix: int = 0) -> tupl
 
     Args:
         prefix: number of leading tokens that are the same in all rows and have no loss. Their keys and values are
-            computed once and put before each row's other tokens; gradients flow through them as if each row had its
-            own.
+            computed once and precede the other tokens of each row; gradients flow through them as if each row had
+            its own.
 
     Returns:
         (hidden states (N, d), target ids (N,)), row by row.
@@ -75,7 +75,7 @@ def backward(model: Any, loss: LinearCrossEntropy, micro_batch: MicroBatch, tota
     """Run a micro-batch forward and backward, adding its gradient to the adapter's parameters.
 
     Args:
-        total: number of loss positions of the whole batch, so that micro-batches add up to the batch's mean.
+        total: number of loss positions of the whole batch; the micro-batches' results add up to the batch's mean.
 
     Returns:
         The micro-batch's summed loss divided by `total`.

@@ -3,7 +3,7 @@
 AdamW without weight decay, warm-up and then linear or cosine decay to zero, clipped gradients (SELF-ALIGN, arXiv
 2305.03047, appendix D). A step's loss is the mean over the loss tokens of its batch, in nats.
 
-`train` is the entry; `Trainer.step` is one optimiser step. The loss itself is in `loss`, the forward pass in `forward`.
+Begin with `train`; `Trainer.step` is one optimiser step. `loss` computes the loss, `forward` the forward pass.
 """
 
 from __future__ import annotations
@@ -50,11 +50,11 @@ def train(
 
     Args:
         model: a PEFT model; only its adapter's parameters require gradients.
-        seed: of the order of the rows and of dropout.
+        seed: seed of the order of the rows and of dropout.
         validation: held-out rows to measure the loss on.
         checkpoint: file to resume from, if it exists, and to save the state to.
         on_step: called with (step, steps, loss, tokens so far) after each optimiser step.
-        say: receives a line about anything unusual.
+        say: receives a message about anything unusual.
 
     Raises:
         UserError: there are no rows, or the loss became infinite or NaN.
@@ -125,7 +125,7 @@ class Trainer:
         return self.stopped_early or len(self.record.losses) >= len(self.batches)
 
     def _check_prefix_sharing(self) -> None:
-        """Turn prefix sharing off if it changes the loss or the gradient, as with a cache that works differently.
+        """Turn prefix sharing off if it changes the loss or the gradient, as some models' caches do.
 
         Compares two rows of the micro-batch with the longest shared prefix.
         """
@@ -145,11 +145,11 @@ class Trainer:
             same_gradient = bool((gradient - expected).norm() <= 10 * tolerance * expected.norm())
             self.share_prefixes = same_gradient and abs(expected_loss - loss) <= tolerance * abs(expected_loss)
         except (RuntimeError, ValueError, TypeError, AttributeError, NotImplementedError) as error:
-            # If memory ran out, nothing was compared; the steps will use smaller micro-batches.
+            # If memory ran out, nothing was compared: keep sharing, and let the steps use smaller micro-batches.
             self.share_prefixes = out_of_memory(error)
         self.optimizer.zero_grad(set_to_none=True)
         if not self.share_prefixes:
-            self.say("this model's cache cannot be shared between rows: each computes its prompt (slower)")
+            self.say("this model's cache cannot be shared between rows: each row computes its whole prompt (slower)")
 
     def _loss_and_gradient(self, micro_batch: MicroBatch) -> tuple[float, torch.Tensor]:
         """Return a micro-batch's mean loss and the gradient of all parameters as one vector, in float64."""
@@ -274,7 +274,7 @@ class Trainer:
         return self._within_memory(self.validation, compute)
 
     def finish(self) -> TrainingRecord:
-        """Put the best adapter in place, if training may stop early, and return the record."""
+        """Restore the best adapter if training may stop early (`patience`), and return the record."""
         if self.best:
             with torch.no_grad():
                 for name, value in self.best.items():
@@ -290,7 +290,7 @@ class Trainer:
             STOP.check()
 
     def save(self, now: bool) -> None:
-        """Save the state, if `now` or if the last save is `checkpoint_seconds` ago."""
+        """Save the state if `now`, or if the last save is at least `checkpoint_seconds` ago."""
         due = time.monotonic() - self._saved_at >= self.config.checkpoint_seconds
         if self.checkpoint is None or not self.record.losses or not (now or due):
             return
@@ -319,7 +319,7 @@ class Trainer:
             self.say(f"{self.checkpoint.path} is not used ({reason}): training starts from the beginning")
 
     def _restore(self, tensors: dict[str, torch.Tensor], saved: dict[str, Any]) -> None:
-        """Put a saved state in place. Raises UnusableCheckpoint."""
+        """Restore a saved state. Raises UnusableCheckpoint."""
         names = [f"{key} {name}" for name in self.parameters for key in _MOMENTS]
         try:
             record = saved["made"]
@@ -327,7 +327,7 @@ class Trainer:
                 **{**record, "validation": [(step, loss) for step, loss in record["validation"]]}
             )
             moments, self.stopped_early = {name: tensors[name] for name in names}, bool(saved["stopped"])
-            if saved["asked"] != self.config.micro_batch_tokens:  # the recipe was changed since
+            if saved["asked"] != self.config.micro_batch_tokens:  # the recipe has changed since
                 self.record.micro_batch_tokens = self.config.micro_batch_tokens
         except (KeyError, TypeError, ValueError):
             raise UnusableCheckpoint("another version wrote it") from None

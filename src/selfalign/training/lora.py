@@ -82,7 +82,7 @@ def save_adapter(model: Any, folder: Path, base: Model, card: str) -> None:
 
 
 def write_about(folder: Path, base: Model, card: str) -> None:
-    """Write the files that accompany an adapter: its card, the base it is for, and the base's licence notice."""
+    """Write the files that accompany an adapter: its card, its base, and the base's licence notice."""
     (folder / "README.md").write_text(card, "utf-8")
     (folder / BASE_NOTE).write_text(base.base_json(), "utf-8")
     if base.notice:
@@ -91,7 +91,7 @@ def write_about(folder: Path, base: Model, card: str) -> None:
 
 @contextlib.contextmanager
 def _no_future_warnings() -> Iterator[None]:
-    """Silence transformers' announcements of renames that concern PEFT, not the user."""
+    """Silence transformers' warnings about renames, which concern PEFT and not the user."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         yield

@@ -4,7 +4,7 @@ Shapes: N loss positions, d hidden size, V vocabulary size, n <= `CHUNK` positio
 
 With autograd, torch would keep three tensors of shape (N, V): logits, softmax and its gradient. Here the gradient is
 computed in closed form, softmax - one_hot(target), chunk by chunk: a chunk's logits become its softmax in place, in a
-buffer that all chunks share, and are multiplied with the head's weight at once (benchmarks/training.py).
+buffer that all chunks share, and are at once multiplied by the head's weight (benchmarks/training.py).
 
 To change the loss, change `LinearCrossEntropy._losses_and_softmax` (the values) and `loss_and_gradient` (their
 gradient); tests/training/test_loss.py compares both with autograd.
@@ -27,7 +27,7 @@ class LinearCrossEntropy:
 
     Args:
         head: weight of the output layer, (V, d).
-        cap: final logit soft-capping, logits = cap * tanh(logits / cap), for models that use it; None for none.
+        cap: bound of the final logit soft-capping, logits = cap * tanh(logits / cap); None if the model has none.
     """
 
     def __init__(self, head: torch.Tensor, cap: float | None) -> None:
@@ -113,7 +113,7 @@ class LinearCrossEntropy:
         return logits.copy_(self._head @ hidden.to(self._head.dtype).T)
 
     def _likely_tokens(self, softmax: torch.Tensor, target: torch.Tensor) -> torch.Tensor | None:
-        """Return the ids of the tokens that enter a chunk's gradient; None if skipping the others saves nothing."""
+        """Return the ids of the tokens that count in a chunk's gradient; None if skipping the others saves nothing."""
         if len(softmax) < _LARGE_VOCABULARY:
             return None
         is_likely = softmax.amax(1) > NEGLIGIBLE

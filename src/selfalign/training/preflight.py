@@ -1,7 +1,7 @@
 """Check training rows before the first step for faults that training itself would never report.
 
-Takes encoded rows and the tokenizer, returns findings. Forged turns are found by comparing each row's control tokens
-with those of a harmless row under the same template: an additional or misplaced control token came from text.
+A forged turn is detected by comparing a row's control tokens with those of a harmless row under the same template: an
+additional or misplaced control token came from text.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from selfalign.model.dialogue import Encoded, Template, Tokenizer, encode_exampl
 _MIN_LOSS_TOKENS = 3
 """Loss tokens, including the end token, below which a response counts as empty."""
 _MAX_TOO_LONG = 0.05
-"""Fraction of rows over `max_length` from which a warning is given."""
+"""Fraction of rows over `max_length` above which there is a warning."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +133,7 @@ def _check_rows(rows: Sequence[Encoded], tokenizer: Tokenizer, template: Templat
     for position, row in enumerate(rows):
         loss = [i for i, counts in zip(row.ids, row.mask, strict=True) if counts]
         if not loss:
-            add("error", "no loss", "have no token with loss: nothing would be learnt from them", position)
+            add("error", "no loss", "have no token with loss: they would teach nothing", position)
         elif loss[-len(end) :] != end or not row.mask[-1]:
             add("error", "end not learnt", f"do not end with {template.end!r} inside the loss", position)
         elif len(loss) < _MIN_LOSS_TOKENS:

@@ -10,6 +10,8 @@ from selfalign.system.strict_yaml import Strict
 
 
 class TrainingSettings(Strict):
+    """How stages 3 and 4 train their adapters."""
+
     rank: int = Field(16, ge=1, le=256)
     """Rank r of the LoRA matrices."""
     alpha: int = Field(16, ge=1)
@@ -42,7 +44,7 @@ class TrainingSettings(Strict):
     gradient_checkpointing: bool = False
     """Recompute each layer in the backward pass instead of storing it: less memory, a third slower."""
     checkpoint_seconds: float = Field(60.0, ge=0)
-    """Minimum seconds between two checkpoints; a signal writes one, too. 0: after each step."""
+    """Minimum seconds between two checkpoints; 0: after each step. A signal also writes one."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train; auto: an accelerator if there is one."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -50,7 +52,7 @@ class TrainingSettings(Strict):
     max_length: int = Field(512, ge=16)
     """Maximum tokens of an example; a longer one is dropped, never truncated."""
     preflight: Literal["refuse", "warn"] = "refuse"
-    """What to do about rows that cannot be learnt correctly: refuse to train, or only report them."""
+    """What to do if the preflight checks find errors in the rows: refuse to train, or only report them."""
     elsewhere: bool = False
     """Stop stages 3 and 4 once their examples are written: `selfalign export RUN launch` creates a folder to train in,
     and `selfalign engrave|clone RUN --adapter DIR` imports the adapter."""
