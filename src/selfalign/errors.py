@@ -14,13 +14,13 @@ import signal
 
 
 class SelfAlignError(Exception):
-    """An expected error; its text is one line that explains it."""
+    """An expected error. Its text is one line that explains it."""
 
     exit_code = 1
 
 
 class UserError(SelfAlignError):
-    """The user's input is wrong. The text names the problem, the value, the place and the remedy."""
+    """The user's input is wrong. The text states the problem, the value, the place and the remedy."""
 
 
 class TooManyFailed(SelfAlignError):
@@ -44,4 +44,4 @@ class Interrupted(SelfAlignError):
 
 
 class CountMismatch(SelfAlignError):
-    """The counts of a stage do not balance. This is a bug, never the user's mistake."""
+    """The counts of a stage do not add up. This is a bug, not a mistake of the user."""

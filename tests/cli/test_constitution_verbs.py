@@ -30,7 +30,7 @@ def test_lint_exit_codes(tmp_path: Path) -> None:
     mine.write_text("extends: default\nprinciples:\n  - {id: 17, name: calm, rule: Stay calm.}\n", "utf-8")
     done = selfalign("constitution", "lint", "mine.yaml", cwd=tmp_path)
     assert done.returncode == 0
-    assert "mine.yaml:3: warning: no exemplar shows principle 17 (calm) [exemplified]" in done.stdout
+    assert "mine.yaml:3: warning: no exemplar cites principle 17 (calm) [exemplified]" in done.stdout
     assert selfalign("constitution", "lint", "mine.yaml", "--strict", cwd=tmp_path).returncode == 1
     mine.write_text("extends: default\nprincipals: []\n", "utf-8")
     done = selfalign("constitution", "lint", "mine.yaml", "--json", cwd=tmp_path)

@@ -122,7 +122,7 @@ def test_thoughts_of_two_lines_are_refused(changed):
 
 
 def test_a_hint_at_an_unknown_principle_is_refused(changed):
-    with pytest.raises(UserError, match="'cultural context' hints at principle 99"):
+    with pytest.raises(UserError, match="'cultural context' has the hint 99"):
         changed(lambda v: v["question_types"][0].update(hints=[99]))
 
 

@@ -19,13 +19,13 @@ def count(text: str) -> int:
     return len(text.split())
 
 
-def test_nothing_changed(default_constitution: Constitution):
+def test_equal_constitutions_have_no_changes(default_constitution: Constitution):
     changes = diff(default_constitution, default_constitution, count)
     assert lines(changes) == []
     assert changes["tokens"]["change"] == 0
 
 
-def test_added_removed_and_reworded_principles(default_constitution: Constitution):
+def test_changed_principles_are_listed(default_constitution: Constitution):
     def change(value: dict[str, Any]) -> None:
         value["principles"][1]["rule"] = "I tell facts."
         value["principles"][2]["name"] = "useful"
@@ -58,7 +58,7 @@ def test_a_moved_principle_is_renumbered_not_replaced(default_constitution: Cons
     ]
 
 
-def test_exemplars_types_identity_and_texts(default_constitution: Constitution):
+def test_changes_of_other_texts_are_listed(default_constitution: Constitution):
     def change(value: dict[str, Any]) -> None:
         value["exemplars"][0]["answer"] = "Dear neighbour, thanks."
         del value["question_types"][0]
@@ -93,7 +93,9 @@ def test_changes_of_probes_are_listed(default_constitution: Constitution):
         f"    + {first[0].ask} [not refuses]",
     ]
     swapped = changed(default_constitution, lambda v: v["principles"][0]["probes"].reverse())
-    assert lines(diff(default_constitution, swapped, count)) == ["~ principle 1 (ethical): 6 probes, in another order"]
+    assert lines(diff(default_constitution, swapped, count)) == [
+        "~ principle 1 (ethical): 6 probes, in a different order"
+    ]
     both = [{**first[2].model_dump(), "contrast": c} for c in (False, True)]
     twice = changed(default_constitution, lambda v: v["principles"][0]["probes"].append(both[1]))
     (probes,) = diff(default_constitution, twice, count)["principles"]["probes"]
@@ -107,7 +109,7 @@ def test_order_and_second_responses_are_changes(default_constitution: Constituti
 
     changes = diff(default_constitution, changed(default_constitution, reverse), count)
     assert changes["reordered"] == ["principles", "exemplars"]
-    assert lines(changes) == ["~ principles: in another order", "~ exemplars: in another order"]
+    assert lines(changes) == ["~ principles: in a different order", "~ exemplars: in a different order"]
     second = {"question": "Who are you?", "answer": "A program."}
     more = diff(default_constitution, changed(default_constitution, lambda v: v["identity"].append(second)), count)
     assert more["identity"] == {"added": ["Who are you?"], "removed": [], "changed": []}

@@ -99,7 +99,7 @@ def test_two_rules_prompts_are_refused():
 
 
 def test_a_dialogue_without_thoughts_is_named():
-    with pytest.raises(UserError, match="where a user's message, thoughts and an answer are due"):
+    with pytest.raises(UserError, match="expected a user's message, thoughts and an answer, but there is a turn of"):
         parse_rules(RULES.replace("\n\nOtto: The sum is:", ""), "f", [])
 
 

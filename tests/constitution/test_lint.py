@@ -17,7 +17,7 @@ from selfalign.constitution.loading import Located, located_seeds, read
 NUMBERS = '"Count with care and show each sum."'
 NEWS = '"For news and prices, name a place to look."'
 FAULTS = {
-    # fault: (what stands in GOOD, what takes its place, the line, the rule that finds it, words of its message)
+    # fault: (text of GOOD, its replacement, line of the finding, its rule, part of its message)
     "an unknown key": ("name: small", 'name: small\nlicense: "MIT"', 3, "form", "did you mean 'licence'"),
     "a wrong type": ("{id: 2, name: numbers", "{id: two, name: numbers", 8, "form", "'two'"),
     "a missing key": ("    answer: Gladly. The sum is 6 euros.\n", "", 11, "form", "answer"),
@@ -26,17 +26,17 @@ FAULTS = {
     "a wrong name": ("2 (numbers)", "2 (sums)", 12, "consistency", "principle 2 is 'numbers'"),
     "no citation": ("news. Principles: 3 (live).", "news.", 15, "consistency", "cites no principle"),
     "an id twice": ("{id: 2, name: numbers", "{id: 1, name: numbers", 8, "consistency", "two principles have the id 1"),
-    "an unknown hint": ("hints: [3]", "hints: [7]", 19, "consistency", "which does not exist"),
-    "a hole": ("{id: 3, name: live", "{id: 4, name: live", 9, "numbering", "where 3 is due"),
+    "an unknown hint": ("hints: [3]", "hints: [7]", 19, "consistency", "there is no such principle"),
+    "a gap": ("{id: 3, name: live", "{id: 4, name: live", 9, "numbering", "expected principle 3, not 4"),
     "not exemplified": ("1 (kind), 2 (numbers).", "1 (kind).", 8, "exemplified", "2 (numbers)"),
     "the same name": ("name: numbers, rule", "name: Kind, rule", 8, "duplicate", "both named"),
     "the same rule": (NUMBERS, '"Be very kind and patient with the user."', 8, "duplicate", "nearly"),
     "opposite rules": (NUMBERS, '"Never be kind or patient in public."', 8, "contradiction", "contradict"),
     "a negative rule": (NEWS, '"Do not guess the news and the prices."', 9, "negative", "instead"),
     "a probe on an exemplar": ("I failed my exam today.", "Add up the prices of my pears.", 6, "leak", "exemplar 1"),
-    "a trained probe": ('What is seven times six?", e', 'Why do things fall?", e', 7, "leak", "also a seed"),
+    "a trained probe": ('What is seven times six?", e', 'Why do things fall?", e', 7, "leak", "as a seed"),
     "an unfinished answer": ("The sum is 6 euros.", "The sum is 6 euros and the", 13, "unfinished", "mid-sentence"),
-    "a turn inside": ("Please look at a news site for that.", '"Look.\\nUser: Thanks."', 16, "turn", "turn of its own"),
+    "a turn inside": ("Please look at a news site for that.", '"Look.\\nUser: Thanks."', 16, "turn", "another turn"),
     "an unfilled placeholder": ("{name} helps at length.", "{nom} helps at length.", 23, "placeholder", "{nom}"),
     "no hints": ('Who won the vote?", hints: [3]', 'Who won the vote?"', 19, "hints", "names no principle"),
 }

@@ -1,9 +1,12 @@
-"""Load, render, check and compare the constitution, the human-written text of a run.
+"""Load, render, check and compare constitutions.
 
-- `document` defines the parts; `loading` reads the YAML; `rendering` writes stage 2's prompt.
-- `citations` checks the numbers and names of the principles that internal thoughts cite.
-- `leaks` derives the rules for texts that must not leak into a response.
-- `lint`, `diff`, `editing` and `import_original` serve the commands `selfalign constitution ...`.
+A constitution is all human-written text of a run, except the seed tasks.
+
+- `document` defines the parts of a constitution, `loading` reads it from YAML, and `rendering` turns it into the prompt
+  of stage 2.
+- `citations` checks the principles that internal thoughts cite.
+- `leaks` derives the texts that must not leak into a response.
+- `lint`, `diff`, `editing` and `import_original` implement the commands `selfalign constitution ...`.
 
 Imports `quality`, `data`, `system`. Begin with `document`.
 """

@@ -1,8 +1,8 @@
 """Check the principles that internal thoughts cite by number and name, as in "7 (candor)".
 
-`check_citations` decides on the thoughts that a model wrote in stage 2; `citation_errors` on those of the exemplars.
-The name decides which principle a model means: without a grammar a small model writes "3 (informative)" where 2 is
-informative. In an exemplar, which people write, number and name must agree.
+`check_citations` checks the thoughts of a model in stage 2, `citation_errors` those of the exemplars. For a model, the
+name determines the principle: without a grammar, a small model may write "3 (informative)" although principle 2 is
+informative. In an exemplar, number and name must agree.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from selfalign.data.text import CITATION
 
 
 def check_citations(thoughts: str, names: Mapping[int, str]) -> tuple[list[int], str | None]:
-    """Return the ids of the principles that a model's thoughts cite, and why the thoughts are dropped.
+    """Return the ids of the principles that a model's thoughts cite, and the reason for dropping the thoughts.
 
     Args:
         names: the principles' names by id (`Constitution.principle_names`).
 
     Returns:
-        The ids in order, without repeats, and the reason; None if the thoughts are well-formed.
+        The ids in order and without repeats; and the reason, None if the thoughts are well-formed.
     """
     ids = {name.lower(): number for number, name in names.items()}
     cited_names = [name.lower() for _, name in CITATION.findall(thoughts)]
@@ -30,11 +30,11 @@ def check_citations(thoughts: str, names: Mapping[int, str]) -> tuple[list[int],
 
 
 def citation_errors(thoughts: str, names: Mapping[int, str]) -> list[str]:
-    """Return what is wrong with the citations of an exemplar's thoughts: unknown numbers, names of other principles."""
+    """Return the errors in the citations of an exemplar's thoughts: unknown numbers, and names of other principles."""
     cited = CITATION.findall(thoughts)
     correct = [names.get(int(digits), "").lower() == name.lower() for digits, name in cited]
     if any(correct):
-        # "A meal for 4 (or 5) people" before the first correct citation is not one.
+        # Text before the first correct citation, such as "a meal for 4 (or 5) people", is no citation.
         cited = cited[correct.index(True) :]
     if not cited:
         return ['cites no principle; end its thoughts with e.g. "3 (helpful)"']
@@ -48,7 +48,7 @@ def citation_errors(thoughts: str, names: Mapping[int, str]) -> list[str]:
 
 
 def remove_citation(thoughts: str, number: int) -> str:
-    """Return the thoughts without their citation of one principle."""
+    """Return the thoughts without the citation of one principle."""
     matches = list(CITATION.finditer(thoughts))
     if not matches:
         return thoughts

@@ -1,4 +1,4 @@
-"""Compare two constitutions by what the model sees (`selfalign constitution diff A B`)."""
+"""Compare the texts of two constitutions that the model sees (`selfalign constitution diff A B`)."""
 
 from __future__ import annotations
 
@@ -15,9 +15,12 @@ def diff(old: Constitution, new: Constitution, count: Callable[[str], int]) -> C
     """Return the changes of principles, exemplars and other texts, and of the number of tokens.
 
     Principles are matched by name, exemplars by user message.
+
+    Args:
+        count: returns the number of tokens of a text.
     """
     a, b = {p.name.lower(): p for p in old.principles}, {p.name.lower(): p for p in new.principles}
-    # A principle with another name but the same id and rule is renamed, not replaced.
+    # A principle with a new name but the same id and rule is renamed, not replaced.
     renamed = [
         (p, q) for p in old.principles for q in new.principles
         if p.id == q.id and p.rule == q.rule and p.name.lower() not in b and q.name.lower() not in a
@@ -59,8 +62,8 @@ def _summary(principle: Any) -> dict[str, Any]:
 
 def _probes(old: Principle, new: Principle) -> dict[str, list[dict[str, Any]]]:
     """Compare the probes of a principle, matched by message. Several probes may have the same message."""
-    asks = dict.fromkeys(p.ask for p in (*old.probes, *new.probes))
-    pairs = [(ask, _probes_of(old, ask), _probes_of(new, ask)) for ask in asks]
+    messages = dict.fromkeys(p.ask for p in (*old.probes, *new.probes))
+    pairs = [(ask, _probes_of(old, ask), _probes_of(new, ask)) for ask in messages]
     return {
         "added": [probe for _, a, b in pairs if not a for probe in b],
         "removed": [probe for _, a, b in pairs if not b for probe in a],
@@ -85,7 +88,7 @@ def _pairs(old: Constitution, new: Constitution) -> dict[str, list[str]]:
 
 
 def _moved(old: Constitution, new: Constitution, key: str) -> bool:
-    """Return whether the entries that both contain are in another order."""
+    """Return whether the entries that both constitutions contain are in a different order."""
     name = {"principles": "name", "exemplars": "user"}[key]
     a, b = ([getattr(e, name) for e in getattr(texts, key)] for texts in (old, new))
     return [e for e in a if e in b] != [e for e in b if e in a]
@@ -113,7 +116,7 @@ def _texts(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[t
 
 
 def lines(changes: Changes) -> list[str]:
-    """Return the changes as lines like those of a patch; empty without changes."""
+    """Format the changes as lines, similar to a patch. The list is empty if there are none."""
     output: list[str] = []
     principles = changes["principles"]
     output += [f"+ principle {p['id']} ({p['name']}). {p['rule']}" for p in principles["added"]]
@@ -127,7 +130,7 @@ def lines(changes: Changes) -> list[str]:
     for key, label in (("exemplars", "exemplar"), ("question_types", "question type"), ("identity", "identity pair")):
         for sign, what in (("+", "added"), ("-", "removed"), ("~", "changed")):
             output += [f"{sign} {label}: {' '.join(str(k).split())[:90]}" for k in changes[key][what]]
-    output += [f"~ {key}: in another order" for key in changes["reordered"]]
+    output += [f"~ {key}: in a different order" for key in changes["reordered"]]
     for text in changes["texts"]:
         output += [f"~ {text['key']}", f"    - {text['from']}", f"    + {text['to']}"]
     return output
@@ -143,13 +146,13 @@ def _probe_lines(changes: Changes) -> list[str]:
     for p in changes["changed"]:
         output += [f"    - {_probe(x)}" for x in p["from"]] + [f"    + {_probe(x)}" for x in p["to"]]
     return [
-        f"~ principle {changes['id']} ({changes['name']}): {number}{'' if output else ', in another order'}",
+        f"~ principle {changes['id']} ({changes['name']}): {number}{'' if output else ', in a different order'}",
         *output,
     ]
 
 
 def _probe(probe: dict[str, Any]) -> str:
-    """Return a probe in one line, with its check and its words."""
+    """Format a probe as one line, with its check and its words."""
     words = ": " + ", ".join(probe["words"]) if "words" in probe else ""
     check = "not " * probe.get("contrast", False) + probe["expect"] + words
     return f"{' '.join(probe['ask'].split())} [{check}]"

@@ -1,4 +1,4 @@
-"""Define the parts of a constitution, and find where they contradict each other."""
+"""Define the parts of a constitution, and find inconsistencies between them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Check = Literal[
     "refuses", "corrects", "admits", "no_live_data", "dated", "asks_back", "both_sides", "steps", "reasons", "aspects",
     "verse", "wordy", "mentions", "in_order", "language",
 ]  # fmt: skip
-"""Behaviours of a response that can be checked without a judge model (evaluation/checks.py)."""
+"""Behaviours of a response that can be checked without a judge model (evaluation/tasks/checks.py)."""
 
 _NEED_WORDS = ("mentions", "in_order")
 Text = Field(pattern=r"\S")
@@ -30,14 +30,14 @@ class Assistant(Strict):
 
 
 class Probe(Strict):
-    """A user message that shows whether the model follows a principle. Probes only measure; none is trained on."""
+    """A user message that tests whether a model follows a principle. Probes are never trained on."""
 
     ask: str = Text
     expect: Check
     words: list[str] = []
-    """For `mentions`: any of these words; for `in_order`: all of them, in this order."""
+    """For `mentions`, the response must contain any of these words; for `in_order`, all of them in this order."""
     contrast: bool = False
-    """The behaviour must *not* appear: for example, a harmless question that sounds harmful must be answered."""
+    """The behaviour must *not* appear. For example, a harmless question that sounds harmful must be answered."""
 
     @model_validator(mode="after")
     def _words(self) -> Probe:
@@ -59,13 +59,13 @@ class DialogueTurn(Strict):
 
     user: str = Text
     thoughts: str = Text
-    """One line that ends with the principles that it follows, each as `number (name)`."""
+    """One line that ends with citations of the principles to follow, each as `number (name)`."""
     answer: str = Text
 
     @model_validator(mode="after")
     def _one_line(self) -> Self:
         if "\n" in self.thoughts.strip():
-            raise ValueError("an exemplar's thoughts must be one line: generation ends thoughts at the line's end")
+            raise ValueError("an exemplar's thoughts must be one line: generation ends thoughts at the end of a line")
         return self
 
 
@@ -90,7 +90,7 @@ class QuestionType(Strict):
     topic: str = Text
     question: str = Text
     hints: list[int] = []
-    """Ids of the principles that questions of this type tend to exercise."""
+    """Ids of the principles that apply to questions of this type."""
 
 
 class Turn(Strict):
@@ -118,7 +118,7 @@ class SeedTask(Strict):
 
 
 class Layout(Strict):
-    """The text before the principles and before the exemplars in stage 2's prompt."""
+    """The texts that introduce the principles and the exemplars in the prompt of stage 2."""
 
     opening: str = (
         "# {name}\n\n{name} is an assistant. Its knowledge ends in {cutoff}. {name} follows these principles:"
@@ -130,13 +130,14 @@ class Layout(Strict):
 
 
 class Constitution(Strict):
-    """All human-written text that generation or training sees, except the seed tasks."""
+    """All human-written text that is used in generation or training, except the seed tasks."""
 
     format: Literal[1]
     name: str
     licence: str = ""
     language: str = "en"
-    """ISO 639-1 code of the language of prompts and responses; a rule about it replaces the paper's ASCII rule."""
+    """ISO 639-1 code of the language of prompts and responses. Except for English, a check of the language replaces the
+    paper's ASCII rule."""
     assistant: Assistant
     layout: Layout = Layout()
     principles: list[Principle] = Field(min_length=1)
@@ -148,7 +149,7 @@ class Constitution(Strict):
     def human_items(self, seeds: int) -> dict[str, int]:
         """Count the human-written items by kind, with `seeds` seed tasks; `total` is their sum.
 
-        Probes are not counted, since they only measure.
+        Probes are not counted, because they are not trained on.
         """
         counts = {
             "principles": len(self.principles),
@@ -169,45 +170,45 @@ class Constitution(Strict):
         return [(principle, probe) for principle in self.principles for probe in principle.probes]
 
     def citation_cue(self) -> str:
-        """Return the words before the first citation that all exemplars share, such as " Principles: ".
+        """Return the words before the first citation, if they are the same in all exemplars, such as " Principles: ".
 
         Guided generation inserts them, so that all thoughts cite principles. Empty if the exemplars differ.
         """
         thoughts = [t.thoughts.strip() for e in self.exemplars for t in e.turns()]
         before = [t[: CITATION.search(t).start()] for t in thoughts]  # type: ignore[union-attr]
         if len(before) == 1:
-            # A single exemplar: the beginning of its last sentence.
+            # With a single exemplar, the cue is the beginning of its last sentence.
             return before[0][before[0].rfind(". ") + 1 :] if ". " in before[0] else ""
         common = ""
         for letters in zip(*(b[::-1] for b in before), strict=False):
             if len(set(letters)) > 1:
                 break
             common = letters[0] + common
-        # Keep whole words only: the cue begins at a space.
+        # The cue begins at a space, so that it has whole words only.
         return common[common.index(" ") :] if " " in common.rstrip() else ""
 
     def citation_close(self) -> str:
-        """Return the words after the last citation that all exemplars share, such as ", so the answer is:"."""
+        """Return the words after the last citation, such as ", so the answer is:"; "." if the exemplars differ."""
         thoughts = [t.thoughts.strip() for e in self.exemplars for t in e.turns()]
         after = [t[[m.end() for m in CITATION.finditer(t)][-1] :] for t in thoughts]
         return after[0] if len(set(after)) == 1 else "."
 
     def digest(self) -> str:
-        """Hash what generation and training see; a run cannot be resumed under another constitution."""
+        """Return a hash of all parts but the probes. A run can only be resumed with a constitution of the same hash."""
         value = self.model_dump(mode="json")
         for principle in value["principles"]:
             del principle["probes"]
         return content_hash(value)
 
     def system_prompt(self, kind: Literal["standard", "concise", "verbose"]) -> str:
-        """Return a system prompt by its name."""
+        """Return the system prompt of that name."""
         return str(getattr(self.prompts, kind)).strip()
 
     def without(self, number: int) -> Constitution:
         """Return the constitution without one principle and without the exemplars' citations of it.
 
         Raises:
-            UserError: there is no such principle, or an exemplar cites no other one.
+            UserError: there is no such principle, or it is the only one that an exemplar cites.
         """
         if number not in (names := self.principle_names()):
             raise UserError(f"there is no principle {number}; the principles are {', '.join(map(str, names))}")
@@ -225,7 +226,7 @@ class Constitution(Strict):
 
 
 def inconsistencies(constitution: Constitution) -> list[tuple[Place, str]]:
-    """Return the places where parts of a constitution contradict each other, each with a message."""
+    """Return the inconsistencies between parts of a constitution, each as a place and a message."""
     errors: list[tuple[Place, str]] = []
     names: dict[int, str] = {}
     if constitution.language not in LANGUAGES:
@@ -248,10 +249,12 @@ def inconsistencies(constitution: Constitution) -> list[tuple[Place, str]]:
             errors.append((("question_types", at, "name"), f"two question types are named {kind.name!r}"))
         for hint_at, hint in enumerate(kind.hints):
             if hint not in names:
-                message = f"question type {kind.name!r} hints at principle {hint}, which does not exist"
+                message = f"question type {kind.name!r} has the hint {hint}, but there is no such principle"
                 errors.append((("question_types", at, "hints", hint_at), message))
     pairs = [(p.question, p.answer) for p in constitution.identity]
     for at, pair in enumerate(pairs):
         if pair in pairs[:at]:
-            errors.append((("identity", at, "question"), f"two identity pairs ask {pair[0]!r} and answer alike"))
+            errors.append(
+                (("identity", at, "question"), f"two identity pairs have the question {pair[0]!r} and the same answer")
+            )
     return errors

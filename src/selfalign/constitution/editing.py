@@ -1,4 +1,4 @@
-"""Append a probe to the YAML text of a constitution; everything else in the text stays as it was written."""
+"""Append a probe to the YAML text of a constitution, and leave the rest of the text unchanged."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from selfalign.system import atomic, strict_yaml
 
 
 def append_probe(source: str, text: str, principle_id: int, probe: Probe) -> str:
-    """Return the text of the constitution `source` with one more probe of a principle.
+    """Return the text of the constitution `source` with an additional probe of a principle.
 
-    A principle that the text only inherits (`extends`) is copied into it, with its probes. The edited text is read
-    again, and must differ from the old one in this probe only.
+    A principle that is inherited (`extends`) is copied into the text with its probes. The edited text is read again, to
+    verify that its value differs in this probe only.
 
     Raises:
-        UserError: there is no such principle, or the text is written in a way that this function cannot edit.
+        UserError: there is no such principle, or this function cannot edit the text.
     """
     expected = copy.deepcopy(merged(source, text).value)
     principle = _find(expected.get("principles"), principle_id)
@@ -41,7 +41,7 @@ def append_probe(source: str, text: str, principle_id: int, probe: Probe) -> str
 
 
 def publish(path: Path, data: bytes, before: bytes | None) -> None:
-    """Write an edited constitution atomically; where `path` is a link, its target is replaced.
+    """Write an edited constitution atomically. If `path` is a link, its target is replaced.
 
     Args:
         before: the content of the file when it was read; None for a new file.
@@ -64,7 +64,7 @@ def _find(principles: Any, principle_id: int) -> dict[str, Any] | None:
 
 
 def _insert(text: str, principle: dict[str, Any], entry: dict[str, Any]) -> str:
-    """Return the text with `entry` at the end of the principle's probes; or with the principle, if it is inherited."""
+    """Append `entry` to the probes of the principle in the text, or append the principle if it is inherited."""
     root = strict_yaml.compose(text)
     node = _principle_node(_child(root, "principles"), principle["id"])
     if node is None:
@@ -106,7 +106,7 @@ def _insert_at(text: str, index: int, addition: str) -> str:
 
 
 def _insert_lines(text: str, node: yaml.Node, column: int, lines: list[str]) -> str:
-    """Insert lines after the line on which a node ends, so that a comment there stays."""
+    """Insert lines after the line in which a node ends; a comment at the end of that line stays."""
     newline = "\r\n" if "\r\n" in text else "\n"
     end = _end(text, node)
     rest_of_line = re.match(r"[^\r\n]*", text[end:])
@@ -115,7 +115,7 @@ def _insert_lines(text: str, node: yaml.Node, column: int, lines: list[str]) -> 
 
 
 def _end(text: str, node: yaml.Node) -> int:
-    """Return the index after a node's last character; PyYAML ends a block where the next token begins."""
+    """Return the index after a node's last character. PyYAML's own end of a block is where the next token begins."""
     if isinstance(node, yaml.ScalarNode):
         start, end = node.start_mark.index, int(node.end_mark.index)
         return start + len(text[start:end].rstrip()) if node.style in (">", "|") else end

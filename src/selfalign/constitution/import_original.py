@@ -1,6 +1,6 @@
 """Convert files of the original SELF-ALIGN project to a constitution (`selfalign constitution import`).
 
-The content of a file shows what it is: the rules-and-examples prompt, Self-Instruct or topic seeds, a system prompt, or
+A file is recognised by its content: the rules-and-examples prompt, Self-Instruct or topic seeds, a system prompt, or
 identity conversations. Everything that has no place in a constitution is reported.
 """
 
@@ -28,10 +28,10 @@ _PREFIX = "Questions that require "
 
 @dataclass
 class Imported:
-    """The parts of a constitution that were imported so far."""
+    """The parts of a constitution, collected from the files read so far."""
 
     value: dict[str, Any] = field(default_factory=dict)
-    """Parts of the constitution's plain value, without placeholders."""
+    """The parts as plain values, without placeholders."""
     seeds: str = ""
     """The seed tasks as JSONL."""
     placed: list[str] = field(default_factory=list)
@@ -56,7 +56,7 @@ def read_files(paths: list[Path]) -> Imported:
         try:
             _read_one(file, result)
         except UserError as error:
-            # A folder may contain other files, but a file that the user named must be valid.
+            # A folder may contain other files, but each file that the user names must be valid.
             if file in paths or "is a second file of" in str(error):
                 raise
             result.not_placed.append(str(error))
@@ -84,7 +84,7 @@ def _read_one(file: Path, result: Imported) -> None:
     rows = _json_rows(file, text)
     first = rows[0] if rows else None
     if isinstance(first, dict) and "instances" in first:
-        _once(result, "seeds", file)
+        _check_first(result, "seeds", file)
         good = [row for row in rows if _is_seed(row)]
         for number, row in enumerate(rows, 1):
             if not _is_seed(row):
@@ -120,7 +120,7 @@ def _is_seed(row: Any) -> bool:
     return isinstance(first, dict) and isinstance(first.get("input", ""), str)
 
 
-def _once(result: Imported, what: str, file: Path) -> None:
+def _check_first(result: Imported, what: str, file: Path) -> None:
     taken = {"seeds": bool(result.seeds), "rules": bool(result.rules_text)}
     if taken.get(what, what in result.value):
         raise UserError(f"{file} is a second file of {what}: give only the files that belong together")
@@ -131,7 +131,7 @@ def _once(result: Imported, what: str, file: Path) -> None:
 
 def _read_prompt(file: Path, text: str, result: Imported) -> None:
     if any(_RULE.match(line) for line in text.split("\n")) and _THOUGHTS.search(text):
-        _once(result, "rules", file)
+        _check_first(result, "rules", file)
         result.value |= parse_rules(text, str(file), result.not_placed)
         result.rules_text = text
         count = f"{len(result.value['principles'])} principles and {len(result.value['exemplars'])} exemplars"
@@ -143,13 +143,13 @@ def _read_prompt(file: Path, text: str, result: Imported) -> None:
         why = "a second prompt of that kind" if kind else "its name contains neither verbose, concise nor standard"
         result.not_placed.append(f"{file}: {why}")
         return
-    # The last line is the cue of the user's turn, which the dialogue template writes itself.
+    # The last line is the cue of the user's turn, which the dialogue template adds.
     prompts[kind] = re.sub(r"\n+(?:#+ )?User:?\s*$", "", text.strip())
     result.placed.append(f"{file}: the {kind} system prompt")
 
 
 def parse_rules(text: str, where: str, not_placed: list[str]) -> dict[str, Any]:
-    """Return the parts of a constitution in a rules-and-examples prompt.
+    """Parse a rules-and-examples prompt and return its parts of the constitution.
 
     Raises:
         UserError: the dialogues do not have the expected turns.
@@ -158,7 +158,7 @@ def parse_rules(text: str, where: str, not_placed: list[str]) -> dict[str, Any]:
     at = next(i for i, line in enumerate(lines) if _RULE.match(line))
     rules: list[dict[str, Any]] = []
     end = at
-    # Skip blank lines between rules; the rendering has none, which `first_difference` reports.
+    # Skip blank lines between rules. The rendering has none; `first_difference` reports that.
     for number in range(at, len(lines)):
         if match := _RULE.match(lines[number]):
             rules.append({"id": int(match[1]), "name": match[2], "rule": match[3]})
@@ -175,7 +175,7 @@ def parse_rules(text: str, where: str, not_placed: list[str]) -> dict[str, Any]:
     opening = "\n".join(lines[:at])
     cutoff = _CUTOFF.search(opening)
     if cutoff is None:
-        not_placed.append(f"{where}: no knowledge cut-off found before the rules; it is set to 'unknown'")
+        not_placed.append(f"{where}: no knowledge cut-off before the rules; it is set to 'unknown'")
     first_line = text[: text.index(rest)].count("\n") + 1
     return {
         "assistant": {"name": name, "cutoff": cutoff[1] if cutoff else "unknown"},
@@ -186,7 +186,7 @@ def parse_rules(text: str, where: str, not_placed: list[str]) -> dict[str, Any]:
 
 
 def _with_placeholders(value: Any, name: str, cutoff: str) -> Any:
-    """Replace the codename and the cut-off by placeholders, so that each can be changed in one place."""
+    """Replace codename and cut-off with placeholders, so that each can be changed in one place."""
     if isinstance(value, str):
         value = re.sub(rf"(?<!\w){re.escape(name)}(?!\w)", "{name}", value)
         return re.sub(rf"(?<!\w){re.escape(cutoff)}(?!\w)", "{cutoff}", value) if cutoff != "unknown" else value
@@ -228,8 +228,8 @@ def _exemplars(turns: list[tuple[str, str]], where: str) -> list[dict[str, Any]]
             at, begun = at + 2, False
         else:
             raise UserError(
-                f"{where}: a turn of {roles[0]} ({turns[at][1][:50]!r}) stands where a user's message, thoughts and an "
-                "answer are due"
+                f"{where}: expected a user's message, thoughts and an answer, but there is a turn of {roles[0]} "
+                f"({turns[at][1][:50]!r})"
             )
     return exemplars
 
@@ -238,7 +238,7 @@ def _exemplars(turns: list[tuple[str, str]], where: str) -> list[dict[str, Any]]
 
 
 def _read_types(file: Path, rows: list[Any], result: Imported) -> None:
-    _once(result, "question_types", file)
+    _check_first(result, "question_types", file)
     types: dict[str, dict[str, Any]] = {}
     shorten = all(str(r.get("question_type", "")).startswith(_PREFIX) for r in rows if isinstance(r, dict))
     for number, row in enumerate(rows, 1):
@@ -257,7 +257,7 @@ def _read_types(file: Path, rows: list[Any], result: Imported) -> None:
 
 
 def _read_identity(file: Path, rows: list[Any], result: Imported) -> None:
-    _once(result, "identity", file)
+    _check_first(result, "identity", file)
     pairs: dict[tuple[str, str], None] = {}
     later = 0
     for number, row in enumerate(rows, 1):
@@ -281,7 +281,7 @@ def _read_identity(file: Path, rows: list[Any], result: Imported) -> None:
 
 
 def document(result: Imported, name: str, default: Constitution) -> tuple[dict[str, Any], Constitution]:
-    """Return the document's plain value, and the constitution that it loads as.
+    """Return the new document as a plain value, and the constitution that is loaded from it.
 
     Args:
         name: the new document's name.
@@ -318,7 +318,7 @@ def document(result: Imported, name: str, default: Constitution) -> tuple[dict[s
 
 
 def first_difference(original: str, constitution: Constitution) -> str:
-    """Return where the rendering differs from the original prompt; empty if it does not."""
+    """Describe the first difference between the original prompt and the rendering; empty if there is none."""
     old, new = original.strip().split("\n"), (render(constitution) + "User:").split("\n")
     if old[-1].strip() != "User:":
         new = new[:-2]

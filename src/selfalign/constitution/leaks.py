@@ -1,4 +1,4 @@
-"""Derive from a constitution the rules for texts that must not leak into a response."""
+"""Derive from a constitution the texts that must not leak into a response."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from selfalign.quality.rouge import ngrams, tokens
 
 
 def leaks_of(constitution: Constitution, words: int, verbose_only: bool = False) -> Leaks:
-    """Return the rules for leaks of exemplars and principles (stage 2), or of the verbose system prompt (stage 4).
+    """Return the texts that must not leak: exemplars and principles (stage 2) or the verbose system prompt (stage 4).
 
     Args:
-        words: number of words in a row that is a leak.
-        verbose_only: only the verbose system prompt and the two-shot responses must not leak.
+        words: number of consecutive words that is a leak.
+        verbose_only: use only the verbose system prompt and the two-shot responses (stage 4).
     """
     if verbose_only:
         texts = [constitution.system_prompt("verbose"), *(t.answer for t in constitution.prompts.two_shot)]

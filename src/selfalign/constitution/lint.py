@@ -1,4 +1,4 @@
-"""Find errors and doubtful parts of a constitution, each with file and line (`selfalign constitution lint`)."""
+"""Find errors and likely mistakes in a constitution, each with file and line (`selfalign constitution lint`)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ HUMAN_LIMIT = 300
 """SELF-ALIGN uses fewer than 300 lines of human-written text (arXiv 2305.03047)."""
 _NEAR = 0.7
 _ANY_LANGUAGE = ("mentions", "in_order", "language", "verse")
-"""Checks that do not depend on English words."""
+"""Probe checks that do not depend on English words."""
 _LEAK_SHARE = 0.5
 _MIN_LEAK_WORDS = 2
 _NEGATIVE = (
@@ -53,7 +53,7 @@ _STOP = frozenset([
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """An error or a warning about one part."""
+    """An error or a warning about one part of a constitution."""
 
     where: str
     """file:line"""
@@ -74,7 +74,7 @@ class Budget:
     context: int
     """The context length in tokens."""
     answer: int
-    """Number of tokens for internal thoughts and response."""
+    """Number of tokens needed for internal thoughts and response."""
 
 
 def lint(document: Located, seeds: list[tuple[str, SeedTask]], budget: Budget | None = None) -> list[Finding]:
@@ -82,7 +82,7 @@ def lint(document: Located, seeds: list[tuple[str, SeedTask]], budget: Budget | 
     try:
         constitution = Constitution.model_validate(document.value)
     except ValidationError as error:
-        # A typo in a required key gives two errors, one for a missing and one for an unknown key; both help.
+        # A typo in a required key gives two errors, one for the missing and one for the unknown key; report both.
         return [
             Finding(document.where(tuple(e["loc"])), "error", "form", explain(Constitution, e)) for e in error.errors()
         ]
@@ -104,11 +104,11 @@ def _principles(constitution: Constitution) -> Iterable[_Row]:
     ids = [p.id for p in constitution.principles]
     for at, principle in enumerate(constitution.principles):
         if principle.id not in cited:
-            message = f"no exemplar shows principle {principle.id} ({principle.name})"
+            message = f"no exemplar cites principle {principle.id} ({principle.name})"
             yield ("principles", at), "warning", "exemplified", message
         expected = at + 1
         if principle.id != expected and principle.id not in ids[:at]:
-            message = f"principle {principle.id} stands where {expected} is due: number principles 1, 2, 3 without gaps"
+            message = f"expected principle {expected}, not {principle.id}: number principles 1, 2, 3, … without gaps"
             yield ("principles", at, "id"), "warning", "numbering", message
             break
 
@@ -118,7 +118,7 @@ def _wordings(constitution: Constitution) -> Iterable[_Row]:
     for at, principle in enumerate(constitution.principles):
         place: Place = ("principles", at, "rule")
         if negative.match(principle.rule.replace("’", "'")):
-            message = f"principle {principle.id} says what not to do; write what to do instead"
+            message = f"principle {principle.id} describes what not to do: write what to do instead"
             yield place, "warning", "negative", message
         for other in constitution.principles[:at]:
             if principle.name.lower() == other.name.lower():
@@ -128,12 +128,12 @@ def _wordings(constitution: Constitution) -> Iterable[_Row]:
                 message = f"principles {other.id} and {principle.id} seem to contradict each other"
                 yield place, "warning", "contradiction", message
             elif rouge_l(principle.rule, other.rule) > _NEAR:
-                message = f"principles {other.id} and {principle.id} say nearly the same"
+                message = f"principles {other.id} and {principle.id} are nearly the same"
                 yield place, "warning", "duplicate", message
 
 
 def _contradict(rule: str, other: str) -> bool:
-    """Return whether two rules have the same subject, and one negates the other or they ask for opposites."""
+    """Return whether two rules have the same subject, and only one is negated or they require opposites."""
     a, b = set(tokens(rule)), set(tokens(other))
     topic, other_topic = _content_words(rule), _content_words(other)
     shared = topic & other_topic
@@ -152,10 +152,10 @@ def _exemplars(constitution: Constitution) -> Iterable[_Row]:
             inner: Place = () if turn_at == 0 else ("follow_ups", turn_at - 1)
             for key in ("user", "answer"):
                 if role.search(getattr(turn, key)):
-                    message = f"exemplar {at + 1} contains what reads as a turn of its own ('User:' or the name)"
+                    message = f"exemplar {at + 1} contains a line that looks like another turn ('User:' or the name)"
                     yield ("exemplars", at, *inner, key), "error", "turn", message
             if _unfinished(turn.answer):
-                message = f"exemplar {at + 1}'s answer stops in mid-sentence: {turn.answer.strip()[-30:]!r}"
+                message = f"the answer of exemplar {at + 1} ends in mid-sentence: {turn.answer.strip()[-30:]!r}"
                 yield ("exemplars", at, *inner, "answer"), "warning", "unfinished", message
     yield from _cue(constitution)
     users = [e.user for e in constitution.exemplars]
@@ -165,7 +165,7 @@ def _exemplars(constitution: Constitution) -> Iterable[_Row]:
                 ("exemplars", at, "user"),
                 "warning",
                 "duplicate",
-                f"exemplar {at + 1} asks nearly the same as an earlier one",
+                f"exemplar {at + 1} is nearly the same as an earlier one",
             )
 
 
@@ -177,14 +177,14 @@ def _cue(constitution: Constitution) -> Iterable[_Row]:
         return
     odd = next((at for at, words in before if words != before[0][1]), 0)
     message = (
-        f"exemplar {odd + 1} has other words before its principles than the first; guided generation can insert these "
-        "words if they are the same in all exemplars, such as 'Principles:'"
+        f"exemplar {odd + 1} differs from the first in the words before its citations; guided generation needs the "
+        "same words in all exemplars, such as 'Principles:'"
     )
     yield ("exemplars", odd, "thoughts"), "warning", "cue", message
 
 
 def _unfinished(answer: str) -> bool:
-    """Return whether the last line is an unfinished sentence; short lines, list items and code need no full stop."""
+    """Return whether the last line is an unfinished sentence. Short lines, list items and code need no full stop."""
     last = answer.strip().split("\n")[-1]
     prose = len(last.split()) >= 6 and not re.match(r"(\d+[.)]|[-*•])\s|\s{4}|`", last)
     return (prose and last[-1:].isalpha()) or last.endswith((",", " and", " or", " the"))
@@ -218,61 +218,61 @@ def _strings(value: object, place: Place = ()) -> Iterable[tuple[Place, str]]:
 
 
 def _probes(constitution: Constitution) -> Iterable[_Row]:
-    asked: dict[str, int] = {}
+    principle_of: dict[str, int] = {}
     language = LANGUAGES.get(constitution.language, constitution.language)
     for at, principle in enumerate(constitution.principles):
         contrasts = sum(p.contrast for p in principle.probes)
         if principle.probes and contrasts * 2 != len(principle.probes):
             message = (
-                f"principle {principle.id} has {contrasts} contrast probes of {len(principle.probes)}; half of the "
-                "probes should ask where the behaviour must not appear"
+                f"{contrasts} of the {len(principle.probes)} probes of principle {principle.id} are contrasts; half of "
+                "them should be"
             )
             yield ("principles", at, "probes"), "warning", "probes", message
         for probe_at, probe in enumerate(principle.probes):
             if constitution.language != "en" and probe.expect not in _ANY_LANGUAGE:
                 message = (
-                    f"the check {probe.expect!r} is for English only; in {language}, use one of "
+                    f"the check {probe.expect!r} works in English only; in {language}, use one of "
                     f"{', '.join(_ANY_LANGUAGE)}"
                 )
                 yield ("principles", at, "probes", probe_at), "error", "probes", message
             key = normalize(probe.ask)
-            if key in asked:
-                message = f"the probe {probe.ask!r} is also one of principle {asked[key]}"
+            if key in principle_of:
+                message = f"the probe {probe.ask!r} is also a probe of principle {principle_of[key]}"
                 yield ("principles", at, "probes", probe_at), "warning", "duplicate", message
-            asked.setdefault(key, principle.id)
+            principle_of.setdefault(key, principle.id)
 
 
 def _content_words(text: str) -> set[str]:
-    """Return the words of at least four letters that are not stop words, without a plural s."""
+    """Return the words of at least four letters that are not stop words, without a final s."""
     return {w.removesuffix("s") for w in tokens(text) if len(w) >= 4 and w not in _STOP}
 
 
 def _leaks(document: Located, constitution: Constitution, seeds: list[tuple[str, SeedTask]]) -> Iterable[Finding]:
-    """Find seeds and probes on the topic of an exemplar, and probes that training sees."""
+    """Find seeds and probes on the topic of an exemplar, and probes that are trained on."""
     places = [
         (document.where(("principles", at, "probes", number)), "probe", probe.ask)
         for at, principle in enumerate(constitution.principles)
         for number, probe in enumerate(principle.probes)
     ]
     texts = places + [(where, "seed", f"{seed.instruction} {seed.input}") for where, seed in seeds]
-    shown = [(f"exemplar {n}", e.user) for n, e in enumerate(constitution.exemplars, 1)]
+    labelled = [(f"exemplar {n}", e.user) for n, e in enumerate(constitution.exemplars, 1)]
     examples = [t.user for e in constitution.exemplars for t in e.turns()] + [
         t.user for t in constitution.prompts.two_shot
     ]
-    asked = [p.question for p in constitution.identity] + [q.question for q in constitution.question_types]
-    trained = {normalize(t) for t in examples + asked + [s.instruction for _, s in seeds]}
+    questions = [p.question for p in constitution.identity] + [q.question for q in constitution.question_types]
+    trained = {normalize(t) for t in examples + questions + [s.instruction for _, s in seeds]}
     for where, what, text in texts:
-        for label, user in shown:
+        for label, user in labelled:
             topic = _content_words(user)
             content = _content_words(text)
             shared = topic & content
-            # A long seed shares words with any topic.
+            # A long text shares words with any topic.
             about = len(shared) >= _LEAK_SHARE * len(topic) and len(shared) * 4 >= len(content)
             if len(shared) >= _MIN_LEAK_WORDS and about:
-                message = f"the {what} is on the topic of {label} ({', '.join(sorted(shared))})"
+                message = f"the {what} has the same topic as {label} ({', '.join(sorted(shared))})"
                 yield Finding(where, "warning", "leak", message)
         if what == "probe" and normalize(text) in trained:
-            message = f"the probe {text!r} is also a seed, an exemplar, or a question of a type or of the identity"
+            message = f"the probe {text!r} is also trained on, as a seed, an exemplar, a red-team or identity question"
             yield Finding(where, "error", "leak", message)
 
 
@@ -295,7 +295,7 @@ def _size(document: Located, constitution: Constitution, seeds: int, budget: Bud
     left = budget.context - used
     if left < budget.answer:
         message = (
-            f"the rendered prompt has {used} tokens under {budget.model}; of {budget.context}, {max(0, left)} are "
-            f"left, and thoughts and response need {budget.answer}"
+            f"the rendered prompt has {used} tokens with {budget.model}, which leaves {max(0, left)} of "
+            f"{budget.context}; thoughts and response need {budget.answer}"
         )
         yield Finding(document.where(("principles",)), "error", "budget", message)

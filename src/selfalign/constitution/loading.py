@@ -1,7 +1,7 @@
-"""Read constitutions and seed tasks, and remember the file and line of each value.
+"""Read constitutions and seed tasks, with the file and line of each value.
 
-A document may extend another one (`extends: default`, or a path). Its lists are appended to the other's, except that an
-entry with the same id, user message, name or question replaces the old entry; its other values replace the old values.
+A document may extend another one (`extends: default`, or a path). Its list entries are appended; an entry with the id,
+user message, name or question of an inherited entry replaces it. All other values replace the inherited ones.
 `{name}` and `{cutoff}` are placeholders for the assistant's name and knowledge cut-off.
 """
 
@@ -23,14 +23,14 @@ SHIPPED = ("default", "two-stage")
 
 @dataclass(frozen=True, slots=True)
 class Located:
-    """A document's plain value, with the `file:line` of each part."""
+    """A document as a plain value, with the `file:line` of each part."""
 
     source: str
     value: dict[str, Any]
     places: dict[Place, str]
 
     def where(self, place: Place) -> str:
-        """Return the `file:line` of a part, or of the nearest enclosing part."""
+        """Return the `file:line` of a part, or of the nearest part that contains it."""
         while place and place not in self.places:
             place = place[:-1]
         return self.places.get(place, self.source)
@@ -41,11 +41,11 @@ _LISTS = {"principles": "id", "exemplars": "user", "question_types": "name", "id
 
 
 def read(source: str, text: str | None = None) -> Located:
-    """Read a shipped constitution or a YAML file; merge extensions and fill placeholders, without a check.
+    """Read a shipped constitution or a YAML file, merge extensions and fill placeholders. Nothing is validated.
 
     Args:
         source: a name in `SHIPPED`, or a path.
-        text: the content to read instead of the file's.
+        text: the content to use instead of the file's.
 
     Raises:
         UserError: a file cannot be read, is not YAML, or extends itself.
@@ -54,7 +54,7 @@ def read(source: str, text: str | None = None) -> Located:
 
 
 def merged(source: str, text: str | None = None, seen: tuple[str, ...] = ()) -> Located:
-    """Read a constitution as `read` does, without filling placeholders."""
+    """Read a constitution as `read` does, but without filling placeholders."""
     if text is None and source in SHIPPED:
         return _shipped(source)
     if text is None:
@@ -102,7 +102,7 @@ def _merge(base: Located, own: Located) -> Located:
 
 
 def _joined(key: str, old: list[Any], new: list[Any], own: Located, places: dict[Place, str]) -> list[Any]:
-    """Replace old entries by new ones with the same identifier, append the other new ones, and update `places`."""
+    """Replace old entries with new ones of the same identifier, append the other new ones, and update `places`."""
     identifier = _LISTS[key]
     joined = list(old)
     known = {
@@ -126,7 +126,7 @@ def _joined(key: str, old: list[Any], new: list[Any], own: Located, places: dict
 
 
 def filled(document: Located) -> Located:
-    """Return the document with {name} and {cutoff} filled in and the layout's defaults added."""
+    """Fill the placeholders {name} and {cutoff}, and add the defaults of the layout."""
     assistant = document.value.get("assistant")
     values = assistant if isinstance(assistant, dict) else {}
     placeholders = {f"{{{key}}}": str(values.get(key, f"{{{key}}}")) for key in ("name", "cutoff")}
@@ -147,7 +147,7 @@ def filled(document: Located) -> Located:
 
 
 def load(source: str, text: str | None = None) -> Constitution:
-    """Load a shipped constitution or a YAML file. Arguments as of `read`.
+    """Load a shipped constitution or a YAML file. The arguments are those of `read`.
 
     Raises:
         UserError: the file cannot be read, or the constitution is invalid or inconsistent.

@@ -1,7 +1,7 @@
-"""Use the machine: atomic files, signals, the terminal, YAML documents, the environment.
+"""Access the machine: files, signals, terminal, YAML documents, environment.
 
-`atomic` publishes files, `signals` stops the work on Ctrl-C, `console` prints for people, `strict_yaml` reads the
-documents that people edit, `environment` describes the machine, `clock` and `format` handle durations.
+`atomic` publishes files, `signals` stops work on Ctrl-C, `console` prints messages and progress, `strict_yaml` reads
+documents that users edit, `environment` describes the machine, `clock` and `format` measure and format durations.
 
 Imports only `selfalign.errors`. Begin with `atomic`.
 """

@@ -1,6 +1,6 @@
 """Publish files and folders atomically: a temporary file in the same folder, fsync, rename, fsync of the folder.
 
-Every file of a run is written by this module, so that a kill at any instant leaves the old file or the new one.
+Every file of a run is written by this module, so that a process killed at any time leaves the old or the new file.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from typing import BinaryIO
 from selfalign.errors import Resumable
 
 HALF_WRITTEN = re.compile(r"\.(.+)\.[a-z0-9_]{8}\.(tmp|incomplete|old)")
-"""Names of unfinished files and folders, as tempfile makes them: .NAME.xxxxxxxx.tmp"""
+"""Names of unfinished files and folders, created by tempfile: .NAME.xxxxxxxx.tmp"""
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 @contextlib.contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Turn a full disk into Resumable, with the path and the free bytes in the message."""
+    """Raise Resumable for errors of a full disk, with the path and the free bytes in the message."""
     try:
         yield
     except OSError as error:
@@ -36,7 +36,7 @@ def disk_errors(path: Path) -> Iterator[None]:
 
 
 def check_space(path: Path, needed: int) -> None:
-    """Raise Resumable if `needed` bytes do not fit on the disk of `path`; not every library reports a full disk."""
+    """Raise Resumable if `needed` bytes do not fit on the disk of `path`. Not every library reports a full disk."""
     if (free := _free_bytes(path)) < needed:
         raise _no_space(path, f"{needed:,} bytes; {free:,} free")
 
@@ -59,9 +59,9 @@ def _sync_folder(folder: Path) -> None:
 
 @contextlib.contextmanager
 def new_file(path: Path) -> Iterator[BinaryIO]:
-    """Yield a stream, and publish what the block writes to it; a reader sees the old file or the whole new one.
+    """Yield a stream, and publish its content as `path` when the block ends without an error.
 
-    The permissions of an existing file stay.
+    Readers see the complete old or new file. The permissions of an existing file are kept.
 
     Raises:
         Resumable: the disk is full.
@@ -83,13 +83,13 @@ def new_file(path: Path) -> Iterator[BinaryIO]:
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Publish `data` at `path`. Raises as `new_file`."""
+    """Write a file atomically. Raises as `new_file`."""
     with new_file(path) as file:
         file.write(data)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Publish `text` at `path`, in UTF-8. Raises as `new_file`."""
+    """Write a UTF-8 text file atomically. Raises as `new_file`."""
     write_bytes(path, text.encode("utf-8"))
 
 
@@ -128,7 +128,7 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 
 def sweep(folder: Path) -> None:
-    """Remove the unfinished files that a killed process left below `folder`; restore a folder that it was replacing.
+    """Remove unfinished files of a killed process below `folder`, and restore a folder that it was replacing.
 
     Call it only while no other process writes there.
     """
@@ -145,7 +145,7 @@ def sweep(folder: Path) -> None:
 
 
 def file_hash(path: Path) -> str:
-    """Return the SHA-256 of a file, or of the names and contents of a folder's files."""
+    """Return the SHA-256 of a file, or of the names and contents of all files in a folder."""
     digest = hashlib.sha256()
     files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
     for file in files:

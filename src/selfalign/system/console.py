@@ -1,4 +1,4 @@
-"""Print messages and progress for people: a bar in a terminal, plain lines elsewhere."""
+"""Print messages and progress: a bar in a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _LINE_EVERY_S = 10.0
 
 
 def plain(text: str) -> str:
-    """Return the text without control, escape and direction characters, which could control the terminal."""
+    """Return the text without control, escape and direction characters, which could manipulate the terminal."""
     return _CONTROL.sub("", text)
 
 
@@ -34,7 +34,7 @@ class Screen:
         self.console = Console(stderr=True, highlight=False)
 
     def say(self, text: str, style: str = "") -> None:
-        """Print a message unless quiet; control characters in it are removed."""
+        """Print a message unless quiet. Control characters are removed."""
         if self.verbosity >= 0:
             self.console.print(escape(plain(text)), style=style or None, soft_wrap=True)
 
@@ -44,7 +44,7 @@ class Screen:
             self.say(text, "dim")
 
     def spans(self, parts: Sequence[tuple[str, bool]]) -> None:
-        """Print a text if verbose, the marked parts in colour."""
+        """Print the parts of a text, each (text, marked), if verbose; marked parts are green."""
         if self.verbosity >= 1:
             shown = Text()
             for text, marked in parts:
@@ -60,7 +60,7 @@ class Bar:
     """The progress of one stage: rows done, tokens per second, time left. Use it as a context manager.
 
     Args:
-        total: rows that there will be; None if unknown.
+        total: number of rows; None if unknown.
     """
 
     def __init__(self, screen: Screen, name: str, total: int | None) -> None:
@@ -105,17 +105,17 @@ class Bar:
         return text
 
     def total(self, rows: int) -> None:
-        """Set the number of rows that there will be."""
+        """Set the total number of rows."""
         self._total = rows
         if self._progress and self._task is not None:
             self._progress.update(self._task, total=rows)
 
     def begin_at(self, done: int) -> None:
-        """Set the rows done in earlier sessions, which do not count towards the speed."""
+        """Set the rows done in earlier sessions, which are excluded from the speed."""
         self._done = self._done_before = done
 
     def set(self, done: int, tokens: int = 0) -> None:
-        """Set the rows done so far, and add tokens."""
+        """Set the number of rows done, and add tokens."""
         self._done, self._tokens = done, self._tokens + tokens
         now = time.monotonic()
         if self._progress and self._task is not None:
@@ -130,5 +130,5 @@ class Bar:
 
 
 def stdout_console() -> Console:
-    """Return a console for results, which a pipe should get."""
+    """Return a console for results, which go to standard output."""
     return Console(file=sys.stdout, highlight=False)

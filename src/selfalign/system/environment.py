@@ -1,4 +1,4 @@
-"""Describe this machine: facts for bug reports, memory, accelerators, arithmetic, the cache folder."""
+"""Describe this machine: facts for bug reports, memory, accelerators, the best dtype, the cache folder."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _PACKAGES = (
 
 
 def facts() -> dict[str, str]:
-    """Return what a bug report needs; no paths, no names of machines or people."""
+    """Return the facts for a bug report, without paths and names of machines or users."""
     values = {
         "selfalign": __version__,
         "python": platform.python_version(),
@@ -68,20 +68,20 @@ def free_megabytes() -> float | None:
 
 
 def accelerators() -> list[str]:
-    """Return the kinds of accelerators of this machine (cuda, rocm), without loading a library."""
+    """Return the kinds of accelerators of this machine (cuda, rocm). No library is loaded."""
     devices = {"cuda": "/dev/nvidia0", "rocm": "/dev/kfd"}
     return [kind for kind, device in devices.items() if Path(device).exists()]
 
 
 def dtype() -> str:
-    """Return the floating-point type for vLLM on this machine; "auto" lets vLLM choose on an accelerator."""
+    """Return the dtype for vLLM on this machine: "auto" with an accelerator, else `processor_dtype`."""
     return "auto" if accelerators() else processor_dtype()
 
 
 def share_processor() -> None:
     """Let idle OpenMP threads sleep, unless OMP_WAIT_POLICY is set. Call it before torch is imported.
 
-    By default they spin, which is 10% faster on an idle machine and ten times slower if another process needs a core
+    By default they spin, which is 10 % faster on an idle machine, and ten times slower if another process needs a core
     (docs/measurements.md).
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -90,14 +90,14 @@ def share_processor() -> None:
 def processor_dtype() -> str:
     """Return bfloat16 if this processor multiplies matrices faster in it, else float32.
 
-    Both are measured, for a few milliseconds: without bfloat16 arithmetic the type is emulated, hundreds of times
-    slower than float32, and the flags of a processor need not be true in a virtual machine.
+    Both are measured for a few milliseconds, because the flags of a processor may be wrong in a virtual machine.
+    Emulated bfloat16 is hundreds of times slower than float32.
     """
     import torch
 
     matrices = {kind: torch.ones(512, 2048, dtype=kind) for kind in (torch.float32, torch.bfloat16)}
     spent: dict[torch.dtype, list[float]] = {kind: [] for kind in matrices}
-    for _ in range(6):  # alternate and take the fastest: other work on the machine only adds time
+    for _ in range(6):  # alternate, and use the fastest: other processes only add time
         for kind, matrix in matrices.items():
             start = time.perf_counter()
             matrix @ matrix.T

@@ -1,10 +1,10 @@
-"""Format durations, counts and sizes for people."""
+"""Format durations, counts and file sizes."""
 
 from __future__ import annotations
 
 
 def duration(seconds: float | None) -> str:
-    """Return a time such as 40 s, 12 min or 2.5 h; a dash if it is unknown."""
+    """Format a duration, such as 40 s, 12 min or 2.5 h; a dash stands for None."""
     if seconds is None:
         return "–"
     if seconds < 60:
@@ -13,14 +13,14 @@ def duration(seconds: float | None) -> str:
 
 
 def count(number: int) -> str:
-    """Return a number in at most seven characters, such as 95,000 or 1.2 M."""
+    """Format a number with at most seven characters, such as 95,000 or 1.2 M."""
     if number < 100_000:
         return f"{number:,}"
     return f"{number / 1e3:,.0f} k" if number < 1_000_000 else f"{number / 1e6:,.1f} M"
 
 
 def file_size(size: int) -> str:
-    """Return a number of bytes such as 7.2 kB."""
+    """Format a number of bytes, such as 7.2 kB."""
     for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if size >= factor:
             return f"{size / factor:,.1f} {unit}"

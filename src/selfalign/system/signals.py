@@ -1,4 +1,4 @@
-"""Stop soon on the first Ctrl-C or SIGTERM, and at once on the second."""
+"""Stop gracefully on the first Ctrl-C or SIGTERM, and immediately on the second."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from selfalign.errors import Interrupted
 
 
 class StopFlag:
-    """A flag that the first signal sets; loops call `check` where they can stop without losing work."""
+    """A flag that the first signal sets. Loops call `check` where they can stop without losing work."""
 
     def __init__(self) -> None:
         self._signum: int | None = None
         self.message = b"\nstopping after the requests in flight; press Ctrl-C again to end at once\n"
-        """Printed when the first signal comes."""
+        """The message that is printed on the first signal."""
 
     def install(self) -> None:
-        """Handle SIGINT and SIGTERM of this process; does nothing outside the main thread."""
+        """Handle SIGINT and SIGTERM of this process. Outside the main thread, nothing is changed."""
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGINT, self._receive)
             signal.signal(signal.SIGTERM, self._receive)
@@ -34,21 +34,21 @@ class StopFlag:
         os.write(2, self.message)
 
     def check_terminated(self) -> None:
-        """Raise Interrupted if the signal was SIGTERM; the caller handles Ctrl-C."""
+        """Raise Interrupted if SIGTERM was received; the caller handles Ctrl-C."""
         if self._signum == signal.SIGTERM:
             raise Interrupted(self._signum)
 
     def clear(self) -> None:
-        """Reset the flag after a signal was handled, for instance when Ctrl-C ended one response of a dialogue."""
+        """Reset the flag after a signal was handled, for example when Ctrl-C ended one response of a dialogue."""
         self._signum = None
 
     @property
     def is_set(self) -> bool:
-        """Whether a signal came."""
+        """Whether a signal was received."""
         return self._signum is not None
 
     def check(self) -> None:
-        """Raise Interrupted if a signal came."""
+        """Raise Interrupted if a signal was received."""
         if self._signum is not None:
             raise Interrupted(self._signum)
 

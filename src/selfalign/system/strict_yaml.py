@@ -1,4 +1,4 @@
-"""Read and write the YAML documents that people edit: parsed safely, validated strictly, with helpful errors."""
+"""Read and write the YAML documents that users edit, with safe parsing, strict validation and helpful errors."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Document = TypeVar("Document", bound=Strict)
 
 
 class _Loader(yaml.SafeLoader):
-    """A safe loader that refuses duplicate keys, of which the second would silently win."""
+    """A safe loader that refuses duplicate keys, which PyYAML would silently overwrite."""
 
 
 def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
@@ -51,7 +51,7 @@ _Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping
 
 
 def parse_yaml(text: str, where: str) -> Any:
-    """Return the value of a YAML text. Aliases are refused, because a few of them can expand without limit.
+    """Return the value of a YAML text. Aliases are refused, because they can expand exponentially.
 
     Raises:
         UserError: the text is too large, is not YAML, or contains an alias.
@@ -67,7 +67,7 @@ def parse_yaml(text: str, where: str) -> Any:
         line = error.problem_mark.line + 1 if error.problem_mark else "?"
         raise UserError(f"{where}:{line}: {error.problem or error.context}") from None
     except (yaml.YAMLError, RecursionError, ValueError, LookupError, AttributeError, TypeError) as error:
-        # PyYAML's constructors raise all of these if a value does not fit its tag, as in `!!bool maybe`.
+        # PyYAML's constructors raise these errors if a value does not match its tag, as in `!!bool maybe`.
         raise UserError(f"{where} is not YAML: {' '.join(str(error).split())[:120]}") from None
 
 
@@ -121,26 +121,26 @@ def read_text(path: Path, what: str) -> str:
 
 
 def validate(kind: type[Document], value: Any, where: str) -> Document:
-    """Return a plain value as a document of this kind.
+    """Validate a plain value as a document of this kind.
 
     Args:
         where: the name of the document in error messages.
 
     Raises:
-        UserError: the first error: its place, the problem, and the nearest known key.
+        UserError: the value is invalid. The message has the place, the problem and the nearest known key.
     """
     if not isinstance(value, dict):
         raise UserError(f"{where} must be a mapping of keys, not {type(value).__name__}")
     try:
         return kind.model_validate(value)
     except ValidationError as error:
-        # A typo in a required key is a missing and an unknown key; the message about the unknown one helps more.
+        # A typo in a required key gives a missing and an unknown key; the error for the unknown key is more helpful.
         first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
         raise UserError(f"{where}: {explain(kind, first)}") from None
 
 
 def explain(kind: type[BaseModel], first: Any) -> str:
-    """Return one of pydantic's errors in plain words: the place in the document and the problem."""
+    """Describe a pydantic error: the place in the document and the problem."""
     path = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
         known = _known_keys(kind, first["loc"][:-1])
@@ -153,7 +153,7 @@ def explain(kind: type[BaseModel], first: Any) -> str:
         message = str(first["msg"]).removeprefix("Value error, ")
         return f"{path}: {message}" if path else message
     if isinstance(first["input"], bool) and first["type"] == "string_type":
-        return f"{path} is {first['input']}; YAML reads yes, no, on and off as booleans: quote it"
+        return f"{path} is {first['input']}; YAML reads yes, no, on and off as booleans: write it in quotes"
     if first["type"] == "string_pattern_mismatch" and not str(first["input"]).strip():
         return f"{path} is blank"
     try:
@@ -184,7 +184,7 @@ class _Dumper(yaml.SafeDumper):
 def _text(dumper: _Dumper, text: str) -> yaml.ScalarNode:
     # A literal block cannot hold a line that ends in a space.
     style = "|" if "\n" in text and not re.search(r"[ \t]\n|^\s|[^\S\n]$|[^\n\x20-\x7e\u00a0-\ud7ff]", text) else None
-    if any(letter in text for letter in "\x85\u2028\u2029"):  # line ends to YAML 1.1: as escapes they stay on one line
+    if any(letter in text for letter in "\x85\u2028\u2029"):  # line ends in YAML 1.1: escape them
         style = '"'
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 
@@ -198,7 +198,7 @@ class _InlineDumper(_Dumper):
 
 
 def _inline_text(dumper: _InlineDumper, text: str) -> yaml.ScalarNode:
-    # Quotes of the other kinds would break a text with line ends into lines.
+    # Other quoting styles would break a text with line ends into lines.
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=None if text.isprintable() else '"')
 
 
@@ -206,7 +206,7 @@ _InlineDumper.add_representer(str, _inline_text)
 
 
 def dump_inline(value: object) -> str:
-    """Return a plain value as YAML on one line, as it can stand in a list or mapping of any style."""
+    """Return a plain value as YAML on one line, which fits into a list or mapping of any style."""
     text: str = yaml.dump(
         value, Dumper=_InlineDumper, default_flow_style=True, sort_keys=False, allow_unicode=True, width=sys.maxsize
     )
@@ -214,6 +214,6 @@ def dump_inline(value: object) -> str:
 
 
 def dump(document: BaseModel | dict[str, Any]) -> str:
-    """Return a document as YAML: keys in their order, long lines folded."""
+    """Return a document as YAML, with the keys in their order and long lines folded."""
     value = document if isinstance(document, dict) else document.model_dump(mode="json")
     return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
