@@ -23,7 +23,7 @@ Say = Callable[[int, str], str]
 """(row number, field) -> text."""
 
 
-def said(number: int, field: str) -> str:
+def default_text(number: int, field: str) -> str:
     """Return plain sentences that depend only on the arguments."""
     rng = random.Random(f"{number} {field}")
     lengths = {"instruction": 12, "input": 0, "thoughts": 14, "answer": 45, "dropped": 40}
@@ -38,7 +38,7 @@ def prompts(rows: int, say: Say) -> Iterator[tuple[int, Prompt]]:
         yield n, Prompt(prompt_id(instruction, text), instruction, text, source, kind, kind and f"topic {n}", split)
 
 
-def make(folder: Path, rows: int, say: Say = said, engine: str = "fake") -> RunDir:
+def make(folder: Path, rows: int, say: Say = default_text, engine: str = "fake") -> RunDir:
     """Make a run of that many prompts, responses (a seventh of them dropped) and training examples.
 
     The run's journal is closed.

@@ -1,4 +1,4 @@
-"""The chat page in a real browser: streaming, stopping, models side by side, keyboard, hostile text.
+"""Drive the chat page in a real browser: streaming, stopping, models side by side, keyboard, hostile text.
 
 Needs Debian's chromium (`make browser`) and playwright; skipped if one of them is missing.
 """
@@ -52,12 +52,12 @@ class Page:
             viewport={"width": width, "height": 900}, color_scheme=scheme, reduced_motion="reduce"
         )
         self.page = self.context.new_page()
-        self.heard: list[str] = []
-        self.page.on("console", lambda message: self.heard.append(f"console: {message.text}"))
-        self.page.on("pageerror", lambda error: self.heard.append(f"error: {error}"))
-        self.page.on("dialog", lambda dialog: (self.heard.append(f"dialog: {dialog.message}"), dialog.dismiss()))
+        self.events: list[str] = []
+        self.page.on("console", lambda message: self.events.append(f"console: {message.text}"))
+        self.page.on("pageerror", lambda error: self.events.append(f"error: {error}"))
+        self.page.on("dialog", lambda dialog: (self.events.append(f"dialog: {dialog.message}"), dialog.dismiss()))
         self.page.on(
-            "request", lambda r: None if r.url.startswith(running.url) else self.heard.append(f"request: {r.url}")
+            "request", lambda r: None if r.url.startswith(running.url) else self.events.append(f"request: {r.url}")
         )
         self.page.goto(running.url + "/")
 
@@ -85,7 +85,7 @@ class Page:
 def opened(browser: Any, running: RunningServer) -> Iterator[Page]:
     page = Page(browser, running).ready()
     yield page
-    assert page.heard == []
+    assert page.events == []
     page.context.close()
 
 
@@ -243,8 +243,8 @@ def test_errors_appear_in_place_of_the_response(browser: Any, fake_run: Callable
         page.answered()
         message = page.page.locator(".error").last.text_content()
         assert re.fullmatch(r"The server is busy: .* Try again in \d+ s\.", message)
-        # The browser itself notes an answer of 400 and more; nothing else is heard.
-        assert all("Failed to load resource" in line for line in page.heard)
+        # The browser itself reports failed requests; there are no other messages.
+        assert all("Failed to load resource" in line for line in page.events)
         page.context.close()
 
 
@@ -261,7 +261,7 @@ def test_layout_fits_and_has_contrast(browser: Any, running: RunningServer, widt
     for name in ("ink", "soft", "accent"):
         for ground in ("paper", "wash"):
             assert page.page.evaluate(browsers.CONTRAST, [name, ground]) >= 4.5, (scheme, name, ground)
-    assert page.heard == []
+    assert page.events == []
     page.context.close()
 
 
@@ -279,7 +279,7 @@ def test_page_asks_for_the_token(browser: Any, fake_run: Callable[..., Context])
         assert page.page.evaluate("() => document.cookie") == ""
         assert TOKEN not in page.page.content()
         # A 401 is noted by the browser; it is what a visitor without the token gets.
-        assert [line for line in page.heard if "401" not in line] == []
+        assert [line for line in page.events if "401" not in line] == []
         page.context.close()
 
 
@@ -306,9 +306,9 @@ def hostile(count: int, seed: int) -> list[str]:
     return [f"a{text}z" for text in (*PARTS, *HOSTILE, *mixed)]
 
 
-def shows(page: Page, place: str, wanted: str) -> None:
-    found = page.page.locator(place).first.text_content()
-    assert found == wanted, (place, found, wanted)
+def check_text(page: Page, selector: str, expected: str) -> None:
+    text = page.page.locator(selector).first.text_content()
+    assert text == expected, (selector, text, expected)
 
 
 ELEMENTS = "() => document.querySelectorAll('#dialogue *').length"
@@ -334,40 +334,41 @@ def test_hostile_messages_and_responses_stay_text(browser: Any, fake_run: Callab
             page.key("Enter")
             page.answered()
             cut = min([len(text), *(text.find(s) for s in ("\n\nUser:", "\nUser:") if s in text)])
-            shows(page, ".answer .text", text[:cut])
-            shows(page, ".message", sent)
+            check_text(page, ".answer .text", text[:cut])
+            check_text(page, ".message", sent)
             assert page.page.evaluate(ELEMENTS) == usual
-        assert page.heard == []
+        assert page.events == []
         page.context.close()
 
 
 def test_hostile_run_names_stay_text(browser: Any, running: RunningServer):
     """/about with 300 hostile texts as run, assistant, models and prompts."""
     texts = list(dict.fromkeys(hostile(300, 2)))
-    one = " ".join(texts)
+    joined = " ".join(texts)
     about = {
-        "run": one, "assistant": one, "base": one, "fake": False, "models": [{"id": t, "about": t} for t in texts],
+        "run": joined, "assistant": joined, "base": joined, "fake": False,
+        "models": [{"id": t, "about": t} for t in texts],
         "default": texts[0], "style": texts[0], "styles": {t: t for t in texts}, "two_shot": [], "defaults": {},
         "limits": {"max_tokens": 9},
     }  # fmt: skip
     context = browser.new_context()
-    opened, heard = context.new_page(), list[str]()
-    opened.on("dialog", lambda dialog: (heard.append(dialog.message), dialog.dismiss()))
-    opened.on("console", lambda message: heard.append(message.text))
-    opened.on("request", lambda r: None if r.url.startswith(running.url) else heard.append(r.url))
+    opened, events = context.new_page(), list[str]()
+    opened.on("dialog", lambda dialog: (events.append(dialog.message), dialog.dismiss()))
+    opened.on("console", lambda message: events.append(message.text))
+    opened.on("request", lambda r: None if r.url.startswith(running.url) else events.append(r.url))
     body = json.dumps(about)
     opened.route("**/about", lambda route: route.fulfill(body=body))
     opened.goto(running.url + "/")
     opened.locator("#models button").first.wait_for(state="attached")
     for place in ("#models b", "#models i", "#style option"):
-        found = opened.locator(place).evaluate_all("all => all.map(e => e.textContent)")
-        assert found[: len(texts)] == texts, place
+        shown_texts = opened.locator(place).evaluate_all("all => all.map(e => e.textContent)")
+        assert shown_texts[: len(texts)] == texts, place
     for place in ("#run", "#assistant"):
-        assert opened.locator(place).text_content() == one
+        assert opened.locator(place).text_content() == joined
     assert opened.locator("#prompt").text_content() == texts[0]
-    assert one in opened.locator("#title").text_content()
-    assert one in opened.locator("#lead").text_content()
-    assert heard == []
+    assert joined in opened.locator("#title").text_content()
+    assert joined in opened.locator("#lead").text_content()
+    assert events == []
     context.close()
 
 

@@ -18,16 +18,16 @@ MAX_TOKENS = 100
 USER = {"role": "user", "content": "Hello"}
 
 
-def body(**more: Any) -> bytes:
-    return json.dumps({"model": "final", "messages": [USER], **more}).encode()
+def body(**fields: Any) -> bytes:
+    return json.dumps({"model": "final", "messages": [USER], **fields}).encode()
 
 
-def chat(**more: Any) -> ChatRequest:
-    return parse(ChatRequest, body(**more), MAX_TOKENS)
+def chat(**fields: Any) -> ChatRequest:
+    return parse(ChatRequest, body(**fields), MAX_TOKENS)
 
 
-def completion(**more: Any) -> CompletionRequest:
-    return parse(CompletionRequest, json.dumps({"model": "base", **more}).encode(), MAX_TOKENS)
+def completion(**fields: Any) -> CompletionRequest:
+    return parse(CompletionRequest, json.dumps({"model": "base", **fields}).encode(), MAX_TOKENS)
 
 
 def refusal(sent: bytes, kind: Any = ChatRequest) -> RequestError:
@@ -135,9 +135,9 @@ WRONG: list[tuple[str, dict[str, Any]]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("param", "more"), WRONG)
-def test_error_names_the_wrong_field(param: str, more: dict[str, Any]):
-    assert refusal(body(**more)).param == param
+@pytest.mark.parametrize(("param", "fields"), WRONG)
+def test_error_names_the_wrong_field(param: str, fields: dict[str, Any]):
+    assert refusal(body(**fields)).param == param
 
 
 @pytest.mark.parametrize(

@@ -59,7 +59,7 @@ MARK = {
 }  # fmt: skip
 CHAT = {"model": "base", "messages": [{"role": "user", "content": "Hello"}]}
 ROUTES: list[tuple[str, str, Any, bool]] = [
-    # method, path, body, needs a token where there is one
+    # method, path, body, requires the token
     ("GET", "/", None, True), ("GET", "/about", None, True), ("GET", "/v1/models", None, True),
     ("GET", "/v1/models/base", None, True), ("POST", "/v1/chat/completions", CHAT, True),
     ("POST", "/v1/completions", {"model": "base", "prompt": "Once"}, True), ("POST", "/feedback", MARK, True),
@@ -97,21 +97,21 @@ def test_route_table_is_complete(run: Context):
 
 
 def test_feedback_is_stored_and_withdrawn(quick: RunningServer, run: Context):
-    def tell(**more: Any) -> tuple[int, Any]:
-        status, _, body = quick.request("POST", "/feedback", {**MARK, **more})
+    def post_mark(**fields: Any) -> tuple[int, Any]:
+        status, _, body = quick.request("POST", "/feedback", {**MARK, **fields})
         return status, json.loads(body)
 
-    assert tell()[0] == 200
+    assert post_mark()[0] == 200
     thoughts = "A greeting. Principles: 3 (helpful), 2 (informative), 99 (nothing)."
-    asked = {"model": "prompted-base", "prompt": "constitution", "thoughts": thoughts}
-    assert tell(**asked, verdict="good", note=" <b>fine</b> ")[1]["note"] == "<b>fine</b>"
+    prompted = {"model": "prompted-base", "prompt": "constitution", "thoughts": thoughts}
+    assert post_mark(**prompted, verdict="good", note=" <b>fine</b> ")[1]["note"] == "<b>fine</b>"
     first, second = feedback.read(run.run).values()
     assert (first.source, first.note, first.principles) == ("page", "too long", ())
     assert (second.model, second.verdict, second.principles) == ("prompted-base", "good", (3, 2))
-    assert tell(verdict="") == (200, {"verdict": "", "found": True})
-    assert tell(verdict="") == (200, {"verdict": "", "found": False})
+    assert post_mark(verdict="") == (200, {"verdict": "", "found": True})
+    assert post_mark(verdict="") == (200, {"verdict": "", "found": False})
     assert [m.id for m in feedback.read(run.run).values()] == [second.id]
-    for more, why in [
+    for fields, reason in [
         ({"model": "other"}, "one of this run's"), ({"model": ["final"]}, "one of this run's"),
         ({"prompt": "../x"}, "the prompt must be one of"), ({"prompt": ["standard"]}, "the prompt must be one of"),
         ({"model": "prompted-base"}, "the prompt must be one of"), ({"source": "chat"}, "unknown key 'source'"),
@@ -119,8 +119,8 @@ def test_feedback_is_stored_and_withdrawn(quick: RunningServer, run: Context):
         ({"verdict": "x"}, "good or bad"), ({"note": "x" * 2001}, "2,001"), ({"turns": []}, "turns must"),
         ({"thoughts": 1}, "thoughts must be a string"), ({"answer": None}, "answer is None"),
     ]:  # fmt: skip
-        status, received = tell(**more)
-        assert status == 400 and why in received["error"]["message"], more
+        status, received = post_mark(**fields)
+        assert status == 400 and reason in received["error"]["message"], fields
     assert len(feedback.read(run.run)) == 1
 
 
@@ -243,10 +243,10 @@ def test_prompted_base_returns_internal_thoughts(quick: RunningServer):
     deltas = [e["choices"][0]["delta"] for e in events(quick.request("POST", "/v1/chat/completions", body)[2])]
     assert "".join(d.get("content", "") for d in deltas) == message["content"]
     assert "".join(d.get("reasoning_content", "") for d in deltas) == message["reasoning_content"]
-    for more in ({"style": "concise"}, {"messages": [{"role": "system", "content": "x"}, *CHAT["messages"]]},
+    for fields in ({"style": "concise"}, {"messages": [{"role": "system", "content": "x"}, *CHAT["messages"]]},
                  {"messages": [*CHAT["messages"], {"role": "assistant",
                  "content": "x"}, *CHAT["messages"]]}):  # fmt: skip
-        assert quick.chat(**{"model": "prompted-base", **more})[0] == 400
+        assert quick.chat(**{"model": "prompted-base", **fields})[0] == 400
 
 
 def test_completions_continue_the_prompt_without_template(quick: RunningServer):
@@ -285,14 +285,14 @@ def test_forged_turn_in_a_message_is_reported(quick: RunningServer):
 
 def test_engine_failure_affects_only_its_request(run: Context, capfd: pytest.CaptureFixture[str]):
     class Broken(SlowFake):
-        def generate(self, prompt: Any, *more: Any) -> Any:
+        def generate(self, prompt: Any, *arguments: Any) -> Any:
             if "too long" in "".join(prompt):
                 from selfalign.generation.engines.base import TooLong
 
                 raise TooLong
             if "bug" in "".join(prompt):
                 raise ZeroDivisionError("the engine's own")
-            return super().generate(prompt, *more)
+            return super().generate(prompt, *arguments)
 
     with serving(run, Broken(fail="broken row")) as running:
         for message, status, word in (
@@ -543,14 +543,14 @@ def test_fuzzing_leaks_no_memory_and_blocks_no_client(run: Context):
 @pytest.mark.slow
 def test_slow_clients_do_not_block_others(run: Context):
     with serving(run, SlowFake(), slots=4, max_queue=64) as running:
-        open_ones = [socket.create_connection(("127.0.0.1", running.port)) for _ in range(200)]
-        for number, one in enumerate(open_ones):
-            one.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\n"[: 10 + number % 50])
+        connections = [socket.create_connection(("127.0.0.1", running.port)) for _ in range(200)]
+        for number, connection in enumerate(connections):
+            connection.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\n"[: 10 + number % 50])
         for _ in range(200):
             assert running.request("POST", "/v1/chat/completions", b" " * 1_100_000)[0] in (0, 413)
         for number in range(500):
-            with socket.create_connection(("127.0.0.1", running.port)) as one:
-                one.sendall(
+            with socket.create_connection(("127.0.0.1", running.port)) as connection:
+                connection.sendall(
                     b"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: 50\r\n\r\n{"[
                         : number % 99
                     ]
@@ -558,11 +558,11 @@ def test_slow_clients_do_not_block_others(run: Context):
         assert running.chat()[0] == 200
         running.wait_for_jobs()
         # Their time is up after 20 s: the server hangs up.
-        open_ones[0].settimeout(40)
+        connections[0].settimeout(40)
         with contextlib.suppress(ConnectionResetError):
-            assert open_ones[0].recv(10) == b""
-        for one in open_ones:
-            one.close()
+            assert connections[0].recv(10) == b""
+        for connection in connections:
+            connection.close()
 
 
 # -- the official client -----------------------------------------------------------------------------------------------

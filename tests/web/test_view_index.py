@@ -1,4 +1,4 @@
-"""The viewer's index equals the journal and the files; filters match what they say."""
+"""Check the viewer's index against the journal and the files, and filters against plain Python."""
 
 from __future__ import annotations
 
@@ -32,21 +32,21 @@ TEXTS = constitution.load("default")
 
 
 def index_of(folder: Path) -> Index:
-    found = Index(folder, TEXTS, folder / "view.sqlite")
-    found.refresh()
-    return found
+    index = Index(folder, TEXTS, folder / "view.sqlite")
+    index.refresh()
+    return index
 
 
 ALL = Filter()
 
 
-def everything(index: Index, wanted: Filter = ALL, limit: int = 200, back: bool = False) -> list[dict[str, Any]]:
+def everything(index: Index, row_filter: Filter = ALL, limit: int = 200, back: bool = False) -> list[dict[str, Any]]:
     """Return the rows of all pages."""
     rows: list[dict[str, Any]] = []
     with index.reading() as db:
         while True:
             edge = (rows[0] if back else rows[-1]) if rows else None
-            page = query.page(db, wanted, edge and (edge["place"], edge["n"]), limit, back)
+            page = query.page(db, row_filter, edge and (edge["place"], edge["n"]), limit, back)
             if not page:
                 return rows
             rows = [*page, *rows] if back else [*rows, *page]
@@ -79,18 +79,18 @@ def plain_rows(index: Index) -> list[dict[str, Any]]:
     return rows
 
 
-def fits(row: dict[str, Any], wanted: Filter) -> bool:
+def matches(row: dict[str, Any], row_filter: Filter) -> bool:
     """Return whether a filter matches, in plain Python."""
-    if any(getattr(wanted, d) is not None and row[d] != getattr(wanted, d) for d in DIMENSIONS):
+    if any(getattr(row_filter, d) is not None and row[d] != getattr(row_filter, d) for d in DIMENSIONS):
         return False
-    if wanted.principle is not None and wanted.principle not in row["principles"]:
+    if row_filter.principle is not None and row_filter.principle not in row["principles"]:
         return False
     tokens = [t.strip(":.") for f in ("message", "thoughts", "answer") for t in row[f].lower().split()]
-    *whole, last = wanted.words.split() or [""]
+    *whole, last = row_filter.words.split() or [""]
     return all(w in tokens for w in whole) and any(t.startswith(last) for t in tokens)
 
 
-WANTED = st.builds(
+FILTERS = st.builds(
     Filter,
     stage=st.sampled_from([None, "self_instruct", "align", "engrave"]),
     state=st.sampled_from([None, None, "kept", "dropped"]),
@@ -103,29 +103,31 @@ WANTED = st.builds(
 )
 
 
-@given(WANTED, st.integers(5, 90))
+@given(FILTERS, st.integers(5, 90))
 @settings(max_examples=60)
-def test_pages_contain_each_matching_row_once(small: Index, whole: list[dict[str, Any]], wanted: Filter, limit: int):
-    expected = [row["n"] for row in whole if fits(row, wanted)]
-    assert [row["n"] for row in everything(small, wanted, limit)] == expected
-    assert [row["n"] for row in everything(small, wanted, limit, back=True)] == expected
+def test_pages_contain_each_matching_row_once(
+    small: Index, whole: list[dict[str, Any]], row_filter: Filter, limit: int
+):
+    expected = [row["n"] for row in whole if matches(row, row_filter)]
+    assert [row["n"] for row in everything(small, row_filter, limit)] == expected
+    assert [row["n"] for row in everything(small, row_filter, limit, back=True)] == expected
 
 
-@given(WANTED)
+@given(FILTERS)
 @settings(max_examples=60)
-def test_counts_equal_the_numbers_of_rows(small: Index, whole: list[dict[str, Any]], wanted: Filter):
+def test_counts_equal_the_numbers_of_rows(small: Index, whole: list[dict[str, Any]], row_filter: Filter):
     rows = whole
     with small.reading() as db:
-        found = query.counts(db, wanted)
-    assert found["total"] == sum(fits(row, wanted) for row in rows)
+        counts = query.counts(db, row_filter)
+    assert counts["total"] == sum(matches(row, row_filter) for row in rows)
     for name in (*DIMENSIONS, "principle"):
-        without = Filter(**{f: getattr(wanted, f) for f in Filter.__slots__ if f != name})
+        without = Filter(**{f: getattr(row_filter, f) for f in Filter.__slots__ if f != name})
         numbers: dict[Any, int] = {}
         for row in rows:
-            if fits(row, without):
+            if matches(row, without):
                 for value in row["principles"] if name == "principle" else [row[name]]:
                     numbers[value] = numbers.get(value, 0) + 1
-        assert dict(map(tuple, found["by"][name])) == numbers, name
+        assert dict(map(tuple, counts["by"][name])) == numbers, name
 
 
 def test_rows_equal_journal_and_files(small: Index):
@@ -162,7 +164,7 @@ def test_indexing_does_not_change_the_run(tmp_path: Path):
     assert {f: after[f] for f in before} == before
 
 
-def test_new_rows_of_a_working_run_are_added(tmp_path: Path):
+def test_new_rows_of_a_running_stage_are_added(tmp_path: Path):
     run = viewer_runs.make(tmp_path / "run", 20)
     journal = Journal(run.path / "journal.sqlite")
     journal.ledger("verbose_responses", 40)
@@ -195,7 +197,7 @@ def test_repeated_stage_is_read_again(tmp_path: Path):
     with index.reading() as db:
         assert query.counts(db, Filter(stage="align"))["total"] == len(ids)
         assert query.counts(db, Filter(stage="align", words="thoughts"))["total"] == 0
-        db.execute("SELECT * FROM found WHERE found MATCH 'winter'").fetchall()
+        db.execute("SELECT * FROM search WHERE search MATCH 'winter'").fetchall()
 
 
 def test_edited_file_is_read_and_malformed_lines_skipped(tmp_path: Path):
@@ -207,8 +209,8 @@ def test_edited_file_is_read_and_malformed_lines_skipped(tmp_path: Path):
     edited = {**json.loads(lines[0]), "response": "Edited, with a heron."}
     file.write_text("\n".join([json.dumps(edited), "{broken", '{"id": "\\ud83d"}', *lines[1:]]) + "\n", "utf-8")
     index.refresh()
-    found = everything(index, Filter(words="heron"))
-    assert [(r["stage"], r["id"]) for r in found] == [("align", rows[0].id)]
+    matching_rows = everything(index, Filter(words="heron"))
+    assert [(r["stage"], r["id"]) for r in matching_rows] == [("align", rows[0].id)]
     assert len(everything(index)) == len(everything(index_of(run.path)))
 
 
@@ -245,10 +247,10 @@ def test_other_files_are_never_replaced(tmp_path: Path):
 def test_concurrent_viewers_share_an_index(tmp_path: Path):
     run = viewer_runs.make(tmp_path / "run", 5)
     with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(lambda _: Index(run.path, TEXTS, run.view), range(4)))
-    for index in found:
+        indexes = list(pool.map(lambda _: Index(run.path, TEXTS, run.view), range(4)))
+    for index in indexes:
         index.refresh()
-    assert len({len(everything(index)) for index in found}) == 1
+    assert len({len(everything(index)) for index in indexes}) == 1
 
 
 def test_index_can_be_outside_the_run(tmp_path: Path):
@@ -301,28 +303,30 @@ def test_run_of_version_0_1_in_use_is_refused(tmp_path: Path):
 def test_index_is_not_in_the_manifest(tmp_path: Path):
     run = viewer_runs.make(tmp_path / "run", 5)
     index_of(run.path)
-    again = RunDir.open(run.path)
-    again.write_manifest()
-    again.journal.close()
+    opened = RunDir.open(run.path)
+    opened.write_manifest()
+    opened.journal.close()
     assert not [name for name in json.loads(run.manifest.read_text())["files"] if "view" in name]
 
 
 @pytest.mark.parametrize(
     "words", ["天气", "%", "_", "\\", '"', "' OR 1", '"the', "NEAR(", "a* OR b", "-", "()", "\x00"]
 )
-def test_odd_searches_are_no_errors(small: Index, words: str):
+def test_odd_searches_are_valid(small: Index, words: str):
     with small.reading() as db:
         query.page(db, Filter(words=words))
         query.counts(db, Filter(words=words))
 
 
 def test_punctuation_and_scripts_without_spaces_are_searched(tmp_path: Path):
-    said = {1: "今天天气很好", 2: "100 % sure", 3: "under_score"}
-    run = viewer_runs.make(tmp_path / "run", 5, lambda n, field: said.get(n, "plain") if field == "answer" else f"{n}")
+    answers = {1: "今天天气很好", 2: "100 % sure", 3: "under_score"}
+    run = viewer_runs.make(
+        tmp_path / "run", 5, lambda n, field: answers.get(n, "plain") if field == "answer" else f"{n}"
+    )
     index = index_of(run.path)
     for words, number in (("天气", 1), ("%", 2), ("_", 3)):
         rows = everything(index, Filter(words=words, stage="align"))
-        assert [r["answer"] for r in rows] == [said[number]]
+        assert [r["answer"] for r in rows] == [answers[number]]
 
 
 def test_rows_citing_several_principles_count_for_each(tmp_path: Path):
@@ -332,5 +336,5 @@ def test_rows_citing_several_principles_count_for_each(tmp_path: Path):
     index = index_of(run.path)
     with index.reading() as db:
         for words in ("", "answer"):
-            found = query.counts(db, Filter(stage="engrave", words=words))
-            assert dict(map(tuple, found["by"]["principle"])) == dict.fromkeys((2, 3, 5), found["total"])
+            counts = query.counts(db, Filter(stage="engrave", words=words))
+            assert dict(map(tuple, counts["by"]["principle"])) == dict.fromkeys((2, 3, 5), counts["total"])

@@ -1,4 +1,4 @@
-"""The viewer in a real browser: filters, pages, keyboard, layout, hostile text.
+"""Drive the viewer in a real browser: filters, pages, keyboard, layout, hostile text.
 
 Needs Debian's chromium (`make browser`) and playwright; skipped if one of them is missing.
 """
@@ -48,7 +48,7 @@ PARTS = (
 )  # fmt: skip
 
 
-ANYBODY = Policy()
+NO_TOKEN = Policy()
 
 
 def hostile(number: int) -> list[str]:
@@ -58,9 +58,11 @@ def hostile(number: int) -> list[str]:
 
 
 @contextmanager
-def served(run: RunDir, beside: RunDir | None = None, policy: Policy = ANYBODY) -> Iterator[str]:
+def served(run: RunDir, other_run: RunDir | None = None, policy: Policy = NO_TOKEN) -> Iterator[str]:
     """Serve the viewer of a run on a socket; yield its address."""
-    indices = [Index(one.path, one.constitution, one.view) for one in (run, beside) if one]
+    indices = [
+        Index(directory.path, directory.constitution, directory.view) for directory in (run, other_run) if directory
+    ]
     for index in indices:
         index.refresh()
     listening = server.listen("127.0.0.1", 0)
@@ -93,20 +95,20 @@ def serve() -> Iterator[Serve]:
 
 
 @pytest.fixture
-def look(browser: Any, serve: Serve) -> Iterator[Open]:
+def open_page(browser: Any, serve: Serve) -> Iterator[Open]:
     """Open pages; at the end, check for console messages, foreign requests and executed scripts."""
     pages: list[Any] = []
-    heard: list[str] = []
+    events: list[str] = []
 
     def opened(url: str, width: int = 1400, scheme: str = "light") -> Any:
         page = browser.new_context(
             viewport={"width": width, "height": 900}, color_scheme=scheme, reduced_motion="reduce"
         ).new_page()
-        page.on("console", lambda message: heard.append(f"console: {message.text}"))
-        page.on("pageerror", lambda error: heard.append(f"error: {error}"))
-        page.on("dialog", lambda dialog: (heard.append(f"dialog: {dialog.message}"), dialog.dismiss()))
+        page.on("console", lambda message: events.append(f"console: {message.text}"))
+        page.on("pageerror", lambda error: events.append(f"error: {error}"))
+        page.on("dialog", lambda dialog: (events.append(f"dialog: {dialog.message}"), dialog.dismiss()))
         root = "/".join(url.split("/")[:3])
-        page.on("request", lambda r: None if r.url.startswith(f"{root}/") else heard.append(f"request: {r.url}"))
+        page.on("request", lambda r: None if r.url.startswith(f"{root}/") else events.append(f"request: {r.url}"))
         page.goto(url)
         page.wait_for_function("() => document.getElementById('matches').textContent")
         pages.append(page)
@@ -116,7 +118,7 @@ def look(browser: Any, serve: Serve) -> Iterator[Open]:
     for page in pages:
         assert page.evaluate("() => globalThis.pwned") is None
         page.context.close()
-    assert heard == []
+    assert events == []
 
 
 @pytest.fixture(scope="module")
@@ -132,8 +134,8 @@ def wait_for_rows(page: Any, number: int) -> None:
     )
 
 
-def test_filters_search_and_pages(look: Open, url: str):
-    page = look(url)
+def test_filters_search_and_pages(open_page: Open, url: str):
+    page = open_page(url)
     wait_for_rows(page, 140 + 140 + 120)
     page.get_by_role("button", name="2 self-align").click()
     wait_for_rows(page, 140)
@@ -159,8 +161,8 @@ def test_filters_search_and_pages(look: Open, url: str):
     wait_for_rows(page, 2)
 
 
-def test_keyboard_navigation(look: Open, url: str):
-    page = look(f"{url}?stage=align&state=kept")
+def test_keyboard_navigation(open_page: Open, url: str):
+    page = open_page(f"{url}?stage=align&state=kept")
     wait_for_rows(page, 120)
     for _ in range(50):
         page.keyboard.press("j")
@@ -183,15 +185,15 @@ def test_keyboard_navigation(look: Open, url: str):
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(390, "light"), (1400, "dark")])
-def test_layout_fits_phone_and_desktop(look: Open, serve: Serve, tmp_path: Path, width: int, scheme: str):
+def test_layout_fits_phone_and_desktop(open_page: Open, serve: Serve, tmp_path: Path, width: int, scheme: str):
     texts = hostile(300)
     run = viewer_runs.make(tmp_path / "run", 15, lambda n, field: f"{field} {texts[n * 11]}")
     address = serve(run)
     for query in ("", "?tab=watch"):
-        page = look(address + query, width, scheme)
+        page = open_page(address + query, width, scheme)
         assert page.evaluate("() => document.documentElement.scrollWidth") <= width
         assert page.evaluate(WIDE) == []
-    page = look(f"{address}?stage=align", width, scheme)
+    page = open_page(f"{address}?stage=align", width, scheme)
     page.locator("#list button").first.click()
     page.wait_for_selector(".step")
     page.locator("summary").first.click()
@@ -201,7 +203,7 @@ def test_layout_fits_phone_and_desktop(look: Open, serve: Serve, tmp_path: Path,
         assert page.evaluate(browsers.CONTRAST, [name, "wash"]) >= 4.5
 
 
-def test_hostile_texts_are_shown_and_never_run(look: Open, serve: Serve, tmp_path: Path):
+def test_hostile_texts_are_shown_and_never_run(open_page: Open, serve: Serve, tmp_path: Path):
     texts = hostile(300)
     run = viewer_runs.make(
         tmp_path / "run", 300, lambda n, field: f"{field} {texts[n]}" if field != "input" else texts[n]
@@ -212,7 +214,7 @@ def test_hostile_texts_are_shown_and_never_run(look: Open, serve: Serve, tmp_pat
     journal.record("<script>globalThis.pwned=1</script>", [(t, n, "failed", t, t) for n, t in enumerate(texts[:40])])
     journal.close()
     address = serve(run)
-    page = look(f"{address}?stage=align")
+    page = open_page(f"{address}?stage=align")
     seen: set[str] = set()
     while True:
         seen |= set(page.locator("#list .message").all_text_contents()) | set(
@@ -246,13 +248,13 @@ def test_hostile_texts_are_shown_and_never_run(look: Open, serve: Serve, tmp_pat
     assert all(any(t in r for r in reasons) for t in texts[:40])
 
 
-def test_marks_by_keyboard_and_comparison_of_runs(look: Open, serve: Serve, tmp_path: Path):
-    def other(number: int, field: str) -> str:
-        return viewer_runs.said(number, field) + (" otherwise" if field == "answer" and number == 2 else "")
+def test_marks_by_keyboard_and_comparison_of_runs(open_page: Open, serve: Serve, tmp_path: Path):
+    def other_text(number: int, field: str) -> str:
+        return viewer_runs.default_text(number, field) + (" otherwise" if field == "answer" and number == 2 else "")
 
-    run, beside = viewer_runs.make(tmp_path / "a", 14), viewer_runs.make(tmp_path / "b", 14, other)
-    address = serve(run, beside)
-    page = look(f"{address}?stage=engrave")
+    run, other_run = viewer_runs.make(tmp_path / "a", 14), viewer_runs.make(tmp_path / "b", 14, other_text)
+    address = serve(run, other_run)
+    page = open_page(f"{address}?stage=engrave")
     page.keyboard.press("j")
     page.wait_for_selector(".step.own")
     page.keyboard.press("d")
@@ -273,13 +275,13 @@ def test_marks_by_keyboard_and_comparison_of_runs(look: Open, serve: Serve, tmp_
     answers = page.locator("#pairs .models p:last-child").all_text_contents()
     assert answers[1] == f"{answers[0]} otherwise"
     assert page.locator("#compare td button").all_text_contents() == ["1", "1"]  # the answer and its example
-    same = look(f"{serve(beside, beside)}?tab=compare")
+    same = open_page(f"{serve(other_run, other_run)}?tab=compare")
     same.get_by_text("No rows differ.").wait_for()
 
 
-def test_feedback_by_keyboard(look: Open, serve: Serve, tmp_path: Path):
+def test_feedback_by_keyboard(open_page: Open, serve: Serve, tmp_path: Path):
     run = viewer_runs.make(tmp_path / "run", 8)
-    page = look(f"{serve(run)}?stage=align&state=kept")
+    page = open_page(f"{serve(run)}?stage=align&state=kept")
     page.keyboard.press("j")
     page.wait_for_selector(".step.own")
     page.keyboard.press("b")
@@ -287,8 +289,8 @@ def test_feedback_by_keyboard(look: Open, serve: Serve, tmp_path: Path):
     page.keyboard.type("<b>no</b> source")
     page.keyboard.press("Enter")
     page.wait_for_function("() => document.querySelector('.note .saved').textContent.startsWith('Saved')")
-    (kept,) = [json.loads(line) for line in run.jsonl("feedback").read_text("utf-8").splitlines()]
-    assert (kept["verdict"], kept["note"], kept["source"]) == ("bad", "<b>no</b> source", "view")
+    (entry,) = [json.loads(line) for line in run.jsonl("feedback").read_text("utf-8").splitlines()]
+    assert (entry["verdict"], entry["note"], entry["source"]) == ("bad", "<b>no</b> source", "view")
     assert page.locator(".note textarea").input_value() == "<b>no</b> source"
     assert page.locator(".feedback [aria-pressed=true]").text_content() == "bad"
     assert not run.jsonl("marks").exists()
@@ -309,14 +311,14 @@ def test_sign_in_with_token(browser: Any, tmp_path: Path):
         page.close()
 
 
-def test_working_run_is_shown_live(look: Open, serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_running_run_is_shown_live(open_page: Open, serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     run = viewer_runs.make(tmp_path / "run", 20)
     monkeypatch.setattr("selfalign.web.view.progress.is_locked", lambda path: True)
     journal = Journal(run.path / "journal.sqlite")
     journal.ledger("verbose_responses", 10)
     journal.record("verbose_responses", [("0" * 16, 0, "kept", "", "first question\nfirst answer")])
     address = serve(run)
-    page = look(f"{address}?stage=verbose_responses")
+    page = open_page(f"{address}?stage=verbose_responses")
     one_match = "() => document.getElementById('matches').textContent.endsWith('of 1 row')"
     page.wait_for_function(one_match)
     page.wait_for_function("() => document.getElementById('state').textContent.includes('running')")
@@ -327,15 +329,15 @@ def test_working_run_is_shown_live(look: Open, serve: Serve, tmp_path: Path, mon
 
 
 def test_harness_detects_scripts_that_run(browser: Any, url: str):
-    """The harness notices both inline styles and HTML from strings."""
+    """The harness detects both inline styles and HTML from strings."""
     page = browser.new_context().new_page()
-    heard: list[str] = []
-    page.on("console", lambda message: heard.append(message.text))
+    events: list[str] = []
+    page.on("console", lambda message: events.append(message.text))
     page.goto(url)
     page.wait_for_selector("#list li")
     page.evaluate("() => { const s = document.createElement('style'); s.append('*{}'); document.body.append(s) }")
     page.wait_for_function("() => true")
-    assert any("Content Security Policy" in text for text in heard)
+    assert any("Content Security Policy" in text for text in events)
     with pytest.raises(api.Error, match="TrustedScript"):
         page.evaluate("() => document.createElement('img').setAttribute('onerror', 'globalThis.pwned=1')")
     assert page.evaluate("() => globalThis.pwned") is None
@@ -345,11 +347,11 @@ def test_harness_detects_scripts_that_run(browser: Any, url: str):
 
 
 @pytest.mark.slow
-def test_300000_rows_are_filtered_and_paged_in_the_browser(look: Open, serve: Serve, tmp_path: Path):
-    """How long it takes is measured by benchmarks/viewer.py."""
+def test_300000_rows_are_filtered_and_paged_in_the_browser(open_page: Open, serve: Serve, tmp_path: Path):
+    """benchmarks/viewer.py measures the time."""
     run = viewer_runs.make(tmp_path / "run", 105_000)
     address = serve(run)
-    page = look(address)
+    page = open_page(address)
     wait_for_rows(page, 300_000)
     assert page.locator("#list li").count() == 50
     page.get_by_role("button", name="2 self-align").click()

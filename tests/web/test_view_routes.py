@@ -1,4 +1,4 @@
-"""The viewer's routes: access, rows, prompts, tokens, marks, feedback, comparison."""
+"""Test the viewer's routes: access, rows, prompts, tokens, marks, feedback, comparison."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ API = ("run", "progress", "rows", "counts", "row", "prompt", "tokens", "compare"
 ROUTES = ["/", *(f"/static/{name}" for name in STATIC_FILES), *(f"/api/{name}" for name in API)]
 
 
-def answer(
+def send_request(
     app: Guard, path: str, query: dict[str, str] | None = None, method: str = "GET", body: bytes = b"", **headers: str
 ) -> tuple[int, dict[str, str], bytes]:
-    """(status, headers, body) of a request; the host is this machine unless given."""
-    given = {"host": "127.0.0.1:8010", **{k.replace("_", "-"): v for k, v in headers.items()}}
+    """Send a request, and return (status, headers, body). The default host is this machine."""
+    all_headers = {"host": "127.0.0.1:8010", **{k.replace("_", "-"): v for k, v in headers.items()}}
     scope = {
         "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": method, "path": path,
         "raw_path": path.encode(), "query_string": urlencode(query or {}).encode(), "root_path": "", "scheme": "http",
-        "headers": [(k.encode(), v.encode()) for k, v in given.items()], "server": ("127.0.0.1", 8010),
+        "headers": [(k.encode(), v.encode()) for k, v in all_headers.items()], "server": ("127.0.0.1", 8010),
         "client": ("127.0.0.1", 5000),
     }  # fmt: skip
     sent: list[Any] = []
@@ -63,49 +63,49 @@ def viewer(tmp_path_factory: pytest.TempPathFactory) -> Viewer:
     return Viewer(index, index)
 
 
-def asked_of(viewer: Viewer, name: str, **query: str) -> Any:
-    status, _, body = answer(build(viewer, Policy()), f"/api/{name}", query)
+def get_json(viewer: Viewer, name: str, **query: str) -> Any:
+    status, _, body = send_request(build(viewer, Policy()), f"/api/{name}", query)
     assert status == 200, body
     return json.loads(body)
 
 
-# -- who may ask -----------------------------------------------------------------------------------------------------
+# -- access ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("path", ROUTES)
 def test_every_route_checks_the_token(viewer: Viewer, path: str):
     app = build(viewer, Policy(token=TOKEN))
     row = {"stage": "align", "id": viewer.page({"stage": "align"})["rows"][0]["id"]}
-    assert answer(app, path, row)[0] == 401
-    assert answer(app, path, row, authorization="Bearer wrong wrong wrong wrong")[0] == 401
-    assert answer(app, path, row, cookie="selfalign-8010=wrong")[0] == 401
-    status, headers, _ = answer(app, path, row, authorization=f"Bearer {TOKEN}")
+    assert send_request(app, path, row)[0] == 401
+    assert send_request(app, path, row, authorization="Bearer wrong wrong wrong wrong")[0] == 401
+    assert send_request(app, path, row, cookie="selfalign-8010=wrong")[0] == 401
+    status, headers, _ = send_request(app, path, row, authorization=f"Bearer {TOKEN}")
     assert status in ((200, 404) if path == "/api/tokens" else (200,))  # the fake engine has no tokens
     assert HEADERS.items() <= headers.items()
-    assert answer(build(viewer, Policy()), path, row)[0] == status
+    assert send_request(build(viewer, Policy()), path, row)[0] == status
 
 
 @pytest.mark.parametrize("path", ROUTES)
 def test_every_route_checks_host_and_origin(viewer: Viewer, path: str):
     app = build(viewer, Policy())
     for host in ("evil.example", "evil.example:8010", "127.0.0.1.evil.example", "10.0.0.1", "", "localhost@evil"):
-        assert answer(app, path, host=host)[0] == 421, host
+        assert send_request(app, path, host=host)[0] == 421, host
     for origin in ("http://evil.example", "null", "http://127.0.0.1:9999", "https://localhost.evil.example"):
-        assert answer(app, path, origin=origin)[0] == 403, origin
-    assert answer(app, path, sec_fetch_site="cross-site", sec_fetch_mode="no-cors")[0] == 403
-    assert answer(app, path, host="localhost:1234")[0] in (200, 404)
+        assert send_request(app, path, origin=origin)[0] == 403, origin
+    assert send_request(app, path, sec_fetch_site="cross-site", sec_fetch_mode="no-cors")[0] == 403
+    assert send_request(app, path, host="localhost:1234")[0] in (200, 404)
 
 
 @pytest.mark.parametrize("path", ["/api", "/api/", "/api/rows/", "/view.sqlite", "/static/../index.py", "/static/",
                                   "/x", "/static/%2e%2e/index.py", "//etc/passwd", "/static/view.html"])  # fmt: skip
 def test_unknown_paths_are_not_found(viewer: Viewer, path: str):
-    assert answer(build(viewer, Policy()), path)[0] == 404
+    assert send_request(build(viewer, Policy()), path)[0] == 404
 
 
 def test_other_methods_are_refused(viewer: Viewer):
     for path in ROUTES:
         for method in ("POST", "PUT", "DELETE", "PATCH", "OPTIONS"):
-            assert answer(build(viewer, Policy()), path, method=method)[0] == 405, (path, method)
+            assert send_request(build(viewer, Policy()), path, method=method)[0] == 405, (path, method)
 
 
 # -- responses ------------------------------------------------------------------------------------------------------
@@ -114,25 +114,25 @@ def test_other_methods_are_refused(viewer: Viewer):
 def test_pages_contain_every_row_once(viewer: Viewer):
     seen: list[str] = []
     at: dict[str, str] = {}
-    while page := asked_of(viewer, "rows", limit="7", **at)["rows"]:
+    while page := get_json(viewer, "rows", limit="7", **at)["rows"]:
         seen += [f"{r['stage']} {r['id']}" for r in page]
         at = {"at": f"{page[-1]['place']}.{page[-1]['n']}"}
-    assert len(seen) == len(set(seen)) == asked_of(viewer, "counts")["total"] == 30 + 30 + 25
+    assert len(seen) == len(set(seen)) == get_json(viewer, "counts")["total"] == 30 + 30 + 25
 
 
 @pytest.mark.parametrize(
     "query", [{"limit": "x"}, {"at": "x"}, {"at": "1"}, {"principle": "../etc"}, {"principle": ""}, {"limit": ""}]
 )
 def test_malformed_numbers_are_refused(viewer: Viewer, query: dict[str, str]):
-    status, _, body = answer(build(viewer, Policy()), "/api/rows", query)
+    status, _, body = send_request(build(viewer, Policy()), "/api/rows", query)
     assert (status, json.loads(body)) == (400, {"error": "at, limit and principle must be numbers"})
 
 
 @pytest.mark.parametrize("words", ["answer\0", "\0answer x", '"answer\0', "天气 " * 2000, "a " * 5000, '" ' * 999])
 def test_odd_searches_are_answered(viewer: Viewer, words: str):
     for name in ("rows", "counts"):
-        asked_of(viewer, name, words=words)
-    assert asked_of(viewer, "counts", words="answer\0")["total"] > 0
+        get_json(viewer, name, words=words)
+    assert get_json(viewer, "counts", words="answer\0")["total"] > 0
 
 
 @pytest.mark.parametrize("name", ["row", "prompt", "tokens"])
@@ -140,12 +140,12 @@ def test_odd_searches_are_answered(viewer: Viewer, words: str):
     "query", [{}, {"stage": "align"}, {"stage": "align", "id": "../../etc/passwd"}, {"stage": "'", "id": "'"}]
 )
 def test_unknown_rows_are_not_found(viewer: Viewer, name: str, query: dict[str, str]):
-    assert answer(build(viewer, Policy()), f"/api/{name}", query)[0] == 404
+    assert send_request(build(viewer, Policy()), f"/api/{name}", query)[0] == 404
 
 
 def test_row_shows_its_path_through_the_stages(viewer: Viewer):
-    row = asked_of(viewer, "rows", stage="engrave")["rows"][3]
-    result = asked_of(viewer, "row", stage="engrave", id=row["id"])
+    row = get_json(viewer, "rows", stage="engrave")["rows"][3]
+    result = get_json(viewer, "row", stage="engrave", id=row["id"])
     assert [s["stage"] for s in result["steps"]] == ["self_instruct", "align", "engrave"]
     start, align, example = result["steps"]
     assert align["message"] == start["message"] == example["message"]
@@ -207,9 +207,9 @@ def test_exact_prompts_equal_the_engines_and_are_proved(fake_run: Any):
     heard: list[str] = []
     generate = context.engine().generate
 
-    def listening(prompt: Any, *more: Any) -> Any:
+    def listening(prompt: Any, *arguments: Any) -> Any:
         heard.append("".join(prompt))
-        return generate(prompt, *more)
+        return generate(prompt, *arguments)
 
     context.engine().generate = listening
     order.run_all(context)
@@ -302,31 +302,33 @@ def marked(tmp_path: Path) -> Viewer:
     return Viewer(index)
 
 
-def tell(viewer: Viewer, policy: Policy = NO_TOKEN, kind: str = "application/json", **told: str) -> tuple[int, Any]:
-    body = json.dumps(told).encode()
+def post_mark(
+    viewer: Viewer, policy: Policy = NO_TOKEN, kind: str = "application/json", **fields: str
+) -> tuple[int, Any]:
+    body = json.dumps(fields).encode()
     headers = {"content_type": kind, "content_length": str(len(body))}
-    status, _, received = answer(build(viewer, policy), "/api/mark", None, "POST", body, **headers)
+    status, _, received = send_request(build(viewer, policy), "/api/mark", None, "POST", body, **headers)
     return status, json.loads(received)
 
 
 def test_row_is_marked_edited_and_unmarked(marked: Viewer):
     row = marked.page({"stage": "engrave"})["rows"][2]
     file = marked.run.jsonl("marks")
-    mine = {"stage": "align", "id": row["id"]}
-    status, result = tell(marked, **mine, mark="drop")
+    row_key = {"stage": "align", "id": row["id"]}
+    status, result = post_mark(marked, **row_key, mark="drop")
     assert status == 200 and {s["mark"] for s in result["steps"] if s["stage"] != "self_instruct"} == {"drop"}
     assert [json.loads(line)["mark"] for line in file.read_text().splitlines()] == ["drop"]
     assert marked.counts({"mark": "drop"})["total"] == 2  # the answer and its example
     assert marked.counts({})["by"]["mark"] == [["drop", 2]]
     assert [r["mark"] for r in marked.page({"mark": "drop"})["rows"]] == ["drop", "drop"]
-    tell(marked, **mine, mark="edit", answer=" Edited text. ")
+    post_mark(marked, **row_key, mark="edit", answer=" Edited text. ")
     assert marks.read(marked.run)["engrave", row["id"]].answer == "Edited text."
-    assert [s["edited"] for s in marked.row(mine)["steps"]][1:] == ["Edited text."] * 2
-    answer_ = next(s["answer"] for s in marked.row(mine)["steps"] if s["stage"] == "align")
-    tell(marked, **mine, mark="edit", answer=answer_)  # an unchanged text is no edit
+    assert [s["edited"] for s in marked.row(row_key)["steps"]][1:] == ["Edited text."] * 2
+    answer = next(s["answer"] for s in marked.row(row_key)["steps"] if s["stage"] == "align")
+    post_mark(marked, **row_key, mark="edit", answer=answer)  # an unchanged text is no edit
     assert marks.read(marked.run) == {}
-    tell(marked, **mine, mark="drop")
-    tell(marked, **mine, mark="")
+    post_mark(marked, **row_key, mark="drop")
+    post_mark(marked, **row_key, mark="")
     assert marks.read(marked.run) == {} and marked.counts({"mark": "drop"})["total"] == 0
 
 
@@ -343,17 +345,17 @@ def test_marks_can_change_after_training(fake_run: Any):
     index = Index(run.path, run.constitution, run.view)
     index.refresh()
     viewer = Viewer(index)
-    tell(viewer, stage="align", id=rows[0].id, mark="drop")
-    tell(viewer, stage="align", id=rows[1].id, mark="edit", answer="One.")
+    post_mark(viewer, stage="align", id=rows[0].id, mark="drop")
+    post_mark(viewer, stage="align", id=rows[1].id, mark="edit", answer="One.")
     order.run_stage(context, "engrave")
     index.refresh()
     assert viewer.counts({"stage": "engrave", "reason": marks.DROPPED_MANUALLY})["total"] == 1
     gone, edited = ({"stage": "engrave", "id": r.id} for r in rows[:2])
     assert viewer.row(edited)["steps"][-1]["answer"] == "One."
-    tell(viewer, **edited, mark="edit", answer="One.")  # an unchanged edit stays
+    post_mark(viewer, **edited, mark="edit", answer="One.")  # an unchanged edit stays
     assert marks.read(run)["engrave", rows[1].id].answer == "One."
-    assert tell(viewer, **gone, mark="")[0] == 200
-    tell(viewer, **edited, mark="edit", answer="It is 1.")
+    assert post_mark(viewer, **gone, mark="")[0] == 200
+    post_mark(viewer, **edited, mark="edit", answer="It is 1.")
     assert marks.read(run) == {}
     order.run_stage(context, "engrave")
     index.refresh()
@@ -368,85 +370,85 @@ def test_only_trained_rows_can_be_marked(marked: Viewer):
     ]
     good = marked.page({"stage": "engrave"})["rows"][0]
     for row in rows:
-        assert tell(marked, stage=row["stage"], id=row["id"], mark="drop")[0] == 404
-    assert tell(marked, stage="engrave", id=good["id"], mark="edit", answer=" ")[0] == 404
-    assert tell(marked, stage="engrave", id=good["id"], mark="keep")[0] == 404
-    assert tell(marked, stage="engrave", id="../../x", mark="drop")[0] == 404
+        assert post_mark(marked, stage=row["stage"], id=row["id"], mark="drop")[0] == 404
+    assert post_mark(marked, stage="engrave", id=good["id"], mark="edit", answer=" ")[0] == 404
+    assert post_mark(marked, stage="engrave", id=good["id"], mark="keep")[0] == 404
+    assert post_mark(marked, stage="engrave", id="../../x", mark="drop")[0] == 404
     assert not marked.run.jsonl("marks").exists()
 
 
 @pytest.mark.parametrize(
-    ("path", "file", "told"),
+    ("path", "file", "fields"),
     [("/api/mark", "marks", {"mark": "drop"}), ("/api/feedback", "feedback", {"stage": "align", "verdict": "bad"})],
 )
-def test_marks_and_feedback_only_from_the_page(marked: Viewer, path: str, file: str, told: dict[str, str]):
+def test_marks_and_feedback_only_from_the_page(marked: Viewer, path: str, file: str, fields: dict[str, str]):
     row = marked.page({"stage": "engrave"})["rows"][0]
-    mine = {"stage": "engrave", "id": row["id"], **told}
-    body = json.dumps(mine).encode()
+    row_key = {"stage": "engrave", "id": row["id"], **fields}
+    body = json.dumps(row_key).encode()
     app = build(marked, Policy(token=TOKEN))
     plain = {"content_type": "application/json", "content_length": str(len(body))}
-    assert answer(app, path, None, "POST", body, **plain)[0] == 401
+    assert send_request(app, path, None, "POST", body, **plain)[0] == 401
     signed = {**plain, "authorization": f"Bearer {TOKEN}"}
-    assert answer(app, path, None, "POST", body, **signed, origin="http://evil.example")[0] == 403
-    assert answer(app, path, None, "POST", body, **{**signed, "host": "evil.example"})[0] == 421
-    assert answer(app, path, None, "POST", body, **{**signed, "content_type": "text/plain"})[0] == 415
-    assert answer(app, path, None, "GET", b"", **signed)[0] == 405
+    assert send_request(app, path, None, "POST", body, **signed, origin="http://evil.example")[0] == 403
+    assert send_request(app, path, None, "POST", body, **{**signed, "host": "evil.example"})[0] == 421
+    assert send_request(app, path, None, "POST", body, **{**signed, "content_type": "text/plain"})[0] == 415
+    assert send_request(app, path, None, "GET", b"", **signed)[0] == 405
     for bad in (b"", b"[1]", b"{", b'{"id": "\\ud83d"}', b"[" * 100_000):
-        assert answer(app, path, None, "POST", bad, **{**signed, "content_length": str(len(bad))})[0] == 400
+        assert send_request(app, path, None, "POST", bad, **{**signed, "content_length": str(len(bad))})[0] == 400
     assert not marked.run.jsonl(file).exists()
-    assert answer(app, path, None, "POST", body, **signed)[0] == 200
+    assert send_request(app, path, None, "POST", body, **signed)[0] == 200
     assert marked.run.jsonl(file).exists()
 
 
 # -- feedback --------------------------------------------------------------------------------------------------------
 
 
-def think(viewer: Viewer, **told: str) -> tuple[int, Any]:
-    body = json.dumps(told).encode()
+def post_feedback(viewer: Viewer, **fields: str) -> tuple[int, Any]:
+    body = json.dumps(fields).encode()
     headers = {"content_type": "application/json", "content_length": str(len(body))}
-    status, _, received = answer(build(viewer, NO_TOKEN), "/api/feedback", None, "POST", body, **headers)
+    status, _, received = send_request(build(viewer, NO_TOKEN), "/api/feedback", None, "POST", body, **headers)
     return status, json.loads(received)
 
 
 def test_feedback_and_marks_are_independent(marked: Viewer):
     row = marked.page({"stage": "engrave"})["rows"][2]
-    mine = {"stage": "align", "id": row["id"]}
-    status, result = think(marked, **mine, verdict="bad", note="no <b>source</b>")
+    row_key = {"stage": "align", "id": row["id"]}
+    status, result = post_feedback(marked, **row_key, verdict="bad", note="no <b>source</b>")
     assert status == 200
     assert {s["stage"]: s["feedback"] for s in result["steps"]} == {
         "self_instruct": {}, "align": {"verdict": "bad", "note": "no <b>source</b>"}, "engrave": {},
     }  # fmt: skip
-    (kept,) = feedback.read(marked.run).values()
+    (entry,) = feedback.read(marked.run).values()
     align = next(s for s in result["steps"] if s["stage"] == "align")
-    assert (kept.message, kept.answer, list(kept.principles)) == (
+    assert (entry.message, entry.answer, list(entry.principles)) == (
         align["message"],
         align["answer"],
         align["principles"],
     )
-    assert (kept.model, kept.prompt, kept.source, kept.stage, kept.row) == (
+    assert (entry.model, entry.prompt, entry.source, entry.stage, entry.row) == (
         "prompted-base", "constitution", "view", "align", row["id"],
     )  # fmt: skip
-    assert dict(kept.settings)["temperature"] == marked.run.recipe.align.temperature
+    assert dict(entry.settings)["temperature"] == marked.run.recipe.align.temperature
     assert not marked.run.jsonl("marks").exists()  # training ignores feedback
-    tell(marked, **mine, mark="drop")
-    assert think(marked, **mine, verdict="good")[0] == 200
+    post_mark(marked, **row_key, mark="drop")
+    assert post_feedback(marked, **row_key, verdict="good")[0] == 200
     assert [m.verdict for m in feedback.read(marked.run).values()] == ["good"]
-    assert think(marked, **mine, verdict="")[1]["steps"][1]["feedback"] == {}
+    assert post_feedback(marked, **row_key, verdict="")[1]["steps"][1]["feedback"] == {}
     assert feedback.read(marked.run) == {} and len(marks.read(marked.run)) == 1
 
 
 def test_feedback_needs_a_response_and_survives_a_malformed_file(marked: Viewer):
     for stage in ("self_instruct", "engrave"):
         row = marked.page({"stage": stage})["rows"][0]
-        assert think(marked, stage=stage, id=row["id"], verdict="bad")[0] == 404
+        assert post_feedback(marked, stage=stage, id=row["id"], verdict="bad")[0] == 404
     row = marked.page({"stage": "align", "state": "kept"})["rows"][0]
-    mine = {"stage": "align", "id": row["id"]}
-    assert think(marked, **mine, verdict="fine")[0] == 404
-    assert think(marked, **mine, verdict="bad", note="x" * 2001)[0] == 404
-    assert think(marked, stage="align", id="../../etc/passwd", verdict="bad")[0] == 404
+    row_key = {"stage": "align", "id": row["id"]}
+    assert post_feedback(marked, **row_key, verdict="fine")[0] == 404
+    assert post_feedback(marked, **row_key, verdict="bad", note="x" * 2001)[0] == 404
+    assert post_feedback(marked, stage="align", id="../../etc/passwd", verdict="bad")[0] == 404
     marked.run.jsonl("feedback").write_text("{}\n", "utf-8")
-    assert "feedback.jsonl:1" in marked.row(mine)["steps"][0]["feedback"]["error"]
-    assert think(marked, **mine, verdict="bad")[0] == 404
+    assert "feedback.jsonl:1" in marked.row(row_key)["steps"][0]["feedback"]["error"]
+    assert post_feedback(marked, **row_key, verdict="bad")[0] == 404
     assert marked.run.jsonl("feedback").read_text("utf-8") == "{}\n"
 
 
@@ -476,21 +478,21 @@ def test_concurrent_viewers_keep_all_marks(tmp_path: Path):
 
 def test_index_may_be_deleted_while_in_use(marked: Viewer):
     row = marked.page({"stage": "engrave"})["rows"][0]
-    total = asked_of(marked, "counts")["total"]
+    total = get_json(marked, "counts")["total"]
     marked.index.path.unlink()  # its -wal stays, as after `rm view.sqlite`
-    assert answer(build(marked, Policy()), "/api/rows")[0] == 200
+    assert send_request(build(marked, Policy()), "/api/rows")[0] == 200
     marked.index.refresh()
-    assert asked_of(marked, "counts")["total"] == total
+    assert get_json(marked, "counts")["total"] == total
     marked.index.path.unlink()
-    assert tell(marked, stage="engrave", id=row["id"], mark="drop")[0] in (200, 404)
+    assert post_mark(marked, stage="engrave", id=row["id"], mark="drop")[0] in (200, 404)
     marked.index.refresh()
-    assert asked_of(marked, "row", stage="engrave", id=row["id"])["steps"]
+    assert get_json(marked, "row", stage="engrave", id=row["id"])["steps"]
 
 
 def test_deleted_run_is_reported(marked: Viewer):
     shutil.rmtree(marked.run.path)
     for name in ("rows", "counts", "progress"):
-        status, _, body = answer(build(marked, Policy()), f"/api/{name}")
+        status, _, body = send_request(build(marked, Policy()), f"/api/{name}")
         assert (status, "was deleted" in json.loads(body)["error"]) == (404, True), name
     marked.index._try_refresh()
     assert "was deleted" in marked.index.error
@@ -498,9 +500,9 @@ def test_deleted_run_is_reported(marked: Viewer):
 
 def test_unreadable_journal_is_reported(marked: Viewer):
     (marked.run.path / "journal.sqlite").unlink()
-    status, _, body = answer(build(marked, Policy()), "/api/progress")
+    status, _, body = send_request(build(marked, Policy()), "/api/progress")
     assert (status, "cannot be read or written now" in json.loads(body)["error"]) == (503, True)
-    assert answer(build(marked, Policy()), "/api/rows")[0] == 200
+    assert send_request(build(marked, Policy()), "/api/rows")[0] == 200
 
 
 # -- two runs --------------------------------------------------------------------------------------------------------
@@ -508,7 +510,7 @@ def test_unreadable_journal_is_reported(marked: Viewer):
 
 def test_comparison_of_two_runs(tmp_path: Path):
     def other(number: int, field: str) -> str:
-        text = viewer_runs.said(number, field)
+        text = viewer_runs.default_text(number, field)
         return f"{text} but not the same" if field == "answer" and number % 4 == 0 else text
 
     runs = [viewer_runs.make(tmp_path / "a", 30), viewer_runs.make(tmp_path / "b", 42, other)]

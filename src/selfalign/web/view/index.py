@@ -247,7 +247,7 @@ class Index:
         own = "SELECT n FROM rows WHERE stage = ?"
         with _transaction(db):
             db.execute(
-                "INSERT INTO found(found, rowid, message, thoughts, answer) "  # noqa: S608  (the query is constant)
+                "INSERT INTO search(search, rowid, message, thoughts, answer) "  # noqa: S608  (the query is constant)
                 f"SELECT 'delete', n, message, thoughts, answer FROM texts WHERE n IN ({own})",
                 (stage,),
             )
@@ -274,7 +274,7 @@ class Index:
             texts = [(n, e.topic, e.prompt, e.message, e.thoughts, e.answer) for n, e in numbered]
             db.executemany("INSERT INTO texts VALUES (?, ?, ?, ?, ?, ?)", texts)
             searchable = [(n, *rest) for n, _, _, *rest in texts]
-            db.executemany("INSERT INTO found(rowid, message, thoughts, answer) VALUES (?, ?, ?, ?)", searchable)
+            db.executemany("INSERT INTO search(rowid, message, thoughts, answer) VALUES (?, ?, ?, ?)", searchable)
             db.executemany("INSERT INTO cited VALUES (?, ?)", [(p, n) for n, e in numbered for p in e.principles])
             cube = Counter((kinds[_kind(e)], p) for e in entries for p in (0, *e.principles))
             db.executemany(

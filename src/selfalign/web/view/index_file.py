@@ -10,7 +10,7 @@ from pathlib import Path
 
 from selfalign.errors import UserError
 
-VERSION = "1"
+VERSION = "2"
 
 _SCHEMA = """
 CREATE TABLE meta(key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -33,7 +33,7 @@ CREATE TABLE cited(principle INTEGER NOT NULL, n INTEGER NOT NULL, PRIMARY KEY (
 CREATE TABLE marks(n INTEGER PRIMARY KEY, mark TEXT NOT NULL, answer TEXT NOT NULL);
 CREATE TABLE texts(n INTEGER PRIMARY KEY, topic TEXT NOT NULL, prompt TEXT NOT NULL, message TEXT NOT NULL,
   thoughts TEXT NOT NULL, answer TEXT NOT NULL);
-CREATE VIRTUAL TABLE found USING fts5(
+CREATE VIRTUAL TABLE search USING fts5(
   message, thoughts, answer, content='texts', content_rowid='n', tokenize='unicode61 remove_diacritics 2');
 CREATE TABLE cube(
   kind INTEGER NOT NULL, principle INTEGER NOT NULL, number INTEGER NOT NULL, PRIMARY KEY (kind, principle)

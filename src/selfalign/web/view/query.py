@@ -105,7 +105,7 @@ def _search(words: str) -> tuple[list[str], list[object]]:
         quoted = [f'"{text}"' for text in indexed]
         if not words.rstrip().endswith('"') and indexed[-1] == searched[-1]:
             quoted[-1] += "*"
-        conditions.append("n IN (SELECT rowid FROM found WHERE found MATCH ?)")
+        conditions.append("n IN (SELECT rowid FROM search WHERE search MATCH ?)")
         values.append(" ".join(quoted))
     return conditions, list(values)
 
