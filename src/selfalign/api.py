@@ -39,7 +39,7 @@ from selfalign.system import atomic
 from selfalign.system.console import Screen
 
 if TYPE_CHECKING:
-    from selfalign.export.dataset import Exported
+    from selfalign.export.dataset import DatasetExport
 
 
 class Run:
@@ -182,7 +182,7 @@ class Run:
         out: str | Path | None = None,
         force: bool = False,
         kind: str = "",
-    ) -> Exported:
+    ) -> DatasetExport:
         """Write the run's rows as a data set; return its files with their numbers of rows, and notes.
 
         Args:

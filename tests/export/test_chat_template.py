@@ -110,6 +110,6 @@ def test_jinja_raises_for_other_roles(roles: list[str]) -> None:
 def test_dialogues_cover_turns_and_system_prompts(
     default_constitution: Constitution,
 ) -> None:
-    found = chat_template.dialogues(default_constitution)
-    assert {(bool(system), len(turns)) for system, turns in found} == {(False, 1), (False, 3), (True, 1), (True, 3)}
-    assert all(turns[-1].role == "user" for _, turns in found)
+    dialogues = chat_template.dialogues(default_constitution)
+    assert {(bool(system), len(turns)) for system, turns in dialogues} == {(False, 1), (False, 3), (True, 1), (True, 3)}
+    assert all(turns[-1].role == "user" for _, turns in dialogues)

@@ -60,9 +60,9 @@ def done(fake_run: Runs) -> Context:
 def test_pairs_have_their_system_prompts(done: Context, form: str):
     for stage in ("engrave", "verbose_cloning"):
         examples = read_jsonl(done.run.jsonl(f"{stage}_examples"), Example)
-        found = dataset.write(done, form, stage)
+        exported = dataset.write(done, form, stage)
         path = done.run.path / f"export/dataset-{stage}-{form}/train.jsonl"
-        assert found.files == {path: len(examples)} and found.notes == []
+        assert exported.files == {path: len(examples)} and exported.notes == []
         prompts = done.run.constitution.system_prompt
         assert [(r.message, r.answer, r.system) for r in read(path)] == [
             (e.user, e.assistant, prompts(e.prompt)) for e in examples
@@ -76,17 +76,17 @@ def test_held_out_rows_are_the_test_split(done: Context, tmp_path: Path):
     responses = read_jsonl(done.run.jsonl("responses"), Response)
     held = [r for r in responses if r.split == "heldout"]
     assert held
-    found = dataset.write(done, "alpaca", "responses", tmp_path / "mine")
-    assert found.files == {
+    exported = dataset.write(done, "alpaca", "responses", tmp_path / "mine")
+    assert exported.files == {
         tmp_path / "mine/train.jsonl": len(responses) - len(held),
         tmp_path / "mine/test.jsonl": len(held),
     }
     assert [(r.instruction, r.input, r.answer) for r in read(tmp_path / "mine/test.jsonl")] == [
         (r.instruction, r.input, r.response) for r in held
     ]
-    found = dataset.write(done, "alpaca", "responses", tmp_path / "one.jsonl")
-    assert found.files == {tmp_path / "one.jsonl": len(responses) - len(held)}
-    assert found.notes == [f"rows that are held out from training and not in the file: {len(held)}"]
+    exported = dataset.write(done, "alpaca", "responses", tmp_path / "one.jsonl")
+    assert exported.files == {tmp_path / "one.jsonl": len(responses) - len(held)}
+    assert exported.notes == [f"rows that are held out from training and not in the file: {len(held)}"]
 
 
 @pytest.mark.parametrize(("form", "kind"), [*zip(WITH_ROLES, ["jsonl", "parquet"] * 2, strict=True)])
@@ -97,12 +97,12 @@ def test_datasets_library_loads_every_configuration(
     monkeypatch.setattr(datasets.config, "HF_DATASETS_OFFLINE", True)
     datasets.disable_progress_bars()
     dataset.write(done, form, out=tmp_path / "out", file_type=kind)
-    said = json.loads((tmp_path / "out/export.json").read_text("utf-8"))["configs"]
-    assert list(said) == ["engrave", "verbose_cloning", "responses", "prompts"]
+    configs = json.loads((tmp_path / "out/export.json").read_text("utf-8"))["configs"]
+    assert list(configs) == ["engrave", "verbose_cloning", "responses", "prompts"]
     text = datasets.Value("string")
     names = {"sharegpt": ["conversations"], "messages": ["messages"], "prompt-completion": ["prompt", "completion"]}
     keys = ("from", "value") if form == "sharegpt" else ("role", "content")
-    for name, counts in said.items():
+    for name, counts in configs.items():
         read = datasets.load_dataset(str(tmp_path / "out"), name, cache_dir=str(tmp_path / "cache"))
         assert {split: rows.num_rows for split, rows in read.items()} == counts
         columns = names.get(form, ["instruction", "input", "output", "system"])
@@ -155,17 +155,17 @@ def test_card_describes_the_data_and_is_valid_on_the_hub(done: Context, tmp_path
 def test_prompts_have_no_responses(done: Context, tmp_path: Path, form: str):
     prompts = read_jsonl(done.run.jsonl("prompts"), Prompt)
     dataset.write(done, form, "prompts", tmp_path / "out")
-    found = read(tmp_path / "out/train.jsonl") + read(tmp_path / "out/test.jsonl")
-    assert sorted((r.message, r.answer) for r in found) == sorted((p.message, None) for p in prompts)
+    rows = read(tmp_path / "out/train.jsonl") + read(tmp_path / "out/test.jsonl")
+    assert sorted((r.message, r.answer) for r in rows) == sorted((p.message, None) for p in prompts)
 
 
 def test_exported_pairs_can_start_another_run(done: Context, tmp_path: Path):
     dataset.write(done, "sharegpt", "responses", tmp_path / "pairs.jsonl")
-    made = {"engine.kind": "fake", "align.form": "given", "stages": ["prompts", "align"]}
-    with selfalign.create("quick", tmp_path / "other", settings=made, prompts=tmp_path / "pairs.jsonl") as run:
+    settings = {"engine.kind": "fake", "align.form": "given", "stages": ["prompts", "align"]}
+    with selfalign.create("quick", tmp_path / "other", settings=settings, prompts=tmp_path / "pairs.jsonl") as run:
         run.run_all()
-        given = {(r.message, r.response) for r in run.responses()}
-    assert given and given <= {(r.message, r.answer) for r in read(tmp_path / "pairs.jsonl")}
+        user_rows = {(r.message, r.response) for r in run.responses()}
+    assert user_rows and user_rows <= {(r.message, r.answer) for r in read(tmp_path / "pairs.jsonl")}
 
 
 def test_existing_files_are_kept_without_force(done: Context, tmp_path: Path):
@@ -207,8 +207,8 @@ def test_invalid_options_are_one_line_errors(done: Context, fake_run: Runs, tmp_
             "engrave",
             tmp_path / "a.csv",
         ),
-        "is among the run's own files": ("messages", "engrave", done.run.jsonl("engrave_examples"), True),
-        "--type 'csv': a data set is written as jsonl or parquet": ("messages", "", None, False, "csv"),
+        "is in the run's folder": ("messages", "engrave", done.run.jsonl("engrave_examples"), True),
+        "--type 'csv': a data set can have the type jsonl or parquet": ("messages", "", None, False, "csv"),
         r"does not end in \.parquet, as --type requires": ("messages", "", tmp_path / "a.jsonl", False, "parquet"),
         "the fake engine runs no model: prompt-completion-text needs": ("prompt-completion-text",),
     }.items():
@@ -350,10 +350,10 @@ def test_rows_with_control_tokens_are_skipped(families: dict[str, Family], name:
         assert made.render(f"p{token}", Row("selfalign", f"a {token} b", "", None, "Be kind.")) is None
     alone, answered = (made.render("p", Row("selfalign", "Hello", "", answer, "Be kind.")) for answer in (None, "x"))
     assert alone and answered and alone == {"prompt": answered["prompt"]}
-    said = made.notes()
-    assert said[0].startswith("rows skipped because a trainer would encode them differently")
-    assert f"across turns): {3 * len(known)}, for example u{known[0]}, a{known[0]}, p{known[0]}" in said[0]
-    assert f"eos_token={family.template.end!r}" in said[1] and "max_length" not in said[1]
+    notes = made.notes()
+    assert notes[0].startswith("rows skipped because a trainer would encode them differently")
+    assert f"across turns): {3 * len(known)}, for example u{known[0]}, a{known[0]}, p{known[0]}" in notes[0]
+    assert f"eos_token={family.template.end!r}" in notes[1] and "max_length" not in notes[1]
 
 
 def test_start_token_is_written_only_if_the_tokenizer_lacks_it(families: dict[str, Family]):
@@ -382,10 +382,10 @@ def real(tmp_path: Path, default_constitution: Constitution, model: Model) -> It
 
 @pytest.mark.slow
 def test_real_run_has_terms_and_trainer_notes(real: Context, tmp_path: Path):
-    found = dataset.write(real, "prompt-completion-text", "engrave", tmp_path / "out")
-    assert found.files == {tmp_path / "out/train.jsonl": 3}
-    assert found.notes[0].startswith("rows skipped") and found.notes[0].endswith(": 1, for example 2")
-    assert found.notes[1].startswith("in TRL: eos_token='<eos>', max_length at least 2,")
+    exported = dataset.write(real, "prompt-completion-text", "engrave", tmp_path / "out")
+    assert exported.files == {tmp_path / "out/train.jsonl": 3}
+    assert exported.notes[0].startswith("rows skipped") and exported.notes[0].endswith(": 1, for example 2")
+    assert exported.notes[1].startswith("for TRL: eos_token='<eos>', max_length at least 2,")
     assert "Gemma Terms of Use" in (tmp_path / "out/NOTICE").read_text()
     constitution = real.run.constitution
     first = rows(tmp_path / "out/train.jsonl")[0]

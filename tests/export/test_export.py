@@ -105,11 +105,14 @@ def record(folder: Path) -> dict[str, Any]:
 
 def test_every_form_matches_the_trained_model(exported: dict[str, Path]) -> None:
     for form, folder in exported.items():
-        said = record(folder)
-        found = said["comparison"]
-        assert said["holds"] and found["positions"] == 200 and found["changed"] > 0.1, form
-        assert found["agreement"] >= found["at_least"] and found["distance"] < 0.1 * found["distance_base"], form
-        assert said["chat_template"]["same"] and said["chat_template"]["dialogues"] == 4, form
+        export_record = record(folder)
+        comparison = export_record["comparison"]
+        assert export_record["holds"] and comparison["positions"] == 200 and comparison["changed"] > 0.1, form
+        assert (
+            comparison["agreement"] >= comparison["at_least"]
+            and comparison["distance"] < 0.1 * comparison["distance_base"]
+        ), form
+        assert export_record["chat_template"]["same"] and export_record["chat_template"]["dialogues"] == 4, form
     assert record(exported["adapter"])["comparison"]["largest"] < 1e-5
     assert record(exported["gguf"])["ends"] is True
 
@@ -170,9 +173,9 @@ def test_start_token_is_added_only_if_the_tokenizer_adds_it(tmp_path: Path, star
 # -- faults that must be detected -------------------------------------------------------------------------------------
 
 
-def fails(context: Context, out: Path, form: str, said: str, **more: Any) -> Path:
+def fails(context: Context, out: Path, form: str, message: str, **more: Any) -> Path:
     """The folder under which an export that does not hold was kept."""
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         model_export.export(context, form, out=out, **more)
     assert not out.exists()
     kept = out.with_name(f"{out.name}-{model_export.FAILED_SUFFIX}")
@@ -254,17 +257,17 @@ def test_existing_files_are_kept_without_force(context: Context, tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (("onnx",), r"unknown FORM 'onnx'; use one of adapter, merged"),
         (("merged", "", "q8_0"), "--type 'q8_0': the form merged takes f32, bf16, f16"),
         (("adapter", "", "f16"), "the form adapter takes no type"),
-        (("adapter", "final"), "--model 'final' is not a trained model of this run; it has engraved"),
+        (("adapter", "final"), "--model 'final' is not a trained model of this run; choose from engraved"),
         (("adapter", "base"), "--model 'base' is not a trained model"),
     ],
 )
-def test_invalid_options_are_refused(context: Context, arguments: tuple[str, ...], said: str) -> None:
-    with pytest.raises(UserError, match=said):
+def test_invalid_options_are_refused(context: Context, arguments: tuple[str, ...], message: str) -> None:
+    with pytest.raises(UserError, match=message):
         model_export.export(context, *arguments)
 
 
@@ -342,10 +345,10 @@ def test_real_llama_in_every_form(
     context = trained_run(tmp_path / "run", str(source), default_constitution, config, epochs=8, rate=1e-3)
     for form, kinds in model_export.WEIGHT_TYPES.items():
         for kind in kinds or ("",):
-            said = record(model_export.export(context, form, weight_type=kind))
-            print(said["comparison"]["text"])
-            assert said["holds"] and said["comparison"]["positions"] == 200
-            assert said["comparison"]["changed"] > 0.1
+            export_record = record(model_export.export(context, form, weight_type=kind))
+            print(export_record["comparison"]["text"])
+            assert export_record["holds"] and export_record["comparison"]["positions"] == 200
+            assert export_record["comparison"]["changed"] > 0.1
     monkeypatch.setattr(gguf_adapter, "_PERMUTED", set())
     for form, kind in (("gguf-adapter", ""), ("gguf", "f16")):
         fails(context, tmp_path / form, form, "adapter may be lost or merged wrongly", weight_type=kind)

@@ -120,7 +120,7 @@ def rewritten(source: Path, target: Path, change: Any) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("change", "kind", "said"),
+    ("change", "kind", "message"),
     [
         (lambda w, t: w.add_uint16("split.count", 3), "f16", "several parts"),
         (lambda w, t: t.pop("blk.1.attn_q.weight"), "f16", r"no tensor 'blk\.1\.attn_q\.weight'"),
@@ -128,10 +128,10 @@ def rewritten(source: Path, target: Path, change: Any) -> Path:
     ],
 )
 def test_unsupported_base_is_refused(
-    base: Path, adapter: Path, tmp_path: Path, change: Any, kind: Any, said: str
+    base: Path, adapter: Path, tmp_path: Path, change: Any, kind: Any, message: str
 ) -> None:
     changed = rewritten(next(base.glob("*.gguf")), tmp_path / "base.gguf", change)
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         gguf_model.write(changed, adapter, base, tmp_path / "m.gguf", kind, METADATA)
 
 

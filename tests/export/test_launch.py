@@ -33,9 +33,9 @@ ASSETS = Path(selfalign.__file__).parent / "assets/launch"
 ROOT = Path(__file__).parents[2]
 
 
-def options(**more: Any) -> launch.LaunchOptions:
+def options(**arguments: Any) -> launch.LaunchOptions:
     return launch.LaunchOptions(
-        **{"stage": "engrave", "gpus": 2, "nodes": 1, "strategy": "ddp", "quantize": "none", **more}
+        **{"stage": "engrave", "gpus": 2, "nodes": 1, "strategy": "ddp", "quantize": "none", **arguments}
     )
 
 
@@ -46,12 +46,12 @@ def examples(context: Context) -> None:
 
 
 @pytest.fixture
-def made(tiny_run: Callable[..., Context], tmp_path: Path) -> SimpleNamespace:
+def launch_folder(tiny_run: Callable[..., Context], tmp_path: Path) -> SimpleNamespace:
     """A run whose examples are written, and its launch folder."""
     context = tiny_run("engrave.elsewhere=true", "engrave.batch_size=4")
     examples(context)
-    said = launch.write(context, tmp_path / "folder", options())
-    return SimpleNamespace(context=context, folder=tmp_path / "folder", said=said)
+    messages = launch.write(context, tmp_path / "folder", options())
+    return SimpleNamespace(context=context, folder=tmp_path / "folder", messages=messages)
 
 
 def functions(*names: str) -> dict[str, Callable[..., Any]]:
@@ -65,12 +65,12 @@ def functions(*names: str) -> dict[str, Callable[..., Any]]:
     return {name: space[name] for name in names}
 
 
-def test_files_follow_the_recipe(made: SimpleNamespace):
+def test_files_follow_the_recipe(launch_folder: SimpleNamespace):
     names = {"rows.jsonl", "training.json", "train.py", "accelerate.yaml", "launch.sh", "requirements.txt", "README.md"}
     names |= {"train.slurm", "generate.slurm"}
-    assert {f.name for f in made.folder.iterdir()} == names
-    training = json.loads((made.folder / "training.json").read_text())
-    config = made.context.recipe.training("engrave").model_dump()
+    assert {f.name for f in launch_folder.folder.iterdir()} == names
+    training = json.loads((launch_folder.folder / "training.json").read_text())
+    config = launch_folder.context.recipe.training("engrave").model_dump()
     for key in (
         "rank",
         "alpha",
@@ -83,38 +83,42 @@ def test_files_follow_the_recipe(made: SimpleNamespace):
         "epochs",
     ):
         assert training[key] == config[key], key
-    assert (training["batch_size"], training["seed"], training["stage"]) == (4, made.context.recipe.seed, "engrave")
-    assert training["identity"] == made.context.model.identity
-    launched = yaml.safe_load((made.folder / "accelerate.yaml").read_text())
+    assert (training["batch_size"], training["seed"], training["stage"]) == (
+        4,
+        launch_folder.context.recipe.seed,
+        "engrave",
+    )
+    assert training["identity"] == launch_folder.context.model.identity
+    launched = yaml.safe_load((launch_folder.folder / "accelerate.yaml").read_text())
     assert (launched["num_processes"], launched["distributed_type"]) == (2, "MULTI_GPU")
-    ast.parse((made.folder / "train.py").read_text())
+    ast.parse((launch_folder.folder / "train.py").read_text())
     for shell in ("sh", "bash"):
-        subprocess.run([shell, "-n", str(made.folder / "launch.sh")], check=True, timeout=20)
+        subprocess.run([shell, "-n", str(launch_folder.folder / "launch.sh")], check=True, timeout=20)
     for name in ("README.md", "launch.sh", "train.slurm", "generate.slurm"):
-        text = (made.folder / name).read_text()
+        text = (launch_folder.folder / name).read_text()
         for used in ("$@", "hosts[@]", "steps[@]", "on[@]", "{@:2}", "USR1@"):
             text = text.replace(used, "")
         assert "@" not in text, name
 
 
-def test_folder_has_no_local_path(made: SimpleNamespace, tiny_base: Path):
-    for file in made.folder.iterdir():
+def test_folder_has_no_local_path(launch_folder: SimpleNamespace, tiny_base: Path):
+    for file in launch_folder.folder.iterdir():
         text = file.read_text()
-        assert str(tiny_base) not in text and str(made.context.run.path) not in text, file.name
-    assert any(str(tiny_base) in line for line in made.said)  # the message tells the user what to copy
+        assert str(tiny_base) not in text and str(launch_folder.context.run.path) not in text, file.name
+    assert any(str(tiny_base) in line for line in launch_folder.messages)  # the message tells the user what to copy
 
 
-def test_rows_equal_the_loops_and_have_no_forged_control_tokens(made: SimpleNamespace):
-    lines = [json.loads(line) for line in (made.folder / "rows.jsonl").read_text().splitlines()]
-    rows = adapter_training.rows(made.context, "engrave")
-    assert len(lines) == 13 + len(made.context.run.constitution.identity)
+def test_rows_equal_the_loops_and_have_no_forged_control_tokens(launch_folder: SimpleNamespace):
+    lines = [json.loads(line) for line in (launch_folder.folder / "rows.jsonl").read_text().splitlines()]
+    rows = adapter_training.rows(launch_folder.context, "engrave")
+    assert len(lines) == 13 + len(launch_folder.context.run.constitution.identity)
     assert [(r["input_ids"], [bool(m) for m in r["completion_mask"]]) for r in lines] == [(r.ids, r.mask) for r in rows]
     for row in lines:  # "<eos>" stands in every answer as text
         assert row["input_ids"].count(257) == row["input_ids"].count(256) == 1
         assert (row["input_ids"][0], row["input_ids"][-1]) == (256, 257)
     assert (
         adapter_import.rows_hash(rows)
-        == __import__("hashlib").sha256((made.folder / "rows.jsonl").read_bytes()).hexdigest()
+        == __import__("hashlib").sha256((launch_folder.folder / "rows.jsonl").read_bytes()).hexdigest()
     )
 
 
@@ -145,10 +149,10 @@ def test_learning_rate_equals_the_loops_and_decays_to_zero(steps: int, warmup: i
 
 @given(st.integers(1, 2000), st.integers(1, 64))
 def test_batch_is_divided_evenly(rows: int, processes: int):
-    found = launch.divide(rows, processes)
-    assert found.per_device * found.accumulation * processes == found.size >= rows
-    assert found.size - rows < processes and found.per_device <= 8
-    assert ("rounded up" in found.text()) == (found.size != rows)
+    batch = launch.divide(rows, processes)
+    assert batch.per_device * batch.accumulation * processes == batch.size >= rows
+    assert batch.size - rows < processes and batch.per_device <= 8
+    assert ("rounded up" in batch.text()) == (batch.size != rows)
 
 
 def test_train_script_computes_the_same_weights_hash(tiny_base: Path):
@@ -161,9 +165,9 @@ def test_train_script_computes_the_same_weights_hash(tiny_base: Path):
 def test_strategies_have_their_configuration_and_packages(strategy: str, quantize: str):
     chosen = options(strategy=strategy, quantize=quantize, gpus=8, nodes=2)
     text = launch.fill_in("accelerate.yaml", chosen, launch.divide(16, 16), 1, None)
-    found, packages = yaml.safe_load(text), launch.requirements(chosen)
-    assert (found["num_machines"], found["num_processes"]) == (2, 16)
-    assert ("fsdp_config" in found, "deepspeed_config" in found) == (strategy == "fsdp", strategy == "deepspeed")
+    config, packages = yaml.safe_load(text), launch.requirements(chosen)
+    assert (config["num_machines"], config["num_processes"]) == (2, 16)
+    assert ("fsdp_config" in config, "deepspeed_config" in config) == (strategy == "fsdp", strategy == "deepspeed")
     assert ("deepspeed" in packages, "bitsandbytes" in packages) == (strategy == "deepspeed", quantize == "4bit")
 
 
@@ -173,27 +177,27 @@ def test_required_versions_are_the_tested_ones():
 
 
 def test_invalid_requests_are_one_line_errors(
-    tiny_run: Callable[..., Context], fake_run: Callable[..., Context], made: SimpleNamespace, tmp_path: Path
+    tiny_run: Callable[..., Context], fake_run: Callable[..., Context], launch_folder: SimpleNamespace, tmp_path: Path
 ):
-    with pytest.raises(UserError, match="no weights"):
+    with pytest.raises(UserError, match="fake engine runs no model"):
         launch.write(fake_run(name="fake"), tmp_path / "x", options())
     with pytest.raises(UserError, match=r"3_engrave/examples\.jsonl is missing"):
         launch.write(tiny_run(name="other"), tmp_path / "x", options())
     with pytest.raises(UserError, match="exists"):
-        launch.write(made.context, made.folder, options())
+        launch.write(launch_folder.context, launch_folder.folder, options())
     for key in ("stage", "strategy", "quantize"):
         with pytest.raises(UserError, match=f"--{key} 'x'"):
             options(**{key: "x"})
-    path = made.context.run.jsonl("engrave_examples")
+    path = launch_folder.context.run.jsonl("engrave_examples")
     path.write_text(path.read_text().replace("old.", "old. " * 600, 1))
     with pytest.raises(UserError, match="longer than 2048 tokens"):
-        launch.write(made.context, tmp_path / "x", options())
+        launch.write(launch_folder.context, tmp_path / "x", options())
 
 
-def test_command_writes_the_folder(made: SimpleNamespace, tmp_path: Path):
-    command = [sys.executable, "-m", "selfalign.cli.main", "export", str(made.context.run.path)]
-    more = ["launch", "--out", str(tmp_path / "by"), "--gpus", "3", "--strategy", "fsdp"]
-    done = subprocess.run([*command, *more], capture_output=True, text=True, timeout=120, env=dict(os.environ))
+def test_command_writes_the_folder(launch_folder: SimpleNamespace, tmp_path: Path):
+    command = [sys.executable, "-m", "selfalign.cli.main", "export", str(launch_folder.context.run.path)]
+    arguments = ["launch", "--out", str(tmp_path / "by"), "--gpus", "3", "--strategy", "fsdp"]
+    done = subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=120, env=dict(os.environ))
     assert done.returncode == 0, done.stderr
     assert "rounded up" in done.stdout and (tmp_path / "by/train.py").is_file()
     assert json.loads((tmp_path / "by/training.json").read_text())["batch_size"] == 6
@@ -204,15 +208,17 @@ def test_command_writes_the_folder(made: SimpleNamespace, tmp_path: Path):
 # -- for real, with TRL ----------------------------------------------------------------------------------------------
 
 
-def environment(tmp_path: Path, **more: str) -> dict[str, str]:
+def environment(tmp_path: Path, **arguments: str) -> dict[str, str]:
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     quiet = {"TQDM_DISABLE": "1", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "HF_HOME": str(tmp_path / "hf")}
-    return {**os.environ, "PATH": path, **quiet, "CPU": "1", **more}
+    return {**os.environ, "PATH": path, **quiet, "CPU": "1", **arguments}
 
 
-def train(made: SimpleNamespace, base: Path, out: Path, *arguments: str, **variables: str) -> list[dict[str, float]]:
+def train(
+    launch_folder: SimpleNamespace, base: Path, out: Path, *arguments: str, **variables: str
+) -> list[dict[str, float]]:
     """Run the folder and return its log entries."""
-    command = ["sh", str(made.folder / "launch.sh"), "--base", str(base), "--out", str(out), *arguments]
+    command = ["sh", str(launch_folder.folder / "launch.sh"), "--base", str(base), "--out", str(out), *arguments]
     done = subprocess.run(
         command, capture_output=True, text=True, timeout=300, env=environment(out.parent, **variables)
     )
@@ -228,21 +234,23 @@ def curve(logged: list[dict[str, float]]) -> list[float]:
     return [entry["loss"] for entry in logged]
 
 
-def here(made: SimpleNamespace, base: Path, batch: int) -> list[float]:
+def here(launch_folder: SimpleNamespace, base: Path, batch: int) -> list[float]:
     """Return the losses of our training loop on the same rows."""
-    config = made.context.recipe.training("engrave")
-    adapted = lora.with_new_adapter(lora.load_base(base), config, made.context.recipe.seed)
+    config = launch_folder.context.recipe.training("engrave")
+    adapted = lora.with_new_adapter(lora.load_base(base), config, launch_folder.context.recipe.seed)
     config = config.model_copy(update={"batch_size": batch})
-    return loop.train(adapted, adapter_training.rows(made.context, "engrave"), config, made.context.recipe.seed).losses
+    return loop.train(
+        adapted, adapter_training.rows(launch_folder.context, "engrave"), config, launch_folder.context.recipe.seed
+    ).losses
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_one_and_two_processes_match_the_loop(made: SimpleNamespace, tiny_base: Path, tmp_path: Path):
-    one = train(made, tiny_base, tmp_path / "one", GPUS="1")
-    two = train(made, tiny_base, tmp_path / "two", GPUS="2")
-    ours = here(made, tiny_base, 4)
-    assert len(one) == len(ours) == 2 * -(-(13 + len(made.context.run.constitution.identity)) // 4)
+def test_one_and_two_processes_match_the_loop(launch_folder: SimpleNamespace, tiny_base: Path, tmp_path: Path):
+    one = train(launch_folder, tiny_base, tmp_path / "one", GPUS="1")
+    two = train(launch_folder, tiny_base, tmp_path / "two", GPUS="2")
+    ours = here(launch_folder, tiny_base, 4)
+    assert len(one) == len(ours) == 2 * -(-(13 + len(launch_folder.context.run.constitution.identity)) // 4)
     assert ours[-1] < 0.8 * ours[0]  # otherwise any two curves would match
     print("one process", max(abs(a - b) for a, b in zip(curve(one), ours, strict=True)))
     print("two processes", max(abs(a - b) for a, b in zip(curve(two), curve(one), strict=True)))
@@ -251,39 +259,39 @@ def test_one_and_two_processes_match_the_loop(made: SimpleNamespace, tiny_base: 
     assert curve(two) == pytest.approx(ours, abs=1e-3)
     assert json.loads((tmp_path / "two/adapter/trained.json").read_text())["processes"] == 2
     # Import the result, and continue the run.
-    given = tmp_path / "two/adapter"
-    order.run_stage(made.context, "engrave", again=True, adapter=given)
-    order.run_all(made.context)
-    notes = made.context.journal.counts("engrave").notes
+    adapter = tmp_path / "two/adapter"
+    order.run_stage(launch_folder.context, "engrave", again=True, adapter=adapter)
+    order.run_all(launch_folder.context)
+    notes = launch_folder.context.journal.counts("engrave").notes
     assert (notes["trained"], notes["processes"], notes["steps"]) == ("elsewhere", 2, len(ours))
-    trained = lora.add_adapter(lora.load_base(tiny_base), made.context.run.adapter("engrave"))
-    rows = adapter_training.rows(made.context, "engrave")
+    trained = lora.add_adapter(lora.load_base(tiny_base), launch_folder.context.run.adapter("engrave"))
+    rows = adapter_training.rows(launch_folder.context, "engrave")
     after = [loss for row in forward.token_losses(trained, rows) for loss in row]
     assert sum(after) / len(after) < 0.85 * ours[0]
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_resumed_training_has_the_same_losses(made: SimpleNamespace, tiny_base: Path, tmp_path: Path):
-    whole = train(made, tiny_base, tmp_path / "out", GPUS="2")
+def test_resumed_training_has_the_same_losses(launch_folder: SimpleNamespace, tiny_base: Path, tmp_path: Path):
+    whole = train(launch_folder, tiny_base, tmp_path / "out", GPUS="2")
     for checkpoint in (tmp_path / "out").glob("checkpoint-*"):
         assert (checkpoint / "adapter_model.safetensors").is_file()
     kept = sorted((tmp_path / "out").glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]))
     subprocess.run(["rm", "-r", str(kept[-1]), str(tmp_path / "out/adapter")], check=True)
     refused = subprocess.run(
-        ["sh", str(made.folder / "launch.sh"), "--base", str(tiny_base), "--out", str(tmp_path / "out")],
+        ["sh", str(launch_folder.folder / "launch.sh"), "--base", str(tiny_base), "--out", str(tmp_path / "out")],
         capture_output=True, text=True, timeout=300, env=environment(tmp_path, GPUS="1"),
     )  # fmt: skip
     assert refused.returncode != 0 and "--resume" in refused.stderr
-    again = train(made, tiny_base, tmp_path / "out", "--resume", GPUS="2")
+    again = train(launch_folder, tiny_base, tmp_path / "out", "--resume", GPUS="2")
     assert len(again) == len(whole) and 0 < int(kept[0].name.split("-")[1]) < len(whole)
     assert curve(again) == pytest.approx(curve(whole), abs=1e-5)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_two_nodes_match_the_loop(made: SimpleNamespace, tiny_base: Path, tmp_path: Path):
-    command = ["sh", str(made.folder / "launch.sh"), "--base", str(tiny_base), "--out", str(tmp_path / "out")]
+def test_two_nodes_match_the_loop(launch_folder: SimpleNamespace, tiny_base: Path, tmp_path: Path):
+    command = ["sh", str(launch_folder.folder / "launch.sh"), "--base", str(tiny_base), "--out", str(tmp_path / "out")]
     nodes = [
         subprocess.Popen(
             command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
@@ -294,17 +302,17 @@ def test_two_nodes_match_the_loop(made: SimpleNamespace, tiny_base: Path, tmp_pa
     for node in nodes:
         _, error = node.communicate(timeout=300)
         assert node.returncode == 0, error[-3000:]
-    assert curve(losses(tmp_path / "out")) == pytest.approx(here(made, tiny_base, 4), abs=1e-3)
+    assert curve(losses(tmp_path / "out")) == pytest.approx(here(launch_folder, tiny_base, 4), abs=1e-3)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_other_base_weights_are_refused(made: SimpleNamespace, tiny_base: Path, tmp_path: Path):
+def test_other_base_weights_are_refused(launch_folder: SimpleNamespace, tiny_base: Path, tmp_path: Path):
     other = tmp_path / "other"
     subprocess.run(["cp", "-r", str(tiny_base), str(other)], check=True)
     weights = bytearray((other / "model.safetensors").read_bytes())
     weights[-1] ^= 1
     (other / "model.safetensors").write_bytes(weights)
-    command = ["sh", str(made.folder / "launch.sh"), "--base", str(other), "--out", str(tmp_path / "out")]
+    command = ["sh", str(launch_folder.folder / "launch.sh"), "--base", str(other), "--out", str(tmp_path / "out")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment(tmp_path, GPUS="1"))
     assert done.returncode != 0 and "other weights" in done.stderr

@@ -154,7 +154,7 @@ def test_nothing_is_sent_without_consent(server: FakeHub, adapter: Path, monkeyp
     assert server.requests == []
     dry = push(adapter, "--dry-run")
     assert dry.exit_code == 0 and server.requests == []
-    assert "to the model me/alma (a new one would be private):" in dry.stdout and dry.stdout.endswith(
+    assert "to the model me/alma (created as private if it does not exist):" in dry.stdout and dry.stdout.endswith(
         "nothing was sent\n"
     )
     assert "adapter_model.safetensors" in dry.stdout and "PUBLIC" not in dry.stdout
@@ -168,10 +168,10 @@ def test_nothing_is_sent_without_consent(server: FakeHub, adapter: Path, monkeyp
 def test_public_repository_needs_public_option(server: FakeHub, adapter: Path) -> None:
     assert "PUBLIC: everyone can read it" in push(adapter, "--yes", "--public", to="me/open").stderr
     assert not server.repos["model", "me/open"].private
-    assert "me/open is public: allow that with --public" in error(push(adapter, "--yes", to="me/open"), 1)
+    assert "me/open is public: use --public to push to it" in error(push(adapter, "--yes", to="me/open"), 1)
     assert "no changes" in push(adapter, "--yes", "--public", to="me/open").stderr
     push(adapter, "--yes")
-    assert "private; it stays private" in push(adapter, "--yes", "--public").stderr
+    assert "private; --public does not change that" in push(adapter, "--yes", "--public").stderr
 
 
 def test_foreign_repository_needs_force(server: FakeHub, adapter: Path) -> None:
@@ -179,7 +179,7 @@ def test_foreign_repository_needs_force(server: FakeHub, adapter: Path) -> None:
         repo = server.add("me/mine", **files)
         before = dict(repo.branches["main"])
         done = push(adapter, "--yes", to="me/mine")
-        assert "me/mine holds files that selfalign did not push" in error(done, 1)
+        assert "me/mine has files that selfalign did not push" in error(done, 1)
         assert repo.branches["main"] == before
     done = push(adapter, "--yes", "--force", to="me/mine")
     assert "replaces 1 of its files, keeps 1" in done.stderr
@@ -268,7 +268,7 @@ def test_missing_token_or_network_is_a_one_line_error(
 
     for token, message in (
         ("", "no token for the hub"),
-        ("hf_é", "characters that no token has"),
+        ("hf_é", "contains invalid characters"),
         ("a b", "characters"),
     ):
         monkeypatch.setenv("HF_TOKEN", token)
@@ -293,14 +293,14 @@ def test_missing_token_or_network_is_a_one_line_error(
     ("fault", "kind", "message"),
     [
         (Fault("POST /api/repos/create", 403, message="No rights"), 1, "may not write to me/alma (403: No rights)"),
-        (Fault("POST /api/repos/create", 409), 75, "was changed by someone else in the meantime (409)"),
+        (Fault("POST /api/repos/create", 409), 75, "was changed by someone else during the push (409)"),
         (Fault("GET /api/models/me/alma", 403, message="Blocked"), 1, "may not write to me/alma (403: Blocked)"),
-        (Fault("GET /api/whoami", 429), 75, "limits the rate of requests (429)"),
+        (Fault("GET /api/whoami", 429), 75, "too many requests to the hub (429)"),
         (Fault("GET /api/whoami", 500), 75, "127.0.0.1 failed (500)"),
         (Fault("POST .*/preupload", 500, times=9), 75, "127.0.0.1 failed (500)"),
         (Fault("POST .*/commit", 503), 75, "127.0.0.1 failed (503)"),
         (Fault("POST .*/commit", 400, message="Your push was rejected"), 1, "upload (400: Your push was rejected)"),
-        (Fault("POST .*/preupload", 404), 1, "does not exist, or not for this token (404"),
+        (Fault("POST .*/preupload", 404), 1, "does not exist or is not visible to this token (404"),
         (Fault("PUT /storage", 403, times=9), 1, "may not write to me/alma (403)"),
         (Fault("POST .*/commit", times=9), 75, "cannot be reached"),
     ],
@@ -339,7 +339,7 @@ def test_temporary_faults_are_retried(server: FakeHub, adapter: Path) -> None:
 def test_push_continues_after_a_dropped_connection(server: FakeHub, adapter: Path) -> None:
     oid = file_hash(adapter / "adapter_model.safetensors")
     server.faults = [Fault(f"PUT /storage/{oid}", times=99)]
-    assert "files that arrived are not sent again" in error(push(adapter, "--yes"), 75)
+    assert "files that were uploaded are not sent again" in error(push(adapter, "--yes"), 75)
     assert server.files("me/alma") == {} and len(server.blobs) == 1
     server.faults, server.requests = [], []
     assert push(adapter, "--yes").exit_code == 0
@@ -363,7 +363,7 @@ def test_concurrent_commit_is_not_overwritten(server: FakeHub, adapter: Path) ->
     thread.start()
     done = push(adapter, "--yes")
     thread.join(10)
-    assert "changed by someone else in the meantime (412" in error(done, 75)
+    assert "changed by someone else during the push (412" in error(done, 75)
     assert push(adapter, "--yes").exit_code == 0 and server.files("me/alma")["theirs.txt"] == b"theirs"
 
 

@@ -24,23 +24,23 @@ NODES = ("node-a", "node-b")
 HOSTILE = "a b; touch hurt $(touch hurt) `touch hurt` 'x' \"y\" \\ *"
 FAKE = f"""#!{sys.executable} -S
 import json, os, sys, time
-name, said = os.path.basename(sys.argv[0]), sys.argv[1:]
+name, arguments = os.path.basename(sys.argv[0]), sys.argv[1:]
 keys = ("NODES", "GPUS", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT", "RDZV_BACKEND", "RDZV_CONF", "RAY_AUTH_TOKEN")
 with open(os.environ["CALLS"], "a") as file:
-    file.write(json.dumps([name, said, {{k: os.environ[k] for k in keys if k in os.environ}}]) + "\\n")
+    file.write(json.dumps([name, arguments, {{k: os.environ[k] for k in keys if k in os.environ}}]) + "\\n")
 """
-SCONTROL = FAKE + 'print("node-a\\nnode-b") if said[:2] == ["show", "hostnames"] else None\n'
+SCONTROL = FAKE + 'print("node-a\\nnode-b") if arguments[:2] == ["show", "hostnames"] else None\n'
 SRUN = (
     FAKE
     + """
 import subprocess
-given = dict(word[2:].partition("=")[::2] for word in said if word.startswith("--"))
-while said and said[0].startswith("--"):
-    said.pop(0)
+options = dict(word[2:].partition("=")[::2] for word in arguments if word.startswith("--"))
+while arguments and arguments[0].startswith("--"):
+    arguments.pop(0)
 known = os.environ["SLURM_JOB_NODELIST"].split(",")
-hosts = given.get("nodelist", ",".join(known)).split(",")
-assert int(given["nodes"]) == int(given["ntasks"]) == len(hosts), given
-running = [subprocess.Popen(said, env={**os.environ, "SLURM_NODEID": str(known.index(h))}) for h in hosts]
+hosts = options.get("nodelist", ",".join(known)).split(",")
+assert int(options["nodes"]) == int(options["ntasks"]) == len(hosts), options
+running = [subprocess.Popen(arguments, env={**os.environ, "SLURM_NODEID": str(known.index(h))}) for h in hosts]
 import signal
 signal.signal(signal.SIGTERM, lambda *_: [child.terminate() for child in running])
 sys.exit(max(child.wait() for child in running))
@@ -74,9 +74,9 @@ def job(tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
     for name, text in {**programs, "selfalign": SELFALIGN, "accelerate": FAKE}.items():
         (tools / name).write_text(text)
         (tools / name).chmod(stat.S_IRWXU)
-    wanted = launch.LaunchOptions("engrave", 4, 2, "fsdp", "none")
+    launch_options = launch.LaunchOptions("engrave", 4, 2, "fsdp", "none")
     for name in ("train.slurm", "generate.slurm", "launch.sh", "train.py"):
-        (folder / name).write_text(launch.fill_in(name, wanted, launch.divide(8, 8), 10, None))
+        (folder / name).write_text(launch.fill_in(name, launch_options, launch.divide(8, 8), 10, None))
 
     def start(name: str, *arguments: str, **more: str) -> subprocess.Popen[str]:
         kept = {"PATH": f"{tools}:/usr/bin:/bin", "CALLS": str(tmp_path / "calls"), "POLL": "0.1", "PATIENCE": "40"}
@@ -91,7 +91,7 @@ def job(tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
 
 def calls(tmp_path: Path, name: str) -> list[tuple[list[str], dict[str, str]]]:
     lines = (tmp_path / "calls").read_text().splitlines() if (tmp_path / "calls").exists() else []
-    return [(said, env) for tool, said, env in map(json.loads, lines) if tool == name]
+    return [(arguments, env) for tool, arguments, env in map(json.loads, lines) if tool == name]
 
 
 def ended(process: subprocess.Popen[str], code: int) -> tuple[str, str]:
@@ -107,12 +107,12 @@ def test_training_starts_a_launcher_on_every_node(job: Callable[..., subprocess.
     launched = sorted(calls(tmp_path, "accelerate"), key=lambda call: call[1]["NODE_RANK"])
     assert [env["NODE_RANK"] for _, env in launched] == ["0", "1"]
     assert [env["RDZV_CONF"] for _, env in launched] == ["is_host=1", "is_host=0"]
-    for said, _ in launched:
-        options = dict(zip(said[1::2], said[2::2], strict=False))
+    for arguments, _ in launched:
+        options = dict(zip(arguments[1::2], arguments[2::2], strict=False))
         assert options["--rdzv_backend"] == "c10d" and options["--num_machines"] == "2"
         assert (options["--num_processes"], options["--main_process_ip"]) == ("8", "node-a")
         assert options["--main_process_port"] == str(20000 + 4711)
-        assert said[-4:-2] == ["./train.py", "--resume"] and said[-2:] == ["--base", HOSTILE]
+        assert arguments[-4:-2] == ["./train.py", "--resume"] and arguments[-2:] == ["--base", HOSTILE]
     assert not list(tmp_path.rglob("hurt"))
 
 
@@ -132,11 +132,11 @@ def test_run_starts_after_all_nodes_joined_ray(job: Callable[..., subprocess.Pop
     assert worker[0][:2] == ["start", "--address=10.1.2.3:24711"] and "--block" in worker[0]
     assert head[1]["RAY_AUTH_TOKEN"] == worker[1]["RAY_AUTH_TOKEN"] and len(head[1]["RAY_AUTH_TOKEN"]) == 64
     assert not any("RAY_AUTH" in word or head[1]["RAY_AUTH_TOKEN"] in word for word in head[0] + worker[0])
-    where = [next(w for w in said if w.startswith("--nodelist")) for said, _ in calls(tmp_path, "srun")]
+    where = [next(w for w in arguments if w.startswith("--nodelist")) for arguments, _ in calls(tmp_path, "srun")]
     assert where == ["--nodelist=node-b", "--nodelist=node-a", "--nodelist=node-b"]
-    ((said, env),) = calls(tmp_path, "selfalign")
-    assert said[:6] == ["run", f"{HOSTILE}/recipe.yaml", "--out", HOSTILE, "--set", "seed=$(touch hurt)"]
-    assert said[6:] == ["--set", "executor.kind=ray", "--set", "executor.address=10.1.2.3:24711"]
+    ((arguments, env),) = calls(tmp_path, "selfalign")
+    assert arguments[:6] == ["run", f"{HOSTILE}/recipe.yaml", "--out", HOSTILE, "--set", "seed=$(touch hurt)"]
+    assert arguments[6:] == ["--set", "executor.kind=ray", "--set", "executor.address=10.1.2.3:24711"]
     assert env["RAY_AUTH_TOKEN"] == head[1]["RAY_AUTH_TOKEN"]
     assert not list(tmp_path.rglob("hurt"))
 
@@ -167,8 +167,8 @@ def test_job_drains_and_requeues_before_its_time_limit(
         time.sleep(0.1)
     os.kill(process.pid, number)
     ended(process, 75)
-    asked = [said for said, _ in calls(tmp_path, "scontrol") if said[0] == "requeue"]
-    assert asked == ([["requeue", "4711"]] if requeued else [])
+    requeued = [arguments for arguments, _ in calls(tmp_path, "scontrol") if arguments[0] == "requeue"]
+    assert requeued == ([["requeue", "4711"]] if requeued else [])
 
 
 def test_scripts_pass_bash_and_shellcheck(tmp_path: Path):
@@ -194,8 +194,8 @@ def two_here(tmp_path: Path) -> dict[str, str]:
     for name, text in {"scontrol": scontrol, "srun": SRUN, "selfalign": command}.items():
         (tools / name).write_text(text)
         (tools / name).chmod(stat.S_IRWXU)
-    found = environment(tmp_path, CALLS=str(tmp_path / "calls"), SLURM_JOB_NODELIST=nodes, SLURM_JOB_ID="9")
-    return found | {"PATH": f"{tools}:{found['PATH']}"}
+    variables = environment(tmp_path, CALLS=str(tmp_path / "calls"), SLURM_JOB_NODELIST=nodes, SLURM_JOB_ID="9")
+    return variables | {"PATH": f"{tools}:{variables['PATH']}"}
 
 
 @pytest.mark.slow

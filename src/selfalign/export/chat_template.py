@@ -1,7 +1,7 @@
 """Write the dialogue template as a chat template: in Jinja (transformers, llama.cpp, vLLM) and in Go (Ollama).
 
 Both render exactly what `dialogue.Template.prompt` renders, with the standard system prompt as the default. Texts of
-the template, the constitution and the label are written as string literals, so they cannot become template syntax.
+the template, the constitution and the label are written as string literals and cannot become template syntax.
 """
 
 from __future__ import annotations
@@ -14,29 +14,29 @@ from selfalign.data.prompt_text import BOS, Turn
 from selfalign.model.dialogue import Template
 
 Dialogue = tuple[str, list[Turn]]
-"""A system prompt (empty: the template's default) and turns; the last turn is the user's."""
+"""A system prompt (if empty, the template's default) and turns; the last turn is the user's."""
 
 _JINJA_ESCAPES = {"\\": "\\\\", "'": "\\'", "\n": "\\n", "\r": "\\r", "\t": "\\t"}
-"""Escapes that both Python's Jinja and llama.cpp's support."""
+"""Escapes that both Jinja and llama.cpp support."""
 _GO_PLAIN = re.compile(r"[\w .,;:!?()\[\]<>|/@#$%^&*+=~-]", re.ASCII)
-"""Characters that are written as they are in a Go literal; braces, quotes and all others are escaped."""
+"""Characters that a Go literal contains unescaped; braces, quotes and all others are escaped."""
 _SEPARATOR = "\n\n"
-"""Between the system prompt and the text after it, as in `Template.prompt`."""
+"""The text between the system prompt and the first turn, as in `Template.prompt`."""
 
 
 def jinja(template: Template, system: str, label: str, starts_with_bos: bool) -> str:
     """Return the Jinja template for Hugging Face tokenizers and GGUF metadata.
 
-    A first system message replaces the standard system prompt. The template raises an error for any other role, and
-    for a system message in the middle.
+    A system message at the start replaces the standard system prompt. The template raises an error for a later system
+    message and for any other role.
 
     Args:
         system: the standard system prompt.
         label: the assistant's name, for plain-text turns.
-        starts_with_bos: whether the tokenizer adds its start token (llama.cpp removes a doubled one).
+        starts_with_bos: whether the tokenizer adds a start token; llama.cpp removes a duplicate.
     """
     assistant = _jinja(template.assistant.format(name=label))
-    # Role templates have no system turn: the system prompt begins the first user turn.
+    # Templates with role tokens have no system turn: the system prompt is part of the first user turn.
     lead = "{{- ns.lead }}{%- set ns.lead = '' %}"
     lines = [
         f"{{%- set ns = namespace(lead={_jinja(system)}) %}}",
@@ -63,7 +63,7 @@ def jinja(template: Template, system: str, label: str, starts_with_bos: bool) ->
 
 
 def _jinja(text: str) -> str:
-    """Return the text as a Jinja literal, with braces split so that no parser sees a delimiter."""
+    """Return the text as a Jinja literal. Adjacent braces are split, so no parser can find a delimiter."""
     escaped = "".join(_JINJA_ESCAPES.get(c, c) for c in text)
     return "'" + re.sub(r"(?<=[{}%#])(?=[{}%#])", "' ~ '", escaped) + "'"
 
@@ -98,7 +98,7 @@ def _go(text: str) -> str:
 
 
 def _go_literal(text: str) -> str:
-    """Return the text as a Go literal in ASCII that cannot end the literal or the quotes of a Modelfile."""
+    """Return the text as a Go literal in ASCII, which can end neither the literal nor a quoted value of a Modelfile."""
     return '"' + "".join(c if _GO_PLAIN.fullmatch(c) else _go_escape(c) for c in text) + '"'
 
 
@@ -113,7 +113,7 @@ def text(template: Template, system: str, turns: Sequence[Turn], label: str, bos
 
 
 def render(source: str, messages: list[dict[str, str]], bos: str) -> str:
-    """Render a Jinja chat template in an environment like that of transformers."""
+    """Render a Jinja chat template in the same environment as transformers."""
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
@@ -133,7 +133,7 @@ def messages(dialogue: Dialogue) -> list[dict[str, str]]:
 
 
 def dialogues(constitution: Constitution) -> list[Dialogue]:
-    """Return the dialogues to compare: one turn and several turns, under the standard and another system prompt."""
+    """Return the test dialogues: one turn and several turns, under the standard and another system prompt."""
     first, last = constitution.exemplars[0], constitution.exemplars[-1]
     short = [Turn("user", first.user.strip())]
     long = [*short, Turn("assistant", first.answer.strip()), Turn("user", last.user.strip())]

@@ -1,9 +1,9 @@
-"""Compare an export that was loaded back with the trained model, at 200 positions.
+"""Compare an export, loaded back, with the trained model at 200 positions.
 
-The limits depend on the form. A float32 model in torch must be the same up to rounding. If weights or activations are
-rounded, the loss of the base in the same form sets the limit: the export may agree with the trained model at most 4
-points less than the base in that form agrees with itself. It must also be closer to the trained model than to the
-base, which a file with a lost or wrongly merged adapter is not.
+The limits depend on the form. In float32, the export must equal the trained model up to rounding. If weights or
+activations are rounded, the limits follow from how much the same form changes the base: the export's agreement with the
+trained model may be at most 4 points lower than the agreement of the base in that form with the base. The export must
+also be closer to the trained model than to the base, which detects a lost or wrongly merged adapter.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ import torch
 from selfalign.generation.parity import agreement
 
 _EXACT_DIFFERENCE = 0.01
-"""Largest difference of a log-probability in float32: W + BA is rounded once more than Wx + B(Ax)."""
+"""Largest difference of a log-probability in float32, because W + BA is rounded once more than Wx + B(Ax)."""
 _EXACT_AGREEMENT = 0.99
-"""That rounding may flip one or two near ties of 200."""
+"""Lowest agreement in float32: that rounding may flip one or two near-ties among 200 positions."""
 _LESS_AGREEMENT = 0.04
-"""Two standard errors of the difference of two fractions near 95 % at 200 positions; the distance is sharper."""
+"""Allowed loss of agreement: two standard errors of the difference of two fractions near 95 % at 200 positions."""
 _MAX_DISTANCE_RATIO = 0.5
-"""Limit of the distance to the trained model, as a fraction of the distance to the base."""
+"""Largest distance from the trained model, as a fraction of the distance from the base."""
 _NOISE = 1.5
-"""A second limit: this many times the distance of the base in the same form from the base,"""
+"""Largest distance from the trained model, as a multiple of the distance of the base in this form from the base."""
 _ROUNDING = 0.01
-"""plus these nats, for one more rounding."""
+"""Nats added to that limit, for one more rounding."""
 _DEFAULT_AGREEMENT = 0.9
-"""Required if the base has no GGUF to measure the loss of the form."""
+"""Lowest agreement if the base has no GGUF to compare with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +42,10 @@ class Reading:
         return 1 - agreement(_top_tokens(self.trained), _top_tokens(self.base))
 
     def distances(self, tops: list[int], logprobs: list[float]) -> tuple[float, float]:
-        """Return the mean differences of these tokens' log-probabilities from the trained model and from the base.
+        """Return the mean differences of the tokens' log-probabilities from the trained model's and from the base's.
 
         Args:
-            logprobs: nan where llama.cpp's server reports none, as for a part of a character.
+            logprobs: nan if unknown, because llama.cpp's server does not report it for a part of a character.
         """
         index, values = torch.tensor(tops)[:, None], torch.tensor(logprobs)
         known = ~values.isnan()
@@ -58,7 +58,7 @@ class Reading:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """How well an export matches the trained model; its fields are keys of export.json."""
+    """How well an export matches the trained model. The fields are keys in export.json."""
 
     loaded_with: str
     positions: int
@@ -66,7 +66,7 @@ class Comparison:
     """Fraction of positions with the same most likely token as the trained model."""
     at_least: float
     agreement_base: float | None
-    """The same for the base in this form against the base; None if not measured."""
+    """The same fraction for the base in this form and the base; None if not measured."""
     changed: float
     """Fraction of positions at which training changed the most likely token."""
     distance: float
@@ -75,9 +75,9 @@ class Comparison:
     distance_base: float
     """The same difference from the base."""
     own_distance: float | None
-    """The same difference between the base in this form and the base; None if not measured."""
+    """The same difference of the base in this form from the base; None if not measured."""
     largest: float | None
-    """Largest difference of any token's log-probability; None if only the most likely one is known."""
+    """Largest difference of any token's log-probability; None if only that of the most likely token is known."""
     faults: tuple[str, ...]
     """The limits that are not met."""
 
@@ -100,7 +100,7 @@ class Comparison:
 
 
 def exact(reading: Reading, logprobs: torch.Tensor, loaded_with: str) -> Comparison:
-    """Compare an export that should compute the same as the trained model, in float32."""
+    """Compare an export in float32, which should compute the same as the trained model."""
     tops = _top_tokens(logprobs)
     same = agreement(_top_tokens(reading.trained), tops)
     largest = float((logprobs - reading.trained).abs().max())
@@ -129,7 +129,7 @@ def rounded(
     Args:
         tops: the export's most likely token at each position.
         logprobs: their log-probabilities; nan if unknown.
-        base: the same of the base in this form; None if there is no such base.
+        base: the same two lists for the base in this form; None if there is no such base.
     """
     same = agreement(_top_tokens(reading.trained), tops)
     distance, distance_base = reading.distances(tops, logprobs)

@@ -1,10 +1,11 @@
 """Export a run's rows as a data set for other programs, with a card.
 
-{3_engrave,4_verbose_clone}/examples.jsonl, 2_self_align/responses.jsonl and 1_prompts/prompts.jsonl -> a folder with
-the splits train and, if rows are held out from training, test; README.md, constitution.yaml, NOTICE, export.json
+It reads {3_engrave,4_verbose_clone}/examples.jsonl, 2_self_align/responses.jsonl and 1_prompts/prompts.jsonl. It writes
+a folder with the split train, the split test if rows are held out from training, and README.md, constitution.yaml,
+NOTICE and export.json.
 
-Each row has the system prompt of its training text. In the format prompt-completion-text, the rows are that text
-itself; rows that another trainer would encode to different tokens are skipped.
+Each row has the system prompt of its training text. In the format prompt-completion-text, the rows are the training
+text itself, and rows that another trainer would encode to different tokens are skipped.
 """
 
 from __future__ import annotations
@@ -33,24 +34,24 @@ STAGES = {
     "responses": "responses",
     "prompts": "prompts",
 }
-"""What can be exported -> the run's file. engrave and verbose_cloning are the training pairs."""
+"""Rows that can be exported -> their file in the run. engrave and verbose_cloning are the training pairs."""
 
 _SPLITS = {"train": "train", "heldout": "test"}
 """Split of a row -> name of its file."""
 _UNSUPPORTED_SUFFIXES = (".json", ".csv", ".tsv", ".txt")
 
 Renderer = Callable[[str, Row], dict[str, Any] | None]
-"""(id, row) -> the row as it is written; None skips it."""
+"""Function (id, row) -> the row to write; None skips it."""
 
 
 @dataclass(slots=True)
-class Exported:
+class DatasetExport:
     """The files of an exported data set."""
 
     files: dict[Path, int] = field(default_factory=dict)
     """File -> rows."""
     notes: list[str] = field(default_factory=list)
-    """For the user: rows that are not in the files, and settings for a trainer."""
+    """Messages for the user: rows that are not in the files, and settings for a trainer."""
 
 
 def write(
@@ -60,19 +61,19 @@ def write(
     out: Path | None = None,
     force: bool = False,
     file_type: str = "",
-) -> Exported:
-    """Write the rows in that format, with a card and the licence terms of the base model.
+) -> DatasetExport:
+    """Write the run's rows in a format, with a card and the licence terms of the base model.
 
     Args:
         row_format: one of `formats.OUTPUT_FORMATS`.
-        stage: one of `STAGES`. If empty, all that have run, each as a configuration of one data set (in a single
-            file: engrave).
-        out: a folder, or a file (.jsonl, .parquet) for the training rows only; RUN/export/... if None.
-        force: replace an export, or overwrite a file, that is already there.
+        stage: one of `STAGES`. If empty, each stage that has run becomes a configuration of the data set; a single
+            file gets the rows of engrave.
+        out: a folder, or a file (.jsonl, .parquet) for the training rows only; by default, RUN/export/....
+        force: replace an existing export, or overwrite an existing file.
         file_type: jsonl or parquet; by default the suffix of `out`, else jsonl.
 
     Raises:
-        UserError: an unknown format, stage or type, a stage that has not run, or a target that exists.
+        UserError: the format, stage or type is unknown, the stage has not run, or the target exists.
     """
     if row_format not in OUTPUT_FORMATS:
         raise UserError(f"unknown --format {row_format!r}; use one of {', '.join(OUTPUT_FORMATS)}")
@@ -94,12 +95,12 @@ def write(
 
 
 def standard_folder(context: Context, row_format: str, stage: str = "") -> Path:
-    """Return the folder in the run that such an export has by default."""
+    """Return the default folder of such an export, which is in the run."""
     return context.run.export("-".join(filter(None, ("dataset", stage, row_format))))
 
 
 def stages(context: Context, stage: str = "") -> list[str]:
-    """Return that stage, or all that have run. Raises UserError if there are no rows."""
+    """Return the given stage, or all that have run. Raises UserError if there are no rows."""
     names = [stage] if stage else [name for name in STAGES if context.run.jsonl(STAGES[name]).exists()]
     for name in names or ["prompts"]:
         _source(context, name)
@@ -112,7 +113,7 @@ def _source(context: Context, stage: str) -> Path:
     return path
 
 
-def _write_file(context: Context, row_format: str, stage: str, out: Path, force: bool, file_type: str) -> Exported:
+def _write_file(context: Context, row_format: str, stage: str, out: Path, force: bool, file_type: str) -> DatasetExport:
     """Write the training rows of one stage to a single file."""
     suffix = out.suffix.removeprefix(".")
     if file_type and file_type != suffix:
@@ -121,7 +122,7 @@ def _write_file(context: Context, row_format: str, stage: str, out: Path, force:
         raise UserError(f"{out} exists: --force overwrites it, or choose another --out")
     row_files.check_file_type(suffix)
     source = _source(context, stage)
-    exported, render, notes = Exported(), *_renderer(context, row_format)
+    exported, render, notes = DatasetExport(), *_renderer(context, row_format)
     rows = _rendered(context, stage, "train", render)
     if (first := next(rows, None)) is not None:
         with atomic.new_file(out) as file:
@@ -135,9 +136,9 @@ def _write_file(context: Context, row_format: str, stage: str, out: Path, force:
     return exported
 
 
-def _write_folder(context: Context, row_format: str, names: list[str], target: Path, file_type: str) -> Exported:
+def _write_folder(context: Context, row_format: str, names: list[str], target: Path, file_type: str) -> DatasetExport:
     """Write the data set: the rows of each stage as a configuration, then card, constitution, notice and record."""
-    exported, configs, (render, notes) = Exported(), [], _renderer(context, row_format)
+    exported, configs, (render, notes) = DatasetExport(), [], _renderer(context, row_format)
     with atomic.new_folder(target) as folder:
         for stage in names:
             config = Config(stage)
@@ -166,7 +167,7 @@ def _write_folder(context: Context, row_format: str, names: list[str], target: P
     return exported
 
 
-def _check_not_empty(exported: Exported, source: Path) -> None:
+def _check_not_empty(exported: DatasetExport, source: Path) -> None:
     if not exported.files:
         why = f": {exported.notes[0]}" if exported.notes else ""
         raise UserError(f"{source} has no row that can be written{why}")
@@ -178,7 +179,7 @@ def _rendered(context: Context, stage: str, split: str, render: Renderer) -> Ite
 
 
 def _rows(context: Context, stage: str, split: str) -> Iterator[tuple[str, Row]]:
-    """Yield the id and the row of each record of that split in the stage's file, without repetitions."""
+    """Yield the id and the row of each record of a split in the stage's file, without duplicates."""
     system_prompt, seen = context.run.constitution.system_prompt, set()
     path, heldout_ids = context.run.jsonl(STAGES[stage]), set()
     if stage in ADAPTER_STAGES and (fraction := context.recipe.engrave.validation):
@@ -203,7 +204,7 @@ def _records(path: Path, stage: str) -> Iterator[Example] | Iterator[Response] |
 
 
 def _renderer(context: Context, row_format: str) -> tuple[Renderer, Callable[[], list[str]]]:
-    """Return the function that renders a row, and one that returns its notes when all rows are rendered."""
+    """Return a function that renders a row, and one that returns the notes after the last row."""
     if row_format != "prompt-completion-text":
         known: OutputFormat = next(f for f in OUTPUT_FORMATS if f == row_format)
         return lambda row_id, row: formats.format_row(row, known), list

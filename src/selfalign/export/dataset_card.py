@@ -1,4 +1,4 @@
-"""Write the card of a data set: the YAML that the hub and `datasets` read, and a description of the rows."""
+"""Write the card of a data set: YAML for the hub and `datasets`, and a description of the rows."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def card(context: Context, configs: list[Config], row_format: str, notes: list[s
 
     Args:
         row_format: one of `formats.OUTPUT_FORMATS`.
-        notes: skipped rows, and settings for a trainer.
+        notes: notes on skipped rows, and on settings for a trainer.
     """
     constitution, facts = context.run.constitution, model_card.run_facts(context)
     base = model_card.escaped(context.model.hub_id or context.model.name)
@@ -44,7 +44,7 @@ def card(context: Context, configs: list[Config], row_format: str, notes: list[s
             _front_matter(context, configs),
             f"# {label}: data of a SELF-ALIGN run of {base}\n",
             f"{facts.authors} The texts can be wrong, and red-team prompts ask for harmful content on purpose "
-            "(SELF-ALIGN, arXiv 2305.03047). No person has read all of them.\n",
+            "(SELF-ALIGN, arXiv 2305.03047). They have not all been reviewed by a person.\n",
             _rows_section(configs, row_format),
             f'## Loading\n\n```python\nfrom datasets import load_dataset\n\nrows = load_dataset(".", '
             f'"{configs[0].name}")  # or the id on the hub\n```\n',
@@ -95,7 +95,7 @@ def _rows_section(configs: list[Config], row_format: str) -> str:
         names = ", ".join(f"`{name}`" for name in row_files.columns(row_format, has_responses))
         lines.append(f"| `{config.name}` | {' | '.join(counts)} | {DESCRIPTIONS[config.name]} | {names} |")
         trl_types.add(row_files.trl_type(row_format, has_responses))
-    in_trl = f" TRL's names for it: {', '.join(sorted(trl_types - {''}))}." if trl_types - {""} else ""
+    in_trl = f" TRL calls it {', '.join(sorted(trl_types - {''}))}." if trl_types - {""} else ""
     table = "\n".join(lines)
     return (
         f"## Rows\n\n{table}\n\nThe row format is `{row_format}`.{in_trl} The split `test` has the rows that were held "

@@ -1,12 +1,13 @@
-"""Write the base's GGUF with the adapter's weights added, with tokenizer and chat template inside.
+"""Write a GGUF of the base with the adapter added to its weights, and with tokenizer and chat template inside.
 
 Each tensor is read, converted to float32 in chunks of rows, increased by the adapter's alpha / rank * B @ A, and
 written in the requested type. Peak memory: the adapter, the largest tensor in its new type (usually the embeddings),
-one chunk and the vocabulary. The base is memory-mapped.
+one chunk, and the vocabulary. The base is memory-mapped.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,7 @@ _DROPPED = (
     "GGUF.", "split.", "quantize.imatrix.", "tokenizer.chat_template", "general.architecture", "general.alignment",
     "general.file_type", "general.quantization_version", "general.name", "general.license.name", "general.finetune",
 )  # fmt: skip
-"""Metadata of the base that is replaced or no longer true."""
+"""Prefixes of the base's metadata that are replaced or no longer true."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +45,9 @@ def write(
     """Write the GGUF `base` plus the PEFT adapter in the folder `adapter` to `target`.
 
     Args:
-        adapter: None rewrites the base alone.
-        folder: the base as transformers loads it (for the names and the row order of the adapter's tensors).
-        weight_type: type of the weight matrices; tensors of one dimension stay float32.
+        adapter: None rewrites the base without an adapter.
+        folder: the base's folder for transformers, which determines the names and row order of the adapter's tensors.
+        weight_type: the type of the weight matrices; one-dimensional tensors stay float32.
 
     Raises:
         UserError: the base is split, has another byte order or an unsupported type, or lacks a tensor that the adapter
@@ -56,9 +57,11 @@ def write(
 
     reader = gguf.GGUFReader(str(base))
     if reader.endianess != gguf.GGUFEndian.LITTLE:
-        raise UserError(f"{base} has another byte order than this machine: convert it with llama.cpp first")
+        raise UserError(f"{base} has a different byte order from this machine: convert it with llama.cpp first")
     if (split := reader.fields.get("split.count")) is not None and split.contents() > 1:
-        raise UserError(f"{base} is one of several parts: join them with llama.cpp's llama-gguf-split --merge first")
+        raise UserError(
+            f"{base} is one of several parts of a model: join them with llama.cpp's llama-gguf-split --merge first"
+        )
     deltas = _Deltas(adapter, folder)
     if missing := deltas.names - {t.name for t in reader.tensors}:
         raise UserError(f"{base} has no tensor {sorted(missing)[0]!r}, which the adapter changes")
@@ -83,7 +86,7 @@ def write(
 
 
 class _Deltas:
-    """The adapter's additions to the tensors of the base."""
+    """The terms that the adapter adds to the tensors of the base."""
 
     def __init__(self, adapter: Path | None, folder: Path) -> None:
         alpha, rank = gguf_adapter.scale(adapter) if adapter else (0.0, 1)
@@ -92,7 +95,7 @@ class _Deltas:
         self.names = {name.removesuffix(".lora_a").removesuffix(".lora_b") for name in self._tensors}
 
     def of(self, name: str) -> Callable[[int, int], Any] | None:
-        """Return a function (first row, end row) -> addition to these rows; None for a tensor without one."""
+        """Return a function (first row, end row) -> terms to add to these rows; None if the tensor does not change."""
         if name not in self.names:
             return None
         a, b = self._tensors[f"{name}.lora_a"], self._tensors[f"{name}.lora_b"]
@@ -117,7 +120,7 @@ def _write_metadata(reader: Any, writer: Any, weight_type: WeightType, metadata:
     writer.add_chat_template(metadata.chat_template)
     ends = reader.fields.get(gguf.Keys.Tokenizer.EOS_ID)
     if ends is None or int(ends.contents()) != metadata.end:
-        # The base's end token still ends a turn.
+        # The end token of the base still ends a turn.
         if ends is not None and gguf.Keys.Tokenizer.EOT_ID not in reader.fields:
             writer.add_eot_token_id(int(ends.contents()))
         writer.kv_data[0].pop(gguf.Keys.Tokenizer.EOS_ID, None)
@@ -125,7 +128,7 @@ def _write_metadata(reader: Any, writer: Any, weight_type: WeightType, metadata:
 
 
 def _keeps_float32(reader: Any) -> bool:
-    """Return whether float32 matrices are so on purpose, which they are if the embeddings are not float32."""
+    """Return whether float32 matrices stay float32: only if the embeddings have another type, so it is deliberate."""
     import gguf
 
     float32 = gguf.GGMLQuantizationType.F32
@@ -143,20 +146,18 @@ def _new_type(tensor: Any, weight_type: WeightType, keeps_float32: bool) -> Any:
 
 
 def _stored(shape: list[int], ggml_type: Any) -> tuple[Any, int]:
-    """Return the numpy type and the bytes of a tensor of this shape."""
+    """Return the numpy type and the size in bytes of a tensor of this shape."""
     import gguf
     import numpy as np
 
     block, size = gguf.GGML_QUANT_SIZES[ggml_type]
-    number = 1
-    for n in shape:
-        number *= n
-    # `add_tensor_info` reads the shape in elements for these types, and in bytes for uint8 only.
-    return (np.dtype(np.float32 if ggml_type == gguf.GGMLQuantizationType.F32 else np.float16), number // block * size)
+    # For these types `add_tensor_info` takes the shape in elements; only for uint8 it takes bytes.
+    dtype = np.dtype(np.float32 if ggml_type == gguf.GGMLQuantizationType.F32 else np.float16)
+    return dtype, math.prod(shape) // block * size
 
 
 def _converted(tensor: Any, ggml_type: Any, delta: Callable[[int, int], Any] | None, base: Path) -> Any:
-    """Return the tensor in its new type, with the adapter's addition."""
+    """Return the tensor in its new type, with the adapter's terms added."""
     import gguf
     import numpy as np
 
@@ -170,9 +171,7 @@ def _converted(tensor: Any, ggml_type: Any, delta: Callable[[int, int], Any] | N
         try:
             part = gguf.quants.dequantize(rows[first:end], tensor.tensor_type)
         except (NotImplementedError, KeyError):
-            raise UserError(
-                f"{base} holds weights of the type {tensor.tensor_type.name}, which are not supported"
-            ) from None
+            raise UserError(f"{base} has weights of the unsupported type {tensor.tensor_type.name}") from None
         if delta is not None:
             part = part + delta(first, end)
         with np.errstate(over="ignore"):

@@ -21,10 +21,10 @@ from selfalign.system.console import plain
 
 _NAME = re.compile(r"\w(?:[\w.-]*\w)?/(?=.{1,96}$)\w(?:[\w.-]*\w)?", re.ASCII)
 _TIMEOUTS = (15, 300, 300, 15)
-"""Seconds to connect, read, write, and wait for a connection; the library has no limits by default."""
+"""Seconds to connect, to read, to write, and to wait for a connection. The library's default is no limit."""
 CREATED_BY_HUB = {".gitattributes"}
-"""Files of a new, empty repository."""
-_RETRY = "run the same command again; files that arrived are not sent again"
+"""Files that a new repository contains."""
+_RETRY = "run the same command again; files that were uploaded are not sent again"
 TAG = "self-align"
 """The tag on the cards of all exports."""
 
@@ -37,9 +37,9 @@ class Repository:
     private: bool = True
     files: tuple[str, ...] = ()
     commit: str | None = None
-    """Head of the branch to write to; None if there is no such branch."""
+    """The head of the branch to write to; None if the branch does not exist."""
     from_selfalign: bool = False
-    """Whether it is empty or holds an earlier push."""
+    """Whether it is empty or contains an earlier push."""
 
 
 def check_name(repo: str) -> None:
@@ -47,7 +47,7 @@ def check_name(repo: str) -> None:
     if not _NAME.fullmatch(repo) or "--" in repo or ".." in repo or repo.endswith(".git"):
         raise UserError(
             f"--to {plain(repo)[:120]!r} is not a repository name: use OWNER/NAME with letters, digits and - _ . (not "
-            "at an end, no -- or ..), NAME of at most 96 characters"
+            "at the start or the end, and no -- or ..); NAME has at most 96 characters"
         )
 
 
@@ -74,7 +74,7 @@ class Hub:
         revision: the branch to write to; main if None.
 
     Raises:
-        UserError: the library or a token is missing, or the hub is switched off.
+        UserError: the library or a token is missing, or HF_HUB_OFFLINE is set.
     """
 
     def __init__(self, repo: str, repo_type: str, revision: str | None) -> None:
@@ -84,7 +84,7 @@ class Hub:
         except ImportError:
             raise UserError("a push needs huggingface_hub: pip install 'selfalign[hub]'") from None
         if constants.HF_HUB_OFFLINE:
-            raise UserError("HF_HUB_OFFLINE is set: unset it for this command to push")
+            raise UserError("HF_HUB_OFFLINE is set: unset it to push")
         self.repo = repo
         self._target = {"repo_id": repo, "repo_type": repo_type}
         self._branch = revision if revision != "main" else None
@@ -93,9 +93,9 @@ class Hub:
         with self._explained():
             self._token = get_token() or ""
         if not self._token:
-            raise UserError("no token for the hub: use `hf auth login`, or set HF_TOKEN (never as an argument)")
+            raise UserError("no token for the hub: run `hf auth login`, or set HF_TOKEN")
         if not re.fullmatch(r"[\x21-\x7e]+", self._token):
-            raise UserError("the token for the hub has characters that no token has: set HF_TOKEN to the token only")
+            raise UserError("the token for the hub contains invalid characters: set HF_TOKEN to the token only")
         self._api: Any = HfApi(endpoint=constants.ENDPOINT, token=self._token, library_name="selfalign")
         self.url = f"{constants.ENDPOINT}/{'datasets/' if repo_type == 'dataset' else ''}{repo}"
 
@@ -109,11 +109,11 @@ class Hub:
         with self._explained():
             user = self._api.whoami()
         if ((user.get("auth") or {}).get("accessToken") or {}).get("role") == "read":
-            raise UserError("the token for the hub is read-only: create one with the role write in its settings")
+            raise UserError("the token for the hub is read-only: create one with the role write in the hub's settings")
         return plain(str(user.get("name", "")))
 
     def repository(self) -> Repository:
-        """Return the state of the repository. Raises as `user`."""
+        """Return the state of the repository. Raises the errors of `user`."""
         from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
         with self._explained():
@@ -158,14 +158,14 @@ class Hub:
     # -- errors --------------------------------------------------------------------------------------------------
 
     def _clean(self, text: object) -> str:
-        """Return the text on one line without the token, passwords and query strings of addresses."""
+        """Return the text on one line, without the token and without passwords and query strings in addresses."""
         line = " ".join(plain(str(text)).split())
         line = line.replace(self._token, "(token)") if self._token else line
         return re.sub(r"\s*\(Request ID: [^)]*\)|(?<=//)[^/\s@]+@|(?<=\S)\?[^\s'\"]*", "", line)[:300]
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
-        """Turn errors of the hub, the network and the library into errors of one line."""
+        """Turn errors of the hub, the network and the library into one-line errors."""
         from huggingface_hub.utils import get_session
 
         try:
@@ -179,7 +179,7 @@ class Hub:
             raise explained from None
 
     def _explain(self, error: BaseException) -> SelfAlignError | None:
-        """Return the error to raise instead, or None if this one is a bug."""
+        """Return the error to raise instead; None for an unexpected error."""
         from huggingface_hub.errors import HfHubHTTPError, HTTPError
 
         causes = [error]
@@ -199,7 +199,7 @@ class Hub:
             return Resumable(f"the hub at {self._host} cannot be reached ({self._clean(causes[-1])}): {_RETRY}")
         if isinstance(error, RuntimeError):  # raised by hf_xet
             return Resumable(f"the upload to {self._host} failed ({self._clean(error)}): {_RETRY}")
-        if isinstance(error, ValueError):  # invalid metadata of the card, or an answer that is not from a hub
+        if isinstance(error, ValueError):  # invalid metadata on the card, or a response that does not come from a hub
             return UserError(f"the hub at {self._host} rejects the upload: {self._clean(error)}")
         return None
 
@@ -207,20 +207,20 @@ class Hub:
         why = f" ({status}: {self._clean(message)})" if message else f" ({status})"
         owner = self.repo.partition("/")[0]
         if status == 401:
-            return UserError(f"the hub rejects the token{why}: use `hf auth login`, or set HF_TOKEN")
+            return UserError(f"the hub rejects the token{why}: run `hf auth login`, or set HF_TOKEN")
         if status == 403:
             return UserError(
                 f"the token may not write to {self.repo}{why}: it needs the role write, and {owner} must be you or an "
-                "organisation of yours"
+                "organisation that you belong to"
             )
         if status == 404:
             return UserError(
-                f"{self.repo} does not exist, or not for this token{why}: check OWNER, NAME and --revision"
+                f"{self.repo} does not exist or is not visible to this token{why}: check OWNER, NAME and --revision"
             )
         if status in (409, 412):
-            return Resumable(f"{self.repo} was changed by someone else in the meantime{why}: run the command again")
+            return Resumable(f"{self.repo} was changed by someone else during the push{why}: run the command again")
         if status == 429:
-            return Resumable(f"the hub limits the rate of requests{why}: in some minutes, {_RETRY}")
+            return Resumable(f"too many requests to the hub{why}: wait a few minutes and {_RETRY}")
         if status >= 500:
             return Resumable(f"the hub at {self._host} failed{why}: {_RETRY}")
         return UserError(f"the hub at {self._host} refuses the upload{why}")

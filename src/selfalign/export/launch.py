@@ -1,6 +1,6 @@
-"""Write a folder that trains a stage on many GPUs with TRL and accelerate, on the same rows and settings.
+"""Write a folder that trains a stage on many GPUs with TRL and accelerate, with the run's rows and settings.
 
-The rows are encoded here with the run's template, so the folder trains on exactly the tokens and the mask of
+The rows are encoded here with the run's template, so the folder trains on exactly the tokens and the loss mask of
 `training/`. `train.py` is copied unchanged from `assets/launch/`. The folder contains no path or name of this machine.
 """
 
@@ -22,9 +22,9 @@ from selfalign.training import adapter_import, preflight
 
 STRATEGIES, QUANTIZATIONS = ("ddp", "fsdp", "deepspeed"), ("none", "4bit")
 _MAX_PER_DEVICE = 8
-"""Rows that one process computes at a time, at most."""
+"""Maximum rows that one process computes at a time."""
 _CHECKPOINTS = 10
-"""Checkpoints in a whole training."""
+"""Checkpoints in a training."""
 VERSIONS = {
     "accelerate": "1.15.0",
     "datasets": "5.2.0",
@@ -33,7 +33,7 @@ VERSIONS = {
     "transformers": "5.23.0",
     "trl": "1.16.0",
 }
-"""The versions that the tests run the folder with."""
+"""The versions with which the folder is tested."""
 _EXTRA = {"4bit": "bitsandbytes>=0.46", "deepspeed": "deepspeed>=0.17"}
 _SETTINGS = (
     "rank", "alpha", "dropout", "targets", "learning_rate", "schedule", "warmup_steps", "max_grad_norm", "epochs",
@@ -47,7 +47,7 @@ class LaunchOptions:
     """The options of a launch folder.
 
     Raises:
-        UserError: an option has an unknown value.
+        UserError: an option has an invalid value.
     """
 
     stage: str
@@ -66,14 +66,14 @@ class LaunchOptions:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """How the rows of an optimiser step are divided among processes."""
+    """The division of an optimiser step's rows among the processes."""
 
     recipe_size: int
-    """Rows of a step in the recipe."""
+    """Rows per step in the recipe."""
     size: int
-    """Rows of a step here: the recipe's, rounded up to a multiple of the processes."""
+    """Rows per step in the folder: the recipe's, rounded up to a multiple of the processes."""
     per_device: int
-    """Rows that a process computes at a time."""
+    """Rows that each process computes at a time."""
     accumulation: int
     """Gradient accumulation steps."""
     processes: int
@@ -103,7 +103,7 @@ def write(context: Context, out: Path, options: LaunchOptions) -> list[str]:
     """Write the folder `out` and return messages for the user.
 
     Raises:
-        UserError: the stage has no examples yet, they cannot be trained on, or `out` exists.
+        UserError: the stage has no examples yet, its examples fail the checks before training, or `out` exists.
     """
     context.model.check_weights("there is nothing to train")
     if out.exists():
@@ -111,7 +111,7 @@ def write(context: Context, out: Path, options: LaunchOptions) -> list[str]:
     rows = _rows(context, options.stage)
     config, model = context.recipe.training(options.stage), context.model
     batch = divide(config.batch_size, options.gpus * options.nodes)
-    # A hub id means the same on other machines; a path does not.
+    # A hub id is valid on other machines; a path is not.
     hub_id = (
         model.source if re.fullmatch(r"[\w.-]+/[\w.-]+", model.source) and not Path(model.source).exists() else None
     )
@@ -143,13 +143,13 @@ def write(context: Context, out: Path, options: LaunchOptions) -> list[str]:
     messages = [f"{out}: {len(rows):,} rows, {steps:,} steps, {about}", batch.text()]
     if hub_id is None:
         messages.append(f"copy the base model {model.folder()} to {out.name}/base before training")
-    return [*messages, "our tests do not cover GPUs, FSDP, DeepSpeed and 4 bits; see README.md in the folder"]
+    return [*messages, "GPUs, FSDP, DeepSpeed and 4-bit weights are not tested; see README.md in the folder"]
 
 
 def _rows(context: Context, stage: str) -> list[Any]:
-    """Return the encoded rows of the stage, after the checks that a training here makes."""
+    """Return the encoded rows of the stage, after the same checks as a training in the run."""
     if context.recipe.training(stage).validation:
-        raise UserError("the folder does not measure a validation loss: set engrave.validation to 0")
+        raise UserError("a launch folder cannot measure a validation loss: set engrave.validation to 0")
     rows = adapter_training.rows(context, cast(Literal["engrave", "verbose_cloning"], stage))
     if not rows:
         raise UserError("no training rows: every response was dropped; see `selfalign status`")
@@ -161,14 +161,14 @@ def _rows(context: Context, stage: str) -> list[Any]:
 
 
 def requirements(options: LaunchOptions) -> str:
-    """Return requirements.txt with the tested versions; torch is left to the machine."""
+    """Return requirements.txt with the tested versions, and any version of torch that the machine needs."""
     lines = [f"{name}=={version}" for name, version in VERSIONS.items()]
     lines += ["torch>=2.10", *(_EXTRA[key] for key in (options.quantize, options.strategy) if key in _EXTRA)]
     return "".join(f"{line}\n" for line in lines)
 
 
 def fill_in(name: str, options: LaunchOptions, batch: Batch, rows: int, hub_id: str | None) -> str:
-    """Return a file of the folder: the one in `assets/launch`, with its @NAMES@ filled in."""
+    """Return a file of `assets/launch` with its @NAMES@ filled in."""
     name = f"accelerate-{options.strategy}.yaml" if name == "accelerate.yaml" else name
     text = (resources.files("selfalign") / "assets/launch" / name).read_text("utf-8")
     if name == "train.py":

@@ -15,11 +15,11 @@ VARIABLE = "LLAMA_CPP"
 
 
 def find_converter(source: str, folder: Path) -> Path:
-    """Return the path of llama.cpp's conversion script: in $LLAMA_CPP (the script or its folder), else on PATH.
+    """Return the path of llama.cpp's conversion script. $LLAMA_CPP names the script or its folder; otherwise use PATH.
 
     Args:
-        source: name of the base model, for the message.
-        folder: folder of the base model, for the message.
+        source: the name of the base model, for the error message.
+        folder: the folder of the base model, for the error message.
 
     Raises:
         UserError: the script is not installed.

@@ -1,4 +1,4 @@
-"""Write base and adapter as one model in safetensors, with tokenizer, chat template and end tokens."""
+"""Write the base and the adapter as one model in safetensors, with tokenizer, chat template and end tokens."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _TOKENIZER_FILES = (
     "vocab.json", "merges.txt",
 )  # fmt: skip
 _REPLACED = ("chat_template", "is_local", "local_files_only", "name_or_path")
-"""Settings of the base's tokenizer that are replaced or hold a path."""
+"""Settings of the base's tokenizer that are replaced, or that contain a path."""
 
 
 def write(adapted: Any, model: Model, folder: Path, weight_type: str, chat_template: str) -> None:
@@ -51,7 +51,7 @@ def describe(model: Model, folder: Path, chat_template: str) -> None:
     ends = [i for token in model.end_tokens() for i in tokenizer.ids(token, special=True)]
     settings = {k: v for k, v in _read(folder / "tokenizer_config.json").items() if k not in _REPLACED}
     if settings.get("tokenizer_class") == "TokenizersBackend":
-        settings["tokenizer_class"] = "PreTrainedTokenizerFast"  # older versions only know this name
+        settings["tokenizer_class"] = "PreTrainedTokenizerFast"  # the name that older versions know
     _write(folder / "tokenizer_config.json", {**settings, "eos_token": end, "chat_template": chat_template})
     if (folder / "special_tokens_map.json").is_file():
         known = _read(folder / "special_tokens_map.json")
@@ -59,7 +59,7 @@ def describe(model: Model, folder: Path, chat_template: str) -> None:
     (folder / CHAT_TEMPLATE).write_text(chat_template, "utf-8")
     for name in ("config.json", "generation_config.json"):
         settings = _read(folder / name)
-        settings.pop("_from_model_config", None)  # else transformers derives it again from config.json
+        settings.pop("_from_model_config", None)  # otherwise transformers rebuilds the file from config.json
         _write(folder / name, {**settings, "eos_token_id": ends[0] if len(ends) == 1 else ends})
 
 
@@ -78,7 +78,7 @@ def tied(model: Any) -> bool:
 
 
 def chat_ids(folder: Path, messages: list[dict[str, str]]) -> list[int]:
-    """Return the token ids of a dialogue as transformers encodes it from the folder."""
+    """Encode a dialogue with transformers, using the tokenizer and the chat template in the folder."""
     from selfalign.model.conversion import quiet_transformers
 
     tokenizer = quiet_transformers().AutoTokenizer.from_pretrained(str(folder), local_files_only=True)

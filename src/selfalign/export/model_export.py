@@ -23,7 +23,7 @@ WEIGHT_TYPES: dict[str, tuple[str, ...]] = {
     "gguf-adapter": (),
     "gguf": ("q8_0", "f16"),
 }
-"""Form of an export -> the types that its weights can have; the first is the default."""
+"""Form of an export -> the possible types of its weights; the first is the default."""
 FAILED_SUFFIX = "does-not-hold"
 
 
@@ -34,14 +34,14 @@ def export(
 
     Args:
         form: adapter, merged, gguf-adapter or gguf.
-        model: engraved or final; the one trained last if empty.
+        model: engraved or final; by default, the model that was trained last.
         weight_type: see `WEIGHT_TYPES`.
         out: the folder to write; `standard_folder` if None.
         force: replace an export that is already there.
 
     Raises:
-        UserError: the run cannot be exported like this, the folder exists, or the export does not match the trained
-            model; its files are then kept as NAME-does-not-hold.
+        UserError: the run has no such model, an option is invalid, the folder exists, or the export does not match the
+            trained model; its files are then kept as NAME-does-not-hold.
     """
     trained = find_trained_model(context, model)
     weight_type = _check_weight_type(form, weight_type)
@@ -61,20 +61,22 @@ def export(
             with atomic.new_folder(failed) as kept:
                 for file in folder.iterdir():
                     file.rename(kept / file.name)
-            raise UserError(f"the export does not match the trained model: {'; '.join(faults)}. Its files: {failed}")
+            raise UserError(
+                f"the export does not match the trained model: {'; '.join(faults)}. Its files are in {failed}"
+            )
     size = sum(f.stat().st_size for f in target.rglob("*") if f.is_file()) / 1e6
     context.screen.say(f"  {target}: {size:,.0f} MB, matches the trained model")
     return target
 
 
 def standard_folder(trained: TrainedModel, form: str, weight_type: str = "") -> Path:
-    """Return the folder in the run that such an export has by default. Raises UserError as `export` does."""
+    """Return the default folder of such an export, which is in the run. Raises UserError for an invalid option."""
     weight_type = _check_weight_type(form, weight_type)
     return trained.context.run.export("-".join(filter(None, (trained.name, form, weight_type))))
 
 
 def _check_weight_type(form: str, weight_type: str) -> str:
-    """Return the type of the weights, the form's default if it is empty."""
+    """Return the type of the weights; if it is empty, the default of the form."""
     if form not in WEIGHT_TYPES:
         raise UserError(f"unknown FORM {form!r}; use one of {', '.join(WEIGHT_TYPES)}")
     types = WEIGHT_TYPES[form]
@@ -84,7 +86,7 @@ def _check_weight_type(form: str, weight_type: str) -> str:
 
 
 def _write(trained: TrainedModel, form: str, weight_type: str, folder: Path, outdated: str) -> list[str]:
-    """Write the model, its card, the notice and export.json; return what does not match the trained model."""
+    """Write the model, its card, the notice and export.json; return the differences from the trained model."""
     from selfalign.export import model_writers
 
     checks = model_writers.WRITERS[form](trained, folder, weight_type)

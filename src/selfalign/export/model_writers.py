@@ -1,4 +1,4 @@
-"""Write a trained model in each form, load it back with the library that others use, and compare the two."""
+"""Write a trained model in each form, load the file as its users will, and compare it with the trained model."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Checks:
     details: dict[str, Any] = field(default_factory=dict)
     """For export.json."""
     faults: list[str] = field(default_factory=list)
-    """Differences from the trained model; empty if the export is good."""
+    """Differences from the trained model that exceed a limit."""
 
     def add(self, trained: TrainedModel, comparison: compare.Comparison) -> Checks:
         """Print and record a comparison."""
@@ -101,7 +101,7 @@ def _most_likely(logprobs: Any) -> Predictions:
 
 
 def write_gguf_adapter(trained: TrainedModel, folder: Path, weight_type: str = "") -> Checks:
-    """Write the adapter as llama.cpp loads it onto the base's GGUF."""
+    """Write the adapter as a GGUF that llama.cpp loads on top of the base's GGUF."""
     model, checks = trained.context.model, Checks()
     base = model.gguf
     reading, spans = _load_trained(trained)[1:]
@@ -123,7 +123,7 @@ def write_gguf(trained: TrainedModel, folder: Path, weight_type: str) -> Checks:
     model, checks = trained.context.model, Checks()
     base = model.gguf_path
     if base is None:
-        script = llama_cpp_converter.find_converter(model.source, model.folder())  # before anything is computed
+        script = llama_cpp_converter.find_converter(model.source, model.folder())  # fail before the computation
     adapted, reading, spans = _load_trained(trained)
     file = folder / f"model-{weight_type}.gguf"
     end = model.tokenizer().ids(model.template.end, special=True)
@@ -156,7 +156,7 @@ WRITERS: dict[str, Callable[[TrainedModel, Path, str], Checks]] = {
     "gguf-adapter": write_gguf_adapter,
     "gguf": write_gguf,
 }
-"""Form -> function (trained model, folder, type of the weights) that writes and checks it."""
+"""Form -> function (trained model, folder, type of the weights) that writes and checks such an export."""
 
 
 def _model_name(trained: TrainedModel) -> str:
@@ -164,7 +164,7 @@ def _model_name(trained: TrainedModel) -> str:
 
 
 def _rewrite_base(trained: TrainedModel, base: Path, file: Path, end: int, spans: list[parity.Span]) -> Predictions:
-    """Write the base's GGUF with the adapter added; return the predictions of the base, rewritten without it."""
+    """Write the base's GGUF with the adapter added. Return the predictions of the base rewritten without it."""
     model = trained.context.model
     metadata = gguf_model.Metadata(_model_name(trained), trained.chat_template(), end, model.notice)
     weight_type: Any = file.stem.removeprefix("model-")
@@ -180,7 +180,7 @@ def _rewrite_base(trained: TrainedModel, base: Path, file: Path, end: int, spans
 
 
 def _load_trained(trained: TrainedModel) -> tuple[Any, compare.Reading, list[parity.Span]]:
-    """Load the trained model in torch; return it, its and the base's log-probabilities, and their positions."""
+    """Load the trained model in torch. Return it, the log-probabilities of it and its base, and their positions."""
     context, model = trained.context, trained.context.model
     rows = parity.texts(context.run.constitution, model.template, model.tokenizer(context.screen.say))
     spans = parity.spans(rows)
@@ -197,7 +197,7 @@ def _start_engine(trained: TrainedModel, file: Path, spans: list[parity.Span], l
 
 
 def _write_chat_template(trained: TrainedModel, folder: Path, checks: Checks) -> None:
-    """Write the chat template next to an adapter, and compare what it renders with the training text."""
+    """Write the chat template next to an adapter, and check that it renders the training text."""
     source, model = trained.chat_template(), trained.context.model
     (folder / CHAT_TEMPLATE).write_text(source, "utf-8")
     tokenizer = model.tokenizer()
@@ -216,7 +216,7 @@ def _write_chat_template(trained: TrainedModel, folder: Path, checks: Checks) ->
 def _check_tokens(
     trained: TrainedModel, encode: Callable[[list[dict[str, str]]], list[int]], loaded_with: str, checks: Checks
 ) -> None:
-    """Check that the export's own chat template gives the token ids of training."""
+    """Check that the chat template in the export gives the token ids of training."""
     dialogues = trained.dialogue_tokens()
     different = []
     for messages, expected in dialogues:

@@ -1,7 +1,7 @@
-"""Write the Modelfile with which Ollama loads a GGUF.
+"""Write a Modelfile, from which Ollama loads a GGUF.
 
-A value in three quotes ends at the first three quotes that close a line; Ollama has no escape for them. So a text with
-three quotes is never written there: the system prompt is also in the template as a literal, and a licence is changed.
+Ollama ends a triple-quoted value at the first three quotes at the end of a line, and has no escape for them. So no
+value contains three quotes: such a system prompt is only in the template as a literal, and a licence gets other quotes.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ _QUOTES = '"""'
 
 
 def text(gguf: str, template: Template, system: str, label: str, licence: str) -> str:
-    """Return the Modelfile for the GGUF file of this name in the same folder.
+    """Return the Modelfile for a GGUF in the same folder.
 
     Args:
         system: the standard system prompt.
         label: the assistant's name.
-        licence: the terms of the base; "" if unknown.
+        licence: the terms of the base; "" if they are unknown.
     """
     lines = [
         "# Made by selfalign: ollama create NAME -f Modelfile",
@@ -36,7 +36,7 @@ def text(gguf: str, template: Template, system: str, label: str, licence: str) -
 
 
 def _printable(value: str) -> bool:
-    """Return whether Ollama keeps every character; it drops those that are not printable."""
+    """Return whether Ollama keeps every character: it drops unprintable ones."""
     return all(c.isprintable() or c in "\n\t " for c in value)
 
 

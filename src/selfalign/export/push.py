@@ -1,6 +1,6 @@
-"""Upload an export to the Hugging Face hub, after the user has seen the list of files and agreed.
+"""Upload an export to the Hugging Face hub, after the user has confirmed the list of files.
 
-Only `selfalign push` uploads: no stage, no recipe and no other command does.
+Only `selfalign push` uploads; no stage, recipe or other command does.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class PushOptions:
     public: bool = False
     """Create a public repository, or allow a push to one."""
     revision: str | None = None
-    """The branch, created if needed; main if None."""
+    """The branch, which is created if needed; main if None."""
     message: str = ""
     """The commit message."""
     force: bool = False
@@ -51,9 +51,9 @@ def find_or_export(
     row_format: str = "prompt-completion",
     stage: str = "",
 ) -> Path:
-    """Return the folder of the run's export in its standard place; export first if it is missing.
+    """Return the default folder of the run's export, and export first if it is missing.
 
-    The folder is kept, so that the same push sends the same bytes again.
+    The folder is kept, so that a repeated push sends the same bytes.
 
     Args:
         form: one of `upload.FORMS`.
@@ -63,7 +63,7 @@ def find_or_export(
         stage: for a data set: one of `dataset.STAGES`; all that have run if empty.
 
     Raises:
-        UserError: the export there is not what the run would export now, or the export fails.
+        UserError: the existing export is outdated or has other options, or the export fails.
     """
     if form == "dataset":
         folder = dataset.standard_folder(context, row_format, stage)
@@ -89,12 +89,12 @@ def find_or_export(
 
 
 def preview(folder: Path, options: PushOptions) -> list[str]:
-    """Return what a push would send, without a request to the hub (for --dry-run)."""
+    """Return a description of a push without sending a request to the hub (for --dry-run)."""
     check_name(options.repo)
     upload = check_export(folder)
     access = "public" if options.public else "private"
     target = f"{upload.repo_type} {options.repo}{f', branch {options.revision}' if options.revision else ''}"
-    return [f"to the {target} (a new one would be {access}):", *upload.listing(), "nothing was sent"]
+    return [f"to the {target} (created as {access} if it does not exist):", *upload.listing(), "nothing was sent"]
 
 
 def push(folder: Path, options: PushOptions, confirm: Callable[[list[str]], bool], screen: Screen) -> str | None:
@@ -103,13 +103,13 @@ def push(folder: Path, options: PushOptions, confirm: Callable[[list[str]], bool
     Files of the repository that are not in the export stay.
 
     Args:
-        confirm: gets the lines that describe the push, and returns whether to go ahead.
+        confirm: receives the lines that describe the push, and returns whether the user agrees.
 
     Raises:
-        UserError: the folder is not an unchanged export, there is no token, the hub refuses the upload, or the
-            repository holds other work or is public without `options.public`.
+        UserError: the folder is not an export or has changed, there is no token, the hub refuses the upload, or the
+            repository has other files, or is public and `options.public` is not set.
         Resumable: the hub or the network failed; the same command continues.
-        Interrupted: a signal arrived; nothing was committed.
+        Interrupted: a signal arrived, and nothing was committed.
     """
     upload = check_export(folder)
     hub = Hub(options.repo, upload.repo_type, options.revision)
@@ -130,17 +130,17 @@ def push(folder: Path, options: PushOptions, confirm: Callable[[list[str]], bool
 
 
 def _check_repository(before: Repository, options: PushOptions) -> None:
-    """Raise UserError if the repository holds other work, or is public and `--public` is not set."""
+    """Raise UserError if the repository has other files, or is public and `--public` is not set."""
     if not before.exists:
         return
     if not before.from_selfalign and not options.force:
         names = ", ".join(before.files[:3]) + (", …" if len(before.files) > 3 else "")
         raise UserError(
-            f"{options.repo} holds files that selfalign did not push ({names}): choose another --to, or --force adds "
-            "the export and replaces files of the same name"
+            f"{options.repo} has files that selfalign did not push ({names}): choose another --to, or use --force to "
+            "add the export and replace files with the same name"
         )
     if not before.private and not options.public:
-        raise UserError(f"{options.repo} is public: allow that with --public, or choose another --to")
+        raise UserError(f"{options.repo} is public: use --public to push to it, or choose another --to")
 
 
 def _describe(url: str, before: Repository, upload: Upload, options: PushOptions) -> str:
@@ -149,14 +149,14 @@ def _describe(url: str, before: Repository, upload: Upload, options: PushOptions
         return f"new {upload.repo_type} {url}{branch} ({_PUBLIC if options.public else 'private'})"
     access = "private" if before.private else _PUBLIC
     if before.private and options.public:
-        access = "private; it stays private, only its settings on the hub change that"
+        access = "private; --public does not change that, only its settings on the hub do"
     replaced = sum(name in upload.files for name in before.files)
     others = len({*before.files} - CREATED_BY_HUB) - replaced
     return f"{upload.repo_type} {url}{branch} ({access}; replaces {replaced} of its files, keeps {others})"
 
 
 def _interruptible(work: Callable[[], T]) -> T:
-    """Run the work in a daemon thread, so that a signal ends it at once."""
+    """Run the work in a daemon thread, so that a signal stops it immediately."""
     future: Future[T] = Future()
 
     def run() -> None:

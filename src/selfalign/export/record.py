@@ -1,4 +1,4 @@
-"""Write and read export.json, the record in every export, and check where an export may be written."""
+"""Write and read export.json, the record in every export, and check the target of an export."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def read_record(folder: Path) -> dict[str, Any]:
     """Read export.json of an export.
 
     Raises:
-        UserError: the folder has none, or it was not written by an export.
+        UserError: the folder has none, or it is malformed.
     """
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder: `selfalign export RUN FORM` writes one to push")
@@ -65,7 +65,7 @@ def read_record(folder: Path) -> dict[str, Any]:
 
 
 def is_file_entry(name: str, entry: object) -> bool:
-    """Return whether this entry names a file below the folder, with no hidden part in its path, and has a hash."""
+    """Return whether an entry has a hash, and names a file below the folder without hidden parts in its path."""
     path = PurePosixPath(name)
     inside = bool(path.parts) and not path.is_absolute() and str(path) == name and "\\" not in name
     visible = not any(part.startswith(".") for part in path.parts)
@@ -76,7 +76,7 @@ def check_free(target: Path, force: bool) -> None:
     """Check that an export may be written to `target`.
 
     Raises:
-        UserError: it exists and `force` is not set, or it is not an export.
+        UserError: the target exists, and `force` is not set or it is not an export.
     """
     if not target.exists():
         return
@@ -88,10 +88,10 @@ def check_free(target: Path, force: bool) -> None:
 
 
 def check_outside_run(context: Context, out: Path) -> None:
-    """Raise UserError if `out` would be among the run's own files."""
+    """Raise UserError if `out` is in the run's folder, outside its exports."""
     run = context.run.path.resolve()
     if out.resolve().is_relative_to(run) and not out.resolve().is_relative_to(run / "export"):
-        raise UserError(f"--out {str(out)!r} is among the run's own files: choose a path outside, or in {run}/export")
+        raise UserError(f"--out {str(out)!r} is in the run's folder: choose a path outside it, or in {run}/export")
 
 
 def base_terms(context: Context) -> str:
@@ -103,7 +103,7 @@ def base_terms(context: Context) -> str:
 
 
 def write_notice_beside(context: Context, file: Path) -> None:
-    """Write the licence terms next to a single file; a NOTICE of the user's stays as it is."""
+    """Write the licence terms next to a single file. A different NOTICE that exists is not replaced."""
     if not (text := base_terms(context)):
         return
     path = file.with_name("NOTICE")

@@ -1,4 +1,4 @@
-"""Describe the trained model that an export is made from: the base with the adapter of stage 3 or 4."""
+"""Find the trained model to export: the base with the adapter of stage 3 or 4."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class TrainedModel:
         return chat_template.jinja(self.context.model.template, self.system_prompt, self.assistant, starts_with_bos)
 
     def dialogue_tokens(self) -> list[tuple[list[dict[str, str]], list[int]]]:
-        """Return the test dialogues as chat messages, each with the token ids that the model was trained to see."""
+        """Return the test dialogues as chat messages, each with the token ids that training would use."""
         tokenizer, template = self.context.model.tokenizer(), self.context.model.template
         return [
             (
@@ -53,7 +53,7 @@ class TrainedModel:
         ]
 
     def outdated_note(self) -> str:
-        """Return a note if a stage behind this adapter changed after training or did not finish; "" otherwise."""
+        """Return a note if a stage that trains this adapter changed afterwards or did not finish; otherwise ""."""
         from selfalign.pipeline import order
 
         stages: tuple[Stage, ...] = ("engrave", "verbose_cloning") if self.stage == "verbose_cloning" else ("engrave",)
@@ -67,10 +67,10 @@ def find_trained_model(context: Context, name: str = "") -> TrainedModel:
     """Return a trained model of the run.
 
     Args:
-        name: engraved or final; the one trained last if empty.
+        name: engraved or final; by default, the model that was trained last.
 
     Raises:
-        UserError: the run trained no model, or none of that name.
+        UserError: the run has no trained model, or none with that name.
     """
     context.model.check_weights(f"{context.run.path} has no trained model to export")
     trained = {model: stage for model, stage in run_models(context).items() if stage}
@@ -78,5 +78,5 @@ def find_trained_model(context: Context, name: str = "") -> TrainedModel:
         raise UserError(f"{context.run.path} has no trained adapter yet: `selfalign run` trains it")
     name = name or list(trained)[-1]
     if name not in trained:
-        raise UserError(f"--model {name!r} is not a trained model of this run; it has {', '.join(trained)}")
+        raise UserError(f"--model {name!r} is not a trained model of this run; choose from {', '.join(trained)}")
     return TrainedModel(context, name, trained[name])

@@ -1,4 +1,4 @@
-"""Render rows as the text that this run trains on, and skip rows that another trainer would encode differently."""
+"""Render rows as the text that the run trains on, and skip rows that another trainer would encode differently."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from selfalign.data.prompt_text import BOS, Turn
 from selfalign.model.dialogue import Template, Tokenizer, encode_example
 
 _TRL_MAX_LENGTH = 1024
-"""TRL truncates longer rows by default."""
+"""Longer rows are truncated by TRL's default settings."""
 
 
 class TrainingText:
-    """A renderer of rows that counts the rows it skips.
+    """Renders rows, and records the rows that it skips.
 
     Args:
-        file: tokenizer.json as other trainers use it: it turns the text of a control token into that token, and adds
-            its own start token.
+        file: tokenizer.json. Other trainers use it directly: it turns the text of a control token into the token, and
+            may add a start token.
         label: the assistant's name.
     """
 
@@ -39,7 +39,7 @@ class TrainingText:
         return list(self._trainer.encode(text).ids)
 
     def render(self, row_id: str, row: Row) -> dict[str, str] | None:
-        """Return prompt and completion, or None if a trainer would not get this run's tokens from them."""
+        """Return prompt and completion, or None if a trainer would encode them to other tokens than this run."""
         texts = rendered(row, self._template, self._label, self._bos)
         if self._same_tokens(row, texts):
             return texts
@@ -58,7 +58,7 @@ class TrainingText:
         return self._encode(texts["prompt"]) == prompt and self._encode(whole) == expected.ids
 
     def notes(self) -> list[str]:
-        """Return which rows were skipped, and the settings that TRL needs."""
+        """Return notes on the skipped rows, and on the settings that TRL needs."""
         notes = []
         if self._skipped:
             notes.append(
@@ -68,7 +68,7 @@ class TrainingText:
             )
         if self._longest:
             cut = f", max_length at least {self._longest:,}" if self._longest > _TRL_MAX_LENGTH else ""
-            notes.append(f"in TRL: eos_token={self._template.end!r}{cut}; loss on the completion only (the default)")
+            notes.append(f"for TRL: eos_token={self._template.end!r}{cut}; loss on the completion only (the default)")
         return notes
 
 

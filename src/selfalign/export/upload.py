@@ -1,4 +1,4 @@
-"""List the files of an export that a push would upload, and refuse a folder that is not exactly as it was exported."""
+"""List the files of an export that a push would upload. A folder that changed since the export is refused."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Upload:
     files: dict[str, int]
     """Path in the folder -> bytes; documents first."""
     notice: str
-    """The terms of the base; "" if unknown."""
+    """The licence terms of the base; "" if they are unknown."""
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -47,7 +47,7 @@ class Upload:
 
 
 def check_export(folder: Path) -> Upload:
-    """Return the files of an export, if all of them, and no others, are as they were exported.
+    """Return the files of an export, after checking that none was added, removed or changed.
 
     Raises:
         UserError: the folder is not an export, its export does not match the trained model, or files were added,
@@ -63,7 +63,7 @@ def check_export(folder: Path) -> Upload:
     expected = {*entries, RECORD}
     if stray := sorted(set(paths) - expected):
         raise UserError(
-            f"{folder} holds files that are not part of the export ({_first(stray)}): remove them, or export again. "
+            f"{folder} contains files that are not part of the export ({_first(stray)}): remove them, or export again. "
             "Nothing was sent"
         )
     if missing := sorted(expected - set(paths)):
@@ -83,7 +83,7 @@ def check_export(folder: Path) -> Upload:
 
 
 def _walk(folder: Path) -> Iterator[tuple[str, Path]]:
-    """Yield (path in the folder, path) of every file. Raises UserError at a link or a special file."""
+    """Yield (path in the folder, path) of every file. Raises UserError for a link or a special file."""
     for parent, folders, names in os.walk(folder):
         for name in [*folders, *names]:
             path = Path(parent) / name

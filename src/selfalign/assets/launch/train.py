@@ -72,12 +72,14 @@ def base_folder(argument: str | None, config: dict[str, Any]) -> Path:
     if not folder.is_dir():
         folder = Path(snapshot_download(base, allow_patterns=["*.safetensors", "*.json"]))
     if (weights := fingerprint(folder)) != config["base_weights"]:
-        raise SystemExit(f"{folder} holds other weights than this run's base: {weights}, not {config['base_weights']}")
+        raise SystemExit(
+            f"{folder} contains other weights than the run's base: {weights}, not {config['base_weights']}"
+        )
     return folder
 
 
 class Trainer(SFTTrainer):  # type: ignore[misc]
-    """TRL's trainer with the schedule above, which stops if the loss is not finite."""
+    """TRL's trainer with the schedule above. It stops if the loss is not finite."""
 
     schedule = "linear"
 
@@ -104,7 +106,7 @@ def arguments(config: dict[str, Any], out: Path) -> SFTConfig:
     return SFTConfig(
         output_dir=str(out), seed=config["seed"], use_cpu=cpu, bf16=not cpu, report_to="none",
         per_device_train_batch_size=config["per_device_batch_size"], gradient_accumulation_steps=accumulation,
-        # The rows are already encoded, masked and ordered: do not tokenise, truncate or shuffle them.
+        # The rows are already encoded, masked and ordered, and must not be tokenised, truncated or shuffled.
         max_length=None, dataset_kwargs={"skip_prepare_dataset": True},
         num_train_epochs=1, train_sampling_strategy="sequential",
         learning_rate=config["learning_rate"], warmup_steps=config["warmup_steps"],
@@ -157,11 +159,14 @@ def main() -> None:
     options = parser.parse_args()
     last = get_last_checkpoint(str(options.out)) if options.out.is_dir() else None
     if last and not options.resume:
-        raise SystemExit(f"{options.out} holds checkpoints: use --resume, or another --out to start again")
+        raise SystemExit(f"{options.out} contains checkpoints: use --resume, or another --out to start again")
     config, text = json.loads((HERE / "training.json").read_text("utf-8")), (HERE / "rows.jsonl").read_bytes()
     rows = [json.loads(line) for line in text.splitlines()]
     lengths, batch = [len(row["input_ids"]) for row in rows], config["batch_size"]
-    settings, base = arguments(config, options.out), base_folder(options.base, config)  # DeepSpeed wants this order
+    settings, base = (
+        arguments(config, options.out),
+        base_folder(options.base, config),
+    )  # DeepSpeed needs the settings before the model
     trainer = Trainer(
         model=load(base, config, torch.bfloat16 if settings.bf16 else torch.float32),
         args=settings,
@@ -174,7 +179,7 @@ def main() -> None:
     )  # fmt: skip
     trainer.schedule = config["schedule"]
     trainer.train(resume_from_checkpoint=last)
-    trainer.save_model(str(options.out / "last"))  # by every process: the weights may be spread over them
+    trainer.save_model(str(options.out / "last"))  # in every process: the weights may be sharded
     if trainer.is_world_process_zero():
         tokens = sum(lengths) * config["epochs"]
         publish(
