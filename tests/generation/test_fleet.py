@@ -109,7 +109,7 @@ def test_three_failures_or_one_refused_connection_take_a_server_out():
     assert "two: 0 requests, 0 tokens, 1 error" in fleet.summaries()[1] and "(now: refused)" in fleet.summaries()[1]
 
 
-def test_a_failed_call_goes_to_another_server_and_then_round_again():
+def test_failed_call_tries_every_server_then_starts_over():
     one, two = endpoint("one"), endpoint("two")
     fleet = Fleet([one, two])
     call = Call(preferred=one, begun=True)

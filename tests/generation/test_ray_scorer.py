@@ -6,7 +6,6 @@ import hashlib
 import json
 import math
 import os
-import platform
 import shutil
 import signal
 import sys
@@ -110,14 +109,12 @@ def same(scores: Sequence[Scored | None], expected: Sequence[Scored | None]) -> 
     return all((f and f.logprobs) == (w and pytest.approx(w.logprobs, abs=NOISE)) for f, w in pairs)
 
 
-def test_worker_has_the_numbers_of_this_process(tiny: Any):
+def test_worker_scores_equal_this_process(tiny: Any):
     """One chunk equals to the last bit; several chunks too for losses, and up to rounding for log-probabilities."""
     worker, (name, folder) = ScoringWorker(), next(iter(tiny.adapters.items()))
     files = adapter_files(tiny.adapters, False)
     sums = {file: hashlib.sha256(content).hexdigest() for file, content in files.items()}
-    assert worker.start(order(tiny.model, adapters=(name,), sha256=sums), files) == Ready(
-        1, "torch, float32", platform.node(), os.getpid()
-    )
+    assert worker.start(order(tiny.model, adapters=(name,), sha256=sums), files) == Ready(1, "torch, float32")
     assert str(worker._folder) not in str(folder)
 
     def computed(what: Any, items: Sequence[Any], chunks: Sequence[Sequence[int]], adapter: str | None) -> list[Any]:
@@ -271,7 +268,7 @@ def local() -> Iterator[cluster.Cluster]:
 
 
 @pytest.mark.slow
-def test_workers_have_the_numbers_of_this_process_after_a_death(
+def test_worker_scores_equal_this_process_after_a_death(
     tiny: Any, local: cluster.Cluster, monkeypatch: pytest.MonkeyPatch
 ):
     messages: list[str] = []

@@ -132,7 +132,7 @@ def test_common_control_tokens_are_escaped_without_a_tokenizer():
     assert "does not have the model's tokenizer" in api.note
 
 
-def test_busy_or_dead_servers_do_not_decide_about_ids(tokenizer: Tokenizer):
+def test_busy_or_dead_server_leaves_ids_undecided(tokenizer: Tokenizer):
     replies = iter(["503", "429", "llama", "llama", "llama"])
     with serving(lambda _: next(replies), Tokens) as server:
         api = engine(tokens(server, tokenizer), tokenizer=tokenizer)

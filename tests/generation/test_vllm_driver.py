@@ -109,7 +109,7 @@ def test_requests_of_many_threads_share_batches(driver: VllmDriver, engine: Fake
     assert len({o.request_id for o in outputs}) == 40 and not engine.running
 
 
-def test_reader_ends_its_request(driver: VllmDriver, engine: FakeEngine) -> None:
+def test_callback_ends_its_request(driver: VllmDriver, engine: FakeEngine) -> None:
     seen: list[str] = []
     output = driver.submit([1], None, None, lambda o: (seen.append(o.outputs[0].text), len(seen) < 2)[1]).result(5)
     assert output.outputs[0].text == " word word" and engine.aborted == [output.request_id]

@@ -138,7 +138,7 @@ def test_end_token_ends_unless_banned(engine: Engine):
         engine._ends.remove(five)
 
 
-def test_failing_reader_gets_its_error_and_others_continue(engine: Engine):
+def test_failing_callback_gets_its_error_and_others_continue(engine: Engine):
     def broken(text: str) -> bool:
         raise BrokenPipeError("reader is gone")
 

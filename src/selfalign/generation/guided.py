@@ -1,6 +1,6 @@
 """Build requests for responses under the constitution, with internal thoughts first, and split the raw outputs.
 
-For stage 2 and the evaluation's prompted base. (SELF-ALIGN, arXiv 2305.03047, section 3.3.)
+Stage 2 and the evaluation's prompted base use it (SELF-ALIGN, arXiv 2305.03047, section 3.3).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Form:
 
     Args:
         config: the form (guided or paper), the limit on internal thoughts, hints.
-        sampling: for the response and the internal thoughts.
+        sampling: sampling parameters of the response and the internal thoughts.
     """
 
     def __init__(self, constitution: Constitution, config: AlignSettings, sampling: Sampling) -> None:
@@ -87,8 +87,8 @@ def split(completion: Completion, request: Request, name: str) -> tuple[str, str
     """Return (internal thoughts, response, truncated) of a raw output. The response is empty if it was not started."""
     last = completion.parts[-1]
     if len(request.steps) == 1:
-        thoughts, found, text = last.text.partition(f"\n\n{name}:")
-        return thoughts.strip(), text if found else "", last.finish == "length"
+        thoughts, _, response = last.text.partition(f"\n\n{name}:")
+        return thoughts.strip(), response, last.finish == "length"
     answered = len(completion.parts) == len(request.steps)
     thought_parts = completion.parts[:-1] if answered else completion.parts
     thoughts = "".join(s.cue + p.text.rstrip() for s, p in zip(request.steps, thought_parts, strict=False))

@@ -1,4 +1,4 @@
-"""Answer requests by threads of this process; define what every executor offers the loop."""
+"""Define the executor interface, and answer requests by threads of this process."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Generic, Protocol, TypeAlias, TypeVar, runtime_checkable
 from selfalign.generation.engines.base import Completion, Engine, Request, answer
 
 Done: TypeAlias = "SimpleQueue[tuple[str, Completion | BaseException, float]]"
-"""Finished requests: key, result, the engine's seconds."""
+"""Finished requests: (key, result, the engine's seconds)."""
 
 Input = TypeVar("Input")
 Output = TypeVar("Output")
@@ -21,14 +21,14 @@ class Executor(Protocol):
     """Answers the requests of one pass concurrently; they finish in any order."""
 
     done: Done
-    """Receives every key once that was given and not taken back."""
+    """Receives each key that was given, once, unless it was taken back."""
 
     def give(self, key: str, request: Request) -> None:
         """Take a request; return at once."""
         ...
 
     def take_back(self) -> list[str]:
-        """Give up the requests that no engine has begun; return their keys."""
+        """Return the keys of the requests that no engine has begun; they are never answered."""
         ...
 
     def close(self) -> list[str]:
@@ -46,7 +46,7 @@ class HasExecutor(Protocol):
 
 
 def executor_of(engine: Engine) -> Executor:
-    """Return what answers the requests of one pass on this engine."""
+    """Return an executor for the requests of one pass on this engine."""
     if isinstance(engine, HasExecutor):
         return engine.executor()
     return LocalExecutor[Request, Completion](lambda request: answer(engine, request), engine.parallel)

@@ -1,9 +1,9 @@
-"""Answer the requests of a stage: from the journal where it has the output, otherwise by the engine.
+"""Answer the requests of a stage from the journal if it has the output, otherwise by the engine.
 
 A request's key is the hash of everything that its output depends on. A request whose output is in the journal is not
 sent again; a new output is committed before anything reads it. Results have the order of the requests, so that a stage
-decides the same in every run. Only a window of requests and results is in memory. An executor does the engine's work:
-threads of this process (`generation.local`) or workers of a Ray cluster (`generation.ray`).
+makes the same decisions in every run. Only a window of requests and results is in memory. The engine runs in an
+executor: threads of this process (`generation.local`) or workers of a Ray cluster (`generation.ray`).
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from selfalign.generation.local import executor_of
 from selfalign.system.signals import STOP
 
 SCHEMA_VERSION = 2
-"""Raise it when the meaning of a raw output changes: outputs of earlier versions are then not used."""
+"""Increase this when the meaning of a raw output changes, so that outputs of earlier versions are not used."""
 
 _LOOK_UP = 256
-"""Requests that one query looks up in the journal."""
+"""Number of requests that one query looks up in the journal."""
 _WINDOW = 2048
-"""Requests from the first one without a result to the last one read: a slow request delays the others only then."""
+"""Maximum requests read, from the first one without a result: beyond it, a slow request delays the others."""
 
 
 class RawOutput(NamedTuple):
@@ -64,7 +64,7 @@ class RequestLog(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class RowRequest:
-    """A request for a row of a stage, with any object that the stage needs back beside the result."""
+    """A request for a row of a stage, with any object that the stage needs again with the result."""
 
     row_id: str
     request: Request
@@ -81,14 +81,14 @@ class GenerationResult:
 
     @property
     def state(self) -> Literal["kept", "dropped", "failed"]:
-        """The state of the row: kept with a completion, dropped where its prompt is too long, otherwise failed."""
+        """The state of the row: kept with a completion, dropped if its prompt is too long, otherwise failed."""
         if self.completion is not None:
             return "kept"
         return "dropped" if self.reason == TOO_LONG else "failed"
 
 
 def row_seed(run_seed: int, *parts: object) -> int:
-    """Return a request's seed. It depends on the content of the row and not on when its turn comes."""
+    """Return a request's seed, which depends on the content of its row and not on its order in the run."""
     return int(content_hash(run_seed, *parts)[:8], 16)
 
 
@@ -98,21 +98,17 @@ def request_key(stage: str, request: RowRequest, identities: Mapping[str | None,
     return content_hash(SCHEMA_VERSION, stage, weights, request.row_id, request.request.identity())
 
 
-def _ignore(rows: int, tokens: int) -> None:
-    pass
-
-
 @dataclass(frozen=True, slots=True)
 class JournaledEngine:
-    """An engine for one stage: the journal answers the requests that it holds, the engine answers the others."""
+    """An engine for one stage. The journal answers requests whose output it has, the engine answers the others."""
 
     engine: Engine
     journal: RequestLog
     stage: str
     identities: Mapping[str | None, str]
-    """A hash of the weights for the base (None) and each adapter that requests name."""
-    on_done: Callable[[int, int], None] = _ignore
-    """Gets (rows, generated tokens) as requests finish."""
+    """Hashes of the weights of the base (None) and of each adapter that requests name."""
+    on_done: Callable[[int, int], None] = lambda rows, tokens: None
+    """Receives (rows, generated tokens) as requests finish."""
 
     def generate(self, requests: Iterable[RowRequest]) -> list[GenerationResult]:
         """Return the results of a few requests in their order. Raises as `stream`."""
@@ -122,12 +118,12 @@ class JournaledEngine:
     def stream(self, requests: Iterable[RowRequest]) -> Generator[tuple[RowRequest, GenerationResult], None, None]:
         """Yield every request with its result, in the order of the requests.
 
-        Only a window of requests is in memory. Close the iterator where it is not read to its end: it waits for the
-        requests in flight.
+        Only a window of requests is in memory. An iterator that is not exhausted must be closed, which waits for
+        the requests in flight.
 
         Raises:
             Interrupted: a signal came; requests in flight were finished and saved first.
-            SelfAlignError: the engine failed; what it had finished was saved first.
+            SelfAlignError: the engine failed; its finished requests were saved first.
         """
         loop = _Loop(requests, self)
         try:
@@ -139,8 +135,8 @@ class JournaledEngine:
 class _Loop:
     """One pass over a stage's requests.
 
-    A request is in `_order` until its result is yielded; until then it is in `_waiting`, in `_in_flight` (submitted to
-    the executor) or in `_results`. Everything but the generation happens in the calling thread.
+    A request is in `_order` until its result is yielded, and meanwhile also in `_waiting`, `_in_flight` (submitted to
+    the executor) or `_results`. Everything except generation happens in the calling thread.
     """
 
     def __init__(self, requests: Iterable[RowRequest], target: JournaledEngine) -> None:
@@ -249,7 +245,7 @@ class _Loop:
                 failed.append((key, str(result)))
                 self._finish(key, GenerationResult("", None, str(result)))
             elif isinstance(result, BaseException):
-                # A SelfAlignError explains a bug that follows from it.
+                # A SelfAlignError takes precedence: it may be the cause of the other error.
                 if self._error is None or isinstance(result, SelfAlignError):
                     self._error = result
             else:

@@ -44,7 +44,7 @@ def prepare(
     chosen = recipes.located(loaded, Path(prompts) if prompts is not None else None, recipe, data)
     keeps_engine = out is not None and chosen.engine.kind == "auto" and not (chosen.engine.url or chosen.engine.urls)
     kind = frozen_kind(out) if keeps_engine and out is not None else None
-    engine = chosen.engine.model_copy(update={"kind": kind}) if kind else engines.resolve_kind(chosen.engine)
+    engine = chosen.engine.model_copy(update={"kind": kind or engines.kind(chosen.engine)})
     executors.check(chosen.executor)
     if chosen.executor.kind == "local" or engine.kind == "openai":
         engines.check(engine)  # a worker checks its own machine

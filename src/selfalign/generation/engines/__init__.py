@@ -96,11 +96,6 @@ def choose(config: EngineSettings) -> tuple[str, str]:
     return "llama_cpp", "in process; no engine.url and no accelerator"
 
 
-def resolve_kind(config: EngineSettings) -> EngineSettings:
-    """Return the settings with `auto` replaced by the engine's kind, for the frozen recipe."""
-    return config.model_copy(update={"kind": kind(config)})
-
-
 def kind(config: EngineSettings) -> str:
     """Return the engine's kind, with `auto` resolved for this machine."""
     return choose(config)[0]

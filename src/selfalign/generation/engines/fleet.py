@@ -153,13 +153,13 @@ class Fleet:
             else:
                 endpoint.failures_in_row += 1
             if error.failure == "unreachable" or endpoint.failures_in_row >= _BREAKER_FAILURES:
-                self._take_out(endpoint, str(error))
+                self.take_out(endpoint, str(error))
             return self._exclude(endpoint, call)
 
     def record_outage(self, endpoint: Endpoint, call: Call, reason: str) -> bool:
         """Record that the server refuses all requests; return whether another server is left to try."""
         with self._lock:
-            self._take_out(endpoint, reason)
+            self.take_out(endpoint, reason)
             return self._exclude(endpoint, call)
 
     def release(self, endpoint: Endpoint) -> None:
@@ -171,7 +171,10 @@ class Fleet:
     def take_out(self, endpoint: Endpoint, reason: str) -> None:
         """Take a server out of service, or update the reason."""
         with self._lock:
-            self._take_out(endpoint, reason)
+            is_new, endpoint.outage = not endpoint.outage, reason
+            if is_new:
+                endpoint.out_since = self._clock()
+                self._on_outage(endpoint)
             self._assign()
 
     def put_back(self, endpoint: Endpoint) -> None:
@@ -202,12 +205,6 @@ class Fleet:
         if not others_left:
             call.excluded.clear()
         return others_left
-
-    def _take_out(self, endpoint: Endpoint, reason: str) -> None:
-        new, endpoint.outage = not endpoint.outage, reason
-        if new:
-            endpoint.out_since = self._clock()
-            self._on_outage(endpoint)
 
     def _assign(self) -> None:
         # After a signal, calls that no server has received stay queued: their threads raise Interrupted.

@@ -24,8 +24,6 @@ from selfalign.generation.settings import EngineSettings
 from selfalign.model.dialogue import Tokenizer, as_text
 
 _MESSAGE_CHARS = 160
-_BUSY = frozenset({408, 425, 429, 502, 503, 504})
-"""Statuses that do not show whether the server has `/detokenize`."""
 OTHER_VOCABULARY = "its vocabulary is not the model's"
 _HINTS = {
     401: "; check the key",
@@ -169,7 +167,7 @@ class OpenAiApi:
     def _detokenize(self, ids: Sequence[int], model: str) -> str:
         body = json.dumps({"model": model, "tokens": list(ids)}).encode()
         status, headers, raw = self.client.call("POST", "/detokenize", body)
-        if status in _BUSY:
+        if classify_failure(status, None) != "bad reply":  # otherwise the status shows that there is no /detokenize
             self._raise_for_status(status, headers, raw)
         try:
             value = json.loads(raw)

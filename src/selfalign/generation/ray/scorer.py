@@ -65,9 +65,6 @@ class ScoringWorker(Worker):
 
     ahead = 1
 
-    def _check(self, config: EngineSettings) -> None:
-        """Do nothing: the engine is not used, and the scorer checks its own needs when it starts."""
-
     def _load(
         self, settings: WorkerSettings, config: EngineSettings, model: Model, adapters: Mapping[str, Path]
     ) -> tuple[int, str]:

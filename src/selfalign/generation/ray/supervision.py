@@ -74,7 +74,7 @@ class Supervisor:
         self.queue = WorkerQueue(self.handles)
         self.handles += [WorkerHandle(self, number) for number in range(workers)]
         for handle in self.handles:
-            handle.start()
+            handle.thread.start()
         try:
             self._wait_for_workers()
         except BaseException:
@@ -125,7 +125,7 @@ class Supervisor:
         for handle in self.handles:
             handle.kill()
         for handle in self.handles:
-            handle.join()
+            handle.thread.join(_JOIN_SECONDS)
 
     # -- requests ------------------------------------------------------------------------------------------------
 
@@ -234,15 +234,7 @@ class WorkerHandle(WorkerSlot):
         self._was_ready = False
         self._sent: list[Any] = []
         """Ray's references to the calls that send requests."""
-        self._thread = threading.Thread(target=self._run, name=f"ray-{number}", daemon=True)
-
-    def start(self) -> None:
-        """Start the thread."""
-        self._thread.start()
-
-    def join(self) -> None:
-        """Wait for the thread to end."""
-        self._thread.join(_JOIN_SECONDS)
+        self.thread = threading.Thread(target=self._run, name=f"ray-{number}", daemon=True)
 
     def send(self, batch: list[tuple[int, Any]]) -> None:
         """Send requests without waiting. The caller holds the supervisor's lock."""

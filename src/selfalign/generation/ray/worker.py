@@ -7,8 +7,6 @@ worker that scores.
 from __future__ import annotations
 
 import hashlib
-import os
-import platform
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
@@ -62,8 +60,6 @@ class Ready:
 
     slots: int
     note: str
-    host: str
-    pid: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +113,6 @@ class Worker:
         config = EngineSettings.model_validate(settings.engine)
         if settings.threads and not config.threads:
             config = config.model_copy(update={"threads": settings.threads})
-        self._check(config)
         model = engines.base_model(settings.model, config)
         if model.identity != settings.identity:
             return Refusal(
@@ -129,13 +124,7 @@ class Worker:
             return Refusal(f"the adapter's file {name} arrived incomplete or altered: run the same command again")
         adapters = {name: self._folder / str(number) / "adapter" for number, name in enumerate(settings.adapters)}
         slots, note = self._load(settings, config, model, adapters)
-        return Ready(slots, note, platform.node(), os.getpid())
-
-    def _check(self, config: EngineSettings) -> None:
-        """Check the engine's requirements before the model is loaded. Raises UserError."""
-        from selfalign.generation import engines
-
-        engines.check(config)
+        return Ready(slots, note)
 
     def _load(
         self, settings: WorkerSettings, config: EngineSettings, model: Model, adapters: Mapping[str, Path]
@@ -143,6 +132,7 @@ class Worker:
         """Load the engine; return (its concurrent requests, its note)."""
         from selfalign.generation import engines
 
+        engines.check(config)
         slots = engines.slots(config, lambda: _calibrated(config, model))
         engine = settings.start(config, model, adapters, slots)
         self._loaded = [engine]
