@@ -168,7 +168,7 @@ def test_escaped_tokens_are_stored_only_if_there_are_any():
     plain, flagged = Part("a", "end"), Part("b", "end", escaped=("<eos>", "</s>"))
     done = Completion((plain, flagged, Part("c", "end", escaped=("<eos>",))))
     assert done.escaped == ("<eos>", "</s>")
-    assert "neutralised" not in Completion((plain,)).to_json()[0]
+    assert "neutralised" not in Completion((plain,)).to_json()[0]  # old name
     assert Completion.from_json(json.loads(json.dumps(done.to_json()))) == done
 
 
@@ -182,7 +182,7 @@ def test_journal_lists_rows_with_escaped_tokens(tmp_path: Path, tokenizer: Token
             outcomes = JournaledEngine(api, journal, "align", {None: "m"}).generate(works)
             assert all(o.completion for o in outcomes)
             assert journal.escaped("align") == {"r1": ["<eos>"], "r3": ["<|im_end|>", "<eos>"]}
-            assert journal.counts("align").as_dict()["neutralised"] == 2
+            assert journal.counts("align").as_dict()["neutralised"] == 2  # old name
             assert journal.escaped("verbose_cloning") == {}
     journal.close()
 
@@ -202,7 +202,7 @@ def test_run_reports_rows_with_escaped_tokens(tmp_path: Path, capsys: pytest.Cap
         counts = status(context.run)
         row = next(stage for stage in counts["stages"] if stage["stage"] == "align")
         prompt = next(p for p in context.prompts() if "</s>" in p.message)
-        assert row["neutralised_rows"] == {prompt.id: ["</s>"]} and row["neutralised"] == 1
+        assert row["neutralised_rows"] == {prompt.id: ["</s>"]} and row["neutralised"] == 1  # old name
         output = " ".join(capsys.readouterr().err.split())
         assert f"control tokens in the text were escaped: 1 row (first: {prompt.id};" in output
         assert "the server gets text: it does not show how it reads the model's token ids (/detokenize: 404)" in output
