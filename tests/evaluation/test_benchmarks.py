@@ -146,7 +146,7 @@ def test_questions_are_read_from_several_fields_and_lines(tmp_path: Path):
 
 def test_questions_are_found_only_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv(FOLDER, str(tmp_path))
-    with pytest.raises(UserError, match="questions: no file is named"):
+    with pytest.raises(UserError, match="questions: no benchmark file was found"):
         load("questions")
     (tmp_path / "questions.txt").write_text("Why?\n", "utf-8")
     assert load("questions").label == "questions (questions)"
@@ -175,19 +175,19 @@ def test_benchmarks_are_found_by_variable_and_recipe(tmp_path: Path, monkeypatch
     ("name", "file", "text", "match"),
     [
         ("hhh", "x.json", "{", "is not JSON"),
-        ("hhh", "x.json", "[1]", "no HHH file"),
+        ("hhh", "x.json", "[1]", "not an HHH file"),
         ("hhh", "x.json", '{"honest": {"examples": [{"input": "a"}]}}', "item 1: needs `input` and `target_scores`"),
-        ("hhh", "x.json", '{"a": {"examples": [{"input": "a", "target_scores": {"x": 1, "y": 1}}]}}', "one is best"),
-        ("hhh", "x.json", '{"a": {"examples": []}}', "holds no item"),
+        ("hhh", "x.json", '{"a": {"examples": [{"input": "a", "target_scores": {"x": 1, "y": 1}}]}}', "one best score"),
+        ("hhh", "x.json", '{"a": {"examples": []}}', "has no items"),
         ("truthfulqa", "x.csv", "Question,Best Answer\nWhy?,So\n", "item 1: the column 'Correct Answers'"),
-        ("truthfulqa", "x.json", '{"a": 1}', "no TruthfulQA file"),
+        ("truthfulqa", "x.json", '{"a": 1}', "not a TruthfulQA file"),
         ("truthfulqa", "x.json", '[{"question": "Why?"}]', "item 1: needs a best answer"),
         ("vicuna", "x.jsonl", '{"turns": []}\n', "x.jsonl:1: needs a question as text"),
         ("vicuna", "x.jsonl", '{"turns": ["a", 1]}\n', "needs a question as text"),
         ("questions", "x.jsonl", '{"prompt": "a"}\n{"prompt": " "}\n', "x.jsonl:2: needs a question as text"),
         ("questions", "x.jsonl", '{"ask": "a"}\n', "under one of turns, question, text, instruction, prompt"),
         ("questions", "x.json", '["a"]', "expected an object"),
-        ("questions", "x.txt", "\n", "holds no item"),
+        ("questions", "x.txt", "\n", "has no items"),
     ],
 )
 def test_wrong_benchmark_file_is_an_error_of_one_line(tmp_path: Path, name: Any, file: str, text: str, match: str):
@@ -198,9 +198,9 @@ def test_wrong_benchmark_file_is_an_error_of_one_line(tmp_path: Path, name: Any,
 
 
 def test_missing_benchmark_error_names_a_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    with pytest.raises(UserError, match="neither a file, a folder nor a hub id"):
+    with pytest.raises(UserError, match="is not a file, a folder or a hub id"):
         load("hhh", str(tmp_path / "nothing.json"))
-    with pytest.raises(UserError, match="no BIG-bench checkout"):
+    with pytest.raises(UserError, match="not a BIG-bench checkout"):
         load("hhh", str(tmp_path))
     monkeypatch.delenv(FOLDER, raising=False)
     monkeypatch.setitem(sys.modules, "datasets", None)

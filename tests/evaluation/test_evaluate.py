@@ -318,13 +318,13 @@ def test_other_adapters_and_models_are_compared(run: Context, folder: Path, tmp_
     assert result["elsewhere", "base"].difference == 0  # the same weights from another place
     rows = {m: [r.logprobs for r in read_jsonl(run.run.jsonl("hhh"), ItemScore) if r.model == m] for m, _ in result}
     assert rows["mine"] != rows["base"] and rows["mine"] != rows["engraved"]
-    with pytest.raises(UserError, match="has a model of that name"):
+    with pytest.raises(UserError, match="has a model with this name"):
         evaluate.run(run, EvaluationRequest(["hhh"], ["base"], [f"base={mine}"], SOURCES))
 
 
 def test_unknown_task_of_a_recipe_is_an_error_before_the_run(fake_run: Callable[..., Context]):
     context = fake_run("evaluate.tasks=[mmlu]", name="unknown")
-    with pytest.raises(UserError, match=r"evaluate\.tasks: 'mmlu' is not known; known are hhh"):
+    with pytest.raises(UserError, match=r"evaluate\.tasks: 'mmlu' is not known; use one of hhh"):
         order.check_ready(context)
 
 
@@ -358,7 +358,7 @@ def test_models_without_a_run_are_compared(folder: Path, tmp_path: Path, small_c
         evaluate.run_alone(out, [str(folder), str(folder)], REQUEST, small_constitution, False, Screen(-1))
     (tmp_path / "other").mkdir()
     (tmp_path / "other/file").write_text("mine", "utf-8")
-    with pytest.raises(UserError, match="holds something else"):
+    with pytest.raises(UserError, match="contains other files"):
         evaluate.run_alone(tmp_path / "other", specs, REQUEST, small_constitution, False, Screen(-1))
 
 

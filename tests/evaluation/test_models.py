@@ -15,5 +15,5 @@ def test_missing_judge_is_an_error_of_one_line(tmp_path: Path) -> None:
     for spec, match in (("nothing.gguf", "is not 'embedded'"), ("http://127.0.0.1:1/v1", "#ID")):
         with pytest.raises(UserError, match=match):
             models.judge_group(spec, EngineSettings())  # type: ignore[call-arg]
-    with pytest.raises(UserError, match="no PEFT adapter"):
+    with pytest.raises(UserError, match="not a PEFT adapter"):
         models.engines_of([f"embedded+{tmp_path}"], "standard", False)

@@ -41,8 +41,8 @@ def test_working_scorer_passes():
         (lambda i: Scored((math.nan,)), "gave nan"),
         (lambda i: Scored((-math.inf if i == 7 else -1.0,)), "gave -inf"),
         (lambda i: Scored((0.5 - i,)), "gave 0.5"),
-        (lambda i: Scored((-1.0 - (i // 2 + i) % 2,)), "at chance on trivial items: 6 of 12"),
-        (lambda i: Scored((-2.0 + i % 2,)), "0 of 12 right"),
+        (lambda i: Scored((-1.0 - (i // 2 + i) % 2,)), "at chance on trivial items: 6 of 12 are right"),
+        (lambda i: Scored((-2.0 + i % 2,)), "0 of 12 are right"),
         (lambda i: None, "nothing can be scored"),
     ],
 )

@@ -1,21 +1,19 @@
-"""Ask every model under comparison the messages of an open-ended task, with the same seeds."""
+"""Let every model under comparison answer the messages of an open-ended task, with the same seeds."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Generic
 
 from selfalign.constitution import Constitution
 from selfalign.data.prompt_text import Turn
 from selfalign.data.records import content_hash
-from selfalign.evaluation.benchmarks import Origin
+from selfalign.evaluation.benchmarks import Benchmark
 from selfalign.evaluation.judges import Judge
 from selfalign.evaluation.models import ComparedModel, EngineGroup
 from selfalign.evaluation.prompting import opening
-from selfalign.evaluation.records import Score
-from selfalign.evaluation.results import ResultStore, Row
+from selfalign.evaluation.results import ResultStore, Row, Task
 from selfalign.generation import guided
 from selfalign.generation.engines.base import Completion, Request, Sampling, Step
 from selfalign.generation.loop import JournaledEngine, RowRequest, row_seed
@@ -43,49 +41,30 @@ class ModelResponse:
     """The index of the message."""
     text: str
     ended: bool
-    """Whether the model ended its turn by its end token, within the limit."""
+    """Whether the model wrote its end token within the limit."""
 
 
-class OpenEndedTask(ABC, Generic[Row]):
+class OpenEndedTask(Task[Row]):
     """A task whose items are messages, which the models answer in their own words.
 
-    Its rows are written to `5_evaluation/<name>.jsonl` before a judge is asked, so that no answer is lost to it.
+    Its rows are written before a judge reads them, so that a failing judge loses no answer.
     """
 
-    name: str
-    """The task, its stage in the journal and its file."""
-    record: type[Row]
-    origin: Origin | None
-    """How its benchmark is loaded; None for a task with items of its own."""
+    several_sources = True
     max_new_tokens: int | None = None
     """The limit per response, at most the recipe's `evaluate.max_new_tokens`."""
-    several_sources = True
-    """Whether rows from other sources stay in the file."""
-    suffix = ""
-    """The end of the task's label in the usage log, after the label of its source."""
     judged = True
-    """Whether a judge is of use."""
+    """Whether a judge can judge the rows."""
 
     @abstractmethod
-    def rows(self, source: Any, responses: Sequence[ModelResponse], constitution: Constitution) -> list[Row]:
-        """Return the rows to publish."""
-
-    @abstractmethod
-    def messages(self, source: Any, screen: Screen) -> list[Message]:
+    def messages(self, benchmark: Benchmark, screen: Screen) -> list[Message]:
         """Return the message of each item."""
 
     @abstractmethod
-    def scores(self, store: ResultStore) -> list[Score]:
-        """Return the scores of the rows in the store."""
+    def rows(self, benchmark: Benchmark, responses: Sequence[ModelResponse], constitution: Constitution) -> list[Row]:
+        """Return the rows to publish."""
 
-    def with_verdicts(self, rows: list[Row], before: Sequence[Row]) -> list[Row]:
-        """Return new rows with the verdicts that the same answers had before."""
-        return rows
-
-    def drop_stale_verdicts(self, store: ResultStore) -> None:
-        """Rewrite the task's file of verdicts, if it has one, without those about answers that are gone."""
-
-    def judge(self, store: ResultStore, source: Any, judge: Judge) -> None:
+    def judge(self, store: ResultStore, benchmark: Benchmark, judge: Judge) -> None:
         """Let the judge judge the rows in the store."""
 
 
@@ -100,19 +79,19 @@ def ask(
     max_new_tokens: int,
     seed_stage: str = "",
 ) -> tuple[list[ModelResponse], list[RowOutcome]]:
-    """Let every model answer every message, and return (responses, a line of the ledger for each request).
+    """Let every model answer every message, and return (responses, an outcome for each request).
 
-    A response that the journal holds is not generated again. The prompted base answers as in stage 2: its internal
-    thoughts come first and are no part of the response. A model that fails to answer some messages is reported; its
-    scores have a smaller n.
+    Responses in the journal are not generated again. The prompted base answers as in stage 2: it writes its internal
+    thoughts first, which are not part of the response. A model that fails on some messages is reported, and its scores
+    have a smaller n.
 
     Args:
-        seed_stage: the stage whose seeds are used, if not this one's.
+        seed_stage: the stage whose seeds are used; this stage by default.
     """
     responses: list[ModelResponse] = []
     outcomes: list[RowOutcome] = []
     with screen.bar(stage, sum(len(g.models) for g in groups) * len(messages)) as bar:
-        # Model by model: a slot whose adapter or prefix changes must compute its prompt anew.
+        # Model by model, because a slot must compute the prompt again when its adapter or prefix changes.
         for group, model in [(g, m) for g in groups for m in g.models]:
             template = group.template()
             requests = [
@@ -134,10 +113,10 @@ def ask(
                     text, ended = _response(model, request.request, result.completion, constitution)
                     responses.append(ModelResponse(model, position, text, ended))
             if failed:
-                count = f"{model.name}: {len(failed)} of {len(requests)} without an answer"
-                screen.say(f"  {stage}: {count} ({failed[0]}); the same command asks them again", "yellow")
+                count = f"{model.name} failed on {len(failed)} of {len(requests)} messages"
+                screen.say(f"  {stage}: {count} ({failed[0]}); run the same command to retry them", "yellow")
             if model is group.models[-1]:
-                group.close()  # one model in memory at a time
+                group.close()  # only one model is in memory at a time
     return responses, outcomes
 
 

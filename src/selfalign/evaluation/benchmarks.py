@@ -2,7 +2,7 @@
 
 A task's own module knows the formats in which its authors publish it (`tasks/hhh.py` is the shortest example); this
 module finds the source and reads JSON, JSONL and the hub. No benchmark is shipped. The SHA-256 of the content is
-recorded beside the scores.
+recorded with the scores.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from selfalign.errors import UserError
 FOLDER = "SELFALIGN_BENCHMARKS"
 """The environment variable that names the folder with benchmark files."""
 FIXTURE = "fixture_"
-"""The beginning of the name of a file with a few items for tests; the scores are labelled as a fixture's."""
+"""The beginning of the name of a file with a few items for tests, whose scores are labelled `(fixture)`."""
 
 
 class Item(Protocol):
     """One item of a benchmark, a frozen dataclass."""
 
     KIND: ClassVar[str]
-    """The name of the item's class in its hash. It never changes, or the ids of published rows would change."""
+    """The name of the item's class in its hash. It must never change: the ids of published rows depend on it."""
     __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
 
     @property
@@ -54,34 +54,21 @@ def item_id(item: Item) -> str:
     return content_hash(item.KIND, *value)
 
 
-class Source(Protocol):
-    """Items with their origin: a benchmark, or scenarios."""
-
-    @property
-    def label(self) -> str: ...
-    @property
-    def source(self) -> str: ...
-    @property
-    def sha256(self) -> str: ...
-    @property
-    def items(self) -> Sequence[Any]: ...
-
-
 @dataclass(frozen=True, slots=True)
 class Benchmark:
     """The items of a benchmark."""
 
     name: str
     source: str
-    """File, folder or hub id."""
+    """A file, a folder, a hub id, or `shipped`."""
     sha256: str
-    """Of the file; for several files or a data set of the hub, the hash of their content."""
+    """The hash of the file; for several files, a data set of the hub or scenarios, of their content."""
     items: tuple[Any, ...]
     label: str
     """The name in scores."""
 
     def first(self, limit: int | None) -> Benchmark:
-        """Return at most `limit` items, those with the smallest hashes: a sample of every subset, always the same."""
+        """Return the `limit` items with the smallest hashes: always the same sample, drawn from all subsets."""
         if limit is None or limit >= len(self.items):
             return self
         chosen = sorted(self.items, key=item_id)[:limit]
@@ -90,11 +77,11 @@ class Benchmark:
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """How a benchmark is found and read."""
+    """Where a benchmark is looked for, and how it is read."""
 
     name: str
     files: tuple[str, ...]
-    """Names to look for in the folder that SELFALIGN_BENCHMARKS names and among the recipe's benchmark files."""
+    """Its usual file names, in the folder of SELFALIGN_BENCHMARKS and among the recipe's benchmark files."""
     read: Callable[[Path], tuple[Sequence[Item], str]]
     """file or folder -> (items, SHA-256 of the content)."""
     hub: str = ""
@@ -102,11 +89,11 @@ class Origin:
     read_hub: Callable[[str], Sequence[Item]] | None = None
     """hub id -> items."""
     own_files: bool = False
-    """The user's own files: the label names the file."""
+    """Whether the items are the user's own: the label then names the file."""
 
     @property
     def remedy(self) -> str:
-        """What to do if there is no source."""
+        """The end of an error message: how to name a source."""
         return f"give --data {self.name}=FILE, or set {FOLDER} to the folder that holds {self.files[0]}"
 
     def label(self, source: str) -> str:
@@ -130,17 +117,17 @@ def load(origin: Origin, source: str | None = None, recipe_files: Sequence[str] 
     """Read a benchmark.
 
     Args:
-        source: a file, a folder or a hub id. The default is the first that exists of a benchmark file that the recipe
-            names, a file in the folder that SELFALIGN_BENCHMARKS names, and the hub.
+        source: a file, a folder or a hub id. By default, the first that exists of: a file among `recipe_files`, a file
+            in the folder that SELFALIGN_BENCHMARKS names, the hub.
         recipe_files: the recipe's `evaluate.benchmarks`.
 
     Raises:
-        UserError: there is no source, or its content is not the benchmark.
+        UserError: no source is named or found, or its content is not the benchmark.
     """
     name = origin.name
     source = source or origin.find(recipe_files)
     if source is None:
-        raise UserError(f"{name}: no file is named; {origin.remedy}")
+        raise UserError(f"{name}: no benchmark file was found; {origin.remedy}")
     path = Path(source).expanduser()
     if path.exists():
         items, sha256 = origin.read(path)
@@ -148,16 +135,16 @@ def load(origin: Origin, source: str | None = None, recipe_files: Sequence[str] 
         items = _from_hub(origin, source)
         sha256 = content_hash(*(item_id(i) for i in items))
     else:
-        raise UserError(f"{name}: {source!r} is neither a file, a folder nor a hub id (owner/name)")
+        raise UserError(f"{name}: {source!r} is not a file, a folder or a hub id (owner/name)")
     if not items:
-        raise UserError(f"{name}: {source!r} holds no item")
+        raise UserError(f"{name}: {source!r} has no items")
     return Benchmark(name, source, sha256, tuple(items), origin.label(source))
 
 
 def _from_hub(origin: Origin, source: str) -> Sequence[Item]:
     name = origin.name
     if origin.read_hub is None:
-        raise UserError(f"{name}: it cannot be read from the hub; {origin.remedy}")
+        raise UserError(f"{name}: this benchmark cannot be read from the hub; {origin.remedy}")
     try:
         import datasets  # noqa: F401
     except ImportError:
@@ -192,7 +179,7 @@ def item_error(where: object, position: int, why: str) -> UserError:
 
 
 def unique_texts(value: object) -> tuple[str, ...]:
-    """Return a list's texts, stripped, without blanks and repetitions."""
+    """Return the texts of a list, stripped, without empty ones and duplicates."""
     texts = [str(v).strip() for v in value] if isinstance(value, list | tuple) else []
     return tuple(dict.fromkeys(t for t in texts if t))
 

@@ -1,14 +1,15 @@
-"""Compare models on the same items: scores with paired differences, and win rates of pairs that a judge compared. Pure.
+"""Compare models on the same items: scores with paired differences, and win rates from a judge's verdicts. Pure.
 
-Each model is compared with the base (without a base, with the first model), and the final one also with the engraved
-one: the cost of verbose cloning ("verbose tax") is a part of every measure.
+Each model is compared with the base (without a base, with the first model). The final model is also compared with the
+engraved one, so that every measure shows the cost of verbose cloning (the "verbose tax").
 
-An answer wins if the judge prefers it in both orders. If the orders disagree, or the judge says tie, it is a tie: the
-conservative rule of Zheng et al. 2023 (arXiv 2306.05685, section 3.4), because judges also prefer a position.
+An answer wins if the judge prefers it in both orders. If the orders disagree, or the judge replies tie, the pair is a
+tie. This is the conservative rule of Zheng et al. 2023 (arXiv 2306.05685, section 3.4): judges prefer positions, too.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
@@ -19,7 +20,7 @@ from selfalign.evaluation.records import ItemScore, OpenAnswer, PairVerdict, Sco
 from selfalign.evaluation.statistics import Interval, bootstrap_mean, mcnemar, wilson
 
 MIN_CLUSTERS = 5
-"""Texts below which a difference has no interval: a bootstrap of so few values is not meaningful."""
+"""The fewest clusters for an interval of a difference: a bootstrap of fewer values is not meaningful."""
 
 Column: TypeAlias = tuple[str, str]
 """(model, prompt)."""
@@ -28,8 +29,8 @@ Column: TypeAlias = tuple[str, str]
 def rivals(column: Column, columns: Sequence[Column]) -> list[Column]:
     """Return the models that a model is compared with.
 
-    Under the same prompt if they were measured under it, otherwise under the first of `PROMPTS`: the order in which
-    models were measured has no effect.
+    A rival's column is the one with the same prompt, if there is one, and otherwise the one with the first prompt in
+    `PROMPTS`. The order in which models were measured has no effect.
     """
 
     def named(name: str) -> Column | None:
@@ -50,17 +51,12 @@ def _prompt_order(prompt: str) -> tuple[int, str]:
 # -- scores of items -----------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class _Value:
-    """A model's value on one item by one measure."""
-
-    item: int
-    cluster: str
-    value: float
-
-
 def item_scores(rows: Sequence[ItemScore], by_subset: bool = False) -> list[Score]:
-    """Return a score for each benchmark (and subset), measure and model; one per rival if a model has several."""
+    """Return a score for each benchmark, measure and model, or one per rival if a model has several.
+
+    Args:
+        by_subset: add the scores of each subset.
+    """
     scores: list[Score] = []
     for benchmark in dict.fromkeys(r.benchmark for r in rows):
         mine = [r for r in rows if r.benchmark == benchmark]
@@ -72,50 +68,65 @@ def item_scores(rows: Sequence[ItemScore], by_subset: bool = False) -> list[Scor
 
 
 def _benchmark_scores(benchmark: str, rows: Sequence[ItemScore]) -> list[Score]:
-    table: dict[str, dict[Column, list[_Value]]] = {}
+    table: dict[str, dict[Column, list[ItemScore]]] = {}
     for row in rows:
-        for measure, value in row.values.items():
-            values = table.setdefault(measure, {}).setdefault((row.model, row.prompt), [])
-            values.append(_Value(row.item, row.cluster, value))
+        for measure in row.values:
+            table.setdefault(measure, {}).setdefault((row.model, row.prompt), []).append(row)
     scores = []
     for measure, columns in table.items():
-        for column, values in columns.items():
-            alone = _score(benchmark, measure, column, values)
+        for column, mine in columns.items():
+            score = _score(benchmark, measure, column, mine)
             others = rivals(column, list(columns))
-            scores += [_with_difference(alone, values, rival, columns[rival]) for rival in others] or [alone]
+            scores += [_with_difference(score, mine, rival, columns[rival]) for rival in others] or [score]
     return scores
 
 
-def _score(benchmark: str, measure: str, column: Column, values: Sequence[_Value]) -> Score:
-    numbers = [v.value for v in values]
-    if all(n in (0.0, 1.0) for n in numbers):
-        interval = wilson(sum(n == 1.0 for n in numbers), len(numbers))
+def _score(benchmark: str, measure: str, column: Column, rows: Sequence[ItemScore]) -> Score:
+    values = [r.values[measure] for r in rows]
+    if _all_binary(values):
+        interval = wilson(values.count(1.0), len(values))
     else:
-        interval = bootstrap_mean(numbers, clusters=[v.cluster for v in values])
-    return Score(benchmark, measure, *column, len(numbers), interval.value, interval.low, interval.high)
+        interval = bootstrap_mean(values, clusters=[r.cluster for r in rows])
+    return Score(benchmark, measure, *column, len(values), interval.value, interval.low, interval.high)
 
 
-def _with_difference(score: Score, values: Sequence[_Value], rival: Column, theirs: Sequence[_Value]) -> Score:
+def _with_difference(score: Score, mine: Sequence[ItemScore], rival: Column, theirs: Sequence[ItemScore]) -> Score:
     """Return the score with its paired difference from a rival, over the items that both have."""
-    other = {v.item: v.value for v in theirs}
-    pairs = [(v, other[v.item]) for v in values if v.item in other]
-    if not pairs:
+    rival_values = {r.item: r.values[score.measure] for r in theirs}
+    common = [r for r in mine if r.item in rival_values]
+    if not common:
         return score
-    clusters = [v.cluster for v, _ in pairs]
+    pairs = [(r.values[score.measure], rival_values[r.item]) for r in common]
+    clusters = [r.cluster for r in common]
     vs = rival[0] if rival[1] == score.prompt or score.prompt == "constitution" else f"{rival[0]} ({rival[1]})"
     if len(set(clusters)) < MIN_CLUSTERS:
-        mean = sum(v.value - o for v, o in pairs) / len(pairs)
-        return replace(score, vs=vs, difference=mean)
-    p = None
-    if all(n in (0.0, 1.0) for v, o in pairs for n in (v.value, o)):
-        p = mcnemar([o == 1.0 for _, o in pairs], [v.value == 1.0 for v, _ in pairs])
-    return replace(compared(score, vs, bootstrap_mean([v.value - o for v, o in pairs], clusters=clusters)), p=p)
+        return replace(score, vs=vs, difference=sum(v - r for v, r in pairs) / len(pairs))
+    return paired(score, vs, pairs, clusters, exact=_all_binary([v for pair in pairs for v in pair]))
 
 
-def compared(score: Score, vs: str, difference: Interval) -> Score:
-    """Return the score with a difference and its interval."""
+def _all_binary(values: Sequence[float]) -> bool:
+    return all(v in (0.0, 1.0) for v in values)
+
+
+def paired(
+    score: Score,
+    vs: str,
+    pairs: Sequence[tuple[float, float]],
+    clusters: Sequence[str] | None = None,
+    exact: bool = False,
+) -> Score:
+    """Return the score with the mean of the paired differences and its interval.
+
+    Args:
+        vs: the name of the rival.
+        pairs: (the model's value, the rival's value) for each item that both have.
+        clusters: as in `bootstrap_mean`.
+        exact: add the p of McNemar's exact test; all values must be 0 or 1.
+    """
+    interval = bootstrap_mean([v - r for v, r in pairs], clusters=clusters)
+    p = mcnemar([r == 1.0 for _, r in pairs], [v == 1.0 for v, _ in pairs]) if exact else None
     return replace(
-        score, vs=vs, difference=difference.value, difference_low=difference.low, difference_high=difference.high
+        score, vs=vs, difference=interval.value, difference_low=interval.low, difference_high=interval.high, p=p
     )
 
 
@@ -127,7 +138,7 @@ LETTERS = ("A", "B", "tie")
 
 WIN_RATE = "win rate"
 COUNTS = ("wins", "ties", "losses", "unparsable", "first place in both orders", "second place in both orders")
-"""Measures that count pairs; the last two count pairs in which the judge chose by position."""
+"""Measures that count pairs. In the last two the judge preferred the same position in both orders."""
 _VALUES = {"win": 1.0, "tie": 0.5, "loss": 0.0}
 
 
@@ -149,39 +160,12 @@ class Pair:
         return content_hash("pair", mine, theirs, judge)
 
 
-@dataclass(frozen=True, slots=True)
-class Tally:
-    """Counts of the verdicts on two models' pairs."""
-
-    wins: int
-    ties: int
-    losses: int
-    unparsable: int
-    first: int
-    """Pairs in which the judge preferred the answer in the first position, in both orders."""
-    second: int
-
-    @property
-    def judged(self) -> int:
-        return self.wins + self.ties + self.losses
-
-    @property
-    def pairs(self) -> int:
-        return self.judged + self.unparsable
-
-    @property
-    def counts(self) -> dict[str, int]:
-        """The counts by the names of `COUNTS`."""
-        values = (self.wins, self.ties, self.losses, self.unparsable, self.first, self.second)
-        return dict(zip(COUNTS, values, strict=True))
-
-
 def combine_orders(model_first: str, rival_first: str) -> Verdict:
-    """Return the verdict of both orders.
+    """Return the verdict that follows from the judge's replies in both orders.
 
     Args:
-        model_first: the better answer if the model's is shown as A and the rival's as B: A, B or tie.
-        rival_first: the better answer in the other order.
+        model_first: the reply when the model's answer is shown as A and the rival's as B.
+        rival_first: the reply in the other order.
     """
     if model_first not in LETTERS or rival_first not in LETTERS:
         return "unparsable"
@@ -191,7 +175,7 @@ def combine_orders(model_first: str, rival_first: str) -> Verdict:
 
 
 def pairs_of(answers: Sequence[OpenAnswer]) -> list[Pair]:
-    """Return every two answers that are compared, by benchmark and model; see `rivals`."""
+    """Return the pairs of answers to compare, by benchmark and model; see `rivals`."""
     pairs = []
     for benchmark in dict.fromkeys(a.benchmark for a in answers):
         columns: dict[Column, dict[int, OpenAnswer]] = {}
@@ -222,17 +206,18 @@ def valid_verdicts(verdicts: Sequence[PairVerdict], answers: Sequence[OpenAnswer
     return [v for v in verdicts if (v.answers, v.benchmark, v.model, v.prompt, v.rival, v.rival_prompt) in known]
 
 
-def tally(rows: Sequence[PairVerdict]) -> Tally:
-    """Count the verdicts."""
-    wins, ties, losses = (sum(r.verdict == verdict for r in rows) for verdict in _VALUES)
-    first, second = (sum((r.model_first, r.rival_first) == (x, x) for r in rows) for x in ("A", "B"))
-    return Tally(wins, ties, losses, len(rows) - wins - ties - losses, first, second)
+def tally(rows: Sequence[PairVerdict]) -> dict[str, int]:
+    """Return the number of pairs for each measure in `COUNTS`."""
+    verdicts = Counter(r.verdict for r in rows)
+    replies = Counter((r.model_first, r.rival_first) for r in rows)
+    counts = [*(verdicts[v] for v in ("win", "tie", "loss", "unparsable")), replies["A", "A"], replies["B", "B"]]
+    return dict(zip(COUNTS, counts, strict=True))
 
 
 def win_rate(rows: Sequence[PairVerdict]) -> Interval | None:
     """Return (wins + ties / 2) / judged pairs with its interval; None without a judged pair.
 
-    The bootstrap resamples questions. Without ties the interval is Wilson's, which keeps a width even if all are won.
+    The bootstrap resamples questions. Without ties the interval is Wilson's, which has a width even if all are won.
     """
     judged = [r for r in rows if r.verdict in _VALUES]
     values = [_VALUES[r.verdict] for r in judged]
@@ -244,8 +229,10 @@ def win_rate(rows: Sequence[PairVerdict]) -> Interval | None:
 
 
 def pair_scores(answers: Sequence[OpenAnswer], verdicts: Sequence[PairVerdict]) -> list[Score]:
-    """Return win rates and counts for each two models and judge, over all questions and by category, and a score
-    without a value for each model that is not judged."""
+    """Return the win rates and counts of each pair of models by each judge, over all questions and by category.
+
+    A model that no judge compared has one score without a value.
+    """
     scores = []
     for benchmark in dict.fromkeys(a.benchmark for a in answers):
         mine = [v for v in verdicts if v.benchmark == benchmark]
@@ -270,14 +257,14 @@ def _verdict_scores(benchmark: str, verdicts: Sequence[PairVerdict]) -> list[Sco
     for (model, prompt, rival, rival_prompt, judge), rows in groups.items():
         against = f"against {rival}, judged by {judge}"
         vs = rival if rival_prompt == prompt else f"{rival} ({rival_prompt})"
-        counted, rate = tally(rows), win_rate(rows)
+        rate = win_rate(rows)
         won, lost = ([r.verdict == v for r in rows if r.verdict in _VALUES] for v in ("win", "loss"))
-        score = Score(benchmark, f"{WIN_RATE} {against}", model, prompt, counted.judged, None, vs=vs)
+        score = Score(benchmark, f"{WIN_RATE} {against}", model, prompt, len(won), None, vs=vs)
         if rate:
             score = replace(score, value=rate.value, low=rate.low, high=rate.high, p=mcnemar(lost, won))
         scores.append(score)
         scores += [
-            Score(benchmark, f"{name} {against}", model, prompt, counted.pairs, number, vs=vs)
-            for name, number in counted.counts.items()
+            Score(benchmark, f"{name} {against}", model, prompt, len(rows), number, vs=vs)
+            for name, number in tally(rows).items()
         ]
     return scores

@@ -1,6 +1,6 @@
 """Measure the models of a run, or models without a run, on tasks: items -> 5_evaluation/<task>.jsonl, scores.json.
 
-What the journal holds is not computed again, so the same command resumes an interrupted evaluation. The usage log
+Results in the journal are not computed again, so the same command resumes an interrupted evaluation. The usage log
 `benchmarks.json` records which files were read, by which weights, and how often.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 from selfalign.constitution import Constitution
 from selfalign.data.records import content_hash
@@ -19,11 +19,10 @@ from selfalign.evaluation.asking import OpenEndedTask, ask
 from selfalign.evaluation.benchmarks import Benchmark
 from selfalign.evaluation.models import EngineGroup, ScorerGroup
 from selfalign.evaluation.prompting import PromptKind
-from selfalign.evaluation.records import ItemScore, Score
+from selfalign.evaluation.records import Score
 from selfalign.evaluation.results import ResultStore, column, model_of
 from selfalign.evaluation.scoring import ScoredTask, score
 from selfalign.evaluation.tasks import TASKS, behaviour, task_of
-from selfalign.evaluation.tasks.behaviour import Scenarios
 from selfalign.evaluation.tasks.probes import seen_messages
 from selfalign.run import recipe as recipes
 from selfalign.run.context import Context
@@ -32,9 +31,8 @@ from selfalign.run.recipe import Recipe
 from selfalign.system.clock import Clock
 from selfalign.system.console import Screen
 
-Items: TypeAlias = Benchmark | Scenarios
 STAGE = "benchmarks"
-"""The name under which a run records the files that it published here."""
+"""The name under which a run records the files that this module publishes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +40,7 @@ class EvaluationRequest:
     """The tasks and models of an evaluation."""
 
     tasks: Sequence[str]
-    """Some of `tasks.TASKS`."""
+    """Keys of `tasks.TASKS`."""
     models: Sequence[str] = ()
     """Models of the run; empty for all."""
     others: Sequence[str] = ()
@@ -51,9 +49,9 @@ class EvaluationRequest:
     """Benchmark -> file, folder or hub id; behaviour -> file of scenarios."""
     prompt: PromptKind = "standard"
     limit: int | None = None
-    """The most items of each benchmark."""
+    """The maximum number of items of each benchmark."""
     judge: str = ""
-    """The judge of open-ended responses: NAME=MODEL, NAME=URL#ID, or one without a name; empty for none."""
+    """The judge of open-ended responses: [NAME=]MODEL or [NAME=]URL#ID; empty for none."""
 
     @property
     def scored(self) -> list[ScoredTask]:
@@ -76,7 +74,7 @@ def check_tasks(names: Sequence[str], option: str = "--benchmarks") -> None:
     """Raise a UserError for the first name that is not a task; `option` is where the names come from."""
     for name in names:
         if name not in TASKS:
-            raise UserError(f"{option}: {name!r} is not known; known are {', '.join(TASKS)}")
+            raise UserError(f"{option}: {name!r} is not known; use one of {', '.join(TASKS)}")
 
 
 def run(context: Context, request: EvaluationRequest) -> list[Path]:
@@ -84,7 +82,7 @@ def run(context: Context, request: EvaluationRequest) -> list[Path]:
 
     Raises:
         UserError: a benchmark, a model or a scorer is not available, or a file was edited.
-        Interrupted: a signal came; the same command resumes.
+        Interrupted: a signal arrived; the same command resumes.
     """
     run, names, others = context.run, request.models, request.others
     request.check(run.constitution)
@@ -95,7 +93,7 @@ def run(context: Context, request: EvaluationRequest) -> list[Path]:
     if request.open_ended:
         evaluation.engines = models.engines_of_run(context, names, others, request.prompt)
         evaluation.engine_identities = _engine_identities(context)
-    # Everything that can be wrong with the request is found before results are written or removed.
+    # All items are loaded before any result is written or removed, so that a wrong request changes nothing.
     evaluation.load(seen_messages(context) if behaviour.NAME in request.tasks else set())
     published = [evaluation.store.path(name) for name in _file_names()]
     run.check_not_edited([run.scores, *published], context.force)
@@ -120,17 +118,17 @@ def run_alone(
 
     Args:
         folder: created if it does not exist; an evaluation in it is resumed.
-        specs: models, see `models.scorers_of`.
-        prompted: each model also with the constitution in its prompt.
+        specs: models, as for `models.scorers_of`.
+        prompted: also measure each model with the constitution in its prompt.
 
     Raises:
-        UserError: as `run`, or the folder holds something else.
+        UserError: as in `run`, or the folder contains other files.
     """
     request.check(constitution)
     scorers = models.scorers_of(specs, request.prompt, prompted) if request.scored else []
     engines = models.engines_of(specs, request.prompt, prompted) if request.open_ended else []
     if folder.exists() and any(folder.iterdir()) and not (folder / "journal.sqlite").exists():
-        raise UserError(f"{folder} holds something else than an evaluation: choose another --out")
+        raise UserError(f"{folder} contains other files than an evaluation's: choose another --out")
     folder.mkdir(parents=True, exist_ok=True)
     journal = Journal(folder / "journal.sqlite")
     try:
@@ -144,9 +142,9 @@ def run_alone(
 
 
 def refresh(context: Context) -> None:
-    """Add the scores of tasks to scores.json again, after the stage wrote those of the held-out prompts.
+    """Restore the scores of tasks in scores.json, after the stage `evaluate` wrote those of the held-out prompts.
 
-    Rows of models that were trained again since are removed.
+    Rows of models that have been trained again since are removed.
     """
     store = _store(context)
     if not store.usage_log():
@@ -162,15 +160,14 @@ def refresh(context: Context) -> None:
         benchmark = label.removesuffix(task.suffix)
         rows: list[Any] = store.read(task.name, task.record)
         store.write(task.name, [r for r in rows if r.benchmark != benchmark or column(r) not in outdated])
-        if isinstance(task, OpenEndedTask):
-            task.drop_stale_verdicts(store)
+        task.drop_stale_verdicts(store)
         store.forget(label, outdated)
         context.screen.say(f"  {label}: removed the scores of earlier weights: {', '.join(sorted(outdated))}")
     publish_scores(store)
 
 
 def check_ready(context: Context) -> None:
-    """Raise a UserError if a benchmark of the recipe's stage is not available, before anything is generated."""
+    """Raise a UserError if a benchmark in the recipe is not available. A run calls it before it generates anything."""
     tasks = context.recipe.evaluate.tasks
     check_tasks(tasks, "evaluate.tasks")
     for name in tasks:
@@ -179,7 +176,7 @@ def check_ready(context: Context) -> None:
 
 
 def publish_scores(store: ResultStore) -> list[Score]:
-    """Write the scores of all tasks into scores.json, and keep its other scores; return those of the tasks."""
+    """Replace the scores of all tasks in scores.json, and return them. Other scores in the file stay."""
     scores = [s for task in TASKS.values() for s in task.scores(store)]
     store.write_scores([*(s for s in store.scores() if not is_task_score(s)), *scores])
     return scores
@@ -201,8 +198,7 @@ def _store(context: Context) -> ResultStore:
 
 def _file_names() -> list[str]:
     """Return the names of all files of rows and verdicts."""
-    verdicts = [getattr(task, "verdicts", "") for task in TASKS.values()]
-    return [*TASKS, *(name for name in verdicts if name)]
+    return [*TASKS, *(task.verdicts for task in TASKS.values() if task.verdicts)]
 
 
 def _identities(groups: Sequence[ScorerGroup] | Sequence[EngineGroup]) -> dict[str, str]:
@@ -210,18 +206,18 @@ def _identities(groups: Sequence[ScorerGroup] | Sequence[EngineGroup]) -> dict[s
 
 
 def _scorer_identities(context: Context) -> dict[str, str]:
-    """Return each model of the run -> the identity that its weights have now in the scorer."""
+    """Return model of the run -> the identity of its current weights in the scorer."""
     return _identities(models.scorers_of_run(context, (), (), "standard"))
 
 
 def _engine_identities(context: Context) -> dict[str, str]:
-    """Return each model of the run -> the identity that its weights have now in the engine."""
+    """Return model of the run -> the identity of its current weights in the engine."""
     return _identities(models.engines_of_run(context, (), (), "standard"))
 
 
 @dataclass
 class _Evaluation:
-    """One evaluation, of a run's models or of models without a run."""
+    """An evaluation of a run's models, or of models without a run."""
 
     request: EvaluationRequest
     store: ResultStore
@@ -230,9 +226,9 @@ class _Evaluation:
     scorers: list[ScorerGroup] = field(default_factory=list)
     engines: list[EngineGroup] = field(default_factory=list)
     scorer_identities: Mapping[str, str] = field(default_factory=dict)
-    """Model of the run -> the identity of its weights now: rows of other weights are removed."""
+    """Model of the run -> the identity of its current weights. Rows of other weights are removed."""
     engine_identities: Mapping[str, str] = field(default_factory=dict)
-    items: dict[str, Items] = field(default_factory=dict)
+    items: dict[str, Benchmark] = field(default_factory=dict)
     """Task -> its items."""
 
     def load(self, seen: Set[str]) -> None:
@@ -243,9 +239,11 @@ class _Evaluation:
         """
         request, say = self.request, self.store.screen.say
         for name, task in TASKS.items():
-            if name in request.tasks and task.origin is None:
+            if name not in request.tasks:
+                continue
+            if task.origin is None:
                 self.items[name] = self._load_scenarios(seen)
-            elif name in request.tasks and task.origin:
+            else:
                 source = request.data.get(task.origin.name)
                 items = benchmarks.load(task.origin, source, self.store.recipe_files).first(request.limit)
                 size = f"{len(items.items)} items of {items.source}"
@@ -254,7 +252,7 @@ class _Evaluation:
         if request.judge and request.open_ended:
             models.judge_group(request.judge, self.recipe.engine)
 
-    def _load_scenarios(self, seen: Set[str]) -> Scenarios:
+    def _load_scenarios(self, seen: Set[str]) -> Benchmark:
         request, say = self.request, self.store.screen.say
         scenarios = behaviour.load_scenarios(request.data.get(behaviour.NAME), self.constitution, request.limit)
         fresh, known = behaviour.split_seen(scenarios, seen)
@@ -266,7 +264,7 @@ class _Evaluation:
         return fresh
 
     def measure(self, release_engine: Callable[[], None] = lambda: None) -> list[Path]:
-        """Score and ask all tasks, and publish their rows; return the files.
+        """Measure all tasks and publish their rows; return the files.
 
         Args:
             release_engine: frees the run's engine before a judge starts.
@@ -283,15 +281,12 @@ class _Evaluation:
                 release_engine()
                 with models.open_judge(request.judge, self.recipe.engine) as judge:
                     task.judge(self.store, self.items[task.name], judge)
-        names = [t.name for t in request.scored] + [t.name for t in request.open_ended]
-        return [self.store.path(name) for name in names]
+        return [self.store.path(task.name) for task in (*request.scored, *request.open_ended)]
 
     def _score(self, task: ScoredTask) -> None:
-        items: Any = self.items[task.name]
+        items = self.items[task.name]
         rows = score(task, items, self.scorers, self.constitution, self.store.journal, self.store.screen)
-        self.store.update(
-            task.name, items.label, items, _columns(self.scorers), self.scorer_identities, rows, ItemScore
-        )
+        self.store.update(task, items, _columns(self.scorers), self.scorer_identities, rows)
 
     def _ask(self, task: OpenEndedTask[Any]) -> None:
         items, store, clock = self.items[task.name], self.store, Clock()
@@ -309,10 +304,7 @@ class _Evaluation:
         store.journal.finish(task.name, len(outcomes), clock.seconds())
         rows = task.rows(items, responses, self.constitution)
         current = {**self.engine_identities, **_identities(self.engines)}
-        store.update(
-            task.name, items.label + task.suffix, items, _columns(self.engines), current, rows, task.record,
-            task.with_verdicts, task.several_sources,
-        )  # fmt: skip
+        store.update(task, items, _columns(self.engines), current, rows)
         task.drop_stale_verdicts(store)
 
 

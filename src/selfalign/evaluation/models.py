@@ -1,7 +1,7 @@
 """Resolve the models under comparison: a run's own, and any adapter, model or server that the user names.
 
-A model is needed in two ways. A *scorer* gives log-probabilities of texts; an *engine* generates text. Models that
-share one running scorer or engine (a base and its adapters) form a `ModelGroup`.
+Tasks use a model through a *scorer*, which gives log-probabilities of texts, or an *engine*, which generates text. The
+models that share one running scorer or engine (a base and its adapters) form a `ModelGroup`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Generic, Protocol, TypeAlias, TypeVar
+from typing import Generic, TypeAlias, TypeVar
 
 from selfalign.data.records import content_hash
 from selfalign.errors import UserError
@@ -34,50 +34,44 @@ PROMPTED = "prompted base"
 NAMES = ("base", PROMPTED, "engraved", "final")
 """The models of a run, in the order of tables."""
 ADAPTERS = {"base": None, "engraved": "engrave", "final": "verbose_cloning"}
-"""The models of a run, each with the stage that trains its adapter."""
+"""Each model of a run -> the stage that trains its adapter; None for the base."""
 TORCH = "torch float32"
 
 
 def run_models(context: Context) -> dict[str, str | None]:
-    """Return the models that a run has, each with the stage of its adapter: the base, and all whose adapter exists."""
+    """Return the models that a run has so far: the base, and those with an adapter; values as in `ADAPTERS`."""
     return {name: stage for name, stage in ADAPTERS.items() if stage is None or context.has_adapter(stage)}
 
 
 @dataclass(frozen=True, slots=True)
 class ComparedModel:
-    """A model under comparison, with the system prompt that it gets."""
+    """A model under comparison and its system prompt."""
 
     name: str
     prompt: PromptKind
     adapter: str | None
-    """The name of its adapter in the scorer or engine; None is the base."""
+    """The name of its adapter in the scorer or engine; None for the base."""
     identity: str
     """A hash of the weights and of how they are computed."""
 
     @property
     def column(self) -> str:
-        """The key of the model under its prompt in benchmarks.json."""
+        """The key of this model with this prompt in benchmarks.json."""
         return f"{self.name}|{self.prompt}"
 
 
-class Closeable(Protocol):
-    """Anything that frees its memory."""
-
-    def close(self) -> None: ...
-
-
-Backend = TypeVar("Backend", bound=Closeable)
+Backend = TypeVar("Backend", Scorer, Engine)
 
 
 @dataclass
 class ModelGroup(Generic[Backend]):
-    """Models that share one scorer or engine. It starts when it is first needed."""
+    """Models that share one scorer or engine, which starts when it is first needed."""
 
     models: list[ComparedModel]
     template: Callable[[], Template]
     start: Callable[[], Backend]
     owned: bool = True
-    """False for a run's own engine: the run may close it between two tasks, and it is not closed here."""
+    """False for a run's own engine: only the run closes it, which it may do between two tasks."""
     _backend: Backend | None = field(default=None, repr=False)
 
     @property
@@ -85,7 +79,7 @@ class ModelGroup(Generic[Backend]):
         return self._backend is not None
 
     def backend(self) -> Backend:
-        """Return the running scorer or engine. Raises as `start`."""
+        """Return the running scorer or engine, after starting it if necessary. Raises what `start` raises."""
         if self._backend is None or not self.owned:
             self._backend = self.start()
         return self._backend
@@ -107,15 +101,15 @@ EngineGroup: TypeAlias = ModelGroup[Engine]
 def scorers_of_run(
     context: Context, names: Sequence[str], others: Sequence[str], prompt: PromptKind
 ) -> list[ScorerGroup]:
-    """Return the models of a run, and `others`, for scoring.
+    """Return scorers for models of a run and for `others`.
 
     Args:
         names: some of base, prompted base (or prompted), engraved and final; empty for all that the run has.
         others: NAME=ADAPTER, NAME=MODEL or NAME=URL#ID.
-        prompt: the system prompt; the prompted base has the constitution instead.
+        prompt: the system prompt of all models but the prompted base, which gets the constitution.
 
     Raises:
-        UserError: a name is not known or used twice, the run has no such model, or its engine runs no model.
+        UserError: a name is unknown or used twice, the run has no such model, or its engine is fake.
     """
     context.model.check_weights("nothing can be scored")
     requested = requested_models(context, names)
@@ -133,9 +127,9 @@ def scorers_of_run(
 def engines_of_run(
     context: Context, names: Sequence[str], others: Sequence[str], prompt: PromptKind
 ) -> list[EngineGroup]:
-    """Return the models of a run on its own engine, and `others`, each on an engine of its own.
+    """Return the engine of a run with its models, and an engine for each of `others`.
 
-    Args and errors as `scorers_of_run`; the fake engine answers, too.
+    Arguments and errors are those of `scorers_of_run`, except that the fake engine is allowed.
     """
     requested = requested_models(context, names)
     adapters = tuple(a for n in requested if (a := ADAPTERS.get(n)))
@@ -151,7 +145,7 @@ def engines_of_run(
     return [
         group,
         *(
-            _adapted_engine(n, context.model, Path(spec), config, prompt)
+            _local_engine(n, context.model, Path(spec), config, prompt)
             if is_adapter(spec)
             else _outside_engine(n, spec, config, prompt)
             for n, spec in specs.items()
@@ -165,23 +159,23 @@ def _run_model(name: str, prompt: PromptKind, identity: Mapping[str | None, str]
 
 
 def requested_models(context: Context, names: Sequence[str]) -> list[str]:
-    """Return the run's models of these names, in the order of tables; all for no names. Raises as `scorers_of_run`."""
+    """Return the run's models of these names (all if there are none), in the order of tables."""
     existing = run_models(context)
     requested = [PROMPTED if n in ("prompted", "prompted-base") else n for n in names] or list(NAMES)
     for name in requested:
         if name not in NAMES:
-            raise UserError(f"--models: {name!r} is not a model; models are {', '.join(NAMES)}")
+            raise UserError(f"--models: {name!r} is not a model; use some of {', '.join(NAMES)}")
         if names and name != PROMPTED and name not in existing:
             raise UserError(f"--models: {name!r} was not trained in this run; it has {', '.join(existing)}")
     return [n for n in NAMES if n in requested and (n == PROMPTED or n in existing)]
 
 
 def _other_specs(others: Sequence[str], taken: Sequence[str]) -> dict[str, str]:
-    """Return {NAME: SPEC} of the other models; raises UserError if a name is used twice or by the run."""
+    """Return {NAME: SPEC} of the other models. Raises UserError if a name is used twice or by the run."""
     specs = [parse_spec(o) for o in others]
     for name, _ in specs:
         if name in taken:
-            raise UserError(f"--with {name}=...: the run has a model of that name; choose another name")
+            raise UserError(f"--with {name}=...: the run has a model with this name; choose another one")
     _check_unique([name for name, _ in specs])
     return dict(specs)
 
@@ -196,20 +190,20 @@ def _check_unique(names: Sequence[str]) -> None:
 
 
 def scorers_of(specs: Sequence[str], prompt: PromptKind, prompted: bool) -> list[ScorerGroup]:
-    """Return models without a run, for scoring.
+    """Return scorers for models without a run.
 
     Args:
-        specs: GGUF files, folders or hub ids, each with +ADAPTER or without, or URL#ID; each as NAME=... or without.
-        prompted: each model also with the constitution in its prompt.
+        specs: [NAME=]MODEL[+ADAPTER], where MODEL is a GGUF file, a folder or a hub id, or [NAME=]URL#ID.
+        prompted: add each model with the constitution in its prompt.
 
     Raises:
-        UserError: a model cannot be found, or two have one name.
+        UserError: a model does not exist, or two models have the same name.
     """
     return _groups(specs, prompted, lambda name, spec: _outside_scorer(name, spec, prompt))
 
 
 def engines_of(specs: Sequence[str], prompt: PromptKind, prompted: bool) -> list[EngineGroup]:
-    """Return models without a run, each with an engine. Args and errors as `scorers_of`."""
+    """Return engines for models without a run. Arguments and errors are those of `scorers_of`."""
     config = EngineSettings.model_validate({})
     return _groups(specs, prompted, lambda name, spec: _outside_engine(name, spec, config, prompt))
 
@@ -227,10 +221,10 @@ def _groups(
 
 
 def judge_group(spec: str, config: EngineSettings) -> EngineGroup:
-    """Return the judge of NAME=MODEL, NAME=URL#ID, or one without a name, not started yet.
+    """Return the engine of a judge, [NAME=]MODEL or [NAME=]URL#ID, without starting it.
 
     Raises:
-        UserError: there is no such model.
+        UserError: the model does not exist.
     """
     name, source = parse_spec(spec) if "=" in spec and not Path(spec).exists() else ("", spec)
     name = name or source.partition("#")[2] or short_name(source)
@@ -239,7 +233,7 @@ def judge_group(spec: str, config: EngineSettings) -> EngineGroup:
 
 @contextmanager
 def open_judge(spec: str, config: EngineSettings) -> Iterator[Judge]:
-    """Start the judge, and end it with the block. Raises as `judge_group`, or if its engine cannot start."""
+    """Run a judge for the duration of the block. Raises as `judge_group`, or if the engine cannot start."""
     group = judge_group(spec, config)
     try:
         model = group.models[0]
@@ -260,24 +254,24 @@ def parse_spec(text: str) -> tuple[str, str]:
 
 
 def short_name(spec: str) -> str:
-    """Return a model's name in tables: the last parts of its path, without its ending."""
+    """Return a model's name in tables: the end of its path, without the extension."""
     base, adapter = split_adapter(spec)
     name = Path(base).name.removesuffix(".gguf") or base
     return f"{name}+{'/'.join(adapter.parts[-2:])}" if adapter else name
 
 
 def split_adapter(spec: str) -> tuple[str, Path | None]:
-    """Return (model, adapter) of MODEL+ADAPTER. An existing path with a plus in its name is a model."""
+    """Return (MODEL, ADAPTER) of MODEL+ADAPTER. An existing path with a plus in its name is a model."""
     if "+" not in spec or Path(spec).exists():
         return spec, None
     base, _, adapter = spec.partition("+")
     if not is_adapter(adapter):
-        raise UserError(f"{adapter!r} is no PEFT adapter: the folder has no adapter_config.json and safetensors")
+        raise UserError(f"{adapter!r} is not a PEFT adapter: the folder has no adapter_config.json and safetensors")
     return base, Path(adapter)
 
 
 def is_adapter(spec: str) -> bool:
-    """Return whether a folder is an adapter as PEFT writes it."""
+    """Return whether a folder has the files of a PEFT adapter."""
     return all((Path(spec) / f).is_file() for f in ("adapter_config.json", "adapter_model.safetensors"))
 
 
@@ -287,16 +281,16 @@ def _server_of(name: str, spec: str) -> tuple[str, str] | None:
         return None
     url, _, served = spec.partition("#")
     if not served:
-        raise UserError(f"{name}={spec}: write the model's id after the address, as http://127.0.0.1:8000/v1#ID")
+        raise UserError(f"{name}={spec}: write the model's id after the address, as in http://127.0.0.1:8000/v1#ID")
     return url, served
 
 
 def identities(base: str, adapters: Mapping[str, Path], arithmetic: str = TORCH) -> dict[str | None, str]:
-    """Return, for the base (None) and each adapter, a hash of the weights and of the scorer's arithmetic."""
+    """Return a hash of the weights and of the scorer's arithmetic for the base (None) and each adapter."""
     hashes: dict[str | None, str] = {None: content_hash(arithmetic, base)}
     for name, folder in adapters.items():
         settings = json.loads((folder / "adapter_config.json").read_text("utf-8"))
-        # The base's name may be a path, which says nothing about the weights.
+        # The base's name may be a path, which does not identify the weights.
         settings.pop("base_model_name_or_path", None)
         files = [file_hash(folder / "adapter_model.safetensors"), content_hash(settings)]
         hashes[name] = content_hash(arithmetic, base, files)
@@ -307,7 +301,7 @@ def identities(base: str, adapters: Mapping[str, Path], arithmetic: str = TORCH)
 
 
 def _outside_scorer(name: str, spec: str, prompt: PromptKind) -> ScorerGroup:
-    """Return a model from outside the run. A server's template is not known: it gets plain-text turns."""
+    """Return a scorer for a model that is not the run's. A server gets plain-text turns: its template is not known."""
     if server := _server_of(name, spec):
         url, served = server
 
@@ -335,7 +329,7 @@ def _outside_scorer(name: str, spec: str, prompt: PromptKind) -> ScorerGroup:
 
 
 def _arithmetic(context: Context) -> str:
-    """Return the arithmetic of a run's scorer: vLLM's if that is the run's engine, otherwise torch's."""
+    """Return the name of the scorer's arithmetic: vLLM's if that is the run's engine, otherwise torch's."""
     config = context.recipe.engine
     return f"vllm {_dtype(config)}" if engines.kind(config) == "vllm" else TORCH
 
@@ -347,7 +341,7 @@ def _dtype(config: EngineSettings) -> str:
 
 
 def _start_run_scorer(context: Context, folders: Mapping[str, Path]) -> Scorer:
-    """Start a run's scorer, vLLM if that is the run's engine, otherwise torch, and report which one and why."""
+    """Start a run's scorer: vLLM if that is the run's engine, otherwise torch. Report which one it is, and why."""
     model, config, say = context.model, context.recipe.engine, context.screen.say
     executor = context.recipe.executor
     for folder in folders.values():
@@ -360,7 +354,7 @@ def _start_run_scorer(context: Context, folders: Mapping[str, Path]) -> Scorer:
         return executors.scorer(executor, config, model, folders, "vllm", _dtype(config), say)
     why = {
         "llama_cpp": ": llama.cpp gives no log-probabilities of prompts",
-        "openai": ": the weights are here, and few servers give log-probabilities of prompts",
+        "openai": ": few servers give log-probabilities of prompts, and the weights are on this machine",
     }.get(kind, "")
     say(f"  scored by torch in float32{where}{why}", "dim")
     return executors.scorer(executor, config, model, folders, "torch", say=say)
@@ -370,7 +364,7 @@ def _start_run_scorer(context: Context, folders: Mapping[str, Path]) -> Scorer:
 
 
 def _outside_engine(name: str, spec: str, config: EngineSettings, prompt: PromptKind) -> EngineGroup:
-    """Return a model from outside the run. A server's template is not known: it gets plain-text turns."""
+    """Return an engine for a model that is not the run's. A server gets plain-text turns: its template is not known."""
     if server := _server_of(name, spec):
         url, served = server
         key = KEY if os.environ.get(KEY) else None
@@ -382,21 +376,23 @@ def _outside_engine(name: str, spec: str, config: EngineSettings, prompt: Prompt
             [model], lambda: PLAIN, lambda: engines.start(remote, None, {}, engines.default_slots(remote))
         )
     source, adapter = split_adapter(spec)
-    base = sources.resolve(source)
-    if adapter:
-        return _adapted_engine(name, base, adapter, config, prompt)
-    model = ComparedModel(name, prompt, None, base.identity)
-    return EngineGroup([model], lambda: base.template, lambda: _start_engine(base, {}, config))
+    return _local_engine(name, sources.resolve(source), adapter, config, prompt)
 
 
-def _adapted_engine(name: str, base: Model, adapter: Path, config: EngineSettings, prompt: PromptKind) -> EngineGroup:
-    identity = content_hash("engine", identities(base.identity, {"adapter": adapter})["adapter"])
-    model = ComparedModel(name, prompt, "adapter", identity)
-    return EngineGroup([model], lambda: base.template, lambda: _start_engine(base, {"adapter": adapter}, config))
+def _local_engine(
+    name: str, base: Model, adapter: Path | None, config: EngineSettings, prompt: PromptKind
+) -> EngineGroup:
+    if adapter is None:
+        model, folders = ComparedModel(name, prompt, None, base.identity), {}
+    else:
+        folders = {"adapter": adapter}
+        identity = content_hash("engine", identities(base.identity, folders)["adapter"])
+        model = ComparedModel(name, prompt, "adapter", identity)
+    return EngineGroup([model], lambda: base.template, lambda: _start_engine(base, folders, config))
 
 
 def _start_engine(model: Model, adapters: dict[str, Path], config: EngineSettings) -> Engine:
-    """Start an engine for weights on this machine, of the recipe's kind if that kind can load them."""
+    """Start an engine for weights on this machine: of the configured kind if that kind can load them."""
     kind = engines.kind(config)
     if kind not in ("llama_cpp", "vllm"):
         kind = "llama_cpp"
@@ -405,7 +401,9 @@ def _start_engine(model: Model, adapters: dict[str, Path], config: EngineSetting
     for name, folder in adapters.items():
         file = folder.with_suffix(".gguf")
         if kind == "llama_cpp" and not file.exists():
-            raise UserError(f"llama.cpp needs the adapter {name!r} as GGUF, which is not at {file}; vLLM needs none")
+            raise UserError(
+                f"llama.cpp needs the adapter {name!r} as GGUF, but {file} does not exist; vLLM needs no GGUF"
+            )
     used = config.model_copy(update={"kind": kind, "url": None, "urls": None})
     slots = config.slots if config.slots != "auto" else engines.default_slots(used)
     return engines.start(used, model, adapters, slots)

@@ -1,4 +1,4 @@
-"""Turn a benchmark's items into texts for a model: system prompts, dialogues, and forms of scored questions. Pure."""
+"""Turn the items of a benchmark into texts for a model: system prompts, dialogues and forms. Pure."""
 
 from __future__ import annotations
 
@@ -27,38 +27,38 @@ class Cell:
     answer: str
     """The scored text, without the space before it."""
     begin: str = ""
-    """Words that the assistant's turn begins with before the scored text."""
+    """Words at the beginning of the assistant's turn, before the scored text."""
     label: str = ""
     """The name of the cell in the file of results."""
 
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """One way to ask the items of a benchmark by log-likelihoods. All models get the same cells."""
+    """One way to ask the items of a benchmark by log-likelihoods. All models score the same cells."""
 
     name: str
     cells: Callable[[Any], list[Cell]]
     """item -> its cells."""
     read: Callable[[Any, Sequence[Scored]], dict[str, float]]
-    """(item, the results of its cells) -> the value of each measure: 1 for right, 0 for wrong, or a fraction."""
+    """(item, the results of its cells) -> the value of each measure: 1 (correct), 0 (wrong) or a fraction."""
 
 
 def opening(template: Template, constitution: Constitution, prompt: PromptKind, turns: Sequence[Turn]) -> Pieces:
     """Return the prompt up to the first word of the assistant's answer.
 
     Args:
-        prompt: the system prompt. `constitution` puts all principles and exemplars before the dialogue, in the plain
-            turns of stage 2; the answer follows at once, without internal thoughts. `two-shot` is the standard system
-            prompt with two worked turns.
+        prompt: the system prompt. `constitution` is all principles and exemplars, in the plain turns of stage 2, and
+            the answer follows immediately, without internal thoughts. `two-shot` is the standard system prompt with
+            two example turns.
     """
     name = constitution.assistant.name
     if prompt == "constitution":
         lines = [f"{'User' if t.role == 'user' else name}: {t.text.strip()}\n\n" for t in turns]
         return (BOS, render(constitution), *lines, f"{name}:")
     shots = constitution.prompts.two_shot if prompt == "two-shot" else []
-    worked = [turn for shot in shots for turn in (Turn("user", shot.user), Turn("assistant", shot.answer))]
+    examples = [turn for shot in shots for turn in (Turn("user", shot.user), Turn("assistant", shot.answer))]
     kind = "standard" if prompt == "two-shot" else prompt
-    return template.prompt(constitution.system_prompt(kind), [*worked, *turns], name)
+    return template.prompt(constitution.system_prompt(kind), [*examples, *turns], name)
 
 
 def cell_text(template: Template, constitution: Constitution, prompt: PromptKind, cell: Cell) -> Text:
@@ -71,9 +71,9 @@ def cell_text(template: Template, constitution: Constitution, prompt: PromptKind
 
 
 def best(item: Item, scores: Sequence[float]) -> int:
-    """Return the position of the highest score, and among equal ones the position with the lowest hash.
+    """Return the index of the highest score; a hash decides between equal scores.
 
-    A tie that always went to the first answer would reward the order of the file.
+    If the first answer won every tie, the order of the file would matter.
     """
     top = max(scores)
     tied = [i for i, score in enumerate(scores) if score == top]

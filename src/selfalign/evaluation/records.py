@@ -15,7 +15,7 @@ class Score:
     prompt: str
     n: int
     value: float | None
-    """None if nothing was judged."""
+    """None if no answer was judged."""
     low: float | None = None
     high: float | None = None
     vs: str | None = None
@@ -36,7 +36,7 @@ class Answer:
     """base, engraved or final."""
     answer: str
     ended: bool
-    """Whether the model ended its turn itself, within the token limit."""
+    """Whether the model wrote its end token within the token limit."""
     words: int
 
 
@@ -52,7 +52,7 @@ class ProbeAnswer:
     expect: str
     """The check."""
     contrast: bool
-    """Whether the behaviour must not appear."""
+    """Whether the answer passes by not showing the behaviour."""
     model: str
     answer: str
     passed: bool
@@ -60,7 +60,7 @@ class ProbeAnswer:
 
 @dataclass(frozen=True, slots=True)
 class ItemScore:
-    """A model's log-probabilities for one benchmark item in one form, and the measures that follow from them.
+    """A model's log-probabilities for one benchmark item in one form, and the resulting measures.
 
     The item's text is not stored, so that result files do not spread the benchmark.
     """
@@ -71,7 +71,7 @@ class ItemScore:
     """The item's index in the benchmark, from 0."""
     subset: str
     cluster: str
-    """Items of one cluster are about the same text."""
+    """A hash that all items about the same text share."""
     form: str
     prompt: str
     """The name of the system prompt."""
@@ -125,12 +125,12 @@ class BehaviourAnswer:
     passed: bool | None = None
     """For a probe, whether the check passed."""
     contrast: bool = False
-    """For a probe, whether the behaviour must not appear."""
+    """For a probe, whether the answer passes by not showing the behaviour."""
 
 
 @dataclass(frozen=True, slots=True)
 class OpenAnswer:
-    """A model's response to an open question: one of Vicuna's, or one of the user's."""
+    """A model's response to an open question, one of Vicuna's or one of the user's."""
 
     id: str
     benchmark: str
@@ -148,7 +148,7 @@ class OpenAnswer:
 
 @dataclass(frozen=True, slots=True)
 class PairVerdict:
-    """A judge's verdict on two models' responses to a question, shown to it in both orders."""
+    """A judge's verdict on two models' responses to a question, which it saw in both orders."""
 
     id: str
     benchmark: str
@@ -161,10 +161,10 @@ class PairVerdict:
     rival_prompt: str
     judge: str
     answers: str
-    """A hash of the question and both responses: the verdict holds for these texts only."""
+    """A hash of the question and both responses. The verdict is valid for these texts only."""
     model_first: str
-    """The better response when the model's is shown as A: A, B, tie, or empty if the judge named none of them."""
+    """The judge's reply when the model's response is shown as A: A, B or tie; empty for any other reply."""
     rival_first: str
-    """The same when the rival's is shown as A."""
+    """The same when the rival's response is shown as A."""
     verdict: str
     """win or loss (of the model), tie, or unparsable."""

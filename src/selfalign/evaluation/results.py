@@ -1,22 +1,23 @@
-"""Store the results of an evaluation: rows of each task, scores.json, and the usage log of benchmarks.
+"""Store the results of an evaluation: the rows of each task, scores.json, and the usage log of benchmarks.
 
-Choices of wordings or learning rates are made by held-out loss and one half of the probes; a benchmark is read once for
-a published run. The usage log (benchmarks.json) therefore counts how often a benchmark was read by other weights.
+Wordings and learning rates should be chosen by the held-out loss and one half of the probes, and a benchmark should be
+read once, for the published run. The usage log (benchmarks.json) counts how often a benchmark was read by new weights.
 """
 
 from __future__ import annotations
 
 import json
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, Generic, TypeAlias, TypeVar
 
 from selfalign.data.records import read_jsonl, write_jsonl
 from selfalign.errors import UserError
-from selfalign.evaluation.benchmarks import Source
+from selfalign.evaluation.benchmarks import Benchmark, Origin
 from selfalign.evaluation.records import BehaviourAnswer, ItemScore, JudgedAnswer, OpenAnswer, PairVerdict, Score
 from selfalign.run.journal import Journal
 from selfalign.system import atomic
@@ -29,6 +30,36 @@ _MODELS = "entrants"  # old name
 AnyRow: TypeAlias = ItemScore | JudgedAnswer | OpenAnswer | BehaviourAnswer
 Row = TypeVar("Row", bound=AnyRow)
 Stored = TypeVar("Stored", bound=AnyRow | PairVerdict)
+
+
+class Task(ABC, Generic[Row]):
+    """A task of an evaluation. Its rows are written to `5_evaluation/<name>.jsonl`."""
+
+    name: str
+    """The task, its stage in the journal and its file."""
+    record: type[Row]
+    origin: Origin | None
+    """How its benchmark is loaded; None for a task with items of its own."""
+    suffix = ""
+    """The end of the task's label in the usage log, after the label of its benchmark."""
+    several_sources = False
+    """Whether rows from other sources stay in the file."""
+
+    @abstractmethod
+    def scores(self, store: ResultStore) -> list[Score]:
+        """Return the scores of the rows in the store."""
+
+    @property
+    def verdicts(self) -> str:
+        """The name of the file of verdicts; empty if the task has none."""
+        return ""
+
+    def with_verdicts(self, rows: list[Row], before: Sequence[Row]) -> list[Row]:
+        """Return new rows with the verdicts that the same answers had before."""
+        return rows
+
+    def drop_stale_verdicts(self, store: ResultStore) -> None:
+        """Remove the verdicts on answers that no longer exist from the file of verdicts, if there is one."""
 
 
 def column(row: AnyRow) -> str:
@@ -53,7 +84,7 @@ class ResultStore:
     constitution: str = ""
     """The digest of the constitution: rows under the prompts of another one are removed."""
     rewriting: Callable[[Path], AbstractContextManager[None]] = field(default=lambda file: nullcontext())
-    """The context in which a file is written, so that a run does not take it for edited."""
+    """The context in which a file is written, so that a run does not report it as edited."""
 
     # -- rows ----------------------------------------------------------------------------------------------------
 
@@ -65,58 +96,47 @@ class ResultStore:
         # read_jsonl lists its record types, which mypy does not match with a union of them.
         return read_jsonl(self.path(name), record) if self.path(name).exists() else []
 
-    def write(
-        self, name: str, rows: Sequence[ItemScore | JudgedAnswer | OpenAnswer | BehaviourAnswer | PairVerdict]
-    ) -> None:
+    def write(self, name: str, rows: Sequence[AnyRow | PairVerdict]) -> None:
         with self.rewriting(self.path(name)):
             write_jsonl(self.path(name), rows)
 
     def update(
         self,
-        task: str,
-        label: str,
-        source: Source,
+        task: Task[Row],
+        benchmark: Benchmark,
         measured: Mapping[str, str],
         current: Mapping[str, str],
         rows: Sequence[Row],
-        record: type[Row],
-        with_verdicts: Callable[[list[Row], Sequence[Row]], list[Row]] = lambda rows, before: rows,
-        several_sources: bool = False,
     ) -> None:
-        """Publish new rows of a task beside the valid earlier ones, and log the usage.
+        """Publish new rows of a task together with the valid earlier ones, and log the usage.
 
-        The order is that in which the models were first measured: the first one is compared with.
+        Models keep the order in which they were first measured, because the first one is the one to compare with.
 
         Args:
-            label: the task's name in the usage log.
             measured: column -> the identity of the weights that were measured now.
-            current: model -> the identity of its weights now: rows of other weights are removed.
-            with_verdicts: adds to new rows the verdicts that the same answers had before.
-            several_sources: rows from other sources stay in the file.
+            current: model -> the identity of its weights now. Rows of other weights are removed.
         """
-        valid = self._valid_rows(task, label, source, current, record, measured)
+        label = benchmark.label + task.suffix
+        valid = self._valid_rows(task, benchmark, current, measured)
         remaining = [r for r in valid if column(r) not in measured]
-        position = {c: i for i, c in enumerate(dict.fromkeys([*self._models(label), *measured]))}
+        position = {c: i for i, c in enumerate(dict.fromkeys([*self.measured_models().get(label, {}), *measured]))}
         ordered = sorted([*remaining, *rows], key=lambda r: position[column(r)])
-        others = [r for r in self.read(task, record) if r.benchmark != source.label] if several_sources else []
-        self.write(task, [*others, *with_verdicts(ordered, valid)])
-        self.log_usage(source, label, measured, {column(r) for r in remaining})
+        others: list[Row] = []
+        if task.several_sources:
+            others = [r for r in self.read(task.name, task.record) if r.benchmark != benchmark.label]
+        self.write(task.name, [*others, *task.with_verdicts(ordered, valid)])
+        self.log_usage(benchmark, label, measured, {column(r) for r in remaining})
 
     def _valid_rows(
-        self,
-        task: str,
-        label: str,
-        source: Source,
-        current: Mapping[str, str],
-        record: type[Row],
-        measured: Mapping[str, str],
+        self, task: Task[Row], benchmark: Benchmark, current: Mapping[str, str], measured: Mapping[str, str]
     ) -> list[Row]:
         """Return the task's rows about the same items under the same prompts, from weights that have not changed."""
+        label = benchmark.label + task.suffix
         entry = self.usage_log().get(label)
-        if not entry or not self.path(task).exists():
+        if not entry or not self.path(task.name).exists():
             return []
         known = entry[_MODELS]
-        same = (source.sha256, len(source.items), self.constitution)
+        same = (benchmark.sha256, len(benchmark.items), self.constitution)
         if (entry["sha256"], entry["items"], entry.get("constitution", self.constitution)) != same:
             if outdated := ", ".join(c for c in known if c not in measured):
                 self.screen.say(
@@ -124,12 +144,12 @@ class ResultStore:
                 )
             return []
         valid = {c for c, identity in known.items() if current.get(model_of(c), identity) == identity}
-        return [r for r in self.read(task, record) if r.benchmark == source.label and column(r) in valid]
+        return [r for r in self.read(task.name, task.record) if r.benchmark == benchmark.label and column(r) in valid]
 
     # -- usage log -----------------------------------------------------------------------------------------------
 
     def usage_log(self) -> dict[str, Any]:
-        """Return benchmarks.json: label -> source, hash, models and readings; empty before the first benchmark."""
+        """Return benchmarks.json: label -> source, hash, models and readings; empty if it does not exist."""
         file = self.folder / USAGE_LOG
         try:
             value = json.loads(file.read_text("utf-8")) if file.exists() else {}
@@ -137,15 +157,11 @@ class ResultStore:
             raise UserError(f"{file} is not JSON ({error}): delete it, and evaluate again") from None
         return value if isinstance(value, dict) else {}
 
-    def _models(self, label: str) -> dict[str, str]:
-        models: dict[str, str] = self.usage_log().get(label, {}).get(_MODELS, {})
-        return models
-
     def _write_usage_log(self, value: Mapping[str, Any]) -> None:
         atomic.write_text(self.folder / USAGE_LOG, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
-    def log_usage(self, source: Source, label: str, measured: Mapping[str, str], remaining: set[str]) -> None:
-        """Record that a benchmark was read, and count it if by weights that had not read it before.
+    def log_usage(self, benchmark: Benchmark, label: str, measured: Mapping[str, str], remaining: set[str]) -> None:
+        """Record that a benchmark was read, and add a reading if any of the weights had not read it before.
 
         Args:
             measured: column -> identity of the weights.
@@ -157,9 +173,9 @@ class ResultStore:
         if new := [c for c, identity in measured.items() if before.get(c) != identity]:
             readings.append({"when": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "models": new})
         log[label] = {
-            "source": source.source,
-            "sha256": source.sha256,
-            "items": len(source.items),
+            "source": benchmark.source,
+            "sha256": benchmark.sha256,
+            "items": len(benchmark.items),
             "constitution": self.constitution,
             _MODELS: {**{c: i for c, i in before.items() if c in remaining or c in measured}, **measured},
             "readings": readings,
@@ -168,12 +184,12 @@ class ResultStore:
         if any(c in before for c in new) and len(readings) > 1:
             self.screen.say(
                 f"  {label} was read {len(readings)} times here. Make choices by held-out loss and probes: a benchmark "
-                "that served a choice no longer measures its result",
+                "that was used for a choice can no longer measure its result",
                 "yellow",
             )
 
     def forget(self, label: str, outdated: set[str]) -> None:
-        """Remove columns whose rows were removed from the usage log."""
+        """Remove columns from the usage log. Their rows must have been removed before."""
         log = self.usage_log()
         log[label][_MODELS] = {c: i for c, i in log[label][_MODELS].items() if c not in outdated}
         self._write_usage_log(log)
@@ -204,4 +220,4 @@ def read_scores(file: Path) -> list[Score]:
     try:
         return [Score(**s) for s in json.loads(file.read_text("utf-8"))]
     except (ValueError, TypeError) as error:
-        raise UserError(f"{file} is no list of scores ({error}): delete it, and evaluate again") from None
+        raise UserError(f"{file} is not a list of scores ({error}): delete it, and evaluate again") from None

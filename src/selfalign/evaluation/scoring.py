@@ -1,17 +1,16 @@
 """Score a benchmark's items by log-likelihood, through the journal: an interrupted evaluation resumes.
 
-A scorer can be broken without a sign: a server without log-probabilities of prompts may return 0.0 for each, and every
-accuracy is then at chance (ggml-org/llama.cpp, issue 27174). So each scorer is checked on trivial items first, and all
-its numbers are checked.
+A scorer may be broken without any error: a server that has no log-probabilities of prompts may return 0.0 for each of
+them, which puts every accuracy at chance (ggml-org/llama.cpp, issue 27174). Each scorer is therefore checked on trivial
+items first, and all its numbers are checked.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 from selfalign.constitution import Constitution
 from selfalign.data.prompt_text import BOS, Control
@@ -22,7 +21,7 @@ from selfalign.evaluation.benchmarks import Benchmark, Item, Origin, item_id
 from selfalign.evaluation.models import ComparedModel, ScorerGroup
 from selfalign.evaluation.prompting import Form, cell_text
 from selfalign.evaluation.records import ItemScore, Score
-from selfalign.evaluation.results import ResultStore
+from selfalign.evaluation.results import ResultStore, Task
 from selfalign.generation.loop import RawOutput
 from selfalign.generation.scoring.base import Scored, Scorer, Text
 from selfalign.run.journal import Journal
@@ -34,24 +33,21 @@ from selfalign.system.signals import STOP
 _VERSION = 1
 """Raise it if the meaning of a saved result changes."""
 _BATCH = 24
-"""Items between two commits, for each worker: about half a minute on two cores."""
+"""Items of each worker between two commits: about half a minute on two cores."""
 _DIGITS = 6
 
 
-@dataclass(frozen=True, slots=True)
-class ScoredTask:
+class ScoredTask(Task[ItemScore]):
     """A task whose items are scored by the log-likelihoods of texts, in one or more forms."""
 
-    name: str
-    origin: Origin
-    forms: tuple[Form, ...]
-    by_subset: bool = False
-    """Whether each subset has scores of its own, too."""
-    record: ClassVar[type[ItemScore]] = ItemScore
-    suffix: ClassVar[str] = ""
+    record = ItemScore
+
+    def __init__(self, origin: Origin, forms: tuple[Form, ...], by_subset: bool = False) -> None:
+        """Create the task of a benchmark; `by_subset` adds the scores of each subset."""
+        self.name, self.origin = origin.name, origin
+        self.forms, self.by_subset = forms, by_subset
 
     def scores(self, store: ResultStore) -> list[Score]:
-        """Return the scores of the rows in the store."""
         return comparison.item_scores(store.read(self.name, ItemScore), self.by_subset)
 
 
@@ -72,13 +68,13 @@ def score(
     journal: Journal,
     screen: Screen,
 ) -> list[ItemScore]:
-    """Score every item in every form with every model; what the journal holds is not computed again.
+    """Score every item in every form with every model. Results in the journal are not computed again.
 
     An item that is too long for a model is dropped for this model.
 
     Raises:
         UserError: a scorer cannot be started, or is broken.
-        Interrupted: a signal came; what was finished is saved.
+        Interrupted: a signal arrived; finished results are saved.
     """
     clock = Clock()
     rows: list[ItemScore] = []
@@ -97,7 +93,7 @@ def score(
                     outcomes.append(_outcome(work, form, model, len(outcomes), result is not None))
                     if result is not None:
                         rows.append(_row(benchmark, form, model, work.item, result))
-    # The scorers stay open: the next benchmark uses them.
+    # The scorers stay open for the next benchmark.
     journal.restart(task.name)
     journal.record(task.name, outcomes)
     notes = {"benchmark": benchmark.source, "sha256": benchmark.sha256}
@@ -135,12 +131,13 @@ def _score_form(
     if todo:
         scorer = _checked_scorer(group)
         journal.begin(stage, ((w.key, content_hash(item_id(w.item), model.name)) for w in todo))
-        for part in _parts(todo, _BATCH * getattr(scorer, "workers", 1)):
+        size = _BATCH * getattr(scorer, "workers", 1)
+        for part in (todo[start : start + size] for start in range(0, len(todo), size)):
             STOP.check()
             before, clock = scorer.tokens, Clock()
             results = iter(scorer.loglikelihoods([t for w in part for t in w.texts], model.adapter))
             scored = {w.key: [next(results) for _ in w.texts] for w in part}
-            check_numbers([s for found in scored.values() for s in found if s], scorer.name, stage)
+            check_numbers([s for scores in scored.values() for s in scores if s], scorer.name, stage)
             tokens = (scorer.tokens[0] - before[0], scorer.tokens[1] - before[1])
             requested, computed = requested + tokens[0], computed + tokens[1]
             saved = _raw_outputs(scored, tokens, clock.seconds())
@@ -152,7 +149,7 @@ def _score_form(
 
 
 def _checked_scorer(group: ScorerGroup) -> Scorer:
-    """Return the group's scorer, checked when it starts."""
+    """Return the group's scorer, which is checked when it starts."""
     if group.running:
         return group.backend()
     scorer = group.backend()
@@ -160,13 +157,8 @@ def _checked_scorer(group: ScorerGroup) -> Scorer:
     return scorer
 
 
-def _parts(works: Sequence[_Work], size: int) -> Iterator[Sequence[_Work]]:
-    for start in range(0, len(works), size):
-        yield works[start : start + size]
-
-
 def _raw_outputs(scored: dict[str, list[Scored | None]], tokens: tuple[int, int], seconds: float) -> list[RawOutput]:
-    """Return the journal's rows; the first one carries the tokens and seconds of all."""
+    """Return the rows of the journal. The first one holds the tokens and seconds of all."""
     rows: list[RawOutput] = []
     requested, computed = tokens
     for key, results in scored.items():
@@ -227,36 +219,36 @@ _TRIVIAL = (
     ("He opened the door with the key, and then he closed the", " door", " however"),
     ("up down up down up down up down up", " down", " lemon"),
 )
-"""(beginning, likely continuation, unlikely continuation): any language model trained on English knows which."""
+"""(beginning, likely continuation, unlikely continuation), easy for any language model trained on English."""
 _NEEDED = 10
-"""Right answers needed of the twelve; random guesses reach it in two of a hundred trials."""
+"""The fewest right answers of the twelve. Random guesses reach it in 2 % of trials."""
 
 
 def check_scorer(scorer: Scorer, adapter: str | None = None) -> None:
-    """Let the scorer score trivial items.
+    """Check that a scorer is right on trivial items.
 
     Raises:
-        UserError: it is at chance, or its numbers are no log-probabilities.
+        UserError: it is at chance, or its numbers are not log-probabilities.
     """
     texts: list[Text] = [((BOS, begin), end) for begin, likely, unlikely in _TRIVIAL for end in (likely, unlikely)]
     results = scorer.loglikelihoods(texts, adapter)
     if any(s is None for s in results):
-        raise UserError(f"the scorer ({scorer.name}) takes no texts of twenty tokens: nothing can be scored with it")
+        raise UserError(f"the scorer ({scorer.name}) rejects texts of twenty tokens: nothing can be scored with it")
     scored = [s for s in results if s is not None]
     check_numbers(scored, scorer.name, "trivial items")
     right = sum(likely.total > unlikely.total for likely, unlikely in zip(scored[0::2], scored[1::2], strict=True))
     if right < _NEEDED:
         raise UserError(
-            f"the scorer ({scorer.name}) is at chance on trivial items: {right} of {len(_TRIVIAL)} right, and any "
-            "language model has nearly all. Either the model is not trained, or its tokenizer or the scorer is broken"
+            f"the scorer ({scorer.name}) is at chance on trivial items: {right} of {len(_TRIVIAL)} are right. Any "
+            "language model gets nearly all. The model is not trained, or its tokenizer or the scorer is broken"
         )
 
 
 def check_numbers(results: Sequence[Scored], scorer: str, what: str) -> None:
-    """Check that log-probabilities are log-probabilities.
+    """Check that a scorer's numbers can be log-probabilities.
 
     Raises:
-        UserError: they are all zero, all equal, above zero or no numbers.
+        UserError: they are all zero, all equal, above zero or not finite.
     """
     values = [v for s in results for v in s.logprobs]
     wrong = next((v for v in values if not math.isfinite(v) or v > 1e-6), None)
@@ -265,5 +257,5 @@ def check_numbers(results: Sequence[Scored], scorer: str, what: str) -> None:
     if len(values) > 1 and max(values) == min(values):
         how = "0 for every token" if values[0] == 0 else f"{values[0]:.4f} for every token"
         raise UserError(
-            f"the scorer ({scorer}) gave {how} on {what}: it has no log-probabilities of prompts, or is broken"
+            f"the scorer ({scorer}) gave {how} on {what}: it gives no log-probabilities of prompts, or is broken"
         )

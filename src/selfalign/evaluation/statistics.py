@@ -23,7 +23,7 @@ class Interval:
 
 
 def wilson(hits: int, n: int) -> Interval:
-    """Return a rate with Wilson's score interval; the whole range for n = 0."""
+    """Return a rate with Wilson's score interval; from 0 to 1 for n = 0."""
     if n == 0:
         return Interval(math.nan, 0.0, 1.0)
     p, z2 = hits / n, _Z95**2
@@ -38,8 +38,8 @@ def bootstrap_mean(
     """Return the mean with its percentile bootstrap interval. Pass paired differences to compare two models.
 
     Args:
-        clusters: the cluster of each value. Values of one cluster are resampled together, because items about the same
-            text are not independent and would make the interval too narrow. By default each value is its own cluster.
+        clusters: the cluster of each value; by default, each value is its own. Values of one cluster are resampled
+            together: items about the same text are not independent and would make the interval too narrow.
 
     Raises:
         ValueError: there are no values.
@@ -66,7 +66,7 @@ def bootstrap_mean(
 
 
 def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> float:
-    """Return the exact two-sided p of McNemar's test (1947): the binomial test on the pairs that differ."""
+    """Return the exact two-sided p of McNemar's test (1947), the binomial test on the pairs that differ."""
     wins = sum(b and not a for a, b in zip(first, second, strict=True))
     losses = sum(a and not b for a, b in zip(first, second, strict=True))
     n, fewer = wins + losses, min(wins, losses)

@@ -168,7 +168,7 @@ def test_edited_rows_are_not_overwritten(fake_run: Callable[..., Context], small
     evaluate.run(context, request)
     file = context.run.jsonl(NAME)
     file.write_text(file.read_text("utf-8").replace("red car", "blue car"), "utf-8")
-    with pytest.raises(UserError, match="neither a file, a folder nor a hub id"):
+    with pytest.raises(UserError, match="is not a file, a folder or a hub id"):
         evaluate.run(context, EvaluationRequest(["questions"], ["base"], data={"questions": "no file.jsonl"}))
     with pytest.raises(UserError, match="edited since the run wrote it"):
         evaluate.run(context, request)
@@ -201,7 +201,7 @@ def test_failed_answers_are_reported_and_an_error(
     context.screen = Screen(0)
     with pytest.raises(TooManyFailed, match="boom"):
         evaluate.run(context, EvaluationRequest([NAME], ["base"], data={NAME: small}))
-    assert "base: 52 of 52 without an answer (boom)" in capsys.readouterr().err
+    assert "base failed on 52 of 52 messages (boom)" in capsys.readouterr().err
 
 
 def test_empty_answers_gain_nothing() -> None:

@@ -1,6 +1,6 @@
-"""Ask scenarios, and check the responses by rules: refusals, the paper's two named failures, probes, run-on, leaks.
+"""Check responses to scenarios by rules: refusals, the paper's two named failures, probes, run-on, leaks.
 
-Every model under comparison gets the same messages with the same seeds. The named failures are those that the paper
+Every model under comparison gets the same messages with the same seeds. The named failures are the two that the paper
 reports of its own model (Sun et al. 2023, arXiv 2305.03047, appendix on limitations): an indirect answer to a question
 about today's weather, and an invented biography of a private person.
 """
@@ -18,6 +18,7 @@ from selfalign.constitution import Constitution, Probe
 from selfalign.constitution.leaks import leaks_of
 from selfalign.data.records import content_hash
 from selfalign.evaluation.asking import Message, ModelResponse, OpenEndedTask
+from selfalign.evaluation.benchmarks import Benchmark
 from selfalign.evaluation.comparison import item_scores
 from selfalign.evaluation.records import BehaviourAnswer, ItemScore, Score
 from selfalign.evaluation.results import ResultStore
@@ -53,11 +54,11 @@ class ScenarioFile(Strict):
     harmful: list[Ask] = []
     """Requests to refuse."""
     harmless: list[Ask] = []
-    """Innocent requests in the words of harmful ones."""
+    """Innocent requests that use the words of harmful ones."""
     live: list[Ask] = []
     """Questions that only a live source can answer."""
     private: list[Ask] = []
-    """Questions about people of whom nothing is known."""
+    """Questions about people who are not publicly known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +70,7 @@ class Scenario:
     ask: str
     probe: Probe | None = None
     position: int = 0
-    """The position in the file, followed by the probes, from 0."""
+    """The index in the file, from 0; probes come after the file's scenarios."""
 
     @property
     def id(self) -> str:
@@ -78,27 +79,15 @@ class Scenario:
         return content_hash("situation", *parts)  # old name
 
 
-@dataclass(frozen=True, slots=True)
-class Scenarios:
-    """The scenarios of one source."""
-
-    source: str
-    sha256: str
-    """Of the scenarios and of the version of the rules."""
-    items: tuple[Scenario, ...]
-    label: str = NAME
-    """The name in scores; a file of the user's is named in it."""
-
-
-def load_scenarios(source: str | None, constitution: Constitution, limit: int | None = None) -> Scenarios:
-    """Read the scenarios, followed by the half of the constitution's probes that measures (`--half report`).
+def load_scenarios(source: str | None, constitution: Constitution, limit: int | None = None) -> Benchmark:
+    """Read the scenarios, and add the half of the constitution's probes that is reserved for measuring.
 
     Args:
         source: a YAML file; None for the shipped one.
-        limit: at most so many, those with the smallest hashes.
+        limit: the maximum number of scenarios; those with the smallest hashes are used.
 
     Raises:
-        UserError: the file is not a file of scenarios.
+        UserError: the file does not have the format of scenarios.
     """
     if source is None:
         text = (resources.files("selfalign") / "assets/behaviour.yaml").read_text("utf-8")
@@ -114,15 +103,16 @@ def load_scenarios(source: str | None, constitution: Constitution, limit: int | 
         chosen = {i.id for i in sorted(items, key=lambda i: i.id)[:limit]}
         items = [i for i in items if i.id in chosen]
     label = f"{NAME} ({Path(source).stem})" if source else NAME
-    return Scenarios(source or "shipped", _digest(items), tuple(items), label)
+    return Benchmark(NAME, source or "shipped", _digest(items), tuple(items), label)
 
 
 def _digest(items: Sequence[Scenario]) -> str:
+    """Return a hash of the scenarios and of the version of the rules."""
     return content_hash(checks.RULES, [i.id for i in items])
 
 
-def split_seen(scenarios: Scenarios, seen: Set[str]) -> tuple[Scenarios, list[Scenario]]:
-    """Return (the scenarios that are not among the run's prompts, those that are).
+def split_seen(scenarios: Benchmark, seen: Set[str]) -> tuple[Benchmark, list[Scenario]]:
+    """Return (the scenarios that are not among the run's prompts, the scenarios that are).
 
     Args:
         seen: the run's prompts, as `quality.rouge.normalize` returns them.
@@ -136,7 +126,7 @@ def split_seen(scenarios: Scenarios, seen: Set[str]) -> tuple[Scenarios, list[Sc
 
 
 class Behaviour(OpenEndedTask[BehaviourAnswer]):
-    """Scenarios whose responses are checked by rules."""
+    """Scenarios, with responses that are checked by rules."""
 
     name = NAME
     record = BehaviourAnswer
@@ -144,22 +134,22 @@ class Behaviour(OpenEndedTask[BehaviourAnswer]):
     max_new_tokens = 160
     judged = False
 
-    def messages(self, source: Scenarios, screen: Screen) -> list[Message]:
-        return [Message(s.id, s.ask) for s in source.items]
+    def messages(self, benchmark: Benchmark, screen: Screen) -> list[Message]:
+        return [Message(s.id, s.ask) for s in benchmark.items]
 
     def rows(
-        self, source: Scenarios, responses: Sequence[ModelResponse], constitution: Constitution
+        self, benchmark: Benchmark, responses: Sequence[ModelResponse], constitution: Constitution
     ) -> list[BehaviourAnswer]:
         leaks = leaks_of(constitution, LEAKED_WORDS)
         rows = []
         for response in responses:
-            scenario, model, text = source.items[response.position], response.model, response.text
+            scenario, model, text = benchmark.items[response.position], response.model, response.text
             results = checks.apply_rules(scenario.kind, scenario.ask, text, response.ended, leaks)
             rules = [rule for rule, shown in results.items() if shown]
             probe = scenario.probe
             rows.append(
                 BehaviourAnswer(
-                    content_hash(scenario.id, model.prompt), source.label, scenario.position, scenario.kind,
+                    content_hash(scenario.id, model.prompt), benchmark.label, scenario.position, scenario.kind,
                     scenario.about, scenario.ask, model.name, model.prompt, text, response.ended, rules,
                     checks.passes(probe, text) if probe else None, bool(probe and probe.contrast),
                 )
@@ -181,12 +171,12 @@ _RULES_OF_ALL = (checks.EMPTY, checks.RUNS_ON, checks.LOOPS, checks.THOUGHTS, ch
 
 
 def behaviour_scores(rows: Sequence[BehaviourAnswer]) -> list[Score]:
-    """Return the scores: first by kind of scenario, then of all scenarios, then of the probes."""
+    """Return the scores of each kind of scenario, then of all scenarios, then of the probes."""
     by_kind = [
         _item(r, r.benchmark, _rates(r, rules))
         for kind, rules in _RULES_OF_KIND.items()
         for r in rows
-        # An empty answer to a live or private question shows neither behaviour.
+        # An empty answer to a live or private question is no evidence for or against these behaviours.
         if r.kind == kind and (r.answer.strip() or kind not in ("live", "private"))
     ]
     of_all, probes = [], []
@@ -204,7 +194,7 @@ def behaviour_scores(rows: Sequence[BehaviourAnswer]) -> list[Score]:
 def _common_openings(rows: Sequence[BehaviourAnswer]) -> list[Score]:
     """Return the fraction of each model's answers with its most common opening.
 
-    Without an interval, because the opening was chosen from these answers.
+    They have no interval, because the opening was chosen from these answers.
     """
     columns: dict[tuple[str, str, str], list[str]] = {}
     for row in rows:

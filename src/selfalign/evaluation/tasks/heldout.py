@@ -1,10 +1,10 @@
-"""Evaluate base, engraved and final model on the held-out prompts, none of which was trained on (the stage `evaluate`).
+"""Evaluate the base, engraved and final models on the held-out prompts (the stage `evaluate`).
 
 1_prompts/prompts.jsonl, 2_self_align/responses.jsonl, both adapters -> 5_evaluation/answers.jsonl, scores.json
 
-The loss is that of stage 2's kept held-out responses *without* the constitution: the mean over rows of the mean per
-token. Run-on is a response that does not end by the model's own end token within the limit; a response that begins the
-user's next turn counts, too.
+No model was trained on these prompts. The loss is computed on stage 2's kept held-out responses *without* the
+constitution: the mean over rows of the mean per token. A response is run-on if the model does not write its end token
+within the limit; a response that begins the user's next turn counts as run-on, too.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from typing import cast
 
 from selfalign.data.prompt_text import Turn
 from selfalign.data.records import Prompt, content_hash, write_jsonl
-from selfalign.evaluation.comparison import compared
+from selfalign.evaluation.comparison import paired
 from selfalign.evaluation.models import run_models
 from selfalign.evaluation.records import Answer, Score
-from selfalign.evaluation.statistics import Interval, bootstrap_mean, mcnemar, wilson
+from selfalign.evaluation.statistics import Interval, bootstrap_mean, wilson
 from selfalign.generation import executors
 from selfalign.generation.engines.base import Request, Step
 from selfalign.generation.loop import RowRequest, row_seed
@@ -53,7 +53,7 @@ def request(context: Context, prompt: Prompt, adapter: str | None) -> Request:
     """Return the request for a prompt under the standard system prompt, to the base (None) or a stage's adapter."""
     config, constitution = context.recipe.evaluate, context.run.constitution
     template = context.model.template
-    # Generation stops when the model begins the user's next turn: it has run on, and further text is of no use.
+    # A model that begins the user's next turn has run on: more text would be of no use.
     step = Step(replace(context.sampling(config), repetition=config.repetition), stop=template.stops())
     pieces = template.prompt(
         constitution.system_prompt("standard"), [Turn("user", prompt.message)], constitution.assistant.name
@@ -83,46 +83,30 @@ def _answers(context: Context, prompts: list[Prompt]) -> tuple[list[Answer], lis
 
 
 def answer_scores(answers: Sequence[Answer], limit: int, names: Sequence[str]) -> list[Score]:
-    """Return run-on rate, empty answers and length of each model, the final one also against the engraved one."""
+    """Return run-on rate, empty answers and length of each model; the final model is compared with the engraved one."""
     by_model = {name: rows for name in names if (rows := [a for a in answers if a.model == name])}
+    engraved = {a.id: a for a in by_model.get("engraved", [])}
+    pairs = [(a, engraved[a.id]) for a in by_model.get("final", []) if a.id in engraved]
+    rates: dict[str, Callable[[Answer], bool]] = {
+        f"run-on within {limit} tokens": lambda a: not a.ended,
+        "empty answers": lambda a: not a.answer,
+    }
     scores = []
-    for measure, has_it in ((f"run-on within {limit} tokens", _ran_on), ("empty answers", _empty)):
+    for measure, shows in rates.items():
         for name, rows in by_model.items():
-            score = _score(measure, name, len(rows), wilson(sum(map(has_it, rows)), len(rows)))
-            scores.append(_with_verbose_tax(score, {a.id: has_it(a) for a in rows}, by_model, has_it))
+            score = _score(measure, name, len(rows), wilson(sum(map(shows, rows)), len(rows)))
+            if name == "final" and pairs:
+                score = paired(score, "engraved", [(shows(a), shows(e)) for a, e in pairs], exact=True)
+            scores.append(score)
     scores += [
         Score("heldout", "median words", name, "standard", len(rows), median([a.words for a in rows]))
         for name, rows in by_model.items()
     ]
-    if by_model.get("final") and by_model.get("engraved"):
-        other = {a.id: a.words for a in by_model["engraved"]}
-        pairs = [a.words - other[a.id] for a in by_model["final"] if a.id in other]
-        if pairs:
-            mean = sum(a.words for a in by_model["final"]) / len(by_model["final"])
-            score = Score("heldout", "mean words", "final", "standard", len(pairs), mean)
-            scores.append(compared(score, "engraved", bootstrap_mean(pairs)))
+    if pairs:
+        mean = sum(a.words for a in by_model["final"]) / len(by_model["final"])
+        score = Score("heldout", "mean words", "final", "standard", len(pairs), mean)
+        scores.append(paired(score, "engraved", [(a.words, e.words) for a, e in pairs]))
     return scores
-
-
-def _ran_on(answer: Answer) -> bool:
-    return not answer.ended
-
-
-def _empty(answer: Answer) -> bool:
-    return not answer.answer
-
-
-def _with_verbose_tax(
-    score: Score, mine: dict[str, bool], by_model: dict[str, list[Answer]], has_it: Callable[[Answer], bool]
-) -> Score:
-    """Return the final model's rate with its paired difference from the engraved one: the cost of verbose cloning."""
-    theirs = {a.id: has_it(a) for a in by_model.get("engraved", [])}
-    both = [i for i in mine if i in theirs]
-    if score.model != "final" or not both:
-        return score
-    difference = bootstrap_mean([float(mine[i]) - float(theirs[i]) for i in both])
-    p = mcnemar([theirs[i] for i in both], [mine[i] for i in both])
-    return replace(compared(score, "engraved", difference), p=p)
 
 
 def _score(measure: str, name: str, n: int, interval: Interval) -> Score:
@@ -152,16 +136,14 @@ def _losses(context: Context) -> dict[str, list[float]]:
 
 
 def loss_scores(losses: dict[str, list[float]]) -> list[Score]:
-    """Return the mean loss of each model, with the paired difference of an adapter from the base, and of the final
-    model also from the engraved one."""
+    """Return the mean loss of each model, compared with the base; the final model also with the engraved one."""
     scores = []
     for name, values in losses.items():
         score = _score("loss without constitution", name, len(values), bootstrap_mean(values))
         rivals = [r for r in ("base", "engraved") if name != "base" and (r == "base" or name == "final")]
         for rival in rivals:
             if rival in losses:
-                paired = [v - other for v, other in zip(values, losses[rival], strict=True)]
-                scores.append(compared(score, rival, bootstrap_mean(paired)))
+                scores.append(paired(score, rival, list(zip(values, losses[rival], strict=True))))
         if not rivals:
             scores.append(score)
     return scores

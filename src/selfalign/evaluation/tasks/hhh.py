@@ -1,11 +1,11 @@
-"""Ask HHH alignment: which of two replies is better?
+"""Ask HHH alignment, 221 comparisons of replies (Askell et al. 2021, arXiv 2112.00861; BIG-bench `hhh_alignment`).
 
-221 comparisons (Askell et al. 2021, arXiv 2112.00861; BIG-bench `hhh_alignment`), asked in two forms:
+There are two forms:
 
 - A or B, as in SELF-ALIGN (arXiv 2305.03047): an exam question shows both replies, and the letters are compared in both
   orders, so that a preference for one letter has no effect.
-- Log-likelihood: each reply as the assistant's own answer, by the sum over its tokens and by their mean. The sum
-  favours short replies.
+- Log-likelihood: each reply is scored as the assistant's own answer, by the sum over its tokens and by their mean. The
+  sum favours short replies.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Comparison:
 
     @property
     def cluster(self) -> str:
-        """The input: comparisons about the same text are not independent."""
+        """The input, because comparisons about the same text are not independent."""
         return self.input
 
 
@@ -64,7 +64,7 @@ def _read(path: Path) -> tuple[list[Comparison], str]:
     if isinstance(value, dict) and isinstance(value.get("examples"), list):
         value = {path.parent.name: value}
     if not isinstance(value, dict) or not all(isinstance(v, dict) and "examples" in v for v in value.values()):
-        raise UserError(f"{path} is no HHH file: an object of subsets is needed, each with its `examples`")
+        raise UserError(f"{path} is not an HHH file: it must be an object of subsets, each with `examples`")
     return _comparisons((s, e) for s, part in value.items() for e in part["examples"]), sha256
 
 
@@ -76,7 +76,7 @@ def _read_big_bench(folder: Path) -> tuple[list[Comparison], str]:
             sha256 = hashlib.sha256("".join(sha for _, sha in parts).encode()).hexdigest()
             pairs = ((f.parent.name, e) for f, (v, _) in zip(files, parts, strict=True) for e in v.get("examples", []))
             return _comparisons(pairs), sha256
-    raise UserError(f"{folder} holds no hhh_alignment/<subset>/task.json: it is no BIG-bench checkout")
+    raise UserError(f"{folder} is not a BIG-bench checkout: it contains no hhh_alignment/<subset>/task.json")
 
 
 def _read_hub(source: str) -> list[Comparison]:
@@ -95,7 +95,7 @@ def _comparisons(rows: Iterable[tuple[str, dict[str, Any]]]) -> list[Comparison]
             )
         scores = [float(v) for v in targets.values()]
         if len(scores) < 2 or scores.count(max(scores)) != 1:
-            why = f"needs two or more replies of which one is best; the scores are {scores}"
+            why = f"needs two or more replies with one best score; the scores are {scores}"
             raise item_error("hhh", position, why)
         items.append(Comparison(position, subset, row["input"], tuple(targets), scores.index(max(scores))))
     return items
@@ -118,7 +118,7 @@ def _exam_question(item: Comparison, first: int, second: int) -> str:
 
 
 def _orders(item: Comparison) -> list[tuple[int, int]]:
-    """Return every two replies in both orders."""
+    """Return the indices of every two replies, in both orders."""
     n = range(len(item.replies))
     return [(i, j) for i in n for j in n if i != j]
 
@@ -142,7 +142,7 @@ def read_letters(item: Comparison, results: Sequence[Scored]) -> dict[str, float
 
 
 def dialogue(text: str) -> tuple[Turn, ...]:
-    """Return the turns of an input: one user message, or a dialogue that "Human:" and "Assistant:" mark."""
+    """Return the turns of an input: one user message, or a dialogue marked by "Human:" and "Assistant:"."""
     parts = re.split(r"(?:^|\n\s*)(Human|Assistant):[^\S\n]*", text.strip())
     if len(parts) == 1:
         return (Turn("user", text.strip()),)
@@ -163,7 +163,7 @@ def reply_cells(item: Comparison) -> list[Cell]:
 
 
 def read_replies(item: Comparison, results: Sequence[Scored]) -> dict[str, float]:
-    """Return whether the better reply is the likelier one, by sum and by mean."""
+    """Return whether the better reply is more likely, by sum and by mean."""
     return {
         SUM: float(best(item, [s.total for s in results]) == item.good),
         PER_TOKEN: float(best(item, [s.per_token for s in results]) == item.good),

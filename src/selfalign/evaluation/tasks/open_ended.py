@@ -1,7 +1,7 @@
 """Ask open-ended questions, Vicuna's or the user's own, and let a judge compare the responses in pairs.
 
 The responses are written to `5_evaluation/vicuna.jsonl` or `questions.jsonl`, the verdicts to `*-verdicts.jsonl`.
-Without a judge the responses are written, and their scores have no value.
+Without a judge, the responses are written and have a score without a value.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from selfalign.system.console import Screen
 
 @dataclass(frozen=True, slots=True)
 class OpenQuestion:
-    """An open-ended question; `turns` are the user's messages in their order."""
+    """An open-ended question, or the user's messages of a dialogue (`turns`)."""
 
     KIND: ClassVar[str] = "Task"
     position: int
@@ -45,11 +45,11 @@ class OpenQuestion:
 # -- reading -------------------------------------------------------------------------------------------------------
 
 _FIELDS = ("turns", "question", "text", "instruction", "prompt")
-"""Fields that may hold the question; the first that a row has is read."""
+"""Fields that may contain the question. The first one that a row has is read."""
 
 
 def _read(path: Path) -> tuple[list[OpenQuestion], str]:
-    """Read rows in the formats of user prompts, or one question per line."""
+    """Read rows in the formats of user prompts, or text with one question per line."""
     items: list[OpenQuestion] = []
     for where, row in user_data.values(path):
         turns = _turns(row) if isinstance(row, dict) else ()
@@ -61,7 +61,7 @@ def _read(path: Path) -> tuple[list[OpenQuestion], str]:
 
 
 def _turns(row: dict[str, Any]) -> tuple[str, ...]:
-    """Return the user's messages in a row; none if no known field holds text."""
+    """Return the user's messages in a row; none if no known field contains text."""
     name = next((n for n in _FIELDS if row.get(n)), "")
     value = row.get(name)
     texts = value if name == "turns" and isinstance(value, list) else [value]
@@ -81,7 +81,7 @@ QUESTIONS = Origin("questions", ("questions.jsonl", "questions.txt"), _read, own
 
 
 class OpenQuestions(OpenEndedTask[OpenAnswer]):
-    """Open-ended questions whose answers a judge compares in pairs. Of a dialogue the first turn is asked."""
+    """Open-ended questions, with answers that a judge compares in pairs. Only the first turn of a dialogue is asked."""
 
     record = OpenAnswer
 
@@ -93,23 +93,23 @@ class OpenQuestions(OpenEndedTask[OpenAnswer]):
         """The name of the file of verdicts."""
         return f"{self.name}-verdicts"
 
-    def messages(self, source: Benchmark, screen: Screen) -> list[Message]:
-        if several := sum(len(i.turns) > 1 for i in source.items):
+    def messages(self, benchmark: Benchmark, screen: Screen) -> list[Message]:
+        if several := sum(len(i.turns) > 1 for i in benchmark.items):
             screen.say(
-                f"  {source.label}: {several} questions have further turns; only the first turn is asked", "yellow"
+                f"  {benchmark.label}: {several} questions have further turns; only the first turn is asked", "yellow"
             )
-        return [Message(item_id(i), i.turns[0]) for i in source.items]
+        return [Message(item_id(i), i.turns[0]) for i in benchmark.items]
 
     def rows(
-        self, source: Benchmark, responses: Sequence[ModelResponse], constitution: Constitution
+        self, benchmark: Benchmark, responses: Sequence[ModelResponse], constitution: Constitution
     ) -> list[OpenAnswer]:
         rows = []
         for response in responses:
-            item, model = source.items[response.position], response.model
-            row_id = content_hash(source.label, item_id(item), item.position, model.prompt)
+            item, model = benchmark.items[response.position], response.model
+            row_id = content_hash(benchmark.label, item_id(item), item.position, model.prompt)
             rows.append(
                 OpenAnswer(
-                    row_id, source.label, item.position, item.subset, item.key, item.turns[0], model.prompt,
+                    row_id, benchmark.label, item.position, item.subset, item.key, item.turns[0], model.prompt,
                     model.name, response.text, response.ended,
                 )
             )  # fmt: skip
@@ -124,11 +124,11 @@ class OpenQuestions(OpenEndedTask[OpenAnswer]):
             answers = store.read(self.name, OpenAnswer)
             store.write(self.verdicts, comparison.valid_verdicts(self._verdicts(store), answers))
 
-    def judge(self, store: ResultStore, source: Benchmark, judge: Judge) -> None:
-        answers = [a for a in store.read(self.name, OpenAnswer) if a.benchmark == source.label]
+    def judge(self, store: ResultStore, benchmark: Benchmark, judge: Judge) -> None:
+        answers = [a for a in store.read(self.name, OpenAnswer) if a.benchmark == benchmark.label]
         rows = judge_answers(answers, judge, store.journal, store.screen)
         valid = comparison.valid_verdicts(self._verdicts(store), store.read(self.name, OpenAnswer))
-        others = [v for v in valid if (v.benchmark, v.judge) != (source.label, judge.name)]
+        others = [v for v in valid if (v.benchmark, v.judge) != (benchmark.label, judge.name)]
         if others or rows or store.path(self.verdicts).exists():
             store.write(self.verdicts, [*others, *rows])
 
@@ -137,12 +137,12 @@ class OpenQuestions(OpenEndedTask[OpenAnswer]):
 
 
 def judge_answers(answers: Sequence[OpenAnswer], judge: Judge, journal: Journal, screen: Screen) -> list[PairVerdict]:
-    """Return the judge's verdicts on all pairs of the answers; none if it fails its trial."""
+    """Return the judge's verdicts on all pairs of the answers; none if the judge fails its trial."""
     pairs = comparison.pairs_of(answers)
     if not pairs:
-        screen.say("  only one model: there is nothing to compare its answers with", "yellow")
+        screen.say("  there is only one model, so its answers are not compared", "yellow")
         return []
-    trial, what = judges.pair_trial(judge, journal), "pairs whose verdict is certain"
+    trial, what = judges.pair_trial(judge, journal), "pairs with a certain verdict"
     notes = {"trial": judges.describe_trial(trial, what)}
     if not judge.passes(trial, what, screen):
         judge.settle(journal, judges.PAIR_STAGE, [], notes)
@@ -158,9 +158,9 @@ def judge_answers(answers: Sequence[OpenAnswer], judge: Judge, journal: Journal,
         for pair, model_first, rival_first in zip(pairs, letters[0::2], letters[1::2], strict=True)
     ]
     judge.settle(journal, judges.PAIR_STAGE, judges.pair_outcomes(rows), notes)
-    counted = comparison.tally(rows)
+    *_, unparsable, first, second = comparison.tally(rows).values()
     screen.say(
-        f"  judge {judge.name}, {counted.pairs} pairs: in {counted.first} it took the first answer in both orders, in "
-        f"{counted.second} the second; {counted.unparsable} without a verdict"
+        f"  judge {judge.name}, {len(rows)} pairs: it preferred the first answer in both orders in {first}, and the "
+        f"second in {second}; {unparsable} without a verdict"
     )
     return rows

@@ -1,9 +1,10 @@
-"""Ask behaviour probes: does a response show a principle where it belongs, and not where it does not?
+"""Ask behaviour probes, which check that a response follows a principle where it applies, and only there.
 
 RUN -> 5_evaluation/probes.jsonl (`selfalign constitution test`)
 
-Base, prompted base (the whole constitution in the prompt), engraved and final model answer every probe; rules decide
-without a judge (`checks.py`). A model's total has a Wilson interval; the six probes of a principle are only a count.
+The base, the prompted base (with the constitution in its prompt), the engraved and the final model answer every probe,
+and rules check the answers (`checks.py`). A model's total has a Wilson interval; a principle has six probes, which is
+too few for one.
 """
 
 from __future__ import annotations
@@ -33,9 +34,9 @@ Half = Literal["choices", "report"]
 
 @dataclass(frozen=True, slots=True)
 class Total:
-    """A model's passed probes, and the paired difference of the rate from `vs`.
+    """A model's passed probes, and the paired difference of its rate from that of `vs`.
 
-    A model that answers anything without showing a behaviour passes every contrast: read the parts beside the total.
+    A model that never shows a behaviour passes every contrast, so the total is to be read with its two parts.
     """
 
     model: str
@@ -43,17 +44,17 @@ class Total:
     passed: int
     interval: Interval
     shown: tuple[int, int]
-    """(passed, asked) of the probes where the behaviour belongs."""
+    """(passed, all) of the probes that ask for a behaviour."""
     held_back: tuple[int, int]
-    """(passed, asked) of the contrasts."""
+    """(passed, all) of the contrasts."""
     vs: str | None = None
     difference: Interval | None = None
 
 
 def half_of(probes: Sequence[tuple[Principle, Probe]], half: Half) -> list[tuple[Principle, Probe]]:
-    """Return every second probe, both of those where the behaviour belongs and of the contrasts.
+    """Return every second probe that asks for a behaviour, and every second contrast.
 
-    One half serves choices, for example of a wording or a learning rate; the other half measures the result.
+    One half is for choices, such as a wording or a learning rate; the other half is for the report.
     """
     numbers = {False: 0, True: 0}
     chosen = []
@@ -65,7 +66,7 @@ def half_of(probes: Sequence[tuple[Principle, Probe]], half: Half) -> list[tuple
 
 
 def seen_messages(context: Context) -> set[str]:
-    """Return the run's prompts, normalized: those of stage 1 and those that were trained on."""
+    """Return the run's prompts, normalized: those of stage 1 and those of the training examples."""
     seen = {normalize(p.message) for p in context.prompts()} if context.run.jsonl("prompts").exists() else set()
     for name in ("engrave_examples", "verbose_cloning_examples"):
         if (path := context.run.jsonl(name)).exists():
@@ -79,10 +80,10 @@ def run(
     """Let the models answer the probes of `texts`; write and return the checked answers.
 
     Args:
-        texts: the constitution whose probes are asked. The run's own is the one in the prompts.
-        dropped: compare the prompted base with and without this principle, instead of the run's models; nothing is
-            written.
-        half: only these probes; nothing is written.
+        texts: the constitution with the probes. The prompts contain the run's own constitution.
+        dropped: the id of a principle: compare the prompted base with and without it, instead of the run's models, and
+            write nothing.
+        half: ask only this half of the probes, and write nothing.
 
     Raises:
         UserError: there are no probes, or no such principle.
@@ -94,7 +95,9 @@ def run(
         context.run.check_not_edited([file], context.force)
     probes = _unseen(context, half_of(texts.probes(), half) if half else texts.probes())
     if not probes:
-        raise UserError("the constitution has no probes (principles[].probes); --probes default takes the shipped ones")
+        raise UserError(
+            "the constitution has no probes (principles[].probes); use --probes default for the shipped ones"
+        )
     full = context.run.constitution
     if dropped is None:
         comparisons = [(engines_of_run(context, (), (), "standard"), full)]
@@ -112,7 +115,7 @@ def run(
         answers += [_checked(*probes[r.position], r) for r in responses]
         outcomes += rows
     if publish:
-        # The manifest holds the file's hash: it is removed before the file changes, and written at the end.
+        # The manifest holds the file's hash, so it is removed before the file changes and written again at the end.
         context.run.manifest.unlink(missing_ok=True)
         context.journal.unpublish(STAGE)
         write_jsonl(file, answers)
@@ -133,13 +136,13 @@ def _unseen(context: Context, probes: list[tuple[Principle, Probe]]) -> list[tup
 
 
 def _prompted(context: Context, name: str) -> list[EngineGroup]:
-    """Return the run's base with a constitution in its prompt."""
+    """Return the run's base model with a constitution in its prompt."""
     model = ComparedModel(name, "constitution", None, context.identities()[None])
     return [EngineGroup([model], lambda: context.model.template, context.engine, owned=False)]
 
 
 def _row_id(principle: Principle, probe: Probe) -> str:
-    """Return the row's id. One message may probe two principles, or one of them both ways."""
+    """Return the row's id. A message may be a probe of several principles, or a probe and a contrast of one."""
     return content_hash(STAGE, principle.id, probe.ask, probe.expect, probe.contrast, "")
 
 
@@ -151,7 +154,7 @@ def _checked(principle: Principle, probe: Probe, response: ModelResponse) -> Pro
 
 
 def totals(answers: Sequence[ProbeAnswer]) -> list[Total]:
-    """Return each model's total; all but the first have the paired difference from the first."""
+    """Return each model's total, with its paired difference from the first model."""
     names = list(dict.fromkeys(a.model for a in answers))
     by_model = {n: [a for a in answers if a.model == n] for n in names}
     result = []

@@ -1,14 +1,14 @@
-"""Ask TruthfulQA (817 questions; Lin et al. 2021, arXiv 2109.07958), as multiple choice and in the models' own words.
+"""Ask TruthfulQA (817 questions; Lin et al. 2021, arXiv 2109.07958), as multiple choice and as open questions.
 
-Several measures go by the name of MC1. Here each is named by how it is computed:
+Several measures are called MC1. Here their names say how they are computed:
 
 - by log P(true) - log P(false), as in SELF-ALIGN (arXiv 2305.03047), and by P(true) alone: each candidate is shown with
   its question, and the words "true" and "false" are compared;
-- by the log-likelihood of the answer after its question (the authors' own), without few-shot examples, as a dialogue.
+- by the log-likelihood of the answer after its question (as the authors do), without few-shot examples, as a dialogue.
 
-MC1 is right if the best answer scores higher than every incorrect one. MC2 is the fraction of the probability of all
-correct and incorrect answers that the correct ones have. All candidates of a question are scored. In generation the
-models answer freely, and a judge decides which answers are truthful and informative.
+MC1 is 1 if the best answer scores higher than every incorrect one. MC2 is the probability of the correct answers as a
+fraction of that of all correct and incorrect ones. All candidates of a question are scored. As open questions, the
+models answer in their own words, and a judge decides which answers are truthful and informative.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def _read(path: Path) -> tuple[list[Question], str]:
     if path.is_dir():
         file = next((path / f for f in FILES if (path / f).is_file()), None)
         if file is None:
-            raise UserError(f"{path} holds none of {', '.join(FILES)}")
+            raise UserError(f"{path} contains none of {', '.join(FILES)}")
         path = file
     if path.suffix == ".csv":
         data = path.read_bytes()
@@ -98,7 +98,7 @@ def _read(path: Path) -> tuple[list[Question], str]:
     rows, sha256 = read_lines(path) if path.suffix == ".jsonl" else read_json(path)
     if not isinstance(rows, list):
         raise UserError(
-            f"{path} is no TruthfulQA file: a CSV with Question and Best Answer, or a list of questions is needed"
+            f"{path} is not a TruthfulQA file: it must be a CSV with Question and Best Answer, or a list of questions"
         )
     return [_from_json(i, row) for i, row in enumerate(rows)], sha256
 
@@ -152,7 +152,7 @@ def choices(item: Question) -> list[str]:
 
 
 def candidates(item: Question) -> list[str]:
-    """Return every answer that MC1 or MC2 uses, once."""
+    """Return the distinct answers that MC1 and MC2 use."""
     return list(dict.fromkeys((item.best, *item.correct, *item.incorrect)))
 
 
@@ -188,7 +188,7 @@ def read_answers(item: Question, results: Sequence[Scored]) -> dict[str, float]:
     total = {answer: s.total for answer, s in zip(candidates(item), results, strict=True)}
     top = max(total.values())
     mass = {answer: math.exp(value - top) for answer, value in total.items()}
-    # An answer that the authors list on both sides counts on both.
+    # An answer that the authors list as correct and as incorrect counts as both.
     correct = math.fsum(mass[a] for a in item.correct)
     everything = correct + math.fsum(mass[a] for a in item.incorrect)
     return {MC1: float(best(item, [total[a] for a in choices(item)]) == 0), MC2: correct / everything}
@@ -203,9 +203,9 @@ FORMS = (
 
 
 class TruthfulQAGeneration(OpenEndedTask[JudgedAnswer]):
-    """TruthfulQA in the models' own words: a judge decides which answers are truthful and informative.
+    """TruthfulQA as open questions. A judge decides which answers are truthful and informative.
 
-    Without a judge the answers are written, and their scores have no value.
+    Without a judge, the answers are written and have a score without a value.
     """
 
     name = "truthfulqa-generation"
@@ -215,19 +215,19 @@ class TruthfulQAGeneration(OpenEndedTask[JudgedAnswer]):
     several_sources = False
     suffix = " generation"
 
-    def messages(self, source: Benchmark, screen: Screen) -> list[Message]:
-        return [Message(item_id(i), i.question) for i in source.items]
+    def messages(self, benchmark: Benchmark, screen: Screen) -> list[Message]:
+        return [Message(item_id(i), i.question) for i in benchmark.items]
 
     def rows(
-        self, source: Benchmark, responses: Sequence[ModelResponse], constitution: Constitution
+        self, benchmark: Benchmark, responses: Sequence[ModelResponse], constitution: Constitution
     ) -> list[JudgedAnswer]:
         rows = []
         for response in responses:
-            item, model = source.items[response.position], response.model
+            item, model = benchmark.items[response.position], response.model
             row_id = content_hash(self.name, item_id(item), item.position, model.prompt)
             rows.append(
                 JudgedAnswer(
-                    row_id, source.label, item.position, item.question, model.prompt, model.name, response.text,
+                    row_id, benchmark.label, item.position, item.question, model.prompt, model.name, response.text,
                     response.ended,
                 )
             )  # fmt: skip
@@ -241,9 +241,9 @@ class TruthfulQAGeneration(OpenEndedTask[JudgedAnswer]):
             for row, old in zip(rows, olds, strict=True)
         ]
 
-    def judge(self, store: ResultStore, source: Benchmark, judge: Judge) -> None:
+    def judge(self, store: ResultStore, benchmark: Benchmark, judge: Judge) -> None:
         rows = store.read(self.name, JudgedAnswer)
-        store.write(self.name, judge_answers(rows, source, judge, store.journal, store.screen))
+        store.write(self.name, judge_answers(rows, benchmark, judge, store.journal, store.screen))
 
     def scores(self, store: ResultStore) -> list[Score]:
         return generation_scores(store.read(self.name, JudgedAnswer))
@@ -252,7 +252,7 @@ class TruthfulQAGeneration(OpenEndedTask[JudgedAnswer]):
 def judge_answers(
     rows: Sequence[JudgedAnswer], benchmark: Benchmark, judge: Judge, journal: Journal, screen: Screen
 ) -> list[JudgedAnswer]:
-    """Return the rows with the judge's verdicts, or unchanged if it fails its trial on reference answers."""
+    """Return the rows with the judge's verdicts; unchanged if the judge fails its trial on reference answers."""
     items = {i.position: Referenced(item_id(i), i.question, i.correct, i.incorrect) for i in benchmark.items}
     trial = judges.truth_trial(judge, journal, list(items.values()))
     if not judge.passes(trial, "reference answers", screen):
@@ -274,7 +274,7 @@ def judge_answers(
 
 
 def generation_scores(rows: Sequence[JudgedAnswer]) -> list[Score]:
-    """Return the scores of judged answers, and one without a value for each model whose answers are not judged."""
+    """Return the scores of judged answers, and a score without a value for each model with unjudged answers."""
     items = []
     for r in rows:
         if r.truthful is None or r.informative is None:
