@@ -15,7 +15,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from test_launch import curve, environment, here, losses, made  # noqa: F401  (made is a fixture)
+from test_launch import curve, environment, here, launch_folder, losses  # noqa: F401  (launch_folder is a fixture)
 
 from selfalign.export import launch
 
@@ -220,16 +220,23 @@ def test_real_ray_run_on_two_nodes(tmp_path: Path):
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_real_training_on_two_nodes_has_the_same_losses(
-    made: SimpleNamespace,  # noqa: F811
+    launch_folder: SimpleNamespace,  # noqa: F811
     tiny_base: Path,
     tmp_path: Path,
 ):
     """Run train.slurm on two nodes of this machine (gloo), with stubs for srun and scontrol only."""
-    variables = two_here(tmp_path) | {"SLURM_SUBMIT_DIR": str(made.folder), "GPUS": "1"}
-    command = ["bash", str(made.folder / "train.slurm"), "--base", str(tiny_base), "--out", str(tmp_path / "out")]
+    variables = two_here(tmp_path) | {"SLURM_SUBMIT_DIR": str(launch_folder.folder), "GPUS": "1"}
+    command = [
+        "bash",
+        str(launch_folder.folder / "train.slurm"),
+        "--base",
+        str(tiny_base),
+        "--out",
+        str(tmp_path / "out"),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=variables)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "2 node(s) of 1 processes; rendezvous at localhost:20009 (c10d)" in done.stdout
     trained = json.loads((tmp_path / "out/adapter/trained.json").read_text())
     assert trained["processes"] == 2
-    assert curve(losses(tmp_path / "out")) == pytest.approx(here(made, tiny_base, 4), abs=1e-3)
+    assert curve(losses(tmp_path / "out")) == pytest.approx(here(launch_folder, tiny_base, 4), abs=1e-3)
