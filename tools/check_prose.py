@@ -2,7 +2,7 @@
 
     python tools/check_prose.py [PATH...]
 
-Without paths it reads those in `DEFAULT`. Folders in `FIXED` are skipped. The exit code is 1 if there is a finding.
+Without paths it reads those in `DEFAULT`. Paths in `FIXED` are skipped. The exit code is 1 if there is a finding.
 `FORBIDDEN` lists each pattern with the words to write instead.
 """
 
@@ -16,8 +16,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 SUFFIXES = {".py", ".md", ".yaml", ".html", ".js", ".css", ".jinja", ".sh", ".slurm"}
 DEFAULT = ("src", "docs", "benchmarks", "README.md", "CONTRIBUTING.md", "SECURITY.md")
-FIXED = ("src/selfalign/assets/constitutions", "benchmarks/data")
-"""Folders whose texts are not prose of the project: the shipped constitutions, responses of models, annotations."""
+FIXED = ("src/selfalign/assets/constitutions", "src/selfalign/assets/behaviour.yaml", "benchmarks/data")
+"""Paths with fixed texts: the shipped constitutions and scenarios, responses of models, annotations."""
 
 FORBIDDEN: tuple[tuple[str, str], ...] = (
     (r"inference[ _-]prompts?", "system prompt"),
@@ -61,7 +61,7 @@ def findings(text: str) -> Iterator[tuple[int, str, str]]:
 
 
 def files(paths: list[str]) -> Iterator[Path]:
-    """Yield the text files at or below the paths, sorted. Files in folders of `FIXED` are skipped."""
+    """Yield the text files at or below the paths, sorted. Files in `FIXED` are skipped."""
     fixed = [ROOT / name for name in FIXED]
     for path in (ROOT / name for name in paths):
         below = [path] if path.is_file() else sorted(f for f in path.rglob("*") if f.suffix in SUFFIXES)
