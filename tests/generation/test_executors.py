@@ -134,8 +134,8 @@ def pool(local: cluster.Cluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ca
         return pools[-1]
 
     yield make
-    for one in pools:
-        one.close()
+    for started in pools:
+        started.close()
 
 
 def ask(items: list[RowRequest], on: Any, journal: Journal, stage: str = "align") -> list[Any]:
@@ -170,12 +170,12 @@ def test_failed_request_fails_its_row_only(pool: Callable[..., Pool], journal: J
 
 
 def test_pool_generates_as_an_engine(pool: Callable[..., Pool]):
-    one = pool(lambda slots: Fake(slots, echo), 1)
+    started = pool(lambda slots: Fake(slots, echo), 1)
     pieces: list[str] = []
-    part = one.generate((BOS, "hello"), Step(Sampling(1.0, 0.9, 50)), 3, None, lambda text: not pieces.append(text))
+    part = started.generate((BOS, "hello"), Step(Sampling(1.0, 0.9, 50)), 3, None, lambda text: not pieces.append(text))
     assert part == Fake(4, echo).generate((BOS, "hello"), Step(Sampling(1.0, 0.9, 50)), 3, None)
     assert pieces == [part.text]
-    assert one.warm_prefix((BOS, "x"), None) == "never computed"
+    assert started.warm_prefix((BOS, "x"), None) == "never computed"
 
 
 # -- deaths ------------------------------------------------------------------------------------------------------------
@@ -223,24 +223,24 @@ def test_poison_request_is_a_failed_row(pool: Callable[..., Pool], journal: Jour
 
 
 def test_run_ends_with_one_line_when_no_worker_is_left(pool: Callable[..., Pool], journal: Journal):
-    one = pool(lambda slots: Fake(slots, echo), 1)
-    ask(works(5), one, journal)
-    one.supervisor.on_gone(one.supervisor.handles[0], "its machine is gone")
+    started = pool(lambda slots: Fake(slots, echo), 1)
+    ask(works(5), started, journal)
+    started.supervisor.on_gone(started.supervisor.handles[0], "its machine is gone")
     with pytest.raises(Resumable, match=r"no Ray worker is left \(its machine is gone\)"):
-        ask(works(20), one, journal)
+        ask(works(20), started, journal)
     assert len(answered(journal)) == 5
     assert all(o.completion for o in ask(works(20), Fake(4, echo), journal))
 
 
 def test_pool_works_after_an_unfinished_pass(pool: Callable[..., Pool], journal: Journal):
-    one = pool(lambda slots: Fake(slots, echo, latency_s=0.01))
-    first = JournaledEngine(one, journal, "align", {None: "base"}).stream(works(300))
+    started = pool(lambda slots: Fake(slots, echo, latency_s=0.01))
+    first = JournaledEngine(started, journal, "align", {None: "base"}).stream(works(300))
     next(first)
     first.close()
     saved = len(answered(journal))
     assert saved < 300
-    assert all(o.completion for o in ask(works(60), one, journal))
-    assert one.supervisor.queue.clear() == []
+    assert all(o.completion for o in ask(works(60), started, journal))
+    assert started.supervisor.queue.clear() == []
 
 
 class Reader(Fake):

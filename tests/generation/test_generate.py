@@ -35,9 +35,9 @@ def works(number: int) -> list[RowRequest]:
 
 @pytest.fixture
 def journal(tmp_path: Path) -> Iterator[Journal]:
-    made = Journal(tmp_path / "journal.sqlite")
-    yield made
-    made.close()
+    opened = Journal(tmp_path / "journal.sqlite")
+    yield opened
+    opened.close()
 
 
 def ask(
@@ -57,9 +57,9 @@ def test_results_have_the_order_of_the_requests(journal: Journal, parallel: int)
         time.sleep(0.02 if prompt.endswith("0") else 0.0)
         return f"to {prompt}"
 
-    found = ask(works(40), Fake(parallel, slow_first), journal)
-    assert [o.row_id for o in found] == [f"row{i}" for i in range(40)]
-    assert [text(o) for o in found] == [f"to <bos>prompt {i}" for i in range(40)]
+    results = ask(works(40), Fake(parallel, slow_first), journal)
+    assert [o.row_id for o in results] == [f"row{i}" for i in range(40)]
+    assert [text(o) for o in results] == [f"to <bos>prompt {i}" for i in range(40)]
 
 
 def test_second_call_sends_no_requests(journal: Journal):
@@ -79,12 +79,12 @@ def test_only_new_requests_are_sent(journal: Journal):
 
 
 def test_results_do_not_depend_on_slots(tmp_path: Path):
-    found = []
+    results = []
     for slots in (2, 8):
-        made = Journal(tmp_path / f"{slots}.sqlite")
-        found.append(ask(works(12), Fake(slots, echo), made))
-        made.close()
-    assert found[0] == found[1]
+        opened = Journal(tmp_path / f"{slots}.sqlite")
+        results.append(ask(works(12), Fake(slots, echo), opened))
+        opened.close()
+    assert results[0] == results[1]
 
 
 BASE = Request((BOS, "prompt"), (STEP,), seed=1)
@@ -145,16 +145,16 @@ def test_new_adapter_weights_resend_only_its_requests(journal: Journal):
 
 def test_repeated_request_is_sent_once(journal: Journal):
     engine = Fake(2, echo)
-    found = ask([RowRequest("row", BASE)] * 3, engine, journal)
+    results = ask([RowRequest("row", BASE)] * 3, engine, journal)
     assert engine.requests == 1
-    assert found[0] == found[1] == found[2]
+    assert results[0] == results[1] == results[2]
 
 
 def test_failed_row_does_not_affect_others(journal: Journal):
-    found = ask(works(10), Fake(3, echo, fail="prompt 4"), journal)
-    assert [o.row_id for o in found if o.completion is None] == ["row4"]
-    assert "set to fail" in found[4].reason
-    assert all(o.reason == "" for o in found if o.completion)
+    results = ask(works(10), Fake(3, echo, fail="prompt 4"), journal)
+    assert [o.row_id for o in results if o.completion is None] == ["row4"]
+    assert "set to fail" in results[4].reason
+    assert all(o.reason == "" for o in results if o.completion)
     assert journal.counts("align").generation.requests == 9
     assert journal.open_work("align") == 0
 
@@ -162,9 +162,9 @@ def test_failed_row_does_not_affect_others(journal: Journal):
 def test_failed_row_is_retried_next_time(journal: Journal):
     ask(works(10), Fake(3, echo, fail="prompt 4"), journal)
     engine = Fake(3, echo)
-    found = ask(works(10), engine, journal)
+    results = ask(works(10), engine, journal)
     assert engine.requests == 1
-    assert all(o.completion for o in found)
+    assert all(o.completion for o in results)
 
 
 def test_engine_failure_loses_no_saved_output(journal: Journal):
@@ -183,7 +183,7 @@ def test_engine_failure_loses_no_saved_output(journal: Journal):
 
 
 def test_raw_output_is_in_the_journal(journal: Journal):
-    found = ask(works(3), Fake(1, lambda *_: "raw \u2028 é\x1b[2J"), journal)
+    results = ask(works(3), Fake(1, lambda *_: "raw \u2028 é\x1b[2J"), journal)
     with sqlite3.connect(journal.path) as other:
         rows = other.execute("SELECT row_id, state, raw, prompt_tokens, generated_tokens FROM work").fetchall()
     other.close()
@@ -192,7 +192,7 @@ def test_raw_output_is_in_the_journal(journal: Journal):
         assert state == "raw_saved"
         assert Completion.from_json(json.loads(raw)).parts[0].text == "raw \u2028 é\x1b[2J"
         assert prompt_tokens > 0
-        assert generated == found[0].completion.parts[0].generated_tokens
+        assert generated == results[0].completion.parts[0].generated_tokens
 
 
 def test_guided_request_has_a_part_per_step(journal: Journal):
@@ -203,17 +203,17 @@ def test_guided_request_has_a_part_per_step(journal: Journal):
         return "one \nmore" if not step.cue else " two"
 
     steps = (replace(STEP, stop=("\n",)), replace(STEP, cue="\nSo:"))
-    found = ask([RowRequest("row", replace(BASE, steps=steps))], Fake(1, script), journal)
-    assert [p.text for p in found[0].completion.parts] == ["one ", " two"]
+    results = ask([RowRequest("row", replace(BASE, steps=steps))], Fake(1, script), journal)
+    assert [p.text for p in results[0].completion.parts] == ["one ", " two"]
     assert seen == ["<bos>prompt", "<bos>promptone\nSo:"]
 
 
 def test_truncated_step_ends_the_request(journal: Journal):
     short = replace(STEP, sampling=replace(STEP.sampling, max_new_tokens=2))
     engine = Fake(1, lambda *_: "a b c d e")
-    found = ask([RowRequest("row", replace(BASE, steps=(short, STEP)))], engine, journal)
+    results = ask([RowRequest("row", replace(BASE, steps=(short, STEP)))], engine, journal)
     assert engine.requests == 1
-    assert found[0].completion == Completion((Part("a b", "length", 2, 0, 2),))
+    assert results[0].completion == Completion((Part("a b", "length", 2, 0, 2),))
 
 
 def test_progress_counts_rows_and_tokens(journal: Journal):
@@ -252,9 +252,9 @@ def test_signal_finishes_requests_in_flight(journal: Journal, stop, signum: int,
     assert journal.counts("align").generation.requests == engine.requests
     stop(None)
     rest = Fake(4, echo)
-    found = ask(works(60), rest, journal)
+    results = ask(works(60), rest, journal)
     assert rest.requests == 60 - engine.requests
-    assert [text(o).split(" 0.")[0] for o in found] == [f" answer to <bos>prompt {i}" for i in range(60)]
+    assert [text(o).split(" 0.")[0] for o in results] == [f" answer to <bos>prompt {i}" for i in range(60)]
 
 
 def test_no_request_is_sent_after_a_signal(journal: Journal, stop):

@@ -1,4 +1,4 @@
-"""Several servers as one engine: shares by speed, failover, outages, health checks; with servers on 127.0.0.1."""
+"""Several servers as one engine: shares of the requests, failover, outages, health checks; on 127.0.0.1."""
 
 from __future__ import annotations
 

@@ -247,6 +247,6 @@ def test_llama_cpp_server_gets_ids_or_escaped_text(real: LlamaCpp, monkeypatch: 
     assert theirs.prompt_tokens + theirs.cached_tokens == len(embedded.encode(prompt))
     assert plain.escaped == ("<eos>", "</s>", "<end_of_turn>")
     sent, _ = as_text(prompt)
-    got = real._tokenize(sent, special=True, add_bos=True)
-    assert [i for i in got if i in embedded.controls()] == [got[0], embedded.first(Control("<unused3>"))]
-    assert plain.prompt_tokens + plain.cached_tokens == len(got)
+    tokens = real._tokenize(sent, special=True, add_bos=True)
+    assert [i for i in tokens if i in embedded.controls()] == [tokens[0], embedded.first(Control("<unused3>"))]
+    assert plain.prompt_tokens + plain.cached_tokens == len(tokens)

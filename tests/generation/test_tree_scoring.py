@@ -31,9 +31,9 @@ def requests(seed: int = 0, head: int = 40) -> list[ScoreRequest]:
         return tuple(rng.randrange(3, 300) for _ in range(rng.randint(least, most)))
 
     begin = (2, *some(head, head))
-    made = [ScoreRequest(begin + q, some(1, 12)) for q in (some(5, 30) for _ in range(6)) for _ in range(4)]
-    rng.shuffle(made)
-    return made
+    batch = [ScoreRequest(begin + q, some(1, 12)) for q in (some(5, 30) for _ in range(6)) for _ in range(4)]
+    rng.shuffle(batch)
+    return batch
 
 
 def plain(model: Any, request: ScoreRequest) -> list[float]:

@@ -62,9 +62,9 @@ def engine(folder: Path, adapter: Path) -> Iterator[Any]:
     from selfalign.generation.engines.vllm_offline import VllmOffline
 
     model = sources.resolve("embedded")
-    made = VllmOffline(folder, model.tokenizer(), model.end_tokens(), {"engrave": adapter}, 8, CONTEXT, "float32")
-    yield made
-    made.close()
+    engine_ = VllmOffline(folder, model.tokenizer(), model.end_tokens(), {"engrave": adapter}, 8, CONTEXT, "float32")
+    yield engine_
+    engine_.close()
 
 
 def torch_greedy(folder: Path, adapter: Path | None, ids: list[int], number: int) -> list[int]:

@@ -331,13 +331,7 @@ def _outside_scorer(name: str, spec: str, prompt: PromptKind) -> ScorerGroup:
 def _arithmetic(context: Context) -> str:
     """Return the name of the scorer's arithmetic: vLLM's if that is the run's engine, otherwise torch's."""
     config = context.recipe.engine
-    return f"vllm {_dtype(config)}" if engines.kind(config) == "vllm" else TORCH
-
-
-def _dtype(config: EngineSettings) -> str:
-    from selfalign.system import environment
-
-    return environment.dtype() if config.dtype == "auto" else config.dtype
+    return f"vllm {config.vllm_dtype()}" if engines.kind(config) == "vllm" else TORCH
 
 
 def _start_run_scorer(context: Context, folders: Mapping[str, Path]) -> Scorer:
@@ -350,8 +344,8 @@ def _start_run_scorer(context: Context, folders: Mapping[str, Path]) -> Scorer:
     kind = engines.kind(config)
     where = " on Ray workers" if executor.kind == "ray" else ""
     if kind == "vllm":
-        say(f"  scored by vLLM ({_dtype(config)}){where}", "dim")
-        return executors.scorer(executor, config, model, folders, "vllm", _dtype(config), say)
+        say(f"  scored by vLLM ({config.vllm_dtype()}){where}", "dim")
+        return executors.scorer(executor, config, model, folders, "vllm", config.vllm_dtype(), say)
     why = {
         "llama_cpp": ": llama.cpp gives no log-probabilities of prompts",
         "openai": ": few servers give log-probabilities of prompts, and the weights are on this machine",

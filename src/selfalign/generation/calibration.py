@@ -18,9 +18,9 @@ from pathlib import Path
 from selfalign.data.prompt_text import BOS, Pieces
 from selfalign.data.records import content_hash
 from selfalign.generation.engines.base import Engine, Sampling, Step
-from selfalign.generation.engines.llama_cpp import LlamaCpp, usable_cores
+from selfalign.generation.engines.llama_cpp import LlamaCpp
 from selfalign.system import atomic
-from selfalign.system.environment import cache_folder, free_megabytes, processor
+from selfalign.system.environment import cache_folder, free_megabytes, processor, usable_cores
 
 CANDIDATES = (1, 2, 4, 8, 16, 32)
 """Numbers of slots that are tried."""

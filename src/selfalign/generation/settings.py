@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
+from selfalign.system.environment import accelerators, processor_dtype
 from selfalign.system.strict_yaml import Strict
 
 Probability = Field(gt=0, le=1)
@@ -136,6 +137,10 @@ class EngineSettings(Strict):
         if self.urls == []:
             raise ValueError("urls is an empty list: name a server, or remove the key")
         return self
+
+    def vllm_dtype(self) -> str:
+        """Return the dtype for vLLM. `auto` is resolved by a measurement on a CPU, and by vLLM on an accelerator."""
+        return processor_dtype() if self.dtype == "auto" and not accelerators() else self.dtype
 
     @field_validator("slots", mode="before")
     @classmethod

@@ -29,7 +29,7 @@ def facts() -> dict[str, str]:
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
         "processor": processor(),
-        "cores": str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()),
+        "cores": str(usable_cores()),
         "memory": _memory(),
     }
     for package in _PACKAGES:
@@ -38,6 +38,11 @@ def facts() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             values[package] = "not installed"
     return values
+
+
+def usable_cores() -> int:
+    """Return the number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def processor() -> str:
@@ -71,11 +76,6 @@ def accelerators() -> list[str]:
     """Return the kinds of accelerators of this machine (cuda, rocm). No library is loaded."""
     devices = {"cuda": "/dev/nvidia0", "rocm": "/dev/kfd"}
     return [kind for kind, device in devices.items() if Path(device).exists()]
-
-
-def dtype() -> str:
-    """Return the dtype for vLLM on this machine: "auto" with an accelerator, else `processor_dtype`."""
-    return "auto" if accelerators() else processor_dtype()
 
 
 def share_processor() -> None:

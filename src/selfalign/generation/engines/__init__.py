@@ -48,11 +48,10 @@ def _llama_cpp(model: Model, adapters: Adapters, config: EngineSettings, slots: 
 
 def _vllm(model: Model, adapters: Adapters, config: EngineSettings, slots: int, say: Say) -> Engine:
     from selfalign.generation.engines.vllm_offline import VllmOffline
-    from selfalign.system import environment
 
-    dtype = environment.dtype() if config.dtype == "auto" else config.dtype
+    dtype, size = config.vllm_dtype(), config.tensor_parallel_size
     folder, tokenizer, ends = model.folder(), model.tokenizer(), model.end_tokens()
-    return VllmOffline(folder, tokenizer, ends, adapters, slots, config.context, dtype, config.tensor_parallel_size)
+    return VllmOffline(folder, tokenizer, ends, adapters, slots, config.context, dtype, size)
 
 
 def _openai(model: Model | None, adapters: Adapters, config: EngineSettings, slots: int, say: Say) -> Engine:

@@ -21,11 +21,7 @@ from selfalign.errors import Resumable, UserError
 from selfalign.generation.engines import vocabulary
 from selfalign.generation.engines.base import Finish, OnText, Part, RowError, Step, TooLong
 from selfalign.model.dialogue import Tokenizer, encode_pieces
-
-
-def usable_cores() -> int:
-    """Return the number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+from selfalign.system.environment import usable_cores
 
 
 class LlamaCpp:

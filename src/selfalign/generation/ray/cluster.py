@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from selfalign.errors import UserError
-from selfalign.generation.engines.llama_cpp import usable_cores
 from selfalign.generation.settings import ExecutorSettings
+from selfalign.system.environment import usable_cores
 
 _CONNECT_SECONDS = 10.0
 _STORE_BYTES = 128 * 2**20
