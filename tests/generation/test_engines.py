@@ -1,4 +1,4 @@
-"""Choose an engine for `auto`, and check it before a run is created."""
+"""The choice of an engine for `auto`, and its checks before a run is created."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Generate by the workers of a real Ray cluster on this machine: the same files, whichever worker dies."""
+"""Generation on the workers of a real Ray cluster on this machine, with workers that die."""
 
 from __future__ import annotations
 
@@ -273,7 +273,7 @@ def test_adapters_are_sent_to_the_workers(local: cluster.Cluster, tmp_path: Path
 
 
 def test_scoring_survives_a_death_and_reports_errors(local: cluster.Cluster, tmp_path: Path):
-    """A worker that dies, an error in one, a signal here while one is busy, no worker left."""
+    """A worker dies, one has an error, a signal comes while one is busy, no worker is left."""
     ray.cloudpickle.register_pickle_by_value(sys.modules["test_ray_scorer"])
     (tmp_path / "base").mkdir()
     for name in ("config.json", "model.safetensors"):
@@ -478,7 +478,7 @@ def test_killed_command_resumes_and_leaves_no_process(tmp_path: Path, how: signa
     ],
 )
 def test_ray_errors_become_one_line_with_advice(message: str, line: str):
-    """The messages are those of Ray 2.60."""
+    """The messages are from Ray 2.60."""
     text = cluster.explain_error("10.0.0.5:6379", RuntimeError(message))
     assert re.search(line, text), text
     assert "\n" not in text

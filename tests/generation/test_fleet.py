@@ -1,4 +1,4 @@
-"""Windows, and the choice among servers, with a clock and answers of the test: no server is called."""
+"""Windows and the choice among servers, with a simulated clock and simulated answers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from selfalign.generation.retries import Transient
 
 
 def sizes_after(window: Window, count: int, seconds: Any) -> list[int]:
-    """The sizes after each of `count` answers; a call takes `seconds(n)` with n calls at once."""
+    """Return the sizes after each of `count` answers; a call takes `seconds(n)` with n concurrent calls."""
     sizes = []
     for _ in range(count):
         concurrent = int(window.size)

@@ -1,4 +1,4 @@
-"""Requests as prefix trees: every text is in its tree, and no token is in it twice."""
+"""Prefix trees contain every text, and each shared token once."""
 
 from __future__ import annotations
 

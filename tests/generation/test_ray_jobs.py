@@ -1,4 +1,4 @@
-"""Which Ray worker gets which request, and what happens to the requests of a dead worker: no cluster."""
+"""The assignment of requests to Ray workers, also after a worker dies, without a cluster."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Score by the workers of a real Ray cluster on this machine: the numbers of one process, whichever worker dies."""
+"""Scoring on the workers of a real Ray cluster on this machine, compared with one process."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def same(scores: Sequence[Scored | None], expected: Sequence[Scored | None]) -> 
 
 
 def test_worker_scores_equal_this_process(tiny: Any):
-    """One chunk equals to the last bit; several chunks too for losses, and up to rounding for log-probabilities."""
+    """One chunk is equal to the last bit; several chunks have equal losses, and log-probabilities up to rounding."""
     worker, (name, folder) = ScoringWorker(), next(iter(tiny.adapters.items()))
     files = adapter_files(tiny.adapters, False)
     sums = {file: hashlib.sha256(content).hexdigest() for file, content in files.items()}
@@ -320,7 +320,7 @@ def test_refusal_ends_the_command_with_one_line(local: cluster.Cluster):
 
 @pytest.mark.slow
 def test_embedded_model_on_workers_writes_the_same_file(local: cluster.Cluster, tmp_path: Path):
-    """HHH from end to end: one worker gives the same bytes, two give the same choices."""
+    """Run all of HHH: one worker writes the same bytes, two make the same choices."""
     import torch
 
     from selfalign.training import lora

@@ -1,4 +1,4 @@
-"""Compare the fingerprints of two servers."""
+"""The comparison of two servers' fingerprints."""
 
 from __future__ import annotations
 

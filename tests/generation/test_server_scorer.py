@@ -1,4 +1,4 @@
-"""Score by a server that echoes prompts as vLLM does, by others, and by a real llama.cpp server."""
+"""Scoring by servers: one that echoes prompts as vLLM does, others, and a real llama.cpp server."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Servers get token ids if they read them as the tokenizer does, else text with escaped control tokens."""
+"""Servers get token ids if they read them as the tokenizer does, otherwise text with escaped control tokens."""
 
 from __future__ import annotations
 

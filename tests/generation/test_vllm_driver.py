@@ -69,7 +69,7 @@ class FakeEngine:
 
 @pytest.fixture
 def engine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeEngine:
-    """Put the stand-in where the driver imports vLLM from, and a configuration where it reads the sizes."""
+    """Replace vLLM by the stand-in, and write a configuration with the model's sizes."""
     (tmp_path / "config.json").write_text('{"num_attention_heads": 2, "hidden_size": 8, "num_hidden_layers": 1}')
     fake = FakeEngine()
     vllm = ModuleType("vllm")

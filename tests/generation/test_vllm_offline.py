@@ -126,7 +126,7 @@ def test_generation_follows_stops_grammar_and_limits(engine: Engine):
 
 
 def test_end_token_ends_unless_banned(engine: Engine):
-    """vLLM treats the end token of a role template as an ordinary token, as " five" is here."""
+    """The end token is " five", since vLLM treats a role template's end token as an ordinary token."""
     five = engine._tokenizer.ids(" five")[0]
     engine._ends.append(five)
     try:

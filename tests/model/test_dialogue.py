@@ -201,7 +201,7 @@ def test_ordinary_added_token_stays_one_token(tmp_path: Path):
 
 
 def test_control_token_in_content_is_encoded_in_halves(tmp_path: Path):
-    """A Unigram tokenizer finds control tokens of its vocabulary in ordinary text, too."""
+    """A Unigram tokenizer also finds control tokens of its vocabulary in ordinary text."""
     from tokenizers import AddedToken
     from tokenizers import Tokenizer as Backend
     from tokenizers.models import Unigram

@@ -133,7 +133,7 @@ def test_model_with_unshareable_cache_trains_without_sharing(tiny_gemma: Any, mo
 def test_run_stopped_at_any_step_resumes_with_equal_losses(
     tiny_gemma: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A signal stops it after each step in turn; dropout, moments, schedule and order are all restored."""
+    """A signal stops the run after each step in turn; dropout, moments, schedule and order are restored."""
     validation = [row(0, 3, 7), row(1, 4, 5)]
     expected, weights = trained(tiny_gemma, validation=validation)
     assert len(expected.losses) == 10

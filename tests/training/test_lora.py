@@ -1,4 +1,4 @@
-"""LoRA adapters: trained, saved for PEFT and llama.cpp, scored, refused on another base."""
+"""Training, saving, scoring and checking LoRA adapters."""
 
 from __future__ import annotations
 
