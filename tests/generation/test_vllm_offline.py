@@ -126,7 +126,7 @@ def test_generation_follows_stops_grammar_and_limits(engine: Engine):
 
 
 def test_end_token_ends_unless_banned(engine: Engine):
-    """The end token is " five", since vLLM treats a role template's end token as an ordinary token."""
+    """Let " five" stand for a role template's end token, which is an ordinary token to vLLM."""
     five = engine._tokenizer.ids(" five")[0]
     engine._ends.append(five)
     try:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, field_validator, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from selfalign.system.environment import accelerators, processor_dtype
 from selfalign.system.strict_yaml import Strict
@@ -13,6 +13,17 @@ from selfalign.system.strict_yaml import Strict
 Probability = Field(gt=0, le=1)
 Temperature = Field(ge=0, le=5)
 Tokens = Field(ge=1, le=32768)
+
+
+def _auto_or_number(least: int, most: int, whole: bool = True) -> BeforeValidator:
+    def check(value: Any, info: ValidationInfo) -> Any:
+        is_number = type(value) is int or (not whole and type(value) is float)
+        if value == "auto" or (is_number and least <= value <= most):
+            return value
+        kind = "whole number" if whole else "number"
+        raise ValueError(f"{info.field_name} is {value!r}: expected auto or a {kind} from {least} to {most}")
+
+    return BeforeValidator(check)
 
 
 class ExecutorSettings(Strict):
@@ -23,11 +34,11 @@ class ExecutorSettings(Strict):
     address: str | None = None
     """ray: null starts a cluster on this machine that ends with the command; auto connects to the cluster that this
     machine belongs to; HOST:PORT is the head node of a cluster."""
-    workers: int | Literal["auto"] = Field("auto")
+    workers: Annotated[int | Literal["auto"], _auto_or_number(1, 10_000)] = "auto"
     """ray: number of workers. auto: one for each `gpus` accelerators, or one per machine if workers take none."""
-    cpus: float | Literal["auto"] = Field("auto")
+    cpus: Annotated[float | Literal["auto"], _auto_or_number(0, 1024, whole=False)] = "auto"
     """ray: CPUs per worker. auto: an equal share of the machine's CPUs, or 1 for a worker with an accelerator."""
-    gpus: float | Literal["auto"] = Field("auto")
+    gpus: Annotated[float | Literal["auto"], _auto_or_number(0, 1024, whole=False)] = "auto"
     """ray: accelerators per worker. auto: `engine.tensor_parallel_size` for vllm on a cluster with accelerators, else
     0."""
     start_seconds: float = Field(1800.0, gt=0)
@@ -37,22 +48,6 @@ class ExecutorSettings(Strict):
     @classmethod
     def _short(cls, value: Any) -> Any:
         return {"kind": value} if isinstance(value, str) else value
-
-    @field_validator("workers", mode="before")
-    @classmethod
-    def _workers(cls, value: object) -> object:
-        if value == "auto" or (type(value) is int and 1 <= value <= 10_000):
-            return value
-        raise ValueError(f"workers is {value!r}: expected auto or a whole number from 1 to 10000")
-
-    @field_validator("cpus", "gpus", mode="before")
-    @classmethod
-    def _share(cls, value: object) -> object:
-        if value == "auto":
-            return value
-        if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1024:
-            return float(value)
-        raise ValueError(f"{value!r}: expected auto or a number from 0 to 1024")
 
     @field_validator("address")
     @classmethod
@@ -110,7 +105,7 @@ class EngineSettings(Strict):
     timeout: float = Field(60.0, gt=0, le=3600)
     """openai: seconds without data from the server after which an attempt fails."""
 
-    slots: int | Literal["auto"] = Field("auto")
+    slots: Annotated[int | Literal["auto"], _auto_or_number(1, 1024)] = "auto"
     """Concurrent requests; with several servers, the maximum per server. auto: for llama_cpp the fastest number in a
     short measurement of this machine, 64 for vllm on an accelerator, else 8."""
     context: int = Field(4096, ge=256, le=131072)
@@ -141,13 +136,6 @@ class EngineSettings(Strict):
     def vllm_dtype(self) -> str:
         """Return the dtype for vLLM. `auto` is resolved by a measurement on a CPU, and by vLLM on an accelerator."""
         return processor_dtype() if self.dtype == "auto" and not accelerators() else self.dtype
-
-    @field_validator("slots", mode="before")
-    @classmethod
-    def _slots(cls, value: object) -> object:
-        if value == "auto" or (type(value) is int and 1 <= value <= 1024):
-            return value
-        raise ValueError(f"slots is {value!r}: expected auto or a whole number from 1 to 1024")
 
 
 class AlignSettings(Strict):
