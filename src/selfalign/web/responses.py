@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from starlette.requests import Request
@@ -33,16 +33,9 @@ def page_routes(page: str, files: Mapping[str, str]) -> list[Route]:
     Args:
         files: file name -> media type.
     """
-    return [
-        Route("/", _fixed(page, "text/html")),
-        *(Route(f"/static/{name}", _fixed(name, media_type)) for name, media_type in files.items()),
-    ]
 
+    def route(path: str, name: str, media_type: str) -> Route:
+        body = static_file(name)
+        return Route(path, lambda request: Response(body, media_type=media_type))
 
-def _fixed(name: str, media_type: str) -> Callable[[Request], Response]:
-    body = static_file(name)
-
-    def route(request: Request) -> Response:
-        return Response(body, media_type=media_type)
-
-    return route
+    return [route("/", page, "text/html"), *(route(f"/static/{name}", name, kind) for name, kind in files.items())]

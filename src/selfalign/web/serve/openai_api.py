@@ -11,7 +11,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from selfalign.data.prompt_text import Turn
 from selfalign.web.guard import RequestError
@@ -71,15 +80,15 @@ class TextPart(_Strict):
     text: str
 
 
-def _as_list(value: Any) -> Any:
-    return [value] if isinstance(value, str) else value
+_AS_LIST = BeforeValidator(lambda value: [value] if isinstance(value, str) else value)
+_AS_PART = BeforeValidator(lambda value: [{"type": "text", "text": value}] if isinstance(value, str) else value)
 
 
 class Message(_Strict):
     """A message of a dialogue. Empty fields (`tool_calls: []`, `refusal: null`) are ignored."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: list[TextPart]
+    content: Annotated[list[TextPart], _AS_PART]
     reasoning_content: str = ""
     """Ignored. Clients may send back a response with its internal thoughts."""
 
@@ -89,11 +98,6 @@ class Message(_Strict):
         if not isinstance(value, dict):
             return value
         return {k: v for k, v in value.items() if k in ("role", "content") or v not in (None, [], "")}
-
-    @field_validator("content", mode="before")
-    @classmethod
-    def _text_as_part(cls, value: Any) -> Any:
-        return [{"type": "text", "text": value}] if isinstance(value, str) else value
 
     @field_validator("reasoning_content")
     @classmethod
@@ -121,7 +125,7 @@ class GenerationRequest(_Strict):
     n: int = Field(1, ge=1, le=MAX_CHOICES)
     stream: bool = False
     stream_options: StreamOptions | None = None
-    stop: list[Annotated[str, Field(min_length=1, max_length=256)]] = Field([], max_length=4)
+    stop: Annotated[list[Annotated[str, Field(min_length=1, max_length=256)]], _AS_LIST] = Field([], max_length=4)
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, ge=0, le=1)
@@ -138,11 +142,6 @@ class GenerationRequest(_Strict):
                 raise bad_request(f"{name} is not supported by this server", name, "unsupported_parameter")
             del fields[name]
         return fields
-
-    @field_validator("stop", mode="before")
-    @classmethod
-    def _stop_as_list(cls, value: Any) -> Any:
-        return _as_list(value)
 
     @model_validator(mode="after")
     def _check_stream_options(self) -> GenerationRequest:
@@ -199,12 +198,7 @@ class ChatRequest(GenerationRequest):
 class CompletionRequest(GenerationRequest):
     """A request to /v1/completions."""
 
-    prompt: list[str] = Field(min_length=1)
-
-    @field_validator("prompt", mode="before")
-    @classmethod
-    def _prompt_as_list(cls, value: Any) -> Any:
-        return _as_list(value)
+    prompt: Annotated[list[str], _AS_LIST] = Field(min_length=1)
 
     @model_validator(mode="after")
     def _check_choices(self) -> CompletionRequest:

@@ -319,13 +319,8 @@ def _kind(entry: Entry) -> tuple[str, ...]:
 
 
 def _kind_number(db: sqlite3.Connection, stage: str, kind: tuple[str, ...]) -> int:
-    query = (
-        "SELECT kind FROM kinds WHERE stage = ? AND state = ? AND reason = ? AND source = ? AND type = ? "
-        "AND split = ? AND model = ?"
-    )
-    insert = "INSERT INTO kinds VALUES (NULL, ?, ?, ?, ?, ?, ?, ?) RETURNING kind"
-    row = db.execute(query, (stage, *kind)).fetchone() or db.execute(insert, (stage, *kind)).fetchone()
-    return int(row[0])
+    query = "INSERT INTO kinds VALUES (NULL, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET kind = kind RETURNING kind"
+    return int(db.execute(query, (stage, *kind)).fetchone()[0])
 
 
 def _set_number(db: sqlite3.Connection, principles: tuple[int, ...]) -> int:
