@@ -16,8 +16,9 @@ from collections import Counter
 from pathlib import Path
 
 from selfalign import constitution as constitutions
-from selfalign.constitution import CITATION, Constitution
+from selfalign.constitution import Constitution
 from selfalign.data.records import Response, read_jsonl
+from selfalign.data.text import CITATION
 from selfalign.evaluation.statistics import wilson
 from selfalign.generation import guided
 from selfalign.generation.loop import RowRequest

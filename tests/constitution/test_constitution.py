@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import yaml
 
-from selfalign import constitution as constitutions
-from selfalign.constitution import CITATION, Constitution, load, load_seeds
+from selfalign.constitution import Constitution, Principle, SeedTask, load, load_seeds
+from selfalign.constitution.document import Assistant, Exemplar, SystemPrompts
+from selfalign.data.text import CITATION
 from selfalign.errors import UserError
 
 PAPER_PRINCIPLES = [
@@ -161,10 +162,10 @@ def _with_thoughts(*thoughts: str) -> Constitution:
     return Constitution(
         format=1,
         name="small",
-        assistant=constitutions.Assistant(name="Bo", cutoff="2020"),
-        principles=[constitutions.Principle(id=1, name="kind", rule="Be kind.")],
-        exemplars=[constitutions.Exemplar(user="u", thoughts=t, answer="a") for t in thoughts],
-        prompts=constitutions.SystemPrompts(standard="s", concise="c", verbose="v"),
+        assistant=Assistant(name="Bo", cutoff="2020"),
+        principles=[Principle(id=1, name="kind", rule="Be kind.")],
+        exemplars=[Exemplar(user="u", thoughts=t, answer="a") for t in thoughts],
+        prompts=SystemPrompts(standard="s", concise="c", verbose="v"),
     )
 
 
@@ -189,7 +190,7 @@ def test_the_default_seeds_are_usable():
     assert len({s.instruction for s in seeds}) == 175
 
 
-def _seeds(tmp_path: Path, text: str) -> list[constitutions.SeedTask]:
+def _seeds(tmp_path: Path, text: str) -> list[SeedTask]:
     file = tmp_path / "seeds.jsonl"
     file.write_text(text, "utf-8")
     return load_seeds(str(file))

@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conftest import hang_guard
-from selfalign.constitution import Assistant, Constitution, Exemplar, Principle, SystemPrompts, Turn
+from selfalign.constitution import Constitution, Principle
 from selfalign.constitution.citations import check_citations
+from selfalign.constitution.document import Assistant, Exemplar, SystemPrompts, Turn
 from selfalign.constitution.leaks import leaks_of
 from selfalign.quality.filter_settings import FilterSettings
 from selfalign.quality.response_filters import Verdict, cut_at_repeated_clause, filter_response, loops

@@ -11,35 +11,7 @@ A constitution is all human-written text of a run, except the seed tasks.
 Imports `quality`, `data`, `system`. Begin with `document`.
 """
 
-from selfalign.constitution.document import (
-    Assistant,
-    Constitution,
-    Exemplar,
-    IdentityPair,
-    Layout,
-    Principle,
-    Probe,
-    QuestionType,
-    SeedTask,
-    SystemPrompts,
-    Turn,
-)
+from selfalign.constitution.document import Constitution, Principle, Probe, QuestionType, SeedTask
 from selfalign.constitution.loading import load, load_seeds
-from selfalign.data.text import CITATION
 
-__all__ = [
-    "CITATION",
-    "Assistant",
-    "Constitution",
-    "Exemplar",
-    "IdentityPair",
-    "Layout",
-    "Principle",
-    "Probe",
-    "QuestionType",
-    "SeedTask",
-    "SystemPrompts",
-    "Turn",
-    "load",
-    "load_seeds",
-]
+__all__ = ["Constitution", "Principle", "Probe", "QuestionType", "SeedTask", "load", "load_seeds"]

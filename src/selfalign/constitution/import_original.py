@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from selfalign.constitution.document import Constitution, inconsistencies
-from selfalign.constitution.loading import Located, filled
+from selfalign.constitution.loading import Located, filled, parse_seed
 from selfalign.constitution.rendering import render
 from selfalign.data.records import json_lines
 from selfalign.errors import UserError
@@ -85,9 +85,9 @@ def _read_one(file: Path, result: Imported) -> None:
     first = rows[0] if rows else None
     if isinstance(first, dict) and "instances" in first:
         _check_first(result, "seeds", file)
-        good = [row for row in rows if _is_seed(row)]
+        good = [row for row in rows if parse_seed(row)]
         for number, row in enumerate(rows, 1):
-            if not _is_seed(row):
+            if not parse_seed(row):
                 why = "a seed task needs an 'instruction' and 'instances' with an 'input', as text"
                 result.not_placed.append(f"{file}:{number}: {why}")
         result.seeds = "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in good)
@@ -110,14 +110,6 @@ def _json_rows(file: Path, text: str) -> list[Any]:
             raise UserError(f"{file} is not JSON ({error})") from None
         return value if isinstance(value, list) else [value]
     return [row for _, row in json_lines(file)]
-
-
-def _is_seed(row: Any) -> bool:
-    if not isinstance(row, dict) or not isinstance(row.get("instruction"), str) or not row["instruction"].strip():
-        return False
-    instances = row.get("instances")
-    first = instances[0] if isinstance(instances, list) and instances else {}
-    return isinstance(first, dict) and isinstance(first.get("input", ""), str)
 
 
 def _check_first(result: Imported, what: str, file: Path) -> None:

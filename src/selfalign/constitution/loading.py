@@ -183,18 +183,24 @@ def located_seeds(source: str) -> list[tuple[str, SeedTask]]:
     return [(f"{source}:{number}", seed) for number, seed in _read_seeds(path)]
 
 
+def parse_seed(row: Any) -> SeedTask | None:
+    """Return a row of the Self-Instruct format as a seed task, or None if it is malformed."""
+    if not isinstance(row, dict) or not isinstance(row.get("instruction"), str) or not row["instruction"].strip():
+        return None
+    instances = row.get("instances")
+    first = instances[0] if isinstance(instances, list) and instances else {}
+    text = first.get("input", "") if isinstance(first, dict) else None
+    return SeedTask(instruction=row["instruction"].strip(), input=text.strip()) if isinstance(text, str) else None
+
+
 def _read_seeds(path: Path) -> list[tuple[int, SeedTask]]:
     seeds = []
     for number, value in json_lines(path):
-        instances = value.get("instances")
-        first = instances[0] if isinstance(instances, list) and instances else {}
-        text = first.get("input", "") if isinstance(first, dict) else None
-        instruction = value.get("instruction")
-        if not isinstance(instruction, str) or not instruction.strip() or not isinstance(text, str):
+        if (seed := parse_seed(value)) is None:
             raise UserError(
                 f"{path}:{number}: a seed task needs an 'instruction' (text) and 'instances': [{{'input': text, ...}}]"
             )
-        seeds.append((number, SeedTask(instruction=instruction.strip(), input=text.strip())))
+        seeds.append((number, seed))
     if not seeds:
         raise UserError(f"{path} has no seed task; stage 1 needs at least one")
     return seeds

@@ -18,7 +18,7 @@ from selfalign.quality import safety
 from selfalign.quality.contamination import Benchmarks, Hit
 from selfalign.quality.filter_settings import ResponseFilter
 from selfalign.quality.language import LANGUAGES, lapses, other_language
-from selfalign.quality.refusals import stock_refusal
+from selfalign.quality.refusals import sentences, stock_refusal
 from selfalign.quality.rouge import ngrams, rouge_l, tokens, words
 
 _THOUGHT = re.compile(r"internal thoughts?\)?\s*:|I should follow \d|\(internal|\bPrinciples?:\s*\d", re.IGNORECASE)
@@ -64,18 +64,14 @@ class Leaks:
         grams = self.ngrams.intersection(ngrams(tokens(text), self.words))
         if grams and not grams <= set(ngrams(tokens(message), self.words)):
             return True
-        sentences = self.sentences.intersection(sentence_keys(text))
-        return bool(sentences) and not sentences <= set(sentence_keys(message))
-
-
-def _sentences(text: str) -> list[str]:
-    return [s for s in re.split(r"(?<=[.?!])\s+|\n+", text) if s.strip()]
+        leaked = self.sentences.intersection(sentence_keys(text))
+        return bool(leaked) and not leaked <= set(sentence_keys(message))
 
 
 @lru_cache(maxsize=16)
 def sentence_keys(text: str) -> tuple[str, ...]:
     """Return the tokens of each sentence, joined by spaces."""
-    return tuple(" ".join(tokens(s)) for s in _sentences(text))
+    return tuple(" ".join(tokens(s)) for s in sentences(text))
 
 
 def shows_thoughts(text: str) -> bool:
@@ -98,8 +94,8 @@ def loops(text: str, sentence_repeats: int = 3, share: float = 0.3, run: int = 6
         run: length of the n-grams.
     """
     prose = _without_code(text)
-    sentences = Counter(k for k in sentence_keys(prose) if k.count(" ") >= 2)
-    if sentence_repeats and sentences and max(sentences.values()) >= sentence_repeats:
+    counts = Counter(k for k in sentence_keys(prose) if k.count(" ") >= 2)
+    if sentence_repeats and counts and max(counts.values()) >= sentence_repeats:
         return True
     grams = list(ngrams(tokens(prose), run))
     return len(grams) >= 10 and 1 - len(set(grams)) / len(grams) > share

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.markup import escape
 from rich.padding import Padding
-from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.progress import BarColumn, Progress, TextColumn
 from rich.text import Text
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
@@ -67,30 +67,20 @@ class Bar:
         self._screen = screen
         self._name = name
         self._total = total
-        self._done = 0
-        self._done_before = 0
-        self._tokens = 0
-        self._start = time.monotonic()
-        self._last_line = self._start
+        self._done = self._done_before = self._tokens = 0
+        self._start = self._last_line = time.monotonic()
         self._live = screen.verbosity >= 0 and screen.console.is_terminal
-        self._progress: Progress | None = None
-        self._task: TaskID | None = None
+        columns = TextColumn("  {task.description:<14}"), BarColumn(bar_width=28), TextColumn("{task.fields[note]}")
+        self._progress = Progress(*columns, console=screen.console, transient=True)
+        self._task = self._progress.add_task(name, total=total, note="")
 
     def __enter__(self) -> Bar:
         if self._live:
-            self._progress = Progress(
-                TextColumn("  {task.description:<14}"),
-                BarColumn(bar_width=28),
-                TextColumn("{task.fields[note]}"),
-                console=self._screen.console,
-                transient=True,
-            )
             self._progress.start()
-            self._task = self._progress.add_task(self._name, total=self._total, note="")
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._progress:
+        if self._live:
             self._progress.stop()
 
     def note(self) -> str:
@@ -107,8 +97,7 @@ class Bar:
     def total(self, rows: int) -> None:
         """Set the total number of rows."""
         self._total = rows
-        if self._progress and self._task is not None:
-            self._progress.update(self._task, total=rows)
+        self._progress.update(self._task, total=rows)
 
     def begin_at(self, done: int) -> None:
         """Set the rows done in earlier sessions, which are excluded from the speed."""
@@ -118,7 +107,7 @@ class Bar:
         """Set the number of rows done, and add tokens."""
         self._done, self._tokens = done, self._tokens + tokens
         now = time.monotonic()
-        if self._progress and self._task is not None:
+        if self._live:
             self._progress.update(self._task, completed=done, note=self.note())
         elif now - self._last_line >= _LINE_EVERY_S:
             self._last_line = now

@@ -11,7 +11,8 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Literal
 
-from selfalign.constitution import CITATION, Probe
+from selfalign.constitution import Probe
+from selfalign.data.text import CITATION
 from selfalign.quality.refusals import (
     FORBIDDEN,
     HARMFUL,
