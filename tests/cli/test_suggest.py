@@ -87,7 +87,7 @@ def files(folder: Path) -> dict[str, str]:
 
 
 def test_listing_groups_marks_and_changes_nothing(run: RunDir, tmp_path: Path):
-    assert "no answer of" in suggest(run.path).stdout
+    assert "no response of" in suggest(run.path).stdout
     key = mark(run, "should stay calm", principles=[2])
     mark(run, "\x1b[31mnames no source\u202e", message="Price?\nNow")
     mark(run, "", "good", message="Both?", principles=[1, 2])
@@ -97,7 +97,7 @@ def test_listing_groups_marks_and_changes_nothing(run: RunDir, tmp_path: Path):
         assert result.exit_code == 0 and "\x1b" not in result.stdout and "\u202e" not in result.stdout, result
     assert files(tmp_path) == before
     text = suggest(run.path).stdout
-    assert "3 marked answers, 1 good and 2 bad" in text and "2 (calm). I stay calm." in text
+    assert "3 marked responses, 1 good and 2 bad" in text and "2 (calm). I stay calm." in text
     assert f"  {key[:4]}  bad  final: Why is it? | should stay calm" in text
     assert "no principle cited" in text and "final: Price? Now | [31mnames no source" in text
     groups = json.loads(suggest(run.path, "--json").stdout)["groups"]
@@ -174,8 +174,8 @@ def test_mistakes_are_one_line_and_change_nothing(run: RunDir, mine: Path, tmp_p
         (["--probe", key, *steps, "--word", "x"], "takes no words"),
         (["--probe", both, *steps], "cites 2 principles; name the probe's principle with --principle N, of 1, 2"),
         (["--probe", both, *steps, "--principle", "9"], "there is no principle 9"),
-        (["--probe", empty, *steps], "an empty answer passes no probe"),
-        (["--probe", held, *steps], "placeholder {name}"),
+        (["--probe", empty, *steps], "an empty response passes no probe"),
+        (["--probe", held, *steps], "contains {name}, which is a placeholder"),
         (["--probe", identity, *steps], "the probe is not added: the probe 'Who are you?' is also"),
         (["--probe", key, *steps, "--constitution", copy], "the run's own copy"),
         (["--probe", key, *steps, "--constitution", "none.yaml"], "cannot be read"),

@@ -1,6 +1,7 @@
-"""Provide the command line: one module per group of verbs, `main` assembles them.
+"""Provide the command line: one module per group of verbs, which `main` assembles.
 
-No heavy library is imported before a verb needs it. `dialogue` holds the chat, `starter` writes the files of `init`.
+No heavy library is imported before a verb needs it. `dialogue` implements the chat, `starter` writes the files of
+`selfalign init`.
 
-Imports everything. Begin with `main`.
+Imports all other rooms. Begin with `main`.
 """

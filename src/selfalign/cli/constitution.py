@@ -21,7 +21,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-Source = Annotated[str, typer.Argument(help="default, two-stage, or a YAML file.", metavar="[CONSTITUTION]")]
+Source = Annotated[str, typer.Argument(help="default, two-stage, or a YAML file.", metavar="CONSTITUTION")]
 Seeds = Annotated[str, typer.Option(help="Seed tasks: default, or a JSONL file.")]
 Model = Annotated[str, typer.Option(help="Count tokens with this model's tokenizer (a model as in a recipe).")]
 
@@ -31,12 +31,12 @@ def lint(
     source: Source = "default",
     seeds: Seeds = "default",
     model: Model = "",
-    context: Annotated[int, typer.Option(help="With --model: tokens of context that the prompt must fit into.")] = 4096,
+    context: Annotated[int, typer.Option(help="With --model: size of the context for prompt and response.")] = 4096,
     answer: Annotated[int, typer.Option(help="With --model: tokens reserved for thoughts and response.")] = 304,
     strict: Annotated[bool, typer.Option("--strict", help="Treat warnings as errors.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Check a constitution and its seed tasks. Each finding has file and line; exit code 1 on errors."""
+    """Check a constitution and its seed tasks. Each finding has its file and line; exit code 1 on errors."""
     from dataclasses import asdict
 
     from selfalign.constitution import lint as lints
@@ -78,7 +78,7 @@ def _summary(document: Located, findings: list[Finding], seeds: int, budget: Bud
     parts = f"{len(texts.principles)} principles, {texts.human_items(seeds)['total']} human-written items"
     if budget is not None:
         used = budget.count(render(texts) + query(texts, ""))
-        parts += f"; the prompt has {used:,} tokens under {budget.model}, {budget.context - used:,} are left"
+        parts += f"; the prompt takes {used:,} tokens of {budget.model}, and {budget.context - used:,} remain"
     return f"{document.source}: {f'{len(findings)} warnings' if findings else 'consistent'}, {parts}"
 
 
@@ -86,11 +86,11 @@ def _summary(document: Located, findings: list[Finding], seeds: int, budget: Bud
 def show(
     source: Source = "default",
     seeds: Seeds = "default",
-    count: Annotated[bool, typer.Option("--count", help="Count the human-written items instead.")] = False,
-    as_yaml: Annotated[bool, typer.Option("--yaml", help="Print the document with what it extends.")] = False,
+    count: Annotated[bool, typer.Option("--count", help="Count the human-written items.")] = False,
+    as_yaml: Annotated[bool, typer.Option("--yaml", help="Print the document with all that it extends.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Print a constitution as the model gets it, or count its items."""
+    """Print a constitution as the model reads it, or count its items."""
     from selfalign import constitution
     from selfalign.constitution.rendering import render
     from selfalign.system.console import plain
@@ -131,7 +131,7 @@ def diff(
     if as_json:
         typer.echo(json.dumps(changes, indent=1, ensure_ascii=False))
         return
-    for line in diffs.lines(changes) or ["no difference for the model"]:
+    for line in diffs.lines(changes) or ["the model reads the same text"]:
         typer.echo(plain(line))
     tokens = changes["tokens"]
     how = f"tokens of {model}" if model else "estimated at 4 characters per token"
@@ -143,15 +143,15 @@ def test(
     run: RunFolder,
     probes: Annotated[str, typer.Option(help="Use the probes of this constitution instead of the run's.")] = "",
     drop: Annotated[
-        int | None, typer.Option(metavar="N", help="Measure the prompted base with and without principle N instead.")
+        int | None, typer.Option(metavar="N", help="Only measure the prompted base, with and without principle N.")
     ] = None,
     half: Annotated[
-        str, typer.Option(help="Use one half of the probes: choices (to make decisions on) or report (to measure on).")
+        str, typer.Option(help="Use one half of the probes: choices (for decisions) or report (for measurements).")
     ] = "",
     force: Force = False,
     as_json: AsJson = False,
 ) -> None:
-    """Ask behaviour probes of each model of a run."""
+    """Ask each model of a run the behaviour probes."""
     from dataclasses import asdict
 
     from selfalign import api, constitution
@@ -178,7 +178,7 @@ def test(
 @app.command("import")
 def import_(
     paths: Annotated[
-        list[Path], typer.Argument(help="Files of the original project, or a folder with them.", metavar="PATH...")
+        list[Path], typer.Argument(help="Files of the original project, or a folder with them.", metavar="PATH")
     ],
     out: Annotated[Path, typer.Option(help="The folder for constitution.yaml and seed_tasks.jsonl.")],
 ) -> None:
@@ -204,9 +204,5 @@ def import_(
         typer.echo(plain(line))
     for line in result.not_placed:
         typer.echo(plain(f"not placed: {line}"))
-    same = (
-        "renders to the same text"
-        if not import_original.first_difference(result.rules_text, texts)
-        else "renders otherwise"
-    )
-    typer.echo(f"{target}: the rules prompt {same}")
+    differs = import_original.first_difference(result.rules_text, texts)
+    typer.echo(f"{target}: the rules prompt renders to {'a different' if differs else 'the same'} text")

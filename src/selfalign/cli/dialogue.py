@@ -1,4 +1,4 @@
-"""Hold a dialogue with a run's models in the terminal: streamed, with several turns, from a terminal or a pipe."""
+"""Hold a dialogue with a run's models: streamed, with several turns, from a terminal or a pipe."""
 
 from __future__ import annotations
 
@@ -25,15 +25,16 @@ from selfalign.system.signals import STOP
 SYSTEM_PROMPTS: tuple[PromptKind, ...] = PROMPTS[:-1]
 HELP = """\
 /model NAME        use another model from now on
-/compare           let every model respond to each message; /compare again ends it
-/prompt            show the system prompt; /prompt NAME uses another one
+/compare           send each message to every model; /compare again ends it
+/prompt [NAME]     show the system prompt, or use another one
 /retry             respond to the last message again
 /undo              remove the last message and its response
 /new               start a new dialogue
-/good, /bad [NOTE] mark the last response; of several, name one: /bad 2 NOTE or /bad engraved NOTE
+/good, /bad [NOTE] mark the last response; with several, name one: /bad 2 NOTE
+                   or /bad engraved NOTE
 /notes             list the run's marks; /withdraw N withdraws one
-/save FILE         append the dialogue to a file as a line of JSON (messages)
-/help, /quit       Ctrl-D ends the dialogue too; Ctrl-C ends a response"""
+/save FILE         append the dialogue to a file as a line of JSON
+/help, /quit       Ctrl-D also ends the dialogue; Ctrl-C ends a response"""
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class Dialogue:
 
     Args:
         models: model -> the stage whose adapter it uses; None for the base.
-        compare: every model responds; the dialogue continues with the response of `model`.
+        compare: send each message to every model; the dialogue continues with the response of `model`.
     """
 
     context: Context
@@ -66,7 +67,7 @@ class Dialogue:
     compare: bool = False
     turns: list[Turn] = field(default_factory=list)
     rounds: int = 0
-    """Messages sent so far; each is answered with another seed."""
+    """Number of messages sent; each has another seed."""
     last: Exchange | None = None
 
     def prompt_text(self) -> str:
@@ -74,7 +75,7 @@ class Dialogue:
         return "".join(piece for piece in self._pieces([]) if isinstance(piece, str)).strip()
 
     def respond(self, model: str, show: Callable[[str], None]) -> tuple[str, tuple[str, ...]]:
-        """Generate the model's response, and show it as it is generated.
+        """Generate the model's response, and pass each part to `show` as it arrives.
 
         Returns:
             The response, and the control tokens of the text that were escaped.
@@ -126,7 +127,7 @@ def start(
         message: "-" stands for standard input.
         model: a model of the run; "" is the last one trained.
         system_prompt: standard, concise, verbose, or two-shot (the standard one and two example turns).
-        compare: every model of the run responds to each message.
+        compare: send each message to every model of the run.
         lines: each line of standard input is a message, or a command, of one dialogue.
 
     Raises:
@@ -205,7 +206,7 @@ def _hold(dialogue: Dialogue, read: Callable[[], str]) -> None:
 
 
 def _ask() -> str:
-    """Return the user's next message, typed with the keys and the history of a line editor."""
+    """Return the user's next message, read with line editing and history."""
     if sys.stdout.isatty():
         with contextlib.suppress(ImportError):
             import readline  # noqa: F401  (input uses it)
@@ -225,7 +226,7 @@ def _read_line() -> str:
 
 
 def _interruptible(read: Callable[[], str]) -> str:
-    """Read with Python's own handler of Ctrl-C: it ends the dialogue here, and only the response elsewhere."""
+    """Call `read` with Python's handler of Ctrl-C, so that it ends the dialogue and not only a response."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         return read()
@@ -296,7 +297,7 @@ def _undo(dialogue: Dialogue, retry: bool) -> None:
 
 
 def _mark(dialogue: Dialogue, verdict: str, text: str) -> None:
-    """Mark a response to the last message. Of several, the first word names one, by its number or its model."""
+    """Mark a response to the last message. If there are several, the first word of the text is a number or a model."""
     last, sampling, run = dialogue.last, dialogue.sampling, dialogue.context.run
     if last is None:
         raise UserError("there is no response to mark")
@@ -323,8 +324,8 @@ def _mark(dialogue: Dialogue, verdict: str, text: str) -> None:
     )  # fmt: skip
     with_note = f", with the note: {mark.note}" if mark.note else ""
     dialogue.context.screen.say(
-        f"{len(feedback.read(run))}. marked {verdict}: the response of {name}{with_note}. Nothing is trained on marks; "
-        f"selfalign constitution suggest {run.path} lists them",
+        f"marked {verdict}: the response of {name}{with_note} (mark {len(feedback.read(run))}). Nothing is trained on "
+        f"marks; `selfalign constitution suggest {run.path}` lists them",
         "dim",
     )
 
@@ -353,7 +354,7 @@ def _save(dialogue: Dialogue, target: str) -> None:
     if not dialogue.turns:
         raise UserError("the dialogue is empty")
     try:
-        path = Path(target).expanduser().resolve()  # a link stays a link
+        path = Path(target).expanduser().resolve()  # an atomic write would replace a link
         before = path.read_text("utf-8") if path.exists() else ""
         before += "\n" if before and not before.endswith("\n") else ""
         atomic.write_text(path, before + to_json(dialogue.as_dict()) + "\n")
@@ -363,10 +364,10 @@ def _save(dialogue: Dialogue, target: str) -> None:
 
 
 def _send(dialogue: Dialogue, message: str, heads: bool) -> None:
-    """Send the message to the model, or to all; print each response. The dialogue continues with its model's response.
+    """Send the message to the model, or to all, and print each response. Continue with the response of `model`.
 
     Args:
-        heads: print who responds.
+        heads: print the assistant's name before a response.
     """
     label, screen = dialogue.context.run.constitution.assistant.name, dialogue.context.screen
     dialogue.turns.append(Turn("user", message))

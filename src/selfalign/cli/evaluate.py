@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def evaluate(
     targets: Annotated[
-        list[str], typer.Argument(help="A run directory, or models as MODEL or MODEL+ADAPTER.", metavar="RUN|MODEL...")
+        list[str], typer.Argument(help="A run directory, or models as MODEL or MODEL+ADAPTER.", metavar="RUN|MODEL")
     ],
     benchmarks: Annotated[
         str,
@@ -41,9 +41,9 @@ def evaluate(
     ] = None,
     system_prompt: SystemPrompt = "standard",
     prompted: Annotated[
-        bool, typer.Option("--prompted", help="Measure models also with the constitution in the prompt.")
+        bool, typer.Option("--prompted", help="For models: measure each also with the constitution in its prompt.")
     ] = False,
-    judge: Annotated[str, typer.Option(help="The judge of generated responses: MODEL or URL#ID, or NAME=....")] = "",
+    judge: Annotated[str, typer.Option(help="The judge of generated responses: MODEL, URL#ID or NAME=SPEC.")] = "",
     limit: Annotated[int | None, typer.Option(min=1, help="At most this many items of each benchmark.")] = None,
     constitution: Annotated[str, typer.Option(help="For models: the constitution of the system prompts.")] = "default",
     out: Annotated[
@@ -60,7 +60,7 @@ def evaluate(
     request = _request(benchmarks, models, others or [], data or [], system_prompt, limit, judge)
     runs = [t for t in targets if (Path(t) / "journal.sqlite").exists() and (Path(t) / "recipe.yaml").is_file()]
     if runs and len(targets) > 1:
-        raise UserError(f"{runs[0]} is a run; evaluate one run at a time, or models only")
+        raise UserError(f"{runs[0]} is a run; evaluate one run alone, or only models")
     if runs:
         _evaluate_run(Path(runs[0]), request, force, as_json)
     else:
@@ -71,7 +71,7 @@ def _request(
     benchmarks: str, models: str, others: Sequence[str], data: Sequence[str], system_prompt: str, limit: int | None,
     judge: str,
 ) -> EvaluationRequest:  # fmt: skip
-    """Return the options as a request. Raises UserError if a value is not known."""
+    """Return the request that the options describe. Raises UserError if a value is not known."""
     from selfalign.errors import UserError
     from selfalign.evaluation.evaluate import EvaluationRequest, check_tasks
     from selfalign.evaluation.prompting import PROMPTS

@@ -31,7 +31,7 @@ def export(
     form: Annotated[
         str, typer.Argument(help="adapter, merged, gguf-adapter, gguf, dataset or launch.", metavar="FORM")
     ],
-    out: Annotated[Path | None, typer.Option(help="The file or folder to write; by default RUN/export/....")] = None,
+    out: Annotated[Path | None, typer.Option(help="The file or folder to write; by default in RUN/export.")] = None,
     model: Annotated[
         str | None, typer.Option(help="For models: engraved or final; by default the last one trained.")
     ] = None,
@@ -61,7 +61,7 @@ def export(
     quantize: Annotated[str | None, typer.Option(help="launch: none (default) or 4bit (QLoRA).")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing export.")] = False,
 ) -> None:
-    """Export a model, a data set, or a folder to train elsewhere. An exported model is loaded and compared first."""
+    """Export a model, a data set, or a folder to train elsewhere. Exported models are compared with the original."""
     from selfalign import api
 
     values = {
@@ -75,7 +75,7 @@ def export(
 
 
 def _check_options(verb: str, form: str, known: dict[str, tuple[str, ...]], values: dict[str, Any]) -> dict[str, Any]:
-    """Return the options that were set. Raises UserError if the form is not known, or one does not apply to it."""
+    """Return the options that were set. Raises UserError if the form is unknown or an option does not apply to it."""
     from selfalign.errors import UserError
 
     if form not in known:
@@ -107,7 +107,7 @@ def push(
     ],
     form: Annotated[
         str | None,
-        typer.Argument(help="For a run: adapter, merged, gguf-adapter, gguf or dataset.", metavar="[FORM]"),
+        typer.Argument(help="For a run: adapter, merged, gguf-adapter, gguf or dataset.", metavar="FORM"),
     ] = None,
     to: Annotated[str, typer.Option(help="The repository.", metavar="OWNER/NAME")] = ...,  # type: ignore[assignment]
     model: Annotated[str | None, typer.Option(help="As in `export`.")] = None,
@@ -120,7 +120,7 @@ def push(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would be uploaded; contact no hub.")] = False,
     force: Annotated[
-        bool, typer.Option("--force", help="Write to a repository that selfalign did not fill, too.")
+        bool, typer.Option("--force", help="Write even to a repository that selfalign did not create.")
     ] = False,
 ) -> None:
     """Upload an export to the Hugging Face hub after confirmation. The token is HF_TOKEN or `hf auth login`."""
@@ -179,16 +179,18 @@ def _confirmed() -> bool:
 
 
 def _export_folder(source: Path, form: str | None, values: dict[str, str | None]) -> Path:
-    """Return the folder to push: `source` itself, or the run's export, which is written if it does not exist."""
+    """Return the export to push: `source` itself, or the run's export, which is written if it does not exist."""
     from selfalign import api
     from selfalign.errors import UserError
     from selfalign.export.push import find_or_export
     from selfalign.export.record import RECORD
 
     if (source / RECORD).is_file():
-        given = [*([form] if form else []), *(f"--{name}" for name, value in values.items() if value is not None)]
-        if given:
-            raise UserError(f"{source} is an export already; {', '.join(given)} is for a run directory")
+        options = [*([form] if form else []), *(f"--{name}" for name, value in values.items() if value is not None)]
+        if options:
+            raise UserError(
+                f"{source} is an export already; omit {', '.join(options)}, which only a run directory takes"
+            )
         return source
     if not (source / "recipe.yaml").is_file():
         raise UserError(f"{source} is neither an export (it has no {RECORD}) nor a run (it has no recipe.yaml)")

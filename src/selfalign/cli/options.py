@@ -1,4 +1,4 @@
-"""Define the arguments and options that several verbs share, and the screen they set up."""
+"""Define the arguments and options that several verbs share, and open runs and the screen for them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def _set_quiet(value: bool) -> None:
 
 RunFolder = Annotated[Path, typer.Argument(help="A run directory.", metavar="RUN")]
 Recipe = Annotated[
-    str, typer.Argument(help="quick, standard, paper, two-stage, single-gpu, or a YAML file.", metavar="[RECIPE]")
+    str, typer.Argument(help="quick, standard, paper, two-stage, single-gpu, or a YAML file.", metavar="RECIPE")
 ]
 Limit = Annotated[int | None, typer.Option(help="Reduce every size of the recipe to at most this many rows.")]
 Settings = Annotated[
@@ -34,7 +34,7 @@ Settings = Annotated[
 ]
 UserPrompts = Annotated[
     Path | None,
-    typer.Option(help="User prompts, not stage 1's: a file, a folder, or a hub data set OWNER/NAME[/CONFIG][:SPLIT]."),
+    typer.Option(help="Use your own prompts: a file, a folder, or a hub data set OWNER/NAME[/CONFIG][:SPLIT]."),
 ]
 SystemPrompt = Annotated[str, typer.Option(help="The system prompt: standard, concise, verbose or two-shot.")]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite files that were edited manually.")]
@@ -44,14 +44,14 @@ Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Print only results a
 
 
 def screen() -> Screen:
-    """Return the screen for messages, as verbose as the options say."""
+    """Return the screen for messages, with the verbosity of the options."""
     from selfalign.system.console import Screen
 
     return Screen(_verbosity)
 
 
 def open_context(path: Path) -> Context:
-    """Open a run to read it; another process may be working in it."""
+    """Open a run for reading, even while another process works on it."""
     from selfalign.run.context import Context
     from selfalign.run.directory import RunDir
 

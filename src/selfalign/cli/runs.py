@@ -38,7 +38,7 @@ def run(
     settings: Settings = None,
     prompts: UserPrompts = None,
     preview: Annotated[
-        int | None, typer.Option(help="Show the exact prompts and raw responses of N rows; write nothing.")
+        int | None, typer.Option(metavar="N", help="Show the exact prompts and raw responses of N rows; write nothing.")
     ] = None,
     new: Annotated[bool, typer.Option("--new", help="Rename an existing run and start a new one.")] = False,
     force: Force = False,
@@ -119,24 +119,24 @@ def align(run: RunFolder, force: Force = False, verbose: Verbose = False, quiet:
 def engrave(
     run: RunFolder, adapter: Adapter = None, force: Force = False, verbose: Verbose = False, quiet: Quiet = False
 ) -> None:
-    """Run stage 3: train the responses into an adapter."""
+    """Run stage 3: train an adapter on the responses."""
     _run_stage(run, "engrave", force, adapter)
 
 
 def clone(
     run: RunFolder, adapter: Adapter = None, force: Force = False, verbose: Verbose = False, quiet: Quiet = False
 ) -> None:
-    """Run stage 4: verbose cloning."""
+    """Run stage 4: verbose cloning, on longer responses."""
     _run_stage(run, "verbose_cloning", force, adapter)
 
 
 def report(run: RunFolder, force: Force = False, verbose: Verbose = False, quiet: Quiet = False) -> None:
-    """Write the report."""
+    """Write the report, report/index.html."""
     _run_stage(run, "report", force)
 
 
 def status(run: RunFolder, as_json: AsJson = False) -> None:
-    """Show finished stages and rows kept, dropped and failed. Works while the run is running."""
+    """Show rows kept, dropped and failed per stage, and scores. Works while the run is running."""
     from selfalign.report import terminal
     from selfalign.report.status import status as run_status
 
@@ -148,17 +148,18 @@ def status(run: RunFolder, as_json: AsJson = False) -> None:
 
 
 def duplicates(
-    runs: Annotated[list[Path], typer.Argument(help="One or more run directories.", metavar="RUN...")],
-    kind: Annotated[str, typer.Option(help="prompts or answers.")] = "prompts",
+    runs: Annotated[list[Path], typer.Argument(help="One or more run directories.", metavar="RUN")],
+    kind: Annotated[str, typer.Option(help="prompts, or answers for the responses of stages 2 and 4.")] = "prompts",
     semantic: Annotated[
-        bool, typer.Option("--semantic", help="Compare by meaning: cosine of static word vectors.")
+        bool, typer.Option("--semantic", help="Compare by meaning: cosine similarity of static word vectors.")
     ] = False,
     threshold: Annotated[
-        float | None, typer.Option(min=0.0, max=1.0, help="Jaccard similarity (0.7), or cosine (0.9).")
+        float | None,
+        typer.Option(min=0.0, max=1.0, help="Minimum similarity; by default Jaccard 0.7, cosine 0.9."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """List near-duplicate prompts or responses in one or more runs."""
+    """List near-duplicate prompts or responses of runs."""
     from selfalign.errors import UserError
     from selfalign.report import data_quality, terminal
 
@@ -189,12 +190,13 @@ def recipe(
 
 
 def env(as_json: AsJson = False) -> None:
-    """Print what a bug report needs: versions, processor, memory. Nothing is sent anywhere."""
+    """Print versions, processor and memory for a bug report. Nothing is sent anywhere."""
     from selfalign.system import environment
 
     facts = environment.facts()
     if as_json:
         typer.echo(json.dumps(facts, indent=1))
     else:
+        width = max(map(len, facts))
         for key, value in facts.items():
-            typer.echo(f"{key:<14} {value}")
+            typer.echo(f"{key:<{width}}  {value}")

@@ -9,17 +9,17 @@ from selfalign.errors import UserError
 from selfalign.system import atomic
 
 _CONSTITUTION = """\
-# Your constitution: together with seed_tasks.jsonl, the only human-written text that generation and training use.
-# Fewer than 300 items are enough.
+# Your constitution. With seed_tasks.jsonl, it is the only human-written text that generation and training use; fewer
+# than 300 items are enough.
 #
 #   check it     selfalign constitution lint {folder}/constitution.yaml --seeds {folder}/seed_tasks.jsonl
-#   print it     selfalign constitution show {folder}/constitution.yaml      as the model gets it
+#   print it     selfalign constitution show {folder}/constitution.yaml      as the model reads it
 #   compare it   selfalign constitution diff default {folder}/constitution.yaml
 #   try it       selfalign run {folder}/recipe.yaml --preview 2              exact prompts and raw responses
 #   run it       selfalign run {folder}/recipe.yaml --out runs/mine
 #
 # Edit `assistant` first, then `principles` and `question_types` (what your users ask). An exemplar shows the model how
-# to think: its internal thoughts end with the principles that it follows, each as `number (name)`. {{name}} and
+# to respond: its internal thoughts end with the principles that it follows, each as `number (name)`. {{name}} and
 # {{cutoff}} are replaced by the values in `assistant`. Probes only measure; nothing is trained on them. To extend the
 # shipped text instead of editing a copy, write `extends: default` and only what is new.
 
@@ -33,7 +33,7 @@ def make_folder(folder: Path) -> None:
     """Create the folder and its parents.
 
     Raises:
-        UserError: a file has the name of one of them, or the folder cannot be created.
+        UserError: one of them is a file, or cannot be created.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -44,21 +44,21 @@ def make_folder(folder: Path) -> None:
 
 
 def write(folder: Path) -> list[str]:
-    """Write the three files; return a line about each.
+    """Write the three files; return lines for the user.
 
     Raises:
         UserError: one of the files exists, or the folder cannot be created.
     """
     assets = resources.files("selfalign") / "assets"
     recipe = (assets / "recipes/quick.yaml").read_text("utf-8")
-    kept = [line for line in recipe.split("\n") if not line.startswith(("#", "constitution:"))]
-    own = ["constitution: constitution.yaml", "seeds: seed_tasks.jsonl"]
-    at = next(i for i, line in enumerate(kept) if line.startswith("seed:"))
+    lines = [line for line in recipe.split("\n") if not line.startswith(("#", "constitution:"))]
+    sources = ["constitution: constitution.yaml", "seeds: seed_tasks.jsonl"]
+    at = next(i for i, line in enumerate(lines) if line.startswith("seed:"))
     texts = {
         "constitution.yaml": _CONSTITUTION.format(folder=folder)
         + (assets / "constitutions/default.yaml").read_text("utf-8").replace("name: default", "name: mine", 1),
         "seed_tasks.jsonl": (assets / "seed_tasks.jsonl").read_text("utf-8"),
-        "recipe.yaml": _RECIPE.format(folder=folder) + "\n".join(kept[:at] + own + kept[at:]),
+        "recipe.yaml": _RECIPE.format(folder=folder) + "\n".join(lines[:at] + sources + lines[at:]),
     }
     for name in texts:
         if (folder / name).exists():

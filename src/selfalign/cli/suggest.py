@@ -1,4 +1,4 @@
-"""Provide `selfalign constitution suggest`: list the marks on a run's answers, and turn one into a probe."""
+"""Provide `selfalign constitution suggest`: list the marks on a run's responses, and turn one into a probe."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def suggest(
         typer.Option("--word", metavar="WORD", help="A word for the checks mentions and in_order; repeatable."),
     ] = None,
     principle: Annotated[
-        int | None, typer.Option(metavar="N", help="The principle; by default the one that the answer cites.")
+        int | None, typer.Option(metavar="N", help="The principle; by default the one that the response cites.")
     ] = None,
     source: Annotated[
         str, typer.Option("--constitution", help="The constitution to change; by default the run's.")
@@ -47,10 +47,12 @@ def suggest(
     marks = feedback.read(directory)
     if not probe:
         if expect or words or principle or source or out or write:
-            raise UserError("name the mark to turn into a probe, with --probe MARK; the list shows the marks")
+            raise UserError(
+                "name the mark to turn into a probe, with --probe MARK; without options, all marks are listed"
+            )
         lines = _as_json(directory, marks) if as_json else _listing(directory, marks)
     elif write and out:
-        raise UserError("give either --write, which changes the file, or --out, which writes a new one")
+        raise UserError("use either --write, which changes the file, or --out, which writes a new one")
     else:
         mark = _select(marks, probe)
         lines = _add_probe(directory, mark, _probe(mark, expect, words or []), principle, source, out, write)
@@ -62,10 +64,10 @@ def _listing(run: RunDir, marks: Marks) -> Iterator[str]:
     from selfalign.run import feedback
 
     if not marks:
-        yield f"no answer of {run.path} is marked; mark answers in chat (/good, /bad), serve or view"
+        yield f"no response of {run.path} is marked; mark responses in chat (/good, /bad), serve or view"
         return
     good = sum(mark.verdict == "good" for mark in marks.values())
-    yield f"{run.path}: {len(marks)} marked answers, {good} good and {len(marks) - good} bad"
+    yield f"{run.path}: {len(marks)} marked responses, {good} good and {len(marks) - good} bad"
     for principle, group in feedback.by_principle(marks, run.constitution):
         yield ""
         yield f"{principle.id} ({principle.name}). {principle.rule}" if principle else "no principle cited"
@@ -87,11 +89,11 @@ def _as_json(run: RunDir, marks: Marks) -> Iterator[str]:
         }
         for principle, group in feedback.by_principle(marks, run.constitution)
     ]
-    yield json.dumps({"run": str(run.path), "groups": groups}, indent=1)  # escapes: no text can drive a terminal
+    yield json.dumps({"run": str(run.path), "groups": groups}, indent=1)  # json escapes control characters
 
 
 def _short(marks: Marks, mark: Feedback) -> str:
-    """Return the mark's id, cut to the fewest digits (at least four) that tell the marks apart."""
+    """Return the mark's id, shortened to the fewest digits (at least four) that are unique for every mark."""
     length = next(n for n in range(4, 17) if n == 16 or len({key[:n] for key in marks}) == len(marks))
     return mark.id[:length]
 
@@ -107,10 +109,10 @@ def _select(marks: Marks, prefix: str) -> Feedback:
 
 
 def _probe(mark: Feedback, expect: str, words: Sequence[str]) -> Probe:
-    """Return the probe that asks the mark's message, and decides about the marked answer as the person did.
+    """Return the probe that asks the mark's message, and that the marked response passes if the mark is good.
 
     Raises:
-        UserError: the check is unknown or cannot decide so, or the message cannot be asked.
+        UserError: the check is unknown, no probe can agree with the mark, or the message cannot be asked.
     """
     import re
     from typing import get_args
@@ -124,21 +126,21 @@ def _probe(mark: Feedback, expect: str, words: Sequence[str]) -> Probe:
     if expect not in get_args(Check):
         raise UserError(f"--expect {expect!r} is not a check; the checks are {', '.join(get_args(Check))}")
     if placeholder := re.search(r"\{[A-Za-z_]{1,30}\}", mark.message):
-        raise UserError(f"the message holds the placeholder {placeholder[0]}, which a constitution would replace")
+        raise UserError(f"the message contains {placeholder[0]}, which is a placeholder in a constitution")
     probe = validate(Probe, {"ask": mark.message, "expect": expect, "words": list(words)}, "probe")
     probe = probe.model_copy(update={"contrast": shows(probe, mark.answer) == (mark.verdict == "bad")})
     if passes(probe, mark.answer) != (mark.verdict == "good"):
-        raise UserError("the answer is marked good, but it is empty, and an empty answer passes no probe")
+        raise UserError("the response is marked good, but it is empty, and an empty response passes no probe")
     return probe
 
 
 def _add_probe(
     run: RunDir, mark: Feedback, probe: Probe, number: int | None, source: str, out: Path | None, write: bool
 ) -> Iterator[str]:
-    """Add the probe to the constitution and write it where the options say; yield lines about it.
+    """Add the probe to the constitution, write it if `out` or `write` is set, and yield lines about it.
 
     Raises:
-        UserError: the principle is not clear, the result is not valid, or the file cannot be written.
+        UserError: the principle is ambiguous, the result is invalid, or the file cannot be written.
     """
     from selfalign.constitution import editing, loading
     from selfalign.errors import UserError
@@ -181,26 +183,26 @@ def _read_bytes(source: str) -> bytes:
 
 
 def _principle(mark: Feedback, number: int | None, cited: Constitution, texts: Constitution) -> Principle:
-    """Return the principle of the changed constitution: the one requested, or the only one that the answer cites."""
+    """Return the requested principle of the constitution to change, or else the only one that the response cites."""
     from selfalign.errors import UserError
 
     names = {p.name.lower() for p in cited.principles if p.id in mark.principles}
     matches = [p for p in texts.principles if (p.id == number if number else p.name.lower() in names)]
     if len(matches) != 1:
-        why = f"there is no principle {number}" if number else f"the answer cites {len(matches) or 'no'} principles"
+        why = f"there is no principle {number}" if number else f"the response cites {len(matches) or 'no'} principles"
         known = ", ".join(str(p.id) for p in texts.principles)
-        raise UserError(f"{why}; name the probe's principle with --principle N, of {known}")
+        raise UserError(f"{why}; choose the probe's principle with --principle N, one of {known}")
     return matches[0]
 
 
 def _check(run: RunDir, source: str, target: str, text: str, edited: str) -> None:
-    """Check that the edited text loads from where it will be, and that lint finds no new error in it."""
+    """Check that the edited text loads from its new path, and that lint finds no new error in it."""
     from selfalign.constitution import loading
     from selfalign.constitution.lint import lint
     from selfalign.errors import UserError
 
     if loading.load(target, edited).digest() != loading.load(source).digest():
-        raise UserError(f"{target} would extend another constitution than {source} does; write it into the same folder")
+        raise UserError(f"{target} would extend a different constitution than {source}; write it to the same folder")
     seeds: Any = run.recipe.seeds
     tasks = loading.located_seeds(seeds) if seeds == "default" or Path(seeds).is_file() else []
     errors = [

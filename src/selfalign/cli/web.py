@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 Host = Annotated[str, typer.Option(help="The address to listen on; beyond loopback it needs SELFALIGN_TOKEN.")]
 AllowHost = Annotated[
-    list[str] | None, typer.Option(metavar="NAME", help="Accept requests for this host name too; repeatable.")
+    list[str] | None, typer.Option(metavar="NAME", help="Also accept requests for this host name; repeatable.")
 ]
 _PORT_HELP = "The port; 0 selects a free one."
 
@@ -24,17 +24,17 @@ def serve(
     run: RunFolder,
     host: Host = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help=_PORT_HELP)] = 8000,
-    slots: Annotated[int, typer.Option(min=1, max=256, help="Responses generated at the same time.")] = 4,
+    slots: Annotated[int, typer.Option(min=1, max=256, help="Concurrent responses.")] = 4,
     max_queue: Annotated[
-        int, typer.Option(min=0, max=10_000, help="Requests that can wait; further ones get status 429.")
+        int, typer.Option(min=0, max=10_000, help="Maximum number of waiting requests; others get status 429.")
     ] = 32,
     max_tokens: Annotated[
-        int | None, typer.Option(min=1, help="The most tokens of one response; by default the engine's context.")
+        int | None, typer.Option(min=1, help="Maximum number of tokens of a response; by default the engine's context.")
     ] = None,
     system_prompt: SystemPrompt = "standard",
     allow_host: AllowHost = None,
 ) -> None:
-    """Serve a run's models with an OpenAI-compatible API and a chat page. The key is SELFALIGN_TOKEN, if set."""
+    """Serve a run's models: OpenAI-compatible API and chat page. The key is SELFALIGN_TOKEN, if set."""
     from selfalign.errors import Interrupted
 
     try:
@@ -133,7 +133,7 @@ def start_view(
     app = routes.build(routes.Viewer(indexes[0], indexes[1] if other else None), policy)
     socket = server.listen(host, port)
     try:
-        names = " beside ".join(index.run.resolve().name for index in indexes)
+        names = " and ".join(index.run.resolve().name for index in indexes)
         screen.say(f"{names}  {server.address(socket)}/   (Ctrl-C ends)")
         _warn_if_exposed(policy.loopback, screen)
         server.serve(app, socket)

@@ -21,12 +21,13 @@ def show(plan: Plan) -> None:
     """Print a plan for this machine."""
     console = stdout_console()
     console.print(_plan_table(plan))
-    memory = f"Peak memory {plan.memory_mb / 1000:.1f} GB. " if plan.memory_mb else ""
+    console.print("\nIn tokens: prompt, cached, generated, at most (if every row reaches its limit).", style="dim")
+    memory = f"Peak memory: {plan.memory_mb / 1000:.1f} GB. " if plan.memory_mb else ""
     cache = f", {plan.cache_mb / 1000:.1f} GB for converted weights in the cache" if plan.cache_mb else ""
-    console.print(f"\n{memory}Disk: {plan.disk_mb:,.0f} MB for the run{cache}. Requests at once: {plan.slots}.")
+    console.print(f"{memory}Disk: {plan.disk_mb:,.0f} MB for the run{cache}. Concurrent requests: {plan.slots}.")
     if plan.seconds is not None:
         console.print(
-            "Times are estimates, measured with the embedded model; at its end a run prints plan and actual.",
+            "Times are estimates based on the embedded model; a run prints plan and actual.",
             style="dim",
         )
 
@@ -34,7 +35,7 @@ def show(plan: Plan) -> None:
 def _plan_table(plan: Plan) -> Table:
     table = new_table(footer=True)
     table.add_column("stage", "all", no_wrap=True)
-    columns = ("requests", "prompt tokens", "from cache", "generated", "at most")
+    columns = ("requests", "prompt", "cached", "generated", "at most")
     totals = [sum(v) for v in zip(*(_plan_numbers(s) for s in plan.stages), strict=True)] or [0] * len(columns)
     for name, total in zip(columns, totals, strict=True):
         table.add_column(name, count(total), justify="right", no_wrap=True)
@@ -59,7 +60,6 @@ def show_capacity(plan: Capacity) -> None:
     console.print(
         "\nGPUs: replicas x GPUs per replica; for training, all GPUs. GB: memory of the fullest GPU. "
         f"Storage: {storage:,.1f} GB for the run, {plan.weights_gb:,.0f} GB for the weights.",
-        soft_wrap=True,
     )
     for note in plan.notes:
         console.print(escape(plain(note)), style="yellow" if "needs" in note else None, soft_wrap=True)
@@ -67,7 +67,6 @@ def show_capacity(plan: Capacity) -> None:
         "All numbers are estimates: rows follow from the recipe, lengths and kept fractions from the embedded model, "
         "speeds from public figures (docs/capacity.md).",
         style="dim",
-        soft_wrap=True,
     )
 
 

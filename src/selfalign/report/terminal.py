@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
+from rich.padding import Padding
 from rich.table import Table
 
 from selfalign.data.records import read_jsonl
@@ -18,7 +19,7 @@ from selfalign.planning import costs
 from selfalign.planning.costs import Plan
 from selfalign.planning.terminal import new_table
 from selfalign.report.data_quality import Row
-from selfalign.report.scores import folded, p_text, score_text, verdict
+from selfalign.report.scores import folded, p_text, score_text, title, verdict
 from selfalign.report.side_by_side import side_by_side
 from selfalign.report.status import status
 from selfalign.run.directory import RunDir
@@ -85,7 +86,7 @@ def _show_tables(run: RunDir, state: dict[str, Any], console: Console, examples:
             console.print(text, style="yellow", soft_wrap=True)
     if state["scores"]:
         console.print()
-        console.print(_scores_table(state["scores"]))
+        console.print(_scores_table(state["scores"], console.width < 100))
     if any(state["feedback"].values()):
         marks = f"{state['feedback']['good']} good, {state['feedback']['bad']} bad"
         console.print(f"\nmarked responses: {marks} (see selfalign constitution suggest {run.path})", markup=False)
@@ -141,7 +142,8 @@ def _show_drops(rows: list[dict[str, Any]], console: Console) -> None:
             failed = row["failed"].get(reason, 0)
             label = f"failed: {reason} {failed}" if failed else f"{reason} {row['dropped'].get(reason, 0)}"
             head = f"{_title(row)} · {plain(label)}"
-            console.print(f"[dim]{escape(head)}[/dim]\n  {escape(_clip(text, 150))}")
+            console.print(f"[dim]{escape(head)}[/dim]")
+            console.print(Padding.indent(escape(_clip(text, 150)), 2))
 
 
 def _plan_table(plan: Plan, rows: list[dict[str, Any]]) -> Table:
@@ -178,9 +180,11 @@ def _resources(run: RunDir, plan: Plan) -> str:
 def _show_responses(run: RunDir, console: Console) -> None:
     for row in side_by_side(read_jsonl(run.jsonl("answers"), Answer))[:_MAX_EXAMPLES]:
         console.print(f"\n[bold]{escape(plain(row['message']))}[/bold]")
+        table = Table.grid(padding=(0, 0, 0, 2))
         for name, response in row["answers"].items():
             text, ended = _clip(response["text"], 320), "" if response["ended"] else " (did not end)"
-            console.print(f"  [dim]{name:<9}[/dim] {escape(text)}[dim]{ended}[/dim]")
+            table.add_row(f"[dim]{name}[/dim]", f"{escape(text)}[dim]{ended}[/dim]")
+        console.print(table)
 
 
 def show_clusters(clusters: list[list[Row]]) -> None:
@@ -198,16 +202,33 @@ def show_clusters(clusters: list[list[Row]]) -> None:
 # -- scores ----------------------------------------------------------------------------------------------------------
 
 
-def _scores_table(scores: list[dict[str, Any]]) -> Table:
+def _scores_table(scores: list[dict[str, Any]], narrow: bool) -> Table:
+    """Return the scores, without those of subsets, with a heading for each measure.
+
+    Args:
+        narrow: write intervals of differences on lines of their own.
+    """
     table = new_table()
-    for name in ("held-out prompts", "model"):
-        table.add_column(name, no_wrap=True)
-    table.add_column("n", justify="right")
-    table.add_column("value", justify="right")
-    table.add_column("95 % interval")
+    table.add_column("scores")
+    for name in ("n", "value"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("95 % interval", no_wrap=True)
     table.add_column("paired difference")
+    heading, model = "", ""
     for score in folded(scores):
-        table.add_row(score["measure"], score["model"], str(score["n"]), *score_text(score))
+        benchmark, measure = score["benchmark"], score["measure"]
+        if "/" in benchmark:
+            continue
+        name = measure if benchmark == "heldout" else f"{title(benchmark)}: {measure}"
+        if name != heading:
+            heading, model = name, ""
+            table.add_row(escape(plain(name)))
+        value, interval, difference = score_text(score)
+        cells = (
+            ("", "", "", "") if score["model"] == model else (f"  {score['model']}", str(score["n"]), value, interval)
+        )
+        model = score["model"]
+        table.add_row(*cells, difference.replace(" (", "\n(") if narrow else difference)
     return table
 
 
