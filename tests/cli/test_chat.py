@@ -150,7 +150,7 @@ def test_notes_are_listed_and_withdrawn(say: Say, tmp_path: Path) -> None:
     ("typed", "message"),
     [
         ("/bad", "no response to mark"), ("Hi\n/undo\n/good", "no response to mark"),
-        ("Hi\n/new\n/good", "no response to mark"), (f"Hi\n/bad {'x' * 2001}", "at most 2,000"),
+        ("Hi\n/new\n/good", "no response to mark"), (f"Hi\n/bad {'x' * 2001}", "at most 2000"),
         ("/withdraw", "needs the number"), ("/withdraw ²", "needs the number"),
         ("/dance", "/dance is not known"), ("/model best", "this run has base, engraved, final"),
         ("/prompt rude", "use one of standard"), ("/undo", "the dialogue is empty"), ("/save", "needs a file"),

@@ -172,7 +172,7 @@ def test_mistakes_are_one_line_and_change_nothing(run: RunDir, mine: Path, tmp_p
         (["--probe", key, "--write"], "'' is not a check; the checks are refuses"),
         (["--probe", key, *steps, "--out", "x"], "either --write"),
         (["--probe", key, *steps, "--word", "x"], "takes no words"),
-        (["--probe", both, *steps], "cites 2 principles; name the probe's principle with --principle N, of 1, 2"),
+        (["--probe", both, *steps], "cites 2 principles; choose the probe's principle with --principle N, one of 1, 2"),
         (["--probe", both, *steps, "--principle", "9"], "there is no principle 9"),
         (["--probe", empty, *steps], "an empty response passes no probe"),
         (["--probe", held, *steps], "contains {name}, which is a placeholder"),

@@ -75,17 +75,19 @@ def test_second_mark_replaces_the_first(fake_run: Run):
 @pytest.mark.parametrize(
     ("more", "why"),
     [
-        ({"verdict": "fine"}, "needs a verdict"), ({"verdict": None}, "verdict is None"), ({"source": "x"}, "a source"),
-        ({"model": ""}, "needs the model"), ({"turns": []}, "turns must be a list"), ({"turns": "Why?"}, "turns must"),
-        ({"turns": [{"role": "system", "content": "x"}]}, "a turn has a role"),
-        ({"turns": [{"role": "user", "content": "x", "name": "y"}]}, "a turn has a role"),
+        ({"verdict": "fine"}, "'good' or 'bad'"), ({"verdict": None}, "verdict is None"),
+        ({"source": "x"}, "source is 'x'"),
+        ({"model": ""}, "model is"), ({"turns": []}, "turns is"), ({"turns": "Why?"}, "turns is"),
+        ({"turns": [{"role": "system", "content": "x"}]}, r"turns.0.role is 'system'"),
+        ({"turns": [{"role": "user", "content": "x", "name": "y"}]}, r"unknown key 'turns.0.name'"),
         ({"turns": [{"role": "user", "content": " "}]}, "last turn must be the user's"),
         ({"turns": [{"role": "assistant", "content": "x"}]}, "last turn must be the user's"),
-        ({"note": "x" * 2001}, "2,001 characters"), ({"answer": "x" * 200_001}, "200,000"), ({"note": 3}, "note is 3"),
-        ({"settings": {"temperature": "hot"}}, "settings are numbers"), ({"settings": [1]}, "settings are numbers"),
-        ({"settings": {"seed": float("inf")}}, "settings are numbers"), ({"settings": {"file": 1}}, "settings are"),
-        ({"principles": [True]}, "principles are"), ({"principles": "1"}, "principles are"), ({"path": "/etc"}, "path"),
-        ({"model": "m" * 201}, "200 characters"),
+        ({"note": "x" * 2001}, "at most 2000 characters"), ({"answer": "x" * 200_001}, "200,000"),
+        ({"note": 3}, "note is 3"), ({"settings": {"temperature": "hot"}}, "settings.temperature.* is 'hot'"),
+        ({"settings": [1]}, "settings is"), ({"settings": {"seed": float("inf")}}, "settings.seed.* is inf"),
+        ({"settings": {"seed": True}}, "settings.seed.* is True"), ({"settings": {"file": 1}}, "settings.file"),
+        ({"principles": [True]}, "principles.0 is True"), ({"principles": "1"}, "principles is"),
+        ({"path": "/etc"}, "unknown key 'path'"), ({"model": "m" * 201}, "200 characters"),
     ],
 )  # fmt: skip
 def test_invalid_mark_is_refused(fake_run: Run, more: dict[str, Any], why: str):

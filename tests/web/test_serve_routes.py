@@ -116,7 +116,7 @@ def test_feedback_is_stored_and_withdrawn(quick: RunningServer, run: Context):
         ({"prompt": "../x"}, "the prompt must be one of"), ({"prompt": ["standard"]}, "the prompt must be one of"),
         ({"model": "prompted-base"}, "the prompt must be one of"), ({"source": "chat"}, "unknown key 'source'"),
         ({"principles": [1]}, "unknown key"), ({"row": "x"}, "unknown key"), ({"file": "/etc/passwd"}, "unknown key"),
-        ({"verdict": "x"}, "good or bad"), ({"note": "x" * 2001}, "2,001"), ({"turns": []}, "turns must"),
+        ({"verdict": "x"}, "'good' or 'bad'"), ({"note": "x" * 2001}, "2000"), ({"turns": []}, "turns is"),
         ({"thoughts": 1}, "thoughts must be a string"), ({"answer": None}, "answer is None"),
     ]:  # fmt: skip
         status, received = post_mark(**fields)

@@ -131,7 +131,7 @@ def diff(
     if as_json:
         typer.echo(json.dumps(changes, indent=1, ensure_ascii=False))
         return
-    for line in diffs.lines(changes) or ["the model reads the same text"]:
+    for line in diffs.lines(changes) or ["no difference in what the model reads"]:
         typer.echo(plain(line))
     tokens = changes["tokens"]
     how = f"tokens of {model}" if model else "estimated at 4 characters per token"

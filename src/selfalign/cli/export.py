@@ -186,11 +186,9 @@ def _export_folder(source: Path, form: str | None, values: dict[str, str | None]
     from selfalign.export.record import RECORD
 
     if (source / RECORD).is_file():
-        options = [*([form] if form else []), *(f"--{name}" for name, value in values.items() if value is not None)]
-        if options:
-            raise UserError(
-                f"{source} is an export already; omit {', '.join(options)}, which only a run directory takes"
-            )
+        extra = [*([form] if form else []), *(f"--{name}" for name, value in values.items() if value is not None)]
+        if extra:
+            raise UserError(f"{source} is an export already; omit {', '.join(extra)}, which are for a run directory")
         return source
     if not (source / "recipe.yaml").is_file():
         raise UserError(f"{source} is neither an export (it has no {RECORD}) nor a run (it has no recipe.yaml)")

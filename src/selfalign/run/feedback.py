@@ -1,4 +1,4 @@
-"""Store marks on answers: good or bad, with a note, in the run's `feedback.jsonl`.
+"""Store marks on responses: good or bad, with a note, in the run's `feedback.jsonl`.
 
 `chat`, the chat page and the viewer write marks; `selfalign constitution suggest` lists them. No stage, export, digest
 or manifest reads them: nothing is trained on them.
@@ -9,14 +9,17 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import BeforeValidator, Field, StringConstraints, model_validator
 
 from selfalign.constitution import Constitution, Principle
-from selfalign.data.prompt_text import Turn
+from selfalign.data.prompt_text import Turn, replace_surrogates
 from selfalign.data.records import content_hash, json_lines, to_json
 from selfalign.errors import UserError
 from selfalign.run.directory import RunDir
 from selfalign.system import atomic
+from selfalign.system.strict_yaml import Strict, validate
 
 Verdict = Literal["good", "bad"]
 Source = Literal["chat", "page", "view"]
@@ -24,24 +27,20 @@ Source = Literal["chat", "page", "view"]
 MAX_NOTE = 2_000
 """Characters of a note."""
 MAX_TEXT = 200_000
-"""Characters of an answer, of the dialogue before it, and of a system prompt."""
-MAX_TURNS = 512
+"""Characters of a response, of the dialogue before it, and of a system prompt."""
 MAX_MARKS = 5_000
-"""Each mark writes the whole file again."""
-
-_TEXTS = ("verdict", "note", "answer", "model", "prompt", "system", "source", "time", "stage", "row")
-_KEYS = {*_TEXTS, "id", "turns", "settings", "principles"}
-_ROLES = ("user", "assistant")
+"""Limited because each mark rewrites the whole file."""
 
 
 @dataclass(frozen=True, slots=True)
 class Feedback:
-    """A mark on one answer."""
+    """A mark on one response."""
 
     verdict: Verdict
     turns: tuple[Turn, ...]
-    """The dialogue before the answer; its last turn is the user's."""
+    """The dialogue before the response; its last turn is the user's."""
     answer: str
+    """The marked response."""
     model: str
     """base, prompted-base, engraved or final."""
     prompt: str
@@ -53,16 +52,16 @@ class Feedback:
     system: str = ""
     """The text of the user's own system prompt."""
     settings: tuple[tuple[str, float], ...] = ()
-    """The sampling settings, as far as they are known: temperature, top_p, max_new_tokens, seed."""
+    """The known sampling settings: temperature, top_p, max_new_tokens, seed."""
     principles: tuple[int, ...] = ()
-    """The principles that the answer's internal thoughts cite."""
+    """The principles that the response's internal thoughts cite."""
     stage: str = ""
     row: str = ""
-    """The stage and the id of the run's row that holds the answer, if one does."""
+    """Stage and id of the run's row with the response; empty for responses outside the run."""
 
     @property
     def id(self) -> str:
-        """A hash of dialogue, answer, model and system prompt: one answer has one mark."""
+        """A hash of dialogue, response, model and system prompt: a response has at most one mark."""
         turns = [[t.role, t.text] for t in self.turns]
         return content_hash("feedback", turns, self.answer, self.model, self.prompt, self.system)
 
@@ -86,77 +85,62 @@ Marks = dict[str, Feedback]
 """id -> mark, the oldest first."""
 
 
+_CLEAN = BeforeValidator(lambda value: replace_surrogates(value) if isinstance(value, str) else value)
+Text = Annotated[str, _CLEAN]
+Name = Annotated[str, Field(max_length=200), _CLEAN]
+Number = Annotated[int | float, Field(ge=-1e12, le=1e12)]
+
+
+class _Turn(Strict):
+    role: Literal["user", "assistant"]
+    content: Text
+
+
+class _Line(Strict):
+    """A line of the file; see `Feedback`."""
+
+    id: Name = ""
+    time: Name = ""
+    verdict: Verdict
+    note: Annotated[str, StringConstraints(strip_whitespace=True, max_length=MAX_NOTE), _CLEAN] = ""
+    turns: list[_Turn] = Field(min_length=1, max_length=512)
+    answer: Text = ""
+    model: Name = Field(min_length=1)
+    prompt: Name = "standard"
+    system: Text = ""
+    settings: dict[Literal["temperature", "top_p", "max_new_tokens", "seed"], Number] = {}
+    source: Source
+    principles: list[Annotated[int, Field(gt=0, lt=1000)]] = Field([], max_length=99)
+    stage: Name = ""
+    row: Name = ""
+
+    @model_validator(mode="after")
+    def _check_texts(self) -> _Line:
+        if self.turns[-1].role != "user" or not self.turns[-1].content.strip():
+            raise ValueError("the last turn must be the user's")
+        if max(len(self.answer), len(self.system), sum(len(t.content) for t in self.turns)) > MAX_TEXT:
+            raise ValueError(f"a dialogue, response or prompt of more than {MAX_TEXT:,} characters cannot be stored")
+        return self
+
+
 def parse(value: Mapping[str, Any]) -> Feedback:
     """Return a mark from plain values, such as a line of the file or a request of a page.
 
     Raises:
         UserError: a value is missing or invalid.
     """
-    if unknown := value.keys() - _KEYS:
-        raise UserError(f"unknown key {min(unknown)!r:.80}; the keys are {', '.join(sorted(_KEYS))}")
-    if wrong := next((k for k in _TEXTS if not isinstance(value.get(k, ""), str)), None):
-        raise UserError(f"{wrong} is {value[wrong]!r:.60}, not text")
-    texts = {k: _whole(value[k]) for k in _TEXTS if value.get(k)}
-    if texts.get("verdict") not in get_args(Verdict):
-        raise UserError("a mark needs a verdict: good or bad")
-    if texts.get("source") not in get_args(Source):
-        raise UserError("a mark needs a source: chat, page or view")
-    if "model" not in texts:
-        raise UserError("a mark needs the model that answered")
-    note = texts.pop("note", "").strip()
-    if len(note) > MAX_NOTE:
-        raise UserError(f"the note has {len(note):,} characters; at most {MAX_NOTE:,} are stored")
-    answer, prompt = texts.pop("answer", ""), texts.pop("prompt", "standard")
-    turns = _turns(value.get("turns"))
-    if max(len(answer), len(texts.get("system", "")), sum(len(t.text) for t in turns)) > MAX_TEXT:
-        raise UserError(f"a dialogue, answer or prompt of more than {MAX_TEXT:,} characters cannot be stored")
-    if any(len(text) > _SHORT for text in (texts["model"], prompt, *(texts.get(k, "") for k in _NAMES))):
-        raise UserError(f"a name has more than {_SHORT} characters")
-    lists = {"settings": _settings(value.get("settings", {})), "principles": _numbers(value.get("principles", []))}
-    return Feedback(turns=turns, note=note, answer=answer, prompt=prompt, **texts, **lists)  # type: ignore[arg-type]
-
-
-_SHORT = 200
-_NAMES = ("time", "stage", "row")
-
-
-def _whole(text: str) -> str:
-    """Return the text without lone surrogates, which UTF-8 cannot represent."""
-    return text.encode("utf-8", "replace").decode("utf-8")
-
-
-def _turns(value: object) -> tuple[Turn, ...]:
-    if not isinstance(value, list) or not value or len(value) > MAX_TURNS:
-        raise UserError(f"turns must be a list of 1 to {MAX_TURNS} turns")
-    turns = []
-    for turn in value:
-        values = turn if isinstance(turn, dict) else {}
-        role, text = values.get("role"), values.get("content")
-        if values.keys() != {"role", "content"} or role not in _ROLES or not isinstance(text, str):
-            raise UserError("a turn has a role (user or assistant) and a content")
-        turns.append(Turn(role, _whole(text)))
-    if turns[-1].role != "user" or not turns[-1].text.strip():
-        raise UserError("the last turn must be the user's")
-    return tuple(turns)
-
-
-def _settings(value: object) -> tuple[tuple[str, float], ...]:
-    known = ("temperature", "top_p", "max_new_tokens", "seed")
-    settings: dict[str, Any] = value if isinstance(value, dict) else {"": None}
-    for key, number in settings.items():
-        if key not in known or not isinstance(number, int | float) or isinstance(number, bool) or abs(number) > 1e12:
-            raise UserError(f"settings are numbers: {', '.join(known)}")
-    return tuple((key, settings[key]) for key in known if key in settings)
-
-
-def _numbers(value: object) -> tuple[int, ...]:
-    if not isinstance(value, list) or len(value) > 99 or any(type(n) is not int or not 0 < n < 1000 for n in value):
-        raise UserError("principles are a list of numbers")
-    return tuple(dict.fromkeys(value))
+    line = validate(_Line, dict(value), "mark")
+    fields = {key: item for key, item in line if key not in ("id", "turns", "settings", "principles")}
+    return Feedback(
+        turns=tuple(Turn(turn.role, turn.content) for turn in line.turns),
+        settings=tuple(line.settings.items()),
+        principles=tuple(dict.fromkeys(line.principles)),
+        **fields,
+    )
 
 
 def read(run: RunDir) -> Marks:
-    """Return the run's marks, the oldest first; of several on one answer, the last counts.
+    """Return the run's marks, the oldest first; of several on one response, the last counts.
 
     Raises:
         UserError: a line is not a valid mark.
@@ -173,7 +157,7 @@ def read(run: RunDir) -> Marks:
 
 
 def mark(run: RunDir, value: Mapping[str, Any]) -> Feedback:
-    """Store a mark with the time; it replaces an earlier mark on the same answer.
+    """Store a mark with the current time; it replaces an earlier mark on the same response.
 
     Raises:
         UserError: the mark is not valid, or there are too many.
@@ -199,15 +183,15 @@ def withdraw(run: RunDir, identity: str) -> Feedback | None:
 
 
 def counts(run: RunDir) -> dict[str, int]:
-    """Return how many answers are marked good and bad. Raises as `read`."""
+    """Return the numbers of responses marked good and bad. Raises as `read`."""
     verdicts = [mark.verdict for mark in read(run).values()]
     return {verdict: verdicts.count(verdict) for verdict in get_args(Verdict)}
 
 
 def by_principle(marks: Marks, constitution: Constitution) -> list[tuple[Principle | None, list[Feedback]]]:
-    """Group marks by the principles that their answers cite; the last group (None) holds those that cite none.
+    """Group marks by the principles that their responses cite; the last group (None) has those that cite none.
 
-    A mark that cites several principles is in the group of each. Empty groups are not returned.
+    A mark whose response cites several principles is in the group of each. Empty groups are omitted.
     """
     known = {principle.id for principle in constitution.principles}
     groups: list[tuple[Principle | None, list[Feedback]]] = [
