@@ -456,6 +456,6 @@ def test_stage_two_on_two_real_llama_cpp_servers(
     lines = [line.split(": ", 1)[1] for line in note.splitlines()]
     assert len(lines) == 2 and all(int(line.split()[0]) >= 3 and "error" not in line for line in lines), note
     output = " ".join(capsys.readouterr().err.split())
-    assert "engine openai (engine.urls is given), 4 requests at once" in output and lines[0] in output
+    assert "engine openai (engine.urls is set), 4 requests at once" in output and lines[0] in output
     secrets = one._key.encode(), two._key.encode()
     assert not [f for f in tmp_path.rglob("*") if f.is_file() and any(s in f.read_bytes() for s in secrets)]
