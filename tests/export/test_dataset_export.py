@@ -242,7 +242,7 @@ def test_command_and_api_write_the_same_rows(tmp_path: Path):
     assert (tmp_path / path).read_bytes() == (tmp_path / "api/train.jsonl").read_bytes()
 
 
-# -- the training text, on real tokens -------------------------------------------------------------------------------
+# -- the training text and its tokens --------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -288,7 +288,7 @@ class Family:
         return cls(tokenizer, template, TrainingText(file, tokenizer, template, "Alma"))
 
     def under(self, template: Template) -> Family:
-        """The same tokenizer under another template; reading the file takes a second."""
+        """Return the same tokenizer with another template, since reading the file takes a second."""
         made = copy.copy(self.made)
         made._template, made._skipped = template, []
         return Family(self.tokenizer, template, made)
@@ -366,7 +366,7 @@ LONG = "A river is a stream of water that flows to the sea. " * 200
 
 @pytest.fixture
 def real(tmp_path: Path, default_constitution: Constitution, model: Model) -> Iterator[Context]:
-    """A run of the embedded model with pairs in it; no engine is started."""
+    """Return a run of the embedded model that contains pairs. No engine is started."""
     recipe = recipes.load("quick", ["engine.kind=llama_cpp"])
     context = Context(RunDir.create(tmp_path / "run", recipe, default_constitution), Screen(-1), _model=model)
     pairs = [

@@ -35,7 +35,7 @@ from selfalign.training.settings import TrainingSettings
 def trained_run(
     folder: Path, source: str, texts: Constitution, config: TrainingSettings, epochs: int, rate: float
 ) -> Context:
-    """A run whose engraved model was trained for real on some identity pairs."""
+    """Return a run whose engraved model was really trained on some identity pairs."""
     recipe = recipes.load("quick", [f"model={json.dumps(source)}", "engine.kind=llama_cpp", "engine.slots=1"])
     context = Context(RunDir.create(folder, recipe, texts), Screen(-1))
     model = sources.resolve(source)
@@ -66,7 +66,7 @@ def tiny_run(folder: Path, texts: Constitution, family: str) -> Context:
 
 @pytest.fixture(scope="module", autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Nothing here touches the user's cache."""
+    """Keep these tests away from the user's cache."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SELFALIGN_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
@@ -76,7 +76,7 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 def family(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, default_constitution: Constitution
 ) -> Iterator[Context]:
-    """A trained run of the other families."""
+    """Return a trained run of each family."""
     made = tiny_run(tmp_path_factory.mktemp("tiny"), default_constitution, request.param)
     yield made
     made.journal.close()
@@ -84,7 +84,7 @@ def family(
 
 @pytest.fixture(scope="module")
 def context(tmp_path_factory: pytest.TempPathFactory, default_constitution: Constitution) -> Iterator[Context]:
-    """A trained run of a Llama."""
+    """Return a trained run of a Llama."""
     made = tiny_run(tmp_path_factory.mktemp("tiny"), default_constitution, next(iter(FAMILIES)))
     yield made
     made.journal.close()
@@ -95,7 +95,7 @@ FORMS = [("adapter", ""), ("merged", "f32"), ("gguf-adapter", ""), ("gguf", "q8_
 
 @pytest.fixture(scope="module")
 def exported(family: Context) -> dict[str, Path]:
-    """Every form of one trained model; making one raises unless it holds."""
+    """Export one trained model in every form. An export that does not match raises an error."""
     return {form: model_export.export(family, form, weight_type=kind) for form, kind in FORMS}
 
 
@@ -174,7 +174,7 @@ def test_start_token_is_added_only_if_the_tokenizer_adds_it(tmp_path: Path, star
 
 
 def fails(context: Context, out: Path, form: str, message: str, **more: Any) -> Path:
-    """The folder under which an export that does not hold was kept."""
+    """Check that an export does not match, and return the folder that keeps its files."""
     with pytest.raises(UserError, match=message):
         model_export.export(context, form, out=out, **more)
     assert not out.exists()

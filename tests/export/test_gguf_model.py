@@ -102,7 +102,7 @@ def test_new_end_token_replaces_eos_and_keeps_the_old_as_eot(base: Path, adapter
 
 
 def rewritten(source: Path, target: Path, change: Any) -> Path:
-    """The GGUF with other metadata or tensors."""
+    """Write a copy of the GGUF with other metadata or tensors."""
     reader = gguf.GGUFReader(str(source))
     writer = gguf.GGUFWriter(str(target), "llama")
     for key, field in reader.fields.items():

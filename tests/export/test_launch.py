@@ -1,4 +1,4 @@
-"""The launch folder: its files follow the recipe, and it trains like the training loop here."""
+"""The launch folder: its files follow the recipe, and it trains like the training loop of the run."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def examples(context: Context) -> None:
 
 @pytest.fixture
 def launch_folder(tiny_run: Callable[..., Context], tmp_path: Path) -> SimpleNamespace:
-    """A run whose examples are written, and its launch folder."""
+    """Return a run whose examples are written, and its launch folder."""
     context = tiny_run("engrave.elsewhere=true", "engrave.batch_size=4")
     examples(context)
     messages = launch.write(context, tmp_path / "folder", options())
@@ -205,7 +205,7 @@ def test_command_writes_the_folder(launch_folder: SimpleNamespace, tmp_path: Pat
     assert done.returncode == 1 and "Traceback" not in done.stderr
 
 
-# -- for real, with TRL ----------------------------------------------------------------------------------------------
+# -- trainings with TRL ----------------------------------------------------------------------------------------------
 
 
 def environment(tmp_path: Path, **arguments: str) -> dict[str, str]:

@@ -34,7 +34,7 @@ SMALL = ("prompts.self_instruct.count=12", "prompts.red_team.count=12", "prompts
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeHub]:
-    """The hub that everything in this process talks to."""
+    """Start a local hub, and direct this process to it."""
     from huggingface_hub import constants
     from huggingface_hub.utils import _http
 
@@ -51,7 +51,7 @@ def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeHub]
 
 @pytest.fixture
 def adapter(tmp_path: Path) -> Path:
-    """An export as `export RUN adapter` leaves it, with small files."""
+    """Write an export like that of `export RUN adapter`, with small files."""
     return written(tmp_path / "adapter", {
         "README.md": b"---\nlicense: other\nbase_model: a/b\ntags: [self-align, lora]\n---\n\n# Alma\n",
         "NOTICE": b"The terms.\n", "adapter_config.json": b"{}", "adapter_model.safetensors": b"weights " * 900,
@@ -81,7 +81,7 @@ def push(folder: Path, *more: str, to: str = "me/alma") -> Result:
 
 
 def error(done: Result, kind: int) -> str:
-    """The line that the command would end with."""
+    """Return the error line with which the command ended."""
     assert getattr(done.exception, "exit_code", None) == kind, (done.exception, done.stderr)
     assert "\n" not in str(done.exception)
     return str(done.exception)
@@ -368,7 +368,7 @@ def test_concurrent_commit_is_not_overwritten(server: FakeHub, adapter: Path) ->
 
 
 def environment(url: str, home: Path, **more: str) -> dict[str, str]:
-    """Of a user with a network: reading a tokenizer in this process says that there is none (`conversion`)."""
+    """Return the environment of a user with a network. Reading a tokenizer sets HF_HUB_OFFLINE in this process."""
     return {
         **{name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"},
         "HF_ENDPOINT": url,

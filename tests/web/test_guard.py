@@ -1,4 +1,4 @@
-"""The guard: hosts, origins, tokens, methods and sizes of requests."""
+"""The guard checks hosts, origins, tokens, methods and sizes of requests."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ def test_arbitrary_headers_never_pass_the_checks(text: str):
     assert not has_token(OPEN, [], [f"selfalign-8000={text}"], "localhost:8000")
 
 
-def test_token_is_a_bearer_or_the_cookie_of_this_port():
+def test_token_is_sent_as_bearer_or_as_cookie_of_this_port():
     cookie = cookie_value(TOKEN)
     assert TOKEN not in cookie
     host = "box.example:8000"
@@ -154,7 +154,7 @@ def test_token_is_a_bearer_or_the_cookie_of_this_port():
         assert not has_token(OPEN, authorization, cookies, host), (authorization, cookies)
 
 
-def test_every_path_but_the_sign_in_needs_the_token():
+def test_every_path_except_the_sign_in_requires_the_token():
     good = f"Bearer {TOKEN}"
     for path in ("/", "/v1/models", "/new", "//", "/sign-in/", "/static/base.css/", "/static/../secret", "/SIGN-IN"):
         for method in ("GET", "POST"):

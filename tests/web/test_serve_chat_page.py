@@ -316,7 +316,7 @@ ELEMENTS = "() => document.querySelectorAll('#dialogue *').length"
 
 @pytest.mark.parametrize("count", [len(PARTS) + len(HOSTILE), pytest.param(300, marks=pytest.mark.slow)])
 def test_hostile_messages_and_responses_stay_text(browser: Any, fake_run: Callable[..., Context], count: int):
-    """No text runs, loads anything or is lost, neither as message nor as response."""
+    """As a message and as a response, no text runs, loads anything or is lost."""
     texts = hostile(count, 1)
     texts_sent: list[str] = []
     context = fake_run()
@@ -342,7 +342,7 @@ def test_hostile_messages_and_responses_stay_text(browser: Any, fake_run: Callab
 
 
 def test_hostile_run_names_stay_text(browser: Any, running: RunningServer):
-    """/about with 300 hostile texts as run, assistant, models and prompts."""
+    """/about returns 300 hostile texts as names of the run, the assistant, models and prompts."""
     texts = list(dict.fromkeys(hostile(300, 2)))
     joined = " ".join(texts)
     about = {

@@ -26,7 +26,7 @@ def test_streamed_text_is_stripped_like_the_whole(stretches: list[str]):
     trim = StreamStripper()
     shown = [trim.feed(stretch) for stretch in stretches]
     assert "".join(shown) == "".join(stretches).strip()
-    assert all(part.rstrip() == part for part in shown)  # what may turn out to be the end is held back
+    assert all(part.rstrip() == part for part in shown)  # white space that may be the end is held back
 
 
 def test_retry_after_grows_with_the_queue():
@@ -73,7 +73,7 @@ def test_events_of_a_choice_add_up_to_its_text():
 def test_fast_response_does_not_block_the_event_loop():
     async def use(queue: JobQueue) -> tuple[int, int]:
         running = queue.start([job()])
-        while queue.active:  # all of it is there before it is read
+        while queue.active:  # all events are queued before the first is read
             await asyncio.sleep(0.001)
         turns = [0]
 
@@ -136,7 +136,7 @@ def test_queue_refuses_jobs_beyond_its_capacity():
         assert caught.value.status == 400
         second.cancel()
         await asyncio.sleep(0.05)
-        assert queue.active == 3  # one that waited has left
+        assert queue.active == 3  # a waiting job has left the queue
         first.cancel()
         with pytest.raises(Cancelled):
             async for _ in first:

@@ -1,4 +1,4 @@
-"""Parsing requests and building responses in the format of OpenAI's API."""
+"""Requests are parsed, and responses built, in the format of OpenAI's API."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ ASKING: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("name", NEUTRAL)
-def test_field_that_asks_for_nothing_passes(name: str):
+def test_field_without_effect_is_accepted(name: str):
     assert chat(**{name: NEUTRAL[name]}).model == "final"
 
 

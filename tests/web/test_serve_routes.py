@@ -324,7 +324,7 @@ def test_full_queue_returns_retry_after(run: Context):
         running.wait_for_jobs()
         assert running.engine.max_running == 2
         assert running.chat(n=4)[0] == 200
-        assert running.chat(n=5)[0] == 400  # that many are never held
+        assert running.chat(n=5)[0] == 400  # more than the queue can ever hold
 
 
 def raw(length: int) -> bytes:
@@ -422,7 +422,7 @@ def test_longest_idle_connection_is_closed_first(run: Context, monkeypatch: pyte
         running.wait_for_jobs(1)
         idle = [open_.enter_context(socket.create_connection(("127.0.0.1", running.port), 5)) for _ in range(12)]
         assert running.request("GET", "/v1/models")[0] == 200
-        assert answer.result()[0] == 200  # it was there first, and was not waiting
+        assert answer.result()[0] == 200  # it connected first, but was not idle
         for first in idle[:6]:
             with contextlib.suppress(ConnectionError):
                 assert first.recv(1) == b""
@@ -590,7 +590,7 @@ def test_openai_client_gets_authentication_and_rate_limit_errors(run: Context):
 
 
 def test_llama_cpp_engine_serves_the_openai_client(tmp_path: Path, default_constitution: Constitution):
-    """llama.cpp with a tiny random model: the text is noise, the format is right."""
+    """llama.cpp runs a tiny random model, so only the format of the responses is checked."""
     import tiny_models
     from selfalign.run import recipe as recipes
     from selfalign.run.directory import RunDir

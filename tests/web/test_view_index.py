@@ -200,7 +200,7 @@ def test_repeated_stage_is_read_again(tmp_path: Path):
         db.execute("SELECT * FROM search WHERE search MATCH 'winter'").fetchall()
 
 
-def test_edited_file_is_read_and_malformed_lines_skipped(tmp_path: Path):
+def test_edited_file_is_read_without_malformed_lines(tmp_path: Path):
     run = viewer_runs.make(tmp_path / "run", 20)
     index = index_of(run.path)
     file = run.jsonl("responses")

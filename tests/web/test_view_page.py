@@ -52,7 +52,7 @@ NO_TOKEN = Policy()
 
 
 def hostile(number: int) -> list[str]:
-    """Return that many different texts."""
+    """Return this many different texts."""
     rng = random.Random(7)
     return [f"{n} " + " ".join(rng.choices(PARTS, k=rng.randint(1, 4))) for n in range(number)]
 
@@ -311,7 +311,7 @@ def test_sign_in_with_token(browser: Any, tmp_path: Path):
         page.close()
 
 
-def test_running_run_is_shown_live(open_page: Open, serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_run_is_shown_live(open_page: Open, serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     run = viewer_runs.make(tmp_path / "run", 20)
     monkeypatch.setattr("selfalign.web.view.progress.is_locked", lambda path: True)
     journal = Journal(run.path / "journal.sqlite")
