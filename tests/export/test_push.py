@@ -220,7 +220,9 @@ def test_folders_that_are_not_exports_are_refused(
     adapter: Path, tmp_path: Path, fake_run: Callable[..., Context]
 ) -> None:
     assert "neither an export (it has no export.json) nor a run" in error(push(tmp_path / "none", "--yes"), 1)
-    assert "adapter, --type is for a run directory" in error(push(adapter, "adapter", "--type", "f16", "--yes"), 1)
+    assert "omit adapter, --type, which are for a run directory" in error(
+        push(adapter, "adapter", "--type", "f16", "--yes"), 1
+    )
     run = fake_run().run.path
     assert "is a run; name what to push: adapter, merged" in error(push(run, "--yes"), 1)
     assert "'onnx' is not a form to push" in error(push(run, "onnx", "--yes"), 1)
