@@ -87,7 +87,7 @@ def test_models_of_a_run_are_compared_in_pairs(fake_run: Callable[..., Context],
     [
         (["x"], "name what to measure with --benchmarks"),
         (["x", "--benchmarks", "mmlu"], "'mmlu' is not known"),
-        (["x", "--benchmarks", "hhh", "--system-prompt", "loud"], "--system-prompt 'loud'"),
+        (["x", "--benchmarks", "hhh", "--system-prompt", "loud"], "system prompt 'loud'"),
         (["x", "--benchmarks", "hhh", "--data", "hhh"], "write NAME=SOURCE"),
         (["x", "--benchmarks", "hhh", "--models", "base"], "are for a run"),
         (["x", "--benchmarks", "vicuna", "--data", "question=x.txt"], "is one of hhh, truthfulqa, vicuna, questions"),

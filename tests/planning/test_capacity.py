@@ -34,7 +34,7 @@ def planned(texts: Constitution, text: str, recipe: str = "paper", own: int | No
 )  # fmt: skip
 def test_cluster_option_is_parsed(text: str, nodes: int, each: int, gpu: str):
     found = parse(text)
-    assert (found.nodes, found.each, found.gpu.name, found.gpus) == (nodes, each, gpu, nodes * each)
+    assert (found.nodes, found.gpus_per_node, found.gpu.name, found.gpus) == (nodes, each, gpu, nodes * each)
     assert found.network == 50e9
 
 

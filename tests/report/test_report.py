@@ -20,7 +20,7 @@ from selfalign.data.records import Prompt, Response, prompt_id, write_jsonl
 from selfalign.evaluation.records import Answer
 from selfalign.pipeline import order
 from selfalign.report import page, plots
-from selfalign.report.page import _finite, render
+from selfalign.report.page import render
 from selfalign.report.side_by_side import side_by_side
 from selfalign.run.context import Context
 from selfalign.system.console import plain
@@ -297,9 +297,14 @@ def test_held_out_responses_have_stage_2_thoughts(gathered: dict[str, Any], made
     assert "The base model’s internal thoughts and response under the constitution" in made
 
 
-def test_non_finite_numbers_become_null():
-    value = _finite({"a": [float("nan"), {"b": float("-inf")}], "c": 1.5, "d": "nan"})
-    assert json.loads(json.dumps(value, allow_nan=False)) == {"a": [None, {"b": None}], "c": 1.5, "d": "nan"}
+def test_non_finite_numbers_become_null(fake_run: Callable[..., Context], monkeypatch: pytest.MonkeyPatch):
+    context = fake_run()
+    extra = {"a": [float("nan"), {"b": float("-inf")}], "c": 1.5, "d": "nan"}
+    report = page.gather(context.run) | {"extra": extra}
+    monkeypatch.setattr(page, "gather", lambda run: report)
+    _, file = page.run(context)
+    value = json.loads(file.read_text("utf-8"))
+    assert value["extra"] == {"a": [None, {"b": None}], "c": 1.5, "d": "nan"}
 
 
 @pytest.mark.parametrize(

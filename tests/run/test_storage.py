@@ -250,7 +250,7 @@ def test_changed_object_is_refused(tmp_path: Path):
     data = bytearray(largest.read_bytes())
     data[len(data) // 2] ^= 1
     largest.write_bytes(data)
-    with pytest.raises(UserError, match="is not what was saved"):
+    with pytest.raises(UserError, match="differs from the saved file"):
         run_in(tmp_path / "b", str(tmp_path / "shared"))
     assert not (tmp_path / "b").exists()
 

@@ -267,7 +267,7 @@ def test_oversized_object_is_not_read_to_its_end(tmp_path: Path, monkeypatch: py
     index = place.index()
     assert index is not None
     monkeypatch.setattr(type(place._fs), "open", lambda *_, **__: Endless())
-    with pytest.raises(UserError, match="is not what was saved"):
+    with pytest.raises(UserError, match="differs from the saved file"):
         saving._fetch(tmp_path / "b", place, index)
 
 

@@ -13,7 +13,7 @@ from selfalign.data.prompt_text import Pieces, Turn, replace_surrogates
 from selfalign.data.records import to_json
 from selfalign.errors import UserError
 from selfalign.evaluation.models import ADAPTERS, run_models
-from selfalign.evaluation.prompting import PROMPTS, PromptKind, opening
+from selfalign.evaluation.prompting import SYSTEM_PROMPTS, PromptKind, check_system_prompt, opening
 from selfalign.generation import engines
 from selfalign.generation.engines.base import Engine, RowError, Sampling, Step
 from selfalign.run import feedback
@@ -22,7 +22,6 @@ from selfalign.system import atomic
 from selfalign.system.console import plain
 from selfalign.system.signals import STOP
 
-SYSTEM_PROMPTS: tuple[PromptKind, ...] = PROMPTS[:-1]
 HELP = """\
 /model NAME        use another model from now on
 /compare           send each message to every model; /compare again ends it
@@ -134,7 +133,7 @@ def start(
         UserError: the model or the system prompt is not known, or there is no message.
     """
     available = run_models(context)
-    model, kind = _check_model(available, model or list(available)[-1]), _check_system_prompt(system_prompt)
+    model, kind = _check_model(available, model or list(available)[-1]), check_system_prompt(system_prompt)
     if message in (None, "-") and sys.stdin is None:
         raise UserError("standard input is closed; give the message with -p")
     if message == "-" or (message is None and not lines and not sys.stdin.isatty()):
@@ -167,13 +166,6 @@ def _check_model(available: dict[str, str | None], name: str) -> str:
         why = "was not trained in this run" if name in ADAPTERS else "is not a model"
         raise UserError(f"model {name!r} {why}; this run has {', '.join(available)}")
     return name
-
-
-def _check_system_prompt(name: str) -> PromptKind:
-    kind = next((known for known in SYSTEM_PROMPTS if known == name), None)
-    if kind is None:
-        raise UserError(f"system prompt {name!r} is not known; use one of {', '.join(SYSTEM_PROMPTS)}")
-    return kind
 
 
 def _hold(dialogue: Dialogue, read: Callable[[], str]) -> None:
@@ -257,7 +249,7 @@ def _command(dialogue: Dialogue, text: str) -> None:
         names = ", ".join(dialogue.models) if dialogue.compare else dialogue.model
         say(f"models that respond to each message: {names}", "dim")
     elif name == "prompt":
-        dialogue.system_prompt = _check_system_prompt(argument) if argument else dialogue.system_prompt
+        dialogue.system_prompt = check_system_prompt(argument) if argument else dialogue.system_prompt
         say(f"{dialogue.system_prompt}; known are {', '.join(SYSTEM_PROMPTS)}", "dim")
         print(plain(dialogue.prompt_text()))
     elif name in ("retry", "undo"):

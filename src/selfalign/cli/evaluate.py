@@ -74,12 +74,10 @@ def _request(
     """Return the request that the options describe. Raises UserError if a value is not known."""
     from selfalign.errors import UserError
     from selfalign.evaluation.evaluate import EvaluationRequest, check_tasks
-    from selfalign.evaluation.prompting import PROMPTS
+    from selfalign.evaluation.prompting import check_system_prompt
     from selfalign.evaluation.tasks import ORIGINS, behaviour
 
-    kind = next((known for known in PROMPTS[:-1] if known == system_prompt), None)
-    if kind is None:
-        raise UserError(f"--system-prompt {system_prompt!r} is not known; use one of {', '.join(PROMPTS[:-1])}")
+    kind = check_system_prompt(system_prompt)
     tasks = _split(benchmarks)
     check_tasks(tasks)
     sources = {}

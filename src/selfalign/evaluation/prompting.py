@@ -10,12 +10,22 @@ from selfalign.constitution import Constitution
 from selfalign.constitution.rendering import render
 from selfalign.data.prompt_text import BOS, Pieces, Turn
 from selfalign.data.records import content_hash
+from selfalign.errors import UserError
 from selfalign.evaluation.benchmarks import Item, item_id
 from selfalign.generation.scoring.base import Scored, Text
 from selfalign.model.dialogue import Template
 
 PromptKind = Literal["standard", "concise", "verbose", "two-shot", "constitution"]
 PROMPTS: tuple[PromptKind, ...] = ("standard", "concise", "verbose", "two-shot", "constitution")
+SYSTEM_PROMPTS = PROMPTS[:-1]
+
+
+def check_system_prompt(name: str) -> PromptKind:
+    """Return the name of a system prompt. Raises UserError if it is not known."""
+    kind = next((known for known in SYSTEM_PROMPTS if known == name), None)
+    if kind is None:
+        raise UserError(f"system prompt {name!r} is not known; use one of {', '.join(SYSTEM_PROMPTS)}")
+    return kind
 
 
 @dataclass(frozen=True, slots=True)

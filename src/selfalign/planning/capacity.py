@@ -42,13 +42,14 @@ _START, _READ = 120.0, 1e9
 _SLOTS = 64
 """Requests at once of a vLLM engine with slots: auto (`engines.default_slots`)."""
 _MORE_SLOTS = 256
+"""Requests at once that a note suggests if they shorten generation."""
 _ROWS_AT_ONCE = 8
 """Maximum rows per GPU, as in `export launch`."""
 _PADDING = 1.15
 _OPTIMISER = 16
 """Bytes per parameter of the adapter: weight, gradient and two moments in float32."""
 _MAX_GPUS = 64
-"""GPUs of a node that `_problem` tries."""
+"""Largest node that `_problem` tries."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,12 +153,12 @@ def max_batch(work: Generation, shape: Shape, gpu: Gpu, gpus: int) -> int:
 def fit_generation(work: Generation, shape: Shape, cluster: Cluster, slots: int) -> Fit | None:
     """Return the fastest placement of the stage on the cluster; None if it does not fit."""
     best: Fit | None = None
-    for gpus in splits(shape, cluster.each):
+    for gpus in splits(shape, cluster.gpus_per_node):
         rows = max_batch(work, shape, cluster.gpu, gpus)
         if rows < 1:
             continue
         waiting = max(1.0, work.requests / work.rounds)  # rounds wait for each other
-        replicas = max(1, min(cluster.nodes * (cluster.each // gpus), math.floor(waiting)))
+        replicas = max(1, min(cluster.nodes * (cluster.gpus_per_node // gpus), math.floor(waiting)))
         batch = max(1.0, min(slots, rows, waiting / replicas))
         seconds = _generation_seconds(work, shape, cluster.gpu, gpus, replicas, batch)
         if best is None or seconds < best.seconds:
@@ -208,7 +209,7 @@ def fit_training(work: Training, shape: Shape, cluster: Cluster, config: Trainin
     adapter = shape.adapter(config.rank, list(config.targets))
     best: Fit | None = None
     for nodes in range(1, cluster.nodes + 1):
-        gpus = nodes * cluster.each
+        gpus = nodes * cluster.gpus_per_node
         for kind in ("ddp", "fsdp"):
             sharded = gpus if kind == "fsdp" else 1
             each = math.ceil(work.batch / gpus)  # a batch is rounded up, as `export launch` does
@@ -234,7 +235,7 @@ def _transfer_seconds(shape: Shape, cluster: Cluster, nodes: int, sharded: int) 
     """Return the time to gather sharded weights three times per step; it overlaps with arithmetic."""
     if sharded == 1:
         return 0.0
-    inside = min(sharded, cluster.each)
+    inside = min(sharded, cluster.gpus_per_node)
     within = 2 * shape.parameters * (inside - 1) / inside / cluster.gpu.link
     across = 2 * shape.parameters * (nodes - 1) / nodes / cluster.network
     return 3 * max(within, across)
@@ -325,7 +326,11 @@ class _Planner:
         kind = "a replica" if isinstance(work, Generation) else "training"
         for gpus in range(1, _MAX_GPUS + 1):
             if self.fit(work, Cluster(1, gpus, cluster.gpu, cluster.network)):
-                where = f"a node has {cluster.each}" if isinstance(work, Generation) else f"there are {cluster.gpus}"
+                where = (
+                    f"a node has {cluster.gpus_per_node}"
+                    if isinstance(work, Generation)
+                    else f"there are {cluster.gpus}"
+                )
                 return f"{size} needs {gpus} {cluster.gpu.name} for {kind}; {where}"
         return f"{size} needs more than {_MAX_GPUS} {cluster.gpu.name} for {kind}"
 

@@ -22,7 +22,7 @@ class Cluster:
     """A cluster of identical nodes."""
 
     nodes: int
-    each: int
+    gpus_per_node: int
     """GPUs of one node."""
     gpu: Gpu
     network: float
@@ -32,12 +32,14 @@ class Cluster:
 
     @property
     def gpus(self) -> int:
-        return self.nodes * self.each
+        return self.nodes * self.gpus_per_node
 
     def text(self) -> str:
         """Return a text such as `2 nodes of 8 H100`."""
         return (
-            f"{self.each} {self.gpu.name}" if self.nodes == 1 else f"{self.nodes} nodes of {self.each} {self.gpu.name}"
+            f"{self.gpus_per_node} {self.gpu.name}"
+            if self.nodes == 1
+            else f"{self.nodes} nodes of {self.gpus_per_node} {self.gpu.name}"
         )
 
 

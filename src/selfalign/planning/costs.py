@@ -72,7 +72,7 @@ class Plan:
 
     @property
     def seconds(self) -> float | None:
-        """Return the time of all stages; None if one is unknown."""
+        """The time of all stages; None if one is unknown."""
         times = [s.seconds for s in self.stages]
         return None if None in times else sum(t for t in times if t is not None)
 
@@ -132,7 +132,10 @@ def plan(recipe: Recipe, constitution: Constitution, machine: Machine, user_prom
     Args:
         user_prompts: number of user prompts, which replace stage 1; None without.
     """
-    stages = [_stage_plan(work, machine) for work in sizes.stage_work(recipe, constitution, user_prompts)]
+    stages = [
+        _generation(work, machine) if isinstance(work, sizes.Generation) else _training(work, machine)
+        for work in sizes.stage_work(recipe, constitution, user_prompts)
+    ]
     rows = sum(s.requests for s in stages) + sizes.prompt_count(recipe, user_prompts) * 3
     adapters = sum(s.stage in ADAPTERS for s in stages) * machine.weights_mb * 0.02
     trains = any(s.stage in ADAPTERS for s in stages)
@@ -163,12 +166,8 @@ def training_megabytes(weights_mb: float, micro_batch_tokens: int = 1024) -> flo
 
 
 def training_seconds(tokens: int, speed: Calibration) -> float:
-    """Return the time to train on so many tokens, including the start."""
+    """Return the seconds to train on that many tokens, including the start."""
     return tokens / (speed.prompt_tokens_per_second * TRAINING_SPEED) + TRAINING_START
-
-
-def _stage_plan(work: sizes.Work, machine: Machine) -> StagePlan:
-    return _generation(work, machine) if isinstance(work, sizes.Generation) else _training(work, machine)
 
 
 def _generation(work: sizes.Generation, machine: Machine) -> StagePlan:

@@ -23,9 +23,9 @@ _LETTER = 5.6
 _BINS = 240
 """Points of a curve; longer curves are averaged."""
 
-Look = tuple[str, str]
+Style = tuple[str, str]
 """(line colour, fill colour of markers)."""
-MODEL_LOOKS: dict[str, Look] = {
+MODEL_STYLES: dict[str, Style] = {
     "base": (SOFT, SOFT), "prompted base": (SOFT, PAPER), "engraved": (ACCENT, PAPER), "final": (ACCENT, ACCENT),
 }  # fmt: skip
 
@@ -71,8 +71,8 @@ def _box(
     )
 
 
-def _legend(axes: Axes, entries: Sequence[tuple[str, Look, str]], left: float = 0, y: float = 7) -> None:
-    """Draw a legend of (label, look, line style or "" for a marker) in axes of pixels."""
+def _legend(axes: Axes, entries: Sequence[tuple[str, Style, str]], left: float = 0, y: float = 7) -> None:
+    """Draw a legend of (label, style, line style or "" for a marker) in axes of pixels."""
     for label, (colour, fill), line in entries:
         if line:
             axes.plot([left, left + 16], [y, y], color=colour, linestyle=line, linewidth=1.6)
@@ -87,11 +87,11 @@ def _grid(axes: Axes, axis: str) -> None:
     axes.grid(visible=True, axis="x" if axis == "x" else "y", color=LINE, linewidth=0.8)
 
 
-def dumbbells(labels: Sequence[str], series: Sequence[tuple[str, Look, Sequence[float]]], axis: str) -> Canvas:
+def dumbbells(labels: Sequence[str], series: Sequence[tuple[str, Style, Sequence[float]]], axis: str) -> Canvas:
     """Draw a row for each label with a marker for each series (percent), joined by a line."""
     pitch, side = 19, 158
     drawn = canvas(WIDTH, pitch * len(labels) + 62)
-    _legend(drawn.whole(), [(name, look, "") for name, look, _ in series])
+    _legend(drawn.whole(), [(name, style, "") for name, style, _ in series])
     axes = drawn.axes(side, 24, 12, 36)
     axes.set_ylim(len(labels) - 0.4, -0.6)
     axes.set_xlim(0, max((v for _, _, values in series for v in values), default=0) * 1.06 or 1)
@@ -173,15 +173,15 @@ def _wedge(
 
 
 def steps(
-    series: Sequence[tuple[str, Look, str, Sequence[float]]],
+    series: Sequence[tuple[str, Style, str, Sequence[float]]],
     edges: Sequence[float],
     axis: str,
     ticks: Sequence[float],
     log: bool = False,
 ) -> Canvas:
-    """Draw histograms over each other: (label, look, line style, percentage of each bin)."""
+    """Draw histograms over each other: (label, style, line style, percentage of each bin)."""
     drawn = canvas(WIDTH, 232)
-    _legend(drawn.whole(), [(name, look, line) for name, look, line, _ in series])
+    _legend(drawn.whole(), [(name, style, line) for name, style, line, _ in series])
     axes = drawn.axes(44, 26, 8, 40)
     if log:
         axes.set_xscale("log", base=2)
@@ -206,7 +206,7 @@ class Estimate:
     value: float | None = None
     low: float | None = None
     high: float | None = None
-    look: Look = (SOFT, PAPER)
+    style: Style = (SOFT, PAPER)
 
 
 def intervals(
@@ -247,7 +247,7 @@ def intervals(
         )  # fmt: skip
         if row.value is None:
             continue
-        colour, fill = row.look
+        colour, fill = row.style
         if row.low is not None and row.high is not None:
             axes.plot([row.low, row.high], [at, at], color=colour, linewidth=1.6)
         axes.plot([row.value], [at], marker="o", markersize=7, color=colour, markerfacecolor=fill)
@@ -262,7 +262,7 @@ def curves(train: Sequence[Sequence[float]], heldout: Sequence[Sequence[float]])
         heldout: [step, loss].
     """
     drawn = canvas(WIDTH, 262)
-    entries: list[tuple[str, Look, str]] = [("step", (SOFT, SOFT), "-"), ("mean of a tenth", (ACCENT, ACCENT), "-")]
+    entries: list[tuple[str, Style, str]] = [("step", (SOFT, SOFT), "-"), ("mean of a tenth", (ACCENT, ACCENT), "-")]
     if heldout:
         entries.append(("held-out", (INK, PAPER), ""))
     _legend(drawn.whole(), entries)

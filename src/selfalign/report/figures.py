@@ -8,16 +8,16 @@ from typing import Any
 
 from selfalign.evaluation.comparison import WIN_RATE
 from selfalign.report import charts, plots, scores
-from selfalign.report.charts import Estimate, Look
+from selfalign.report.charts import Estimate, Style
 from selfalign.report.data_quality import LENGTHS
 from selfalign.report.plots import ACCENT, INK, PAPER, SOFT, Canvas
 
-SOURCES: dict[str, tuple[str, Look]] = {
+SOURCES: dict[str, tuple[str, Style]] = {
     "self_instruct": ("Self-Instruct", (INK, PAPER)),
     "red_team": ("red-teaming", (ACCENT, ACCENT)),
     "user": ("user prompts", (INK, PAPER)),
 }
-_KINDS: dict[str, tuple[Look, str]] = {
+_KINDS: dict[str, tuple[Style, str]] = {
     "prompts": ((SOFT, SOFT), ":"),
     "answers": ((INK, INK), "-"),
     "verbose": ((ACCENT, ACCENT), "-"),
@@ -112,9 +112,9 @@ def _usage(principles: list[dict[str, Any]], use: dict[str, Any]) -> tuple[Figur
     known = [s for s in SOURCES if use["by_source"].get(s)] + [s for s in use["by_source"] if s not in SOURCES]
     series = []
     for source in known:
-        label, look = SOURCES.get(source, (source, (INK, INK)))
+        label, style = SOURCES.get(source, (source, (INK, INK)))
         counts = [p["by_source"].get(source, 0) for p in principles]
-        series.append((label, look, [100 * n / max(1, use["by_source"][source]) for n in counts]))
+        series.append((label, style, [100 * n / max(1, use["by_source"][source]) for n in counts]))
     labels = [f"{p['id']} {p['name']}" for p in principles]
     most = max(principles, key=lambda p: p["used"])
     text = f"Most cited: {most['id']} {most['name']}, in {most['used']:,} of {use['answers']:,} responses."
@@ -219,8 +219,8 @@ def _estimates(measure: dict[str, Any], scale: float) -> list[Estimate]:
     for row in measure["rows"]:
         value, low, high = (scale * row[k] if _known(row[k]) else None for k in ("value", "low", "high"))
         if value is not None and not row["repeat"]:
-            look = charts.MODEL_LOOKS.get(row["model"], (INK, PAPER))
-            estimates.append(Estimate(row["label"], value, low, high, look))
+            style = charts.MODEL_STYLES.get(row["model"], (INK, PAPER))
+            estimates.append(Estimate(row["label"], value, low, high, style))
     return [Estimate(measure["name"]), *estimates] if estimates else []
 
 

@@ -1,16 +1,16 @@
-"""Write report.json and index.html of a run.   journal, scores, responses -> report/
+"""Write report.json and index.html of a run, from its journal, scores and responses.
 
 The page has no scripts and loads nothing. Every text in it is escaped, since a model wrote most of them.
 """
 
 from __future__ import annotations
 
-import json
-import math
 import time
 from importlib import resources
 from pathlib import Path
 from typing import Any
+
+from pydantic_core import to_json
 
 from selfalign.constitution.rendering import render as render_constitution
 from selfalign.report import data_quality, figures, paper, plots, principles, run_summary, scores, side_by_side
@@ -34,7 +34,7 @@ def run(context: Context) -> list[Path]:
     """Publish report/index.html and report/report.json, and return their paths."""
     report = gather(context.run)
     report["notice"] = context.model.notice
-    atomic.write_text(context.run.report_json, json.dumps(_finite(report), indent=1, ensure_ascii=False) + "\n")
+    atomic.write_bytes(context.run.report_json, to_json(report, indent=1, inf_nan_mode="null") + b"\n")
     atomic.write_text(context.run.report, render(report))
     return [context.run.report, context.run.report_json]
 
@@ -123,12 +123,3 @@ def _percent(value: float, digits: int = 0) -> str:
 
 def _shorten(text: str, most: int = _MAX_TEXT) -> str:
     return text if len(text) <= most else f"{text[:most]} … ({len(text) - most:,} characters more)"
-
-
-def _finite(value: Any) -> Any:
-    """Return the value with None for numbers that JSON cannot represent."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, dict):
-        return {k: _finite(v) for k, v in value.items()}
-    return [_finite(v) for v in value] if isinstance(value, list) else value

@@ -6,6 +6,7 @@ The paper has the same figures (SELF-ALIGN, arXiv 2305.03047, section 4 and appe
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
 from selfalign.data.records import Response, stream_jsonl
@@ -24,31 +25,34 @@ def gather(run: RunDir, tagged: dict[str, tuple[str, VerbObject]] | None) -> dic
     Args:
         tagged: the result of `data_quality.tag_verbs`.
     """
-    use, examples = _Citations(), _Examples()
+    sources, types, verbs, examples = _Citations(), _Citations(), _Citations(), _Examples()
     path = run.jsonl("responses")
     for position, row in enumerate(stream_jsonl(path, Response) if path.exists() else ()):
-        use.add(row, tagged[row.id][1][0] if tagged and row.id in tagged else "")
+        sources.add(row.source, row.principles)
+        types.add(row.question_type, row.principles)
+        verbs.add(tagged[row.id][1][0] if tagged and row.id in tagged else "", row.principles)
         examples.add(position, row)
+    total: Counter[int] = sum(sources.cited.values(), Counter())
     principles = [
         {
             "id": p.id,
             "name": p.name,
-            "used": use.all[p.id],
-            "by_source": {source: counts[p.id] for source, counts in use.sources.items()},
+            "used": total[p.id],
+            "by_source": {source: counts[p.id] for source, counts in sources.cited.items()},
         }
         for p in run.constitution.principles
     ]
     order = [t.name for t in run.constitution.question_types]
-    types = sorted(use.types.items(), key=lambda entry: order.index(entry[0]) if entry[0] in order else len(order))
-    verbs = sorted(use.verbs.items(), key=lambda entry: (-use.rows_by_verb[entry[0]], entry[0]))[:_VERBS]
+    by_order = sorted(types.rows, key=lambda name: order.index(name) if name in order else len(order))
+    by_number = sorted(verbs.rows, key=lambda name: (-verbs.rows[name], name))[:_VERBS]
     return {
         "principles": principles,
         "principle_use": {
-            "answers": use.rows.total(),
-            "citations": use.all.total(),
-            "by_source": dict(use.rows),
-            "question_types": [_citation_counts(name, use.rows_by_type[name], counts) for name, counts in types],
-            "verbs": [_citation_counts(name, use.rows_by_verb[name], counts) for name, counts in verbs],
+            "answers": sources.rows.total(),
+            "citations": total.total(),
+            "by_source": dict(sources.rows),
+            "question_types": types.counts(by_order),
+            "verbs": verbs.counts(by_number),
         },
         "examples": [
             {"principle": p.id, "name": p.name, **example}
@@ -58,32 +62,25 @@ def gather(run: RunDir, tagged: dict[str, tuple[str, VerbObject]] | None) -> dic
     }
 
 
-def _citation_counts(name: str, rows: int, counts: Counter[int]) -> dict[str, Any]:
-    return {"name": name, "answers": rows, "principles": {str(p): n for p, n in counts.most_common()}}
-
-
 class _Citations:
-    """Counts of citations."""
+    """The rows and their citations in groups: the sources, question types or verbs of the prompts."""
 
     def __init__(self) -> None:
-        self.all: Counter[int] = Counter()
         self.rows: Counter[str] = Counter()
-        self.rows_by_type: Counter[str] = Counter()
-        self.rows_by_verb: Counter[str] = Counter()
-        self.sources: dict[str, Counter[int]] = {}
-        self.types: dict[str, Counter[int]] = {}
-        self.verbs: dict[str, Counter[int]] = {}
+        """Group -> number of rows."""
+        self.cited: dict[str, Counter[int]] = {}
+        """Group -> citations of each principle."""
 
-    def add(self, row: Response, verb: str) -> None:
-        self.all.update(row.principles)
-        self.rows[row.source] += 1
-        self.sources.setdefault(row.source, Counter()).update(row.principles)
-        if row.question_type:
-            self.rows_by_type[row.question_type] += 1
-            self.types.setdefault(row.question_type, Counter()).update(row.principles)
-        if verb:
-            self.rows_by_verb[verb] += 1
-            self.verbs.setdefault(verb, Counter()).update(row.principles)
+    def add(self, group: str, principles: list[int]) -> None:
+        if group:
+            self.rows[group] += 1
+            self.cited.setdefault(group, Counter()).update(principles)
+
+    def counts(self, groups: Iterable[str]) -> list[dict[str, Any]]:
+        return [
+            {"name": g, "answers": self.rows[g], "principles": {str(p): n for p, n in self.cited[g].most_common()}}
+            for g in groups
+        ]
 
 
 class _Examples:

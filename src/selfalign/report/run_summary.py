@@ -183,7 +183,7 @@ def training(stages: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _points(value: object, width: int) -> list[list[float]]:
-    """Return the valid points of a curve; an old or edited ledger may hold anything."""
+    """Return the valid points of a curve, since an old or edited ledger may contain other values."""
     rows = value if isinstance(value, list) else []
     return [
         list(row)
@@ -215,12 +215,12 @@ def plan_and_actual(run: RunDir, stages: list[dict[str, Any]]) -> dict[str, Any]
         "planned_seconds": plan.seconds if plan else None,
         "memory_mb": plan.memory_mb if plan else None,
         "disk_mb": plan.disk_mb if plan else None,
-        "actual_disk_mb": _disk_mb(run),
+        "actual_disk_mb": disk_mb(run),
     }
 
 
-def _disk_mb(run: RunDir) -> float:
-    """Return the size of the run's files, without the viewer's cache and the marks."""
+def disk_mb(run: RunDir) -> float:
+    """Return the size of the run's files, without the viewer's index and the marks."""
     excluded = (run.view.name, run.jsonl("feedback").name)
     files = (f for f in run.path.rglob("*") if f.is_file() and not f.name.startswith(excluded))
     return sum(f.stat().st_size for f in files) / 1e6

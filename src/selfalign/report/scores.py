@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict
 from typing import Any, Literal
 
 from selfalign.errors import UserError
 from selfalign.evaluation.comparison import COUNTS, WIN_RATE
-from selfalign.evaluation.records import Score
 from selfalign.run.directory import RunDir
 
 Unit = Literal["percent", "words", "number"]
@@ -23,13 +21,13 @@ BENCHMARKS = {
     "probes": "Behaviour probes",
     "behaviour": "Behaviour",
 }
-"""Names of benchmarks for people; others keep their own."""
+"""Titles of benchmarks; others are shown under their own name."""
 MODELS = ("base", "prompted base", "engraved", "final")
 _LOWER = (
     "loss", "run-on", "empty", "perplexity", "over-refusal", "evaded", "indirect", "invented", "loops",
     "thoughts leaked", "constitution leaked",
 )  # fmt: skip
-"""Beginnings of the names of measures that are better when lower."""
+"""Measures, by the beginning of their names, for which lower is better."""
 _HIGHER = ("accuracy", "mc1", "mc2", "truthful", "informative", "passed", "refused", WIN_RATE)
 _NEVER_PERCENT = ("loss", "perplexity", "p(")
 _MIN_ROWS_FOR_DECIMAL = 200
@@ -77,14 +75,13 @@ def number_text(value: float | None, kind: Unit, n: int = 0, sign: bool = False)
     return f"{'−' if value < 0 else '+' if sign else ''}{text}"
 
 
-def score_text(score: dict[str, Any] | Score, kind: Unit | None = None) -> tuple[str, str, str]:
+def score_text(score: dict[str, Any], kind: Unit | None = None) -> tuple[str, str, str]:
     """Return (value, interval, difference) of a score as text.
 
     Args:
-        kind: the unit of its group, if it has one.
+        kind: the unit of its group; by default, its own.
     """
-    s = score if isinstance(score, dict) else asdict(score)
-    kind, n = kind or unit(s), s["n"]
+    s, kind, n = score, kind or unit(score), score["n"]
     mark = "%" if kind == "percent" else ""
 
     def number(value: float | None) -> str:
@@ -136,15 +133,15 @@ def verdict(score: dict[str, Any]) -> str:
     An exact test must agree if there is one, since intervals of few items are not exact. A win rate is compared with
     one half. Measures that are neither good nor bad, such as lengths, are higher or lower.
     """
-    measure, value, even = score["measure"].lower(), "difference", 0.0
+    measure, value, neutral = score["measure"].lower(), "difference", 0.0
     low, high = score["difference_low"], score["difference_high"]
     if measure.startswith(WIN_RATE):
-        value, even, low, high = "value", 0.5, score["low"], score["high"]
+        value, neutral, low, high = "value", 0.5, score["low"], score["high"]
     if score[value] is None or low is None or high is None or not math.isfinite(low + high):
         return ""
-    if low <= even <= high or (score["p"] is not None and score["p"] > 0.05):
+    if low <= neutral <= high or (score["p"] is not None and score["p"] > 0.05):
         return "no difference"
-    up = low > even
+    up = low > neutral
     if measure.startswith(_LOWER):
         return "worse" if up else "better"
     if measure.startswith(_HIGHER):
@@ -182,7 +179,7 @@ def groups(scores: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def title(benchmark: str) -> str:
-    """Return the name of a benchmark for people."""
+    """Return the title of a benchmark."""
     name, space, rest = benchmark.partition(" ")
     return BENCHMARKS.get(name.lower(), name) + space + rest
 

@@ -19,6 +19,7 @@ from selfalign.planning import costs
 from selfalign.planning.costs import Plan
 from selfalign.planning.terminal import new_table
 from selfalign.report.data_quality import Row
+from selfalign.report.run_summary import disk_mb
 from selfalign.report.scores import folded, p_text, score_text, title, verdict
 from selfalign.report.side_by_side import side_by_side
 from selfalign.report.status import status
@@ -45,7 +46,7 @@ def _clip(text: str, most: int) -> str:
 
 
 def show(run: RunDir, screen: Screen) -> None:
-    """Print the end of `selfalign run`: the tables, a few prompts with every model's response, the report's path."""
+    """Print the results at the end of `selfalign run`: tables, a few responses of every model, the report's path."""
     console = stdout_console()
     console.print()
     state = status(run)
@@ -172,9 +173,8 @@ def _resources(run: RunDir, plan: Plan) -> str:
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-    disk = sum(f.stat().st_size for f in run.path.rglob("*") if f.is_file()) / 1e6
     memory = f"{plan.memory_mb / 1000:.1f}" if plan.memory_mb else "?"
-    return f"memory {memory} → {peak:.1f} GB (this process), disk {plan.disk_mb:,.0f} → {disk:,.0f} MB"
+    return f"memory {memory} → {peak:.1f} GB (this process), disk {plan.disk_mb:,.0f} → {disk_mb(run):,.0f} MB"
 
 
 def _show_responses(run: RunDir, console: Console) -> None:

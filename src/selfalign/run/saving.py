@@ -44,7 +44,7 @@ class StateSaver:
         self._uploaded: set[str] = set()
         """Hashes of objects that were uploaded since the last saved state."""
         self._read: dict[str, tuple[tuple[int, ...], File]] = {}
-        """Name -> inode, time and size of the file when it was read, and its content; unchanged files are not read."""
+        """Name -> inode, time and size of the file when it was last read, and its content; avoids reading it again."""
         self._skipped: set[str] = set()
         self._closed = threading.Event()
         threading.Thread(target=self._save_regularly, name="storage", daemon=True).start()
@@ -83,7 +83,7 @@ class StateSaver:
         number = self._index.number + 1 if self._index else 1
         new = Index(number=number, saved=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), files=files)
         self._index = _own_index(self.path, self.storage)
-        # The record comes first: a command killed between the two finds a state of its own, the old or the new one.
+        # The record comes first: if the command is killed in between, the state in storage is one of its own.
         _write_record(self.path, self.storage, self._index, new)
         self.storage.publish(new)
         self._index = _own_index(self.path, self.storage)
@@ -93,7 +93,7 @@ class StateSaver:
         self._report(f"  saved to {self.storage.location}: {len(files)} files, {size / 1e6:,.1f} MB", "dim")
 
     def _upload(self, stored: set[str]) -> dict[str, File]:
-        """Upload the journal as of one moment and the files that belong to it; return the state's files.
+        """Upload a consistent copy of the journal and the files that belong to it; return the state's files.
 
         Args:
             stored: hashes of the objects in storage.
@@ -113,7 +113,7 @@ class StateSaver:
                 elif name not in self._skipped:
                     self._skipped.add(name)
                     self._report(f"  not saved to storage because of its name: {name!r}", "yellow")
-            # A stage removes its files from the journal before it writes them, and enters them afterwards.
+            # A stage removes the entries of its files from the journal, writes the files, and adds the entries again.
             if _published_files(self.path / JOURNAL) == published:
                 return files
 
@@ -133,7 +133,7 @@ class StateSaver:
         return read[1]
 
     def close(self) -> None:
-        """Save the last state and end; a failure is reported, since the command's own end matters more."""
+        """Save the last state and stop. A failure is only reported, to keep the result of the command."""
         if not self._closed.is_set():
             self._closed.set()
             self.try_save()
@@ -143,7 +143,7 @@ def fetch_if_missing(path: Path, location: str, new: bool = False) -> bool:
     """Check that a run can be saved, and fetch it if only storage holds it. Call it before the run is opened.
 
     Args:
-        new: the run in the folder will be set aside for another one.
+        new: the run in the folder will be renamed, and another one created.
 
     Returns:
         Whether the run was fetched.
@@ -167,7 +167,7 @@ def fetch_if_missing(path: Path, location: str, new: bool = False) -> bool:
 
 
 def _is_vacant(path: Path) -> bool:
-    """Return whether the folder holds nothing, or only what a killed fetch left."""
+    """Return whether the folder is empty, apart from files of a killed fetch."""
     if not path.exists():
         return True
     names = [p.name for p in path.iterdir()] if path.is_dir() else ["a file"]
@@ -182,7 +182,7 @@ def _fetch(path: Path, storage: Storage, index: Index) -> bool:
         with atomic.disk_errors(path):
             path.mkdir(parents=True, exist_ok=True)
             lock = acquire_lock(path)
-            if (path / JOURNAL).exists():  # another command fetched it first, and has ended
+            if (path / JOURNAL).exists():  # another command has fetched it in the meantime
                 _own_index(path, storage)
                 return False
             atomic.sweep(path)
@@ -223,7 +223,7 @@ def _own_index(path: Path, storage: Storage) -> Index | None:
 
 
 def _read_record(path: Path) -> dict[str, list[str]]:
-    """Return, for each storage, the digests of the states that the folder saved there last, or was about to save."""
+    """Return, for each storage, the digests of the last state that the folder saved there and of the next one."""
     try:
         record = json.loads((path / RECORD).read_text("utf-8"))
     except (OSError, ValueError):
@@ -238,9 +238,9 @@ def _write_record(path: Path, storage: Storage, *states: Index | None) -> None:
 
 @contextlib.contextmanager
 def _journal_copy(journal: Path) -> Iterator[IO[bytes]]:
-    """Yield a copy of the journal as of now, even while it is written.
+    """Yield a copy of the journal at this moment, even while it is written.
 
-    The copy has a folder of its own, which `atomic.sweep` removes after a kill with SQLite's files beside the copy.
+    The copy is in a folder of its own: after a kill, `atomic.sweep` removes it together with SQLite's other files.
     """
     with tempfile.TemporaryDirectory(dir=journal.parent, prefix=f".{journal.name}.", suffix=".incomplete") as folder:
         copy = Path(folder) / journal.name

@@ -1,4 +1,4 @@
-"""Read and write a run's state in shared storage: s3://, gs://, a shared folder, or what else fsspec supports.
+"""Read and write a run's state in shared storage: s3://, gs://, a shared folder, or another system of fsspec.
 
     index.json          the state: name, SHA-256 and size of each file; written last
     objects/<SHA-256>   the contents of the files
@@ -26,7 +26,7 @@ from selfalign.system.strict_yaml import Strict
 
 JOURNAL = "journal.sqlite"
 NOT_SAVED = re.compile(r"(journal\.|view\.sqlite|export/|storage\.json).*|(.*/)?\..*")
-"""Files that are no part of a state: exports and caches can be made again, and the journal is saved as a copy."""
+"""Files that are not part of a state. Exports and caches can be created again; the journal is saved as a copy."""
 _BLOCK = 1 << 22
 
 
@@ -75,7 +75,7 @@ class Index(Strict):
 
     @property
     def digest(self) -> str:
-        """A hash that no other state of any run has."""
+        """A hash that identifies this state."""
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
 
 
@@ -113,7 +113,7 @@ class Storage:
         self._local = kind in ("file", "local")
         self._root = os.path.normpath(root) if self._local else root.rstrip("/")
         self.address = str(self._fs.unstrip_protocol(self._root))
-        """The location in its normal form, however the recipe spells it."""
+        """The normal form of the location, the same for all spellings."""
 
     def check_outside(self, path: Path) -> None:
         """Raise UserError if the storage lies inside the run's folder: each state would contain those before it."""
@@ -126,7 +126,7 @@ class Storage:
         with library_errors(UserError, f"storage {self.location} cannot be written"):
             self._fs.pipe_file(name, b"selfalign")
             if self._fs.cat_file(name) != b"selfalign":
-                raise OSError("it does not return what was written")
+                raise OSError("it returns other data than were written")
             self._fs.rm_file(name)
 
     def index(self) -> Index | None:
@@ -161,7 +161,7 @@ class Storage:
         return File(sha256=sha, bytes=size)
 
     def publish(self, index: Index) -> None:
-        """Write the index in one step, which makes its state the run's state."""
+        """Replace the index in one step; its state becomes the run's state."""
         text, name = index.model_dump_json(indent=1).encode(), f"{self._root}/index.json"
         if self._local:
             atomic.write_bytes(Path(name), text)
@@ -169,7 +169,7 @@ class Storage:
             self._fs.pipe_file(name, text)
 
     def remove(self, hashes: Iterable[str]) -> None:
-        """Remove objects that no state needs, as far as possible."""
+        """Remove objects that no state needs, and ignore errors."""
         for sha in hashes:
             with contextlib.suppress(Exception):
                 self._fs.rm_file(f"{self._root}/objects/{sha}")
@@ -198,11 +198,11 @@ class Storage:
             except FileNotFoundError:
                 raise UserError(lost) from None
         if digest.hexdigest() != file.sha256 or left != 0:
-            raise UserError(f"{self.location}: {name} is not what was saved (objects/{file.sha256})")
+            raise UserError(f"{self.location}: {name} differs from the saved file (objects/{file.sha256})")
 
 
 def _copy(stream: IO[bytes], size: int, target: IO[bytes] | None = None) -> str:
-    """Copy the first `size` bytes, for a file can grow meanwhile; return their SHA-256. Without a target, only hash."""
+    """Copy the first `size` bytes, since the file may grow, and return their SHA-256. Without a target, only hash."""
     digest = hashlib.sha256()
     stream.seek(0)
     while size > 0 and (block := stream.read(min(_BLOCK, size))):
