@@ -21,8 +21,8 @@ SMALL = [*WHOLE, "--set", "stages=[prompts, align, engrave, verbose_cloning, eva
 """Without the report, which takes seconds to import."""
 
 
-def selfalign(*arguments: str, cwd: Path, **options: object) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "NO_COLOR": "1", "COLUMNS": "120"}
+def selfalign(*arguments: str, cwd: Path, columns: int = 120, **options: object) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "NO_COLOR": "1", "COLUMNS": str(columns)}
     return subprocess.run(
         [sys.executable, "-m", "selfalign.cli.main", *arguments],
         cwd=cwd,
@@ -264,3 +264,16 @@ def test_env_and_help_and_schema(tmp_path: Path) -> None:
         "report",
     ):
         assert f"\n  {verb} " in listed
+
+
+def test_help_and_tables_fit_80_columns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def output(*arguments: str) -> str:
+        text = selfalign(*arguments, cwd=tmp_path, columns=80).stdout
+        assert text and max(map(len, text.splitlines())) <= 80, arguments
+        return text
+
+    assert selfalign("run", *SMALL, "--limit", "6", cwd=tmp_path).returncode == 0
+    for arguments in (["--help"], ["constitution", "--help"], ["plan", "quick", *FAKE], ["status", "runs/quick"]):
+        text = output(*arguments).replace("[ARGS]...", "")
+        assert "..." not in text, "no summary of a command is cut"
+        assert arguments[0] != "plan" or "…" not in text, "no cell is cut"

@@ -46,8 +46,8 @@ def test_show_counts_and_resolves(tmp_path: Path) -> None:
     whole = selfalign("constitution", "show", "mine.yaml", "--yaml", cwd=tmp_path).stdout
     (tmp_path / "whole.yaml").write_text(whole, "utf-8")
     assert "Alma" not in whole
-    shown = [selfalign("constitution", "show", f, cwd=tmp_path).stdout for f in ("mine.yaml", "whole.yaml")]
-    assert shown[0] == shown[1] and "# Ida" in shown[0]
+    outputs = [selfalign("constitution", "show", f, cwd=tmp_path).stdout for f in ("mine.yaml", "whole.yaml")]
+    assert outputs[0] == outputs[1] and "# Ida" in outputs[0]
 
 
 def test_diff_prints_text_and_json(tmp_path: Path) -> None:

@@ -21,8 +21,8 @@ H100 = hardware.GPUS["H100"]
 
 
 def planned(texts: Constitution, text: str, recipe: str = "paper", own: int | None = None) -> capacity.Capacity:
-    wanted, machines = recipes.load(recipe, ["model=embedded"]), parse(text)
-    return capacity.plan(wanted, texts, machines, shape_of(machines.model, wanted.model), own)
+    loaded, machines = recipes.load(recipe, ["model=embedded"]), parse(text)
+    return capacity.plan(loaded, texts, machines, shape_of(machines.model, loaded.model), own)
 
 
 @pytest.mark.parametrize(
@@ -33,13 +33,13 @@ def planned(texts: Constitution, text: str, recipe: str = "paper", own: int | No
     ],
 )  # fmt: skip
 def test_cluster_option_is_parsed(text: str, nodes: int, each: int, gpu: str):
-    found = parse(text)
-    assert (found.nodes, found.gpus_per_node, found.gpu.name, found.gpus) == (nodes, each, gpu, nodes * each)
-    assert found.network == 50e9
+    cluster = parse(text)
+    assert (cluster.nodes, cluster.gpus_per_node, cluster.gpu.name, cluster.gpus) == (nodes, each, gpu, nodes * each)
+    assert cluster.network == 50e9
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("", "is not key=value"), ("nodes=2", "names no GPUs"), ("gpu=8xH100", "did you mean 'gpus'"),
         ("gpus=8xH100,gpus=L4", "set twice"), ("gpus=2x8xH100,nodes=2", "both set the nodes"),
@@ -48,21 +48,21 @@ def test_cluster_option_is_parsed(text: str, nodes: int, each: int, gpu: str):
         ("gpus=8xH100,network=x", "not a number"), ("gpus=8\nxH100", "unknown GPU"),
     ],
 )  # fmt: skip
-def test_invalid_cluster_is_a_one_line_error(text: str, said: str):
-    with pytest.raises(UserError, match=said) as error:
+def test_invalid_cluster_is_a_one_line_error(text: str, message: str):
+    with pytest.raises(UserError, match=message) as error:
         parse(text)
     assert "\n" not in str(error.value)
 
 
 def test_model_is_a_size_or_a_folder(tmp_path: Path):
     assert (shape_of("70B", "").name, shape_of("embedded", "").name) == ("70b", "270m")
-    for name, own, said in (
+    for name, own, message in (
         ("71b", "", "did you mean"),
         ("", "ORG/X", "add model="),
         ("", "", "names no model"),
         ("", "embedded", "recipe's model is the embedded one: add model="),
     ):
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=message):
             shape_of(name, own)
     with pytest.raises(UserError, match=r"no config\.json"):
         shape_of(str(tmp_path), "")
@@ -112,31 +112,31 @@ def test_larger_models_and_more_rows_take_longer(default_constitution: Constitut
 
 
 def test_stage_that_does_not_fit_names_the_needed_gpus(default_constitution: Constitution):
-    found = planned(default_constitution, "gpus=1xL4,model=70b", "quick")
-    assert found.total("seconds") is None
-    assert all(stage.problem and stage.seconds is None for stage in found.stages)
-    assert any("70b (141 GB in 16 bits) needs 8 L4 for a replica; a node has 1" in note for note in found.notes)
+    plan = planned(default_constitution, "gpus=1xL4,model=70b", "quick")
+    assert plan.total("seconds") is None
+    assert all(stage.problem and stage.seconds is None for stage in plan.stages)
+    assert any("70b (141 GB in 16 bits) needs 8 L4 for a replica; a node has 1" in note for note in plan.notes)
     assert {s.problem for s in planned(default_constitution, "gpus=8xL4,model=70b", "quick").stages if s.requests} == {
         ""
     }
 
 
 def test_stages_have_a_time_range_and_fit_the_memory(default_constitution: Constitution):
-    found = planned(default_constitution, "gpus=8xH100,model=70b")
-    for stage in found.stages:
+    plan = planned(default_constitution, "gpus=8xH100,model=70b")
+    for stage in plan.stages:
         assert stage.seconds_low < stage.seconds < stage.seconds_high
         assert stage.generated_low <= stage.generated_tokens <= stage.at_most
         assert 0 < stage.memory_gb <= 80 * 0.92
         assert stage.gpu_hours == pytest.approx(stage.seconds * 8 / 3600)
         assert stage.kind in ("generate", "fsdp")
-    assert json.loads(json.dumps(found.as_dict()))["gpus"] == 8
+    assert json.loads(json.dumps(plan.as_dict()))["gpus"] == 8
 
 
 def test_plan_command_prints_a_table_and_json():
     table = CliRunner().invoke(app, ["plan", "paper", "--cluster", "gpus=8xH100,model=70b"], env={"COLUMNS": "120"})
     assert table.exit_code == 0 and "2 x 4" in table.stdout and "estimate" in table.stdout
-    found = CliRunner().invoke(app, ["plan", "quick", "--cluster", "gpus=1xL4,model=270m", "--json"])
-    assert json.loads(found.stdout)["model"] == "270m"
+    result = CliRunner().invoke(app, ["plan", "quick", "--cluster", "gpus=1xL4,model=270m", "--json"])
+    assert json.loads(result.stdout)["model"] == "270m"
     assert selfalign.plan_cluster("quick", "gpus=1xL4,model=8b").model == "8b"
     with pytest.raises(UserError, match="add model= to --cluster"):
         selfalign.plan_cluster("paper", "gpus=8xH100")
@@ -150,14 +150,14 @@ def test_replicas_split_heads_evenly():
 
 def test_notes_name_the_strategy_of_each_training():
     """Regression: the note named ddp for both trainings, although only one fits with whole weights."""
-    made = selfalign.plan_cluster(
+    plan = selfalign.plan_cluster(
         "paper", "gpus=8xH100,model=32b", settings=["engrave.max_length=512", "verbose_cloning.max_length=4096"]
     )
-    assert {s.stage: s.kind for s in made.stages if s.kind in ("ddp", "fsdp")} == {
+    assert {s.stage: s.kind for s in plan.stages if s.kind in ("ddp", "fsdp")} == {
         "engrave": "ddp",
         "verbose_cloning": "fsdp",
     }
-    assert [n for n in made.notes if n.startswith("training")] == [
+    assert [n for n in plan.notes if n.startswith("training")] == [
         "training of engrave: `selfalign export RUN launch --strategy ddp` (docs/training.md)",
         "training of verbose_cloning: `selfalign export RUN launch --strategy fsdp` (docs/training.md)",
     ]

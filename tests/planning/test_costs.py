@@ -25,12 +25,14 @@ def load(*sets: str) -> Recipe:
     return recipes.load("quick", list(sets))
 
 
-def made(recipe: Recipe, texts: Constitution, machine: Machine = MACHINE, own: int | None = None) -> dict[str, Any]:
+def stage_plans(
+    recipe: Recipe, texts: Constitution, machine: Machine = MACHINE, own: int | None = None
+) -> dict[str, Any]:
     return {s.stage: s for s in costs.plan(recipe, texts, machine, own).stages}
 
 
 def test_every_stage_of_the_recipe_is_planned(default_constitution: Constitution):
-    stages = made(load(), default_constitution)
+    stages = stage_plans(load(), default_constitution)
     assert list(stages) == [
         "self_instruct",
         "topics",
@@ -50,38 +52,38 @@ def test_every_stage_of_the_recipe_is_planned(default_constitution: Constitution
 
 
 def test_sizes_follow_the_recipe(default_constitution: Constitution):
-    small, large = (made(load(f"prompts.red_team.count={n}"), default_constitution) for n in (60, 600))
+    small, large = (stage_plans(load(f"prompts.red_team.count={n}"), default_constitution) for n in (60, 600))
     assert large["align"].requests == small["align"].requests + 540
     assert large["align"].seconds > 3 * small["align"].seconds
     assert large["self_instruct"] == small["self_instruct"]
 
 
 def test_user_prompts_replace_stage_1(default_constitution: Constitution):
-    stages = made(load(), default_constitution, own=1000)
+    stages = stage_plans(load(), default_constitution, own=1000)
     assert "self_instruct" not in stages
     assert stages["align"].requests == 1000
 
 
 def test_copied_prefix_is_computed_once(default_constitution: Constitution):
-    once = made(load(), default_constitution)["align"]
-    per_slot = made(load(), default_constitution, replace(MACHINE, reads_prefix_once=False))["align"]
+    once = stage_plans(load(), default_constitution)["align"]
+    per_slot = stage_plans(load(), default_constitution, replace(MACHINE, reads_prefix_once=False))["align"]
     assert per_slot.prompt_tokens - once.prompt_tokens == once.cached_tokens - per_slot.cached_tokens > 7 * 1000
     # The total is the same with both kinds of engines.
     assert once.prompt_tokens + once.cached_tokens == per_slot.prompt_tokens + per_slot.cached_tokens
 
 
 def test_paper_form_has_its_own_limits(default_constitution: Constitution):
-    guided, paper = (made(load(f"align.form={f}"), default_constitution)["align"] for f in ("guided", "paper"))
+    guided, paper = (stage_plans(load(f"align.form={f}"), default_constitution)["align"] for f in ("guided", "paper"))
     assert guided.at_most == 120 * (160 + 80 + 64)
     assert paper.at_most == 120 * 160
     assert paper.cached_tokens < guided.cached_tokens
 
 
 def test_no_times_without_a_measured_speed(default_constitution: Constitution):
-    found = costs.plan(load(), default_constitution, replace(MACHINE, speed=None))
-    assert found.seconds is None
-    assert found.memory_mb is None
-    assert found.disk_mb > 0
+    plan = costs.plan(load(), default_constitution, replace(MACHINE, speed=None))
+    assert plan.seconds is None
+    assert plan.memory_mb is None
+    assert plan.disk_mb > 0
 
 
 def test_memory_grows_with_slots_and_context(default_constitution: Constitution):
@@ -99,16 +101,16 @@ def test_conversion_costs_time_and_disk(default_constitution: Constitution):
 
 
 def test_plan_is_written_and_read(default_constitution: Constitution, tmp_path: Path):
-    found = costs.plan(load(), default_constitution, MACHINE)
-    costs.write(tmp_path / "plan.json", found)
-    assert costs.read(tmp_path / "plan.json") == found
+    plan = costs.plan(load(), default_constitution, MACHINE)
+    costs.write(tmp_path / "plan.json", plan)
+    assert costs.read(tmp_path / "plan.json") == plan
     assert costs.read(tmp_path / "none.json") is None
     assert json.loads((tmp_path / "plan.json").read_text())["slots"] == 8
 
 
 def test_fake_engine_and_server_have_no_times(tmp_path: Path):
-    found: Plan = selfalign.plan("quick", settings={"engine.kind": "fake"}, limit=5)
-    assert {s.seconds for s in found.stages} == {None}
+    plan: Plan = selfalign.plan("quick", settings={"engine.kind": "fake"}, limit=5)
+    assert {s.seconds for s in plan.stages} == {None}
     mine = tmp_path / "mine.txt"
     mine.write_text("One question?\n\nAnother question?\n")
     server = {"engine.url": "http://127.0.0.1:1"}

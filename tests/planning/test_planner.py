@@ -22,22 +22,22 @@ def planner() -> ModuleType:
 
 def test_constants_equal_the_fit_on_quick(planner: ModuleType):
     runs = [planner.load("quick"), planner.load("again")]
-    found = planner.fit(runs[0]) | {"throughput_factor": planner.throughput_factor(runs)}
-    now = planner.constants()
-    assert {key: now[key] for key in found} == pytest.approx(found, rel=0.01)
-    assert set(now) - set(found) == {"behaviour"}  # quick does not evaluate behaviour
+    fitted = planner.fit(runs[0]) | {"throughput_factor": planner.throughput_factor(runs)}
+    used = planner.constants()
+    assert {key: used[key] for key in fitted} == pytest.approx(fitted, rel=0.01)
+    assert set(used) - set(fitted) == {"behaviour"}  # quick does not evaluate behaviour
     entry = planner.load("behaviour")["stages"]["behaviour"]
-    assert now["behaviour"] == pytest.approx(entry["generated"] / entry["requests"], rel=0.01)
+    assert used["behaviour"] == pytest.approx(entry["generated"] / entry["requests"], rel=0.01)
 
 
 def test_tokens_of_an_unseen_run_are_within_20_percent(planner: ModuleType):
     run = planner.load("standard")
     plans = planner.planned(run)
     assert len(plans) == 9
-    for stage, made in plans.items():
+    for stage, plan in plans.items():
         entry = run["stages"][stage]
-        tokens = entry["generated"] if made.requests else entry["training_tokens"]
-        assert made.generated_tokens == pytest.approx(tokens, rel=0.2), stage
+        tokens = entry["generated"] if plan.requests else entry["training_tokens"]
+        assert plan.generated_tokens == pytest.approx(tokens, rel=0.2), stage
 
 
 def test_public_throughputs_are_within_the_range(planner: ModuleType):

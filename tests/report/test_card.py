@@ -43,12 +43,12 @@ def export_card(model: Model, constitution: Constitution, form: str, weight_type
 
 @given(st.lists(st.sampled_from([*HOSTILE, "word ", " "]), min_size=1, max_size=5).map("".join))
 def test_text_never_becomes_markdown_or_html(text: str) -> None:
-    shown = model_card.escaped(text)
-    assert "\n" not in shown and "<" not in shown and ">" not in shown and "\x1b" not in shown
-    unescaped = re.sub(r"\\.", "", shown)
+    escaped = model_card.escaped(text)
+    assert "\n" not in escaped and "<" not in escaped and ">" not in escaped and "\x1b" not in escaped
+    unescaped = re.sub(r"\\.", "", escaped)
     assert not set(unescaped) & set("`*_{}[]#|~$")
-    assert not re.match(r"\d*[-+.)=](?=[-=\s]|$)", shown)
-    plainly = re.sub(r"\\(.)", r"\1", shown).replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&")
+    assert not re.match(r"\d*[-+.)=](?=[-=\s]|$)", escaped)
+    plainly = re.sub(r"\\(.)", r"\1", escaped).replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&")
     assert plainly == " ".join(model_card.plain(text).split())
 
 

@@ -38,15 +38,15 @@ def drawn(name: str, text: str = "a label") -> str:
 
 @pytest.mark.parametrize("name", CHARTS)
 def test_plot_is_small_well_formed_and_uses_css_colours(name: str):
-    made = drawn(name)
-    root = ElementTree.fromstring(made)
+    svg = drawn(name)
+    root = ElementTree.fromstring(svg)
     assert root.find("title").text == "a title"
     assert root.find("desc").text == "what it shows"
     assert root.get("aria-labelledby") == "p-title p-text"
-    assert len(made) < 20_000
-    assert "font-family" not in made
-    assert "clip-path" not in made
-    assert not re.search(r"#[0-9a-fA-F]{6}", made)
+    assert len(svg) < 20_000
+    assert "font-family" not in svg
+    assert "clip-path" not in svg
+    assert not re.search(r"#[0-9a-fA-F]{6}", svg)
     ids = [e.get("id") for e in root.iter() if e.get("id")]
     assert len(ids) == len(set(ids))
     assert {e.get("href")[1:] for e in root.iter() if e.get("href")} <= set(ids)
@@ -74,12 +74,12 @@ def test_plots_are_reproducible_across_processes():
         "    c = charts.dumbbells(['a', 'b'], [('s', ('#000001', '#000005'), [1.0, 2.0])], 'x')\n"
         "    print(plots.svg(c, 'p', 't', 'd'))"
     )
-    made = {
+    outputs = {
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120).stdout
         for _ in range(2)
     }
-    assert len(made) == 1
-    assert made.pop().startswith("<svg")
+    assert len(outputs) == 1
+    assert outputs.pop().startswith("<svg")
 
 
 def test_drawing_restores_matplotlib_settings():
@@ -97,9 +97,9 @@ def test_text_is_cut_to_one_line():
 
 def test_long_curve_is_averaged():
     points = [[n, float(n), 1.0] for n in range(1000)]
-    found = charts.thinned(points)
-    assert len(found) == 240
-    assert sum(p[1] for p in found) / 240 == pytest.approx(499.5, abs=1)
+    means = charts.thinned(points)
+    assert len(means) == 240
+    assert sum(p[1] for p in means) / 240 == pytest.approx(499.5, abs=1)
     assert charts.thinned(points[:240]) == points[:240]
 
 
@@ -110,7 +110,7 @@ def test_a_running_mean_keeps_its_length():
 
 def test_bar_widths_follow_kept_rows():
     with plots.drawing():
-        made = plots.svg(charts.funnel([Bar("a", "", 100, 0), Bar("b", "", 25, 25)]), "p", "t", "d")
-    boxes = [[float(n) for n in re.findall(r"[\d.]+", d)] for d in re.findall(r' d="([^"]+)"', made)]
+        svg = plots.svg(charts.funnel([Bar("a", "", 100, 0), Bar("b", "", 25, 25)]), "p", "t", "d")
+    boxes = [[float(n) for n in re.findall(r"[\d.]+", d)] for d in re.findall(r' d="([^"]+)"', svg)]
     widths = sorted(max(b[0::2]) - min(b[0::2]) for b in boxes)
     assert widths == pytest.approx([99, 100, 400], abs=0.2)

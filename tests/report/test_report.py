@@ -243,10 +243,10 @@ def test_user_prompts_count_as_human_items(fake_run: Callable[..., Context], tmp
     file.write_text("Name three rivers.\nHow do bees make honey?\n")
     context = fake_run(f"prompts.file={file}")
     order.run_stage(context, "prompts")
-    found = page_of(context)
-    assert found["supervision"]["counts"]["prompts of the user"] == 2
-    assert "seed tasks" not in found["supervision"]["counts"]
-    assert found["funnel"][0] == {"title": "prompts of the user", "human": True, "rows_in": 2, "kept": 2, "lost": 0}
+    report = page_of(context)
+    assert report["supervision"]["counts"]["prompts of the user"] == 2
+    assert "seed tasks" not in report["supervision"]["counts"]
+    assert report["funnel"][0] == {"title": "prompts of the user", "human": True, "rows_in": 2, "kept": 2, "lost": 0}
 
 
 def test_funnel_balances(gathered: dict[str, Any]):
@@ -284,9 +284,9 @@ def test_page_size_does_not_grow_with_the_run(fake_run: Callable[..., Context]):
 def test_responses_are_grouped_in_file_order():
     rows = [Answer("1", "m1", "base", "a", True, 1), Answer("2", "m2", "base", "b", True, 1)]
     rows.append(Answer("1", "m1", "final", "c", False, 2))
-    found = side_by_side(rows)
-    assert [r["message"] for r in found] == ["m1", "m2"]
-    assert found[0]["answers"]["final"] == {"text": "c", "ended": False, "words": 2}
+    grouped = side_by_side(rows)
+    assert [r["message"] for r in grouped] == ["m1", "m2"]
+    assert grouped[0]["answers"]["final"] == {"text": "c", "ended": False, "words": 2}
 
 
 def test_held_out_responses_have_stage_2_thoughts(gathered: dict[str, Any], made: str):

@@ -39,13 +39,13 @@ def counted(fake_run: Runs, rows: list[Response]) -> dict:
 
 def test_principles_are_counted_by_source_type_and_verb(fake_run: Runs):
     pytest.importorskip("textblob")
-    found = counted(fake_run, ROWS)
-    by_id = {p["id"]: p for p in found["principles"]}
+    report = counted(fake_run, ROWS)
+    by_id = {p["id"]: p for p in report["principles"]}
     assert by_id[9]["used"] == 3
     assert by_id[9]["by_source"] == {"self_instruct": 0, "red_team": 3}
     assert by_id[15]["by_source"] == {"self_instruct": 2, "red_team": 0}
     assert by_id[1]["used"] == 0
-    use = found["principle_use"]
+    use = report["principle_use"]
     assert (use["answers"], use["citations"], use["by_source"]) == (5, 8, {"self_instruct": 2, "red_team": 3})
     types = {t["name"]: t for t in use["question_types"]}
     assert types["current events"] == {"name": "current events", "answers": 2, "principles": {"9": 2, "12": 1}}
@@ -55,26 +55,26 @@ def test_principles_are_counted_by_source_type_and_verb(fake_run: Runs):
 
 
 def test_examples_cite_their_principle_first_and_are_distinct(fake_run: Runs):
-    found = {e["principle"]: e for e in counted(fake_run, ROWS)["examples"]}
-    assert found[15]["message"] == "Write a poem about rain."
-    assert found[3]["message"] == "Write a letter to Ann."
-    assert found[12]["message"] == "Who won today?"
-    assert found[7]["message"] == "What is the time?"
-    assert found[9]["message"] == "What costs a loaf now?", "the others stand for 7 and 12 already"
-    assert found[9]["thoughts"] == "Thoughts on What costs a loaf now?"
-    assert 1 not in found
+    examples = {e["principle"]: e for e in counted(fake_run, ROWS)["examples"]}
+    assert examples[15]["message"] == "Write a poem about rain."
+    assert examples[3]["message"] == "Write a letter to Ann."
+    assert examples[12]["message"] == "Who won today?"
+    assert examples[7]["message"] == "What is the time?"
+    assert examples[9]["message"] == "What costs a loaf now?", "the others stand for 7 and 12 already"
+    assert examples[9]["thoughts"] == "Thoughts on What costs a loaf now?"
+    assert 1 not in examples
 
 
 def test_only_response_is_example_of_all_its_principles(fake_run: Runs):
-    found = counted(fake_run, [answer("Only one.", [2, 3])])["examples"]
-    assert [(e["principle"], e["message"]) for e in found] == [(2, "Only one."), (3, "Only one.")]
+    examples = counted(fake_run, [answer("Only one.", [2, 3])])["examples"]
+    assert [(e["principle"], e["message"]) for e in examples] == [(2, "Only one."), (3, "Only one.")]
 
 
 def test_run_without_responses_has_no_citations(fake_run: Runs):
-    found = principles.gather(fake_run().run, {})
-    assert found["examples"] == []
-    assert found["principle_use"]["citations"] == 0
-    assert len(found["principles"]) == 16
+    report = principles.gather(fake_run().run, {})
+    assert report["examples"] == []
+    assert report["principle_use"]["citations"] == 0
+    assert len(report["principles"]) == 16
 
 
 # -- samples, lengths, verbs -------------------------------------------------------------------------------------------
@@ -91,26 +91,26 @@ def test_sample_is_even_ordered_and_reproducible():
 
 @given(st.lists(st.integers(0, 3000), max_size=50))
 def test_histogram_of_lengths_adds_up(lengths: list[int]):
-    found = data_quality.lengths(" ".join(["w"] * n) for n in lengths)
-    assert found["texts"] == sum(found["histogram"]) == len(lengths)
+    summary = data_quality.lengths(" ".join(["w"] * n) for n in lengths)
+    assert summary["texts"] == sum(summary["histogram"]) == len(lengths)
     if lengths:
         ordered = sorted(lengths)
-        assert found["longest"] == ordered[-1]
-        assert ordered[0] <= found["low"] <= found["median"] <= found["high"] <= found["longest"]
+        assert summary["longest"] == ordered[-1]
+        assert ordered[0] <= summary["low"] <= summary["median"] <= summary["high"] <= summary["longest"]
 
 
 def test_lengths_are_counted_in_their_bins():
-    found = data_quality.lengths(["", "a", "a b", "a b c", " ".join("w" * 5), " ".join("w" * 9000)])
-    starts = dict(zip(data_quality.LENGTHS, found["histogram"], strict=True))
+    summary = data_quality.lengths(["", "a", "a b", "a b c", " ".join("w" * 5), " ".join("w" * 9000)])
+    starts = dict(zip(data_quality.LENGTHS, summary["histogram"], strict=True))
     assert (starts[1], starts[2], starts[3], starts[4], starts[2048]) == (2, 1, 1, 1, 1)
 
 
 def test_verbs_prefer_self_instruct_prompts():
     tagged = [("self_instruct", ("write", "poem"))] * 3 + [("self_instruct", ("write", ""))]
     tagged += [("self_instruct", ("list", "river")), ("red_team", ("win", "prize"))]
-    found = data_quality.verb_objects(tagged)
-    assert (found["of"], found["texts"], found["different"]) == ("self_instruct", 5, 3)
-    assert found["verbs"] == [
+    pairs = data_quality.verb_objects(tagged)
+    assert (pairs["of"], pairs["texts"], pairs["different"]) == ("self_instruct", 5, 3)
+    assert pairs["verbs"] == [
         {"verb": "write", "objects": [["poem", 3]]},
         {"verb": "list", "objects": [["river", 1]]},
     ]
@@ -119,6 +119,6 @@ def test_verbs_prefer_self_instruct_prompts():
 
 def test_verbs_and_objects_are_limited():
     tagged = [("user", (f"verb{v}", f"noun{n}")) for v in range(30) for n in range(9)]
-    found = data_quality.verb_objects(tagged)["verbs"]
-    assert len(found) == 20
-    assert {len(v["objects"]) for v in found} == {4}
+    verbs = data_quality.verb_objects(tagged)["verbs"]
+    assert len(verbs) == 20
+    assert {len(v["objects"]) for v in verbs} == {4}

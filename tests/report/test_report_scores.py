@@ -25,10 +25,10 @@ def compared(measure: str, low: float, high: float, **more: Any) -> dict[str, An
 
 
 def test_rate_is_percent_and_difference_is_points():
-    made = score(
+    row = score(
         "run-on rate", 0.125, low=0.05, high=0.25, vs="base", difference=-0.5, difference_low=-0.6, difference_high=-0.4
     )
-    assert score_text(made) == ("12%", "5% to 25%", "−50 points vs base (−60 to −40)")
+    assert score_text(row) == ("12%", "5% to 25%", "−50 points vs base (−60 to −40)")
     assert score_text(score("empty rate", 1.0))[0] == "100%"
 
 
@@ -46,8 +46,8 @@ def test_words_are_integers_and_numbers_have_three_decimals():
 
 
 def test_differences_have_signs_except_zero():
-    made = score("loss", 1.0, vs="base", difference=0.1, difference_low=0.0, difference_high=0.2)
-    assert score_text(made)[2] == "+0.100 vs base (0.000 to +0.200)"
+    row = score("loss", 1.0, vs="base", difference=0.1, difference_low=0.0, difference_high=0.2)
+    assert score_text(row)[2] == "+0.100 vs base (0.000 to +0.200)"
     none = score("loss", 1.0, vs="base", difference=-0.0001, difference_low=-0.1, difference_high=0.1)
     assert score_text(none)[2] == "0.000 vs base (−0.100 to +0.100)"
 
@@ -90,12 +90,12 @@ def test_interval_around_zero_is_no_difference(a: float, b: float, measure: str)
 def test_groups_keep_the_pipelines_order_of_models():
     rows = [score("overall", 0.5, m, benchmark="hhh") for m in ("final", "base", "other")]
     rows += [score("loss", 2.0, "base"), score("overall", 0.5, "final", "verbose", benchmark="hhh")]
-    found = groups(rows)
-    assert [(g["benchmark"], g["title"]) for g in found] == [("hhh", "HHH Eval"), ("heldout", "Held-out prompts")]
-    [overall] = found[0]["measures"]
+    grouped = groups(rows)
+    assert [(g["benchmark"], g["title"]) for g in grouped] == [("hhh", "HHH Eval"), ("heldout", "Held-out prompts")]
+    [overall] = grouped[0]["measures"]
     assert [r["label"] for r in overall["rows"]] == ["base", "final · standard", "final · verbose", "other"]
     assert overall["unit"] == "percent"
-    assert [r["label"] for r in found[1]["measures"][0]["rows"]] == ["base"]
+    assert [r["label"] for r in grouped[1]["measures"][0]["rows"]] == ["base"]
 
 
 def test_measure_has_one_unit():
@@ -137,20 +137,20 @@ def test_unjudged_score_is_a_dash():
     assert score_text(row, group["measures"][0]["unit"]) == ("–", "", "")
 
 
-def pair_scores(found: list[tuple[str, str]], **more: Any) -> list[dict[str, Any]]:
+def pair_scores(orders_of_pairs: list[tuple[str, str]], **more: Any) -> list[dict[str, Any]]:
     """Return the scores of final against base for these verdicts on each question, in both orders."""
     rows = [
         OpenAnswer(f"{i}", "vicuna", i, "coding", "", f"{i}?", "standard", m, m, True)
         for m in ("base", "final")
-        for i in range(len(found))
+        for i in range(len(orders_of_pairs))
     ]
     pairs = comparison.pairs_of(rows)
-    verdicts = [comparison.verdict_row(p, "j", *orders) for p, orders in zip(pairs, found, strict=True)]
+    verdicts = [comparison.verdict_row(p, "j", *orders) for p, orders in zip(pairs, orders_of_pairs, strict=True)]
     return [asdict(s) for s in comparison.pair_scores(rows, verdicts)]
 
 
 @pytest.mark.parametrize(
-    ("found", "word"),
+    ("orders_of_pairs", "word"),
     [
         ([("A", "B")] * 9 + [("A", "A")], "better"),
         ([("B", "A")] * 9 + [("A", "A")], "worse"),
@@ -161,24 +161,24 @@ def pair_scores(found: list[tuple[str, str]], **more: Any) -> list[dict[str, Any
         ([("", "")] * 9, ""),
     ],
 )
-def test_win_rate_is_compared_with_one_half(found: list[tuple[str, str]], word: str):
-    assert verdict(pair_scores(found)[0]) == word
+def test_win_rate_is_compared_with_one_half(orders_of_pairs: list[tuple[str, str]], word: str):
+    assert verdict(pair_scores(orders_of_pairs)[0]) == word
 
 
 def test_counts_are_folded_into_their_win_rate():
-    made = pair_scores([("A", "B")] * 7 + [("A", "A"), ("tie", "A"), ("B", "")])
-    [group] = groups([score("loss", 1.0, benchmark="vicuna"), *made])
+    scores = pair_scores([("A", "B")] * 7 + [("A", "A"), ("tie", "A"), ("B", "")])
+    [group] = groups([score("loss", 1.0, benchmark="vicuna"), *scores])
     assert [m["name"] for m in group["measures"]] == ["loss", "win rate against base, judged by j"]
     assert [m["name"] for m in group["subsets"]] == ["coding: win rate against base, judged by j"]
-    [shown] = group["measures"][1]["rows"]
+    [row] = group["measures"][1]["rows"]
     counts = "7 won, 2 tied, 0 lost vs base, 1 unparsable; by position in both orders: first 1, second 0"
-    assert score_text(shown, group["measures"][1]["unit"])[::2] == ("89%", counts)
-    assert (shown["verdict"], shown["n"], shown["p_text"]) == ("better", 9, "p 0.016")
-    [line] = findings(made)
+    assert score_text(row, group["measures"][1]["unit"])[::2] == ("89%", counts)
+    assert (row["verdict"], row["n"], row["p_text"]) == ("better", 9, "p 0.016")
+    [line] = findings(scores)
     assert line.startswith("Vicuna questions, win rate against base, judged by j: better, 89% (") and line.endswith(
         counts
     )
-    assert len(folded(made)) == 2 and made == pair_scores([("A", "B")] * 7 + [("A", "A"), ("tie", "A"), ("B", "")])
+    assert len(folded(scores)) == 2 and scores == pair_scores([("A", "B")] * 7 + [("A", "A"), ("tie", "A"), ("B", "")])
 
 
 def test_count_without_win_rate_is_dropped():
@@ -194,8 +194,8 @@ def test_p_is_short(p: float | None, text: str):
 
 def test_each_reference_matches_one_benchmark():
     names = ["heldout", "hhh (fixture)", "truthfulqa", "truthfulqa generation", "Vicuna"]
-    found = paper.match(names)
-    assert {n: r.title.split(",")[0] for n, r in found.items()} == {
+    references = paper.match(names)
+    assert {n: r.title.split(",")[0] for n, r in references.items()} == {
         "hhh (fixture)": "HHH Eval",
         "truthfulqa": "TruthfulQA",
         "Vicuna": "Vicuna questions",
