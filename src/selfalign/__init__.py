@@ -1,6 +1,10 @@
 """Align language models from scratch, with principles and few human-written items (SELF-ALIGN, arXiv 2305.03047).
 
 The Python interface is in `api` and `planning.prepare`; its modules are imported on first use. docs/python.md lists it.
+
+The subpackages are the rooms of the code. A room imports only the rooms before it: system, data, quality, constitution,
+model, training, generation, run, evaluation, planning, report, pipeline, export, web, cli. Each room's docstring says
+what the room does and where to begin. `pipeline` is the method, one module per step.
 """
 
 from __future__ import annotations

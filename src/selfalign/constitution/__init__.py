@@ -4,7 +4,8 @@ A constitution is all human-written text of a run, except the seed tasks.
 
 - `document` defines the parts of a constitution, `loading` reads it from YAML, and `rendering` turns it into the prompt
   of stage 2.
-- `citations` checks the principles that internal thoughts cite.
+- `citations` finds the principles that internal thoughts cite: by name in a model's thoughts, by number and name in
+  exemplars.
 - `leaks` derives the texts that must not leak into a response.
 - `lint`, `diff`, `editing` and `import_original` implement the commands `selfalign constitution ...`.
 

@@ -3,7 +3,9 @@
 A task that compares the log-likelihoods of texts is a `ScoredTask`. Its module defines the item, a reader (`ORIGIN`)
 and forms, which turn an item into texts and log-probabilities into measures; `hhh.py` is the shortest example. A task
 that models answer in their own words is an `OpenEndedTask`; `open_ended.py` is the shortest example. To add a task,
-write its module and extend `TASKS`: the command line, recipes, resume, usage log and scores need no change.
+write its module and extend `TASKS`: the command line, recipes, resume, usage log and scores need no change. A new type
+of row goes to `evaluation/records.py`; a title, and which direction is better, to `report/scores.py`; the name to the
+help of `selfalign evaluate`.
 
 `heldout` and `probes` are not in `TASKS`: they are the stage `evaluate` and `selfalign constitution test`.
 """
