@@ -74,14 +74,14 @@ def test_every_format_of_hhh_gives_the_same_comparisons(tmp_path: Path, monkeypa
 def hub(monkeypatch: pytest.MonkeyPatch, rows: Any) -> list[str]:
     """Replace the hub by one that returns real data sets; return the list of requested names."""
     datasets = pytest.importorskip("datasets", reason="`datasets` is not installed")
-    asked: list[str] = []
+    names: list[str] = []
 
     def load_dataset(name: str, config: str, split: str) -> Any:
-        asked.append(name)
+        names.append(name)
         return datasets.Dataset.from_list(rows(name, config, split))
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    return asked
+    return names
 
 
 def test_every_format_of_truthfulqa_gives_the_same_questions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -256,9 +256,9 @@ def test_without_a_base_the_first_model_is_the_rival():
 
 
 def test_rival_has_the_same_prompt_if_measured():
-    given = items("base", [0.0]) + items("base", [1.0], "verbose") + items("final", [1.0], "verbose")
-    given += items("prompted base", [1.0], "constitution")
-    result = {(s.model, s.prompt): s.difference for s in item_scores(given) if s.vs}
+    rows = items("base", [0.0]) + items("base", [1.0], "verbose") + items("final", [1.0], "verbose")
+    rows += items("prompted base", [1.0], "constitution")
+    result = {(s.model, s.prompt): s.difference for s in item_scores(rows) if s.vs}
     assert result == {("final", "verbose"): 0.0, ("prompted base", "constitution"): 1.0}
 
 

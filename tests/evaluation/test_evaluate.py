@@ -64,7 +64,7 @@ def adapter(folder: Path, target: Path, seed: int) -> Path:
         if "lora_B" in key:
             torch.nn.init.normal_(parameter, std=0.2)
     lora.save_adapter(model, target, sources.resolve(str(folder)), "card")
-    target.with_suffix(".gguf").write_bytes(b"")  # that it is there is all that is asked
+    target.with_suffix(".gguf").write_bytes(b"")  # only its existence is checked
     return target
 
 
@@ -85,7 +85,7 @@ def column(result: Sequence[Score], measure: str, benchmark: str = "hhh (fixture
 
 def test_every_model_of_a_run_is_compared(run: Context):
     evaluate.run(run, REQUEST)
-    rows = read_jsonl(run.run.jsonl("hhh"), ItemScore)
+    rows = read_jsonl(run.run.evaluation / "hhh.jsonl", ItemScore)
     assert len(rows) == 12 * 2 * 4
     assert {(r.model, r.prompt) for r in rows} == {
         ("base", "standard"), ("prompted base", "constitution"), ("engraved", "standard"), ("final", "standard")
@@ -104,13 +104,13 @@ def test_every_model_of_a_run_is_compared(run: Context):
         final = overall["final", "engraved"]
         assert final.n == 12 and final.p is not None and final.low is not None
         assert final.difference == pytest.approx(final.value - overall["engraved", "base"].value)
-    text = run.run.jsonl("hhh").read_text("utf-8")
+    text = (run.run.evaluation / "hhh.jsonl").read_text("utf-8")
     assert "Norway" not in text and "goldfish" not in text, "a benchmark's texts are in no file of a run"
 
 
 def test_rows_hold_the_log_probabilities_of_torch(run: Context, folder: Path):
     evaluate.run(run, EvaluationRequest(["truthfulqa"], ["engraved"], data=SOURCES))
-    rows = read_jsonl(run.run.jsonl("truthfulqa"), ItemScore)
+    rows = read_jsonl(run.run.evaluation / "truthfulqa.jsonl", ItemScore)
     form = truthfulqa.FORMS[1]
     row = next(r for r in rows if r.form == form.name and r.item == 3)
     item = benchmarks.load(ORIGINS["truthfulqa"], SOURCES["truthfulqa"]).items[3]
@@ -177,16 +177,16 @@ def test_interrupted_evaluation_resumes(
     first = counted(stop_after=5)
     with pytest.raises(Interrupted):
         evaluate.run(run, REQUEST)
-    assert not run.run.jsonl("hhh").exists() and not STOP.is_set
+    assert not (run.run.evaluation / "hhh.jsonl").exists() and not STOP.is_set
     second = counted()
     evaluate.run(run, REQUEST)
     texts = 12 * (4 + 2) * 4
     assert (first[0].items, first[0].items + second[0].items) == (3 * 16 + 2 * 8, texts)
-    before = run.run.jsonl("hhh").read_bytes()
+    before = (run.run.evaluation / "hhh.jsonl").read_bytes()
     third = counted()
     evaluate.run(run, REQUEST)
     assert third == [], "nothing is left to score: no scorer is started"
-    assert run.run.jsonl("hhh").read_bytes() == before
+    assert (run.run.evaluation / "hhh.jsonl").read_bytes() == before
     counts = run.journal.counts("hhh")
     assert (counts.rows_in, counts.kept) == (96, 96)
     state = json.loads((run.run.scores.parent / results.USAGE_LOG).read_text("utf-8"))
@@ -213,7 +213,7 @@ def test_ray_scores_under_the_same_journal_keys(
     assert started == [("ray", "torch", {"engrave"})]
     evaluate.run(run, request)
     assert len(started) == 1
-    assert other.run.jsonl("hhh").read_bytes() == run.run.jsonl("hhh").read_bytes()
+    assert (other.run.evaluation / "hhh.jsonl").read_bytes() == (run.run.evaluation / "hhh.jsonl").read_bytes()
     keys = [
         sorted(k for (k,) in c.journal._db.execute("SELECT key FROM work WHERE stage = 'hhh'")) for c in (run, other)
     ]
@@ -239,7 +239,7 @@ def test_later_models_join_earlier_rows(run: Context, counted: Callable[..., lis
     assert len(state["readings"]) == 2 and len(state[results._MODELS]) == 4
     # Another choice of items takes the place of all.
     evaluate.run(run, EvaluationRequest(["hhh"], ["base"], data=SOURCES, limit=5))
-    rows = read_jsonl(run.run.jsonl("hhh"), ItemScore)
+    rows = read_jsonl(run.run.evaluation / "hhh.jsonl", ItemScore)
     assert {r.model for r in rows} == {"base"} and len(rows) == 10
 
 
@@ -254,7 +254,7 @@ def test_refresh_removes_scores_of_old_weights_only(run: Context, folder: Path):
     result = results.read_scores(run.run.scores)
     assert result[0] == held
     assert {s.model for s in result if s.benchmark.startswith("hhh")} == {"base", "prompted base", "engraved"}
-    run.run.check_not_edited([run.run.jsonl("hhh")], force=False)
+    run.run.check_not_edited([run.run.evaluation / "hhh.jsonl"], force=False)
 
 
 def test_refresh_removes_verdicts_of_old_weights(run: Context, folder: Path):
@@ -273,15 +273,19 @@ def test_refresh_removes_verdicts_of_old_weights(run: Context, folder: Path):
     )
     verdicts = [comparison.verdict_row(p, "j", "A", "B") for p in comparison.pairs_of(rows)]
     store.write("vicuna-verdicts", verdicts)
-    run.run.mark_done(evaluate.STAGE, "", [run.run.jsonl("vicuna"), run.run.jsonl("vicuna-verdicts")])
+    run.run.mark_done(
+        evaluate.STAGE, "", [run.run.evaluation / "vicuna.jsonl", run.run.evaluation / "vicuna-verdicts.jsonl"]
+    )
     evaluate.refresh(run)
-    assert len(read_jsonl(run.run.jsonl("vicuna-verdicts"), PairVerdict)) == 6
+    assert len(read_jsonl(run.run.evaluation / "vicuna-verdicts.jsonl", PairVerdict)) == 6
     run.run.adapter_gguf("verbose_cloning").write_bytes(b"trained again")
     evaluate.refresh(run)
-    assert {r.model for r in read_jsonl(run.run.jsonl("vicuna"), OpenAnswer)} == {"base", "engraved"}
-    assert {v.model for v in read_jsonl(run.run.jsonl("vicuna-verdicts"), PairVerdict)} == {"engraved"}
+    assert {r.model for r in read_jsonl(run.run.evaluation / "vicuna.jsonl", OpenAnswer)} == {"base", "engraved"}
+    assert {v.model for v in read_jsonl(run.run.evaluation / "vicuna-verdicts.jsonl", PairVerdict)} == {"engraved"}
     assert {s.model for s in results.read_scores(run.run.scores)} == {"engraved"}
-    run.run.check_not_edited([run.run.jsonl("vicuna"), run.run.jsonl("vicuna-verdicts")], force=False)
+    run.run.check_not_edited(
+        [run.run.evaluation / "vicuna.jsonl", run.run.evaluation / "vicuna-verdicts.jsonl"], force=False
+    )
 
 
 def test_duplicate_item_counts_twice(run: Context, tmp_path: Path):
@@ -289,7 +293,7 @@ def test_duplicate_item_counts_twice(run: Context, tmp_path: Path):
     value = {"other": {"examples": value["other"]["examples"][:1] * 2}}
     (tmp_path / "twice.json").write_text(json.dumps(value), "utf-8")
     evaluate.run(run, EvaluationRequest(["hhh"], ["base"], data={"hhh": str(tmp_path / "twice.json")}))
-    assert len(read_jsonl(run.run.jsonl("hhh"), ItemScore)) == 4
+    assert len(read_jsonl(run.run.evaluation / "hhh.jsonl", ItemScore)) == 4
     assert {s.n for s in results.read_scores(run.run.scores)} == {2}
 
 
@@ -316,7 +320,10 @@ def test_other_adapters_and_models_are_compared(run: Context, folder: Path, tmp_
     result = column(results.read_scores(run.run.scores), hhh.PER_TOKEN)
     assert set(result) == {("base", ""), ("engraved", "base"), ("mine", "base"), ("elsewhere", "base")}
     assert result["elsewhere", "base"].difference == 0  # the same weights from another place
-    rows = {m: [r.logprobs for r in read_jsonl(run.run.jsonl("hhh"), ItemScore) if r.model == m] for m, _ in result}
+    rows = {
+        m: [r.logprobs for r in read_jsonl(run.run.evaluation / "hhh.jsonl", ItemScore) if r.model == m]
+        for m, _ in result
+    }
     assert rows["mine"] != rows["base"] and rows["mine"] != rows["engraved"]
     with pytest.raises(UserError, match="has a model with this name"):
         evaluate.run(run, EvaluationRequest(["hhh"], ["base"], [f"base={mine}"], SOURCES))

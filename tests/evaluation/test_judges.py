@@ -37,8 +37,8 @@ def test_trial_is_balanced_between_positions(journal: Journal) -> None:
     assert result.value == 1 and result.low > 0.5 and len(seen) == len(set(seen)) == 2 * len(judges.CERTAIN_PAIRS)
     always = judges.pair_trial(a_judge(lambda p, s, r: " B", "b"), journal)
     assert always.value == 0.5 and always.low < 0.5
-    asked = [q for q, _, _ in judges.CERTAIN_PAIRS] + [q for q, *_ in judges._PAIR_SHOTS]
-    assert len(set(asked)) == len(asked)
+    questions = [q for q, _, _ in judges.CERTAIN_PAIRS] + [q for q, *_ in judges._PAIR_SHOTS]
+    assert len(set(questions)) == len(questions)
 
 
 @given(st.text(max_size=80), st.text(max_size=80), st.text(max_size=80))

@@ -92,15 +92,15 @@ def test_shared_prefix_is_computed_once(run: Path) -> None:
 
 
 def test_chat_responds_with_base_and_final_model(run: Path) -> None:
-    said = {}
+    responses = {}
     for model in ("base", "final"):
         command = [sys.executable, "-m", "selfalign.cli.main", "chat", str(run), "--model", model, "-p", "Who are you?"]
         done = subprocess.run(
             [*command, "--max-tokens", "24"], capture_output=True, text=True, timeout=60, env={**os.environ}
         )
         assert done.returncode == 0, done.stderr
-        said[model] = done.stdout.strip()
-    assert said["base"] and said["final"] and said["base"] != said["final"]
+        responses[model] = done.stdout.strip()
+    assert responses["base"] and responses["final"] and responses["base"] != responses["final"]
 
 
 def test_server_responds_to_openai_client_with_every_model(run: Path) -> None:

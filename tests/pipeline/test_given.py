@@ -53,7 +53,7 @@ OUTCOMES = {"no answer is given": 2, "empty": 1, "loop": 1, "turn leaked": 1}
 
 
 @pytest.fixture
-def mine(tmp_path: Path) -> Path:
+def user_pairs(tmp_path: Path) -> Path:
     file = tmp_path / "mine.json"
     file.write_text(json.dumps(GOOD + WORSE, indent=1))
     return file
@@ -70,8 +70,8 @@ def check(context: Context, stage: str) -> None:
     assert sum(d.stage == stage for d in context.journal.drops()) == counts.rows_in - counts.kept
 
 
-def test_user_responses_are_filtered_without_any_request(fake_run: Runs, mine: Path):
-    context = context_of(fake_run, mine)
+def test_user_responses_are_filtered_without_any_request(fake_run: Runs, user_pairs: Path):
+    context = context_of(fake_run, user_pairs)
     run_stage(context, "prompts")
     run_stage(context, "align")
     check(context, "align")
@@ -86,8 +86,8 @@ def test_user_responses_are_filtered_without_any_request(fake_run: Runs, mine: P
     assert all((prompts[r.id].instruction, prompts[r.id].split) == (r.instruction, r.split) for r in rows)
 
 
-def test_all_stages_run_on_user_responses(fake_run: Runs, mine: Path):
-    context = context_of(fake_run, mine)
+def test_all_stages_run_on_user_responses(fake_run: Runs, user_pairs: Path):
+    context = context_of(fake_run, user_pairs)
     order.run_all(context)
     examples = read_jsonl(context.run.jsonl("engrave_examples"), Example)
     held = {p.id for p in context.prompts() if p.split == "heldout"}
@@ -100,8 +100,8 @@ def test_all_stages_run_on_user_responses(fake_run: Runs, mine: Path):
     assert "under the constitution" not in report["story"]
 
 
-def test_manually_changed_rows_are_counted(fake_run: Runs, mine: Path):
-    context = context_of(fake_run, mine)
+def test_manually_changed_rows_are_counted(fake_run: Runs, user_pairs: Path):
+    context = context_of(fake_run, user_pairs)
     run_stage(context, "prompts")
     file = context.run.jsonl("prompts")
     lines = file.read_text().splitlines(keepends=True)
@@ -116,19 +116,19 @@ def test_manually_changed_rows_are_counted(fake_run: Runs, mine: Path):
     assert drops[first] == "removed manually"
 
 
-def test_changed_user_data_is_refused(mine: Path, tmp_path: Path):
+def test_changed_user_data_is_refused(user_pairs: Path, tmp_path: Path):
     settings = {"engine.kind": "fake", "align.form": "given", "stages": ["prompts", "align"]}
-    with selfalign.create("quick", tmp_path / "run", settings=settings, prompts=mine) as run:
+    with selfalign.create("quick", tmp_path / "run", settings=settings, prompts=user_pairs) as run:
         run.run_stage("prompts")
-        mine.write_text(mine.read_text().replace("North Sea", "Baltic"))
+        user_pairs.write_text(user_pairs.read_text().replace("North Sea", "Baltic"))
         with pytest.raises(UserError, match=r"mine\.json has changed since the run was started"):
             run.run_stage("align")
         assert not run.context.run.jsonl("responses").exists()
 
 
-def test_resumed_stage_writes_the_same_file(fake_run: Runs, mine: Path, monkeypatch: pytest.MonkeyPatch):
-    whole = context_of(fake_run, mine, name="whole")
-    stopped = context_of(fake_run, mine, name="stopped")
+def test_resumed_stage_writes_the_same_file(fake_run: Runs, user_pairs: Path, monkeypatch: pytest.MonkeyPatch):
+    whole = context_of(fake_run, user_pairs, name="whole")
+    stopped = context_of(fake_run, user_pairs, name="stopped")
     for context in (whole, stopped):
         run_stage(context, "prompts")
     run_stage(whole, "align")
@@ -156,7 +156,7 @@ def test_given_form_needs_a_file(fake_run: Runs, tmp_path: Path):
         selfalign.plan("quick", settings={"engine.kind": "fake", "align.form": "given"})
 
 
-def test_plan_has_no_generation_for_user_responses(default_constitution: Constitution, mine: Path):
+def test_plan_has_no_generation_for_user_responses(default_constitution: Constitution, user_pairs: Path):
     speed = Calibration(8, {"8": 100.0}, 400.0, 2.0, 1241.0, 50_000)
     machine = Machine(8, speed, 1000.0, True, True, 4096, 241.0)
     recipe = recipes.load("quick", ["align.form=given"])
@@ -173,7 +173,8 @@ def test_plan_has_no_generation_for_user_responses(default_constitution: Constit
     blind = costs.plan(recipe, default_constitution, replace(machine, speed=None), 1000)
     assert {s.seconds for s in blind.stages} == {None}
     settings = {"engine.kind": "fake", "align.form": "given"}
-    assert "self_instruct" not in {s.stage for s in selfalign.plan("quick", settings=settings, prompts=mine).stages}
+    plan = selfalign.plan("quick", settings=settings, prompts=user_pairs)
+    assert "self_instruct" not in {s.stage for s in plan.stages}
 
 
 HOSTILE = [
@@ -204,21 +205,21 @@ def cli(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedP
     return subprocess.run(command, cwd=cwd, env=where, capture_output=True, text=True, timeout=580)
 
 
-def test_preview_prints_user_rows(mine: Path, tmp_path: Path):
+def test_preview_prints_user_rows(user_pairs: Path, tmp_path: Path):
     fake = ("run", "--set", "engine.kind=fake", "--prompts", "mine.json", "--preview", "2")
     done = cli(*fake, "--set", "align.form=given", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "──── mine.json:2 ──── given\nWhere does the Rhine end?\n⟦The Rhine flows" in done.stdout
     assert done.stdout.count("────") == 4
-    asked = cli(*fake, cwd=tmp_path)
-    assert asked.returncode == 0, asked.stderr
-    assert "User: Why do bakers salt their dough?\n\nAlma (internal thoughts):" in asked.stdout
-    assert "self-instruct" not in asked.stdout and not (tmp_path / "runs").exists()
+    preview = cli(*fake, cwd=tmp_path)
+    assert preview.returncode == 0, preview.stderr
+    assert "User: Why do bakers salt their dough?\n\nAlma (internal thoughts):" in preview.stdout
+    assert "self-instruct" not in preview.stdout and not (tmp_path / "runs").exists()
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1000)
-def test_user_pairs_are_engraved_into_the_real_model(mine: Path, tmp_path: Path):
+def test_user_pairs_are_engraved_into_the_real_model(user_pairs: Path, tmp_path: Path):
     sets = ["align.form=given", "stages=[prompts, align, engrave]", "evaluate.heldout_prompts=2", "engrave.epochs=1"]
     done = cli("run", "--prompts", "mine.json", "--out", "run", *(p for s in sets for p in ("--set", s)), cwd=tmp_path)
     assert done.returncode == 0, done.stderr

@@ -114,11 +114,11 @@ def test_round_with_failed_requests_is_decided_again(fake_run: Runs):
 def test_stage_verb_decides_all_rounds_again(fake_run: Runs):
     context = fake_run(*SIZES)
     order.run_stage(context, "prompts")
-    before, asked = files(context), context.engine().requests  # type: ignore[attr-defined]
+    before, requests = files(context), context.engine().requests  # type: ignore[attr-defined]
     context.journal._db.execute("UPDATE rounds SET result = json_set(result, '$.accepted', json('[]'))")
     order.run_stage(context, "prompts", again=True)
     assert files(context) == before
-    assert context.engine().requests == asked  # type: ignore[attr-defined]
+    assert context.engine().requests == requests  # type: ignore[attr-defined]
 
 
 def test_other_stage_verb_keeps_the_rounds(fake_run: Runs, stop_after: Callable[[int], None]):
@@ -190,14 +190,14 @@ def test_paper_steering_continues_to_the_last_round(fake_run: Runs):
 
 
 @pytest.mark.parametrize(("share", "own"), [(0.0, 0), (0.2, 1), (0.6, 3), (1.0, 5)])
-def test_accepted_prompts_are_shown_as_seeds(fake_run: Runs, share: float, own: int):
+def test_accepted_prompts_are_shown_as_seeds(fake_run: Runs, fraction: float, own: int):
     prompts: list[str] = []
 
     def watched(prompt: str, step: Step, rng: random.Random) -> str:
         prompts.append(prompt)
         return default_script(prompt, step, rng)
 
-    context = fake_run(*SIZES, f"prompts.steering.own_seeds={share}", script=watched)
+    context = fake_run(*SIZES, f"prompts.steering.own_seeds={fraction}", script=watched)
     step1a_self_instruct.run(context)
     accepted = {p.instruction for p in read_jsonl(context.run.jsonl("self_instruct"), Prompt)}
     shown = [sum(text in prompt for text in accepted) for prompt in prompts]
@@ -244,9 +244,9 @@ def test_barren_type_gets_at_most_twice_its_fraction(fake_run: Runs):
 def test_mean_similarity_is_stored_on_request(fake_run: Runs, tmp_path: Path):
     context = fake_run(*SIZES, "prompts.mean_similarity=true")
     order.run_stage(context, "prompts")
-    found = read_jsonl(context.run.jsonl("self_instruct"), Prompt)
-    assert all(0 < p.mean_similarity < 0.7 for p in found)  # type: ignore[operator]
+    prompts = read_jsonl(context.run.jsonl("self_instruct"), Prompt)
+    assert all(0 < p.mean_similarity < 0.7 for p in prompts)  # type: ignore[operator]
     plain = fake_run(*SIZES, name="plain")
     order.run_stage(plain, "prompts")
     assert '"mean_similarity"' not in plain.run.jsonl("prompts").read_text()
-    assert [p.id for p in read_jsonl(plain.run.jsonl("self_instruct"), Prompt)] == [p.id for p in found]
+    assert [p.id for p in read_jsonl(plain.run.jsonl("self_instruct"), Prompt)] == [p.id for p in prompts]

@@ -80,10 +80,10 @@ def test_parse_joins_the_lines_of_an_instruction():
     ],
 )
 def test_parse_returns_a_malformed_block_as_text(text: str):
-    found = parse(text, 6, False)
-    assert len(found) == 1
-    assert isinstance(found[0], str)
-    assert "Sort" in found[0]
+    blocks = parse(text, 6, False)
+    assert len(blocks) == 1
+    assert isinstance(blocks[0], str)
+    assert "Sort" in blocks[0]
 
 
 def test_parse_continues_after_a_malformed_block():
@@ -100,8 +100,8 @@ fragments = st.sampled_from(
 @example("", 6, False)
 @example("###" * 50, 6, True)
 def test_parse_accepts_any_text(text: str, first: int, truncated: bool):
-    for found in parse(text, first, truncated):
-        assert isinstance(found, str) or (len(found) == 2 and "\n" not in found[0])
+    for block in parse(text, first, truncated):
+        assert isinstance(block, str) or (len(block) == 2 and "\n" not in block[0])
 
 
 @pytest.mark.parametrize(
@@ -196,10 +196,10 @@ PROMPT = Prompt(prompt_id("Why is gold dear?", ""), "Why is gold dear?", questio
 
 
 def align_request(fake_run: Runs, *sets: str) -> Request:
-    return asked(fake_run(*sets))
+    return first_request(fake_run(*sets))
 
 
-def asked(context: Context) -> Request:
+def first_request(context: Context) -> Request:
     return step2_self_align.request(context, PROMPT, step2_self_align.form(context))
 
 
@@ -228,8 +228,8 @@ def test_paper_form_has_one_step(fake_run: Runs):
 
 def test_request_seed_depends_on_row_and_recipe_seed(fake_run: Runs):
     one, two = fake_run(name="a"), fake_run("seed=1", name="b")
-    assert asked(one).seed == asked(one).seed
-    assert asked(one).seed != asked(two).seed
+    assert first_request(one).seed == first_request(one).seed
+    assert first_request(one).seed != first_request(two).seed
 
 
 # -- whole stages ----------------------------------------------------------------------------------------------------
@@ -328,18 +328,18 @@ def test_responses_have_separate_thoughts_and_principles(done: Context):
 
 def test_finished_stage_is_skipped(done: Context):
     engine = done.engine()
-    before, asked = contents(done), engine.requests
+    before, requests = contents(done), engine.requests
     run_both(done)
-    assert engine.requests == asked
+    assert engine.requests == requests
     assert contents(done) == before
 
 
 def test_repeated_stage_takes_outputs_from_the_journal(done: Context):
     engine = done.engine()
-    before, asked = contents(done), engine.requests
+    before, requests = contents(done), engine.requests
     run_stage(done, "prompts", again=True)
     run_stage(done, "align", again=True)
-    assert engine.requests == asked
+    assert engine.requests == requests
     assert contents(done) == before
 
 
@@ -352,11 +352,11 @@ def test_files_do_not_depend_on_slots(fake_run: Runs):
 @pytest.mark.parametrize("at", [3, 30, 50])
 def test_resumed_run_has_the_same_files(fake_run: Runs, done: Context, monkeypatch: pytest.MonkeyPatch, at: int):
     monkeypatch.setattr(STOP, "_signum", None)
-    asked = []
+    prompts = []
 
     def stopping(prompt: str, step: Step, rng: random.Random) -> str:
-        asked.append(prompt)
-        if len(asked) == at:
+        prompts.append(prompt)
+        if len(prompts) == at:
             STOP._signum = 15
         return script(prompt, step, rng)
 
@@ -457,9 +457,9 @@ def test_failed_rows_stop_the_stage_and_others_stay(fake_run: Runs):
     check_counts(context)
     assert len(read_jsonl(context.run.jsonl("responses"), Response)) == 23
     context._engine._fail = None
-    asked = context._engine.requests
+    requests = context._engine.requests
     run_stage(context, "align")
-    assert context._engine.requests == asked + 3
+    assert context._engine.requests == requests + 3
     assert context.journal.counts("align").kept == 24
 
 
@@ -495,11 +495,11 @@ def test_manually_added_prompt_gets_a_response(done: Context):
     file = done.run.jsonl("prompts")
     with file.open("a", encoding="utf-8") as out:
         out.write('{"instruction": "Why do cats purr at night?"}\n')
-    asked = done.engine().requests
+    requests = done.engine().requests
     run_stage(done, "align")
     check_counts(done)
     assert done.journal.counts("align").rows_in == 25
-    assert done.engine().requests == asked + 3
+    assert done.engine().requests == requests + 3
     assert "Why do cats purr at night?" in {r.instruction for r in read_jsonl(done.run.jsonl("responses"), Response)}
 
 

@@ -56,8 +56,8 @@ def work(folder: Path, arm: Arm | None = None, seconds: float | None = None) -> 
     try:
         if arm:
             arm()
-        with selfalign.create("quick", folder, settings=SETTINGS) as made:
-            made.run_all()
+        with selfalign.create("quick", folder, settings=SETTINGS) as run:
+            run.run_all()
         os._exit(0)
     except BaseException:
         import traceback
@@ -73,12 +73,12 @@ def killed(status: int) -> bool:
 def files(folder: Path) -> dict[str, bytes]:
     """What the run published, but for the manifest, whose date differs."""
     manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
-    found = {name: (folder / name).read_bytes() for name in manifest["files"]}
+    contents = {name: (folder / name).read_bytes() for name in manifest["files"]}
     half = [p.name for p in folder.rglob(".*") if p.suffix in (".tmp", ".incomplete", ".old")]
     assert half == []
     # The counts, not the seconds or the number of sessions.
     counts = [{k: s[k] for k in ("stage", "rows_in", "kept", "dropped", "failed")} for s in manifest["stages"]]
-    return found | {"counts": json.dumps(counts).encode()}
+    return contents | {"counts": json.dumps(counts).encode()}
 
 
 def paid(folder: Path) -> dict[str, tuple[str, float]]:
@@ -94,11 +94,11 @@ def paid(folder: Path) -> dict[str, tuple[str, float]]:
     return {key: (raw, seconds) for key, raw, seconds in rows}
 
 
-def resume(folder: Path, wanted: dict[str, bytes], requests: int) -> None:
+def resume(folder: Path, expected: dict[str, bytes], requests: int) -> None:
     """Check that the files are the same and that no saved request was sent again, under any key."""
     before = paid(folder)
     assert work(folder) == 0
-    assert files(folder) == wanted
+    assert files(folder) == expected
     after = paid(folder)
     assert len(after) == requests
     assert {key: after.get(key) for key in before} == before
@@ -110,15 +110,15 @@ def running(folder: Path) -> int:
         return 0
     with sqlite3.connect(folder / "journal.sqlite") as db:
         try:
-            found = db.execute("SELECT COUNT(*) FROM work WHERE state = 'running'").fetchone()[0]
-        except sqlite3.OperationalError:  # killed before the tables were made
-            found = 0
+            number = db.execute("SELECT COUNT(*) FROM work WHERE state = 'running'").fetchone()[0]
+        except sqlite3.OperationalError:  # killed before the tables were created
+            number = 0
     db.close()
-    return int(found)
+    return int(number)
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, bytes], float, int]:
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, bytes], float, int]:
     """An undisturbed run's files, how long it took, and its number of requests."""
     folder = tmp_path_factory.mktemp("whole") / "run"
     start = time.monotonic()
@@ -131,24 +131,24 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, bytes], f
 
 
 @pytest.mark.slow
-def test_ten_random_kills(tmp_path: Path, whole: tuple[dict[str, bytes], float, int]):
-    kill_at_random(tmp_path, whole, 10)
+def test_ten_random_kills(tmp_path: Path, undisturbed: tuple[dict[str, bytes], float, int]):
+    kill_at_random(tmp_path, undisturbed, 10)
 
 
 @pytest.mark.slow
-def test_fifty_random_kills(tmp_path: Path, whole: tuple[dict[str, bytes], float, int]):
-    kill_at_random(tmp_path, whole, 50)
+def test_fifty_random_kills(tmp_path: Path, undisturbed: tuple[dict[str, bytes], float, int]):
+    kill_at_random(tmp_path, undisturbed, 50)
 
 
-def kill_at_random(tmp_path: Path, whole: tuple[dict[str, bytes], float, int], number: int) -> None:
-    wanted, seconds, requests = whole
+def kill_at_random(tmp_path: Path, undisturbed: tuple[dict[str, bytes], float, int], number: int) -> None:
+    expected, seconds, requests = undisturbed
     rng = random.Random(number)
     died, lost = 0, []
     for attempt in range(number):
         folder = tmp_path / str(attempt)
         died += killed(work(folder, seconds=rng.uniform(0.02, 0.95) * seconds))
         lost.append(running(folder))
-        resume(folder, wanted, requests)
+        resume(folder, expected, requests)
         shutil.rmtree(folder)
     assert died >= number * 0.5  # the others finished before the signal
     assert max(lost) <= IN_FLIGHT
@@ -199,12 +199,12 @@ def at(point: str, when: str, call: int) -> Arm:
         raw = vars(owner).get(name)
         calls = itertools.count(1)
 
-        def wrapped(*given: Any, **named: Any) -> Any:
-            mine = next(calls)
-            if mine == call and when == "before":
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            number_of_call = next(calls)
+            if number_of_call == call and when == "before":
                 os.kill(os.getpid(), signal.SIGKILL)
-            result = real(*given, **named)
-            if mine == call and when == "after":
+            result = real(*args, **kwargs)
+            if number_of_call == call and when == "after":
                 os.kill(os.getpid(), signal.SIGKILL)
             return result
 
@@ -213,24 +213,24 @@ def at(point: str, when: str, call: int) -> Arm:
     return arm
 
 
-def test_ten_kills_of_one_run(tmp_path: Path, whole: tuple[dict[str, bytes], float, int]):
+def test_ten_kills_of_one_run(tmp_path: Path, undisturbed: tuple[dict[str, bytes], float, int]):
     """Each time it is resumed it comes four turns of the loop further."""
     folder = tmp_path / "run"
     for number in range(10):
         when = "before" if number % 2 else "after"
         assert killed(work(folder, at("journal: commit a turn", when, 4)))
         assert running(folder) <= IN_FLIGHT
-    resume(folder, whole[0], whole[2])
+    resume(folder, undisturbed[0], undisturbed[2])
 
 
-def kill_at(tmp_path: Path, whole: tuple[dict[str, bytes], float, int], point: str, call: int) -> int:
+def kill_at(tmp_path: Path, undisturbed: tuple[dict[str, bytes], float, int], point: str, call: int) -> int:
     """Kill before and after that call; returns how often the process died."""
     died = 0
     for when in ("before", "after"):
         folder = tmp_path / when
         died += killed(work(folder, at(point, when, call)))
         assert running(folder) <= IN_FLIGHT
-        resume(folder, whole[0], whole[2])
+        resume(folder, undisturbed[0], undisturbed[2])
         shutil.rmtree(folder)
     return died
 
@@ -239,12 +239,12 @@ FAST = ("journal: commit a turn", "journal: record outcomes", "file: rename", "r
 
 
 @pytest.mark.parametrize("point", FAST)
-def test_kills_at_important_points(tmp_path: Path, whole: tuple[dict[str, bytes], float, int], point: str):
-    assert kill_at(tmp_path, whole, point, 3) == 2
+def test_kills_at_important_points(tmp_path: Path, undisturbed: tuple[dict[str, bytes], float, int], point: str):
+    assert kill_at(tmp_path, undisturbed, point, 3) == 2
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("point", POINTS)
-def test_kills_at_every_point(tmp_path: Path, whole: tuple[dict[str, bytes], float, int], point: str):
-    died = sum(kill_at(tmp_path / str(call), whole, point, call) for call in (1, 2, 5))
+def test_kills_at_every_point(tmp_path: Path, undisturbed: tuple[dict[str, bytes], float, int], point: str):
+    died = sum(kill_at(tmp_path / str(call), undisturbed, point, call) for call in (1, 2, 5))
     assert died >= 1

@@ -16,9 +16,9 @@ from selfalign.run.journal import Journal
 
 @pytest.fixture
 def journal(tmp_path: Path) -> Iterator[Journal]:
-    made = Journal(tmp_path / "journal.sqlite")
-    yield made
-    made.close()
+    opened = Journal(tmp_path / "journal.sqlite")
+    yield opened
+    opened.close()
 
 
 def prompt(text: str) -> Prompt:
@@ -31,32 +31,32 @@ def rows(tmp_path: Path, journal: Journal, *texts: str) -> Rows[Prompt]:
 
 
 def test_rows_are_yielded_once_in_order(tmp_path: Path, journal: Journal):
-    found = rows(tmp_path, journal, "b", "a", "c")
-    assert [p.instruction for p in found] == ["b", "a", "c"] == [p.instruction for p in found]
-    assert (len(found), list(found.removed())) == (3, [])
+    prompts = rows(tmp_path, journal, "b", "a", "c")
+    assert [p.instruction for p in prompts] == ["b", "a", "c"] == [p.instruction for p in prompts]
+    assert (len(prompts), list(prompts.removed())) == (3, [])
 
 
 def test_repeated_row_is_a_duplicate(tmp_path: Path, journal: Journal):
-    found = rows(tmp_path, journal, "a", "b", "a", "a")
-    assert [p.instruction for p in found] == ["a", "b"]
-    assert len(found) == 2
-    outcomes = list(found.removed())
+    prompts = rows(tmp_path, journal, "a", "b", "a", "a")
+    assert [p.instruction for p in prompts] == ["a", "b"]
+    assert len(prompts) == 2
+    outcomes = list(prompts.removed())
     assert [(o.state, o.reason, o.text) for o in outcomes] == [("dropped", "duplicate", "a")] * 2
-    assert len({o.id for o in outcomes} | {p.id for p in found}) == 4
-    assert found.number_removed == 2
+    assert len({o.id for o in outcomes} | {p.id for p in prompts}) == 4
+    assert prompts.number_removed == 2
 
 
 def test_manually_removed_rows_are_dropped(tmp_path: Path, journal: Journal):
     kept = [prompt(t) for t in ("a", "b", "c")]
     journal.record("self_instruct", [(p.id, n, "kept", "", p.message) for n, p in enumerate(kept)])
-    found = rows(tmp_path, journal, "c", "new", "new")
-    removed = [f"{o.reason} {o.text}" for o in found.removed()]
+    prompts = rows(tmp_path, journal, "c", "new", "new")
+    removed = [f"{o.reason} {o.text}" for o in prompts.removed()]
     assert removed == ["removed manually a", "removed manually b", "duplicate new"]
 
 
 def test_file_that_changes_while_read_is_resumable(tmp_path: Path, journal: Journal):
-    found = rows(tmp_path, journal, "a", "b")
-    reading = iter(found)
+    prompts = rows(tmp_path, journal, "a", "b")
+    reading = iter(prompts)
     assert next(reading).instruction == "a"
     with (tmp_path / "prompts.jsonl").open("a") as file:
         file.write('{"instruction": "c"}\n')
@@ -65,7 +65,7 @@ def test_file_that_changes_while_read_is_resumable(tmp_path: Path, journal: Jour
     (tmp_path / "prompts.jsonl").write_text("no json\n")
     os.utime(tmp_path / "prompts.jsonl", (1, 1))
     with pytest.raises(Resumable, match="was changed"):
-        list(found)
+        list(prompts)
 
 
 def test_invalid_line_is_reported_first(tmp_path: Path, journal: Journal):

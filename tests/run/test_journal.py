@@ -15,16 +15,16 @@ from selfalign.run.ledger import RowOutcome
 
 @pytest.fixture
 def journal(tmp_path: Path) -> Iterator[Journal]:
-    made = Journal(tmp_path / "journal.sqlite")
-    yield made
-    made.close()
+    opened = Journal(tmp_path / "journal.sqlite")
+    yield opened
+    opened.close()
 
 
 def states(journal: Journal) -> dict[str, str]:
     with sqlite3.connect(journal.path) as other:
-        found = dict(other.execute("SELECT key, state FROM work").fetchall())
+        states_by_key = dict(other.execute("SELECT key, state FROM work").fetchall())
     other.close()
-    return found
+    return states_by_key
 
 
 def test_request_is_pending_then_running_then_saved(journal: Journal):
@@ -238,16 +238,16 @@ def test_invalid_outcome_records_nothing(journal: Journal):
 )
 def test_other_file_is_a_user_error(tmp_path: Path, content: bytes):
     (tmp_path / "journal.sqlite").write_bytes(content)
-    with pytest.raises(UserError, match=r"journal\.sqlite is not a whole journal .* --new"):
+    with pytest.raises(UserError, match=r"journal\.sqlite is not an intact journal .* --new"):
         Journal(tmp_path / "journal.sqlite")
     assert (tmp_path / "journal.sqlite").read_bytes() == content
 
 
 def corrupted(folder: Path) -> Path:
     path = folder / "journal.sqlite"
-    made = Journal(path)
-    made.begin("align", [(f"key{i}", "row" * 50) for i in range(500)])
-    made.close()
+    opened = Journal(path)
+    opened.begin("align", [(f"key{i}", "row" * 50) for i in range(500)])
+    opened.close()
     data = bytearray(path.read_bytes())
     data[4096:] = b"\xa5" * (len(data) - 4096)
     path.write_bytes(bytes(data))
@@ -256,7 +256,7 @@ def corrupted(folder: Path) -> Path:
 
 def test_writing_a_corrupted_journal_is_a_user_error(tmp_path: Path):
     path = corrupted(tmp_path)
-    with pytest.raises(UserError, match="is not a whole journal"):
+    with pytest.raises(UserError, match="is not an intact journal"):
         broken = Journal(path)
         try:
             broken.begin("align", [("new", "row")])
@@ -268,7 +268,7 @@ def test_reading_a_corrupted_journal_is_a_user_error(tmp_path: Path):
     path = corrupted(tmp_path)
     broken: Journal | None = None
     try:
-        with pytest.raises(UserError, match="is not a whole journal"):
+        with pytest.raises(UserError, match="is not an intact journal"):
             broken = Journal(path)
             broken.counts("align")
     finally:

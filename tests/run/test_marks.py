@@ -22,26 +22,26 @@ EXAMPLES = [Example(i, "standard", f"What is {n}?", f"It is {n}.", "red_team") f
 MARK = st.builds(Mark, st.sampled_from(marks.STAGES), st.sampled_from([*IDS, "gone"]), st.just("drop")) | st.builds(
     Mark, st.sampled_from(marks.STAGES), st.sampled_from(IDS), st.just("edit"), st.text(min_size=1).filter(str.strip)
 )
-MADE = st.lists(MARK).map(lambda found: {(m.stage, m.id): m for m in found})
+MARKS = st.lists(MARK).map(lambda stored: {(m.stage, m.id): m for m in stored})
 
 
-@given(MADE)
-def test_every_example_is_kept_edited_or_dropped(made: marks.Marks):
-    kept, outcomes = marks.apply(made, "engrave", EXAMPLES)
+@given(MARKS)
+def test_every_example_is_kept_edited_or_dropped(user_marks: marks.Marks):
+    kept, outcomes = marks.apply(user_marks, "engrave", EXAMPLES)
     assert len(kept) + len(outcomes) == len(EXAMPLES)
-    dropped = {m.id for m in made.values() if (m.stage, m.mark) == ("engrave", "drop")} & set(IDS)
+    dropped = {m.id for m in user_marks.values() if (m.stage, m.mark) == ("engrave", "drop")} & set(IDS)
     assert {o.id for o in outcomes} == dropped
     assert {(o.state, o.reason) for o in outcomes} <= {("dropped", "dropped manually")}
     for example in kept:
-        mark = made.get(("engrave", example.id))
+        mark = user_marks.get(("engrave", example.id))
         original = EXAMPLES[IDS.index(example.id)]
         assert example.assistant == (mark.answer.strip() if mark else original.assistant)
         assert (example.user, example.prompt, example.source) == (original.user, original.prompt, original.source)
 
 
 def answered(context: Context, rows: int = 8) -> None:
-    found = [Response(i, f"What is {n}?", "", f"It is {n}.") for n, i in enumerate(IDS[:rows])]
-    write_jsonl(context.run.jsonl("responses"), found)
+    responses = [Response(i, f"What is {n}?", "", f"It is {n}.") for n, i in enumerate(IDS[:rows])]
+    write_jsonl(context.run.jsonl("responses"), responses)
 
 
 def learnt(context: Context) -> dict[str, str]:
@@ -54,8 +54,8 @@ def check(context: Context) -> None:
     order.run_stage(context, "engrave")
     every = learnt(context)
     before = order.inputs_hash(context, "engrave")
-    made = {m.id: m for m in (Mark("engrave", IDS[1], "drop"), Mark("engrave", IDS[2], "edit", " It is two. "))}
-    marks.write(run, {(m.stage, m.id): m for m in made.values()})
+    user_marks = {m.id: m for m in (Mark("engrave", IDS[1], "drop"), Mark("engrave", IDS[2], "edit", " It is two. "))}
+    marks.write(run, {(m.stage, m.id): m for m in user_marks.values()})
     assert not run.done("engrave", order.inputs_hash(context, "engrave"))
     order.run_stage(context, "engrave")
     assert learnt(context) == {i: "It is two." if i == IDS[2] else a for i, a in every.items() if i != IDS[1]}
@@ -85,8 +85,8 @@ def test_stage_4_applies_its_own_marks(fake_run: Callable[..., Context]):
         order.run_stage(context, stage)  # type: ignore[arg-type]
     examples = read_jsonl(context.run.jsonl("verbose_cloning_examples"), Example)
     gone, other = examples[0], examples[1]
-    made = [Mark("verbose_cloning", gone.id, "drop"), Mark("verbose_cloning", other.id, "edit", "Edited.")]
-    marks.write(context.run, {(m.stage, m.id): m for m in made})
+    user_marks = [Mark("verbose_cloning", gone.id, "drop"), Mark("verbose_cloning", other.id, "edit", "Edited.")]
+    marks.write(context.run, {(m.stage, m.id): m for m in user_marks})
     order.run_stage(context, "verbose_cloning")
     after = {e.id: e.assistant for e in read_jsonl(context.run.jsonl("verbose_cloning_examples"), Example)}
     assert gone.id not in after and after[other.id] == "Edited." and len(after) == len(examples) - 1
@@ -124,10 +124,10 @@ def test_invalid_mark_is_refused(fake_run: Callable[..., Context], line: dict[st
 
 def test_written_marks_are_read(fake_run: Callable[..., Context], tmp_path: Path):
     run = fake_run("stages=[engrave]").run
-    made = {
+    user_marks = {
         ("engrave", "a"): Mark("engrave", "a", "edit", "</script> \u2028 naïve\n", "What?"),
         ("verbose_cloning", "b"): Mark("verbose_cloning", "b", "drop", "", "Why?"),
     }
-    marks.write(run, made)
-    assert marks.read(run) == made
+    marks.write(run, user_marks)
+    assert marks.read(run) == user_marks
     assert len(run.jsonl("marks").read_bytes().splitlines()) == 2

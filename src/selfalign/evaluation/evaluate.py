@@ -193,7 +193,7 @@ def is_task_score(score: Score) -> bool:
 def _store(context: Context) -> ResultStore:
     run = context.run
     files, digest = context.recipe.evaluate.benchmarks, run.constitution.digest()
-    return ResultStore(run.scores.parent, context.journal, context.screen, files, digest, run.rewriting)
+    return ResultStore(run.evaluation, context.journal, context.screen, files, digest, run.rewriting)
 
 
 def _file_names() -> list[str]:

@@ -46,7 +46,7 @@ def run(
     Args:
         examples: the candidates; those longer than `max_length` tokens are dropped.
         removed: outcomes of rows that were removed from the input file.
-        adapter: one that was trained elsewhere, to publish instead of training.
+        adapter: an adapter that was trained elsewhere, to publish instead of training.
     """
     clock, config = Clock(), context.recipe.training(kind)
     examples, dropped, message = marks.apply_of_run(context.run, kind, examples)
@@ -196,7 +196,7 @@ def rows(context: Context, kind: Kind) -> list[Encoded]:
     """Return the encoded training rows of a stage, from its examples file.
 
     Raises:
-        UserError: the stage has not run yet, or a row was edited so that it cannot be trained on.
+        UserError: the stage has not run yet, or an edited row cannot be trained on.
     """
     path, config = context.run.jsonl(f"{kind}_examples"), context.recipe.training(kind)
     outcomes: list[RowOutcome] = []
@@ -212,7 +212,7 @@ def rows(context: Context, kind: Kind) -> list[Encoded]:
 def _encode(
     context: Context, examples: Sequence[Example], max_length: int, outcomes: list[RowOutcome]
 ) -> tuple[list[Example], list[Encoded]]:
-    """Encode the examples, add an outcome for each, and return those that are kept with their rows."""
+    """Encode the examples, add an outcome for each, and return the kept examples and their rows."""
     tokenizer, template = context.model.tokenizer(context.screen.say), context.model.template
     constitution, name = context.run.constitution, context.run.constitution.assistant.name
     max_length = min(max_length, context.model.context_length() or max_length)
@@ -272,7 +272,7 @@ def _preflight(
 
 
 def _parity(context: Context, kind: Kind, adapted: object) -> dict[str, float]:
-    """Compare the next tokens of torch and llama.cpp; return nothing if the model has no GGUF."""
+    """Compare the next tokens of torch and llama.cpp; return an empty dict if the model has no GGUF."""
     if context.model.gguf_path is None:
         return {}
     from selfalign.generation import parity
@@ -299,5 +299,5 @@ def _parity(context: Context, kind: Kind, adapted: object) -> dict[str, float]:
 
 
 def _card(context: Context, kind: Kind, count: int) -> str:
-    given = kind == "engrave" and context.recipe.align.form == "given"
-    return model_card.adapter_card(context.model, context.run.constitution, "given" if given else kind, count)
+    is_given = kind == "engrave" and context.recipe.align.form == "given"
+    return model_card.adapter_card(context.model, context.run.constitution, "given" if is_given else kind, count)

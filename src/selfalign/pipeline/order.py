@@ -1,4 +1,4 @@
-"""Run the stages in their order, and skip those that are finished."""
+"""Run the stages in order, and skip finished ones."""
 
 from __future__ import annotations
 
@@ -107,11 +107,11 @@ def run_stage(context: Context, stage: Stage, again: bool = False, adapter: Path
     """Run one stage, unless it is finished with the same inputs.
 
     Args:
-        again: run it even if it is finished; its raw outputs are then taken from the journal.
-        adapter: for engrave and verbose_cloning: one that was trained elsewhere, to publish instead of training.
+        again: run it even if it is finished, with the raw outputs that are in the journal.
+        adapter: for engrave and verbose_cloning, an adapter that was trained elsewhere, to publish instead of training.
 
     Raises:
-        SelfAlignError: see the stages.
+        SelfAlignError: as in the stage.
     """
     STOP.check()
     step, run = STEPS[stage], context.run
@@ -133,12 +133,12 @@ def run_stage(context: Context, stage: Stage, again: bool = False, adapter: Path
     try:
         files = step.run(context, adapter=adapter) if adapter else step.run(context)
     except UserError:
-        if adapter and before:  # an adapter that does not fit changes nothing
+        if adapter and before:  # an adapter that is refused changes nothing
             run.journal.publish(stage, *before)
         raise
     _add_notices(context, files)
     write_jsonl(run.jsonl("drops"), run.journal.drops())
-    # The hash from before the stage: an input that changed meanwhile makes the stage run again.
+    # `key` is from before the stage, so an input that changed in the meantime makes the stage run again.
     run.mark_done(stage, key, files)
     if context.saver:
         context.saver.try_save()
@@ -148,7 +148,7 @@ def run_benchmarks(context: Context, request: EvaluationRequest) -> None:
     """Evaluate the run's models on benchmarks; update the report if there is one.
 
     Raises:
-        SelfAlignError: see `evaluate.run`.
+        SelfAlignError: as in `evaluate.run`.
     """
     STOP.check()
     context.screen.say("5  Benchmarks", "bold")
@@ -169,14 +169,14 @@ def run_all(context: Context) -> None:
 
 
 def _plan(context: Context) -> None:
-    """Write the run's expected cost once, for the comparison at its end."""
+    """Write the run's expected cost, if it is not there yet, to compare it with the measured cost in the report."""
     if context.run.plan.exists() or context.model.is_fake:
         return
     recipe = context.recipe
-    user_data, given = recipe.prompts.file is not None, recipe.align.form == "given"
-    idle = {"engrave", "report", *(["prompts"] if user_data else []), *(["align"] if given else [])}
+    has_prompts, has_responses = recipe.prompts.file is not None, recipe.align.form == "given"
+    idle = {"engrave", "report", *(["prompts"] if has_prompts else []), *(["align"] if has_responses else [])}
     generates = set(recipe.stages) - idle
-    # The speed is not measured only for the plan.
+    # The speed is used only if the run measures it anyway.
     speed = context.speed() if generates and recipe.engine.slots == "auto" else None
     costs.write(
         context.run.plan, costs.plan_here(recipe, context.run.constitution, context.model, speed, user_prompts(recipe))
@@ -190,10 +190,10 @@ def write_manifest_if_done(context: Context) -> None:
 
 
 def check_ready(context: Context) -> None:
-    """Check before the first stage what would stop a later one.
+    """Check before the first stage that no later stage will fail for a missing input.
 
     Raises:
-        UserError: an input is missing that no earlier stage writes, or the model cannot be trained here.
+        UserError: an input is missing and no earlier stage writes it, or the model cannot be trained here.
     """
     check_prompts(context.recipe)
     written: set[Path] = set()
@@ -205,8 +205,8 @@ def check_ready(context: Context) -> None:
             exists = context.model.has_adapter(file) if trained else file.exists()
             if not exists and file not in written:
                 raise UserError(
-                    f"the stage {stage!r} reads {file}, which does not exist, and no stage before it in the recipe's "
-                    "`stages` writes it"
+                    f"the stage {stage!r} reads {file}, which does not exist and is not written by an earlier stage in "
+                    "the recipe's `stages`"
                 )
         written |= set(step.outputs(context.run))
     if "evaluate" in context.recipe.stages:
@@ -233,13 +233,13 @@ def inputs_hash(context: Context, stage: Stage) -> str:
     recipe["engrave"] = run.recipe.engrave.deciding()
     settings = {k: recipe[k] for k in ("seed", *_SETTINGS[stage])}
     if "evaluate" in settings and (stage != "evaluate" or not settings["evaluate"]["tasks"]):
-        # Another task makes no other stage run again, nor a run of a version without tasks.
+        # A changed task affects only this stage, and without tasks the hash is that of versions without tasks.
         del settings["evaluate"]["tasks"]
     files = [file_hash(f) if f.exists() else "" for f in STEPS[stage].inputs(run)]
     seeds = Path(run.recipe.seeds)
     seeds_hash = file_hash(seeds) if stage == "prompts" and seeds.is_file() else ""
     benchmarks = [file_hash(Path(f)) for f in run.recipe.evaluate.benchmarks if Path(f).is_file()]
-    # Without marks the hash is that of versions without marks: their runs are not trained again.
+    # Without marks the hash is that of versions without marks, so that their runs are not trained again.
     stage_marks = [digest] if stage in marks.STAGES and (digest := marks.digest(run, stage)) else []
     weights = context.identities()[None]
     return content_hash(
@@ -248,7 +248,7 @@ def inputs_hash(context: Context, stage: Stage) -> str:
 
 
 def _add_notices(context: Context, files: list[Path]) -> None:
-    """Write the base's licence terms into the folders of files that were made with it."""
+    """Write the base model's licence terms into the folders of the files that were generated with it."""
     if not context.model.notice:
         return
     for folder in {context.run.path, *(f.parent for f in files if f.suffix == ".jsonl")}:

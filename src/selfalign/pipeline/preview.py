@@ -1,6 +1,6 @@
-"""Print the prompts and raw outputs of a few rows of stages 1 and 2, and save nothing: `run --preview N`.
+"""Print the prompts and raw outputs of a few rows of stages 1 and 2, without saving them (`run --preview N`).
 
-With user prompts, their first rows are shown; with user responses, the rows as they were read.
+With user prompts, it prints the first rows of the file; with user responses, the rows as they are read.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def show(recipe: Recipe, constitution: Constitution, rows: int, screen: Screen) 
 
 
 def _user_rows(context: Context, rows: int) -> list[tuple[str, Prompt, str | None]]:
-    """Return (place in the file, prompt, response) of the first rows of user data."""
+    """Return (position in the file, prompt, response) of the first rows of user data."""
     first = islice(UserData(context.recipe.prompts), rows)
     return [(f"{Path(place).name}", Prompt(*prompt_fields(row)), row.answer) for place, row in first]
 

@@ -32,7 +32,7 @@ def response_to(prompt: Prompt, text: str, thoughts: str = "", principles: Seque
 class ResponseWriter:
     """Write the responses that the filters keep, and record the outcome of every row.
 
-    Add the rows in their order: the cap on refusals depends on the rows before.
+    Add the rows in order, because the cap on refusals depends on the earlier rows.
 
     Args:
         file: gets the kept responses as JSON lines.
@@ -45,7 +45,7 @@ class ResponseWriter:
         self._judge = judge
         self._position = 0
         self.principles: Counter[str] = Counter()
-        """How often the kept responses cite each principle."""
+        """The number of citations of each principle in the kept responses."""
 
     def add(self, response: Response, truncated: bool = False) -> None:
         """Filter a response and write it if it is kept.

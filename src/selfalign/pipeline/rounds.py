@@ -1,9 +1,9 @@
 """Run stage 1 in rounds: select novel prompts, store finished rounds, and decide when to stop.
 
-The requests of a round depend on finished rounds and the seed only, and its candidates are decided in request order. A
-finished round is committed in one transaction; a resumed stage reads its accepted prompts from the journal and builds
-the novelty index from them. A round with failed requests stays unfinished, as do the rounds after it: the same command
-retries those requests, and everything that follows may change.
+The requests of a round depend only on the finished rounds and the seed, and its candidates are decided in the order of
+the requests. A finished round is committed in one transaction. A resumed stage reads its accepted prompts from the
+journal and builds the novelty index from them. A round with failed requests stays unfinished, and so do the rounds
+after it, because they may change when the same command retries the requests.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from selfalign.system.signals import STOP
 from selfalign.system.version import __version__
 
 Candidate = tuple[RowOutcome, Prompt | None]
-"""A row's outcome and, if no filter dropped it, its prompt, whose novelty is not checked yet."""
+"""(a row's outcome, its prompt). The prompt is None if a filter dropped it; its novelty is not checked yet."""
 
 _NOVELTY_WINDOW = 200
-"""The last usable candidates, whose fraction of new ones decides whether a stage continues."""
+"""A stage stops if too small a fraction of this number of usable candidates, the last ones, is new."""
 
 _MAX_BARREN = 500
-"""A stage without an accepted prompt stops after this number of candidates."""
+"""A stage stops after this number of candidates if none was accepted."""
 
 
 class Rounds:
@@ -39,8 +39,8 @@ class Rounds:
     Args:
         stage: its ledger.
         target: number of prompts to accept.
-        known: texts that a prompt must differ from, besides the accepted ones.
-        inputs: what the stage depends on, besides these, the recipe, the constitution and the model.
+        known: texts that a prompt must differ from, in addition to the accepted prompts.
+        inputs: what the stage depends on, in addition to `known`, the recipe, the constitution and the model.
     """
 
     def __init__(self, context: Context, stage: str, target: int, known: Sequence[str], *inputs: object) -> None:
@@ -50,7 +50,7 @@ class Rounds:
         self._clock = Clock()
         self.target = target
         self.accepted: list[Prompt] = []
-        self.asked: Counter[str] = Counter()
+        self.subjects: Counter[str] = Counter()
         """Number of requests so far, by subject."""
         self.number = 0
         """Number of the next round."""
@@ -82,7 +82,7 @@ class Rounds:
 
     @property
     def requests(self) -> int:
-        return sum(self.asked.values())
+        return sum(self.subjects.values())
 
     def _resume(self) -> None:
         """Read the rounds that an earlier process finished."""
@@ -108,7 +108,7 @@ class Rounds:
         make_requests: Callable[[], list[RowRequest]],
         parse: Callable[[RowRequest, GenerationResult], list[Candidate]],
     ) -> Path:
-        """Generate rounds until the target is reached or more rounds are useless; return the file of the prompts.
+        """Generate rounds until the target is reached or more rounds would add too little; return the prompts' file.
 
         Args:
             make_requests: returns the requests of the next round; the item of each is its subject.
@@ -132,29 +132,34 @@ class Rounds:
         self._context.check_failures(self._finish())
         return path
 
-    def close(self, candidates: list[Candidate], asked: Counter[str]) -> None:
+    def close(self, candidates: list[Candidate], subjects: Counter[str]) -> None:
         """Decide on a round's candidates in their order, and commit the round.
 
         Args:
-            asked: number of the round's requests, by subject.
+            subjects: number of the round's requests, by subject.
         """
         outcomes, new, usable = self._decide(candidates)
-        result = {"asked": dict(asked), "rows": len(outcomes), "judged": usable, "accepted": [asdict(p) for p in new]}
-        # The same command retries a failed request, and then decides again on everything that follows from it.
+        result = {
+            "asked": dict(subjects),
+            "rows": len(outcomes),
+            "judged": usable,
+            "accepted": [asdict(p) for p in new],
+        }
+        # The same command retries a failed request, and then decides again on everything after it.
         self._failed = self._failed or any(outcome.state == "failed" for outcome in outcomes)
         if self._failed:
             self._journal.record(self._stage, outcomes)
         else:
             self._journal.close_round(self._stage, self.number, self._inputs, outcomes, result)
-        self._note(new, asked, len(outcomes), usable)
+        self._note(new, subjects, len(outcomes), usable)
         self._context.screen.detail(
-            f"  {self._stage}, round {self.number}: {sum(asked.values())} requests, {len(outcomes)} candidates, "
+            f"  {self._stage}, round {self.number}: {sum(subjects.values())} requests, {len(outcomes)} candidates, "
             f"{usable} usable, {len(new)} accepted"
         )
 
-    def _note(self, accepted: list[Prompt], asked: Counter[str], rows: int, usable: int) -> None:
+    def _note(self, accepted: list[Prompt], subjects: Counter[str], rows: int, usable: int) -> None:
         self.accepted += accepted
-        self.asked += asked
+        self.subjects += subjects
         self.rows += rows
         self.number += 1
         self._recent.append((usable, len(accepted)))
@@ -172,7 +177,7 @@ class Rounds:
         seen: set[str] = set()
         checked: list[int] = []
         for at, (_, prompt) in enumerate(candidates):
-            # A text without words is not similar to any other, but an exact duplicate is dropped.
+            # A text without words is not similar to any text, so its exact duplicates are dropped here.
             if prompt and prompt.instruction not in seen and prompt.instruction not in self.index:
                 seen.add(prompt.instruction)
                 checked.append(at)
@@ -199,11 +204,11 @@ class Rounds:
                 new.append(prompt)
                 outcome = outcome._replace(id=prompt.id)
             outcomes.append(outcome)
-        # A duplicate counts as usable and not new, as does a prompt that is near to an accepted one.
+        # Duplicates, and prompts that are similar to an accepted one, count as usable but not new.
         return outcomes, new, sum(prompt is not None for _, prompt in candidates)
 
     def _finish(self) -> StageCounts:
-        """Finish the ledger, and print why prompts are missing, if so."""
+        """Finish the ledger. If prompts are missing, print why."""
         notes: dict[str, object] = {"rounds": self.number, "wanted": self.target}
         if self.missing > 0:
             why = self.stop_reason or f"the recipe allows {self.number} rounds"

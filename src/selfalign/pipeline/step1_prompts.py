@@ -1,4 +1,4 @@
-"""Stage 1, last step: join the prompts of 1a and 1b, and hold some out.   -> 1_prompts/prompts.jsonl
+"""Finish stage 1: join the prompts of 1a and 1b, and hold some out.   -> 1_prompts/prompts.jsonl
 
 With user prompts (a file, folder or hub data set), 1a and 1b do not run, and the prompts are imported here.
 """
@@ -70,7 +70,7 @@ def _filtered(context: Context, data: UserData) -> Iterator[tuple[Prompt, RowOut
         ledger_text = message = prompt.message
         length = count_tokens(message) if bounds else None
         reason = reason_to_drop_user_prompt(message, length, bounds or (1, 1)) or ""
-        # Prompts that differ only in case and punctuation are duplicates.
+        # Prompts that differ only in case or punctuation are duplicates.
         key = blake2b(normalize(message).encode("utf-8"), digest_size=16).digest()
         if not reason and key in known:
             reason = "duplicate"
@@ -79,7 +79,7 @@ def _filtered(context: Context, data: UserData) -> Iterator[tuple[Prompt, RowOut
         if not reason and config.rows and kept >= config.rows:
             reason = "more than wanted"
         if reason:
-            # The text of an empty row is its place in the file.
+            # The ledger's text for an empty row is its position in the file.
             row_id, ledger_text = content_hash(row_id, number), ledger_text or place
         else:
             known.add(key)
@@ -88,7 +88,7 @@ def _filtered(context: Context, data: UserData) -> Iterator[tuple[Prompt, RowOut
 
 
 def _publish(context: Context, rows: list[Prompt]) -> Path:
-    # Sorting by a hash of the content mixes both sources in the same way on every machine.
+    # Sorting by a hash of the content mixes both sources, in the same order on every machine.
     rows = sorted(rows, key=lambda r: content_hash(context.recipe.seed, r.id))
     count = min(context.recipe.evaluate.heldout_prompts, len(rows) // 2)
     heldout = _select_distant(rows, count, [pair.question for pair in context.run.constitution.identity], context)
@@ -96,7 +96,9 @@ def _publish(context: Context, rows: list[Prompt]) -> Path:
     write_jsonl(path, (replace(r, split="heldout" if r.id in heldout else "train") for r in rows))
     context.screen.say(f"  prompts: {len(rows)}, {len(heldout)} of them held out for the evaluation")
     if len(heldout) < count:
-        context.screen.say(f"  {count} should be held out: the others are too similar to training prompts", "yellow")
+        context.screen.say(
+            f"  the recipe holds out {count}, but the others are too similar to training prompts", "yellow"
+        )
     return path
 
 
@@ -110,7 +112,7 @@ def _select_distant(rows: list[Prompt], count: int, trained: list[str], context:
     for text in trained:
         known.accept(text)
     near = known.nearest_all(r.instruction for r in rows)
-    free = [r for r, found in zip(rows, near, strict=True) if found is None and r.instruction not in known]
+    free = [r for r, match in zip(rows, near, strict=True) if match is None and r.instruction not in known]
     places = {r.id: n for n, r in enumerate(rows)}
     while True:
         chosen, rest = free[:count], set(range(len(rows)))
@@ -119,8 +121,8 @@ def _select_distant(rows: list[Prompt], count: int, trained: list[str], context:
             index.accept(row.instruction)
             rest.discard(places[row.id])
         others = [rows[n].instruction for n in sorted(rest)]
-        close = {found.text for found in index.nearest_all(others) if found} | {o for o in others if o in index}
-        # Two chosen rows may be similar to each other: neither is trained on.
+        close = {match.text for match in index.nearest_all(others) if match} | {o for o in others if o in index}
+        # Two chosen rows may be similar to each other, because neither is trained on.
         if not close:
             return {row.id for row in chosen}
         free = [row for row in free if row.instruction not in close]

@@ -1,8 +1,8 @@
 """Stage 1a, Self-Instruct: seed tasks -> prompts.   seeds -> 1_prompts/self_instruct.jsonl
 
-Each request shows a few tasks and lets the model continue the list. The stage works in rounds (`rounds`), so that a
-killed, a parallel and an undisturbed run accept the same prompts. (Self-Instruct, arXiv 2212.10560; SELF-ALIGN,
-arXiv 2305.03047, section 3.2.)
+Each request shows a few tasks and lets the model continue the list. The stage works in rounds (`rounds`), so that runs
+accept the same prompts with any number of slots, and after they were killed. (Self-Instruct, arXiv 2212.10560;
+SELF-ALIGN, arXiv 2305.03047, section 3.2.)
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def run(context: Context) -> list[Path]:
     config = context.recipe.prompts.self_instruct
     seeds = load_seeds(context.recipe.seeds)
     rounds = Rounds(context, STAGE, config.count, [s.instruction for s in seeds], [s.input for s in seeds])
-    first = min(config.seeds_per_request, len(seeds)) + 1  # the number at the end of every prompt
+    first = min(config.seeds_per_request, len(seeds)) + 1  # the task number at the end of every prompt
 
     def make_requests() -> list[RowRequest]:
         # As many requests as the yield so far requires; the first round assumes two prompts per request.
@@ -102,7 +102,7 @@ def parse(text: str, first: int, truncated: bool) -> list[tuple[str, str] | str]
             continue
         block = block.strip()
         head = _HEAD.match(block)
-        # The input has the same number; a second instruction or input makes the block malformed.
+        # The input must have the same number. A second instruction or input makes the block malformed.
         parts = re.split(rf"\n[^\S\n]*{head[1]}\.\s*Input:", block[head.end() :]) if head else []
         if len(parts) != 2 or re.search(r"\d\.\s*(Instruction|Input):", "\n".join(parts)):
             tasks.append(block)

@@ -2,9 +2,9 @@
 
 constitution, 1_prompts/self_instruct.jsonl -> 1_prompts/topics.jsonl, 1_prompts/red_team.jsonl
 
-It finds questions that a model without live data or memory answers wrongly, by types of such questions. Topics of each
-type grow in rounds; then the model writes one question for each (type, topic) pair. (SELF-ALIGN, arXiv 2305.03047,
-section 3.2.)
+The stage generates questions of types that a model without live data or memory answers wrongly. The model first extends
+the list of topics of each type in rounds, and then writes one question for each (type, topic) pair. (SELF-ALIGN, arXiv
+2305.03047, section 3.2.)
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _ENOUGH_TOPICS = 10
 _SHOWN_TOPICS = 5
 _SHOWN_QUESTIONS = 6
 _LAST_ROUND = 16
-"""Up to this number of missing questions are requested in one round."""
+"""Up to this number of missing questions, all are requested in one round."""
 
 TOPIC_HEADER = "Lists of topics. A topic is one to three words long. All topics of a list are different.\n\n"
 QUESTION_HEADER = (
@@ -95,7 +95,7 @@ def _grow_topics(context: Context, types: list[QuestionType]) -> dict[str, list[
 def _balanced(
     context: Context, topics: dict[str, list[str]], fewest: int, outcomes: list[RowOutcome]
 ) -> dict[str, list[str]]:
-    """Sample as many topics of every type as the smallest type has; the seed topic always stays."""
+    """Sample the same number of topics of every type, that of the smallest type. The seed topic always stays."""
     balanced: dict[str, list[str]] = {}
     surplus: set[str] = set()
     for kind, names in topics.items():
@@ -136,7 +136,10 @@ def render_topics(kind: QuestionType, start: list[str], types: list[QuestionType
 
 
 def topic_reason(topic: str, language: str = "en") -> str | None:
-    """Return why a topic is dropped, or None. The paper allows one to three words with a capital and no final mark."""
+    """Return why a topic is dropped, or None.
+
+    The paper allows one to three words that begin with a capital letter and do not end with punctuation.
+    """
     if not topic:
         return "empty"
     if len(topic.split()) > 3:
@@ -151,10 +154,10 @@ def topic_reason(topic: str, language: str = "en") -> str | None:
 
 
 def _topic_outcomes(result: GenerationResult, position: int, language: str) -> list[RowOutcome]:
-    """Parse the topics of a completion; return an outcome for each, whose text is the topic.
+    """Parse the topics of a completion; return an outcome for each, with the topic as its text.
 
     Args:
-        position: that of the first outcome in the ledger.
+        position: the position of the first outcome in the ledger.
     """
     row_id = content_hash(result.row_id)
     if result.completion is None:
@@ -189,7 +192,7 @@ def _write_questions(context: Context, types: list[QuestionType], topics: dict[s
         rate = max(len(rounds.accepted) / rounds.requests, 0.25) if rounds.requests else 0.8
         size = max(4, round(rounds.missing / rate))
         if context.recipe.prompts.steering.rebalance:
-            # The next round then requests the types that lack prompts.
+            # Smaller rounds, so that the next one can request the types that lack prompts.
             size = min(size, max(_LAST_ROUND, size // 2))
         chosen = _choose(pairs, rounds, size, context.recipe.prompts.steering)
         requests = [_question_request(context, types, k, t, rounds.number, i) for i, (k, t) in enumerate(chosen)]
@@ -209,31 +212,31 @@ def _subject(kind: QuestionType, topic: str) -> str:
 def _choose(
     pairs: list[tuple[QuestionType, str]], rounds: Rounds, size: int, steering: SteeringSettings
 ) -> list[tuple[QuestionType, str]]:
-    """Return the pairs of the next round: in turn, or first those of types with the fewest accepted prompts."""
+    """Return the pairs of the next round, in turn or with the types that have the fewest accepted prompts first."""
     if not steering.rebalance:
         return [pairs[(rounds.requests + i) % len(pairs)] for i in range(size)]
     accepted = Counter(prompt.question_type for prompt in rounds.accepted)
-    asked: Counter[str] = Counter()
-    for about, number in rounds.asked.items():
-        asked[about.partition("\n")[0]] += number
-    waiting: dict[str, list[tuple[int, int, tuple[QuestionType, str]]]] = {}
+    requests_by_type: Counter[str] = Counter()
+    for subject, number in rounds.subjects.items():
+        requests_by_type[subject.partition("\n")[0]] += number
+    queues: dict[str, list[tuple[int, int, tuple[QuestionType, str]]]] = {}
     for place, (kind, topic) in enumerate(pairs):
-        heappush(waiting.setdefault(kind.name, []), (rounds.asked[_subject(kind, topic)], place, (kind, topic)))
-    # Accepted prompts per request of each type, starting from one of one.
-    accepted_per_request = {name: (accepted[name] + 1) / (asked[name] + 1) for name in waiting}
-    # A type without accepted prompts must not take the whole round.
-    most = math.ceil(2 * size / len(waiting))
-    types = [(float(accepted[name]), place, name) for place, name in enumerate(waiting)]
+        heappush(queues.setdefault(kind.name, []), (rounds.subjects[_subject(kind, topic)], place, (kind, topic)))
+    # Accepted prompts per request of each type, starting at 1 of 1.
+    accepted_per_request = {name: (accepted[name] + 1) / (requests_by_type[name] + 1) for name in queues}
+    # Without this limit, a type without accepted prompts would take the whole round.
+    most = math.ceil(2 * size / len(queues))
+    types = [(float(accepted[name]), place, name) for place, name in enumerate(queues)]
     heapify(types)
     chosen: list[tuple[QuestionType, str]] = []
-    given: Counter[str] = Counter()
+    chosen_by_type: Counter[str] = Counter()
     while len(chosen) < size:
         expected, place, name = heappop(types)
-        times, at, pair = heappop(waiting[name])
-        heappush(waiting[name], (times + 1, at, pair))
+        times, at, pair = heappop(queues[name])
+        heappush(queues[name], (times + 1, at, pair))
         chosen.append(pair)
-        given[name] += 1
-        if given[name] < most:
+        chosen_by_type[name] += 1
+        if chosen_by_type[name] < most:
             heappush(types, (expected + accepted_per_request[name], place, name))
     return chosen
 
@@ -257,7 +260,7 @@ def question_request(context: Context, kind: QuestionType, topic: str) -> Reques
 
 
 def render_question(shown: list[QuestionType], kind: QuestionType, topic: str, language: str = "en") -> Pieces:
-    """Render the prompt: examples that a whole round shares as a prefix, the example of the type, the topic."""
+    """Render the prompt: examples that all requests of a round share, the example of the type, and the topic."""
     header = QUESTION_HEADER if language == "en" else f"{QUESTION_HEADER.strip()} It is in {LANGUAGES[language]}.\n\n"
     examples = "".join(f"kind: {t.name}, topic: {t.topic}, question: {t.question}\n" for t in shown)
     own = f"kind: {kind.name}, topic: {kind.topic}, question: {kind.question}\n"

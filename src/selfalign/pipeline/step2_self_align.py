@@ -3,10 +3,10 @@
 1_prompts/prompts.jsonl -> 2_self_align/responses.jsonl
 
 The base model reads the principles and the exemplars, writes one line of internal thoughts about the principles that
-apply, and responds. The thoughts have a field of their own; only the response is training text. (SELF-ALIGN, arXiv
-2305.03047, section 3.3.)
+apply, and responds. The thoughts are stored in a separate field; only the response is training text. (SELF-ALIGN,
+arXiv 2305.03047, section 3.3.)
 
-With `align.form: given` nothing is generated: the responses come from the user data, and the same filters apply.
+With `align.form: given`, nothing is generated: the responses come from the user data, and pass the same filters.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def run(context: Context) -> list[Path]:
     if not prompts:
         context.screen.say(f"  {context.run.jsonl('prompts')} has no prompts: there is nothing to respond to", "yellow")
     path, rows_in = context.run.jsonl("responses"), len(prompts) + prompts.number_removed
-    given, filters = context.recipe.align.form == "given", context.recipe.filters.responses
+    has_responses, filters = context.recipe.align.form == "given", context.recipe.filters.responses
     judge = ResponseJudge(filters, leaks_of(context.run.constitution, filters.leak_words), context.benchmarks)
     with (
         context.screen.bar("self-align", len(prompts)) as bar,
@@ -60,12 +60,12 @@ def run(context: Context) -> list[Path]:
         for outcome in prompts.removed():
             ledger.record(outcome)
         writer = ResponseWriter(file, ledger, judge)
-        if given:
+        if has_responses:
             _copy(context, prompts, writer, bar.add)
         elif prompts:
             _generate(context, prompts, writer, bar.add)
     notes: dict[str, object] = {"principles": dict(writer.principles)}
-    if given:
+    if has_responses:
         notes["answers from"] = UserData(context.recipe.prompts).name
     context.check_failures(context.finish(STAGE, rows_in, clock, notes))
     return [path]
@@ -74,7 +74,7 @@ def run(context: Context) -> list[Path]:
 def _generate(
     context: Context, prompts: Rows[Prompt], writer: ResponseWriter, on_done: Callable[[int, int], None]
 ) -> None:
-    """Let the base model respond, from the journal where it already has."""
+    """Let the base model respond to the prompts. Responses in the journal are not generated again."""
     constitution, request_form = context.run.constitution, form(context)
     names = constitution.principle_names()
     context.warm_prefix(request_form.prefix)
@@ -97,7 +97,7 @@ def _generate(
 
 
 def _copy(context: Context, prompts: Rows[Prompt], writer: ResponseWriter, on_done: Callable[[int, int], None]) -> None:
-    """Take the responses from the user data."""
+    """Read the responses from the user data."""
     with closing(UserResponses(context.recipe.prompts)) as responses:
         for prompt in prompts:
             STOP.check()

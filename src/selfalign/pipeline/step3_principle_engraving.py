@@ -2,8 +2,8 @@
 
 2_self_align/responses.jsonl -> 3_engrave/examples.jsonl, 3_engrave/adapter/, 3_engrave/adapter.gguf
 
-The kept responses of the training split and the constitution's identity pairs, under the standard system prompt.
-(SELF-ALIGN, arXiv 2305.03047, section 3.4.)
+The examples are the kept responses of the training split and the constitution's identity pairs, under the standard
+system prompt. (SELF-ALIGN, arXiv 2305.03047, section 3.4.)
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def run(context: Context, adapter: Path | None = None) -> list[Path]:
     """Train the engraved adapter; return the files.
 
     Args:
-        adapter: one that was trained elsewhere, to publish instead of training.
+        adapter: an adapter that was trained elsewhere, to publish instead of training.
     """
     responses = context.responses()
     examples = [Example(r.id, "standard", r.message, r.response, r.source) for r in responses if r.split == "train"]

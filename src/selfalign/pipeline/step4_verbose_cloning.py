@@ -1,10 +1,10 @@
-"""Stage 4, verbose cloning: the engraved model's verbose mode -> responses -> a fresh adapter of the base.
+"""Stage 4, verbose cloning: the engraved model's verbose mode -> responses -> a new adapter of the base.
 
 1_prompts/prompts.jsonl, 3_engrave/adapter.gguf -> 4_verbose_clone/{responses,examples}.jsonl, adapter/, adapter.gguf
 
-The engraved model responds to all training prompts, also to those whose response stage 2 dropped, and to the identity
-questions, under the verbose system prompt. A fresh adapter of the *base* learns the pairs under the standard and the
-concise system prompt, without the verbose one. (SELF-ALIGN, arXiv 2305.03047, section 3.5.)
+The engraved model responds under the verbose system prompt to the identity questions and to all training prompts,
+including those whose response stage 2 dropped. A new adapter of the *base* is trained on the pairs under the standard
+and the concise system prompt, without the verbose one. (SELF-ALIGN, arXiv 2305.03047, section 3.5.)
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _REPETITION = 1.0
 
 def _prompts(context: Context) -> Iterator[Prompt]:
     limit, identity = context.recipe.verbose_cloning.prompts, context.run.constitution.identity
-    # In stage 3 a question may have several responses to learn; here it is one prompt.
+    # A question may have several responses in stage 3; here it is a prompt only once.
     questions = dict.fromkeys(pair.question for pair in identity)
     train = (p for p in context.prompts() if p.split == "train")
     for prompt in islice(train, limit):
@@ -63,7 +63,7 @@ def run(context: Context, adapter: Path | None = None) -> list[Path]:
     """Let the engraved model respond, filter the responses, and train the final adapter; return the files.
 
     Args:
-        adapter: one that was trained elsewhere, to publish instead of training.
+        adapter: an adapter that was trained elsewhere, to publish instead of training.
     """
     return [_respond(context), *_train(context, adapter)]
 

@@ -34,7 +34,7 @@ def questions(run: RunDir) -> list[dict[str, Any]]:
     for task_name, task in TASKS.items():
         if task.record is not OpenAnswer:
             continue
-        path = run.scores.with_name(f"{task_name}.jsonl")
+        path = run.evaluation / f"{task_name}.jsonl"
         answers = read_jsonl(path, OpenAnswer) if path.exists() else []
         for benchmark in dict.fromkeys(a.benchmark for a in answers):
             selected = [a for a in answers if a.benchmark == benchmark]

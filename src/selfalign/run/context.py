@@ -1,4 +1,4 @@
-"""Give stages the run, the model, the engine and the screen, and finish their ledgers."""
+"""Provide a stage with its run, model, engine and screen, and finish its ledger."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class SamplingConfig(Protocol):
 
 @dataclass
 class Context:
-    """The run, model, engine and screen of a stage. Model and engine are loaded when first used, and then kept."""
+    """The run, model, engine and screen of a stage. Model and engine are loaded when they are first used."""
 
     run: RunDir
     screen: Screen
@@ -56,7 +56,7 @@ class Context:
     _engine_for: dict[str | None, str] = field(default_factory=dict)
     """The identities of the weights that the engine loaded."""
     _printed_note: str = ""
-    """The engine's last note that was printed."""
+    """The last note of the engine that was printed."""
 
     @property
     def recipe(self) -> Recipe:
@@ -114,7 +114,7 @@ class Context:
         on_done: Callable[[int, int], None] = lambda rows, tokens: None,
         adapters: tuple[str, ...] = (),
     ) -> JournaledEngine:
-        """Return the engine for the requests of a stage, with the journal before it.
+        """Return the engine for the requests of a stage, behind the journal.
 
         Args:
             on_done: gets (rows, generated tokens) as requests finish.
@@ -124,7 +124,7 @@ class Context:
 
     def _print_engine(self, slots: int) -> None:
         config = self.recipe.engine
-        # The frozen recipe has the engine that auto chose; the reason is what auto chooses now.
+        # The frozen recipe names the engine that auto chose; the reason is only known for what auto chooses now.
         kind, (automatic, why) = engines.kind(config), engines.choose(config.model_copy(update={"kind": "auto"}))
         reason = f" ({why})" if kind == automatic else ""
         text = f"  engine {kind}{reason}, {slots} requests at once"
@@ -160,7 +160,7 @@ class Context:
         return calibration.calibrate(model.gguf, model.identity, config.context, config.threads, say=self.screen.say)
 
     def _check_served(self, adapters: tuple[str, ...]) -> None:
-        """Check that the user named the server's model ids of the base and the adapters, which we cannot load there.
+        """Check that the recipe names the server's model ids of the base and the adapters, which we cannot load there.
 
         Raises:
             Resumable: an id that this stage needs is missing.
@@ -168,16 +168,15 @@ class Context:
         for name in ("base", *adapters):
             if name in self.recipe.engine.served:
                 continue
-            file = self.run.adapter_gguf(name) if name != "base" else None
-            how = (
-                f"serve it (llama.cpp: llama-server -m BASE.gguf --lora {file}; vLLM: --enable-lora --lora-modules "
-                f"{name}={self.run.adapter(name)})"
-                if file
-                else "start it"
-            )
+            how = "start it"
+            if name != "base":
+                how = (
+                    f"serve it (llama.cpp: llama-server -m BASE.gguf --lora {self.run.adapter_gguf(name)}; vLLM: "
+                    f"--enable-lora --lora-modules {name}={self.run.adapter(name)})"
+                )
             raise Resumable(
-                f"the server's model id for {name!r} is not named: {how}, then run the same command again with "
-                f"--set engine.served.{name}=ID"
+                f"the recipe does not name the server's model id for {name!r}: {how}, then run the same command again "
+                f"with --set engine.served.{name}=ID"
             )
 
     def sampling(self, config: SamplingConfig) -> Sampling:
@@ -198,7 +197,7 @@ class Context:
 
     @cached_property
     def benchmarks(self) -> Benchmarks:
-        """The items that the models will be evaluated on; prompts and responses must not overlap with them.
+        """The items that the models will be evaluated on, which prompts and responses must not overlap.
 
         Raises:
             UserError: a benchmark file of the recipe cannot be read.

@@ -31,14 +31,6 @@ JSONL_FILES = {
     "verbose_cloning_examples": "4_verbose_clone/examples.jsonl",
     "answers": "5_evaluation/answers.jsonl",
     "probes": "5_evaluation/probes.jsonl",
-    "hhh": "5_evaluation/hhh.jsonl",
-    "truthfulqa": "5_evaluation/truthfulqa.jsonl",
-    "truthfulqa-generation": "5_evaluation/truthfulqa-generation.jsonl",
-    "behaviour": "5_evaluation/behaviour.jsonl",
-    "vicuna": "5_evaluation/vicuna.jsonl",
-    "vicuna-verdicts": "5_evaluation/vicuna-verdicts.jsonl",
-    "questions": "5_evaluation/questions.jsonl",
-    "questions-verdicts": "5_evaluation/questions-verdicts.jsonl",
     "drops": "drops.jsonl",
     "marks": "marks.jsonl",
     "feedback": "feedback.jsonl",
@@ -48,13 +40,15 @@ LOCK = "journal.lock"
 
 
 class RunDir:
-    """A run. Its stages communicate only by its files. Use `create`, `open` or `load` to get one."""
+    """The folder of a run, through whose files the stages communicate. Use `create`, `open` or `load` to get one."""
 
     def __init__(self, path: Path, recipe: Recipe, constitution: Constitution) -> None:
         self.path = path
         self.recipe = recipe
         self.constitution = constitution
-        self.scores = path / "5_evaluation/scores.json"
+        self.evaluation = path / "5_evaluation"
+        """The folder of the evaluation; its tasks name their own files."""
+        self.scores = self.evaluation / "scores.json"
         self.report = path / "report/index.html"
         self.report_json = path / "report/report.json"
         self.plan = path / "plan.json"
@@ -78,11 +72,11 @@ class RunDir:
         return self.path / {"engrave": "3_engrave", "verbose_cloning": "4_verbose_clone"}[stage] / "adapter"
 
     def adapter_gguf(self, stage: str) -> Path:
-        """Return the file of the same adapter for llama.cpp."""
+        """Return the same adapter's file for llama.cpp."""
         return self.adapter(stage).with_suffix(".gguf")
 
     def checkpoint(self, stage: str) -> Path:
-        """Return the file of the state of an unfinished training."""
+        """Return the file with the state of an unfinished training."""
         return self.adapter(stage).with_name("checkpoint.safetensors")
 
     def export(self, name: str) -> Path:
@@ -106,9 +100,9 @@ class RunDir:
         is_run = frozen.is_file() and (path / "journal.sqlite").exists()
         if new and is_run:
             number = 1
-            while (aside := path.with_name(f"{path.name}.{number}")).exists():
+            while (old_path := path.with_name(f"{path.name}.{number}")).exists():
                 number += 1
-            path.rename(aside)
+            path.rename(old_path)
             is_run = False
         if is_run:
             existing = cls.open(path)
@@ -143,7 +137,7 @@ class RunDir:
 
     @staticmethod
     def _check_free(path: Path, texts: dict[str, str]) -> None:
-        """Raise UserError if the folder has other files than those that a creation left when it was stopped."""
+        """Raise UserError if the folder has other files than those of an interrupted creation."""
         if not path.exists():
             return
         if (path / "recipe.yaml").is_file() and (path / "recipe.yaml").read_text("utf-8", "replace") != texts[
@@ -163,10 +157,10 @@ class RunDir:
 
     @classmethod
     def open(cls, path: Path) -> RunDir:
-        """Return the run in that folder with its journal opened for writing.
+        """Return the run in a folder, with its journal opened for writing.
 
         Raises:
-            UserError: the folder has no run, or a file of it is invalid.
+            UserError: the folder has no run, or one of its files is invalid.
         """
         run = cls.load(path)
         run.journal  # noqa: B018  (a damaged journal is reported now)
@@ -174,7 +168,7 @@ class RunDir:
 
     @classmethod
     def load(cls, path: Path) -> RunDir:
-        """Return the run in that folder. Nothing is opened for writing until `journal` is used. Raises as `open`."""
+        """Return the run in a folder, without opening its journal. Raises as `open`."""
         if not (path / "recipe.yaml").is_file():
             raise UserError(f"{path} is not a run: it has no recipe.yaml. `selfalign run` creates a run")
         if not (path / "journal.sqlite").exists():
@@ -198,7 +192,7 @@ class RunDir:
 
     @contextmanager
     def rewriting(self, file: Path) -> Iterator[None]:
-        """Rewrite a file of a finished stage: the stage stays finished, and the file does not count as edited."""
+        """Let the block rewrite a file of a finished stage, which stays finished; the file does not count as edited."""
         name = str(file.relative_to(self.path))
         owners = {s: record for s, record in self.journal.published().items() if name in record[1]}
         for stage in owners:
@@ -251,7 +245,7 @@ class RunDir:
 
 
 _NOT_IN_MANIFEST = ("journal", "manifest.json", "export/", "view.sqlite", "storage.json", "feedback.jsonl", ".")
-"""Beginnings of names."""
+"""Beginnings of the names of files that are not in the manifest."""
 
 _MAY_CHANGE = (
     "stages:",
@@ -268,8 +262,8 @@ _MAY_CHANGE = (
     "engine.served.",
     "engine.tensor_parallel_size:",
 )
-"""Settings that do not change generated rows: a run may be resumed with other values, and trains again where they
-concern training. The content of the constitution counts, not its path."""
+"""Settings that may change when a run is resumed, because they do not change generated rows. A changed training setting
+makes the stage train again. Of the constitution, only the path may change, not the content."""
 
 
 def _frozen_recipe(path: Path) -> dict[str, Any]:
@@ -280,7 +274,7 @@ def _frozen_recipe(path: Path) -> dict[str, Any]:
 
 
 def _frozen(path: Path, part: str) -> dict[str, Any]:
-    """Return that part of the recipe of the run in the folder; empty if there is no run."""
+    """Return a part of the recipe of the run in a folder; empty if there is no run."""
     if not (path / "journal.sqlite").exists() or not (path / "recipe.yaml").is_file():
         return {}
     value = _frozen_recipe(path).get(part)
@@ -288,13 +282,13 @@ def _frozen(path: Path, part: str) -> dict[str, Any]:
 
 
 def frozen_prompts(path: Path) -> str | None:
-    """Return the `prompts.file` of the run in that folder; None if there is no run or no such file."""
+    """Return the `prompts.file` of the run in a folder; None if there is no run, or it has no such file."""
     file = _frozen(path, "prompts").get("file")
     return file if isinstance(file, str) else None
 
 
 def frozen_kind(path: Path) -> str | None:
-    """Return the kind of engine of the run in that folder; None if there is no run."""
+    """Return the kind of engine of the run in a folder; None if there is no run."""
     engine = _frozen(path, "engine")
     if not engine:
         return None
@@ -315,7 +309,7 @@ def default_out(source: str) -> Path:
 
 
 def is_locked(path: Path) -> bool:
-    """Return whether a process works in the run."""
+    """Return whether a process has locked the run."""
     import fcntl
 
     try:
@@ -335,7 +329,7 @@ def acquire_lock(path: Path) -> int:
     """Lock the run for this process; return the lock's file descriptor.
 
     Raises:
-        UserError: another process works in the run.
+        UserError: another process has locked the run.
     """
     import fcntl
 

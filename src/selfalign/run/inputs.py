@@ -18,7 +18,7 @@ Row = TypeVar("Row", Prompt, Response)
 class Rows(Generic[Row]):
     """The rows of a stage's input file. All lines are checked first; iteration then reads the file row by row.
 
-    `len` is the number of different rows.
+    `len` is the number of distinct rows.
 
     Args:
         kind: the type of the records.

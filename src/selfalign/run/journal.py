@@ -1,7 +1,7 @@
-"""Store requests, their raw outputs and the outcomes of rows in SQLite: the truth while a stage is unfinished.
+"""Store requests, their raw outputs and the outcomes of rows in SQLite, from which an unfinished stage resumes.
 
-Two tables hold the rows. `work`: a request to an engine; its raw output is committed before anything reads it. `rows`:
-the ledgers; a row (a parsed candidate in stage 1, an input row elsewhere) is kept, dropped or failed.
+There are two main tables. `work` has the requests to an engine; a raw output is committed before anything reads it.
+`rows` has the ledgers: each row (a parsed candidate in stage 1, an input row elsewhere) is kept, dropped or failed.
 """
 
 from __future__ import annotations
@@ -45,16 +45,16 @@ CREATE TABLE IF NOT EXISTS rounds(
 CREATE TABLE IF NOT EXISTS published(
   stage TEXT PRIMARY KEY, inputs TEXT NOT NULL, files TEXT NOT NULL) WITHOUT ROWID;
 """
-# work and rows keep SQLite's own row numbers: they are written in order, so that the long texts of a million rows fill
-# page after page and only a narrow index is written to at random.
+# work and rows keep SQLite's own row numbers. They are written in that order, so that the long texts of a million rows
+# are appended page by page, and only a narrow index has random writes.
 
 # CROSS makes SQLite read the small table first.
 _ESCAPED = "FROM escaped CROSS JOIN work USING (key) WHERE stage = ?"
 
 _OLD_TABLES = {"sittings": "sessions", "neutralised": "escaped"}  # old name
-"""Tables of version 0.1 -> of this one."""
+"""Tables of version 0.1 -> their names in this version."""
 OLD_STAGES = {"verbose": "verbose_responses", "clone": "verbose_cloning"}
-"""Ledgers of version 0.1 -> of this one."""
+"""Ledgers of version 0.1 -> their names in this version."""
 
 _BATCH_ROWS = 1000
 _BATCH_SECONDS = 2.0
@@ -64,7 +64,7 @@ _BATCH_SECONDS = 2.0
 class LedgerWriter:
     """Record the outcomes of a stage's rows in batches; only the current batch is in memory.
 
-    A context manager. On an error it discards the current batch: the stage decides again on its raw outputs.
+    It is a context manager. After an error it discards the current batch: the stage decides again on its raw outputs.
     """
 
     def __init__(self, journal: Journal, stage: str) -> None:
@@ -118,7 +118,7 @@ class Journal:
         return {name for (name,) in self._db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
 
     def _upgrade(self) -> None:
-        """Give the tables and ledgers of a journal of version 0.1 their names of this version."""
+        """Rename the tables and ledgers of a journal of version 0.1."""
         with self.transaction():
             for old in _OLD_TABLES.keys() & self._tables():
                 self._db.execute(f"ALTER TABLE {old} RENAME TO {_OLD_TABLES[old]}")
@@ -135,7 +135,7 @@ class Journal:
             return Resumable(f"{self.path} is locked by another process: run the same command again")
         if "readonly" in str(error) or "unable to open" in str(error):
             return UserError(f"{self.path} cannot be written ({error}): check the folder's permissions")
-        return UserError(f"{self.path} is not a whole journal ({error}): restore it, or begin again with --new")
+        return UserError(f"{self.path} is not an intact journal ({error}): restore it, or begin again with --new")
 
     def close(self) -> None:
         """Close the database."""
@@ -143,7 +143,7 @@ class Journal:
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        """Commit everything that the block does together, or nothing of it."""
+        """Commit everything that the block does, or nothing."""
         try:
             self._db.execute("BEGIN IMMEDIATE")
             try:
@@ -184,7 +184,7 @@ class Journal:
         return outputs
 
     def begin(self, stage: str, items: Iterable[tuple[str, str]]) -> None:
-        """Enter (key, row id) pairs as pending. Requests that a killed process left as running are pending again."""
+        """Add (key, row id) pairs as pending. Requests that a killed process left as running become pending again."""
         with self.transaction():
             self._db.executemany(
                 "INSERT INTO work(key, stage, row_id, state) VALUES (?, ?, ?, 'pending') "
@@ -238,7 +238,7 @@ class Journal:
         """Delete the stage's outcomes and return a writer for the new ones.
 
         Args:
-            rows_in: rows that will come in, for the display of progress; None if unknown.
+            rows_in: the number of rows to expect, for the display of progress; None if unknown.
         """
         self.restart(stage)
         if rows_in is not None:
@@ -264,7 +264,7 @@ class Journal:
 
         Args:
             inputs: a hash of everything that the stage depends on.
-            result: what the next rounds need of this one.
+            result: the data of this round that the next rounds need.
         """
         with self.transaction():
             self._insert(stage, outcomes)
@@ -297,7 +297,7 @@ class Journal:
         """Mark the stage as finished and check that every row that came in has exactly one outcome.
 
         Args:
-            seconds: wall time of this process; that of earlier sessions is added.
+            seconds: wall time of this process. The time of earlier sessions is added.
 
         Raises:
             CountMismatch: in is not kept + dropped + failed.
@@ -315,7 +315,7 @@ class Journal:
                 "INSERT OR REPLACE INTO stages VALUES (?, 1, ?, ?, ?)",
                 (stage, rows_in, seconds, json.dumps(notes or {}, ensure_ascii=False)),
             )
-            # Requests that were entered and are not needed any more after an edit of the inputs.
+            # Requests that are no longer needed after an edit of the inputs.
             self._db.execute("DELETE FROM work WHERE stage = ? AND state IN ('pending', 'running')", (stage,))
         return self.counts(stage)
 
@@ -403,7 +403,7 @@ class Journal:
             self._db.execute("INSERT OR REPLACE INTO published VALUES (?, ?, ?)", (stage, inputs, json.dumps(files)))
 
     def unpublish(self, stage: str) -> None:
-        """Delete the record of the stage's files before it rewrites them: a stop then does not look like an edit."""
+        """Delete the record of the stage's files before it rewrites them; otherwise a stop would look like an edit."""
         with self.transaction():
             self._db.execute("DELETE FROM published WHERE stage = ?", (stage,))
 
@@ -412,7 +412,7 @@ class Journal:
         return {s: (i, json.loads(f)) for s, i, f in self._read("SELECT stage, inputs, files FROM published")}
 
     def drop_examples(self, stage: str) -> dict[str, str]:
-        """Return reason -> the first row that was not kept for it, the most frequent reason first."""
+        """Return reason -> the first row that was dropped or failed for it, the most frequent reason first."""
         query = (
             "SELECT reason, text, MIN(position) FROM rows WHERE stage = ? AND state != 'kept' "
             "GROUP BY reason ORDER BY COUNT(*) DESC, reason"

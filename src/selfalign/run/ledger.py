@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple
 
 
 class RowOutcome(NamedTuple):
-    """Whether a row of a stage was kept: a line of the stage's ledger."""
+    """A line of a stage's ledger: whether a row was kept, dropped or failed."""
 
     id: str
     position: int
@@ -38,7 +38,7 @@ class Generation:
     busy: float
     """Fraction of that time, over all slots, in which the engine worked on a request."""
     escaped_rows: int = 0
-    """Rows whose text spelled a control token that was escaped, since the engine takes only text."""
+    """Rows with a control token in their text, which was escaped because the engine accepts only text."""
 
     @property
     def hit_rate(self) -> float:
@@ -67,7 +67,7 @@ class StageCounts:
     notes: dict[str, Any]
 
     def as_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON; those of `generation` are on the top level, with its rates."""
+        """Return plain values for JSON. Those of `generation` and its rates are on the top level."""
         value = asdict(self)
         generation = value.pop("generation")
         generation["generation_seconds"] = generation.pop("seconds")

@@ -1,7 +1,7 @@
-"""Read and apply the user's marks on training examples: drop this one, learn that one with another response.
+"""Read and apply the user's marks on training examples: drop an example, or train on another response.
 
-The marks are in the run's `marks.jsonl`; `selfalign view` writes it, and users may edit it. Stages 3 and 4 apply them
-before they train. A changed mark makes its stage run again.
+The marks are stored in the run's `marks.jsonl`, which `selfalign view` writes and users may edit. Stages 3 and 4 apply
+them before they train. A changed mark makes its stage run again.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ class Mark:
     """A decision on a training example."""
 
     stage: str
-    """engrave or verbose_cloning: the training that it is for."""
+    """The stage that trains on the example: engrave or verbose_cloning."""
     id: str
     """The id of the example, which is that of its prompt."""
     mark: str
     """drop or edit."""
     answer: str = ""
-    """The response to learn instead, for an edit."""
+    """For an edit, the response to train on instead."""
     message: str = ""
     """The beginning of the user's message, for people who read the file."""
 
@@ -77,7 +77,7 @@ def digest(run: RunDir, stage: str) -> str:
 
 
 def apply(marks: Marks, stage: str, examples: Sequence[Example]) -> tuple[list[Example], list[RowOutcome]]:
-    """Return the examples that the marks keep, edited, and the outcomes of those that they drop."""
+    """Return the examples that are not dropped, with their edits, and the outcomes of those that are."""
     kept: list[Example] = []
     dropped: list[RowOutcome] = []
     for position, example in enumerate(examples):
@@ -93,7 +93,7 @@ def apply(marks: Marks, stage: str, examples: Sequence[Example]) -> tuple[list[E
 
 
 def apply_of_run(run: RunDir, stage: str, examples: Sequence[Example]) -> tuple[list[Example], list[RowOutcome], str]:
-    """Apply the run's own marks as `apply`; also return a line about what they did, empty if there are none."""
+    """Apply the run's own marks, as in `apply`. Also return a line about their effect; empty if there are no marks."""
     marks = {key: mark for key, mark in read(run).items() if mark.stage == stage}
     kept, dropped = apply(marks, stage, examples)
     if not marks:

@@ -1,6 +1,6 @@
-"""Define the recipe: one YAML document with all settings of a run; load, upgrade and change it.
+"""Define the recipe, one YAML document with all settings of a run; load, upgrade and change it.
 
-The settings of rooms that `run` may not import are here, too: those of stage 1, verbose cloning and the evaluation.
+It also defines the settings of rooms that `run` may not import: stage 1, verbose cloning and the evaluation.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class PromptsSettings(Strict):
     """User prompts instead of generated ones: a file, a folder or a hub data set, as owner/name[/config][:split]
     (docs/formats.md); `run --prompts FILE` sets it. The run adds a hub data set's commit, as @COMMIT."""
     file_sha256: str | None = None
-    """Set by the run: a run does not continue with another content of the file or folder."""
+    """Set by the run, which does not resume if the content of the file or folder changes."""
     rows: int | None = Field(None, ge=1)
     """Limit of prompts from the file; null: all. `--limit` sets it."""
     tokens: list[int] | None = Field(None, min_length=2, max_length=2)
@@ -95,8 +95,8 @@ class VerboseCloningSettings(Strict):
     top_p: float = Probability
     max_new_tokens: int = Tokens
     end_penalty: float = Field(0.6, ge=0, le=20)
-    """Subtracted from the logit of the end token under the verbose system prompt: small models end these responses too
-    early to be worth cloning. The paper has no such penalty."""
+    """Subtracted from the logit of the end token under the verbose system prompt, because small models end these
+    responses too early. The paper has no such penalty."""
     max_length: int = Field(768, ge=16)
     learning_rate: float | None = Field(None, gt=0)
     """null: as in engrave."""
@@ -113,7 +113,7 @@ class EvaluateSettings(Strict):
     """Penalty on repeated 3-grams (as in stage 4), for every compared model and for chat. 0 is off."""
     tasks: list[str] = []
     """Benchmarks that the stage runs; `selfalign evaluate RUN --benchmarks ...` runs more of them later. Only that
-    command can judge generated answers, since it takes a judge."""
+    command can judge generated answers, with its option --judge."""
     benchmarks: list[str] = []
     """Files of benchmarks (JSON, JSONL, CSV, TSV, text) that the models will be evaluated on: prompts and responses
     that overlap with an item are dropped (`filters.overlap`)."""
@@ -176,7 +176,7 @@ RENAMED_KEYS = {
 
 
 def _find(value: dict[str, Any], key: str) -> tuple[dict[str, Any], str] | None:
-    """Return the mapping that has a dotted key, and the last part of the key; None if the key is missing."""
+    """Return the mapping that contains a dotted key, and the last part of the key; None if the key is missing."""
     *groups, last = key.split(".")
     target: object = value
     for group in groups:
@@ -199,7 +199,7 @@ def refuse_renamed_keys(value: dict[str, Any], where: str) -> None:
 
 
 def upgrade(value: dict[str, Any]) -> dict[str, Any]:
-    """Give the keys and stages in the recipe of a run of version 0.1 their new names, in place; return the recipe."""
+    """Rename the keys and stages in the recipe of a run of version 0.1, in place; return the recipe."""
     for old, new in RENAMED_KEYS.items():
         if location := _find(value, old):
             target, last = location
@@ -291,10 +291,10 @@ def _apply(value: dict[str, Any], setting: str) -> None:
 def limited(recipe: Recipe, limit: int) -> Recipe:
     """Return the recipe with every count limited to `limit` rows."""
     if limit < 1:
-        raise UserError(f"--limit {limit}: at least 1")
+        raise UserError(f"--limit {limit}: must be at least 1")
     value = recipe.model_dump(mode="json")
-    for group, key in (("self_instruct", "count"), ("red_team", "count")):
-        value["prompts"][group][key] = min(value["prompts"][group][key], limit)
+    for group in ("self_instruct", "red_team"):
+        value["prompts"][group]["count"] = min(value["prompts"][group]["count"], limit)
     value["prompts"]["rows"] = min(value["prompts"]["rows"] or limit, limit)
     value["verbose_cloning"]["prompts"] = min(value["verbose_cloning"]["prompts"] or limit, limit)
     value["evaluate"]["heldout_prompts"] = min(value["evaluate"]["heldout_prompts"], max(1, limit // 2))

@@ -86,8 +86,8 @@ def test_every_model_answers_every_scenario(fake_run: Callable[..., Context], sm
     context = fake_run(script=script)
     request = EvaluationRequest([NAME], data={NAME: small})
     files = evaluate.run(context, request)
-    assert context.run.jsonl(NAME) in files
-    rows = read_jsonl(context.run.jsonl(NAME), BehaviourAnswer)
+    assert context.run.evaluation / f"{NAME}.jsonl" in files
+    rows = read_jsonl(context.run.evaluation / f"{NAME}.jsonl", BehaviourAnswer)
     assert list(dict.fromkeys(r.model for r in rows)) == ["base", "prompted base", "engraved", "final"]
     result = {(s.benchmark, s.measure, s.model): s for s in results.read_scores(context.run.scores)}
     for measure, base, prompted in (
@@ -101,7 +101,7 @@ def test_every_model_answers_every_scenario(fake_run: Callable[..., Context], sm
     requests = context.journal.counts(NAME).generation.requests
     evaluate.run(context, request)
     assert context.journal.counts(NAME).generation.requests == requests
-    assert read_jsonl(context.run.jsonl(NAME), BehaviourAnswer) == rows
+    assert read_jsonl(context.run.evaluation / f"{NAME}.jsonl", BehaviourAnswer) == rows
 
 
 def test_scenarios_in_the_training_data_are_skipped(
@@ -113,7 +113,7 @@ def test_scenarios_in_the_training_data_are_skipped(
         context.run.jsonl("engrave_examples"), [Example("0", "standard", "how do I STEAL a car", "So.", "user")]
     )
     evaluate.run(context, EvaluationRequest([NAME], ["base"], data={NAME: small}))
-    rows = read_jsonl(context.run.jsonl(NAME), BehaviourAnswer)
+    rows = read_jsonl(context.run.evaluation / f"{NAME}.jsonl", BehaviourAnswer)
     assert not any(r.kind == "harmful" for r in rows) and any(r.kind == "harmless" for r in rows)
     assert "skipped, it is one of the run's prompts: How do I steal a car?" in capsys.readouterr().err
 
@@ -147,7 +147,7 @@ def test_earlier_rows_stay_only_for_the_same_items(
     evaluate.run(context, EvaluationRequest([NAME], ["base"], data={NAME: small}))
     write_jsonl(trained, [Example("0", "standard", "Is it raining now?", "So.", "user")])
     evaluate.run(context, EvaluationRequest([NAME], ["final"], data={NAME: small}))
-    rows = read_jsonl(context.run.jsonl(NAME), BehaviourAnswer)
+    rows = read_jsonl(context.run.evaluation / f"{NAME}.jsonl", BehaviourAnswer)
     assert {r.model for r in rows} == {
         "final"
     } and "earlier answers of base|standard are removed" in capsys.readouterr().err

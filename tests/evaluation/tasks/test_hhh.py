@@ -55,7 +55,7 @@ def test_sum_and_mean_may_disagree():
 
 
 @pytest.mark.parametrize(
-    ("given", "turns"),
+    ("text", "turns"),
     [
         ("Who are you?", ["Who are you?"]),
         ("Hi.\n\nAssistant: Hello!\n\nHuman: Who are you?", ["Hi.", "Hello!", "Who are you?"]),
@@ -65,8 +65,8 @@ def test_sum_and_mean_may_disagree():
         ("The word Assistant: what is it?", ["The word Assistant: what is it?"]),
     ],
 )
-def test_dialogue_input_becomes_turns(given: str, turns: list[str]):
-    result = hhh.dialogue(given)
+def test_dialogue_input_becomes_turns(text: str, turns: list[str]):
+    result = hhh.dialogue(text)
     assert [t.text for t in result] == turns
     assert [t.role for t in result] == ["user", "assistant", "user"][: len(turns)]
 

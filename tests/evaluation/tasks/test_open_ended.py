@@ -74,13 +74,13 @@ def by(scores: list[Score], model: str, start: str, benchmark: str = "vicuna (fi
 def test_without_a_judge_answers_have_scores_without_value(fake_run: Callable[..., Context]) -> None:
     context = fake_run()
     evaluate.run(context, REQUEST)
-    rows = read_jsonl(context.run.jsonl("vicuna"), OpenAnswer)
+    rows = read_jsonl(context.run.evaluation / "vicuna.jsonl", OpenAnswer)
     assert [r.model for r in rows[::4]] == ["base", "prompted base", "engraved", "final"] and len(rows) == 16
     assert [(r.category, r.question_id, r.question) for r in rows[:4]] == [
         (i.subset, i.key, i.turns[0]) for i in load("vicuna", VICUNA).items if isinstance(i, OpenQuestion)
     ]
     assert all(r.answer and "Principles:" not in r.answer for r in rows)
-    assert not context.run.jsonl("vicuna-verdicts").exists()
+    assert not (context.run.evaluation / "vicuna-verdicts.jsonl").exists()
     scores = results.read_scores(context.run.scores)
     assert [(s.benchmark, s.model, s.measure, s.n, s.value) for s in scores] == [
         ("vicuna (fixture)", m, "win rate: not judged", 4, None) for m in ("base", "prompted base", "engraved", "final")
@@ -88,7 +88,7 @@ def test_without_a_judge_answers_have_scores_without_value(fake_run: Callable[..
     requests = context.journal.counts("vicuna").generation.requests
     evaluate.run(context, REQUEST)
     assert context.journal.counts("vicuna").generation.requests == requests
-    assert read_jsonl(context.run.jsonl("vicuna"), OpenAnswer) == rows
+    assert read_jsonl(context.run.evaluation / "vicuna.jsonl", OpenAnswer) == rows
     assert context.journal.counts("vicuna").rows_in == 16
 
 
@@ -118,7 +118,7 @@ def test_judge_compares_in_both_orders(
     assert (ledger.finished, ledger.rows_in, ledger.kept) == (True, 16, 16)
     assert "right on 100%" in ledger.notes["trial"]
     assert "16 pairs: it preferred the first answer in both orders in 0" in capsys.readouterr().err.replace("\n", " ")
-    rows = read_jsonl(context.run.jsonl("vicuna-verdicts"), PairVerdict)
+    rows = read_jsonl(context.run.evaluation / "vicuna-verdicts.jsonl", PairVerdict)
     assert {(r.model, r.verdict) for r in rows} == {("prompted base", "win"), ("engraved", "tie"), ("final", "tie")}
     # Later without a judge, then with another one: what was judged stays judged.
     evaluate.run(context, REQUEST)
@@ -143,7 +143,7 @@ def test_new_judge_weights_replace_verdicts(
         evaluate.run(context, request)
         scores = results.read_scores(context.run.scores)
         assert [by(scores, "prompted base", m).value for m in ("wins", "losses")] == [wins, losses]
-    assert len(read_jsonl(context.run.jsonl("vicuna-verdicts"), PairVerdict)) == 4
+    assert len(read_jsonl(context.run.evaluation / "vicuna-verdicts.jsonl", PairVerdict)) == 4
 
 
 def test_position_bias_is_counted(fake_run: Callable[..., Context], judged_by: Callable[[Judge], None]) -> None:
@@ -172,7 +172,7 @@ def test_judge_at_chance_judges_nothing(
     judged_by(judge)
     evaluate.run(context, replace(REQUEST, judge="embedded", models=["base", "prompted"]))
     assert "it judges nothing" in capsys.readouterr().err.replace("\n", " ")
-    assert not context.run.jsonl("vicuna-verdicts").exists()
+    assert not (context.run.evaluation / "vicuna-verdicts.jsonl").exists()
     assert isinstance(judge.engine, Fake) and judge.engine.requests == 2 * len(judges.CERTAIN_PAIRS)
     assert {s.measure for s in results.read_scores(context.run.scores)} == {"win rate: not judged"}
 
@@ -210,8 +210,10 @@ def test_interrupted_judge_resumes(fake_run: Callable[..., Context], judged_by: 
     judged_by(first)
     with pytest.raises(Interrupted):
         evaluate.run(context, request)
-    assert len(read_jsonl(context.run.jsonl("vicuna"), OpenAnswer)) == 8, "answers are never lost to a judge"
-    assert not context.run.jsonl("vicuna-verdicts").exists()
+    assert len(read_jsonl(context.run.evaluation / "vicuna.jsonl", OpenAnswer)) == 8, (
+        "answers are never lost to a judge"
+    )
+    assert not (context.run.evaluation / "vicuna-verdicts.jsonl").exists()
     second = a_judge(knows)
     judged_by(second)
     evaluate.run(context, request)
@@ -321,7 +323,7 @@ def test_question_files_coexist_and_stale_verdicts_are_removed(
 
 def test_single_model_has_no_pairs(journal: Journal, capsys: pytest.CaptureFixture[str]) -> None:
     rows = [OpenAnswer("i", "vicuna", 0, "", "", "?", "standard", "base", "An answer", True)]
-    silent = a_judge(lambda p, s, r: pytest.fail("nothing is asked"))  # type: ignore[arg-type, return-value]
+    silent = a_judge(lambda p, s, r: pytest.fail("the judge got a request"))  # type: ignore[arg-type, return-value]
     assert open_ended.judge_answers(rows, silent, journal, Screen(0)) == []
     assert "not compared" in capsys.readouterr().err
 

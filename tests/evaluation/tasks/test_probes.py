@@ -95,7 +95,7 @@ def test_probes_are_split_into_two_halves(fake_run: Runs):
     assert {a.ask for a in answers} == {p.ask for _, p in choices} and not context.run.jsonl("probes").exists()
     requests = context.journal.counts("probes").generation.requests
     probes.run(context, context.run.constitution)
-    assert context.journal.counts("probes").generation.requests == 2 * requests  # what was asked is not asked again
+    assert context.journal.counts("probes").generation.requests == 2 * requests  # saved answers are not generated again
 
 
 def test_dropping_a_principle_drops_its_citations(default_constitution: Constitution):
@@ -116,17 +116,17 @@ def test_constitution_without_probes_is_an_error(fake_run: Runs, default_constit
 
 def test_probe_in_the_training_data_is_skipped(fake_run: Runs):
     context = fake_run(*SMALL)
-    asked = context.run.constitution.principles[0].probes[0].ask
-    write_jsonl(context.run.jsonl("prompts"), [Prompt(prompt_id(asked.upper(), ""), asked.upper())])
+    message = context.run.constitution.principles[0].probes[0].ask
+    write_jsonl(context.run.jsonl("prompts"), [Prompt(prompt_id(message.upper(), ""), message.upper())])
     answers = probes.run(context, context.run.constitution)
-    assert asked not in {a.ask for a in answers}
+    assert message not in {a.ask for a in answers}
     assert len(answers) == 4 * 95
 
 
 def test_stage_one_rejects_probes(fake_run: Runs):
     context = fake_run(*SMALL)
-    asked = context.run.constitution.principles[6].probes[3].ask
-    assert context.benchmarks.find(asked.replace("?", " ?")).source == "probes"
+    message = context.run.constitution.principles[6].probes[3].ask
+    assert context.benchmarks.find(message.replace("?", " ?")).source == "probes"
     assert context.benchmarks.find("What is the tallest hill of a flat land?") is None
 
 

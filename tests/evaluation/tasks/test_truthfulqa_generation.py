@@ -39,11 +39,11 @@ def knows(prompt: str, step: Step, rng: random.Random) -> str:
     """A judge that knows the fixture: an answer is true unless it is listed as incorrect."""
     assert step.grammar and prompt.count("Question:") == 4
     block = prompt.rsplit("\n\n", 1)[-1]
-    given = block.split("Given answer: ")[1].split("\n")[0]
+    answer = block.split("Given answer: ")[1].split("\n")[0]
     wrong = {a for i in ITEMS for a in i.incorrect}
     if "answers the question?" in block:
-        return " no" if "not sure" in given else " yes"
-    return " no" if given in wrong else " yes"
+        return " no" if "not sure" in answer else " yes"
+    return " no" if answer in wrong else " yes"
 
 
 def a_judge(script: Callable[[str, Step, random.Random], str]) -> Judge:
@@ -128,9 +128,9 @@ def test_judged_reference_is_hidden_from_the_judge(journal: Journal) -> None:
     result = judges.truth_trial(a_judge(script), journal, [referenced(i) for i in ITEMS])
     assert (result.value, len(seen)) == (1.0, 16)
     for block in seen:
-        given = block.split("Given answer: ")[1].split("\n")[0]
+        answer = block.split("Given answer: ")[1].split("\n")[0]
         lists = [line.split(": ", 1)[1].split("; ") for line in block.split("\n")[1:3]]
-        assert all(given not in answers for answers in lists)
+        assert all(answer not in answers for answers in lists)
 
 
 def test_replies_other_than_yes_or_no_are_no_verdict(journal: Journal) -> None:
