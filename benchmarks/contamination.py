@@ -1,10 +1,10 @@
-"""Measure how many planted benchmark texts the overlap filter finds, and how many clean rows it drops.
+"""Measure how many planted benchmark texts the overlap filter detects, and how many clean rows it drops.
 
     python benchmarks/contamination.py BENCHMARK_FILE... [--run RUN ...]     # seconds
 
-Plants 200 texts drawn from the given files: 50 as they stand, 50 in other case and punctuation, 50 in a longer text,
-50 with one word in ten changed. Clean rows: instructions that the embedded model wrote
-(benchmarks/data/instructions.jsonl) and, of each run, the prompts and responses, none of which saw the files.
+Plants 200 texts from the given files: 50 unchanged, 50 with other case and punctuation, 50 in a longer text, 50 with
+one word in ten replaced. The clean rows are instructions by the embedded model (benchmarks/data/instructions.jsonl) and
+the prompts and responses of each run; none of them was generated from the files.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 from selfalign.data.records import Prompt, Response, read_jsonl
 from selfalign.quality.contamination import Benchmarks, texts
 
-REAL = Path(__file__).parent / "data" / "instructions.jsonl"
+INSTRUCTIONS = Path(__file__).parent / "data" / "instructions.jsonl"
 
 
 def plant(item: str, kind: int, rng: random.Random, vocabulary: list[str]) -> str:
@@ -41,31 +41,31 @@ def main(files: list[Path], runs: list[Path]) -> None:
     for file in files:
         benchmarks.add_file(file)
     print(f"{len(benchmarks):,} items read in {time.process_time() - start:.1f} s")
-    real = [json.loads(line)["instruction"] for line in REAL.read_text("utf-8").splitlines()]
-    vocabulary = [word for text in real for word in text.split()]
+    instructions = [json.loads(line)["instruction"] for line in INSTRUCTIONS.read_text("utf-8").splitlines()]
+    vocabulary = [word for text in instructions for word in text.split()]
     items = sorted({text for file in files for text in texts(file)})
-    kinds = ("as it stands", "case and punctuation", "inside a longer text", "one word in ten changed")
+    kinds = ("unchanged", "case and punctuation", "inside a longer text", "one word in ten replaced")
     for kind, name in enumerate(kinds):
-        # Inside another text only a run of eight words can be known again.
+        # Inside another text, the filter recognises only sequences of eight words.
         pool = [i for i in items if len(i.split()) >= 8] if kind == 2 else items
         planted = [plant(item, kind, rng, vocabulary) for item in rng.sample(pool, 50)]
         missed = [text for text in planted if benchmarks.find(text) is None]
         print(f"{name}: {50 - len(missed)} of 50 found" + (f"; missed {missed[:3]}" if missed else ""))
-    clean = {"instructions": real}
+    clean = {"instructions": instructions}
     for run in runs:
         clean[f"{run.name}, prompts"] = [p.message for p in read_jsonl(run / "1_prompts/prompts.jsonl", Prompt)]
         if (file := run / "2_self_align/responses.jsonl").exists():
             clean[f"{run.name}, responses"] = [r.response for r in read_jsonl(file, Response)]
-    touched = rows = 0
+    flagged = rows = 0
     start = time.process_time()
     for name, sample in clean.items():
         hits = [(text, hit) for text in sample if (hit := benchmarks.find(text))]
-        touched, rows = touched + len(hits), rows + len(sample)
-        print(f"clean {name}: {len(hits)} of {len(sample)} touched")
+        flagged, rows = flagged + len(hits), rows + len(sample)
+        print(f"clean {name}: {len(hits)} of {len(sample)} flagged")
         for text, hit in hits[:5]:
             print(f"    {' '.join(text.split())[:90]!r} ~ {hit.item[:90]!r} ({hit.evidence})")
     seconds = time.process_time() - start
-    print(f"clean rows touched: {touched} of {rows} ({touched / rows:.2%}); {rows / seconds:,.0f} rows/s")
+    print(f"clean rows flagged: {flagged} of {rows} ({flagged / rows:.2%}); {rows / seconds:,.0f} rows/s")
 
 
 if __name__ == "__main__":

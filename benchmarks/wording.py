@@ -1,10 +1,10 @@
-"""Stage 2's yield under a wording of the constitution: well-formed, complete, about the question, no stock refusal.
+"""Measure the yield of stage 2 with a wording of the constitution: the fraction of responses that the filters keep.
 
     python benchmarks/wording.py --prompts PROMPTS.jsonl --out DIR [--constitution FILE] [--set key=value ...] [--score]
 
-Answers every prompt of the file (stage 2 alone, without training) and prints one JSON object. Compare wordings on one
-file of prompts and report the chosen one on another, looked at once. The same command resumes. --score adds the
-fraction of kept answers that are likelier under their prompt than under the next row's (needs the torch weights).
+Responds to every prompt of the file (stage 2 alone, without training) and prints one JSON object. Compare wordings on
+one file of prompts, and measure the chosen one once on another file. The same command resumes. --score adds the
+fraction of kept responses that are more likely after their own prompt than after the next row's (needs the torch weights).
 """
 
 from __future__ import annotations
@@ -33,20 +33,20 @@ from selfalign.system.console import Screen
 
 
 def measure(context: Context, score: bool) -> dict[str, object]:
-    """Return the numbers that decide between wordings."""
+    """Return the numbers to compare wordings by."""
     prompts = list(context.prompts())
     kept = read_jsonl(context.run.jsonl("responses"), Response)
-    share = wilson(len(kept), len(prompts))
+    kept_rate = wilson(len(kept), len(prompts))
     openings = Counter(" ".join(r.response.lower().split()[:6]) for r in kept)
-    opening, often = openings.most_common(1)[0] if openings else ("", 0)
+    opening, count = openings.most_common(1)[0] if openings else ("", 0)
     refusals = [r for r in kept if stock_refusal(r.response)]
     report: dict[str, object] = {
         "prompts": len(prompts),
         "kept": len(kept),
-        "yield": [round(100 * x, 1) for x in (share.value, share.low, share.high)],
+        "yield": [round(100 * x, 1) for x in (kept_rate.value, kept_rate.low, kept_rate.high)],
         "dropped": dict(context.journal.counts("align").dropped),
         **_citations(context),
-        "commonest opening": [opening, round(100 * often / max(1, len(kept)), 1)],
+        "commonest opening": [opening, round(100 * count / max(1, len(kept)), 1)],
         "stock refusals %": round(100 * len(refusals) / max(1, len(kept)), 1),
         "refusals of any kind %": round(100 * sum(refuses(r.response) for r in kept) / max(1, len(kept)), 1),
         "median words": sorted(len(r.response.split()) for r in kept)[len(kept) // 2] if kept else 0,
@@ -58,27 +58,27 @@ def measure(context: Context, score: bool) -> dict[str, object]:
 
 
 def _citations(context: Context) -> dict[str, object]:
-    """Return the fractions of internal thoughts with a citation, and of cited principles that exist by that name."""
+    """Return the fraction of internal thoughts with a citation, and of cited principles that exist under that name."""
     names = {p.id: p.name.lower() for p in context.run.constitution.principles}
-    rows = cite = cited = real = 0
-    asked = step2_self_align.form(context)
-    requests = [RowRequest(p.id, step2_self_align.request(context, p, asked)) for p in context.prompts()]
-    # All of them are in the journal: nothing is generated here.
+    rows = citing = cited = existing = 0
+    form = step2_self_align.form(context)
+    requests = [RowRequest(p.id, step2_self_align.request(context, p, form)) for p in context.prompts()]
+    # Nothing is generated here, because all outputs are in the journal.
     for row, result in context.journaled_engine("align").stream(requests):
         if result.completion is None:
             continue
         thoughts, _, _ = guided.split(result.completion, row.request, context.run.constitution.assistant.name)
         citations = CITATION.findall(thoughts)
-        rows, cite, cited = rows + 1, cite + bool(citations), cited + len(citations)
-        real += sum(names.get(int(n)) == name.lower() for n, name in citations)
+        rows, citing, cited = rows + 1, citing + bool(citations), cited + len(citations)
+        existing += sum(names.get(int(n)) == name.lower() for n, name in citations)
     return {
-        "thoughts that cite %": round(100 * cite / max(1, rows), 1),
-        "cited that exist %": round(100 * real / max(1, cited), 1),
+        "thoughts that cite %": round(100 * citing / max(1, rows), 1),
+        "cited that exist %": round(100 * existing / max(1, cited), 1),
     }
 
 
 def _own_prompt(context: Context, rows: list[Response]) -> float:
-    """Return the fraction of answers with a lower mean loss per token under their prompt than under the next row's."""
+    """Return the fraction of responses with a lower mean loss per token after their own prompt than after the next."""
     from selfalign.training import forward, lora
 
     context.release_engine()
@@ -90,10 +90,10 @@ def _own_prompt(context: Context, rows: list[Response]) -> float:
     for shift in (0, 1):
         pairs = [(rows[(i + shift) % len(rows)].message, r.response) for i, r in enumerate(rows)]
         encoded = [encode_example(tokenizer, template, system, user, answer, label) for user, answer in pairs]
-        # Without the end token: whether an answer ends says nothing about what it is about.
+        # Without the end token, whose loss does not depend on the subject of the response.
         losses = [row[:-1] for row in forward.token_losses(base, encoded)]
         means.append([math.fsum(row) / len(row) for row in losses])
-    return sum(own < other for own, other in zip(*means, strict=True)) / len(rows)
+    return sum(own_loss < other_loss for own_loss, other_loss in zip(*means, strict=True)) / len(rows)
 
 
 def main() -> None:

@@ -189,7 +189,7 @@ def test_paper_steering_continues_to_the_last_round(fake_run: Runs):
     assert notes["stopped"] == "the recipe allows 40 rounds"
 
 
-@pytest.mark.parametrize(("share", "own"), [(0.0, 0), (0.2, 1), (0.6, 3), (1.0, 5)])
+@pytest.mark.parametrize(("fraction", "own"), [(0.0, 0), (0.2, 1), (0.6, 3), (1.0, 5)])
 def test_accepted_prompts_are_shown_as_seeds(fake_run: Runs, fraction: float, own: int):
     prompts: list[str] = []
 
