@@ -4,7 +4,8 @@
 
 Responds to every prompt of the file (stage 2 alone, without training) and prints one JSON object. Compare wordings on
 one file of prompts, and measure the chosen one once on another file. The same command resumes. --score adds the
-fraction of kept responses that are more likely after their own prompt than after the next row's (needs the torch weights).
+fraction of kept responses that are more likely after their own prompt than after the next row's (needs the torch
+weights).
 """
 
 from __future__ import annotations
