@@ -299,7 +299,7 @@ def test_duplicate_item_counts_twice(run: Context, tmp_path: Path):
 
 def test_edited_benchmark_rows_are_not_overwritten(run: Context):
     evaluate.run(run, REQUEST)
-    file = run.run.jsonl("hhh")
+    file = run.run.evaluation / "hhh.jsonl"
     file.write_text(file.read_text("utf-8") + "\n", "utf-8")
     with pytest.raises(UserError, match="was edited"):
         evaluate.run(run, REQUEST)

@@ -339,7 +339,7 @@ def test_embedded_model_on_workers_writes_the_same_file(local: cluster.Cluster, 
         shutil.copytree(tmp_path / "adapter", context.run.adapter("engrave"))
         context.run.adapter_gguf("engrave").write_bytes(b"")  # it only has to exist
         evaluate.run(context, EvaluationRequest(["hhh"], ["base", "engraved"], data={"hhh": data}, limit=6))
-        file = context.run.jsonl("hhh")
+        file = context.run.evaluation / "hhh.jsonl"
         result = file.read_bytes(), read_jsonl(file, ItemScore)
         context.journal.close()
         return result

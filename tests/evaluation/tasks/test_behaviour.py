@@ -166,7 +166,7 @@ def test_edited_rows_are_not_overwritten(fake_run: Callable[..., Context], small
     context = fake_run(script=script)
     request = EvaluationRequest([NAME], ["base"], data={NAME: small})
     evaluate.run(context, request)
-    file = context.run.jsonl(NAME)
+    file = context.run.evaluation / f"{NAME}.jsonl"
     file.write_text(file.read_text("utf-8").replace("red car", "blue car"), "utf-8")
     with pytest.raises(UserError, match="is not a file, a folder or a hub id"):
         evaluate.run(context, EvaluationRequest(["questions"], ["base"], data={"questions": "no file.jsonl"}))
