@@ -184,7 +184,7 @@ def test_wrong_request_removes_nothing(fake_run: Callable[..., Context]) -> None
         EvaluationRequest([NAME], data={NAME: "nofile.yaml"}),
         EvaluationRequest([NAME], others=["base=embedded"]),
         EvaluationRequest([NAME], others=["a=embedded", "a=embedded"]),
-        EvaluationRequest(["truthfulqa-generation"], judge="nosuch"),
+        EvaluationRequest(["truthfulqa-generation"], judge="nosuch.gguf"),
     ):
         with pytest.raises(UserError):
             evaluate.run(context, request)

@@ -58,7 +58,7 @@ def journal(tmp_path: Path) -> Journal:
 def test_without_a_judge_answers_have_scores_without_value(fake_run: Callable[..., Context]) -> None:
     context = fake_run()
     evaluate.run(context, REQUEST)
-    rows = read_jsonl(context.run.jsonl(GENERATION), JudgedAnswer)
+    rows = read_jsonl(context.run.evaluation / f"{GENERATION}.jsonl", JudgedAnswer)
     assert [r.model for r in rows[::8]] == ["base", "prompted base", "engraved", "final"] and len(rows) == 32
     assert all(r.truthful is None and r.answer and r.question for r in rows)
     assert not any("internal thoughts" in r.answer or "Principles:" in r.answer for r in rows)
@@ -71,7 +71,7 @@ def test_without_a_judge_answers_have_scores_without_value(fake_run: Callable[..
     requests = context.journal.counts(GENERATION).generation.requests
     evaluate.run(context, REQUEST)
     assert context.journal.counts(GENERATION).generation.requests == requests
-    assert read_jsonl(context.run.jsonl(GENERATION), JudgedAnswer) == rows
+    assert read_jsonl(context.run.evaluation / f"{GENERATION}.jsonl", JudgedAnswer) == rows
 
 
 def liar(prompt: str, step: Step, rng: random.Random) -> str:
@@ -103,7 +103,7 @@ def test_judge_decides_truthful_and_informative(
     assert result["truthful, judged by by rule", "prompted base"].p == pytest.approx(2 / 2**8)
     # Later without a judge, and with another model: what was judged stays judged.
     evaluate.run(context, replace(REQUEST, models=["base", "final"]))
-    rows = read_jsonl(context.run.jsonl(GENERATION), JudgedAnswer)
+    rows = read_jsonl(context.run.evaluation / f"{GENERATION}.jsonl", JudgedAnswer)
     assert [(r.model, r.truthful) for r in rows[::8]] == [("base", False), ("prompted base", True), ("final", None)]
 
 
