@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from selfalign.cli.web import start_serve
+from selfalign.cli import web
 from selfalign.errors import UserError
 from selfalign.run.context import Context
 from serve_process import COMMAND, serve
@@ -52,11 +52,11 @@ def test_listening_beyond_loopback_needs_a_token(run: Path):
 
 
 def test_mistakes_are_user_errors(fake_run: Callable[..., Context], monkeypatch: pytest.MonkeyPatch):
-    context = fake_run()
+    path = fake_run().run.path
 
     def start(host: str = "127.0.0.1", port: int = 0, system_prompt: str = "standard", token: str = "") -> None:
         monkeypatch.setenv("SELFALIGN_TOKEN", token)
-        start_serve(context, host, port, 2, 2, None, system_prompt, [])
+        web.serve(path, host, port, 2, 2, None, system_prompt)
 
     with pytest.raises(UserError, match="at least 16"):
         start(token="short")

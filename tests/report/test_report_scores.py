@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from importlib import resources
 from typing import Any
 
 import pytest
@@ -11,8 +12,9 @@ from hypothesis import strategies as st
 
 from selfalign.evaluation import comparison
 from selfalign.evaluation.records import OpenAnswer, Score
-from selfalign.report import paper
+from selfalign.report.page import match
 from selfalign.report.scores import findings, folded, groups, p_text, score_text, verdict
+from selfalign.system import strict_yaml
 
 
 def score(measure: str, value: float, model: str = "final", prompt: str = "standard", **more: Any) -> dict[str, Any]:
@@ -194,11 +196,9 @@ def test_p_is_short(p: float | None, text: str):
 
 def test_each_reference_matches_one_benchmark():
     names = ["heldout", "hhh (fixture)", "truthfulqa", "truthfulqa generation", "Vicuna"]
-    references = paper.match(names)
-    assert {n: r.title.split(",")[0] for n, r in references.items()} == {
-        "hhh (fixture)": "HHH Eval",
-        "truthfulqa": "TruthfulQA",
-        "Vicuna": "Vicuna questions",
-    }
-    for reference in paper.REFERENCES:
-        assert all(len(row) == len(reference.head) for row in reference.rows)
+    path = resources.files("selfalign") / "assets/paper.yaml"
+    all_references = strict_yaml.parse_yaml(path.read_text("utf-8"), "paper.yaml")["references"]
+    assert {n: r["title"].split(",")[0] for n, r in match(names, all_references).items()} == {
+        "hhh (fixture)": "HHH Eval", "truthfulqa": "TruthfulQA", "Vicuna": "Vicuna questions",
+    }  # fmt: skip
+    assert all(len(row) == len(r["head"]) for r in all_references for row in r["rows"])

@@ -281,14 +281,13 @@ def test_rows_that_are_not_trained_on_have_no_tokens(viewer: Viewer):
 
 
 def test_viewer_refuses_a_folder_without_a_run(tmp_path: Path):
-    from selfalign.cli.web import start_view
-    from selfalign.system.console import Screen
+    from selfalign.cli.web import view
 
     with pytest.raises(UserError, match="is not a run"):
-        start_view(tmp_path, None, "127.0.0.1", 0, None, [], Screen(-1))
+        view(tmp_path, port=0)
     viewer_runs.make(tmp_path / "run", 3)
     with pytest.raises(UserError, match="other machines can reach"):
-        start_view(tmp_path / "run", None, "0.0.0.0", 0, None, [], Screen(-1))
+        view(tmp_path / "run", host="0.0.0.0", port=0)
 
 
 # -- marks -----------------------------------------------------------------------------------------------------------

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from selfalign.cli.options import AsJson, Force, RunFolder, screen
+from selfalign.errors import UserError
 
 if TYPE_CHECKING:
     from selfalign.constitution.lint import Budget, Finding
@@ -37,8 +39,6 @@ def lint(
     as_json: AsJson = False,
 ) -> None:
     """Check a constitution and its seed tasks. Each finding has its file and line; exit code 1 on errors."""
-    from dataclasses import asdict
-
     from selfalign.constitution import lint as lints
     from selfalign.constitution import loading
 
@@ -152,10 +152,7 @@ def test(
     as_json: AsJson = False,
 ) -> None:
     """Ask each model of a run the behaviour probes."""
-    from dataclasses import asdict
-
     from selfalign import api, constitution
-    from selfalign.errors import UserError
     from selfalign.evaluation.tasks import probes as probing
     from selfalign.pipeline import order
     from selfalign.report import terminal
@@ -186,7 +183,6 @@ def import_(
     from selfalign import constitution
     from selfalign.cli.starter import make_folder
     from selfalign.constitution import import_original
-    from selfalign.errors import UserError
     from selfalign.system import atomic, strict_yaml
     from selfalign.system.console import plain
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from selfalign.cli.options import AsJson, Force, Quiet, SystemPrompt, Verbose, screen
+from selfalign.errors import UserError
 
 if TYPE_CHECKING:
     from selfalign.evaluation.evaluate import EvaluationRequest
@@ -55,8 +57,6 @@ def evaluate(
     quiet: Quiet = False,
 ) -> None:
     """Measure models on held-out prompts and benchmarks. The same command again resumes."""
-    from selfalign.errors import UserError
-
     request = _request(benchmarks, models, others or [], data or [], system_prompt, limit, judge)
     runs = [t for t in targets if (Path(t) / "journal.sqlite").exists() and (Path(t) / "recipe.yaml").is_file()]
     if runs and len(targets) > 1:
@@ -72,7 +72,6 @@ def _request(
     judge: str,
 ) -> EvaluationRequest:  # fmt: skip
     """Return the request that the options describe. Raises UserError if a value is not known."""
-    from selfalign.errors import UserError
     from selfalign.evaluation.evaluate import EvaluationRequest, check_tasks
     from selfalign.evaluation.prompting import check_system_prompt
     from selfalign.evaluation.tasks import ORIGINS, behaviour
@@ -97,7 +96,6 @@ def _split(text: str) -> list[str]:
 def _evaluate_run(path: Path, request: EvaluationRequest, force: bool, as_json: bool) -> None:
     """Run the stage `evaluate`, or the requested benchmarks on the run's models."""
     from selfalign import api
-    from selfalign.errors import UserError
     from selfalign.evaluation.evaluate import is_task_score
     from selfalign.pipeline import order
 
@@ -120,7 +118,6 @@ def _evaluate_models(
 ) -> None:
     """Measure models that belong to no run."""
     from selfalign import constitution
-    from selfalign.errors import UserError
     from selfalign.evaluation.evaluate import run_alone
     from selfalign.evaluation.tasks import TASKS
 
@@ -137,8 +134,6 @@ def _evaluate_models(
 
 
 def _show(scores: Sequence[Score], as_json: bool) -> None:
-    from dataclasses import asdict
-
     from selfalign.report import terminal
 
     if as_json:

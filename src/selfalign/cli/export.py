@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from selfalign.cli.options import RunFolder, screen
+from selfalign.errors import Interrupted, UserError
 
 if TYPE_CHECKING:
     from selfalign.api import Run
@@ -76,8 +77,6 @@ def export(
 
 def _check_options(verb: str, form: str, known: dict[str, tuple[str, ...]], values: dict[str, Any]) -> dict[str, Any]:
     """Return the options that were set. Raises UserError if the form is unknown or an option does not apply to it."""
-    from selfalign.errors import UserError
-
     if form not in known:
         raise UserError(f"{form!r} is not a form to {verb}; use one of {', '.join(known)}")
     options = {name: value for name, value in values.items() if value is not None}
@@ -124,7 +123,6 @@ def push(
     ] = False,
 ) -> None:
     """Upload an export to the Hugging Face hub after confirmation. The token is HF_TOKEN or `hf auth login`."""
-    from selfalign.errors import Interrupted
     from selfalign.export.push import PushOptions
     from selfalign.system.signals import STOP
 
@@ -141,7 +139,6 @@ def push(
 def _push(
     source: Path, form: str | None, values: dict[str, str | None], options: PushOptions, yes: bool, dry_run: bool
 ) -> None:
-    from selfalign.errors import UserError
     from selfalign.export import hub
     from selfalign.export import push as pushes
 
@@ -181,7 +178,6 @@ def _confirmed() -> bool:
 def _export_folder(source: Path, form: str | None, values: dict[str, str | None]) -> Path:
     """Return the export to push: `source` itself, or the run's export, which is written if it does not exist."""
     from selfalign import api
-    from selfalign.errors import UserError
     from selfalign.export.push import find_or_export
     from selfalign.export.record import RECORD
 

@@ -21,6 +21,7 @@ from selfalign.cli.options import (
     open_context,
     screen,
 )
+from selfalign.errors import UserError
 
 if TYPE_CHECKING:
     from selfalign.run.recipe import Stage
@@ -160,7 +161,6 @@ def duplicates(
     as_json: AsJson = False,
 ) -> None:
     """List near-duplicate prompts or responses of runs."""
-    from selfalign.errors import UserError
     from selfalign.report import data_quality, terminal
 
     if kind not in ("prompts", "answers"):

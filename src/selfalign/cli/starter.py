@@ -8,26 +8,6 @@ from pathlib import Path
 from selfalign.errors import UserError
 from selfalign.system import atomic
 
-_CONSTITUTION = """\
-# Your constitution. With seed_tasks.jsonl, it is the only human-written text that generation and training use; fewer
-# than 300 items are enough.
-#
-#   check it     selfalign constitution lint {folder}/constitution.yaml --seeds {folder}/seed_tasks.jsonl
-#   print it     selfalign constitution show {folder}/constitution.yaml      as the model reads it
-#   compare it   selfalign constitution diff default {folder}/constitution.yaml
-#   try it       selfalign run {folder}/recipe.yaml --preview 2              exact prompts and raw responses
-#   run it       selfalign run {folder}/recipe.yaml --out runs/mine
-#
-# Edit `assistant` first, then `principles` and `question_types` (what your users ask). An exemplar shows the model how
-# to respond: its internal thoughts end with the principles that it follows, each as `number (name)`. {{name}} and
-# {{cutoff}} are replaced by the values in `assistant`. Probes only measure; nothing is trained on them. To extend the
-# shipped text instead of editing a copy, write `extends: default` and only what is new.
-
-"""
-_RECIPE = """\
-# Your recipe. `selfalign recipe {folder}/recipe.yaml` prints every setting; docs/recipe.md explains them.
-"""
-
 
 def make_folder(folder: Path) -> None:
     """Create the folder and its parents.
@@ -50,15 +30,19 @@ def write(folder: Path) -> list[str]:
         UserError: one of the files exists, or the folder cannot be created.
     """
     assets = resources.files("selfalign") / "assets"
+
+    def head(name: str) -> str:
+        return (assets / f"init/{name}.yaml").read_text("utf-8").format(folder=folder)
+
     recipe = (assets / "recipes/quick.yaml").read_text("utf-8")
     lines = [line for line in recipe.split("\n") if not line.startswith(("#", "constitution:"))]
     sources = ["constitution: constitution.yaml", "seeds: seed_tasks.jsonl"]
     at = next(i for i, line in enumerate(lines) if line.startswith("seed:"))
     texts = {
-        "constitution.yaml": _CONSTITUTION.format(folder=folder)
+        "constitution.yaml": head("constitution")
         + (assets / "constitutions/default.yaml").read_text("utf-8").replace("name: default", "name: mine", 1),
         "seed_tasks.jsonl": (assets / "seed_tasks.jsonl").read_text("utf-8"),
-        "recipe.yaml": _RECIPE.format(folder=folder) + "\n".join(lines[:at] + sources + lines[at:]),
+        "recipe.yaml": head("recipe") + "\n".join(lines[:at] + sources + lines[at:]),
     }
     for name in texts:
         if (folder / name).exists():

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from selfalign.cli.options import AsJson, RunFolder
+from selfalign.errors import UserError
 
 if TYPE_CHECKING:
     from selfalign.constitution import Constitution, Principle, Probe
@@ -38,7 +39,6 @@ def suggest(
     as_json: AsJson = False,
 ) -> None:
     """List marks and notes by principle, or turn one into a probe."""
-    from selfalign.errors import UserError
     from selfalign.run import feedback
     from selfalign.run.directory import RunDir
     from selfalign.system.console import plain
@@ -99,8 +99,6 @@ def _short(marks: Marks, mark: Feedback) -> str:
 
 
 def _select(marks: Marks, prefix: str) -> Feedback:
-    from selfalign.errors import UserError
-
     matches = [mark for key, mark in marks.items() if key.startswith(prefix)]
     if len(matches) != 1:
         known = ", ".join(_short(marks, mark) for mark in marks.values()) or "none"
@@ -119,7 +117,6 @@ def _probe(mark: Feedback, expect: str, words: Sequence[str]) -> Probe:
 
     from selfalign.constitution import Probe
     from selfalign.constitution.document import Check
-    from selfalign.errors import UserError
     from selfalign.evaluation.tasks.checks import passes, shows
     from selfalign.system.strict_yaml import validate
 
@@ -143,7 +140,6 @@ def _add_probe(
         UserError: the principle is ambiguous, the result is invalid, or the file cannot be written.
     """
     from selfalign.constitution import editing, loading
-    from selfalign.errors import UserError
     from selfalign.system import strict_yaml
 
     source = source or run.recipe.constitution
@@ -170,8 +166,6 @@ def _add_probe(
 
 
 def _read_bytes(source: str) -> bytes:
-    from selfalign.errors import UserError
-
     try:
         data = Path(source).read_bytes()
         data.decode("utf-8-sig")
@@ -184,8 +178,6 @@ def _read_bytes(source: str) -> bytes:
 
 def _principle(mark: Feedback, number: int | None, cited: Constitution, texts: Constitution) -> Principle:
     """Return the requested principle of the constitution to change, or else the only one that the response cites."""
-    from selfalign.errors import UserError
-
     names = {p.name.lower() for p in cited.principles if p.id in mark.principles}
     matches = [p for p in texts.principles if (p.id == number if number else p.name.lower() in names)]
     if len(matches) != 1:
@@ -199,7 +191,6 @@ def _check(run: RunDir, source: str, target: str, text: str, edited: str) -> Non
     """Check that the edited text loads from its new path, and that lint finds no new error in it."""
     from selfalign.constitution import loading
     from selfalign.constitution.lint import lint
-    from selfalign.errors import UserError
 
     if loading.load(target, edited).digest() != loading.load(source).digest():
         raise UserError(f"{target} would extend a different constitution than {source}; write it to the same folder")

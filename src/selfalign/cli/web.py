@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from selfalign.cli.options import RunFolder, SystemPrompt, open_context, screen
+from selfalign.errors import Interrupted
 
 if TYPE_CHECKING:
-    from selfalign.run.context import Context
-    from selfalign.system.console import Screen
+    from socket import socket
+
+    from starlette.types import ASGIApp
+
+    from selfalign.web.guard import Policy
 
 Host = Annotated[str, typer.Option(help="The address to listen on; beyond loopback it needs SELFALIGN_TOKEN.")]
 AllowHost = Annotated[
@@ -35,24 +40,6 @@ def serve(
     allow_host: AllowHost = None,
 ) -> None:
     """Serve a run's models: OpenAI-compatible API and chat page. The key is SELFALIGN_TOKEN, if set."""
-    from selfalign.errors import Interrupted
-
-    try:
-        start_serve(open_context(run), host, port, slots, max_queue, max_tokens, system_prompt, allow_host or [])
-    except Interrupted as error:
-        raise typer.Exit(error.exit_code) from None
-
-
-def start_serve(
-    context: Context, host: str, port: int, slots: int, max_queue: int, max_tokens: int | None, system_prompt: str,
-    allowed_hosts: list[str],
-) -> None:  # fmt: skip
-    """Serve the run's models until a signal comes.
-
-    Raises:
-        UserError: a library, a token, the port or the run's weights are missing.
-        Interrupted: a signal came.
-    """
     from selfalign.web import server
 
     server.check_installed()
@@ -61,25 +48,24 @@ def start_serve(
     from selfalign.web.serve.job_queue import JobQueue
     from selfalign.web.serve.models import ServedModels
 
-    policy = guard.policy(host, allowed_hosts)
+    context, policy = open_context(run), guard.policy(host, allow_host or [])
     limit = max_tokens or context.recipe.engine.context
     models = ServedModels(context, system_prompt, limit)
-    socket = server.listen(host, port)
+    listening = server.listen(host, port)
     try:
         engine = models.start(slots)
     except BaseException:
-        socket.close()
+        listening.close()
         raise
     queue = JobQueue(engine, slots, max_queue)
     try:
         app = routes.build(models, queue, policy, limit)
-        url = server.address(socket)
+        url = server.address(listening)
         context.screen.say(f"{', '.join(models.models)} of {context.run.path.name}")
         context.screen.say(f"chat page  {url}/\nAPI        {url}/v1   (Ctrl-C ends)")
-        _warn_if_exposed(policy.loopback, context.screen)
-        server.serve(app, socket, queue.cancel_all)
+        _serve(app, listening, policy, queue.cancel_all)
     finally:
-        socket.close()
+        listening.close()
         queue.close()
         engine.close()
 
@@ -97,23 +83,6 @@ def view(
     allow_host: AllowHost = None,
 ) -> None:
     """Show every row of a run in the browser. Works while the run is running. The key is SELFALIGN_TOKEN, if set."""
-    from selfalign.errors import Interrupted
-
-    try:
-        start_view(run, other, host, port, cache, allow_host or [], screen())
-    except Interrupted as error:
-        raise typer.Exit(error.exit_code) from None
-
-
-def start_view(
-    run: Path, other: Path | None, host: str, port: int, cache: Path | None, allowed_hosts: list[str], screen: Screen
-) -> None:
-    """Show the run in the browser until a signal comes.
-
-    Raises:
-        UserError: a library, a token or the port is missing, or there is no such run.
-        Interrupted: a signal came.
-    """
     from selfalign.run.directory import RunDir
     from selfalign.web import server
 
@@ -122,7 +91,7 @@ def start_view(
     from selfalign.web.view import routes
     from selfalign.web.view.index import Index
 
-    policy = guard.policy(host, allowed_hosts)
+    policy = guard.policy(host, allow_host or [])
     indexes = []
     for folder, suffix in ((run, ""), (other, ".other")):
         if folder is not None:
@@ -131,16 +100,22 @@ def start_view(
             indexes.append(Index(folder, directory.constitution, file))
             indexes[-1].refresh_in_background()
     app = routes.build(routes.Viewer(indexes[0], indexes[1] if other else None), policy)
-    socket = server.listen(host, port)
+    listening = server.listen(host, port)
     try:
         names = " and ".join(index.run.resolve().name for index in indexes)
-        screen.say(f"{names}  {server.address(socket)}/   (Ctrl-C ends)")
-        _warn_if_exposed(policy.loopback, screen)
-        server.serve(app, socket)
+        screen().say(f"{names}  {server.address(listening)}/   (Ctrl-C ends)")
+        _serve(app, listening, policy)
     finally:
-        socket.close()
+        listening.close()
 
 
-def _warn_if_exposed(loopback: bool, screen: Screen) -> None:
-    if not loopback:
-        screen.say("other machines can reach this server, unencrypted; put a TLS proxy in front of it", "yellow")
+def _serve(app: ASGIApp, listening: socket, policy: Policy, on_end: Callable[[], None] = lambda: None) -> None:
+    """Serve until a signal comes; then exit with its code."""
+    from selfalign.web import server
+
+    if not policy.loopback:
+        screen().say("other machines can reach this server, unencrypted; put a TLS proxy in front of it", "yellow")
+    try:
+        server.serve(app, listening, on_end)
+    except Interrupted as error:
+        raise typer.Exit(error.exit_code) from None

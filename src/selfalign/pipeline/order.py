@@ -178,9 +178,8 @@ def _plan(context: Context) -> None:
     generates = set(recipe.stages) - idle
     # The speed is used only if the run measures it anyway.
     speed = context.speed() if generates and recipe.engine.slots == "auto" else None
-    costs.write(
-        context.run.plan, costs.plan_here(recipe, context.run.constitution, context.model, speed, user_prompts(recipe))
-    )
+    machine = costs.describe_machine(recipe, context.model, speed)
+    costs.write(context.run.plan, costs.plan(recipe, context.run.constitution, machine, user_prompts(recipe)))
 
 
 def write_manifest_if_done(context: Context) -> None:

@@ -323,14 +323,11 @@ class _Planner:
     def _problem(self, work: sizes.Work) -> str:
         """Return how many GPUs of that kind a single node would need."""
         cluster, size = self.cluster, f"{self.shape.name} ({2 * self.shape.parameters / 1e9:,.0f} GB in 16 bits)"
-        kind = "a replica" if isinstance(work, Generation) else "training"
+        kind, where = "training", f"there are {cluster.gpus}"
+        if isinstance(work, Generation):
+            kind, where = "a replica", f"a node has {cluster.gpus_per_node}"
         for gpus in range(1, _MAX_GPUS + 1):
             if self.fit(work, Cluster(1, gpus, cluster.gpu, cluster.network)):
-                where = (
-                    f"a node has {cluster.gpus_per_node}"
-                    if isinstance(work, Generation)
-                    else f"there are {cluster.gpus}"
-                )
                 return f"{size} needs {gpus} {cluster.gpu.name} for {kind}; {where}"
         return f"{size} needs more than {_MAX_GPUS} {cluster.gpu.name} for {kind}"
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from selfalign.errors import UserError
 from selfalign.planning import hardware
 from selfalign.planning.hardware import Gpu, Shape
+from selfalign.system.format import did_you_mean
 
 _KEYS = ("gpus", "nodes", "model", "network")
 _FORM = "write gpus=8xH100, and optionally nodes=2, model=70b, network=400, separated by commas"
@@ -36,11 +37,7 @@ class Cluster:
 
     def text(self) -> str:
         """Return a text such as `2 nodes of 8 H100`."""
-        return (
-            f"{self.gpus_per_node} {self.gpu.name}"
-            if self.nodes == 1
-            else f"{self.nodes} nodes of {self.gpus_per_node} {self.gpu.name}"
-        )
+        return ("" if self.nodes == 1 else f"{self.nodes} nodes of ") + f"{self.gpus_per_node} {self.gpu.name}"
 
 
 def parse(text: str) -> Cluster:
@@ -69,9 +66,7 @@ def _pairs(text: str) -> dict[str, str]:
         if not equals or not value:
             raise UserError(f"--cluster {text!r}: {part.strip()!r} is not key=value; {_FORM}")
         if key not in _KEYS:
-            near = difflib.get_close_matches(key, _KEYS, n=1, cutoff=0.5)
-            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(_KEYS)}"
-            raise UserError(f"--cluster: unknown key {key!r}; {hint}")
+            raise UserError(f"--cluster: unknown key {key!r}; {did_you_mean(key, _KEYS)}")
         if key in pairs:
             raise UserError(f"--cluster: {key} is set twice ({pairs[key]} and {value})")
         pairs[key] = value
@@ -116,14 +111,13 @@ def shape_of(name: str, recipe_model: str) -> Shape:
             raise UserError(
                 f"the recipe's model is the embedded one: add model= to --cluster, for example model=70b ({known})"
             )
-        return hardware.SHAPES["270m"]
+        model = "270m"
     if shape := hardware.SHAPES.get(model.lower()):
         return shape
     path = Path(model).expanduser()
     if path.is_dir():
         return hardware.read_shape(path)
     where = "--cluster model" if name else "the recipe's model"
-    near = difflib.get_close_matches(model.lower(), hardware.SHAPES, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]!r}?" if near else f"known: {known}; or a Hugging Face folder"
+    hint = did_you_mean(model.lower(), hardware.SHAPES, "known: {}; or a Hugging Face folder")
     remedy = "" if name else "; add model=70b (or another size) to --cluster"
     raise UserError(f"{where} {model!r} is neither a known size nor a folder: {hint}{remedy}")

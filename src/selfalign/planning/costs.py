@@ -119,13 +119,6 @@ def describe_machine(recipe: Recipe, model: Model | None, speed: Calibration | N
     )
 
 
-def plan_here(
-    recipe: Recipe, constitution: Constitution, model: Model | None, speed: Calibration | None, user_prompts: int | None
-) -> Plan:
-    """Return the plan of a recipe on this machine. Arguments as of `describe_machine` and `plan`."""
-    return plan(recipe, constitution, describe_machine(recipe, model, speed), user_prompts)
-
-
 def plan(recipe: Recipe, constitution: Constitution, machine: Machine, user_prompts: int | None = None) -> Plan:
     """Return the plan of a recipe on a machine.
 

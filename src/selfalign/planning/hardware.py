@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -24,34 +25,6 @@ class Gpu:
     link: float
     """Bytes/s in one direction to the other GPUs of its node: NVLink, else PCIe 4.0 x16."""
     source: str
-
-
-_PCIE = 32e9
-GPUS: dict[str, Gpu] = {
-    gpu.name: gpu
-    for gpu in (
-        Gpu("H200", 989e12, 4.80e12, 141e9, 450e9, "NVIDIA H200 data sheet (SXM)"),
-        Gpu("H100", 989e12, 3.35e12, 80e9, 450e9, "NVIDIA H100 data sheet (SXM)"),
-        Gpu("A100-80", 312e12, 2.039e12, 80e9, 300e9, "NVIDIA A100 data sheet (SXM, 80 GB)"),
-        Gpu("A100-40", 312e12, 1.555e12, 40e9, 300e9, "NVIDIA A100 data sheet (SXM, 40 GB)"),
-        Gpu("L40S", 362e12, 0.864e12, 48e9, _PCIE, "NVIDIA L40S data sheet"),
-        Gpu("A10G", 70e12, 0.600e12, 24e9, _PCIE, "AWS and NVIDIA on EC2 G5 (the A10 itself: 125 TFLOP/s)"),
-        Gpu("L4", 121e12, 0.300e12, 24e9, _PCIE, "NVIDIA L4 data sheet"),
-        Gpu("RTX4090", 165e12, 1.008e12, 24e9, _PCIE, "NVIDIA Ada architecture white paper"),
-        Gpu("RTX3090", 71e12, 0.936e12, 24e9, _PCIE, "NVIDIA GA102 architecture white paper"),
-        Gpu("V100-32", 125e12, 0.900e12, 32e9, 150e9, "NVIDIA V100 data sheet (SXM2, 32 GB); the paper's, in fp16"),
-    )
-}
-ALIASES = {
-    "A100-80GB": "A100-80",
-    "A100-40GB": "A100-40",
-    "RTX-4090": "RTX4090",
-    "RTX-3090": "RTX3090",
-    "4090": "RTX4090",
-    "3090": "RTX3090",
-    "V100": "V100-32",
-}
-"""Unambiguous other names; "A100" could be two GPUs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,18 +80,11 @@ class Shape:
         return self.layers * rank * sum(sides[name] for name in targets)
 
 
-SHAPES: dict[str, Shape] = {
-    shape.name: shape
-    for shape in (
-        Shape("270m", 18, 640, 4, 1, 256, 2048, 262_144, True, "Gemma 3 270M, config.json"),
-        Shape("7b", 32, 4096, 32, 32, 128, 11_008, 32_000, False, "Llama 2 7B, config.json"),
-        Shape("8b", 32, 4096, 32, 8, 128, 14_336, 128_256, False, "Llama 3.1 8B, config.json"),
-        Shape("13b", 40, 5120, 40, 40, 128, 13_824, 32_000, False, "Llama 2 13B, config.json"),
-        Shape("32b", 64, 5120, 40, 8, 128, 27_648, 152_064, False, "Qwen2.5 32B, config.json"),
-        Shape("65b", 80, 8192, 64, 64, 128, 22_016, 32_000, False, "LLaMA 65B (arXiv 2302.13971, table 2)"),
-        Shape("70b", 80, 8192, 64, 8, 128, 28_672, 128_256, False, "Llama 3.1 70B, config.json"),
-    )
-}
+_TABLES = json.loads((resources.files("selfalign") / "assets/hardware.json").read_text("utf-8"))
+GPUS = {gpu["name"]: Gpu(**gpu) for gpu in _TABLES["gpus"]}
+SHAPES = {shape["name"]: Shape(**shape) for shape in _TABLES["shapes"]}
+ALIASES: dict[str, str] = _TABLES["aliases"]
+"""Unambiguous other names; "A100" could be two GPUs."""
 _KEYS = {
     "num_hidden_layers": "layers",
     "hidden_size": "hidden",

@@ -78,7 +78,7 @@ def plan(
     if model and engines.kind(chosen.engine) == "llama_cpp":
         config = chosen.engine
         speed = calibrate(model.gguf, model.identity, config.context, config.threads, fresh, say)
-    return costs.plan_here(chosen, texts, model, speed, user_prompts(chosen))
+    return costs.plan(chosen, texts, costs.describe_machine(chosen, model, speed), user_prompts(chosen))
 
 
 def plan_cluster(

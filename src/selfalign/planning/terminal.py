@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rich.markup import escape
 from rich.table import Table
 
@@ -12,9 +14,12 @@ from selfalign.system.console import plain, stdout_console
 from selfalign.system.format import count, duration
 
 
-def new_table(footer: bool = False) -> Table:
-    """Return an empty table in the style of all tables."""
-    return Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim", show_footer=footer)
+def new_table(*columns: str, footer: Sequence[str] = ()) -> Table:
+    """Return an empty table in the style of all tables: a column of names, and columns of numbers."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim", show_footer=bool(footer))
+    for at, name in enumerate(columns):
+        table.add_column(name, footer[at] if footer else "", justify="right" if at else "left", no_wrap=True)
+    return table
 
 
 def show(plan: Plan) -> None:
@@ -33,13 +38,9 @@ def show(plan: Plan) -> None:
 
 
 def _plan_table(plan: Plan) -> Table:
-    table = new_table(footer=True)
-    table.add_column("stage", "all", no_wrap=True)
     columns = ("requests", "prompt", "cached", "generated", "at most")
     totals = [sum(v) for v in zip(*(_plan_numbers(s) for s in plan.stages), strict=True)] or [0] * len(columns)
-    for name, total in zip(columns, totals, strict=True):
-        table.add_column(name, count(total), justify="right", no_wrap=True)
-    table.add_column("time", duration(plan.seconds), justify="right", no_wrap=True)
+    table = new_table("stage", *columns, "time", footer=["all", *map(count, totals), duration(plan.seconds)])
     for stage in plan.stages:
         numbers = [count(n) for n in _plan_numbers(stage)]
         table.add_row(TITLES.get(stage.stage, stage.stage), *numbers, duration(stage.seconds))
@@ -71,15 +72,9 @@ def show_capacity(plan: Capacity) -> None:
 
 
 def _capacity_table(plan: Capacity) -> Table:
-    table = new_table(footer=True)
-    table.add_column("stage", "all", no_wrap=True)
-    for name in ("requests", "tokens", "GPUs", "GB"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("time", duration(plan.total("seconds")), justify="right", no_wrap=True)
-    table.add_column(
-        "from–to", _range(plan.total("seconds_low"), plan.total("seconds_high")), justify="right", no_wrap=True
-    )
-    table.add_column("GPU-h", _hours(plan.total("gpu_hours")), justify="right", no_wrap=True)
+    times = _range(plan.total("seconds_low"), plan.total("seconds_high"))
+    totals = ["all", "", "", "", "", duration(plan.total("seconds")), times, _hours(plan.total("gpu_hours"))]
+    table = new_table("stage", "requests", "tokens", "GPUs", "GB", "time", "from–to", "GPU-h", footer=totals)
     for stage in plan.stages:
         table.add_row(TITLES.get(stage.stage, stage.stage), *_capacity_cells(stage))
     return table

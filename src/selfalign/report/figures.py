@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from selfalign.evaluation.comparison import WIN_RATE
@@ -25,9 +26,7 @@ _KINDS: dict[str, tuple[Style, str]] = {
 _AXES = {"percent": "fraction, with 95 % interval", "words": "words", "number": "mean, with 95 % interval"}
 _UNITS = {"percent": "Fractions", "words": "Lengths", "number": "Means"}
 _ROWS = 40
-"""Rows of a table; report.json has all."""
-
-Table = tuple[tuple[str, ...], list[tuple[Any, ...]]]
+"""Points of a training curve in its table."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,25 +39,20 @@ class Figure:
     """A description for screen readers."""
     head: tuple[str, ...]
     rows: list[tuple[Any, ...]]
-    more: int
-    """Number of further rows in report.json."""
-    svg: str
-    """Empty without matplotlib."""
+    canvas: Callable[[], Canvas]
+    """Draws the plot."""
 
 
-def draw(report: dict[str, Any]) -> dict[str, Figure]:
-    """Return name -> plot; without SVGs if matplotlib is not installed."""
-    drawn: dict[str, Figure] = {}
+def draw(drawn: Iterable[Figure]) -> dict[str, str]:
+    """Return name -> SVG of each plot; none if matplotlib is not installed."""
     if not plots.available():
-        return {f.name: f for f, _ in _all(report)}
+        return {}
     with plots.drawing():
-        for figure, canvas in _all(report):
-            svg = plots.svg(canvas(), figure.name, figure.title, figure.text)
-            drawn[figure.name] = replace(figure, svg=svg)
-    return drawn
+        return {f.name: plots.svg(f.canvas(), f.name, f.title, f.text) for f in drawn}
 
 
-def _all(report: dict[str, Any]) -> Iterator[tuple[Figure, Callable[[], Canvas]]]:
+def figures(report: dict[str, Any]) -> Iterator[Figure]:
+    """Yield the plots for which the report has numbers."""
     if report["funnel"]:
         yield _funnel(report["funnel"])
     use = report["principle_use"]
@@ -83,32 +77,19 @@ def _all(report: dict[str, Any]) -> Iterator[tuple[Figure, Callable[[], Canvas]]
         yield _costs(report["costs"]["stages"])
 
 
-def _figure(
-    name: str, title: str, text: str, table: Table, canvas: Callable[[], Canvas]
-) -> tuple[Figure, Callable[[], Canvas]]:
-    head, rows = table
-    return Figure(name, title, text, head, rows[:_ROWS], max(0, len(rows) - _ROWS), ""), canvas
-
-
-def _funnel(steps: list[dict[str, Any]]) -> tuple[Figure, Callable[[], Canvas]]:
-    bars = [
-        charts.Bar(
-            s["title"],
-            f"{s['kept']:,} human-written" if s["human"] else f"{s['kept']:,} of {s['rows_in']:,}",
-            s["kept"],
-            s["lost"],
-            s["human"],
-        )
-        for s in steps
-    ]
+def _funnel(steps: list[dict[str, Any]]) -> Figure:
+    bars = []
+    for s in steps:
+        number = f"{s['kept']:,} human-written" if s["human"] else f"{s['kept']:,} of {s['rows_in']:,}"
+        bars.append(charts.Bar(s["title"], number, s["kept"], s["lost"], s["human"]))
     rows = [(s["title"], s["rows_in"], s["kept"], s["lost"]) for s in steps]
     last = steps[-1]
     text = f"{len(steps)} steps; the last one, {last['title']}, keeps {last['kept']:,} of {last['rows_in']:,}."
-    table = (("step", "in", "kept", "dropped and failed"), rows)
-    return _figure("funnel", "Kept at each step", text, table, lambda: charts.funnel(bars))
+    head = ("step", "in", "kept", "dropped and failed")
+    return Figure("funnel", "Kept at each step", text, head, rows, lambda: charts.funnel(bars))
 
 
-def _usage(principles: list[dict[str, Any]], use: dict[str, Any]) -> tuple[Figure, Callable[[], Canvas]]:
+def _usage(principles: list[dict[str, Any]], use: dict[str, Any]) -> Figure:
     known = [s for s in SOURCES if use["by_source"].get(s)] + [s for s in use["by_source"] if s not in SOURCES]
     series = []
     for source in known:
@@ -121,14 +102,12 @@ def _usage(principles: list[dict[str, Any]], use: dict[str, Any]) -> tuple[Figur
     head = ("principle", *(f"{SOURCES.get(s, (s,))[0]}, of {use['by_source'][s]:,}" for s in known))
     rows = [(label, *(p["by_source"].get(s, 0) for s in known)) for label, p in zip(labels, principles, strict=True)]
     axis = "fraction of the responses that cite it"
-    return _figure(
-        "usage", "Principles cited, by source", text, (head, rows), lambda: charts.dumbbells(labels, series, axis)
+    return Figure(
+        "usage", "Principles cited, by source", text, head, rows, lambda: charts.dumbbells(labels, series, axis)
     )
 
 
-def _crossing(
-    name: str, title: str, principles: list[dict[str, Any]], crossed: list[dict[str, Any]]
-) -> tuple[Figure, Callable[[], Canvas]]:
+def _crossing(name: str, title: str, principles: list[dict[str, Any]], crossed: list[dict[str, Any]]) -> Figure:
     cited = [p for p in principles if p["used"]]
     columns = [f"{p['id']} {p['name']}" for p in cited]
     values = [[c["principles"].get(str(p["id"]), 0) / max(1, c["answers"]) for p in cited] for c in crossed]
@@ -137,25 +116,27 @@ def _crossing(
     ]
     what = "question type" if name == "question_types" else "verb"
     text = f"A row for each {what}, a column for each principle; darker cells are cited by a larger fraction."
-    table = ((what, "responses", "principle number: citations"), rows)
+    head = (what, "responses", "principle number: citations")
     labels = [f"{plots.clip(c['name'], 21)} · {c['answers']}" for c in crossed]
-    return _figure(f"by-{name.replace('_', '-')}", title, text, table, lambda: charts.matrix(labels, columns, values))
+    return Figure(
+        f"by-{name.replace('_', '-')}", title, text, head, rows, lambda: charts.matrix(labels, columns, values)
+    )
 
 
-def _verbs(pairs: dict[str, Any]) -> tuple[Figure, Callable[[], Canvas]]:
+def _verbs(pairs: dict[str, Any]) -> Figure:
     tree = [(v["verb"], [(noun, n) for noun, n in v["objects"]]) for v in pairs["verbs"]]
     rows = [(v, sum(n for _, n in objects), ", ".join(f"{o} {n}" for o, n in objects)) for v, objects in tree]
     of = "Self-Instruct prompts" if pairs["of"] == "self_instruct" else "the prompts"
     text = f"The {len(tree)} most frequent verbs of {of} (inside), with up to four objects of each (outside)."
-    table = (("verb", "count", "objects"), rows)
-    return _figure("verbs", "Verbs of the instructions and their objects", text, table, lambda: charts.sunburst(tree))
+    head, title = ("verb", "count", "objects"), "Verbs of the instructions and their objects"
+    return Figure("verbs", title, text, head, rows, lambda: charts.sunburst(tree))
 
 
 def _percentages(counts: Sequence[int]) -> list[float]:
     return [100 * n / max(1, sum(counts)) for n in counts]
 
 
-def _lengths(lengths: dict[str, Any]) -> tuple[Figure, Callable[[], Canvas]]:
+def _lengths(lengths: dict[str, Any]) -> Figure:
     series = [
         (name, *_KINDS.get(name, ((INK, INK), "-")), _percentages(stats["histogram"]))
         for name, stats in lengths.items()
@@ -167,20 +148,18 @@ def _lengths(lengths: dict[str, Any]) -> tuple[Figure, Callable[[], Canvas]]:
     text = "; ".join(f"{name}: median {stats['median']} words" for name, stats in lengths.items()) + "."
     head = ("", "texts", "10th percentile", "median", "90th percentile", "longest")
     edges, ticks = (*LENGTHS, 2 * LENGTHS[-1]), (1, 4, 16, 64, 256, 1024)
-    return _figure(
-        "lengths", "Lengths", text, (head, rows), lambda: charts.steps(series, edges, "words", ticks, log=True)
-    )
+    return Figure("lengths", "Lengths", text, head, rows, lambda: charts.steps(series, edges, "words", ticks, log=True))
 
 
-def _nearest(described: dict[str, Any]) -> tuple[Figure, Callable[[], Canvas]]:
+def _nearest(described: dict[str, Any]) -> Figure:
     known = {name: d["similarity"] for name, d in described.items() if sum(d["similarity"]["nearest"])}
     series = [(name, *_KINDS.get(name, ((INK, INK), "-")), _percentages(s["nearest"])) for name, s in known.items()]
     bins = len(next(iter(known.values()))["nearest"])
     edges = [i / bins for i in range(bins + 1)]
     rows = [(f"{edges[i]:.1f} to {edges[i + 1]:.1f}", *(s["nearest"][i] for s in known.values())) for i in range(bins)]
     text = "; ".join(f"{name}: {_half(s['nearest'])} % have a neighbour at 0.5 or more" for name, s in known.items())
-    return _figure(
-        "nearest", "Similarity to the nearest other text", f"{text}.", (("ROUGE-L", *known), rows),
+    return Figure(
+        "nearest", "Similarity to the nearest other text", f"{text}.", ("ROUGE-L", *known), rows,
         lambda: charts.steps(series, edges, "ROUGE-L F1 with the nearest other text", (0, 0.2, 0.4, 0.6, 0.8, 1)),
     )  # fmt: skip
 
@@ -189,7 +168,7 @@ def _half(nearest: Sequence[int]) -> int:
     return round(100 * sum(nearest[len(nearest) // 2 :]) / max(1, sum(nearest)))
 
 
-def _scores(number: int, group: dict[str, Any]) -> Iterator[tuple[Figure, Callable[[], Canvas]]]:
+def _scores(number: int, group: dict[str, Any]) -> Iterator[Figure]:
     """Yield a plot for each unit of a benchmark's measures."""
     for kind in dict.fromkeys(m["unit"] for m in group["measures"]):
         measures = [m for m in group["measures"] if m["unit"] == kind]
@@ -203,10 +182,8 @@ def _scores(number: int, group: dict[str, Any]) -> Iterator[tuple[Figure, Callab
         title = measures[0]["name"] if len(measures) == 1 else _UNITS[kind]
         text = "Values and intervals are in the table."
         even = 50.0 if kind == "percent" and all(m["name"].startswith(WIN_RATE) for m in measures) else None
-        yield _figure(
-            f"scores-{number}-{kind}", title, text, ((), []),
-            lambda r=rows, s=limits, k=kind, e=even: charts.intervals(r, s, _AXES[k], k == "percent", e),  # type: ignore[misc]
-        )  # fmt: skip
+        canvas = partial(charts.intervals, rows, limits, _AXES[kind], kind == "percent", even)
+        yield Figure(f"scores-{number}-{kind}", title, text, (), [], canvas)
 
 
 def _known(value: Any) -> bool:
@@ -224,24 +201,22 @@ def _estimates(measure: dict[str, Any], scale: float) -> list[Estimate]:
     return [Estimate(measure["name"]), *estimates] if estimates else []
 
 
-def _training(number: int, trained: dict[str, Any]) -> tuple[Figure, Callable[[], Canvas]]:
+def _training(number: int, trained: dict[str, Any]) -> Figure:
     curve, heldout = trained["curve"], trained["heldout"]
     rows = [tuple(p) for p in (curve if len(curve) <= _ROWS else curve[:: -(-len(curve) // _ROWS)])]
     head = ("step", "loss", "learning rate")
     text = f"Loss from {curve[0][1]:.3f} to {curve[-1][1]:.3f} in {len(curve):,} steps"
     if heldout:
         text += f"; held out, from {heldout[0][1]:.3f} to {heldout[-1][1]:.3f}"
-    return _figure(
-        f"training-{number}", f"Loss: {trained['title']}", f"{text}.", (head, rows),
-        lambda: charts.curves(curve, heldout),
-    )  # fmt: skip
+    title = f"Loss: {trained['title']}"
+    return Figure(f"training-{number}", title, f"{text}.", head, rows, lambda: charts.curves(curve, heldout))
 
 
-def _costs(stages: list[dict[str, Any]]) -> tuple[Figure, Callable[[], Canvas]]:
+def _costs(stages: list[dict[str, Any]]) -> Figure:
     rows = [
         (s["title"], s["seconds"] / 60, None if s["planned_seconds"] is None else s["planned_seconds"] / 60)
         for s in stages
     ]
     longest = max(stages, key=lambda s: s["seconds"])
     text = f"The longest stage is {longest['title']}, {longest['seconds'] / 60:.1f} minutes."
-    return _figure("time", "Time, plan and actual", text, ((), []), lambda: charts.plan_and_actual(rows))
+    return Figure("time", "Time, plan and actual", text, (), [], lambda: charts.plan_and_actual(rows))

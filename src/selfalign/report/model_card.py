@@ -5,10 +5,10 @@ Every text that a person or a model wrote is escaped, so it never becomes Markdo
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from selfalign.constitution import Constitution
 from selfalign.model.base_model import Model
@@ -17,15 +17,6 @@ from selfalign.run.context import Context
 from selfalign.run.ledger import TITLES, StageCounts
 from selfalign.system.console import plain
 
-STAGE_DESCRIPTIONS = {
-    "engrave": "Stage 3, principle engraving: trained on the base model's own responses, written under the "
-    "constitution, without the constitution in the prompt.",
-    "verbose_cloning": "Stage 4, verbose cloning: trained on the engraved model's verbose responses, without the "
-    "verbose system prompt.",
-    "given": "Trained on the user's responses, as in stage 3 of SELF-ALIGN.",
-}
-_LIBRARIES = {"adapter": "peft", "merged": "transformers", "gguf-adapter": "gguf", "gguf": "gguf"}
-"""Form -> the hub's name of the library that loads it."""
 _FORM_NAMES = {
     "adapter": "LoRA adapter (PEFT)",
     "merged": "merged model",
@@ -46,21 +37,6 @@ def block(text: str) -> str:
     return "\n".join(f"    {plain(line)}".rstrip() for line in text.splitlines())
 
 
-def front_matter(model: Model, constitution: Constitution, form: str, tags: Sequence[str]) -> str:
-    """Return the YAML at the top of the card, which the hub reads.
-
-    Args:
-        form: adapter, merged, gguf-adapter or gguf.
-    """
-    lines = [f"library_name: {_LIBRARIES[form]}", "pipeline_tag: text-generation"]
-    if model.hub_id:
-        relation = "adapter" if "adapter" in form else "finetune"
-        lines += [f"base_model: {json.dumps(model.hub_id)}", f"base_model_relation: {relation}"]
-    lines += licence(model)
-    lines += [f"language: [{json.dumps(constitution.language)}]", f"tags: [{', '.join(tags)}]"]
-    return "---\n" + "\n".join(lines) + "\n---\n"
-
-
 def licence(model: Model) -> list[str]:
     """Return the YAML lines of the base model's licence; none if it is unknown."""
     if model.licence:
@@ -72,15 +48,6 @@ def principles(constitution: Constitution) -> str:
     """Return the section with the numbered principles."""
     rules = "\n".join(f"{p.id}. **{escaped(p.name)}**: {escaped(p.rule)}" for p in constitution.principles)
     return f"## Constitution {escaped(constitution.name)}\n\n{rules}\n"
-
-
-def _turns(model: Model) -> str:
-    template = model.template
-    return f"Turns use the template `{template.name}`; a response ends with {escaped(template.end)}.\n"
-
-
-def _terms(model: Model) -> str:
-    return f"## Terms of the base model\n\n{block(model.notice)}\n" if model.notice else ""
 
 
 # -- sections from the run -------------------------------------------------------------------------------------------
@@ -150,21 +117,10 @@ def adapter_card(model: Model, constitution: Constitution, kind: str, count: int
     """Return the card that is written next to an adapter after its training.
 
     Args:
-        kind: a key of `STAGE_DESCRIPTIONS`: the stage, or given if the responses are the user's.
+        kind: engrave or verbose_cloning, or given if the responses are the user's.
         count: number of examples that it was trained on.
     """
-    author = "people or other programs wrote" if kind == "given" else "the base model wrote itself"
-    return "\n".join(
-        [
-            front_matter(model, constitution, "adapter", ("self-align", "lora")),
-            f"# {escaped(constitution.assistant.name)}: adapter of {escaped(model.hub_id or model.name)}\n",
-            f"{STAGE_DESCRIPTIONS[kind]}\n",
-            f"Trained on {count} single-turn examples that {author} (SELF-ALIGN, arXiv 2305.03047).\n",
-            _turns(model),
-            principles(constitution),
-            _terms(model),
-        ]
-    )
+    return _render(model, constitution, form="adapter", stage=kind, count=count, facts=None)
 
 
 def export_card(
@@ -184,62 +140,27 @@ def export_card(
         form: adapter, merged, gguf-adapter or gguf.
         name: engraved or final.
         weight_type: type of the weights; "" for adapters.
-        stage: a key of `STAGE_DESCRIPTIONS`.
+        stage: as `kind` of `adapter_card`.
         comparison: how the export, loaded back, compares with the trained model.
     """
-    tags = ["self-align", *(["lora"] if "adapter" in form else []), *(["gguf"] if "gguf" in form else [])]
-    label, base = escaped(constitution.assistant.name), escaped(model.hub_id or model.name)
-    return "\n".join(
-        [
-            front_matter(model, constitution, form, tags),
-            f"# {label}, {_FORM_NAMES[form]}{f', {weight_type}' if weight_type else ''}: the {name} model of {base}\n",
-            f"{STAGE_DESCRIPTIONS[stage]}\n",
-            f"{facts.authors} Training was without the constitution in the prompt (SELF-ALIGN, arXiv 2305.03047). The "
-            "model's responses can be wrong.\n",
-            _turns(model),
-            _loading(form, weight_type, constitution.assistant.name),
-            f"## Comparison with the trained model\n\n{escaped(comparison)}\n",
-            principles(constitution),
-            facts.data,
-            facts.scores,
-            _terms(model),
-        ]
+    slug = re.sub(r"[^a-z0-9]+", "-", constitution.assistant.name.lower()).strip("-") or "assistant"
+    return _render(
+        model, constitution, facts=facts, form=form, form_name=_FORM_NAMES[form], name=name, weight_type=weight_type,
+        stage=stage, comparison=comparison, slug=slug,
+    )  # fmt: skip
+
+
+def _render(model: Model, constitution: Constitution, **values: Any) -> str:
+    import jinja2
+
+    environment = jinja2.Environment(  # noqa: S701  (Markdown: the template escapes texts with its own filters)
+        loader=jinja2.PackageLoader("selfalign", "report/parts"),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
     )
-
-
-def _loading(form: str, weight_type: str, label: str) -> str:
-    slug = re.sub(r"[^a-z0-9]+", "-", label.lower()).strip("-") or "assistant"
-    code = {
-        "adapter": _PEFT,
-        "merged": _TRANSFORMERS,
-        "gguf-adapter": "llama-server -m BASE.gguf --lora adapter.gguf --jinja --chat-template-file "
-        "chat_template.jinja",
-        "gguf": f"llama-server -m model-{weight_type}.gguf --jinja\n\nollama create {slug} -f Modelfile\n"
-        f"ollama run {slug}",
-    }[form]
-    language = "python" if form in ("adapter", "merged") else "sh"
-    return (
-        f"## Loading\n\n```{language}\n{code}\n```\n\nThe chat template contains the standard system prompt; a first "
-        "system message replaces it. Training was single-turn: later turns may be weaker. Servers read the text of a "
-        "control token in a message as that token.\n"
+    environment.filters |= {"escaped": escaped, "block": block}
+    return environment.get_template("card.md.jinja").render(
+        model=model, constitution=constitution, licence=licence(model), principles=principles(constitution), **values
     )
-
-
-_TRANSFORMERS = """\
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-model = AutoModelForCausalLM.from_pretrained(".")
-tokenizer = AutoTokenizer.from_pretrained(".")
-messages = [{"role": "user", "content": "What is a tide?"}]
-inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
-print(tokenizer.decode(model.generate(**inputs, max_new_tokens=200)[0][inputs["input_ids"].shape[1] :]))"""
-_PEFT = """\
-from pathlib import Path
-
-from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-base = "BASE"  # the base model's folder or hub id
-model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), ".")
-tokenizer = AutoTokenizer.from_pretrained(base)
-tokenizer.chat_template = Path("chat_template.jinja").read_text("utf-8")"""

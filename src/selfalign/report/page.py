@@ -13,7 +13,7 @@ from typing import Any
 from pydantic_core import to_json
 
 from selfalign.constitution.rendering import render as render_constitution
-from selfalign.report import data_quality, figures, paper, plots, principles, run_summary, scores, side_by_side
+from selfalign.report import data_quality, figures, plots, principles, run_summary, scores, side_by_side
 from selfalign.run.context import Context
 from selfalign.run.directory import RunDir
 from selfalign.run.ledger import TITLES
@@ -71,11 +71,14 @@ def render(report: dict[str, Any]) -> str:
     from jinja2.sandbox import ImmutableSandboxedEnvironment
     from markupsafe import Markup
 
-    drawn = figures.draw(report)
+    plotted = list(figures.figures(report))
     groups = scores.groups(report["scores"])
-    references = paper.match([g["benchmark"] for g in groups])
+    paper = strict_yaml.parse_yaml(
+        (resources.files("selfalign") / "assets/paper.yaml").read_text("utf-8"), "paper.yaml"
+    )
+    references = match([g["benchmark"] for g in groups], paper["references"])
     environment = ImmutableSandboxedEnvironment(
-        loader=jinja2.FunctionLoader(_load_template),
+        loader=jinja2.PackageLoader("selfalign", "report/parts"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
@@ -83,18 +86,18 @@ def render(report: dict[str, Any]) -> str:
         finalize=_clean,
     )
     environment.filters |= {"number": _number, "share": _percent, "duration": duration, "short": _shorten}
-    return environment.get_template("page.html").render(
+    return environment.get_template("page.html.jinja").render(
         report=report,
         plots=plots.available(),
-        figures=drawn,
-        # plots.py escapes all texts in an SVG.
-        svg={name: Markup(plain(figure.svg)) for name, figure in drawn.items()},  # noqa: S704
+        figures={figure.name: figure for figure in plotted},
+        # Matplotlib and plots.py escape all texts in an SVG.
+        svg={name: Markup(plain(svg)) for name, svg in figures.draw(plotted).items()},  # noqa: S704
         groups=groups,
         findings=scores.findings(report["scores"]),
         score_text=scores.score_text,
         references=references,
-        other_references=[r for r in paper.REFERENCES if r not in references.values()],
-        supervision=paper.SUPERVISION,
+        other_references=[r for r in paper["references"] if r not in references.values()],
+        supervision=paper["supervision"],
         recipe=strict_yaml.dump(report["recipe"]),
         sources={name: label for name, (label, _) in figures.SOURCES.items()},
         max_reasons=_MAX_REASONS,
@@ -102,8 +105,14 @@ def render(report: dict[str, Any]) -> str:
     )
 
 
-def _load_template(name: str) -> str:
-    return (resources.files("selfalign") / "report/parts" / f"{name}.jinja").read_text("utf-8")
+def match(benchmarks: list[str], references: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return the paper's results on each benchmark, each of them only once."""
+    matches: dict[str, dict[str, Any]] = {}
+    for name in benchmarks:
+        reference = next((r for r in references if name.lower().startswith(r["benchmark"])), None)
+        if reference and reference not in matches.values():
+            matches[name] = reference
+    return matches
 
 
 def _clean(value: Any) -> Any:

@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING, Any
-from xml.etree import ElementTree
 
 from selfalign.system.console import plain
 
@@ -24,16 +23,13 @@ if TYPE_CHECKING:
 
 INK, SOFT, LINE, ACCENT, PAPER = "#000001", "#000002", "#000003", "#000004", "#000005"
 """Placeholder colours, which become CSS variables in the SVG."""
-_VARIABLES = {INK: "ink", SOFT: "soft", LINE: "line", ACCENT: "accent", PAPER: "paper"}
+_VARIABLES = {
+    INK: "ink", SOFT: "soft", LINE: "line", ACCENT: "accent", PAPER: "paper", "#000000": "ink", "#ffffff": "paper",
+}  # fmt: skip
 SIZE, SMALL = 11, 10
 """Font sizes in pixels."""
 _DPI = 72
-_NUMBER = re.compile(r"-?\d+\.\d+")
 _NOT_XML = re.compile("[\ud800-\udfff\ufffe\uffff]")
-_STYLE_KEYS = (
-    "fill", "fill-opacity", "stroke", "stroke-opacity", "stroke-width", "stroke-dasharray", "opacity", "font-size",
-    "font-weight", "text-anchor",
-)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,14 +107,15 @@ def svg(drawn: Canvas, name: str, title: str, description: str) -> str:
         title: for screen readers.
         description: for screen readers.
     """
+    drawn.figure.patch.set_visible(False)  # else it is an invisible path
     for artist in drawn.figure.findobj(lambda a: a.get_clip_on()):
         artist.set_clip_on(False)
     file = io.StringIO()
-    no_metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-    drawn.figure.savefig(file, format="svg", transparent=True, metadata=no_metadata)
-    root = ElementTree.fromstring(file.getvalue())  # noqa: S314  (our own output)
-    used = {v.removeprefix("#") for e in root.iter() for k, v in e.attrib.items() if _local(k) == "href"}
-    inside = "".join(_element(child, name, used) for child in root)
+    drawn.figure.savefig(file, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+    markup = file.getvalue()
+    markup = markup[markup.index("<g ") : markup.rindex("</svg>")]
+    markup = re.sub(r"</?g\b[^>]*>|(?<=>)\s+(?=<|$)", "", markup)  # groups have only ids, which nothing uses
+    inside = re.sub(r"<[^>]*>", lambda tag: _element(tag[0], name), markup)
     return (
         f'<svg viewBox="0 0 {drawn.width} {drawn.height}" width="{drawn.width}" role="img" '
         f'aria-labelledby="{name}-title {name}-text"><title id="{name}-title">{escape(title)}</title>'
@@ -126,54 +123,13 @@ def svg(drawn: Canvas, name: str, title: str, description: str) -> str:
     )
 
 
-def _element(element: ElementTree.Element, name: str, used: set[str]) -> str:
-    tag = _local(element.tag)
-    if tag in ("metadata", "style"):
-        return ""
-    inside = "".join(_element(child, name, used) for child in element)
-    if tag in ("g", "defs") and not inside:
-        return ""
-    attributes = _attributes(element, name, used)
-    if tag == "g" and not attributes:
-        return inside
-    if tag == "path" and "style" in attributes and attributes["style"] == "fill:none":
-        return ""  # an invisible background
-    text = escape(element.text or "", quote=False) if tag == "text" else ""
-    markup = "".join(f' {key}="{escape(value)}"' for key, value in attributes.items())
-    return f"<{tag}{markup}>{text}{inside}</{tag}>"
-
-
-def _attributes(element: ElementTree.Element, name: str, used: set[str]) -> dict[str, str]:
-    attributes: dict[str, str] = {}
-    for key, value in element.attrib.items():
-        key = _local(key)
-        if key == "id":
-            if value in used:
-                attributes["id"] = f"{name}-{value}"
-        elif key == "href":
-            attributes["href"] = f"#{name}-{value.removeprefix('#')}"
-        elif key == "style":
-            attributes["style"] = _style(value)
-        elif key == "d":
-            attributes["d"] = _rounded(" ".join(value.split())).replace(" z", "z")
-        elif key != "transform" or not value.startswith("rotate(-0 "):
-            attributes[key] = _rounded(value)
-    return {k: v for k, v in attributes.items() if v}
-
-
-def _style(value: str) -> str:
-    parts = dict(part.strip().split(": ", 1) for part in value.split(";") if ": " in part)
-    style = {k: v for k, v in parts.items() if k in _STYLE_KEYS}
-    for key in ("fill", "stroke"):
-        colour = {"#000000": INK, "#ffffff": PAPER}.get(style.get(key, ""), style.get(key, ""))
-        if colour in _VARIABLES:
-            style[key] = f"var(--{_VARIABLES[colour]})"
-    return ";".join(f"{k}:{v}" for k, v in style.items())
-
-
-def _rounded(text: str) -> str:
-    return _NUMBER.sub(lambda m: f"{float(m[0]):.1f}".removesuffix(".0"), text)
-
-
-def _local(name: str) -> str:
-    return name.rpartition("}")[2]
+def _element(tag: str, name: str) -> str:
+    """Return a tag of matplotlib without its font, with the page's colours, unique ids and short numbers."""
+    tag = re.sub(r"font-family: [^;]*; | transform=\"rotate\(-0 [^\"]*\"", "", " ".join(tag.split()))
+    tag = re.sub(r' (?:xlink:)?(id|href)="(#?)', rf' \1="\2{name}-', tag)
+    for colour, variable in _VARIABLES.items():
+        tag = tag.replace(colour, f"var(--{variable})")
+    # Opacities in a style need all their digits.
+    return re.sub(
+        r'style="[^"]*"|-?\d+\.\d+', lambda m: m[0] if m[0][0] == "s" else f"{float(m[0]):.1f}".removesuffix(".0"), tag
+    )

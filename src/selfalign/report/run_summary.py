@@ -9,6 +9,7 @@ from selfalign.data.records import Prompt, stream_jsonl
 from selfalign.errors import UserError
 from selfalign.planning import costs
 from selfalign.run.directory import RunDir
+from selfalign.run.ledger import TITLES
 from selfalign.run.recipe import Recipe
 from selfalign.system import environment
 
@@ -201,7 +202,8 @@ def plan_and_actual(run: RunDir, stages: list[dict[str, Any]]) -> dict[str, Any]
         expected = planned.get(stage["stage"])
         rows.append(
             {
-                **{key: stage[key] for key in ("stage", "title", "finished", "requests")},
+                **{key: stage[key] for key in ("stage", "finished", "requests")},
+                "title": TITLES.get(stage["stage"], stage["stage"]),
                 "tokens": stage["generated_tokens"] or stage["notes"].get("training_tokens", 0),
                 "seconds": stage["seconds"],
                 "planned_requests": expected.requests if expected else None,

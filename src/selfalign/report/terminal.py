@@ -15,11 +15,9 @@ from selfalign.data.records import read_jsonl
 from selfalign.evaluation.comparison import WIN_RATE
 from selfalign.evaluation.records import Answer, ProbeAnswer, Score
 from selfalign.evaluation.tasks.probes import Total
-from selfalign.planning import costs
-from selfalign.planning.costs import Plan
 from selfalign.planning.terminal import new_table
 from selfalign.report.data_quality import Row
-from selfalign.report.run_summary import disk_mb
+from selfalign.report.run_summary import plan_and_actual
 from selfalign.report.scores import folded, p_text, score_text, title, verdict
 from selfalign.report.side_by_side import side_by_side
 from selfalign.report.status import status
@@ -51,19 +49,20 @@ def show(run: RunDir, screen: Screen) -> None:
     console.print()
     state = status(run)
     _show_tables(run, state, console, examples=False)
-    if plan := costs.read(run.plan):
+    costs = plan_and_actual(run, state["stages"])
+    if costs["disk_mb"] is not None:  # there is a plan
         console.print()
-        console.print(_plan_table(plan, state["stages"]))
-        console.print(_resources(run, plan), style="dim")
+        console.print(_plan_table(costs))
+        console.print(_resources(costs), style="dim")
     if screen.verbosity >= 0 and run.jsonl("answers").exists():
         _show_responses(run, console)
     if run.report.exists():
         console.print(f"\nreport: {run.report}", soft_wrap=True)
 
 
-def show_status(run: RunDir, examples: bool = True) -> None:
+def show_status(run: RunDir) -> None:
     """Print the tables of stages, generation and scores, with examples of dropped rows."""
-    _show_tables(run, status(run), stdout_console(), examples)
+    _show_tables(run, status(run), stdout_console(), examples=True)
 
 
 def _show_tables(run: RunDir, state: dict[str, Any], console: Console, examples: bool) -> None:
@@ -119,10 +118,7 @@ def _stages_table(rows: list[dict[str, Any]]) -> Table:
 
 
 def _generation_table(rows: list[dict[str, Any]]) -> Table:
-    table = new_table()
-    table.add_column("generation", no_wrap=True)
-    for name in ("requests", "prompt tok.", "cached", "generated", "tok./s", "busy"):
-        table.add_column(name, justify="right", no_wrap=True)
+    table = new_table("generation", "requests", "prompt tok.", "cached", "generated", "tok./s", "busy")
     for row in rows:
         table.add_row(
             _title(row),
@@ -147,34 +143,29 @@ def _show_drops(rows: list[dict[str, Any]], console: Console) -> None:
             console.print(Padding.indent(escape(_clip(text, 150)), 2))
 
 
-def _plan_table(plan: Plan, rows: list[dict[str, Any]]) -> Table:
+def _plan_table(costs: dict[str, Any]) -> Table:
     """Return planned and actual costs of the finished stages."""
-    table = new_table()
-    table.add_column("plan → actual", no_wrap=True)
-    for name in ("requests", "tokens", "time"):
-        table.add_column(name, justify="right", no_wrap=True)
-    actual = {row["stage"]: row for row in rows if row["finished"]}
-    for stage in plan.stages:
-        if row := actual.get(stage.stage):
-            tokens = row["generated_tokens"] or row["notes"].get("training_tokens", 0)
-            table.add_row(
-                _title(row),
-                f"{stage.requests:,} → {row['requests']:,}" if stage.requests else "",
-                f"{stage.generated_tokens:,} → {tokens:,}",
-                f"{duration(stage.seconds)} → {duration(row['seconds'])}",
-            )
-    planned = {stage.stage for stage in plan.stages}
-    total = sum(row["seconds"] for name, row in actual.items() if name in planned)
-    table.add_row("all", "", "", f"{duration(plan.seconds)} → {duration(total)}", style="bold")
+    table = new_table("plan → actual", "requests", "tokens", "time")
+    rows = [row for row in costs["stages"] if row["finished"] and row["planned_tokens"] is not None]
+    for row in rows:
+        table.add_row(
+            row["title"],
+            f"{row['planned_requests']:,} → {row['requests']:,}" if row["planned_requests"] else "",
+            f"{row['planned_tokens']:,} → {row['tokens']:,}",
+            f"{duration(row['planned_seconds'])} → {duration(row['seconds'])}",
+        )
+    total = sum(row["seconds"] for row in rows)
+    table.add_row("all", "", "", f"{duration(costs['planned_seconds'])} → {duration(total)}", style="bold")
     return table
 
 
-def _resources(run: RunDir, plan: Plan) -> str:
+def _resources(costs: dict[str, Any]) -> str:
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-    memory = f"{plan.memory_mb / 1000:.1f}" if plan.memory_mb else "?"
-    return f"memory {memory} → {peak:.1f} GB (this process), disk {plan.disk_mb:,.0f} → {disk_mb(run):,.0f} MB"
+    memory = f"{costs['memory_mb'] / 1000:.1f}" if costs["memory_mb"] else "?"
+    disk = f"{costs['disk_mb']:,.0f} → {costs['actual_disk_mb']:,.0f} MB"
+    return f"memory {memory} → {peak:.1f} GB (this process), disk {disk}"
 
 
 def _show_responses(run: RunDir, console: Console) -> None:
@@ -238,10 +229,7 @@ def show_probes(answers: list[ProbeAnswer], totals: list[Total], fake: bool) -> 
     Args:
         fake: whether the fake engine responded.
     """
-    table = new_table()
-    table.add_column("principle", no_wrap=True)
-    for total in totals:
-        table.add_column(total.model, justify="right")
+    table = new_table("principle", *(total.model for total in totals))
     for number, name in dict.fromkeys((a.principle, a.name) for a in answers):
         cells = []
         for total in totals:

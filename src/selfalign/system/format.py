@@ -1,6 +1,9 @@
-"""Format durations, counts and file sizes."""
+"""Format durations, counts, file sizes and hints."""
 
 from __future__ import annotations
+
+import difflib
+from collections.abc import Collection
 
 
 def duration(seconds: float | None) -> str:
@@ -25,3 +28,9 @@ def file_size(size: int) -> str:
         if size >= factor:
             return f"{size / factor:,.1f} {unit}"
     return f"{size} B"
+
+
+def did_you_mean(word: str, known: Collection[str], otherwise: str = "known: {}") -> str:
+    """Return a hint with the known word nearest to `word`; if none is near, `otherwise` with all of them."""
+    near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    return f"did you mean {near[0]!r}?" if near else otherwise.format(", ".join(known))

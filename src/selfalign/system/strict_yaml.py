@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 import sys
 from pathlib import Path
@@ -12,6 +11,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from selfalign.errors import UserError
+from selfalign.system.format import did_you_mean
 
 _MAX_BYTES = 1_000_000
 
@@ -144,9 +144,7 @@ def explain(kind: type[BaseModel], first: Any) -> str:
     path = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
         known = _known_keys(kind, first["loc"][:-1])
-        near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
-        return f"unknown key {path!r}; {hint}"
+        return f"unknown key {path!r}; {did_you_mean(str(first['loc'][-1]), known, 'known keys: {}')}"
     if first["type"] == "missing":
         return f"the key {path!r} is missing"
     if first["type"] == "value_error":
