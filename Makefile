@@ -11,10 +11,10 @@ SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 run: $(STAMP)
 	$(BIN)/selfalign run
 
-# Lint, types, then the fast tests (at most 8 minutes): two processes, a file's tests in one of them.
+# Lint, types, then the fast tests (at most 8 minutes): three processes, a file's tests in one of them.
 # In CI the tests also measure their coverage, against the floor in pyproject.toml.
 test: $(STAMP) check
-	$(BIN)/pytest -q -n 2 --dist loadfile --no-loadscope-reorder $(if $(CI),--cov --cov-report=term)
+	$(BIN)/pytest -q -n 3 --dist loadfile --no-loadscope-reorder $(if $(CI),--cov --cov-report=term)
 
 # Some slow tests run the training folders of `selfalign export RUN launch` with TRL.
 test-slow: $(STAMP)

@@ -40,6 +40,11 @@ settings.register_profile(
 settings.load_profile("fixed")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Start with the longest file, so that it does not run alone at the end."""
+    items.sort(key=lambda item: item.path.name != "test_end_to_end.py")
+
+
 @contextmanager
 def hang_guard(limit: float = 20.0) -> Iterator[None]:
     """Fail where the block hangs, a regex included: processor seconds far beyond what any machine needs for it."""

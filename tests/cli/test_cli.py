@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -38,6 +39,21 @@ def files(run: Path) -> dict[str, bytes]:
     return {str(p.relative_to(run)): p.read_bytes() for p in sorted(run.rglob("*.jsonl"))}
 
 
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a finished run of SMALL. Tests copy it."""
+    folder = tmp_path_factory.mktemp("finished")
+    done = selfalign("run", *SMALL, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture
+def folder(finished: Path, tmp_path: Path) -> Path:
+    """A copy of the folder with a finished run of SMALL."""
+    return Path(shutil.copytree(finished, tmp_path / "copy"))
+
+
 def test_run_writes_tables_report_and_manifest(tmp_path: Path) -> None:
     done = selfalign("run", *WHOLE, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -51,12 +67,11 @@ def test_run_writes_tables_report_and_manifest(tmp_path: Path) -> None:
     assert (run / "report/index.html").read_text().startswith("<!doctype html>")
 
 
-def test_same_command_again_changes_nothing(tmp_path: Path) -> None:
-    assert selfalign("run", *SMALL, cwd=tmp_path).returncode == 0
-    before = files(tmp_path / "runs/quick")
-    again = selfalign("run", *SMALL, cwd=tmp_path)
+def test_same_command_again_changes_nothing(folder: Path) -> None:
+    before = files(folder / "runs/quick")
+    again = selfalign("run", *SMALL, cwd=folder)
     assert again.returncode == 0 and "done" in again.stderr
-    assert files(tmp_path / "runs/quick") == before
+    assert files(folder / "runs/quick") == before
 
 
 def test_killed_run_resumes_to_the_same_files(tmp_path: Path) -> None:
@@ -100,7 +115,7 @@ def test_fake_engine_loads_no_model(tmp_path: Path) -> None:
     assert not (tmp_path / "cache").exists()
 
 
-def test_full_disk_exits_75_and_resumes(tmp_path: Path) -> None:
+def test_full_disk_exits_75_and_resumes(tmp_path: Path, finished: Path) -> None:
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
 
@@ -108,8 +123,7 @@ def test_full_disk_exits_75_and_resumes(tmp_path: Path) -> None:
     assert full.returncode == 75, full.stderr
     assert len(full.stderr.strip().splitlines()[-1]) < 300 and "Traceback" not in full.stderr
     assert selfalign("run", *SMALL, cwd=tmp_path).returncode == 0
-    assert selfalign("run", *SMALL, "--out", "b", cwd=tmp_path).returncode == 0
-    assert files(tmp_path / "runs/quick") == files(tmp_path / "b")
+    assert files(tmp_path / "runs/quick") == files(finished / "runs/quick")
 
 
 def one_line(done: subprocess.CompletedProcess[str], code: int, *words: str) -> None:
@@ -153,15 +167,14 @@ def test_changed_recipe_needs_new(tmp_path: Path) -> None:
     one_line(selfalign("run", *SMALL, "--out", "other", cwd=tmp_path), 1, "other", "not a run")
 
 
-def test_edited_file_is_overwritten_only_with_force(tmp_path: Path) -> None:
-    assert selfalign("run", *SMALL, cwd=tmp_path).returncode == 0
-    responses = tmp_path / "runs/quick/2_self_align/responses.jsonl"
+def test_edited_file_is_overwritten_only_with_force(folder: Path) -> None:
+    responses = folder / "runs/quick/2_self_align/responses.jsonl"
     lines = responses.read_text().splitlines(keepends=True)
     responses.write_text("".join(lines[1:]))
-    one_line(selfalign("align", "runs/quick", cwd=tmp_path), 1, "responses.jsonl", "--force")
-    engraved = selfalign("run", *SMALL, cwd=tmp_path)
+    one_line(selfalign("align", "runs/quick", cwd=folder), 1, "responses.jsonl", "--force")
+    engraved = selfalign("run", *SMALL, cwd=folder)
     assert engraved.returncode == 0 and "removed manually 1" in engraved.stderr
-    assert selfalign("align", "runs/quick", "--force", cwd=tmp_path).returncode == 0
+    assert selfalign("align", "runs/quick", "--force", cwd=folder).returncode == 0
     assert responses.read_text() == "".join(lines)
 
 
@@ -184,9 +197,8 @@ def test_wrong_model_leaves_no_run(tmp_path: Path) -> None:
     assert not (tmp_path / "runs").exists()
 
 
-def test_stage_stopped_midway_is_not_taken_for_an_edit(tmp_path: Path) -> None:
-    assert selfalign("run", *SMALL, cwd=tmp_path).returncode == 0
-    run = tmp_path / "runs/quick"
+def test_stage_stopped_midway_is_not_taken_for_an_edit(folder: Path) -> None:
+    run = folder / "runs/quick"
     responses = run / "2_self_align/responses.jsonl"
     responses.write_text("".join(responses.read_text().splitlines(keepends=True)[2:]))
     (run / "3_engrave/examples.jsonl").write_text("")  # as if killed between writing and publishing
@@ -195,7 +207,7 @@ def test_stage_stopped_midway_is_not_taken_for_an_edit(tmp_path: Path) -> None:
     with sqlite3.connect(run / "journal.sqlite") as journal:
         journal.execute("DELETE FROM published WHERE stage = 'engrave'")
     journal.close()
-    again = selfalign("run", *SMALL, cwd=tmp_path)
+    again = selfalign("run", *SMALL, cwd=folder)
     assert again.returncode == 0, again.stderr
     assert (run / "3_engrave/examples.jsonl").read_text()
 
@@ -211,21 +223,20 @@ def test_preview_shows_exact_prompts_and_writes_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_status_json_and_chat_on_the_fake_engine(tmp_path: Path) -> None:
-    assert selfalign("run", *SMALL, "--limit", "6", cwd=tmp_path).returncode == 0
-    status = json.loads(selfalign("status", "runs/quick", "--json", cwd=tmp_path).stdout)
+def test_status_json_and_chat_on_the_fake_engine(folder: Path) -> None:
+    status = json.loads(selfalign("status", "runs/quick", "--json", cwd=folder).stdout)
     assert status["finished"] and {s["stage"] for s in status["stages"]} >= {
         "self_instruct",
         "align",
         "verbose_cloning",
     }
-    answer = selfalign("chat", "runs/quick", "-p", "Hello there", "--model", "base", cwd=tmp_path)
+    answer = selfalign("chat", "runs/quick", "-p", "Hello there", "--model", "base", cwd=folder)
     assert answer.returncode == 0 and answer.stdout.strip()
-    one_line(selfalign("chat", "runs/quick", "-p", "x", "--model", "best", cwd=tmp_path), 1, "best", "base, engraved")
+    one_line(selfalign("chat", "runs/quick", "-p", "x", "--model", "best", cwd=folder), 1, "best", "base, engraved")
     for name in ("concise", "two-shot"):
-        assert selfalign("chat", "runs/quick", "-p", "Hi", "--system-prompt", name, cwd=tmp_path).stdout.strip()
-    one_line(selfalign("chat", "runs/quick", "-p", "x", "--system-prompt", "rude", cwd=tmp_path), 1, "rude", "two-shot")
-    dialogue = selfalign("chat", "runs/quick", "--lines", cwd=tmp_path, input="Hello\n/quit\n")
+        assert selfalign("chat", "runs/quick", "-p", "Hi", "--system-prompt", name, cwd=folder).stdout.strip()
+    one_line(selfalign("chat", "runs/quick", "-p", "x", "--system-prompt", "rude", cwd=folder), 1, "rude", "two-shot")
+    dialogue = selfalign("chat", "runs/quick", "--lines", cwd=folder, input="Hello\n/quit\n")
     assert dialogue.returncode == 0 and "single-turn" in dialogue.stderr
 
 
@@ -238,10 +249,9 @@ def test_two_processes_cannot_hold_one_run(tmp_path: Path) -> None:
         one_line(selfalign("run", *SMALL, "--set", "stages=[prompts]", cwd=tmp_path), 1, "in use by process")
 
 
-def test_file_in_place_of_a_folder_is_one_line(tmp_path: Path) -> None:
-    assert selfalign("run", *SMALL, "--set", "stages=[prompts]", cwd=tmp_path).returncode == 0
-    (tmp_path / "file").touch()
-    done = selfalign("export", "runs/quick", "dataset", "--out", "file/mine", cwd=tmp_path)
+def test_file_in_place_of_a_folder_is_one_line(folder: Path) -> None:
+    (folder / "file").touch()
+    done = selfalign("export", "runs/quick", "dataset", "--out", "file/mine", cwd=folder)
     one_line(done, 1, "file", "cannot be written")
 
 

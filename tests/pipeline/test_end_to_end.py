@@ -6,35 +6,47 @@ import json
 import os
 import subprocess
 import sys
+from importlib import resources
 from pathlib import Path
 
 import pytest
+import yaml
 
 SETTINGS = [
-    "prompts.self_instruct.count=4",
-    "prompts.self_instruct.requests_per_round=8",
+    "prompts.self_instruct.count=3",
+    "prompts.self_instruct.requests_per_round=4",
     "prompts.self_instruct.max_new_tokens=160",
-    "prompts.red_team.count=8",
+    "prompts.red_team.count=5",
     "prompts.red_team.topic_rounds=1",
     "prompts.red_team.topic_requests=1",
-    "align.max_new_tokens=100",
-    "verbose_cloning.prompts=5",
-    "verbose_cloning.max_new_tokens=64",
+    "align.max_new_tokens=80",
+    "verbose_cloning.prompts=3",
+    "verbose_cloning.max_new_tokens=48",
     "engrave.epochs=1",
     "engrave.learning_rate=1.5e-3",
-    "evaluate.heldout_prompts=4",
-    "evaluate.max_new_tokens=48",
+    "evaluate.heldout_prompts=2",
+    "evaluate.max_new_tokens=32",
 ]
 
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(1000)]
 
 
+def _constitution(folder: Path) -> Path:
+    """Write the default constitution with a quarter of its question types, for a shorter run."""
+    document = yaml.safe_load((resources.files("selfalign") / "assets/constitutions/default.yaml").read_text("utf-8"))
+    document["question_types"] = document["question_types"][::4]
+    path = folder / "constitution.yaml"
+    path.write_text(yaml.safe_dump(document, allow_unicode=True), "utf-8")
+    return path
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("real")
     command = [sys.executable, "-m", "selfalign.cli.main", "run", "--out", "run"]
-    command += [part for setting in SETTINGS for part in ("--set", setting)]
+    settings = [*SETTINGS, f"constitution={_constitution(folder)}"]
+    command += [part for setting in settings for part in ("--set", setting)]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr and "Warning" not in done.stderr
@@ -62,19 +74,19 @@ def test_counts_balance_and_training_text_has_no_thoughts(run: Path) -> None:
     for stage in manifest["stages"]:
         assert stage["rows_in"] == stage["kept"] + sum(stage["dropped"].values()) + sum(stage["failed"].values())
     responses = rows(run / "2_self_align/responses.jsonl")
-    assert len(rows(run / "1_prompts/prompts.jsonl")) == 12
+    assert len(rows(run / "1_prompts/prompts.jsonl")) == 8
     assert len(responses) >= 3
     assert all(r["thoughts"] and r["principles"] for r in responses)
     heldout = {r["id"] for r in rows(run / "1_prompts/prompts.jsonl") if r["split"] == "heldout"}
     trained = rows(run / "3_engrave/examples.jsonl") + rows(run / "4_verbose_clone/examples.jsonl")
-    assert len(heldout) == 4 and not heldout & {r["id"] for r in trained}
+    assert len(heldout) == 2 and not heldout & {r["id"] for r in trained}
     assert not any("internal thoughts" in str(r["assistant"]) or "Principles:" in str(r["assistant"]) for r in trained)
 
 
 def test_adapters_change_output_and_torch_matches_engine(run: Path) -> None:
     answers = rows(run / "5_evaluation/answers.jsonl")
     by_model = {m: [a["answer"] for a in answers if a["model"] == m] for m in ("base", "engraved", "final")}
-    assert len(by_model["base"]) == len(by_model["engraved"]) == len(by_model["final"]) == 4
+    assert len(by_model["base"]) == len(by_model["engraved"]) == len(by_model["final"]) == 2
     assert by_model["base"] != by_model["engraved"] != by_model["final"]
     counts = {s["stage"]: s["notes"] for s in json.loads((run / "manifest.json").read_text())["stages"]}
     for stage in ("engrave", "verbose_cloning"):
