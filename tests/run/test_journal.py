@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from selfalign.errors import CountMismatch, Resumable, UserError
+from selfalign.generation.loop import RawOutput
 from selfalign.run.journal import LEDGER, Journal, is_outdated
 from selfalign.run.ledger import RowOutcome
 
@@ -34,7 +35,7 @@ def test_request_is_pending_then_running_then_saved(journal: Journal):
     journal.progress(started=["k1"])
     assert states(journal) == {"k1": "running", "k2": "pending"}
     assert journal.open_work("align") == 2
-    journal.progress(saved=[("k1", '["raw"]', 3, 2, 1, 0.5)])
+    journal.progress(saved=[RawOutput("k1", '["raw"]', 3, 2, 1, 0.5)])
     assert states(journal)["k1"] == "raw_saved"
     assert journal.saved(["k1", "k2", "k3"]) == {"k1": '["raw"]'}
     journal.progress(failed=[("k2", "too long")])
@@ -45,7 +46,7 @@ def test_request_is_pending_then_running_then_saved(journal: Journal):
 def test_raw_output_is_committed_before_any_outcome(journal: Journal):
     journal.begin("align", [("k1", "r1")])
     journal.progress(started=["k1"])
-    journal.progress(saved=[("k1", "[]", 0, 0, 7, 0.5)])
+    journal.progress(saved=[RawOutput("k1", "[]", 0, 0, 7, 0.5)])
     counts = journal.counts("align")
     assert (counts.finished, counts.rows_in, counts.kept) == (False, 0, 0)
     assert (counts.generation.requests, counts.generation.generated_tokens) == (1, 7)
@@ -57,7 +58,7 @@ def test_raw_output_is_committed_before_any_outcome(journal: Journal):
 def test_requests_of_a_killed_process_are_pending_again(journal: Journal):
     journal.begin("align", [("k1", "r1"), ("k2", "r2"), ("k3", "r3")])
     journal.progress(started=["k1", "k2"])
-    journal.progress(saved=[("k2", "[]", 0, 0, 0, 0.0)])
+    journal.progress(saved=[RawOutput("k2", "[]", 0, 0, 0, 0.0)])
     journal.progress(failed=[("k3", "too long")])
     journal.close()
     again = Journal(journal.path)
@@ -70,14 +71,14 @@ def test_requests_of_a_killed_process_are_pending_again(journal: Journal):
 def test_saved_handles_more_keys_than_one_query(journal: Journal):
     keys = [f"k{i}" for i in range(1203)]
     journal.begin("align", [(k, k) for k in keys])
-    journal.progress(saved=[(k, f'"{k}"', 0, 0, 0, 0.0) for k in keys])
+    journal.progress(saved=[RawOutput(k, f'"{k}"', 0, 0, 0, 0.0) for k in keys])
     assert journal.saved(keys) == {k: f'"{k}"' for k in keys}
     assert journal.saved([]) == {}
 
 
 def test_balanced_stage_finishes_with_its_counts(journal: Journal):
     journal.begin("align", [("k1", "r1")])
-    journal.progress(saved=[("k1", "[]", 5, 6, 7, 0.1)])
+    journal.progress(saved=[RawOutput("k1", "[]", 5, 6, 7, 0.1)])
     journal.record(
         "align",
         [
@@ -123,7 +124,7 @@ def test_rows_with_the_same_id_are_a_count_mismatch(journal: Journal):
 
 def test_restart_deletes_outcomes_but_no_raw_output(journal: Journal):
     journal.begin("align", [("k1", "r1")])
-    journal.progress(saved=[("k1", "[]", 0, 0, 0, 0.0)])
+    journal.progress(saved=[RawOutput("k1", "[]", 0, 0, 0, 0.0)])
     journal.record("align", [("a", 0, "kept", "", "")])
     journal.record("verbose_cloning", [("a", 0, "kept", "", "")])
     journal.finish("align", 1, 0.0)
@@ -180,7 +181,7 @@ def test_journal_of_version_0_1_is_upgraded(journal: Journal):
     number = journal.begin_session("align", 4)
     journal.begin("align", [("k1", "r1")])
     journal.begin("clone", [("k2", "r2")])
-    journal.progress(saved=[("k1", "[]", 5, 6, 7, 0.1)], session=(number, 2.0, 4.0), escaped={"k1": ["<eos>"]})
+    journal.progress(saved=[RawOutput("k1", "[]", 5, 6, 7, 0.1, ["<eos>"])], session=(number, 2.0, 4.0))
     with journal.ledger("verbose", 9) as ledger:
         ledger.record(RowOutcome("a", 0, "kept", "", "A"))
     journal.publish("clone", "inputs", {"a.jsonl": "sha"})

@@ -27,7 +27,7 @@ MARKS = st.lists(MARK).map(lambda stored: {(m.stage, m.id): m for m in stored})
 
 @given(MARKS)
 def test_every_example_is_kept_edited_or_dropped(user_marks: marks.Marks):
-    kept, outcomes = marks.apply(user_marks, "engrave", EXAMPLES)
+    kept, outcomes, _ = marks.apply(user_marks, "engrave", EXAMPLES)
     assert len(kept) + len(outcomes) == len(EXAMPLES)
     dropped = {m.id for m in user_marks.values() if (m.stage, m.mark) == ("engrave", "drop")} & set(IDS)
     assert {o.id for o in outcomes} == dropped

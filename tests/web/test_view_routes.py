@@ -16,6 +16,7 @@ pytest.importorskip("starlette", reason="starlette is not installed")
 
 import viewer_runs
 from selfalign.errors import UserError
+from selfalign.generation.loop import RawOutput
 from selfalign.model.dialogue import PLAIN, Encoded, Tokenizer, encode_example
 from selfalign.run import feedback, marks
 from selfalign.run.directory import RunDir
@@ -159,7 +160,7 @@ def test_progress_equals_the_ledgers(tmp_path: Path):
     journal.ledger("verbose_responses", 12)
     number = journal.begin_session("verbose_responses", 4)
     journal.begin("verbose_responses", [(f"k{n}", f"{n:016x}") for n in range(8)])
-    journal.progress(saved=[(f"k{n}", "[]", 1, 1, 1, 0.1) for n in range(5)], session=(number, 10.0, 20.0))
+    journal.progress(saved=[RawOutput(f"k{n}", "[]", 1, 1, 1, 0.1) for n in range(5)], session=(number, 10.0, 20.0))
     journal.record("verbose_responses", [(f"{n:016x}", n, "kept", "", "q\na") for n in range(4)])
     index = Index(run.path, run.constitution, run.view)
     index.refresh()

@@ -80,7 +80,6 @@ def calibrate(
         context: tokens of context per slot.
         threads: 0 for all cores.
         fresh: measure even if there is a cached calibration.
-        say: receives progress messages.
 
     Raises:
         UserError: llama.cpp cannot load the model.

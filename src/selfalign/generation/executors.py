@@ -26,15 +26,10 @@ def start(
     slots: Callable[[], int],
     say: Callable[[str], None],
 ) -> Engine:
-    """Start the recipe's engine.
+    """Start the recipe's engine. See `engines.start` and `Pool`.
 
     Args:
-        adapters: name -> PEFT folder, with its GGUF beside it.
         slots: returns the number of slots of an engine in this process; Ray workers determine their own.
-        say: receives progress messages.
-
-    Raises:
-        UserError: the engine or the cluster cannot be started.
     """
     if executor.kind == "ray":
         from selfalign.generation.ray.pool import Pool
@@ -56,15 +51,8 @@ def scorer(
 ) -> Scorer:
     """Start the scorer of a run's own models. On Ray it returns the same numbers, up to rounding.
 
-    The scorer of kind torch is a `LossScorer`.
-
     Args:
-        adapters: name -> PEFT folder.
-        dtype: the dtype in which vllm computes; the same on every machine, since it is part of a score's identity.
-        say: receives progress messages.
-
-    Raises:
-        UserError: the scorer or the cluster cannot be started.
+        dtype: see `scoring.start`; the same on every machine, since it is part of a score's identity.
     """
     from selfalign.generation import scoring
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable
-from queue import Empty, SimpleQueue
+from concurrent.futures import Future, ThreadPoolExecutor
+from queue import SimpleQueue
 from typing import Generic, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 from selfalign.generation.engines.base import Completion, Engine, Request, answer
@@ -53,50 +53,37 @@ def executor_of(engine: Engine) -> Executor:
 
 
 class LocalExecutor(Generic[Input, Output]):
-    """Threads between two queues, one for each concurrent request. They start with the first request."""
+    """Threads of this process, one for each concurrent request. They start with the first request."""
 
     def __init__(self, answer: Callable[[Input], Output], parallel: int) -> None:
-        self._answer, self._parallel = answer, parallel
-        self._threads: list[threading.Thread] = []
-        self._todo: SimpleQueue[tuple[str, Input] | None] = SimpleQueue()
+        self._answer = answer
+        self._threads = ThreadPoolExecutor(parallel, "generate")
+        self._futures: dict[str, Future[None]] = {}
         self.done: SimpleQueue[tuple[str, Output | BaseException, float]] = SimpleQueue()
 
     def give(self, key: str, request: Input) -> None:
         """See `Executor`."""
-        if not self._threads:
-            for number in range(self._parallel):
-                thread = threading.Thread(target=self._work, name=f"generate-{number}", daemon=True)
-                thread.start()
-                self._threads.append(thread)
-        self._todo.put((key, request))
+        self._futures[key] = self._threads.submit(self._work, key, request)
 
-    def _work(self) -> None:
-        while (item := self._todo.get()) is not None:
-            start = time.monotonic()
-            result: Output | BaseException
-            try:
-                result = self._answer(item[1])
-            except BaseException as error:  # or the loop would wait for this key forever
-                result = error
-            self.done.put((item[0], result, time.monotonic() - start))
+    def _work(self, key: str, request: Input) -> None:
+        start = time.monotonic()
+        result: Output | BaseException
+        try:
+            result = self._answer(request)
+        except BaseException as error:  # or the loop would wait for this key forever
+            result = error
+        self._futures.pop(key, None)
+        self.done.put((key, result, time.monotonic() - start))
 
     def take_back(self) -> list[str]:
         """See `Executor`."""
-        keys: list[str] = []
-        while True:
-            try:
-                item = self._todo.get_nowait()
-            except Empty:
-                return keys
-            if item is not None:
-                keys.append(item[0])
+        keys = [key for key, future in list(self._futures.items()) if future.cancel()]
+        for key in keys:
+            del self._futures[key]
+        return keys
 
     def close(self) -> list[str]:
         """See `Executor`."""
         never = self.take_back()
-        for _ in self._threads:
-            self._todo.put(None)
-        for thread in self._threads:
-            thread.join()
-        self._threads = []
+        self._threads.shutdown()
         return never

@@ -44,6 +44,8 @@ class RawOutput(NamedTuple):
     cached_tokens: int
     generated_tokens: int
     seconds: float
+    escaped: Sequence[str] = ()
+    """Control tokens that were escaped in the request's text."""
 
 
 class RequestLog(Protocol):
@@ -58,7 +60,6 @@ class RequestLog(Protocol):
         saved: Sequence[RawOutput] = (),
         failed: Sequence[tuple[str, str]] = (),
         session: tuple[int, float, float] | None = None,
-        escaped: Mapping[str, Sequence[str]] = ...,
     ) -> None: ...
 
 
@@ -149,13 +150,9 @@ class _Loop:
         self._journal, self._stage = target.journal, target.stage
         self._identities, self._on_done = target.identities, target.on_done
         self._order: deque[tuple[str, RowRequest]] = deque()
-        self._waiting: deque[tuple[str, Request]] = deque()
-        self._unfinished: set[str] = set()
-        """Keys of the requests that wait or are in flight."""
+        self._waiting: dict[str, Request] = {}
         self._in_flight: set[str] = set()
         self._results: dict[str, GenerationResult] = {}
-        self._escaped: dict[str, tuple[str, ...]] = {}
-        """Key -> control tokens that were escaped, of outputs that are not committed yet."""
         self._copies: Counter[str] = Counter()
         """How often a key is in `_order`: a request may occur twice."""
         self._exhausted = False
@@ -208,11 +205,11 @@ class _Loop:
             outputs = self._journal.saved(key for key, _ in keyed)
             for key, raw in outputs.items():
                 self._results[key] = GenerationResult("", Completion.from_json(json.loads(raw)))
-            new = {k: r for k, r in keyed if k not in self._unfinished and k not in self._results}
+            known = self._results.keys() | self._waiting.keys() | self._in_flight
+            new = {key: request for key, request in keyed if key not in known}
             if new:
                 self._journal.begin(self._stage, ((key, request.row_id) for key, request in new.items()))
-                self._unfinished.update(new)
-                self._waiting.extend((key, request.request) for key, request in new.items())
+                self._waiting |= {key: request.request for key, request in new.items()}
             self._on_done(len(batch) - len(new), 0)
             if outputs:
                 return  # yield them before more are read
@@ -222,8 +219,8 @@ class _Loop:
         if self._waiting and not self._session and not self._stopping:
             self._session, self._start = self._journal.begin_session(self._stage, self._parallel), time.monotonic()
         while self._waiting and len(self._in_flight) < self._capacity and not self._stopping:
-            key, request = self._waiting.popleft()
-            self.executor.give(key, request)
+            key = next(iter(self._waiting))
+            self.executor.give(key, self._waiting.pop(key))
             self._in_flight.add(key)
             started.append(key)
         return started
@@ -243,26 +240,19 @@ class _Loop:
             self._in_flight.discard(key)
             if isinstance(result, RowError):
                 failed.append((key, str(result)))
-                self._finish(key, GenerationResult("", None, str(result)))
+                self._results[key] = GenerationResult("", None, str(result))
             elif isinstance(result, BaseException):
                 # A SelfAlignError takes precedence: it may be the cause of the other error.
                 if self._error is None or isinstance(result, SelfAlignError):
                     self._error = result
             else:
                 saved.append(_saved(key, result, seconds))
-                if result.escaped:
-                    self._escaped[key] = result.escaped
-                self._finish(key, GenerationResult("", result))
+                self._results[key] = GenerationResult("", result)
         return saved, failed
-
-    def _finish(self, key: str, result: GenerationResult) -> None:
-        self._results[key] = result
-        self._unfinished.discard(key)
 
     def _commit(self, started: list[str], saved: list[RawOutput], failed: list[tuple[str, str]]) -> None:
         session = (self._session, time.monotonic() - self._start, self._busy)
-        self._journal.progress(started, saved, failed, session, self._escaped)
-        self._escaped = {}
+        self._journal.progress(started, saved, failed, session)
         for row in saved:
             self._on_done(1, row.generated_tokens)
         if failed:
@@ -291,4 +281,5 @@ def _saved(key: str, completion: Completion, seconds: float) -> RawOutput:
         sum(p.cached_tokens for p in parts),
         sum(p.generated_tokens for p in parts),
         seconds,
+        completion.escaped,
     )

@@ -24,20 +24,18 @@ Failure = Literal["bad reply", "busy", "no reply", "unreachable"]
 the reply is missing or cut off; unreachable: no connection."""
 Result = TypeVar("Result")
 
-STATUS: dict[int, Decision] = {
-    400: "fail row", 404: "fail run", 413: "fail row", 414: "fail row", 422: "fail row",
-    401: "fail run", 402: "fail run", 403: "fail run", 405: "fail run", 407: "fail run",
-    408: "retry", 409: "retry", 425: "retry", 429: "retry",
-    500: "retry", 502: "retry", 503: "retry", 504: "retry", 529: "retry",
-}  # fmt: skip
-"""HTTP status -> decision. Other statuses from 500 on are retried; all others fail the row."""
+_RETRIED = frozenset({408, 409, 425, 429})
+"""HTTP statuses below 500 that are retried."""
+_FAIL_RUN = frozenset({401, 402, 403, 404, 405, 407})
 _BUSY = frozenset({408, 425, 429, 529})
 _NO_REPLY = frozenset({502, 503, 504})
 
 
 def decision(status: int) -> Decision:
     """Return what to do about a reply with this status. A redirect (3xx) fails the row: it is never followed."""
-    return STATUS.get(status, "retry" if status >= 500 else "fail row")
+    if status >= 500 or status in _RETRIED:
+        return "retry"
+    return "fail run" if status in _FAIL_RUN else "fail row"
 
 
 def classify_failure(status: int, retry_after: float | None) -> Failure:

@@ -49,7 +49,7 @@ def run(
         adapter: an adapter that was trained elsewhere, to publish instead of training.
     """
     clock, config = Clock(), context.recipe.training(kind)
-    examples, dropped, message = marks.apply_of_run(context.run, kind, examples)
+    examples, dropped, message = marks.apply(marks.read(context.run), kind, examples)
     if message:
         context.screen.say(f"  {message}", "dim")
     outcomes = [*removed, *dropped]

@@ -14,7 +14,7 @@ from selfalign.generation.calibration import calibrate
 from selfalign.model.base_model import Model
 from selfalign.planning import capacity, clusters, costs
 from selfalign.run import recipe as recipes
-from selfalign.run.directory import frozen_kind, frozen_prompts
+from selfalign.run.directory import frozen_choices
 from selfalign.run.recipe import Recipe
 from selfalign.system.console import Screen
 
@@ -40,11 +40,11 @@ def prepare(
             f"recipe {recipe} names no model: set one with --set model=NAME, a Hugging Face folder or a hub id such as "
             "Qwen/Qwen3-8B-Base"
         )
-    data = frozen_prompts(out) if out is not None else None
+    kind, data = frozen_choices(out) if out is not None else (None, None)
     chosen = recipes.located(loaded, Path(prompts) if prompts is not None else None, recipe, data)
-    keeps_engine = out is not None and chosen.engine.kind == "auto" and not (chosen.engine.url or chosen.engine.urls)
-    kind = frozen_kind(out) if keeps_engine and out is not None else None
-    engine = chosen.engine.model_copy(update={"kind": kind or engines.kind(chosen.engine)})
+    if chosen.engine.kind != "auto" or chosen.engine.url or chosen.engine.urls or kind is None:
+        kind = engines.kind(chosen.engine)
+    engine = chosen.engine.model_copy(update={"kind": kind})
     executors.check(chosen.executor)
     if chosen.executor.kind == "local" or engine.kind == "openai":
         engines.check(engine)  # a worker checks its own machine

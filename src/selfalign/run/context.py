@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from selfalign.data.prompt_text import Pieces
 from selfalign.data.records import Prompt, Response, content_hash
@@ -14,13 +14,14 @@ from selfalign.errors import Resumable, TooManyFailed
 from selfalign.generation import engines, executors
 from selfalign.generation.engines.base import Engine, Sampling
 from selfalign.generation.loop import JournaledEngine
+from selfalign.generation.settings import AlignSettings
 from selfalign.model.base_model import Model
 from selfalign.quality.contamination import Benchmarks
 from selfalign.run.directory import RunDir
 from selfalign.run.inputs import Rows
 from selfalign.run.journal import Journal
 from selfalign.run.ledger import RowOutcome, StageCounts
-from selfalign.run.recipe import Recipe
+from selfalign.run.recipe import EvaluateSettings, Recipe, RedTeamSettings, SelfInstructSettings, VerboseCloningSettings
 from selfalign.system.clock import Clock
 from selfalign.system.console import Screen
 
@@ -31,15 +32,8 @@ if TYPE_CHECKING:
 ADAPTER_STAGES = ("engrave", "verbose_cloning")
 
 
-class SamplingConfig(Protocol):
-    """A part of the recipe with sampling settings."""
-
-    @property
-    def temperature(self) -> float: ...
-    @property
-    def top_p(self) -> float: ...
-    @property
-    def max_new_tokens(self) -> int: ...
+SamplingConfig = SelfInstructSettings | RedTeamSettings | AlignSettings | VerboseCloningSettings | EvaluateSettings
+"""The parts of the recipe with sampling settings."""
 
 
 @dataclass

@@ -273,29 +273,16 @@ def _frozen_recipe(path: Path) -> dict[str, Any]:
     return recipe.upgrade(value) if isinstance(value, dict) else {}
 
 
-def _frozen(path: Path, part: str) -> dict[str, Any]:
-    """Return a part of the recipe of the run in a folder; empty if there is no run."""
+def frozen_choices(path: Path) -> tuple[str | None, str | None]:
+    """Return the kind of engine and the `prompts.file` of the run in a folder; None for what it does not have."""
     if not (path / "journal.sqlite").exists() or not (path / "recipe.yaml").is_file():
-        return {}
-    value = _frozen_recipe(path).get(part)
-    return value if isinstance(value, dict) else {}
-
-
-def frozen_prompts(path: Path) -> str | None:
-    """Return the `prompts.file` of the run in a folder; None if there is no run, or it has no such file."""
-    file = _frozen(path, "prompts").get("file")
-    return file if isinstance(file, str) else None
-
-
-def frozen_kind(path: Path) -> str | None:
-    """Return the kind of engine of the run in a folder; None if there is no run."""
-    engine = _frozen(path, "engine")
-    if not engine:
-        return None
-    kind = engine.get("kind", "auto")
+        return None, None
+    value = _frozen_recipe(path)
+    engine, prompts = (part if isinstance(part := value.get(key), dict) else {} for key in ("engine", "prompts"))
+    kind, file = engine.get("kind", "auto") if engine else None, prompts.get("file")
     if kind == "auto":
-        return _auto_of_0_1(engine.get("url"))
-    return kind if kind in ("llama_cpp", "vllm", "openai") else None
+        kind = _auto_of_0_1(engine.get("url"))
+    return kind if kind in ("llama_cpp", "vllm", "openai") else None, file if isinstance(file, str) else None
 
 
 def _auto_of_0_1(url: str | None) -> str:

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BeforeValidator, Field, StringConstraints, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, model_validator
 
 from selfalign.constitution import Constitution, Principle
-from selfalign.data.prompt_text import Turn, replace_surrogates
+from selfalign.data.prompt_text import replace_surrogates
 from selfalign.data.records import content_hash, json_lines, to_json
 from selfalign.errors import UserError
 from selfalign.run.directory import RunDir
@@ -32,63 +31,11 @@ MAX_MARKS = 5_000
 """Limited because each mark rewrites the whole file."""
 
 
-@dataclass(frozen=True, slots=True)
-class Feedback:
-    """A mark on one response."""
-
-    verdict: Verdict
-    turns: tuple[Turn, ...]
-    """The dialogue before the response; its last turn is the user's."""
-    answer: str
-    """The marked response."""
-    model: str
-    """base, prompted-base, engraved or final."""
-    prompt: str
-    """The name of the system prompt; `constitution` for the prompted base, `own` for the user's text."""
-    source: Source
-    note: str = ""
-    time: str = ""
-    """UTC."""
-    system: str = ""
-    """The text of the user's own system prompt."""
-    settings: tuple[tuple[str, float], ...] = ()
-    """The known sampling settings: temperature, top_p, max_new_tokens, seed."""
-    principles: tuple[int, ...] = ()
-    """The principles that the response's internal thoughts cite."""
-    stage: str = ""
-    row: str = ""
-    """Stage and id of the run's row with the response; empty for responses outside the run."""
-
-    @property
-    def id(self) -> str:
-        """A hash of dialogue, response, model and system prompt: a response has at most one mark."""
-        turns = [[t.role, t.text] for t in self.turns]
-        return content_hash("feedback", turns, self.answer, self.model, self.prompt, self.system)
-
-    @property
-    def message(self) -> str:
-        """The user's last message."""
-        return self.turns[-1].text
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the line of the file, as plain values."""
-        value = {
-            "id": self.id, "time": self.time, "verdict": self.verdict, "note": self.note,
-            "turns": [{"role": t.role, "content": t.text} for t in self.turns], "answer": self.answer,
-            "model": self.model, "prompt": self.prompt, "system": self.system, "settings": dict(self.settings),
-            "source": self.source, "principles": list(self.principles), "stage": self.stage, "row": self.row,
-        }  # fmt: skip
-        return {k: v for k, v in value.items() if v or k in ("note", "answer")}
-
-
-Marks = dict[str, Feedback]
-"""id -> mark, the oldest first."""
-
-
 _CLEAN = BeforeValidator(lambda value: replace_surrogates(value) if isinstance(value, str) else value)
 Text = Annotated[str, _CLEAN]
 Name = Annotated[str, Field(max_length=200), _CLEAN]
 Number = Annotated[int | float, Field(ge=-1e12, le=1e12)]
+Numbers = Annotated[list[Annotated[int, Field(gt=0, lt=1000)]], AfterValidator(lambda value: [*dict.fromkeys(value)])]
 
 
 class _Turn(Strict):
@@ -96,47 +43,67 @@ class _Turn(Strict):
     content: Text
 
 
-class _Line(Strict):
-    """A line of the file; see `Feedback`."""
+class Feedback(Strict):
+    """A mark on one response: a line of the file."""
 
-    id: Name = ""
     time: Name = ""
+    """UTC."""
     verdict: Verdict
     note: Annotated[str, StringConstraints(strip_whitespace=True, max_length=MAX_NOTE), _CLEAN] = ""
     turns: list[_Turn] = Field(min_length=1, max_length=512)
+    """The dialogue before the response; its last turn is the user's."""
     answer: Text = ""
+    """The marked response."""
     model: Name = Field(min_length=1)
+    """base, prompted-base, engraved or final."""
     prompt: Name = "standard"
+    """The name of the system prompt; `constitution` for the prompted base, `own` for the user's text."""
     system: Text = ""
+    """The text of the user's own system prompt."""
     settings: dict[Literal["temperature", "top_p", "max_new_tokens", "seed"], Number] = {}
+    """The known sampling settings."""
     source: Source
-    principles: list[Annotated[int, Field(gt=0, lt=1000)]] = Field([], max_length=99)
+    principles: Numbers = Field([], max_length=99)
+    """The principles that the response's internal thoughts cite."""
     stage: Name = ""
     row: Name = ""
+    """Stage and id of the run's row with the response; empty for responses outside the run."""
 
     @model_validator(mode="after")
-    def _check_texts(self) -> _Line:
+    def _check_texts(self) -> Feedback:
         if self.turns[-1].role != "user" or not self.turns[-1].content.strip():
             raise ValueError("the last turn must be the user's")
         if max(len(self.answer), len(self.system), sum(len(t.content) for t in self.turns)) > MAX_TEXT:
             raise ValueError(f"a dialogue, response or prompt of more than {MAX_TEXT:,} characters cannot be stored")
         return self
 
+    @property
+    def id(self) -> str:
+        """A hash of dialogue, response, model and system prompt: a response has at most one mark."""
+        turns = [[t.role, t.content] for t in self.turns]
+        return content_hash("feedback", turns, self.answer, self.model, self.prompt, self.system)
+
+    @property
+    def message(self) -> str:
+        """The user's last message."""
+        return self.turns[-1].content
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the line of the file, as plain values."""
+        return {k: v for k, v in {"id": self.id, **self.model_dump()}.items() if v or k in ("note", "answer")}
+
+
+Marks = dict[str, Feedback]
+"""id -> mark, the oldest first."""
+
 
 def parse(value: Mapping[str, Any]) -> Feedback:
-    """Return a mark from plain values, such as a line of the file or a request of a page.
+    """Return a mark from plain values, such as a line of the file or a request of a page. Its `id` is not read.
 
     Raises:
         UserError: a value is missing or invalid.
     """
-    line = validate(_Line, dict(value), "mark")
-    fields = {key: item for key, item in line if key not in ("id", "turns", "settings", "principles")}
-    return Feedback(
-        turns=tuple(Turn(turn.role, turn.content) for turn in line.turns),
-        settings=tuple(line.settings.items()),
-        principles=tuple(dict.fromkeys(line.principles)),
-        **fields,
-    )
+    return validate(Feedback, {key: item for key, item in value.items() if key != "id"}, "mark")
 
 
 def read(run: RunDir) -> Marks:

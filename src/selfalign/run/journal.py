@@ -9,10 +9,9 @@ from __future__ import annotations
 import json
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from selfalign.data.records import Drop
@@ -207,7 +206,6 @@ class Journal:
         saved: Sequence[RawOutput] = (),
         failed: Sequence[tuple[str, str]] = (),
         session: tuple[int, float, float] | None = None,
-        escaped: Mapping[str, Sequence[str]] = MappingProxyType({}),
     ) -> None:
         """Commit one turn of the generation loop in one transaction.
 
@@ -216,7 +214,6 @@ class Journal:
             saved: the raw outputs that it returned.
             failed: (key, reason) of the requests that failed.
             session: number, wall seconds and the engine's seconds (summed over slots) of the session so far.
-            escaped: key -> control tokens that were escaped in the request's text.
         """
         with self.transaction():
             run = self._db.executemany
@@ -224,10 +221,10 @@ class Journal:
             run(
                 "UPDATE work SET state = 'raw_saved', raw = ?2, prompt_tokens = ?3, cached_tokens = ?4, "
                 "generated_tokens = ?5, seconds = ?6 WHERE key = ?1",
-                saved,
+                [output[:6] for output in saved],
             )
             run("UPDATE work SET state = 'failed', reason = ?2 WHERE key = ?1", failed)
-            rows = [(key, json.dumps(tokens, ensure_ascii=False)) for key, tokens in escaped.items()]
+            rows = [(output.key, json.dumps(output.escaped, ensure_ascii=False)) for output in saved if output.escaped]
             run("INSERT OR REPLACE INTO escaped VALUES (?, ?)", rows)
             if session:
                 self._db.execute("UPDATE sessions SET seconds = ?2, busy = ?3 WHERE id = ?1", session)

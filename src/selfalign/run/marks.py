@@ -76,30 +76,26 @@ def digest(run: RunDir, stage: str) -> str:
     return content_hash("marks", marks) if marks else ""
 
 
-def apply(marks: Marks, stage: str, examples: Sequence[Example]) -> tuple[list[Example], list[RowOutcome]]:
-    """Return the examples that are not dropped, with their edits, and the outcomes of those that are."""
+def apply(marks: Marks, stage: str, examples: Sequence[Example]) -> tuple[list[Example], list[RowOutcome], str]:
+    """Return the examples that are not dropped, with their edits, and the outcomes of those that are.
+
+    The third value is a line about the effect of the stage's marks; empty if it has none.
+    """
     kept: list[Example] = []
     dropped: list[RowOutcome] = []
+    edits = 0
     for position, example in enumerate(examples):
         mark = marks.get((stage, example.id))
         if mark is None:
             kept.append(example)
         elif mark.mark == "edit":
+            edits += 1
             kept.append(replace(example, assistant=mark.answer.strip()))
         else:
             text = f"{example.user}\n{example.assistant}"
             dropped.append(RowOutcome(example.id, position, "dropped", DROPPED_MANUALLY, text))
-    return kept, dropped
-
-
-def apply_of_run(run: RunDir, stage: str, examples: Sequence[Example]) -> tuple[list[Example], list[RowOutcome], str]:
-    """Apply the run's own marks, as in `apply`. Also return a line about their effect; empty if there are no marks."""
-    marks = {key: mark for key, mark in read(run).items() if mark.stage == stage}
-    kept, dropped = apply(marks, stage, examples)
-    if not marks:
-        return kept, dropped, ""
-    edits = sum(m.mark == "edit" for e in examples if (m := marks.get((stage, e.id))))
-    text = f"marks: {len(dropped)} dropped manually, {edits} edited"
-    if unused := len(marks) - len(dropped) - edits:
+    number = sum(mark.stage == stage for mark in marks.values())
+    text = f"marks: {len(dropped)} dropped manually, {edits} edited" if number else ""
+    if unused := number - len(dropped) - edits:
         text += f"; {unused} for rows that do not exist"
     return kept, dropped, text

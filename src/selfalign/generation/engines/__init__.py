@@ -139,7 +139,6 @@ def start(
     Args:
         model: a server uses only its tokenizer; None if the model is unknown.
         slots: concurrent requests; with several servers, per server.
-        say: receives progress messages.
 
     Raises:
         UserError: the engine cannot be started.

@@ -1,20 +1,20 @@
 """Distribute calls among several servers, and take a failing server out of service.
 
 Each server has a window of concurrent calls (`window`) and a circuit breaker. A thread that needs a server waits
-until one has room (`scheduling`). This module itself calls no server.
+until one has room. This module itself calls no server.
 """
 
 from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from selfalign.generation.engines.openai_api import OpenAiApi
 from selfalign.generation.engines.window import Window
 from selfalign.generation.retries import Transient
-from selfalign.generation.scheduling import Job, Queue, Slot
 from selfalign.system.signals import STOP
 
 _BREAKER_FAILURES = 3
@@ -25,13 +25,16 @@ _CHECK_SECONDS = 0.2
 """Seconds between a waiting thread's checks for a signal and for servers whose rest has ended."""
 
 
-class Endpoint(Slot):
+class Endpoint:
     """One server. The fleet changes it under its lock."""
 
     def __init__(self, api: OpenAiApi, url: str, limit: int) -> None:
-        super().__init__()
         self.api, self.url = api, url
         self.window = Window(limit)
+        self.load = 0
+        """Calls in flight."""
+        self.rest_until = 0.0
+        """Time before which it gets no call."""
         self.outage = ""
         """Why it is out of service; empty while it is in service."""
         self.failures_in_row = self.busy_in_row = 0
@@ -42,10 +45,9 @@ class Endpoint(Slot):
         """Calls begun, and their number when the window was last halved: calls that fail together halve it once."""
         self._seconds = self._tokens = self._concurrent = self._weight = 0.0
 
-    @property
-    def capacity(self) -> int:
-        """See `Slot`."""
-        return 0 if self.outage else int(self.window.size)
+    def has_room(self, now: float) -> bool:
+        """Return whether it may get a call."""
+        return not self.outage and now >= self.rest_until and self.load < int(self.window.size)
 
     def cost(self) -> float:
         """Return the expected seconds per token of one more call; half of it grows with the calls in flight."""
@@ -70,8 +72,13 @@ class Endpoint(Slot):
 
 
 @dataclass(eq=False)
-class Call(Job):
-    """A request in progress. `preferred` is the server that has the prompt of the previous step in its cache."""
+class Call:
+    """A request in progress."""
+
+    preferred: Endpoint | None = None
+    """The server that has the prompt of the previous step in its cache; the call waits for it while in service."""
+    excluded: set[Endpoint] = field(default_factory=set)
+    """Servers that failed it. When all have, every server may get it again."""
 
     begun: bool = False
     """Whether a server has received it: it then has priority, and is finished even if a signal stops the run."""
@@ -100,7 +107,10 @@ class Fleet:
         self.endpoints = list(endpoints)
         self._on_outage, self._clock = on_outage, clock
         self._lock = threading.RLock()
-        self._queue: Queue[Call, Endpoint] = Queue(self.endpoints)
+        self._begun: list[Call] = []
+        """Waiting calls that a server has received before. They come first, and may overtake each other."""
+        self._waiting: deque[Call] = deque()
+        """The other waiting calls; they keep their order."""
 
     def acquire(self, call: Call) -> Endpoint | None:
         """Wait for a slot at the server that will likely answer first. Return None if no server is in service.
@@ -110,11 +120,12 @@ class Fleet:
         """
         with self._lock:
             call.assigned.clear()
-            (self._queue.urgent if call.begun else self._queue.waiting).append(call)
+            (self._begun if call.begun else self._waiting).append(call)
             self._assign()
         while not call.assigned.wait(_CHECK_SECONDS):
             with self._lock:
-                if STOP.is_set and not call.begun and self._queue.remove(lambda other: other is call):
+                if STOP.is_set and call in self._waiting:
+                    self._waiting.remove(call)
                     STOP.check()
                 self._assign()
         return call.endpoint
@@ -165,7 +176,7 @@ class Fleet:
     def release(self, endpoint: Endpoint) -> None:
         """Free the slot of a call whose end says nothing about the server."""
         with self._lock:
-            endpoint.release()
+            endpoint.load -= 1
             self._assign()
 
     def take_out(self, endpoint: Endpoint, reason: str) -> None:
@@ -207,16 +218,28 @@ class Fleet:
         return others_left
 
     def _assign(self) -> None:
-        # After a signal, calls that no server has received stay queued: their threads raise Interrupted.
-        for call, endpoint in self._queue.assign(self._clock(), urgent_only=STOP.is_set):
-            endpoint.calls += 1
-            call.number, call.concurrent = endpoint.calls, endpoint.load
-            self._wake(call, endpoint)
-        if all(endpoint.outage for endpoint in self.endpoints):
-            for call in self._queue.remove(lambda call: call.begun or not STOP.is_set):
-                self._wake(call, None)
+        """Give waiting calls to servers with room; calls that no server has received stay queued after a signal."""
+        self._begun = [call for call in self._begun if not self._start(call)]
+        while self._waiting and not STOP.is_set and self._start(self._waiting[0]):
+            self._waiting.popleft()
 
-    @staticmethod
-    def _wake(call: Call, endpoint: Endpoint | None) -> None:
-        call.endpoint = endpoint
+    def _start(self, call: Call) -> bool:
+        """Wake the call with the server that will likely answer first, or with None if no server is in service.
+
+        Returns:
+            Whether it was woken; otherwise no server that may get it has room.
+        """
+        in_service = [e for e in self.endpoints if not e.outage]
+        allowed = [e for e in in_service if e not in call.excluded] or in_service
+        now = self._clock()
+        if call.preferred in allowed and now >= call.preferred.rest_until:
+            allowed = [call.preferred]
+        call.endpoint = min((e for e in allowed if e.has_room(now)), key=Endpoint.cost, default=None)
+        if call.endpoint:
+            call.endpoint.load += 1
+            call.endpoint.calls += 1
+            call.number, call.concurrent = call.endpoint.calls, call.endpoint.load
+        elif in_service:
+            return False
         call.assigned.set()
+        return True

@@ -1,17 +1,17 @@
 """Track which Ray worker holds which requests, and move a dead worker's requests to others.
 
-Like `scheduling`, it uses no threads and no network. A worker gets a new request when it finishes one, so that a fast
-worker gets more than a slow one.
+It uses no threads and no network. A worker gets a new request when it finishes one, so that a fast worker gets more
+than a slow one.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from selfalign.generation.engines.base import RowError
-from selfalign.generation.scheduling import Job, Queue, Slot
 
 MAX_DEATHS = 3
 """A request that this many workers died on is a poison request, and fails."""
@@ -22,8 +22,8 @@ Sink = Callable[[str, Any, float], None]
 """Receives a request's key, its result (or an exception) and the engine's seconds."""
 
 
-@dataclass(eq=False, kw_only=True)
-class WorkerJob(Job):
+@dataclass(eq=False)
+class WorkerJob:
     """A request to a worker."""
 
     key: str
@@ -33,46 +33,52 @@ class WorkerJob(Job):
     deaths: int = 0
     """Number of workers that died while answering it."""
 
+    @property
+    def suspect(self) -> bool:
+        """Whether it must be the only request of its worker, so that no other fails with it."""
+        return self.deaths == MAX_DEATHS - 1
 
-class WorkerSlot(Slot):
+
+class WorkerSlot:
     """A worker and the requests that it holds."""
 
     def __init__(self, ahead: int = AHEAD, parallel: int = 0) -> None:
-        super().__init__()
         self._ahead = ahead
         self.parallel = parallel
         """Number of requests that it answers concurrently; 0 while no worker runs."""
         self.in_flight: dict[int, WorkerJob] = {}
         """Ticket -> request, in the order in which the worker begins them."""
 
-    @property
-    def capacity(self) -> int:
-        """See `Slot`."""
-        return self.parallel * self._ahead
-
-    def cost(self) -> float:
-        """Return the load per concurrent request: a worker with an idle engine comes first."""
-        return self.load / self.parallel
+    def room(self, suspect: bool) -> int:
+        """Return how many more requests it may get now."""
+        if any(job.suspect for job in self.in_flight.values()) or (suspect and self.in_flight):
+            return 0
+        return self.parallel * self._ahead - len(self.in_flight)
 
 
 W = TypeVar("W", bound=WorkerSlot)
 
 
-class WorkerQueue(Queue[WorkerJob, W], Generic[W]):
+class WorkerQueue(Generic[W]):
     """The requests that wait for a worker, and those that workers hold."""
 
     def __init__(self, slots: list[W]) -> None:
-        super().__init__(slots)
+        self.slots = slots
+        self.waiting: deque[WorkerJob] = deque()
+        self.suspects: deque[WorkerJob] = deque()
+        """Suspects that wait for a worker without other requests; until they have one, no other is handed out."""
         self._last_ticket = 0
 
-    def add(self, job: WorkerJob) -> None:
-        """Queue a request."""
-        (self.urgent if job.exclusive else self.waiting).append(job)
-
-    def assign_tickets(self) -> dict[W, list[tuple[int, Any]]]:
+    def assign(self) -> dict[W, list[tuple[int, Any]]]:
         """Move waiting requests to workers with room; return each worker's (ticket, request) pairs."""
         batches: dict[W, list[tuple[int, Any]]] = {}
-        for job, slot in self.assign():
+        while queue := self.suspects or self.waiting:
+            open_slots = [slot for slot in self.slots if slot.room(queue[0].suspect) > 0]
+            if not open_slots:
+                break
+            # A worker with an idle engine comes first.
+            slot = min(open_slots, key=lambda slot: len(slot.in_flight) / slot.parallel)
+            job = queue.popleft()
             self._last_ticket += 1
             slot.in_flight[self._last_ticket] = job
             batches.setdefault(slot, []).append((self._last_ticket, job.request))
@@ -80,40 +86,40 @@ class WorkerQueue(Queue[WorkerJob, W], Generic[W]):
 
     def finish(self, slot: W, ticket: int) -> WorkerJob | None:
         """Return the request that a worker finished or gave back; None if it no longer holds it."""
-        job = slot.in_flight.pop(ticket, None)
-        if job:
-            slot.release()
-        return job
+        return slot.in_flight.pop(ticket, None)
 
     def reassign(self, slot: W, reason: str) -> int:
         """Queue a dead worker's requests again; return how many fail as poison requests.
 
-        Any request that the worker had begun may have killed it. A request that two workers died on is tried
-        exclusively, so that no other request fails with it.
+        Any request that the worker had begun may have killed it.
         """
         jobs = list(slot.in_flight.values())
         begun, again, poison = jobs[: slot.parallel], jobs[slot.parallel :], 0
         slot.in_flight.clear()
-        slot.load = slot.parallel = 0
-        slot.exclusive = slot.reserved = False
+        slot.parallel = 0
         for job in reversed(begun):
             job.deaths += 1
-            job.exclusive = job.deaths == MAX_DEATHS - 1
             if job.deaths == MAX_DEATHS:
                 poison += 1
                 job.sink(job.key, RowError(f"{MAX_DEATHS} workers died on it ({reason})"), 0.0)
-            elif job.exclusive:
-                self.urgent.append(job)
+            elif job.suspect:
+                self.suspects.append(job)
             else:
                 again.insert(0, job)
         self.waiting.extendleft(reversed(again))
         return poison
 
+    def withdraw(self) -> list[WorkerJob]:
+        """Remove and return the requests that wait for a worker."""
+        jobs = [*self.suspects, *self.waiting]
+        self.suspects.clear()
+        self.waiting.clear()
+        return jobs
+
     def clear(self) -> list[WorkerJob]:
         """Remove and return all unfinished requests."""
-        jobs = self.remove(lambda _: True)
+        jobs = self.withdraw()
         for slot in self.slots:
             jobs += slot.in_flight.values()
             slot.in_flight.clear()
-            slot.load = 0
         return jobs

@@ -9,7 +9,7 @@ that it was answering.
 from __future__ import annotations
 
 import hashlib
-import threading
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from queue import SimpleQueue
@@ -26,6 +26,8 @@ from selfalign.generation.ray.worker import Worker, WorkerSettings
 from selfalign.generation.settings import EngineSettings, ExecutorSettings
 from selfalign.model.base_model import Model
 from selfalign.system.version import __version__
+
+_CHECK_SECONDS = 0.1
 
 
 class Pool:
@@ -122,38 +124,31 @@ class RayExecutor:
     def __init__(self, supervisor: Supervisor) -> None:
         self._supervisor = supervisor
         self.done: Done = SimpleQueue()
-        self._open = 0
-        """Requests without a result."""
-        self._finished = threading.Condition()
+        self._open: set[str] = set()
+        """Keys of the requests without a result."""
 
     def give(self, key: str, request: Any) -> None:
         """See `Executor`."""
-        with self._finished:
-            self._open += 1
-        self._supervisor.add(WorkerJob(key=key, request=request, sink=self._finish))
+        self._open.add(key)
+        self._supervisor.add(WorkerJob(key, request, self._finish))
 
     def _finish(self, key: str, result: Completion | BaseException, seconds: float) -> None:
         self.done.put((key, result, seconds))
-        with self._finished:
-            self._open -= 1
-            self._finished.notify_all()
+        self._open.discard(key)
 
     def take_back(self) -> list[str]:
         """See `Executor`."""
-        jobs = self._supervisor.take_back()
-        with self._finished:
-            self._open -= len(jobs)
-        return [job.key for job in jobs]
+        keys = [job.key for job in self._supervisor.take_back()]
+        self._open.difference_update(keys)
+        return keys
 
     def close(self) -> list[str]:
         """See `Executor`."""
         not_begun = self.take_back()
-        while True:
-            with self._finished:
-                if not self._open:
-                    return not_begun
-                self._finished.wait(0.2)
+        while self._open:
+            time.sleep(_CHECK_SECONDS)
             not_begun += self.take_back()  # requests of a worker that died are queued again
+        return not_begun
 
 
 def adapter_files(adapters: Mapping[str, Path], gguf: bool) -> dict[str, bytes]:

@@ -91,17 +91,7 @@ class RayScorer:
     With one worker every call is one chunk, and its numbers equal those of a process without Ray to the last bit. With
     more workers, losses still do; log-likelihoods differ by rounding, since other texts share a matrix.
 
-    Args:
-        executor: the recipe's settings; their kind is ray.
-        model: the workers must find the same model at its source.
-        adapters: name -> PEFT folder; the files are sent to the workers.
-        kind: the scorer's kind, which determines the resources of a worker. torch takes no accelerator.
-        start: loads the scorer in a worker, see `scoring.start`.
-        say: receives a message when a worker dies.
-
-    Raises:
-        UserError: the cluster is missing or too small, or a worker cannot load the model.
-        Interrupted: a signal came while the workers loaded.
+    The arguments and the errors are those of `Pool`. A scorer of kind torch takes no accelerator.
     """
 
     def __init__(

@@ -135,7 +135,7 @@ class Supervisor:
             if self._error:
                 job.sink(job.key, self._error, 0.0)
                 return
-            self.queue.add(job)
+            self.queue.waiting.append(job)
             self._dispatch()
 
     def resume(self) -> None:
@@ -146,7 +146,7 @@ class Supervisor:
     def _dispatch(self) -> None:
         """Send waiting requests to workers with room. The caller holds the lock."""
         if not self._paused and not self.closing:
-            for handle, batch in self.queue.assign_tickets().items():
+            for handle, batch in self.queue.assign().items():
                 handle.send(batch)
 
     def take_back(self) -> list[WorkerJob]:
@@ -155,8 +155,8 @@ class Supervisor:
 
         with self.lock:
             first, self._paused = not self._paused, True
-            jobs = self.queue.remove(lambda _: True)
-            busy = [(h, h.actor) for h in self.handles if h.load] if first else []
+            jobs = self.queue.withdraw()
+            busy = [(h, h.actor) for h in self.handles if h.in_flight] if first else []
         for handle, actor in busy:
             try:
                 tickets = ray.get(actor.take_back.remote(), timeout=_CALL_SECONDS)

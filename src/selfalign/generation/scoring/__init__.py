@@ -32,8 +32,6 @@ def start(
         kind: torch computes in float32 on the CPU, and returns a `LossScorer`.
         context: maximum tokens of a text; vllm only.
         dtype: auto, float32, bfloat16 or float16; vllm only.
-        adapters: name -> PEFT folder.
-        say: receives progress messages.
         tensor_parallel_size: number of accelerators that hold the model; vllm only.
 
     Raises:
