@@ -9,6 +9,7 @@ from functools import lru_cache
 from typing import Any
 
 from selfalign.quality.rouge import words
+from selfalign.quality.wordings import document
 
 LANGUAGES = {
     "cs": "Czech", "da": "Danish", "de": "German", "en": "English", "es": "Spanish", "fi": "Finnish", "fr": "French",
@@ -19,26 +20,6 @@ LANGUAGES = {
 _MIN_LETTERS = 12
 """Minimum number of letters; the language of shorter texts is not identified."""
 _MIN_LETTERS_RESPONSE = 60
-_FUNCTION_WORDS = {
-    "cs": "a je se na v že to s do jsou jako ale pro nebo byl by",
-    "da": "og er det at en den til af som på med ikke der har for et",
-    "de": "der die das und ist ein eine nicht mit zu von sich auf den im sie",
-    "en": "the of and to in is it that was for you with are this have not but can they which he she we if",
-    "es": "el la de que y en los se del las un una por con no es para su",
-    "fi": "ja on ei se että oli hän mutta ovat kun niin myös voi tai kuin",
-    "fr": "le la les de des et est un une que qui dans en pour il elle ne pas du",
-    "hu": "a az és hogy nem egy is van azt meg ez de volt mint csak",
-    "id": "yang dan di itu dengan untuk tidak ini dari dalam akan pada adalah",
-    "it": "il la di che e un una è per non in sono del della con le gli",
-    "nl": "de het een en van is dat in te niet op zijn met voor er die",
-    "no": "og er det at en den til av som på med ikke har for et jeg",
-    "pl": "i w na że się nie jest to z do jak ale co po są",
-    "pt": "o a de que e do da em um uma para com não os as é se",
-    "ro": "și de la în cu nu o este un că pe din mai sunt pentru",
-    "sv": "och är det att en den till av som på med inte har för ett jag",
-    "tr": "ve bir bu da için ile çok olarak daha gibi ne var olan değil",
-    "vi": "và của là có trong cho được các một với không người này những",
-}
 _FUNCTION_WORD_FRACTION = 0.12
 """Minimum fraction of function words in sentences; lists of names have fewer."""
 _ABOUT_LANGUAGE = re.compile(
@@ -97,7 +78,7 @@ def _languages_by_function_words(text_words: Sequence[str]) -> set[str]:
 @lru_cache(maxsize=1)
 def _languages_by_word() -> dict[str, list[str]]:
     languages: dict[str, list[str]] = {}
-    for language, function_words in _FUNCTION_WORDS.items():
+    for language, function_words in document()["function_words"].items():
         for word in function_words.split():
             languages.setdefault(word, []).append(language)
     return languages

@@ -20,13 +20,12 @@ from selfalign.quality.refusals import (
     TELLS_USER_NO,
     WARNS,
     admits,
-    any_of,
-    lower,
     refuses,
     sentences,
 )
 from selfalign.quality.response_filters import Leaks, loops, repetitive, shows_thoughts
 from selfalign.quality.rouge import words
+from selfalign.quality.wordings import any_of, lower
 
 # -- probes --------------------------------------------------------------------------------------------------------
 
