@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from importlib import resources
 from urllib.parse import parse_qs, urlsplit
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import MutableHeaders
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -33,6 +33,8 @@ TOKEN = "SELFALIGN_TOKEN"  # noqa: S105  (the variable's name)
 MIN_TOKEN_LENGTH = 16
 SIGN_IN = "/sign-in"
 BASE_CSS = "/static/base.css"
+_HOST = re.compile(r"(?:\[([^\]]*:[^\]]*)\]|([^\[:][^:]*))(?::\d+)?")
+"""A Host header: an IPv6 address in brackets or a name, and a port."""
 OPEN_PATHS = {SIGN_IN, BASE_CSS}
 """Paths that do not require the token."""
 
@@ -85,7 +87,6 @@ class Policy:
     loopback: bool = True
     """Whether an IP address in the Host header must be loopback. If not, any is safe: DNS rebinding needs a name."""
     token: str | None = field(default=None, repr=False)
-    methods: frozenset[str] = frozenset({"GET", "HEAD", "POST"})
     max_body: int = 1 << 20
     """Maximum bytes of a request's body."""
     body_s: float = 30.0
@@ -186,16 +187,8 @@ def _equal(value: str, expected: str) -> bool:
 
 def _name(host: str) -> str | None:
     """Return the name or address in a Host header without its port; None if it is malformed."""
-    host = host.strip().lower()
-    if host.startswith("["):
-        name, bracket, port = host[1:].partition("]")
-        if not bracket or (port and not (port[0] == ":" and port[1:].isdecimal())):
-            return None
-        return name if ":" in name else None
-    name, colon, port = host.partition(":")
-    if not name or (colon and not port.isdecimal()):
-        return None
-    return name.removesuffix(".")
+    match = _HOST.fullmatch(host.strip().lower())
+    return (match[1] or match[2].removesuffix(".")) if match else None
 
 
 def _address(name: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
@@ -234,7 +227,13 @@ class Guard:
 
     async def _handle(self, request: Request, send: Send) -> None:
         scope, receive, headers = request.scope, request.receive, request.headers
-        host, path = self._check(request.method, headers), scope["path"]
+        hosts, path = headers.getlist("host"), scope["path"]
+        check_host(self._policy, hosts)
+        host = hosts[0].strip().lower()
+        site, mode = headers.get("sec-fetch-site", ""), headers.get("sec-fetch-mode", "")
+        check_origin(request.method, host, headers.getlist("origin"), site, mode)
+        if request.method not in ("GET", "HEAD", "POST"):
+            raise RequestError(405, f"the method {request.method[:20]} is not supported")
         signed_in = has_token(self._policy, headers.getlist("authorization"), headers.getlist("cookie"), host)
         if not signed_in and path not in OPEN_PATHS:
             if request.method == "GET" and "text/html" in ",".join(headers.getlist("accept")):
@@ -249,17 +248,6 @@ class Guard:
             await Response(static_file("base.css"), media_type="text/css")(scope, receive, send)
         else:
             await self._app(scope, _replay(body, receive), send)
-
-    def _check(self, method: str, headers: Headers) -> str:
-        """Check host, origin and method, and return the Host header."""
-        hosts = headers.getlist("host")
-        check_host(self._policy, hosts)
-        host = hosts[0].strip().lower()
-        site, mode = headers.get("sec-fetch-site", ""), headers.get("sec-fetch-mode", "")
-        check_origin(method, host, headers.getlist("origin"), site, mode)
-        if method not in self._policy.methods:
-            raise RequestError(405, f"the method {method[:20]} is not supported")
-        return host
 
     async def _read_body(self, request: Request) -> bytes:
         limit, seconds = self._policy.max_body, self._policy.body_s
@@ -314,14 +302,10 @@ def _target(referer: str, host: str) -> str:
 
 def _replay(body: bytes, receive: Receive) -> Receive:
     """Return a `receive` that first gives the body that was already read."""
-    is_replayed = False
+    unread = iter([{"type": "http.request", "body": body, "more_body": False}])
 
     async def receive_again() -> Message:
-        nonlocal is_replayed
-        if is_replayed:
-            return await receive()
-        is_replayed = True
-        return {"type": "http.request", "body": body, "more_body": False}
+        return next(unread, None) or await receive()
 
     return receive_again
 

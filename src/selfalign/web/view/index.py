@@ -15,8 +15,8 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from selfalign.constitution import Constitution
 from selfalign.data.records import content_hash
@@ -25,7 +25,6 @@ from selfalign.run import marks
 from selfalign.run.directory import JSONL_FILES, RunDir, acquire_lock
 from selfalign.run.journal import LEDGER, Journal, is_outdated
 from selfalign.run.ledger import RowOutcome
-from selfalign.system.atomic import file_hash
 from selfalign.web.view.entries import FILES, Entry, EntryBuilder, JsonlIndex, open_jsonl
 from selfalign.web.view.index_file import IndexFile
 
@@ -36,17 +35,6 @@ RESPONSES = {"engrave": "align", "verbose_cloning": "verbose_responses"}
 
 MAX_POSITION = 1 << 40
 """Upper limit of the positions within a stage."""
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """How much of the run is in the index."""
-
-    is_busy: bool
-    done: int
-    total: int
-    generation: int
-    """A number that changes whenever rows change."""
 
 
 def read_only(path: Path) -> sqlite3.Connection:
@@ -102,7 +90,8 @@ class Index:
         self.error = ""
         """The reason that the last refresh failed; empty if it did not."""
         self._refreshing = threading.Lock()
-        self._is_busy, self._done, self._total = False, 0, 0
+        self.progress: dict[str, Any] = {"busy": False, "done": 0, "total": 0}
+        """How many rows of the current stage a running refresh has read."""
         self._run_stamps: list[tuple[int, int] | None] = []
         """The stamps of the run's files at the last complete refresh."""
         self._jsonl: dict[str, tuple[tuple[int, int] | None, JsonlIndex]] = {}
@@ -127,11 +116,10 @@ class Index:
 
     # -- reading the run -----------------------------------------------------------------------------------------
 
-    def progress(self) -> Progress:
-        """Return how much of the run is in the index."""
+    def generation(self) -> int:
+        """Return a number that changes whenever rows in the index change."""
         with self.reading() as db:
-            generation = int(db.execute("SELECT value FROM meta WHERE key = 'generation'").fetchone()[0])
-        return Progress(self._is_busy, self._done, self._total, generation)
+            return int(db.execute("SELECT value FROM meta WHERE key = 'generation'").fetchone()[0])
 
     def refresh_in_background(self) -> None:
         """Refresh in a thread, unless a refresh is already running."""
@@ -157,7 +145,7 @@ class Index:
             names = ("journal.sqlite", "journal.sqlite-wal", *JSONL_FILES.values())
             if (stamps := [_stamp(self.run / name) for name in names]) == self._run_stamps:
                 return
-            self._is_busy, self._done, self._total = True, 0, 0
+            self.progress = {"busy": True, "done": 0, "total": 0}
             try:
                 with closing(read_only(self.run / "journal.sqlite")) as journal:
                     stages = [name for (name,) in journal.execute("SELECT DISTINCT stage FROM rows")]
@@ -169,10 +157,10 @@ class Index:
                 self._refresh_marks(db)
                 self._run_stamps = stamps
             finally:
-                self._is_busy = False
+                self.progress["busy"] = False
 
     def _refresh_stage(self, db: sqlite3.Connection, journal: sqlite3.Connection, stage: str) -> None:
-        stamp = self._stage_stamp(db, journal, stage)
+        stamp = self._stage_stamp(journal, stage)
         known = db.execute("SELECT stamp, last, number FROM stages WHERE stage = ?", (stage,)).fetchone()
         last = known[1] if known else 0
         query = "SELECT COUNT(*), TOTAL(rowid > ?) FROM rows WHERE stage = ?"
@@ -184,7 +172,7 @@ class Index:
             return
         query = "SELECT rowid FROM rows WHERE stage = ? AND rowid > ?"
         rowids = sorted(n for (n,) in journal.execute(query, (stage, last)))
-        self._done, self._total = 0, len(rowids)
+        self.progress |= {"done": 0, "total": len(rowids)}
         files = {name: self._open_jsonl(name) for name in FILES.get(stage, ())}
         builder = EntryBuilder(stage, self.constitution, files)
         try:
@@ -192,7 +180,7 @@ class Index:
                 batch = rowids[start : start + _BATCH]
                 entries = [builder.entry(outcome) for outcome in _read_outcomes(journal, stage, batch)]
                 self._insert(db, stage, stamp, entries, batch[-1])
-                self._done = start + len(batch)
+                self.progress["done"] = start + len(batch)
                 time.sleep(0)  # let threads that answer requests run
         finally:
             for file in files.values():
@@ -205,24 +193,12 @@ class Index:
             self._jsonl[name] = (stamp, open_jsonl(self.run, name))
         return self._jsonl[name][1]
 
-    def _stage_stamp(self, db: sqlite3.Connection, journal: sqlite3.Connection, stage: str) -> str:
+    def _stage_stamp(self, journal: sqlite3.Connection, stage: str) -> str:
         """Return a stamp that changes if the stage runs again or one of its files changes."""
         query = "SELECT finished, rows_in, seconds FROM stages WHERE stage = ?"
         ledger = journal.execute(query, (stage,)).fetchone()
-        hashes = [self._file_hash(db, name) for name in FILES.get(stage, ())]
-        return json.dumps([ledger, hashes, self.constitution.digest()])
-
-    def _file_hash(self, db: sqlite3.Connection, name: str) -> str:
-        """Return the file's SHA-256; compute it again only if its size or time has changed."""
-        path = self.run / JSONL_FILES[name]
-        if (stamp := _stamp(path)) is None:
-            return ""
-        known = db.execute("SELECT size, changed, hash FROM files WHERE name = ?", (name,)).fetchone()
-        if known and known[:2] == stamp:
-            return str(known[2])
-        digest = file_hash(path)
-        db.execute("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?)", (name, *stamp, digest))
-        return digest
+        files = [_stamp(self.run / JSONL_FILES[name]) for name in FILES.get(stage, ())]
+        return json.dumps([ledger, files, self.constitution.digest()])
 
     def _refresh_marks(self, db: sqlite3.Connection) -> None:
         """Store which rows have a mark: examples, and the responses they are made from."""

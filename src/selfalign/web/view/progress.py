@@ -38,13 +38,13 @@ class RunProgress:
 
     def now(self) -> dict[str, Any]:
         """Return the state, ledgers and funnel, and how much of the run is in the index."""
-        run, reading = self._run, self._index.progress()
+        run, generation = self._run, self._index.generation()
         state = "finished" if run.manifest.exists() else "running" if is_locked(run.path) else "stopped"
         stages = self._stages(state == "running")
         return {
             "state": state,
-            "generation": reading.generation,
-            "reading": {"busy": reading.is_busy, "done": reading.done, "total": reading.total},
+            "generation": generation,
+            "reading": dict(self._index.progress),
             "error": self._index.error,
             "stages": stages,
             "funnel": run_summary.funnel(run, stages, self._human),
