@@ -21,7 +21,7 @@ from selfalign.data.formats import OUTPUT_FORMATS, OutputFormat, Row
 from selfalign.data.records import Example, Prompt, Response, stream_jsonl
 from selfalign.errors import UserError
 from selfalign.export import dataset_card, record, row_files
-from selfalign.export.dataset_card import Config
+from selfalign.export.dataset_card import Configs
 from selfalign.export.training_text import TrainingText
 from selfalign.run.context import ADAPTER_STAGES, Context
 from selfalign.system import atomic, strict_yaml
@@ -138,10 +138,9 @@ def _write_file(context: Context, row_format: str, stage: str, out: Path, force:
 
 def _write_folder(context: Context, row_format: str, names: list[str], target: Path, file_type: str) -> DatasetExport:
     """Write the data set: the rows of each stage as a configuration, then card, constitution, notice and record."""
-    exported, configs, (render, notes) = DatasetExport(), [], _renderer(context, row_format)
+    exported, configs, (render, notes) = DatasetExport(), Configs(), _renderer(context, row_format)
     with atomic.new_folder(target) as folder:
         for stage in names:
-            config = Config(stage)
             for split, name in _SPLITS.items():
                 path = f"{f'{stage}/' if len(names) > 1 else ''}{name}.{file_type}"
                 rows = _rendered(context, stage, split, render)
@@ -150,9 +149,8 @@ def _write_folder(context: Context, row_format: str, names: list[str], target: P
                 (folder / path).parent.mkdir(exist_ok=True)
                 with (folder / path).open("wb") as file:
                     count = row_files.write_rows(file, file_type, row_format, stage != "prompts", chain([first], rows))
-                config.files[name], exported.files[target / path] = (path, count), count
-            if config.files:
-                configs.append(config)
+                configs.setdefault(stage, {})[name] = path, count
+                exported.files[target / path] = count
         exported.notes += notes()
         _check_not_empty(exported, _source(context, names[0]))
         if terms := record.base_terms(context):
@@ -160,7 +158,7 @@ def _write_folder(context: Context, row_format: str, names: list[str], target: P
         (folder / "constitution.yaml").write_text(strict_yaml.dump(context.run.constitution), "utf-8")
         card = dataset_card.card(context, configs, row_format, exported.notes)
         (folder / "README.md").write_text(card, "utf-8")
-        splits = {config.name: {split: count for split, (_, count) in config.files.items()} for config in configs}
+        splits = {stage: {s: count for s, (_, count) in files.items()} for stage, files in configs.items()}
         sources = {name: file_hash(_source(context, name)) for name in names}
         details = {"form": "dataset", "type": file_type, "rows_in": row_format, "configs": splits, "sources": sources}
         record.write_record(context, folder, details)

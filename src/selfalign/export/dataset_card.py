@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
 
 from selfalign.export import record, row_files
 from selfalign.report import model_card
@@ -18,16 +17,11 @@ DESCRIPTIONS = {
 _SIZES = {"n<1K": 1_000, "1K<n<10K": 10_000, "10K<n<100K": 100_000, "100K<n<1M": 1_000_000, "1M<n<10M": 10_000_000}
 
 
-@dataclass(slots=True)
-class Config:
-    """One configuration of the data set: the rows of a stage."""
-
-    name: str
-    files: dict[str, tuple[str, int]] = field(default_factory=dict)
-    """Split (train, test) -> (path in the data set, rows)."""
+Configs = dict[str, dict[str, tuple[str, int]]]
+"""Stage -> split (train, test) -> (path in the data set, rows). Each stage is a configuration of the data set."""
 
 
-def card(context: Context, configs: list[Config], row_format: str, notes: list[str]) -> str:
+def card(context: Context, configs: Configs, row_format: str, notes: list[str]) -> str:
     """Return README.md of the data set.
 
     Args:
@@ -47,7 +41,7 @@ def card(context: Context, configs: list[Config], row_format: str, notes: list[s
             "(SELF-ALIGN, arXiv 2305.03047). They have not all been reviewed by a person.\n",
             _rows_section(configs, row_format),
             f'## Loading\n\n```python\nfrom datasets import load_dataset\n\nrows = load_dataset(".", '
-            f'"{configs[0].name}")  # or the id on the hub\n```\n',
+            f'"{next(iter(configs))}")  # or the id on the hub\n```\n',
             *([*escaped_notes, ""] if escaped_notes else []),
             _system_prompts_section(context),
             model_card.principles(constitution),
@@ -59,10 +53,10 @@ def card(context: Context, configs: list[Config], row_format: str, notes: list[s
     )
 
 
-def _front_matter(context: Context, configs: list[Config]) -> str:
+def _front_matter(context: Context, configs: Configs) -> str:
     constitution = context.run.constitution
     user_prompts, user_responses = bool(context.recipe.prompts.file), context.recipe.align.form == "given"
-    total = sum(count for config in configs for _, count in config.files.values())
+    total = sum(count for files in configs.values() for _, count in files.values())
     lines = [f"pretty_name: {json.dumps(f'{constitution.assistant.name}: SELF-ALIGN data')}"]
     lines += model_card.licence(context.model)
     lines += [
@@ -74,9 +68,9 @@ def _front_matter(context: Context, configs: list[Config]) -> str:
         f"tags: [self-align{'' if user_responses else ', synthetic'}, alignment, sft]",
         "configs:",
     ]
-    for position, config in enumerate(configs):
-        lines += [f"- config_name: {config.name}", *(["  default: true"] if not position else []), "  data_files:"]
-        for split, (path, _) in config.files.items():
+    for position, (stage, files) in enumerate(configs.items()):
+        lines += [f"- config_name: {stage}", *(["  default: true"] if not position else []), "  data_files:"]
+        for split, (path, _) in files.items():
             lines += [f"  - split: {split}", f"    path: {path}"]
     return "---\n" + "\n".join(lines) + "\n---\n"
 
@@ -86,14 +80,14 @@ def size_category(count: int) -> str:
     return next((name for name, limit in _SIZES.items() if count < limit), "n>10M")
 
 
-def _rows_section(configs: list[Config], row_format: str) -> str:
+def _rows_section(configs: Configs, row_format: str) -> str:
     lines = ["| configuration | train | test | rows | columns |", "| --- | --- | --- | --- | --- |"]
     trl_types = set()
-    for config in configs:
-        has_responses = config.name != "prompts"
-        counts = [f"{config.files[s][1]:,}" if s in config.files else "" for s in ("train", "test")]
+    for stage, files in configs.items():
+        has_responses = stage != "prompts"
+        counts = [f"{files[split][1]:,}" if split in files else "" for split in ("train", "test")]
         names = ", ".join(f"`{name}`" for name in row_files.columns(row_format, has_responses))
-        lines.append(f"| `{config.name}` | {' | '.join(counts)} | {DESCRIPTIONS[config.name]} | {names} |")
+        lines.append(f"| `{stage}` | {' | '.join(counts)} | {DESCRIPTIONS[stage]} | {names} |")
         trl_types.add(row_files.trl_type(row_format, has_responses))
     in_trl = f" TRL calls it {', '.join(sorted(trl_types - {''}))}." if trl_types - {""} else ""
     table = "\n".join(lines)

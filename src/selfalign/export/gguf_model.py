@@ -8,6 +8,10 @@ one chunk, and the vocabulary. The base is memory-mapped.
 from __future__ import annotations
 
 import math
+import os
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +22,8 @@ from selfalign.model import gguf_adapter
 from selfalign.system import atomic
 from selfalign.system.signals import STOP
 
+SCRIPT = "convert_hf_to_gguf.py"
+VARIABLE = "LLAMA_CPP"
 WeightType = Literal["q8_0", "f16"]
 _CHUNK = 1 << 24
 """Weights that are converted to float32 at a time."""
@@ -181,3 +187,43 @@ def _converted(tensor: Any, ggml_type: Any, delta: Callable[[int, int], Any] | N
         out = np.empty((len(rows), quantized.shape[-1]), quantized.dtype) if out is None else out
         out[first:end] = quantized
     return out
+
+
+# -- llama.cpp's own converter, for a base that has no GGUF ------------------------------------------------------------
+
+
+def find_converter(source: str, folder: Path) -> Path:
+    """Return the path of llama.cpp's conversion script. $LLAMA_CPP names the script or its folder; otherwise use PATH.
+
+    Args:
+        source: the name of the base model, for the error message.
+        folder: the folder of the base model, for the error message.
+
+    Raises:
+        UserError: the script is not installed.
+    """
+    setting = os.environ.get(VARIABLE, "")
+    path = Path(setting).expanduser()
+    candidates = [path, path / SCRIPT] if setting else [Path(p) for p in [shutil.which(SCRIPT)] if p]
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate.absolute()
+    where = f"it is not in ${VARIABLE}={setting}" if setting else f"${VARIABLE} is not set"
+    raise UserError(
+        f"model {source!r} has no GGUF, and llama.cpp's {SCRIPT} was not found ({where}): set {VARIABLE} to the "
+        f"folder of llama.cpp's source, or put a GGUF of the base into {folder}"
+    )
+
+
+def convert(script: Path, folder: Path, target: Path, weight_type: str, name: str) -> None:
+    """Convert a model folder in safetensors to the GGUF `target`, with `name` as the model's name in the file.
+
+    Raises:
+        UserError: the converter fails.
+    """
+    command = [sys.executable, str(script), str(folder), "--outtype", weight_type, "--outfile", str(target)]
+    command += ["--model-name", name]
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)  # noqa: S603
+    if done.returncode or not target.is_file():
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise UserError(f"{script} failed ({done.returncode}): {last[:200]}")

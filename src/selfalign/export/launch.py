@@ -25,16 +25,10 @@ _MAX_PER_DEVICE = 8
 """Maximum rows that one process computes at a time."""
 _CHECKPOINTS = 10
 """Checkpoints in a training."""
-VERSIONS = {
-    "accelerate": "1.15.0",
-    "datasets": "5.2.0",
-    "peft": "0.21.2",
-    "safetensors": "0.8.0",
-    "transformers": "5.23.0",
-    "trl": "1.16.0",
-}
-"""The versions with which the folder is tested."""
 _EXTRA = {"4bit": "bitsandbytes>=0.46", "deepspeed": "deepspeed>=0.17"}
+_FILES = (
+    "train.py", "requirements.txt", "launch.sh", "train.slurm", "generate.slurm", "README.md", "accelerate.yaml",
+)  # fmt: skip
 _SETTINGS = (
     "rank", "alpha", "dropout", "targets", "learning_rate", "schedule", "warmup_steps", "max_grad_norm", "epochs",
     "max_length",
@@ -134,8 +128,7 @@ def write(context: Context, out: Path, options: LaunchOptions) -> list[str]:
     with atomic.new_folder(out) as folder:
         (folder / "rows.jsonl").write_text(adapter_import.rows_text(rows), "utf-8")
         (folder / "training.json").write_text(json.dumps(training, indent=1, ensure_ascii=False) + "\n", "utf-8")
-        (folder / "requirements.txt").write_text(requirements(options), "utf-8")
-        for name in ("train.py", "launch.sh", "train.slurm", "generate.slurm", "README.md", "accelerate.yaml"):
+        for name in _FILES:
             (folder / name).write_text(fill_in(name, options, batch, len(rows), hub_id), "utf-8")
         if model.notice:
             (folder / "NOTICE").write_text(model.notice + "\n", "utf-8")
@@ -160,13 +153,6 @@ def _rows(context: Context, stage: str) -> list[Any]:
     return rows
 
 
-def requirements(options: LaunchOptions) -> str:
-    """Return requirements.txt with the tested versions, and any version of torch that the machine needs."""
-    lines = [f"{name}=={version}" for name, version in VERSIONS.items()]
-    lines += ["torch>=2.10", *(_EXTRA[key] for key in (options.quantize, options.strategy) if key in _EXTRA)]
-    return "".join(f"{line}\n" for line in lines)
-
-
 def fill_in(name: str, options: LaunchOptions, batch: Batch, rows: int, hub_id: str | None) -> str:
     """Return a file of `assets/launch` with its @NAMES@ filled in."""
     name = f"accelerate-{options.strategy}.yaml" if name == "accelerate.yaml" else name
@@ -187,6 +173,7 @@ def fill_in(name: str, options: LaunchOptions, batch: Batch, rows: int, hub_id: 
         "ROWS": f"{rows:,}",
         "BATCH": batch.text(),
         "BASE": base,
+        "EXTRA": "\n".join(_EXTRA[key] for key in (options.quantize, options.strategy) if key in _EXTRA),
     }
     for key, value in values.items():
         text = text.replace(f"@{key}@", value)

@@ -13,7 +13,7 @@ from typing import Any
 
 from selfalign.data.prompt_text import BOS, Control
 from selfalign.errors import UserError
-from selfalign.export import chat_template, compare, gguf_model, llama_cpp_converter, modelfile
+from selfalign.export import chat_template, compare, gguf_model, modelfile
 from selfalign.export import merged as merged_model
 from selfalign.export.merged import CHAT_TEMPLATE
 from selfalign.export.trained_model import TrainedModel
@@ -123,7 +123,7 @@ def write_gguf(trained: TrainedModel, folder: Path, weight_type: str) -> Checks:
     model, checks = trained.context.model, Checks()
     base = model.gguf_path
     if base is None:
-        script = llama_cpp_converter.find_converter(model.source, model.folder())  # fail before the computation
+        script = gguf_model.find_converter(model.source, model.folder())  # fail before the computation
     adapted, reading, spans = _load_trained(trained)
     file = folder / f"model-{weight_type}.gguf"
     end = model.tokenizer().ids(model.template.end, special=True)
@@ -133,7 +133,7 @@ def write_gguf(trained: TrainedModel, folder: Path, weight_type: str) -> Checks:
     if base is None:
         with tempfile.TemporaryDirectory(prefix="merged-", dir=folder) as part:
             merged_model.write(adapted, model, Path(part), "f32", trained.chat_template())
-            llama_cpp_converter.convert(script, Path(part), file, weight_type, _model_name(trained))
+            gguf_model.convert(script, Path(part), file, weight_type, _model_name(trained))
     del adapted
     gc.collect()
     if base is not None:

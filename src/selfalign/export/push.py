@@ -15,9 +15,8 @@ from typing import TypeVar
 from selfalign.errors import UserError
 from selfalign.export import dataset, model_export
 from selfalign.export.hub import CREATED_BY_HUB, Hub, Repository, check_name
-from selfalign.export.record import read_record
+from selfalign.export.record import Upload, check_export, read_record
 from selfalign.export.trained_model import find_trained_model
-from selfalign.export.upload import Upload, check_export
 from selfalign.run.context import Context
 from selfalign.system.atomic import file_hash
 from selfalign.system.console import Screen
@@ -56,7 +55,7 @@ def find_or_export(
     The folder is kept, so that a repeated push sends the same bytes.
 
     Args:
-        form: one of `upload.FORMS`.
+        form: one of `record.FORMS`.
         model: for a model: engraved or final.
         file_type: type of the weights, or of the files of a data set (default: parquet).
         row_format: for a data set: one of `formats.OUTPUT_FORMATS`.
