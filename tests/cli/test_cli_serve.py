@@ -60,7 +60,7 @@ def test_mistakes_are_user_errors(fake_run: Callable[..., Context], monkeypatch:
 
     with pytest.raises(UserError, match="at least 16"):
         start(token="short")
-    with pytest.raises(UserError, match="--system-prompt 'loud' does not exist"):
+    with pytest.raises(UserError, match="system prompt 'loud' is not known"):
         start(system_prompt="loud")
     taken = socket.create_server(("127.0.0.1", 0))
     with taken, pytest.raises(UserError, match="is in use: choose another with --port"):

@@ -11,7 +11,7 @@ import pytest
 from selfalign.quality import safety
 from selfalign.quality.contamination import Benchmarks
 from selfalign.quality.filter_settings import FilterSettings
-from selfalign.quality.response_filters import Leaks, RefusalCap, ResponseJudge
+from selfalign.quality.response_filters import Leaks, ResponseJudge
 
 READING = Path(__file__).parents[2] / "benchmarks/data/safety_100.jsonl"
 ALL = list(safety.RULES)
@@ -87,9 +87,18 @@ def test_precision_is_as_documented():
 REFUSAL = "I cannot help with that."
 
 
+def judge_of(limit: float, benchmarks: Benchmarks | None = None) -> ResponseJudge:
+    filters = FilterSettings.model_validate({"responses": {"refusals": limit}}).responses
+    return ResponseJudge(filters, Leaks("Dromedary", 8), benchmarks or Benchmarks())
+
+
+def admits(judge: ResponseJudge, text: str) -> bool:
+    return not judge.judge(text, False, "Why?").reason
+
+
 def test_refusals_stay_below_the_cap():
-    cap = RefusalCap(0.1)
-    kept = [cap.admits(REFUSAL if n % 2 else f"Answer {n}.") for n in range(200)]
+    judge = judge_of(0.1)
+    kept = [admits(judge, REFUSAL if n % 2 else f"Answer {n}.") for n in range(200)]
     refusals = sum(kept[1::2])
     assert all(kept[0::2])
     assert 0 < refusals <= 0.1 * sum(kept)
@@ -98,15 +107,14 @@ def test_refusals_stay_below_the_cap():
 
 @pytest.mark.parametrize(("limit", "admitted"), [(0.0, 0), (1.0, 50)])
 def test_refusal_caps_zero_and_one(limit: float, admitted: int):
-    cap = RefusalCap(limit)
-    assert sum(cap.admits(REFUSAL) for _ in range(50)) == admitted
+    judge = judge_of(limit)
+    assert sum(admits(judge, REFUSAL) for _ in range(50)) == admitted
 
 
 def test_response_judge_counts_only_kept_responses():
     benchmarks = Benchmarks()
     benchmarks.add("bench.jsonl", ["Why do cats purr at night when they are alone at home?"])
-    filters = FilterSettings.model_validate({"responses": {"refusals": 0.25}}).responses
-    judge = ResponseJudge(filters, Leaks("Dromedary", 8), benchmarks)
+    judge = judge_of(0.25, benchmarks)
     rows = [
         ("Paris.", False, "What is the capital of France?"),
         ("", False, "What is the capital of Spain?"),

@@ -22,12 +22,7 @@ Configs = dict[str, dict[str, tuple[str, int]]]
 
 
 def card(context: Context, configs: Configs, row_format: str, notes: list[str]) -> str:
-    """Return README.md of the data set.
-
-    Args:
-        row_format: one of `formats.OUTPUT_FORMATS`.
-        notes: notes on skipped rows, and on settings for a trainer.
-    """
+    """Return README.md of the data set, with notes on skipped rows and on settings for a trainer."""
     constitution, facts = context.run.constitution, model_card.run_facts(context)
     base = model_card.escaped(context.model.hub_id or context.model.name)
     label = model_card.escaped(constitution.assistant.name)

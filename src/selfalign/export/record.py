@@ -25,11 +25,7 @@ _DOCUMENTS = (CARD, "NOTICE", "constitution.yaml", RECORD)
 
 
 def write_record(context: Context, folder: Path, details: dict[str, Any]) -> None:
-    """Write export.json with the hash and size of every file in the folder, and make all files readable by everyone.
-
-    Args:
-        details: the keys that the form of the export adds.
-    """
+    """Write export.json with the hash and size of every file in the folder, and make all files readable by everyone."""
     files = {
         f.relative_to(folder).as_posix(): {"sha256": file_hash(f), "bytes": f.stat().st_size}
         for f in sorted(folder.rglob("*"))

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from selfalign.data.formats import Row
 from selfalign.data.prompt_text import BOS, Turn
+from selfalign.export import chat_template
 from selfalign.model.dialogue import Template, Tokenizer, encode_example
 
 _TRL_MAX_LENGTH = 1024
@@ -18,7 +19,6 @@ class TrainingText:
     Args:
         file: tokenizer.json. Other trainers use it directly: it turns the text of a control token into the token, and
             may add a start token.
-        label: the assistant's name.
     """
 
     def __init__(self, file: Path, tokenizer: Tokenizer, template: Template, label: str) -> None:
@@ -76,11 +76,9 @@ def rendered(row: Row, template: Template, label: str, bos: str) -> dict[str, st
     """Return the training text of a row: the prompt up to the response, and the completion with the end token.
 
     Args:
-        label: the assistant's name.
         bos: the start token, if the tokenizer does not add it; else "".
     """
-    pieces = template.prompt(row.system or "", [Turn("user", row.message)], label)
-    texts = {"prompt": "".join(bos if piece is BOS else piece for piece in pieces)}
+    texts = {"prompt": chat_template.text(template, row.system or "", [Turn("user", row.message)], label, bos)}
     if row.answer is not None:
         texts["completion"] = f"{template.space}{row.answer.strip()}{template.end}"
     return texts

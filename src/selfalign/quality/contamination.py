@@ -132,20 +132,16 @@ def texts(path: Path) -> Iterator[str]:
         for text in _strings(value):
             # A cell may contain a list, such as the answers of TruthfulQA.
             parts = [text, *text.split("; ")] if "; " in text else [text]
-            yield from (part.strip() for part in parts if _is_long_enough(part) and not _is_address(part))
+            yield from (part.strip() for part in parts if _is_item(part))
 
 
-def _is_long_enough(text: str) -> bool:
+def _is_item(text: str) -> bool:
+    if text.startswith(("http://", "https://")) and " " not in text:
+        return False
+    if text.isascii() or len(words(text)) >= _MIN_WORDS:
+        return len(words(text)) >= _MIN_WORDS
     # Letters are counted in scripts without spaces between words.
-    return len(words(text)) >= _MIN_WORDS or (not text.isascii() and sum(map(_is_wide, text)) >= 2 * _MIN_WORDS)
-
-
-def _is_wide(character: str) -> bool:
-    return unicodedata.east_asian_width(character) == "W" and character.isalpha()
-
-
-def _is_address(text: str) -> bool:
-    return text.startswith(("http://", "https://")) and " " not in text
+    return sum(unicodedata.east_asian_width(c) == "W" and c.isalpha() for c in text) >= 2 * _MIN_WORDS
 
 
 def _values(path: Path) -> Iterator[Any]:

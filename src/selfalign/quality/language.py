@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -59,20 +58,15 @@ def other_language(text: str, message: str, expected: str) -> bool:
         expected: the constitution's language, ISO 639-1, in which responses are always accepted.
     """
     # Run cheap tests first: the identifier takes 0.2 ms.
-    languages = _languages_by_function_words(words(text))
+    by_word = _languages_by_word()
+    counts = Counter(language for word in words(text) for language in by_word.get(word, ()))
+    languages = {language for language, n in counts.items() if n >= _FUNCTION_WORD_FRACTION * len(words(text))}
     if not languages or expected in languages or sum(map(str.isalpha, text)) < _MIN_LETTERS_RESPONSE:
         return False
     if _ABOUT_LANGUAGE.search(message):
         return False
     prompt_language = identify(message)
     return prompt_language is not None and prompt_language != (language := identify(text)) and language in languages
-
-
-def _languages_by_function_words(text_words: Sequence[str]) -> set[str]:
-    """Return the languages whose function words make up enough of the text."""
-    by_word = _languages_by_word()
-    counts = Counter(language for word in text_words for language in by_word.get(word, ()))
-    return {language for language, n in counts.items() if n >= _FUNCTION_WORD_FRACTION * len(text_words)}
 
 
 @lru_cache(maxsize=1)

@@ -28,7 +28,6 @@ _ENCYCLOPAEDIA = re.compile(
 )
 _LIST_ITEM = re.compile(r"(^|\n)[^\S\n]*(\d+[.)]|[-*•])\s")
 _CLAUSE = re.compile(r"(?<=[\n.?!;:,])")
-TOO_MANY_REFUSALS = "more stock refusals than wanted"
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,37 +196,17 @@ def _reason(text: str, message: str, leaks: Leaks, filters: ResponseFilter) -> s
     return ""
 
 
-class RefusalCap:
-    """A limit on the fraction of stock refusals among the responses kept so far.
-
-    No other decision depends on other rows. Call it in the order of the rows.
-    """
-
-    def __init__(self, limit: float) -> None:
-        self._limit = limit
-        self._kept = self._refusals = 0
-
-    def admits(self, text: str) -> bool:
-        """Return whether the response may be kept; if so, count it."""
-        refusal = self._limit < 1 and stock_refusal(text)
-        if refusal and self._refusals + 1 > self._limit * (self._kept + 1):
-            return False
-        self._kept += 1
-        self._refusals += refusal
-        return True
-
-
 class ResponseJudge:
     """Decide on the responses of one stage: filters, then benchmark overlap, then the cap on stock refusals.
 
-    Call it in the order of the rows: the cap depends on the responses kept before.
+    Call it in the order of the rows: the cap, a fraction of the responses kept so far, depends on those before.
     """
 
     def __init__(self, filters: ResponseFilter, leaks: Leaks, benchmarks: Benchmarks) -> None:
         self._filters = filters
         self._leaks = leaks
         self._benchmarks = benchmarks
-        self._cap = RefusalCap(filters.refusals)
+        self._kept = self._refusals = 0
 
     def judge(self, text: str, truncated: bool, message: str) -> Verdict:
         """Keep or drop a response. The arguments are those of `filter_response`."""
@@ -236,6 +215,10 @@ class ResponseJudge:
             return verdict
         if hit := self._benchmarks.find(message, verdict.text):
             return Verdict(verdict.text, hit.reason, hit)
-        if not self._cap.admits(verdict.text):
-            return Verdict(verdict.text, TOO_MANY_REFUSALS)
+        limit = self._filters.refusals
+        refusal = limit < 1 and stock_refusal(verdict.text)
+        if refusal and self._refusals + 1 > limit * (self._kept + 1):
+            return Verdict(verdict.text, "more stock refusals than wanted")
+        self._kept += 1
+        self._refusals += refusal
         return verdict

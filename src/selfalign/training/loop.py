@@ -197,7 +197,8 @@ class Trainer:
         def compute(parts: list[MicroBatch]) -> float:
             self.optimizer.zero_grad(set_to_none=True)
             # Dropout depends on the step alone, so that a resumed run draws the same numbers.
-            torch.manual_seed(_step_seed(self.seed, number))
+            digest = hashlib.sha256(f"{self.seed} {number}".encode()).digest()
+            torch.manual_seed(int.from_bytes(digest[:8]) >> 1)
             return sum(backward(self.model, self.loss, part, total) for part in parts)
 
         return self._within_memory(batch, compute)
@@ -339,10 +340,6 @@ class Trainer:
                 self.optimizer.state[parameter] = {"step": torch.tensor(float(self.record.resumed_at)), **state}
         self.best = {n: tensors[f"best {n}"] for n in self.parameters if f"best {n}" in tensors}
         self.say(f"resuming after step {self.record.resumed_at} of {len(self.batches)}")
-
-
-def _step_seed(seed: int, step: int) -> int:
-    return int.from_bytes(hashlib.sha256(f"{seed} {step}".encode()).digest()[:8]) >> 1
 
 
 def out_of_memory(error: BaseException) -> bool:

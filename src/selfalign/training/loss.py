@@ -42,14 +42,11 @@ class LinearCrossEntropy:
 
     @torch.no_grad()
     def losses(self, hidden: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        """Return the loss of each position.
+        """Return the loss of each position, (N,) in float32.
 
         Args:
             hidden: last hidden states, (N, d).
             target: id of the next token at each position, (N,).
-
-        Returns:
-            (N,), float32.
         """
         chunks = zip(hidden.split(CHUNK), target.split(CHUNK), strict=True)
         parts = [self._losses_and_softmax(h, t)[0] for h, t in chunks]
@@ -57,15 +54,7 @@ class LinearCrossEntropy:
 
     @torch.no_grad()
     def loss_and_gradient(self, hidden: torch.Tensor, target: torch.Tensor) -> tuple[float, torch.Tensor]:
-        """Return the loss summed over all positions, and its gradient with respect to `hidden`.
-
-        Args:
-            hidden: last hidden states, (N, d).
-            target: id of the next token at each position, (N,).
-
-        Returns:
-            (sum of the losses, gradient of that sum (N, d)).
-        """
+        """Return the loss summed over all positions, and its gradient (N, d) with respect to `hidden`; see `losses`."""
         gradient = torch.empty_like(hidden)
         loss, start = 0.0, 0
         for h, t in zip(hidden.split(CHUNK), target.split(CHUNK), strict=True):

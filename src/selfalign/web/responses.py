@@ -28,11 +28,7 @@ def is_json(request: Request) -> bool:
 
 
 def page_routes(page: str, files: Mapping[str, str]) -> list[Route]:
-    """Return routes that serve a page at / and its files under /static/ from memory.
-
-    Args:
-        files: file name -> media type.
-    """
+    """Return routes that serve a page at / and its files (name -> media type) under /static/ from memory."""
 
     def route(path: str, name: str, media_type: str) -> Route:
         body = static_file(name)

@@ -87,8 +87,6 @@ class JobQueue:
     """The engine's slots and the queue of jobs that wait for them. It belongs to one event loop.
 
     Args:
-        slots: jobs that run at once.
-        max_queue: jobs that may wait.
         deadline_s: the maximum seconds of a job; its text is then cut, and its finish reason is "length".
     """
 
@@ -254,10 +252,6 @@ class JobGroup:
 
 
 def retry_after(active: int, slots: int, durations: Sequence[float]) -> int:
-    """Estimate the seconds (1 to 60) until a slot is free for a new job.
-
-    Args:
-        durations: seconds that recent jobs took.
-    """
+    """Estimate the seconds (1 to 60) until a slot is free for a new job, from the durations of recent jobs."""
     median = sorted(durations)[len(durations) // 2] if durations else 1.0
     return max(1, min(60, math.ceil(median * max(1, active - slots + 1) / slots)))

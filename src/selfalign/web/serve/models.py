@@ -6,9 +6,10 @@ import secrets
 from dataclasses import dataclass, replace
 from typing import Any
 
-from selfalign.data.prompt_text import BOS, Turn
+from selfalign.data.prompt_text import BOS
 from selfalign.errors import UserError
 from selfalign.evaluation.models import run_models
+from selfalign.evaluation.prompting import check_system_prompt, opening
 from selfalign.generation import engines
 from selfalign.generation.engines.base import Engine, Request, Sampling, Step
 from selfalign.generation.guided import Form
@@ -16,7 +17,7 @@ from selfalign.model.dialogue import Template
 from selfalign.run.context import Context
 from selfalign.web.guard import RequestError
 from selfalign.web.serve.job_queue import Job
-from selfalign.web.serve.openai_api import STYLES, ChatRequest, CompletionRequest, GenerationRequest, Style, bad_request
+from selfalign.web.serve.openai_api import STYLES, ChatRequest, CompletionRequest, GenerationRequest, bad_request
 
 PROMPTED = "prompted-base"
 DEFAULT_TOKENS = 512
@@ -46,17 +47,14 @@ class ServedModels:
 
     Args:
         style: the system prompt of requests that set none.
-        max_tokens: the largest number of tokens in a response.
 
     Raises:
         UserError: the style does not exist.
     """
 
     def __init__(self, context: Context, style: str = "standard", max_tokens: int = DEFAULT_TOKENS) -> None:
-        if style not in STYLES:
-            raise UserError(f"--system-prompt {style!r} does not exist; choose from {', '.join(STYLES)}")
         self.context = context
-        self.style = style
+        self.style = check_system_prompt(style)
         self.tokens = min(DEFAULT_TOKENS, max_tokens)
         """Maximum tokens of a response if the request sets no limit."""
         self.constitution = context.run.constitution
@@ -80,13 +78,13 @@ class ServedModels:
         folders = {a: context.run.adapter(a) if served else context.adapter(a) for a in self.adapters()}
         engine = engines.start(context.recipe.engine, context.model, folders, slots, context.screen.say)
         if not self.template.control:
-            lead = self.template.prompt(*self._opening(None, None), self.constitution.assistant.name)[:2]
+            lead = opening(self.template, self.constitution, self.style, [])[:2]
             engine.warm_prefix(lead, self.models[self.default].adapter)
         return engine
 
     def about(self) -> dict[str, Any]:
         """Return what the chat page shows about the run."""
-        prompts = {s: self._opening(None, s)[0] for s in STYLES}
+        system_prompt = self.constitution.system_prompt
         return {
             "run": self.context.run.path.resolve().name,
             "assistant": self.constitution.assistant.name,
@@ -95,7 +93,7 @@ class ServedModels:
             "models": [{"id": name, "about": DESCRIPTIONS[name]} for name in self.models],
             "default": self.default,
             "style": self.style,
-            "styles": prompts,
+            "styles": {s: system_prompt("standard" if s == "two-shot" else s) for s in STYLES},
             "two_shot": [[shot.user, shot.answer] for shot in self.constitution.prompts.two_shot],
             "defaults": {
                 "temperature": self._settings.temperature,
@@ -117,8 +115,10 @@ class ServedModels:
         if model.name == PROMPTED:
             requests = self._prompted_requests(request)
         else:
-            system, shots = self._opening(request.system, request.style)
-            pieces = self.template.prompt(system, [*shots, *request.turns], name)
+            if request.system is not None:
+                pieces = self.template.prompt(request.system, request.turns, name)
+            else:
+                pieces = opening(self.template, self.constitution, request.style or self.style, request.turns)
             sampling = self._sampling(request, self._settings.repetition)
             step = Step(sampling, stop=self._stops(request, self.template.stops()))
             requests = [Request(pieces, (step,), seed, model.adapter) for seed in _seeds(request)]
@@ -147,17 +147,6 @@ class ServedModels:
             message = f"the model {name[:100]!r} does not exist; this run has {known}"
             raise RequestError(404, message, param="model", code="model_not_found")
         return self.models[name]
-
-    def _opening(self, system: str | None, style: Style | None) -> tuple[str, list[Turn]]:
-        """Return the system prompt, and the example turns before the dialogue."""
-        if system is not None:
-            return system, []
-        style = style or self.style
-        if style != "two-shot":
-            return self.constitution.system_prompt(style), []
-        shots = self.constitution.prompts.two_shot
-        turns = [turn for shot in shots for turn in (Turn("user", shot.user), Turn("assistant", shot.answer))]
-        return self.constitution.system_prompt("standard"), turns
 
     def _prompted_requests(self, request: ChatRequest) -> list[Request]:
         if request.system is not None or request.style is not None:

@@ -213,9 +213,6 @@ _Request = TypeVar("_Request", ChatRequest, CompletionRequest)
 def parse(kind: type[_Request], body: bytes, max_tokens: int) -> _Request:
     """Parse a request's body; lone surrogates in its texts become "?".
 
-    Args:
-        max_tokens: the largest value that a request may set for `max_tokens`.
-
     Raises:
         RequestError: the request is malformed, exceeds a limit, or needs something that the server does not support.
     """
@@ -310,9 +307,8 @@ class ResponseBuilder:
                 thoughts = {"reasoning_content": choice.thoughts} if choice.thoughts else {}
                 content = {"message": {**message, **thoughts}}
             listed.append({"index": index, **content, "logprobs": None, "finish_reason": choice.finish})
-        name = "chat.completion" if self.is_chat else "text_completion"
         counts = usage([c.usage for c in choices], prompts)
-        return {**self._object(name, listed), "usage": counts, **_warnings(choices)}
+        return {**self._object("", listed), "usage": counts, **_warnings(choices)}
 
     def chunk(
         self, index: int, text: str | None, finish: str | None = None, is_thought: bool = False
@@ -327,16 +323,14 @@ class ResponseBuilder:
             field = "reasoning_content" if is_thought else "content"
             delta = {"role": "assistant", "content": ""} if text is None else {field: text}
             content = {"delta": delta if finish is None else {}}
-        return self._chunk([{"index": index, **content, "logprobs": None, "finish_reason": finish}])
+        return self._object("chunk", [{"index": index, **content, "logprobs": None, "finish_reason": finish}])
 
     def usage_chunk(self, choices: Sequence[Choice], prompts: int = 1) -> dict[str, Any]:
         """Build the last event of a stream with `include_usage`."""
-        return {**self._chunk([]), "usage": usage([c.usage for c in choices], prompts), **_warnings(choices)}
+        return {**self._object("chunk", []), "usage": usage([c.usage for c in choices], prompts), **_warnings(choices)}
 
-    def _chunk(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
-        return self._object("chat.completion.chunk" if self.is_chat else "text_completion", choices)
-
-    def _object(self, name: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
+    def _object(self, part: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
+        name = ".".join(filter(None, ("chat.completion", part))) if self.is_chat else "text_completion"
         return {"id": self.id, "object": name, "created": self.created, "model": self.model, "choices": choices}
 
 

@@ -39,11 +39,7 @@ _FEEDBACK_PROMPTS = (*openai_api.STYLES, "own", "constitution")
 
 
 def build(models: ServedModels, queue: JobQueue, policy: Policy, max_tokens: int) -> Guard:
-    """Return the application, guarded by the policy.
-
-    Args:
-        max_tokens: the largest value that a request may set for `max_tokens`.
-    """
+    """Return the application, guarded by the policy. No request may set a larger limit than `max_tokens`."""
     api = Api(models, queue, max_tokens)
     routes = [
         *page_routes("chat.html", STATIC_FILES),
@@ -148,14 +144,22 @@ class CompletionResponse:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         watch = asyncio.create_task(self._watch(receive))
-        send = _with_timeout(send)
+
+        async def send_in_time(message: Message) -> None:
+            # A client that does not read must not keep its response in memory.
+            async with asyncio.timeout(SEND_TIMEOUT_S):
+                await send(message)
+
         try:
-            await (self._stream(send) if self._request.stream else self._whole(scope, receive, send))
+            if self._request.stream:
+                await self._stream(send_in_time)
+            else:
+                await self._whole(scope, receive, send_in_time)
         except (Cancelled, TimeoutError):
             # The server is stopping, or the client does not read: the connection closes.
             pass
         except RequestError as error:
-            await error.response()(scope, receive, send)
+            await error.response()(scope, receive, send_in_time)
         finally:
             self._jobs.cancel()
             watch.cancel()
@@ -207,16 +211,6 @@ class CompletionResponse:
         usage = {"usage": None} if self._request.include_usage else {}
         body = b"".join(openai_api.event({**usage, **chunk}) for chunk in chunks)
         await send({"type": "http.response.body", "body": body, "more_body": True})
-
-
-def _with_timeout(send: Send) -> Send:
-    """Limit the time of each send, so that a client that does not read cannot keep its response in memory."""
-
-    async def send_in_time(message: Message) -> None:
-        async with asyncio.timeout(SEND_TIMEOUT_S):
-            await send(message)
-
-    return send_in_time
 
 
 async def _json_body(request: Request) -> bytes:

@@ -77,12 +77,7 @@ FILES: dict[str, tuple[str, ...]] = {
 
 
 class JsonlIndex:
-    """Random access to the rows of a JSONL file by key. Only the offsets of the rows are in memory.
-
-    Args:
-        path: the file; it may be missing.
-        key: returns the key of a row.
-    """
+    """Random access to the rows of a JSONL file, which may be missing, by key. Only their offsets are in memory."""
 
     def __init__(self, path: Path, key: Key) -> None:
         self._path = path
@@ -132,12 +127,7 @@ def open_jsonl(run: Path, name: str) -> JsonlIndex:
 
 
 class EntryBuilder:
-    """Builds the entries of a ledger.
-
-    Args:
-        stage: the ledger's name.
-        files: the files with the texts of its rows, as listed in `FILES`.
-    """
+    """Builds the entries of a ledger from the files with the texts of its rows, as listed in `FILES`."""
 
     def __init__(self, stage: str, constitution: Constitution, files: Mapping[str, JsonlIndex]) -> None:
         self._stage = stage

@@ -72,11 +72,7 @@ def upgrade_journal(run: Path) -> None:
 
 
 class Index:
-    """The index of a run.
-
-    Args:
-        run: the run's folder.
-        path: the index's file.
+    """The index of a run, in a file.
 
     Raises:
         UserError: the file cannot be written or is not an index, or the run cannot be upgraded.

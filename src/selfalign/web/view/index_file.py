@@ -18,7 +18,6 @@ class IndexFile:
     """The file of an index. Threads and processes may share it.
 
     Args:
-        path: the file.
         is_default: whether this is the default path of a run, where any other file may be replaced.
     """
 

@@ -38,12 +38,7 @@ Query = Mapping[str, str]
 
 
 class Viewer:
-    """Answers the requests of the page.
-
-    Args:
-        index: the run to show.
-        other: a run to compare it with.
-    """
+    """Answers the requests of the page about a run, and about another one to compare it with."""
 
     def __init__(self, index: Index, other: Index | None = None) -> None:
         self.index = index
