@@ -106,8 +106,8 @@ def test_feedback_is_stored_and_withdrawn(quick: RunningServer, run: Context):
     prompted = {"model": "prompted-base", "prompt": "constitution", "thoughts": thoughts}
     assert post_mark(**prompted, verdict="good", note=" <b>fine</b> ")[1]["note"] == "<b>fine</b>"
     first, second = feedback.read(run.run).values()
-    assert (first.source, first.note, first.principles) == ("page", "too long", ())
-    assert (second.model, second.verdict, second.principles) == ("prompted-base", "good", (3, 2))
+    assert (first.source, first.note, first.principles) == ("page", "too long", [])
+    assert (second.model, second.verdict, second.principles) == ("prompted-base", "good", [3, 2])
     assert post_mark(verdict="") == (200, {"verdict": "", "found": True})
     assert post_mark(verdict="") == (200, {"verdict": "", "found": False})
     assert [m.id for m in feedback.read(run.run).values()] == [second.id]
