@@ -330,8 +330,7 @@ def test_worker_refuses_other_weights_of_the_same_name(tmp_path: Path):
         engines.start,
     )  # fmt: skip
     refused = worker.Worker().start(order, {})
-    assert isinstance(refused, worker.Refusal)
-    assert "holds other weights" in refused.text
+    assert isinstance(refused, str) and "holds other weights" in refused
 
 
 def test_allocation_and_cluster_without_room(local: cluster.Cluster):

@@ -33,7 +33,7 @@ from selfalign.generation import scoring
 from selfalign.generation.ray import cluster, scorer
 from selfalign.generation.ray.pool import adapter_files
 from selfalign.generation.ray.scorer import Chunk, RayScorer, ScoringWorker, by_context, in_batches, in_chunks
-from selfalign.generation.ray.worker import Ready, Refusal, Result, WorkerSettings
+from selfalign.generation.ray.worker import Ready, Result, WorkerSettings
 from selfalign.generation.scoring.base import Scored, Text
 from selfalign.generation.settings import EngineSettings, ExecutorSettings
 from selfalign.model import sources
@@ -226,8 +226,8 @@ def on_ray(
 
 def refused(order: WorkerSettings, files: dict[str, bytes] | None = None) -> str:
     answer = ScoringWorker().start(order, files or {})
-    assert isinstance(answer, Refusal)
-    return answer.text
+    assert isinstance(answer, str)
+    return answer
 
 
 def test_worker_that_cannot_score_the_same_refuses(tiny_base: Path, tmp_path: Path):

@@ -156,7 +156,7 @@ def test_failed_start_is_a_user_error(engine: FakeEngine, tmp_path: Path, monkey
 
 def test_generation_streams_and_counts(engine: FakeEngine, tmp_path: Path) -> None:
     tokenizer = Tokenizer(str(byte_tokenizer(tmp_path)), "<bos>")
-    offline = VllmOffline(tmp_path, tokenizer, ("<eos>",), {}, 8, 32, "float32")
+    offline = VllmOffline(VllmDriver(tmp_path, {}, 8, 32, "float32"), tokenizer, ("<eos>",))
     step, texts = Step(Sampling(0.0, 1.0, 8)), []
     part = offline.generate((BOS, "a"), step, 0, None, lambda text: (texts.append(text), len(texts) < 2)[1])
     assert (part.text, part.finish, texts) == (" word word", "cancelled", [" word", " word"])

@@ -59,10 +59,12 @@ def adapter(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def engine(folder: Path, adapter: Path) -> Iterator[Any]:
+    from selfalign.generation.engines.vllm_driver import VllmDriver
     from selfalign.generation.engines.vllm_offline import VllmOffline
 
     model = sources.resolve("embedded")
-    engine_ = VllmOffline(folder, model.tokenizer(), model.end_tokens(), {"engrave": adapter}, 8, CONTEXT, "float32")
+    driver = VllmDriver(folder, {"engrave": adapter}, 8, CONTEXT, "float32")
+    engine_ = VllmOffline(driver, model.tokenizer(), model.end_tokens())
     yield engine_
     engine_.close()
 

@@ -59,10 +59,6 @@ class Transient(Exception):
         self.failure = failure
 
 
-class Failover(Transient):
-    """A call that another server may answer: it is repeated at once, and does not count as an attempt."""
-
-
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
     """Limits on how often and for how long a call is repeated."""
@@ -118,8 +114,6 @@ class Retrier:
             try:
                 return self._attempt(attempt)
             except Transient as error:
-                if isinstance(error, Failover) and self._clock() - start <= self.policy.max_seconds:
-                    continue
                 number += 1
                 pause = self.pause(number, error.retry_after)
                 late = self._clock() - start + pause > self.policy.max_seconds
@@ -156,8 +150,6 @@ class Retrier:
     def _count(self, attempt: Callable[[], Result]) -> Result:
         try:
             result = attempt()
-        except Failover:
-            raise
         except Transient as error:
             with self._lock:
                 self._failures += 1

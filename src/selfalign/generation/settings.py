@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
 from selfalign.system.environment import accelerators, processor_dtype
 from selfalign.system.strict_yaml import Strict
@@ -60,21 +60,8 @@ class ExecutorSettings(Strict):
 _VARIABLE = r"^[A-Za-z_][A-Za-z0-9_]*$"
 
 
-def _as_server(value: object) -> object:
-    return {"url": value} if isinstance(value, str) else value
-
-
-def _or_address(schema: dict[str, Any]) -> None:
-    whole = dict(schema)
-    schema.clear()
-    schema["anyOf"] = [{"type": "string"}, whole]
-
-
 class ServerSettings(Strict):
     """One of several servers: an address, or a mapping with the settings that differ from those in `engine`."""
-
-    model_config = ConfigDict(json_schema_extra=_or_address)
-    _address = model_validator(mode="before")(_as_server)
 
     url: str
     served: dict[str, str] = {}
@@ -85,6 +72,10 @@ class ServerSettings(Strict):
     """Maximum concurrent requests to this server; null: as `engine.slots`."""
 
 
+def _servers(value: Any) -> Any:
+    return [{"url": s} if isinstance(s, str) else s for s in value] if isinstance(value, list) else value
+
+
 class EngineSettings(Strict):
     """The engine that generates responses."""
 
@@ -92,7 +83,10 @@ class EngineSettings(Strict):
     """auto: openai if `url` or `urls` is set, vllm if it is installed and there is an accelerator, else llama_cpp."""
     url: str | None = None
     """openai: the server's address, such as http://127.0.0.1:8080/v1."""
-    urls: list[ServerSettings] | None = None
+    urls: Annotated[
+        list[ServerSettings] | None,
+        BeforeValidator(_servers, json_schema_input_type=list[str | ServerSettings] | None),
+    ] = None
     """openai: addresses of several servers of the same model, in place of `url`; faster servers get more requests. A
     server with other settings is a mapping: `{url, served, key_env, slots}`."""
     served: dict[str, str] = {}

@@ -6,6 +6,7 @@ It also defines the settings of rooms that `run` may not import: stage 1, verbos
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
@@ -175,24 +176,21 @@ RENAMED_KEYS = {
 """Keys of version 0.1 -> of this version."""
 
 
-def _find(value: dict[str, Any], key: str) -> tuple[dict[str, Any], str] | None:
-    """Return the mapping that contains a dotted key, and the last part of the key; None if the key is missing."""
-    *groups, last = key.split(".")
-    target: object = value
-    for group in groups:
-        target = target.get(group) if isinstance(target, dict) else None
-    return (target, last) if isinstance(target, dict) and last in target else None
+def _old_keys(value: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Yield (old key, new key, the mapping that contains it) for the recipe's keys of version 0.1."""
+    for old, new in RENAMED_KEYS.items():
+        *groups, last = old.split(".")
+        target: object = value
+        for group in groups:
+            target = target.get(group) if isinstance(target, dict) else None
+        if isinstance(target, dict) and last in target:
+            yield old, new, target
 
 
 def refuse_renamed_keys(value: dict[str, Any], where: str) -> None:
-    """Check that the recipe uses no key or stage of version 0.1.
-
-    Raises:
-        UserError: it does; the error names the new key.
-    """
-    for old, new in RENAMED_KEYS.items():
-        if _find(value, old):
-            raise UserError(f"{where}: the key {old!r} is now called {new!r}: rename it")
+    """Raise UserError if the recipe uses a key or stage of version 0.1; the error names the new one."""
+    for old, new, _ in _old_keys(value):
+        raise UserError(f"{where}: the key {old!r} is now called {new!r}: rename it")
     stages = value.get("stages")
     if isinstance(stages, list) and "clone" in stages:
         raise UserError(f"{where}: the stage 'clone' is now called 'verbose_cloning': rename it in `stages`")
@@ -200,10 +198,8 @@ def refuse_renamed_keys(value: dict[str, Any], where: str) -> None:
 
 def upgrade(value: dict[str, Any]) -> dict[str, Any]:
     """Rename the keys and stages in the recipe of a run of version 0.1, in place; return the recipe."""
-    for old, new in RENAMED_KEYS.items():
-        if location := _find(value, old):
-            target, last = location
-            target[new.rsplit(".", 1)[-1]] = target.pop(last)
+    for old, new, target in _old_keys(value):
+        target[new.rsplit(".", 1)[-1]] = target.pop(old.rsplit(".", 1)[-1])
     if isinstance(value.get("stages"), list):
         value["stages"] = ["verbose_cloning" if stage == "clone" else stage for stage in value["stages"]]
     return value

@@ -47,11 +47,12 @@ def _llama_cpp(model: Model, adapters: Adapters, config: EngineSettings, slots: 
 
 
 def _vllm(model: Model, adapters: Adapters, config: EngineSettings, slots: int, say: Say) -> Engine:
+    from selfalign.generation.engines.vllm_driver import VllmDriver
     from selfalign.generation.engines.vllm_offline import VllmOffline
 
     dtype, size = config.vllm_dtype(), config.tensor_parallel_size
-    folder, tokenizer, ends = model.folder(), model.tokenizer(), model.end_tokens()
-    return VllmOffline(folder, tokenizer, ends, adapters, slots, config.context, dtype, size)
+    tokenizer, ends = model.tokenizer(), model.end_tokens()
+    return VllmOffline(VllmDriver(model.folder(), adapters, slots, config.context, dtype, size), tokenizer, ends)
 
 
 def _openai(model: Model | None, adapters: Adapters, config: EngineSettings, slots: int, say: Say) -> Engine:

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from selfalign.errors import SelfAlignError
 from selfalign.generation.engines.openai_api import OpenAiApi
 from selfalign.generation.engines.window import Window
 from selfalign.generation.retries import Transient
@@ -146,32 +147,40 @@ class Fleet:
             self.release(endpoint)
 
     def record_failure(
-        self, endpoint: Endpoint, call: Call, error: Transient, pause: Callable[[int, float | None], float]
+        self,
+        endpoint: Endpoint,
+        call: Call,
+        error: Transient | SelfAlignError,
+        pause: Callable[[int, float | None], float],
     ) -> bool:
         """Record that the server failed the call; return whether another server is left to try.
 
         Args:
+            error: a SelfAlignError if the server refuses all requests.
             pause: (busy replies in a row, seconds that the server asks for or None) -> seconds that the server rests.
         """
         with self._lock:
-            if error.failure in ("busy", "no reply") and call.number > endpoint.halved_at:
-                endpoint.window.halve()
-                endpoint.halved_at = endpoint.calls
-            if error.failure == "busy":
-                endpoint.busy_in_row += 1
-                rest = pause(endpoint.busy_in_row, error.retry_after)
-                endpoint.rest_until = max(endpoint.rest_until, self._clock() + rest)
-            else:
-                endpoint.failures_in_row += 1
-            if error.failure == "unreachable" or endpoint.failures_in_row >= _BREAKER_FAILURES:
+            if not isinstance(error, Transient):
                 self.take_out(endpoint, str(error))
-            return self._exclude(endpoint, call)
-
-    def record_outage(self, endpoint: Endpoint, call: Call, reason: str) -> bool:
-        """Record that the server refuses all requests; return whether another server is left to try."""
-        with self._lock:
-            self.take_out(endpoint, reason)
-            return self._exclude(endpoint, call)
+            else:
+                if error.failure in ("busy", "no reply") and call.number > endpoint.halved_at:
+                    endpoint.window.halve()
+                    endpoint.halved_at = endpoint.calls
+                if error.failure == "busy":
+                    endpoint.busy_in_row += 1
+                    rest = pause(endpoint.busy_in_row, error.retry_after)
+                    endpoint.rest_until = max(endpoint.rest_until, self._clock() + rest)
+                else:
+                    endpoint.failures_in_row += 1
+                if error.failure == "unreachable" or endpoint.failures_in_row >= _BREAKER_FAILURES:
+                    self.take_out(endpoint, str(error))
+            endpoint.errors += 1
+            call.excluded.add(endpoint)
+            self.release(endpoint)
+            others_left = any(not e.outage and e not in call.excluded for e in self.endpoints)
+            if not others_left:
+                call.excluded.clear()
+            return others_left
 
     def release(self, endpoint: Endpoint) -> None:
         """Free the slot of a call whose end says nothing about the server."""
@@ -207,15 +216,6 @@ class Fleet:
             return [endpoint.summary(self._clock()) for endpoint in self.endpoints]
 
     # -- under the lock ------------------------------------------------------------------------------------------
-
-    def _exclude(self, endpoint: Endpoint, call: Call) -> bool:
-        endpoint.errors += 1
-        call.excluded.add(endpoint)
-        self.release(endpoint)
-        others_left = any(not e.outage and e not in call.excluded for e in self.endpoints)
-        if not others_left:
-            call.excluded.clear()
-        return others_left
 
     def _assign(self) -> None:
         """Give waiting calls to servers with room; calls that no server has received stay queued after a signal."""

@@ -20,7 +20,7 @@ from selfalign.generation.engines.fleet import Call, Endpoint, Fleet
 from selfalign.generation.engines.openai_api import OpenAiApi
 from selfalign.generation.engines.same_model import Fingerprint, difference, fingerprint
 from selfalign.generation.engines.server_client import base_url, parse_addresses
-from selfalign.generation.retries import Failover, Retrier, RetryPolicy, Transient
+from selfalign.generation.retries import Retrier, RetryPolicy, Transient
 from selfalign.generation.settings import EngineSettings
 from selfalign.model.dialogue import Tokenizer
 
@@ -35,10 +35,7 @@ class ManyServers:
     """An engine that calls several servers. See `Engine`.
 
     Args:
-        config: addresses, model ids, limits.
         slots: maximum concurrent requests per server, for servers without a number of their own in the recipe.
-        policy: the retry policy.
-        tokenizer: the base model's tokenizer; without it, prompts are sent as text.
         say: receives a message when a server goes out of service.
 
     Raises:
@@ -111,34 +108,29 @@ class ManyServers:
         return last[2] if continues else None
 
     def _generate_once(self, call: Call, prompt: Pieces, step: Step, seed: int, adapter: str | None) -> Part:
-        """Make one attempt at one server."""
-        endpoint = self._acquire(call)
-        if endpoint is None:
-            raise Transient(f"no server is in service: {self._fleet.outages()}", failure="unreachable")
-        call.begun = True
-        start = time.monotonic()
-        try:
-            part = endpoint.api.generate_once(prompt, step, seed, adapter)
-        except Transient as error:
-            others_left = self._fleet.record_failure(endpoint, call, error, self._retrier.pause)
-            # The request may be the cause of a bad reply: without counting an attempt, it would circle forever.
-            if others_left and error.failure != "bad reply":
-                raise Failover(str(error)) from None
-            raise
-        except RowError:
-            self._fleet.record_refusal(endpoint)
-            raise
-        except SelfAlignError as error:
-            if self._fleet.record_outage(endpoint, call, str(error)):
-                raise Failover(str(error)) from None
-            raise
-        except BaseException:
-            self._fleet.release(endpoint)
-            raise
-        self._fleet.record_answer(endpoint, call, time.monotonic() - start, part.generated_tokens)
-        call.preferred = endpoint
-        call.excluded.clear()
-        return part
+        """Make one attempt; a server that fails for another reason than the request is replaced at once."""
+        while endpoint := self._acquire(call):
+            call.begun = True
+            start = time.monotonic()
+            try:
+                part = endpoint.api.generate_once(prompt, step, seed, adapter)
+            except RowError:
+                self._fleet.record_refusal(endpoint)
+                raise
+            except (Transient, SelfAlignError) as error:
+                others_left = self._fleet.record_failure(endpoint, call, error, self._retrier.pause)
+                # The request may be the cause of a bad reply: without counting an attempt, it would circle forever.
+                if not others_left or (isinstance(error, Transient) and error.failure == "bad reply"):
+                    raise
+            except BaseException:
+                self._fleet.release(endpoint)
+                raise
+            else:
+                self._fleet.record_answer(endpoint, call, time.monotonic() - start, part.generated_tokens)
+                call.preferred = endpoint
+                call.excluded.clear()
+                return part
+        raise Transient(f"no server is in service: {self._fleet.outages()}", failure="unreachable")
 
     def _acquire(self, call: Call) -> Endpoint | None:
         start = time.monotonic()

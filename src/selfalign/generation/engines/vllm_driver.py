@@ -68,6 +68,7 @@ class VllmDriver:
         **arguments: Any,
     ) -> None:
         self.vllm = _import_vllm()
+        self.max_num_seqs, self.max_model_len = max_num_seqs, max_model_len
         self._engine: Any = None
         self._loras = {
             name: self.vllm.lora.request.LoRARequest(name, number, str(path))

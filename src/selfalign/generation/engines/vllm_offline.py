@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 from selfalign.data.prompt_text import Control, Pieces
@@ -22,34 +21,18 @@ class VllmOffline:
     Args:
         tokenizer: the base model's tokenizer; vLLM gets token ids, so that text never becomes a control token.
         ends: control tokens that end a response.
-        parallel: maximum number of concurrent requests.
-        context: maximum tokens of a request, prompt and response.
-
-    The other arguments and the errors are those of `VllmDriver`.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        tokenizer: Tokenizer,
-        ends: Sequence[str],
-        adapters: Mapping[str, Path],
-        parallel: int,
-        context: int,
-        dtype: str,
-        tensor_parallel_size: int = 1,
-    ) -> None:
-        self.parallel = parallel
+    def __init__(self, driver: VllmDriver, tokenizer: Tokenizer, ends: Sequence[str]) -> None:
+        self.parallel = driver.max_num_seqs
         self.note = ""
-        self._tokenizer = tokenizer
+        self._driver, self._tokenizer = driver, tokenizer
         self._ends = [tokenizer.first(Control(end)) for end in ends]
-        self._context = context
-        self._driver = VllmDriver(folder, adapters, parallel, context, dtype, tensor_parallel_size)
 
     def generate(self, prompt: Pieces, step: Step, seed: int, adapter: str | None, on_text: OnText = None) -> Part:
         """See `Engine.generate`."""
         ids = self._tokenizer.encode(prompt)
-        room = self._context - len(ids)
+        room = self._driver.max_model_len - len(ids)
         if room < 1:
             raise TooLong
         text = ""

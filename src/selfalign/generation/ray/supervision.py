@@ -13,7 +13,7 @@ from selfalign.data.prompt_text import Pieces
 from selfalign.errors import Resumable, SelfAlignError, UserError
 from selfalign.generation.engines.base import RowError
 from selfalign.generation.ray.jobs import WorkerJob, WorkerQueue, WorkerSlot
-from selfalign.generation.ray.worker import Failure, Ready, Refusal, Result, Worker, WorkerSettings
+from selfalign.generation.ray.worker import Failure, Ready, Result, Worker, WorkerSettings
 from selfalign.system.signals import STOP
 from selfalign.system.version import __version__
 
@@ -296,8 +296,8 @@ class WorkerHandle(WorkerSlot):
                 if supervisor.closing or supervisor.idle_too_long():
                     raise _WorkerDied(f"none could be started within {launch.start_seconds:.0f} s")
             answer = ray.get(started)
-            if isinstance(answer, Refusal):
-                raise _WorkerDied(answer.text)
+            if isinstance(answer, str):
+                raise _WorkerDied(answer)
             for adapter, prefix in supervisor.warm_prefixes.items():
                 ray.get(self.actor.warm_prefix.remote(prefix, adapter))
             return answer  # type: ignore[no-any-return]

@@ -63,13 +63,6 @@ class Ready:
 
 
 @dataclass(frozen=True, slots=True)
-class Refusal:
-    """The reply of a worker that cannot run its settings; the text says what to change."""
-
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
 class Failure:
     """The reply to a request without a completion."""
 
@@ -95,18 +88,18 @@ class Worker:
         self._executor: LocalExecutor[Any, Any]
         self._folder: Path | None = None
 
-    def start(self, settings: WorkerSettings, files: Files) -> Ready | Refusal:
-        """Check version, model and adapters, then load the engine."""
+    def start(self, settings: WorkerSettings, files: Files) -> Ready | str:
+        """Check version, model and adapters, then load the engine; return what to change if that fails."""
         if __version__ != settings.version:
-            return Refusal(f"it has selfalign {__version__}, this command {settings.version}: install the same there")
+            return f"it has selfalign {__version__}, this command {settings.version}: install the same there"
         if settings.scratch:
             tempfile.tempdir = settings.scratch
         try:
             return self._start(settings, files)
         except SelfAlignError as error:
-            return Refusal(str(error))
+            return str(error)
 
-    def _start(self, settings: WorkerSettings, files: Files) -> Ready | Refusal:
+    def _start(self, settings: WorkerSettings, files: Files) -> Ready | str:
         from selfalign.generation import engines
         from selfalign.generation.settings import EngineSettings
 
@@ -115,13 +108,13 @@ class Worker:
             config = config.model_copy(update={"threads": settings.threads})
         model = engines.base_model(settings.model, config)
         if model.identity != settings.identity:
-            return Refusal(
+            return (
                 f"its {settings.model} holds other weights ({model.identity}) than this machine's "
                 f"({settings.identity}): copy the same files there"
             )
         self._folder = Path(tempfile.mkdtemp(prefix="selfalign-worker-"))
         if name := write_files(files, settings.sha256, self._folder):
-            return Refusal(f"the adapter's file {name} arrived incomplete or altered: run the same command again")
+            return f"the adapter's file {name} arrived incomplete or altered: run the same command again"
         adapters = {name: self._folder / str(number) / "adapter" for number, name in enumerate(settings.adapters)}
         slots, note = self._load(settings, config, model, adapters)
         return Ready(slots, note)
