@@ -33,7 +33,7 @@ from selfalign.generation import scoring
 from selfalign.generation.ray import cluster, scorer
 from selfalign.generation.ray.pool import adapter_files
 from selfalign.generation.ray.scorer import Chunk, RayScorer, ScoringWorker, by_context, in_batches, in_chunks
-from selfalign.generation.ray.worker import Ready, Result, WorkerSettings
+from selfalign.generation.ray.worker import Result, WorkerSettings
 from selfalign.generation.scoring.base import Scored, Text
 from selfalign.generation.settings import EngineSettings, ExecutorSettings
 from selfalign.model import sources
@@ -114,7 +114,7 @@ def test_worker_scores_equal_this_process(tiny: Any):
     worker, (name, folder) = ScoringWorker(), next(iter(tiny.adapters.items()))
     files = adapter_files(tiny.adapters, False)
     sums = {file: hashlib.sha256(content).hexdigest() for file, content in files.items()}
-    assert worker.start(order(tiny.model, adapters=(name,), sha256=sums), files) == Ready(1, "torch, float32")
+    assert worker.start(order(tiny.model, adapters=(name,), sha256=sums), files) == (1, "torch, float32")
     assert str(worker._folder) not in str(folder)
 
     def computed(what: Any, items: Sequence[Any], chunks: Sequence[Sequence[int]], adapter: str | None) -> list[Any]:
@@ -123,8 +123,8 @@ def test_worker_scores_equal_this_process(tiny: Any):
         done: list[Result] = []
         while len(done) < len(chunks):
             done += worker.take(60)
-        for number, numbers, _ in done:
-            for place, value in zip(chunks[number], numbers.values, strict=True):
+        for number, (results, _), _ in done:
+            for place, value in zip(chunks[number], results, strict=True):
                 values[place] = value
         return values
 

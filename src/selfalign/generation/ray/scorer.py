@@ -15,12 +15,12 @@ from queue import Empty
 from typing import Any, Literal
 
 from selfalign.data.prompt_text import Pieces
-from selfalign.errors import Resumable, UserError
+from selfalign.errors import Resumable
 from selfalign.generation import scoring
 from selfalign.generation.engines.base import RowError
 from selfalign.generation.local import LocalExecutor
 from selfalign.generation.ray.pool import Pool, RayExecutor
-from selfalign.generation.ray.worker import Failure, Worker, WorkerSettings
+from selfalign.generation.ray.worker import Ready, Worker, WorkerSettings
 from selfalign.generation.scoring.base import LossScorer, Scored, Text
 from selfalign.generation.settings import EngineSettings, ExecutorSettings
 from selfalign.model.base_model import Model
@@ -50,14 +50,10 @@ class Chunk:
     adapter: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class Numbers:
-    """The results of a chunk, in its order."""
+Numbers = tuple[list[Any], tuple[int, int]]
+"""(the results of a chunk in its order, (its tokens, the tokens that were computed)).
 
-    values: list[Any]
-    """`Scored` or None for a text that is too long; or a row's losses."""
-    tokens: tuple[int, int]
-    """(tokens of the chunk, tokens that were computed)"""
+A result is a `Scored`, None for a text that is too long, or a row's losses."""
 
 
 class ScoringWorker(Worker):
@@ -67,22 +63,18 @@ class ScoringWorker(Worker):
 
     def _load(
         self, settings: WorkerSettings, config: EngineSettings, model: Model, adapters: Mapping[str, Path]
-    ) -> tuple[int, str]:
+    ) -> Ready:
         share_processor()
         scorer: LossScorer = settings.start(model, adapters)
         self._loaded = [scorer]
-        self._executor = LocalExecutor[Chunk, Numbers | Failure](lambda chunk: _compute(scorer, chunk), 1)
+        self._executor = LocalExecutor[Chunk, Numbers](lambda chunk: _compute(scorer, chunk), 1)
         return 1, scorer.name
 
 
-def _compute(scorer: LossScorer, chunk: Chunk) -> Numbers | Failure:
+def _compute(scorer: LossScorer, chunk: Chunk) -> Numbers:
     total, computed = scorer.tokens
-    try:
-        compute: Callable[..., list[Any]] = scorer.score if chunk.kind == "rows" else scorer.loglikelihoods
-        values = compute(chunk.items, chunk.adapter)
-    except UserError as error:
-        return Failure("user", str(error))
-    return Numbers(values, (scorer.tokens[0] - total, scorer.tokens[1] - computed))
+    compute: Callable[..., list[Any]] = scorer.score if chunk.kind == "rows" else scorer.loglikelihoods
+    return compute(chunk.items, chunk.adapter), (scorer.tokens[0] - total, scorer.tokens[1] - computed)
 
 
 class RayScorer:
@@ -150,10 +142,11 @@ class RayScorer:
                 )
             if isinstance(result, BaseException):
                 raise result
-            for index, value in zip(indices, result.values, strict=True):
+            results, (total, computed) = result
+            for index, value in zip(indices, results, strict=True):
                 values[index] = value
-            self._total += result.tokens[0]
-            self._computed += result.tokens[1]
+            self._total += total
+            self._computed += computed
         return values
 
     @staticmethod

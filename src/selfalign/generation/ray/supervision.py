@@ -175,8 +175,8 @@ class Supervisor:
     def on_ready(self, handle: WorkerHandle, ready: Ready) -> None:
         """Record that a worker has loaded its engine."""
         with self._changed:
-            handle.parallel = ready.slots
-            self.note = self.note or ready.note
+            handle.parallel, note = ready
+            self.note = self.note or note
             self._dispatch()
             self._changed.notify_all()
 

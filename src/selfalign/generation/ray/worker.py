@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 import tempfile
+import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from queue import Empty
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from selfalign.data.prompt_text import Pieces
-from selfalign.errors import SelfAlignError
+from selfalign.errors import SelfAlignError, UserError
 from selfalign.generation.engines.base import Completion, Request, RowError, answer
 from selfalign.generation.local import LocalExecutor
 from selfalign.generation.ray.jobs import AHEAD
@@ -54,12 +55,8 @@ class WorkerSettings:
     """Creates the engine, as `engines.start`."""
 
 
-@dataclass(frozen=True, slots=True)
-class Ready:
-    """The reply of a worker whose engine is loaded."""
-
-    slots: int
-    note: str
+Ready = tuple[int, str]
+"""The reply of a worker whose engine is loaded: (its concurrent requests, its note)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,13 +113,12 @@ class Worker:
         if name := write_files(files, settings.sha256, self._folder):
             return f"the adapter's file {name} arrived incomplete or altered: run the same command again"
         adapters = {name: self._folder / str(number) / "adapter" for number, name in enumerate(settings.adapters)}
-        slots, note = self._load(settings, config, model, adapters)
-        return Ready(slots, note)
+        return self._load(settings, config, model, adapters)
 
     def _load(
         self, settings: WorkerSettings, config: EngineSettings, model: Model, adapters: Mapping[str, Path]
-    ) -> tuple[int, str]:
-        """Load the engine; return (its concurrent requests, its note)."""
+    ) -> Ready:
+        """Load the engine."""
         from selfalign.generation import engines
 
         engines.check(config)
@@ -186,12 +182,13 @@ def write_files(files: Files, sha256: Mapping[str, str], folder: Path) -> str:
 
 def _sendable(result: Any) -> Any:
     """Return the result; an exception becomes a `Failure`."""
-    if not isinstance(result, BaseException):
-        return result
-    if isinstance(result, RowError):
-        return Failure("row", str(result))
-    if isinstance(result, SelfAlignError):
-        return Failure("engine", str(result))
-    import traceback
-
-    return Failure("bug", "".join(traceback.format_exception(result)))
+    match result:
+        case RowError():
+            return Failure("row", str(result))
+        case UserError():
+            return Failure("user", str(result))
+        case SelfAlignError():
+            return Failure("engine", str(result))
+        case BaseException():
+            return Failure("bug", "".join(traceback.format_exception(result)))
+    return result
