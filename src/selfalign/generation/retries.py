@@ -81,7 +81,6 @@ class Retrier:
     """Repeats failed calls. All threads of an engine share one, and so its circuit breaker.
 
     Args:
-        clock: returns seconds.
         wait: sleeps for the given seconds.
         seed: seed of the jitter.
     """
@@ -89,12 +88,11 @@ class Retrier:
     def __init__(
         self,
         policy: RetryPolicy,
-        clock: Callable[[], float] = time.monotonic,
         wait: Callable[[float], None] | None = None,
         seed: int | None = None,
     ) -> None:
         self.policy = policy
-        self._clock, self._wait = clock, wait or _wait
+        self._wait = wait or _wait
         self._random = random.Random(seed)  # noqa: S311  (jitter)
         self._lock, self._probing = threading.Lock(), threading.Lock()
         self._failures = 0
@@ -102,21 +100,24 @@ class Retrier:
         self._probes = 0
         self._last_error = ""
 
-    def call(self, attempt: Callable[[], Result]) -> Result:
+    def call(self, attempt: Callable[[], Result], clock: Callable[[], float] = time.monotonic) -> Result:
         """Return the first result of `attempt` that is not `Transient`.
+
+        Args:
+            clock: returns the seconds that count against the call.
 
         Raises:
             RowError: the call has used all its attempts or its time.
             Resumable: the circuit breaker is open, and no probe succeeded.
         """
-        start, number = self._clock(), 0
+        start, number = clock(), 0
         while True:
             try:
                 return self._attempt(attempt)
             except Transient as error:
                 number += 1
                 pause = self.pause(number, error.retry_after)
-                late = self._clock() - start + pause > self.policy.max_seconds
+                late = clock() - start + pause > self.policy.max_seconds
                 if number == self.policy.attempts or late:
                     raise RowError(f"{error} ({number} {'try' if number == 1 else 'tries'})") from None
                 if STOP.is_set:

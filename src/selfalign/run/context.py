@@ -91,9 +91,9 @@ class Context:
         if self._engine is None or not identities.items() <= self._engine_for.items():
             self.release_engine()
             config = self.recipe.engine
-            if engines.kind(config) == "openai":
-                self._check_served(adapters)
             served = engines.kind(config) == "openai"
+            if served:
+                self._check_served(adapters)
             trained = () if self.model.is_fake else adapters
             folders = {a: self.run.adapter(a) if served else self.adapter(a) for a in trained}
             executor = self.recipe.executor

@@ -87,6 +87,8 @@ class Call:
     endpoint: Endpoint | None = None
     number: int = 0
     """The number of the call at its server, from 1."""
+    waited: float = 0.0
+    """Seconds that it has waited for servers."""
     concurrent: int = 0
     """Calls at the server when it began, including itself."""
 
@@ -119,6 +121,7 @@ class Fleet:
         Raises:
             Interrupted: a signal came before any server received the request.
         """
+        start = self._clock()
         with self._lock:
             call.assigned.clear()
             (self._begun if call.begun else self._waiting).append(call)
@@ -129,6 +132,7 @@ class Fleet:
                     self._waiting.remove(call)
                     STOP.check()
                 self._assign()
+        call.waited += self._clock() - start
         return call.endpoint
 
     def record_answer(self, endpoint: Endpoint, call: Call, seconds: float, tokens: int) -> None:

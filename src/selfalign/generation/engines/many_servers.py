@@ -53,9 +53,9 @@ class ManyServers:
         say: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._policy = policy or RetryPolicy(attempts=config.attempts)
-        self._retrier = Retrier(self._policy, clock=self._time)
+        self._retrier = Retrier(self._policy)
         self._thread = threading.local()
-        """For each thread: the seconds it has waited for servers, and its last call."""
+        """For each thread: its last call."""
         self._say, self._closing = say, threading.Event()
         self._health_checks: list[threading.Thread] = []
         self._reported: dict[Endpoint, float] = {}
@@ -95,7 +95,10 @@ class ManyServers:
         """
         server = self._server_of_last_step(prompt, adapter)
         call = Call(preferred=server, begun=server is not None)
-        part = self._retrier.call(lambda: self._generate_once(call, prompt, step, seed, adapter))
+        part = self._retrier.call(
+            lambda: self._generate_once(call, prompt, step, seed, adapter),
+            lambda: time.monotonic() - call.waited,  # waiting for a server does not count against the call
+        )
         self._thread.last = (prompt, adapter, call.preferred)
         if on_text is not None:
             on_text(part.text)
@@ -109,7 +112,7 @@ class ManyServers:
 
     def _generate_once(self, call: Call, prompt: Pieces, step: Step, seed: int, adapter: str | None) -> Part:
         """Make one attempt; a server that fails for another reason than the request is replaced at once."""
-        while endpoint := self._acquire(call):
+        while endpoint := self._fleet.acquire(call):
             call.begun = True
             start = time.monotonic()
             try:
@@ -131,18 +134,6 @@ class ManyServers:
                 call.excluded.clear()
                 return part
         raise Transient(f"no server is in service: {self._fleet.outages()}", failure="unreachable")
-
-    def _acquire(self, call: Call) -> Endpoint | None:
-        start = time.monotonic()
-        try:
-            return self._fleet.acquire(call)
-        finally:
-            self._thread.waited = getattr(self._thread, "waited", 0.0) + time.monotonic() - start
-
-    def _time(self) -> float:
-        """Return seconds, excluding those in which the thread waited for a server: they do not count against a call."""
-        waited: float = getattr(self._thread, "waited", 0.0)
-        return time.monotonic() - waited
 
     # -- comparing the servers, at the start and when one comes back -------------------------------------------------
 
