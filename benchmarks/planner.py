@@ -27,6 +27,7 @@ from selfalign.generation.calibration import Calibration, calibrate
 from selfalign.model import sources
 from selfalign.planning import capacity, costs, hardware, sizes
 from selfalign.run import recipe as recipes
+from selfalign.run.context import ADAPTER_STAGES
 
 FOLDER = Path(__file__).parent / "data"
 RECORDS, PUBLIC = FOLDER / "planner.json", FOLDER / "throughput.json"
@@ -123,8 +124,8 @@ def fit(run: Record) -> dict[str, float]:
     def mean(stage: str) -> float:
         return float(stages[stage]["generated"] / stages[stage]["requests"])
 
-    trained = [stages[stage] for stage in costs.ADAPTERS]
-    loss = {stage: stages[stage]["loss_tokens"] / stages[stage]["examples"] for stage in costs.ADAPTERS}
+    trained = [stages[stage] for stage in ADAPTER_STAGES]
+    loss = {stage: stages[stage]["loss_tokens"] / stages[stage]["examples"] for stage in ADAPTER_STAGES}
     thought, citation, answer = stages["align"]["steps"]
     lines = sizes.topic_lines(recipe, constitution.load(recipe.constitution))
     fitted = {

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from selfalign.report import charts, plots
-from selfalign.report.charts import Bar, Estimate
+from selfalign.report.charts import Estimate
 
 pytest.importorskip("matplotlib")
 
@@ -20,7 +20,7 @@ ROWS = [Estimate("accuracy"), Estimate("base", 40, 30, 50), Estimate("final", 60
 CURVE = [[n, 3 - n / 100, 1e-4] for n in range(1, 101)]
 LOOK = (plots.INK, plots.PAPER)
 CHARTS = {
-    "funnel": lambda t: charts.funnel([Bar(t, "1 of 2", 1, 1), Bar(t, "3", 3, 0, True)]),
+    "funnel": lambda t: charts.funnel([(t, "1 of 2", 1, 1, False), (t, "3", 3, 0, True)]),
     "dumbbells": lambda t: charts.dumbbells([t, "b"], [(t, LOOK, [0.0, 50.0])], t),
     "matrix": lambda t: charts.matrix([t, "b"], [t], [[0.5], [0.0]]),
     "sunburst": lambda t: charts.sunburst([(t, [(t, 3), ("x", 1)]), ("go", [(t, 2)])]),
@@ -110,7 +110,7 @@ def test_a_running_mean_keeps_its_length():
 
 def test_bar_widths_follow_kept_rows():
     with plots.drawing():
-        svg = plots.svg(charts.funnel([Bar("a", "", 100, 0), Bar("b", "", 25, 25)]), "p", "t", "d")
+        svg = plots.svg(charts.funnel([("a", "", 100, 0, False), ("b", "", 25, 25, False)]), "p", "t", "d")
     boxes = [[float(n) for n in re.findall(r"[\d.]+", d)] for d in re.findall(r' d="([^"]+)"', svg)]
     widths = sorted(max(b[0::2]) - min(b[0::2]) for b in boxes)
     assert widths == pytest.approx([99, 100, 400], abs=0.2)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import signal
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -20,7 +19,7 @@ from selfalign.run import feedback
 from selfalign.run.context import Context
 from selfalign.system import atomic
 from selfalign.system.console import plain
-from selfalign.system.signals import STOP
+from selfalign.system.signals import STOP, interruptible
 
 HELP = """\
 /model NAME        use another model from now on
@@ -69,10 +68,6 @@ class Dialogue:
     """Number of messages sent; each has another seed."""
     last: Exchange | None = None
 
-    def prompt_text(self) -> str:
-        """Return the text before the first message."""
-        return "".join(piece for piece in self._pieces([]) if isinstance(piece, str)).strip()
-
     def respond(self, model: str, show: Callable[[str], None]) -> tuple[str, tuple[str, ...]]:
         """Generate the model's response, and pass each part to `show` as it arrives.
 
@@ -94,19 +89,14 @@ class Dialogue:
         step = Step(self.sampling, stop=self.context.model.template.stops())
         seed, adapter = self.seed + self.rounds, self.models[model]
         try:
-            result = self.engine.generate(self._pieces(self.turns), step, seed, adapter, on_text)
+            result = self.engine.generate(self.pieces(self.turns), step, seed, adapter, on_text)
         except RowError as error:
             raise UserError(f"the model cannot respond: {error}; in a dialogue, use /undo or /new") from None
         return response, result.escaped
 
-    def _pieces(self, turns: list[Turn]) -> Pieces:
+    def pieces(self, turns: list[Turn]) -> Pieces:
+        """Return the prompt of a response to these turns."""
         return opening(self.context.model.template, self.context.run.constitution, self.system_prompt, turns)
-
-    def as_dict(self) -> dict[str, object]:
-        """Return the dialogue as OpenAI's messages, with the model, the system prompt and the run."""
-        messages = [{"role": turn.role, "content": turn.text} for turn in self.turns]
-        run = self.context.run.path.name
-        return {"messages": messages, "model": self.model, "prompt": self.system_prompt, "run": run}
 
 
 def start(
@@ -204,26 +194,19 @@ def _ask() -> str:
             import readline  # noqa: F401  (input uses it)
     while True:
         try:
-            return _check_utf8(lambda: _interruptible(lambda: input("\nyou: "))).strip()
+            with interruptible():
+                return _check_utf8(lambda: input("\nyou: ")).strip()
         except UserError as error:
             print(error, file=sys.stderr)
 
 
 def _read_line() -> str:
     """Return the next line of standard input."""
-    line = _check_utf8(lambda: _interruptible(sys.stdin.readline))
+    with interruptible():
+        line = _check_utf8(sys.stdin.readline)
     if not line:
         raise EOFError
     return line.strip()
-
-
-def _interruptible(read: Callable[[], str]) -> str:
-    """Call `read` with Python's handler of Ctrl-C, so that it ends the dialogue and not only a response."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        return read()
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def _check_utf8(read: Callable[[], str], what: str = "standard input") -> str:
@@ -251,7 +234,7 @@ def _command(dialogue: Dialogue, text: str) -> None:
     elif name == "prompt":
         dialogue.system_prompt = check_system_prompt(argument) if argument else dialogue.system_prompt
         say(f"{dialogue.system_prompt}; known are {', '.join(SYSTEM_PROMPTS)}", "dim")
-        print(plain(dialogue.prompt_text()))
+        print(plain("".join(piece for piece in dialogue.pieces([]) if isinstance(piece, str)).strip()))
     elif name in ("retry", "undo"):
         _undo(dialogue, retry=name == "retry")
     elif name in ("good", "bad"):
@@ -340,16 +323,19 @@ def _withdraw(dialogue: Dialogue, number: str) -> None:
 
 
 def _save(dialogue: Dialogue, target: str) -> None:
-    """Append the dialogue to a file, as a line of JSON."""
+    """Append the dialogue to a file as a line of JSON: OpenAI's messages, the model, the system prompt and the run."""
     if not target:
         raise UserError("/save needs a file, as in /save talk.jsonl")
     if not dialogue.turns:
         raise UserError("the dialogue is empty")
+    messages = [{"role": turn.role, "content": turn.text} for turn in dialogue.turns]
+    talk = {"messages": messages, "model": dialogue.model, "prompt": dialogue.system_prompt}
+    talk["run"] = dialogue.context.run.path.name
     try:
         path = Path(target).expanduser().resolve()  # an atomic write would replace a link
         before = path.read_text("utf-8") if path.exists() else ""
         before += "\n" if before and not before.endswith("\n") else ""
-        atomic.write_text(path, before + to_json(dialogue.as_dict()) + "\n")
+        atomic.write_text(path, before + to_json(talk) + "\n")
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError(f"{target} cannot be written ({error})") from None
     dialogue.context.screen.say(f"saved: {target}", "dim")

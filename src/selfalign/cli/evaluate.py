@@ -57,21 +57,6 @@ def evaluate(
     quiet: Quiet = False,
 ) -> None:
     """Measure models on held-out prompts and benchmarks. The same command again resumes."""
-    request = _request(benchmarks, models, others or [], data or [], system_prompt, limit, judge)
-    runs = [t for t in targets if (Path(t) / "journal.sqlite").exists() and (Path(t) / "recipe.yaml").is_file()]
-    if runs and len(targets) > 1:
-        raise UserError(f"{runs[0]} is a run; evaluate one run alone, or only models")
-    if runs:
-        _evaluate_run(Path(runs[0]), request, force, as_json)
-    else:
-        _evaluate_models(targets, request, constitution, prompted, out, as_json)
-
-
-def _request(
-    benchmarks: str, models: str, others: Sequence[str], data: Sequence[str], system_prompt: str, limit: int | None,
-    judge: str,
-) -> EvaluationRequest:  # fmt: skip
-    """Return the request that the options describe. Raises UserError if a value is not known."""
     from selfalign.evaluation.evaluate import EvaluationRequest, check_tasks
     from selfalign.evaluation.prompting import check_system_prompt
     from selfalign.evaluation.tasks import ORIGINS, behaviour
@@ -81,12 +66,19 @@ def _request(
     check_tasks(tasks)
     sources = {}
     names = (*ORIGINS, behaviour.NAME)
-    for text in data:
+    for text in data or []:
         name, _, source = text.partition("=")
         if name not in names or not source:
             raise UserError(f"--data {text!r}: write NAME=SOURCE, where NAME is one of {', '.join(names)}")
         sources[name] = source
-    return EvaluationRequest(tasks, _split(models), others, sources, kind, limit, judge)
+    request = EvaluationRequest(tasks, _split(models), others or [], sources, kind, limit, judge)
+    runs = [t for t in targets if (Path(t) / "journal.sqlite").exists() and (Path(t) / "recipe.yaml").is_file()]
+    if runs and len(targets) > 1:
+        raise UserError(f"{runs[0]} is a run; evaluate one run alone, or only models")
+    if runs:
+        _evaluate_run(Path(runs[0]), request, force, as_json)
+    else:
+        _evaluate_models(targets, request, constitution, prompted, out, as_json)
 
 
 def _split(text: str) -> list[str]:

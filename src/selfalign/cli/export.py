@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -164,15 +163,15 @@ def _push(
 
 def _confirmed() -> bool:
     """Ask y or N on the terminal; the end of input and Ctrl-C mean N."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    from selfalign.system.signals import interruptible
+
     try:
-        typer.echo("send it? y/N ", nl=False, err=True)
-        return sys.stdin.readline().strip().lower() in ("y", "yes")
+        with interruptible():
+            typer.echo("send it? y/N ", nl=False, err=True)
+            return sys.stdin.readline().strip().lower() in ("y", "yes")
     except KeyboardInterrupt:
         typer.echo(err=True)
         return False
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def _export_folder(source: Path, form: str | None, values: dict[str, str | None]) -> Path:

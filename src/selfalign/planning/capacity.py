@@ -172,7 +172,7 @@ def _generation_seconds(work: Generation, shape: Shape, gpu: Gpu, gpus: int, rep
     if not work.requests:
         return 0.0
     context = work.shared + work.own + work.tokens / 2
-    steps = work.generated / replicas / batch
+    steps = work.total / replicas / batch
     prompts = (work.requests * work.own + work.scored) / replicas + work.shared
     # At the end of a round, slots become idle one after the other.
     idle = work.rounds * work.tokens / 2 * step_seconds(shape, gpu, gpus, 1, context)
@@ -284,14 +284,14 @@ class _Planner:
         if isinstance(middle, Generation):
             requests = middle.requests
             prompts = round(requests * middle.own) + middle.shared * min(fit.replicas if fit else 1, requests)
-        most = requests * middle.limit if isinstance(middle, Generation) else _tokens(high)
+        most = requests * middle.limit if isinstance(middle, Generation) else high.total
         return StageCapacity(
             stage=middle.stage,
             kind=fit.kind if fit else "",
             requests=requests,
             prompt_tokens=prompts,
-            generated_tokens=_tokens(middle),
-            generated_low=_tokens(low),
+            generated_tokens=middle.total,
+            generated_low=low.total,
             at_most=most,
             gpus_per_replica=fit.gpus if fit else 0,
             replicas=fit.replicas if fit else 0,
@@ -314,7 +314,7 @@ class _Planner:
 
     def _storage(self, work: sizes.Work) -> float:
         if isinstance(work, Generation):  # journal, the stage's file, drops
-            return (work.requests * 1500 + work.generated * 4.4 * 2) / 1e6
+            return (work.requests * 1500 + work.total * 4.4 * 2) / 1e6
         config = self.recipe.training(work.stage)
         adapter = self.shape.adapter(config.rank, list(config.targets))
         # PEFT and GGUF in float32, two checkpoints with moments, the encoded rows.
@@ -330,10 +330,6 @@ class _Planner:
             if self.fit(work, Cluster(1, gpus, cluster.gpu, cluster.network)):
                 return f"{size} needs {gpus} {cluster.gpu.name} for {kind}; {where}"
         return f"{size} needs more than {_MAX_GPUS} {cluster.gpu.name} for {kind}"
-
-
-def _tokens(work: sizes.Work) -> int:
-    return work.generated if isinstance(work, Generation) else work.tokens
 
 
 def _notes(planned: list[StageCapacity], planner: _Planner, works: list[sizes.Work]) -> list[str]:

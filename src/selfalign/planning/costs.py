@@ -16,10 +16,10 @@ from selfalign.generation import engines
 from selfalign.generation.calibration import Calibration
 from selfalign.model.base_model import Model
 from selfalign.planning import sizes
+from selfalign.run.context import ADAPTER_STAGES
 from selfalign.run.recipe import Recipe
 from selfalign.system import atomic
 
-ADAPTERS = ("engrave", "verbose_cloning")
 THROUGHPUT_FACTOR = 0.73
 """Tokens per second in a stage, relative to the calibration (`benchmarks/planner.py fit`)."""
 TRAINING_SPEED, TRAINING_START = 0.37, 21.0
@@ -130,8 +130,8 @@ def plan(recipe: Recipe, constitution: Constitution, machine: Machine, user_prom
         for work in sizes.stage_work(recipe, constitution, user_prompts)
     ]
     rows = sum(s.requests for s in stages) + sizes.prompt_count(recipe, user_prompts) * 3
-    adapters = sum(s.stage in ADAPTERS for s in stages) * machine.weights_mb * 0.02
-    trains = any(s.stage in ADAPTERS for s in stages)
+    adapters = sum(s.stage in ADAPTER_STAGES for s in stages) * machine.weights_mb * 0.02
+    trains = any(s.stage in ADAPTER_STAGES for s in stages)
     return Plan(
         stages,
         _memory(machine, trains),
@@ -176,19 +176,19 @@ def _generation(work: sizes.Generation, machine: Machine) -> StagePlan:
         speed = machine.speed
         seconds = 0.0
         if requests:
-            seconds = work.generated / (speed.rate(machine.slots) * THROUGHPUT_FACTOR)
+            seconds = work.total / (speed.rate(machine.slots) * THROUGHPUT_FACTOR)
             seconds += computed / speed.prompt_tokens_per_second + speed.load_seconds
         if work.scored:
             seconds += work.scored / (speed.prompt_tokens_per_second * SCORING_SPEED) + SCORING_START
-    return StagePlan(work.stage, requests, computed, cached, work.generated, requests * work.limit, seconds)
+    return StagePlan(work.stage, requests, computed, cached, work.total, requests * work.limit, seconds)
 
 
 def _training(work: sizes.Training, machine: Machine) -> StagePlan:
     seconds = None
     if machine.speed:
-        seconds = training_seconds(work.tokens, machine.speed)
+        seconds = training_seconds(work.total, machine.speed)
         seconds += 0 if machine.converted or work.stage != "engrave" else _CONVERSION
-    return StagePlan(work.stage, 0, 0, 0, work.tokens, work.tokens, seconds)
+    return StagePlan(work.stage, 0, 0, 0, work.total, work.total, seconds)
 
 
 def write(path: Path, value: Plan) -> None:

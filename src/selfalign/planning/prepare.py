@@ -34,14 +34,13 @@ def prepare(
     Raises:
         SelfAlignError: one of them is invalid.
     """
-    loaded = recipes.load(recipe, _as_list(settings), limit)
-    if not loaded.model:
+    kind, data = frozen_choices(out) if out is not None else (None, None)
+    chosen = _load(recipe, settings, limit, prompts, data)
+    if not chosen.model:
         raise UserError(
             f"recipe {recipe} names no model: set one with --set model=NAME, a Hugging Face folder or a hub id such as "
             "Qwen/Qwen3-8B-Base"
         )
-    kind, data = frozen_choices(out) if out is not None else (None, None)
-    chosen = recipes.located(loaded, Path(prompts) if prompts is not None else None, recipe, data)
     if chosen.engine.kind != "auto" or chosen.engine.url or chosen.engine.urls or kind is None:
         kind = engines.kind(chosen.engine)
     engine = chosen.engine.model_copy(update={"kind": kind})
@@ -97,18 +96,25 @@ def plan_cluster(
     Raises:
         SelfAlignError: the recipe, the cluster or the prompts are invalid.
     """
-    loaded = recipes.load(recipe, _as_list(settings), limit)
     machines = clusters.parse(cluster)
-    chosen = recipes.located(loaded, Path(prompts) if prompts is not None else None, recipe)
+    chosen = _load(recipe, settings, limit, prompts)
     shape = clusters.shape_of(machines.model, chosen.model)
     texts = constitution.load(chosen.constitution)
     return capacity.plan(chosen, texts, machines, shape, user_prompts(chosen))
 
 
-def _as_list(settings: Mapping[str, object] | list[str] | None) -> list[str] | None:
+def _load(
+    recipe: str,
+    settings: Mapping[str, object] | list[str] | None,
+    limit: int | None,
+    prompts: str | Path | None,
+    frozen: str | None = None,
+) -> Recipe:
+    """Return the recipe with its settings, its files, and the user's prompts."""
     if isinstance(settings, Mapping):
-        return [f"{key}={json.dumps(value)}" for key, value in settings.items()]
-    return settings
+        settings = [f"{key}={json.dumps(value)}" for key, value in settings.items()]
+    loaded = recipes.load(recipe, settings, limit)
+    return recipes.located(loaded, Path(prompts) if prompts is not None else None, recipe, frozen)
 
 
 def user_prompts(recipe: Recipe) -> int | None:

@@ -85,7 +85,8 @@ class Generation:
     """Tokens whose log-probabilities are computed."""
 
     @property
-    def generated(self) -> int:
+    def total(self) -> int:
+        """Return the generated tokens of all requests."""
         return round(self.requests * min(self.tokens, self.limit))
 
 
@@ -104,7 +105,7 @@ class Training:
     longest: int
 
     @property
-    def tokens(self) -> int:
+    def total(self) -> int:
         """Return the training tokens of all epochs."""
         return round(self.examples * self.length * self.epochs)
 

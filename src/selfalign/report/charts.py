@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from selfalign.report.plots import ACCENT, INK, LINE, PAPER, SIZE, SMALL, SOFT, Canvas, canvas, clip
@@ -30,45 +29,25 @@ MODEL_STYLES: dict[str, Style] = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class Bar:
-    """A row of a funnel."""
-
-    label: str
-    number: str
-    kept: float
-    lost: float
-    outlined: bool = False
-
-
-def funnel(bars: Sequence[Bar]) -> Canvas:
-    """Draw bars with their labels above: kept in colour, lost pale."""
+def funnel(bars: Sequence[tuple[str, str, float, float, bool]]) -> Canvas:
+    """Draw a bar for each (label, number, kept, lost, outlined), with its label above: kept in colour, lost pale."""
     pitch, thick = 36, 9
     drawn = canvas(WIDTH, pitch * len(bars) + 4)
     axes = drawn.whole()
-    longest = max((b.kept + b.lost for b in bars), default=0) or 1
-    for at, bar in enumerate(bars):
+    longest = max((kept + lost for _, _, kept, lost, _ in bars), default=0) or 1
+    for at, (label, number, *sizes, outlined) in enumerate(bars):
         top = at * pitch
-        axes.text(0, top + 13, clip(bar.label, 44), color=INK, fontsize=SIZE)
-        axes.text(WIDTH, top + 13, bar.number, color=SOFT, fontsize=SIZE, ha="right")
-        kept, lost = (WIDTH * n / longest for n in (bar.kept, bar.lost))
-        if bar.outlined:
-            _box(axes, 0.5, top + 18.5, max(kept - 1, 1), thick - 1, PAPER, edge=SOFT)
+        axes.text(0, top + 13, clip(label, 44), color=INK, fontsize=SIZE)
+        axes.text(WIDTH, top + 13, number, color=SOFT, fontsize=SIZE, ha="right")
+        kept, lost = (WIDTH * n / longest for n in sizes)
+        if outlined:
+            width = max(kept - 1, 1)
+            axes.barh(top + 23, width, thick - 1, left=0.5, color=PAPER, edgecolor=SOFT, linewidth=1)
             continue
-        _box(axes, 0, top + 18, max(kept, 1.5), thick, ACCENT)
+        axes.barh(top + 22.5, max(kept, 1.5), thick, color=ACCENT)
         if lost:
-            _box(axes, max(kept, 1.5) + 1, top + 18, max(lost - 1, 1), thick, LINE)
+            axes.barh(top + 22.5, max(lost - 1, 1), thick, left=max(kept, 1.5) + 1, color=LINE)
     return drawn
-
-
-def _box(
-    axes: Axes, x: float, y: float, width: float, height: float, colour: str, alpha: float = 1, edge: str = ""
-) -> None:
-    from matplotlib.patches import Rectangle
-
-    axes.add_patch(
-        Rectangle((x, y), width, height, facecolor=colour, alpha=alpha, edgecolor=edge or "none", linewidth=bool(edge))
-    )
 
 
 def _legend(axes: Axes, entries: Sequence[tuple[str, Style, str]], left: float = 0, y: float = 7) -> None:
@@ -83,8 +62,15 @@ def _legend(axes: Axes, entries: Sequence[tuple[str, Style, str]], left: float =
         left = start + _LETTER * min(len(label), 24) + 16
 
 
-def _grid(axes: Axes, axis: str) -> None:
-    axes.grid(visible=True, axis="x" if axis == "x" else "y", color=LINE, linewidth=0.8)
+def _rows(drawn: Canvas, margins: tuple[int, int, int, int], labels: Sequence[str], highest: float) -> Axes:
+    """Add axes with a labelled row for each label, from 0 to a little more than the highest value."""
+    axes = drawn.axes(*margins)
+    axes.set_ylim(len(labels) - 0.4, -0.6)
+    axes.set_xlim(0, highest * 1.06 or 1)
+    axes.set_yticks(range(len(labels)), labels)
+    axes.tick_params(axis="y", labelcolor=INK, pad=8)
+    axes.grid(visible=True, axis="x", color=LINE, linewidth=0.8)
+    return axes
 
 
 def dumbbells(labels: Sequence[str], series: Sequence[tuple[str, Style, Sequence[float]]], axis: str) -> Canvas:
@@ -92,14 +78,10 @@ def dumbbells(labels: Sequence[str], series: Sequence[tuple[str, Style, Sequence
     pitch, side = 19, 158
     drawn = canvas(WIDTH, pitch * len(labels) + 62)
     _legend(drawn.whole(), [(name, style, "") for name, style, _ in series])
-    axes = drawn.axes(side, 24, 12, 36)
-    axes.set_ylim(len(labels) - 0.4, -0.6)
-    axes.set_xlim(0, max((v for _, _, values in series for v in values), default=0) * 1.06 or 1)
-    axes.set_yticks(range(len(labels)), [clip(label, 27) for label in labels])
-    axes.tick_params(axis="y", labelcolor=INK, pad=8)
+    highest = max((v for _, _, values in series for v in values), default=0)
+    axes = _rows(drawn, (side, 24, 12, 36), [clip(label, 27) for label in labels], highest)
     axes.set_xlabel(clip(axis, 60))
     axes.xaxis.set_major_formatter("{x:.0f}%")
-    _grid(axes, "x")
     for row in range(len(labels)):
         values = [values[row] for _, _, values in series]
         axes.plot([min([0.0, *values] if len(values) == 1 else values), max(values)], [row, row], color=LINE, lw=2.5)
@@ -124,11 +106,11 @@ def matrix(rows: Sequence[str], columns: Sequence[str], values: Sequence[Sequenc
     for at, row in enumerate(rows):
         y = head + at * height
         axes.text(side - 8, y + height / 2 + 3.5, clip(row, 28), ha="right", color=INK, fontsize=SMALL)
-        _box(axes, side, y + height - 0.2, cell * len(columns), 0.4, LINE)
+        axes.barh(y + height, cell * len(columns), 0.4, left=side, color=LINE)
         for place, value in enumerate(values[at]):
             if value > 0:
-                shade = 0.12 + 0.88 * value / largest
-                _box(axes, side + place * cell + 0.5, y + 0.5, cell - 1, height - 1, ACCENT, shade)
+                shade, left = 0.12 + 0.88 * value / largest, side + place * cell + 0.5
+                axes.barh(y + height / 2, cell - 1, height - 1, left=left, color=ACCENT, alpha=shade)
     return drawn
 
 
@@ -192,7 +174,7 @@ def steps(
     axes.yaxis.set_major_formatter("{x:.0f}%")
     axes.set_xlabel(clip(axis, 60))
     axes.set_ylabel("texts")
-    _grid(axes, "y")
+    axes.grid(visible=True, axis="y", color=LINE, linewidth=0.8)
     for _, (colour, _), line, values in series:
         axes.stairs(values, edges, color=colour, linestyle=line, linewidth=1.6, baseline=None)
     return drawn
@@ -235,7 +217,7 @@ def intervals(
     axes.set_xlabel(clip(axis, 60))
     if percent:
         axes.xaxis.set_major_formatter("{x:.0f}%")
-    _grid(axes, "x")
+    axes.grid(visible=True, axis="x", color=LINE, linewidth=0.8)
     if even is not None:
         axes.axvline(even, color=SOFT, linewidth=1)
     for at, row in enumerate(rows):
@@ -285,17 +267,18 @@ def curves(train: Sequence[Sequence[float]], heldout: Sequence[Sequence[float]])
     for part in (axes, below):
         part.set_xlim(0, max([*x, *(h[0] for h in heldout), 1]))
         part.yaxis.set_label_coords(-0.128, 0.5)
-        _grid(part, "y")
+        part.grid(visible=True, axis="y", color=LINE, linewidth=0.8)
     return drawn
 
 
 def thinned(points: Sequence[Sequence[float]]) -> list[list[float]]:
     """Return at most 240 points, as means of equal parts of the curve."""
+    import numpy as np
+
     if len(points) <= _BINS:
         return [list(p) for p in points]
-    cuts = [round(i * len(points) / _BINS) for i in range(_BINS + 1)]
-    parts = [points[a:b] for a, b in pairwise(cuts)]
-    return [[sum(column) / len(part) for column in zip(*part, strict=True)] for part in parts]
+    cuts = np.linspace(0, len(points), _BINS + 1).astype(int)
+    return [part.mean(axis=0).tolist() for part in np.split(np.array(points), cuts[1:-1])]
 
 
 def running_mean(values: Sequence[float], width: int) -> list[float]:
@@ -310,13 +293,9 @@ def plan_and_actual(rows: Sequence[tuple[str, float, float | None]]) -> Canvas:
     pitch, side = 22, 118
     drawn = canvas(WIDTH, pitch * len(rows) + 64)
     _legend(drawn.whole(), [("actual", (ACCENT, ACCENT), "-"), ("plan", (INK, PAPER), "")])
-    axes = drawn.axes(side, 24, 12, 38)
-    axes.set_ylim(len(rows) - 0.4, -0.6)
-    axes.set_xlim(0, max((v for _, a, p in rows for v in (a, p or 0)), default=0) * 1.06 or 1)
-    axes.set_yticks(range(len(rows)), [clip(label, 20) for label, _, _ in rows])
-    axes.tick_params(axis="y", labelcolor=INK, pad=8)
+    highest = max((v for _, a, p in rows for v in (a, p or 0)), default=0)
+    axes = _rows(drawn, (side, 24, 12, 38), [clip(label, 20) for label, _, _ in rows], highest)
     axes.set_xlabel("minutes")
-    _grid(axes, "x")
     for at, (_, actual, planned) in enumerate(rows):
         axes.barh(at, actual, height=0.42, color=ACCENT)
         if planned is not None:

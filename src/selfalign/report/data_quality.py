@@ -6,10 +6,12 @@ Files are read row by row. Measures that need many texts at once use an even sam
 from __future__ import annotations
 
 import random
+from bisect import bisect
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
+from math import ceil
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -101,14 +103,12 @@ def _describe(texts: Iterable[str]) -> dict[str, Any]:
 
 
 def _count_prompts(run: RunDir) -> dict[str, Any]:
-    sources: Counter[str] = Counter()
-    splits: Counter[str] = Counter()
-    types: Counter[str] = Counter()
+    sources, splits, types = Counter[str](), Counter[str](), Counter[str]()
     for prompt in stream_jsonl(run.jsonl("prompts"), Prompt):
         sources[prompt.source] += 1
         splits[prompt.split] += 1
-        if prompt.question_type:
-            types[prompt.question_type] += 1
+        types[prompt.question_type] += 1
+    del types[""]  # prompts without a type
     known = {t.name: 0 for t in run.constitution.question_types} if types else {}
     return {"sources": dict(sources), "splits": dict(splits), "question_types": known | dict(types)}
 
@@ -142,28 +142,16 @@ def verb_objects(tagged: Iterable[tuple[str, VerbObject]]) -> dict[str, Any]:
 
 def lengths(texts: Iterable[str]) -> dict[str, Any]:
     """Return number, 10th percentile, median, 90th percentile, maximum and histogram (`LENGTHS`) of words per text."""
-    counts = Counter(len(text.split()) for text in texts)
-    number = counts.total()
-    histogram = [0] * len(LENGTHS)
-    for words, n in counts.items():
-        histogram[max(0, sum(words >= start for start in LENGTHS) - 1)] += n
-    ordered = sorted(counts.items())
-
-    def quantile(fraction: float) -> int:
-        seen = 0
-        for words, n in ordered:
-            seen += n
-            if seen >= fraction * number:
-                return words
-        return 0
-
+    counts = sorted(len(text.split()) for text in texts)
+    bins = Counter(max(0, bisect(LENGTHS, words) - 1) for words in counts)
+    low, median, high = (counts[ceil(fraction * len(counts)) - 1] if counts else 0 for fraction in (0.1, 0.5, 0.9))
     return {
-        "texts": number,
-        "low": quantile(0.1),
-        "median": quantile(0.5),
-        "high": quantile(0.9),
-        "longest": ordered[-1][0] if ordered else 0,
-        "histogram": histogram,
+        "texts": len(counts),
+        "low": low,
+        "median": median,
+        "high": high,
+        "longest": counts[-1] if counts else 0,
+        "histogram": [bins[at] for at in range(len(LENGTHS))],
     }
 
 

@@ -81,7 +81,7 @@ def _funnel(steps: list[dict[str, Any]]) -> Figure:
     bars = []
     for s in steps:
         number = f"{s['kept']:,} human-written" if s["human"] else f"{s['kept']:,} of {s['rows_in']:,}"
-        bars.append(charts.Bar(s["title"], number, s["kept"], s["lost"], s["human"]))
+        bars.append((s["title"], number, s["kept"], s["lost"], s["human"]))
     rows = [(s["title"], s["rows_in"], s["kept"], s["lost"]) for s in steps]
     last = steps[-1]
     text = f"{len(steps)} steps; the last one, {last['title']}, keeps {last['kept']:,} of {last['rows_in']:,}."

@@ -97,18 +97,15 @@ class _Examples:
         unusual_length = len(row.response.split()) not in _WORDS
         for rank, number in enumerate(row.principles):
             best = self._best.setdefault(number, [])
-            key = (rank, len(row.principles), unusual_length, position)
-            if len(best) == _CANDIDATES and key > best[-1][0]:
-                continue
-            best.append((key, row))
+            best.append(((rank, len(row.principles), unusual_length, position), row))
             best.sort(key=lambda entry: entry[0])
             del best[_CANDIDATES:]
 
     def take(self, number: int) -> dict[str, Any] | None:
         """Return an example of that principle; None if no response cites it."""
-        rows = [row for _, row in self._best.get(number, [])]
-        if not rows:
+        if number not in self._best:
             return None
+        rows = [row for _, row in self._best[number]]
         row = next((r for r in rows if r.id not in self._used), rows[0])
         self._used.add(row.id)
         return {

@@ -176,21 +176,11 @@ def training(stages: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 "examples": stage["kept"],
                 **{key: notes.get(key) for key in numbers},
                 "parity": notes.get("parity") or {},
-                "curve": _points(notes.get("curve"), 3),
-                "heldout": _points(notes.get("heldout"), 2),
+                "curve": notes.get("curve") or [],
+                "heldout": notes.get("heldout") or [],
             }
         )
     return records
-
-
-def _points(value: object, width: int) -> list[list[float]]:
-    """Return the valid points of a curve, since an old or edited ledger may contain other values."""
-    rows = value if isinstance(value, list) else []
-    return [
-        list(row)
-        for row in rows
-        if isinstance(row, list) and len(row) == width and all(type(v) in (int, float) for v in row)
-    ]
 
 
 def plan_and_actual(run: RunDir, stages: list[dict[str, Any]]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from selfalign.evaluation.tasks.probes import Total
 from selfalign.planning.terminal import new_table
 from selfalign.report.data_quality import Row
 from selfalign.report.run_summary import plan_and_actual
-from selfalign.report.scores import folded, p_text, score_text, title, verdict
+from selfalign.report.scores import groups, score_text
 from selfalign.report.side_by_side import side_by_side
 from selfalign.report.status import status
 from selfalign.run.directory import RunDir
@@ -205,21 +205,14 @@ def _scores_table(scores: list[dict[str, Any]], narrow: bool) -> Table:
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("95 % interval", no_wrap=True)
     table.add_column("paired difference")
-    heading, model = "", ""
-    for score in folded(scores):
-        benchmark, measure = score["benchmark"], score["measure"]
-        if "/" in benchmark:
-            continue
-        name = measure if benchmark == "heldout" else f"{title(benchmark)}: {measure}"
-        if name != heading:
-            heading, model = name, ""
-            table.add_row(escape(plain(name)))
-        value, interval, difference = score_text(score)
-        cells = (
-            ("", "", "", "") if score["model"] == model else (f"  {score['model']}", str(score["n"]), value, interval)
-        )
-        model = score["model"]
-        table.add_row(*cells, difference.replace(" (", "\n(") if narrow else difference)
+    for group in groups(scores):
+        for measure in group["measures"]:
+            heading = measure["name"] if group["benchmark"] == "heldout" else f"{group['title']}: {measure['name']}"
+            table.add_row(escape(plain(heading)))
+            for row in measure["rows"]:
+                value, interval, difference = score_text(row, measure["unit"])
+                cells = ("",) * 4 if row["repeat"] else (f"  {row['label']}", str(row["n"]), value, interval)
+                table.add_row(*cells, difference.replace(" (", "\n(") if narrow else difference)
     return table
 
 
@@ -259,32 +252,33 @@ def show_probes(answers: list[ProbeAnswer], totals: list[Total], fake: bool) -> 
 def show_benchmarks(scores: Sequence[Score]) -> None:
     """Print a table for each benchmark and measure, with intervals and paired differences; subsets as values only."""
     console = stdout_console()
-    rows = folded([asdict(s) for s in scores])
-    for name, measure in dict.fromkeys((r["benchmark"], r["measure"]) for r in rows if "/" not in r["benchmark"]):
-        console.print(f"[bold]{escape(plain(name))}[/bold]  {escape(plain(measure))}", soft_wrap=True)
-        table = new_table()
-        for column in ("model", "prompt"):
-            table.add_column(column, overflow="fold")
-        for column in ("n", "value"):
-            table.add_column(column, justify="right", no_wrap=True)
-        table.add_column("95 % interval", no_wrap=True)
-        table.add_column("pairs" if measure.startswith(WIN_RATE) else "paired difference", ratio=1)
-        previous = ("", "")
-        for row in (r for r in rows if (r["benchmark"], r["measure"]) == (name, measure)):
-            value, interval, difference = score_text(row)
-            model = (row["model"], row["prompt"])
-            cells = ("",) * 5 if model == previous else (*model, str(row["n"]), value, interval)
-            table.add_row(*(escape(plain(cell)) for cell in (*cells, _comparison(row, difference))))
-            previous = model
-        console.print(table)
-        _show_subsets(console, [r for r in rows if r["benchmark"].startswith(f"{name}/") and r["measure"] == measure])
-        console.print()
+    for group in groups([asdict(score) for score in scores]):
+        for measure in group["measures"]:
+            console.print(
+                f"[bold]{escape(plain(group['benchmark']))}[/bold]  {escape(plain(measure['name']))}", soft_wrap=True
+            )
+            console.print(_measure_table(measure))
+            rows = [row for subset in group["subsets"] for row in subset["rows"]]
+            _show_subsets(console, [row for row in rows if row["measure"] == measure["name"]])
+            console.print()
 
 
-def _comparison(row: dict[str, Any], difference: str) -> str:
-    """Return verdict, difference (or counts of pairs) and p, as in the report."""
-    details = ", ".join(filter(None, (difference, p_text(row))))
-    return ": ".join(filter(None, (verdict(row), details)))
+def _measure_table(measure: dict[str, Any]) -> Table:
+    """Return a row for each model; its last cell has verdict, difference (or counts of pairs) and p, as the report."""
+    table = new_table()
+    for column in ("model", "prompt"):
+        table.add_column(column, overflow="fold")
+    for column in ("n", "value"):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("95 % interval", no_wrap=True)
+    table.add_column("pairs" if measure["name"].startswith(WIN_RATE) else "paired difference", ratio=1)
+    for row in measure["rows"]:
+        value, interval, difference = score_text(row, measure["unit"])
+        cells = ("",) * 5 if row["repeat"] else (row["model"], row["prompt"], str(row["n"]), value, interval)
+        details = ", ".join(filter(None, (difference, row["p_text"])))
+        comparison = ": ".join(filter(None, (row["verdict"], details)))
+        table.add_row(*(escape(plain(cell)) for cell in (*cells, comparison)))
+    return table
 
 
 def _show_subsets(console: Console, rows: Sequence[dict[str, Any]]) -> None:
