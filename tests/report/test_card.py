@@ -68,17 +68,24 @@ def test_adapter_card_has_exactly_the_expected_yaml(default_constitution: Consti
 
 
 @pytest.mark.parametrize("form", ["adapter", "merged", "gguf-adapter", "gguf"])
-def test_export_cards_are_valid_on_the_hub(default_constitution: Constitution, form: str) -> None:
+def test_export_cards_are_valid_on_the_hub_and_show_how_to_load(default_constitution: Constitution, form: str) -> None:
     from huggingface_hub import ModelCard
 
     texts = default_constitution.model_copy(update={"language": "no"})  # which YAML would read as false
-    data = ModelCard(export_card(base(), texts, form, "f16")).data.to_dict()
+    text = export_card(base(), texts, form, "q8_0" if form == "gguf" else "")
+    data = ModelCard(text).data.to_dict()
     adapter = "adapter" in form
     assert data["library_name"] == {"adapter": "peft", "merged": "transformers"}.get(form, "gguf")
     assert data["base_model"] == "owner/name" and data["base_model_relation"] == ("adapter" if adapter else "finetune")
     assert data["license"] == "other" and data["license_name"] == "terms-of-the-base-model"
     assert data["pipeline_tag"] == "text-generation" and data["language"] == ["no"]
     assert set(data["tags"]) >= {"self-align"} and ("lora" in data["tags"]) == adapter
+    assert "The user provided the prompts;" in text
+    expected = {
+        "adapter": "PeftModel.from_pretrained", "merged": 'AutoModelForCausalLM.from_pretrained(".")',
+        "gguf-adapter": "--lora adapter.gguf", "gguf": "ollama create alma -f Modelfile",
+    }  # fmt: skip
+    assert expected[form] in text and "Same." in text and text.count("```") == 2
 
 
 def test_embedded_model_has_its_hub_name(default_constitution: Constitution) -> None:
@@ -107,14 +114,3 @@ def test_counts_and_scores_are_tables(default_constitution: Constitution) -> Non
     row = ("heldout: loss", "final", "36", "1.328", "1.224 to 1.440", "-0.4 vs base (-0.5 to -0.3)")
     table = model_card.scores_section([row])
     assert "| heldout: loss | final | 36 | 1.328 | 1.224 to 1.440 | -0.4 vs base (-0.5 to -0.3) |" in table
-
-
-@pytest.mark.parametrize("form", ["adapter", "merged", "gguf-adapter", "gguf"])
-def test_export_card_shows_how_to_load_each_form(default_constitution: Constitution, form: str) -> None:
-    text = export_card(base(), default_constitution, form, "q8_0" if form == "gguf" else "")
-    assert "The user provided the prompts;" in text
-    expected = {
-        "adapter": "PeftModel.from_pretrained", "merged": 'AutoModelForCausalLM.from_pretrained(".")',
-        "gguf-adapter": "--lora adapter.gguf", "gguf": "ollama create alma -f Modelfile",
-    }  # fmt: skip
-    assert expected[form] in text and "Same." in text and text.count("```") == 2

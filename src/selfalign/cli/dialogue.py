@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from selfalign.data.prompt_text import Pieces, Turn, replace_surrogates
 from selfalign.data.records import to_json
@@ -35,17 +36,6 @@ HELP = """\
 /help, /quit       Ctrl-D also ends the dialogue; Ctrl-C ends a response"""
 
 
-@dataclass(frozen=True)
-class Exchange:
-    """The last message, with the dialogue before it, and the responses to it."""
-
-    turns: tuple[Turn, ...]
-    system_prompt: PromptKind
-    seed: int
-    responses: dict[str, str]
-    """Model -> its response."""
-
-
 @dataclass
 class Dialogue:
     """A dialogue with the models of a run.
@@ -66,7 +56,10 @@ class Dialogue:
     turns: list[Turn] = field(default_factory=list)
     rounds: int = 0
     """Number of messages sent; each has another seed."""
-    last: Exchange | None = None
+    last: dict[str, Any] = field(default_factory=dict)
+    """What a mark on a response to the last message records, except the response."""
+    responses: dict[str, str] = field(default_factory=dict)
+    """Model -> its response to the last message."""
 
     def respond(self, model: str, show: Callable[[str], None]) -> tuple[str, tuple[str, ...]]:
         """Generate the model's response, and pass each part to `show` as it arrives.
@@ -245,7 +238,7 @@ def _command(dialogue: Dialogue, text: str) -> None:
         _withdraw(dialogue, argument)
     elif name == "new":
         dialogue.turns.clear()
-        dialogue.last = None
+        dialogue.responses.clear()
         say("a new dialogue", "dim")
     elif name == "save":
         _save(dialogue, argument)
@@ -267,42 +260,35 @@ def _undo(dialogue: Dialogue, retry: bool) -> None:
             if len(dialogue.turns) == length:  # there was no response, or it was stopped before it began
                 dialogue.turns += removed
     else:
-        dialogue.last = None
+        dialogue.responses.clear()
         dialogue.context.screen.say(f"removed: {message}", "dim")
 
 
 def _mark(dialogue: Dialogue, verdict: str, text: str) -> None:
     """Mark a response to the last message. If there are several, the first word of the text is a number or a model."""
-    last, sampling, run = dialogue.last, dialogue.sampling, dialogue.context.run
-    if last is None:
+    run, names, name, note = dialogue.context.run, list(dialogue.responses), "", text
+    if not names:
         raise UserError("there is no response to mark")
-    names, note = list(last.responses), text
-    name = names[0]
-    if len(names) > 1:
+    if len(names) == 1:
+        name = names[0]
+    else:
         word, _, note = text.partition(" ")
         by_number = {str(number): model for number, model in enumerate(names, 1)}
-        if word not in names and word not in by_number:
+        if (name := by_number.get(word, word)) not in names:
             choices = ", ".join(f"{number} {model}" for number, model in by_number.items())
             raise UserError(f"which response? /{verdict} 2 NOTE: {choices}")
-        name = by_number.get(word, word)
-    mark = feedback.mark(
-        run,
-        {
-            "verdict": verdict, "note": note, "source": "chat", "model": name, "prompt": last.system_prompt,
-            "turns": [{"role": turn.role, "content": turn.text} for turn in last.turns],
-            "answer": last.responses[name],
-            "settings": {
-                "temperature": sampling.temperature, "top_p": sampling.top_p,
-                "max_new_tokens": sampling.max_new_tokens, "seed": last.seed,
-            },
-        },
-    )  # fmt: skip
+    answer = dialogue.responses[name]
+    mark = feedback.mark(run, {**dialogue.last, "verdict": verdict, "note": note, "model": name, "answer": answer})
     with_note = f", with the note: {mark.note}" if mark.note else ""
     dialogue.context.screen.say(
         f"marked {verdict}: the response of {name}{with_note} (mark {len(feedback.read(run))}). Nothing is trained on "
         f"marks; `selfalign constitution suggest {run.path}` lists them",
         "dim",
     )
+
+
+def _messages(dialogue: Dialogue) -> list[dict[str, str]]:
+    return [{"role": turn.role, "content": turn.text} for turn in dialogue.turns]
 
 
 def _list_marks(dialogue: Dialogue) -> None:
@@ -328,8 +314,7 @@ def _save(dialogue: Dialogue, target: str) -> None:
         raise UserError("/save needs a file, as in /save talk.jsonl")
     if not dialogue.turns:
         raise UserError("the dialogue is empty")
-    messages = [{"role": turn.role, "content": turn.text} for turn in dialogue.turns]
-    talk = {"messages": messages, "model": dialogue.model, "prompt": dialogue.system_prompt}
+    talk = {"messages": _messages(dialogue), "model": dialogue.model, "prompt": dialogue.system_prompt}
     talk["run"] = dialogue.context.run.path.name
     try:
         path = Path(target).expanduser().resolve()  # an atomic write would replace a link
@@ -349,7 +334,14 @@ def _send(dialogue: Dialogue, message: str, heads: bool) -> None:
     """
     label, screen = dialogue.context.run.constitution.assistant.name, dialogue.context.screen
     dialogue.turns.append(Turn("user", message))
-    turns, responses = tuple(dialogue.turns), dict[str, str]()
+    sampling, responses = dialogue.sampling, dict[str, str]()
+    last = {
+        "source": "chat", "prompt": dialogue.system_prompt, "turns": _messages(dialogue),
+        "settings": {
+            "temperature": sampling.temperature, "top_p": sampling.top_p, "max_new_tokens": sampling.max_new_tokens,
+            "seed": dialogue.seed + dialogue.rounds,
+        },
+    }  # fmt: skip
     try:
         for model in list(dialogue.models) if dialogue.compare else [dialogue.model]:
             if heads:
@@ -363,7 +355,7 @@ def _send(dialogue: Dialogue, message: str, heads: bool) -> None:
     except UserError:
         dialogue.turns.pop()
         raise
-    dialogue.last = Exchange(turns, dialogue.system_prompt, dialogue.seed + dialogue.rounds, responses)
+    dialogue.last, dialogue.responses = last, responses
     dialogue.rounds += 1
     response = responses.get(dialogue.model, "")
     if response or not STOP.is_set:

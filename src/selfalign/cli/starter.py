@@ -17,9 +17,7 @@ def make_folder(folder: Path) -> None:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError):
-        raise UserError(f"{folder} cannot be created: a file has that name; use another folder") from None
-    except OSError as error:
+    except OSError as error:  # also "File exists", if a file has that name
         raise UserError(f"{folder} cannot be created ({error.strerror}); use another folder") from None
 
 

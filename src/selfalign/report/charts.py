@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from selfalign.report.plots import ACCENT, INK, LINE, PAPER, SIZE, SMALL, SOFT, Canvas, canvas, clip
+from selfalign.report.plots import ACCENT, INK, LINE, PAPER, SIZE, SMALL, SOFT, Canvas, clip
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -32,7 +32,7 @@ MODEL_STYLES: dict[str, Style] = {
 def funnel(bars: Sequence[tuple[str, str, float, float, bool]]) -> Canvas:
     """Draw a bar for each (label, number, kept, lost, outlined), with its label above: kept in colour, lost pale."""
     pitch, thick = 36, 9
-    drawn = canvas(WIDTH, pitch * len(bars) + 4)
+    drawn = Canvas(WIDTH, pitch * len(bars) + 4)
     axes = drawn.whole()
     longest = max((kept + lost for _, _, kept, lost, _ in bars), default=0) or 1
     for at, (label, number, *sizes, outlined) in enumerate(bars):
@@ -42,7 +42,7 @@ def funnel(bars: Sequence[tuple[str, str, float, float, bool]]) -> Canvas:
         kept, lost = (WIDTH * n / longest for n in sizes)
         if outlined:
             width = max(kept - 1, 1)
-            axes.barh(top + 23, width, thick - 1, left=0.5, color=PAPER, edgecolor=SOFT, linewidth=1)
+            axes.barh(top + 22.5, width, thick - 1, left=0.5, color=PAPER, edgecolor=SOFT, linewidth=1)
             continue
         axes.barh(top + 22.5, max(kept, 1.5), thick, color=ACCENT)
         if lost:
@@ -76,7 +76,7 @@ def _rows(drawn: Canvas, margins: tuple[int, int, int, int], labels: Sequence[st
 def dumbbells(labels: Sequence[str], series: Sequence[tuple[str, Style, Sequence[float]]], axis: str) -> Canvas:
     """Draw a row for each label with a marker for each series (percent), joined by a line."""
     pitch, side = 19, 158
-    drawn = canvas(WIDTH, pitch * len(labels) + 62)
+    drawn = Canvas(WIDTH, pitch * len(labels) + 62)
     _legend(drawn.whole(), [(name, style, "") for name, style, _ in series])
     highest = max((v for _, _, values in series for v in values), default=0)
     axes = _rows(drawn, (side, 24, 12, 36), [clip(label, 27) for label in labels], highest)
@@ -97,7 +97,7 @@ def matrix(rows: Sequence[str], columns: Sequence[str], values: Sequence[Sequenc
     side, head, right = 150, 12 + _LETTER * min(24, max(map(len, columns), default=0)), 4
     cell = min(22.0, (WIDTH - side - right) / max(1, len(columns)))
     height = min(cell, 17.0)
-    drawn = canvas(WIDTH, round(head + height * len(rows) + 6))
+    drawn = Canvas(WIDTH, round(head + height * len(rows) + 6))
     axes = drawn.whole()
     largest = max((v for row in values for v in row), default=0) or 1
     for at, column in enumerate(columns):
@@ -117,41 +117,36 @@ def matrix(rows: Sequence[str], columns: Sequence[str], values: Sequence[Sequenc
 def sunburst(tree: Sequence[tuple[str, Sequence[tuple[str, int]]]]) -> Canvas:
     """Draw an inner ring of names, sized by the sum of their parts, and the parts around them."""
     size = 420
-    drawn = canvas(size, size)
+    drawn = Canvas(size, size)
     axes = drawn.axes(0, 0, 0, 0, projection="polar")
     axes.set_axis_off()
     axes.set_theta_offset(math.pi / 2)  # type: ignore[attr-defined]
     axes.set_theta_direction(-1)  # type: ignore[attr-defined]
     axes.set_ylim(0, 1)
+
+    def wedge(start: float, width: float, bottom: float, depth: float, shade: float, label: str, ink: str) -> None:
+        middle, radius = start + width / 2, bottom + depth / 2
+        axes.bar(middle, depth, width, bottom, color=ACCENT, alpha=shade, edgecolor=PAPER, linewidth=1)
+        if width * radius * size / 2 < SMALL:  # too small for a line of text
+            return
+        degrees = 90 - math.degrees(middle)
+        turned = degrees if -90 <= degrees <= 90 else degrees + 180
+        axes.text(
+            middle, radius, clip(label, int(depth * size / 2 / _LETTER) - 1), rotation=turned, ha="center", va="center",
+            color=ink, fontsize=SMALL, rotation_mode="anchor",
+        )  # fmt: skip
+
     total = sum(n for _, parts in tree for _, n in parts) or 1
     start = 0.0
     for at, (name, parts) in enumerate(tree):
         width = sum(n for _, n in parts) / total * 2 * math.pi
         shade = (0.95, 0.78)[at % 2]
-        _wedge(axes, start, width, 0.24, 0.37, shade, name, PAPER, size)
+        wedge(start, width, 0.24, 0.37, shade, name, PAPER)
         for part, number in parts:
             span = number / total * 2 * math.pi
-            _wedge(axes, start, span, 0.61, 0.38, 0.26 if at % 2 else 0.34, part, INK, size)
+            wedge(start, span, 0.61, 0.38, 0.26 if at % 2 else 0.34, part, INK)
             start += span
     return drawn
-
-
-def _wedge(
-    axes: Axes, start: float, width: float, bottom: float, depth: float, shade: float, label: str, ink: str, size: int
-) -> None:
-    axes.bar(
-        start + width / 2, depth, width=width, bottom=bottom, color=ACCENT, alpha=shade, edgecolor=PAPER, linewidth=1
-    )
-    middle, radius = start + width / 2, bottom + depth / 2
-    if width * radius * size / 2 < SMALL:  # too small for a line of text
-        return
-    degrees = 90 - math.degrees(middle)
-    turned = degrees if -90 <= degrees <= 90 else degrees + 180
-    letters = int(depth * size / 2 / _LETTER) - 1
-    axes.text(
-        middle, radius, clip(label, letters), rotation=turned, ha="center", va="center", color=ink, fontsize=SMALL,
-        rotation_mode="anchor",
-    )  # fmt: skip
 
 
 def steps(
@@ -162,7 +157,7 @@ def steps(
     log: bool = False,
 ) -> Canvas:
     """Draw histograms over each other: (label, style, line style, percentage of each bin)."""
-    drawn = canvas(WIDTH, 232)
+    drawn = Canvas(WIDTH, 232)
     _legend(drawn.whole(), [(name, style, line) for name, style, line, _ in series])
     axes = drawn.axes(44, 26, 8, 40)
     if log:
@@ -205,7 +200,7 @@ def intervals(
         even: position of a line between better and worse.
     """
     pitch, side = 18, 132
-    drawn = canvas(WIDTH, pitch * len(rows) + 44)
+    drawn = Canvas(WIDTH, pitch * len(rows) + 44)
     axes = drawn.axes(side, 2, 14, 40)
     axes.set_ylim(len(rows) - 0.4, -0.6)
     known = [v for r in rows for v in (r.value, r.low, r.high) if v is not None]
@@ -243,7 +238,7 @@ def curves(train: Sequence[Sequence[float]], heldout: Sequence[Sequence[float]])
         train: [step, loss, learning rate] of each step.
         heldout: [step, loss].
     """
-    drawn = canvas(WIDTH, 262)
+    drawn = Canvas(WIDTH, 262)
     entries: list[tuple[str, Style, str]] = [("step", (SOFT, SOFT), "-"), ("mean of a tenth", (ACCENT, ACCENT), "-")]
     if heldout:
         entries.append(("held-out", (INK, PAPER), ""))
@@ -291,7 +286,7 @@ def running_mean(values: Sequence[float], width: int) -> list[float]:
 def plan_and_actual(rows: Sequence[tuple[str, float, float | None]]) -> Canvas:
     """Draw a bar of minutes for each stage, with a marker for the plan."""
     pitch, side = 22, 118
-    drawn = canvas(WIDTH, pitch * len(rows) + 64)
+    drawn = Canvas(WIDTH, pitch * len(rows) + 64)
     _legend(drawn.whole(), [("actual", (ACCENT, ACCENT), "-"), ("plan", (INK, PAPER), "")])
     highest = max((v for _, a, p in rows for v in (a, p or 0)), default=0)
     axes = _rows(drawn, (side, 24, 12, 38), [clip(label, 20) for label, _, _ in rows], highest)

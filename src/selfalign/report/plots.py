@@ -11,7 +11,6 @@ import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +18,6 @@ from selfalign.system.console import plain
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 INK, SOFT, LINE, ACCENT, PAPER = "#000001", "#000002", "#000003", "#000004", "#000005"
 """Placeholder colours, which become CSS variables in the SVG."""
@@ -32,13 +30,14 @@ _DPI = 72
 _NOT_XML = re.compile("[\ud800-\udfff\ufffe\uffff]")
 
 
-@dataclass(frozen=True, slots=True)
 class Canvas:
     """An empty figure; sizes are in pixels."""
 
-    figure: Figure
-    width: int
-    height: int
+    def __init__(self, width: int, height: int) -> None:
+        from matplotlib.figure import Figure
+
+        self.width, self.height = width, height
+        self.figure = Figure(figsize=(width / _DPI, height / _DPI), dpi=_DPI)
 
     def axes(self, left: float, top: float, right: float, bottom: float, projection: str | None = None) -> Axes:
         """Add axes with these margins, without frame, ticks and grid."""
@@ -84,13 +83,6 @@ def drawing() -> Iterator[None]:
     with matplotlib.rc_context(settings), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph")
         yield
-
-
-def canvas(width: int, height: int) -> Canvas:
-    """Return an empty figure of that size."""
-    from matplotlib.figure import Figure
-
-    return Canvas(Figure(figsize=(width / _DPI, height / _DPI), dpi=_DPI), width, height)
 
 
 def clip(text: str, most: int) -> str:

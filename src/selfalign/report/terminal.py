@@ -212,7 +212,8 @@ def _scores_table(scores: list[dict[str, Any]], narrow: bool) -> Table:
             for row in measure["rows"]:
                 value, interval, difference = score_text(row, measure["unit"])
                 cells = ("",) * 4 if row["repeat"] else (f"  {row['label']}", str(row["n"]), value, interval)
-                table.add_row(*cells, difference.replace(" (", "\n(") if narrow else difference)
+                shown = difference.replace(" (", "\n(") if narrow else difference
+                table.add_row(*(escape(plain(cell)) for cell in (*cells, shown)))
     return table
 
 
