@@ -42,6 +42,11 @@ class _Turn(Strict):
     role: Literal["user", "assistant"]
     content: Text
 
+    @property
+    def text(self) -> str:
+        """The text, by the name that a `Turn` has."""
+        return self.content
+
 
 class Feedback(Strict):
     """A mark on one response: a line of the file."""
