@@ -31,10 +31,7 @@ def show(plan: Plan) -> None:
     cache = f", {plan.cache_mb / 1000:.1f} GB for converted weights in the cache" if plan.cache_mb else ""
     console.print(f"{memory}Disk: {plan.disk_mb:,.0f} MB for the run{cache}. Concurrent requests: {plan.slots}.")
     if plan.seconds is not None:
-        console.print(
-            "Times are estimates based on the embedded model; a run prints plan and actual.",
-            style="dim",
-        )
+        console.print("Times are estimates based on the embedded model; a run prints plan and actual.", style="dim")
 
 
 def _plan_table(plan: Plan) -> Table:
@@ -56,7 +53,12 @@ def show_capacity(plan: Capacity) -> None:
     console = stdout_console()
     model = f"{plan.model} ({plan.parameters / 1e9:,.1f} B parameters, {plan.weights_gb:,.1f} GB in 16 bits)"
     console.print(escape(plain(f"{model} on {plan.cluster}\n")), soft_wrap=True)
-    console.print(_capacity_table(plan))
+    times = _range(plan.total("seconds_low"), plan.total("seconds_high"))
+    totals = ["all", "", "", "", "", duration(plan.total("seconds")), times, _hours(plan.total("gpu_hours"))]
+    table = new_table("stage", "requests", "tokens", "GPUs", "GB", "time", "from–to", "GPU-h", footer=totals)
+    for stage in plan.stages:
+        table.add_row(TITLES.get(stage.stage, stage.stage), *_capacity_cells(stage))
+    console.print(table)
     storage = sum(stage.storage_mb for stage in plan.stages) / 1e3
     console.print(
         "\nGPUs: replicas x GPUs per replica; for training, all GPUs. GB: memory of the fullest GPU. "
@@ -69,15 +71,6 @@ def show_capacity(plan: Capacity) -> None:
         "speeds from public figures (docs/capacity.md).",
         style="dim",
     )
-
-
-def _capacity_table(plan: Capacity) -> Table:
-    times = _range(plan.total("seconds_low"), plan.total("seconds_high"))
-    totals = ["all", "", "", "", "", duration(plan.total("seconds")), times, _hours(plan.total("gpu_hours"))]
-    table = new_table("stage", "requests", "tokens", "GPUs", "GB", "time", "from–to", "GPU-h", footer=totals)
-    for stage in plan.stages:
-        table.add_row(TITLES.get(stage.stage, stage.stage), *_capacity_cells(stage))
-    return table
 
 
 def _capacity_cells(stage: StageCapacity) -> list[str]:

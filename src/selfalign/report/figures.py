@@ -132,16 +132,16 @@ def _verbs(pairs: dict[str, Any]) -> Figure:
     return Figure("verbs", title, text, head, rows, lambda: charts.sunburst(tree))
 
 
-def _percentages(counts: Sequence[int]) -> list[float]:
-    return [100 * n / max(1, sum(counts)) for n in counts]
+def _series(histograms: dict[str, Sequence[int]]) -> list[tuple[str, Style, str, list[float]]]:
+    """Return the percentages of each histogram, with its style."""
+    return [
+        (name, *_KINDS.get(name, ((INK, INK), "-")), [100 * n / max(1, sum(counts)) for n in counts])
+        for name, counts in histograms.items()
+    ]
 
 
 def _lengths(lengths: dict[str, Any]) -> Figure:
-    series = [
-        (name, *_KINDS.get(name, ((INK, INK), "-")), _percentages(stats["histogram"]))
-        for name, stats in lengths.items()
-        if stats["texts"]
-    ]
+    series = _series({name: stats["histogram"] for name, stats in lengths.items() if stats["texts"]})
     rows = [
         (name, *(stats[k] for k in ("texts", "low", "median", "high", "longest"))) for name, stats in lengths.items()
     ]
@@ -152,20 +152,16 @@ def _lengths(lengths: dict[str, Any]) -> Figure:
 
 
 def _nearest(described: dict[str, Any]) -> Figure:
-    known = {name: d["similarity"] for name, d in described.items() if sum(d["similarity"]["nearest"])}
-    series = [(name, *_KINDS.get(name, ((INK, INK), "-")), _percentages(s["nearest"])) for name, s in known.items()]
-    bins = len(next(iter(known.values()))["nearest"])
+    known = {name: d["similarity"]["nearest"] for name, d in described.items() if sum(d["similarity"]["nearest"])}
+    series, bins = _series(known), len(next(iter(known.values())))
     edges = [i / bins for i in range(bins + 1)]
-    rows = [(f"{edges[i]:.1f} to {edges[i + 1]:.1f}", *(s["nearest"][i] for s in known.values())) for i in range(bins)]
-    text = "; ".join(f"{name}: {_half(s['nearest'])} % have a neighbour at 0.5 or more" for name, s in known.items())
+    rows = [(f"{edges[i]:.1f} to {edges[i + 1]:.1f}", *(nearest[i] for nearest in known.values())) for i in range(bins)]
+    halves = {name: round(100 * sum(nearest[bins // 2 :]) / sum(nearest)) for name, nearest in known.items()}
+    text = "; ".join(f"{name}: {half} % have a neighbour at 0.5 or more" for name, half in halves.items())
     return Figure(
         "nearest", "Similarity to the nearest other text", f"{text}.", ("ROUGE-L", *known), rows,
         lambda: charts.steps(series, edges, "ROUGE-L F1 with the nearest other text", (0, 0.2, 0.4, 0.6, 0.8, 1)),
     )  # fmt: skip
-
-
-def _half(nearest: Sequence[int]) -> int:
-    return round(100 * sum(nearest[len(nearest) // 2 :]) / max(1, sum(nearest)))
 
 
 def _scores(number: int, group: dict[str, Any]) -> Iterator[Figure]:
