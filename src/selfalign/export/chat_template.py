@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from importlib import resources
 
 from selfalign.constitution import Constitution
 from selfalign.data.prompt_text import BOS, Turn
@@ -35,31 +36,19 @@ def jinja(template: Template, system: str, label: str, starts_with_bos: bool) ->
         label: the assistant's name, for plain-text turns.
         starts_with_bos: whether the tokenizer adds a start token; llama.cpp removes a duplicate.
     """
-    assistant = _jinja(template.assistant.format(name=label))
     # Templates with role tokens have no system turn: the system prompt is part of the first user turn.
     lead = "{{- ns.lead }}{%- set ns.lead = '' %}"
-    lines = [
-        f"{{%- set ns = namespace(lead={_jinja(system)}) %}}",
-        "{%- if messages and messages[0]['role'] == 'system' and messages[0]['content'] | trim %}",
-        "{%- set ns.lead = messages[0]['content'] | trim %}",
-        "{%- endif %}",
-        f"{{%- set ns.lead = ns.lead ~ {_jinja(_SEPARATOR)} %}}",
-        "{{- bos_token }}" if starts_with_bos else "",
-        "" if template.control else lead,
-        "{%- for message in messages %}",
-        "{%- if message['role'] == 'user' %}",
-        f"{{{{- {_jinja(template.user)} }}}}{lead if template.control else ''}",
-        f"{{{{- message['content'] | trim }}}}{{{{- {_jinja(template.user_end)} }}}}",
-        "{%- elif message['role'] == 'assistant' %}",
-        f"{{{{- {assistant} }}}}{{{{- {_jinja(template.space)} }}}}{{{{- message['content'] | trim }}}}",
-        f"{{{{- {_jinja(template.end)} }}}}{{{{- {_jinja(template.after)} }}}}",
-        "{%- elif not (message['role'] == 'system' and loop.first) %}",
-        "{{- raise_exception('only user and assistant messages are supported, after an optional system message') }}",
-        "{%- endif %}",
-        "{%- endfor %}",
-        f"{{%- if add_generation_prompt %}}{{{{- {assistant} }}}}{{%- endif %}}",
-    ]
-    return "\n".join(line for line in lines if line)
+    texts = {
+        "SYSTEM": system, "SEPARATOR": _SEPARATOR, "USER": template.user, "USER_END": template.user_end,
+        "ASSISTANT": template.assistant.format(name=label), "SPACE": template.space, "END": template.end,
+        "AFTER": template.after,
+    }  # fmt: skip
+    values = {name: _jinja(text) for name, text in texts.items()}
+    values["BOS"] = "{{- bos_token }}" if starts_with_bos else ""
+    values |= {"FIRST": "", "IN_TURN": lead} if template.control else {"FIRST": lead, "IN_TURN": ""}
+    source = (resources.files("selfalign") / "assets/chat_template.jinja").read_text("utf-8")
+    filled_in = re.sub("@([A-Z_]+)@", lambda name: values[name[1]], source)
+    return "\n".join(line for line in filled_in.split("\n") if line)
 
 
 def _jinja(text: str) -> str:

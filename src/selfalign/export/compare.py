@@ -8,7 +8,7 @@ also be closer to the trained model than to the base, which detects a lost or wr
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -39,7 +39,7 @@ class Reading:
 
     def changed(self) -> float:
         """Return the fraction of positions at which training changed the most likely token."""
-        return 1 - agreement(_top_tokens(self.trained), _top_tokens(self.base))
+        return 1 - agreement(most_likely(self.trained)[0], most_likely(self.base)[0])
 
     def distances(self, tops: list[int], logprobs: list[float]) -> tuple[float, float]:
         """Return the mean differences of the tokens' log-probabilities from the trained model's and from the base's.
@@ -99,21 +99,22 @@ class Comparison:
         return f"{text}; training changed {self.changed:.1%} of the tokens"
 
 
+def most_likely(logprobs: torch.Tensor) -> tuple[list[int], list[float]]:
+    """Return the most likely token at each position, and its log-probability."""
+    values, tops = logprobs.max(-1)
+    return tops.tolist(), values.tolist()
+
+
 def exact(reading: Reading, logprobs: torch.Tensor, loaded_with: str) -> Comparison:
     """Compare an export in float32, which should compute the same as the trained model."""
-    tops = _top_tokens(logprobs)
-    same = agreement(_top_tokens(reading.trained), tops)
     largest = float((logprobs - reading.trained).abs().max())
+    comparison = rounded(reading, *most_likely(logprobs), loaded_with, None, largest)
     faults = []
-    if same < _EXACT_AGREEMENT:
+    if (same := comparison.agreement) < _EXACT_AGREEMENT:
         faults.append(f"it agrees with the trained model on {same:.1%} of the tokens, less than 99 %")
     if not largest <= _EXACT_DIFFERENCE:
         faults.append(f"a log-probability differs by {largest:.3g}, more than {_EXACT_DIFFERENCE}")
-    distance, distance_base = reading.distances(tops, logprobs.max(-1).values.tolist())
-    return Comparison(
-        loaded_with, len(tops), same, _EXACT_AGREEMENT, None, reading.changed(), distance, _EXACT_DIFFERENCE,
-        distance_base, None, largest, tuple(faults),
-    )  # fmt: skip
+    return replace(comparison, at_least=_EXACT_AGREEMENT, at_most=_EXACT_DIFFERENCE, faults=tuple(faults))
 
 
 def rounded(
@@ -131,12 +132,12 @@ def rounded(
         logprobs: their log-probabilities; nan if unknown.
         base: the same two lists for the base in this form; None if there is no such base.
     """
-    same = agreement(_top_tokens(reading.trained), tops)
+    same = agreement(most_likely(reading.trained)[0], tops)
     distance, distance_base = reading.distances(tops, logprobs)
     least, most = _DEFAULT_AGREEMENT, _MAX_DISTANCE_RATIO * distance_base
     agreement_base = own_distance = None
     if base is not None:
-        agreement_base = agreement(_top_tokens(reading.base), base[0])
+        agreement_base = agreement(most_likely(reading.base)[0], base[0])
         own_distance = reading.distances(*base)[1]
         least = agreement_base - _LESS_AGREEMENT
         most = min(most, _NOISE * own_distance + _ROUNDING)
@@ -152,7 +153,3 @@ def rounded(
         loaded_with, len(tops), same, least, agreement_base, reading.changed(), distance, most, distance_base,
         own_distance, largest, tuple(faults),
     )  # fmt: skip
-
-
-def _top_tokens(logprobs: torch.Tensor) -> list[int]:
-    return [int(token) for token in logprobs.argmax(-1)]

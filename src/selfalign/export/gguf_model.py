@@ -17,6 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import gguf
+import numpy as np
+
 from selfalign.errors import UserError
 from selfalign.model import gguf_adapter
 from selfalign.system import atomic
@@ -59,8 +62,6 @@ def write(
         UserError: the base is split, has another byte order or an unsupported type, or lacks a tensor that the adapter
             changes.
     """
-    import gguf
-
     reader = gguf.GGUFReader(str(base))
     if reader.endianess != gguf.GGUFEndian.LITTLE:
         raise UserError(f"{base} has a different byte order from this machine: convert it with llama.cpp first")
@@ -109,8 +110,6 @@ class _Deltas:
 
 
 def _write_metadata(reader: Any, writer: Any, weight_type: WeightType, metadata: Metadata) -> None:
-    import gguf
-
     for key, field in reader.fields.items():
         if key.startswith(_DROPPED):
             continue
@@ -135,15 +134,11 @@ def _write_metadata(reader: Any, writer: Any, weight_type: WeightType, metadata:
 
 def _keeps_float32(reader: Any) -> bool:
     """Return whether float32 matrices stay float32: only if the embeddings have another type, so it is deliberate."""
-    import gguf
-
     float32 = gguf.GGMLQuantizationType.F32
     return not any(t.name == "token_embd.weight" and t.tensor_type == float32 for t in reader.tensors)
 
 
 def _new_type(tensor: Any, weight_type: WeightType, keeps_float32: bool) -> Any:
-    import gguf
-
     types = gguf.GGMLQuantizationType
     if len(tensor.shape) < 2 or (tensor.tensor_type == types.F32 and keeps_float32):
         return types.F32
@@ -153,9 +148,6 @@ def _new_type(tensor: Any, weight_type: WeightType, keeps_float32: bool) -> Any:
 
 def _stored(shape: list[int], ggml_type: Any) -> tuple[Any, int]:
     """Return the numpy type and the size in bytes of a tensor of this shape."""
-    import gguf
-    import numpy as np
-
     block, size = gguf.GGML_QUANT_SIZES[ggml_type]
     # For these types `add_tensor_info` takes the shape in elements; only for uint8 it takes bytes.
     dtype = np.dtype(np.float32 if ggml_type == gguf.GGMLQuantizationType.F32 else np.float16)
@@ -164,9 +156,6 @@ def _stored(shape: list[int], ggml_type: Any) -> tuple[Any, int]:
 
 def _converted(tensor: Any, ggml_type: Any, delta: Callable[[int, int], Any] | None, base: Path) -> Any:
     """Return the tensor in its new type, with the adapter's terms added."""
-    import gguf
-    import numpy as np
-
     if tensor.tensor_type == ggml_type and delta is None:
         return tensor.data
     rows = tensor.data.reshape(-1, tensor.data.shape[-1])

@@ -89,15 +89,10 @@ def write_merged(trained: TrainedModel, folder: Path, weight_type: str) -> Check
             parameter.data = parameter.data.to(merged_model.DTYPES[weight_type]).float()
         largest = float((logprobs - reading.trained).abs().max())
         loaded_with = f"torch ({weight_type} weights, float32 arithmetic)"
-        rounded_base = _most_likely(parity.torch_reads(base, spans))
-        comparison = compare.rounded(reading, *_most_likely(logprobs), loaded_with, rounded_base, largest)
+        rounded_base = compare.most_likely(parity.torch_reads(base, spans))
+        comparison = compare.rounded(reading, *compare.most_likely(logprobs), loaded_with, rounded_base, largest)
     _check_tokens(trained, lambda messages: merged_model.chat_ids(folder, messages), "transformers", checks)
     return checks.add(trained, comparison)
-
-
-def _most_likely(logprobs: Any) -> Predictions:
-    values, tops = logprobs.max(-1)
-    return tops.tolist(), values.tolist()
 
 
 def write_gguf_adapter(trained: TrainedModel, folder: Path, weight_type: str = "") -> Checks:

@@ -61,7 +61,6 @@ class Benchmarks:
         """Hash of an n-gram -> the first item that contains it."""
         self._exact: dict[str, int] = {}
         self._near = NoveltyIndex(rouge)
-        self._positions: dict[str, int] = {}
         self._length_ratio = rouge / (2 - rouge) - 1e-6
         """Two texts above the threshold have at least this ratio of lengths: see "Length" in docs/novelty.md."""
         self._longest = 0
@@ -83,7 +82,6 @@ class Benchmarks:
                 self._grams.setdefault(gram, number)
             if self._length_ratio < 1 and len(tokens(item)) <= _MAX_ROUGE_TOKENS:
                 self._near.accept(item)
-                self._positions[item] = number
                 self._longest = max(self._longest, len(tokens(item)))
 
     def add_file(self, path: Path) -> None:
@@ -113,7 +111,7 @@ class Benchmarks:
             if len(tokens(text)) * self._length_ratio > self._longest:
                 continue  # every item is too short
             if near := self._near.nearest(text):
-                return Hit(*self._items[self._positions[near.text]], f"ROUGE-L {near.score:.2f}")
+                return Hit(*self._items[self._exact[normalize(near.text)]], f"ROUGE-L {near.score:.2f}")
         return None
 
     def _ngrams(self, text: str) -> Iterator[int]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from functools import cache
+from importlib import resources
 from typing import Any, Literal
 
 from pydantic import Field, GetJsonSchemaHandler, model_validator
 from pydantic_core import CoreSchema
 
 from selfalign.quality.safety import RULES
-from selfalign.system.strict_yaml import Strict
+from selfalign.system.strict_yaml import Strict, parse_yaml
 
 
 class PromptFilter(Strict):
@@ -79,30 +81,6 @@ class ResponseFilter(Strict):
         return self
 
 
-_VERBOSE: dict[str, Any] = {"list_items": 12, "encyclopaedia": True}
-_PAPER: dict[str, Any] = {
-    "truncated": "trim",
-    "repeated_clause": "cut",
-    "sentence_repeats": 0,
-    "loop_share": 1.0,
-    "distinct_trigrams": 0.0,
-    "echo": 1.0,
-    "thoughts": False,
-    "refusals": 1.0,
-    "other_language": False,
-    "unsafe": [],
-}
-_BASES: dict[str, dict[str, Any]] = {
-    "default": {"prompts": {}, "responses": {}, "verbose": {**_VERBOSE, "new_words": 6}, "overlap": {}},
-    "paper": {
-        "prompts": {"placeholders": True},
-        "responses": {**_PAPER, "min_chars": 149, "sorry": True},
-        "verbose": {**_PAPER, **_VERBOSE, "min_chars_truncated": 128, "trim_after_cut": False},
-        "overlap": {},
-    },
-}
-
-
 class OverlapFilter(Strict):
     """The overlap of prompts and responses with the evaluation's benchmark files and the behaviour probes."""
 
@@ -110,6 +88,12 @@ class OverlapFilter(Strict):
     """Number of shared consecutive words that is an overlap; 0 disables the test."""
     rouge: float = Field(0.7, gt=0, le=1)
     """ROUGE-L F1 above which there is an overlap; 1 disables the test."""
+
+
+@cache
+def _bases() -> dict[str, dict[str, Any]]:
+    text = (resources.files("selfalign") / "assets/filters.yaml").read_text("utf-8")
+    return dict(parse_yaml(text, "filters.yaml"))
 
 
 class FilterSettings(Strict):
@@ -130,7 +114,7 @@ class FilterSettings(Strict):
     def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
         mapping = handler(core)
         mapping.pop("required")  # the base provides the other values
-        return {"anyOf": [{"enum": list(_BASES)}, mapping]}
+        return {"anyOf": [{"enum": list(_bases())}, mapping]}
 
     @model_validator(mode="before")
     @classmethod
@@ -140,7 +124,7 @@ class FilterSettings(Strict):
         if not isinstance(value, dict):
             return value
         name = value.get("base", "default")
-        base = _BASES.get(name, {}) if isinstance(name, str) else {}
+        base = _bases().get(name, {}) if isinstance(name, str) else {}
         merged = {k: v for k, v in value.items() if k not in base}
         for group, values in base.items():
             changes = value.get(group, {})

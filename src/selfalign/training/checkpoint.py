@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 
 from selfalign.system import atomic
 
@@ -43,8 +45,6 @@ class Checkpoint:
         Raises:
             Resumable: the disk is full.
         """
-        from safetensors.torch import save
-
         copies = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         text = json.dumps(record)
         metadata = {"key": self.key, "digest": _digest(copies, self.key, text), "record": text}
@@ -62,8 +62,6 @@ class Checkpoint:
         """
         if not self.path.exists():
             return None
-        from safetensors import SafetensorError, safe_open
-
         try:
             with safe_open(str(self.path), "pt") as file:
                 metadata = file.metadata() or {}
@@ -85,8 +83,6 @@ class Checkpoint:
 
 def saved_dtype(path: Path) -> str | None:
     """Return the dtype that a checkpoint's training computes in; None if the file is missing, damaged or names none."""
-    from safetensors import SafetensorError, safe_open
-
     try:
         with safe_open(str(path), "pt") as file:
             dtype = json.loads((file.metadata() or {}).get("record", "{}")).get("dtype")

@@ -34,18 +34,6 @@ def loss_tokens(rows: Sequence[Encoded]) -> int:
     return sum(sum(r.mask[1:]) for r in rows)
 
 
-def collate(rows: Sequence[Encoded]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Pad rows on the right.
-
-    Returns:
-        (token ids, attention mask, mask of the loss positions), each (B, T).
-    """
-    ids = pad_sequence([torch.tensor(r.ids) for r in rows], batch_first=True)
-    attention = pad_sequence([torch.ones(len(r.ids), dtype=torch.long) for r in rows], batch_first=True)
-    positions = pad_sequence([torch.tensor([*r.mask[1:], False]) for r in rows], batch_first=True)
-    return ids, attention, positions
-
-
 def hidden_at_loss(model: Any, rows: Sequence[Encoded], prefix: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the last hidden states at the loss positions, and the tokens to predict there.
 
@@ -60,7 +48,12 @@ def hidden_at_loss(model: Any, rows: Sequence[Encoded], prefix: int = 0) -> tupl
     body = causal_lm(model).model
     device = body.embed_tokens.weight.device
     suffixes = [Encoded(r.ids[prefix:], r.mask[prefix:]) for r in rows] if prefix else rows
-    ids, attention, positions = (t.to(device) for t in collate(suffixes))
+    columns = (
+        [torch.tensor(r.ids) for r in suffixes],
+        [torch.ones(len(r.ids), dtype=torch.long) for r in suffixes],
+        [torch.tensor([*r.mask[1:], False]) for r in suffixes],
+    )
+    ids, attention, positions = (pad_sequence(column, batch_first=True).to(device) for column in columns)
     cache: dict[str, Any] = {"use_cache": False}
     if prefix:
         keys = body(input_ids=torch.tensor([rows[0].ids[:prefix]], device=device), use_cache=True).past_key_values

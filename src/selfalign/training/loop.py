@@ -67,7 +67,9 @@ def train(
     trainer.resume()
     trainer.validate()
     while not trainer.done:
-        trainer.check_signal()
+        if STOP.is_set:
+            trainer.save(True)
+            STOP.check()
         loss = trainer.step()
         on_step(len(trainer.record.losses), len(trainer.batches), loss, trainer.record.tokens)
         trainer.validate()
@@ -283,12 +285,6 @@ class Trainer:
         return self.record
 
     # -- checkpoints ---------------------------------------------------------------------------------------------
-
-    def check_signal(self) -> None:
-        """Save the state and raise Interrupted if a signal arrived."""
-        if STOP.is_set:
-            self.save(True)
-            STOP.check()
 
     def save(self, now: bool) -> None:
         """Save the state if `now`, or if the last save is at least `checkpoint_seconds` ago."""

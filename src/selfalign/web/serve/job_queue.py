@@ -113,9 +113,8 @@ class JobQueue:
             wait = retry_after(self.active, self.slots, self._durations)
             message = "all slots are busy and the queue is full"
             raise RequestError(429, message, "rate_limit_error", code="queue_full", retry_after=wait)
-        group = JobGroup(asyncio.get_running_loop(), len(jobs))
+        group = JobGroup(asyncio.get_running_loop(), len(jobs), self._groups)
         self._groups.add(group)
-        group.on_end = lambda: self._groups.discard(group)
         for index, job in enumerate(jobs):
             self.active += 1
             future = self._pool.submit(self._run, group, index, job)
@@ -204,10 +203,10 @@ class JobQueue:
 class JobGroup:
     """The jobs of one request. Iterate over the group to get their events."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, jobs: int) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, jobs: int, groups: set[JobGroup]) -> None:
         self.loop = loop
         self.futures: list[Future[None]] = []
-        self.on_end: Callable[[], None] = lambda: None
+        self._groups = groups
         self._jobs = jobs
         self._cancelled = threading.Event()
         self._events: asyncio.Queue[Event | RequestError | None] = asyncio.Queue()
@@ -228,7 +227,7 @@ class JobGroup:
             for future in self.futures:
                 future.cancel()
             self._events.put_nowait(None)
-        self.on_end()
+        self._groups.discard(self)
 
     async def __aiter__(self) -> AsyncIterator[Event]:
         """Yield the events of all jobs until all are done.
@@ -248,7 +247,7 @@ class JobGroup:
             yield event
             # `get` does not suspend while the queue has events, so other tasks would starve and miss a disconnect.
             await asyncio.sleep(0)
-        self.on_end()
+        self._groups.discard(self)
 
 
 def retry_after(active: int, slots: int, durations: Sequence[float]) -> int:

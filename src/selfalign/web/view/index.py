@@ -26,7 +26,7 @@ from selfalign.run.directory import JSONL_FILES, RunDir, acquire_lock
 from selfalign.run.journal import LEDGER, Journal, is_outdated
 from selfalign.run.ledger import RowOutcome
 from selfalign.web.view.entries import FILES, Entry, EntryBuilder, JsonlIndex, open_jsonl
-from selfalign.web.view.index_file import IndexFile
+from selfalign.web.view.index_file import IndexFile, read_only
 
 _BATCH = 2000
 
@@ -35,21 +35,6 @@ RESPONSES = {"engrave": "align", "verbose_cloning": "verbose_responses"}
 
 MAX_POSITION = 1 << 40
 """Upper limit of the positions within a stage."""
-
-
-def read_only(path: Path) -> sqlite3.Connection:
-    """Open a database read-only, even if another process writes it or its folder is not writable."""
-    uri = f"{path.resolve().as_uri()}?mode=ro"
-    try:
-        db = sqlite3.connect(uri, uri=True, isolation_level=None, timeout=10)
-        db.execute("SELECT 1 FROM sqlite_master LIMIT 1")
-    except sqlite3.OperationalError:
-        if os.access(path.parent, os.W_OK):
-            raise
-        # WAL mode needs to create a file in this folder. Assume that a read-only folder has no writer at all.
-        db = sqlite3.connect(f"{uri}&immutable=1", uri=True, isolation_level=None)
-        db.execute("SELECT 1 FROM sqlite_master LIMIT 1")
-    return db
 
 
 def upgrade_journal(run: Path) -> None:
@@ -88,12 +73,11 @@ class Index:
         self._refreshing = threading.Lock()
         self.progress: dict[str, Any] = {"busy": False, "done": 0, "total": 0}
         """How many rows of the current stage a running refresh has read."""
-        self._run_stamps: list[tuple[int, int] | None] = []
-        """The stamps of the run's files at the last complete refresh."""
+        self._run_stamps: list[object] = []
+        """The stamps of the run's files at the last complete refresh, and how often the index was created before."""
         self._jsonl: dict[str, tuple[tuple[int, int] | None, JsonlIndex]] = {}
         self._file = IndexFile(path, is_default=path == RunDir.load(run).view)
         self._file.create()
-        self._created = self._file.created
 
     @contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
@@ -135,11 +119,10 @@ class Index:
         """Read the changes in the run."""
         self._check_exists()
         with self._refreshing, self._file.writing() as db:
-            if self._created != self._file.created:
-                self._created, self._run_stamps = self._file.created, []
             # Stamps are taken before reading, so that the next refresh detects changes made during this one.
             names = ("journal.sqlite", "journal.sqlite-wal", *JSONL_FILES.values())
-            if (stamps := [_stamp(self.run / name) for name in names]) == self._run_stamps:
+            stamps: list[object] = [self._file.created, *(_stamp(self.run / name) for name in names)]
+            if stamps == self._run_stamps:
                 return
             self.progress = {"busy": True, "done": 0, "total": 0}
             try:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from importlib import resources
 from pathlib import Path
 
@@ -88,24 +89,32 @@ class IndexFile:
 
     @contextmanager
     def _read_only(self) -> Iterator[sqlite3.Connection]:
-        db = sqlite3.connect(f"{self.path.resolve().as_uri()}?mode=ro", uri=True, isolation_level=None, timeout=10)
-        try:
+        with closing(read_only(self.path)) as db:
             db.execute("PRAGMA cache_size=-16000")
             yield db
-        finally:
-            db.close()
 
     @contextmanager
     def _read_write(self) -> Iterator[sqlite3.Connection]:
-        db = sqlite3.connect(self.path, isolation_level=None, timeout=30)
-        try:
-            db.execute("PRAGMA journal_mode=WAL")
-            db.execute("PRAGMA synchronous=NORMAL")
-            db.execute("PRAGMA cache_size=-32000")
+        with closing(sqlite3.connect(self.path, isolation_level=None, timeout=30)) as db:
+            for setting in ("journal_mode=WAL", "synchronous=NORMAL", "cache_size=-32000"):
+                db.execute(f"PRAGMA {setting}")
             yield db
-        finally:
-            db.close()
 
 
 def _tables(db: sqlite3.Connection) -> set[str]:
     return {name for (name,) in db.execute("SELECT name FROM sqlite_master")}
+
+
+def read_only(path: Path) -> sqlite3.Connection:
+    """Open a database read-only, even if another process writes it or its folder is not writable."""
+    uri = f"{path.resolve().as_uri()}?mode=ro"
+    try:
+        db = sqlite3.connect(uri, uri=True, isolation_level=None, timeout=10)
+        db.execute("SELECT 1 FROM sqlite_master LIMIT 1")
+    except sqlite3.OperationalError:
+        if os.access(path.parent, os.W_OK):
+            raise
+        # WAL mode needs to create a file in this folder. Assume that a read-only folder has no writer at all.
+        db = sqlite3.connect(f"{uri}&immutable=1", uri=True, isolation_level=None)
+        db.execute("SELECT 1 FROM sqlite_master LIMIT 1")
+    return db

@@ -12,7 +12,8 @@ from selfalign.report import run_summary
 from selfalign.run import ledger
 from selfalign.run.directory import RunDir, is_locked
 from selfalign.run.journal import LEDGER
-from selfalign.web.view.index import Index, read_only
+from selfalign.web.view.index import Index
+from selfalign.web.view.index_file import read_only
 
 _LEDGERS: dict[str, tuple[str, ...]] = {
     "prompts": ("self_instruct", "topics", "red_team"),

@@ -20,7 +20,8 @@ from selfalign.run import feedback, marks
 from selfalign.run.context import Context
 from selfalign.run.directory import RunDir
 from selfalign.system.console import Screen
-from selfalign.web.view.index import RESPONSES, Index, read_only
+from selfalign.web.view.index import RESPONSES, Index
+from selfalign.web.view.index_file import read_only
 from selfalign.web.view.query import CITED, DIMENSIONS
 
 SINGLE_REQUEST = ("align", "verbose_responses", "evaluate")
