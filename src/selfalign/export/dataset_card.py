@@ -52,12 +52,13 @@ def _front_matter(context: Context, configs: Configs) -> str:
     constitution = context.run.constitution
     user_prompts, user_responses = bool(context.recipe.prompts.file), context.recipe.align.form == "given"
     total = sum(count for files in configs.values() for _, count in files.values())
+    size = next((name for name, limit in _SIZES.items() if total < limit), "n>10M")
     lines = [f"pretty_name: {json.dumps(f'{constitution.assistant.name}: SELF-ALIGN data')}"]
     lines += model_card.licence(context.model)
     lines += [
         f"language: [{json.dumps(constitution.language)}]",
         "task_categories: [text-generation]",
-        f"size_categories: [{size_category(total)}]",
+        f"size_categories: [{size}]",
         f"annotations_creators: [{'found' if user_responses else 'machine-generated'}]",
         f"language_creators: [{'found' if user_prompts else 'machine-generated'}]",
         f"tags: [self-align{'' if user_responses else ', synthetic'}, alignment, sft]",
@@ -68,11 +69,6 @@ def _front_matter(context: Context, configs: Configs) -> str:
         for split, (path, _) in files.items():
             lines += [f"  - split: {split}", f"    path: {path}"]
     return "---\n" + "\n".join(lines) + "\n---\n"
-
-
-def size_category(count: int) -> str:
-    """Return the hub's size category of a number of rows."""
-    return next((name for name, limit in _SIZES.items() if count < limit), "n>10M")
 
 
 def _rows_section(configs: Configs, row_format: str) -> str:

@@ -86,8 +86,7 @@ def _tagger() -> Any:
     except ImportError:
         return None
     tagger = PatternTagger()
-    with warnings.catch_warnings():  # it does not close its lexicon
-        warnings.simplefilter("ignore", ResourceWarning)
+    with warnings.catch_warnings(action="ignore", category=ResourceWarning):  # it does not close its lexicon
         tagger.tag("Write it.")
     return tagger
 

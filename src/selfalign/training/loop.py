@@ -74,7 +74,10 @@ def train(
         on_step(len(trainer.record.losses), len(trainer.batches), loss, trainer.record.tokens)
         trainer.validate()
         trainer.save(trainer.done)
-    return trainer.finish()
+    with torch.no_grad():  # restore the best adapter, if training may stop early (`patience`)
+        for name, value in trainer.best.items():
+            trainer.parameters[name].copy_(value)
+    return trainer.record
 
 
 def rate(step: int, steps: int, warmup: int, schedule: str) -> float:
@@ -275,14 +278,6 @@ class Trainer:
             return total / max(1, loss_tokens(self.validation))
 
         return self._within_memory(self.validation, compute)
-
-    def finish(self) -> TrainingRecord:
-        """Restore the best adapter if training may stop early (`patience`), and return the record."""
-        if self.best:
-            with torch.no_grad():
-                for name, value in self.best.items():
-                    self.parameters[name].copy_(value)
-        return self.record
 
     # -- checkpoints ---------------------------------------------------------------------------------------------
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,9 @@ from selfalign.model.conversion import quiet_transformers
 from selfalign.system import atomic
 from selfalign.training.device import CPU, Placement
 from selfalign.training.settings import TrainingSettings
+
+_NO_FUTURE_WARNINGS: Any = {"action": "ignore", "category": FutureWarning}
+"""Hides transformers' warnings about renames, which concern PEFT and not the user."""
 
 
 def load_base(folder: Path, where: Placement = CPU) -> Any:
@@ -55,7 +56,7 @@ def with_new_adapter(base: Any, config: TrainingSettings, seed: int) -> Any:
     import peft
 
     torch.manual_seed(seed)
-    with _no_future_warnings():
+    with warnings.catch_warnings(**_NO_FUTURE_WARNINGS):
         return peft.get_peft_model(base, lora_config(config))
 
 
@@ -63,7 +64,7 @@ def add_adapter(model: Any, folder: Path, name: str = "default") -> Any:
     """Add a saved adapter, for inference, to a base model or to a model that already has adapters."""
     import peft
 
-    with _no_future_warnings():
+    with warnings.catch_warnings(**_NO_FUTURE_WARNINGS):
         if not isinstance(model, peft.PeftModel):
             options = {"adapter_name": name, "is_trainable": False, "use_safetensors": True}
             return peft.PeftModel.from_pretrained(model, str(folder), **options).eval()
@@ -87,11 +88,3 @@ def write_about(folder: Path, base: Model, card: str) -> None:
     (folder / BASE_NOTE).write_text(base.base_json(), "utf-8")
     if base.notice:
         (folder / "NOTICE").write_text(base.notice + "\n", "utf-8")
-
-
-@contextlib.contextmanager
-def _no_future_warnings() -> Iterator[None]:
-    """Silence transformers' warnings about renames, which concern PEFT and not the user."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)
-        yield

@@ -39,21 +39,16 @@ def listen(host: str, port: int) -> socket.socket:
     Raises:
         UserError: this machine does not have the address, or the port is in use.
     """
-    listening: socket.socket | None = None
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listening = socket.socket(family, kind, protocol)
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.bind(address)
-        listening.listen(256)
+        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        dual_stack = family == socket.AF_INET6 and socket.has_dualstack_ipv6()
+        return socket.create_server(address, family=family, backlog=256, dualstack_ipv6=dual_stack)
     except (OSError, UnicodeError) as error:
-        if listening:
-            listening.close()
-        reason = f"cannot listen ({getattr(error, 'strerror', None) or error})"
+        why = str(getattr(error, "strerror", None) or error).partition(" (while attempting")[0]
+        reason = f"cannot listen ({why})"
         if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
             reason = "the port is in use: choose another with --port"
         raise UserError(f"--host {host} --port {port}: {reason}") from None
-    return listening
 
 
 def address(listening: socket.socket) -> str:

@@ -77,11 +77,15 @@ FILES: dict[str, tuple[str, ...]] = {
 
 
 class JsonlIndex:
-    """Random access to the rows of a JSONL file, which may be missing, by key. Only their offsets are in memory."""
+    """Random access to the rows of a file of the run, which may be missing, by key. Only their offsets are in memory.
 
-    def __init__(self, path: Path, key: Key) -> None:
-        self._path = path
-        self._key = key
+    Args:
+        name: the file's key in `JSONL_FILES`.
+    """
+
+    def __init__(self, run: Path, name: str) -> None:
+        self._path = path = run / JSONL_FILES[name]
+        self._key = key = _KEYS.get(name, _id)
         self._offsets: dict[str, int] = {}
         self._file: BinaryIO | None = None
         if not path.exists():
@@ -89,8 +93,8 @@ class JsonlIndex:
         offset = 0
         with path.open("rb") as file:
             for line in file:
-                if (row := _parse(line)) is not None and isinstance(name := key(row), str):
-                    self._offsets.setdefault(name, offset)
+                if (row := _parse(line)) is not None and isinstance(row_key := key(row), str):
+                    self._offsets.setdefault(row_key, offset)
                 offset += len(line)
 
     def get(self, name: str) -> dict[str, Any]:
@@ -119,11 +123,6 @@ def _parse(line: bytes) -> dict[str, Any] | None:
     except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
-
-
-def open_jsonl(run: Path, name: str) -> JsonlIndex:
-    """Index a file of the run, named by its key in `JSONL_FILES`."""
-    return JsonlIndex(run / JSONL_FILES[name], _KEYS.get(name, _id))
 
 
 class EntryBuilder:

@@ -25,7 +25,7 @@ from selfalign.run import marks
 from selfalign.run.directory import JSONL_FILES, RunDir, acquire_lock
 from selfalign.run.journal import LEDGER, Journal, is_outdated
 from selfalign.run.ledger import RowOutcome
-from selfalign.web.view.entries import FILES, Entry, EntryBuilder, JsonlIndex, open_jsonl
+from selfalign.web.view.entries import FILES, Entry, EntryBuilder, JsonlIndex
 from selfalign.web.view.index_file import IndexFile, read_only
 
 _BATCH = 2000
@@ -79,16 +79,14 @@ class Index:
         self._file = IndexFile(path, is_default=path == RunDir.load(run).view)
         self._file.create()
 
-    @contextmanager
-    def reading(self) -> Iterator[sqlite3.Connection]:
+    def reading(self) -> closing[sqlite3.Connection]:
         """Open a read-only connection to the index for this thread.
 
         Raises:
             UserError: both the index and the run were deleted.
         """
         self._check_exists()
-        with self._file.reading() as db:
-            yield db
+        return self._file.reading()
 
     def _check_exists(self) -> None:
         if not self.path.exists() and not (self.run / "journal.sqlite").exists():
@@ -169,7 +167,7 @@ class Index:
         """Index a file of the run, or reuse its index if the file has not changed."""
         stamp = _stamp(self.run / JSONL_FILES[name])
         if name not in self._jsonl or self._jsonl[name][0] != stamp:
-            self._jsonl[name] = (stamp, open_jsonl(self.run, name))
+            self._jsonl[name] = (stamp, JsonlIndex(self.run, name))
         return self._jsonl[name][1]
 
     def _stage_stamp(self, journal: sqlite3.Connection, stage: str) -> str:

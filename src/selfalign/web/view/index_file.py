@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import threading
-from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, suppress
 from importlib import resources
 from pathlib import Path
 
@@ -43,7 +42,7 @@ class IndexFile:
         try:
             for end in ("-wal", "-shm", "") if version is not None or not self.path.exists() else ():
                 self.path.with_name(self.path.name + end).unlink(missing_ok=True)
-            with self._read_write() as db:
+            with self._connect() as db:
                 db.execute("BEGIN IMMEDIATE")
                 if not _tables(db):  # another viewer may have created them just now
                     schema = (resources.files("selfalign") / "web/view/index.sql").read_text("utf-8")
@@ -59,7 +58,7 @@ class IndexFile:
         """Return the version of the index; None if there is no file, "" if it is not an index."""
         if not self.path.exists() or self.path.stat().st_size == 0:
             return None
-        with suppress(sqlite3.DatabaseError), self._read_only() as db:
+        with suppress(sqlite3.DatabaseError), closing(read_only(self.path)) as db:
             if not (tables := _tables(db)):
                 return None
             if {"meta", "kinds", "cube", "texts"} <= tables:
@@ -73,32 +72,26 @@ class IndexFile:
                 if not self.path.exists():
                     self.create()
 
-    @contextmanager
-    def reading(self) -> Iterator[sqlite3.Connection]:
+    def reading(self) -> closing[sqlite3.Connection]:
         """Open a read-only connection for this thread."""
         self._recreate_if_deleted()
-        with self._read_only() as db:
-            yield db
+        db = read_only(self.path)
+        db.execute("PRAGMA cache_size=-16000")
+        return closing(db)
 
-    @contextmanager
-    def writing(self) -> Iterator[sqlite3.Connection]:
+    def writing(self) -> closing[sqlite3.Connection]:
         """Open a connection for this thread."""
         self._recreate_if_deleted()
-        with self._read_write() as db:
-            yield db
+        return self._connect()
 
-    @contextmanager
-    def _read_only(self) -> Iterator[sqlite3.Connection]:
-        with closing(read_only(self.path)) as db:
-            db.execute("PRAGMA cache_size=-16000")
-            yield db
-
-    @contextmanager
-    def _read_write(self) -> Iterator[sqlite3.Connection]:
-        with closing(sqlite3.connect(self.path, isolation_level=None, timeout=30)) as db:
-            for setting in ("journal_mode=WAL", "synchronous=NORMAL", "cache_size=-32000"):
-                db.execute(f"PRAGMA {setting}")
-            yield db
+    def _connect(self) -> closing[sqlite3.Connection]:
+        db = sqlite3.connect(self.path, isolation_level=None, timeout=30)
+        try:
+            db.executescript("PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; PRAGMA cache_size=-32000")
+        except sqlite3.Error:
+            db.close()
+            raise
+        return closing(db)
 
 
 def _tables(db: sqlite3.Connection) -> set[str]:
