@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import threading
-from contextlib import closing, suppress
+from contextlib import closing
 from importlib import resources
 from pathlib import Path
 
@@ -34,13 +34,13 @@ class IndexFile:
         Raises:
             UserError: the file cannot be written, or is not an index.
         """
-        version = self._version()
-        if version == VERSION:
-            return
-        if version == "" and not self._is_default:
-            raise UserError(f"{self.path} is not an index of the viewer: use --cache with the name of a new file")
         try:
-            for end in ("-wal", "-shm", "") if version is not None or not self.path.exists() else ():
+            version = self._version()
+            if version == VERSION:
+                return
+            if version == "" and not self._is_default:
+                raise UserError(f"{self.path} is not an index of the viewer: use --cache with the name of a new file")
+            for end in ("-wal", "-shm", "") if version is not None else ():
                 self.path.with_name(self.path.name + end).unlink(missing_ok=True)
             with self._connect() as db:
                 db.execute("BEGIN IMMEDIATE")
@@ -58,12 +58,18 @@ class IndexFile:
         """Return the version of the index; None if there is no file, "" if it is not an index."""
         if not self.path.exists() or self.path.stat().st_size == 0:
             return None
-        with suppress(sqlite3.DatabaseError), closing(read_only(self.path)) as db:
-            if not (tables := _tables(db)):
-                return None
-            if {"meta", "kinds", "cube", "texts"} <= tables:
-                row = db.execute("SELECT value FROM meta WHERE key = 'version'").fetchone()
-                return str(row[0]) if row else "0"
+        try:
+            with closing(read_only(self.path)) as db:
+                if not (tables := _tables(db)):
+                    return None
+                if {"meta", "kinds", "cube", "texts"} <= tables:
+                    row = db.execute("SELECT value FROM meta WHERE key = 'version'").fetchone()
+                    return str(row[0]) if row else "0"
+        except sqlite3.OperationalError:
+            if self.path.is_file():
+                raise  # another viewer locks it just now
+        except sqlite3.DatabaseError:
+            pass
         return ""
 
     def _recreate_if_deleted(self) -> None:
