@@ -131,3 +131,15 @@ def test_unknown_language_and_bad_folder_are_one_line(tmp_path: Path) -> None:
     assert done.returncode == 1 and "language 'xx' is unknown" in done.stdout and not done.stderr
     done = selfalign("init", "/proc/nothing", cwd=tmp_path)
     assert done.returncode == 1 and done.stderr.count("\n") == 1
+
+
+def test_folder_with_other_files_is_not_overwritten(tmp_path: Path) -> None:
+    fake = ["--set", "engine.kind=fake"]
+    (tmp_path / "mine").mkdir()
+    recipe = selfalign("recipe", "quick", *fake, cwd=tmp_path).stdout
+    (tmp_path / "mine/recipe.yaml").write_text(recipe, "utf-8")
+    (tmp_path / "mine/notes.txt").write_text("keep me", "utf-8")
+    done = selfalign("run", "mine/recipe.yaml", "--out", "mine", cwd=tmp_path)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1
+    assert (tmp_path / "mine/recipe.yaml").read_text("utf-8") == recipe
+    assert sorted(p.name for p in (tmp_path / "mine").iterdir()) == ["notes.txt", "recipe.yaml"]
