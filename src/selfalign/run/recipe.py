@@ -251,7 +251,7 @@ def located(recipe: Recipe, prompts: Path | None = None, source: str = "", froze
         return folder / text if (folder / text).exists() else Path(text)
 
     for key in ("model", "seeds", "constitution"):
-        if value[key] not in ("embedded", *CONSTITUTIONS) and locate(value[key]).exists():
+        if value[key] not in ("", "embedded", *CONSTITUTIONS) and locate(value[key]).exists():
             value[key] = str(locate(value[key]).absolute())
     for number, name in enumerate(value["evaluate"]["benchmarks"]):
         if not locate(name).is_file():
