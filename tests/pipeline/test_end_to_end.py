@@ -14,7 +14,7 @@ import yaml
 
 SETTINGS = [
     "prompts.self_instruct.count=3",
-    "prompts.self_instruct.requests_per_round=4",
+    "prompts.self_instruct.requests_per_round=2",
     "prompts.self_instruct.max_new_tokens=160",
     "prompts.red_team.count=5",
     "prompts.red_team.topic_rounds=1",
