@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import glob
+import os
 import json
 import random
 import shutil
@@ -53,9 +53,9 @@ def run_in(folder: Path, location: str, **settings: object) -> dict[str, str]:
 
 
 def files_of(folder: Path) -> dict[str, str]:
-    # Listed by glob, which tolerates files that a running process renames in the meantime.
-    names = glob.glob("**", root_dir=folder, recursive=True, include_hidden=True)
-    named = {name: folder / name for name in names if (folder / name).is_file()}
+    # os.walk tolerates folders and files that a running process removes in the meantime.
+    files = [Path(root) / name for root, _, names in os.walk(folder) for name in names]
+    named = {p.relative_to(folder).as_posix(): p for p in files}
     return {n: file_hash(p) for n, p in named.items() if not n.startswith(("journal", "storage", "manifest"))}
 
 
