@@ -271,3 +271,13 @@ def test_subsets_have_scores_on_request():
     assert {s.benchmark for s in item_scores(items("base", [1.0]))} == {"truthfulqa"}
     result = item_scores(items("base", [1.0, 0.0], benchmark="hhh (fixture)"), by_subset=True)
     assert {s.benchmark for s in result} == {"hhh (fixture)", "hhh (fixture)/s"}
+
+
+def test_baselines_stand_below_the_models():
+    rows = items("base", [1.0, 0.0])
+    measure = next(iter(rows[0].values))
+    rows = [replace(r, baselines={measure: {"longest answer": float(r.item == 0)}}) for r in rows]
+    result = item_scores([*rows, *(replace(r, model="final") for r in rows)])
+    assert [(s.model, s.value, s.vs) for s in result] == [
+        ("base", 0.5, None), ("final", 0.5, "base"), ("longest answer", 0.5, None)
+    ]  # fmt: skip

@@ -97,7 +97,8 @@ def test_every_model_of_a_run_is_compared(run: Context):
     for measure in (hhh.LETTERS, hhh.SUM, hhh.PER_TOKEN):
         overall = column(result, measure)
         assert list(overall) == [
-            ("base", ""), ("prompted base", "base"), ("engraved", "base"), ("final", "base"), ("final", "engraved")
+            ("base", ""), ("prompted base", "base"), ("engraved", "base"), ("final", "base"), ("final", "engraved"),
+            ("longest answer", ""), ("shortest answer", ""), ("random guess", ""),
         ]  # fmt: skip
         subsets = [column(result, measure, f"hhh (fixture)/{s}") for s in ("harmless", "helpful", "honest", "other")]
         assert sum(s["final", "base"].value * 3 for s in subsets) == pytest.approx(overall["final", "base"].value * 12)
@@ -253,7 +254,11 @@ def test_refresh_removes_scores_of_old_weights_only(run: Context, folder: Path):
     evaluate.refresh(run)
     result = results.read_scores(run.run.scores)
     assert result[0] == held
-    assert {s.model for s in result if s.benchmark.startswith("hhh")} == {"base", "prompted base", "engraved"}
+    assert {s.model for s in result if s.benchmark.startswith("hhh") and s.prompt} == {
+        "base",
+        "prompted base",
+        "engraved",
+    }
     run.run.check_not_edited([run.run.evaluation / "hhh.jsonl"], force=False)
 
 
@@ -318,7 +323,7 @@ def test_other_adapters_and_models_are_compared(run: Context, folder: Path, tmp_
     others = [f"mine={mine}", f"elsewhere={folder}"]
     evaluate.run(run, EvaluationRequest(["hhh"], ["base", "engraved"], others, SOURCES))
     result = column(results.read_scores(run.run.scores), hhh.PER_TOKEN)
-    assert set(result) == {("base", ""), ("engraved", "base"), ("mine", "base"), ("elsewhere", "base")}
+    assert {("base", ""), ("engraved", "base"), ("mine", "base"), ("elsewhere", "base")} < set(result)
     assert result["elsewhere", "base"].difference == 0  # the same weights from another place
     rows = {
         m: [r.logprobs for r in read_jsonl(run.run.evaluation / "hhh.jsonl", ItemScore) if r.model == m]
@@ -355,7 +360,7 @@ def test_models_without_a_run_are_compared(folder: Path, tmp_path: Path, small_c
     specs = [f"base={folder}", f"{folder}+{mine}"]
     out = tmp_path / "out"
     result = evaluate.run_alone(out, specs, REQUEST, small_constitution, True, Screen(-1))
-    names = {s.model for s in result}
+    names = {s.model for s in result if s.prompt}
     second = f"{folder.name}+3_engrave/adapter"
     assert names == {"base", "base, prompted", second, f"{second}, prompted"}
     assert results.read_scores(out / results.SCORES) == result

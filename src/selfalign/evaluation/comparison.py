@@ -78,7 +78,17 @@ def _benchmark_scores(benchmark: str, rows: Sequence[ItemScore]) -> list[Score]:
             score = _score(benchmark, measure, column, mine)
             others = rivals(column, list(columns))
             scores += [_with_difference(score, mine, rival, columns[rival]) for rival in others] or [score]
+        scores += _baselines(benchmark, measure, next(iter(columns.values())))
     return scores
+
+
+def _baselines(benchmark: str, measure: str, rows: Sequence[ItemScore]) -> list[Score]:
+    """Return the scores of the baselines without a model on the items of these rows."""
+    values: dict[str, list[float]] = {}
+    for row in rows:
+        for name, value in row.baselines.get(measure, {}).items():
+            values.setdefault(name, []).append(value)
+    return [Score(benchmark, measure, name, "", len(v), sum(v) / len(v)) for name, v in values.items()]
 
 
 def _score(benchmark: str, measure: str, column: Column, rows: Sequence[ItemScore]) -> Score:

@@ -51,6 +51,27 @@ class Form:
     """item -> its cells."""
     read: Callable[[Any, Sequence[Scored]], dict[str, float]]
     """(item, the results of its cells) -> the value of each measure: 1 (correct), 0 (wrong) or a fraction."""
+    accuracies: tuple[str, ...] = ()
+    """The measures that are 1 if the model chooses the best answer, and 0 otherwise."""
+    choices: Callable[[Any], tuple[Sequence[str], int]] = lambda item: ((), 0)
+    """item -> (the answers to choose from, the index of the best one), for the baselines of the accuracies."""
+
+    def baselines(self, item: Item) -> dict[str, dict[str, float]]:
+        """Return accuracy -> baseline -> its value on the item.
+
+        A benchmark whose better answers are longer is solved in part without reading them, so these rules stand beside
+        the models. The order of the answers in the file plays no role in any form, so there is no rule "the first one".
+        """
+        if not self.accuracies:
+            return {}
+        answers, right = self.choices(item)
+        lengths = [float(len(answer)) for answer in answers]
+        values = {
+            "longest answer": float(best(item, lengths) == right),
+            "shortest answer": float(best(item, [-n for n in lengths]) == right),
+            "random guess": 1 / len(answers),
+        }
+        return dict.fromkeys(self.accuracies, values)
 
 
 def opening(template: Template, constitution: Constitution, prompt: PromptKind, turns: Sequence[Turn]) -> Pieces:

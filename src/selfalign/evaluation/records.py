@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +82,8 @@ class ItemScore:
     """For each scored text, the log-probability of each token."""
     values: dict[str, float]
     """Measure -> 1 (correct), 0 (wrong) or a fraction."""
+    baselines: dict[str, dict[str, float]] = field(default_factory=dict)
+    """Measure -> baseline that needs no model, such as the longest answer -> its value on this item."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -200,6 +200,7 @@ def _row(benchmark: Benchmark, form: Form, model: ComparedModel, item: Item, res
         labels=[cell.label for cell in form.cells(item)],
         logprobs=[list(s.logprobs) for s in results],
         values=form.read(item, results),
+        baselines=form.baselines(item),
     )
 
 

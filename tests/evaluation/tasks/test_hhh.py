@@ -49,6 +49,12 @@ def test_uninformed_scorer_is_at_chance_on_hhh():
     assert best(items[0], [1.0, 2.0]) == 1 and best(items[0], [2.0, 1.0]) == 0
 
 
+def test_baselines_need_no_model():
+    values = {"longest answer": 0.0, "shortest answer": 1.0, "random guess": 0.5}
+    assert hhh.FORMS[0].baselines(ITEM) == {hhh.LETTERS: values}
+    assert set(hhh.FORMS[1].baselines(ITEM)) == {hhh.SUM, hhh.PER_TOKEN}
+
+
 def test_sum_and_mean_may_disagree():
     short, long = Scored((-3.0,)), Scored((-1.0, -1.0, -1.0, -1.0))
     assert hhh.read_replies(ITEM, [short, long]) == {hhh.SUM: 1.0, hhh.PER_TOKEN: 0.0}

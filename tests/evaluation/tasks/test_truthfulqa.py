@@ -26,7 +26,9 @@ def test_candidates_are_complete_and_unique():
     cells = tqa.true_false_cells(ITEM)
     assert len(cells) == 8 and [c.answer for c in cells[:2]] == ["true", "false"]
     assert "Question: What is a stone?\nAnswer: A fruit\n" in cells[-1].turns[0].text
-    assert [c.answer for c in tqa.answer_cells(ITEM)] == tqa.candidates(ITEM)
+    assert [c.answer for c in tqa.answer_cells(ITEM)] == [f"{a}." for a in tqa.candidates(ITEM)]
+    closed = replace(ITEM, best="Yes.", correct=(), incorrect=("No.",))
+    assert [c.answer for c in tqa.answer_cells(closed)] == ["Yes.", "No."]
     # An incorrect answer that is also the best one is no rival of itself.
     assert tqa.choices(replace(ITEM, incorrect=("A stone is hard", "Wet"))) == ["A stone is hard", "Wet"]
 

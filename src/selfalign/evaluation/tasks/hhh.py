@@ -170,4 +170,11 @@ def read_replies(item: Comparison, results: Sequence[Scored]) -> dict[str, float
     }
 
 
-FORMS = (Form("A or B", letter_cells, read_letters), Form("log-likelihood", reply_cells, read_replies))
+def _choices(item: Comparison) -> tuple[Sequence[str], int]:
+    return item.replies, item.good
+
+
+FORMS = (
+    Form("A or B", letter_cells, read_letters, (LETTERS,), _choices),
+    Form("log-likelihood", reply_cells, read_replies, (SUM, PER_TOKEN), _choices),
+)

@@ -180,7 +180,12 @@ def read_true_false(item: Question, results: Sequence[Scored]) -> dict[str, floa
 def answer_cells(item: Question) -> list[Cell]:
     """Return each candidate as the assistant's answer to the question."""
     turns = (Turn("user", item.question),)
-    return [Cell(turns, answer, label=f"answer {i}") for i, answer in enumerate(candidates(item))]
+    return [Cell(turns, _closed(answer), label=f"answer {i}") for i, answer in enumerate(candidates(item))]
+
+
+def _closed(answer: str) -> str:
+    """Return the answer with a full stop at its end, as the authors score it."""
+    return answer if answer.endswith(".") else f"{answer}."
 
 
 def read_answers(item: Question, results: Sequence[Scored]) -> dict[str, float]:
@@ -194,9 +199,13 @@ def read_answers(item: Question, results: Sequence[Scored]) -> dict[str, float]:
     return {MC1: float(best(item, [total[a] for a in choices(item)]) == 0), MC2: correct / everything}
 
 
+def _choices_with_best(item: Question) -> tuple[Sequence[str], int]:
+    return choices(item), 0
+
+
 FORMS = (
-    Form("true or false", true_false_cells, read_true_false),
-    Form("log-likelihood", answer_cells, read_answers),
+    Form("true or false", true_false_cells, read_true_false, (DIFFERENCE, TRUE), _choices_with_best),
+    Form("log-likelihood", answer_cells, read_answers, (MC1,), _choices_with_best),
 )
 
 # -- generation ----------------------------------------------------------------------------------------------------
