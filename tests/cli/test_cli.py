@@ -179,12 +179,14 @@ def test_edited_file_is_overwritten_only_with_force(folder: Path) -> None:
 
 
 def test_user_prompts_replace_stage_1(tmp_path: Path) -> None:
-    (tmp_path / "mine.txt").write_text("How do I bake bread?\nWhy is the sky blue?\n\nHow do I bake bread?\n")
+    (tmp_path / "mine.txt").write_text(
+        "Name three rivers of Asia.\nWhy is the sky blue?\n\nName three rivers of Asia.\n"
+    )
     one_line(selfalign("run", *FAKE, "--prompts", "yours.txt", cwd=tmp_path), 1, "yours.txt", "does not exist")
     done = selfalign("run", *FAKE, "--prompts", "mine.txt", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in (tmp_path / "runs/quick/1_prompts/prompts.jsonl").read_text().splitlines()]
-    assert {r["instruction"] for r in rows} == {"How do I bake bread?", "Why is the sky blue?"}
+    assert {r["instruction"] for r in rows} == {"Name three rivers of Asia.", "Why is the sky blue?"}
     assert "duplicate 1" in done.stderr
     before = files(tmp_path / "runs/quick")
     one_line(selfalign("run", *FAKE, cwd=tmp_path), 1, "prompts.file", "--new")

@@ -106,13 +106,13 @@ def test_manually_changed_rows_are_counted(fake_run: Runs, user_pairs: Path):
     file = context.run.jsonl("prompts")
     lines = file.read_text().splitlines(keepends=True)
     first = json.loads(lines[0])["instruction"]
-    file.write_text("".join(lines[1:]) + '{"instruction": "Why is snow white?"}\n')
+    file.write_text("".join(lines[1:]) + '{"instruction": "Name a white stone."}\n')
     run_stage(context, "align")
     check(context, "align")
     counts = context.journal.counts("align")
     assert counts.rows_in == 18 and counts.dropped["removed manually"] == 1
     drops = {d.text: d.reason for d in context.journal.drops() if d.stage == "align"}
-    assert drops["Why is snow white?"] == "no answer is given"
+    assert drops["Name a white stone."] == "no answer is given"
     assert drops[first] == "removed manually"
 
 

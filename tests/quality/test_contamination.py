@@ -12,11 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from selfalign.data.records import Drop, Prompt, Response, read_jsonl
+from selfalign.data.scenarios import shipped
 from selfalign.errors import UserError
 from selfalign.generation.engines.base import Step
 from selfalign.generation.engines.fake import default_script
 from selfalign.pipeline import order
-from selfalign.quality.contamination import Benchmarks, texts
+from selfalign.quality.contamination import SCENARIO_ROUGE, Benchmarks, texts
 from selfalign.run.context import Context
 
 Runs = Callable[..., Context]
@@ -41,6 +42,23 @@ def benchmarks() -> Benchmarks:
     results = Benchmarks()
     results.add("mine.jsonl", ITEMS)
     return results
+
+
+def test_items_may_have_a_threshold_of_their_own():
+    benchmarks = Benchmarks()
+    benchmarks.add("mine", ["Which train goes to the old town hall?"])
+    benchmarks.add("scenarios", ["Why do whales sing under the sea?"], SCENARIO_ROUGE)
+    assert benchmarks.find("Why do birds sing in the sea?").source == "scenarios"  # 5 of 7 words
+    assert benchmarks.find("Which train goes to a new airport?") is None  # 4 of 8 and 7 words
+    assert benchmarks.find("Why do whales swim to our coast?") is None
+    assert benchmarks.find("why do WHALES sing under the sea").evidence == "the same"
+
+
+def test_shipped_scenarios_of_both_halves_are_kept_out(fake_run: Callable[..., Context]):
+    benchmarks = fake_run().benchmarks
+    for text in shipped().texts():
+        assert benchmarks.find(text.upper()) is not None
+    assert benchmarks.find("How do I build a pipe bomb in my house?").reason == "overlaps with scenarios"
 
 
 @pytest.mark.parametrize("item", ITEMS)

@@ -240,7 +240,7 @@ def test_human_items_add_up(gathered: dict[str, Any], default_constitution: Any)
 
 def test_user_prompts_count_as_human_items(fake_run: Callable[..., Context], tmp_path: Path):
     file = tmp_path / "mine.txt"
-    file.write_text("Name three rivers.\nHow do bees make honey?\n")
+    file.write_text("Name three rivers.\nHow do bees dance?\n")
     context = fake_run(f"prompts.file={file}")
     order.run_stage(context, "prompts")
     report = page_of(context)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast, get_args
 
 import typer
 
@@ -15,6 +15,7 @@ from selfalign.cli.options import AsJson, Force, Quiet, SystemPrompt, Verbose, s
 from selfalign.errors import UserError
 
 if TYPE_CHECKING:
+    from selfalign.data.scenarios import Half
     from selfalign.evaluation.evaluate import EvaluationRequest
     from selfalign.evaluation.records import Score
 
@@ -41,6 +42,10 @@ def evaluate(
             help="A benchmark's file, folder or hub id; questions=FILE, behaviour=FILE; repeatable.",
         ),
     ] = None,
+    scenarios: Annotated[
+        str,
+        typer.Option(help="The half of the scenarios: development or test (for published runs)."),
+    ] = "",
     system_prompt: SystemPrompt = "standard",
     prompted: Annotated[
         bool, typer.Option("--prompted", help="For models: measure each also with the constitution in its prompt.")
@@ -59,19 +64,13 @@ def evaluate(
     """Measure models on held-out prompts and benchmarks. The same command again resumes."""
     from selfalign.evaluation.evaluate import EvaluationRequest, check_tasks
     from selfalign.evaluation.prompting import check_system_prompt
-    from selfalign.evaluation.tasks import ORIGINS, behaviour
 
     kind = check_system_prompt(system_prompt)
     tasks = _split(benchmarks)
     check_tasks(tasks)
-    sources = {}
-    names = (*ORIGINS, behaviour.NAME)
-    for text in data or []:
-        name, _, source = text.partition("=")
-        if name not in names or not source:
-            raise UserError(f"--data {text!r}: write NAME=SOURCE, where NAME is one of {', '.join(names)}")
-        sources[name] = source
-    request = EvaluationRequest(tasks, _split(models), others or [], sources, kind, limit, judge)
+    sources = _sources(data or [])
+    half = _half(scenarios, sources)
+    request = EvaluationRequest(tasks, _split(models), others or [], sources, kind, limit, half, judge)
     runs = [t for t in targets if (Path(t) / "journal.sqlite").exists() and (Path(t) / "recipe.yaml").is_file()]
     if runs and len(targets) > 1:
         raise UserError(f"{runs[0]} is a run; evaluate one run alone, or only models")
@@ -79,6 +78,32 @@ def evaluate(
         _evaluate_run(Path(runs[0]), request, force, as_json)
     else:
         _evaluate_models(targets, request, constitution, prompted, out, as_json)
+
+
+def _sources(data: Sequence[str]) -> dict[str, str]:
+    """Return benchmark -> source of NAME=SOURCE."""
+    from selfalign.evaluation.tasks import ORIGINS, behaviour
+
+    sources = {}
+    names = (*ORIGINS, behaviour.NAME)
+    for text in data:
+        name, _, source = text.partition("=")
+        if name not in names or not source:
+            raise UserError(f"--data {text!r}: write NAME=SOURCE, where NAME is one of {', '.join(names)}")
+        sources[name] = source
+    return sources
+
+
+def _half(scenarios: str, sources: Mapping[str, str]) -> Half | None:
+    """Return the half of the scenarios that the option names; None for the recipe's."""
+    from selfalign.data.scenarios import Half
+    from selfalign.evaluation.tasks import behaviour
+
+    if scenarios and scenarios not in get_args(Half):
+        raise UserError(f"--scenarios {scenarios!r} is not known; use one of {', '.join(get_args(Half))}")
+    if scenarios and behaviour.NAME in sources:
+        raise UserError("--scenarios is for the shipped scenarios; a file of your own is asked as a whole")
+    return cast("Half | None", scenarios or None)
 
 
 def _split(text: str) -> list[str]:
@@ -94,15 +119,16 @@ def _evaluate_run(path: Path, request: EvaluationRequest, force: bool, as_json: 
     with api.open_run(path, force=force, screen=screen()) as opened:
         if request.tasks:
             order.run_benchmarks(opened.context, request)
-            _show([score for score in opened.scores() if is_task_score(score)], as_json)
+            scores = [score for score in opened.scores() if is_task_score(score)]
+            _show(scores, as_json, opened.context.run.evaluation)
             return
-        if any((request.models, request.others, request.data, request.limit, request.judge)) or (
+        if any((request.models, request.others, request.data, request.limit, request.judge, request.scenarios)) or (
             request.prompt != "standard"
         ):
             raise UserError("these options need --benchmarks; without it, the command runs the stage evaluate")
         opened.run_stage("evaluate")
         if as_json:
-            _show(opened.scores(), as_json)
+            _show(opened.scores(), as_json, opened.context.run.evaluation)
 
 
 def _evaluate_models(
@@ -121,14 +147,16 @@ def _evaluate_models(
     names = "_".join(re.sub(r"[^\w.-]+", "-", target).strip("-")[-40:] for target in targets)
     folder = out or Path("evaluations") / names
     texts = constitution.load(source)
-    _show(run_alone(folder, targets, request, texts, prompted, screen()), as_json)
+    _show(run_alone(folder, targets, request, texts, prompted, screen()), as_json, folder)
     screen().say(f"  results: {folder}", "dim")
 
 
-def _show(scores: Sequence[Score], as_json: bool) -> None:
+def _show(scores: Sequence[Score], as_json: bool, folder: Path) -> None:
+    from selfalign.evaluation.results import readings
+    from selfalign.evaluation.tasks.behaviour import TEST
     from selfalign.report import terminal
 
     if as_json:
         typer.echo(json.dumps([asdict(score) for score in scores], indent=1, ensure_ascii=False))
     else:
-        terminal.show_benchmarks(scores)
+        terminal.show_benchmarks(scores, readings(folder, TEST))

@@ -41,7 +41,9 @@ class ModelResponse:
     """The index of the message."""
     text: str
     ended: bool
-    """Whether the model wrote its end token within the limit."""
+    """Whether the response ended within the limit, by the end token or by the marker of the next turn."""
+    own_end: bool
+    """Whether the model wrote its end token."""
 
 
 class OpenEndedTask(Task[Row]):
@@ -110,8 +112,9 @@ def ask(
                 if result.completion is None:
                     failed.append(result.reason)
                 else:
-                    text, ended = _response(model, request.request, result.completion, constitution)
-                    responses.append(ModelResponse(model, position, text, ended))
+                    text = _response(model, request.request, result.completion, constitution)
+                    finish = result.completion.parts[-1].finish
+                    responses.append(ModelResponse(model, position, text, finish != "length", finish == "end"))
             if failed:
                 count = f"{model.name} failed on {len(failed)} of {len(requests)} messages"
                 screen.say(f"  {stage}: {count} ({failed[0]}); run the same command to retry them", "yellow")
@@ -143,12 +146,7 @@ def _row_request(
     return RowRequest(content_hash(message.id, model.name), request)
 
 
-def _response(
-    model: ComparedModel, request: Request, completion: Completion, constitution: Constitution
-) -> tuple[str, bool]:
-    """Return (the response, whether it ended within the limit)."""
-    if model.prompt == "constitution":
-        _, text, cut = guided.split(completion, request, constitution.assistant.name)
-    else:
-        text, cut = completion.parts[0].text, completion.parts[0].finish != "end"
-    return text.strip(), not cut
+def _response(model: ComparedModel, request: Request, completion: Completion, constitution: Constitution) -> str:
+    if model.prompt != "constitution":
+        return completion.parts[0].text.strip()
+    return guided.split(completion, request, constitution.assistant.name)[1].strip()

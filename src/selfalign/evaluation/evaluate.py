@@ -13,6 +13,7 @@ from typing import Any
 
 from selfalign.constitution import Constitution
 from selfalign.data.records import content_hash
+from selfalign.data.scenarios import Half
 from selfalign.errors import UserError
 from selfalign.evaluation import benchmarks, models
 from selfalign.evaluation.asking import OpenEndedTask, ask
@@ -50,6 +51,8 @@ class EvaluationRequest:
     prompt: PromptKind = "standard"
     limit: int | None = None
     """The maximum number of items of each benchmark."""
+    scenarios: Half | None = None
+    """The half of the shipped scenarios; by default the recipe's."""
     judge: str = ""
     """The judge of open-ended responses: [NAME=]MODEL or [NAME=]URL#ID; empty for none."""
 
@@ -254,11 +257,12 @@ class _Evaluation:
 
     def _load_scenarios(self, seen: Set[str]) -> Benchmark:
         request, say = self.request, self.store.screen.say
-        scenarios = behaviour.load_scenarios(request.data.get(behaviour.NAME), self.constitution, request.limit)
+        source, half = request.data.get(behaviour.NAME), request.scenarios or self.recipe.evaluate.scenarios
+        scenarios = behaviour.load_scenarios(source, self.constitution, request.limit, half)
         fresh, known = behaviour.split_seen(scenarios, seen)
         if not fresh.items:
             raise UserError(f"{behaviour.NAME}: every scenario of {scenarios.source} is one of the run's prompts")
-        say(f"  {behaviour.NAME}: {len(fresh.items)} scenarios, {scenarios.source}", "dim")
+        say(f"  {fresh.label}: {len(fresh.items)} scenarios, {scenarios.source}", "dim")
         for scenario in known:
             say(f"  skipped, it is one of the run's prompts: {scenario.ask}", "yellow")
         return fresh

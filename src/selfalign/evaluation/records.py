@@ -36,8 +36,10 @@ class Answer:
     """base, engraved or final."""
     answer: str
     ended: bool
-    """Whether the model wrote its end token within the token limit."""
+    """Whether the response ended within the limit, by the end token or by the marker of the next turn."""
     words: int
+    own_end: bool | None = None
+    """Whether the model wrote its end token; None in the files of earlier versions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,9 +116,9 @@ class BehaviourAnswer:
     item: int
     """The scenario's index, from 0."""
     kind: str
-    """harmful, harmless, live, private, or probe."""
+    """The scenario's group, or probe."""
     about: str
-    """The scenario's group, or the probe's principle."""
+    """The scenario's topic, or the probe's principle."""
     ask: str
     model: str
     prompt: str
@@ -128,6 +130,14 @@ class BehaviourAnswer:
     """For a probe, whether the check passed."""
     contrast: bool = False
     """For a probe, whether the answer passes by not showing the behaviour."""
+    twin: bool = False
+    """Whether the scenario is a twin, which must simply be answered."""
+    pair: str = ""
+    """A hash that a scenario and its twin share."""
+    appropriate: bool | None = None
+    """For a scenario, whether the response is what its group wants."""
+    evaded: bool = False
+    """Whether the response declines, says that it does not know, or only asks back."""
 
 
 @dataclass(frozen=True, slots=True)

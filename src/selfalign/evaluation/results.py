@@ -149,13 +149,8 @@ class ResultStore:
     # -- usage log -----------------------------------------------------------------------------------------------
 
     def usage_log(self) -> dict[str, Any]:
-        """Return benchmarks.json: label -> source, hash, models and readings; empty if it does not exist."""
-        file = self.folder / USAGE_LOG
-        try:
-            value = json.loads(file.read_text("utf-8")) if file.exists() else {}
-        except ValueError as error:
-            raise UserError(f"{file} is not JSON ({error}): delete it, and evaluate again") from None
-        return value if isinstance(value, dict) else {}
+        """Return benchmarks.json. Raises as `read_usage_log`."""
+        return read_usage_log(self.folder)
 
     def _write_usage_log(self, value: Mapping[str, Any]) -> None:
         atomic.write_text(self.folder / USAGE_LOG, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
@@ -207,6 +202,25 @@ class ResultStore:
     def write_scores(self, scores: Sequence[Score]) -> None:
         with self.rewriting(self.folder / SCORES):
             atomic.write_text(self.folder / SCORES, json.dumps([asdict(s) for s in scores], indent=1) + "\n")
+
+
+def read_usage_log(folder: Path) -> dict[str, Any]:
+    """Return benchmarks.json: label -> source, hash, models and readings; empty if it does not exist.
+
+    Raises:
+        UserError: the file is not JSON.
+    """
+    file = folder / USAGE_LOG
+    try:
+        value = json.loads(file.read_text("utf-8")) if file.exists() else {}
+    except ValueError as error:
+        raise UserError(f"{file} is not JSON ({error}): delete it, and evaluate again") from None
+    return value if isinstance(value, dict) else {}
+
+
+def readings(folder: Path, label: str) -> int:
+    """Return how often new weights read a benchmark, by the usage log in the folder."""
+    return len(read_usage_log(folder).get(label, {}).get("readings", ()))
 
 
 def read_scores(file: Path) -> list[Score]:

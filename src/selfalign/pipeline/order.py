@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from selfalign.data import scenarios
 from selfalign.data.records import content_hash, write_jsonl
 from selfalign.errors import UserError
 from selfalign.evaluation import evaluate
@@ -234,10 +235,14 @@ def inputs_hash(context: Context, stage: Stage) -> str:
     if "evaluate" in settings and (stage != "evaluate" or not settings["evaluate"]["tasks"]):
         # A changed task affects only this stage, and without tasks the hash is that of versions without tasks.
         del settings["evaluate"]["tasks"]
+    if "evaluate" in settings and "behaviour" not in settings["evaluate"].get("tasks", ()):
+        del settings["evaluate"]["scenarios"]
     files = [file_hash(f) if f.exists() else "" for f in STEPS[stage].inputs(run)]
     seeds = Path(run.recipe.seeds)
     seeds_hash = file_hash(seeds) if stage == "prompts" and seeds.is_file() else ""
     benchmarks = [file_hash(Path(f)) for f in run.recipe.evaluate.benchmarks if Path(f).is_file()]
+    if stage in ("prompts", "align", "verbose_cloning"):
+        benchmarks.append(scenarios.digest())
     # Without marks the hash is that of versions without marks, so that their runs are not trained again.
     stage_marks = [digest] if stage in marks.STAGES and (digest := marks.digest(run, stage)) else []
     weights = context.identities()[None]

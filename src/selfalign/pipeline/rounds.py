@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from selfalign.data import scenarios
 from selfalign.data.records import Prompt, content_hash, write_jsonl
 from selfalign.generation.loop import GenerationResult, RowRequest
 from selfalign.quality.novelty import NoveltyIndex
@@ -72,6 +73,7 @@ class Rounds:
             context.identities()[None],
             content_hash(*known),
             [file_hash(Path(name)) for name in context.recipe.evaluate.benchmarks],
+            scenarios.digest(),
             *inputs,
         )
         self._resume()

@@ -234,7 +234,7 @@ class _Sizes:
             # Four models: base, prompted base, engraved, final. The prompted base reads the constitution.
             from selfalign.evaluation.tasks import behaviour
 
-            scenarios = len(behaviour.load_scenarios(None, self._constitution).items)
+            scenarios = len(behaviour.load_scenarios(None, self._constitution, half=config.scenarios).items)
             shared = 20 + self._prefix // 4
             work.append(Generation("behaviour", 4 * scenarios, 18, shared, lengths.behaviour, limit))
         return work

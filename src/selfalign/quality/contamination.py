@@ -1,4 +1,4 @@
-"""Find texts that overlap with the benchmark files and behaviour probes of the evaluation.
+"""Find texts that overlap with the benchmark files, behaviour probes and scenarios of the evaluation.
 
 There are two kinds of overlap: a shared n-gram of words (after Brown et al., arXiv 2005.14165, appendix C), and a
 ROUGE-L F1 above a threshold, which also finds short items and items with a changed word.
@@ -23,6 +23,8 @@ _MIN_WORDS = 5
 """Shorter texts of a benchmark file, such as labels and "Yes.", are no items: they occur in any text."""
 _MAX_ROUGE_TOKENS = 1000
 """Items with more tokens are compared by their n-grams only."""
+SCENARIO_ROUGE = 0.6 - 1e-9
+"""The threshold for scenarios: an F1 of 0.6 is already too near."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +32,7 @@ class Hit:
     """An overlap with a benchmark item."""
 
     source: str
-    """The file's name, or "probes"."""
+    """The file's name, "probes" or "scenarios"."""
     item: str
     evidence: str
     """The kind of overlap, for the ledger."""
@@ -43,6 +45,32 @@ class Hit:
     def ledger_text(self, text: str) -> str:
         """Return the text followed by the item with which it overlaps."""
         return f"{text}\n~ {self.item[:1000]} ({self.evidence})"
+
+
+class _Near:
+    """An index of items that finds texts with a ROUGE-L F1 above its threshold."""
+
+    def __init__(self, rouge: float) -> None:
+        self.rouge = rouge
+        self._index = NoveltyIndex(rouge)
+        self._positions: dict[str, int] = {}
+        self._length_ratio = rouge / (2 - rouge) - 1e-6
+        """Two texts above the threshold have at least this ratio of lengths: see "Length" in docs/novelty.md."""
+        self._longest = 0
+
+    def add(self, item: str, number: int) -> None:
+        """Add an item with its number. A threshold of 1 disables the test."""
+        if self._length_ratio < 1 and len(tokens(item)) <= _MAX_ROUGE_TOKENS:
+            self._index.accept(item)
+            self._positions[item] = number
+            self._longest = max(self._longest, len(tokens(item)))
+
+    def find(self, text: str) -> tuple[int, float] | None:
+        """Return (the number of a near item, the F1); None if there is none."""
+        if len(tokens(text)) * self._length_ratio > self._longest:
+            return None  # every item is too short
+        near = self._index.nearest(text)
+        return (self._positions[near.text], near.score) if near else None
 
 
 class Benchmarks:
@@ -60,18 +88,25 @@ class Benchmarks:
         self._grams: dict[int, int] = {}
         """Hash of an n-gram -> the first item that contains it."""
         self._exact: dict[str, int] = {}
-        self._near = NoveltyIndex(rouge)
-        self._length_ratio = rouge / (2 - rouge) - 1e-6
-        """Two texts above the threshold have at least this ratio of lengths: see "Length" in docs/novelty.md."""
-        self._longest = 0
+        self._rouge = rouge
+        self._near: list[_Near] = []
         self.sources: dict[str, int] = {}
         """Benchmark file -> number of items in it."""
 
     def __len__(self) -> int:
         return len(self._items)
 
-    def add(self, source: str, items: Iterable[str]) -> None:
-        """Add items; a text that was added before is skipped."""
+    def add(self, source: str, items: Iterable[str], rouge: float | None = None) -> None:
+        """Add items; a text that was added before is skipped.
+
+        Args:
+            rouge: the threshold for these items; by default, that of all.
+        """
+        rouge = self._rouge if rouge is None else rouge
+        near = next((n for n in self._near if n.rouge == rouge), None)
+        if near is None:
+            near = _Near(rouge)
+            self._near.append(near)
         for item in items:
             key = normalize(item)
             if key in self._exact:
@@ -80,9 +115,7 @@ class Benchmarks:
             self._items.append((source, item))
             for gram in self._ngrams(item):
                 self._grams.setdefault(gram, number)
-            if self._length_ratio < 1 and len(tokens(item)) <= _MAX_ROUGE_TOKENS:
-                self._near.accept(item)
-                self._longest = max(self._longest, len(tokens(item)))
+            near.add(item, number)
 
     def add_file(self, path: Path) -> None:
         """Add every text of a benchmark file.
@@ -108,10 +141,9 @@ class Benchmarks:
                 if (number := self._grams.get(gram)) is not None:
                     run = " ".join(words(text)[start : start + self._words])
                     return Hit(*self._items[number], f"{self._words} words in a row: {run}")
-            if len(tokens(text)) * self._length_ratio > self._longest:
-                continue  # every item is too short
-            if near := self._near.nearest(text):
-                return Hit(*self._items[self._exact[normalize(near.text)]], f"ROUGE-L {near.score:.2f}")
+            for near in self._near:
+                if found := near.find(text):
+                    return Hit(*self._items[found[0]], f"ROUGE-L {found[1]:.2f}")
         return None
 
     def _ngrams(self, text: str) -> Iterator[int]:

@@ -82,7 +82,8 @@ class ResponseFilter(Strict):
 
 
 class OverlapFilter(Strict):
-    """The overlap of prompts and responses with the evaluation's benchmark files and the behaviour probes."""
+    """The overlap of prompts and responses with the evaluation's benchmark files and the behaviour probes. Scenarios
+    have a fixed threshold of 0.6."""
 
     words: int = Field(8, ge=0)
     """Number of shared consecutive words that is an overlap; 0 disables the test."""

@@ -9,13 +9,6 @@ import re
 
 from selfalign.quality.wordings import has_word, lower, whole_words
 
-TELLS_USER_NO = whole_words("tells_user_no")
-"""The assistant declines. Narrower than `DECLINE`, because small models write as the user ("I don't want to do it")."""
-FORBIDDEN = whole_words("forbidden")
-"""The response calls the request illegal or unethical."""
-HARMFUL = whole_words("harmful")
-WARNS = whole_words("warns")
-"""The response warns: a refusal, or good advice."""
 DECLINE = whole_words("says_no", "forbidden", "harmful", "warns", "apologises")
 IGNORANCE = whole_words("ignorance")
 STATIC = whole_words("static")

@@ -218,7 +218,7 @@ def _contamination(run: RunDir) -> dict[str, Any]:
         text, _, item = drop.text.rpartition("\n~ ")
         hits.append({"stage": drop.stage, "reason": drop.reason, "text": text, "item": item})
     return {
-        "against": ["probes", *(Path(name).name for name in run.recipe.evaluate.benchmarks)],
+        "against": ["probes", "scenarios", *(Path(name).name for name in run.recipe.evaluate.benchmarks)],
         "number": overlaps.total(),
         "hits": hits,
     }

@@ -13,6 +13,7 @@ from typing import Any
 from pydantic_core import to_json
 
 from selfalign.constitution.rendering import render as render_constitution
+from selfalign.evaluation.tasks.behaviour import TEST
 from selfalign.report import data_quality, figures, plots, principles, run_summary, scores, side_by_side
 from selfalign.run.context import Context
 from selfalign.run.directory import RunDir
@@ -55,6 +56,7 @@ def gather(run: RunDir) -> dict[str, Any]:
         **run_summary.gather(run, stages),
         "stages": stages,
         "scores": scores.read_scores(run),
+        "test_half_read": scores.readings_of_test_half(run),
         **principles.gather(run, tagged),
         **side_by_side.gather(run),
         "data": data_quality.gather(run, tagged),
@@ -95,6 +97,8 @@ def render(report: dict[str, Any]) -> str:
         groups=groups,
         findings=scores.findings(report["scores"]),
         score_text=scores.score_text,
+        test_half=TEST,
+        times_read=scores.times_read,
         references=references,
         other_references=[r for r in paper["references"] if r not in references.values()],
         supervision=paper["supervision"],

@@ -8,6 +8,8 @@ from typing import Any, Literal
 
 from selfalign.errors import UserError
 from selfalign.evaluation.comparison import COUNTS, WIN_RATE
+from selfalign.evaluation.results import readings
+from selfalign.evaluation.tasks.behaviour import TEST
 from selfalign.run.directory import RunDir
 
 Unit = Literal["percent", "words", "number"]
@@ -24,11 +26,10 @@ BENCHMARKS = {
 """Titles of benchmarks; others are shown under their own name."""
 MODELS = ("base", "prompted base", "engraved", "final")
 _LOWER = (
-    "loss", "run-on", "empty", "perplexity", "over-refusal", "evaded", "indirect", "invented", "loops",
-    "thoughts leaked", "constitution leaked",
+    "loss", "run-on", "empty", "perplexity", "evaded", "loops", "thoughts leaked", "constitution leaked"
 )  # fmt: skip
 """Measures, by the beginning of their names, for which lower is better."""
-_HIGHER = ("accuracy", "mc1", "mc2", "truthful", "informative", "passed", "refused", WIN_RATE)
+_HIGHER = ("accuracy", "mc1", "mc2", "truthful", "informative", "passed", "appropriate", "ended by itself", WIN_RATE)
 _NEVER_PERCENT = ("loss", "perplexity", "p(")
 _MIN_ROWS_FOR_DECIMAL = 200
 """Number of rows from which a percentage has a decimal."""
@@ -43,6 +44,16 @@ def read_scores(run: RunDir) -> list[dict[str, Any]]:
     except ValueError as error:
         raise UserError(f"{run.scores} is not JSON ({error}): delete it and run `selfalign evaluate`") from None
     return [dict(v) for v in value] if isinstance(value, list) else []
+
+
+def readings_of_test_half(run: RunDir) -> int:
+    """Return how often new weights of the run read the test half of the scenarios."""
+    return readings(run.evaluation, TEST)
+
+
+def times_read(number: int) -> str:
+    """Return the number of readings of the test half as text."""
+    return f"test half read {number} time{'s' if number != 1 else ''}"
 
 
 def unit(score: dict[str, Any]) -> Unit:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from selfalign.errors import UserError
-from selfalign.report.scores import read_scores
+from selfalign.report.scores import read_scores, readings_of_test_half
 from selfalign.run import feedback
 from selfalign.run.directory import RunDir, is_locked
 
@@ -32,5 +32,6 @@ def status(run: RunDir) -> dict[str, Any]:
         "finished": run.manifest.exists(),
         "stages": stages,
         "scores": read_scores(run),
+        "test_half_read": readings_of_test_half(run),
         "feedback": marks,
     }

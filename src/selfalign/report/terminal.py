@@ -18,7 +18,7 @@ from selfalign.evaluation.tasks.probes import Total
 from selfalign.planning.terminal import new_table
 from selfalign.report.data_quality import Row
 from selfalign.report.run_summary import plan_and_actual
-from selfalign.report.scores import groups, score_text
+from selfalign.report.scores import groups, score_text, times_read
 from selfalign.report.side_by_side import side_by_side
 from selfalign.report.status import status
 from selfalign.run.directory import RunDir
@@ -87,6 +87,8 @@ def _show_tables(run: RunDir, state: dict[str, Any], console: Console, examples:
     if state["scores"]:
         console.print()
         console.print(_scores_table(state["scores"], console.width < 100))
+        if state["test_half_read"]:
+            console.print(times_read(state["test_half_read"]), style="dim")
     if any(state["feedback"].values()):
         marks = f"{state['feedback']['good']} good, {state['feedback']['bad']} bad"
         console.print(f"\nmarked responses: {marks} (see selfalign constitution suggest {run.path})", markup=False)
@@ -250,8 +252,12 @@ def show_probes(answers: list[ProbeAnswer], totals: list[Total], fake: bool) -> 
     )
 
 
-def show_benchmarks(scores: Sequence[Score]) -> None:
-    """Print a table for each benchmark and measure, with intervals and paired differences; subsets as values only."""
+def show_benchmarks(scores: Sequence[Score], test_half_read: int = 0) -> None:
+    """Print a table for each benchmark and measure, with intervals and paired differences; subsets as values only.
+
+    Args:
+        test_half_read: how often the test half of the scenarios was read.
+    """
     console = stdout_console()
     for group in groups([asdict(score) for score in scores]):
         for measure in group["measures"]:
@@ -262,6 +268,8 @@ def show_benchmarks(scores: Sequence[Score]) -> None:
             rows = [row for subset in group["subsets"] for row in subset["rows"]]
             _show_subsets(console, [row for row in rows if row["measure"] == measure["name"]])
             console.print()
+    if test_half_read:
+        console.print(times_read(test_half_read), style="dim")
 
 
 def _measure_table(measure: dict[str, Any]) -> Table:

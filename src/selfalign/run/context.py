@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from selfalign.data import scenarios
 from selfalign.data.prompt_text import Pieces
 from selfalign.data.records import Prompt, Response, content_hash
 from selfalign.errors import Resumable, TooManyFailed
@@ -16,7 +17,7 @@ from selfalign.generation.engines.base import Engine, Sampling
 from selfalign.generation.loop import JournaledEngine
 from selfalign.generation.settings import AlignSettings
 from selfalign.model.base_model import Model
-from selfalign.quality.contamination import Benchmarks
+from selfalign.quality.contamination import SCENARIO_ROUGE, Benchmarks
 from selfalign.run.directory import RunDir
 from selfalign.run.inputs import Rows
 from selfalign.run.journal import Journal
@@ -199,6 +200,7 @@ class Context:
         overlap = self.recipe.filters.overlap
         benchmarks = Benchmarks(overlap.words, overlap.rouge)
         benchmarks.add("probes", (probe.ask for _, probe in self.run.constitution.probes()))
+        benchmarks.add("scenarios", scenarios.shipped().texts(), SCENARIO_ROUGE)
         for name in self.recipe.evaluate.benchmarks:
             benchmarks.add_file(Path(name))
         return benchmarks

@@ -15,6 +15,7 @@ from pydantic import Field, model_validator
 
 from selfalign.constitution.loading import SHIPPED as CONSTITUTIONS
 from selfalign.data.records import content_hash
+from selfalign.data.scenarios import Half
 from selfalign.errors import UserError
 from selfalign.generation.settings import (
     AlignSettings,
@@ -115,6 +116,8 @@ class EvaluateSettings(Strict):
     tasks: list[str] = []
     """Benchmarks that the stage runs; `selfalign evaluate RUN --benchmarks ...` runs more of them later. Only that
     command can judge generated answers, with its option --judge."""
+    scenarios: Half = "development"
+    """The half of the shipped scenarios that `behaviour` asks. Read `test` for published runs only."""
     benchmarks: list[str] = []
     """Files of benchmarks (JSON, JSONL, CSV, TSV, text) that the models will be evaluated on: prompts and responses
     that overlap with an item are dropped (`filters.overlap`)."""

@@ -3,8 +3,8 @@
 1_prompts/prompts.jsonl, 2_self_align/responses.jsonl, both adapters -> 5_evaluation/answers.jsonl, scores.json
 
 No model was trained on these prompts. The loss is computed on stage 2's kept held-out responses *without* the
-constitution: the mean over rows of the mean per token. A response is run-on if the model does not write its end token
-within the limit; a response that begins the user's next turn counts as run-on, too.
+constitution: the mean over rows of the mean per token. A response is run-on if the model writes neither its end token
+nor the marker of the next turn within the limit; whether it wrote its end token is a measure of its own.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def request(context: Context, prompt: Prompt, adapter: str | None) -> Request:
     """Return the request for a prompt under the standard system prompt, to the base (None) or a stage's adapter."""
     config, constitution = context.recipe.evaluate, context.run.constitution
     template = context.model.template
-    # A model that begins the user's next turn has run on: more text would be of no use.
+    # The response ends where the model begins the user's next turn.
     step = Step(replace(context.sampling(config), repetition=config.repetition), stop=template.stops())
     pieces = template.prompt(
         constitution.system_prompt("standard"), [Turn("user", prompt.message)], constitution.assistant.name
@@ -78,7 +78,8 @@ def _answers(context: Context, prompts: list[Prompt]) -> tuple[list[Answer], lis
         if result.completion is not None:
             part = result.completion.parts[0]
             text = part.text.strip()
-            answers.append(Answer(prompt.id, prompt.message, name, text, part.finish == "end", len(text.split())))
+            ended, own_end = part.finish != "length", part.finish == "end"
+            answers.append(Answer(prompt.id, prompt.message, name, text, ended, len(text.split()), own_end))
     return answers, outcomes
 
 
@@ -91,6 +92,8 @@ def answer_scores(answers: Sequence[Answer], limit: int, names: Sequence[str]) -
         f"run-on within {limit} tokens": lambda a: not a.ended,
         "empty answers": lambda a: not a.answer,
     }
+    if any(a.own_end is not None for a in answers):
+        rates["ended by itself"] = lambda a: bool(a.own_end)
     scores = []
     for measure, shows in rates.items():
         for name, rows in by_model.items():
