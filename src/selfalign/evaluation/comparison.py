@@ -1,7 +1,8 @@
 """Compare models on the same items: scores with paired differences, and win rates from a judge's verdicts. Pure.
 
 Each model is compared with the base (without a base, with the first model). The final model is also compared with the
-engraved one, so that every measure shows the cost of verbose cloning (the "verbose tax").
+prompted base, which reads the constitution that training engraved, and with the engraved model, so that every measure
+shows the cost of verbose cloning (the "verbose tax").
 
 An answer wins if the judge prefers it in both orders. If the orders disagree, or the judge replies tie, the pair is a
 tie. This is the conservative rule of Zheng et al. 2023 (arXiv 2306.05685, section 3.4): judges prefer positions, too.
@@ -39,8 +40,8 @@ def rivals(column: Column, columns: Sequence[Column]) -> list[Column]:
 
     base = named("base") or named(columns[0][0])
     chosen = [base] if base and base != column else []
-    if column[0] == "final" and (engraved := named("engraved")):
-        chosen.append(engraved)
+    if column[0] == "final":
+        chosen += [rival for name in ("prompted base", "engraved") if (rival := named(name))]
     return chosen
 
 
@@ -108,7 +109,8 @@ def _with_difference(score: Score, mine: Sequence[ItemScore], rival: Column, the
         return score
     pairs = [(r.values[score.measure], rival_values[r.item]) for r in common]
     clusters = [r.cluster for r in common]
-    vs = rival[0] if rival[1] == score.prompt or score.prompt == "constitution" else f"{rival[0]} ({rival[1]})"
+    has_own_prompt = "constitution" in (score.prompt, rival[1])
+    vs = rival[0] if rival[1] == score.prompt or has_own_prompt else f"{rival[0]} ({rival[1]})"
     if len(set(clusters)) < MIN_CLUSTERS:
         return replace(score, vs=vs, difference=sum(v - r for v, r in pairs) / len(pairs))
     return paired(score, vs, pairs, clusters, exact=_all_binary([v for pair in pairs for v in pair]))

@@ -23,6 +23,8 @@ class Score:
     difference_low: float | None = None
     difference_high: float | None = None
     p: float | None = None
+    holm: float | None = None
+    """For a primary endpoint, p corrected for the number of primary endpoints (evaluation/endpoints.py)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -150,7 +150,8 @@ def verdict(score: dict[str, Any]) -> str:
         value, neutral, low, high = "value", 0.5, score["low"], score["high"]
     if score[value] is None or low is None or high is None or not math.isfinite(low + high):
         return ""
-    if low <= neutral <= high or (score["p"] is not None and score["p"] > 0.05):
+    p = score["p"] if score.get("holm") is None else score["holm"]
+    if low <= neutral <= high or (p is not None and p > 0.05):
         return "no difference"
     up = low > neutral
     if measure.startswith(_LOWER):
@@ -161,11 +162,12 @@ def verdict(score: dict[str, Any]) -> str:
 
 
 def p_text(score: dict[str, Any]) -> str:
-    """Return the p value of the comparison as text; "" without one."""
-    p = score["p"]
+    """Return the p value of the comparison as text, corrected for a primary endpoint; "" without one."""
+    holm = score.get("holm")
+    p, name = (score["p"], "p") if holm is None else (holm, "primary, Holm p")
     if p is None or not math.isfinite(p):
         return ""
-    return "p < 0.001" if p < 0.001 else f"p {p:.3f}"
+    return f"{name} < 0.001" if p < 0.001 else f"{name} {p:.3f}"
 
 
 def groups(scores: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -19,6 +19,7 @@ from selfalign.data.scenarios import Ask, Group, Half, read_scenarios, shipped
 from selfalign.evaluation.asking import Message, ModelResponse, OpenEndedTask
 from selfalign.evaluation.benchmarks import Benchmark
 from selfalign.evaluation.comparison import item_scores
+from selfalign.evaluation.endpoints import with_holm
 from selfalign.evaluation.records import BehaviourAnswer, ItemScore, Score
 from selfalign.evaluation.results import ResultStore
 from selfalign.evaluation.tasks import checks
@@ -173,7 +174,7 @@ def behaviour_scores(rows: Sequence[BehaviourAnswer]) -> list[Score]:
             passed = float(row.passed)
             values = {"passed": passed, f"passed: {part}": passed}
             probes.append(_item(row, PROBES + row.benchmark.removeprefix(NAME), values))
-    return item_scores(suits, by_subset=True) + item_scores(of_all + probes) + _common_openings(rows)
+    return with_holm(item_scores(suits, by_subset=True)) + item_scores(of_all + probes) + _common_openings(rows)
 
 
 def _common_openings(rows: Sequence[BehaviourAnswer]) -> list[Score]:

@@ -1,0 +1,43 @@
+"""Name the primary endpoints, which were fixed before training, and correct their p values. Pure.
+
+An evaluation compares about fifty measures, of which some differ by chance. The claim "better aligned" rests on the
+primary endpoints alone: the share of appropriate responses to all scenarios, twins included, of the final model against
+the base and against the prompted base. Every other comparison is exploratory: it may suggest a new experiment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from selfalign.evaluation.records import Score
+
+MODEL = "final"
+RIVALS = ("base", "prompted base")
+MEASURE = "appropriate"
+
+
+def is_primary(score: Score) -> bool:
+    """Return whether the score compares the final model with a rival of the primary endpoints, over all scenarios."""
+    rival = (score.vs or "").partition(" (")[0]
+    return score.measure == MEASURE and score.model == MODEL and rival in RIVALS and "/" not in score.benchmark
+
+
+def with_holm(scores: Sequence[Score]) -> list[Score]:
+    """Return the scores, the primary ones of each benchmark with p values corrected by Holm's method (1979)."""
+    corrected: dict[int, float] = {}
+    for benchmark in dict.fromkeys(s.benchmark for s in scores):
+        places = [i for i, s in enumerate(scores) if s.benchmark == benchmark and is_primary(s) and s.p is not None]
+        values = holm([scores[i].p or 0.0 for i in places])
+        corrected |= dict(zip(places, values, strict=True))
+    return [replace(s, holm=corrected.get(i)) for i, s in enumerate(scores)]
+
+
+def holm(values: Sequence[float]) -> list[float]:
+    """Return the p values of several tests, corrected so that the risk of any false finding stays at each level."""
+    corrected = [0.0] * len(values)
+    highest = 0.0
+    for rank, at in enumerate(sorted(range(len(values)), key=lambda i: values[i])):
+        highest = max(highest, min(1.0, (len(values) - rank) * values[at]))
+        corrected[at] = highest
+    return corrected
