@@ -18,12 +18,19 @@ REASONS = {
     "begins with punctuation",
     "begins with a non-ASCII character",
     "contains a role marker",
+    "contains a control character",
 }
 
 
 def test_a_usable_instruction_is_kept():
     assert reason_to_drop("Name three colours of the rainbow.", "") is None
     assert reason_to_drop("Sort these four words.", "pear fig apple date") is None
+
+
+def test_control_characters_are_dropped():
+    assert reason_to_drop("Name three warm\x00 colours", "") == "contains a control character"
+    assert reason_to_drop("Sort these four words.", "pear \x1b[31m fig") == "contains a control character"
+    assert reason_to_drop("Sort these four words.", "pear\tfig\r\napple") is None
 
 
 def test_length_limits_are_inclusive():

@@ -20,6 +20,8 @@ _NOT_TEXT = re.compile(
 """Words of instructions that usually need more than text."""
 _ROLE = re.compile(r"(^|\n)[^\S\n]*(user|assistant|human)\s*:", re.IGNORECASE)
 _PLACEHOLDER = re.compile(r"<\s*no ?input\s*>|\[(?:insert|your|name)[^\]\n]{0,40}\]", re.IGNORECASE)
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
+"""Control characters other than tab and line breaks, and lone surrogates."""
 
 
 def reason_to_drop(instruction: str, text: str, language: str = "en", filters: PromptFilter = _DEFAULT) -> str | None:
@@ -40,6 +42,8 @@ def reason_to_drop(instruction: str, text: str, language: str = "en", filters: P
         return "begins with punctuation"
     if language == "en" and not instruction[0].isascii():
         return "begins with a non-ASCII character"
+    if _CONTROL.search(instruction) or _CONTROL.search(text):
+        return "contains a control character"
     if lapses(f"{instruction}\n{text}", language):
         return f"not in {LANGUAGES[language]}"
     if _ROLE.search(instruction) or _ROLE.search(text):
