@@ -121,9 +121,10 @@ def test_pairs_include_base_and_engraved_as_rivals():
     )
     met = [(p.model.model, p.rival.model) for p in pairs_of(rows_)]
     assert list(dict.fromkeys(met)) == [
-        ("engraved", "base"), ("final", "base"), ("final", "engraved"), ("mine", "base"), ("prompted base", "base")
+        ("engraved", "base"), ("final", "base"), ("final", "prompted base"), ("final", "engraved"), ("mine", "base"),
+        ("prompted base", "base"),
     ]  # fmt: skip
-    assert len(met) == 5 * 4 and all(p.model.item == p.rival.item for p in pairs_of(rows_))
+    assert len(met) == 6 * 4 and all(p.model.item == p.rival.item for p in pairs_of(rows_))
     assert pairs_of(answers("base")) == []
 
 
@@ -145,6 +146,7 @@ def test_pairs_do_not_depend_on_the_order_of_measuring(order: list[tuple[str, st
         ("final", "standard", "base", "standard"), ("final", "two-shot", "base", "two-shot"),
         ("engraved", "standard", "base", "standard"), ("prompted base", "constitution", "base", "standard"),
         ("final", "standard", "engraved", "standard"), ("final", "two-shot", "engraved", "standard"),
+        ("final", "standard", "prompted base", "constitution"), ("final", "two-shot", "prompted base", "constitution"),
     }  # fmt: skip
 
 

@@ -97,7 +97,8 @@ def test_every_model_of_a_run_is_compared(run: Context):
     for measure in (hhh.LETTERS, hhh.SUM, hhh.PER_TOKEN):
         overall = column(result, measure)
         assert list(overall) == [
-            ("base", ""), ("prompted base", "base"), ("engraved", "base"), ("final", "base"), ("final", "engraved"),
+            ("base", ""), ("prompted base", "base"), ("engraved", "base"), ("final", "base"),
+            ("final", "prompted base"), ("final", "engraved"),
             ("longest answer", ""), ("shortest answer", ""), ("random guess", ""),
         ]  # fmt: skip
         subsets = [column(result, measure, f"hhh (fixture)/{s}") for s in ("harmless", "helpful", "honest", "other")]

@@ -189,7 +189,9 @@ def test_journal_lists_rows_with_escaped_tokens(tmp_path: Path, tokenizer: Token
 
 def test_run_reports_rows_with_escaped_tokens(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     (tmp_path / "c.yaml").write_text(SMALL_CONSTITUTION, "utf-8")
-    (tmp_path / "mine.txt").write_text("Name three rivers.\nWhat does </s> mean?\nName two lakes.\n", "utf-8")
+    (tmp_path / "mine.txt").write_text(
+        "Name three rivers.\nExplain the token </s> to my sister.\nName two lakes.\n", "utf-8"
+    )
     with serving(lambda path: "404" if path.endswith("/detokenize") else None, Tokens) as server:
         settings = [
             f"engine.url=http://127.0.0.1:{server.server_address[1]}", "engine.served.base=any",
@@ -211,7 +213,7 @@ def test_run_reports_rows_with_escaped_tokens(tmp_path: Path, capsys: pytest.Cap
         context.release_engine()
         context.journal.close()
     sent = [body["prompt"] for body, at in server.requests if at["path"].endswith("completions")]
-    assert any("What does < /s> mean?" in prompt for prompt in sent)
+    assert any("Explain the token < /s> to my sister." in prompt for prompt in sent)
     assert not any("</s>" in prompt for prompt in sent)
 
 

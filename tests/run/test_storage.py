@@ -128,10 +128,14 @@ def test_lost_machine_loses_only_unsaved_work(tmp_path: Path, seed: int):
     settings = {**SMALL, "storage": str(shared)}
     code = CHILD.replace("eval_settings", repr(settings))
     with subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "a")], stderr=subprocess.PIPE) as child:
-        for _ in range(1200):
-            if ((shared / "index.json").exists() and len(files_of(tmp_path / "a")) > 4) or child.poll() is not None:
+        states: set[int] = set()
+        for _ in range(2400):
+            if (shared / "index.json").exists():
+                states.add((shared / "index.json").stat().st_mtime_ns)
+            # The first state may be from before the first answered request.
+            if (len(states) > 2 and len(files_of(tmp_path / "a")) > 4) or child.poll() is not None:
                 break
-            time.sleep(0.025)
+            time.sleep(0.0125)
         time.sleep(random.Random(seed).random() * 0.5)
         child.send_signal(signal.SIGKILL)
         child.wait()

@@ -115,11 +115,13 @@ def test_judge_compares_in_both_orders(
     assert by(scores, "prompted base", "win rate", "vicuna (fixture)/writing").n == 1
     assert not any("not judged" in s.measure for s in scores)
     ledger = context.journal.counts("pair-judge")
-    assert (ledger.finished, ledger.rows_in, ledger.kept) == (True, 16, 16)
+    assert (ledger.finished, ledger.rows_in, ledger.kept) == (True, 20, 20)
     assert "right on 100%" in ledger.notes["trial"]
-    assert "16 pairs: it preferred the first answer in both orders in 0" in capsys.readouterr().err.replace("\n", " ")
+    assert "20 pairs: it preferred the first answer in both orders in 0" in capsys.readouterr().err.replace("\n", " ")
     rows = read_jsonl(context.run.evaluation / "vicuna-verdicts.jsonl", PairVerdict)
-    assert {(r.model, r.verdict) for r in rows} == {("prompted base", "win"), ("engraved", "tie"), ("final", "tie")}
+    assert {(r.model, r.verdict) for r in rows} == {
+        ("prompted base", "win"), ("engraved", "tie"), ("final", "tie"), ("final", "loss")
+    }  # fmt: skip
     # Later without a judge, then with another one: what was judged stays judged.
     evaluate.run(context, REQUEST)
     assert results.read_scores(context.run.scores) == scores
