@@ -16,7 +16,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 SUFFIXES = {".py", ".md", ".yaml", ".html", ".js", ".css", ".jinja", ".sh", ".slurm"}
 DEFAULT = ("src", "docs", "benchmarks", "README.md", "CONTRIBUTING.md", "SECURITY.md")
-FIXED = ("src/selfalign/assets/constitutions", "src/selfalign/assets/behaviour.yaml", "benchmarks/data")
+FIXED = ("src/selfalign/assets/constitutions", "src/selfalign/assets/scenarios.jsonl", "benchmarks/data")
 """Paths with fixed texts: the shipped constitutions and scenarios, responses of models, annotations."""
 
 FORBIDDEN: tuple[tuple[str, str], ...] = (

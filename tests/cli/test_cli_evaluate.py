@@ -76,7 +76,7 @@ def test_models_of_a_run_are_compared_in_pairs(fake_run: Callable[..., Context],
         "win rate against base, judged by mine" in output and "no difference: 0 won, 4 tied, 0 lost vs base;" in output
     )
     assert "first 0, second 0, p 1.000" in output
-    assert "wins against base" not in output and "final (two-shot): household 50%, facts 50%" in output
+    assert "wins against base" not in output and "subset final household 50% facts 50%" in output
     assert max(map(len, table.splitlines())) <= 100, "it fits a terminal"
     result = json.loads(evaluate(*words, "--models", "base", "--limit", "2", "--json"))
     assert {(s["benchmark"], s["n"]) for s in result} == {("questions (fixture_questions)", 2)}

@@ -22,7 +22,7 @@ SETTINGS = [
     "verbose_cloning.prompts=3",
     "verbose_cloning.max_new_tokens=48",
     "engrave.epochs=1",
-    "engrave.learning_rate=1.5e-3",
+    "engrave.learning_rate=8e-4",
     "evaluate.heldout_prompts=2",
     "evaluate.max_new_tokens=32",
 ]
@@ -92,9 +92,7 @@ def test_adapters_change_output_and_torch_matches_engine(run: Path) -> None:
         parity = counts[stage]["parity"]
         assert parity["positions"] == 200
         assert parity["agreement_base"] > 0.9
-        # A difference of 200 positions varies by 3 points, so the run's own limit of 2 would fail by chance here. With
-        # a lost adapter, the engine would disagree on all the tokens that the adapter changes.
-        assert parity["agreement_adapter"] >= parity["agreement_base"] - 0.05
+        assert parity["agreement_adapter"] >= parity["agreement_base"] - 0.02
         assert parity["changed"] >= 0.10
 
 
@@ -104,11 +102,14 @@ def test_shared_prefix_is_computed_once(run: Path) -> None:
     assert align["cached_tokens"] > 10 * align["prompt_tokens"]
 
 
-def test_chat_responds_with_the_final_model(run: Path) -> None:
-    command = [sys.executable, "-m", "selfalign.cli.main", "chat", str(run), "--model", "final", "-p", "Who are you?"]
-    done = subprocess.run([*command, "--max-tokens", "24"], capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip()
+def test_chat_responds_with_base_and_final_model(run: Path) -> None:
+    responses = {}
+    for model in ("base", "final"):
+        command = [sys.executable, "-m", "selfalign.cli.main", "chat", str(run), "--model", model, "-p", "Who are you?"]
+        done = subprocess.run([*command, "--max-tokens", "24"], capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stderr
+        responses[model] = done.stdout.strip()
+    assert responses["base"] and responses["final"] and responses["base"] != responses["final"]
 
 
 def test_server_responds_to_openai_client_with_every_model(run: Path) -> None:

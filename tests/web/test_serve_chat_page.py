@@ -269,7 +269,9 @@ def test_page_asks_for_the_token(browser: Any, fake_run: Callable[..., Context])
     with serving(fake_run(), SlowFake(), policy=Policy(token=TOKEN)) as running:
         page = Page(browser, running)
         for token, note in (("wrong-horse-battery", "Wrong token."), (TOKEN, "")):
-            page.page.get_by_label("Token").fill(token)
+            # The page moves the focus there itself, and the browser complains if another element has it already.
+            api.expect(page.page.get_by_label("Token")).to_be_focused()
+            page.page.keyboard.type(token)
             page.key("Enter")
             if note:
                 page.page.get_by_text(note).wait_for()
@@ -278,8 +280,8 @@ def test_page_asks_for_the_token(browser: Any, fake_run: Callable[..., Context])
         assert len(page.answers()) == 1
         assert page.page.evaluate("() => document.cookie") == ""
         assert TOKEN not in page.page.content()
-        # The browser notes the 401 that a visitor without the token gets, and a field that was filled before its focus.
-        assert [line for line in page.events if "401" not in line and "Autofocus" not in line] == []
+        # A 401 is noted by the browser; it is what a visitor without the token gets.
+        assert [line for line in page.events if "401" not in line] == []
         page.context.close()
 
 

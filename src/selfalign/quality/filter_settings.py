@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from functools import cache
-from importlib import resources
 from typing import Any, Literal
 
 from pydantic import Field, GetJsonSchemaHandler, model_validator
 from pydantic_core import CoreSchema
 
 from selfalign.quality.safety import RULES
-from selfalign.system.strict_yaml import Strict, parse_yaml
+from selfalign.system.strict_yaml import Strict, read_asset
 
 
 class PromptFilter(Strict):
@@ -93,8 +92,7 @@ class OverlapFilter(Strict):
 
 @cache
 def _bases() -> dict[str, dict[str, Any]]:
-    text = (resources.files("selfalign") / "assets/filters.yaml").read_text("utf-8")
-    return dict(parse_yaml(text, "filters.yaml"))
+    return dict(read_asset("filters.yaml"))
 
 
 class FilterSettings(Strict):

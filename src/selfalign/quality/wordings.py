@@ -5,18 +5,16 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from functools import cache
-from importlib import resources
 from typing import Any
 
 from selfalign.quality.rouge import words
-from selfalign.system.strict_yaml import parse_yaml
+from selfalign.system.strict_yaml import read_asset
 
 
 @cache
 def document() -> dict[str, Any]:
     """Return name -> wordings, one on each line."""
-    text = (resources.files("selfalign") / "assets/wordings.yaml").read_text("utf-8")
-    return dict(parse_yaml(text, "wordings.yaml"))
+    return dict(read_asset("wordings.yaml"))
 
 
 def lower(text: str) -> str:

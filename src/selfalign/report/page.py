@@ -6,7 +6,6 @@ The page has no scripts and loads nothing. Every text in it is escaped, since a 
 from __future__ import annotations
 
 import time
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -75,9 +74,7 @@ def render(report: dict[str, Any]) -> str:
 
     plotted = list(figures.figures(report))
     groups = scores.groups(report["scores"])
-    paper = strict_yaml.parse_yaml(
-        (resources.files("selfalign") / "assets/paper.yaml").read_text("utf-8"), "paper.yaml"
-    )
+    paper = strict_yaml.read_asset("paper.yaml")
     references = match([g["benchmark"] for g in groups], paper["references"])
     environment = ImmutableSandboxedEnvironment(
         loader=jinja2.PackageLoader("selfalign", "report/parts"),

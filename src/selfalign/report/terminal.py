@@ -291,8 +291,12 @@ def _measure_table(measure: dict[str, Any]) -> Table:
 
 
 def _show_subsets(console: Console, rows: Sequence[dict[str, Any]]) -> None:
-    """Print the values of each subset, one line per model."""
-    values = {(r["model"], r["prompt"], r["benchmark"].split("/", 1)[1]): score_text(r)[0] for r in rows}
-    for model, prompt in dict.fromkeys((m, p) for m, p, _ in values):
-        text = ", ".join(f"{subset} {value}" for (m, p, subset), value in values.items() if (m, p) == (model, prompt))
-        console.print(f"  {escape(plain(f'{model} ({prompt}): {text}'))}", style="dim", soft_wrap=True)
+    """Print the models' values by subset, without the baselines that need no model."""
+    values = {(r["benchmark"].split("/", 1)[1], r["label"]): score_text(r)[0] for r in rows if r["prompt"]}
+    if not values:
+        return
+    models = list(dict.fromkeys(model for _, model in values))
+    table = new_table("subset", *(escape(plain(model)) for model in models))
+    for subset in dict.fromkeys(subset for subset, _ in values):
+        table.add_row(escape(plain(subset)), *(values.get((subset, model), "") for model in models))
+    console.print(table)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -69,6 +70,11 @@ def parse_yaml(text: str, where: str) -> Any:
     except (yaml.YAMLError, RecursionError, ValueError, LookupError, AttributeError, TypeError) as error:
         # PyYAML's constructors raise these errors if a value does not match its tag, as in `!!bool maybe`.
         raise UserError(f"{where} is not YAML: {' '.join(str(error).split())[:120]}") from None
+
+
+def read_asset(name: str) -> Any:
+    """Return the value of a YAML file in the package's assets."""
+    return parse_yaml((resources.files("selfalign") / "assets" / name).read_text("utf-8"), name)
 
 
 def compose(text: str) -> yaml.Node | None:
