@@ -142,8 +142,8 @@ class Benchmarks:
                     run = " ".join(words(text)[start : start + self._words])
                     return Hit(*self._items[number], f"{self._words} words in a row: {run}")
             for near in self._near:
-                if found := near.find(text):
-                    return Hit(*self._items[found[0]], f"ROUGE-L {found[1]:.2f}")
+                if match := near.find(text):
+                    return Hit(*self._items[match[0]], f"ROUGE-L {match[1]:.2f}")
         return None
 
     def _ngrams(self, text: str) -> Iterator[int]:

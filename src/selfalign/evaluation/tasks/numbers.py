@@ -25,8 +25,8 @@ def in_digits(text: str) -> str:
 
 def numbers(text: str) -> list[str]:
     """Return the numbers of a text in order, as digits; a time is written as 10:45."""
-    found = _DIGITS.findall(in_digits(text))
-    return [re.sub(r"[.,]0+$", "", n) if ":" not in n else n for n in found]
+    matches = _DIGITS.findall(in_digits(text))
+    return [re.sub(r"[.,]0+$", "", n) if ":" not in n else n for n in matches]
 
 
 def number_before(text: str) -> dict[str, str]:
