@@ -92,7 +92,7 @@ def test_embedded_model_in_a_worker_answers_as_in_process(tmp_path: Path) -> Non
     def answers(name: str, engine: Any) -> list[str]:
         journal = Journal(tmp_path / f"{name}.sqlite")
         try:
-            engine.warm_prefix(form.prefix, None)
+            engine.warm_prefix(form.prefix(), None)
             results = JournaledEngine(engine, journal, "align", {None: model.identity}).generate(works)
         finally:
             engine.close()

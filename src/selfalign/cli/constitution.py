@@ -14,6 +14,8 @@ from selfalign.cli.options import AsJson, Force, RunFolder, screen
 from selfalign.errors import UserError
 
 if TYPE_CHECKING:
+    from selfalign.constitution import Constitution
+    from selfalign.constitution.document import Check
     from selfalign.constitution.lint import Budget, Finding
     from selfalign.constitution.loading import Located
 
@@ -45,7 +47,7 @@ def lint(
     budget = lints.Budget(model, _counter(model), context, answer) if model else None
     document = loading.read(source)
     tasks = loading.located_seeds(seeds)
-    findings = lints.lint(document, tasks, budget)
+    findings = lints.lint(document, tasks, budget, _shows)
     errors = [f for f in findings if f.level == "error" or strict]
     if as_json:
         typer.echo(json.dumps([asdict(f) for f in findings], indent=1, ensure_ascii=False))
@@ -69,7 +71,7 @@ def _counter(model: str) -> Callable[[str], int]:
 
 def _summary(document: Located, findings: list[Finding], seeds: int, budget: Budget | None) -> str:
     from selfalign.constitution.document import Constitution
-    from selfalign.constitution.rendering import query, render
+    from selfalign.constitution.rendering import longest
 
     errors = sum(f.level == "error" for f in findings)
     if errors:
@@ -77,7 +79,7 @@ def _summary(document: Located, findings: list[Finding], seeds: int, budget: Bud
     texts = Constitution.model_validate(document.value)
     parts = f"{len(texts.principles)} principles, {texts.human_items(seeds)['total']} human-written items"
     if budget is not None:
-        used = budget.count(render(texts) + query(texts, ""))
+        used = longest(texts, budget.count)
         parts += f"; the prompt takes {used:,} tokens of {budget.model}, and {budget.context - used:,} remain"
     return f"{document.source}: {f'{len(findings)} warnings' if findings else 'consistent'}, {parts}"
 
@@ -87,12 +89,14 @@ def show(
     source: Source = "default",
     seeds: Seeds = "default",
     count: Annotated[bool, typer.Option("--count", help="Count the human-written items.")] = False,
+    question_type: Annotated[
+        str, typer.Option("--type", help="Print the prompt for questions of this type, or of every type (all).")
+    ] = "",
     as_yaml: Annotated[bool, typer.Option("--yaml", help="Print the document with all that it extends.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Print a constitution as the model reads it, or count its items."""
     from selfalign import constitution
-    from selfalign.constitution.rendering import render
     from selfalign.system.console import plain
 
     texts = constitution.load(source)
@@ -102,7 +106,8 @@ def show(
         typer.echo(strict_yaml.dump(texts).rstrip())
         return
     if not count:
-        typer.echo(json.dumps(texts.model_dump(), indent=1) if as_json else plain(render(texts)).rstrip())
+        shown = json.dumps(texts.model_dump(), indent=1) if as_json else plain(_prompt(texts, question_type)).rstrip()
+        typer.echo(shown)
         return
     counts = texts.human_items(len(constitution.load_seeds(seeds)))
     probes = len(texts.probes())
@@ -112,6 +117,32 @@ def show(
     for kind, number in counts.items():
         typer.echo(f"{number:>5}  {kind}")
     typer.echo(f"\n{probes:>5}  probes (not counted: they only measure)")
+
+
+def _prompt(texts: Constitution, question_type: str) -> str:
+    """Return the prompt for a type, or the principles followed by the exemplars of all types.
+
+    Raises:
+        UserError: there is no such type.
+    """
+    from selfalign.constitution.rendering import prompt_types, render, render_exemplars, render_principles
+
+    if question_type == "all":
+        headings = {name: f"──── {name or 'questions without a type'} ────" for name in prompt_types(texts)}
+        parts = [f"{heading}\n\n{render_exemplars(texts, name)}" for name, heading in headings.items()]
+        return render_principles(texts) + "".join(parts)
+    if question_type and texts.question_type(question_type) is None:
+        names = ", ".join(t.name for t in texts.question_types)
+        raise UserError(f"there is no question type {question_type!r}; the types are {names}")
+    return render(texts, question_type)
+
+
+def _shows(check: Check, message: str, response: str) -> bool:
+    """Return whether a response shows the behaviour that a question type wants."""
+    from selfalign.constitution.document import Probe
+    from selfalign.evaluation.tasks import checks
+
+    return checks.shows(Probe(ask=message, expect=check), response)
 
 
 @app.command("diff")

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from selfalign.constitution.document import Constitution, Principle
-from selfalign.constitution.rendering import render
+from selfalign.constitution.rendering import longest
 
 Changes = dict[str, Any]
 
@@ -27,7 +27,7 @@ def diff(old: Constitution, new: Constitution, count: Callable[[str], int]) -> C
     ]  # fmt: skip
     old_names, new_names = {p.name.lower() for p, _ in renamed}, {q.name.lower() for _, q in renamed}
     shared = [(a[name], b[name]) for name in a if name in b]
-    before, after = count(render(old)), count(render(new))
+    before, after = longest(old, count), longest(new, count)
     return {
         "principles": {
             "added": [_summary(p) for name, p in b.items() if name not in a and name not in new_names],
@@ -47,6 +47,7 @@ def diff(old: Constitution, new: Constitution, count: Callable[[str], int]) -> C
         "question_types": _keyed(
             [t.model_dump() for t in old.question_types], [t.model_dump() for t in new.question_types], "name"
         ),
+        "type_exemplars": _keyed(_type_exemplars(old), _type_exemplars(new), "key"),
         "identity": _pairs(old, new),
         "reordered": [key for key in ("principles", "exemplars") if _moved(old, new, key)],
         "texts": [
@@ -85,6 +86,14 @@ def _pairs(old: Constitution, new: Constitution) -> dict[str, list[str]]:
         "removed": [q for q, _ in removed if q not in changed],
         "changed": list(dict.fromkeys(changed)),
     }
+
+
+def _type_exemplars(constitution: Constitution) -> list[dict[str, Any]]:
+    return [
+        {"key": f"{kind.name}: {exemplar.user}", **exemplar.model_dump()}
+        for kind in constitution.question_types
+        for exemplar in kind.exemplars
+    ]
 
 
 def _moved(old: Constitution, new: Constitution, key: str) -> bool:
@@ -127,7 +136,11 @@ def lines(changes: Changes) -> list[str]:
         output += [f"~ principle {p['id']} ({p['name']})", f"    - {p['from']}", f"    + {p['to']}"]
     for p in principles["probes"]:
         output += _probe_lines(p)
-    for key, label in (("exemplars", "exemplar"), ("question_types", "question type"), ("identity", "identity pair")):
+    labels = {
+        "exemplars": "exemplar", "question_types": "question type", "type_exemplars": "exemplar of type",
+        "identity": "identity pair",
+    }  # fmt: skip
+    for key, label in labels.items():
         for sign, what in (("+", "added"), ("-", "removed"), ("~", "changed")):
             output += [f"{sign} {label}: {' '.join(str(k).split())[:90]}" for k in changes[key][what]]
     output += [f"~ {key}: in a different order" for key in changes["reordered"]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
@@ -20,6 +21,7 @@ Check = Literal[
 """Behaviours of a response that can be checked without a judge model (evaluation/tasks/checks.py)."""
 
 _NEED_WORDS = ("mentions", "in_order")
+MAX_TYPE_EXEMPLARS = 4
 Text = Field(pattern=r"\S")
 """Text that is not blank."""
 
@@ -90,7 +92,19 @@ class QuestionType(Strict):
     topic: str = Text
     question: str = Text
     hints: list[int] = []
-    """Ids of the principles that apply to questions of this type."""
+    """Ids of the principles that apply to questions of this type; its exemplars cite them first."""
+    exemplars: list[Exemplar] = Field([], max_length=MAX_TYPE_EXEMPLARS)
+    """Exemplars that stage 2 shows for questions of this type, instead of the general ones."""
+    check: Check | None = None
+    """What an acceptable response to such a question shows. It only selects among candidates and never measures."""
+    twin_of: str = ""
+    """The type with similar questions that need another response. One exemplar of each type is shown to the other."""
+
+    @model_validator(mode="after")
+    def _check_without_words(self) -> QuestionType:
+        if self.check in _NEED_WORDS:
+            raise ValueError(f"the check {self.check!r} needs words, which a question type does not have")
+        return self
 
 
 class Turn(Strict):
@@ -156,6 +170,7 @@ class Constitution(Strict):
             "exemplars": len(self.exemplars),
             "seed tasks": seeds,
             "question types": len(self.question_types),
+            "exemplars of types": sum(len(t.exemplars) for t in self.question_types),
             "system prompts": 3 + bool(self.prompts.two_shot),
             "identity pairs": len(self.identity),
         }
@@ -169,12 +184,50 @@ class Constitution(Strict):
         """Return every probe with its principle."""
         return [(principle, probe) for principle in self.principles for probe in principle.probes]
 
+    def all_exemplars(self) -> list[Exemplar]:
+        """Return the general exemplars, then those of the question types."""
+        return [*self.exemplars, *(e for t in self.question_types for e in t.exemplars)]
+
+    def question_type(self, name: str) -> QuestionType | None:
+        """Return the question type of that name."""
+        return next((t for t in self.question_types if t.name == name), None)
+
+    def twin(self, kind: QuestionType) -> QuestionType | None:
+        """Return the type that `kind` names as its twin, or the first that names `kind`."""
+        if kind.twin_of:
+            return self.question_type(kind.twin_of)
+        return next((t for t in self.question_types if t.twin_of == kind.name), None)
+
+    def exemplars_for(self, name: str) -> list[Exemplar]:
+        """Return the exemplars to show for a question of this type: one of its twin first, as a contrast, then its own.
+
+        A question without a type, or of a type without exemplars, gets the general exemplars.
+        """
+        kind = self.question_type(name)
+        if kind is None or not kind.exemplars:
+            return self.exemplars
+        twin = self.twin(kind)
+        return [*(twin.exemplars[:1] if twin else []), *kind.exemplars]
+
+    def wanted(self, name: str) -> tuple[Check, bool] | None:
+        """Return (check, whether a response must show it) for questions of this type; None without a check.
+
+        A type without a check of its own must not show the check of its twin.
+        """
+        kind = self.question_type(name)
+        if kind is None:
+            return None
+        if kind.check:
+            return kind.check, True
+        twin = self.twin(kind)
+        return (twin.check, False) if twin and twin.check else None
+
     def citation_cue(self) -> str:
         """Return the words before the first citation, if they are the same in all exemplars, such as " Principles: ".
 
         Guided generation inserts them, so that all thoughts cite principles. Empty if the exemplars differ.
         """
-        thoughts = [t.thoughts.strip() for e in self.exemplars for t in e.turns()]
+        thoughts = [t.thoughts.strip() for e in self.all_exemplars() for t in e.turns()]
         before = [t[: CITATION.search(t).start()] for t in thoughts]  # type: ignore[union-attr]
         if len(before) == 1:
             # With a single exemplar, the cue is the beginning of its last sentence.
@@ -189,7 +242,7 @@ class Constitution(Strict):
 
     def citation_close(self) -> str:
         """Return the words after the last citation, such as ", so the answer is:"; "." if the exemplars differ."""
-        thoughts = [t.thoughts.strip() for e in self.exemplars for t in e.turns()]
+        thoughts = [t.thoughts.strip() for e in self.all_exemplars() for t in e.turns()]
         after = [t[[m.end() for m in CITATION.finditer(t)][-1] :] for t in thoughts]
         return after[0] if len(set(after)) == 1 else "."
 
@@ -198,6 +251,11 @@ class Constitution(Strict):
         value = self.model_dump(mode="json")
         for principle in value["principles"]:
             del principle["probes"]
+        for kind in value["question_types"]:
+            # Constitutions of earlier versions, without these keys, keep their hash.
+            for key in ("exemplars", "check", "twin_of"):
+                if not kind[key]:
+                    del kind[key]
         return content_hash(value)
 
     def system_prompt(self, kind: Literal["standard", "concise", "verbose"]) -> str:
@@ -214,15 +272,38 @@ class Constitution(Strict):
             raise UserError(f"there is no principle {number}; the principles are {', '.join(map(str, names))}")
         value = self.model_dump(mode="json")
         value["principles"] = [p for p in value["principles"] if p["id"] != number]
-        for exemplar in value["exemplars"]:
-            for turn in (exemplar, *exemplar["follow_ups"]):
-                turn["thoughts"] = remove_citation(turn["thoughts"], number)
         for kind in value["question_types"]:
             kind["hints"] = [h for h in kind["hints"] if h != number]
+            # An exemplar that cites no other hint of its type no longer belongs to the type.
+            kind["exemplars"] = [e for e in kind["exemplars"] if _cites_any(e["thoughts"], kind["hints"])]
+        exemplars = [*value["exemplars"], *(e for kind in value["question_types"] for e in kind["exemplars"])]
+        for turn in (turn for e in exemplars for turn in (e, *e["follow_ups"])):
+            turn["thoughts"] = remove_citation(turn["thoughts"], number)
         changed = validate(Constitution, value, f"constitution without principle {number}")
         for _, message in inconsistencies(changed):
             raise UserError(f"constitution without principle {number}: {message}")
         return changed
+
+
+def _cites_any(thoughts: str, principles: list[int]) -> bool:
+    return any(int(number) in principles for number, _ in CITATION.findall(thoughts))
+
+
+def exemplar_places(constitution: Constitution) -> Iterator[tuple[Place, str, Exemplar]]:
+    """Yield each exemplar with its place and a label for messages, the general ones first."""
+    for at, exemplar in enumerate(constitution.exemplars):
+        yield ("exemplars", at), f"exemplar {at + 1}", exemplar
+    for type_at, kind in enumerate(constitution.question_types):
+        for at, exemplar in enumerate(kind.exemplars):
+            place: Place = ("question_types", type_at, "exemplars", at)
+            yield place, f"exemplar {at + 1} of question type {kind.name!r}", exemplar
+
+
+def turn_places(constitution: Constitution) -> Iterator[tuple[Place, str, DialogueTurn]]:
+    """Yield each turn of each exemplar with its place and the exemplar's label."""
+    for place, label, exemplar in exemplar_places(constitution):
+        for at, turn in enumerate(exemplar.turns()):
+            yield (place if at == 0 else (*place, "follow_ups", at - 1)), label, turn
 
 
 def inconsistencies(constitution: Constitution) -> list[tuple[Place, str]]:
@@ -236,21 +317,9 @@ def inconsistencies(constitution: Constitution) -> list[tuple[Place, str]]:
         if principle.id in names:
             errors.append((("principles", at, "id"), f"two principles have the id {principle.id}"))
         names.setdefault(principle.id, principle.name)
-    for at, exemplar in enumerate(constitution.exemplars):
-        for turn_at, turn in enumerate(exemplar.turns()):
-            inner: Place = () if turn_at == 0 else ("follow_ups", turn_at - 1)
-            errors += [
-                (("exemplars", at, *inner, "thoughts"), f"exemplar {at + 1} {message}")
-                for message in citation_errors(turn.thoughts, names)
-            ]
-    kinds = [t.name for t in constitution.question_types]
-    for at, kind in enumerate(constitution.question_types):
-        if kind.name in kinds[:at]:
-            errors.append((("question_types", at, "name"), f"two question types are named {kind.name!r}"))
-        for hint_at, hint in enumerate(kind.hints):
-            if hint not in names:
-                message = f"question type {kind.name!r} has the hint {hint}, but there is no such principle"
-                errors.append((("question_types", at, "hints", hint_at), message))
+    for place, label, turn in turn_places(constitution):
+        errors += [((*place, "thoughts"), f"{label} {message}") for message in citation_errors(turn.thoughts, names)]
+    errors += _type_errors(constitution, names)
     pairs = [(p.question, p.answer) for p in constitution.identity]
     for at, pair in enumerate(pairs):
         if pair in pairs[:at]:
@@ -258,3 +327,28 @@ def inconsistencies(constitution: Constitution) -> list[tuple[Place, str]]:
                 (("identity", at, "question"), f"two identity pairs have the question {pair[0]!r} and the same answer")
             )
     return errors
+
+
+def _type_errors(constitution: Constitution, names: dict[int, str]) -> Iterator[tuple[Place, str]]:
+    kinds = [t.name for t in constitution.question_types]
+    for at, kind in enumerate(constitution.question_types):
+        place: Place = ("question_types", at)
+        if kind.name in kinds[:at]:
+            yield (*place, "name"), f"two question types are named {kind.name!r}"
+        for hint_at, hint in enumerate(kind.hints):
+            if hint not in names:
+                message = f"question type {kind.name!r} has the hint {hint}, but there is no such principle"
+                yield (*place, "hints", hint_at), message
+        for number, exemplar in enumerate(kind.exemplars):
+            if kind.hints and not _cites_any(exemplar.thoughts, kind.hints):
+                message = f"exemplar {number + 1} of question type {kind.name!r} cites none of the type's hints"
+                yield (*place, "exemplars", number, "thoughts"), message
+        if kind.twin_of == kind.name:
+            yield (*place, "twin_of"), f"question type {kind.name!r} is its own twin"
+        elif kind.twin_of and kind.twin_of not in kinds:
+            yield (
+                (*place, "twin_of"),
+                f"question type {kind.name!r} has the twin {kind.twin_of!r}, which does not exist",
+            )
+        elif kind.twin_of and [t.twin_of for t in constitution.question_types].index(kind.twin_of) < at:
+            yield (*place, "twin_of"), f"question type {kind.twin_of!r} has two twins"

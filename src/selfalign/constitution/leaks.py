@@ -17,7 +17,8 @@ def leaks_of(constitution: Constitution, words: int, verbose_only: bool = False)
     if verbose_only:
         texts = [constitution.system_prompt("verbose"), *(t.answer for t in constitution.prompts.two_shot)]
     else:
-        texts = [e.answer for e in constitution.exemplars] + [e.thoughts for e in constitution.exemplars]
+        exemplars = constitution.all_exemplars()
+        texts = [e.answer for e in exemplars] + [e.thoughts for e in exemplars]
         texts += [p.rule for p in constitution.principles]
     grams = frozenset(g for t in texts for g in ngrams(tokens(t), words))
     short = frozenset(k for t in texts for k in sentence_keys(t) if 4 <= k.count(" ") + 1 < words)

@@ -9,9 +9,16 @@ from typing import Literal
 
 from pydantic import ValidationError
 
-from selfalign.constitution.document import Constitution, SeedTask, inconsistencies
+from selfalign.constitution.document import (
+    Check,
+    Constitution,
+    SeedTask,
+    exemplar_places,
+    inconsistencies,
+    turn_places,
+)
 from selfalign.constitution.loading import Located
-from selfalign.constitution.rendering import query, render
+from selfalign.constitution.rendering import longest
 from selfalign.data.text import CITATION
 from selfalign.quality.language import LANGUAGES
 from selfalign.quality.rouge import normalize, rouge_l, tokens
@@ -77,8 +84,18 @@ class Budget:
     """Number of tokens needed for internal thoughts and response."""
 
 
-def lint(document: Located, seeds: list[tuple[str, SeedTask]], budget: Budget | None = None) -> list[Finding]:
-    """Return all findings, errors first, in the order of the document."""
+Shows = Callable[[Check, str, str], bool]
+"""(check, message, response) -> whether the response shows the behaviour; `evaluation/tasks/checks.py` has it."""
+
+
+def lint(
+    document: Located, seeds: list[tuple[str, SeedTask]], budget: Budget | None = None, shows: Shows | None = None
+) -> list[Finding]:
+    """Return all findings, errors first, in the order of the document.
+
+    Args:
+        shows: applies the checks of question types to their exemplars; None skips this rule.
+    """
     try:
         constitution = Constitution.model_validate(document.value)
     except ValidationError as error:
@@ -90,6 +107,8 @@ def lint(document: Located, seeds: list[tuple[str, SeedTask]], budget: Budget | 
     checks = (_principles, _wordings, _exemplars, _hints, _placeholders, _probes)
     for check in checks:
         findings += [Finding(document.where(place), *rest) for place, *rest in check(constitution)]  # type: ignore[arg-type]
+    if shows:
+        findings += [Finding(document.where(place), *rest) for place, *rest in _type_checks(constitution, shows)]  # type: ignore[arg-type]
     findings += _leaks(document, constitution, seeds)
     findings += _seeds(seeds)
     findings += _size(document, constitution, len(seeds), budget)
@@ -100,7 +119,8 @@ _Row = tuple[Place, Literal["error", "warning"], str, str]
 
 
 def _principles(constitution: Constitution) -> Iterable[_Row]:
-    cited = {int(n) for e in constitution.exemplars for t in e.turns() for n, _ in CITATION.findall(t.thoughts)}
+    turns = [t for e in constitution.all_exemplars() for t in e.turns()]
+    cited = {int(n) for t in turns for n, _ in CITATION.findall(t.thoughts)}
     ids = [p.id for p in constitution.principles]
     for at, principle in enumerate(constitution.principles):
         if principle.id not in cited:
@@ -147,40 +167,37 @@ def _contradict(rule: str, other: str) -> bool:
 def _exemplars(constitution: Constitution) -> Iterable[_Row]:
     name = re.escape(constitution.assistant.name)
     role = re.compile(rf"(^|\n)[^\S\n]*(user|{name})[^\S\n]*(\(internal thoughts\))?:", re.IGNORECASE)
-    for at, exemplar in enumerate(constitution.exemplars):
-        for turn_at, turn in enumerate(exemplar.turns()):
-            inner: Place = () if turn_at == 0 else ("follow_ups", turn_at - 1)
-            for key in ("user", "answer"):
-                if role.search(getattr(turn, key)):
-                    message = f"exemplar {at + 1} contains a line that looks like another turn ('User:' or the name)"
-                    yield ("exemplars", at, *inner, key), "error", "turn", message
-            if _unfinished(turn.answer):
-                message = f"the answer of exemplar {at + 1} ends in mid-sentence: {turn.answer.strip()[-30:]!r}"
-                yield ("exemplars", at, *inner, "answer"), "warning", "unfinished", message
+    for place, label, turn in turn_places(constitution):
+        for key in ("user", "answer"):
+            if role.search(getattr(turn, key)):
+                message = f"{label} contains a line that looks like another turn ('User:' or the name)"
+                yield (*place, key), "error", "turn", message
+        if _unfinished(turn.answer):
+            message = f"the answer of {label} ends in mid-sentence: {turn.answer.strip()[-30:]!r}"
+            yield (*place, "answer"), "warning", "unfinished", message
     yield from _cue(constitution)
-    users = [e.user for e in constitution.exemplars]
-    for at, user in enumerate(users):
-        if any(rouge_l(user, other) > _NEAR for other in users[:at]):
-            yield (
-                ("exemplars", at, "user"),
-                "warning",
-                "duplicate",
-                f"exemplar {at + 1} is nearly the same as an earlier one",
-            )
+    users: list[str] = []
+    for place, label, exemplar in exemplar_places(constitution):
+        if any(rouge_l(exemplar.user, other) > _NEAR for other in users):
+            yield (*place, "user"), "warning", "duplicate", f"{label} is nearly the same as an earlier one"
+        users.append(exemplar.user)
 
 
 def _cue(constitution: Constitution) -> Iterable[_Row]:
     """Check that all exemplars have the same words before their citations, which guided generation inserts."""
-    thoughts = [(at, t.thoughts) for at, e in enumerate(constitution.exemplars) for t in e.turns()]
-    before = [(at, m and t[: m.start()].split()[-1:]) for at, t in thoughts for m in [CITATION.search(t)]]
-    if len(before) < 2 or any(words is None for _, words in before) or constitution.citation_cue():
+    before = [
+        (place, label, match and turn.thoughts[: match.start()].split()[-1:])
+        for place, label, turn in turn_places(constitution)
+        for match in [CITATION.search(turn.thoughts)]
+    ]
+    if len(before) < 2 or any(words is None for *_, words in before) or constitution.citation_cue():
         return
-    odd = next((at for at, words in before if words != before[0][1]), 0)
+    place, label, _ = next((b for b in before if b[2] != before[0][2]), before[0])
     message = (
-        f"exemplar {odd + 1} differs from the first in the words before its citations; guided generation needs the "
-        "same words in all exemplars, such as 'Principles:'"
+        f"{label} differs from the first in the words before its citations; guided generation needs the same words in "
+        "all exemplars, such as 'Principles:'"
     )
-    yield ("exemplars", odd, "thoughts"), "warning", "cue", message
+    yield (*place, "thoughts"), "warning", "cue", message
 
 
 def _unfinished(answer: str) -> bool:
@@ -195,6 +212,31 @@ def _hints(constitution: Constitution) -> Iterable[_Row]:
         if not kind.hints:
             message = f"question type {kind.name!r} names no principle (hints)"
             yield ("question_types", at), "warning", "hints", message
+        if kind.twin_of and not kind.exemplars:
+            message = f"question type {kind.name!r} has a twin but no exemplars, so that they show no difference"
+            yield ("question_types", at, "twin_of"), "warning", "twin", message
+        if kind.check and constitution.language != "en" and kind.check not in _ANY_LANGUAGE:
+            yield ("question_types", at, "check"), "error", "check", _english_only(kind.check, constitution)
+
+
+def _english_only(check: str, constitution: Constitution) -> str:
+    language = LANGUAGES.get(constitution.language, constitution.language)
+    return f"the check {check!r} works in English only; in {language}, use one of {', '.join(_ANY_LANGUAGE)}"
+
+
+def _type_checks(constitution: Constitution, shows: Shows) -> Iterable[_Row]:
+    """Check that the answers of a type's exemplars show what the type wants."""
+    if constitution.language != "en":
+        return
+    for at, kind in enumerate(constitution.question_types):
+        if (wanted := constitution.wanted(kind.name)) is None:
+            continue
+        check, is_shown = wanted
+        for number, exemplar in enumerate(kind.exemplars):
+            if shows(check, exemplar.user, exemplar.answer) != is_shown:
+                what = "does not show" if is_shown else "shows"
+                message = f"exemplar {number + 1} of question type {kind.name!r} {what} {check!r}"
+                yield ("question_types", at, "exemplars", number, "answer"), "warning", "check", message
 
 
 def _placeholders(constitution: Constitution) -> Iterable[_Row]:
@@ -219,7 +261,6 @@ def _strings(value: object, place: Place = ()) -> Iterable[tuple[Place, str]]:
 
 def _probes(constitution: Constitution) -> Iterable[_Row]:
     principle_of: dict[str, int] = {}
-    language = LANGUAGES.get(constitution.language, constitution.language)
     for at, principle in enumerate(constitution.principles):
         contrasts = sum(p.contrast for p in principle.probes)
         if principle.probes and contrasts * 2 != len(principle.probes):
@@ -230,10 +271,7 @@ def _probes(constitution: Constitution) -> Iterable[_Row]:
             yield ("principles", at, "probes"), "warning", "probes", message
         for probe_at, probe in enumerate(principle.probes):
             if constitution.language != "en" and probe.expect not in _ANY_LANGUAGE:
-                message = (
-                    f"the check {probe.expect!r} works in English only; in {language}, use one of "
-                    f"{', '.join(_ANY_LANGUAGE)}"
-                )
+                message = _english_only(probe.expect, constitution)
                 yield ("principles", at, "probes", probe_at), "error", "probes", message
             key = normalize(probe.ask)
             if key in principle_of:
@@ -255,10 +293,8 @@ def _leaks(document: Located, constitution: Constitution, seeds: list[tuple[str,
         for number, probe in enumerate(principle.probes)
     ]
     texts = places + [(where, "seed", f"{seed.instruction} {seed.input}") for where, seed in seeds]
-    labelled = [(f"exemplar {n}", e.user) for n, e in enumerate(constitution.exemplars, 1)]
-    examples = [t.user for e in constitution.exemplars for t in e.turns()] + [
-        t.user for t in constitution.prompts.two_shot
-    ]
+    labelled = [(label, e.user) for _, label, e in exemplar_places(constitution)]
+    examples = [t.user for _, _, t in turn_places(constitution)] + [t.user for t in constitution.prompts.two_shot]
     questions = [p.question for p in constitution.identity] + [q.question for q in constitution.question_types]
     trained = {normalize(t) for t in examples + questions + [s.instruction for _, s in seeds]}
     for where, what, text in texts:
@@ -291,7 +327,7 @@ def _size(document: Located, constitution: Constitution, seeds: int, budget: Bud
         yield Finding(document.where(()), "warning", "size", message)
     if budget is None:
         return
-    used = budget.count(render(constitution) + query(constitution, ""))
+    used = longest(constitution, budget.count)
     left = budget.context - used
     if left < budget.answer:
         message = (

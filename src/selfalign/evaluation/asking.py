@@ -136,7 +136,7 @@ def _row_request(
     config, top_k = recipe.evaluate, recipe.engine.top_k
     sampling = Sampling(config.temperature, config.top_p, max_new_tokens, top_k, repetition=config.repetition)
     if model.prompt == "constitution":
-        form = recipe.align.model_copy(update={"repetition": config.repetition, "hints": False})
+        form = recipe.align.model_copy(update={"repetition": config.repetition, "hints": False, "exemplars": "fixed"})
         thoughts = form.max_thought_tokens if form.form == "paper" else 0
         stage2 = guided.Form(constitution, form, replace(sampling, max_new_tokens=max_new_tokens + thoughts))
         request = replace(stage2.request(message.text, seed), adapter=model.adapter)

@@ -9,7 +9,7 @@ import json
 from dataclasses import replace
 
 from selfalign.constitution import Constitution
-from selfalign.constitution.rendering import query, render
+from selfalign.constitution.rendering import prompt_types, query, render, render_exemplars, render_principles
 from selfalign.data.prompt_text import BOS, Pieces
 from selfalign.generation.engines.base import Completion, Request, Sampling, Step
 from selfalign.generation.settings import AlignSettings
@@ -23,10 +23,10 @@ exemplars, which a response must repeat."""
 
 
 class Form:
-    """The parts of a request that all messages share, rendered once.
+    """The parts of a request that all messages of a question type share, rendered once.
 
     Args:
-        config: the form (guided or paper), the limit on internal thoughts, hints.
+        config: the form (guided or paper), the exemplars, the limit on internal thoughts, hints.
         sampling: sampling parameters of the response and the internal thoughts.
     """
 
@@ -34,24 +34,34 @@ class Form:
         self._constitution = constitution
         self._config = config
         self._sampling = replace(sampling, bias=NO_SORRY, repetition=config.repetition)
-        self._prefix = render(constitution)
+        self.types = tuple(prompt_types(constitution)) if config.exemplars == "by_type" else ("",)
+        """The question types with a prefix of their own, after "" for the general exemplars."""
+        self._prefixes: dict[str, Pieces] = {"": (BOS, render(constitution))}
+        if len(self.types) > 1:
+            principles = render_principles(constitution)
+            self._prefixes = {t: (BOS, principles, render_exemplars(constitution, t)) for t in self.types}
         self._steps: dict[str, tuple[Step, ...]] = {}
 
-    @property
-    def prefix(self) -> Pieces:
-        """The beginning of all requests."""
-        return (BOS, self._prefix)
+    def prefix_type(self, exemplar_type: str) -> str:
+        """Return the type whose prefix a message of this type gets: "" if the type has no exemplars to show."""
+        return exemplar_type if exemplar_type in self._prefixes else ""
 
-    def request(self, message: str, seed: int, question_type: str = "") -> Request:
+    def prefix(self, exemplar_type: str = "") -> Pieces:
+        """Return the beginning of all requests of this type: the principles, then the exemplars."""
+        return self._prefixes[self.prefix_type(exemplar_type)]
+
+    def request(self, message: str, seed: int, question_type: str = "", exemplar_type: str = "") -> Request:
         """Return the request for one message.
 
         Args:
             question_type: the red-team type of the message, for hints.
+            exemplar_type: the question type whose exemplars are shown; empty for the general exemplars.
         """
         hint = _hint(self._constitution, question_type) if self._config.hints else ""
         if hint not in self._steps:
             self._steps[hint] = self._make_steps(hint)
-        return Request((*self.prefix, query(self._constitution, message)), self._steps[hint], seed)
+        pieces = (*self.prefix(exemplar_type), query(self._constitution, message))
+        return Request(pieces, self._steps[hint], seed)
 
     def _make_steps(self, hint: str) -> tuple[Step, ...]:
         constitution, sampling = self._constitution, self._sampling

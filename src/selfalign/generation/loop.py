@@ -116,17 +116,22 @@ class JournaledEngine:
         with closing(self.stream(requests)) as results:
             return [result for _, result in results]
 
-    def stream(self, requests: Iterable[RowRequest]) -> Generator[tuple[RowRequest, GenerationResult], None, None]:
+    def stream(
+        self, requests: Iterable[RowRequest], before_first: Callable[[], None] = lambda: None
+    ) -> Generator[tuple[RowRequest, GenerationResult], None, None]:
         """Yield every request with its result, in the order of the requests.
 
         Only a window of requests is in memory. An iterator that is not exhausted must be closed, which waits for
         the requests in flight.
 
+        Args:
+            before_first: called before the first request that the journal cannot answer.
+
         Raises:
             Interrupted: a signal came; requests in flight were finished and saved first.
             SelfAlignError: the engine failed; its finished requests were saved first.
         """
-        loop = _Loop(requests, self)
+        loop = _Loop(requests, self, before_first)
         try:
             yield from loop.run()
         finally:
@@ -140,9 +145,12 @@ class _Loop:
     the executor) or `_results`. Everything except generation happens in the calling thread.
     """
 
-    def __init__(self, requests: Iterable[RowRequest], target: JournaledEngine) -> None:
+    def __init__(
+        self, requests: Iterable[RowRequest], target: JournaledEngine, before_first: Callable[[], None]
+    ) -> None:
         self.executor = executor_of(target.engine)
         self._requests = iter(requests)
+        self._before_first = before_first
         # Four requests per slot: an idle slot gets the next one while the journal commits and the stage filters rows.
         self._parallel = target.engine.parallel
         self._capacity = self._parallel * 4
@@ -217,6 +225,7 @@ class _Loop:
     def _submit(self) -> list[str]:
         started: list[str] = []
         if self._waiting and not self._session and not self._stopping:
+            self._before_first()
             self._session, self._start = self._journal.begin_session(self._stage, self._parallel), time.monotonic()
         while self._waiting and len(self._in_flight) < self._capacity and not self._stopping:
             key = next(iter(self._waiting))

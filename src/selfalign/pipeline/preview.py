@@ -15,7 +15,7 @@ from selfalign.data.records import Prompt, prompt_id
 from selfalign.data.user_data import UserData, prompt_fields
 from selfalign.errors import UserError
 from selfalign.generation.engines.base import Request, RowError, answer
-from selfalign.pipeline import step1a_self_instruct, step1b_red_team, step2_self_align
+from selfalign.pipeline import step1_prompts, step1a_self_instruct, step1b_red_team, step2_self_align
 from selfalign.run.context import Context
 from selfalign.run.directory import RunDir
 from selfalign.run.recipe import Recipe
@@ -56,14 +56,16 @@ def _requests(context: Context, rows: int) -> list[tuple[str, Request]]:
     form = step2_self_align.form(context)
     if context.recipe.prompts.file:
         user_rows = _user_rows(context, rows)
+        prompts = step1_prompts.with_exemplar_types(context, [prompt for _, prompt, _ in user_rows])
         return [
-            (f"self-align, {place}", step2_self_align.request(context, prompt, form)) for place, prompt, _ in user_rows
+            (f"self-align, {place}", step2_self_align.request(context, prompt, form))
+            for (place, _, _), prompt in zip(user_rows, prompts, strict=True)
         ]
     titled = [(f"self-instruct {n + 1}", r) for n, r in enumerate(step1a_self_instruct.requests(context, rows))]
     types = context.run.constitution.question_types[:rows]
     titled += [(f"red-teaming, {t.name}", step1b_red_team.question_request(context, t, t.topic)) for t in types]
     for kind in types:
-        prompt = Prompt(prompt_id(kind.question, ""), kind.question, question_type=kind.name)
+        prompt = Prompt(prompt_id(kind.question, ""), kind.question, "", "red_team", kind.name, kind.name)
         titled.append((f"self-align, {kind.name}", step2_self_align.request(context, prompt, form)))
     return titled
 

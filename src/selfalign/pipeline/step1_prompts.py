@@ -11,6 +11,8 @@ from dataclasses import replace
 from hashlib import blake2b
 from pathlib import Path
 
+from selfalign.constitution.nearest_type import nearest_types
+from selfalign.constitution.rendering import prompt_types
 from selfalign.data.records import Prompt, content_hash, read_jsonl, write_jsonl
 from selfalign.data.user_data import UserData, prompt_fields
 from selfalign.errors import UserError
@@ -89,7 +91,7 @@ def _filtered(context: Context, data: UserData) -> Iterator[tuple[Prompt, RowOut
 
 def _publish(context: Context, rows: list[Prompt]) -> Path:
     # Sorting by a hash of the content mixes both sources, in the same order on every machine.
-    rows = sorted(rows, key=lambda r: content_hash(context.recipe.seed, r.id))
+    rows = sorted(with_exemplar_types(context, rows), key=lambda r: content_hash(context.recipe.seed, r.id))
     count = min(context.recipe.evaluate.heldout_prompts, len(rows) // 2)
     heldout = _select_distant(rows, count, [pair.question for pair in context.run.constitution.identity], context)
     path = context.run.jsonl("prompts")
@@ -100,6 +102,23 @@ def _publish(context: Context, rows: list[Prompt]) -> Path:
             f"  the recipe holds out {count}, but the others are too similar to training prompts", "yellow"
         )
     return path
+
+
+def with_exemplar_types(context: Context, rows: list[Prompt]) -> list[Prompt]:
+    """Return the prompts with the type whose exemplars stage 2 shows: the red-team type, or the nearest type.
+
+    Raises:
+        UserError: a type must be found, and wordllama is not installed.
+    """
+    constitution, align = context.run.constitution, context.recipe.align
+    types = set(prompt_types(constitution)) - {""}
+    if align.form == "given" or align.exemplars == "fixed" or not types:
+        return rows
+    open_rows = [r for r in rows if r.question_type not in types]
+    nearest = dict(
+        zip((r.id for r in open_rows), nearest_types(constitution, [r.message for r in open_rows]), strict=True)
+    )
+    return [replace(r, exemplar_type=nearest.get(r.id, r.question_type)) for r in rows]
 
 
 def _select_distant(rows: list[Prompt], count: int, trained: list[str], context: Context) -> set[str]:

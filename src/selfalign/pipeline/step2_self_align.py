@@ -2,7 +2,7 @@
 
 1_prompts/prompts.jsonl -> 2_self_align/responses.jsonl
 
-The base model reads the principles and the exemplars, writes one line of internal thoughts about the principles that
+The base model reads the principles and the exemplars of the prompt's type, writes one line of internal thoughts about the principles that
 apply, and responds. The thoughts are stored in a separate field; only the response is training text. (SELF-ALIGN,
 arXiv 2305.03047, section 3.3.)
 
@@ -11,7 +11,7 @@ With `align.form: given`, nothing is generated: the responses come from the user
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Iterable
 from contextlib import closing
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from selfalign.data.records import Prompt
 from selfalign.data.user_data import UserData, UserResponses
 from selfalign.generation import guided
 from selfalign.generation.engines.base import Request
-from selfalign.generation.loop import RowRequest, row_seed
+from selfalign.generation.loop import GenerationResult, RowRequest, row_seed
 from selfalign.pipeline.responses import ResponseWriter, response_to
 from selfalign.quality.response_filters import ResponseJudge
 from selfalign.run.context import Context
@@ -41,7 +41,8 @@ def form(context: Context) -> guided.Form:
 
 def request(context: Context, prompt: Prompt, form: guided.Form) -> Request:
     """Return the request for one prompt."""
-    return form.request(prompt.message, row_seed(context.recipe.seed, STAGE, prompt.id), prompt.question_type)
+    seed = row_seed(context.recipe.seed, STAGE, prompt.id)
+    return form.request(prompt.message, seed, prompt.question_type, prompt.exemplar_type)
 
 
 def run(context: Context) -> list[Path]:
@@ -75,25 +76,69 @@ def _generate(
     context: Context, prompts: Rows[Prompt], writer: ResponseWriter, on_done: Callable[[int, int], None]
 ) -> None:
     """Let the base model respond to the prompts. Responses in the journal are not generated again."""
-    constitution, request_form = context.run.constitution, form(context)
-    names = constitution.principle_names()
-    context.warm_prefix(request_form.prefix)
-    requests = (RowRequest(p.id, request(context, p, request_form), p) for p in prompts)
-    with closing(context.journaled_engine(STAGE, on_done).stream(requests)) as results:
-        for row, result in results:
-            if result.completion is None:
-                writer.add_failure(row.item, result)
-                continue
-            thoughts, text, truncated = guided.split(result.completion, row.request, constitution.assistant.name)
-            principles, reason = check_citations(thoughts, names)
-            if not reason and not text.strip():
-                finished = len(result.completion.parts) == len(row.request.steps)
-                reason = "empty" if finished else "thoughts never ended"
-            response = response_to(row.item, text, thoughts, principles)
-            if reason:
-                writer.drop(response, reason)
+    request_form = form(context)
+    if len(request_form.types) == 1:
+        prefix = request_form.prefix()
+        with closing(_stream(context, prompts, request_form, on_done, lambda: context.warm_prefix(prefix))) as results:
+            for row, result in results:
+                _add(context, writer, row, result)
+        return
+    failures = _generate_by_type(context, prompts, request_form, on_done)
+    answered = (p for p in prompts if p.id not in failures)
+    with closing(_stream(context, answered, request_form)) as results:
+        for prompt in prompts:
+            if prompt.id in failures:
+                writer.add_failure(prompt, failures[prompt.id])
             else:
-                writer.add(response, truncated)
+                _add(context, writer, *next(results))
+
+
+def _generate_by_type(
+    context: Context, prompts: Rows[Prompt], form: guided.Form, on_done: Callable[[int, int], None]
+) -> dict[str, GenerationResult]:
+    """Generate the responses into the journal, type by type, and return the failures by the prompts' ids.
+
+    The responses of one type are finished before the next prefix is computed, so that every slot keeps the principles
+    and each type's exemplars are computed once. The file keeps its order, which mixes the types.
+    """
+    failures = {}
+    for name in form.types:
+        group = (p for p in prompts if form.prefix_type(p.exemplar_type) == name)
+        prefix = form.prefix(name)
+        with closing(_stream(context, group, form, on_done, lambda p=prefix: context.warm_prefix(p))) as results:  # type: ignore[misc]
+            for row, result in results:
+                if result.completion is None:
+                    failures[row.row_id] = result
+    return failures
+
+
+def _stream(
+    context: Context,
+    prompts: Iterable[Prompt],
+    form: guided.Form,
+    on_done: Callable[[int, int], None] = lambda rows, tokens: None,
+    before_first: Callable[[], None] = lambda: None,
+) -> Generator[tuple[RowRequest, GenerationResult], None, None]:
+    requests = (RowRequest(p.id, request(context, p, form), p) for p in prompts)
+    return context.journaled_engine(STAGE, on_done).stream(requests, before_first)
+
+
+def _add(context: Context, writer: ResponseWriter, row: RowRequest, result: GenerationResult) -> None:
+    """Read a raw output, check its citations, and write the response or the reason why there is none."""
+    constitution = context.run.constitution
+    if result.completion is None:
+        writer.add_failure(row.item, result)
+        return
+    thoughts, text, truncated = guided.split(result.completion, row.request, constitution.assistant.name)
+    principles, reason = check_citations(thoughts, constitution.principle_names())
+    if not reason and not text.strip():
+        finished = len(result.completion.parts) == len(row.request.steps)
+        reason = "empty" if finished else "thoughts never ended"
+    response = response_to(row.item, text, thoughts, principles)
+    if reason:
+        writer.drop(response, reason)
+    else:
+        writer.add(response, truncated)
 
 
 def _copy(context: Context, prompts: Rows[Prompt], writer: ResponseWriter, on_done: Callable[[int, int], None]) -> None:

@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass
 
 from selfalign.constitution import Constitution
-from selfalign.constitution.rendering import render
+from selfalign.constitution.rendering import prompt_types, render
 from selfalign.run.recipe import Recipe
 
 PROMPTS_PER_REQUEST = 4.06
@@ -152,7 +152,9 @@ class _Sizes:
         self._prompts = prompt_count(recipe, user_prompts)
         self._heldout = min(recipe.evaluate.heldout_prompts, self._prompts // 2)
         self._questions = len(dict.fromkeys(p.question for p in constitution.identity))
-        self._prefix = round(len(render(constitution)) / _CHARACTERS_PER_TOKEN)
+        types = prompt_types(constitution) if recipe.align.exemplars == "by_type" else [""]
+        lengths_of_types = [len(render(constitution, name)) for name in types]
+        self._prefix = round(sum(lengths_of_types) / len(types) / _CHARACTERS_PER_TOKEN)
 
     def stages(self) -> list[Work]:
         work: list[Work] = []

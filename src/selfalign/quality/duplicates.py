@@ -5,7 +5,7 @@ There are three methods, and each finds more than the previous one:
 - `exact`: the same words.
 - `near`: nearly the same characters. MinHash over character 5-grams (Broder 1997) finds candidate pairs, and their
   exact Jaccard similarity decides.
-- `semantic`: a similar meaning, by static word embeddings (optional; wordllama contains the weights).
+- `semantic`: a similar meaning, by static word embeddings (wordllama contains the weights).
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def embed(texts: Sequence[str]) -> NDArray[np.float32]:
     try:
         import wordllama
     except ImportError:
-        raise UserError("semantic neighbours need wordllama: pip install 'selfalign[diversity]'") from None
+        raise UserError("sentence embeddings need wordllama: pip install wordllama") from None
     # The package contains the weights, but does not find its own tokenizer folder.
     model = wordllama.WordLlama.load(cache_dir=Path(wordllama.__file__).parent, disable_download=True)
     return model.embed([text or " " for text in texts], norm=True)  # type: ignore[no-any-return]

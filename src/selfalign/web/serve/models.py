@@ -155,7 +155,7 @@ class ServedModels:
             )
         if len(request.turns) > 1:
             raise bad_request("prompted-base answers a single message, as in stage 2", "messages")
-        settings = self.context.recipe.align.model_copy(update={"form": "guided"})
+        settings = self.context.recipe.align.model_copy(update={"form": "guided", "exemplars": "fixed"})
         form = Form(self.constitution, settings, self._sampling(request, 0.0))
         requests = []
         for seed in _seeds(request):

@@ -75,6 +75,9 @@ class Index:
         """How many rows of the current stage a running refresh has read."""
         self._run_stamps: list[object] = []
         """The stamps of the run's files at the last complete refresh, and how often the index was created before."""
+        self._prompts_lock = threading.Lock()
+        self._prompts: tuple[tuple[int, int] | None, JsonlIndex] | None = None
+        """The prompts file for `prompt_row`, which other threads than the refreshing one call."""
         self._jsonl: dict[str, tuple[tuple[int, int] | None, JsonlIndex]] = {}
         self._file = IndexFile(path, is_default=path == RunDir.load(run).view)
         self._file.create()
@@ -91,6 +94,17 @@ class Index:
     def _check_exists(self) -> None:
         if not self.path.exists() and not (self.run / "journal.sqlite").exists():
             raise UserError(f"the run {self.run} was deleted")
+
+    def prompt_row(self, prompt_id: str) -> dict[str, Any]:
+        """Return the row of that prompt in the prompts file; an empty one if it is missing."""
+        with self._prompts_lock:
+            stamp = _stamp(self.run / JSONL_FILES["prompts"])
+            if self._prompts is None or self._prompts[0] != stamp:
+                self._prompts = (stamp, open_jsonl(self.run, "prompts"))
+            try:
+                return self._prompts[1].get(prompt_id)
+            finally:
+                self._prompts[1].close()
 
     # -- reading the run -----------------------------------------------------------------------------------------
 
