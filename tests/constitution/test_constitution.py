@@ -59,10 +59,10 @@ def test_the_defaults_five_exemplars_cite_every_principle(default_constitution: 
     assert cited == set(range(1, 17))
 
 
-def test_the_default_has_twenty_question_types_with_different_seeds(default_constitution: Constitution):
+def test_the_default_has_eighteen_question_types_with_different_seeds(default_constitution: Constitution):
     types = default_constitution.question_types
-    assert len(types) == 20
-    assert len({t.name for t in types}) == len({t.topic for t in types}) == len({t.question for t in types}) == 20
+    assert len(types) == 18
+    assert len({t.name for t in types}) == len({t.topic for t in types}) == len({t.question for t in types}) == 18
 
 
 def test_fewer_than_three_hundred_human_written_items(default_constitution: Constitution):
@@ -70,7 +70,8 @@ def test_fewer_than_three_hundred_human_written_items(default_constitution: Cons
     assert counts["seed tasks"] == 175
     assert counts["principles"] == 16
     assert counts["exemplars"] == 5
-    assert counts["question types"] == 20
+    assert counts["question types"] == 18
+    assert counts["exemplars of types"] == 58
     assert counts["total"] == sum(v for k, v in counts.items() if k != "total")
     assert counts["total"] < 300
 
@@ -123,7 +124,7 @@ def test_thoughts_of_two_lines_are_refused(changed):
 
 
 def test_a_hint_at_an_unknown_principle_is_refused(changed):
-    with pytest.raises(UserError, match="'cultural context' has the hint 99"):
+    with pytest.raises(UserError, match="'harmful requests' has the hint 99"):
         changed(lambda v: v["question_types"][0].update(hints=[99]))
 
 

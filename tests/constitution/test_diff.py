@@ -68,7 +68,7 @@ def test_changes_of_other_texts_are_listed(default_constitution: Constitution):
 
     changes = diff(default_constitution, changed(default_constitution, change), count)
     assert changes["exemplars"]["changed"] == [default_constitution.exemplars[0].user]
-    assert changes["question_types"]["removed"] == ["cultural context"]
+    assert changes["question_types"]["removed"] == ["harmful requests"]
     assert changes["identity"]["added"] == ["Are you old?"]
     assert changes["texts"] == [{"key": "assistant.name", "from": "Alma", "to": "Ida"}]
     (probes,) = changes["principles"]["probes"]

@@ -348,7 +348,7 @@ def _type_errors(constitution: Constitution, names: dict[int, str]) -> Iterator[
         elif kind.twin_of and kind.twin_of not in kinds:
             yield (
                 (*place, "twin_of"),
-                f"question type {kind.name!r} has the twin {kind.twin_of!r}, which does not exist",
+                f"question type {kind.name!r} has an unknown twin, {kind.twin_of!r}",
             )
         elif kind.twin_of and [t.twin_of for t in constitution.question_types].index(kind.twin_of) < at:
             yield (*place, "twin_of"), f"question type {kind.twin_of!r} has two twins"

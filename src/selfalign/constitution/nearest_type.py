@@ -13,6 +13,8 @@ _AGREE = 2
 """Of the `_NEAREST` questions, at least `_AGREE` must be of the type."""
 MIN_SIMILARITY = 0.35
 """The cosine that the nearest question of the type must have."""
+SAME = 0.6
+"""From this cosine on, the nearest question decides alone."""
 _ROWS = 4096
 
 
@@ -45,6 +47,8 @@ def nearest_types(constitution: Constitution, messages: Sequence[str]) -> list[s
 
 def _agreed(nearest: Sequence[tuple[str, float]]) -> str:
     """Return the type of most of the nearest questions, each given as (type, similarity), the nearest first."""
+    if nearest[0][1] >= SAME:
+        return nearest[0][0]
     name, count = Counter(kind for kind, _ in nearest).most_common(1)[0]
     similarity = next(similarity for kind, similarity in nearest if kind == name)
     return name if count >= _AGREE and similarity >= MIN_SIMILARITY else ""

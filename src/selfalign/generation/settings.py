@@ -146,7 +146,7 @@ class AlignSettings(Strict):
     """Penalty on repeated 3-grams in internal thoughts and response, doubled for each further token; 0 is off, as in
     the paper."""
     exemplars: Literal["by_type", "fixed"] = "by_type"
-    """by_type: show the exemplars of the prompt's question type, or the general ones for a prompt without a type; fixed:
-    show the general exemplars for every prompt, as in the paper."""
+    """by_type: show the exemplars of the prompt's question type, or the general ones for a prompt without a type;
+    fixed: show the general exemplars for every prompt, as in the paper."""
     hints: bool = False
     """Begin the internal thoughts with the principles that the question's type suggests."""

@@ -2,9 +2,10 @@
 
 1_prompts/prompts.jsonl -> 2_self_align/responses.jsonl
 
-The base model reads the principles and the exemplars of the prompt's type, writes one line of internal thoughts about the principles that
-apply, and responds. The thoughts are stored in a separate field; only the response is training text. (SELF-ALIGN,
-arXiv 2305.03047, section 3.3.)
+The base model reads the principles and the exemplars of the prompt's type, writes one line of internal thoughts about
+the principles that apply, and responds. The thoughts are stored in a separate field; only the response is training
+text. (SELF-ALIGN, arXiv 2305.03047, section 3.3, where the exemplars are the same for every prompt: `align.exemplars:
+fixed`.)
 
 With `align.form: given`, nothing is generated: the responses come from the user data, and pass the same filters.
 """
