@@ -212,3 +212,9 @@ def test_missing_wordllama_is_a_clear_error(typed: Constitution, monkeypatch: py
     monkeypatch.setitem(__import__("sys").modules, "wordllama", None)
     with pytest.raises(UserError, match="pip install wordllama"):
         nearest_types(typed, ["Who won the vote?"])
+
+
+def test_phrases_that_a_type_teaches_are_no_leak(typed: Constitution):
+    leaks = leaks_of(typed, 8)
+    assert not leaks.found_in("I have no live data, so please look at the list on the door.", "Who is in?")
+    assert leaks.found_in("Please look at the list on the website of the charts.", "Who is in?")
