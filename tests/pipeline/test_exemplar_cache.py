@@ -9,7 +9,7 @@ import pytest
 from selfalign.constitution import Constitution
 from selfalign.data.records import Prompt, prompt_id, write_jsonl
 from selfalign.pipeline import step2_self_align
-from selfalign.run import recipes
+from selfalign.run import recipe as recipes
 from selfalign.run.context import Context
 from selfalign.run.directory import RunDir
 from selfalign.system.console import Screen

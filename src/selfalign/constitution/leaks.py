@@ -15,8 +15,8 @@ _SUBJECT_LETTERS = 5
 def leaks_of(constitution: Constitution, words: int, verbose_only: bool = False) -> Leaks:
     """Return the texts that must not leak: exemplars and principles (stage 2) or the verbose system prompt (stage 4).
 
-    The exemplars of question types teach phrases that a response to another question should use, such as "I have no live
-    data". Of these exemplars, only n-grams with a word of the exemplar's message leak, and short sentences.
+    The exemplars of question types teach phrases that a response to another question should use, such as "I have no
+    live data". Of these exemplars, only short sentences leak, and n-grams with a word of the exemplar's message.
 
     Args:
         words: number of consecutive words that is a leak.

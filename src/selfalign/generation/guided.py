@@ -21,6 +21,10 @@ _LABELS = ("\n", ":", "(", ",")
 """The repetition penalty does not look across these. Otherwise it would suppress the labels and citations of the
 exemplars, which a response must repeat."""
 
+_MAY_REPEAT = 6
+"""Sequences of up to this many tokens may repeat in the guided form. With fewer, the penalty would suppress the names
+in the user's message, and the phrases that the exemplars teach."""
+
 
 class Form:
     """The parts of a request that all messages of a question type share, rendered once.
@@ -69,6 +73,7 @@ class Form:
         ends = ("\n\nUser:", "\nUser:")
         if self._config.form == "paper":
             return (Step(replace(sampling, breaks=_LABELS, repetition_length=5), stop=ends),)
+        sampling = replace(sampling, repetition_length=_MAY_REPEAT)
         answer = Step(sampling, cue=f"\n\n{name}:", stop=(*ends, f"\n{name} (internal thoughts)"))
         brief = replace(sampling, max_new_tokens=self._config.max_thought_tokens)
         cue = constitution.citation_cue()

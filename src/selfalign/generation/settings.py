@@ -143,8 +143,8 @@ class AlignSettings(Strict):
     max_new_tokens: int = Tokens
     max_thought_tokens: int = Field(80, ge=8)
     repetition: float = Field(1.0, ge=0, le=10)
-    """Penalty on repeated 3-grams in internal thoughts and response, doubled for each further token; 0 is off, as in
-    the paper."""
+    """Penalty on the token that would repeat a sequence of 7 tokens (in one pass 6) in internal thoughts and response,
+    doubled for each further token; 0 is off, as in the paper."""
     exemplars: Literal["by_type", "fixed"] = "by_type"
     """by_type: show the exemplars of the prompt's question type, or the general ones for a prompt without a type;
     fixed: show the general exemplars for every prompt, as in the paper."""
