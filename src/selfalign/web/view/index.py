@@ -100,7 +100,7 @@ class Index:
         with self._prompts_lock:
             stamp = _stamp(self.run / JSONL_FILES["prompts"])
             if self._prompts is None or self._prompts[0] != stamp:
-                self._prompts = (stamp, open_jsonl(self.run, "prompts"))
+                self._prompts = (stamp, JsonlIndex(self.run, "prompts"))
             try:
                 return self._prompts[1].get(prompt_id)
             finally:
