@@ -107,6 +107,10 @@ def recipe_of(run: Record) -> recipes.Recipe:
     return recipes.load(run["recipe"], run["settings"])
 
 
+_QUESTION_TYPES = 20
+"""Number of question types of the shipped constitution when the runs were recorded."""
+
+
 def load(name: str) -> Record:
     return dict(json.loads(RECORDS.read_text("utf-8"))[name])
 
@@ -127,7 +131,8 @@ def fit(run: Record) -> dict[str, float]:
     trained = [stages[stage] for stage in ADAPTER_STAGES]
     loss = {stage: stages[stage]["loss_tokens"] / stages[stage]["examples"] for stage in ADAPTER_STAGES}
     thought, citation, answer = stages["align"]["steps"]
-    lines = sizes.topic_lines(recipe, constitution.load(recipe.constitution))
+    texts = constitution.load(recipe.constitution)
+    lines = sizes.topic_lines(recipe, texts) * _QUESTION_TYPES / len(texts.question_types)
     fitted = {
         "prompts_per_request": kept("self_instruct", "more than wanted") / stages["self_instruct"]["requests"],
         "questions_kept": kept("red_team", "more than wanted") / stages["red_team"]["requests"],

@@ -71,7 +71,7 @@ def test_fewer_than_three_hundred_human_written_items(default_constitution: Cons
     assert counts["principles"] == 16
     assert counts["exemplars"] == 5
     assert counts["question types"] == 18
-    assert counts["exemplars of types"] == 59
+    assert counts["exemplars of types"] == 53
     assert counts["total"] == sum(v for k, v in counts.items() if k != "total")
     assert counts["total"] < 300
 

@@ -216,7 +216,7 @@ def test_guided_form_has_steps_for_thoughts_citations_and_response(fake_run: Run
 
 
 def test_hints_start_the_citations(fake_run: Runs):
-    assert align_request(fake_run, "align.hints=true").steps[1].cue == " Principles: 9 (static),"
+    assert align_request(fake_run, "align.hints=true").steps[1].cue == " Principles: 9 (static), 7 (candor),"
 
 
 def test_paper_form_has_one_step(fake_run: Runs):

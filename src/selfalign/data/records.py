@@ -45,14 +45,14 @@ class Prompt:
     """self_instruct, red_team, or user for user prompts and rows that were added manually."""
     question_type: str = ""
     """The red-team question type; empty for other prompts."""
-    exemplar_type: str = ""
-    """The question type whose exemplars stage 2 shows: the red-team type, or the nearest one for other prompts. Empty
-    for the general exemplars."""
     topic: str = ""
     split: Split = "train"
     """heldout: excluded from training and used by the evaluation."""
     mean_similarity: float | None = None
     """Mean ROUGE-L F1 with the seeds and the prompts of earlier rounds, if the recipe enables it."""
+    exemplar_type: str = ""
+    """The question type whose exemplars stage 2 shows: the red-team type, or the nearest one for other prompts. Empty
+    for the general exemplars."""
 
     @property
     def message(self) -> str:

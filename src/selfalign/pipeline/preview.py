@@ -65,7 +65,7 @@ def _requests(context: Context, rows: int) -> list[tuple[str, Request]]:
     types = context.run.constitution.question_types[:rows]
     titled += [(f"red-teaming, {t.name}", step1b_red_team.question_request(context, t, t.topic)) for t in types]
     for kind in types:
-        prompt = Prompt(prompt_id(kind.question, ""), kind.question, "", "red_team", kind.name, kind.name)
+        prompt = Prompt(prompt_id(kind.question, ""), kind.question, question_type=kind.name, exemplar_type=kind.name)
         titled.append((f"self-align, {kind.name}", step2_self_align.request(context, prompt, form)))
     return titled
 
