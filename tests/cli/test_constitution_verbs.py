@@ -143,3 +143,15 @@ def test_folder_with_other_files_is_not_overwritten(tmp_path: Path) -> None:
     assert done.returncode == 1 and done.stderr.count("\n") == 1
     assert (tmp_path / "mine/recipe.yaml").read_text("utf-8") == recipe
     assert sorted(p.name for p in (tmp_path / "mine").iterdir()) == ["notes.txt", "recipe.yaml"]
+
+
+def test_show_prints_the_prompt_of_a_type(tmp_path: Path) -> None:
+    general = selfalign("constitution", "show", cwd=tmp_path).stdout
+    opinions = selfalign("constitution", "show", "--type", "opinions", cwd=tmp_path).stdout
+    assert "Should supermarkets be open at night?" in opinions
+    assert "Should supermarkets be open at night?" not in general
+    assert opinions.split("# Conversations")[0] == general.split("# Conversations")[0]
+    everything = selfalign("constitution", "show", "--type", "all", cwd=tmp_path).stdout
+    assert "──── questions without a type ────" in everything and "──── opinions ────" in everything
+    unknown = selfalign("constitution", "show", "--type", "nothing", cwd=tmp_path)
+    assert unknown.returncode == 1 and "the types are harmful requests" in unknown.stderr
