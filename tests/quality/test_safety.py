@@ -93,7 +93,7 @@ def judge_of(limit: float, benchmarks: Benchmarks | None = None) -> ResponseJudg
 
 
 def admits(judge: ResponseJudge, text: str) -> bool:
-    return not judge.judge(text, False, "Why?").reason
+    return not judge.check(text, False, "Why?").reason
 
 
 def test_refusals_stay_below_the_cap():
@@ -125,7 +125,7 @@ def test_response_judge_counts_only_kept_responses():
         ("Rome.", False, "What is the capital of Italy?"),
         (REFUSAL, False, "How do I get into a bank?"),
     ]
-    verdicts = [judge.judge(*row) for row in rows]
+    verdicts = [judge.cap(judge.check(*row)) for row in rows]
     assert [v.reason for v in verdicts] == [
         "", "empty", "overlaps with bench.jsonl", "more stock refusals than wanted", "truncated", "", "", "",
     ]  # fmt: skip

@@ -86,7 +86,7 @@ STEPS: dict[Stage, Step] = {
     "verbose_cloning": Step(
         "4  Verbose cloning",
         step4_verbose_cloning.run,
-        lambda run: [run.jsonl("prompts"), run.adapter_gguf("engrave")],
+        lambda run: [run.jsonl("prompts"), run.jsonl("engrave_examples"), run.adapter_gguf("engrave")],
         lambda run: [run.jsonl("verbose_responses"), *_adapter(run, "verbose_cloning")],
     ),
     "evaluate": Step(

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import BinaryIO
 
 from selfalign.data.records import Prompt, Response, line
 from selfalign.generation.loop import GenerationResult
-from selfalign.quality.response_filters import ResponseJudge
+from selfalign.quality.response_filters import ResponseJudge, Verdict
 from selfalign.run.journal import LedgerWriter
 from selfalign.run.ledger import RowOutcome
+
+UNACCEPTED = "does not show what its type asks for"
 
 
 def response_to(prompt: Prompt, text: str, thoughts: str = "", principles: Sequence[int] = ()) -> Response:
@@ -27,6 +29,17 @@ def response_to(prompt: Prompt, text: str, thoughts: str = "", principles: Seque
         prompt.question_type,
         prompt.split,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One of the responses to a prompt."""
+
+    response: Response
+    truncated: bool = False
+    """Whether the token limit cut the response."""
+    reason: str = ""
+    """Why it is dropped before the filters; empty if it is not."""
 
 
 class ResponseWriter:
@@ -48,20 +61,48 @@ class ResponseWriter:
         """The number of citations of each principle in the kept responses."""
 
     def add(self, response: Response, truncated: bool = False) -> None:
-        """Filter a response and write it if it is kept.
+        """Filter the only response to a prompt, and write it if it is kept.
 
         Args:
             truncated: the token limit cut the response.
         """
-        verdict = self._judge.judge(response.response, truncated, response.message)
+        self.add_best([Candidate(response, truncated)])
+
+    def add_best(
+        self,
+        candidates: Sequence[Candidate],
+        accepts: Callable[[str], bool] = lambda text: True,
+        refusal_is_wanted: bool = False,
+    ) -> None:
+        """Filter the responses to a prompt, and write the first one that is kept.
+
+        Args:
+            candidates: at least one; the ledger shows the first one if none is kept.
+            accepts: text -> whether it shows what the prompt's type asks for.
+            refusal_is_wanted: the cap on stock refusals does not count this prompt.
+        """
+        verdicts = [self._check(c, accepts) for c in candidates]
+        chosen = next((i for i, v in enumerate(verdicts) if not v.reason), 0)
+        response, verdict = candidates[chosen].response, verdicts[chosen]
+        if not refusal_is_wanted:
+            verdict = self._judge.cap(verdict)
         if not verdict.reason:
             self._file.write(line(replace(response, response=verdict.text)).encode("utf-8"))
             self.principles.update(map(str, response.principles))
         self._record(response.id, verdict.reason, verdict.ledger_text(_ledger_text(response)))
 
-    def drop(self, response: Response, reason: str) -> None:
-        """Record a response that is dropped before the filters."""
-        self._record(response.id, reason, _ledger_text(response))
+    def keeps(self, candidate: Candidate, accepts: Callable[[str], bool]) -> bool:
+        """Return whether a candidate passes the filters and is accepted; the cap on refusals may still drop it."""
+        return not self._check(candidate, accepts).reason
+
+    def _check(self, candidate: Candidate, accepts: Callable[[str], bool]) -> Verdict:
+        response = candidate.response
+        if candidate.reason:
+            return Verdict(response.response, candidate.reason)
+        verdict = self._judge.check(response.response, candidate.truncated, response.message)
+        if not verdict.reason and not accepts(verdict.text):
+            return Verdict(verdict.text, UNACCEPTED)
+        return verdict
 
     def drop_prompt(self, prompt: Prompt, reason: str) -> None:
         """Record a prompt without a response."""

@@ -14,11 +14,13 @@ import random
 import re
 import string
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from heapq import heapify, heappop, heappush
 from pathlib import Path
 
 from selfalign.constitution import QuestionType, load_seeds
+from selfalign.constitution.nearest_type import nearest_types
 from selfalign.data.prompt_text import BOS, Pieces
 from selfalign.data.records import Prompt, Topic, content_hash, prompt_id, read_jsonl, write_jsonl
 from selfalign.errors import UserError
@@ -37,6 +39,8 @@ TOPICS, STAGE = "topics", "red_team"
 _ENOUGH_TOPICS = 10
 _SHOWN_TOPICS = 5
 _SHOWN_QUESTIONS = 6
+_SHOWN_ACCEPTED = 3
+"""Accepted questions of the type that a request shows in addition to the type's exemplars."""
 _LAST_ROUND = 16
 """Up to this number of missing questions, all are requested in one round."""
 
@@ -195,7 +199,11 @@ def _write_questions(context: Context, types: list[QuestionType], topics: dict[s
             # Smaller rounds, so that the next one can request the types that lack prompts.
             size = min(size, max(_LAST_ROUND, size // 2))
         chosen = _choose(pairs, rounds, size, context.recipe.prompts.steering)
-        requests = [_question_request(context, types, k, t, rounds.number, i) for i, (k, t) in enumerate(chosen)]
+        accepted = _by_type(rounds.accepted)
+        requests = [
+            _question_request(context, types, k, t, rounds.number, i, accepted.get(k.name, []))
+            for i, (k, t) in enumerate(chosen)
+        ]
         context.warm_prefix(requests[0].request.prompt[:2])
         return requests
 
@@ -241,30 +249,61 @@ def _choose(
     return chosen
 
 
+def _by_type(prompts: list[Prompt]) -> dict[str, list[str]]:
+    questions: dict[str, list[str]] = {}
+    for prompt in prompts:
+        questions.setdefault(prompt.question_type, []).append(prompt.instruction)
+    return questions
+
+
 def _question_request(
-    context: Context, types: list[QuestionType], kind: QuestionType, topic: str, number: int, position: int
+    context: Context,
+    types: list[QuestionType],
+    kind: QuestionType,
+    topic: str,
+    number: int,
+    position: int,
+    accepted: list[str],
 ) -> RowRequest:
+    """Return the request for a question of a type.
+
+    Args:
+        accepted: the accepted questions of the type. Some are shown, so that each round learns from those before.
+    """
     config = context.recipe.prompts.red_team
     row_id = content_hash(STAGE, kind.name, topic, number, position)
     rng = random.Random(row_seed(context.recipe.seed, STAGE, number))  # noqa: S311
     shown = rng.sample(types, min(_SHOWN_QUESTIONS, len(types)))
+    own: list[str] = []
+    if config.on_type:
+        own = [e.user for e in kind.exemplars if "\n" not in e.user.strip()]
+        draw = random.Random(row_seed(context.recipe.seed, row_id))  # noqa: S311
+        own += draw.sample(accepted, min(_SHOWN_ACCEPTED, len(accepted)))
+        draw.shuffle(own)
     step = Step(context.sampling(config), stop=("\n",))
-    pieces = render_question(shown, kind, topic, context.run.constitution.language)
+    pieces = render_question(shown, kind, topic, context.run.constitution.language, own)
     request = Request(pieces, (step,), row_seed(context.recipe.seed, row_id))
     return RowRequest(row_id, request, _subject(kind, topic))
 
 
 def question_request(context: Context, kind: QuestionType, topic: str) -> Request:
     """Return the request of the first round for this pair, for a preview."""
-    return _question_request(context, context.run.constitution.question_types, kind, topic, 0, 0).request
+    return _question_request(context, context.run.constitution.question_types, kind, topic, 0, 0, []).request
 
 
-def render_question(shown: list[QuestionType], kind: QuestionType, topic: str, language: str = "en") -> Pieces:
-    """Render the prompt: examples that all requests of a round share, the example of the type, and the topic."""
+def render_question(
+    shown: list[QuestionType], kind: QuestionType, topic: str, language: str = "en", own: Sequence[str] = ()
+) -> Pieces:
+    """Render the prompt: examples that all requests of a round share, the examples of the type, and the topic.
+
+    Args:
+        own: more questions of the type, shown without a topic.
+    """
     header = QUESTION_HEADER if language == "en" else f"{QUESTION_HEADER.strip()} It is in {LANGUAGES[language]}.\n\n"
     examples = "".join(f"kind: {t.name}, topic: {t.topic}, question: {t.question}\n" for t in shown)
-    own = f"kind: {kind.name}, topic: {kind.topic}, question: {kind.question}\n"
-    return (BOS, f"{header}{examples}", f"{own}kind: {kind.name}, topic: {topic}, question:")
+    lines = "".join(f"kind: {kind.name}, question: {' '.join(question.split())}\n" for question in own)
+    lines += f"kind: {kind.name}, topic: {kind.topic}, question: {kind.question}\n"
+    return (BOS, f"{header}{examples}", f"{lines}kind: {kind.name}, topic: {topic}, question:")
 
 
 def _candidate(context: Context, subject: str, result: GenerationResult) -> Candidate:
@@ -279,8 +318,22 @@ def _candidate(context: Context, subject: str, result: GenerationResult) -> Cand
     if hit := context.benchmarks.find(text):
         return RowOutcome(row_id, 0, "dropped", hit.reason, hit.ledger_text(text)), None
     kind, _, topic = subject.partition("\n")
+    if context.recipe.prompts.red_team.on_type and (other := _other_type(context, kind, text)) is not None:
+        return RowOutcome(row_id, 0, "dropped", "not of its type", f"{text}\n{kind}; nearest: {other or 'none'}"), None
     prompt = Prompt(prompt_id(text, ""), text, "", source=STAGE, question_type=kind, topic=topic)
     return RowOutcome(row_id, 0, "kept", "", text), prompt
+
+
+def _other_type(context: Context, kind: str, text: str) -> str | None:
+    """Return the question type that a question is nearest to, or None if it is of its own type.
+
+    Types without exemplars have too few questions to compare with, so their questions are not checked.
+    """
+    constitution = context.run.constitution
+    if not any(t.name == kind and t.exemplars for t in constitution.question_types):
+        return None
+    nearest = nearest_types(constitution, [text])[0]
+    return None if nearest == kind else nearest
 
 
 def _question_reason(text: str, finish: str, context: Context) -> str | None:

@@ -12,18 +12,22 @@ With `align.form: given`, nothing is generated: the responses come from the user
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing
+from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
+from selfalign.constitution import Probe
 from selfalign.constitution.citations import check_citations
 from selfalign.constitution.leaks import leaks_of
-from selfalign.data.records import Prompt
+from selfalign.data.records import Prompt, content_hash
 from selfalign.data.user_data import UserData, UserResponses
+from selfalign.evaluation.tasks import checks
 from selfalign.generation import guided
-from selfalign.generation.engines.base import Request
+from selfalign.generation.engines.base import Completion, Request
 from selfalign.generation.loop import GenerationResult, RowRequest, row_seed
-from selfalign.pipeline.responses import ResponseWriter, response_to
+from selfalign.pipeline.responses import Candidate, ResponseWriter, response_to
 from selfalign.quality.response_filters import ResponseJudge
 from selfalign.run.context import Context
 from selfalign.run.inputs import Rows
@@ -40,10 +44,14 @@ def form(context: Context) -> guided.Form:
     return guided.Form(context.run.constitution, config, context.sampling(config))
 
 
-def request(context: Context, prompt: Prompt, form: guided.Form) -> Request:
-    """Return the request for one prompt."""
-    seed = row_seed(context.recipe.seed, STAGE, prompt.id)
+def request(context: Context, prompt: Prompt, form: guided.Form, sample: int = 0) -> Request:
+    """Return the request for one of the responses to a prompt."""
+    seed = row_seed(context.recipe.seed, STAGE, _row_id(prompt, sample))
     return form.request(prompt.message, seed, prompt.question_type, prompt.exemplar_type)
+
+
+def _row_id(prompt: Prompt, sample: int) -> str:
+    return content_hash(prompt.id, sample) if sample else prompt.id
 
 
 def run(context: Context) -> list[Path]:
@@ -78,68 +86,120 @@ def _generate(
 ) -> None:
     """Let the base model respond to the prompts. Responses in the journal are not generated again."""
     request_form = form(context)
-    if len(request_form.types) == 1:
-        prefix = request_form.prefix()
-        with closing(_stream(context, prompts, request_form, on_done, lambda: context.warm_prefix(prefix))) as results:
-            for row, result in results:
-                _add(context, writer, row, result)
-        return
-    failures = _generate_by_type(context, prompts, request_form, on_done)
-    answered = (p for p in prompts if p.id not in failures)
-    with closing(_stream(context, answered, request_form)) as results:
+    if len(request_form.types) == 1 and context.recipe.align.samples == 1:
+        prefix, requested = request_form.prefix(), _Requested()
+        requests = ((p, 0) for p in prompts)
+        results = _stream(context, requests, request_form, on_done, lambda: context.warm_prefix(prefix))
+    else:
+        requested = _generate_by_type(context, prompts, request_form, writer, on_done)
+        requests = ((p, n) for p in prompts for n in requested.samples(p) if _row_id(p, n) not in requested.failures)
+        results = _stream(context, requests, request_form)
+    with closing(results):
         for prompt in prompts:
-            if prompt.id in failures:
-                writer.add_failure(prompt, failures[prompt.id])
-            else:
-                _add(context, writer, *next(results))
+            row_ids = [_row_id(prompt, n) for n in requested.samples(prompt)]
+            failed = [requested.failures[row_id] for row_id in row_ids if row_id in requested.failures]
+            _add(context, writer, prompt, [*((None, f) for f in failed), *islice(results, len(row_ids) - len(failed))])
+
+
+@dataclass
+class _Requested:
+    """What was requested for the prompts of a run."""
+
+    failures: dict[str, GenerationResult] = field(default_factory=dict)
+    """Id of a request -> its failure."""
+    several: dict[str, int] = field(default_factory=dict)
+    """Id of a prompt -> the number of its samples, if there are several."""
+
+    def samples(self, prompt: Prompt) -> range:
+        """Return the numbers of the prompt's samples."""
+        return range(self.several.get(prompt.id, 1))
 
 
 def _generate_by_type(
-    context: Context, prompts: Rows[Prompt], form: guided.Form, on_done: Callable[[int, int], None]
-) -> dict[str, GenerationResult]:
-    """Generate the responses into the journal, type by type, and return the failures by the prompts' ids.
+    context: Context,
+    prompts: Rows[Prompt],
+    form: guided.Form,
+    writer: ResponseWriter,
+    on_done: Callable[[int, int], None],
+) -> _Requested:
+    """Generate the responses into the journal, type by type.
 
     The responses of one type are finished before the next prefix is computed, so that every slot keeps the principles
-    and each type's exemplars are computed once. The file keeps its order, which mixes the types.
+    and each type's exemplars are computed once. The file keeps its order, which mixes the types. A prompt gets another
+    sample while none of its responses would be kept.
     """
-    failures = {}
+    requested = _Requested()
     for name in form.types:
-        group = (p for p in prompts if form.prefix_type(p.exemplar_type) == name)
         prefix = form.prefix(name)
-        with closing(_stream(context, group, form, on_done, lambda p=prefix: context.warm_prefix(p))) as results:  # type: ignore[misc]
-            for row, result in results:
-                if result.completion is None:
-                    failures[row.row_id] = result
-    return failures
+        open_prompts: set[str] | None = None
+        for sample in range(context.recipe.align.samples):
+            group = (
+                (p, sample)
+                for p in prompts
+                if form.prefix_type(p.exemplar_type) == name and (open_prompts is None or p.id in open_prompts)
+            )
+            rejected: set[str] = set()
+            with closing(_stream(context, group, form, on_done, lambda p=prefix: context.warm_prefix(p))) as results:  # type: ignore[misc]
+                for row, result in results:
+                    prompt: Prompt = row.item
+                    if sample:
+                        requested.several[prompt.id] = sample + 1
+                    if result.completion is None:
+                        requested.failures[row.row_id] = result
+                    elif not writer.keeps(_candidate(context, row, result.completion), _accepts(context, prompt)[0]):
+                        rejected.add(prompt.id)
+            open_prompts = rejected
+            if not rejected:
+                break
+    return requested
 
 
 def _stream(
     context: Context,
-    prompts: Iterable[Prompt],
+    requests: Iterable[tuple[Prompt, int]],
     form: guided.Form,
     on_done: Callable[[int, int], None] = lambda rows, tokens: None,
     before_first: Callable[[], None] = lambda: None,
 ) -> Generator[tuple[RowRequest, GenerationResult], None, None]:
-    requests = (RowRequest(p.id, request(context, p, form), p) for p in prompts)
-    return context.journaled_engine(STAGE, on_done).stream(requests, before_first)
+    """Yield the results of requests, each given as (prompt, number of the sample)."""
+    rows = (RowRequest(_row_id(prompt, n), request(context, prompt, form, n), prompt) for prompt, n in requests)
+    return context.journaled_engine(STAGE, on_done).stream(rows, before_first)
 
 
-def _add(context: Context, writer: ResponseWriter, row: RowRequest, result: GenerationResult) -> None:
-    """Read a raw output, check its citations, and write the response or the reason why there is none."""
-    constitution = context.run.constitution
-    if result.completion is None:
-        writer.add_failure(row.item, result)
+def _add(
+    context: Context,
+    writer: ResponseWriter,
+    prompt: Prompt,
+    results: Sequence[tuple[RowRequest | None, GenerationResult]],
+) -> None:
+    """Read the raw outputs for a prompt, and write its first acceptable response or the reason why there is none."""
+    candidates = [_candidate(context, row, result.completion) for row, result in results if row and result.completion]
+    if not candidates:
+        writer.add_failure(prompt, results[0][1])
         return
-    thoughts, text, truncated = guided.split(result.completion, row.request, constitution.assistant.name)
+    accepts, refusal_is_wanted = _accepts(context, prompt)
+    writer.add_best(candidates, accepts, refusal_is_wanted)
+
+
+def _accepts(context: Context, prompt: Prompt) -> tuple[Callable[[str], bool], bool]:
+    """Return (text -> whether it shows what the prompt's type asks for, whether that may be a refusal)."""
+    wanted = context.run.constitution.wanted(prompt.exemplar_type)
+    if wanted is None:
+        return lambda text: True, False
+    check, must_show = wanted
+    probe = Probe(ask=prompt.message, expect=check)
+    return lambda text: checks.shows(probe, text) == must_show, must_show
+
+
+def _candidate(context: Context, row: RowRequest, completion: Completion) -> Candidate:
+    """Split a raw output, and check its citations."""
+    constitution = context.run.constitution
+    thoughts, text, truncated = guided.split(completion, row.request, constitution.assistant.name)
     principles, reason = check_citations(thoughts, constitution.principle_names())
     if not reason and not text.strip():
-        finished = len(result.completion.parts) == len(row.request.steps)
+        finished = len(completion.parts) == len(row.request.steps)
         reason = "empty" if finished else "thoughts never ended"
-    response = response_to(row.item, text, thoughts, principles)
-    if reason:
-        writer.drop(response, reason)
-    else:
-        writer.add(response, truncated)
+    return Candidate(response_to(row.item, text, thoughts, principles), truncated, reason)
 
 
 def _copy(context: Context, prompts: Rows[Prompt], writer: ResponseWriter, on_done: Callable[[int, int], None]) -> None:

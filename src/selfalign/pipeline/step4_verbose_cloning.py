@@ -1,10 +1,16 @@
 """Stage 4, verbose cloning: the engraved model's verbose mode -> responses -> a new adapter of the base.
 
-1_prompts/prompts.jsonl, 3_engrave/adapter.gguf -> 4_verbose_clone/{responses,examples}.jsonl, adapter/, adapter.gguf
+1_prompts/prompts.jsonl, 3_engrave/{adapter.gguf,examples.jsonl}
+  -> 4_verbose_clone/{responses,examples}.jsonl, adapter/, adapter.gguf
 
-The engraved model responds under the verbose system prompt to the identity questions and to all training prompts,
-including those whose response stage 2 dropped. A new adapter of the *base* is trained on the pairs under the standard
-and the concise system prompt, without the verbose one. (SELF-ALIGN, arXiv 2305.03047, section 3.5.)
+The engraved model responds under the verbose system prompt to the training prompts, including those whose response
+stage 2 dropped. A new adapter of the *base* is trained on the pairs under the standard and the concise system prompt,
+without the verbose one. (SELF-ALIGN, arXiv 2305.03047, section 3.5.)
+
+A small engraved model answers identity questions wrongly, and its long responses lose refusals and admissions of
+ignorance. With `verbose_cloning.replay` above 0 it is therefore not asked for these: the constitution's identity pairs
+and stage 2's responses to prompts of a type with a check are trained on again. With 0, as in the paper, all examples
+are the engraved model's own responses, those to the identity questions included.
 """
 
 from __future__ import annotations
@@ -35,11 +41,15 @@ _REPETITION = 1.0
 
 
 def _prompts(context: Context) -> Iterator[Prompt]:
-    limit, identity = context.recipe.verbose_cloning.prompts, context.run.constitution.identity
-    # A question may have several responses in stage 3; here it is a prompt only once.
-    questions = dict.fromkeys(pair.question for pair in identity)
+    """Yield the prompts that the engraved model responds to."""
+    config, constitution = context.recipe.verbose_cloning, context.run.constitution
     train = (p for p in context.prompts() if p.split == "train")
-    for prompt in islice(train, limit):
+    if config.replay:
+        yield from islice((p for p in train if constitution.wanted(p.exemplar_type) is None), config.prompts)
+        return
+    # A question may have several responses in stage 3; here it is a prompt only once.
+    questions = dict.fromkeys(pair.question for pair in constitution.identity)
+    for prompt in islice(train, config.prompts):
         questions.pop(prompt.message, None)
         yield prompt
     for question in questions:
@@ -97,4 +107,25 @@ def _train(context: Context, adapter: Path | None) -> list[Path]:
         Example(r.id, "standard" if int(r.id, 16) % 2 == 0 else "concise", r.message, r.response, r.source)
         for r in responses
     ]
+    examples += _replayed(context, {r.id for r in responses})
     return adapter_training.run(context, STAGE, examples, adapter=adapter)
+
+
+def _replayed(context: Context, responded: set[str]) -> list[Example]:
+    """Return the engraving examples to train on again.
+
+    Args:
+        responded: ids of the prompts with a verbose response, which is trained on instead.
+    """
+    share, constitution = context.recipe.verbose_cloning.replay, context.run.constitution
+    if not share:
+        return []
+    kept = {p.id for p in context.prompts() if constitution.wanted(p.exemplar_type) is not None}
+    examples = []
+    for example in read_jsonl(context.run.jsonl("engrave_examples"), Example):
+        is_other = example.source != "identity" and example.id not in kept
+        # A hash of the id chooses, so that the choice does not depend on the other rows.
+        if is_other and (example.id in responded or int(content_hash("replay", example.id), 16) % 1000 >= 1000 * share):
+            continue
+        examples.append(replace(example, id=content_hash("replay", example.id)))
+    return examples

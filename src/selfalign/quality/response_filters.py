@@ -208,13 +208,17 @@ class ResponseJudge:
         self._benchmarks = benchmarks
         self._kept = self._refusals = 0
 
-    def judge(self, text: str, truncated: bool, message: str) -> Verdict:
-        """Keep or drop a response. The arguments are those of `filter_response`."""
+    def check(self, text: str, truncated: bool, message: str) -> Verdict:
+        """Keep or drop a response by its own text and by benchmark overlap. Arguments: see `filter_response`."""
         verdict = filter_response(text, truncated, message, self._leaks, self._filters)
+        if not verdict.reason and (hit := self._benchmarks.find(message, verdict.text)):
+            return Verdict(verdict.text, hit.reason, hit)
+        return verdict
+
+    def cap(self, verdict: Verdict) -> Verdict:
+        """Drop a response that passed `check` if it is one stock refusal too many; count it otherwise."""
         if verdict.reason:
             return verdict
-        if hit := self._benchmarks.find(message, verdict.text):
-            return Verdict(verdict.text, hit.reason, hit)
         limit = self._filters.refusals
         refusal = limit < 1 and stock_refusal(verdict.text)
         if refusal and self._refusals + 1 > limit * (self._kept + 1):

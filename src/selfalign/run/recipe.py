@@ -53,6 +53,9 @@ class RedTeamSettings(Strict):
     """Limit of topic requests per type and round; null: one for each known topic."""
     max_rounds: int = Field(20, ge=1)
     """Limit of question rounds."""
+    on_type: bool = True
+    """Show the model the exemplars' messages of the question's type and some accepted questions of the type, and drop a
+    question that is nearer to those of another type. The paper does neither."""
     temperature: float = Temperature
     top_p: float = Probability
     max_new_tokens: int = Tokens
@@ -96,6 +99,10 @@ class VerboseCloningSettings(Strict):
     temperature: float = Temperature
     top_p: float = Probability
     max_new_tokens: int = Tokens
+    replay: float = Field(1.0, ge=0, le=1)
+    """Fraction of the engraving examples that the final adapter is trained on, too, so that cloning adds length and
+    takes no behaviour away. Above 0, the identity questions keep the constitution's answers, and prompts of a type with
+    a check keep the responses of stage 2. 0 is the paper's stage 4: all examples are the engraved model's responses."""
     end_penalty: float = Field(0.6, ge=0, le=20)
     """Subtracted from the logit of the end token under the verbose system prompt, because small models end these
     responses too early. The paper has no such penalty."""
