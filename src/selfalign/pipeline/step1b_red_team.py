@@ -327,10 +327,11 @@ def _candidate(context: Context, subject: str, result: GenerationResult) -> Cand
 def _other_type(context: Context, kind: str, text: str) -> str | None:
     """Return the question type that a question is nearest to, or None if it is of its own type.
 
-    Types without exemplars have too few questions to compare with, so their questions are not checked.
+    Types without exemplars have too few questions to compare with, so their questions are not checked. Nor are the
+    random words of the fake engine.
     """
     constitution = context.run.constitution
-    if not any(t.name == kind and t.exemplars for t in constitution.question_types):
+    if context.model.is_fake or not any(t.name == kind and t.exemplars for t in constitution.question_types):
         return None
     nearest = nearest_types(constitution, [text])[0]
     return None if nearest == kind else nearest
