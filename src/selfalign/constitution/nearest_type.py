@@ -27,12 +27,7 @@ def nearest_types(constitution: Constitution, messages: Sequence[str]) -> list[s
     Raises:
         UserError: wordllama is not installed.
     """
-    known = [
-        (kind.name, text)
-        for kind in constitution.question_types
-        if kind.exemplars
-        for text in (kind.question, *(e.user for e in kind.exemplars))
-    ]
+    known = _questions(constitution)
     if not known or not messages:
         return [""] * len(messages)
     vectors = embed([text for _, text in known])
@@ -43,6 +38,25 @@ def nearest_types(constitution: Constitution, messages: Sequence[str]) -> list[s
             near = sorted(range(len(known)), key=lambda at: -similarities[at])[:_NEAREST]
             types.append(_agreed([(known[at][0], similarities[at]) for at in near]))
     return types
+
+
+def types_near(constitution: Constitution, messages: Sequence[str]) -> list[set[str]]:
+    """Return the types of the `_NEAREST` questions nearest to each message. Raises as `nearest_types`."""
+    known = _questions(constitution)
+    if not known or not messages:
+        return [set() for _ in messages]
+    similarities = embed(messages) @ embed([text for _, text in known]).T
+    return [{known[at][0] for at in row.argsort()[::-1][:_NEAREST]} for row in similarities]
+
+
+def _questions(constitution: Constitution) -> list[tuple[str, str]]:
+    """Return (type, question) for the question of each type with exemplars, and for the messages of its exemplars."""
+    return [
+        (kind.name, text)
+        for kind in constitution.question_types
+        if kind.exemplars
+        for text in (kind.question, *(e.user for e in kind.exemplars))
+    ]
 
 
 def _agreed(nearest: Sequence[tuple[str, float]]) -> str:

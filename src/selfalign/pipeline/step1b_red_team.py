@@ -14,18 +14,17 @@ import random
 import re
 import string
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import replace
 from heapq import heapify, heappop, heappush
 from pathlib import Path
 
 from selfalign.constitution import QuestionType, load_seeds
-from selfalign.constitution.nearest_type import nearest_types
 from selfalign.data.prompt_text import BOS, Pieces
 from selfalign.data.records import Prompt, Topic, content_hash, prompt_id, read_jsonl, write_jsonl
 from selfalign.errors import UserError
 from selfalign.generation.engines.base import Request, Step
 from selfalign.generation.loop import GenerationResult, RowRequest, row_seed
+from selfalign.pipeline import typed_questions
 from selfalign.pipeline.rounds import Candidate, Rounds
 from selfalign.quality.instruction_filters import reason_to_drop
 from selfalign.quality.language import LANGUAGES
@@ -39,8 +38,6 @@ TOPICS, STAGE = "topics", "red_team"
 _ENOUGH_TOPICS = 10
 _SHOWN_TOPICS = 5
 _SHOWN_QUESTIONS = 6
-_SHOWN_ACCEPTED = 3
-"""Accepted questions of the type that a request shows in addition to the type's exemplars."""
 _LAST_ROUND = 16
 """Up to this number of missing questions, all are requested in one round."""
 
@@ -56,7 +53,8 @@ def run(context: Context) -> list[Path]:
     types = context.run.constitution.question_types
     if not types and context.recipe.prompts.red_team.count:
         raise UserError("the constitution has no question_types: add some, or set prompts.red_team.count to 0")
-    if context.recipe.prompts.red_team.count:
+    config = context.recipe.prompts.red_team
+    if config.count and config.form == "by_topic":
         topics = _grow_topics(context, types)
     else:
         topics = {}
@@ -191,6 +189,8 @@ def _write_questions(context: Context, types: list[QuestionType], topics: dict[s
     pairs = [(k, topics[k.name][d]) for d in range(1, depth) for k in types if d < len(topics[k.name])]
     pairs = pairs or [(k, k.topic) for k in types]
     rounds = Rounds(context, STAGE, config.count, known, topics)
+    if config.form == "by_type":
+        return typed_questions.write(context, types, rounds)
 
     def make_requests() -> list[RowRequest]:
         rate = max(len(rounds.accepted) / rounds.requests, 0.25) if rounds.requests else 0.8
@@ -199,11 +199,7 @@ def _write_questions(context: Context, types: list[QuestionType], topics: dict[s
             # Smaller rounds, so that the next one can request the types that lack prompts.
             size = min(size, max(_LAST_ROUND, size // 2))
         chosen = _choose(pairs, rounds, size, context.recipe.prompts.steering)
-        accepted = _by_type(rounds.accepted)
-        requests = [
-            _question_request(context, types, k, t, rounds.number, i, accepted.get(k.name, []))
-            for i, (k, t) in enumerate(chosen)
-        ]
+        requests = [_question_request(context, types, k, t, rounds.number, i) for i, (k, t) in enumerate(chosen)]
         context.warm_prefix(requests[0].request.prompt[:2])
         return requests
 
@@ -249,61 +245,30 @@ def _choose(
     return chosen
 
 
-def _by_type(prompts: list[Prompt]) -> dict[str, list[str]]:
-    questions: dict[str, list[str]] = {}
-    for prompt in prompts:
-        questions.setdefault(prompt.question_type, []).append(prompt.instruction)
-    return questions
-
-
 def _question_request(
-    context: Context,
-    types: list[QuestionType],
-    kind: QuestionType,
-    topic: str,
-    number: int,
-    position: int,
-    accepted: list[str],
+    context: Context, types: list[QuestionType], kind: QuestionType, topic: str, number: int, position: int
 ) -> RowRequest:
-    """Return the request for a question of a type.
-
-    Args:
-        accepted: the accepted questions of the type. Some are shown, so that each round learns from those before.
-    """
     config = context.recipe.prompts.red_team
     row_id = content_hash(STAGE, kind.name, topic, number, position)
     rng = random.Random(row_seed(context.recipe.seed, STAGE, number))  # noqa: S311
     shown = rng.sample(types, min(_SHOWN_QUESTIONS, len(types)))
-    own: list[str] = []
-    if config.on_type:
-        own = [e.user for e in kind.exemplars if "\n" not in e.user.strip()]
-        draw = random.Random(row_seed(context.recipe.seed, row_id))  # noqa: S311
-        own += draw.sample(accepted, min(_SHOWN_ACCEPTED, len(accepted)))
-        draw.shuffle(own)
     step = Step(context.sampling(config), stop=("\n",))
-    pieces = render_question(shown, kind, topic, context.run.constitution.language, own)
+    pieces = render_question(shown, kind, topic, context.run.constitution.language)
     request = Request(pieces, (step,), row_seed(context.recipe.seed, row_id))
     return RowRequest(row_id, request, _subject(kind, topic))
 
 
 def question_request(context: Context, kind: QuestionType, topic: str) -> Request:
     """Return the request of the first round for this pair, for a preview."""
-    return _question_request(context, context.run.constitution.question_types, kind, topic, 0, 0, []).request
+    return _question_request(context, context.run.constitution.question_types, kind, topic, 0, 0).request
 
 
-def render_question(
-    shown: list[QuestionType], kind: QuestionType, topic: str, language: str = "en", own: Sequence[str] = ()
-) -> Pieces:
-    """Render the prompt: examples that all requests of a round share, the examples of the type, and the topic.
-
-    Args:
-        own: more questions of the type, shown without a topic.
-    """
+def render_question(shown: list[QuestionType], kind: QuestionType, topic: str, language: str = "en") -> Pieces:
+    """Render the prompt: examples that all requests of a round share, the example of the type, and the topic."""
     header = QUESTION_HEADER if language == "en" else f"{QUESTION_HEADER.strip()} It is in {LANGUAGES[language]}.\n\n"
     examples = "".join(f"kind: {t.name}, topic: {t.topic}, question: {t.question}\n" for t in shown)
-    lines = "".join(f"kind: {kind.name}, question: {' '.join(question.split())}\n" for question in own)
-    lines += f"kind: {kind.name}, topic: {kind.topic}, question: {kind.question}\n"
-    return (BOS, f"{header}{examples}", f"{lines}kind: {kind.name}, topic: {topic}, question:")
+    own = f"kind: {kind.name}, topic: {kind.topic}, question: {kind.question}\n"
+    return (BOS, f"{header}{examples}", f"{own}kind: {kind.name}, topic: {topic}, question:")
 
 
 def _candidate(context: Context, subject: str, result: GenerationResult) -> Candidate:
@@ -318,23 +283,8 @@ def _candidate(context: Context, subject: str, result: GenerationResult) -> Cand
     if hit := context.benchmarks.find(text):
         return RowOutcome(row_id, 0, "dropped", hit.reason, hit.ledger_text(text)), None
     kind, _, topic = subject.partition("\n")
-    if context.recipe.prompts.red_team.on_type and (other := _other_type(context, kind, text)) is not None:
-        return RowOutcome(row_id, 0, "dropped", "not of its type", f"{text}\n{kind}; nearest: {other or 'none'}"), None
     prompt = Prompt(prompt_id(text, ""), text, "", source=STAGE, question_type=kind, topic=topic)
     return RowOutcome(row_id, 0, "kept", "", text), prompt
-
-
-def _other_type(context: Context, kind: str, text: str) -> str | None:
-    """Return the question type that a question is nearest to, or None if it is of its own type.
-
-    Types without exemplars have too few questions to compare with, so their questions are not checked. Nor are the
-    random words of the fake engine.
-    """
-    constitution = context.run.constitution
-    if context.model.is_fake or not any(t.name == kind and t.exemplars for t in constitution.question_types):
-        return None
-    nearest = nearest_types(constitution, [text])[0]
-    return None if nearest == kind else nearest
 
 
 def _question_reason(text: str, finish: str, context: Context) -> str | None:

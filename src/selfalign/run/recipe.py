@@ -53,9 +53,10 @@ class RedTeamSettings(Strict):
     """Limit of topic requests per type and round; null: one for each known topic."""
     max_rounds: int = Field(20, ge=1)
     """Limit of question rounds."""
-    on_type: bool = True
-    """Show the model the exemplars' messages of the question's type and some accepted questions of the type, and drop a
-    question that is nearer to those of another type. The paper does neither."""
+    form: Literal["by_topic", "by_type"] = "by_topic"
+    """by_topic: extend the list of topics of each type, then write one question for each topic, as in the paper;
+    by_type: continue a list of questions of one type, which needs no topics, and drop questions of other types. Small
+    base models keep to the type in this form only."""
     temperature: float = Temperature
     top_p: float = Probability
     max_new_tokens: int = Tokens
