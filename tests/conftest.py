@@ -147,11 +147,14 @@ def tiny_run(
 
 @pytest.fixture
 def fake_run(tmp_path: Path, default_constitution: Constitution) -> Iterator[Callable[..., Context]]:
-    """Makes contexts on the fake engine: `fake_run("align.form=paper", name="a", script=...)`."""
+    """Makes contexts on the fake engine: `fake_run("align.form=paper", name="a", script=...)`.
+
+    The recipe is quick, with questions by topic, so that every ledger of stage 1 has rows.
+    """
     made: list[Context] = []
 
     def make(*sets: str, name: str = "run", texts: Constitution | None = None, **fake: Any) -> Context:
-        recipe = recipes.load("quick", ["engine.kind=fake", *sets])
+        recipe = recipes.load("quick", ["engine.kind=fake", "prompts.red_team.form=by_topic", *sets])
         texts = texts or default_constitution
         context = Context(RunDir.create(tmp_path / name, recipe, texts), Screen(-1))
         context._engine = Fake(parallel=context.slots(), **{"script": default_script, **fake})

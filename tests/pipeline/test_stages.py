@@ -212,7 +212,7 @@ def test_guided_form_has_steps_for_thoughts_citations_and_response(fake_run: Run
     assert '"9 (static)"' in cite.grammar
     assert answer.cue == "\n\nAlma:"
     assert think.sampling.max_new_tokens == 80
-    assert answer.sampling.max_new_tokens == 160
+    assert answer.sampling.max_new_tokens == 128
 
 
 def test_hints_start_the_citations(fake_run: Runs):

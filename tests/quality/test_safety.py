@@ -93,7 +93,7 @@ def judge_of(limit: float, benchmarks: Benchmarks | None = None) -> ResponseJudg
 
 
 def admits(judge: ResponseJudge, text: str) -> bool:
-    return not judge.check(text, False, "Why?").reason
+    return not judge.cap(judge.check(text, False, "Why?")).reason
 
 
 def test_refusals_stay_below_the_cap():

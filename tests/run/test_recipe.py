@@ -35,21 +35,23 @@ def test_quick_has_its_documented_values():
         recipe.align,
         recipe.verbose_cloning,
     )
-    assert (one.count, one.seeds_per_request, one.temperature, one.top_p, one.max_new_tokens) == (60, 5, 1.0, 0.98, 384)
-    assert (two.count, two.topic_rounds, two.temperature, two.top_p, two.max_new_tokens) == (60, 2, 1.0, 0.95, 384)
-    assert (align.form, align.temperature, align.top_p, align.max_new_tokens) == ("guided", 0.5, 0.95, 160)
+    assert (one.count, one.seeds_per_request, one.temperature, one.top_p, one.max_new_tokens) == (36, 5, 0.9, 0.95, 384)
+    assert (two.form, two.count, two.temperature, two.top_p, two.max_new_tokens) == ("by_type", 126, 0.9, 0.95, 160)
+    assert (align.form, align.temperature, align.top_p, align.max_new_tokens) == ("guided", 0.5, 0.95, 128)
+    assert (align.samples, align.exemplars) == (3, "by_type")
     assert align.hints is False
     assert recipe.filters.base == "default"
     assert (recipe.engrave.rank, recipe.engrave.alpha, recipe.engrave.dropout) == (16, 16, 0.05)
-    assert recipe.engrave.targets == ["q_proj", "k_proj", "v_proj", "o_proj"]
-    assert (recipe.engrave.learning_rate, recipe.engrave.epochs) == (4.0e-4, 2)
+    assert len(recipe.engrave.targets) == 7
+    assert (recipe.engrave.learning_rate, recipe.engrave.epochs) == (4.0e-4, 3)
     assert (
         verbose_cloning.prompts,
         verbose_cloning.temperature,
         verbose_cloning.top_p,
         verbose_cloning.max_new_tokens,
-    ) == (64, 0.3, 0.7, 192)
-    assert recipe.evaluate.heldout_prompts == 40
+    ) == (40, 0.7, 0.9, 160)
+    assert verbose_cloning.replay == 1.0
+    assert recipe.evaluate.heldout_prompts == 24
     assert recipe.engine.kind == "auto"
 
 
@@ -205,7 +207,7 @@ def test_differences_list_values_with_their_path():
     assert differences(old, new) == [
         "seed: 0 -> 3",
         "align.temperature: 0.5 -> 0.9",
-        "verbose_cloning.prompts: 64 -> null",
+        "verbose_cloning.prompts: 40 -> null",
     ]
 
 

@@ -59,6 +59,7 @@ def run(context: Context) -> list[Path]:
     else:
         topics = {}
         write_jsonl(context.run.jsonl(TOPICS), [])
+        context.journal.restart(TOPICS)
     return [context.run.jsonl(TOPICS), _write_questions(context, types, topics)]
 
 

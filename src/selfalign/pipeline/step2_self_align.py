@@ -184,7 +184,7 @@ def _add(
 def _accepts(context: Context, prompt: Prompt) -> tuple[Callable[[str], bool], bool]:
     """Return (text -> whether it shows what the prompt's type asks for, whether that may be a refusal)."""
     wanted = context.run.constitution.wanted(prompt.exemplar_type)
-    if wanted is None:
+    if wanted is None or context.model.is_fake:  # the fake engine writes random words
         return lambda text: True, False
     check, must_show = wanted
     probe = Probe(ask=prompt.message, expect=check)
@@ -195,7 +195,8 @@ def _candidate(context: Context, row: RowRequest, completion: Completion) -> Can
     """Split a raw output, and check its citations."""
     constitution = context.run.constitution
     thoughts, text, truncated = guided.split(completion, row.request, constitution.assistant.name)
-    principles, reason = check_citations(thoughts, constitution.principle_names())
+    principles, wrong_citation = check_citations(thoughts, constitution.principle_names())
+    reason = wrong_citation or ""
     if not reason and not text.strip():
         finished = len(completion.parts) == len(row.request.steps)
         reason = "empty" if finished else "thoughts never ended"

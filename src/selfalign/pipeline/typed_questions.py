@@ -1,13 +1,13 @@
 """Write red-team prompts as lists of questions of one type (`prompts.red_team.form: by_type`).
 
 A small base model rarely follows "kind: ..., topic: ..., question:", but it continues a list of similar questions well.
-Each request shows questions of one type, from the constitution and from accepted prompts, as a list to continue. A question whose nearest neighbours among the constitution's questions are all of other types is dropped.
+Each request shows questions of one type, from the constitution and from accepted prompts, as a list to continue. A
+question whose nearest neighbours among the constitution's questions are all of other types is dropped.
 """
 
 from __future__ import annotations
 
 import random
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -39,7 +39,7 @@ def write(context: Context, types: Sequence[QuestionType], rounds: Rounds) -> Pa
         for prompt in rounds.accepted:
             accepted.setdefault(prompt.question_type, []).append(prompt.instruction)
         rate = max(len(rounds.accepted) / rounds.requests, 0.5) if rounds.requests else _YIELD
-        counts = Counter({kind.name: len(accepted.get(kind.name, [])) for kind in types})
+        counts = {kind.name: float(len(accepted.get(kind.name, []))) for kind in types}
         chosen = []
         for _ in range(max(4, round(rounds.missing / rate))):
             # The type with the fewest prompts is next; of several, the first one.
