@@ -87,13 +87,25 @@ class Exemplar(DialogueTurn):
         return [self, *self.follow_ups]
 
 
+class TypeExemplar(Exemplar):
+    """An exemplar of a question type."""
+
+    topic: str = ""
+    """What the user's message is about, in a few words of the message. Stage 1b shows both as an example."""
+
+
 class QuestionType(Strict):
     name: str = Text
+    about: str = ""
+    """What the topics and questions of this type are, as the heading of a list of them. Without it, stage 1b asks for
+    questions without topics (`prompts.red_team.form: by_type`)."""
     topic: str = Text
     question: str = Text
+    weight: int = Field(1, ge=1, le=100)
+    """The number of prompts of this type, compared with the other types."""
     hints: list[int] = []
     """Ids of the principles that apply to questions of this type; its exemplars cite them first."""
-    exemplars: list[Exemplar] = Field([], max_length=MAX_TYPE_EXEMPLARS)
+    exemplars: list[TypeExemplar] = Field([], max_length=MAX_TYPE_EXEMPLARS)
     """Exemplars that stage 2 shows for questions of this type, instead of the general ones."""
     check: Check | None = None
     """What an acceptable response to such a question shows. It only selects among candidates and never measures."""
@@ -105,6 +117,11 @@ class QuestionType(Strict):
         if self.check in _NEED_WORDS:
             raise ValueError(f"the check {self.check!r} needs words, which a question type does not have")
         return self
+
+    def examples(self) -> list[tuple[str, str]]:
+        """Return (topic, question) of the type and of its exemplars; the topic is "" if none is given."""
+        messages = ((e.topic, " ".join(e.user.split())) for e in self.exemplars)
+        return [(self.topic, self.question), *messages]
 
 
 class Turn(Strict):
@@ -253,9 +270,11 @@ class Constitution(Strict):
             del principle["probes"]
         for kind in value["question_types"]:
             # Constitutions of earlier versions, without these keys, keep their hash.
-            for key in ("exemplars", "check", "twin_of"):
+            for key in ("about", "exemplars", "check", "twin_of"):
                 if not kind[key]:
                     del kind[key]
+            if kind["weight"] == 1:
+                del kind["weight"]
         return content_hash(value)
 
     def system_prompt(self, kind: Literal["standard", "concise", "verbose"]) -> str:

@@ -1,14 +1,19 @@
-"""Write red-team prompts as lists of questions of one type (`prompts.red_team.form: by_type`).
+"""Write red-team prompts question type by question type (`prompts.red_team.form: by_type`).
 
-A small base model rarely follows "kind: ..., topic: ..., question:", but it continues a list of similar questions well.
-Each request shows questions of one type, from the constitution and from accepted prompts, as a list to continue. A
-question whose nearest neighbours among the constitution's questions are all of other types is dropped.
+A small base model rarely follows "kind: ..., topic: ..., question:", but it continues a list of similar lines well.
+Each request shows the examples of one type as a list, "topic: question" line by line. The model writes another topic,
+and then the question, which must name its topic. A type without topics shows its questions alone; the model writes
+several more, and a question whose nearest neighbours among the constitution's questions are all of other types is
+dropped.
 """
 
 from __future__ import annotations
 
+import math
 import random
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from selfalign.constitution import QuestionType
@@ -18,64 +23,140 @@ from selfalign.data.records import Prompt, content_hash, prompt_id
 from selfalign.generation.engines.base import Request, Step
 from selfalign.generation.loop import GenerationResult, RowRequest, row_seed
 from selfalign.pipeline.rounds import Candidate, Rounds
+from selfalign.quality.content_words import content_words, same_stem
 from selfalign.quality.instruction_filters import reason_to_drop
 from selfalign.quality.language import LANGUAGES
 from selfalign.run.context import Context
 from selfalign.run.ledger import RowOutcome
 
 STAGE = "red_team"
-_SHOWN_ACCEPTED = 3
-"""Accepted questions of the type that a request shows."""
-_YIELD = 2.0
-"""Accepted questions per request that the first round assumes."""
+_SHOWN_ACCEPTED = 1
+"""Accepted prompts of the type that a request shows beside the constitution's examples."""
+_LISTS = 8
+"""The number of requests of a type that share the order of the list, and with it the cache."""
+_YIELD = {True: 0.5, False: 3.0}
+"""Accepted prompts per request that the first round assumes, for types with topics and for those without."""
+_TOPIC_HEAT = 1.2
+"""The temperature of topics, compared with that of questions: topics should differ, questions should make sense."""
+_ROUND = 360
+"""The requests of a round, at most: later rounds know which types lack prompts."""
+_TOPIC_TOKENS = 16
 HEADER = "Messages to an assistant. All of them are of one kind: {kind}."
 
 
 def write(context: Context, types: Sequence[QuestionType], rounds: Rounds) -> Path:
     """Generate questions of every type in turn until the recipe's count is reached; return the file."""
 
+    room: Counter[str] = Counter()
+    """Prompts that each type may add in this round, because a list may have more questions than the type needs."""
+
     def make_requests() -> list[RowRequest]:
-        accepted: dict[str, list[str]] = {}
+        accepted: dict[str, list[Prompt]] = {kind.name: [] for kind in types}
         for prompt in rounds.accepted:
-            accepted.setdefault(prompt.question_type, []).append(prompt.instruction)
-        rate = max(len(rounds.accepted) / rounds.requests, 0.5) if rounds.requests else _YIELD
-        counts = {kind.name: float(len(accepted.get(kind.name, []))) for kind in types}
-        chosen = []
-        for _ in range(max(4, round(rounds.missing / rate))):
-            # The type with the fewest prompts is next; of several, the first one.
-            kind = min(types, key=lambda t: counts[t.name])
-            counts[kind.name] += rate
-            chosen.append(kind)
-        return [_request(context, kind, accepted.get(kind.name, []), rounds.number, n) for n, kind in enumerate(chosen)]
+            accepted.setdefault(prompt.question_type, []).append(prompt)
+        total = sum(t.weight for t in types)
+        room.clear()
+        room.update({t.name: math.ceil(rounds.target * t.weight / total) - len(accepted[t.name]) for t in types})
+        requests = []
+        for kind, number in _shares(types, accepted, rounds):
+            # The requests of a type follow each other, so that they share the list in the cache.
+            requests += [_request(context, kind, accepted[kind.name], rounds.number, n) for n in range(number)]
+        return requests
 
     def parse(request: RowRequest, result: GenerationResult) -> list[Candidate]:
-        return _candidates(context, request.item, result)
+        kind = next(t for t in types if t.name == request.item)
+        if has_topics(kind):
+            return [_topic_candidate(context, kind, request.request, result)]
+        return [_within(candidate, room) for candidate in _candidates(context, kind, result)]
 
     return rounds.run("red-teaming", context.recipe.prompts.red_team.max_rounds, make_requests, parse)
 
 
-def _request(context: Context, kind: QuestionType, accepted: list[str], number: int, position: int) -> RowRequest:
-    config = context.recipe.prompts.red_team
+def _within(candidate: Candidate, room: Counter[str]) -> Candidate:
+    """Drop a candidate whose type has no room left in this round."""
+    outcome, prompt = candidate
+    if prompt is None:
+        return candidate
+    room[prompt.question_type] -= 1
+    if room[prompt.question_type] >= 0:
+        return candidate
+    return outcome._replace(state="dropped", reason="more than wanted"), None
+
+
+def has_topics(kind: QuestionType) -> bool:
+    """Return whether the model writes a topic before each question of this type."""
+    return bool(kind.about)
+
+
+def _shares(
+    types: Sequence[QuestionType], accepted: dict[str, list[Prompt]], rounds: Rounds
+) -> list[tuple[QuestionType, int]]:
+    """Return the number of requests of each type in the next round: those with the fewest prompts for their weight."""
+    requests = {t.name: rounds.subjects[t.name] for t in types}
+    # Accepted prompts per request, which begins as if there had been two requests.
+    rates = {t.name: (len(accepted[t.name]) + 2 * _YIELD[has_topics(t)]) / (requests[t.name] + 2) for t in types}
+    counts = {t.name: float(len(accepted[t.name])) for t in types}
+    shares = dict.fromkeys(counts, 0)
+    total = sum(counts.values())
+    for _ in range(_ROUND):
+        if total >= rounds.target:
+            break
+        kind = min(types, key=lambda t: counts[t.name] / t.weight)
+        shares[kind.name] += 1
+        counts[kind.name] += rates[kind.name]
+        total += rates[kind.name]
+    return [(t, shares[t.name]) for t in types if shares[t.name]]
+
+
+def _request(context: Context, kind: QuestionType, accepted: list[Prompt], number: int, position: int) -> RowRequest:
     row_id = content_hash(STAGE, kind.name, number, position)
     seed = row_seed(context.recipe.seed, row_id)
-    rng = random.Random(seed)  # noqa: S311
-    shown = [kind.question, *(e.user for e in kind.exemplars if "\n" not in e.user.strip())]
-    shown += rng.sample(accepted, min(_SHOWN_ACCEPTED, len(accepted)))
+    rng = random.Random(row_seed(context.recipe.seed, STAGE, kind.name, number, position // _LISTS))  # noqa: S311
+    shown = [(topic, question) for topic, question in kind.examples() if topic or not has_topics(kind)]
+    shown += [(p.topic, p.instruction) for p in rng.sample(accepted, min(_SHOWN_ACCEPTED, len(accepted)))]
     rng.shuffle(shown)
-    sampling = context.sampling(config)
-    step = Step(sampling, stop=("\n\n",))
-    return RowRequest(row_id, Request(render(kind, shown, context.run.constitution.language), (step,), seed), kind.name)
+    sampling = context.sampling(context.recipe.prompts.red_team)
+    pieces = render(kind, shown, context.run.constitution.language)
+    if not has_topics(kind):
+        return RowRequest(row_id, Request(pieces, (Step(sampling, stop=("\n\n",)),), seed), kind.name)
+    # The first word of an example begins the question, for variety.
+    opening = random.Random(seed).choice(shown)[1].split()[0]  # noqa: S311
+    topic = Step(
+        replace(sampling, temperature=_TOPIC_HEAT * sampling.temperature, max_new_tokens=_TOPIC_TOKENS),
+        stop=(":", "\n"),
+    )
+    question = Step(sampling, cue=f": {opening}", stop=("\n",))
+    return RowRequest(row_id, Request(pieces, (topic, question), seed), kind.name)
 
 
-def render(kind: QuestionType, shown: Sequence[str], language: str = "en") -> Pieces:
-    """Render the prompt: the name of the type, and the list to continue."""
-    header = HEADER.format(kind=kind.name)
+def render(kind: QuestionType, shown: Sequence[tuple[str, str]], language: str = "en") -> Pieces:
+    """Render the prompt: the heading, and the list to continue, given as (topic, question)."""
+    header = f"{kind.about}:" if has_topics(kind) else HEADER.format(kind=kind.name)
     header += "" if language == "en" else f" They are in {LANGUAGES[language]}."
-    lines = "".join(f"- {' '.join(question.split())}\n" for question in shown)
+    lines = "".join(f"- {topic}: {text}\n" if has_topics(kind) else f"- {text}\n" for topic, text in shown)
     return (BOS, f"{header}\n\n{lines}-")
 
 
-def _candidates(context: Context, kind: str, result: GenerationResult) -> list[Candidate]:
+def mentions(question: str, topic: str) -> bool:
+    """Return whether the question has every content word of the topic, in a form with the same beginning."""
+    words = content_words(question)
+    return all(any(same_stem(word, other) for other in words) for word in content_words(topic))
+
+
+def _topic_candidate(context: Context, kind: QuestionType, request: Request, result: GenerationResult) -> Candidate:
+    """Return the candidate of a completion that has a topic and a question."""
+    if result.completion is None:
+        return RowOutcome(result.row_id, 0, result.state, result.reason, ""), None
+    parts = result.completion.parts
+    topic = " ".join(parts[0].text.split())
+    if len(parts) < len(request.steps) or not topic:
+        return RowOutcome(result.row_id, 0, "dropped", "no topic", topic), None
+    opening = request.steps[1].cue.removeprefix(": ")
+    text = " ".join(f"{opening}{parts[1].text}".split())
+    return _candidate(context, kind, result.row_id, text, topic, {kind.name})
+
+
+def _candidates(context: Context, kind: QuestionType, result: GenerationResult) -> list[Candidate]:
     """Return a candidate for each line of a completion; the last line may be cut by the token limit."""
     row_id = result.row_id
     if result.completion is None:
@@ -86,19 +167,23 @@ def _candidates(context: Context, kind: str, result: GenerationResult) -> list[C
     texts = [text for text in complete if text]
     if not texts:
         return [(RowOutcome(row_id, 0, "dropped", "nothing parsed", part.text[:400]), None)]
-    near = [{kind}] * len(texts) if context.model.is_fake else types_near(context.run.constitution, texts)
-    return [_candidate(context, kind, row_id, n, *pair) for n, pair in enumerate(zip(texts, near, strict=True))]
+    near = [{kind.name}] * len(texts) if context.model.is_fake else types_near(context.run.constitution, texts)
+    rows = zip(texts, near, strict=True)
+    return [_candidate(context, kind, content_hash(row_id, n), text, "", names) for n, (text, names) in enumerate(rows)]
 
 
-def _candidate(context: Context, kind: str, row_id: str, number: int, text: str, near: set[str]) -> Candidate:
-    outcome = RowOutcome(content_hash(row_id, number), 0, "kept", "", text)
+def _candidate(context: Context, kind: QuestionType, row_id: str, text: str, topic: str, near: set[str]) -> Candidate:
+    shown = f"{topic}: {text}" if topic else text
+    outcome = RowOutcome(row_id, 0, "kept", "", text)
     reason = reason_to_drop(text, "", context.run.constitution.language, context.recipe.filters.prompts) or ""
     if not reason and not text.endswith((".", "?", "!")):
         reason = "no end of sentence"
-    if not reason and kind not in near:
-        reason, text = "not of its type", f"{text}\n{kind}; nearest: {', '.join(sorted(near))}"
+    if not reason and not context.model.is_fake and not mentions(text, topic):
+        reason = "does not name its topic"
+    if not reason and kind.name not in near:
+        reason, shown = "not of its type", f"{text}\n{kind.name}; nearest: {', '.join(sorted(near))}"
     if not reason and (hit := context.benchmarks.find(text)):
         return outcome._replace(state="dropped", reason=hit.reason, text=hit.ledger_text(text)), None
     if reason:
-        return outcome._replace(state="dropped", reason=reason, text=text[:400]), None
-    return outcome, Prompt(prompt_id(text, ""), text, "", source=STAGE, question_type=kind)
+        return outcome._replace(state="dropped", reason=reason, text=shown[:400]), None
+    return outcome, Prompt(prompt_id(text, ""), text, "", source=STAGE, question_type=kind.name, topic=topic)

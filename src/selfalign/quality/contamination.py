@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from selfalign.errors import UserError
+from selfalign.quality.content_words import share_content
 from selfalign.quality.novelty import NoveltyIndex
 from selfalign.quality.rouge import ngrams, normalize, tokens, words
 
@@ -24,7 +25,10 @@ _MIN_WORDS = 5
 _MAX_ROUGE_TOKENS = 1000
 """Items with more tokens are compared by their n-grams only."""
 SCENARIO_ROUGE = 0.6 - 1e-9
-"""The threshold for scenarios: an F1 of 0.6 is already too near."""
+"""The threshold for scenarios: an F1 of 0.6 is already too near, if the texts also have a content word in common."""
+
+_SAME_FRAME = 0.75
+"""Below this F1, two texts may have only the frame of a question in common."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +52,11 @@ class Hit:
 
 
 class _Near:
-    """An index of items that finds texts with a ROUGE-L F1 above its threshold."""
+    """An index of items that finds texts with a ROUGE-L F1 above its threshold.
+
+    Two short questions may share a frame of words only ("How do I bake bread?", "How do I repair it?"). Below an
+    F1 of 0.75, they must therefore have a content word in common.
+    """
 
     def __init__(self, rouge: float) -> None:
         self.rouge = rouge
@@ -70,6 +78,8 @@ class _Near:
         if len(tokens(text)) * self._length_ratio > self._longest:
             return None  # every item is too short
         near = self._index.nearest(text)
+        if near and near.score < _SAME_FRAME and not share_content(text, near.text):
+            return None
         return (self._positions[near.text], near.score) if near else None
 
 
