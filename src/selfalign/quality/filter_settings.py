@@ -68,7 +68,8 @@ class ResponseFilter(Strict):
     sorry: bool = False
     """Drop responses that begin with "I'm sorry"."""
     refusals: float = Field(0.15, ge=0, le=1)
-    """Maximum fraction of stock refusals among the responses kept so far."""
+    """Maximum fraction of stock refusals among the responses kept so far. Responses to prompts of a type with a check
+    are not counted, and admissions of ignorance only if the prompt has a type."""
     other_language: bool = True
     """Drop responses in another language than their prompt, unless the prompt is about languages."""
     unsafe: list[str] = list(RULES)

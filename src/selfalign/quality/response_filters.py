@@ -225,12 +225,16 @@ class ResponseJudge:
             return Verdict(verdict.text, hit.reason, hit)
         return verdict
 
-    def cap(self, verdict: Verdict) -> Verdict:
-        """Drop a response that passed `check` if it is one stock refusal too many; count it otherwise."""
+    def cap(self, verdict: Verdict, admissions: bool = True) -> Verdict:
+        """Drop a response that passed `check` if it is one stock refusal too many; count it otherwise.
+
+        Args:
+            admissions: whether an admission of ignorance, or of having no live data, is a stock refusal, too.
+        """
         if verdict.reason:
             return verdict
         limit = self._filters.refusals
-        refusal = limit < 1 and stock_refusal(verdict.text)
+        refusal = limit < 1 and stock_refusal(verdict.text, admissions)
         if refusal and self._refusals + 1 > limit * (self._kept + 1):
             return Verdict(verdict.text, "more stock refusals than wanted")
         self._kept += 1
