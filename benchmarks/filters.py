@@ -49,7 +49,9 @@ def raw_responses(run: RunDir, stage: str) -> list[RawResponse]:
                 continue
         elif stage == "align" and len(parts) < 3:
             continue
-        responses.append(RawResponse(messages[row_id], text.strip(), parts[-1]["finish"] == "length"))
+        # Stage 2 filters its responses as generated, stage 4 without blanks around them.
+        text = text if stage == "align" else text.strip()
+        responses.append(RawResponse(messages[row_id], text, parts[-1]["finish"] == "length"))
     return responses
 
 

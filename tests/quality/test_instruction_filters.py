@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conftest import hang_guard
-from selfalign.quality.filter_settings import PromptFilter
+from selfalign.quality.filter_settings import FilterSettings, PromptFilter
 from selfalign.quality.instruction_filters import reason_to_drop
 
 REASONS = {
@@ -40,6 +40,15 @@ def test_length_limits_are_inclusive():
     assert reason_to_drop(" ".join(["word"] * 151), "") == "too long"
     assert reason_to_drop("Name two", "", filters=PromptFilter(min_words=2)) is None
     assert reason_to_drop("Name three warm colours", "", filters=PromptFilter(min_words=1, max_words=3)) == "too long"
+
+
+@pytest.mark.parametrize("text", ["Who won?", " ".join(["word"] * 151), "Where is this picture?", "¿Who won the cup?"])
+def test_paper_exempts_red_team_prompts(text: str):
+    paper, default = (FilterSettings.model_validate(name).prompts for name in ("paper", "default"))
+    assert reason_to_drop(text, "", filters=paper) is None
+    assert reason_to_drop(text, "", filters=paper, red_team=False)
+    assert reason_to_drop(text, "", filters=default) == reason_to_drop(text, "", filters=default, red_team=False) != ""
+    assert reason_to_drop(f"{text}\nUser: hello", "", filters=paper) == "contains a role marker"
 
 
 @pytest.mark.parametrize(

@@ -257,16 +257,24 @@ LONG = (
 @pytest.mark.parametrize(
     ("text", "cut"),
     [
-        ("One. Two. One. Three.", "One. Two."),
+        (" One. Two. One. Three.", "One. Two."),
+        ("One. Two. One. Three.", "One. Two. One. Three."),  # the first clause has no blank before it
         ("One, two, three.", "One, two, three."),
         ("One\nTwo\nOne\n", "One\nTwo"),
         ("One. One! One?", "One. One! One?"),
+        ("Why?!? How?!?", "Why?!? How?!?"),
         ("", ""),
         ("...", "..."),
     ],
 )
 def test_cut_ends_before_the_first_repeated_clause(text: str, cut: str):
-    assert cut_at_repeated_clause(text) == cut
+    assert cut_at_repeated_clause(text, PAPER.clause_ends) == cut
+
+
+def test_end_of_a_complete_response_ends_its_last_clause():
+    text = f"Tea\n{LONG}\nTea"
+    assert filter_response(text, False, "Why?", LEAKS, PAPER) == Verdict(f"Tea\n{LONG}".rpartition(" ")[0])
+    assert filter_response(text, True, "Why?", LEAKS, PAPER) == Verdict(text.rpartition(" ")[0])
 
 
 def test_paper_drops_short_complete_responses():
@@ -285,6 +293,10 @@ def test_paper_trims_truncated_responses():
 def test_paper_cuts_at_repeated_clause():
     verdict = filter_response(f"{LONG} It is so. It is so. More text here.", False, "Why?", LEAKS, PAPER)
     assert verdict == Verdict(f"{LONG} It is")
+    # A response as generated begins with a blank; without it, its first clause differs from the repetition.
+    verdict = filter_response(" It is so. And more. It is so.", False, "Why?", LEAKS, PAPER)
+    assert verdict == Verdict("It is so. And")
+    assert filter_response(f"It is so. {LONG} It is so.", False, "Why?", LEAKS, PAPER).text.endswith("It is so.")
 
 
 def test_paper_drops_for_its_other_reasons():
@@ -339,7 +351,41 @@ def test_paper_filters_of_verbose_responses():
     assert filter_response(f"{LONG} One. Two. One.", False, "Why?", VERBOSE, RULES["paper"].verbose) == Verdict(
         f"{LONG} One. Two."
     )
-    assert verbose("One. Two. One.", rules="paper") == "truncated"
+    assert verbose("One.\nTwo.\nOne.\nTwo.", rules="paper") == "truncated"
+
+
+def test_paper_trims_verbose_response_before_it_cuts():
+    text = f"{LONG} One. Two. One. Thr"
+    assert filter_response(text, True, "Why?", VERBOSE, RULES["paper"].verbose) == Verdict(f"{LONG} One. Two.")
+
+
+CODE = f"{LONG}\n```\na = 1\n```\nThen:\n```\nb = 2\n```\nThat is all."
+
+
+def test_paper_keeps_code_blocks_in_stage_four_only():
+    assert filter_response(CODE, False, "Why?", VERBOSE, RULES["paper"].verbose) == Verdict(CODE)
+    assert filter_response(CODE, False, "Why?", LEAKS, PAPER).text.endswith("a =")
+
+
+@pytest.mark.parametrize(("items", "kept"), [(12, 12), (13, 12), (20, 12)])
+def test_paper_cuts_verbose_list_at_thirteenth_item(items: int, kept: int):
+    text, shorter = (
+        "Here is a list of the animals that live around our house and in the wood behind it:\n"
+        + "\n".join(f"{n}. {'x' * n} lives here" for n in range(1, number + 1))
+        for number in (items, kept)
+    )
+    assert filter_response(text, False, "Why?", VERBOSE, RULES["paper"].verbose) == Verdict(shorter)
+    assert filter_response(text, False, "Why?", LEAKS, PAPER) == Verdict(text)
+
+
+def test_short_response_cut_at_thirteenth_item_is_dropped():
+    items = [f"{n}. {'x' * n}" for n in range(1, 14)]
+    assert verbose("\n".join(items[:12]), rules="paper") != "truncated"
+    assert verbose("\n".join(i[:5] for i in items), rules="paper") == "truncated"
+
+
+def test_paper_has_no_limit_of_bullets():
+    assert not verbose("\n".join(f"- The {'x' * n} lives here." for n in range(20)), rules="paper")
 
 
 SPANISH = "La lluvia cae cuando el aire caliente sube, se enfría y ya no puede llevar toda el agua que tenía antes."

@@ -88,6 +88,19 @@ def test_paper_has_the_values_of_the_paper():
     assert recipe.engine.top_k == 0
 
 
+def test_two_stage_differs_from_its_source_as_documented():
+    recipe = load("two-stage")
+    align, train = recipe.align, recipe.engrave
+    assert (align.form, align.temperature, align.repetition, recipe.engine.top_k) == ("guided", 0.5, 1.0, 1000)
+    assert (train.rank, train.dropout, train.schedule, train.warmup_steps) == (16, 0.05, "linear", 5)
+    assert (train.batch_size, train.epochs, train.max_grad_norm, train.max_length) == (2, 2, 1.0, 1024)
+    # The same as in the source:
+    assert (align.top_p, align.max_new_tokens, recipe.prompts.tokens) == (0.95, 512, [2, 256])
+    assert (train.alpha, train.learning_rate, len(train.targets)) == (16, 1e-4, 7)
+    changes = {"base": "paper", "responses": {"clause_ends": "\n.?!;:,`", "sorry": False}}
+    assert FilterSettings.model_validate(changes).responses.min_chars == 149
+
+
 def test_paper_rows_give_the_steps_of_the_paper():
     """258,878 kept pairs and 910 about identity, 2,000 of them held out: about 335 steps; 358,777: about 465."""
     batch = load("paper").engrave.batch_size

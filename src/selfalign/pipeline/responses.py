@@ -60,13 +60,14 @@ class ResponseWriter:
         self.principles: Counter[str] = Counter()
         """The number of citations of each principle in the kept responses."""
 
-    def add(self, response: Response, truncated: bool = False) -> None:
+    def add(self, response: Response, truncated: bool = False, refusal_is_wanted: bool = False) -> None:
         """Filter the only response to a prompt, and write it if it is kept.
 
         Args:
             truncated: the token limit cut the response.
+            refusal_is_wanted: see `add_best`.
         """
-        self.add_best([Candidate(response, truncated)])
+        self.add_best([Candidate(response, truncated)], refusal_is_wanted=refusal_is_wanted)
 
     def add_best(
         self,
@@ -79,13 +80,14 @@ class ResponseWriter:
         Args:
             candidates: at least one; the ledger shows the first one if none is kept.
             accepts: text -> whether it shows what the prompt's type asks for.
-            refusal_is_wanted: the cap on stock refusals does not count this prompt.
+            refusal_is_wanted: the cap on stock refusals does not count this prompt. Otherwise it counts refusals, and
+                also admissions of ignorance if the prompt has a type.
         """
         verdicts = [self._check(c, accepts) for c in candidates]
         chosen = next((i for i, v in enumerate(verdicts) if not v.reason), 0)
         response, verdict = candidates[chosen].response, verdicts[chosen]
         if not refusal_is_wanted:
-            verdict = self._judge.cap(verdict)
+            verdict = self._judge.cap(verdict, admissions=bool(response.question_type))
         if not verdict.reason:
             self._file.write(line(replace(response, response=verdict.text)).encode("utf-8"))
             self.principles.update(map(str, response.principles))

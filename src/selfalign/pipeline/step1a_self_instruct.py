@@ -127,7 +127,7 @@ def _candidates(context: Context, result: GenerationResult, first: int) -> list[
         text = block if isinstance(block, str) else "\n".join(block)
         if isinstance(block, str):
             candidates.append((RowOutcome(row_id, 0, "dropped", "malformed", text[:400]), None))
-        elif reason := reason_to_drop(block[0] or "?", block[1], language, filters):
+        elif reason := reason_to_drop(block[0] or "?", block[1], language, filters, red_team=False):
             candidates.append((RowOutcome(row_id, 0, "dropped", reason, text[:400]), None))
         elif hit := context.benchmarks.find(block[0], join_input(*block)):
             candidates.append((RowOutcome(row_id, 0, "dropped", hit.reason, hit.ledger_text(text)), None))

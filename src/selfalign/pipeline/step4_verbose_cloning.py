@@ -95,7 +95,9 @@ def _respond(context: Context) -> Path:
                     writer.add_failure(row.item, result)
                     continue
                 part = result.completion.parts[-1]
-                writer.add(response_to(row.item, part.text.strip()), truncated=part.finish == "length")
+                wanted = context.run.constitution.wanted(row.item.exemplar_type)
+                response = response_to(row.item, part.text.strip())
+                writer.add(response, part.finish == "length", refusal_is_wanted=wanted is not None and wanted[1])
     context.check_failures(context.finish(RESPONSES, rows_in, clock))
     return path
 

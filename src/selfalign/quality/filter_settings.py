@@ -28,6 +28,8 @@ class PromptFilter(Strict):
     """Drop prompts about images, files and other things that a text model cannot read or write."""
     placeholders: bool = False
     """Keep prompts with an unfilled `<noinput>` or `[insert ...]`."""
+    red_team: bool = True
+    """Apply the rules on words, first characters and `text_only` to red-team prompts, too."""
 
 
 class ResponseFilter(Strict):
@@ -41,8 +43,11 @@ class ResponseFilter(Strict):
     """Minimum number of characters of a truncated response, after it is trimmed."""
     repeated_clause: Literal["keep", "cut"] = "keep"
     """cut: end the response before its first repeated clause."""
+    clause_ends: str = Field("\n.?!;:,", min_length=1)
+    """The characters that end a clause."""
     trim_after_cut: bool = True
-    """Also trim the last word after a cut at a repeated clause."""
+    """true: trim the last word of a response that is truncated or cut; false: only of one that is truncated, and before
+    the cut."""
     sentence_repeats: int = Field(3, ge=0)
     """A response is a loop if a sentence of at least three words occurs this often; code blocks are ignored."""
     loop_words: int = Field(6, ge=2)
@@ -63,13 +68,16 @@ class ResponseFilter(Strict):
     sorry: bool = False
     """Drop responses that begin with "I'm sorry"."""
     refusals: float = Field(0.15, ge=0, le=1)
-    """Maximum fraction of stock refusals among the responses kept so far."""
+    """Maximum fraction of stock refusals among the responses kept so far. Responses to prompts of a type with a check
+    are not counted, and admissions of ignorance only if the prompt has a type."""
     other_language: bool = True
     """Drop responses in another language than their prompt, unless the prompt is about languages."""
     unsafe: list[str] = list(RULES)
     """Names of the rules for unsafe responses to apply; docs/filters.md lists them with their precision."""
     list_items: int = Field(0, ge=0)
     """Maximum number of list items; 0 disables the limit."""
+    more_items: Literal["drop", "cut"] = "drop"
+    """What to do with a response of more list items: drop it, or cut it before the line with the next number."""
     encyclopaedia: bool = False
     """Drop responses with the tail of an encyclopaedia article, such as "See also" or references."""
 

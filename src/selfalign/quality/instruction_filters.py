@@ -1,8 +1,9 @@
 """Filter the prompts of stage 1.
 
-The rules are those of Self-Instruct (arXiv 2212.10560, section 2.2) and SELF-ALIGN (arXiv 2305.03047), with three
-changes: for languages other than English, a check of the language replaces the ASCII rule; prompts with role markers
-are dropped; and prompts with unfilled placeholders are dropped unless the recipe keeps them.
+The rules are those of Self-Instruct (arXiv 2212.10560, section 2.2) and SELF-ALIGN (arXiv 2305.03047), with these
+changes: they also apply to red-team prompts, unless the recipe exempts them as the original does; for languages other
+than English, a check of the language replaces the ASCII rule; prompts with role markers or control characters are
+dropped; and prompts with unfilled placeholders are dropped unless the recipe keeps them.
 """
 
 from __future__ import annotations
@@ -24,13 +25,30 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
 """Control characters other than tab and line breaks, and lone surrogates."""
 
 
-def reason_to_drop(instruction: str, text: str, language: str = "en", filters: PromptFilter = _DEFAULT) -> str | None:
+def reason_to_drop(
+    instruction: str, text: str, language: str = "en", filters: PromptFilter = _DEFAULT, red_team: bool = True
+) -> str | None:
     """Return the reason for dropping a generated prompt, or None.
 
     Args:
         text: the prompt's input.
         language: the constitution's language, ISO 639-1.
+        red_team: the prompt is one of red-teaming, not of Self-Instruct.
     """
+    if (filters.red_team or not red_team) and (reason := _form_reason(instruction, text, language, filters)):
+        return reason
+    if _CONTROL.search(instruction) or _CONTROL.search(text):
+        return "contains a control character"
+    if lapses(f"{instruction}\n{text}", language):
+        return f"not in {LANGUAGES[language]}"
+    if _ROLE.search(instruction) or _ROLE.search(text):
+        return "contains a role marker"
+    if not filters.placeholders and (_PLACEHOLDER.search(instruction) or _PLACEHOLDER.search(text)):
+        return "contains a placeholder"
+    return None
+
+
+def _form_reason(instruction: str, text: str, language: str, filters: PromptFilter) -> str | None:
     words = len(instruction.split())
     if words < filters.min_words:
         return "too short"
@@ -42,14 +60,6 @@ def reason_to_drop(instruction: str, text: str, language: str = "en", filters: P
         return "begins with punctuation"
     if language == "en" and not instruction[0].isascii():
         return "begins with a non-ASCII character"
-    if _CONTROL.search(instruction) or _CONTROL.search(text):
-        return "contains a control character"
-    if lapses(f"{instruction}\n{text}", language):
-        return f"not in {LANGUAGES[language]}"
-    if _ROLE.search(instruction) or _ROLE.search(text):
-        return "contains a role marker"
-    if not filters.placeholders and (_PLACEHOLDER.search(instruction) or _PLACEHOLDER.search(text)):
-        return "contains a placeholder"
     return None
 
 

@@ -2,8 +2,8 @@
 
 By default, truncated responses are dropped and short complete ones are kept. Loops are found by repeated sentences and
 n-grams outside code, and leaks by overlap with the exemplars of *this* constitution. The published rules (`filters:
-paper`) cut a response at its first repeated clause, drop a complete one of fewer than 149 characters, and keep a
-truncated one without its last word. docs/filters.md compares the two.
+paper`) cut a response at its first repeated clause (in stage 4 also at the thirteenth item of a list), drop a complete
+one of fewer than 149 characters, and keep a truncated one without its last word. docs/filters.md compares the two.
 """
 
 from __future__ import annotations
@@ -27,7 +27,6 @@ _ENCYCLOPAEDIA = re.compile(
     r"(^|\n)[^\S\n]*((={2,}|#+)[^\S\n]*)?(see also|external links|references|further reading)\b", re.IGNORECASE
 )
 _LIST_ITEM = re.compile(r"(^|\n)[^\S\n]*(\d+[.)]|[-*•])\s")
-_CLAUSE = re.compile(r"(?<=[\n.?!;:,])")
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,43 +123,54 @@ def _echoes(text: str, message: str, limit: float) -> bool:
     return rouge_l(text, message, words) > limit
 
 
-def cut_at_repeated_clause(text: str) -> str:
-    """Cut the text before its first repeated clause, as in the paper."""
+def cut_at_repeated_clause(text: str, ends: str) -> str:
+    """Cut the text before its first repeated clause, as the original does: clauses are compared with their blanks.
+
+    Args:
+        ends: the characters that end a clause; a clause without others is never a repetition.
+    """
     seen: set[str] = set()
     beginning = ""
-    for clause in _CLAUSE.split(text):
-        if clause.strip(" \n.?!;:,") and clause.strip() in seen:
+    for clause in re.split(f"(?<=[{re.escape(ends)}])", text):
+        if clause.strip(f" {ends}") and clause in seen:
             break
-        seen.add(clause.strip())
+        seen.add(clause)
         beginning += clause
     return beginning.strip()
+
+
+def _cut(text: str, truncated: bool, filters: ResponseFilter) -> tuple[str, bool]:
+    """Cut and trim a response as the published rules do; return it, and whether it still has its end."""
+    if truncated and not filters.trim_after_cut:
+        text = text.rpartition(" ")[0]
+    whole = text.strip()
+    if filters.repeated_clause == "cut":
+        # In the original, the next turn follows a complete response on a new line, which ends the last clause.
+        text = cut_at_repeated_clause(text if truncated else f"{text.rstrip()}\n", filters.clause_ends)
+    if filters.list_items and filters.more_items == "cut":
+        text = text.partition(f"\n{filters.list_items + 1}. ")[0]
+    text = text.strip()
+    has_end = not truncated and text == whole
+    return text if has_end or not filters.trim_after_cut else text.rpartition(" ")[0], has_end
 
 
 def filter_response(text: str, truncated: bool, message: str, leaks: Leaks, filters: ResponseFilter) -> Verdict:
     """Keep or drop a response by its own text.
 
     Args:
-        text: the response, without internal thoughts.
+        text: the response as generated, without internal thoughts.
         truncated: whether the response reached the token limit.
         message: the user's message.
     """
-    text = text.strip()
-    if not text:
-        return Verdict(text, "empty")
+    if not text.strip():
+        return Verdict("", "empty")
     if lapses(text, leaks.language):
-        return Verdict(text, f"not in {LANGUAGES[leaks.language]}")
-    complete = text
-    if filters.repeated_clause == "cut":
-        text = cut_at_repeated_clause(text)
-    if truncated or text != complete:
-        if truncated and filters.truncated == "drop":
-            return Verdict(text, "truncated")
-        if truncated or filters.trim_after_cut:
-            text = text.rpartition(" ")[0]
-        if len(text) < filters.min_chars_truncated:
-            return Verdict(text, "truncated")
-    elif len(text) < filters.min_chars:
-        return Verdict(text, "short")
+        return Verdict(text.strip(), f"not in {LANGUAGES[leaks.language]}")
+    if truncated and filters.truncated == "drop":
+        return Verdict(text.strip(), "truncated")
+    text, has_end = _cut(text, truncated, filters)
+    if len(text) < (filters.min_chars if has_end else filters.min_chars_truncated):
+        return Verdict(text, "short" if has_end else "truncated")
     if not text:
         return Verdict(text, "empty")
     return Verdict(text, _reason(text, message, leaks, filters))
@@ -169,7 +179,7 @@ def filter_response(text: str, truncated: bool, message: str, leaks: Leaks, filt
 def _reason(text: str, message: str, leaks: Leaks, filters: ResponseFilter) -> str:
     if filters.encyclopaedia and _ENCYCLOPAEDIA.search(text):
         return "encyclopaedia tail"
-    if filters.list_items and len(_LIST_ITEM.findall(text)) > filters.list_items:
+    if filters.list_items and filters.more_items == "drop" and len(_LIST_ITEM.findall(text)) > filters.list_items:
         return "too many list items"
     if _ROLE.search(text) or f"\n{leaks.name}:" in f"\n{text}":
         return "turn leaked"
@@ -215,12 +225,16 @@ class ResponseJudge:
             return Verdict(verdict.text, hit.reason, hit)
         return verdict
 
-    def cap(self, verdict: Verdict) -> Verdict:
-        """Drop a response that passed `check` if it is one stock refusal too many; count it otherwise."""
+    def cap(self, verdict: Verdict, admissions: bool = True) -> Verdict:
+        """Drop a response that passed `check` if it is one stock refusal too many; count it otherwise.
+
+        Args:
+            admissions: whether an admission of ignorance, or of having no live data, is a stock refusal, too.
+        """
         if verdict.reason:
             return verdict
         limit = self._filters.refusals
-        refusal = limit < 1 and stock_refusal(verdict.text)
+        refusal = limit < 1 and stock_refusal(verdict.text, admissions)
         if refusal and self._refusals + 1 > limit * (self._kept + 1):
             return Verdict(verdict.text, "more stock refusals than wanted")
         self._kept += 1
