@@ -122,3 +122,10 @@ def test_verbs_and_objects_are_limited():
     verbs = data_quality.verb_objects(tagged)["verbs"]
     assert len(verbs) == 20
     assert {len(v["objects"]) for v in verbs} == {4}
+
+
+def test_citations_agree_with_hints_more_often_than_permuted():
+    first, second = frozenset({1}), frozenset({2, 3})
+    rows = [(first, frozenset({1, 5})), (first, frozenset({1})), (second, frozenset({3})), (second, frozenset({4}))]
+    assert principles.hint_agreement(rows) == {"answers": 4, "agree": 3, "permuted": 2 * 2 / 4 + 2 * 1 / 4}
+    assert principles.hint_agreement([]) == {"answers": 0, "agree": 0, "permuted": 0}

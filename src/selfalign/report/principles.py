@@ -6,7 +6,7 @@ The paper has the same figures (SELF-ALIGN, arXiv 2305.03047, section 4 and appe
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from selfalign.data.records import Response, stream_jsonl
@@ -26,12 +26,16 @@ def gather(run: RunDir, tagged: dict[str, tuple[str, VerbObject]] | None) -> dic
         tagged: the result of `data_quality.tag_verbs`.
     """
     sources, types, verbs, examples = _Citations(), _Citations(), _Citations(), _Examples()
+    hints = {t.name: frozenset(t.hints) for t in run.constitution.question_types if t.hints}
+    hinted: list[tuple[frozenset[int], frozenset[int]]] = []
     path = run.jsonl("responses")
     for position, row in enumerate(stream_jsonl(path, Response) if path.exists() else ()):
         sources.add(row.source, row.principles)
         types.add(row.question_type, row.principles)
         verbs.add(tagged[row.id][1][0] if tagged and row.id in tagged else "", row.principles)
         examples.add(position, row)
+        if row.question_type in hints:
+            hinted.append((hints[row.question_type], frozenset(row.principles)))
     total: Counter[int] = sum(sources.cited.values(), Counter())
     principles = [
         {
@@ -50,6 +54,7 @@ def gather(run: RunDir, tagged: dict[str, tuple[str, VerbObject]] | None) -> dic
         "principle_use": {
             "answers": sources.rows.total(),
             "citations": total.total(),
+            "hints": hint_agreement(hinted),
             "by_source": dict(sources.rows),
             "question_types": types.counts(by_order),
             "verbs": verbs.counts(by_number),
@@ -60,6 +65,19 @@ def gather(run: RunDir, tagged: dict[str, tuple[str, VerbObject]] | None) -> dic
             if (example := examples.take(p.id))
         ],
     }
+
+
+def hint_agreement(rows: Sequence[tuple[frozenset[int], frozenset[int]]]) -> dict[str, float]:
+    """Return how often responses cite a principle that their question type hints at, and how often by chance.
+
+    Chance is the expectation if the citations are permuted among the rows: how often all rows cite the hints of a type.
+
+    Args:
+        rows: (hints of the row's type, principles that the row cites).
+    """
+    by_hints = Counter(hints for hints, _ in rows)
+    permuted = sum(n * sum(bool(hints & cited) for _, cited in rows) / len(rows) for hints, n in by_hints.items())
+    return {"answers": len(rows), "agree": sum(bool(hints & cited) for hints, cited in rows), "permuted": permuted}
 
 
 class _Citations:
