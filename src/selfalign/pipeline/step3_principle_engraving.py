@@ -19,12 +19,17 @@ from selfalign.run.context import Context
 STAGE: Final = "engrave"
 
 
-def identity_examples(constitution: Constitution) -> list[Example]:
-    """Return the constitution's identity pairs as training examples."""
+def identity_examples(constitution: Constitution, repeats: int = 1) -> list[Example]:
+    """Return the constitution's identity pairs as training examples, each as often as `repeats` says."""
     return [
         Example(
-            content_hash("identity", pair.question, pair.answer), "standard", pair.question, pair.answer, "identity"
+            content_hash("identity", pair.question, pair.answer, *([number] if number else [])),
+            "standard",
+            pair.question,
+            pair.answer,
+            "identity",
         )
+        for number in range(repeats)
         for pair in constitution.identity
     ]
 
@@ -37,5 +42,5 @@ def run(context: Context, adapter: Path | None = None) -> list[Path]:
     """
     responses = context.responses()
     examples = [Example(r.id, "standard", r.message, r.response, r.source) for r in responses if r.split == "train"]
-    examples += identity_examples(context.run.constitution)
+    examples += identity_examples(context.run.constitution, context.recipe.engrave.identity_repeats)
     return adapter_training.run(context, STAGE, examples, responses.removed(), adapter)

@@ -49,6 +49,8 @@ class TrainingSettings(Strict):
     """Where to train; auto: an accelerator if there is one."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Type of the frozen weights; auto: bfloat16 if it is faster on this machine, else float32."""
+    identity_repeats: int = Field(1, ge=1, le=100)
+    """Copies of each of the constitution's identity pairs among the examples. The original has about eleven."""
     max_length: int = Field(512, ge=16)
     """Maximum tokens of an example; a longer one is dropped, never truncated."""
     preflight: Literal["refuse", "warn"] = "refuse"
