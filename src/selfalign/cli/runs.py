@@ -144,7 +144,7 @@ def report(
     verbose: Verbose = False,
     quiet: Quiet = False,
 ) -> None:
-    """Write the report, report/index.html; of several runs, compare the stored results."""
+    """Write the report, or compare several runs."""
     if len(runs) == 1:
         if out:
             raise UserError("--out is for the comparison of several runs; a run's report is written into the run")
