@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+import seed_runs
 import small_models
 from sample_constitutions import GOOD
 from scripted_judges import prefers
@@ -100,3 +101,19 @@ def test_wrong_options_are_errors_of_one_line(words: list[str], match: str, tmp_
     with pytest.raises(UserError, match=match) as error:
         evaluate(*words, "--out", str(tmp_path / "out"))
     assert "\n" not in str(error.value)
+
+
+def test_report_compares_runs_with_different_seeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    for seed in range(3):
+        seed_runs.write(Path(f"s{seed}"), seed).journal.close()
+    done = CliRunner().invoke(app, ["report", "s0", "s1", "s2"], env={"COLUMNS": "120"})
+    assert done.exit_code == 0, done.output
+    assert "vs base" in done.stdout and "vs prompted base" in done.stdout and "primary, Holm p" in done.stdout
+    stored = json.loads(Path("comparisons/s0_s1_s2.json").read_text("utf-8"))
+    assert [run["seed"] for run in stored["runs"]] == [0, 1, 2]
+    assert [s["vs"] for s in stored["primary"]] == ["base", "prompted base"]
+    assert all(len(s["values"]) == 3 and s["holm"] is None for s in stored["exploratory"] if s["prompt"])
+    seed_runs.write(Path("other"), 9, base="another model").journal.close()
+    refused = CliRunner().invoke(app, ["report", "s0", "other"])
+    assert "the base model differs: b -> another model" in str(refused.exception)

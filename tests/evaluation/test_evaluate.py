@@ -238,7 +238,7 @@ def test_later_models_join_earlier_rows(run: Context, counted: Callable[..., lis
     result = results.read_scores(run.run.scores)
     assert ("final", "engraved") in column(result, hhh.LETTERS)
     state = json.loads((run.run.scores.parent / results.USAGE_LOG).read_text("utf-8"))["hhh (fixture)"]
-    assert len(state["readings"]) == 2 and len(state[results._MODELS]) == 4
+    assert len(state["readings"]) == 2 and len(state[results.MODELS_KEY]) == 4
     # Another choice of items takes the place of all.
     evaluate.run(run, EvaluationRequest(["hhh"], ["base"], data=SOURCES, limit=5))
     rows = read_jsonl(run.run.evaluation / "hhh.jsonl", ItemScore)

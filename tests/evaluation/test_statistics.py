@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from selfalign.evaluation.statistics import Interval, bootstrap_mean, mcnemar, wilson
+from selfalign.evaluation.statistics import Interval, bootstrap_mean, hierarchical_mean, mcnemar, wilson
 
 
 @pytest.mark.parametrize(
@@ -122,3 +123,51 @@ def test_mcnemar_against_known_values(wins: int, losses: int, p: float):
     first = [False] * wins + [True] * losses + [True] * 7 + [False] * 9
     second = [True] * wins + [False] * losses + [True] * 7 + [False] * 9
     assert mcnemar(first, second) == pytest.approx(p, rel=1e-4)
+
+
+values = st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=20)
+
+
+@given(values, st.integers(1, 4))
+@settings(max_examples=50)
+def test_one_run_has_the_interval_of_the_ordinary_bootstrap(numbers: list[float], size: int):
+    clusters = [str(i // size) for i in range(len(numbers))]
+    interval, _ = hierarchical_mean([numbers], [clusters], draws=300)
+    assert interval == bootstrap_mean(numbers, draws=300, clusters=clusters)
+
+
+@given(st.lists(values, min_size=1, max_size=4))
+@settings(max_examples=50)
+def test_interval_over_runs_contains_the_mean_of_their_means(runs: list[list[float]]):
+    interval, p = hierarchical_mean(runs, draws=300)
+    means = [sum(r) / len(r) for r in runs]
+    assert interval.value == pytest.approx(sum(means) / len(means), abs=1e-6)
+    assert min(map(min, runs)) - 1e-6 <= interval.low <= interval.high <= max(map(max, runs)) + 1e-6
+    assert 0 < p <= 1
+
+
+def test_interval_over_runs_is_wide_where_runs_differ():
+    runs = [[0.0] * 50, [1.0] * 50, [0.5] * 50]
+    interval, p = hierarchical_mean(runs, draws=2000)
+    assert (interval.value, interval.low, interval.high) == (0.5, 0.0, 1.0)
+    assert p > 0.05
+    assert hierarchical_mean([[1.0] * 5] * 3, draws=99) == (Interval(1.0, 1.0, 1.0), 0.02)
+
+
+def test_interval_over_runs_covers_the_true_mean_of_seeds():
+    """Differences of -1, 0 and 1 whose mean varies by seed; without the seeds, the interval is far too narrow."""
+    rng, trials, covered, ordinary = np.random.default_rng(5), 150, 0, 0
+    for trial in range(trials):
+        shifts = 0.2 + 0.06 * rng.standard_normal(5)
+        runs = [rng.choice([-1.0, 0.0, 1.0], 200, p=[0.1, 0.8 - s, 0.1 + s]).tolist() for s in shifts.clip(0, 0.7)]
+        interval, _ = hierarchical_mean(runs, seed=trial, draws=400)
+        pooled = bootstrap_mean([v for r in runs for v in r], seed=trial, draws=400)
+        covered += interval.low <= 0.2 <= interval.high
+        ordinary += pooled.low <= 0.2 <= pooled.high
+    assert covered / trials >= 0.9 > 0.8 > ordinary / trials
+
+
+@pytest.mark.parametrize("runs", [[], [[1.0], []]])
+def test_interval_over_runs_without_values_is_an_error(runs: list[list[float]]):
+    with pytest.raises(ValueError, match="no values"):
+        hierarchical_mean(runs)

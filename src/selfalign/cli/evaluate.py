@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, cast, get_args
 
 import typer
 
-from selfalign.cli.options import AsJson, Force, Quiet, SystemPrompt, Verbose, screen
+from selfalign.cli.options import AsJson, Force, Quiet, SystemPrompt, Verbose, joined_names, screen
 from selfalign.errors import UserError
 
 if TYPE_CHECKING:
@@ -144,8 +143,7 @@ def _evaluate_models(
         raise UserError(f"{targets[0]!r} is not a run; name what to measure with --benchmarks ({known})")
     if request.models or request.others:
         raise UserError("--models and --with are for a run; list the models as arguments instead")
-    names = "_".join(re.sub(r"[^\w.-]+", "-", target).strip("-")[-40:] for target in targets)
-    folder = out or Path("evaluations") / names
+    folder = out or Path("evaluations") / joined_names(targets)
     texts = constitution.load(source)
     _show(run_alone(folder, targets, request, texts, prompted, screen()), as_json, folder)
     screen().say(f"  results: {folder}", "dim")

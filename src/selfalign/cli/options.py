@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -56,3 +58,8 @@ def open_context(path: Path) -> Context:
     from selfalign.run.directory import RunDir
 
     return Context(RunDir.open(path), screen())
+
+
+def joined_names(targets: Iterable[str]) -> str:
+    """Return the name of a file of results about these folders or models."""
+    return "_".join(re.sub(r"[^\w.-]+", "-", target).strip("-")[-40:] for target in targets)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,6 +19,7 @@ from selfalign.cli.options import (
     Settings,
     UserPrompts,
     Verbose,
+    joined_names,
     open_context,
     screen,
 )
@@ -131,9 +133,39 @@ def clone(
     _run_stage(run, "verbose_cloning", force, adapter)
 
 
-def report(run: RunFolder, force: Force = False, verbose: Verbose = False, quiet: Quiet = False) -> None:
-    """Write the report, report/index.html."""
-    _run_stage(run, "report", force)
+def report(
+    runs: Annotated[
+        list[Path], typer.Argument(help="A run directory, or runs of one recipe with different seeds.", metavar="RUN")
+    ],
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="For several runs: by default comparisons/<names>.json.")
+    ] = None,
+    force: Force = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write the report, or compare several runs."""
+    if len(runs) == 1:
+        if out:
+            raise UserError("--out is for the comparison of several runs; a run's report is written into the run")
+        _run_stage(runs[0], "report", force)
+    else:
+        _compare_seeds(runs, out)
+
+
+def _compare_seeds(paths: Sequence[Path], out: Path | None) -> None:
+    from selfalign.evaluation import seeds
+    from selfalign.report import seeds as tables
+    from selfalign.system import atomic
+
+    runs = [seeds.read(open_context(path).run) for path in paths]
+    scores = seeds.compare(runs)
+    file = out or Path("comparisons") / f"{joined_names(map(str, paths))}.json"
+    atomic.write_text(file, json.dumps(seeds.as_dict(scores, runs), indent=1, ensure_ascii=False) + "\n")
+    tables.show(scores, runs)
+    if names := ", ".join(seeds.skipped(scores, runs)):
+        screen().say(f"  skipped, because not every run has it: {names}", "yellow")
+    screen().say(f"  results: {file}", "dim")
 
 
 def status(run: RunFolder, as_json: AsJson = False) -> None:

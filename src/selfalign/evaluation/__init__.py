@@ -10,5 +10,6 @@ To add a benchmark, write one module in `tasks/` (an item, its reader, and its f
 - `models` resolves the models under comparison.
 - `scoring` scores texts by log-likelihood; `asking` generates responses; `judges` judges them by a model.
 - `comparison` and `statistics` turn rows into scores; `results` stores rows, scores and the usage log.
+- `endpoints` names the primary endpoints; `seeds` compares runs of one recipe with different seeds.
 - `tasks/heldout` is the stage `evaluate` of a run; `tasks/probes` is `selfalign constitution test`.
 """

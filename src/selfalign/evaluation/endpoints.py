@@ -9,12 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TypeVar
 
 from selfalign.evaluation.records import Score
 
 MODEL = "final"
 RIVALS = ("base", "prompted base")
 MEASURE = "appropriate"
+
+AnyScore = TypeVar("AnyScore", bound=Score)
 
 
 def is_primary(score: Score) -> bool:
@@ -23,7 +26,7 @@ def is_primary(score: Score) -> bool:
     return score.measure == MEASURE and score.model == MODEL and rival in RIVALS and "/" not in score.benchmark
 
 
-def with_holm(scores: Sequence[Score]) -> list[Score]:
+def with_holm(scores: Sequence[AnyScore]) -> list[AnyScore]:
     """Return the scores, the primary ones of each benchmark with p values corrected by Holm's method (1979)."""
     corrected: dict[int, float] = {}
     for benchmark in dict.fromkeys(s.benchmark for s in scores):

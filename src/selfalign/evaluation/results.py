@@ -25,7 +25,8 @@ from selfalign.system.console import Screen
 
 USAGE_LOG = "benchmarks.json"
 SCORES = "scores.json"
-_MODELS = "entrants"  # old name
+MODELS_KEY = "entrants"  # old name
+"""The key of column -> identity of the measured weights in an entry of the usage log."""
 
 AnyRow: TypeAlias = ItemScore | JudgedAnswer | OpenAnswer | BehaviourAnswer
 Row = TypeVar("Row", bound=AnyRow)
@@ -135,7 +136,7 @@ class ResultStore:
         entry = self.usage_log().get(label)
         if not entry or not self.path(task.name).exists():
             return []
-        known = entry[_MODELS]
+        known = entry[MODELS_KEY]
         same = (benchmark.sha256, len(benchmark.items), self.constitution)
         if (entry["sha256"], entry["items"], entry.get("constitution", self.constitution)) != same:
             if outdated := ", ".join(c for c in known if c not in measured):
@@ -164,7 +165,7 @@ class ResultStore:
         """
         log = self.usage_log()
         entry = log.get(label, {})
-        before, readings = entry.get(_MODELS, {}), list(entry.get("readings", []))
+        before, readings = entry.get(MODELS_KEY, {}), list(entry.get("readings", []))
         if new := [c for c, identity in measured.items() if before.get(c) != identity]:
             readings.append({"when": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "models": new})
         log[label] = {
@@ -172,7 +173,7 @@ class ResultStore:
             "sha256": benchmark.sha256,
             "items": len(benchmark.items),
             "constitution": self.constitution,
-            _MODELS: {**{c: i for c, i in before.items() if c in remaining or c in measured}, **measured},
+            MODELS_KEY: {**{c: i for c, i in before.items() if c in remaining or c in measured}, **measured},
             "readings": readings,
         }
         self._write_usage_log(log)
@@ -186,12 +187,12 @@ class ResultStore:
     def forget(self, label: str, outdated: set[str]) -> None:
         """Remove columns from the usage log. Their rows must have been removed before."""
         log = self.usage_log()
-        log[label][_MODELS] = {c: i for c, i in log[label][_MODELS].items() if c not in outdated}
+        log[label][MODELS_KEY] = {c: i for c, i in log[label][MODELS_KEY].items() if c not in outdated}
         self._write_usage_log(log)
 
     def measured_models(self) -> dict[str, dict[str, str]]:
         """Return label -> column -> identity of the weights that were measured."""
-        return {label: entry[_MODELS] for label, entry in self.usage_log().items()}
+        return {label: entry[MODELS_KEY] for label, entry in self.usage_log().items()}
 
     # -- scores --------------------------------------------------------------------------------------------------
 

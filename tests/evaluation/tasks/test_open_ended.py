@@ -314,7 +314,7 @@ def test_question_files_coexist_and_stale_verdicts_are_removed(
     }
     assert set(result) == {("questions (fixture_questions)", m) for m in ("base", "mine")}
     state = json.loads((store.folder / results.USAGE_LOG).read_text("utf-8"))
-    assert {label: sorted(entry[results._MODELS]) for label, entry in state.items()} == {
+    assert {label: sorted(entry[results.MODELS_KEY]) for label, entry in state.items()} == {
         f"questions ({n})": ["base|standard", "mine|standard"] for n in ("fixture_questions", "second")
     }
     # A run of everything again judges what is new only, and replaces the judge's own verdicts.

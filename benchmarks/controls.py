@@ -1,0 +1,127 @@
+"""Ask a run's models and two controls the development scenarios: what of the final model's gain is not alignment?
+
+    python benchmarks/controls.py RUN [--limit 60]     # RUN has stages 3 and 4
+
+- `shuffled answers`: an adapter trained on the run's training rows by its settings of `engrave`, with the answers
+  permuted between the prompts. It learns the style and the share of refusals, but not which answer belongs to what.
+- `two neutral turns`: the base under the standard system prompt with two turns before the message that show no
+  principle. It sees the dialogue's form, which the base alone must guess.
+
+Prints the share of appropriate responses of every model with its interval, and the paired difference of the final model
+from it. Nothing is written to the run. --limit takes the scenarios with the smallest hashes. It takes
+as long as stage 3, and about 8 seconds for each scenario: for `quick`, 13 minutes on two cores (not measured as a
+whole).
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from selfalign.constitution import Constitution
+from selfalign.constitution.document import Turn
+from selfalign.data.records import Example, read_jsonl
+from selfalign.evaluation import models
+from selfalign.evaluation.asking import ask
+from selfalign.evaluation.benchmarks import Benchmark
+from selfalign.evaluation.models import EngineGroup
+from selfalign.evaluation.records import BehaviourAnswer
+from selfalign.evaluation.statistics import bootstrap_mean, wilson
+from selfalign.evaluation.tasks import behaviour
+from selfalign.evaluation.tasks.probes import seen_messages
+from selfalign.pipeline import adapter_training
+from selfalign.run.context import Context
+from selfalign.run.directory import RunDir
+from selfalign.run.journal import Journal
+from selfalign.system.console import Screen
+
+SHUFFLED, NEUTRAL = "shuffled answers", "two neutral turns"
+ORDER = ("base", models.PROMPTED, NEUTRAL, SHUFFLED, "engraved", "final")
+TURNS = [
+    Turn(user="What is the opposite of wide?", answer="The opposite of wide is narrow."),
+    Turn(user="Which is heavier, a brick or a feather?", answer="A brick is heavier than a feather."),
+]
+
+
+def shuffled(examples: Sequence[Example], seed: int) -> list[Example]:
+    """Return the examples with each answer moved to another prompt."""
+    order = random.Random(seed).sample(range(len(examples)), len(examples))
+    answers = {at: examples[other].assistant for at, other in zip(order, order[1:] + order[:1], strict=True)}
+    return [replace(example, assistant=answers[at]) for at, example in enumerate(examples)]
+
+
+def train(context: Context, folder: Path) -> Path:
+    """Train on the shuffled rows of the run's stage 3, in a run of its own; return the adapter."""
+    examples = shuffled(read_jsonl(context.run.jsonl("engrave_examples"), Example), context.recipe.seed)
+    copy = Context(RunDir.create(folder, context.recipe, context.run.constitution), Screen(0), _model=context.model)
+    adapter_training.run(copy, "engrave", examples)
+    return copy.run.adapter("engrave")
+
+
+def scenarios(context: Context, limit: int | None) -> Benchmark:
+    """Return the development scenarios that are not among the run's prompts, without probes."""
+    asked, _ = behaviour.split_seen(behaviour.load_scenarios(None, context.run.constitution), seen_messages(context))
+    items = sorted((i for i in asked.items if i.kind != "probe"), key=lambda i: i.id)[:limit]
+    return replace(asked, items=tuple(items))
+
+
+def responses(context: Context, adapter: Path, asked: Benchmark, journal: Journal) -> list[BehaviourAnswer]:
+    """Let every model and control respond to the scenarios."""
+    texts, task = context.run.constitution, behaviour.Behaviour()
+    neutral = texts.model_copy(update={"prompts": texts.prompts.model_copy(update={"two_shot": TURNS})})
+    run, control = models.engines_of_run(context, (), [f"{SHUFFLED}={adapter}"], "standard")
+    (turns,) = models.engines_of_run(context, ("base",), (), "two-shot")
+    turns.models = [replace(model, name=NEUTRAL) for model in turns.models]
+    groups: list[tuple[EngineGroup, Constitution]] = [(run, texts), (turns, neutral), (control, texts)]
+    tokens, rows = min(task.max_new_tokens, context.recipe.evaluate.max_new_tokens), []
+    for group, constitution in groups:
+        if group is control:
+            context.release_engine()
+        tokens, messages = (
+            min(task.max_new_tokens, context.recipe.evaluate.max_new_tokens),
+            task.messages(asked, context.screen),
+        )
+        answers, _ = ask(task.name, journal, context.screen, [group], messages, context.recipe, constitution, tokens)
+        rows += task.rows(asked, answers, texts)
+    return rows
+
+
+def show(rows: Sequence[BehaviourAnswer]) -> None:
+    """Print a line for each model."""
+    table = {name: {r.item: r for r in rows if r.model == name} for name in ORDER}
+    for name, mine in table.items():
+        if not mine:
+            continue
+        rate = wilson(sum(bool(r.appropriate) for r in mine.values()), len(mine))
+        text = f"{name:<18} {100 * rate.value:5.1f} % ({100 * rate.low:.1f} to {100 * rate.high:.1f}) of {len(mine)}"
+        common = [i for i in mine if i in table["final"] and name != "final"]
+        if common:
+            gaps = [float(bool(table["final"][i].appropriate)) - float(bool(mine[i].appropriate)) for i in common]
+            gap = bootstrap_mean(gaps, clusters=[mine[i].pair for i in common])
+            text += f"; final {100 * gap.value:+.1f} points ({100 * gap.low:+.1f} to {100 * gap.high:+.1f})"
+        print(text)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, metavar="RUN")
+    parser.add_argument("--limit", type=int, default=60, help="at most this many scenarios (default: 60)")
+    arguments = parser.parse_args()
+    context = Context(RunDir.load(arguments.run), Screen(0))
+    with tempfile.TemporaryDirectory(prefix="selfalign-controls-") as name:
+        adapter = train(context, Path(name) / "run")
+        journal = Journal(Path(name) / "answers.sqlite")
+        try:
+            show(responses(context, adapter, scenarios(context, arguments.limit), journal))
+        finally:
+            journal.close()
+            context.release_engine()
+            context.run.journal.close()
+
+
+if __name__ == "__main__":
+    main()
