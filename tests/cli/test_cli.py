@@ -261,7 +261,7 @@ def test_env_and_help_and_schema(tmp_path: Path) -> None:
     assert "selfalign" in selfalign("env", cwd=tmp_path).stdout
     schema = json.loads(selfalign("recipe", "--schema", cwd=tmp_path).stdout)
     assert schema["additionalProperties"] is False and "prompts" in schema["required"]
-    assert "top_p: 0.98" in selfalign("recipe", "quick", cwd=tmp_path).stdout
+    assert "form: by_type" in selfalign("recipe", "quick", cwd=tmp_path).stdout
     listed = selfalign("--help", cwd=tmp_path).stdout
     for verb in (
         "run",

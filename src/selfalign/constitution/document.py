@@ -101,8 +101,8 @@ class QuestionType(Strict):
     questions without topics (`prompts.red_team.form: by_type`)."""
     topic: str = Text
     question: str = Text
-    weight: int = Field(1, ge=1, le=100)
-    """The number of prompts of this type, compared with the other types."""
+    weight: int = Field(1, ge=0, le=100)
+    """The number of prompts of this type, compared with the other types, in lists by type; 0: none."""
     hints: list[int] = []
     """Ids of the principles that apply to questions of this type; its exemplars cite them first."""
     exemplars: list[TypeExemplar] = Field([], max_length=MAX_TYPE_EXEMPLARS)

@@ -183,7 +183,8 @@ def _topic_outcomes(result: GenerationResult, position: int, language: str) -> l
 
 def _write_questions(context: Context, types: list[QuestionType], topics: dict[str, list[str]]) -> Path:
     config = context.recipe.prompts.red_team
-    known = [seed.instruction for seed in load_seeds(context.recipe.seeds)] + [kind.question for kind in types]
+    known = [seed.instruction for seed in load_seeds(context.recipe.seeds)]
+    known += dict.fromkeys(question for kind in types for _, question in kind.examples())
     known += [prompt.instruction for prompt in read_jsonl(context.run.jsonl("self_instruct"), Prompt)]
     # The types alternate, so that a small count covers every type.
     depth = max((len(t) for t in topics.values()), default=0)

@@ -20,6 +20,7 @@ from selfalign.constitution import QuestionType
 from selfalign.constitution.nearest_type import types_near
 from selfalign.data.prompt_text import BOS, Pieces
 from selfalign.data.records import Prompt, content_hash, prompt_id
+from selfalign.errors import UserError
 from selfalign.generation.engines.base import Request, Step
 from selfalign.generation.loop import GenerationResult, RowRequest, row_seed
 from selfalign.pipeline.rounds import Candidate, Rounds
@@ -45,10 +46,19 @@ HEADER = "Messages to an assistant. All of them are of one kind: {kind}."
 
 
 def write(context: Context, types: Sequence[QuestionType], rounds: Rounds) -> Path:
-    """Generate questions of every type in turn until the recipe's count is reached; return the file."""
+    """Generate questions of every type in turn until the recipe's count is reached; return the file.
 
+    Raises:
+        UserError: every type has weight 0.
+    """
     room: Counter[str] = Counter()
     """Prompts that each type may add in this round, because a list may have more questions than the type needs."""
+
+    types = [t for t in types if t.weight]
+    if not types:
+        raise UserError(
+            "every question type of the constitution has weight 0: raise one, or set prompts.red_team.count to 0"
+        )
 
     def make_requests() -> list[RowRequest]:
         accepted: dict[str, list[Prompt]] = {kind.name: [] for kind in types}
