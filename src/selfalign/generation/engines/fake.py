@@ -55,6 +55,13 @@ def default_script(prompt: str, step: Step, rng: random.Random) -> str:
         return f"{thoughts}\n\n{name}:{_answer(rng)}"
     if last.endswith("Principles:"):
         return " 2 (informative), 3 (helpful)."
+    if last == "-" and ":" in step.stop:
+        return f" {rng.choice(_WORDS).title()} {rng.choice(_WORDS)}: "
+    if last == "-":
+        questions = (f" What does {_sentence(rng, rng.randint(5, 9))} mean?" for _ in range(3))
+        return "\n-".join(questions) + "\n\n"
+    if re.fullmatch(r"- [^:]+: \w+", last):
+        return f" does {_sentence(rng, rng.randint(5, 9))} mean?\n"
     if last.endswith(", question:"):
         return f" What does {_sentence(rng, rng.randint(5, 9))} mean?\n"
     return _answer(rng)
