@@ -94,6 +94,13 @@ class TypeExemplar(Exemplar):
     """What the user's message is about, in a few words of the message. Stage 1b shows both as an example."""
 
 
+class TopicQuestion(Strict):
+    """A question of a type, and its topic in a few words of the question."""
+
+    topic: str = Text
+    question: str = Text
+
+
 class QuestionType(Strict):
     name: str = Text
     about: str = ""
@@ -101,6 +108,8 @@ class QuestionType(Strict):
     questions without topics (`prompts.red_team.form: by_type`)."""
     topic: str = Text
     question: str = Text
+    more_examples: list[TopicQuestion] = []
+    """Further questions for the list that stage 1b shows."""
     weight: int = Field(1, ge=0, le=100)
     """The number of prompts of this type, compared with the other types, in lists by type; 0: none."""
     hints: list[int] = []
@@ -119,9 +128,9 @@ class QuestionType(Strict):
         return self
 
     def examples(self) -> list[tuple[str, str]]:
-        """Return (topic, question) of the type and of its exemplars; the topic is "" if none is given."""
+        """Return (topic, question) of the type, its exemplars and its further examples; "" for a missing topic."""
         messages = ((e.topic, " ".join(e.user.split())) for e in self.exemplars)
-        return [(self.topic, self.question), *messages]
+        return [(self.topic, self.question), *messages, *((e.topic, e.question) for e in self.more_examples)]
 
 
 class Turn(Strict):
@@ -186,7 +195,7 @@ class Constitution(Strict):
             "principles": len(self.principles),
             "exemplars": len(self.exemplars),
             "seed tasks": seeds,
-            "question types": len(self.question_types),
+            "question types": sum(1 + len(t.more_examples) for t in self.question_types),
             "exemplars of types": sum(len(t.exemplars) for t in self.question_types),
             "system prompts": 3 + bool(self.prompts.two_shot),
             "identity pairs": len(self.identity),
@@ -270,7 +279,7 @@ class Constitution(Strict):
             del principle["probes"]
         for kind in value["question_types"]:
             # Constitutions of earlier versions, without these keys, keep their hash.
-            for key in ("about", "exemplars", "check", "twin_of"):
+            for key in ("about", "more_examples", "exemplars", "check", "twin_of"):
                 if not kind[key]:
                     del kind[key]
             if kind["weight"] == 1:

@@ -37,7 +37,7 @@ _LISTS = 8
 """The number of requests of a type that share the order of the list, and with it the cache."""
 _YIELD = {True: 0.5, False: 3.0}
 """Accepted prompts per request that the first round assumes, for types with topics and for those without."""
-_TOPIC_HEAT = 1.2
+_TOPIC_HEAT = 1.1
 """The temperature of topics, compared with that of questions: topics should differ, questions should make sense."""
 _ROUND = 360
 """The requests of a round, at most: later rounds know which types lack prompts."""
