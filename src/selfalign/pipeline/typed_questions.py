@@ -42,6 +42,8 @@ _TOPIC_HEAT = 1.1
 _ROUND = 360
 """The requests of a round, at most: later rounds know which types lack prompts."""
 _TOPIC_TOKENS = 16
+_LEAST_YIELD = 0.025
+"""Below this number of accepted prompts per request, a type gets no more requests, and the others share its prompts."""
 HEADER = "Messages to an assistant. All of them are of one kind: {kind}."
 
 
@@ -52,7 +54,7 @@ def write(context: Context, types: Sequence[QuestionType], rounds: Rounds) -> Pa
         UserError: every type has weight 0.
     """
     room: Counter[str] = Counter()
-    """Prompts that each type may add in this round, because a list may have more questions than the type needs."""
+    """Prompts that each type may add in this round: the first types must not use up the count of all types."""
 
     types = [t for t in types if t.weight]
     if not types:
@@ -64,11 +66,11 @@ def write(context: Context, types: Sequence[QuestionType], rounds: Rounds) -> Pa
         accepted: dict[str, list[Prompt]] = {kind.name: [] for kind in types}
         for prompt in rounds.accepted:
             accepted.setdefault(prompt.question_type, []).append(prompt)
-        total = sum(t.weight for t in types)
+        open_types = _open_types(types, accepted, rounds)
         room.clear()
-        room.update({t.name: math.ceil(rounds.target * t.weight / total) - len(accepted[t.name]) for t in types})
+        room.update(_room(open_types, accepted, rounds))
         requests = []
-        for kind, number in _shares(types, accepted, rounds):
+        for kind, number in _shares(open_types, accepted, rounds):
             # The requests of a type follow each other, so that they share the list in the cache.
             requests += [_request(context, kind, accepted[kind.name], rounds.number, n) for n in range(number)]
         return requests
@@ -76,8 +78,10 @@ def write(context: Context, types: Sequence[QuestionType], rounds: Rounds) -> Pa
     def parse(request: RowRequest, result: GenerationResult) -> list[Candidate]:
         kind = next(t for t in types if t.name == request.item)
         if has_topics(kind):
-            return [_topic_candidate(context, kind, request.request, result)]
-        return [_within(candidate, room) for candidate in _candidates(context, kind, result)]
+            candidates = [_topic_candidate(context, kind, request.request, result)]
+        else:
+            candidates = _candidates(context, kind, result)
+        return [_within(candidate, room) for candidate in candidates]
 
     return rounds.run("red-teaming", context.recipe.prompts.red_team.max_rounds, make_requests, parse)
 
@@ -98,6 +102,21 @@ def has_topics(kind: QuestionType) -> bool:
     return bool(kind.about)
 
 
+def _open_types(
+    types: Sequence[QuestionType], accepted: dict[str, list[Prompt]], rounds: Rounds
+) -> Sequence[QuestionType]:
+    """Return the types whose requests give prompts; all types if there is none."""
+    yields = [t for t in types if len(accepted[t.name]) + 1 >= _LEAST_YIELD * rounds.subjects[t.name]]
+    return yields or types
+
+
+def _room(types: Sequence[QuestionType], accepted: dict[str, list[Prompt]], rounds: Rounds) -> dict[str, int]:
+    """Return the number of prompts that each type may still add."""
+    total = sum(t.weight for t in types)
+    wanted = rounds.missing + sum(len(accepted[t.name]) for t in types)
+    return {t.name: math.ceil(wanted * t.weight / total) - len(accepted[t.name]) for t in types}
+
+
 def _shares(
     types: Sequence[QuestionType], accepted: dict[str, list[Prompt]], rounds: Rounds
 ) -> list[tuple[QuestionType, int]]:
@@ -107,7 +126,7 @@ def _shares(
     rates = {t.name: (len(accepted[t.name]) + 2 * _YIELD[has_topics(t)]) / (requests[t.name] + 2) for t in types}
     counts = {t.name: float(len(accepted[t.name])) for t in types}
     shares = dict.fromkeys(counts, 0)
-    total = sum(counts.values())
+    total = float(len(rounds.accepted))
     for _ in range(_ROUND):
         if total >= rounds.target:
             break
