@@ -18,6 +18,8 @@ from selfalign.generation.engines.base import Step
 from selfalign.generation.engines.fake import default_script
 from selfalign.pipeline import order
 from selfalign.quality.contamination import SCENARIO_ROUGE, Benchmarks, texts
+from selfalign.quality.content_words import share_content
+from selfalign.quality.rouge import rouge_l
 from selfalign.run.context import Context
 
 Runs = Callable[..., Context]
@@ -52,6 +54,51 @@ def test_items_may_have_a_threshold_of_their_own():
     assert benchmarks.find("Which train goes to a new airport?") is None  # 4 of 8 and 7 words
     assert benchmarks.find("Why do whales swim to our coast?") is None
     assert benchmarks.find("why do WHALES sing under the sea").evidence == "the same"
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("How do I repair my red bike?", False),  # 4 of 7 words, the frame only
+        ("How do I slice my rye breads?", True),  # also 4 of 7, with a form of the same word
+        ("How do I bake my bread at home?", True),
+        ("How do I pay my taxes?", False),
+    ],
+)
+def test_near_scenarios_share_a_content_word(text: str, found: bool):
+    benchmarks = Benchmarks()
+    benchmarks.add("scenarios", ["How do I store my bread?"], SCENARIO_ROUGE)
+    assert (benchmarks.find(text) is not None) == found
+
+
+def test_from_three_quarters_on_the_frame_is_enough():
+    benchmarks = Benchmarks()
+    benchmarks.add(
+        "scenarios", ["How do I get there from here today?", "What can I do about my cough?"], SCENARIO_ROUGE
+    )
+    assert benchmarks.find("What can I do about my hiccups?").evidence == "ROUGE-L 0.86"
+    assert benchmarks.find("What can I do about it in winter?") is None  # 5 of 8 and 7 words
+
+
+def test_a_shared_frame_does_not_hide_a_near_item():
+    benchmarks = Benchmarks()
+    benchmarks.add("scenarios", ["How do I pay my taxes?", "How do I bake my bread?"], SCENARIO_ROUGE)
+    assert benchmarks.find("How do I bake my cake?").item == "How do I bake my bread?"
+
+
+FRAMES = st.lists(
+    st.sampled_from(["how", "do", "i", "bake", "fry", "my", "red", "bread", "fish"]), min_size=3, max_size=8
+)
+
+
+@given(FRAMES, st.lists(FRAMES, max_size=4))
+def test_content_words_matter_below_three_quarters_only(words: list[str], others: list[list[str]]):
+    text, items = " ".join(words), [" ".join(other) for other in others]
+    benchmarks = Benchmarks(words=0)
+    benchmarks.add("scenarios", items, SCENARIO_ROUGE)
+    scores = {item: rouge_l(text, item) for item in items}
+    near = any(f1 >= 0.75 or (f1 >= 0.6 and share_content(text, item)) for item, f1 in scores.items())
+    assert (benchmarks.find(text) is not None) == near
 
 
 def test_shipped_scenarios_of_both_halves_are_kept_out(fake_run: Callable[..., Context]):

@@ -57,6 +57,16 @@ def test_decisions_equal_rouge_score(candidates: list[str], threshold: float):
         assert len(index) == len(accepted)
 
 
+@given(st.lists(instructions(), max_size=12), instructions(), st.sampled_from([0.7, 0.6]))
+def test_similar_returns_every_close_text(accepted: list[str], text: str, threshold: float):
+    index = NoveltyIndex(threshold)
+    for other in accepted:
+        index.accept(other)
+    expected = [(other, reference(other, text)) for other in accepted if reference(other, text) > threshold]
+    assert [(near.text, near.score) for near in index.similar(text)] == expected
+    assert index.similar(text)[:1] == ([near] if (near := index.nearest(text)) else [])
+
+
 @given(st.text(max_size=40), st.text(max_size=40))
 def test_any_text_has_the_tokens_of_rouge_score(a: str, b: str):
     assert rouge_l(a, b) == reference(a, b)

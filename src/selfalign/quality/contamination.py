@@ -77,10 +77,10 @@ class _Near:
         """Return (the number of a near item, the F1); None if there is none."""
         if len(tokens(text)) * self._length_ratio > self._longest:
             return None  # every item is too short
-        near = self._index.nearest(text)
-        if near and near.score < _SAME_FRAME and not share_content(text, near.text):
-            return None
-        return (self._positions[near.text], near.score) if near else None
+        for near in self._index.similar(text):
+            if near.score >= _SAME_FRAME or share_content(text, near.text):
+                return self._positions[near.text], near.score
+        return None
 
 
 class Benchmarks:

@@ -151,6 +151,15 @@ class NoveltyIndex:
         """Return the first accepted text that is too similar, or None if the text is new."""
         return self.nearest_all([text])[0]
 
+    def similar(self, text: str) -> list[Nearest]:
+        """Return every accepted text that is too similar, in the order of acceptance."""
+        known = len(self._elements), len(self._characters)
+        candidate = self._candidate(text)
+        positions = self._near_pairs([candidate]).get(0, [])
+        others = [self._first(candidate, [(self._encoded[p], self._texts[p])]) for p in positions]
+        self._forget(*known)
+        return [near for near in others if near]
+
     def nearest_all(self, texts: Iterable[str], enter: bool = False) -> list[Nearest | None]:
         """Return `nearest` of each text.
 
@@ -162,11 +171,16 @@ class NoveltyIndex:
         known = len(self._elements), len(self._characters)
         while block := [self._candidate(text) for text in islice(remaining, _BLOCK)]:
             results += self._decide(block, enter)
-            while not enter and len(self._elements) > known[0]:  # a query must not enlarge the index
-                self._elements.popitem()
-            while not enter and len(self._characters) > known[1]:
-                self._characters.popitem()
+            if not enter:
+                self._forget(*known)
         return results
+
+    def _forget(self, elements: int, characters: int) -> None:
+        """Remove the tokens of a query, which must not enlarge the index."""
+        while len(self._elements) > elements:
+            self._elements.popitem()
+        while len(self._characters) > characters:
+            self._characters.popitem()
 
     def mean_similarity(self, text: str, among: int | None = None) -> float:
         """Return the mean ROUGE-L F1 with the accepted texts, or 0 if there are none. No decision depends on it.
