@@ -16,6 +16,7 @@ from selfalign.constitution.lint import Finding, lint
 from selfalign.constitution.loading import read
 from selfalign.constitution.nearest_type import MIN_SIMILARITY, nearest_types
 from selfalign.constitution.rendering import longest, prompt_types, render, render_exemplars, render_principles
+from selfalign.data.records import content_hash
 from selfalign.errors import UserError
 from selfalign.evaluation.tasks.behaviour import load_scenarios
 from selfalign.quality.novelty import NoveltyIndex
@@ -68,6 +69,12 @@ FAULTS = {
     "a twin that shows it": ("A year has 365 days.", "I have no live data.", "check", "exemplar 1 of"),
     "a twin without exemplars": ("hints: [2]}", "hints: [2], twin_of: fixed facts}", "twin", "has a twin but no"),
     "an unfinished answer": ("A year has 365 days.", "A year has 365 days and the", "unfinished", "of question type"),
+    "an exemplar without a topic": (
+        "topic: Weeks",
+        "topic: Weeks\n    about: Facts, each with a question",
+        "topic",
+        "1 of",
+    ),
     "the same message": ("Who leads the race?", "Which song is first in the charts?", "duplicate", "exemplar 2 of"),
 }
 
@@ -137,6 +144,53 @@ def test_digest_includes_types_only_if_they_have_exemplars(typed: Constitution, 
     assert load(str(tmp_path / "other.yaml")).digest() != typed.digest()
     value = typed.model_dump(mode="json")["question_types"][0]
     assert value["exemplars"] == [] and value["check"] is None
+
+
+def test_digest_without_the_new_keys_is_unchanged(typed: Constitution):
+    value = typed.model_dump(mode="json")
+    for principle in value["principles"]:
+        del principle["probes"]
+    new = {"about": "", "weight": 1, "exemplars": [], "check": None, "twin_of": ""}
+    for kind in value["question_types"]:
+        for key in new:
+            del kind[key]
+    plain = typed.model_copy(update={"question_types": [t.model_copy(update=new) for t in typed.question_types]})
+    assert plain.digest() == content_hash(value)
+
+
+@pytest.mark.parametrize(("key", "value"), [("about", "Votes, each with a question"), ("weight", 2)])
+def test_digest_changes_with_about_and_weight(typed: Constitution, key: str, value: object):
+    kinds = [typed.question_types[0].model_copy(update={key: value}), *typed.question_types[1:]]
+    assert typed.model_copy(update={"question_types": kinds}).digest() != typed.digest()
+
+
+@pytest.mark.parametrize("weight", [0, 101, "many"])
+def test_weights_are_between_1_and_100(tmp_path: Path, weight: object):
+    (tmp_path / "c.yaml").write_text(TYPED.replace("check: no_live_data", f"weight: {weight}"), "utf-8")
+    with pytest.raises(UserError, match="weight"):
+        load(str(tmp_path / "c.yaml"))
+
+
+def test_examples_are_the_question_and_the_messages(tmp_path: Path):
+    text = TYPED.replace(
+        "- user: Which song is", "- topic: Charts\n        user: |\n          Which\n          song is"
+    )
+    (tmp_path / "c.yaml").write_text(text, "utf-8")
+    news = load(str(tmp_path / "c.yaml")).question_type("news")
+    assert news is not None
+    assert news.examples() == [
+        ("Elections", "Who won the vote?"),
+        ("Charts", "Which song is first in the charts?"),
+        ("", "Who leads the race?"),
+    ]
+
+
+def test_twins_with_topics_have_no_findings(tmp_path: Path):
+    text = TYPED
+    for kind in ("Elections", "Weeks"):
+        text = text.replace(f"topic: {kind}", f"topic: {kind}\n    about: Things of this kind, each with a question")
+    assert [(f.level, f.rule) for f in findings(tmp_path, text)] == [("warning", "topic")] * 3
+    assert findings(tmp_path, text.replace("      - user:", "      - topic: Things\n        user:")) == []
 
 
 def test_without_a_principle_its_exemplars_are_left_out(typed: Constitution):

@@ -215,6 +215,12 @@ def _hints(constitution: Constitution) -> Iterable[_Row]:
         if kind.twin_of and not kind.exemplars:
             message = f"question type {kind.name!r} has a twin but no exemplars, so that they show no difference"
             yield ("question_types", at, "twin_of"), "warning", "twin", message
+        for number, exemplar in enumerate(kind.exemplars if kind.about else []):
+            if not exemplar.topic.strip():
+                message = (
+                    f"exemplar {number + 1} of question type {kind.name!r} has no topic, so that stage 1b skips it"
+                )
+                yield ("question_types", at, "exemplars", number), "warning", "topic", message
         if kind.check and constitution.language != "en" and kind.check not in _ANY_LANGUAGE:
             yield ("question_types", at, "check"), "error", "check", _english_only(kind.check, constitution)
 
