@@ -1,6 +1,6 @@
 """Fit the planner's constants to finished runs, and compare its plans with runs and with public figures.
 
-    python benchmarks/planner.py record NAME=RECIPE:RUN...  # record finished runs in data/planner.json
+    python benchmarks/planner.py record NAME=RUN...  # record finished runs in data/planner.json
     python benchmarks/planner.py fit quick again     # constants of sizes.py (first run), throughput factor (all runs)
     python benchmarks/planner.py check standard      # plan and run for each stage, with the rows of measurements.md
     python benchmarks/planner.py public              # capacity.py against published throughputs
@@ -39,8 +39,8 @@ Record = dict[str, Any]
 # -- records of runs -------------------------------------------------------------------------------------------------
 
 
-def record(name: str, run: Path) -> Record:
-    """Return a record of the run: its recipe as changes of the shipped one, calibration, and numbers of each stage."""
+def record(run: Path) -> Record:
+    """Return a record of the run: its whole recipe, because shipped ones change, calibration, numbers of each stage."""
     journal = sqlite3.connect(f"file:{run / 'journal.sqlite'}?mode=ro", uri=True)
     value = yaml.safe_load((run / "recipe.yaml").read_text("utf-8"))
     value["evaluate"]["benchmarks"], value["stages"] = (
@@ -52,10 +52,7 @@ def record(name: str, run: Path) -> Record:
     recipe = recipes.Recipe.model_validate(value)
     model = sources.resolve(recipe.model)
     speed = calibrate(model.gguf, model.identity, recipe.engine.context, recipe.engine.threads)
-    shipped, used = (r.model_dump(mode="json") for r in (recipes.load(name), recipe))
-    changed = [line.replace(": ", "=", 1).partition("=") for line in recipes.differences(shipped, used)]
-    settings = [f"{key}={change.rpartition(' -> ')[2]}" for key, _, change in changed]
-    result: Record = {"recipe": name, "settings": settings, "calibration": asdict(speed), "stages": {}}
+    result: Record = {"recipe": recipe.model_dump(mode="json"), "calibration": asdict(speed), "stages": {}}
     for stage, seconds, notes in journal.execute("SELECT stage, seconds, notes FROM stages WHERE finished"):
         details = json.loads(notes)
         outcomes = journal.execute("SELECT state, reason, count(*) FROM rows WHERE stage = ? GROUP BY 1, 2", (stage,))
@@ -104,7 +101,8 @@ def steps(requests: list[tuple[int, int, float, list[int]]]) -> list[float]:
 
 
 def recipe_of(run: Record) -> recipes.Recipe:
-    return recipes.load(run["recipe"], run["settings"])
+    """Return the recipe that the run was made with."""
+    return recipes.Recipe.model_validate(run["recipe"])
 
 
 _QUESTION_TYPES = 20
@@ -254,9 +252,8 @@ def write(pairs: list[str]) -> None:
     """Add records of runs to data/planner.json."""
     records = json.loads(RECORDS.read_text("utf-8")) if RECORDS.exists() else {}
     for pair in pairs:
-        name, _, source = pair.partition("=")
-        recipe, _, path = source.partition(":")
-        records[name] = record(recipe, Path(path))
+        name, _, path = pair.partition("=")
+        records[name] = record(Path(path))
     runs = ",\n".join(f"{json.dumps(name)}: {json.dumps(run, ensure_ascii=False)}" for name, run in records.items())
     RECORDS.write_text(f"{{\n{runs}\n}}\n", "utf-8")
 

@@ -19,10 +19,15 @@ from selfalign.run.recipe import Recipe
 
 SPEED = Calibration(8, {"1": 40.0, "8": 100.0, "16": 90.0}, 400.0, 2.0, 1241.0, 50_000)
 MACHINE = Machine(8, SPEED, 1000.0, True, True, 4096, 241.0)
+SIZES = (
+    "prompts.self_instruct.count=60", "prompts.red_team.count=60", "prompts.red_team.form=by_topic", "align.samples=1",
+    "align.max_new_tokens=160", "verbose_cloning.prompts=64", "verbose_cloning.replay=0", "evaluate.heldout_prompts=40",
+)  # fmt: skip
+"""One request for each row, so that the numbers of requests are exact."""
 
 
 def load(*sets: str) -> Recipe:
-    return recipes.load("quick", list(sets))
+    return recipes.load("quick", [*SIZES, *sets])
 
 
 def stage_plans(
@@ -56,6 +61,48 @@ def test_sizes_follow_the_recipe(default_constitution: Constitution):
     assert large["align"].requests == small["align"].requests + 540
     assert large["align"].seconds > 3 * small["align"].seconds
     assert large["self_instruct"] == small["self_instruct"]
+
+
+def test_questions_by_type_have_no_topics_stage(default_constitution: Constitution):
+    assert "topics" not in stage_plans(load("prompts.red_team.form=by_type"), default_constitution)
+
+
+def test_questions_by_type_are_planned_as_measured(default_constitution: Constitution):
+    sets = ("prompts.red_team.form=by_type", "prompts.red_team.count=200", "prompts.red_team.max_new_tokens=160")
+    plan = stage_plans(load(*sets), default_constitution)["red_team"]
+    # The embedded model needed 419 requests for 200 prompts.
+    assert plan.requests == pytest.approx(419, rel=0.1)
+    assert plan.generated_tokens == pytest.approx(8_055, rel=0.1)
+    assert plan.prompt_tokens + plan.cached_tokens == pytest.approx(73_110, rel=0.2)
+    assert plan.cached_tokens > 2 * plan.prompt_tokens
+
+
+def test_lists_without_topics_need_fewer_and_longer_requests(default_constitution: Constitution):
+    kinds = [t.model_copy(update={"about": ""}) for t in default_constitution.question_types]
+    lists = default_constitution.model_copy(update={"question_types": kinds})
+    recipe = load("prompts.red_team.form=by_type")
+    few, many = (stage_plans(recipe, texts)["red_team"] for texts in (lists, default_constitution))
+    assert few.requests < many.requests / 2
+    assert few.generated_tokens > many.generated_tokens
+
+
+def test_several_samples_add_expected_responses(default_constitution: Constitution):
+    plans = [stage_plans(load(f"align.samples={n}"), default_constitution)["align"] for n in (1, 2, 3, 16)]
+    assert [p.requests for p in plans] == [120, 151, 158, 161]
+    # 162 prompts of the embedded model took 214 responses with at most three samples.
+    many = stage_plans(load("align.samples=3"), default_constitution, own=162)["align"]
+    assert many.requests == pytest.approx(214, rel=0.02)
+
+
+def test_replay_trains_on_the_engraving_examples_again(default_constitution: Constitution):
+    none, some, every = (
+        stage_plans(load(f"verbose_cloning.replay={share}"), default_constitution) for share in (0, 0.5, 1)
+    )
+    identity = len({p.question for p in default_constitution.identity})
+    assert none["verbose_responses"].requests - identity >= some["verbose_responses"].requests
+    assert some["verbose_responses"] == every["verbose_responses"]
+    assert some["verbose_cloning"].generated_tokens < every["verbose_cloning"].generated_tokens
+    assert every["verbose_cloning"].generated_tokens > every["engrave"].generated_tokens
 
 
 def test_user_prompts_replace_stage_1(default_constitution: Constitution):
@@ -113,7 +160,7 @@ def test_fake_engine_and_server_have_no_times(tmp_path: Path):
     assert {s.seconds for s in plan.stages} == {None}
     mine = tmp_path / "mine.txt"
     mine.write_text("One question?\n\nAnother question?\n")
-    server = {"engine.url": "http://127.0.0.1:1"}
+    server = {"engine.url": "http://127.0.0.1:1", "align.samples": 1}
     stages = {s.stage: s for s in selfalign.plan("quick", settings=server, prompts=mine).stages}
     assert stages["align"].requests == 2
     assert stages["align"].seconds is None

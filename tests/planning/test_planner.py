@@ -25,9 +25,21 @@ def test_constants_equal_the_fit_on_quick(planner: ModuleType):
     fitted = planner.fit(runs[0]) | {"throughput_factor": planner.throughput_factor(runs)}
     used = planner.constants()
     assert {key: used[key] for key in fitted} == pytest.approx(fitted, rel=0.01)
-    assert set(used) - set(fitted) == {"behaviour"}  # quick does not evaluate behaviour
+    # This run has no behaviour, and questions by topic.
+    assert set(used) - set(fitted) == {"behaviour", "typed_question", "listed_questions"}
     entry = planner.load("behaviour")["stages"]["behaviour"]
     assert used["behaviour"] == pytest.approx(entry["generated"] / entry["requests"], rel=0.01)
+
+
+@pytest.mark.parametrize("name", ["quick", "again", "behaviour", "standard"])
+def test_records_keep_the_recipe_of_their_run(planner: ModuleType, name: str):
+    run = planner.load(name)
+    recipe, stages = planner.recipe_of(run), run["stages"]
+    prompts = recipe.prompts.self_instruct.count + recipe.prompts.red_team.count
+    assert prompts == stages["align"]["requests"]
+    assert recipe.prompts.red_team.form == "by_topic"
+    if "evaluate" in stages:
+        assert stages["evaluate"]["requests"] == 3 * recipe.evaluate.heldout_prompts
 
 
 def test_tokens_of_an_unseen_run_are_within_20_percent(planner: ModuleType):

@@ -1,7 +1,8 @@
 """Estimate the requests, tokens, time, memory and disk of each stage of a run on this machine.
 
-Sizes follow from the recipe (`sizes`), speeds from `calibrate`. Numbers of requests and upper limits of tokens are
-exact; times are estimates, which a run prints next to the actual times. `capacity` does the same for a cluster.
+Sizes follow from the recipe (`sizes`), speeds from `calibrate`. Numbers of requests are exact in stages with one
+request for each row, and expected numbers in stage 1, and in stage 2 with several samples. Times are estimates, which a
+run prints next to the actual times. `capacity` does the same for a cluster.
 """
 
 from __future__ import annotations

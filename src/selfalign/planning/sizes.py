@@ -1,7 +1,8 @@
 """Compute the requests, prompt tokens, generated tokens and training tokens of each stage of a recipe.
 
 Numbers of rows follow from the recipe. Tokens per row and fractions of kept rows were measured with the embedded model
-in one run of the recipe `quick` (`benchmarks/planner.py fit quick` prints these constants). Larger models write longer
+in one run (`benchmarks/planner.py fit quick` prints these constants); those of questions by type and of several samples
+come from other runs. Larger models write longer
 responses, so their lengths are given as fractions of the limits.
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from selfalign.constitution import Constitution
 from selfalign.constitution.rendering import prompt_types, render
@@ -17,11 +19,23 @@ from selfalign.run.recipe import Recipe
 PROMPTS_PER_REQUEST = 4.06
 """Prompts from one request of Self-Instruct, after the filters."""
 QUESTIONS_KEPT = 0.913
+_TYPED_KEPT, _LISTED_KEPT = 0.45, 1.1
+"""Questions by type (`prompts.red_team.form: by_type`) from one request: of a type whose questions have topics, and of
+one that lists questions. Of 419 requests by the embedded model, 400 and 19 gave 179 and 21 prompts."""
+_LIST_CACHED = 0.52
+"""The fraction of such a list that is in the cache, because several requests share its order."""
+_TOPIC_LIMIT = 16
+"""Maximum of generated tokens of a topic before its question."""
+_TYPED_ROUNDS, _TYPED_ROUND = 3, 360
+"""Rounds of questions by type, and the requests of a round, at most."""
 _TOPICS_PER_REQUEST = 4.5
 """New topics, as in the paper: from one topic of a type to about 4,956 in five rounds (99,121 questions, 20 types)."""
 _TOPICS_LISTED = 10
 """Length of the list that a request for topics completes. It shows one topic, or five once the type has so many."""
 ANSWERS_KEPT = 0.958
+_SAMPLE_REJECTED = 0.255
+"""The fraction of responses after which stage 2 generates another one (`align.samples`): 214 responses to 162 prompts,
+with at most three samples."""
 VERBOSE_KEPT = 0.738
 TURN_TOKENS = 46.5
 """Tokens of an example without its response: system prompt, message and turns."""
@@ -37,6 +51,10 @@ class Lengths:
     topic_line: float = 6.41
     """One topic of a list."""
     question: float = 13.3
+    typed_question: float = 15.4
+    """A topic and its question."""
+    listed_questions: float = 101
+    """A list of questions without topics."""
     thought: float = 17.9
     citation: float = 21.1
     answer: float = 57.7
@@ -145,6 +163,14 @@ def topic_lines(recipe: Recipe, constitution: Constitution) -> int:
     return sum(requests * lines for requests, lines in _topic_rounds(recipe, constitution))
 
 
+class _Rows(NamedTuple):
+    """Training examples."""
+
+    count: int
+    answer: float
+    """Mean tokens of the response."""
+
+
 class _Sizes:
     def __init__(self, recipe: Recipe, constitution: Constitution, user_prompts: int | None, lengths: Lengths) -> None:
         self._recipe, self._constitution, self._lengths = recipe, constitution, lengths
@@ -165,12 +191,12 @@ class _Sizes:
                 work.append(self._align())
             elif stage == "engrave":
                 answered = (self._prompts - self._heldout) * ANSWERS_KEPT
-                kept = round(answered) + len(self._constitution.identity)
-                work.append(self._train("engrave", kept, self._lengths.answer, self._recipe.align.max_new_tokens))
+                work.append(self._train("engrave", [self._engraved(round(answered) + self._identity())]))
             elif stage == "verbose_cloning":
                 verbose = self._verbose()
                 kept = round(verbose.requests * VERBOSE_KEPT)
-                work += [verbose, self._train("verbose_cloning", kept, verbose.tokens, verbose.limit)]
+                cloned = _Rows(kept, min(verbose.tokens, verbose.limit) * KEPT_LENGTH["verbose_cloning"])
+                work += [verbose, self._train("verbose_cloning", [cloned, self._engraved(self._replayed(kept))])]
             elif stage == "evaluate":
                 work += self._evaluate()
         return work
@@ -190,11 +216,37 @@ class _Sizes:
             # The end token is banned: every request runs to its limit.
             work.append(Generation("self_instruct", requests, own, 80, limit, limit, rounds=rounds))
         if questions.count:
+            if questions.form == "by_type":
+                return [*work, self._questions_by_type()]
             work.append(self._topics())
             count = math.ceil(questions.count / QUESTIONS_KEPT)
             limit = questions.max_new_tokens
             work.append(Generation("red_team", count, 35, 180, self._lengths.question, limit))
         return work
+
+    def _questions_by_type(self) -> Generation:
+        """Return the requests of all types: each writes a topic and a question, or a list of questions."""
+        questions, types = self._recipe.prompts.red_team, self._constitution.question_types
+        total = max(1, sum(t.weight for t in types))
+        requests = tokens = shown = 0.0
+        for kind in types:
+            rate = _TYPED_KEPT if kind.about else _LISTED_KEPT
+            count = questions.count * kind.weight / total / rate
+            requests += count
+            tokens += count * (self._lengths.typed_question if kind.about else self._lengths.listed_questions)
+            texts = [kind.about or kind.name, *(text for example in kind.examples() for text in example)]
+            shown += count * (sum(len(text) + 3 for text in texts)) / _CHARACTERS_PER_TOKEN
+        whole, count = shown / max(1.0, requests), math.ceil(requests)
+        return Generation(
+            "red_team",
+            count,
+            own=whole * (1 - _LIST_CACHED),
+            shared=round(whole * _LIST_CACHED),
+            tokens=tokens / max(1.0, requests),
+            limit=questions.max_new_tokens + _TOPIC_LIMIT,
+            passes=2 if any(t.about for t in types) else 1,
+            rounds=max(_TYPED_ROUNDS, math.ceil(count / _TYPED_ROUND)),
+        )
 
     def _topics(self) -> Generation:
         questions = self._recipe.prompts.red_team
@@ -212,18 +264,46 @@ class _Sizes:
         tokens = min(lengths.thought, config.max_thought_tokens) + lengths.citation
         tokens += min(lengths.answer, config.max_new_tokens)
         limit = config.max_new_tokens + (config.max_thought_tokens + 64 if guided else 0)
-        return Generation("align", self._prompts, 35, self._prefix, tokens, limit, passes=3 if guided else 1)
+        requests = round(self._prompts * sum(_SAMPLE_REJECTED**n for n in range(config.samples)))
+        return Generation("align", requests, 35, self._prefix, tokens, limit, passes=3 if guided else 1)
+
+    def _without_check(self) -> int:
+        """Return the number of training prompts that the engraved model may respond to, if examples are replayed."""
+        train, types = self._prompts - self._heldout, self._constitution.question_types
+        if self._user_prompts is not None or not types:
+            return train
+        plain = sum(t.weight for t in types if self._constitution.wanted(t.name) is None)
+        checked = self._recipe.prompts.red_team.count * (1 - plain / sum(t.weight for t in types))
+        return round(train * (1 - checked / max(1, self._prompts)))
+
+    def _identity(self) -> int:
+        return len(self._constitution.identity)
+
+    def _replayed(self, cloned: int) -> int:
+        """Return the number of engraving examples in stage 4, of whose prompts `cloned` have a verbose response."""
+        share = self._recipe.verbose_cloning.replay
+        if not share:
+            return 0
+        plain = self._without_check()
+        checked = self._prompts - self._heldout - plain
+        return self._identity() + round((checked + share * max(0, plain - cloned)) * ANSWERS_KEPT)
 
     def _verbose(self) -> Generation:
-        config, train = self._recipe.verbose_cloning, self._prompts - self._heldout
-        rows = min(train, config.prompts or train) + self._questions
+        config = self._recipe.verbose_cloning
+        train = self._without_check() if config.replay else self._prompts - self._heldout
+        rows = min(train, config.prompts or train) + (0 if config.replay else self._questions)
         shared = round(len(self._constitution.system_prompt("verbose")) / _CHARACTERS_PER_TOKEN)
         return Generation("verbose_responses", rows, 25, shared, self._lengths.verbose, config.max_new_tokens)
 
-    def _train(self, stage: str, kept: int, answer: float, limit: int) -> Training:
-        config = self._recipe.training(stage)
+    def _engraved(self, count: int) -> _Rows:
+        answer = min(self._lengths.answer, self._recipe.align.max_new_tokens)
+        return _Rows(count, answer * KEPT_LENGTH["engrave"])
+
+    def _train(self, stage: str, rows: list[_Rows]) -> Training:
+        config, kept = self._recipe.training(stage), sum(r.count for r in rows)
         learnt = round(kept * (1 - config.validation))
-        length = min(TURN_TOKENS + min(answer, limit) * KEPT_LENGTH[stage], config.max_length)
+        answer = sum(r.count * r.answer for r in rows) / max(1, kept)
+        length = min(TURN_TOKENS + answer, config.max_length)
         return Training(stage, learnt, length, config.epochs, config.batch_size, config.max_length)
 
     def _evaluate(self) -> list[Work]:
