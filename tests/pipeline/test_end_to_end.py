@@ -12,16 +12,15 @@ import pytest
 import yaml
 
 SETTINGS = [
-    "prompts.self_instruct.count=3",
+    "prompts.self_instruct.count=4",
     "prompts.self_instruct.requests_per_round=2",
     "prompts.self_instruct.max_new_tokens=160",
-    "prompts.red_team.count=5",
-    "prompts.red_team.topic_rounds=1",
-    "prompts.red_team.topic_requests=1",
+    "prompts.red_team.count=6",
     "align.max_new_tokens=80",
-    "verbose_cloning.prompts=3",
-    "verbose_cloning.max_new_tokens=48",
+    "verbose_cloning.prompts=6",
+    "verbose_cloning.max_new_tokens=128",
     "engrave.epochs=1",
+    "engrave.batch_size=2",
     "engrave.learning_rate=8e-4",
     "evaluate.heldout_prompts=2",
     "evaluate.max_new_tokens=32",
@@ -58,7 +57,7 @@ def rows(path: Path) -> list[dict[str, object]]:
 
 def test_every_file_exists(run: Path) -> None:
     for name in (
-        "recipe.yaml", "constitution.yaml", "journal.sqlite", "1_prompts/self_instruct.jsonl", "1_prompts/topics.jsonl",
+        "recipe.yaml", "constitution.yaml", "journal.sqlite", "1_prompts/self_instruct.jsonl",
         "1_prompts/red_team.jsonl", "1_prompts/prompts.jsonl", "2_self_align/responses.jsonl",
         "3_engrave/examples.jsonl", "3_engrave/adapter/adapter_model.safetensors", "3_engrave/adapter/NOTICE",
         "3_engrave/adapter.gguf", "4_verbose_clone/responses.jsonl", "4_verbose_clone/examples.jsonl",
@@ -66,6 +65,9 @@ def test_every_file_exists(run: Path) -> None:
         "5_evaluation/scores.json", "report/index.html", "report/report.json", "manifest.json", "2_self_align/NOTICE",
     ):  # fmt: skip
         assert (run / name).stat().st_size > 0, name
+    # With `prompts.red_team.form: by_type`, topics are written together with the questions, and stored with them.
+    assert rows(run / "1_prompts/topics.jsonl") == []
+    assert any(row["topic"] for row in rows(run / "1_prompts/red_team.jsonl"))
 
 
 def test_counts_balance_and_training_text_has_no_thoughts(run: Path) -> None:
@@ -73,7 +75,7 @@ def test_counts_balance_and_training_text_has_no_thoughts(run: Path) -> None:
     for stage in manifest["stages"]:
         assert stage["rows_in"] == stage["kept"] + sum(stage["dropped"].values()) + sum(stage["failed"].values())
     responses = rows(run / "2_self_align/responses.jsonl")
-    assert len(rows(run / "1_prompts/prompts.jsonl")) == 8
+    assert len(rows(run / "1_prompts/prompts.jsonl")) == 10
     assert len(responses) >= 3
     assert all(r["thoughts"] and r["principles"] for r in responses)
     heldout = {r["id"] for r in rows(run / "1_prompts/prompts.jsonl") if r["split"] == "heldout"}
@@ -87,6 +89,7 @@ def test_adapters_change_output_and_torch_matches_engine(run: Path) -> None:
     by_model = {m: [a["answer"] for a in answers if a["model"] == m] for m in ("base", "engraved", "final")}
     assert len(by_model["base"]) == len(by_model["engraved"]) == len(by_model["final"]) == 2
     assert by_model["base"] != by_model["engraved"] != by_model["final"]
+    assert len(rows(run / "4_verbose_clone/responses.jsonl")) > 0
     counts = {s["stage"]: s["notes"] for s in json.loads((run / "manifest.json").read_text())["stages"]}
     for stage in ("engrave", "verbose_cloning"):
         parity = counts[stage]["parity"]
