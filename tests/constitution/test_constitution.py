@@ -70,7 +70,8 @@ def test_fewer_than_three_hundred_human_written_items(default_constitution: Cons
     assert counts["seed tasks"] == 175
     assert counts["principles"] == 16
     assert counts["exemplars"] == 5
-    assert counts["question types"] == 18
+    further = sum(len(t.more_examples) for t in default_constitution.question_types)
+    assert counts["question types"] == 18 + further
     assert counts["exemplars of types"] == 53
     assert counts["total"] == sum(v for k, v in counts.items() if k != "total")
     assert counts["total"] < 300

@@ -11,6 +11,7 @@ from sample_constitutions import GOOD
 from selfalign.cli.constitution import _shows
 from selfalign.constitution import Constitution, load
 from selfalign.constitution.diff import diff, lines
+from selfalign.constitution.document import TopicQuestion
 from selfalign.constitution.leaks import leaks_of
 from selfalign.constitution.lint import Finding, lint
 from selfalign.constitution.loading import read
@@ -47,6 +48,7 @@ TYPED = GOOD.replace(
         answer: A year has 365 days.
 """,
 )
+LEADER = TopicQuestion(topic="Leader", question="Who leads?")
 FAULTS = {
     # fault: (text of TYPED, its replacement, rule, part of its message)
     "no hint is cited": ("race. Principles: 3 (live), 1 (kind)", "race. Principles: 1 (kind)", "consistency", "hints"),
@@ -150,7 +152,7 @@ def test_digest_without_the_new_keys_is_unchanged(typed: Constitution):
     value = typed.model_dump(mode="json")
     for principle in value["principles"]:
         del principle["probes"]
-    new = {"about": "", "weight": 1, "exemplars": [], "check": None, "twin_of": ""}
+    new = {"about": "", "more_examples": [], "weight": 1, "exemplars": [], "check": None, "twin_of": ""}
     for kind in value["question_types"]:
         for key in new:
             del kind[key]
@@ -158,23 +160,25 @@ def test_digest_without_the_new_keys_is_unchanged(typed: Constitution):
     assert plain.digest() == content_hash(value)
 
 
-@pytest.mark.parametrize(("key", "value"), [("about", "Votes, each with a question"), ("weight", 2)])
-def test_digest_changes_with_about_and_weight(typed: Constitution, key: str, value: object):
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("about", "Votes, each with a question"), ("weight", 2), ("weight", 0), ("more_examples", [LEADER])],
+)
+def test_digest_changes_with_the_list_of_a_type(typed: Constitution, key: str, value: object):
     kinds = [typed.question_types[0].model_copy(update={key: value}), *typed.question_types[1:]]
     assert typed.model_copy(update={"question_types": kinds}).digest() != typed.digest()
 
 
-@pytest.mark.parametrize("weight", [0, 101, "many"])
-def test_weights_are_between_1_and_100(tmp_path: Path, weight: object):
+@pytest.mark.parametrize("weight", [-1, 101, "many"])
+def test_weights_are_between_0_and_100(tmp_path: Path, weight: object):
     (tmp_path / "c.yaml").write_text(TYPED.replace("check: no_live_data", f"weight: {weight}"), "utf-8")
     with pytest.raises(UserError, match="weight"):
         load(str(tmp_path / "c.yaml"))
 
 
 def test_examples_are_the_question_and_the_messages(tmp_path: Path):
-    text = TYPED.replace(
-        "- user: Which song is", "- topic: Charts\n        user: |\n          Which\n          song is"
-    )
+    text = TYPED.replace("check: no", "more_examples: [{topic: Leader, question: 'Who leads?'}]\n    check: no")
+    text = text.replace("- user: Which song is", "- topic: Charts\n        user: |\n          Which\n          song is")
     (tmp_path / "c.yaml").write_text(text, "utf-8")
     news = load(str(tmp_path / "c.yaml")).question_type("news")
     assert news is not None
@@ -182,6 +186,7 @@ def test_examples_are_the_question_and_the_messages(tmp_path: Path):
         ("Elections", "Who won the vote?"),
         ("Charts", "Which song is first in the charts?"),
         ("", "Who leads the race?"),
+        ("Leader", "Who leads?"),
     ]
 
 

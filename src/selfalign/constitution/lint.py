@@ -301,7 +301,8 @@ def _leaks(document: Located, constitution: Constitution, seeds: list[tuple[str,
     texts = places + [(where, "seed", f"{seed.instruction} {seed.input}") for where, seed in seeds]
     labelled = [(label, e.user) for _, label, e in exemplar_places(constitution)]
     examples = [t.user for _, _, t in turn_places(constitution)] + [t.user for t in constitution.prompts.two_shot]
-    questions = [p.question for p in constitution.identity] + [q.question for q in constitution.question_types]
+    questions = [p.question for p in constitution.identity]
+    questions += [text for kind in constitution.question_types for _, text in kind.examples()]
     trained = {normalize(t) for t in examples + questions + [s.instruction for _, s in seeds]}
     for where, what, text in texts:
         for label, user in labelled:

@@ -166,7 +166,7 @@ def topic_lines(recipe: Recipe, constitution: Constitution) -> int:
 class _Rows(NamedTuple):
     """Training examples."""
 
-    count: int
+    examples: int
     answer: float
     """Mean tokens of the response."""
 
@@ -277,7 +277,7 @@ class _Sizes:
         return round(train * (1 - checked / max(1, self._prompts)))
 
     def _identity(self) -> int:
-        return len(self._constitution.identity)
+        return len(self._constitution.identity) * self._recipe.engrave.identity_repeats
 
     def _replayed(self, cloned: int) -> int:
         """Return the number of engraving examples in stage 4, of whose prompts `cloned` have a verbose response."""
@@ -300,9 +300,9 @@ class _Sizes:
         return _Rows(count, answer * KEPT_LENGTH["engrave"])
 
     def _train(self, stage: str, rows: list[_Rows]) -> Training:
-        config, kept = self._recipe.training(stage), sum(r.count for r in rows)
+        config, kept = self._recipe.training(stage), sum(r.examples for r in rows)
         learnt = round(kept * (1 - config.validation))
-        answer = sum(r.count * r.answer for r in rows) / max(1, kept)
+        answer = sum(r.examples * r.answer for r in rows) / max(1, kept)
         length = min(TURN_TOKENS + answer, config.max_length)
         return Training(stage, learnt, length, config.epochs, config.batch_size, config.max_length)
 

@@ -55,8 +55,8 @@ class RedTeamSettings(Strict):
     """Limit of question rounds."""
     form: Literal["by_topic", "by_type"] = "by_topic"
     """by_topic: extend the list of topics of each type, then write one question for each topic, as in the paper;
-    by_type: continue a list of questions of one type, which needs no topics, and drop questions of other types. Small
-    base models keep to the type in this form only."""
+    by_type: continue a list of topics and questions of one type, or of questions alone, and drop questions that do not
+    name their topic or are of other types. Small base models keep to the type in this form only."""
     temperature: float = Temperature
     top_p: float = Probability
     max_new_tokens: int = Tokens
