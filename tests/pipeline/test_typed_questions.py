@@ -13,7 +13,7 @@ import pytest
 from selfalign.constitution import Constitution, QuestionType
 from selfalign.data.prompt_text import BOS
 from selfalign.data.records import Prompt, Topic, prompt_id, read_jsonl
-from selfalign.errors import Interrupted, TooManyFailed
+from selfalign.errors import Interrupted, TooManyFailed, UserError
 from selfalign.generation.engines.base import Step
 from selfalign.pipeline import rounds, step1a_self_instruct, step1b_red_team, typed_questions
 from selfalign.pipeline.rounds import Rounds
@@ -163,6 +163,17 @@ def test_shipped_types_name_the_topic_of_their_question(default_constitution: Co
 
 def test_questions_share_the_weights_of_their_types(fake_run: Runs, texts: Constitution):
     assert counts_of(fake_run(*SIZES, texts=texts, script=script)) == {"the sea": 12, "missing details": 8, "hills": 4}
+
+
+def test_types_of_weight_0_get_no_requests(fake_run: Runs, texts: Constitution):
+    sea, *others = texts.question_types
+    sea = sea.model_copy(update={"weight": 0})
+    fewer = texts.model_copy(update={"question_types": [sea, *others]})
+    context = fake_run(*SIZES, texts=fewer, script=script)
+    assert counts_of(context) == {"missing details": 16, "hills": 8}
+    none = texts.model_copy(update={"question_types": [sea]})
+    with pytest.raises(UserError, match="weight 0"):
+        run_stage(fake_run(*SIZES, texts=none, name="none"))
 
 
 def test_later_rounds_ask_the_types_that_lack_prompts(fake_run: Runs, texts: Constitution):

@@ -35,14 +35,14 @@ def test_quick_has_its_documented_values():
         recipe.align,
         recipe.verbose_cloning,
     )
-    assert (one.count, one.seeds_per_request, one.temperature, one.top_p, one.max_new_tokens) == (36, 5, 0.9, 0.95, 384)
-    assert (two.form, two.count, two.temperature, two.top_p, two.max_new_tokens) == ("by_type", 126, 0.9, 0.95, 160)
+    assert (one.count, one.seeds_per_request, one.temperature, one.top_p, one.max_new_tokens) == (24, 5, 0.9, 0.95, 384)
+    assert (two.form, two.count, two.temperature, two.top_p, two.max_new_tokens) == ("by_type", 135, 0.7, 0.95, 80)
     assert (align.form, align.temperature, align.top_p, align.max_new_tokens) == ("guided", 0.5, 0.95, 128)
     assert (align.samples, align.exemplars) == (3, "by_type")
     assert align.hints is False
     assert recipe.filters.base == "default"
     assert (recipe.engrave.rank, recipe.engrave.alpha, recipe.engrave.dropout) == (16, 16, 0.05)
-    assert len(recipe.engrave.targets) == 7
+    assert (len(recipe.engrave.targets), recipe.engrave.identity_repeats) == (7, 3)
     assert (recipe.engrave.learning_rate, recipe.engrave.epochs) == (4.0e-4, 3)
     assert (
         verbose_cloning.prompts,
