@@ -10,7 +10,7 @@ _FRAME = re.compile(
     r"but|if|than|then|so|not|no|some|any|all|one|there|here|am|is|are|was|were|be|been|being|do|does|did|done|has|"
     r"have|had|can|could|will|would|should|may|might|must|shall|let|please|tell|give|name|write|find|get|make|take|"
     r"say|help|want|need|like|best|better|good|way|much|many|long|far|often|most|more|very|just|also|still|now|today|"
-    r"s|t|m|re|ve|ll|d"
+    r"getting|making|taking|doing|having|giving|going|s|t|m|re|ve|ll|d"
 )
 
 
