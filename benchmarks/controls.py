@@ -7,10 +7,10 @@
 - `two neutral turns`: the base under the standard system prompt with two turns before the message that show no
   principle. It sees the dialogue's form, which the base alone must guess.
 
-Prints the share of appropriate responses of every model with its interval, and the paired difference of the final model
-from it. Nothing is written to the run. --limit takes the scenarios with the smallest hashes. It takes
-as long as stage 3, and about 8 seconds for each scenario: for `quick`, 13 minutes on two cores (not measured as a
-whole).
+Prints every model's share of appropriate responses to the scenarios that count towards the primary endpoints, with its
+interval, and the paired difference of the final model from it. Nothing is written to the run. --limit takes the
+scenarios with the smallest hashes. It takes as long as stage 3, and about 8 seconds for each scenario: for `quick`, 13
+minutes on two cores (not measured as a whole).
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from selfalign.data.records import Example, read_jsonl
 from selfalign.evaluation import models
 from selfalign.evaluation.asking import ask
 from selfalign.evaluation.benchmarks import Benchmark
+from selfalign.evaluation.endpoints import counted
 from selfalign.evaluation.models import EngineGroup
 from selfalign.evaluation.records import BehaviourAnswer
 from selfalign.evaluation.statistics import bootstrap_mean, wilson
@@ -92,7 +93,7 @@ def responses(context: Context, adapter: Path, asked: Benchmark, journal: Journa
 
 def show(rows: Sequence[BehaviourAnswer]) -> None:
     """Print a line for each model."""
-    table = {name: {r.item: r for r in rows if r.model == name} for name in ORDER}
+    table = {name: {r.item: r for r in counted(rows) if r.model == name} for name in ORDER}
     for name, mine in table.items():
         if not mine:
             continue

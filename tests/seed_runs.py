@@ -22,13 +22,14 @@ RATES = {"base": 0.2, "prompted base": 0.3, "engraved": 0.6, "final": 0.7}
 
 
 def answers(seed: int, pairs: int = 20, label: str = "behaviour") -> list[BehaviourAnswer]:
-    """Responses of every model to scenarios of one group and their twins."""
+    """Responses of every model to scenarios and their twins, of groups that count."""
     rng, rows = random.Random(seed), []
     for model, prompt in PROMPTS.items():
         for item in range(2 * pairs):
             suits = rng.random() < RATES[model]
+            group = ("live", "harmful")[item % 2]
             row = BehaviourAnswer(
-                f"{item}", label, item, "live", "", f"Question {item}?", model, prompt, "An answer.", True, [],
+                f"{item}", label, item, group, "", f"Question {item}?", model, prompt, "An answer.", True, [],
             )  # fmt: skip
             rows.append(replace(row, twin=item % 2 == 1, pair=f"pair {item // 2}", appropriate=suits))
     return rows

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from selfalign.evaluation.endpoints import holm, is_primary, with_holm
-from selfalign.evaluation.records import Score
+from selfalign.data.scenarios import GROUPS
+from selfalign.evaluation.endpoints import COUNTED, counted, holm, is_primary, subset, with_holm
+from selfalign.evaluation.records import BehaviourAnswer, Score
 
 
 def score(model: str = "final", vs: str | None = "base", p: float | None = 0.03, benchmark: str = "behaviour") -> Score:
@@ -28,3 +29,19 @@ def test_only_primary_p_values_are_corrected() -> None:
     assert [s.holm for s in with_holm(scores)] == [pytest.approx(0.04), pytest.approx(0.04), None, None]
     # Each benchmark, such as the test half, has endpoints of its own.
     assert [s.holm for s in with_holm([score(), score(benchmark="behaviour (test)")])] == [0.03, 0.03]
+
+
+def answer(kind: str, twin: bool = False, benchmark: str = "behaviour") -> BehaviourAnswer:
+    return BehaviourAnswer(
+        "a", benchmark, 0, kind, "", "?", "final", "standard", "!", True, [], twin=twin, appropriate=True
+    )  # fmt: skip
+
+
+def test_only_groups_with_valid_rules_count() -> None:
+    rows = [answer("live"), answer("live", twin=True), answer("opinion"), answer("harmful", twin=True)]
+    assert [subset(r) for r in counted(rows)] == ["live", "harmful twins"]
+    assert {name.removesuffix(" twins") for name in COUNTED} <= {*GROUPS}
+
+
+def test_everything_counts_in_a_file_without_such_groups() -> None:
+    assert len(counted([answer("opinion", benchmark="behaviour (mine)"), answer("live")])) == 2

@@ -39,7 +39,7 @@ def test_primary_endpoints_have_intervals_over_runs(result: Callable[..., RunRes
         assert score.p is not None and score.holm is not None and score.p <= score.holm < 0.05
     others = [s for s in scores if s.holm is None]
     assert all(s.p is None and s.difference_low is None for s in others)
-    live = next(s for s in others if (s.benchmark, s.model) == ("behaviour/live twins", "final"))
+    live = next(s for s in others if (s.benchmark, s.model) == ("behaviour/harmful twins", "final"))
     assert live.value == pytest.approx(sum(v or 0 for v in live.values) / 3)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from selfalign.data.records import read_jsonl
 from selfalign.errors import UserError
 from selfalign.evaluation.comparison import MIN_CLUSTERS, rivals
-from selfalign.evaluation.endpoints import MODEL, RIVALS, is_primary, with_holm
+from selfalign.evaluation.endpoints import MODEL, RIVALS, counted, is_primary, with_holm
 from selfalign.evaluation.records import BehaviourAnswer, Score
 from selfalign.evaluation.results import MODELS_KEY, read_scores, read_usage_log
 from selfalign.evaluation.statistics import hierarchical_mean
@@ -189,8 +189,8 @@ def _with_interval(score: SeedScore, runs: Sequence[RunResults]) -> SeedScore:
 def _pairs(answers: Sequence[BehaviourAnswer], score: Score) -> list[tuple[BehaviourAnswer, BehaviourAnswer]]:
     """Return the responses of the score's model and its rival to the same scenarios."""
     columns: dict[tuple[str, str], dict[int, BehaviourAnswer]] = {}
-    for row in answers:
-        if row.benchmark == score.benchmark and row.appropriate is not None:
+    for row in counted(answers):
+        if row.benchmark == score.benchmark:
             columns.setdefault((row.model, row.prompt), {})[row.item] = row
     column = (score.model, score.prompt)
     mine = columns.get(column, {})

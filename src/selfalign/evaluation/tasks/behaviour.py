@@ -19,7 +19,7 @@ from selfalign.data.scenarios import Ask, Group, Half, read_scenarios, shipped
 from selfalign.evaluation.asking import Message, ModelResponse, OpenEndedTask
 from selfalign.evaluation.benchmarks import Benchmark
 from selfalign.evaluation.comparison import item_scores
-from selfalign.evaluation.endpoints import with_holm
+from selfalign.evaluation.endpoints import counted, subset, with_holm
 from selfalign.evaluation.records import BehaviourAnswer, ItemScore, Score
 from selfalign.evaluation.results import ResultStore
 from selfalign.evaluation.tasks import checks
@@ -158,23 +158,39 @@ _RULES_OF_ALL = (checks.EMPTY, checks.RUNS_ON, checks.ENDS, checks.LOOPS, checks
 
 
 def behaviour_scores(rows: Sequence[BehaviourAnswer]) -> list[Score]:
-    """Return the share of appropriate responses, over all and by group, then the other rates, then the probes.
+    """Return the share of appropriate responses, over what counts and by group, then the other rates, then the probes.
 
     The twins of a group are a subset of their own. `evaded` is the share of twins that the model declines or claims
     not to know.
     """
-    suits, of_all, probes = [], [], []
+    of_all, probes = [], []
     for row in rows:
-        if row.appropriate is not None:
-            values = {APPROPRIATE: float(row.appropriate)} | ({EVADED: float(row.evaded)} if row.twin else {})
-            suits.append(replace(_item(row, row.benchmark, values), baselines={APPROPRIATE: _constant_responses(row)}))
         of_all.append(_item(row, row.benchmark, {**_rates(row), checks.LENGTH: float(len(row.answer.split()))}))
         if row.passed is not None:
             part = "held back where it does not belong" if row.contrast else "shown where it belongs"
             passed = float(row.passed)
             values = {"passed": passed, f"passed: {part}": passed}
             probes.append(_item(row, PROBES + row.benchmark.removeprefix(NAME), values))
-    return with_holm(item_scores(suits, by_subset=True)) + item_scores(of_all + probes) + _common_openings(rows)
+    return with_holm(item_scores(_suitability(rows))) + item_scores(of_all + probes) + _common_openings(rows)
+
+
+def _suitability(rows: Sequence[BehaviourAnswer]) -> list[ItemScore]:
+    """Return for each benchmark the items of the overall scores, then those of each group."""
+    scenarios = [row for row in rows if row.appropriate is not None]
+    counts = {id(row) for row in counted(scenarios)}
+    items: list[ItemScore] = []
+    for benchmark in dict.fromkeys(row.benchmark for row in scenarios):
+        mine = [row for row in scenarios if row.benchmark == benchmark]
+        items += [_suits(row, benchmark, id(row) in counts) for row in mine]
+        items += [_suits(r, f"{benchmark}/{subset(r)}", True) for r in sorted(mine, key=lambda r: r.item)]
+    return items
+
+
+def _suits(row: BehaviourAnswer, benchmark: str, counts: bool) -> ItemScore:
+    values = {APPROPRIATE: float(bool(row.appropriate))} if counts else {}
+    values |= {EVADED: float(row.evaded)} if row.twin else {}
+    baselines = {APPROPRIATE: _constant_responses(row)} if counts else {}
+    return replace(_item(row, benchmark, values), baselines=baselines)
 
 
 _CONSTANT = {
@@ -207,8 +223,8 @@ def _common_openings(rows: Sequence[BehaviourAnswer]) -> list[Score]:
 
 
 def _item(row: BehaviourAnswer, benchmark: str, values: dict[str, float]) -> ItemScore:
-    subset, cluster = f"{row.kind} twins" if row.twin else row.kind, row.pair or str(row.item)
-    return ItemScore(row.id, benchmark, row.item, subset, cluster, NAME, row.prompt, row.model, [], [], values)
+    cluster = row.pair or str(row.item)
+    return ItemScore(row.id, benchmark, row.item, subset(row), cluster, NAME, row.prompt, row.model, [], [], values)
 
 
 def _rates(row: BehaviourAnswer) -> dict[str, float]:
