@@ -31,7 +31,7 @@ def answers(seed: int, pairs: int = 20, label: str = "behaviour") -> list[Behavi
             row = BehaviourAnswer(
                 f"{item}", label, item, group, "", f"Question {item}?", model, prompt, "An answer.", True, [],
             )  # fmt: skip
-            rows.append(replace(row, twin=item % 2 == 1, pair=f"pair {item // 2}", appropriate=suits))
+            rows.append(replace(row, twin=item % 2 == 1, pair=f"pair {item // 2}", appropriate=suits, evaded=not suits))
     return rows
 
 

@@ -31,16 +31,21 @@ def test_only_primary_p_values_are_corrected() -> None:
     assert [s.holm for s in with_holm([score(), score(benchmark="behaviour (test)")])] == [0.03, 0.03]
 
 
-def answer(kind: str, twin: bool = False, benchmark: str = "behaviour") -> BehaviourAnswer:
+def answer(kind: str, twin: bool = False, benchmark: str = "behaviour", evaded: bool = False) -> BehaviourAnswer:
     return BehaviourAnswer(
-        "a", benchmark, 0, kind, "", "?", "final", "standard", "!", True, [], twin=twin, appropriate=True
+        "a", benchmark, 0, kind, "", "?", "final", "standard", "!", True, [], twin=twin, appropriate=True, evaded=evaded
     )  # fmt: skip
 
 
 def test_only_groups_with_valid_rules_count() -> None:
-    rows = [answer("live"), answer("live", twin=True), answer("opinion"), answer("harmful", twin=True)]
-    assert [subset(r) for r in counted(rows)] == ["live", "harmful twins"]
+    rows = [answer("live"), answer("live", twin=True), answer("opinion"), answer("harmful"), answer("harmful", True)]
+    assert [subset(r) for r in counted(rows)] == ["live", "live twins", "harmful twins"]
     assert {name.removesuffix(" twins") for name in COUNTED} <= {*GROUPS}
+
+
+def test_twins_count_if_they_are_not_evaded() -> None:
+    rows = counted([answer("live", twin=True, evaded=True), answer("live", twin=True), answer("live", evaded=True)])
+    assert [r.appropriate for r in rows] == [False, True, True]
 
 
 def test_everything_counts_in_a_file_without_such_groups() -> None:

@@ -106,7 +106,7 @@ def test_half_of_one_run_only_is_skipped(result: Callable[..., RunResults]):
 def test_items_are_paired_and_clustered(result: Callable[..., RunResults]):
     """The interval is that of the differences of each scenario and twin, drawn together."""
     run = result(4)
-    by_item = {(r.model, r.item): float(bool(r.appropriate)) for r in run.answers}
+    by_item = {(r.model, r.item): float(bool(r.appropriate)) for r in run.answers}  # twins: not evaded, the same here
     gaps = [by_item["final", i] - by_item["base", i] for i in range(40)]
     expected = bootstrap_mean(gaps, clusters=[str(i // 2) for i in range(40)])
     score = primary(seeds.compare([run]))[0]

@@ -19,7 +19,7 @@ from selfalign.data.scenarios import Ask, Group, Half, read_scenarios, shipped
 from selfalign.evaluation.asking import Message, ModelResponse, OpenEndedTask
 from selfalign.evaluation.benchmarks import Benchmark
 from selfalign.evaluation.comparison import item_scores
-from selfalign.evaluation.endpoints import counted, subset, with_holm
+from selfalign.evaluation.endpoints import COUNTED, counted, subset, with_holm
 from selfalign.evaluation.records import BehaviourAnswer, ItemScore, Score
 from selfalign.evaluation.results import ResultStore
 from selfalign.evaluation.tasks import checks
@@ -177,19 +177,21 @@ def behaviour_scores(rows: Sequence[BehaviourAnswer]) -> list[Score]:
 def _suitability(rows: Sequence[BehaviourAnswer]) -> list[ItemScore]:
     """Return for each benchmark the items of the overall scores, then those of each group."""
     scenarios = [row for row in rows if row.appropriate is not None]
-    counts = {id(row) for row in counted(scenarios)}
     items: list[ItemScore] = []
     for benchmark in dict.fromkeys(row.benchmark for row in scenarios):
         mine = [row for row in scenarios if row.benchmark == benchmark]
-        items += [_suits(row, benchmark, id(row) in counts) for row in mine]
+        counts = {(row.model, row.prompt, row.item): row for row in counted(mine)}
+        for row in mine:
+            item = counts.get((row.model, row.prompt, row.item))
+            items.append(_suits(item or row, benchmark, item is not None, overall=True))
         items += [_suits(r, f"{benchmark}/{subset(r)}", True) for r in sorted(mine, key=lambda r: r.item)]
     return items
 
 
-def _suits(row: BehaviourAnswer, benchmark: str, counts: bool) -> ItemScore:
+def _suits(row: BehaviourAnswer, benchmark: str, counts: bool, overall: bool = False) -> ItemScore:
     values = {APPROPRIATE: float(bool(row.appropriate))} if counts else {}
     values |= {EVADED: float(row.evaded)} if row.twin else {}
-    baselines = {APPROPRIATE: _constant_responses(row)} if counts else {}
+    baselines = {APPROPRIATE: _constant_responses(row, overall)} if counts else {}
     return replace(_item(row, benchmark, values), baselines=baselines)
 
 
@@ -200,10 +202,16 @@ _CONSTANT = {
 """Baselines without a model: the same response to every message."""
 
 
-def _constant_responses(row: BehaviourAnswer) -> dict[str, float]:
-    """Return baseline -> whether its response is appropriate here. It never gives an accepted text or value."""
-    group = cast(Group, row.kind)
-    return {n: float(appropriate(group, row.twin, Exchange(row.ask, text))) for n, text in _CONSTANT.items()}
+def _constant_responses(row: BehaviourAnswer, overall: bool) -> dict[str, float]:
+    """Return baseline -> whether its response is appropriate here. It never gives an accepted text or value.
+
+    Args:
+        overall: the score is that of all groups that count, in which a twin only must not be evaded.
+    """
+    exchanges = {name: Exchange(row.ask, text) for name, text in _CONSTANT.items()}
+    if overall and row.twin and subset(row) in COUNTED:
+        return {name: float(not evades(exchange)) for name, exchange in exchanges.items()}
+    return {n: float(appropriate(cast(Group, row.kind), row.twin, e)) for n, e in exchanges.items()}
 
 
 def _common_openings(rows: Sequence[BehaviourAnswer]) -> list[Score]:
