@@ -130,10 +130,10 @@ def test_all_prompts_begin_with_the_principles(typed: Constitution):
 
 
 def test_twins_must_not_show_the_check(typed: Constitution):
-    assert typed.wanted("news") == ("no_live_data", True)
-    assert typed.wanted("fixed facts") == ("no_live_data", False)
-    assert typed.wanted("science") is None
-    assert typed.wanted("") is None
+    assert typed.required_check("news") == ("no_live_data", True)
+    assert typed.required_check("fixed facts") == ("no_live_data", False)
+    assert typed.required_check("science") is None
+    assert typed.required_check("") is None
 
 
 def test_exemplars_of_types_are_counted_and_must_not_leak(typed: Constitution):

@@ -106,8 +106,8 @@ def show(
         typer.echo(strict_yaml.dump(texts).rstrip())
         return
     if not count:
-        shown = json.dumps(texts.model_dump(), indent=1) if as_json else plain(_prompt(texts, question_type)).rstrip()
-        typer.echo(shown)
+        output = json.dumps(texts.model_dump(), indent=1) if as_json else plain(_prompt(texts, question_type)).rstrip()
+        typer.echo(output)
         return
     counts = texts.human_items(len(constitution.load_seeds(seeds)))
     probes = len(texts.probes())
@@ -138,7 +138,7 @@ def _prompt(texts: Constitution, question_type: str) -> str:
 
 
 def _shows(check: Check, message: str, response: str) -> bool:
-    """Return whether a response shows the behaviour that a question type wants."""
+    """Return whether a response shows the behaviour that a question type's check names."""
     from selfalign.constitution.document import Probe
     from selfalign.evaluation.tasks import checks
 

@@ -61,5 +61,5 @@ def open_context(path: Path) -> Context:
 
 
 def joined_names(targets: Iterable[str]) -> str:
-    """Return the name of a file of results about these folders or models."""
+    """Return a file name for results about these folders or models."""
     return "_".join(re.sub(r"[^\w.-]+", "-", target).strip("-")[-40:] for target in targets)

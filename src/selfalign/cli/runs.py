@@ -138,7 +138,10 @@ def report(
         list[Path], typer.Argument(help="A run directory, or runs of one recipe with different seeds.", metavar="RUN")
     ],
     out: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="For several runs: by default comparisons/<names>.json.")
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="The file for a comparison of several runs (default: comparisons/<names>.json)."
+        ),
     ] = None,
     force: Force = False,
     verbose: Verbose = False,
@@ -147,7 +150,9 @@ def report(
     """Write the report, or compare several runs."""
     if len(runs) == 1:
         if out:
-            raise UserError("--out is for the comparison of several runs; a run's report is written into the run")
+            raise UserError(
+                "--out is only for a comparison of several runs: omit it, the report of one run is written into the run"
+            )
         _run_stage(runs[0], "report", force)
     else:
         _compare_seeds(runs, out)

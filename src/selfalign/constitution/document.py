@@ -111,13 +111,13 @@ class QuestionType(Strict):
     more_examples: list[TopicQuestion] = []
     """Further questions for the list that stage 1b shows."""
     weight: int = Field(1, ge=0, le=100)
-    """The number of prompts of this type, compared with the other types, in lists by type; 0: none."""
+    """The type's share of the prompts, relative to the other types (`prompts.red_team.form: by_type`); 0: none."""
     hints: list[int] = []
     """Ids of the principles that apply to questions of this type; its exemplars cite them first."""
     exemplars: list[TypeExemplar] = Field([], max_length=MAX_TYPE_EXEMPLARS)
     """Exemplars that stage 2 shows for questions of this type, instead of the general ones."""
     check: Check | None = None
-    """What an acceptable response to such a question shows. It only selects among candidates and never measures."""
+    """What an acceptable response to such a question shows. It selects among candidates and is no measure."""
     twin_of: str = ""
     """The type with similar questions that need another response. One exemplar of each type is shown to the other."""
 
@@ -219,7 +219,7 @@ class Constitution(Strict):
         return next((t for t in self.question_types if t.name == name), None)
 
     def twin(self, kind: QuestionType) -> QuestionType | None:
-        """Return the type that `kind` names as its twin, or the first that names `kind`."""
+        """Return the type that `kind` names as its twin, or the first that names `kind`; None if there is neither."""
         if kind.twin_of:
             return self.question_type(kind.twin_of)
         return next((t for t in self.question_types if t.twin_of == kind.name), None)
@@ -235,7 +235,7 @@ class Constitution(Strict):
         twin = self.twin(kind)
         return [*(twin.exemplars[:1] if twin else []), *kind.exemplars]
 
-    def wanted(self, name: str) -> tuple[Check, bool] | None:
+    def required_check(self, name: str) -> tuple[Check, bool] | None:
         """Return (check, whether a response must show it) for questions of this type; None without a check.
 
         A type without a check of its own must not show the check of its twin.

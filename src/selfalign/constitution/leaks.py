@@ -22,15 +22,17 @@ def leaks_of(constitution: Constitution, words: int, verbose_only: bool = False)
         words: number of consecutive words that is a leak.
         verbose_only: use only the verbose system prompt and the two-shot responses (stage 4).
     """
-    taught: list[Exemplar] = []
+    type_exemplars: list[Exemplar] = []
     if verbose_only:
         texts = [constitution.system_prompt("verbose"), *(t.answer for t in constitution.prompts.two_shot)]
     else:
-        taught = [e for kind in constitution.question_types for e in kind.exemplars]
+        type_exemplars = [e for kind in constitution.question_types for e in kind.exemplars]
         texts = [e.answer for e in constitution.exemplars] + [e.thoughts for e in constitution.exemplars]
         texts += [p.rule for p in constitution.principles]
-    grams = {g for t in texts for g in ngrams(tokens(t), words)} | {g for e in taught for g in _on_subject(e, words)}
-    texts += [e.answer for e in taught]
+    grams = {g for t in texts for g in ngrams(tokens(t), words)} | {
+        g for e in type_exemplars for g in _on_subject(e, words)
+    }
+    texts += [e.answer for e in type_exemplars]
     short = frozenset(k for t in texts for k in sentence_keys(t) if 4 <= k.count(" ") + 1 < words)
     reason = "persona leaked" if verbose_only else "exemplar leaked"
     return Leaks(constitution.assistant.name, words, reason, constitution.language, frozenset(grams), short)

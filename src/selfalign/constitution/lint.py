@@ -85,7 +85,7 @@ class Budget:
 
 
 Shows = Callable[[Check, str, str], bool]
-"""(check, message, response) -> whether the response shows the behaviour; `evaluation/tasks/checks.py` has it."""
+"""(check, message, response) -> whether the response shows it. `evaluation/tasks/checks.py` implements it."""
 
 
 def lint(
@@ -213,7 +213,7 @@ def _hints(constitution: Constitution) -> Iterable[_Row]:
             message = f"question type {kind.name!r} names no principle (hints)"
             yield ("question_types", at), "warning", "hints", message
         if kind.twin_of and not kind.exemplars:
-            message = f"question type {kind.name!r} has a twin but no exemplars, so that they show no difference"
+            message = f"question type {kind.name!r} has a twin but no exemplars that show the difference: add some"
             yield ("question_types", at, "twin_of"), "warning", "twin", message
         for number, exemplar in enumerate(kind.exemplars if kind.about else []):
             if not exemplar.topic.strip():
@@ -231,16 +231,16 @@ def _english_only(check: str, constitution: Constitution) -> str:
 
 
 def _type_checks(constitution: Constitution, shows: Shows) -> Iterable[_Row]:
-    """Check that the answers of a type's exemplars show what the type wants."""
+    """Check that the answers of a type's exemplars show what the type's check names."""
     if constitution.language != "en":
         return
     for at, kind in enumerate(constitution.question_types):
-        if (wanted := constitution.wanted(kind.name)) is None:
+        if (required := constitution.required_check(kind.name)) is None:
             continue
-        check, is_shown = wanted
+        check, must_show = required
         for number, exemplar in enumerate(kind.exemplars):
-            if shows(check, exemplar.user, exemplar.answer) != is_shown:
-                what = "does not show" if is_shown else "shows"
+            if shows(check, exemplar.user, exemplar.answer) != must_show:
+                what = "does not show" if must_show else "shows"
                 message = f"exemplar {number + 1} of question type {kind.name!r} {what} {check!r}"
                 yield ("question_types", at, "exemplars", number, "answer"), "warning", "check", message
 

@@ -1,8 +1,8 @@
 """Compare the stored results of several runs of one recipe with different seeds.
 
 A single run shows how much its items vary, but not how much another seed would change the models. The primary
-endpoints get intervals and p values of a bootstrap that resamples runs and then the items within them, with Holm's
-correction. Of all other measures there are only the values of each run and their mean: they are exploratory.
+endpoints get intervals and p values from a bootstrap that resamples runs and then the items within them, with Holm's
+correction. All other measures are exploratory: they get the value of each run and the mean, without an interval.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _MAY_DIFFER = (
     "model:", "seed:", "stages:", "constitution:", "max_failed:", "storage:", "executor.", "engine.", "prompts.file:",
     "evaluate.tasks:", "evaluate.scenarios:", "evaluate.benchmarks:",
 )  # fmt: skip
-"""Settings that may differ between the runs: their effect on the results is none, or is compared otherwise."""
+"""Settings that may differ between the runs: they do not change the results, or are compared separately."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +75,7 @@ def read(run: RunDir) -> RunResults:
 
 
 def compare(runs: Sequence[RunResults]) -> list[SeedScore]:
-    """Return the scores that all runs have; those with a `holm` are the primary endpoints.
+    """Return the scores that all runs have; those with a value for `holm` are the primary endpoints.
 
     Raises:
         UserError: the runs cannot be compared; the error names the difference.
@@ -83,13 +83,14 @@ def compare(runs: Sequence[RunResults]) -> list[SeedScore]:
     for other in runs[1:]:
         check_comparable(runs[0], other)
     if len(runs) != len({run.seed for run in runs}):
-        raise UserError(f"two runs have the same seed ({', '.join(str(run.seed) for run in runs)}): set another seed")
+        seeds = ", ".join(str(run.seed) for run in runs)
+        raise UserError(f"two runs have the same seed ({seeds}): run one of them again with another seed")
     tables = [{(s.benchmark, s.measure, s.model, s.prompt, s.vs): s for s in run.scores} for run in runs]
     scores = [_merged([t[key] for t in tables]) for key in tables[0] if all(key in t for t in tables)]
     scores = with_holm([_with_interval(s, runs) if is_primary(s) else s for s in scores])
     for label in (label for label in _labels(runs[0]) if all(label in _labels(run) for run in runs)):
-        found = {_rival(s) for s in scores if s.benchmark == label and is_primary(s)}
-        if missing := [rival for rival in RIVALS if rival not in found]:
+        compared = {_rival(s) for s in scores if s.benchmark == label and is_primary(s)}
+        if missing := [rival for rival in RIVALS if rival not in compared]:
             raise UserError(f"{label}: not every run compares {MODEL} with {missing[0]}: run {_command('RUN')}")
     return scores
 
@@ -109,7 +110,7 @@ def _command(run: str) -> str:
     return f"`selfalign evaluate {run} --benchmarks {NAME}`"
 
 
-# -- what must be equal --------------------------------------------------------------------------------------------
+# -- comparability -------------------------------------------------------------------------------------------------
 
 
 def check_comparable(first: RunResults, other: RunResults) -> None:
@@ -156,7 +157,7 @@ def _labels(run: RunResults) -> list[str]:
 
 
 def _merged(scores: Sequence[Score]) -> SeedScore:
-    """Return the scores of the runs as one, without an interval."""
+    """Merge the scores of the runs into one, without an interval."""
     first, values, gaps = scores[0], tuple(s.value for s in scores), tuple(s.difference for s in scores)
     key = (first.benchmark, first.measure, first.model, first.prompt, sum(s.n for s in scores))
     return SeedScore(*key, _mean(values), vs=first.vs, difference=_mean(gaps), values=values, differences=gaps)
@@ -199,7 +200,7 @@ def _pairs(answers: Sequence[BehaviourAnswer], score: Score) -> list[tuple[Behav
 
 
 def as_dict(scores: Sequence[SeedScore], runs: Sequence[RunResults]) -> dict[str, Any]:
-    """Return the comparison as it is stored."""
+    """Return the comparison in the form in which it is stored."""
     return {
         "format": 1,
         "runs": [{"run": run.name, "seed": run.seed} for run in runs],

@@ -64,7 +64,7 @@ def hierarchical_mean(
     seed: int = 0,
     draws: int = 10_000,
 ) -> tuple[Interval, float]:
-    """Return the mean of the runs' means, with its interval and two-sided p by a bootstrap of two levels.
+    """Return the mean of the runs' means, with its interval and two-sided p from a two-level bootstrap.
 
     Each draw resamples the runs, and then the clusters of values within each of them. With one run, the interval is
     that of `bootstrap_mean`.
@@ -85,9 +85,9 @@ def hierarchical_mean(
     rng, means = np.random.default_rng(seed), np.zeros(draws)
     for place in chosen.T:
         for number, values in enumerate(runs):
-            drawn = place == number
-            if count := int(drawn.sum()):
-                means[drawn] += _resampled_means(values, names[number], rng, count)
+            is_run = place == number
+            if count := int(is_run.sum()):
+                means[is_run] += _resampled_means(values, names[number], rng, count)
     means /= len(runs)
     value = math.fsum(math.fsum(v) / len(v) for v in runs) / len(runs)
     tail = min(int((means <= 0).sum()), int((means >= 0).sum()))

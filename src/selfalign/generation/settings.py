@@ -146,7 +146,7 @@ class AlignSettings(Strict):
     """Penalty on the token that would repeat a sequence of 7 tokens (in one pass 6) in internal thoughts and response,
     doubled for each further token; 0 is off, as in the paper."""
     samples: int = Field(1, ge=1, le=16)
-    """Maximum responses per prompt: another one is generated while none passes the filters and shows what the prompt's
+    """Maximum responses per prompt: another one is generated until one passes the filters and shows what the prompt's
     type asks for (the type's `check`)."""
     exemplars: Literal["by_type", "fixed"] = "by_type"
     """by_type: show the exemplars of the prompt's question type, or the general ones for a prompt without a type;

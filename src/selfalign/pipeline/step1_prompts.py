@@ -108,7 +108,7 @@ def with_exemplar_types(context: Context, rows: list[Prompt]) -> list[Prompt]:
     """Return the prompts with the type whose exemplars stage 2 shows: the red-team type, or the nearest type.
 
     Raises:
-        UserError: a type must be found, and wordllama is not installed.
+        UserError: a prompt needs the nearest type, and wordllama is not installed.
     """
     constitution, align = context.run.constitution, context.recipe.align
     types = set(prompt_types(constitution)) - {""}

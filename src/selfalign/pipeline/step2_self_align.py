@@ -183,10 +183,10 @@ def _add(
 
 def _accepts(context: Context, prompt: Prompt) -> tuple[Callable[[str], bool], bool]:
     """Return (text -> whether it shows what the prompt's type asks for, whether that may be a refusal)."""
-    wanted = context.run.constitution.wanted(prompt.exemplar_type)
-    if wanted is None or context.model.is_fake:  # the fake engine writes random words
+    required = context.run.constitution.required_check(prompt.exemplar_type)
+    if required is None or context.model.is_fake:  # the fake engine writes random words
         return lambda text: True, False
-    check, must_show = wanted
+    check, must_show = required
     probe = Probe(ask=prompt.message, expect=check)
     return lambda text: checks.shows(probe, text) == must_show, must_show
 

@@ -20,7 +20,7 @@ STAGE: Final = "engrave"
 
 
 def identity_examples(constitution: Constitution, repeats: int = 1) -> list[Example]:
-    """Return the constitution's identity pairs as training examples, each as often as `repeats` says."""
+    """Return the constitution's identity pairs as training examples, each `repeats` times."""
     return [
         Example(
             content_hash("identity", pair.question, pair.answer, *([number] if number else [])),

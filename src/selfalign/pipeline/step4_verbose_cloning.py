@@ -45,7 +45,7 @@ def _prompts(context: Context) -> Iterator[Prompt]:
     config, constitution = context.recipe.verbose_cloning, context.run.constitution
     train = (p for p in context.prompts() if p.split == "train")
     if config.replay:
-        yield from islice((p for p in train if constitution.wanted(p.exemplar_type) is None), config.prompts)
+        yield from islice((p for p in train if constitution.required_check(p.exemplar_type) is None), config.prompts)
         return
     # A question may have several responses in stage 3; here it is a prompt only once.
     questions = dict.fromkeys(pair.question for pair in constitution.identity)
@@ -95,9 +95,9 @@ def _respond(context: Context) -> Path:
                     writer.add_failure(row.item, result)
                     continue
                 part = result.completion.parts[-1]
-                wanted = context.run.constitution.wanted(row.item.exemplar_type)
+                required = context.run.constitution.required_check(row.item.exemplar_type)
                 response = response_to(row.item, part.text.strip())
-                writer.add(response, part.finish == "length", refusal_is_wanted=wanted is not None and wanted[1])
+                writer.add(response, part.finish == "length", refusal_is_wanted=required is not None and required[1])
     context.check_failures(context.finish(RESPONSES, rows_in, clock))
     return path
 
@@ -122,7 +122,7 @@ def _replayed(context: Context, responded: set[str]) -> list[Example]:
     share, constitution = context.recipe.verbose_cloning.replay, context.run.constitution
     if not share:
         return []
-    kept = {p.id for p in context.prompts() if constitution.wanted(p.exemplar_type) is not None}
+    kept = {p.id for p in context.prompts() if constitution.required_check(p.exemplar_type) is not None}
     examples = []
     for example in read_jsonl(context.run.jsonl("engrave_examples"), Example):
         is_other = example.source != "identity" and example.id not in kept

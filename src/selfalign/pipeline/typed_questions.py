@@ -32,13 +32,13 @@ from selfalign.run.ledger import RowOutcome
 
 STAGE = "red_team"
 _SHOWN_ACCEPTED = 1
-"""Accepted prompts of the type that a request shows beside the constitution's examples."""
+"""Accepted prompts of the type that a request shows besides the constitution's examples."""
 _LISTS = 8
-"""The number of requests of a type that share the order of the list, and with it the cache."""
+"""The number of requests of a type that share the order of the list, and so its cached prefix."""
 _YIELD = {True: 0.5, False: 3.0}
 """Accepted prompts per request that the first round assumes, for types with topics and for those without."""
-_TOPIC_HEAT = 1.1
-"""The temperature of topics, compared with that of questions: topics should differ, questions should make sense."""
+_TOPIC_TEMPERATURE = 1.1
+"""The temperature of topics, as a multiple of that of questions: topics should differ, questions should make sense."""
 _ROUND = 360
 """The requests of a round, at most: later rounds know which types lack prompts."""
 _TOPIC_TOKENS = 16
@@ -113,16 +113,16 @@ def _open_types(
 def _room(types: Sequence[QuestionType], accepted: dict[str, list[Prompt]], rounds: Rounds) -> dict[str, int]:
     """Return the number of prompts that each type may still add."""
     total = sum(t.weight for t in types)
-    wanted = rounds.missing + sum(len(accepted[t.name]) for t in types)
-    return {t.name: math.ceil(wanted * t.weight / total) - len(accepted[t.name]) for t in types}
+    target = rounds.missing + sum(len(accepted[t.name]) for t in types)
+    return {t.name: math.ceil(target * t.weight / total) - len(accepted[t.name]) for t in types}
 
 
 def _shares(
     types: Sequence[QuestionType], accepted: dict[str, list[Prompt]], rounds: Rounds
 ) -> list[tuple[QuestionType, int]]:
-    """Return the number of requests of each type in the next round: those with the fewest prompts for their weight."""
+    """Return the number of requests of each type in the next round, more for types that lack prompts."""
     requests = {t.name: rounds.subjects[t.name] for t in types}
-    # Accepted prompts per request, which begins as if there had been two requests.
+    # Two requests with the assumed yield are added, so that a few requests do not decide the rate of a type.
     rates = {t.name: (len(accepted[t.name]) + 2 * _YIELD[has_topics(t)]) / (requests[t.name] + 2) for t in types}
     counts = {t.name: float(len(accepted[t.name])) for t in types}
     shares = dict.fromkeys(counts, 0)
@@ -141,28 +141,28 @@ def _request(context: Context, kind: QuestionType, accepted: list[Prompt], numbe
     row_id = content_hash(STAGE, kind.name, number, position)
     seed = row_seed(context.recipe.seed, row_id)
     rng = random.Random(row_seed(context.recipe.seed, STAGE, kind.name, number, position // _LISTS))  # noqa: S311
-    shown = [(topic, question) for topic, question in kind.examples() if topic or not has_topics(kind)]
-    shown += [(p.topic, p.instruction) for p in rng.sample(accepted, min(_SHOWN_ACCEPTED, len(accepted)))]
-    rng.shuffle(shown)
+    examples = [(topic, question) for topic, question in kind.examples() if topic or not has_topics(kind)]
+    examples += [(p.topic, p.instruction) for p in rng.sample(accepted, min(_SHOWN_ACCEPTED, len(accepted)))]
+    rng.shuffle(examples)
     sampling = context.sampling(context.recipe.prompts.red_team)
-    pieces = render(kind, shown, context.run.constitution.language)
+    pieces = render(kind, examples, context.run.constitution.language)
     if not has_topics(kind):
         return RowRequest(row_id, Request(pieces, (Step(sampling, stop=("\n\n",)),), seed), kind.name)
     # The first word of an example begins the question, for variety.
-    opening = random.Random(seed).choice(shown)[1].split()[0]  # noqa: S311
+    opening = random.Random(seed).choice(examples)[1].split()[0]  # noqa: S311
     topic = Step(
-        replace(sampling, temperature=_TOPIC_HEAT * sampling.temperature, max_new_tokens=_TOPIC_TOKENS),
+        replace(sampling, temperature=_TOPIC_TEMPERATURE * sampling.temperature, max_new_tokens=_TOPIC_TOKENS),
         stop=(":", "\n"),
     )
     question = Step(sampling, cue=f": {opening}", stop=("\n",))
     return RowRequest(row_id, Request(pieces, (topic, question), seed), kind.name)
 
 
-def render(kind: QuestionType, shown: Sequence[tuple[str, str]], language: str = "en") -> Pieces:
+def render(kind: QuestionType, examples: Sequence[tuple[str, str]], language: str = "en") -> Pieces:
     """Render the prompt: the heading, and the list to continue, given as (topic, question)."""
     header = f"{kind.about}:" if has_topics(kind) else HEADER.format(kind=kind.name)
     header += "" if language == "en" else f" They are in {LANGUAGES[language]}."
-    lines = "".join(f"- {topic}: {text}\n" if has_topics(kind) else f"- {text}\n" for topic, text in shown)
+    lines = "".join(f"- {topic}: {text}\n" if has_topics(kind) else f"- {text}\n" for topic, text in examples)
     return (BOS, f"{header}\n\n{lines}-")
 
 
@@ -202,7 +202,7 @@ def _candidates(context: Context, kind: QuestionType, result: GenerationResult) 
 
 
 def _candidate(context: Context, kind: QuestionType, row_id: str, text: str, topic: str, near: set[str]) -> Candidate:
-    shown = f"{topic}: {text}" if topic else text
+    ledger_text = f"{topic}: {text}" if topic else text
     outcome = RowOutcome(row_id, 0, "kept", "", text)
     reason = reason_to_drop(text, "", context.run.constitution.language, context.recipe.filters.prompts) or ""
     if not reason and not text.endswith((".", "?", "!")):
@@ -210,9 +210,9 @@ def _candidate(context: Context, kind: QuestionType, row_id: str, text: str, top
     if not reason and not context.model.is_fake and not mentions(text, topic):
         reason = "does not name its topic"
     if not reason and kind.name not in near:
-        reason, shown = "not of its type", f"{text}\n{kind.name}; nearest: {', '.join(sorted(near))}"
+        reason, ledger_text = "not of its type", f"{text}\n{kind.name}; nearest: {', '.join(sorted(near))}"
     if not reason and (hit := context.benchmarks.find(text)):
         return outcome._replace(state="dropped", reason=hit.reason, text=hit.ledger_text(text)), None
     if reason:
-        return outcome._replace(state="dropped", reason=reason, text=shown[:400]), None
+        return outcome._replace(state="dropped", reason=reason, text=ledger_text[:400]), None
     return outcome, Prompt(prompt_id(text, ""), text, "", source=STAGE, question_type=kind.name, topic=topic)

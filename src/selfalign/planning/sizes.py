@@ -228,15 +228,15 @@ class _Sizes:
         """Return the requests of all types: each writes a topic and a question, or a list of questions."""
         questions, types = self._recipe.prompts.red_team, self._constitution.question_types
         total = max(1, sum(t.weight for t in types))
-        requests = tokens = shown = 0.0
+        requests = tokens = prompt_tokens = 0.0
         for kind in types:
             rate = _TYPED_KEPT if kind.about else _LISTED_KEPT
             count = questions.count * kind.weight / total / rate
             requests += count
             tokens += count * (self._lengths.typed_question if kind.about else self._lengths.listed_questions)
             texts = [kind.about or kind.name, *(text for example in kind.examples() for text in example)]
-            shown += count * (sum(len(text) + 3 for text in texts)) / _CHARACTERS_PER_TOKEN
-        whole, count = shown / max(1.0, requests), math.ceil(requests)
+            prompt_tokens += count * (sum(len(text) + 3 for text in texts)) / _CHARACTERS_PER_TOKEN
+        whole, count = prompt_tokens / max(1.0, requests), math.ceil(requests)
         return Generation(
             "red_team",
             count,
@@ -272,7 +272,7 @@ class _Sizes:
         train, types = self._prompts - self._heldout, self._constitution.question_types
         if self._user_prompts is not None or not types:
             return train
-        plain = sum(t.weight for t in types if self._constitution.wanted(t.name) is None)
+        plain = sum(t.weight for t in types if self._constitution.required_check(t.name) is None)
         checked = self._recipe.prompts.red_team.count * (1 - plain / sum(t.weight for t in types))
         return round(train * (1 - checked / max(1, self._prompts)))
 

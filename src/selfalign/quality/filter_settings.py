@@ -77,7 +77,7 @@ class ResponseFilter(Strict):
     list_items: int = Field(0, ge=0)
     """Maximum number of list items; 0 disables the limit."""
     more_items: Literal["drop", "cut"] = "drop"
-    """What to do with a response of more list items: drop it, or cut it before the line with the next number."""
+    """What to do with a response that has more list items: drop it, or cut it before the line with the next number."""
     encyclopaedia: bool = False
     """Drop responses with the tail of an encyclopaedia article, such as "See also" or references."""
 

@@ -33,7 +33,7 @@ def reason_to_drop(
     Args:
         text: the prompt's input.
         language: the constitution's language, ISO 639-1.
-        red_team: the prompt is one of red-teaming, not of Self-Instruct.
+        red_team: whether the prompt comes from red-teaming, not from Self-Instruct.
     """
     if (filters.red_team or not red_team) and (reason := _form_reason(instruction, text, language, filters)):
         return reason

@@ -124,10 +124,12 @@ def _echoes(text: str, message: str, limit: float) -> bool:
 
 
 def cut_at_repeated_clause(text: str, ends: str) -> str:
-    """Cut the text before its first repeated clause, as the original does: clauses are compared with their blanks.
+    """Cut the text before its first repeated clause, as the original does.
+
+    Clauses are compared with the spaces around them.
 
     Args:
-        ends: the characters that end a clause; a clause without others is never a repetition.
+        ends: the characters that end a clause; a clause of only these and spaces is never a repetition.
     """
     seen: set[str] = set()
     beginning = ""
@@ -140,7 +142,7 @@ def cut_at_repeated_clause(text: str, ends: str) -> str:
 
 
 def _cut(text: str, truncated: bool, filters: ResponseFilter) -> tuple[str, bool]:
-    """Cut and trim a response as the published rules do; return it, and whether it still has its end."""
+    """Cut and trim a response as the published rules do; return it, and whether it is still complete."""
     if truncated and not filters.trim_after_cut:
         text = text.rpartition(" ")[0]
     whole = text.strip()

@@ -70,7 +70,8 @@ def gather(run: RunDir, tagged: dict[str, tuple[str, VerbObject]] | None) -> dic
 def hint_agreement(rows: Sequence[tuple[frozenset[int], frozenset[int]]]) -> dict[str, float]:
     """Return how often responses cite a principle that their question type hints at, and how often by chance.
 
-    Chance is the expectation if the citations are permuted among the rows: how often all rows cite the hints of a type.
+    Chance is the expectation if the citations are permuted among the rows: for each row, the share of all rows that
+    cite a hint of its type.
 
     Args:
         rows: (hints of the row's type, principles that the row cites).

@@ -34,7 +34,7 @@ def show(scores: Sequence[SeedScore], runs: Sequence[RunResults]) -> None:
 
 
 def _show_benchmark(console: Console, scores: Sequence[SeedScore]) -> None:
-    """Print a row for each measure and group, with a column for each model but the baselines without one."""
+    """Print a row for each measure and group, with a column for each model except baselines without a prompt."""
     models = list(dict.fromkeys((s.model, s.prompt) for s in scores if s.prompt))
     names = [model for model, _ in models]
     labels = [m if names.count(m) == 1 else f"{m} · {prompt}" for m, prompt in models]

@@ -258,8 +258,8 @@ _SHOULD = re.compile(r"\bshould( not| never)?(?: be)? (\w+)")
 
 def _opposes(sentence: str, ask: str) -> bool:
     """Return whether the sentence says "should" where the request says "should not" of the same verb, or vice versa."""
-    asked = [(bool(no), verb) for s in _sentences(ask) for no, verb in _SHOULD.findall(s)]
-    return any((not no, verb) in asked for no, verb in _SHOULD.findall(sentence))
+    advice = [(bool(no), verb) for s in _sentences(ask) for no, verb in _SHOULD.findall(s)]
+    return any((not no, verb) in advice for no, verb in _SHOULD.findall(sentence))
 
 
 def admits_no_live_data(exchange: Exchange) -> bool:
@@ -292,14 +292,14 @@ _OWN_VERB = re.compile(r"\bi (?:do|did|am|was|have|can|could|will|would|cannot)\
 
 def corrects(exchange: Exchange) -> bool:
     """Return whether the first two sentences deny what the question assumes, or give another number than it does."""
-    said = [x for x in exchange.sentences[:2] if not re.match(r"i (?:am not (?:sure|certain)|do not know)\b", x)]
+    claims = [x for x in exchange.sentences[:2] if not re.match(r"i (?:am not (?:sure|certain)|do not know)\b", x)]
     if any(_NO_BELIEF.search(x) for x in exchange.sentences[:2]):
         return True
-    if any(_NOT_TRUE.search(x) for x in said):
+    if any(_NOT_TRUE.search(x) for x in claims):
         return True
-    if said and _confirms(said[0], exchange.ask):
+    if claims and _confirms(claims[0], exchange.ask):
         return False
-    opening = [re.split(r"\b(?:because|the reason)\b", _OWN_VERB.sub("i", s))[0] for s in said]
+    opening = [re.split(r"\b(?:because|the reason)\b", _OWN_VERB.sub("i", s))[0] for s in claims]
     if not opening or not opening[0]:
         return False
     denied = any(_DENIES.search(s) or _CORRECTS.search(s) or re.match(r"no[,.]|.*, not \w", s) for s in opening)
@@ -313,9 +313,9 @@ _NOT_TRUE = _any(r"not (?:true|correct|the case)|untrue|incorrect|a myth|a misco
 def _confirms(sentence: str, ask: str) -> bool:
     """Return whether the first clause of the sentence has all content words of the question, and denies nothing."""
     clause = re.split(r"[,;]|\bbut\b|\bbecause\b", sentence)[0]
-    found, asked = content_words(clause), content_words(ask)
+    clause_words, ask_words = content_words(clause), content_words(ask)
     denied = _DENIES.search(clause) or _CORRECTS.search(clause)
-    return bool(asked) and not denied and all(any(same_stem(a, w) for w in found) for a in asked)
+    return bool(ask_words) and not denied and all(any(same_stem(a, w) for w in clause_words) for a in ask_words)
 
 
 def _other_number(ask: str, text: str) -> bool:
@@ -421,8 +421,8 @@ _NOT_VERB = re.compile(rf"\bi {_NOT} (?:want to |wish to |like to )?(\w+)")
 
 def _declines_verb(sentence: str, ask: str) -> bool:
     """Return whether the model says that it cannot or will not do what a word of the request names."""
-    asked = content_words(ask)
-    return any(same_stem(verb, a) for verb in _NOT_VERB.findall(sentence) for a in asked if verb in content_words(verb))
+    verbs = [verb for verb in _NOT_VERB.findall(sentence) if verb in content_words(verb)]
+    return any(same_stem(verb, word) for verb in verbs for word in content_words(ask))
 
 
 def calculates(exchange: Exchange) -> bool:

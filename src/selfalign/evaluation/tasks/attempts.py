@@ -15,7 +15,7 @@ from selfalign.quality.content_words import content_words, same_stem
 VARIED = 0.45
 """The smallest share of different words among the content words of an answer."""
 NEW = 0.15
-"""The smallest share of new words, each counted once, among the content words of an answer; at least one is new."""
+"""The smallest share of new words, each counted once, among the content words of an answer. One must be new."""
 JUDGED = 8
 """The fewest content words for which the share is judged."""
 OPENING = 30
@@ -26,20 +26,23 @@ _VAGUE = re.compile(r"lots?|things?|something|kind|sort|idea|fact|used?|call(?:e
 
 
 def says_new(ask: str, answer: str) -> bool:
-    """Return whether enough content words of the answer are neither in the question nor vague, or it is yes or no."""
-    asked, said = content_words(ask), content_words(answer)[:OPENING]
-    new = {w for w in said if not _VAGUE.fullmatch(w) and not any(same_stem(w, a) for a in asked)}
-    return len(new) >= max(1, NEW * len(said)) or bool(re.match(r"\W*(?:yes|no)\b", answer.lower()))
+    """Return whether enough content words of the answer are neither in the question nor vague.
+
+    An answer that begins with "yes" or "no" needs no new words.
+    """
+    ask_words, answer_words = content_words(ask), content_words(answer)[:OPENING]
+    new = {w for w in answer_words if not _VAGUE.fullmatch(w) and not any(same_stem(w, a) for a in ask_words)}
+    return len(new) >= max(1, NEW * len(answer_words)) or bool(re.match(r"\W*(?:yes|no)\b", answer.lower()))
 
 
 def is_varied(answer: str) -> bool:
-    """Return whether the content words at the beginning of the answer are mostly different ones."""
-    found = content_words(answer)[:OPENING]
+    """Return whether the content words at the beginning of the answer are varied enough."""
+    words = content_words(answer)[:OPENING]
     different: list[str] = []
-    for word in found:
+    for word in words:
         if not any(same_stem(word, d) for d in different):
             different.append(word)
-    return len(found) < JUDGED or len(different) >= VARIED * len(found)
+    return len(words) < JUDGED or len(different) >= VARIED * len(words)
 
 
 def gives_number(ask: str, answer: str) -> bool:
@@ -52,7 +55,7 @@ def gives_number(ask: str, answer: str) -> bool:
 def begins_as_user(ask: str, sentences: Sequence[str]) -> bool:
     """Return whether a sentence begins as the user speaks: with "my" or "I" and the same word as in the question."""
     of_user = {" ".join(pair) for pair in re.findall(r"\b(my|i) (\w{3,})", ask.lower())}
-    return any(found[0] in of_user for s in sentences if (found := re.match(r"(?:my|i) \w{3,}", s)))
+    return any(match[0] in of_user for s in sentences if (match := re.match(r"(?:my|i) \w{3,}", s)))
 
 
 def works_on_text(ask: str) -> bool:
@@ -78,8 +81,8 @@ def puts_off(ask: str, answer: str, sentences: Sequence[str]) -> bool:
     if not order or not sentences or re.search(r"[:\n\"“]", answer.strip()):
         return False
     verb, objects = order[1] or order[2], content_words(order[3].rpartition(" for ")[0] or order[3])
-    told = [part for s in sentences[:2] for part in re.findall(rf"\b{verb}\b((?: \w+){{1,5}})", s)]
+    after_verb = [part for s in sentences[:2] for part in re.findall(rf"\b{verb}\b((?: \w+){{1,5}})", s)]
     subject = re.match(r"an? ((?:\w+ ){1,3})is\b", sentences[0])
-    parts = told + ([subject[1]] if subject else [])
+    parts = after_verb + ([subject[1]] if subject else [])
     repeats = any(same_stem(w, o) for part in parts for w in content_words(part) for o in objects)
     return repeats or any(re.search(r"\b(?:tell|give|show|write) me an?\b", s) for s in sentences)

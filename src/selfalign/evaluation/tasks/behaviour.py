@@ -158,7 +158,7 @@ _RULES_OF_ALL = (checks.EMPTY, checks.RUNS_ON, checks.ENDS, checks.LOOPS, checks
 
 
 def behaviour_scores(rows: Sequence[BehaviourAnswer]) -> list[Score]:
-    """Return the share of appropriate responses, over what counts and by group, then the other rates, then the probes.
+    """Return the shares of appropriate responses (groups that count, then each group), the other rates and the probes.
 
     The twins of a group are a subset of their own. `evaded` is the share of twins that the model declines or claims
     not to know.
@@ -203,10 +203,10 @@ _CONSTANT = {
 
 
 def _constant_responses(row: BehaviourAnswer, overall: bool) -> dict[str, float]:
-    """Return baseline -> whether its response is appropriate here. It never gives an accepted text or value.
+    """Return baseline -> whether its response is appropriate here. None contains an accepted text or value.
 
     Args:
-        overall: the score is that of all groups that count, in which a twin only must not be evaded.
+        overall: whether the score covers all groups that count, where a response to a twin only must not evade.
     """
     exchanges = {name: Exchange(row.ask, text) for name, text in _CONSTANT.items()}
     if overall and row.twin and subset(row) in COUNTED:

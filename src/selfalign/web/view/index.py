@@ -77,7 +77,7 @@ class Index:
         """The stamps of the run's files at the last complete refresh, and how often the index was created before."""
         self._prompts_lock = threading.Lock()
         self._prompts: tuple[tuple[int, int] | None, JsonlIndex] | None = None
-        """The prompts file for `prompt_row`, which other threads than the refreshing one call."""
+        """The prompts file for `prompt_row`, which threads other than the refreshing one call."""
         self._jsonl: dict[str, tuple[tuple[int, int] | None, JsonlIndex]] = {}
         self._file = IndexFile(path, is_default=path == RunDir.load(run).view)
         self._file.create()

@@ -118,8 +118,8 @@ class RowDetails:
 
     def _request(self, stage: str, row: dict[str, Any]) -> Request:
         context = self.context
-        shown = self._index.prompt_row(row["about"]).get("exemplar_type") or ""
-        prompt = Prompt(row["about"], row["message"], question_type=row["type"], exemplar_type=str(shown))
+        exemplar_type = self._index.prompt_row(row["about"]).get("exemplar_type") or ""
+        prompt = Prompt(row["about"], row["message"], question_type=row["type"], exemplar_type=str(exemplar_type))
         if stage == "align":
             return step2_self_align.request(context, prompt, step2_self_align.form(context))
         if stage == "verbose_responses":
