@@ -96,7 +96,8 @@ def test_several_samples_add_expected_responses(default_constitution: Constituti
 
 def test_replay_trains_on_the_engraving_examples_again(default_constitution: Constitution):
     none, some, every = (
-        stage_plans(load(f"verbose_cloning.replay={share}"), default_constitution) for share in (0, 0.5, 1)
+        stage_plans(load(f"verbose_cloning.replay={share}", "verbose_cloning.epochs=3"), default_constitution)
+        for share in (0, 0.5, 1)
     )
     identity = len({p.question for p in default_constitution.identity})
     assert none["verbose_responses"].requests - identity >= some["verbose_responses"].requests

@@ -35,8 +35,8 @@ def test_quick_has_its_documented_values():
         recipe.align,
         recipe.verbose_cloning,
     )
-    assert (one.count, one.seeds_per_request, one.temperature, one.top_p, one.max_new_tokens) == (24, 5, 0.9, 0.95, 384)
-    assert (two.form, two.count, two.temperature, two.top_p, two.max_new_tokens) == ("by_type", 135, 0.7, 0.95, 80)
+    assert (one.count, one.seeds_per_request, one.temperature, one.top_p, one.max_new_tokens) == (20, 5, 0.9, 0.95, 384)
+    assert (two.form, two.count, two.temperature, two.top_p, two.max_new_tokens) == ("by_type", 168, 0.7, 0.95, 80)
     assert (align.form, align.temperature, align.top_p, align.max_new_tokens) == ("guided", 0.5, 0.95, 128)
     assert (align.samples, align.exemplars) == (3, "by_type")
     assert align.hints is False
@@ -220,7 +220,7 @@ def test_differences_list_values_with_their_path():
     assert differences(old, new) == [
         "seed: 0 -> 3",
         "align.temperature: 0.5 -> 0.9",
-        "verbose_cloning.prompts: 40 -> null",
+        "verbose_cloning.prompts: 30 -> null",
     ]
 
 
