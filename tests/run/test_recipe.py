@@ -49,7 +49,7 @@ def test_quick_has_its_documented_values():
         verbose_cloning.temperature,
         verbose_cloning.top_p,
         verbose_cloning.max_new_tokens,
-    ) == (40, 0.7, 0.9, 160)
+    ) == (30, 0.7, 0.9, 160)
     assert verbose_cloning.replay == 1.0
     assert recipe.evaluate.heldout_prompts == 24
     assert recipe.engine.kind == "auto"
