@@ -69,6 +69,7 @@ FAULTS = {
         "does not show",
     ),
     "a twin that shows it": ("A year has 365 days.", "I have no live data.", "check", "exemplar 1 of"),
+    "a check without exemplars": ("hints: [2]}", "hints: [2], check: steps}", "check", "has a check but no exemplars"),
     "a twin without exemplars": ("hints: [2]}", "hints: [2], twin_of: fixed facts}", "twin", "has a twin but no"),
     "an unfinished answer": ("A year has 365 days.", "A year has 365 days and the", "unfinished", "of question type"),
     "an exemplar without a topic": (
