@@ -222,6 +222,7 @@ def test_preview_shows_exact_prompts_and_writes_nothing(tmp_path: Path) -> None:
     done = selfalign("run", *FAKE, "--preview", "2", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "6. Instruction:⟦" in done.stdout and "(internal thoughts):⟦" in done.stdout
+    assert "\n-⟦" in done.stdout and "question:⟦" not in done.stdout  # quick lists questions by type
     assert list(tmp_path.iterdir()) == []
 
 

@@ -15,6 +15,7 @@ import small_models
 from sample_constitutions import GOOD
 from scripted_judges import prefers
 from selfalign.cli.main import app
+from selfalign.cli.options import joined_names
 from selfalign.errors import UserError
 from selfalign.evaluation import models, scoring
 from selfalign.evaluation.judges import Judge
@@ -117,3 +118,10 @@ def test_report_compares_runs_with_different_seeds(tmp_path: Path, monkeypatch: 
     seed_runs.write(Path("other"), 9, base="another model").journal.close()
     refused = CliRunner().invoke(app, ["report", "s0", "other"])
     assert "the base model differs: b -> another model" in str(refused.exception)
+
+
+def test_names_of_files_about_many_runs_are_short_enough() -> None:
+    many = [[f"{'runs/a-long-name-' * 3}{n}" for n in range(first, first + 9)] for first in (0, 1)]
+    names = [joined_names(targets) for targets in many]
+    assert all(len(name) <= 200 for name in names) and len(set(names)) == 2
+    assert joined_names(["runs/a", "runs/b"]) == "runs-a_runs-b"

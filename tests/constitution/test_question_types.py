@@ -15,7 +15,7 @@ from selfalign.constitution.document import TopicQuestion
 from selfalign.constitution.leaks import leaks_of
 from selfalign.constitution.lint import Finding, lint
 from selfalign.constitution.loading import read
-from selfalign.constitution.nearest_type import MIN_SIMILARITY, nearest_types
+from selfalign.constitution.nearest_type import MIN_SIMILARITY, nearest_types, types_near
 from selfalign.constitution.rendering import longest, prompt_types, render, render_exemplars, render_principles
 from selfalign.data.records import content_hash
 from selfalign.errors import UserError
@@ -69,6 +69,7 @@ FAULTS = {
         "does not show",
     ),
     "a twin that shows it": ("A year has 365 days.", "I have no live data.", "check", "exemplar 1 of"),
+    "a check without exemplars": ("hints: [2]}", "hints: [2], check: steps}", "check", "has a check but no exemplars"),
     "a twin without exemplars": ("hints: [2]}", "hints: [2], twin_of: fixed facts}", "twin", "has a twin but no"),
     "an unfinished answer": ("A year has 365 days.", "A year has 365 days and the", "unfinished", "of question type"),
     "an exemplar without a topic": (
@@ -204,6 +205,13 @@ def test_without_a_principle_its_exemplars_are_left_out(typed: Constitution):
     assert len(less.question_types[1].exemplars) == 2
 
 
+def test_without_a_principle_a_type_without_hints_keeps_exemplars_that_cite_others(tmp_path: Path):
+    text = TYPED.replace("    question: Who won the vote?\n    hints: [3]\n", "    question: Who won the vote?\n")
+    (tmp_path / "c.yaml").write_text(text, "utf-8")
+    texts = load(str(tmp_path / "c.yaml"))
+    assert len(texts.question_types[1].exemplars) == len(texts.without(1).question_types[1].exemplars) == 2
+
+
 def test_an_extension_replaces_a_type_with_its_exemplars(typed: Constitution, tmp_path: Path):
     own = tmp_path / "own.yaml"
     kind = "{name: fixed facts, topic: Hours, question: 'How long is a day?', hints: [2]}"
@@ -265,6 +273,11 @@ def test_nearest_type_is_empty_without_exemplars(tmp_path: Path):
     (tmp_path / "c.yaml").write_text(GOOD, "utf-8")
     assert nearest_types(load(str(tmp_path / "c.yaml")), ["Who won the vote?"]) == [""]
     assert 0 < MIN_SIMILARITY < 1
+
+
+def test_a_type_without_exemplars_is_near_its_own_question(tmp_path: Path):
+    (tmp_path / "c.yaml").write_text(GOOD, "utf-8")
+    assert types_near(load(str(tmp_path / "c.yaml")), ["Who won the last vote?"])[0] >= {"news"}
 
 
 def test_missing_wordllama_is_a_clear_error(typed: Constitution, monkeypatch: pytest.MonkeyPatch):

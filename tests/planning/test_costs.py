@@ -56,6 +56,14 @@ def test_every_stage_of_the_recipe_is_planned(default_constitution: Constitution
         assert stage.seconds > 0
 
 
+@pytest.mark.parametrize("count", [0, 60])
+def test_types_that_all_have_weight_0_are_planned(default_constitution: Constitution, count: int):
+    types = [t.model_copy(update={"weight": 0}) for t in default_constitution.question_types]
+    texts = default_constitution.model_copy(update={"question_types": types})
+    recipe = load("prompts.red_team.form=by_type", f"prompts.red_team.count={count}", "verbose_cloning.replay=1")
+    assert stage_plans(recipe, texts)["verbose_responses"].requests >= 0
+
+
 def test_sizes_follow_the_recipe(default_constitution: Constitution):
     small, large = (stage_plans(load(f"prompts.red_team.count={n}"), default_constitution) for n in (60, 600))
     assert large["align"].requests == small["align"].requests + 540
@@ -96,7 +104,7 @@ def test_several_samples_add_expected_responses(default_constitution: Constituti
 
 def test_replay_trains_on_the_engraving_examples_again(default_constitution: Constitution):
     none, some, every = (
-        stage_plans(load(f"verbose_cloning.replay={share}", "verbose_cloning.epochs=3"), default_constitution)
+        stage_plans(load(f"verbose_cloning.replay={share}", "verbose_cloning.epochs=null"), default_constitution)
         for share in (0, 0.5, 1)
     )
     identity = len({p.question for p in default_constitution.identity})

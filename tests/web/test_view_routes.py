@@ -230,6 +230,21 @@ def test_exact_prompts_equal_the_engines_and_are_proved(fake_run: Any):
     assert proved > 20
 
 
+def test_prompt_of_a_later_sample_is_that_samples(fake_run: Any):
+    from selfalign.data.records import Response, read_jsonl
+    from selfalign.pipeline import order
+
+    sizes = ("prompts.self_instruct.count=8", "prompts.red_team.count=8", "align.max_new_tokens=40")
+    context = fake_run("stages=[prompts, align]", *sizes)
+    order.run_all(context)
+    assert context.journal.counts("align").generation.requests > 16  # some responses are cut, and asked for again
+    index = Index(context.run.path, context.run.constitution, context.run.view)
+    index.refresh()
+    for response in read_jsonl(context.run.jsonl("responses"), Response):
+        shown = Viewer(index).prompt({"stage": "align", "id": response.id})
+        assert shown["proved"] and shown["parts"][-1][1].strip() == response.response
+
+
 def test_prompt_without_journal_entry_is_not_proved(viewer: Viewer):
     row = viewer.page({"stage": "align"})["rows"][0]
     result = viewer.prompt({"stage": "align", "id": row["id"]})

@@ -60,6 +60,13 @@ def open_context(path: Path) -> Context:
     return Context(RunDir.open(path), screen())
 
 
+_MAX_NAME = 200
+"""Maximum bytes of such a name: file systems allow 255, with a suffix."""
+
+
 def joined_names(targets: Iterable[str]) -> str:
-    """Return a file name for results about these folders or models."""
-    return "_".join(re.sub(r"[^\w.-]+", "-", target).strip("-")[-40:] for target in targets)
+    """Return the name of a file of results about these folders or models, short enough for a file system."""
+    from selfalign.data.records import content_hash
+
+    name = "_".join(re.sub(r"[^\w.-]+", "-", target).strip("-")[-40:] for target in targets)
+    return name if len(name.encode()) <= _MAX_NAME else f"{name[:40]}_{content_hash(name)}"

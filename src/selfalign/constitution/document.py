@@ -301,9 +301,10 @@ class Constitution(Strict):
         value = self.model_dump(mode="json")
         value["principles"] = [p for p in value["principles"] if p["id"] != number]
         for kind in value["question_types"]:
+            # An exemplar that cites no other hint of its type, if it has hints, no longer belongs to the type.
+            belongs = [n for n in kind["hints"] or names if n != number]
             kind["hints"] = [h for h in kind["hints"] if h != number]
-            # An exemplar that cites no other hint of its type no longer belongs to the type.
-            kind["exemplars"] = [e for e in kind["exemplars"] if _cites_any(e["thoughts"], kind["hints"])]
+            kind["exemplars"] = [e for e in kind["exemplars"] if _cites_any(e["thoughts"], belongs)]
         exemplars = [*value["exemplars"], *(e for kind in value["question_types"] for e in kind["exemplars"])]
         for turn in (turn for e in exemplars for turn in (e, *e["follow_ups"])):
             turn["thoughts"] = remove_citation(turn["thoughts"], number)

@@ -215,6 +215,9 @@ def _hints(constitution: Constitution) -> Iterable[_Row]:
         if kind.twin_of and not kind.exemplars:
             message = f"question type {kind.name!r} has a twin but no exemplars that show the difference: add some"
             yield ("question_types", at, "twin_of"), "warning", "twin", message
+        if kind.check and not kind.exemplars:
+            message = f"question type {kind.name!r} has a check but no exemplars, so that stage 2 does not apply it"
+            yield ("question_types", at, "check"), "warning", "check", message
         for number, exemplar in enumerate(kind.exemplars if kind.about else []):
             if not exemplar.topic.strip():
                 message = (

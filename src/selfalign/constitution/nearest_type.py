@@ -41,20 +41,27 @@ def nearest_types(constitution: Constitution, messages: Sequence[str]) -> list[s
 
 
 def types_near(constitution: Constitution, messages: Sequence[str]) -> list[set[str]]:
-    """Return the types of the `_NEAREST` questions nearest to each message. Raises as `nearest_types`."""
-    known = _questions(constitution)
+    """Return the types of the `_NEAREST` questions nearest to each message; types without exemplars count, too.
+
+    Raises as `nearest_types`.
+    """
+    known = _questions(constitution, all_types=True)
     if not known or not messages:
         return [set() for _ in messages]
     similarities = embed(messages) @ embed([text for _, text in known]).T
     return [{known[at][0] for at in row.argsort()[::-1][:_NEAREST]} for row in similarities]
 
 
-def _questions(constitution: Constitution) -> list[tuple[str, str]]:
-    """Return (type, question) for the question of each type with exemplars, and for the messages of its exemplars."""
+def _questions(constitution: Constitution, all_types: bool = False) -> list[tuple[str, str]]:
+    """Return (type, question) for the question of each type with exemplars, and for the messages of its exemplars.
+
+    Args:
+        all_types: also return the questions of the types without exemplars.
+    """
     return [
         (kind.name, text)
         for kind in constitution.question_types
-        if kind.exemplars
+        if kind.exemplars or all_types
         for text in (kind.question, *(e.user for e in kind.exemplars))
     ]
 

@@ -15,7 +15,7 @@ from selfalign.data.records import Prompt, prompt_id
 from selfalign.data.user_data import UserData, prompt_fields
 from selfalign.errors import UserError
 from selfalign.generation.engines.base import Request, RowError, answer
-from selfalign.pipeline import step1_prompts, step1a_self_instruct, step1b_red_team, step2_self_align
+from selfalign.pipeline import step1_prompts, step1a_self_instruct, step1b_red_team, step2_self_align, typed_questions
 from selfalign.run.context import Context
 from selfalign.run.directory import RunDir
 from selfalign.run.recipe import Recipe
@@ -63,7 +63,10 @@ def _requests(context: Context, rows: int) -> list[tuple[str, Request]]:
         ]
     titled = [(f"self-instruct {n + 1}", r) for n, r in enumerate(step1a_self_instruct.requests(context, rows))]
     types = context.run.constitution.question_types[:rows]
-    titled += [(f"red-teaming, {t.name}", step1b_red_team.question_request(context, t, t.topic)) for t in types]
+    for kind in types:
+        by_type = context.recipe.prompts.red_team.form == "by_type"
+        first = typed_questions.first_request if by_type else step1b_red_team.first_request
+        titled.append((f"red-teaming, {kind.name}", first(context, kind)))
     for kind in types:
         prompt = Prompt(prompt_id(kind.question, ""), kind.question, question_type=kind.name, exemplar_type=kind.name)
         titled.append((f"self-align, {kind.name}", step2_self_align.request(context, prompt, form)))

@@ -260,9 +260,9 @@ def _question_request(
     return RowRequest(row_id, request, _subject(kind, topic))
 
 
-def question_request(context: Context, kind: QuestionType, topic: str) -> Request:
-    """Return the request of the first round for this pair, for a preview."""
-    return _question_request(context, context.run.constitution.question_types, kind, topic, 0, 0).request
+def first_request(context: Context, kind: QuestionType) -> Request:
+    """Return the request of the first round about the type's own topic, for a preview."""
+    return _question_request(context, context.run.constitution.question_types, kind, kind.topic, 0, 0).request
 
 
 def render_question(shown: list[QuestionType], kind: QuestionType, topic: str, language: str = "en") -> Pieces:

@@ -46,11 +46,12 @@ def form(context: Context) -> guided.Form:
 
 def request(context: Context, prompt: Prompt, form: guided.Form, sample: int = 0) -> Request:
     """Return the request for one of the responses to a prompt."""
-    seed = row_seed(context.recipe.seed, STAGE, _row_id(prompt, sample))
+    seed = row_seed(context.recipe.seed, STAGE, sample_id(prompt, sample))
     return form.request(prompt.message, seed, prompt.question_type, prompt.exemplar_type)
 
 
-def _row_id(prompt: Prompt, sample: int) -> str:
+def sample_id(prompt: Prompt, sample: int) -> str:
+    """Return the id in the journal of the request for one of the responses to a prompt."""
     return content_hash(prompt.id, sample) if sample else prompt.id
 
 
@@ -92,11 +93,11 @@ def _generate(
         results = _stream(context, requests, request_form, on_done, lambda: context.warm_prefix(prefix))
     else:
         requested = _generate_by_type(context, prompts, request_form, writer, on_done)
-        requests = ((p, n) for p in prompts for n in requested.samples(p) if _row_id(p, n) not in requested.failures)
+        requests = ((p, n) for p in prompts for n in requested.samples(p) if sample_id(p, n) not in requested.failures)
         results = _stream(context, requests, request_form)
     with closing(results):
         for prompt in prompts:
-            row_ids = [_row_id(prompt, n) for n in requested.samples(prompt)]
+            row_ids = [sample_id(prompt, n) for n in requested.samples(prompt)]
             failed = [requested.failures[row_id] for row_id in row_ids if row_id in requested.failures]
             _add(context, writer, prompt, [*((None, f) for f in failed), *islice(results, len(row_ids) - len(failed))])
 
@@ -162,7 +163,7 @@ def _stream(
     before_first: Callable[[], None] = lambda: None,
 ) -> Generator[tuple[RowRequest, GenerationResult], None, None]:
     """Yield the results of requests, each given as (prompt, number of the sample)."""
-    rows = (RowRequest(_row_id(prompt, n), request(context, prompt, form, n), prompt) for prompt, n in requests)
+    rows = (RowRequest(sample_id(prompt, n), request(context, prompt, form, n), prompt) for prompt, n in requests)
     return context.journaled_engine(STAGE, on_done).stream(rows, before_first)
 
 

@@ -137,6 +137,11 @@ def _shares(
     return [(t, shares[t.name]) for t in types if shares[t.name]]
 
 
+def first_request(context: Context, kind: QuestionType) -> Request:
+    """Return the first request of a type, for a preview."""
+    return _request(context, kind, [], 0, 0).request
+
+
 def _request(context: Context, kind: QuestionType, accepted: list[Prompt], number: int, position: int) -> RowRequest:
     row_id = content_hash(STAGE, kind.name, number, position)
     seed = row_seed(context.recipe.seed, row_id)

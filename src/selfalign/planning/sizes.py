@@ -273,7 +273,7 @@ class _Sizes:
         if self._user_prompts is not None or not types:
             return train
         plain = sum(t.weight for t in types if self._constitution.required_check(t.name) is None)
-        checked = self._recipe.prompts.red_team.count * (1 - plain / sum(t.weight for t in types))
+        checked = self._recipe.prompts.red_team.count * (1 - plain / max(1, sum(t.weight for t in types)))
         return round(train * (1 - checked / max(1, self._prompts)))
 
     def _identity(self) -> int:

@@ -13,6 +13,7 @@ from selfalign.errors import UserError
 from selfalign.evaluation.models import ADAPTERS
 from selfalign.evaluation.tasks import heldout
 from selfalign.generation.engines.base import Completion, Request
+from selfalign.generation.guided import split
 from selfalign.generation.loop import RowRequest, request_key
 from selfalign.model.dialogue import Encoded, Tokenizer, encode_example
 from selfalign.pipeline import step2_self_align, step4_verbose_cloning
@@ -25,7 +26,7 @@ from selfalign.web.view.index_file import read_only
 from selfalign.web.view.query import CITED, DIMENSIONS
 
 SINGLE_REQUEST = ("align", "verbose_responses", "evaluate")
-"""Stages with one request per row, which can be rebuilt from the row."""
+"""Stages whose rows have one request, or in stage 2 one of several, that can be rebuilt from the row."""
 _RESPONDERS = {"align": ("prompted-base", "constitution"), "verbose_responses": ("engraved", "verbose")}
 """Stage -> the model that responds, and the name of its system prompt."""
 TRAINED = {"align": "standard", "engrave": "standard", "verbose_cloning": ""}
@@ -90,9 +91,11 @@ class RowDetails:
             raise UserError("the exact prompts of this stage are not shown")
         row = self._row(stage, row_id)
         with self._lock:
-            request = self._request(stage, row)
-            key, why = self._key(stage, row_id, request)
-        raw, proved = self._output(stage, row_id, key)
+            request, work_id = self._request(stage, row), row_id
+            if stage == "align":
+                request, work_id = self._sample(row, request)
+            key, why = self._key(stage, work_id, request)
+        raw, proved = self._output(stage, work_id, key)
         completion = Completion.from_json(json.loads(raw)) if raw else Completion()
         parts = [("control" if isinstance(p, Control) else "text", _displayed(p)) for p in request.prompt]
         for number, step in enumerate(request.steps):
@@ -116,10 +119,28 @@ class RowDetails:
             },
         }  # fmt: skip
 
-    def _request(self, stage: str, row: dict[str, Any]) -> Request:
-        context = self.context
+    def _prompt_of(self, row: dict[str, Any]) -> Prompt:
         exemplar_type = self._index.prompt_row(row["about"]).get("exemplar_type") or ""
-        prompt = Prompt(row["about"], row["message"], question_type=row["type"], exemplar_type=str(exemplar_type))
+        return Prompt(row["about"], row["message"], question_type=row["type"], exemplar_type=str(exemplar_type))
+
+    def _sample(self, row: dict[str, Any], first: Request) -> tuple[Request, str]:
+        """Return the request of the sample that stage 2 chose for the row, and the request's id in the journal."""
+        context, prompt = self.context, self._prompt_of(row)
+        samples = context.recipe.align.samples
+        form, name = step2_self_align.form(context), context.run.constitution.assistant.name
+        for sample in range(samples if samples > 1 else 0):
+            work_id, request = step2_self_align.sample_id(prompt, sample), first
+            if sample:
+                request = step2_self_align.request(context, prompt, form, sample)
+            raw, _ = self._output("align", work_id, self._key("align", work_id, request)[0])
+            if raw:
+                thoughts, text, _ = split(Completion.from_json(json.loads(raw)), request, name)
+                if thoughts == row["thoughts"] and text.strip().startswith(row["answer"]):
+                    return request, work_id
+        return first, prompt.id
+
+    def _request(self, stage: str, row: dict[str, Any]) -> Request:
+        context, prompt = self.context, self._prompt_of(row)
         if stage == "align":
             return step2_self_align.request(context, prompt, step2_self_align.form(context))
         if stage == "verbose_responses":
