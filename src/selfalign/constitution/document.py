@@ -129,8 +129,9 @@ class QuestionType(Strict):
 
     def examples(self) -> list[tuple[str, str]]:
         """Return (topic, question) of the type, its exemplars and its further examples; "" for a missing topic."""
-        messages = ((e.topic, " ".join(e.user.split())) for e in self.exemplars)
-        return [(self.topic, self.question), *messages, *((e.topic, e.question) for e in self.more_examples)]
+        pairs = [(self.topic, self.question), *((e.topic, e.user) for e in self.exemplars)]
+        pairs += [(e.topic, e.question) for e in self.more_examples]
+        return [(topic, " ".join(question.split())) for topic, question in pairs]
 
 
 class Turn(Strict):

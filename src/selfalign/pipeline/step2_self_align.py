@@ -140,7 +140,9 @@ def _generate_by_type(
                 if form.prefix_type(p.exemplar_type) == name and (open_prompts is None or p.id in open_prompts)
             )
             rejected: set[str] = set()
-            with closing(_stream(context, group, form, on_done, lambda p=prefix: context.warm_prefix(p))) as results:  # type: ignore[misc]
+            # Further samples of a prompt are not further prompts.
+            report = on_done if not sample else (lambda rows, tokens: on_done(0, tokens))
+            with closing(_stream(context, group, form, report, lambda p=prefix: context.warm_prefix(p))) as results:  # type: ignore[misc]
                 for row, result in results:
                     prompt: Prompt = row.item
                     if sample:

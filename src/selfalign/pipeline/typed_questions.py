@@ -99,7 +99,7 @@ def _within(candidate: Candidate, room: Counter[str]) -> Candidate:
 
 def has_topics(kind: QuestionType) -> bool:
     """Return whether the model writes a topic before each question of this type."""
-    return bool(kind.about)
+    return bool(kind.about.strip())
 
 
 def _open_types(
@@ -212,7 +212,9 @@ def _candidate(context: Context, kind: QuestionType, row_id: str, text: str, top
     reason = reason_to_drop(text, "", context.run.constitution.language, context.recipe.filters.prompts) or ""
     if not reason and not text.endswith((".", "?", "!")):
         reason = "no end of sentence"
-    if not reason and not context.model.is_fake and not mentions(text, topic):
+    # The words that only frame a question are known for English.
+    english = context.run.constitution.language == "en" and not context.model.is_fake
+    if not reason and english and not mentions(text, topic):
         reason = "does not name its topic"
     if not reason and kind.name not in near:
         reason, ledger_text = "not of its type", f"{text}\n{kind.name}; nearest: {', '.join(sorted(near))}"
