@@ -336,3 +336,9 @@ def test_run_of_version_0_1_opens_with_its_recipe(fake_run: Callable[..., Contex
         text = text.replace(new, old)
     file.write_text(text)
     assert RunDir.load(run.path).recipe == run.recipe
+
+
+def test_engraved_start_needs_training_in_the_run():
+    assert load("quick", ["verbose_cloning.start=engraved"]).verbose_cloning.start == "engraved"
+    with pytest.raises(UserError, match=r"verbose_cloning\.start is engraved: set it to base"):
+        load("quick", ["verbose_cloning.start=engraved", "engrave.elsewhere=true"])

@@ -39,6 +39,17 @@ def test_training_lowers_the_loss_and_is_reproducible(tiny_gemma: Any) -> None:
     assert again.losses == record.losses
 
 
+def test_saved_adapter_can_be_trained_further(tiny_gemma: Any, tmp_path: Path) -> None:
+    model = lora.with_new_adapter(tiny_gemma, CONFIG, seed=0)
+    train(model)
+    after = forward.token_losses(model, ROWS)
+    lora.save_adapter(model, tmp_path / "adapter", BASE, "card")
+    again = lora.with_saved_adapter(model.unload(), tmp_path / "adapter", seed=0)
+    assert sum(map(sum, forward.token_losses(again, ROWS))) == pytest.approx(sum(map(sum, after)), rel=1e-5)
+    train(again, epochs=2)
+    assert sum(map(sum, forward.token_losses(again, ROWS))) < sum(map(sum, after))
+
+
 def test_micro_batches_add_up_to_the_batch(tiny_gemma: Any) -> None:
     other = copy.deepcopy(tiny_gemma)
     whole = train(lora.with_new_adapter(tiny_gemma, CONFIG, seed=0), epochs=3, batch_size=6)

@@ -143,6 +143,11 @@ def _rows(context: Context, stage: str) -> list[Any]:
     """Return the encoded rows of the stage, after the same checks as a training in the run."""
     if context.recipe.training(stage).validation:
         raise UserError("a launch folder cannot measure a validation loss: set engrave.validation to 0")
+    if stage == "verbose_cloning" and context.recipe.verbose_cloning.start == "engraved":
+        raise UserError(
+            f"{context.run.path}: the recipe continues the engraved adapter (verbose_cloning.start), and a launch "
+            "folder trains a new one: set verbose_cloning.start to base"
+        )
     rows = adapter_training.rows(context, cast(Literal["engrave", "verbose_cloning"], stage))
     if not rows:
         raise UserError("no training rows: every response was dropped; see `selfalign status`")

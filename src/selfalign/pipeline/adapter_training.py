@@ -17,6 +17,7 @@ from selfalign.run import marks
 from selfalign.run.context import Context
 from selfalign.run.ledger import RowOutcome
 from selfalign.system import environment
+from selfalign.system.atomic import file_hash
 from selfalign.system.clock import Clock
 from selfalign.system.console import Bar
 from selfalign.training import adapter_import, preflight
@@ -96,7 +97,11 @@ def _train(
     validation_ids = batches.held_out_ids([e.id for e in examples], config.validation)
     rows = [row for row, e in zip(encoded, examples, strict=True) if e.id not in validation_ids]
     validation = [row for row, e in zip(encoded, examples, strict=True) if e.id in validation_ids]
-    adapted = lora.with_new_adapter(lora.load_base(folder, placement), config, context.recipe.seed)
+    base, start = lora.load_base(folder, placement), _start(context, kind)
+    if start:
+        adapted = lora.with_saved_adapter(base, start, context.recipe.seed)
+    else:
+        adapted = lora.with_new_adapter(base, config, context.recipe.seed)
     with context.screen.bar(f"train {kind}", None) as bar:
         record = loop.train(
             adapted,
@@ -118,6 +123,13 @@ def _train(
     return {**_notes(record, validation), "computed": f"{placement.dtype} on {placement.device}", "parity": parity}
 
 
+def _start(context: Context, kind: Kind) -> Path | None:
+    """Return the adapter that the training continues; None for a new one."""
+    if kind == "engrave" or context.recipe.verbose_cloning.start == "base":
+        return None
+    return context.run.adapter("engrave")
+
+
 def _checkpoint(
     context: Context,
     kind: Kind,
@@ -132,6 +144,8 @@ def _checkpoint(
     settings = config.deciding()
     texts = [[(r.ids, sum(r.mask)) for r in part] for part in (rows, validation)]
     key = content_hash(context.model.identity, context.recipe.seed, settings, placement.dtype, placement.device, texts)
+    if start := _start(context, kind):
+        key = content_hash(key, file_hash(start / "adapter_model.safetensors"))
     return Checkpoint(context.run.checkpoint(kind), key)
 
 

@@ -100,6 +100,9 @@ class VerboseCloningSettings(Strict):
     temperature: float = Temperature
     top_p: float = Probability
     max_new_tokens: int = Tokens
+    start: Literal["base", "engraved"] = "base"
+    """What the final adapter begins as. base, as in the paper: a new adapter of the base. engraved: the engraved
+    adapter, trained further, so that fewer epochs suffice and the engraved behaviour stays."""
     replay: float = Field(1.0, ge=0, le=1)
     """Fraction of the engraving examples that the final adapter is trained on, too, so that cloning adds length and
     takes no behaviour away. Above 0, the identity questions keep the constitution's answers, and prompts of a type with
@@ -157,6 +160,14 @@ class Recipe(Strict):
         order = [STAGES.index(s) for s in self.stages]
         if order != sorted(set(order)):
             raise ValueError(f"stages must be in the order {', '.join(STAGES)}, each at most once")
+        return self
+
+    @model_validator(mode="after")
+    def _trained_here(self) -> Recipe:
+        if self.engrave.elsewhere and self.verbose_cloning.start == "engraved":
+            raise ValueError(
+                "engrave.elsewhere trains new adapters only, and verbose_cloning.start is engraved: set it to base"
+            )
         return self
 
     def digest(self) -> str:

@@ -60,6 +60,15 @@ def with_new_adapter(base: Any, config: TrainingSettings, seed: int) -> Any:
         return peft.get_peft_model(base, lora_config(config))
 
 
+def with_saved_adapter(base: Any, folder: Path, seed: int) -> Any:
+    """Return the base with a saved LoRA adapter, to train it further."""
+    import peft
+
+    torch.manual_seed(seed)
+    with warnings.catch_warnings(**_NO_FUTURE_WARNINGS):
+        return peft.PeftModel.from_pretrained(base, str(folder), is_trainable=True, use_safetensors=True)
+
+
 def add_adapter(model: Any, folder: Path, name: str = "default") -> Any:
     """Add a saved adapter, for inference, to a base model or to a model that already has adapters."""
     import peft
