@@ -128,7 +128,8 @@ def tiny_run(
     monkeypatch.setenv("SELFALIGN_CACHE", str(tmp_path / "cache"))
 
     def make(*sets: str, name: str = "run", answers: int = 13) -> Context:
-        lora = ["engrave.rank=4", "engrave.dropout=0.0", "engrave.max_length=2048", "engrave.learning_rate=0.02"]
+        lora = ["engrave.targets=[q_proj, k_proj, v_proj, o_proj]", "engrave.identity_repeats=1"]
+        lora += ["engrave.rank=4", "engrave.dropout=0.0", "engrave.max_length=2048", "engrave.learning_rate=0.02"]
         # No server is asked: stage 3 only trains.
         server = ["engine.kind=openai", "engine.url=http://127.0.0.1:1"]
         recipe = recipes.load("quick", [f"model={tiny_base}", "stages=[engrave]", *server, *lora, *sets])

@@ -195,7 +195,7 @@ def test_run_reports_rows_with_escaped_tokens(tmp_path: Path, capsys: pytest.Cap
     with serving(lambda path: "404" if path.endswith("/detokenize") else None, Tokens) as server:
         settings = [
             f"engine.url=http://127.0.0.1:{server.server_address[1]}", "engine.served.base=any",
-            f"prompts.file={tmp_path / 'mine.txt'}", "stages=[prompts, align]",
+            f"prompts.file={tmp_path / 'mine.txt'}", "stages=[prompts, align]", "align.samples=1",
         ]  # fmt: skip
         recipe = recipes.located(recipes.load("quick", settings))
         constitution = constitutions.load(str(tmp_path / "c.yaml"))

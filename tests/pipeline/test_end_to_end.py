@@ -21,7 +21,6 @@ SETTINGS = [
     "verbose_cloning.max_new_tokens=128",
     "engrave.epochs=1",
     "engrave.batch_size=2",
-    "engrave.learning_rate=8e-4",
     "evaluate.heldout_prompts=2",
     "evaluate.max_new_tokens=32",
 ]
