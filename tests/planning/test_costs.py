@@ -123,7 +123,7 @@ def test_user_prompts_replace_stage_1(default_constitution: Constitution):
 def test_copied_prefix_is_computed_once(default_constitution: Constitution):
     once = stage_plans(load(), default_constitution)["align"]
     per_slot = stage_plans(load(), default_constitution, replace(MACHINE, reads_prefix_once=False))["align"]
-    assert per_slot.prompt_tokens - once.prompt_tokens == once.cached_tokens - per_slot.cached_tokens > 7 * 700
+    assert per_slot.prompt_tokens - once.prompt_tokens == once.cached_tokens - per_slot.cached_tokens > 7 * 650
     # The total is the same with both kinds of engines.
     assert once.prompt_tokens + once.cached_tokens == per_slot.prompt_tokens + per_slot.cached_tokens
 
