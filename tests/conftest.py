@@ -129,6 +129,7 @@ def tiny_run(
 
     def make(*sets: str, name: str = "run", answers: int = 13) -> Context:
         lora = ["engrave.targets=[q_proj, k_proj, v_proj, o_proj]", "engrave.identity_repeats=1"]
+        lora += ["verbose_cloning.start=base", "verbose_cloning.learning_rate=null"]
         lora += ["engrave.rank=4", "engrave.dropout=0.0", "engrave.max_length=2048", "engrave.learning_rate=0.02"]
         # No server is asked: stage 3 only trains.
         server = ["engine.kind=openai", "engine.url=http://127.0.0.1:1"]

@@ -72,7 +72,7 @@ def test_fewer_than_three_hundred_human_written_items(default_constitution: Cons
     assert counts["exemplars"] == 5
     further = sum(len(t.more_examples) for t in default_constitution.question_types)
     assert counts["question types"] == 18 + further
-    assert counts["exemplars of types"] == 53
+    assert counts["exemplars of types"] == 51
     assert counts["total"] == sum(v for k, v in counts.items() if k != "total")
     assert counts["total"] < 300
 

@@ -21,6 +21,8 @@ SETTINGS = [
     "verbose_cloning.max_new_tokens=128",
     "engrave.epochs=1",
     "engrave.batch_size=2",
+    "engrave.identity_repeats=1",
+    "align.samples=1",
     "evaluate.heldout_prompts=2",
     "evaluate.max_new_tokens=32",
 ]

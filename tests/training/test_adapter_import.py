@@ -238,7 +238,11 @@ def test_stage_4_overrides_training_settings(tiny_run: Callable[..., Context]):
 
 def test_fake_engine_accepts_no_adapter(fake_run: Callable[..., Context], adapter_folder: Path):
     context = fake_run(
-        "engrave.elsewhere=true", "prompts.self_instruct.count=4", "prompts.red_team.count=4", name="fake"
+        "engrave.elsewhere=true",
+        "verbose_cloning.start=base",
+        "prompts.self_instruct.count=4",
+        "prompts.red_team.count=4",
+        name="fake",
     )
     for stage in ("prompts", "align", "engrave"):
         order.run_stage(context, stage)  # trains nothing, so there is nothing to wait for
