@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -200,3 +201,23 @@ def tiny_llama() -> Any:
     model = LlamaForCausalLM(config)
     model.requires_grad_(False)
     return model
+
+
+@pytest.fixture
+def stop_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Stop the run after a number of finished rounds of stage 1."""
+    from selfalign.pipeline import rounds
+    from selfalign.system.signals import STOP
+
+    def arrange(number: int) -> None:
+        close, closed = rounds.Rounds.close, Counter[str]()
+
+        def closing(self: rounds.Rounds, *args: object) -> None:
+            close(self, *args)  # type: ignore[arg-type]
+            closed["rounds"] += 1
+            if closed["rounds"] == number:
+                STOP._signum = 2
+
+        monkeypatch.setattr(rounds.Rounds, "close", closing)
+
+    return arrange

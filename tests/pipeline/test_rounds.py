@@ -13,7 +13,7 @@ from selfalign.data.records import Prompt, read_jsonl
 from selfalign.errors import Interrupted, TooManyFailed
 from selfalign.generation.engines.base import Step
 from selfalign.generation.engines.fake import default_script
-from selfalign.pipeline import order, rounds, step1a_self_instruct
+from selfalign.pipeline import order, step1a_self_instruct
 from selfalign.quality.novelty import NoveltyIndex
 from selfalign.run.context import Context
 from selfalign.system.signals import STOP
@@ -36,24 +36,6 @@ def files(context: Context) -> dict[str, bytes]:
 def ledger(context: Context, stage: str) -> list[tuple[object, ...]]:
     query = "SELECT id, position, state, reason, text FROM rows WHERE stage = ? ORDER BY position"
     return list(context.journal._db.execute(query, (stage,)))
-
-
-@pytest.fixture
-def stop_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
-    """Stop the run after a number of finished rounds."""
-
-    def arrange(number: int) -> None:
-        close, closed = rounds.Rounds.close, Counter[str]()
-
-        def closing(self: rounds.Rounds, *args: object) -> None:
-            close(self, *args)  # type: ignore[arg-type]
-            closed["rounds"] += 1
-            if closed["rounds"] == number:
-                STOP._signum = 2
-
-        monkeypatch.setattr(rounds.Rounds, "close", closing)
-
-    return arrange
 
 
 @pytest.mark.parametrize("number", [1, 3, 5])

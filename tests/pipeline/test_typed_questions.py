@@ -15,7 +15,7 @@ from selfalign.data.prompt_text import BOS
 from selfalign.data.records import Prompt, Topic, prompt_id, read_jsonl
 from selfalign.errors import Interrupted, TooManyFailed, UserError
 from selfalign.generation.engines.base import Step
-from selfalign.pipeline import rounds, step1a_self_instruct, step1b_red_team, typed_questions
+from selfalign.pipeline import step1a_self_instruct, step1b_red_team, typed_questions
 from selfalign.pipeline.rounds import Rounds
 from selfalign.pipeline.typed_questions import has_topics, mentions, render
 from selfalign.run.context import Context
@@ -273,7 +273,7 @@ def test_a_cut_last_line_of_a_list_is_no_candidate(fake_run: Runs, texts: Consti
 
 @pytest.mark.parametrize("stop", [1, 2])
 def test_resumed_stage_gives_the_same_prompts(
-    fake_run: Runs, texts: Constitution, stop: int, monkeypatch: pytest.MonkeyPatch
+    fake_run: Runs, texts: Constitution, stop: int, stop_after: Callable[[int], None]
 ):
     def sparse(prompt: str, step: Step, rng: random.Random) -> str:
         # Most questions are too short, so that there are several rounds.
@@ -282,15 +282,7 @@ def test_resumed_stage_gives_the_same_prompts(
     whole = fake_run(*SIZES, texts=texts, script=sparse, name="whole")
     counts_of(whole)
     assert whole.journal.counts("red_team").notes["rounds"] > 2
-    close, closed = rounds.Rounds.close, Counter[str]()
-
-    def closing(self: rounds.Rounds, *args: object) -> None:
-        close(self, *args)  # type: ignore[arg-type]
-        closed["rounds"] += 1
-        if closed["rounds"] == stop:
-            STOP._signum = 2
-
-    monkeypatch.setattr(rounds.Rounds, "close", closing)
+    stop_after(stop)
     stopped = fake_run(*SIZES, texts=texts, script=sparse, name="stopped")
     with pytest.raises(Interrupted):
         run_stage(stopped)

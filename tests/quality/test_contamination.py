@@ -17,7 +17,7 @@ from selfalign.errors import UserError
 from selfalign.generation.engines.base import Step
 from selfalign.generation.engines.fake import default_script
 from selfalign.pipeline import order
-from selfalign.quality.contamination import SCENARIO_ROUGE, Benchmarks, texts
+from selfalign.quality.contamination import SCENARIO_FRAME, SCENARIO_ROUGE, Benchmarks, texts
 from selfalign.quality.content_words import share_content
 from selfalign.quality.rouge import rouge_l
 from selfalign.run.context import Context
@@ -67,14 +67,23 @@ def test_items_may_have_a_threshold_of_their_own():
 )
 def test_near_scenarios_share_a_content_word(text: str, found: bool):
     benchmarks = Benchmarks()
-    benchmarks.add("scenarios", ["How do I store my bread?"], SCENARIO_ROUGE)
+    benchmarks.add("scenarios", ["How do I store my bread?"], SCENARIO_ROUGE, SCENARIO_FRAME)
     assert (benchmarks.find(text) is not None) == found
+
+
+def test_items_of_benchmarks_need_no_content_word():
+    benchmarks = Benchmarks(rouge=0.5)
+    benchmarks.add("mine", ["How do I store my bread?"])
+    assert benchmarks.find("How do I repair my red bike?") is not None  # 4 of 7 and 6 words, the frame only
 
 
 def test_from_three_quarters_on_the_frame_is_enough():
     benchmarks = Benchmarks()
     benchmarks.add(
-        "scenarios", ["How do I get there from here today?", "What can I do about my cough?"], SCENARIO_ROUGE
+        "scenarios",
+        ["How do I get there from here today?", "What can I do about my cough?"],
+        SCENARIO_ROUGE,
+        SCENARIO_FRAME,
     )
     assert benchmarks.find("What can I do about my hiccups?").evidence == "ROUGE-L 0.86"
     assert benchmarks.find("What can I do about it in winter?") is None  # 5 of 8 and 7 words
@@ -82,7 +91,7 @@ def test_from_three_quarters_on_the_frame_is_enough():
 
 def test_a_shared_frame_does_not_hide_a_near_item():
     benchmarks = Benchmarks()
-    benchmarks.add("scenarios", ["How do I pay my taxes?", "How do I bake my bread?"], SCENARIO_ROUGE)
+    benchmarks.add("scenarios", ["How do I pay my taxes?", "How do I bake my bread?"], SCENARIO_ROUGE, SCENARIO_FRAME)
     assert benchmarks.find("How do I bake my cake?").item == "How do I bake my bread?"
 
 
@@ -95,7 +104,7 @@ FRAMES = st.lists(
 def test_content_words_matter_below_three_quarters_only(words: list[str], others: list[list[str]]):
     text, items = " ".join(words), [" ".join(other) for other in others]
     benchmarks = Benchmarks(words=0)
-    benchmarks.add("scenarios", items, SCENARIO_ROUGE)
+    benchmarks.add("scenarios", items, SCENARIO_ROUGE, SCENARIO_FRAME)
     scores = {item: rouge_l(text, item) for item in items}
     near = any(f1 >= 0.75 or (f1 >= 0.6 and share_content(text, item)) for item, f1 in scores.items())
     assert (benchmarks.find(text) is not None) == near

@@ -106,8 +106,7 @@ def _open_types(
     types: Sequence[QuestionType], accepted: dict[str, list[Prompt]], rounds: Rounds
 ) -> Sequence[QuestionType]:
     """Return the types whose requests give prompts; all types if there is none."""
-    yields = [t for t in types if len(accepted[t.name]) + 1 >= _LEAST_YIELD * rounds.subjects[t.name]]
-    return yields or types
+    return [t for t in types if len(accepted[t.name]) + 1 >= _LEAST_YIELD * rounds.subjects[t.name]] or types
 
 
 def _room(types: Sequence[QuestionType], accepted: dict[str, list[Prompt]], rounds: Rounds) -> dict[str, int]:

@@ -25,10 +25,9 @@ _MIN_WORDS = 5
 _MAX_ROUGE_TOKENS = 1000
 """Items with more tokens are compared by their n-grams only."""
 SCENARIO_ROUGE = 0.6 - 1e-9
-"""The threshold for scenarios: an F1 of 0.6 is already too near, if the texts also have a content word in common."""
-
-_SAME_FRAME = 0.75
-"""Below this F1, two texts may have only the frame of a question in common."""
+"""The threshold for scenarios: an F1 of 0.6 is already too near."""
+SCENARIO_FRAME = 0.75
+"""Below this F1, a text and a scenario must also have a content word in common."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +53,12 @@ class Hit:
 class _Near:
     """An index of items that finds texts with a ROUGE-L F1 above its threshold.
 
-    Two short questions may share a frame of words only ("How do I bake bread?", "How do I repair it?"). Below an
-    F1 of 0.75, they must therefore have a content word in common.
+    Two short questions may share a frame of words only ("How do I bake bread?", "How do I repair it?"). Below an F1 of
+    `frame`, they must therefore have a content word in common.
     """
 
-    def __init__(self, rouge: float) -> None:
-        self.rouge = rouge
+    def __init__(self, rouge: float, frame: float) -> None:
+        self.rouge, self.frame = rouge, frame
         self._index = NoveltyIndex(rouge)
         self._positions: dict[str, int] = {}
         self._length_ratio = rouge / (2 - rouge) - 1e-6
@@ -78,7 +77,7 @@ class _Near:
         if len(tokens(text)) * self._length_ratio > self._longest:
             return None  # every item is too short
         for near in self._index.similar(text):
-            if near.score >= _SAME_FRAME or share_content(text, near.text):
+            if near.score >= self.frame or share_content(text, near.text):
                 return self._positions[near.text], near.score
         return None
 
@@ -106,16 +105,17 @@ class Benchmarks:
     def __len__(self) -> int:
         return len(self._items)
 
-    def add(self, source: str, items: Iterable[str], rouge: float | None = None) -> None:
+    def add(self, source: str, items: Iterable[str], rouge: float | None = None, frame: float = 0.0) -> None:
         """Add items; a text that was added before is skipped.
 
         Args:
             rouge: the threshold for these items; by default, that of all.
+            frame: the F1 below which a text must also have a content word in common with one of these items.
         """
         rouge = self._rouge if rouge is None else rouge
-        near = next((n for n in self._near if n.rouge == rouge), None)
+        near = next((n for n in self._near if (n.rouge, n.frame) == (rouge, frame)), None)
         if near is None:
-            near = _Near(rouge)
+            near = _Near(rouge, frame)
             self._near.append(near)
         for item in items:
             key = normalize(item)

@@ -17,7 +17,7 @@ from selfalign.generation.engines.base import Engine, Sampling
 from selfalign.generation.loop import JournaledEngine
 from selfalign.generation.settings import AlignSettings
 from selfalign.model.base_model import Model
-from selfalign.quality.contamination import SCENARIO_ROUGE, Benchmarks
+from selfalign.quality.contamination import SCENARIO_FRAME, SCENARIO_ROUGE, Benchmarks
 from selfalign.run.directory import RunDir
 from selfalign.run.inputs import Rows
 from selfalign.run.journal import Journal
@@ -200,7 +200,7 @@ class Context:
         overlap = self.recipe.filters.overlap
         benchmarks = Benchmarks(overlap.words, overlap.rouge)
         benchmarks.add("probes", (probe.ask for _, probe in self.run.constitution.probes()))
-        benchmarks.add("scenarios", scenarios.shipped().texts(), SCENARIO_ROUGE)
+        benchmarks.add("scenarios", scenarios.shipped().texts(), SCENARIO_ROUGE, SCENARIO_FRAME)
         for name in self.recipe.evaluate.benchmarks:
             benchmarks.add_file(Path(name))
         return benchmarks
