@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import tiny_models
 from selfalign import api
 from selfalign.constitution import Constitution
 from selfalign.data.records import Example, Response, write_jsonl
 from selfalign.errors import Resumable, UserError
+from selfalign.evaluation import models
 from selfalign.export import launch
+from selfalign.model import plain_lora
 from selfalign.pipeline import adapter_training, order
 from selfalign.run import recipe as recipes
 from selfalign.run.context import Context
@@ -142,12 +146,15 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "other rows": (lambda f: note(f, "trained.json", rows_sha256="0"), "trained on other rows"),
     "other kind": (config(peft_type="IA3"), "only LORA"),
-    "scaled": (config(use_rslora=True), "use_rslora is set"),
-    "scaled here and there": (config(alpha_pattern={"q_proj": 1}), "alpha_pattern is set"),
-    "targets by pattern": (config(target_modules=".*proj"), "must be a list"),
-    "strange target": (config(target_modules=["lm_head"]), "must be a list"),
-    "no target": (config(target_modules=[]), "targets"),
-    "no rank": (config(r=None), "rank is None"),
+    "more layers than tensors": (config(target_modules=".*proj"), "lacks .*proj"),
+    "strange target": (config(target_modules=["lm_head"]), "target_modules selects 'base_model.model.lm_head'; only"),
+    "unknown target": (config(target_modules=["query"]), "PEFT cannot apply it to this base .*not found"),
+    "broken pattern": (config(rank_pattern={"(": 3}), "PEFT cannot apply it to this base"),
+    "no target": (config(target_modules=[]), r"target_modules is \[\], which is not valid"),
+    "no rank": (config(r=None), "r is None, which is not valid"),
+    "text as a number": (config(rank_pattern={"q_proj": "3"}), "rank_pattern is .*, which is not valid"),
+    "no object of settings": (lambda f: (f / "adapter_config.json").write_text("[1]"), "not a JSON object"),
+    "no kind": (lambda f: (f / "adapter_config.json").write_text("{}"), "peft_type is missing"),
     "rank": (config(r=8), r"has the shape \(4, 64\), this base needs \(8, 64\)"),
     "targets": (config(target_modules=["q_proj"]), "that a LoRA adapter of this base with these targets does not have"),
     "more targets": (config(target_modules=["q_proj", "k_proj", "v_proj", "o_proj", "up_proj"]), "lacks .*up_proj"),
@@ -168,6 +175,112 @@ def test_unsuitable_adapter_is_refused_and_not_published(context: Context, adapt
         take(context, adapter_folder)
     assert "\n" not in str(error.value)
     assert not context.run.adapter("engrave").exists() and not context.run.adapter_gguf("engrave").exists()
+
+
+# -- adapters with other scales, ranks and layers than one trained here ------------------------------------------------
+
+ADAPTERS: dict[str, dict[str, Any]] = {
+    "rank-stabilised": {"use_rslora": True, "r": 5},
+    "ranks and scales by layer": {
+        "rank_pattern": {"q_proj": 3, r"layers\.1\.self_attn\.v_proj": 7},
+        "alpha_pattern": {"v_proj": 20},
+        "use_rslora": True,
+    },
+    "some layers": {"layers_to_transform": [1], "layers_pattern": "layers"},
+    "excluded layers": {"exclude_modules": r".*layers\.0.*"},
+    "layers by pattern": {"target_modules": r".*\.(1\.self_attn\.q_proj|mlp\.up_proj)"},
+    "a fraction as alpha": {"lora_alpha": 0.3},
+    "gaussian": {"init_lora_weights": "gaussian"},
+    "orthogonal": {"init_lora_weights": "orthogonal"},
+}
+
+
+def outside_adapter(base: Path, target: Path, **settings: Any) -> Path:
+    """Save an adapter that PEFT made, with random weights."""
+    import peft
+
+    torch.manual_seed(1)
+    options = {"r": 4, "lora_alpha": 6, "target_modules": ["q_proj", "v_proj"], "task_type": "CAUSAL_LM"}
+    with warnings.catch_warnings(action="ignore"):
+        adapted = peft.get_peft_model(lora.load_base(base), peft.LoraConfig(**{**options, **settings}))
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_()
+    adapted.save_pretrained(str(target), save_embedding_layers=False)
+    return target
+
+
+def logprobs(base: Path, adapter: Path | None, positions: int = 50) -> torch.Tensor:
+    model = lora.load_base(base)
+    model = lora.add_adapter(model, adapter) if adapter else model
+    with torch.no_grad():
+        return torch.log_softmax(model(torch.arange(3, 3 + positions)[None]).logits[0], -1)
+
+
+@pytest.mark.parametrize("kind", ADAPTERS)
+def test_published_adapter_computes_what_peft_computes(context: Context, tiny_base: Path, tmp_path: Path, kind: str):
+    outside = outside_adapter(tiny_base, tmp_path / "outside", **ADAPTERS[kind])
+    take(context, outside)
+    published = context.run.adapter("engrave")
+    expected = logprobs(tiny_base, outside)
+    assert torch.allclose(logprobs(tiny_base, published), expected, atol=1e-4)
+    assert not torch.allclose(logprobs(tiny_base, None), expected, atol=0.1)
+    assert plain_lora.uniform(published)[1] >= 4
+    assert context.run.adapter_gguf("engrave").read_bytes()[:4] == b"GGUF"
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"init_lora_weights": "pissa"},
+        {"use_dora": True},
+        {"modules_to_save": ["lm_head"]},
+        {"trainable_token_indices": [5]},
+        {"alora_invocation_tokens": [5, 6]},
+    ],
+)
+def test_adapters_that_are_no_plain_lora_are_refused_everywhere(
+    context: Context, tiny_base: Path, tmp_path: Path, settings: dict[str, Any]
+):
+    outside, field = outside_adapter(tiny_base, tmp_path / "outside", **settings), next(iter(settings))
+    with pytest.raises(UserError, match=f"{field} is "):
+        take(context, outside)
+    assert not context.run.adapter("engrave").exists()
+    for group in (
+        models.scorers_of_run(context, ["base"], [f"mine={outside}"], "standard")[0],
+        models.scorers_of([f"{tiny_base}+{outside}"], "standard", False)[0],
+        models.engines_of([f"{tiny_base}+{outside}"], "standard", False)[0],
+    ):
+        with pytest.raises(UserError, match=f"{field} is "):
+            group.backend()
+
+
+@pytest.fixture
+def engine_context(tiny_run: Callable[..., Context], tmp_path: Path) -> Context:
+    """A run on a base with a GGUF."""
+    context = tiny_run(f"model={tiny_models.write(tmp_path / 'llama', 'llama')}", "engrave.elsewhere=true")
+    with pytest.raises(Resumable):
+        order.run_all(context)
+    return context
+
+
+def test_engine_agrees_with_torch_on_an_adapter_with_patterns(engine_context: Context, tmp_path: Path):
+    base = engine_context.model.folder()
+    kind = ADAPTERS["ranks and scales by layer"]
+    take(engine_context, outside_adapter(base, tmp_path / "outside", **kind))
+    parity = engine_context.run.journal.counts("engrave").notes["parity"]
+    assert parity["agreement_adapter"] > 0.97 and parity["changed"] > 0.3
+
+
+def test_adapter_that_differs_from_peft_is_not_published(
+    engine_context: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    outside = outside_adapter(engine_context.model.folder(), tmp_path / "outside", r=5, use_rslora=True)
+    monkeypatch.setattr(adapter_import, "_convert", lambda *_: 0)
+    with pytest.raises(UserError, match=r"computes something else in PEFT than as a plain LoRA: .* at 50 positions"):
+        take(engine_context, outside)
+    assert not engine_context.run.adapter("engrave").exists()
 
 
 def test_missing_notes_and_differences_are_reported(

@@ -393,6 +393,7 @@ def _start_engine(model: Model, adapters: dict[str, Path], config: EngineSetting
     if kind == "llama_cpp" and model.gguf_path is None and find_spec("vllm"):
         kind = "vllm"
     for name, folder in adapters.items():
+        model.check_adapter(folder)
         file = folder.with_suffix(".gguf")
         if kind == "llama_cpp" and not file.exists():
             raise UserError(

@@ -21,7 +21,7 @@ import gguf
 import numpy as np
 
 from selfalign.errors import UserError
-from selfalign.model import gguf_adapter
+from selfalign.model import gguf_adapter, plain_lora
 from selfalign.system import atomic
 from selfalign.system.signals import STOP
 
@@ -96,7 +96,7 @@ class _Deltas:
     """The terms that the adapter adds to the tensors of the base."""
 
     def __init__(self, adapter: Path | None, folder: Path) -> None:
-        alpha, rank = gguf_adapter.scale(adapter) if adapter else (0.0, 1)
+        alpha, rank = plain_lora.uniform(adapter) if adapter else (0.0, 1)
         self._scale = alpha / rank
         self._tensors = gguf_adapter.tensors(adapter, folder) if adapter else {}
         self.names = {name.removesuffix(".lora_a").removesuffix(".lora_b") for name in self._tensors}

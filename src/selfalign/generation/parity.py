@@ -56,10 +56,10 @@ def texts(constitution: Constitution, template: Template, tokenizer: Tokenizer) 
     return rows
 
 
-def spans(rows: list[list[int]]) -> list[Span]:
-    """Return the last positions of each row: equally many per row, `POSITIONS` in total if the rows are long enough."""
+def spans(rows: list[list[int]], positions: int = POSITIONS) -> list[Span]:
+    """Return the last positions of each row: equally many per row, `positions` in total if the rows are long enough."""
     counts = [0] * len(rows)
-    remaining = POSITIONS
+    remaining = positions
     while remaining and (open_rows := [i for i, row in enumerate(rows) if counts[i] < len(row) - 1]):
         share = max(1, remaining // len(open_rows))
         for i in open_rows:

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 
 from selfalign.data.records import content_hash
 from selfalign.errors import UserError
+from selfalign.model import plain_lora
 from selfalign.model.conversion import convert, convert_tokenizer, folder_lock
 from selfalign.model.dialogue import Template, Tokenizer, detect
 from selfalign.system import atomic
@@ -148,11 +149,12 @@ class Model:
         return json.dumps({"name": self.name, "identity": self.identity}) + "\n"
 
     def check_adapter(self, folder: Path) -> None:
-        """Check that the adapter in `folder` was trained on these weights; an adapter without `BASE_NOTE` passes.
+        """Check that the adapter in `folder` is a plain LoRA, and that its `BASE_NOTE`, if any, names these weights.
 
         Raises:
-            UserError: it was trained on other weights, or its `BASE_NOTE` cannot be read.
+            UserError: it is no plain LoRA or was trained on other weights, or one of its files cannot be read.
         """
+        plain_lora.read(folder)
         try:
             note = json.loads((folder / BASE_NOTE).read_text("utf-8"))
         except FileNotFoundError:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from selfalign.errors import UserError
+from selfalign.model import plain_lora
 from selfalign.system import atomic
 
 _ARCHITECTURES = {"gemma3_text": "gemma3", "llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
@@ -33,21 +34,6 @@ def architecture(config: dict[str, Any]) -> str:
             f"known: {', '.join(_ARCHITECTURES)}"
         )
     return name
-
-
-def scale(adapter: Path) -> tuple[float, int]:
-    """Return (alpha, rank) of a PEFT folder's adapter, which adds alpha / rank * B @ A to the base's weights.
-
-    Raises:
-        UserError: the adapter is not a plain LoRA adapter.
-    """
-    config = json.loads((adapter / "adapter_config.json").read_text("utf-8"))
-    options = ("use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "modules_to_save")
-    unsupported = [k for k in options if config.get(k)]
-    if config.get("peft_type") != "LORA" or config.get("bias", "none") != "none" or unsupported:
-        reason = ", ".join(unsupported) or "by its adapter_config.json"
-        raise UserError(f"{adapter} is not a plain LoRA adapter ({reason})")
-    return float(config["lora_alpha"]), int(config["r"])
 
 
 def tensors(adapter: Path, base: Path) -> dict[str, Any]:
@@ -92,11 +78,11 @@ def write(adapter: Path, base: Path, target: Path, notice: str) -> None:
         notice: the base's licence notice, to store in the file's metadata.
 
     Raises:
-        UserError: as `tensors` and `scale`.
+        UserError: as `tensors` and `plain_lora.uniform`.
     """
     import gguf
 
-    arrays, (alpha, _) = tensors(adapter, base), scale(adapter)
+    arrays, (alpha, _) = tensors(adapter, base), plain_lora.uniform(adapter)
     with tempfile.TemporaryDirectory() as folder:
         part = Path(folder) / "adapter.gguf"
         writer = gguf.GGUFWriter(part, architecture(json.loads((base / "config.json").read_text("utf-8"))))

@@ -25,6 +25,8 @@ from selfalign.training.record import thin_curve
 from selfalign.training.settings import TrainingSettings
 
 if TYPE_CHECKING:
+    from peft import PeftModel
+
     from selfalign.training.checkpoint import Checkpoint
     from selfalign.training.device import Placement
     from selfalign.training.record import TrainingRecord
@@ -33,6 +35,9 @@ Kind = Literal["engrave", "verbose_cloning"]
 
 _DETAIL_ROWS = 3
 """Training rows that -v prints."""
+_PEFT_POSITIONS = 50
+_MAX_DIFFERENCE = 0.01
+"""Maximum difference, in nats, between the log-probabilities of an imported adapter and those of PEFT."""
 
 
 def run(
@@ -190,20 +195,43 @@ def _import(
 ) -> dict[str, object]:
     """Publish an adapter that was trained elsewhere; return notes for the ledger."""
     from selfalign.model import gguf_adapter
-    from selfalign.training import lora
 
     model, target = context.model, context.run.adapter(kind)
     folder = model.folder(context.screen.say)
     adapter = adapter_import.read_adapter(
         source, kind, model, encoded, config, lambda text: context.screen.say(text, "yellow")
     )
+    adapted = _load_imported(context, adapter, source, folder) if model.gguf_path is not None else None
     adapter_import.publish(adapter, target, model, _card(context, kind, len(encoded)))
     gguf_adapter.write(target, folder, context.run.adapter_gguf(kind), model.notice)
-    parity: dict[str, float] = {}
-    if model.gguf_path is not None:
-        parity = _parity(context, kind, lora.add_adapter(lora.load_base(folder), target))
-        gc.collect()
+    parity = _parity(context, kind, adapted)
+    del adapted
+    gc.collect()
     return {**adapter.notes, "parity": parity}
+
+
+def _load_imported(context: Context, adapter: adapter_import.ImportedAdapter, source: Path, folder: Path) -> PeftModel:
+    """Return the base in `folder` with an imported adapter, after comparing it with PEFT's own reading of `source`.
+
+    Raises:
+        UserError: their next tokens differ.
+    """
+    from selfalign.generation import parity
+    from selfalign.training import lora
+
+    adapted = lora.add_adapter(lora.load_base(folder), source)
+    rows = parity.texts(context.run.constitution, context.model.template, context.model.tokenizer())
+    positions = parity.spans(rows, _PEFT_POSITIONS)
+    expected = parity.torch_reads(adapted, positions)
+    lora.add_tensors(adapted, adapter.tensors, adapter.lora)
+    difference = float((parity.torch_reads(adapted, positions) - expected).abs().max())
+    if not difference <= _MAX_DIFFERENCE:
+        raise UserError(
+            f"{source} computes something else in PEFT than as a plain LoRA: a log-probability differs by "
+            f"{difference:.3g} at {len(expected)} positions; train the adapter without the unusual settings of its "
+            "adapter_config.json"
+        )
+    return adapted
 
 
 def rows(context: Context, kind: Kind) -> list[Encoded]:

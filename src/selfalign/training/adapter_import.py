@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import re
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +20,7 @@ from pydantic import ValidationError
 
 from selfalign.data.records import json_lines
 from selfalign.errors import UserError
+from selfalign.model import plain_lora
 from selfalign.model.base_model import BASE_NOTE, Model
 from selfalign.model.conversion import quiet_transformers
 from selfalign.model.dialogue import Encoded
@@ -24,10 +28,9 @@ from selfalign.system import atomic
 from selfalign.training.record import thin_curve
 from selfalign.training.settings import TrainingSettings
 
-WEIGHTS, CONFIG, RECORD, LOSSES = "adapter_model.safetensors", "adapter_config.json", "trained.json", "losses.jsonl"
+WEIGHTS, RECORD, LOSSES = "adapter_model.safetensors", "trained.json", "losses.jsonl"
 _LORA_KEYS = ("rank", "alpha", "dropout", "targets")
-_SCALING_KEYS = ("use_rslora", "alpha_pattern")
-"""PEFT settings that change the effect of the same tensors; llama.cpp supports none of them."""
+_TARGETS = get_args(get_args(TrainingSettings.model_fields["targets"].annotation)[0])
 _NOTE_KEYS = ("strategy", "processes", "quantize", "batch_size", "epochs", "learning_rate", "training_tokens", "steps")
 """Entries of `trained.json` that the ledger records."""
 _MAX_NUMBER = 1e12
@@ -40,7 +43,7 @@ class ImportedAdapter:
     tensors: Mapping[str, Any]
     """PEFT's names -> float32 tensors."""
     lora: TrainingSettings
-    """The recipe's settings with the adapter's own rank, alpha, dropout and targets."""
+    """The recipe's settings with the rank, alpha, dropout and targets that the adapter is published with."""
     notes: dict[str, object]
     """Entries for the ledger."""
 
@@ -87,14 +90,19 @@ def read_adapter(
     Raises:
         UserError: a file is missing or malformed, or the adapter does not fit.
     """
-    if not (folder / WEIGHTS).is_file() or not (folder / CONFIG).is_file():
-        raise UserError(f"{folder} has no {WEIGHTS} and {CONFIG}: give the folder that PEFT saved (safetensors only)")
+    if not (folder / WEIGHTS).is_file() or not (folder / plain_lora.CONFIG).is_file():
+        raise UserError(
+            f"{folder} has no {WEIGHTS} and {plain_lora.CONFIG}: give the folder that PEFT saved (safetensors only)"
+        )
     if not (folder / BASE_NOTE).is_file():
         say(f"  {folder} has no {BASE_NOTE}: cannot check that the adapter was trained on this base")
     model.check_adapter(folder)
     record = _check_record(folder, stage, rows, say)
-    lora = _read_lora_settings(folder, config)
-    tensors = _read_tensors(folder, model.folder(), lora)
+    layers = _peft_layers(folder, model.folder())
+    tensors = _read_tensors(folder / WEIGHTS, layers)
+    lora = _uniform_settings(folder, layers, config)
+    if changed := _convert(tensors, layers, lora, model.folder()):
+        say(f"  {changed} tensors are rescaled or padded, so that one rank and alpha hold for all layers")
     for key in _LORA_KEYS:
         if (actual := getattr(lora, key)) != (expected := getattr(config, key)):
             say(f"  {key}: the adapter has {actual}, the recipe says {expected}")
@@ -145,23 +153,61 @@ def _check_record(folder: Path, stage: str, rows: Sequence[Encoded], say: Callab
     return record
 
 
-def _read_lora_settings(folder: Path, config: TrainingSettings) -> TrainingSettings:
-    """Return the recipe's settings with rank, alpha, dropout and targets of the adapter's configuration."""
-    path = folder / CONFIG
-    saved = _read_object(path) or {}
-    if saved.get("peft_type") != "LORA":
-        raise UserError(f"{path}: peft_type is {str(saved.get('peft_type'))[:40]!r}; only LORA is supported")
-    if unsupported := next((key for key in _SCALING_KEYS if saved.get(key)), None):
-        raise UserError(f"{path}: {unsupported} is set, which llama.cpp's adapters do not support: train without it")
-    targets = saved.get("target_modules")
-    known = list(get_args(get_args(TrainingSettings.model_fields["targets"].annotation)[0]))
-    if not isinstance(targets, list) or not all(t in known for t in targets):
-        raise UserError(f"{path}: target_modules must be a list of {', '.join(known)}")
-    values = {"rank": saved.get("r"), "alpha": saved.get("lora_alpha"), "dropout": saved.get("lora_dropout", 0.0)}
-    if isinstance(values["alpha"], float) and values["alpha"].is_integer():
-        values["alpha"] = int(values["alpha"])
-    # PEFT stores targets as a set: use the recipe's order if they are the same.
-    values["targets"] = config.targets if set(targets) == set(config.targets) else sorted(targets, key=known.index)
+@dataclass(frozen=True, slots=True)
+class _Layer:
+    """A layer of the base that the adapter changes, as PEFT reads the adapter's settings."""
+
+    rank: int
+    scale: float
+    shapes: dict[str, tuple[int, ...]]
+    """The name of each tensor -> its shape."""
+
+
+def _peft_layers(folder: Path, base: Path) -> dict[str, _Layer]:
+    """Return the layers that the adapter changes, from a model of PEFT without weights."""
+    import peft
+
+    terms = plain_lora.terms(folder)
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            options = terms.model_dump(exclude_none=True)
+            config = peft.LoraConfig(**options, task_type="CAUSAL_LM", bias="none")
+            adapted = peft.get_peft_model(_empty_model(base), config)
+    except (ValueError, TypeError, KeyError, AttributeError, re.error) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise UserError(f"{folder / plain_lora.CONFIG}: PEFT cannot apply it to this base ({reason})") from None
+    layers = {}
+    for name, module in adapted.named_modules():
+        if isinstance(module, peft.tuners.lora.LoraLayer):
+            if name.rpartition(".")[2] not in _TARGETS:
+                path = folder / plain_lora.CONFIG
+                raise UserError(f"{path}: target_modules selects {name!r}; only {', '.join(_TARGETS)} are supported")
+            shapes = {f"{name}.lora_{x}.weight": tuple(getattr(module, f"lora_{x}").default.weight.shape) for x in "AB"}
+            layers[name] = _Layer(module.r["default"], float(module.scaling["default"]), shapes)
+    return layers
+
+
+def _empty_model(base: Path) -> Any:
+    """Return the model in `base` without weights."""
+    import torch
+
+    transformers = quiet_transformers()
+    config = transformers.AutoConfig.from_pretrained(str(base), local_files_only=True)
+    with torch.device("meta"):
+        return transformers.AutoModelForCausalLM.from_config(config)
+
+
+def _uniform_settings(folder: Path, layers: Mapping[str, _Layer], config: TrainingSettings) -> TrainingSettings:
+    """Return the recipe's settings with one rank, alpha, dropout and targets for all of the adapter's layers."""
+    path, largest = folder / plain_lora.CONFIG, max(layers.values(), key=lambda layer: layer.rank)
+    selected = {name.rpartition(".")[2] for name in layers}
+    values = {
+        "rank": largest.rank,
+        "alpha": max(1, round(largest.scale * largest.rank)),
+        "dropout": plain_lora.read(folder).get("lora_dropout", 0.0),
+        # PEFT stores targets as a set: use the recipe's order if they are the same.
+        "targets": config.targets if selected == set(config.targets) else sorted(selected, key=_TARGETS.index),
+    }
     try:
         return TrainingSettings.model_validate({**config.model_dump(), **values})
     except ValidationError as error:
@@ -169,17 +215,16 @@ def _read_lora_settings(folder: Path, config: TrainingSettings) -> TrainingSetti
         raise UserError(f"{path}: {key} is {str(values.get(key))[:40]}, which is not valid") from None
 
 
-def _read_tensors(folder: Path, base: Path, lora: TrainingSettings) -> dict[str, Any]:
-    """Return the weights in float32, after checking their names, shapes and values against the base's layers."""
+def _read_tensors(path: Path, layers: Mapping[str, _Layer]) -> dict[str, Any]:
+    """Return the weights in float32, after checking their names, shapes and values against the layers."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    path = folder / WEIGHTS
     try:
         tensors = load_file(str(path))
     except (SafetensorError, OSError, ValueError) as error:
         raise UserError(f"{path} is not a complete safetensors file ({' '.join(str(error).split())[:120]})") from None
-    shapes = _expected_shapes(base, lora)
+    shapes = {name: shape for layer in layers.values() for name, shape in layer.shapes.items()}
     if missing := sorted(shapes.keys() - tensors.keys()):
         raise UserError(
             f"{path} lacks {missing[0]} and {len(missing) - 1} more tensors: it was not trained on this base"
@@ -199,19 +244,30 @@ def _read_tensors(folder: Path, base: Path, lora: TrainingSettings) -> dict[str,
     return {name: tensor.float().contiguous() for name, tensor in tensors.items()}
 
 
-def _expected_shapes(base: Path, lora: TrainingSettings) -> dict[str, tuple[int, ...]]:
-    """Return name -> shape of each tensor of a LoRA adapter of the model in `base`, without loading its weights."""
+def _convert(tensors: dict[str, Any], layers: Mapping[str, _Layer], lora: TrainingSettings, base: Path) -> int:
+    """Give all layers the rank and scale of `lora`, in place; return the number of tensors that changed.
+
+    Zeros fill up a lower rank and the layers of a target that the adapter does not change. They stay zero if the
+    adapter is trained further.
+    """
     import peft
     import torch
 
     from selfalign.training.lora import with_new_adapter
 
-    transformers = quiet_transformers()
-    config = transformers.AutoConfig.from_pretrained(str(base), local_files_only=True)
-    with torch.device("meta"):
-        adapted = with_new_adapter(transformers.AutoModelForCausalLM.from_config(config), lora, 0)
-    state = peft.get_peft_model_state_dict(adapted, save_embedding_layers=False)
-    return {name: tuple(tensor.shape) for name, tensor in state.items()}
+    state = peft.get_peft_model_state_dict(with_new_adapter(_empty_model(base), lora, 0), save_embedding_layers=False)
+    changed = 0
+    for name, expected in state.items():
+        layer = layers.get(name.removesuffix(".lora_A.weight").removesuffix(".lora_B.weight"))
+        scale = layer.scale * lora.rank / lora.alpha if layer and ".lora_B." in name else 1.0
+        old = tensors.get(name)
+        if old is not None and old.shape == expected.shape and math.isclose(scale, 1.0, rel_tol=1e-9):
+            continue
+        new = tensors[name] = torch.zeros(expected.shape)
+        if old is not None:
+            new[tuple(slice(size) for size in old.shape)] = old * scale
+        changed += 1
+    return changed
 
 
 def _read_curve(folder: Path) -> dict[str, object]:

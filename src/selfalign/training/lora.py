@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,18 @@ def add_adapter(model: Any, folder: Path, name: str = "default") -> Any:
             return peft.PeftModel.from_pretrained(model, str(folder), **options).eval()
         model.load_adapter(str(folder), name, is_trainable=False, use_safetensors=True)
         return model.eval()
+
+
+def add_tensors(model: Any, tensors: Mapping[str, Any], config: TrainingSettings) -> None:
+    """Add an adapter of these tensors, under PEFT's names, to a model that has adapters, and select it."""
+    import peft
+
+    name = "imported"
+    with warnings.catch_warnings(**_NO_FUTURE_WARNINGS):
+        model.add_adapter(name, lora_config(config, inference_mode=True))
+        peft.set_peft_model_state_dict(model, dict(tensors), name)
+    model.set_adapter(name)
+    model.eval()
 
 
 def save_adapter(model: Any, folder: Path, base: Model, card: str) -> None:

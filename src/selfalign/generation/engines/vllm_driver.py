@@ -19,6 +19,7 @@ from typing import Any
 
 from selfalign.errors import Resumable, UserError
 from selfalign.generation.engines.base import RowError
+from selfalign.model import plain_lora
 from selfalign.system.environment import accelerators
 
 
@@ -214,8 +215,8 @@ def _engine_args(
         "seed": 0,
     }
     if adapters:
-        ranks = [int(json.loads((a / "adapter_config.json").read_text("utf-8"))["r"]) for a in adapters]
-        power_of_two = max(8, 1 << (max(ranks) - 1).bit_length())  # the ranks that vLLM accepts
+        rank = max(plain_lora.uniform(adapter)[1] for adapter in adapters)
+        power_of_two = max(8, 1 << (rank - 1).bit_length())  # the ranks that vLLM accepts
         args |= {"max_lora_rank": power_of_two, "max_loras": len(adapters)}
     if tensor_parallel_size > 1:
         # Processes of this machine, also under Ray: there the worker holds the accelerators.
