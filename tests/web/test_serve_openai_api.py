@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from selfalign.data.prompt_text import Turn
 from selfalign.web.guard import RequestError
-from selfalign.web.serve import openai_api
+from selfalign.web.serve import openai_api, request_fields
 from selfalign.web.serve.openai_api import ChatRequest, Choice, CompletionRequest, ResponseBuilder, Usage, parse
 
 MAX_TOKENS = 100
@@ -80,12 +80,15 @@ NEUTRAL: dict[str, Any] = {
     "frequency_penalty": 0, "presence_penalty": 0.0, "logprobs": False, "top_logprobs": 0, "logit_bias": {},
     "tools": [],
     "tool_choice": "auto", "parallel_tool_calls": True, "response_format": {"type": "text"}, "store": False,
-    "user": "me", "metadata": {"a": "b"}, "service_tier": "auto",
+    "user": "me", "metadata": {"a": "b"}, "service_tier": "auto", "min_p": 0.0, "repetition_penalty": 1.0,
+    "ignore_eos": False, "grammar": "", "lora": None, "stream_options": {"include_usage": True},
 }  # fmt: skip
 ASKING: dict[str, Any] = {
     "frequency_penalty": 0.5, "presence_penalty": -1, "logprobs": True, "top_logprobs": 3, "logit_bias": {"5": 1},
     "tools": [{"type": "function"}], "tool_choice": "required", "functions": [{}], "store": True,
     "response_format": {"type": "json_object"}, "modalities": ["audio"], "echo": True, "best_of": 2, "suffix": "x",
+    "min_p": 0.1, "repetition_penalty": True, "ignore_eos": 0, "grammar": "root ::= .", "reasoning_effort": "low",
+    "adapter_id": 1, "chat_template_kwargs": {"enable_thinking": False}, "do_sample": False,
 }  # fmt: skip
 
 
@@ -103,9 +106,7 @@ def test_unsupported_field_is_refused_by_name(name: str):
 WRONG: list[tuple[str, dict[str, Any]]] = [
     ("model", {"model": None}), ("model", {"model": 3}), ("model", {"model": ["final"]}),
     ("n", {"n": 0}), ("n", {"n": 9}), ("n", {"n": True}), ("n", {"n": 1.0}), ("n", {"n": "1"}),
-    ("stream", {"stream": 1}), ("stream_options", {"stream_options": {}}),
-    ("stream_options.x", {"stream": True, "stream_options": {"x": 1}}),
-    ("stream_options.include_obfuscation", {"stream": True, "stream_options": {"include_obfuscation": True}}),
+    ("stream", {"stream": 1}), ("top_k", {"top_k": -2}), ("top_k", {"top_k": 1.5}),
     ("stream_options.include_usage", {"stream": True, "stream_options": {"include_usage": 1}}),
     ("stop[0]", {"stop": ""}), ("stop[0]", {"stop": [""]}), ("stop", {"stop": ["a"] * 5}), ("stop", {"stop": 3}),
     ("stop", {"stop": {"a": 1}}), ("stop[0]", {"stop": "x" * 257}), ("seed", {"seed": 2**63}), ("seed", {"seed": 0.5}),
@@ -124,7 +125,9 @@ WRONG: list[tuple[str, dict[str, Any]]] = [
     ("messages[0].content", {"messages": [{"role": "user", "content": 3}]}),
     ("messages[0].content[0].type", {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}),
     ("messages[0].content[1]", {"messages": [{"role": "user", "content": [{"type": "text", "text": "x"}, 3]}]}),
-    ("messages[0].name", {"messages": [{**USER, "name": "me"}]}),
+    ("messages[0].content", {"messages": [{"role": "user", "content": None}]}),
+    ("messages[0].images", {"messages": [{**USER, "images": ["x"]}]}),
+    ("messages[1].prefix", {"messages": [USER, {"role": "assistant", "content": "x", "prefix": True}]}),
     ("messages[0].reasoning_content", {"messages": [{**USER, "reasoning_content": "x"}]}),
     ("messages[0].tool_calls", {"messages": [{**USER, "tool_calls": [{}]}]}),
     ("style", {"style": "loud"}), ("style", {"style": ["standard"]}),
@@ -133,6 +136,31 @@ WRONG: list[tuple[str, dict[str, Any]]] = [
     ("chat_template", {"chat_template": "x"}),
     ("prompt", {"prompt": "x"}),
 ]  # fmt: skip
+
+
+def test_error_names_all_unsupported_fields():
+    error = refusal(body(grammar="root ::= .", top_k=5, dry_multiplier=1.0, ignore_eos=True))
+    assert error.message == "grammar, dry_multiplier, ignore_eos are not supported by this server"
+
+
+def test_bookkeeping_is_ignored_and_named():
+    ignored: list[str] = []
+    assistant = {"role": "assistant", "content": None, "id": "x", "tool_calls": None}
+    messages = [
+        {"role": "system", "content": None}, {**USER, "name": "bob", "type": "text"}, assistant, {**USER, "opts": {}},
+    ]  # fmt: skip
+    sent = body(messages=messages, chat_id="a", sessionId="b", user={"id": 1}, keep_alive="5m", seed=3)
+    request = parse(ChatRequest, sent, MAX_TOKENS, ignored.append)
+    assert (request.system, request.seed) == (None, 3)
+    assert request.turns == [Turn("user", "Hello"), Turn("assistant", ""), Turn("user", "Hello")]
+    assert ignored == [
+        "chat_id", "sessionId", "user", "keep_alive", "messages.name", "messages.type", "messages.id",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("value", [0, -1, 20])
+def test_top_k_is_a_setting_of_the_request(value: int):
+    assert chat(top_k=value).top_k == completion(prompt="x", top_k=value).top_k == value
 
 
 @pytest.mark.parametrize(("param", "fields"), WRONG)
@@ -155,6 +183,7 @@ def test_completion_prompts_are_parsed():
     assert completion(prompt=["a", "b"], n=4, best_of=1, echo=False).prompt == ["a", "b"]
     assert completion(prompt="").prompt == [""]
     assert completion(prompt=["half \ud800"]).prompt == ["half ?"]
+    assert "token ids" in refusal(json.dumps({"model": "base", "prompt": [[1]]}).encode(), CompletionRequest).message
     for wrong in ({}, {"prompt": []}, {"prompt": [1, 2]}, {"prompt": [[1]]}, {"prompt": ["a", "b"], "n": 5}):
         with pytest.raises(RequestError):
             completion(**wrong)
@@ -167,7 +196,8 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
     max_leaves=8,
 )
-FIELDS = st.sampled_from(sorted({*ChatRequest.model_fields, *openai_api._NEUTRAL, "prompt", "max_completion_tokens"}))
+NAMES = {*ChatRequest.model_fields, *request_fields.NEUTRAL, "prompt", "max_completion_tokens"}
+FIELDS = st.sampled_from(sorted(NAMES))
 
 
 @given(st.dictionaries(FIELDS, JSON, max_size=6), st.booleans())

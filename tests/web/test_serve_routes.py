@@ -64,7 +64,7 @@ ROUTES: list[tuple[str, str, Any, bool]] = [
     ("GET", "/v1/models/base", None, True), ("POST", "/v1/chat/completions", CHAT, True),
     ("POST", "/v1/completions", {"model": "base", "prompt": "Once"}, True), ("POST", "/feedback", MARK, True),
     *(("GET", f"/static/{name}", None, True) for name in STATIC_FILES),
-    ("GET", "/static/base.css", None, False), ("GET", "/sign-in", None, False),
+    ("GET", "/static/base.css", None, False), ("GET", "/sign-in", None, False), ("GET", "/health", None, False),
 ]  # fmt: skip
 
 
@@ -90,8 +90,8 @@ def test_route_table_is_complete(run: Context):
     from selfalign.web.serve.models import ServedModels
 
     queue = JobQueue(SlowFake(), 1, 1)
-    app = routes.build(ServedModels(run), queue, Policy(), 4096)._app
-    paths = {route.path.replace("{name}", "base") for route in app.routes}  # type: ignore[attr-defined]
+    app = routes.build(ServedModels(run), queue, Policy(), 4096)._app._app  # type: ignore[attr-defined]
+    paths = {route.path.replace("{name}", "base") for route in app.routes}
     assert paths | OPEN_PATHS == {path for _, path, _, _ in ROUTES}
     queue.close()
 

@@ -35,8 +35,8 @@ SIGN_IN = "/sign-in"
 BASE_CSS = "/static/base.css"
 _HOST = re.compile(r"(?:\[([^\]]*:[^\]]*)\]|([^\[:][^:]*))(?::\d+)?")
 """A Host header: an IPv6 address in brackets or a name, and a port."""
-OPEN_PATHS = {SIGN_IN, BASE_CSS}
-"""Paths that do not require the token."""
+OPEN_PATHS = {SIGN_IN, BASE_CSS, "/health"}
+"""Paths that do not require the token; probes of a server's health send none."""
 
 CONTENT_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; base-uri 'none'; "

@@ -171,7 +171,7 @@ class ServedModels:
             settings.temperature if request.temperature is None else request.temperature,
             settings.top_p if request.top_p is None else request.top_p,
             request.max_tokens or self.tokens,
-            self.context.recipe.engine.top_k,
+            self.context.recipe.engine.top_k if request.top_k is None else max(0, request.top_k),
             repetition=repetition,
         )
 

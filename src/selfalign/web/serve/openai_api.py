@@ -1,13 +1,13 @@
 """Parse requests and build responses in the format of OpenAI's API.
 
-A request with an unknown field, or for something that the server does not support (tools, images, log-probabilities),
-gets an error that names the field. Fields with a value that has no effect (`tools: []`, null) are accepted.
+A request for something that the server does not support (tools, images, log-probabilities) gets an error that names
+the field; `request_fields` decides about fields that the server does not know.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
@@ -25,38 +25,13 @@ from pydantic import (
 from selfalign.data.prompt_text import Turn
 from selfalign.web.guard import RequestError
 from selfalign.web.responses import to_json
+from selfalign.web.serve import request_fields
 
 Style = Literal["standard", "concise", "verbose", "two-shot"]
 STYLES: tuple[Style, ...] = get_args(Style)
 MAX_CHOICES = 8
 """Maximum choices of one request: `n`, or the number of prompts times `n`."""
 MAX_MESSAGES = 256
-
-_ANY = object()
-_NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "frequency_penalty": (0,),
-    "presence_penalty": (0,),
-    "logprobs": (False,),
-    "top_logprobs": (0,),
-    "logit_bias": ({},),
-    "tools": ([],),
-    "tool_choice": ("none", "auto"),
-    "parallel_tool_calls": (True, False),
-    "functions": ([],),
-    "function_call": ("none", "auto"),
-    "response_format": ({"type": "text"},),
-    "modalities": (["text"],),
-    "store": (False,),
-    "service_tier": ("auto", "default"),
-    "echo": (False,),
-    "best_of": (1,),
-    "suffix": ("",),
-    "user": (_ANY,),
-    "metadata": (_ANY,),
-    "safety_identifier": (_ANY,),
-    "prompt_cache_key": (_ANY,),
-}
-"""Field of OpenAI's API that this server does not support -> its values that have no effect."""
 
 
 def bad_request(message: str, param: str | None = None, code: str | None = None) -> RequestError:
@@ -85,19 +60,12 @@ _AS_PART = BeforeValidator(lambda value: [{"type": "text", "text": value}] if is
 
 
 class Message(_Strict):
-    """A message of a dialogue. Empty fields (`tool_calls: []`, `refusal: null`) are ignored."""
+    """A message of a dialogue."""
 
     role: Literal["system", "developer", "user", "assistant"]
     content: Annotated[list[TextPart], _AS_PART]
     reasoning_content: str = ""
     """Ignored. Clients may send back a response with its internal thoughts."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _drop_empty_fields(cls, value: Any) -> Any:
-        if not isinstance(value, dict):
-            return value
-        return {k: v for k, v in value.items() if k in ("role", "content") or v not in (None, [], "")}
 
     @field_validator("reasoning_content")
     @classmethod
@@ -112,10 +80,11 @@ class Message(_Strict):
 
 
 class StreamOptions(_Strict):
-    """Options of a stream."""
+    """Options of a stream. Others (obfuscation, more frequent counts) cannot change the text and are ignored."""
+
+    model_config = ConfigDict(extra="ignore")
 
     include_usage: bool = False
-    include_obfuscation: Literal[False] = False
 
 
 class GenerationRequest(_Strict):
@@ -129,29 +98,13 @@ class GenerationRequest(_Strict):
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, ge=0, le=1)
+    top_k: int | None = Field(None, ge=-1, lt=2**31)
+    """An addition to OpenAI's API, as in the servers of vLLM and llama.cpp: 0 and -1 mean no limit."""
     max_tokens: int | None = Field(None, ge=1)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _check_unsupported(cls, value: Any) -> Any:
-        if not isinstance(value, dict):
-            return value
-        fields = {name: field for name, field in value.items() if field is not None}
-        for name in _NEUTRAL.keys() & fields.keys():
-            if not any(_equal(fields[name], neutral) for neutral in _NEUTRAL[name]):
-                raise bad_request(f"{name} is not supported by this server", name, "unsupported_parameter")
-            del fields[name]
-        return fields
-
-    @model_validator(mode="after")
-    def _check_stream_options(self) -> GenerationRequest:
-        if self.stream_options is not None and not self.stream:
-            raise bad_request("stream_options needs stream: true", "stream_options")
-        return self
 
     @property
     def include_usage(self) -> bool:
-        return self.stream_options is not None and self.stream_options.include_usage
+        return self.stream and self.stream_options is not None and self.stream_options.include_usage
 
 
 class ChatRequest(GenerationRequest):
@@ -160,16 +113,6 @@ class ChatRequest(GenerationRequest):
     messages: list[Message] = Field(min_length=1, max_length=MAX_MESSAGES)
     style: Style | None = None
     """Which of the constitution's system prompts to use; an addition to OpenAI's API."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _merge_token_limits(cls, value: Any) -> Any:
-        if not isinstance(value, dict) or value.get("max_completion_tokens") is None:
-            return value
-        limit = value["max_completion_tokens"]
-        if value.get("max_tokens") not in (None, limit):
-            raise bad_request("max_tokens and max_completion_tokens differ: send only one of them", "max_tokens")
-        return {name: field for name, field in value.items() if name != "max_completion_tokens"} | {"max_tokens": limit}
 
     @model_validator(mode="after")
     def _check_dialogue(self) -> ChatRequest:
@@ -200,6 +143,13 @@ class CompletionRequest(GenerationRequest):
 
     prompt: Annotated[list[str], _AS_LIST] = Field(min_length=1)
 
+    @field_validator("prompt", mode="before")
+    @classmethod
+    def _check_text(cls, value: Any) -> Any:
+        if isinstance(value, list) and any(isinstance(item, int | list) for item in value):
+            raise bad_request("prompt: token ids are not supported: send text", "prompt")
+        return value
+
     @model_validator(mode="after")
     def _check_choices(self) -> CompletionRequest:
         if len(self.prompt) * self.n > MAX_CHOICES:
@@ -210,14 +160,22 @@ class CompletionRequest(GenerationRequest):
 _Request = TypeVar("_Request", ChatRequest, CompletionRequest)
 
 
-def parse(kind: type[_Request], body: bytes, max_tokens: int) -> _Request:
+def parse(
+    kind: type[_Request], body: bytes, max_tokens: int, on_ignored: Callable[[str], None] = lambda name: None
+) -> _Request:
     """Parse a request's body; lone surrogates in its texts become "?".
+
+    Args:
+        on_ignored: receives the name of each field that is ignored although it has a value.
 
     Raises:
         RequestError: the request is malformed, exceeds a limit, or needs something that the server does not support.
     """
     try:
-        text = json.dumps(json.loads(body.decode()), ensure_ascii=False).encode("utf-8", "replace")
+        value = json.loads(body.decode())
+        if isinstance(value, dict):
+            value = _select_fields(kind, value, on_ignored)
+        text = json.dumps(value, ensure_ascii=False).encode("utf-8", "replace")
     except (ValueError, RecursionError) as error:
         reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)[:200]
         raise bad_request(f"the body is not valid JSON: {reason}") from None
@@ -230,8 +188,22 @@ def parse(kind: type[_Request], body: bytes, max_tokens: int) -> _Request:
     return request
 
 
-def _equal(value: Any, neutral: Any) -> bool:
-    return neutral is _ANY or (value == neutral and isinstance(value, bool) == isinstance(neutral, bool))
+def _select_fields(
+    kind: type[GenerationRequest], value: dict[str, Any], on_ignored: Callable[[str], None]
+) -> dict[str, Any]:
+    """Return the fields that the request's kind supports. Raises RequestError if others may change the response."""
+    known = {*kind.model_fields, *(("max_completion_tokens",) if kind is ChatRequest else ())}
+    fields, ignored = request_fields.select(value, known)
+    limit = fields.pop("max_completion_tokens", None)
+    if limit is not None and fields.setdefault("max_tokens", limit) != limit:
+        raise bad_request("max_tokens and max_completion_tokens differ: send only one of them", "max_tokens")
+    if isinstance(fields.get("messages"), list):
+        selected = [request_fields.select_in_message(m, Message.model_fields) for m in fields["messages"]]
+        fields["messages"] = [message for message, _ in selected]
+        ignored += [f"messages.{name}" for _, names in selected for name in names]
+    for name in ignored:
+        on_ignored(name)
+    return fields
 
 
 def _explain(error: ValidationError) -> RequestError:

@@ -16,7 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from selfalign.constitution.citations import check_citations
 from selfalign.errors import UserError
@@ -34,6 +34,8 @@ FEEDBACK_BYTES = 1 << 18
 """Maximum size of a POST to /feedback: the dialogue, the response and a note."""
 SEND_TIMEOUT_S = 60.0
 """Seconds within which a client must accept the next part of its response."""
+_MAX_REPORTS = 100
+"""Maximum ignored fields that are reported."""
 _FEEDBACK_KEYS = {"verdict", "note", "turns", "answer", "model", "prompt", "system", "settings", "thoughts"}
 _FEEDBACK_PROMPTS = (*openai_api.STYLES, "own", "constitution")
 
@@ -43,6 +45,7 @@ def build(models: ServedModels, queue: JobQueue, policy: Policy, max_tokens: int
     api = Api(models, queue, max_tokens)
     routes = [
         *page_routes("chat.html", STATIC_FILES),
+        Route("/health", api.health),
         Route("/about", api.about),
         Route("/feedback", api.feedback, methods=["POST"]),
         Route("/v1/models", api.list_models),
@@ -53,7 +56,18 @@ def build(models: ServedModels, queue: JobQueue, policy: Policy, max_tokens: int
     handlers: dict[Any, Any] = {RequestError: _request_error, HTTPException: _http_error, Exception: _internal_error}
     app = Starlette(routes=routes, exception_handlers=handlers)
     app.router.redirect_slashes = False
-    return Guard(app, policy)
+    return Guard(_WithoutSlashes(app), policy)
+
+
+class _WithoutSlashes:
+    """ASGI middleware that ignores superfluous slashes: clients join an address that ends with one and a path."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path = "/" + "/".join(part for part in scope["path"].split("/") if part)
+        await self._app({**scope, "path": path, "raw_path": path.encode()}, receive, send)
 
 
 class Api:
@@ -63,6 +77,12 @@ class Api:
         self._models = models
         self._queue = queue
         self._max_tokens = max_tokens
+        self._ignored: set[str] = set()
+        """Ignored fields that were reported."""
+
+    async def health(self, request: Request) -> Response:
+        """Handle GET /health: the server is ready, since it starts after its engine."""
+        return json_response({"status": "ok"})
 
     async def about(self, request: Request) -> Response:
         """Return what the chat page shows about the run."""
@@ -80,13 +100,19 @@ class Api:
 
     async def chat(self, request: Request) -> CompletionResponse:
         """Handle POST /v1/chat/completions."""
-        parsed = openai_api.parse(ChatRequest, await _json_body(request), self._max_tokens)
+        parsed = openai_api.parse(ChatRequest, await _json_body(request), self._max_tokens, self._report_ignored)
         return self._start(parsed, self._models.chat_jobs(parsed))
 
     async def complete(self, request: Request) -> CompletionResponse:
         """Handle POST /v1/completions."""
-        parsed = openai_api.parse(CompletionRequest, await _json_body(request), self._max_tokens)
+        parsed = openai_api.parse(CompletionRequest, await _json_body(request), self._max_tokens, self._report_ignored)
         return self._start(parsed, self._models.completion_jobs(parsed))
+
+    def _report_ignored(self, name: str) -> None:
+        """Report once that clients send a field that is ignored; a client could invent names without end."""
+        if name not in self._ignored and len(self._ignored) < _MAX_REPORTS:
+            self._ignored.add(name)
+            self._models.context.screen.say(f"ignored from now on, without effect on responses: {name:.60}", "dim")
 
     def _start(self, request: GenerationRequest, jobs: Sequence[Job]) -> CompletionResponse:
         is_chat = isinstance(request, ChatRequest)
