@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -13,6 +15,8 @@ import time
 from pathlib import Path
 
 import pytest
+
+from selfalign.cli.main import explain
 
 pytestmark = pytest.mark.integration
 
@@ -256,6 +260,56 @@ def test_file_in_place_of_a_folder_is_one_line(folder: Path) -> None:
     (folder / "file").touch()
     done = selfalign("export", "runs/quick", "dataset", "--out", "file/mine", cwd=folder)
     one_line(done, 1, "file", "cannot be written")
+
+
+def test_console_of_40_ascii_columns_shows_every_number(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = selfalign("status", "runs/quick", cwd=folder).stdout
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    narrow = selfalign("status", "runs/quick", cwd=folder, columns=40)
+    numbers = [re.findall(r"\d[\d,.]*", text) for text in (whole, narrow.stdout)]
+    assert narrow.returncode == 0 and sorted(numbers[0]) == sorted(numbers[1])
+    status = selfalign("status", "runs/quick", "--json", cwd=folder)
+    assert json.loads(status.stdout)["stages"] and status.returncode == 0
+
+
+def test_private_umask_and_closed_input_are_respected(tmp_path: Path) -> None:
+    (tmp_path / "ä b").mkdir()
+    rows = tmp_path / "ä b/rows ü.jsonl"
+    rows.write_text('{"instruction": "Nenne eine Frucht \u2013 nur eine.", "output": "Ein Apfel \U0001f34e."}\n')
+    given = [*FAKE, "--set", "align.form=given", "--set", "stages=[prompts, align]"]
+    arguments = ["run", *given, "--prompts", str(rows), "--out", str(tmp_path / "ä b/r 1")]
+    command = 'umask 077; exec "$0" -m selfalign.cli.main "$@" <&-'
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(
+        ["sh", "-c", command, sys.executable, *arguments], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert [p for p in (tmp_path / "ä b/r 1").rglob("*") if p.stat().st_mode & 0o077] == []
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "text"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), 75, "no space on the disk; free some space"),
+        (OSError(errno.EMFILE, "Too many open files", "a"), 75, "ulimit -n"),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), 75, "Cannot allocate memory"),
+        (OSError(errno.EIO, "Input/output error", "a"), 75, "a"),
+        (OSError(errno.EROFS, "Read-only file system", "a"), 1, "a cannot be written (Read-only file system)"),
+        (OSError(errno.ENOENT, "No usable temporary directory found"), 1, "set TMPDIR"),
+        (OSError(errno.ENOENT, "No such file or directory", "a"), 1, "a: No such file or directory"),
+        (OSError("without a number"), 1, "without a number"),
+    ],
+)
+def test_system_error_is_one_line(error: OSError, code: int, text: str) -> None:
+    shown, exit_code = explain(error)
+    assert text in shown and exit_code == code and "\n" not in shown and "None" not in shown
+
+
+def test_deleted_working_directory_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert "working directory no longer exists" in explain(OSError(errno.ENOENT, "No such file"))[0]
 
 
 def test_env_and_help_and_schema(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import typer
 
 from selfalign.cli.options import AsJson, Force, RunFolder, screen
 from selfalign.errors import UserError
+from selfalign.system.streams import print_document
 
 if TYPE_CHECKING:
     from selfalign.constitution import Constitution
@@ -50,7 +51,7 @@ def lint(
     findings = lints.lint(document, tasks, budget, _shows)
     errors = [f for f in findings if f.level == "error" or strict]
     if as_json:
-        typer.echo(json.dumps([asdict(f) for f in findings], indent=1, ensure_ascii=False))
+        print_document(json.dumps([asdict(f) for f in findings], indent=1, ensure_ascii=False))
     else:
         from selfalign.system.console import plain
 
@@ -103,11 +104,11 @@ def show(
     if as_yaml:
         from selfalign.system import strict_yaml
 
-        typer.echo(strict_yaml.dump(texts).rstrip())
+        print_document(strict_yaml.dump(texts).rstrip())
         return
     if not count:
         output = json.dumps(texts.model_dump(), indent=1) if as_json else plain(_prompt(texts, question_type)).rstrip()
-        typer.echo(output)
+        print_document(output)
         return
     counts = texts.human_items(len(constitution.load_seeds(seeds)))
     probes = len(texts.probes())
@@ -160,7 +161,7 @@ def diff(
     count = _counter(model) if model else lambda text: round(len(text) / 4)
     changes = diffs.diff(constitution.load(old), constitution.load(new), count)
     if as_json:
-        typer.echo(json.dumps(changes, indent=1, ensure_ascii=False))
+        print_document(json.dumps(changes, indent=1, ensure_ascii=False))
         return
     for line in diffs.lines(changes) or ["no difference in what the model reads"]:
         typer.echo(plain(line))
@@ -198,7 +199,7 @@ def test(
     totals = probing.totals(answers)
     if as_json:
         value = {"totals": [asdict(t) for t in totals], "probes": [asdict(a) for a in answers]}
-        typer.echo(json.dumps(value, indent=1, ensure_ascii=False))
+        print_document(json.dumps(value, indent=1, ensure_ascii=False))
     else:
         terminal.show_probes(answers, totals, fake)
 

@@ -12,6 +12,7 @@ import typer
 
 from selfalign.cli.options import AsJson, Force, Quiet, SystemPrompt, Verbose, joined_names, screen
 from selfalign.errors import UserError
+from selfalign.system.streams import print_document
 
 if TYPE_CHECKING:
     from selfalign.data.scenarios import Half
@@ -155,6 +156,6 @@ def _show(scores: Sequence[Score], as_json: bool, folder: Path) -> None:
     from selfalign.report import terminal
 
     if as_json:
-        typer.echo(json.dumps([asdict(score) for score in scores], indent=1, ensure_ascii=False))
+        print_document(json.dumps([asdict(score) for score in scores], indent=1, ensure_ascii=False))
     else:
         terminal.show_benchmarks(scores, readings(folder, TEST))

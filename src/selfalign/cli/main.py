@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import typer
 
@@ -34,9 +35,12 @@ def _options(verbose: Verbose = False, quiet: Quiet = False) -> None:
 def main() -> None:
     """Run the command line. Expected errors end with one line and an exit code; only bugs show a traceback."""
     from selfalign.errors import SelfAlignError
-    from selfalign.system.environment import share_processor
+    from selfalign.system.environment import provide_home, share_processor
     from selfalign.system.signals import STOP
+    from selfalign.system.streams import prepare_streams
 
+    prepare_streams()
+    provide_home()
     share_processor()
     STOP.install()
     try:
@@ -46,20 +50,42 @@ def main() -> None:
 
         _exit(plain(str(error)), error.exit_code)
     except OSError as error:
-        import errno
+        from selfalign.system.console import plain
 
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            where = f" for {error.filename}" if error.filename else ""
-            _exit(f"no space on the disk{where}; free some space, then run the same command again", 75)
-        denied = (errno.EACCES, errno.EPERM, errno.EROFS)
-        wrong_path = (errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG)
-        if error.errno in denied or (error.errno in wrong_path and error.filename):
-            _exit(f"{error.filename} cannot be written ({error.strerror})", 1)
-        raise
+        text, code = explain(error)
+        _exit(plain(text), code)
+
+
+def explain(error: OSError) -> tuple[str, int]:
+    """Return (one line, exit code) for an error of the system: 75 if the same command can succeed later."""
+    import errno
+
+    where = error.filename if isinstance(error.filename, str) else None
+    reason = error.strerror or str(error)
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"no space on the disk{f' for {where}' if where else ''}; {_AGAIN.format('free some space')}", 75
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return f"too many open files; {_AGAIN.format('raise the limit (ulimit -n 4096)')}", 75
+    if error.errno in (errno.ENOMEM, errno.EAGAIN):
+        return f"no memory or no more processes ({reason}); {_AGAIN.format('close other programs')}", 75
+    if error.errno in (errno.EIO, errno.ESTALE):
+        return f"the disk cannot be read or written ({where or reason}); {_AGAIN.format('check it')}", 75
+    if where is None and error.errno == errno.ENOENT:
+        try:
+            Path.cwd()
+        except OSError:
+            return "the working directory no longer exists: change to another one", 1
+        return f"{reason}: set TMPDIR to a folder that can be written", 1
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR):
+        return f"{where or 'a file'} cannot be written ({reason})", 1
+    return f"{where}: {reason}" if where else reason, 1
+
+
+_AGAIN = "{}, then run the same command again"
 
 
 def _exit(message: str, code: int) -> None:
-    typer.echo(f"selfalign: {message}", err=True)
+    typer.echo("selfalign: " + message.replace("\n", "\\n"), err=True)
     sys.exit(code)
 
 

@@ -24,6 +24,7 @@ from selfalign.cli.options import (
     screen,
 )
 from selfalign.errors import UserError
+from selfalign.system.streams import print_document
 
 if TYPE_CHECKING:
     from selfalign.run.recipe import Stage
@@ -180,7 +181,7 @@ def status(run: RunFolder, as_json: AsJson = False) -> None:
 
     context = open_context(run)
     if as_json:
-        typer.echo(json.dumps(run_status(context.run), indent=1, ensure_ascii=False))
+        print_document(json.dumps(run_status(context.run), indent=1, ensure_ascii=False))
     else:
         terminal.show_status(context.run)
 
@@ -206,7 +207,7 @@ def duplicates(
     opened = [open_context(path).run for path in dict.fromkeys(path.resolve() for path in runs)]
     clusters = data_quality.clusters_across(opened, kind, "semantic" if semantic else "near", **options)
     if as_json:
-        typer.echo(json.dumps(data_quality.summary(clusters), indent=1, ensure_ascii=False))
+        print_document(json.dumps(data_quality.summary(clusters), indent=1, ensure_ascii=False))
     else:
         terminal.show_clusters(clusters)
 
@@ -223,7 +224,7 @@ def recipe(
     if schema:
         typer.echo(json.dumps(recipes.Recipe.model_json_schema(), indent=1))
     else:
-        typer.echo(strict_yaml.dump(recipes.load(name, settings)).rstrip())
+        print_document(strict_yaml.dump(recipes.load(name, settings)).rstrip())
 
 
 def env(as_json: AsJson = False) -> None:

@@ -94,9 +94,9 @@ def folder_rows(folder: Path, digest: str) -> Iterator[tuple[str, Any]]:
     Args:
         digest: hash of the folder's content; it selects the cache.
     """
-    from selfalign.system.environment import cache_folder
+    from selfalign.system.environment import cache_subfolder
 
-    cache = cache_folder() / "datasets" / digest[:16]
+    cache = cache_subfolder("datasets") / digest[:16]
     return _split_rows(_builder(str(folder), str(folder), cache_dir=str(cache)), str(folder), None)
 
 

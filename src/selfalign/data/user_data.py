@@ -110,7 +110,10 @@ class UserData:
         if not path.is_absolute() and not path.exists() and (data_set := tables.parse_hub_name(self._source)):
             return tables.hub_rows(data_set)
         if not path.exists():
-            raise UserError(f"prompts file {self._source!r} does not exist")
+            raise UserError(
+                f"prompts file {self._source!r} does not exist: if it was moved, name it again with `selfalign run "
+                "--prompts FILE` and the options of the first time"
+            )
         digest = _hash(path)
         if self._sha256 and digest != self._sha256:
             raise UserError(f"{path} has changed since the run was started: restore it, or start again with --new")

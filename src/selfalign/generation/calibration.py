@@ -19,8 +19,7 @@ from selfalign.data.prompt_text import BOS, Pieces
 from selfalign.data.records import content_hash
 from selfalign.generation.engines.base import Engine, Sampling, Step
 from selfalign.generation.engines.llama_cpp import LlamaCpp
-from selfalign.system import atomic
-from selfalign.system.environment import cache_folder, free_megabytes, processor, usable_cores
+from selfalign.system.environment import free_megabytes, processor, read_cached, save_cached, usable_cores
 
 CANDIDATES = (1, 2, 4, 8, 16, 32)
 """Numbers of slots that are tried."""
@@ -86,20 +85,20 @@ def calibrate(
     """
     cores = threads or usable_cores()
     version = importlib.metadata.version("xllamacpp")
-    file = cache_folder() / "calibration" / f"{content_hash(identity, version, cores, processor(), context)}.json"
-    if not fresh and (cached := _read(file)):
+    name = f"calibration/{content_hash(identity, version, cores, processor(), context)}.json"
+    if not fresh and (cached := _read(name)):
         return cached
     say("  measuring this machine (once per model, about 20 seconds)")
     measured = _measure(gguf, context, threads)
-    atomic.write_text(file, json.dumps(asdict(measured), indent=1) + "\n")
+    save_cached(name, json.dumps(asdict(measured), indent=1) + "\n")
     return measured
 
 
-def _read(file: Path) -> Calibration | None:
+def _read(name: str) -> Calibration | None:
     """Return a cached calibration; None if there is none, or another version wrote it."""
     try:
-        return Calibration(**json.loads(file.read_text("utf-8")))
-    except (OSError, ValueError, TypeError):
+        return Calibration(**json.loads(read_cached(name) or ""))
+    except (ValueError, TypeError):
         return None
 
 

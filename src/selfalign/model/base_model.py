@@ -16,9 +16,8 @@ from selfalign.errors import UserError
 from selfalign.model import plain_lora
 from selfalign.model.conversion import convert, convert_tokenizer, folder_lock
 from selfalign.model.dialogue import Template, Tokenizer, detect
-from selfalign.system import atomic
 from selfalign.system.atomic import file_hash
-from selfalign.system.environment import cache_folder
+from selfalign.system.environment import cache_folder, cache_subfolder, read_cached, save_cached
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 BASE_NOTE = "base.json"
@@ -96,8 +95,10 @@ class Model:
 
     def existing_folder(self) -> Path | None:
         """Return the value of `folder`, or None if the weights would have to be converted first."""
+        if self.folder_path:
+            return self.folder_path
         cached = cache_folder() / "torch" / self.identity
-        return self.folder_path or (cached if (cached / "config.json").exists() else None)
+        return cached if (cached / "config.json").exists() else None
 
     def folder(self, say: Callable[[str], None] = lambda _: None) -> Path:
         """Return the weights as transformers loads them; a GGUF is converted to float32 once.
@@ -108,7 +109,7 @@ class Model:
         """
         if folder := self.existing_folder():
             return folder
-        target = cache_folder() / "torch" / self.identity
+        target = cache_subfolder("torch") / self.identity
         tokenizer = self._tokenizer_folder(say)
         say("  converting the GGUF to float32 torch weights (once, under a minute)")
         with folder_lock(target):  # another run may be converting the same model
@@ -125,7 +126,7 @@ class Model:
             if missing := [m for m in ("gguf", "tokenizers", "transformers") if not find_spec(m)]:
                 raise UserError(f"a GGUF's tokenizer needs {', '.join(missing)}: pip install 'selfalign[train]'")
             say("  reading the GGUF's tokenizer (once, about 20 seconds)")
-            with folder_lock(target):
+            with folder_lock(cache_subfolder("tokenizers") / self.identity):
                 if not (target / "tokenizer.json").exists():
                     convert_tokenizer(self.gguf, target)
         return target
@@ -204,11 +205,11 @@ class Model:
     @cached_property
     def template(self) -> Template:
         """The dialogue template of this model, detected from its weights once and kept in the cache."""
-        cached = cache_folder() / "templates" / f"{self.identity}.json"
-        if cached.exists():
-            return Template(**json.loads(cached.read_text("utf-8")))
+        name = f"templates/{self.identity}.json"
+        if cached := read_cached(name):
+            return Template(**json.loads(cached))
         template = _detect_template(self.folder())
-        atomic.write_text(cached, json.dumps(asdict(template)))
+        save_cached(name, json.dumps(asdict(template)))
         return template
 
 

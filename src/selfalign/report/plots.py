@@ -7,6 +7,7 @@ An SVG does not depend on the date, the machine or chance.
 from __future__ import annotations
 
 import io
+import logging
 import re
 import warnings
 from collections.abc import Iterator
@@ -67,6 +68,7 @@ def available() -> bool:
 @contextmanager
 def drawing() -> Iterator[None]:
     """Set matplotlib up for plots; glyphs that its font lacks are fine, since the page has its own font."""
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it warns if it cannot keep its cache
     import matplotlib
 
     settings: Any = {

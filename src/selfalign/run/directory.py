@@ -16,6 +16,7 @@ from selfalign.constitution import Constitution, load
 from selfalign.errors import UserError
 from selfalign.run import recipe
 from selfalign.run.journal import Journal
+from selfalign.run.moved import relocate
 from selfalign.run.recipe import Recipe, differences
 from selfalign.system import atomic, strict_yaml
 from selfalign.system.atomic import file_hash
@@ -109,7 +110,9 @@ class RunDir:
             changes = differences(existing.recipe.model_dump(mode="json"), requested.model_dump(mode="json"))
             # The content of user prompts counts; their path may differ on another machine.
             sha256 = requested.prompts.file_sha256
-            moved = ("prompts.file:",) if sha256 and sha256 == existing.recipe.prompts.file_sha256 else ()
+            moved = ["prompts.file:"] if sha256 and sha256 == existing.recipe.prompts.file_sha256 else []
+            if _is_moved(existing.recipe.model, requested.model):
+                moved.append("model:")
             changes = [c for c in changes if not c.startswith((*_MAY_CHANGE, *moved))]
             if existing.constitution.digest() != constitution.digest():
                 changes.append(f"the constitution differs from {path / 'constitution.yaml'}")
@@ -119,8 +122,8 @@ class RunDir:
                     f"{path} was made with another recipe ({'; '.join(changes)}). "
                     "Choose another --out, or use --new to rename the old run and start again"
                 )
-            if existing.recipe != requested:
-                atomic.write_text(frozen, strict_yaml.dump(requested))
+            if frozen.read_text("utf-8") != (text := strict_yaml.dump(requested)):
+                atomic.write_text(frozen, text)
             existing.recipe = requested
             return existing
         texts = {"constitution.yaml": strict_yaml.dump(constitution), "recipe.yaml": strict_yaml.dump(requested)}
@@ -177,7 +180,7 @@ class RunDir:
         if frozen.engine.kind == "auto":
             kind = _auto_of_0_1(frozen.engine.url)
             frozen = frozen.model_copy(update={"engine": frozen.engine.model_copy(update={"kind": kind})})
-        return cls(path, frozen, load(str(path / "constitution.yaml")))
+        return cls(path, relocate(frozen, path), load(str(path / "constitution.yaml")))
 
     # -- finished stages -----------------------------------------------------------------------------------------
 
@@ -264,6 +267,12 @@ _MAY_CHANGE = (
 )
 """Settings that may change when a run is resumed, because they do not change generated rows. A changed training setting
 makes the stage train again. Of the constitution, only the path may change, not the content."""
+
+
+def _is_moved(old: str, new: str) -> bool:
+    """Return whether a model that is gone from its path may be the one of the same name at another path."""
+    gone = Path(old).is_absolute() and not Path(old).exists()
+    return gone and Path(new).is_absolute() and Path(old).name == Path(new).name
 
 
 def _frozen_recipe(path: Path) -> dict[str, Any]:

@@ -21,6 +21,8 @@ from selfalign.errors import Resumable
 
 HALF_WRITTEN = re.compile(r"\.(.+)\.[a-z0-9_]{8}\.(tmp|incomplete|old)")
 """Names of unfinished files and folders, created by tempfile: .NAME.xxxxxxxx.tmp"""
+_UMASK = os.umask(0o077)
+os.umask(_UMASK)
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -61,7 +63,7 @@ def _sync_folder(folder: Path) -> None:
 def new_file(path: Path) -> Iterator[BinaryIO]:
     """Yield a stream, and publish its content as `path` when the block ends without an error.
 
-    Readers see the complete old or new file. The permissions of an existing file are kept.
+    Readers see the complete old or new file. An existing file keeps its permissions; a new one gets those of the umask.
 
     Raises:
         Resumable: the disk is full.
@@ -74,7 +76,7 @@ def new_file(path: Path) -> Iterator[BinaryIO]:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
-            Path(name).chmod(stat.S_IMODE(path.stat().st_mode) if path.exists() else 0o644)
+            Path(name).chmod(stat.S_IMODE(path.stat().st_mode) if path.exists() else 0o666 & ~_UMASK)
             Path(name).replace(path)
         except BaseException:
             Path(name).unlink(missing_ok=True)
@@ -109,7 +111,7 @@ def new_folder(path: Path) -> Iterator[Path]:
                     with (Path(folder) / name).open("rb") as file:
                         os.fsync(file.fileno())
                 _sync_folder(Path(folder))
-            building.chmod(0o755)
+            building.chmod(0o777 & ~_UMASK)
             if path.exists():
                 old = building.with_suffix(".old")
                 path.rename(old)

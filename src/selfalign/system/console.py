@@ -15,6 +15,8 @@ from rich.text import Text
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 _LINE_EVERY_S = 10.0
+_TABLE_WIDTH = 80
+"""Columns that every table needs to show its numbers in full."""
 
 
 def plain(text: str) -> str:
@@ -70,7 +72,11 @@ class Bar:
         self._done = self._done_before = self._tokens = 0
         self._start = self._last_line = time.monotonic()
         self._live = screen.verbosity >= 0 and screen.console.is_terminal
-        columns = TextColumn("  {task.description:<14}"), BarColumn(bar_width=28), TextColumn("{task.fields[note]}")
+        columns = (
+            TextColumn("  {task.description:<14}"),
+            BarColumn(bar_width=28 if screen.console.width >= _TABLE_WIDTH else 6),
+            TextColumn("{task.fields[note]}"),
+        )
         self._progress = Progress(*columns, console=screen.console, transient=True)
         self._task = self._progress.add_task(name, total=total, note="")
 
@@ -119,5 +125,7 @@ class Bar:
 
 
 def stdout_console() -> Console:
-    """Return a console for results, which go to standard output."""
-    return Console(file=sys.stdout, highlight=False)
+    """Return a console for results, which go to standard output; a narrower terminal breaks the lines of tables."""
+    console = Console(file=sys.stdout, highlight=False)
+    console.width = max(console.width, _TABLE_WIDTH)
+    return console

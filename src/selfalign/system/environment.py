@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import importlib.metadata
 import os
 import platform
 import time
 from pathlib import Path
 
+from selfalign.errors import SelfAlignError, UserError
+from selfalign.system import atomic
 from selfalign.system.version import __version__
 
+_SET_CACHE = "set SELFALIGN_CACHE to a folder that can be written"
 _PACKAGES = (
     "torch",
     "transformers",
@@ -78,6 +83,17 @@ def accelerators() -> list[str]:
     return [kind for kind, device in devices.items() if Path(device).exists()]
 
 
+def provide_home() -> None:
+    """Set HOME if the user has no home folder, because some libraries look it up when they are imported.
+
+    Their files go to $SELFALIGN_CACHE, or cannot be written.
+    """
+    try:
+        Path.home()
+    except RuntimeError:
+        os.environ["HOME"] = os.environ.get("SELFALIGN_CACHE") or os.devnull
+
+
 def share_processor() -> None:
     """Let idle OpenMP threads sleep, unless OMP_WAIT_POLICY is set. Call it before torch is imported.
 
@@ -106,7 +122,42 @@ def processor_dtype() -> str:
 
 
 def cache_folder() -> Path:
-    """Return the folder for converted models: $SELFALIGN_CACHE, else a folder in the user's cache."""
+    """Return the folder for converted models: $SELFALIGN_CACHE, else a folder in the user's cache.
+
+    Raises:
+        UserError: the user has no home folder.
+    """
     if folder := os.environ.get("SELFALIGN_CACHE"):
         return Path(folder)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "selfalign"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "selfalign"
+    except RuntimeError:
+        raise UserError(f"there is no home folder for the cache: {_SET_CACHE}") from None
+
+
+def cache_subfolder(name: str) -> Path:
+    """Return a folder in the cache, and create it. Raises UserError if it cannot be created or written."""
+    folder = cache_folder() / name
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise UserError(f"the cache {folder} cannot be created ({error.strerror}): {_SET_CACHE}") from None
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise UserError(f"the cache {folder} cannot be written: {_SET_CACHE}")
+    return folder
+
+
+def read_cached(name: str) -> str | None:
+    """Return the text of that file in the cache; None if it cannot be read."""
+    try:
+        return (cache_folder() / name).read_text("utf-8")
+    except (OSError, ValueError, UserError):
+        return None
+
+
+def save_cached(name: str, text: str) -> None:
+    """Save a text in the cache, if it can be written; otherwise the value is computed again the next time."""
+    with contextlib.suppress(OSError, SelfAlignError):
+        atomic.write_text(cache_folder() / name, text)

@@ -164,9 +164,9 @@ def _calibrated(config: EngineSettings, model: Model) -> int:
     """Return the best number of slots on this machine; workers that share a machine measure one after the other."""
     from selfalign.generation import calibration
     from selfalign.model.conversion import folder_lock
-    from selfalign.system.environment import cache_folder
+    from selfalign.system.environment import cache_subfolder
 
-    with folder_lock(cache_folder() / "calibration" / "workers"):
+    with folder_lock(cache_subfolder("calibration") / "workers"):
         return calibration.calibrate(model.gguf, model.identity, config.context, config.threads).slots
 
 
