@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from selfalign.run.context import Context
+from selfalign.web.serve.models import ServedModels
 from web_servers import RunningServer, SlowFake, serving
 
 pytestmark = pytest.mark.integration
@@ -81,3 +82,10 @@ def test_top_k_of_a_request_reaches_the_engine(fake_run: Callable[..., Context])
         for value in (None, 7, 0, -1):
             assert server.chat(top_k=value)[0] == 200
     assert seen == [context.recipe.engine.top_k, 7, 0, 0]
+
+
+def test_run_on_the_fake_engine_starts_an_engine(fake_run: Callable[..., Context]):
+    models = ServedModels(fake_run())
+    engine = models.start(2)
+    assert models.adapters() and engine.parallel == 2
+    engine.close()

@@ -53,6 +53,9 @@ class FakeModel(Model):
         """Return True: the fake engine accepts every adapter."""
         return True
 
+    def check_adapter(self, folder: Path) -> None:
+        """Do nothing: stages on the fake engine train no adapter."""
+
     def identities(self, adapters: Mapping[str, Path]) -> dict[str | None, str]:
         """Return the same identity for the base and all adapters."""
         names: Iterable[str | None] = (None, *adapters)
