@@ -63,7 +63,7 @@ def _openai(model: Model | None, adapters: Adapters, config: EngineSettings, slo
         from selfalign.generation.engines.many_servers import ManyServers
 
         return ManyServers(config, slots, tokenizer=tokenizer, say=say)
-    return OpenAiApi(config, slots, tokenizer=tokenizer)
+    return OpenAiApi(config, slots, tokenizer=tokenizer, say=say)
 
 
 def _fake(model: Model | None, adapters: Adapters, config: EngineSettings, slots: int, say: Say) -> Engine:

@@ -67,7 +67,7 @@ class ManyServers:
             url, served = base_url(parts), {**config.served, **server.served}
             key = server.key_env or config.key_env
             settings = config.model_copy(update={"url": server.url, "urls": None, "served": served, "key_env": key})
-            endpoint = Endpoint(OpenAiApi(settings, slots, policy, tokenizer, url), url, server.slots or slots)
+            endpoint = Endpoint(OpenAiApi(settings, slots, policy, tokenizer, url, say), url, server.slots or slots)
             self._served[endpoint] = served
         self._fleet = Fleet(list(self._served), self._on_outage)
         self.parallel = sum(e.window.limit for e in self._served)

@@ -1,16 +1,16 @@
-"""Generate with an OpenAI-compatible server through `/v1/completions`: llama.cpp's, vLLM's, Ollama's.
+"""Generate with an OpenAI-compatible server through `/v1/completions`: llama.cpp's, vLLM's, Ollama's, selfalign's.
 
 Requests are raw completions, not chats: the dialogue template is selfalign's, the same in training and generation. A
 server gets token ids if a test shows that it reads them as the model's tokenizer does; otherwise it gets text, with
 control tokens in content escaped. A server cannot load adapters; the recipe names the model ids under which the
-user serves the base, engraved and final model.
+user serves the base, engraved and final model. Fields that the server refuses are omitted (`optional_fields`).
 """
 
 from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,12 +18,16 @@ from selfalign.data.prompt_text import BOS, Pieces
 from selfalign.errors import Resumable
 from selfalign.generation.engines import vocabulary
 from selfalign.generation.engines.base import Finish, OnText, Part, RowError, Step, TooLong
+from selfalign.generation.engines.optional_fields import OptionalFields
 from selfalign.generation.engines.server_client import ServerClient
 from selfalign.generation.retries import Retrier, RetryPolicy, Transient, classify_failure, decision, read_retry_after
 from selfalign.generation.settings import EngineSettings
 from selfalign.model.dialogue import Tokenizer, as_text
 
 _MESSAGE_CHARS = 160
+_ERROR_BYTES = 1 << 16
+_INVALID = (400, 422)
+"""Statuses of requests that the server considers invalid."""
 OTHER_VOCABULARY = "its vocabulary is not the model's"
 _HINTS = {
     401: "; check the key",
@@ -36,6 +40,26 @@ class _NotSupported(Exception):
     """The server does not support an endpoint."""
 
 
+class Refused(RowError):
+    """The server refuses a request.
+
+    Args:
+        reply: the body of its reply.
+    """
+
+    def __init__(self, message: str, status: int, reply: str) -> None:
+        super().__init__(message)
+        self.status, self.reply = status, reply
+
+
+class RefusesAll(Resumable):
+    """The server refuses all requests to an endpoint, with this status."""
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
+
+
 class OpenAiApi:
     """An engine that calls one server. See `Engine`.
 
@@ -45,6 +69,7 @@ class OpenAiApi:
         policy: the retry policy.
         tokenizer: the base model's tokenizer; without it, prompts are sent as text.
         name: the server's name in messages.
+        say: receives a message when the server refuses an optional field.
 
     Raises:
         UserError: the address, or the variable with the key, is invalid or missing.
@@ -57,6 +82,7 @@ class OpenAiApi:
         policy: RetryPolicy | None = None,
         tokenizer: Tokenizer | None = None,
         name: str = "the server",
+        say: Callable[[str], None] = lambda _: None,
     ) -> None:
         self.client = ServerClient(config, name)
         self._name = name
@@ -69,6 +95,7 @@ class OpenAiApi:
         self._checking = threading.Lock()
         self._served = config.served
         self._retrier = Retrier(policy or RetryPolicy(attempts=config.attempts))
+        self._optional = OptionalFields(name, say)
 
     def generate(self, prompt: Pieces, step: Step, seed: int, adapter: str | None, on_text: OnText = None) -> Part:
         """See `Engine.generate`. The text arrives in one piece."""
@@ -116,12 +143,12 @@ class OpenAiApi:
             "top_p": sampling.top_p,
             "seed": seed % 2**31,
             "stream": False,
-            "n": 1,
         }
         if step.stop:
             # Some servers refuse more than four; the steps order theirs by importance.
             body["stop"] = list(step.stop[:4])
-        # The fields below extend OpenAI's interface; the servers of llama.cpp and vLLM know them, others ignore them.
+        # The fields below extend OpenAI's interface. llama.cpp's server knows all of them, vLLM's some; others ignore
+        # or refuse them.
         if sampling.top_k:
             body["top_k"] = sampling.top_k
         if sampling.ban_eos:
@@ -193,15 +220,36 @@ class OpenAiApi:
         Raises:
             Transient, RowError, Resumable: see `generate_once`.
         """
-        status, headers, raw = self.client.call("POST", "/v1/completions", json.dumps(body).encode())
-        if status != 200:
-            self._raise_for_status(status, headers, raw)
+        raw = self.post("/v1/completions", body)
         try:
             reply: dict[str, Any] = json.loads(raw)
             reply["choices"][0]["text"]
         except (ValueError, KeyError, IndexError, TypeError, RecursionError):
             raise Transient(f"{self._name}'s reply is not a completion: {_excerpt(raw)}", failure="bad reply") from None
         return reply
+
+    def post(self, path: str, body: dict[str, Any]) -> bytes:
+        """Return the server's reply to a request, without the optional fields that it refuses.
+
+        Raises:
+            Transient, RowError, Resumable: see `generate_once`.
+        """
+        suspects: frozenset[str] = frozenset()
+        first: Refused | None = None
+        while True:
+            sent = self._optional.without_refused(body, suspects)
+            status, headers, raw = self.client.call("POST", path, json.dumps(sent).encode())
+            try:
+                if status != 200:
+                    self._raise_for_status(status, headers, raw)
+            except Refused as error:
+                more = self._optional.suspects(sent, error.reply) if error.status in _INVALID else frozenset()
+                if not more:
+                    raise first or error from None
+                suspects, first = suspects | more, first or error
+                continue
+            self._optional.record_success(sent, suspects)
+            return raw
 
     def _raise_for_status(self, status: int, headers: Mapping[str, str], raw: bytes) -> None:
         message = _error_message(raw)
@@ -212,9 +260,10 @@ class OpenAiApi:
                 wait = read_retry_after(headers)
                 raise Transient(f"{self._name} returned {status}", wait, classify_failure(status, wait))
             case "fail row":
-                raise RowError(f"{self._name} returned {status}: {message}")
+                reply = raw[:_ERROR_BYTES].decode("utf-8", "replace")
+                raise Refused(f"{self._name} returned {status}: {message}", status, reply)
             case "fail run":
-                raise Resumable(f"{self._name} returned {status}: {message}{_HINTS.get(status, '')}")
+                raise RefusesAll(f"{self._name} returned {status}: {message}{_HINTS.get(status, '')}", status)
 
     def warm_prefix(self, prefix: Pieces, adapter: str | None) -> str:
         """Do nothing: the server keeps its own prefix cache."""

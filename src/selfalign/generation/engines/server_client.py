@@ -10,6 +10,7 @@ import socket
 import ssl
 import time
 import urllib.parse
+import urllib.request
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 _MAX_BODY_BYTES = 4 << 20
 _CONNECT_SECONDS = 10.0
 _DEFAULT_PORTS = {"http": 80, "https": 443}
+_LOCAL_NAMES = ("localhost", "localhost.localdomain", "ip6-localhost", "ip6-loopback")
 
 
 def parse_address(url: str | None, setting: str = "engine.url") -> urllib.parse.SplitResult:
@@ -114,7 +116,7 @@ class ServerClient:
                 timeout=httpx2.Timeout(self._timeout, connect=min(_CONNECT_SECONDS, self._timeout)),
                 follow_redirects=False,  # the key must not travel to another host
                 verify=self._certificates,
-                trust_env=not _is_loopback(str(self.address.hostname)),
+                trust_env=not _needs_no_proxy(str(self.address.hostname)),
             )
         except (ImportError, ValueError, httpx2.InvalidURL):
             # The message of the error may quote the proxy's password.
@@ -176,11 +178,28 @@ class ServerClient:
             self._idle.get_nowait().close()
 
 
-def _is_loopback(host: str) -> bool:
+def _needs_no_proxy(host: str) -> bool:
+    """Return whether a host is this machine, whatever the environment says, or exempt by NO_PROXY.
+
+    httpx builds all proxies of the environment, so that an unusable one would be an error for an exempt host, too.
+    """
+    return is_local(host) or bool(urllib.request.proxy_bypass(host))
+
+
+def is_local(host: str) -> bool:
+    """Return whether a host name or address in any notation (127.1, ::ffff:127.0.0.1, 0.0.0.0) is this machine."""
+    host = host.lower().rstrip(".")
+    if host in _LOCAL_NAMES or host.endswith(".localhost"):
+        return True
     try:
-        return ipaddress.ip_address(host).is_loopback
+        address = ipaddress.ip_address(host)
     except ValueError:
-        return host == "localhost" or host.endswith(".localhost")
+        try:
+            address = ipaddress.ip_address(socket.inet_aton(host))
+        except (OSError, UnicodeError):
+            return False
+    mapped = getattr(address, "ipv4_mapped", None)
+    return address.is_loopback or address.is_unspecified or (mapped is not None and mapped.is_loopback)
 
 
 def _read_key(variable: str | None) -> str:
