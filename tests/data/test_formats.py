@@ -9,8 +9,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from conftest import hang_guard
 from selfalign.data import formats
-from selfalign.data.formats import OUTPUT_FORMATS, Row, detect_format, format_row, parse_row, unread_keys
+from selfalign.data.formats import OUTPUT_FORMATS, Row, format_row, parse_row
 from selfalign.data.records import to_json
 from selfalign.errors import UserError
 from selfalign.export.training_text import rendered
@@ -39,7 +40,7 @@ READ = {
         Row("selfalign pairs", "Hi", "", "Ho"),
     ),
     "a prompt": ({"prompt": "Hi"}, Row("prompts", "Hi")),
-    "a preference": ({"prompt": "Hi", "chosen": "a", "rejected": "b"}, Row("prompts", "Hi")),
+    "a preference": ({"prompt": "Hi", "chosen": "a", "rejected": "b"}, Row("preferences", "Hi", "", "a")),
     "prompt-completion": ({"prompt": "Hi", "completion": "Ho"}, Row("prompt–completion", "Hi", "", "Ho")),
     "prompt-completion, dialogue": (
         {"prompt": turns(("system", "Be."), ("user", "Hi")), "completion": turns(("assistant", "Ho"))},
@@ -58,12 +59,12 @@ READ = {
         {"messages": turns(("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d"))},
         Row("messages", "a", "", "b", None, 2),
     ),
-    "messages without an answer": (
+    "a tool's result": (
         {"messages": turns(("user", "a"), ("tool", "b"), ("assistant", "d"))},
-        Row("messages", "a", "", None, None, 2),
+        Row("messages", "a", "", None, None, 2, "has a tool call"),
     ),
-    "two users": ({"messages": turns(("user", "a"), ("user", "b"))}, Row("messages", "a", "", None, None, 1)),
-    "a tool's call": (
+    "two users": ({"messages": turns(("user", "a"), ("user", "b"))}, Row("messages", "a\n\nb")),
+    "no call of a tool": (
         {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": None, "tool_calls": []}]},
         Row("messages", "a"),
     ),
@@ -81,6 +82,93 @@ READ = {
     "ShareGPT, system beside": (
         {**shared(("human", "Hi"), ("gpt", "Ho")), "system": "Be."}, Row("ShareGPT", "Hi", "", "Ho", "Be.")
     ),
+    "roles in any case": (
+        {"messages": turns((" System", "Be."), ("USER:", "Hi"), ("<|assistant|>", "Ho"))},
+        Row("messages", "Hi", "", "Ho", "Be."),
+    ),
+    "system turns anywhere": (
+        {"messages": turns(("system", "A."), ("user", "Hi"), ("system", "B."), ("assistant", "Ho"))},
+        Row("messages", "Hi", "", "Ho", "A.\n\nB."),
+    ),
+    "a response in two turns": (
+        {"messages": turns(("user", "Hi"), ("assistant", "Ho"), ("assistant", "Ha"), ("user", "c"))},
+        Row("messages", "Hi", "", "Ho\n\nHa", None, 1),
+    ),
+    "turns as JSON": ({"messages": json.dumps(turns(("user", "Hi")))}, Row("messages", "Hi")),
+    "turns as columns": (
+        {"conversations": {"from": ["human", "gpt"], "value": ["Hi", "Ho"], "weight": None}},
+        Row("ShareGPT", "Hi", "", "Ho"),
+    ),
+    "a turn padded by Arrow": (
+        {"messages": [{"role": "user", "content": "Hi", "from": None, "value": None, "tool_calls": None}, None]},
+        Row("messages", "Hi"),
+    ),
+    "columns padded by Arrow": (
+        {"messages": None, "conversations": [], "instruction": None, "prompt": "Hi", "completion": "Ho", "image": None},
+        Row("prompt–completion", "Hi", "", "Ho"),
+    ),
+    "reasoning and a response": (
+        {"messages": [{"role": "user", "content": ["Hi"]},
+                      {"role": "assistant", "content": [{"type": "thinking", "thinking": "x"}, {"text": "Ho"}]}]},
+        Row("messages", "Hi", "", "Ho"),
+    ),
+    "an unknown role": (
+        {"messages": turns(("user", "Hi"), ("narrator", "Ho"))},
+        Row("messages", "Hi", "", None, None, 1, "has a turn of an unknown role"),
+    ),
+    "a tool call of a part": (
+        {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": [{"type": "tool_use"}]}]},
+        Row("messages", "Hi", "", "", None, 0, "has a tool call"),
+    ),
+    "a function of ShareGPT": (
+        shared(("human", "Hi"), ("function_call", "{}"), ("observation", "7"), ("gpt", "Ho")),
+        Row("ShareGPT", "Hi", "", None, None, 3, "has a tool call"),
+    ),
+    "a later tool call": (
+        {"messages": [*turns(("user", "Hi"), ("assistant", "Ho"), ("user", "And?")), {"role": "assistant",
+                      "content": None, "tool_calls": [{"id": "1"}]}]},
+        Row("messages", "Hi", "", "Ho", None, 2),
+    ),
+    "tools beside": (
+        {"messages": turns(("user", "Hi"), ("assistant", "Ho")), "tools": [{"name": "x"}]},
+        Row("messages", "Hi", "", "Ho", None, 0, "offers tools"),
+    ),
+    "a picture": (
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": "Hi"}, {"type": "image"}]}]},
+        Row("messages", "Hi", "", None, None, 0, "has an image or another file"),
+    ),
+    "a lone surrogate": ({"prompt": "Hi\ud83d"}, Row("prompts", "Hi?", problem="has a lone surrogate")),
+    "a passage beside a dialogue": (
+        {"messages": turns(("user", "Who?")), "document": "Mara keeps bees."},
+        Row("messages", "Who?", "Mara keeps bees."),
+    ),
+    "passages and choices": (
+        {"question": "Who?", "contexts": ["Mara.", "Jon."], "choices": {"label": ["A", "B"], "text": ["M", "J"]},
+         "answer": "A"}, Row("question–answer", "Who?", "Mara.\nJon.\n\nA. M\nB. J", "A"),
+    ),
+    "a question beside an instruction": (
+        {"instruction": "Answer.", "question": "Who?", "output": "Mara."}, Row("Alpaca", "Answer.", "Who?", "Mara."),
+    ),
+    "a prompt that contains the question": (
+        {"prompt": "Answer:  Who?", "question": "Who?", "answer": "M."},
+        Row("question–answer", "Answer:  Who?", "", "M."),
+    ),
+    "a context alone": ({"Context": "I am sad.", "Response": "Why?"}, Row("question–answer", "I am sad.", "", "Why?")),
+    "text beside, a passage": (
+        {"instruction": "Sort", "text": "b a", "output": "a b"}, Row("Alpaca", "Sort", "b a", "a b"),
+    ),
+    "text beside, rendered": (
+        {"prompt": "Name\nit.", "completion": "Ho", "text": "USER: Name it. ASSISTANT: Ho"},
+        Row("prompt–completion", "Name\nit.", "", "Ho"),
+    ),
+    "a transcript to be completed": (
+        {"prompt": "\n\nHuman: Hi\n\nAssistant:", "chosen": "Ho", "rejected": "Ha"}, Row("preferences", "Hi", "", "Ho"),
+    ),
+    "a completion in turns": (
+        {"prompt": "a", "completion": turns(("assistant", "b"))}, Row("prompt–completion", "a", "", "b"),
+    ),
+    "a prompt in turns": ({"prompt": turns(("user", "a")), "completion": "b"}, Row("prompt–completion", "a", "", "b")),
+    "nothing but nulls": ({"messages": None, "text": None}, Row("messages", "")),
     "Alpaca": (
         {"instruction": "Sort", "input": "b a", "output": "a b", "text": "…"}, Row("Alpaca", "Sort", "b a", "a b")
     ),
@@ -102,27 +190,28 @@ def test_every_known_form_is_read(name: str):
 
 
 REFUSED = {
-    "the keys are 'text', 'id'; known are messages; conversations; ": {"text": "Hi", "id": 1},
+    "the keys are 'text', 'id'; known are messages or conversations": {"text": "Hi", "id": 1},
     r"the keys are \(none\)": {},
     "an object of keys and values, not 5": 5,
     "an object of keys and values, not ": ["Hi"],
     "instruction is 5, not text": {"instruction": 5},
-    "input is ": {"instruction": "a", "input": ["b"]},
+    "input is ": {"instruction": "a", "input": [5]},
     "output is True, not text": {"instruction": "a", "output": True},
     "prompt is 1.5, not text": {"prompt": 1.5},
-    "completion is {}, not text": {"prompt": "a", "completion": {}},
-    "so completion must be one, not 'b'": {"prompt": turns(("user", "a")), "completion": "b"},
-    "completion is .*, not text": {"prompt": "a", "completion": turns(("assistant", "a"))},
+    "completion is {'a': 1}, not text": {"prompt": "a", "completion": {"a": 1}},
+    "'text' may be a passage or the response": {"prompt": "Name the colour.", "text": "The door is red."},
     "messages is 'a', not a list of turns": {"messages": "a"},
-    "messages is None, not a list of turns": {"messages": None},
+    "messages is '.a', not a list of turns": {"messages": "[a"},
     "turn 2 is 'b', not an object": {"messages": [{"role": "user", "content": "a"}, "b"]},
     "turn 1: role is None, not text": {"messages": [{"content": "a"}]},
     "turn 1: content is 5, not text": {"messages": [{"role": "user", "content": 5}]},
     "turn 1: value is 5, not text": {"conversations": [{"from": "human", "value": 5}]},
-    "turn 1: a part of content is .*image": {"messages": [{"role": "user", "content": [{"type": "image"}]}]},
+    "turn 1: a part of content is 5, not text": {"messages": [{"role": "user", "content": [5]}]},
+    "turn 1: a part of content is .*, not text": {"messages": [{"role": "user", "content": [{"type": "text"}]}]},
     "system is 5, not text": {"conversations": [], "system": 5},
-    "history is 'a', not a list of": {"instruction": "a", "output": "b", "history": "a"},
-    "history is .*, not a list of": {"instruction": "a", "output": "b", "history": [["a", None]]},
+    "history is 'a', not a list of turns": {"instruction": "a", "output": "b", "history": "a"},
+    "turn 1 is .'a', None., not an object": {"instruction": "a", "output": "b", "history": [["a", None]]},
+    "instances is .'a'., not a list of input and output": {"instruction": "a", "instances": ["a"]},
 }
 
 
@@ -138,9 +227,48 @@ def test_long_keys_are_shortened_in_errors():
     assert len(str(caught.value)) < 700
 
 
+@pytest.mark.parametrize("key", ["context", "Passage", "paragraph", "article", "document", "source text", "options"])
+def test_a_passage_is_never_left_out(key: str):
+    assert parse_row({"question": "Who?", key: "Mara.", "answer": "M."}, HERE).message == "Who?\n\nMara."
+
+
+TRANSCRIPTS = [
+    "\n\nHuman: {}\n\nAssistant: {}", "### Human: {}### Assistant: {}", "### Instruction:\n{}\n\n### Response:\n{}",
+    "[|Human|] {}\n[|AI|] {}\n[|Human|]", "<s>[INST] {} [/INST] {} </s>", "<human>: {}\n<bot>: {}",
+    "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n{}<|im_end|>\n", "USER: {}\nASSISTANT: {}<|endoftext|>",
+    "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\n{}<|eot_id|>"
+    "<|start_header_id|>assistant<|end_header_id|>\n\n{}<|eot_id|>",
+    "<bos><start_of_turn>user\n{}<end_of_turn>\n<start_of_turn>model\n{}<end_of_turn>\n",
+    "<|user|>\n{}</s>\n<|assistant|>\n{}</s>\n",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("form", TRANSCRIPTS)
+@given(*(st.text("ab é.?\n🙂", min_size=1).filter(str.strip) for _ in range(2)))
+def test_transcript_is_split_into_its_turns(form: str, message: str, answer: str):
+    row = parse_row({"text": form.format(message, answer)}, HERE)
+    assert (row.message, row.answer, row.system) == (message.strip(), answer.strip(), None)
+
+
+def test_system_text_of_a_transcript_is_separate():
+    text = "<s>[INST] <<SYS>>\nBe brief.\n<</SYS>>\n\nHi [/INST] Ho </s><s>[INST] And? [/INST] Yes </s>"
+    assert parse_row({"text": text}, HERE) == Row("transcript", "Hi", "", "Ho", "Be brief.", 2)
+    text = "A chat with Alma.\nUSER: Hi\nASSISTANT: Ho"
+    assert parse_row({"chat": text}, HERE) == Row("transcript", "Hi", "", "Ho", "A chat with Alma.")
+
+
+@pytest.mark.parametrize(
+    "text", ["[INST]" * 20_000, "Human:" + "\n" * 200_000 + "Assistant:", "### Human:" * 20_000, "<"]
+)
+def test_long_transcripts_take_linear_time(text: str):
+    with hang_guard():
+        parse_row({"prompt": text}, HERE)
+        parse_row({"text": f"USER: a\nASSISTANT: {text}"}, HERE)
+
+
 def test_unread_keys_are_listed():
-    row = {"instruction": "a", "context": "b", "response": "c"}
-    assert unread_keys(row, detect_format(row) or "") == ["context"]
+    row = {"Instruction": "a", "Context": "b", "Response": "c", "category": "d", "rejected": "e", "messages": None}
+    assert parse_row(row, HERE).unread == ("category", "rejected")
 
 
 json_values = st.recursive(
@@ -155,7 +283,7 @@ json_values = st.recursive(
     ),
     max_leaves=12,
 )
-known_keys = st.sampled_from(sorted({key for keys in formats.KEYS.values() for key in keys}))
+known_keys = st.sampled_from(sorted(formats.KNOWN_KEYS))
 
 
 @given(st.dictionaries(known_keys, json_values, max_size=5) | json_values)
@@ -167,7 +295,7 @@ def test_any_value_is_a_row_or_an_error_with_its_place(value: Any):
     else:
         assert all(isinstance(text, str) for text in (row.instruction, row.input, row.message))
         assert row.skipped_turns >= 0
-        assert unread_keys(value, row.format) == [key for key in value if key not in formats.KEYS[row.format]]
+        assert set(row.unread) <= set(value)
 
 
 # -- writing ---------------------------------------------------------------------------------------------------------

@@ -64,7 +64,7 @@ def test_missing_table_values_are_empty(tmp_path: Path):
 
 
 def test_invalid_parquet_is_an_error_with_its_file(tmp_path: Path):
-    with pytest.raises(UserError, match=r"a\.parquet: unknown row format: the keys are 'text'; known are messages"):
+    with pytest.raises(UserError, match=r"a\.parquet:1: unknown row format: the keys are 'text'; known are messages"):
         read(parquet(tmp_path / "a.parquet", [{"text": "a"}]))
     with pytest.raises(UserError, match=r"b\.parquet:2: prompt is 7, not text"):
         read(parquet(tmp_path / "b.parquet", [{"prompt": None}, {"prompt": 7}]))

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import bz2
 import csv
 import gzip
 import hashlib
 import io
 import json
+import lzma
 import random
 import re
+import sys
 import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,8 +20,9 @@ from typing import Any
 import pytest
 
 from selfalign.data import formats, user_data
+from selfalign.data.files import values
 from selfalign.data.records import Prompt, prompt_id, read_jsonl
-from selfalign.data.user_data import UserData, UserResponses, prompt_fields, values
+from selfalign.data.user_data import UserData, UserResponses, prompt_fields
 from selfalign.errors import Resumable, UserError
 from selfalign.pipeline.order import run_stage
 from selfalign.run import recipe as recipes
@@ -54,6 +58,16 @@ SAME = {
     "g.csv": 'instruction,input,output\nSort,b a,a b\n"Name a river.",,The Rhine.\n',
     "h.CSV": '\ufeffInstruction ; INPUT;output\r\nSort;b a;"a b"\r\n\r\nName a river.;;The Rhine.',
     "i.tsv": "output\tinstruction\tinput\na b\tSort\tb a\nThe Rhine.\tName a river.\t\n",
+    "k.jsonlines": "\n".join(map(json.dumps, ROWS)),
+    "l.txt": "\n\n" + "\n".join(map(json.dumps, ROWS)),
+    "m": json.dumps(ROWS, indent=1),
+    "n.csv": "\n".join(map(json.dumps, ROWS)),
+    "o.json.gz": gzip.compress(json.dumps(ROWS).encode()),
+    "p.jsonl": bz2.compress("\n".join(map(json.dumps, ROWS)).encode()),
+    "q.csv.xz": lzma.compress(b"\xef\xbb\xbfinstruction,input,output\r\nSort,b a,a b\r\nName a river.,,The Rhine.\r\n"),
+    "r.csv": "sep=;\r\ninstruction;input;output\r\nSort;b a;a b\r\nName a river.;;The Rhine.\r\n",
+    "s.csv": "instruction|input|output\nSort|b a|a b\nName a river.||The Rhine.\n",
+    "t.csv": '"instruction", "input", "output"\n"Sort", "b a", "a b"\n"Name a river.", "", "The Rhine."\n',
     "j.csv": "instruction\tinput\toutput\nSort\tb a\ta b\nName a river.\t\tThe Rhine.\n",
 }
 
@@ -63,10 +77,63 @@ def test_all_file_types_yield_the_same_rows(tmp_path: Path, name: str):
     assert read(tmp_path / name, SAME[name]) == PAIRS
 
 
+def test_zstd_is_read_or_a_one_line_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    pa = pytest.importorskip("pyarrow")
+    frames = b""
+    for row in ROWS:  # a file may have several frames
+        sink = pa.BufferOutputStream()
+        with pa.CompressedOutputStream(sink, "zstd") as stream:
+            stream.write(json.dumps(row).encode() + b"\n")
+        frames += sink.getvalue().to_pybytes()
+    assert read(tmp_path / "a.jsonl.zst", frames) == PAIRS
+    with pytest.raises(UserError, match=r"a\.jsonl\.zst' cannot be read: Truncated compressed stream"):
+        read(tmp_path / "a.jsonl.zst", frames[:-9])
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    monkeypatch.setitem(sys.modules, "compression", None)
+    with pytest.raises(UserError, match=r"zstd, which needs pyarrow: pip install 'selfalign\[data\]', or unpack it"):
+        read(tmp_path / "a.jsonl.zst", frames)
+
+
+def test_parquet_is_recognized_by_its_content(tmp_path: Path):
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    pq.write_table(pa.Table.from_pylist(ROWS), tmp_path / "a.data")
+    assert [row.message for _, row in UserData(prompts(tmp_path / "a.data"))] == ["Sort\n\nb a", "Name a river."]
+
+
+DAMAGED = gzip.compress(b'{"prompt": "Name a river."}' * 1000)
+AMBIGUOUS = {
+    "a.txt": {
+        'Why?\n{"prompt": "a"}': "a.txt:2 is a JSON object between lines of text: save JSON lines as .jsonl",
+        '{"instruction": "a"}\nWhy?': "a.txt:2 is not JSON",
+        '{"colour": "red"}\nWhy?': "a.txt:1: unknown row format: the keys are 'colour'",
+        "instruction,output\na,b": "a.txt:1 names the columns of a table: save the file as .csv or .tsv",
+        "\nQuestion\tAnswer\na\tb": "a.txt:2 names the columns of a table",
+        DAMAGED[:-20]: "a.txt is damaged: it cannot be decompressed .Compressed file ended before",
+        DAMAGED[:30] + b"xxxx" + DAMAGED[34:]: "a.txt is damaged: it cannot be decompressed",
+        b"PK\x03\x04" + b"\x00" * 40: "a.txt is a zip archive or a spreadsheet: unpack it, or save it as CSV",
+    },
+    "a.parquet.gz": {gzip.compress(b"PAR1" + b"\x00" * 40): "a.parquet.gz cannot be read as Parquet"},
+}
+
+
+@pytest.mark.parametrize(("name", "number"), [(name, n) for name in AMBIGUOUS for n in range(len(AMBIGUOUS[name]))])
+def test_ambiguous_file_is_refused_in_one_line(tmp_path: Path, name: str, number: int):
+    data, text = list(AMBIGUOUS[name].items())[number]
+    with pytest.raises(UserError, match=text) as caught:
+        read(tmp_path / name, data)
+    assert "\n" not in str(caught.value)
+
+
+def test_braces_and_brackets_in_prompts_are_text(tmp_path: Path):
+    lines = ["{name} is a place: which?", "[Insert a name] is here.", '["a", "b"]: which is first?', "{", "a, b"]
+    assert [row[0] for row in read(tmp_path / "a.txt", "\n".join(lines))] == lines
+    assert [row[0] for row in read(tmp_path / "a", "\n".join(lines[2:]))] == lines[2:]
+
+
 def test_unknown_suffix_is_read_as_lines(tmp_path: Path):
-    text = '\ufeff  Why?\r\n\r\ninstruction,input\n{"prompt": 1}\nlast\u2028line'
+    text = '\ufeff  Why?\r\n\r\ninstruction,input\n{"a": 1}\n[1]\nlast\u2028line'
     assert [row[0] for row in read(tmp_path / "mine.txt", text)] == [
-        "Why?", "instruction,input", '{"prompt": 1}', "last\u2028line",
+        "Why?", "instruction,input", '{"a": 1}', "[1]", "last\u2028line",
     ]  # fmt: skip
 
 
@@ -88,12 +155,10 @@ REFUSED = {
         '{"prompt": "a"}\n{"text": "b"}': "a.jsonl:2: unknown row format",
         '{"prompt": "a"}\nnonsense': "a.jsonl:2 is not JSON",
         '{"prompt": "a"}\n"b"': "a.jsonl:2 is not a JSON object",
-        '{"prompt": "a"}\n{"prompt": "\\ud83d"}': "a.jsonl:2 is not JSON .*surrogates",
         '{"prompt": "a", "x": ' + "[" * 100_000 + "]" * 100_000 + "}": "a.jsonl:1 is not JSON",
         '{"prompt": "a", "x": ' + "9" * 5000 + "}": "a.jsonl:1 is not JSON",
         b'{"prompt": "a"}\n{"prompt": "\xff"}': "a.jsonl:2 is not UTF-8",
-        gzip.compress(b'{"prompt": "a"}'): "a.jsonl:1 is not UTF-8",
-        '{"prompt": "a"}'.encode("utf-16"): "a.jsonl:1 is not UTF-8",
+        '{"prompt": "a"}'.encode("utf-16"): "a.jsonl is UTF-16: save it as UTF-8",
         "": "",
     },
     "a.json": {
@@ -104,7 +169,6 @@ REFUSED = {
         '[{"prompt": "a"}]\nmore': "a.json:2 is not JSON .text after",
         '[{"prompt": "a"},\n{"prompt": "b"': "a.json:2 is not JSON",
         '[{"prompt": "a"},\n{"prompt": "b\nc"}]': "a.json:2 is not JSON .Invalid control character",
-        '[{"prompt": "a"},\n{"prompt": "\\ud83d"}]': "a.json:2 is not JSON .*surrogates",
         '[\n{"prompt": ' + "[" * 100_000 + "]" * 100_000 + "}]": "a.json:2 is not JSON",
         '[\n{"prompt": ' + "9" * 5000 + "}]": "a.json:2 is not JSON",
         b'[{"prompt": "a"},\n{"prompt": "\xff"}]': "a.json:2 is not UTF-8",
@@ -113,7 +177,8 @@ REFUSED = {
         '{\n"prompt": "a"\n}': "a.json:1 is not JSON",
     },
     "a.csv": {
-        "text,label\na,b\n": "a.csv:1: the header: unknown row format: the keys are 'text', 'label'",
+        "text,label\na,b\n": "a.csv:2: unknown row format: the keys are 'text', 'label'",
+        "label,kind\na,b\n": "a.csv:1: the header: unknown row format: the keys are 'label', 'kind'",
         "prompt,prompt\na,b\n": "a.csv:1: the header names 'prompt' twice",
         "\nprompt\na\n": "a.csv:1: the header: unknown row format",
         "prompt\na\nb, c\n": "a.csv:3: 2 cells, but the header names 1",
@@ -122,7 +187,7 @@ REFUSED = {
         'prompt\na\n"b"c\n': "a.csv:3 is not valid CSV",
         "prompt\ra\rb": "a.csv:1 is not valid CSV",
         b"prompt\na\n\xff\n": "a.csv:3 is not UTF-8",
-        "messages\n[]\n": "a.csv:2: messages is '..', not a list of turns",
+        "messages\n5\n": "a.csv:2: messages is '5', not a list of turns",
         "": "",
     },
     "a.tsv": {"prompt,completion\na,b\n": "a.tsv:1: the header: unknown row format"},
@@ -164,7 +229,7 @@ TEXTS: list[Any] = [
     "x" * 3000, None, True, 5, 1e999, float("nan"), 10**5000, [], {}, ["a"], {"role": "user", "content": "a"},
     "\n" * 9, "null",
 ]  # fmt: skip
-NAMES = [*sorted({key for keys in formats.KEYS.values() for key in keys}), "text", "id", ""]
+NAMES = [*sorted(formats.KNOWN_KEYS), "text", "id", ""]
 
 
 def hostile(rng: random.Random) -> tuple[str, bytes]:
@@ -206,7 +271,7 @@ def _json(row: dict[str, Any]) -> str:
 def rows_in(kind: str, data: bytes) -> int | None:
     """Count the rows of the file independently; None if it is malformed."""
     try:
-        text = data.decode("utf-8-sig")
+        text = (gzip.decompress(data) if data.startswith(b"\x1f\x8b") else data).decode("utf-8-sig")
         if kind in (".json", ".jsonl") and text.strip(" \t\r\n").startswith("["):
             results = json.loads(text)
             return len(results) if all(isinstance(row, dict) for row in results) else None
@@ -226,7 +291,7 @@ def check_hostile(folder: Path, number: int, seed: int) -> None:
         try:
             rows = read(file, data)
         except UserError as error:
-            assert re.match(rf"{re.escape(str(file))}:\d+", str(error)), error
+            assert re.match(rf"{re.escape(str(file))}(:\d+| is )", str(error)), error
             continue
         accepted += 1
         expected = rows_in(kind, data)
@@ -274,13 +339,13 @@ def test_skipped_content_is_reported(tmp_path: Path):
     )  # fmt: skip
     assert len(list(data)) == len(list(data)) == 2
     assert data.messages() == [
-        "mine.jsonl: read as ShareGPT 1, selfalign 1",
-        "keys that are not read: id, lang, context",
+        "mine.jsonl: read as ShareGPT 1, Dolly 1",
+        "keys that are not read: id, lang",
         "dialogues read only up to the response to the first user turn: 1",
         "system texts replaced by the system prompts: 1",
     ]
     assert data.notes() == {
-        "from": "mine.jsonl", "read as": {"ShareGPT": 1, "selfalign": 1}, "dialogues shortened": 1,
+        "from": "mine.jsonl", "read as": {"ShareGPT": 1, "Dolly": 1}, "dialogues shortened": 1,
         "system texts left": 1,
     }  # fmt: skip
 
@@ -288,8 +353,10 @@ def test_skipped_content_is_reported(tmp_path: Path):
 def test_stage_counts_all_rows_and_locates_empty_ones(fake_run: Runs, tmp_path: Path):
     rows = [
         {"messages": [{"role": "assistant", "content": "a"}]},
-        {"messages": [{"role": "user", "content": "Name a river.\x00"}, {"role": "user", "content": "Or not."}]},
-        {"prompt": "name a RIVER"},
+        {"messages": [{"role": "user", "content": "Name a river.\x00"}, {"role": "tool", "content": "7"}]},
+        {"messages": [{"role": "user", "content": "Name a river."}, {"role": "assistant", "content": "\ud83d"}]},
+        {"messages": [{"role": "user", "content": "Name a "}, {"role": "user", "content": "river."}]},
+        {"prompt": "name a RIVER."},
         {"instruction": "Sort\u200b", "input": "b a\r\n", "output": "a b"},
         {"prompt": "Why?\nUser: because"},
     ]
@@ -298,12 +365,14 @@ def test_stage_counts_all_rows_and_locates_empty_ones(fake_run: Runs, tmp_path: 
     context = fake_run(f"prompts.file={file}", "stages=[prompts]")
     run_stage(context, "prompts")
     counts = context.journal.counts("self_instruct")
-    assert (counts.rows_in, counts.kept) == (5, 2)
-    assert counts.dropped == {"empty": 1, "duplicate": 1, "contains a role marker": 1}
-    assert counts.notes["read as"] == {"messages": 2, "prompts": 2, "Alpaca": 1}
+    assert (counts.rows_in, counts.kept) == (7, 2)
+    assert counts.dropped == {
+        "empty": 1, "duplicate": 1, "contains a role marker": 1, "has a tool call": 1, "has a lone surrogate": 1,
+    }  # fmt: skip
+    assert counts.notes["read as"] == {"messages": 4, "prompts": 2, "Alpaca": 1}
     assert counts.notes["dialogues shortened"] == 1
     results = {(p.instruction, p.input) for p in read_jsonl(context.run.jsonl("prompts"), Prompt)}
-    assert results == {("Name a river.", ""), ("Sort", "b a")}
+    assert results == {("Name a\n\nriver.", ""), ("Sort", "b a")}
     assert next(d.text for d in context.journal.drops() if d.reason == "empty") == f"{file}:2"
 
 
@@ -370,6 +439,11 @@ def test_responses_are_looked_up_by_prompt_id(answers: UserResponses):
     assert answers.get(prompt_id("Sort", "b a")) == "a b\nand\n\n\nmore  "
     assert answers.get(prompt_id("Say", "")) == ""
     assert answers.get(prompt_id("Sort", "")) is None
+
+
+def test_input_alone_is_the_instruction(tmp_path: Path):
+    data = given_file(tmp_path / "a.jsonl", '{"instruction": " \\u200b", "input": "Why? ", "output": "So."}')
+    assert [prompt_fields(row) for _, row in data] == [(prompt_id("Why?", ""), "Why?", "")]
 
 
 def test_prompt_fields_have_the_id_of_stage_1(fake_run: Runs, tmp_path: Path):

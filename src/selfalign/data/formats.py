@@ -1,17 +1,31 @@
-"""Convert rows of instruction data between common formats and one small record, `Row`.
+"""Convert rows of instruction data between published formats and one small record, `Row`.
 
-It reads this project's rows ({instruction, input} and optionally response) and training pairs ({user, assistant}),
-prompts alone ({prompt}), TRL's prompt–completion (text or lists of messages), `messages` of TRL and OpenAI, Alpaca and
-ShareGPT. A dialogue is reduced to its first user turn and the response to it; the other turns are counted. This module
-neither reads nor writes files.
+Rows are read by the names of their keys, in any case: a list of turns (`dialogues`), a transcript (`transcripts`), a
+message tree (`message_trees`), or separate texts for message, passage, response and system text. A dialogue is reduced
+to its first user message and the response to it; the other turns are counted. What a row has that text cannot carry is
+its `problem`. docs/formats.md lists the formats. This module neither reads nor writes files.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Set
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any, Literal, get_args
 
+from selfalign.data import message_trees, transcripts
+from selfalign.data.dialogues import (
+    NOT_TEXT,
+    TOOL_CALL,
+    Dialogue,
+    calls_tool,
+    decode_json,
+    is_user,
+    read_dialogue,
+    rows_of_columns,
+    turn_list,
+)
+from selfalign.data.prompt_text import replace_surrogates
 from selfalign.data.records import join_input
 from selfalign.errors import UserError
 
@@ -20,19 +34,38 @@ OUTPUT_FORMATS: tuple[OutputFormat, ...] = get_args(OutputFormat)
 """The formats that `selfalign export dataset` writes. `format_row` returns all but prompt-completion-text, which needs
 the model's dialogue template."""
 
-KEYS = {
-    "messages": ("messages",),
-    "ShareGPT": ("conversations", "system"),
-    "selfalign pairs": ("user", "assistant"),
-    "Alpaca": ("instruction", "input", "output", "system", "history"),
-    "selfalign": ("instruction", "input", "response", "system"),
-    "prompt–completion": ("prompt", "completion"),
-    "prompts": ("prompt",),
-}
-"""Format -> the keys that are read. A row may have other keys."""
+_DIALOGUES = {"messages": "messages", "conversations": "ShareGPT", "conversation": "dialogue", "items": "dialogue",
+              "dialogue": "dialogue", "dialog": "dialogue", "data": "dialogue"}  # fmt: skip
+"""Key of a list of turns -> the format's name."""
+_TRANSCRIPTS = ("text", "chat")
+_MESSAGES = ("instruction", "prompt", "question", "query", "problem", "message_1")
+"""Keys of the user's message; the first one with a value is read. Others count beside certain keys: `_message_keys`."""
+_PASSAGES = ("input", "inputs", "context", "contexts", "passage", "passages", "paragraph", "paragraphs", "article",
+             "document", "documents", "excerpt", "story", "background", "knowledge", "evidence", "source_text",
+             "reference_text", "choices", "options")  # fmt: skip
+"""Keys of a text that the message is about. It becomes the row's input."""
+_QUESTIONS = ("question", "query", "problem")
+"""Keys that are the row's input if the message has another key and does not contain them."""
+_ANSWERS = ("output", "outputs", "response", "completion", "assistant", "solution", "generated_solution", "answer",
+            "chosen", "target", "targets", "demonstration", "message_2", "answers", "completions")  # fmt: skip
+_SEVERAL_ANSWERS = ("answers", "completions")
+_SYSTEMS = ("system", "system_prompt", "system_message")
+_TOOLS = ("tools", "functions")
+_FILES = ("image", "images", "audio", "audios", "video", "videos")
 
-_KNOWN = "messages; conversations; user, assistant; instruction (input, output or response); prompt (completion)"
-_USER, _ASSISTANT = ("user", "human"), ("assistant", "gpt", "model", "chatgpt")
+KNOWN_KEYS = frozenset(
+    {*_DIALOGUES, *_TRANSCRIPTS, *_MESSAGES, *_PASSAGES, *_ANSWERS, *_SYSTEMS, *_TOOLS, *_FILES, *message_trees.READ}
+    | {"user", "definition", "history", "instances", "rejected"}
+)
+"""All keys that some format reads, as `normalize_key` returns them."""
+
+_KNOWN = (
+    "messages or conversations (lists of turns); instruction, prompt or question, with input or context, and output, "
+    "response or answer; prompt, chosen; text (a transcript)"
+)
+_SURROGATE = "has a lone surrogate"
+_TOOLS_OFFERED = "offers tools"
+_FRAGMENT = "belongs to no message tree that begins before it"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,15 +73,19 @@ class Row:
     """A row of instruction data, independent of its format."""
 
     format: str
-    """A key of `KEYS`."""
+    """The format's name for messages."""
     instruction: str
     """The user's message, or its first part. Empty if a dialogue has no user turn."""
     input: str = ""
-    """The rest of the message, in formats that store it separately."""
+    """The rest of the message: a passage or another text in a key of its own."""
     answer: str | None = None
     system: str | None = None
     skipped_turns: int = 0
     """Number of turns of a dialogue before the first user turn and after the response to it."""
+    problem: str = ""
+    """Why the row cannot be used: what it has that a text cannot carry. Empty for most rows."""
+    unread: tuple[str, ...] = field(default=(), compare=False)
+    """The keys of the row that are not read."""
 
     @property
     def message(self) -> str:
@@ -56,19 +93,47 @@ class Row:
         return join_input(self.instruction, self.input)
 
 
-def detect_format(keys: Mapping[str, Any] | tuple[str, ...]) -> str | None:
+@lru_cache(512)
+def normalize_key(key: str) -> str:
+    """Return the key in the spelling of this module's lists."""
+    return key.strip().lower().replace(" ", "_").replace("-", "_")
+
+
+def detect_format(keys: Iterable[str]) -> str | None:
     """Return the format of a row with these keys, or None. If several match, the one with the most information."""
-    if "messages" in keys:
-        return "messages"
-    if "conversations" in keys:
-        return "ShareGPT"
-    if "user" in keys and "assistant" in keys:
+    return _format_of(frozenset(normalize_key(key) for key in keys))
+
+
+@lru_cache(512)
+def _format_of(known: frozenset[str]) -> str | None:
+    if _is_tree(known):
+        return "message tree"
+    if dialogue := next((key for key in _DIALOGUES if key in known), None):
+        return _DIALOGUES[dialogue]
+    if {"user", "assistant"} <= known:
         return "selfalign pairs"
-    if "instruction" in keys:
-        return "Alpaca" if "output" in keys else "selfalign"
-    if "prompt" in keys:
-        return "prompt–completion" if "completion" in keys else "prompts"
-    return None
+    if "instruction" in known:
+        return "Alpaca" if "output" in known else "Dolly" if "context" in known else "selfalign"
+    if "chosen" in known:
+        return "preferences"
+    if "prompt" in known and not known & {*_QUESTIONS, *_ANSWERS} - {"completion"}:
+        return "prompt–completion" if "completion" in known else "prompts"
+    if not known.isdisjoint(_message_keys(known)):
+        return "question–answer"
+    return "transcript" if known & {*_TRANSCRIPTS} else None
+
+
+def _is_tree(names: Set[str]) -> bool:
+    return "message_tree_id" in names and (names >= {*message_trees.MESSAGE_KEYS} or "prompt" in names)
+
+
+@lru_cache(512)
+def _message_keys(names: frozenset[str]) -> tuple[str, ...]:
+    """Return the keys of the user's message in their order, for a row with the given keys."""
+    user = ["user"] if "assistant" in names else []
+    definition = ["definition"] if names & {"input", "inputs", "instances"} else []
+    context = ["context"] if names & {*_ANSWERS} else []
+    return (*user, *definition, *_MESSAGES, "inputs", "input", *context)
 
 
 def parse_row(value: object, where: str) -> Row:
@@ -82,20 +147,31 @@ def parse_row(value: object, where: str) -> Row:
     """
     if not isinstance(value, dict):
         raise UserError(f"{where}: a row must be an object of keys and values, not {value!r:.60}")
-    row_format = detect_format(value)
-    if row_format is None:
+    fields = Fields(value, where)
+    row = _parse(fields)
+    if row is None:
         raise unknown_format(tuple(value), where)
-    if row_format in ("messages", "ShareGPT"):
-        return _parse_dialogue(row_format, value[KEYS[row_format][0]], value.get("system"), where)
-    if row_format in ("prompt–completion", "prompts"):
-        return _parse_prompt(row_format, value, where)
-    if row_format == "selfalign pairs":
-        return Row(row_format, _text(value, "user", where) or "", "", _text(value, "assistant", where))
-    if row_format == "Alpaca" and value.get("history"):
-        return _parse_history(value, where)
-    instruction, text, system = (_text(value, key, where) for key in ("instruction", "input", "system"))
-    answer = _text(value, "output" if row_format == "Alpaca" else "response", where)
-    return Row(row_format, instruction or "", text or "", answer, system)
+    problem = row.problem or (TOOL_CALL if calls_tool(row.answer) else "")
+    problem = problem or (_TOOLS_OFFERED if fields.any_filled(_TOOLS) else "")
+    problem = problem or (NOT_TEXT if fields.any_filled(_FILES) else "")
+    if any(map(_has_surrogate, (row.instruction, row.input, row.answer or "", row.system or ""))):
+        row = replace(
+            row,
+            instruction=replace_surrogates(row.instruction),
+            input=replace_surrogates(row.input),
+            answer=row.answer and replace_surrogates(row.answer),
+            system=row.system and replace_surrogates(row.system),
+        )
+        problem = problem or _SURROGATE
+    return replace(row, problem=problem, unread=fields.unread())
+
+
+def _has_surrogate(text: str) -> bool:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return True
+    return False
 
 
 def unknown_format(keys: tuple[str, ...], where: str) -> UserError:
@@ -104,78 +180,253 @@ def unknown_format(keys: tuple[str, ...], where: str) -> UserError:
     return UserError(f"{where}: unknown row format: the keys are {shown or '(none)'}; known are {_KNOWN}")
 
 
-def unread_keys(value: Mapping[str, Any], row_format: str) -> list[str]:
-    """Return the keys of the row that are not read in this format."""
-    return [key for key in value if key not in KEYS[row_format]]
+class Fields:
+    """The values of a row by their normalized keys. It remembers which keys were read."""
 
+    def __init__(self, value: Mapping[str, Any], where: str) -> None:
+        self.where = where
+        self._keys = {key: normalize_key(key) for key in value}
+        self._values: dict[str, Any] = {}
+        for key, name in self._keys.items():
+            if name not in self._values or _is_filled(value[key]):
+                self._values[name] = value[key]
+        self._read: set[str] = set()
+        self.names = frozenset(self._values)
 
-def _text(value: Mapping[str, Any], key: str, where: str) -> str | None:
-    text = value.get(key)
-    if text is None or isinstance(text, str):
+    def peek(self, name: str) -> Any:
+        """Return the value of a key, or None, without reading it."""
+        return self._values.get(name)
+
+    def read(self, name: str) -> Any:
+        """Return the value of a key, or None."""
+        self._read.add(name)
+        return self._values.get(name)
+
+    def filled(self, name: str) -> bool:
+        """Return whether a key has a value. Arrow pads rows with nulls and empty lists."""
+        return _is_filled(self._values.get(name))
+
+    def any_filled(self, names: Iterable[str]) -> bool:
+        """Return whether any of the keys has a value."""
+        return any(self.filled(name) for name in names)
+
+    def first(self, names: Iterable[str]) -> str | None:
+        """Return the first of the keys that has a value, or else the first that the row has."""
+        present = [name for name in names if name in self._values]
+        return next((name for name in present if self.filled(name)), present[0] if present else None)
+
+    def text(self, name: str) -> str | None:
+        """Return the text of a key; several texts are joined.
+
+        Raises:
+            UserError: the value is no text.
+        """
+        value = self.read(name)
+        if (text := _joined(value)) is None and value is not None:
+            raise UserError(f"{self.where}: {name} is {value!r:.60}, not text")
         return text
-    raise UserError(f"{where}: {key} is {text!r:.60}, not text")
+
+    def unread(self) -> tuple[str, ...]:
+        """Return the keys that were not read, without known ones that are empty."""
+        return tuple(
+            key
+            for key, name in self._keys.items()
+            if name not in self._read and (name not in KNOWN_KEYS or _is_filled(self._values[name]))
+        )
 
 
-def _parse_prompt(row_format: str, value: Mapping[str, Any], where: str) -> Row:
-    """Parse TRL's prompt, alone or with its completion: both text, or both lists of messages."""
-    prompt, completion = value["prompt"], value.get("completion")
-    if not isinstance(prompt, list):
-        return Row(row_format, _text(value, "prompt", where) or "", "", _text(value, "completion", where))
-    if completion is not None and not isinstance(completion, list):
-        raise UserError(f"{where}: prompt is a list of messages, so completion must be one, not {completion!r:.60}")
-    return _parse_dialogue(row_format, [*prompt, *(completion or [])], None, where)
+def _is_filled(value: object) -> bool:
+    return value is not None and value not in ("", "[]", "{}", [], {})
 
 
-def _parse_history(value: Mapping[str, Any], where: str) -> Row:
+def _joined(value: object) -> str | None:
+    """Return a text, a list of texts, or labelled choices as one text; None for another value."""
+    if isinstance(value, dict) and isinstance(value.get("text"), list) and isinstance(value.get("label"), list):
+        value = [f"{label}. {text}" for label, text in zip(value["label"], value["text"], strict=False)]
+    if isinstance(value, list) and all(isinstance(text, str) for text in value):
+        return "\n".join(value)
+    return value if isinstance(value, str) else None
+
+
+# -- formats ---------------------------------------------------------------------------------------------------------
+
+
+def _parse(fields: Fields) -> Row | None:
+    """Return the row in the format of the keys that have values; if none has, of all keys."""
+    if _is_tree(fields.names):
+        return _parse_tree(fields)
+    texts = {*_message_keys(fields.names), "chosen"}
+    dialogue = fields.first(_DIALOGUES)
+    if dialogue and (fields.filled(dialogue) or not fields.any_filled(texts)):
+        return _with_passages(_parse_turns(fields, dialogue), fields, required=False)
+    if "chosen" in fields.names or any(name in fields.names for name in texts):
+        transcript = fields.first(_TRANSCRIPTS)
+        if transcript is None or not fields.filled(transcript) or fields.any_filled(texts):
+            return _parse_texts(fields)
+    name = fields.first(_TRANSCRIPTS)
+    return _parse_transcript(fields, name) if name else None
+
+
+def _parse_turns(fields: Fields, name: str) -> Row:
+    dialogue = read_dialogue(fields.read(name) or [], name, fields.where)
+    return _dialogue_row(_DIALOGUES[name], dialogue, fields)
+
+
+def _parse_transcript(fields: Fields, name: str) -> Row | None:
+    text = fields.read(name)
+    turns = transcripts.turns(text) if isinstance(text, str) else None
+    if turns is None and _is_filled(text):
+        return None
+    return _dialogue_row("transcript", read_dialogue(turns or [], name, fields.where), fields)
+
+
+def _dialogue_row(row_format: str, dialogue: Dialogue, fields: Fields) -> Row:
+    system = _system(fields) if dialogue.system is None else dialogue.system
+    return Row(row_format, dialogue.message, "", dialogue.answer, system, dialogue.skipped_turns, dialogue.problem)
+
+
+def _system(fields: Fields) -> str | None:
+    name = fields.first(_SYSTEMS)
+    return fields.text(name) if name else None
+
+
+def _parse_tree(fields: Fields) -> Row:
+    """Parse a message tree: its prompt, and the reply that was ranked first."""
+    prompt = fields.read("prompt")
+    for name in message_trees.READ:
+        fields.read(name)
+    if not isinstance(prompt, dict) or not isinstance(prompt.get("text"), str):
+        return Row("message tree", "", problem=_FRAGMENT)
+    reply, others = message_trees.best_reply(prompt)
+    problem = "deleted" if prompt.get("deleted") else ""
+    return Row("message tree", prompt["text"], "", reply["text"] if reply else None, None, others, problem)
+
+
+def _parse_texts(fields: Fields) -> Row | None:
+    """Parse a row that has message, passage and response in keys of their own."""
+    if fields.filled("history"):
+        return _parse_history(fields)
+    keys = _message_keys(fields.names)
+    primary = [key for key in keys if key not in _PASSAGES]
+    lead = fields.first(primary) or fields.first(keys)
+    names = fields.names if lead == "instruction" else frozenset((lead or "", *filter(fields.filled, fields.names)))
+    row_format = _format_of(frozenset(names - _DIALOGUES.keys())) or "question–answer"
+    answer = _answer(fields)
+    if (turns := _turns_of(fields, lead, answer)) is not None:
+        row = _dialogue_row(row_format, read_dialogue(turns, lead or "chosen", fields.where), fields)
+        return _with_passages(row, fields, required=False)
+    if lead is None or isinstance(answer, list):
+        return None
+    row = Row(row_format, fields.text(lead) or "", "", answer, _system(fields))
+    if fields.filled("instances"):
+        return _with_instance(row, fields)
+    return _with_passages(row, fields, skipped=lead)
+
+
+def _parse_history(fields: Fields) -> Row:
     """Parse an Alpaca row with a history, a list of [message, response]; the first pair becomes the row."""
-    history = value["history"]
-    valid = isinstance(history, list) and all(
-        isinstance(pair, list) and len(pair) == 2 and all(isinstance(text, str) for text in pair) for pair in history
-    )
-    if not valid:
-        raise UserError(f"{where}: history is {history!r:.60}, not a list of [message, response]")
-    return Row("Alpaca", history[0][0], "", history[0][1], _text(value, "system", where), 2 * len(history))
+    history = fields.read("history")
+    for name in ("instruction", "input", "output"):
+        fields.read(name)
+    dialogue = read_dialogue(history, "history", fields.where)
+    return replace(_dialogue_row("Alpaca", dialogue, fields), skipped_turns=dialogue.skipped_turns + 2)
 
 
-def _parse_dialogue(row_format: str, value: object, system: object, where: str) -> Row:
-    """Return the first user turn, the response if it directly follows, and the system text before it."""
-    if not isinstance(value, list):
-        raise UserError(f"{where}: {KEYS[row_format][0]} is {value!r:.60}, not a list of turns")
-    turns = [_parse_turn(turn, f"{where}: turn {number}") for number, turn in enumerate(value, 1)]
-    if system is not None and not isinstance(system, str):
-        raise UserError(f"{where}: system is {system!r:.60}, not text")
-    first = next((n for n, (role, _) in enumerate(turns) if role in _USER), None)
-    system_turns = [text for role, text in turns[:first] if role in ("system", "developer")]
-    system = system_turns[0] if system_turns else system
-    if first is None:
-        return Row(row_format, "", "", None, system)
-    message, rest = turns[first][1] or "", turns[first + 1 :]
-    answered = bool(rest) and rest[0][0] in _ASSISTANT
-    skipped_turns = len(turns) - len(system_turns[:1]) - 1 - answered
-    return Row(row_format, message, "", rest[0][1] if answered else None, system, skipped_turns)
+def _answer(fields: Fields) -> str | list[Any] | None:
+    """Return the response: a text, or a list of turns. Of several responses, the one with the highest score."""
+    name = fields.first(_ANSWERS)
+    if name is None:
+        return None
+    value = fields.read(name)
+    if (turns := turn_list(value)) is not None:
+        return turns
+    several = decode_json(value) if name in _SEVERAL_ANSWERS and isinstance(value, str) else value
+    if isinstance(several, dict):
+        several = several.get("text")
+    if isinstance(several, list):
+        best = max(several, key=_score, default=None)
+        best = best.get("response") if isinstance(best, dict) else best
+        value = best if isinstance(best, str) or not isinstance(value, str) else value
+    if value is None or isinstance(value, str):
+        return value
+    raise UserError(f"{fields.where}: {name} is {fields.read(name)!r:.60}, not text")
 
 
-def _parse_turn(turn: object, where: str) -> tuple[str, str | None]:
-    """Return (role, text) of a turn, {role, content} or {from, value}."""
-    if not isinstance(turn, dict):
-        raise UserError(f"{where} is {turn!r:.60}, not an object with role and content, or from and value")
-    role_key, text_key = ("from", "value") if "from" in turn else ("role", "content")
-    role, content = turn.get(role_key), turn.get(text_key)
-    if not isinstance(role, str):
-        raise UserError(f"{where}: {role_key} is {role!r:.60}, not text")
-    if isinstance(content, list):
-        content = "".join(_parse_part(part, where) for part in content)
-    if content is not None and not isinstance(content, str):
-        raise UserError(f"{where}: {text_key} is {content!r:.60}, not text")
-    return role.lower(), content
+def _score(response: object) -> float:
+    score = response.get("overall_score") if isinstance(response, dict) else None
+    return float(score) if isinstance(score, int | float) else 0.0
 
 
-def _parse_part(part: object, where: str) -> str:
-    """Return the text of one part of a message's content."""
-    text = part.get("text") if isinstance(part, dict) and part.get("type", "text") == "text" else None
-    if not isinstance(text, str):
-        raise UserError(f"{where}: a part of content is {part!r:.60}, not text")
-    return text
+def _turns_of(fields: Fields, lead: str | None, answer: str | list[Any] | None) -> list[Any] | None:
+    """Return the turns of a row whose message or response is a list of turns or a transcript; None for other rows."""
+    message = fields.read(lead) if lead else None
+    turns = turn_list(message)
+    response: list[Any] = answer if isinstance(answer, list) else []
+    if turns is None and isinstance(message, str) and not response:
+        if answer is None:
+            turns = transcripts.turns(message, preamble=lead == "input")
+        elif transcripts.ends_open(message):
+            turns = (transcripts.turns(message) or [])[:-1]
+    elif lead is None and isinstance(answer, str):
+        return transcripts.turns(answer)
+    if turns is None and not response:
+        return None
+    if isinstance(answer, str):
+        response = [{"role": "assistant", "content": answer}]
+    if any(turn and is_user(turn) for turn in response):  # a preference with the whole dialogue
+        return response
+    return [*([{"role": "user", "content": message}] if turns is None else turns), *response]
+
+
+def _with_instance(row: Row, fields: Fields) -> Row:
+    """Return a row with the first of its instances, {input, output}."""
+    instances = rows_of_columns(fields.read("instances"))
+    first = instances[0] if isinstance(instances, list) else None
+    if not isinstance(first, dict):
+        raise UserError(f"{fields.where}: instances is {instances!r:.60}, not a list of input and output")
+    inner = Fields(first, f"{fields.where}: instances")
+    answer = inner.text("output") if row.answer is None else row.answer
+    return replace(row, input=inner.text("input") or "", answer=answer, skipped_turns=2 * (len(instances) - 1))
+
+
+def _with_passages(row: Row, fields: Fields, skipped: str = "", required: bool = True) -> Row:
+    """Return the row with the passages beside its message as its input.
+
+    Args:
+        skipped: the key of the message.
+        required: whether a passage that is no text is an error.
+    """
+    names = [name for name in _PASSAGES if name != skipped and (required or name not in ("input", "inputs"))]
+    if skipped in ("instruction", "prompt", "definition"):
+        names += _QUESTIONS
+    texts = []
+    for name in names:
+        if name in fields.names and (required or _joined(fields.peek(name)) is not None):
+            text = fields.text(name)
+            if text and (name == "input" or not _contains(row.instruction, text)):
+                texts.append(text)
+    if required and not fields.names & {*_PASSAGES} and (text := _text_beside(row, fields)):
+        texts.append(text)
+    return replace(row, input="\n\n".join(texts))
+
+
+def _text_beside(row: Row, fields: Fields) -> str:
+    """Return the passage in a row's `text`, which in other data sets is the row rendered as one text.
+
+    Raises:
+        UserError: it is neither, so that it may also be the response.
+    """
+    text = fields.peek("text")
+    if not isinstance(text, str) or not text.strip() or not row.instruction or _contains(text, row.instruction):
+        return ""
+    if row.answer is None:
+        raise UserError(f"{fields.where}: 'text' may be a passage or the response: rename it to input or output")
+    return fields.text("text") or ""
+
+
+def _contains(text: str, part: str) -> bool:
+    """Return whether a text contains another one, except for white space."""
+    return " ".join(part.split()) in " ".join(text.split())
 
 
 def format_row(row: Row, output_format: OutputFormat) -> dict[str, Any]:

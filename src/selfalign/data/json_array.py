@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from selfalign.data.compression import open_data
 from selfalign.data.records import check_characters
 from selfalign.errors import UserError
 
@@ -19,22 +20,26 @@ CHUNK = 1 << 20
 """Minimum number of bytes to read at once."""
 
 
-def elements(path: Path) -> Iterator[tuple[str, Any]]:
+def elements(path: Path, allow_surrogates: bool = False) -> Iterator[tuple[str, Any]]:
     """Yield (file:line, object) for each element of the array.
+
+    Args:
+        allow_surrogates: whether values may contain lone surrogates.
 
     Raises:
         UserError: the file is not UTF-8, or not an array of objects; the message names the line.
         OSError: the file cannot be read.
     """
-    with path.open("rb") as file:
-        yield from _Reader(path, file).elements()
+    with open_data(path) as file:
+        yield from _Reader(path, file, allow_surrogates).elements()
 
 
 class _Reader:
     """A window of the file's text, parsed up to `_position`, which is in line `_line`."""
 
-    def __init__(self, path: Path, file: IO[bytes]) -> None:
+    def __init__(self, path: Path, file: IO[bytes], allow_surrogates: bool) -> None:
         self._path = path
+        self._allow_surrogates = allow_surrogates
         self._file = file
         self._decoder = codecs.getincrementaldecoder("utf-8-sig")()
         self._text = ""
@@ -61,7 +66,8 @@ class _Reader:
         while True:
             try:
                 value, end = decoder.raw_decode(self._text, self._position)
-                check_characters(value, self._text[self._position : end])
+                if not self._allow_surrogates:
+                    check_characters(value, self._text[self._position : end])
                 break
             except json.JSONDecodeError as error:
                 # Either the JSON is invalid here, or the text in memory ends within the element.

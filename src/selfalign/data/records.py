@@ -135,8 +135,11 @@ def write_jsonl(path: Path, rows: Iterable[DataclassInstance]) -> None:
             file.write(line(row).encode("utf-8"))
 
 
-def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def json_lines(path: Path, allow_surrogates: bool = False) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield (line number, object) for each line that is not blank.
+
+    Args:
+        allow_surrogates: whether values may contain lone surrogates.
 
     Raises:
         UserError: the file is missing, is not UTF-8, or a line is not a JSON object.
@@ -144,15 +147,16 @@ def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     try:
         for number, text in text_lines(path):
             if text.strip():
-                yield number, _json_object(path, number, text)
+                yield number, _json_object(path, number, text, allow_surrogates)
     except FileNotFoundError:
         raise UserError(f"{path} is missing: run the stage before this one first") from None
 
 
-def _json_object(path: Path, number: int, text: str) -> dict[str, Any]:
+def _json_object(path: Path, number: int, text: str, allow_surrogates: bool) -> dict[str, Any]:
     try:
         value = json.loads(text)
-        check_characters(value, text)
+        if not allow_surrogates:
+            check_characters(value, text)
     except (ValueError, RecursionError) as error:
         why = getattr(error, "msg", str(error))
         raise UserError(

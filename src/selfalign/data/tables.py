@@ -13,13 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from selfalign.data import formats
+from selfalign.data.compression import ENDINGS
 from selfalign.errors import UserError
 
 _BATCH = 1000
 _HUB = re.compile(
     r"(?P<name>[\w-][\w.-]*/[\w-][\w.-]*)(/(?P<config>[\w.+-]+))?(:(?P<split>[\w.-]+))?(@(?P<revision>[\w./-]+))?"
 )
-_FILES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".txt")
+_FILES = (".jsonl", ".jsonlines", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".txt", ".md", ".zip", *ENDINGS)
+"""Endings of files, which a data set on the hub has not."""
 _BUILDERS = ("parquet", "json", "csv", "text", "arrow", "cache")
 """The library's readers for formats that cannot contain code; its pandas reader would unpickle."""
 _TIMEOUT_SECONDS = 30
@@ -160,13 +162,12 @@ def _split_rows(builder: Any, title: str, split: str | None) -> Iterator[tuple[s
 
 
 def _columns_to_read(names: tuple[str, ...], where: str) -> list[str]:
-    """Return the names of the columns that are read in the table's format."""
-    row_format = formats.detect_format(names)
-    if row_format is None:
+    """Return the names of the columns that a format may read."""
+    if formats.detect_format(names) is None:
         raise formats.unknown_format(names, where)
     if repeated := next((name for name in names if names.count(name) > 1), None):
         raise UserError(f"{where}: two columns are named {repeated!r}")
-    return [name for name in names if name in formats.KEYS[row_format]]
+    return [name for name in names if formats.normalize_key(name) in formats.KNOWN_KEYS]
 
 
 def _rows(tables: Iterable[Any], names: tuple[str, ...], where: str) -> Iterator[tuple[str, Any]]:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from selfalign.data.compression import open_data
 from selfalign.errors import UserError
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b\u200e\u200f\u202a-\u202e\u2060-\u2064\ufeff]")
@@ -15,14 +16,14 @@ CITATION = re.compile(r"(?<![\w.])(\d{1,3})\s{0,9}\(\s{0,9}([^()\s][^()]{0,38}[^
 
 
 def text_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Yield (number, line) for each line of a UTF-8 file. Lines end at "\\n" only, and include it.
+    """Yield (number, line) for each line of a UTF-8 file, which may be compressed. Lines end at "\\n" and include it.
 
     Raises:
         UserError: a line is not UTF-8.
         OSError: the file cannot be read.
     """
     # Text mode would also split at U+2028 and similar separators, which are legal inside a JSON string.
-    with path.open("rb") as file:
+    with open_data(path) as file:
         for number, data in enumerate(file, 1):
             try:
                 yield number, data.decode("utf-8-sig" if number == 1 else "utf-8")

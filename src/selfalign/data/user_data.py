@@ -1,28 +1,24 @@
 """Read the user's rows from a file, a folder or a hub data set, one by one.
 
-Files are JSON lines, a JSON array, CSV or TSV with a header, Parquet, or text with a prompt per line. An invalid row is
-an error that names file and line. The rows are not held in memory: each stage reads the file again, and compares its
-SHA-256 with that of the recipe.
+An invalid row is an error that names file and line. The rows are not held in memory: each stage reads the file again,
+and compares its SHA-256 with that of the recipe.
 """
 
 from __future__ import annotations
 
-import codecs
-import csv
 import sqlite3
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
-from selfalign.data import formats, json_array, tables
-from selfalign.data.records import json_lines, prompt_id
-from selfalign.data.text import clean_text, remove_control_characters, text_lines
+from selfalign.data import files, formats, tables
+from selfalign.data.message_trees import join_trees
+from selfalign.data.records import prompt_id
+from selfalign.data.text import clean_text, remove_control_characters
 from selfalign.errors import Resumable, UserError
 from selfalign.system.atomic import file_hash
 
-_CHUNK = 1 << 20
-_LONGEST_CELL = 1 << 28
 _UNREAD_KEYS_SHOWN = 6
 
 
@@ -59,11 +55,7 @@ def _hash(path: Path) -> str:
     try:
         return file_hash(path)
     except OSError as error:
-        raise _unreadable(path, error) from None
-
-
-def _unreadable(path: Path, error: OSError) -> UserError:
-    return UserError(f"prompts file {str(path)!r} cannot be read: {error.strerror}")
+        raise files.unreadable(path, error) from None
 
 
 class UserData:
@@ -97,10 +89,10 @@ class UserData:
 
     def __iter__(self) -> Iterator[tuple[str, formats.Row]]:
         self._reset()
-        for where, value in self._values():
+        for where, value in join_trees(self._values()):
             row = formats.parse_row(value, where)
             self._formats[row.format] += 1
-            self._unread.update(formats.unread_keys(value, row.format))
+            self._unread.update(row.unread)
             self._shortened += bool(row.skipped_turns)
             self._systems += bool(row.system)
             yield where, row
@@ -117,7 +109,7 @@ class UserData:
         digest = _hash(path)
         if self._sha256 and digest != self._sha256:
             raise UserError(f"{path} has changed since the run was started: restore it, or start again with --new")
-        return tables.folder_rows(path, digest) if path.is_dir() else values(path)
+        return tables.folder_rows(path, digest) if path.is_dir() else files.values(path, allow_surrogates=True)
 
     def messages(self) -> list[str]:
         """Describe for the screen how the rows were read, one text per line."""
@@ -152,8 +144,10 @@ def count_prompts(prompts: UserDataSettings) -> int:
 
 
 def prompt_fields(row: formats.Row) -> tuple[str, str, str]:
-    """Return (id, instruction, input) of the row's prompt, clean_text."""
+    """Return (id, instruction, input) of the row's prompt, as clean text. An input alone is the instruction."""
     instruction, text = clean_text(row.instruction), clean_text(row.input)
+    if not instruction:
+        instruction, text = text, ""
     return prompt_id(instruction, text), instruction, text
 
 
@@ -172,7 +166,7 @@ class UserResponses:
             rows = (
                 (prompt_fields(row)[0], remove_control_characters(row.answer))
                 for _, row in UserData(prompts)
-                if row.answer is not None
+                if row.answer is not None and not row.problem
             )
             self._db.executemany("INSERT OR IGNORE INTO answers VALUES (?, ?)", rows)
             self._db.execute("COMMIT")
@@ -193,78 +187,3 @@ class UserResponses:
     def close(self) -> None:
         """Delete the temporary database."""
         self._db.close()
-
-
-# -- files -----------------------------------------------------------------------------------------------------------
-
-
-def values(path: Path) -> Iterator[tuple[str, Any]]:
-    """Yield (file:line, value) for each row of a file. The suffix of its name determines its type.
-
-    Raises:
-        UserError: the file cannot be read, or a row is malformed.
-    """
-    suffix = path.suffix.lower()
-    try:
-        if suffix == ".parquet":
-            yield from tables.parquet_rows(path)
-        elif suffix in (".csv", ".tsv"):
-            yield from _csv_rows(path, suffix)
-        elif suffix not in (".jsonl", ".ndjson", ".json"):
-            lines = ((number, line.strip()) for number, line in text_lines(path))
-            yield from ((f"{path}:{number}", {"prompt": line}) for number, line in lines if line)
-        elif _is_array(path):
-            yield from json_array.elements(path)
-        else:
-            yield from ((f"{path}:{number}", value) for number, value in json_lines(path))
-    except OSError as error:
-        raise _unreadable(path, error) from None
-
-
-def _is_array(path: Path) -> bool:
-    """Return whether the first character that is not white space begins a JSON array."""
-    with path.open("rb") as file:
-        text = file.read(len(codecs.BOM_UTF8)).removeprefix(codecs.BOM_UTF8)
-        while not text.strip():
-            if not (text := file.read(_CHUNK)):
-                return False
-    return text.lstrip().startswith(b"[")
-
-
-def _csv_rows(path: Path, suffix: str) -> Iterator[tuple[str, Any]]:
-    """Yield the rows of a CSV or TSV file as objects; the first line names the keys."""
-    csv.field_size_limit(max(csv.field_size_limit(), _LONGEST_CELL))
-    header = next((line for _, line in text_lines(path)), "")
-    delimiter = (
-        "\t" if suffix == ".tsv" else max(",;\t", key=lambda d: _has_known_format(header, d) and header.count(d))
-    )
-    # Without `strict`, an unclosed quote would include the rest of the file.
-    reader = csv.reader((line for _, line in text_lines(path)), delimiter=delimiter, strict=True)
-    names: list[str] = []
-    start = 1
-    try:
-        for cells in reader:
-            where, start = f"{path}:{start}", reader.line_num + 1
-            if not names:
-                names = [cell.strip().lower() for cell in cells]
-                if formats.detect_format(tuple(names)) is None:
-                    raise formats.unknown_format(tuple(names), f"{where}: the header")
-                if repeated := next((n for n in names if names.count(n) > 1), None):
-                    raise UserError(f"{where}: the header names {repeated!r} twice")
-            elif cells:  # a blank line has no cells
-                if len(cells) != len(names):
-                    raise UserError(f"{where}: {len(cells)} cells, but the header names {len(names)}")
-                yield where, dict(zip(names, cells, strict=True))
-    except csv.Error as error:
-        raise UserError(
-            f"{path}:{start} is not valid {suffix[1:].upper()} ({error}): correct the row that begins in this line"
-        ) from None
-
-
-def _has_known_format(header: str, delimiter: str) -> bool:
-    """Return whether the header, split at the delimiter, names the keys of a known format."""
-    try:
-        names = next(csv.reader([header], delimiter=delimiter), [])
-    except csv.Error:  # raised again, with the line, when the file is read
-        return False
-    return formats.detect_format(tuple(name.strip().lower() for name in names)) is not None

@@ -43,7 +43,10 @@ def show(recipe: Recipe, constitution: Constitution, rows: int, screen: Screen) 
 def _user_rows(context: Context, rows: int) -> list[tuple[str, Prompt, str | None]]:
     """Return (position in the file, prompt, response) of the first rows of user data."""
     first = islice(UserData(context.recipe.prompts), rows)
-    return [(f"{Path(place).name}", Prompt(*prompt_fields(row)), row.answer) for place, row in first]
+    return [
+        (f"{Path(place).name}" + (f", {row.problem}" if row.problem else ""), Prompt(*prompt_fields(row)), row.answer)
+        for place, row in first
+    ]
 
 
 def _print_given(context: Context, rows: int) -> None:

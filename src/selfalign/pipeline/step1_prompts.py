@@ -71,7 +71,7 @@ def _filtered(context: Context, data: UserData) -> Iterator[tuple[Prompt, RowOut
         prompt = Prompt(row_id, instruction, text)
         ledger_text = message = prompt.message
         length = count_tokens(message) if bounds else None
-        reason = reason_to_drop_user_prompt(message, length, bounds or (1, 1)) or ""
+        reason = row.problem or reason_to_drop_user_prompt(message, length, bounds or (1, 1)) or ""
         # Prompts that differ only in case or punctuation are duplicates.
         key = blake2b(normalize(message).encode("utf-8"), digest_size=16).digest()
         if not reason and key in known:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from selfalign.constitution import Constitution
-from selfalign.data import user_data
+from selfalign.data import files
 from selfalign.data.records import content_hash, join_input
 from selfalign.errors import UserError
 from selfalign.evaluation import comparison, judges
@@ -51,7 +51,7 @@ _FIELDS = ("turns", "question", "text", "instruction", "prompt")
 def _read(path: Path) -> tuple[list[OpenQuestion], str]:
     """Read rows in the formats of user prompts, or text with one question per line."""
     items: list[OpenQuestion] = []
-    for where, row in user_data.values(path):
+    for where, row in files.values(path):
         turns = _turns(row) if isinstance(row, dict) else ()
         if not turns:
             raise UserError(f"{where}: needs a question as text, under one of {', '.join(_FIELDS)}")
