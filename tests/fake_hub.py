@@ -12,8 +12,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
+
+import pytest
 
 TOKEN = "hf_aTokenThatMustNeverBeSeenAnywhere"
 LFS = (".safetensors", ".gguf", ".parquet", ".bin")
@@ -93,6 +96,26 @@ def running() -> Iterator[FakeHub]:
         thread.join(5)
 
 
+def connected(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeHub]:
+    """Start a hub, direct this process to it, and give it an empty cache. For fixtures."""
+    from huggingface_hub import constants
+    from huggingface_hub.utils import _http
+
+    with running() as made:
+        monkeypatch.setattr(constants, "ENDPOINT", made.url)
+        monkeypatch.setattr(
+            constants, "HUGGINGFACE_CO_URL_TEMPLATE", made.url + "/{repo_id}/resolve/{revision}/{filename}"
+        )
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub-cache"))
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        monkeypatch.setattr(_http.time, "sleep", lambda seconds: None)  # between its attempts
+        yield made
+        _http.close_session()
+
+
 def _git_hash(data: bytes) -> str:
     return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
 
@@ -132,7 +155,7 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self._route(path, body)
 
-    do_GET = do_POST = do_PUT = _run
+    do_GET = do_POST = do_PUT = do_HEAD = _run
 
     def _chunks(self) -> bytes:
         found = b""
@@ -150,7 +173,8 @@ class _Handler(BaseHTTPRequestHandler):
         for name, text in {"Content-Type": "application/json", "Content-Length": str(len(data)), **headers}.items():
             self.send_header(name, text)
         self.end_headers()
-        self.wfile.write(data)
+        if self.command != "HEAD":
+            self.wfile.write(data)
 
     def _store(self, oid: str, body: bytes, line: str) -> None:
         if self.headers.get("Authorization"):
@@ -172,11 +196,14 @@ class _Handler(BaseHTTPRequestHandler):
             return self._create(json.loads(body))
         if found := re.fullmatch(r"/(datasets/)?([^/]+/[^/]+)\.git/info/lfs/objects/batch", path):
             return self._batch(json.loads(body))
+        if found := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
+            return self._file(hub.repos["model", found[1]], found[2], found[3])
         found = re.fullmatch(r"/api/(model|dataset)s/([^/]+/[^/]+)(?:/(\w+)/(.+))?", path)
         repo = hub.repos.get((found[1], found[2])) if found else None
         if not found or repo is None:
             return self._answer(404, {"error": "Repository not found"}, **{"X-Error-Code": "RepoNotFound"})
         what, branch = found[3], found[4] or "main"
+        branch = next((name for name in repo.branches if repo.sha(name) == branch), branch)
         if what == "branch":
             repo.branches.setdefault(branch, dict(repo.branches["main"]))
             return self._answer(200, {})
@@ -184,6 +211,12 @@ class _Handler(BaseHTTPRequestHandler):
             return self._answer(404, {"error": "Invalid rev id"}, **{"X-Error-Code": "RevisionNotFound"})
         if what in (None, "revision"):
             return self._info(found[2], repo, branch)
+        if what == "tree":
+            entries = [(path, data) for path, data in repo.branches[branch].items()]
+            return self._answer(
+                200,
+                [{"type": "file", "path": path, "size": len(data), "oid": _git_hash(data)} for path, data in entries],
+            )
         if what == "preupload":
             return self._preupload(repo.branches[branch], json.loads(body))
         assert what == "commit"
@@ -208,6 +241,17 @@ class _Handler(BaseHTTPRequestHandler):
             "id": name, "sha": repo.sha(branch), "private": repo.private, "tags": tags[1].split(", ") if tags else [],
             "siblings": [{"rfilename": path} for path in files],
         })  # fmt: skip
+
+    def _file(self, repo: Repo, commit: str, path: str) -> None:
+        branch = next(name for name in repo.branches if repo.sha(name) == commit)
+        data = repo.branches[branch][path]
+        self.send_response(200)
+        etag = f'"{hashlib.sha256(data).hexdigest()}"'
+        for name, text in (("Content-Length", str(len(data))), ("ETag", etag), ("X-Repo-Commit", commit)):
+            self.send_header(name, text)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(data)
 
     def _preupload(self, files: dict[str, bytes], request: dict[str, Any]) -> None:
         results = []

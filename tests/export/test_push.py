@@ -35,18 +35,7 @@ SMALL = ("prompts.self_instruct.count=12", "prompts.red_team.count=12", "prompts
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeHub]:
     """Start a local hub, and direct this process to it."""
-    from huggingface_hub import constants
-    from huggingface_hub.utils import _http
-
-    with fake_hub.running() as made:
-        monkeypatch.setattr(constants, "ENDPOINT", made.url)
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
-        monkeypatch.setenv("HF_TOKEN", TOKEN)
-        monkeypatch.setattr(_http.time, "sleep", lambda seconds: None)  # between its attempts
-        yield made
-        _http.close_session()
+    yield from fake_hub.connected(monkeypatch, tmp_path)
 
 
 @pytest.fixture

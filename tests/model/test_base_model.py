@@ -41,7 +41,8 @@ def test_sources_without_a_model_are_refused(tmp_path: Path) -> None:
     for source, message in (
         (str(tmp_path / "text.gguf"), "not a GGUF file"),
         (str(tmp_path / "empty"), r"no config\.json"),
-        (str(tmp_path / "missing.gguf"), "is not 'embedded', a GGUF file"),
+        (str(tmp_path / "missing.gguf"), r"missing\.gguf' does not exist"),
+        ("missing.gguf", "is not 'embedded', a GGUF file"),
         ("embeded", "is not 'embedded'"),
     ):
         with pytest.raises(UserError, match=message):
@@ -90,11 +91,15 @@ def test_only_a_hub_id_contacts_the_hub(monkeypatch: pytest.MonkeyPatch, tmp_pat
 
     fetched: list[str] = []
 
-    def fetch(name: str, **_: object) -> str:
+    def look_up(_: object, name: str, **__: object) -> None:
         fetched.append(name)
         raise OSError("no network here")
 
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
+    def find(name: str, **_: object) -> None:
+        raise OSError("not in the cache")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", look_up)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", find)
     sources.resolve("embedded")
     sources.resolve(str(folder(tmp_path)))
     assert fetched == []

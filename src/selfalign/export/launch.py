@@ -7,7 +7,6 @@ The rows are encoded here with the run's template, so the folder trains on exact
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -106,9 +105,7 @@ def write(context: Context, out: Path, options: LaunchOptions) -> list[str]:
     config, model = context.recipe.training(options.stage), context.model
     batch = divide(config.batch_size, options.gpus * options.nodes)
     # A hub id is valid on other machines; a path is not.
-    hub_id = (
-        model.source if re.fullmatch(r"[\w.-]+/[\w.-]+", model.source) and not Path(model.source).exists() else None
-    )
+    hub_id = model.repository or None
     steps = -(-len(rows) // batch.size) * config.epochs
     recipe = config.model_dump(mode="json")
     training: dict[str, Any] = {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property, lru_cache
@@ -13,13 +12,12 @@ from typing import Any, ClassVar
 
 from selfalign.data.records import content_hash
 from selfalign.errors import UserError
-from selfalign.model import plain_lora
+from selfalign.model import hub, plain_lora
 from selfalign.model.conversion import convert, convert_tokenizer, folder_lock
 from selfalign.model.dialogue import Template, Tokenizer, detect
 from selfalign.system.atomic import file_hash
 from selfalign.system.environment import cache_folder, cache_subfolder, read_cached, save_cached
 
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 BASE_NOTE = "base.json"
 """The file in an adapter's folder that names the base it was trained on."""
 
@@ -69,14 +67,19 @@ class Model:
     @property
     def hub_id(self) -> str:
         """The model's hub id; empty for a local file or folder."""
-        is_hub_id = HUB_ID.fullmatch(self.source) and not Path(self.source).exists()
-        return self.source if is_hub_id else self.home
+        return self.repository or self.home
+
+    @property
+    def repository(self) -> str:
+        """The hub id in the source, without file and commit; empty if it names no model on the hub."""
+        name = hub.parse(self.source)
+        return name.repo if name and not Path(self.source).exists() else ""
 
     @property
     def name(self) -> str:
         """The source without local folders: "embedded", a hub id, or the last part of a path."""
         path = Path(self.source).expanduser()
-        return path.name if self.source != "embedded" and path.exists() else self.source
+        return path.name if self.source != "embedded" and path.exists() else self.repository or self.source
 
     @property
     def gguf(self) -> Path:
@@ -180,6 +183,11 @@ class Model:
         if not find_spec("tokenizers"):
             raise UserError("the model's tokenizer needs tokenizers: pip install 'selfalign[train]'")
         folder = self._tokenizer_folder(say)
+        if not (folder / "tokenizer.json").is_file():
+            raise UserError(
+                f"{folder} has no tokenizer.json: save one there with transformers' AutoTokenizer.from_pretrained(...)"
+                ".save_pretrained(...)"
+            )
         tokens = _special_tokens(folder)
         # Without add_bos_token the post-processor decides: many configurations name a bos_token but never add it.
         adds = tokens.get("add_bos_token")
@@ -198,9 +206,8 @@ class Model:
         return length if isinstance(length, int) and length > 0 else None
 
     def end_tokens(self) -> tuple[str, ...]:
-        """Return the control tokens that end a response: the template's and the model's end-of-text token."""
-        eos = _special_tokens(self.folder()).get("eos_token")
-        return tuple(dict.fromkeys(t for t in (self.template.end, eos) if t))
+        """Return the control tokens that end a response: the template's and the model's end-of-text tokens."""
+        return tuple(dict.fromkeys((self.template.end, *_end_texts(self.folder()))))
 
     @cached_property
     def template(self) -> Template:
@@ -218,13 +225,32 @@ def _load_tokenizer(file: Path, bos: str | None) -> Tokenizer:
     return Tokenizer(str(file), bos)
 
 
-def _special_tokens(folder: Path) -> dict[str, Any]:
-    """Return the `…_token` entries of tokenizer_config.json; a token given as an object is reduced to its text."""
+def _read_object(file: Path) -> dict[str, Any]:
+    """Return the object in a JSON file; an empty one if there is none."""
     try:
-        config = json.loads((folder / "tokenizer_config.json").read_text("utf-8"))
-    except (FileNotFoundError, ValueError):
-        raise UserError(f"{folder} has no readable tokenizer_config.json") from None
-    return {k: v.get("content") if isinstance(v, dict) else v for k, v in config.items() if k.endswith("_token")}
+        value = json.loads(file.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _special_tokens(folder: Path) -> dict[str, Any]:
+    """Return the `…_token` entries of the tokenizer's files; a token given as an object is reduced to its text."""
+    config, known = (_read_object(folder / name) for name in ("tokenizer_config.json", "special_tokens_map.json"))
+    if not config and not known:
+        raise UserError(f"{folder} has no readable tokenizer_config.json")
+    merged = {**known, **{k: v for k, v in config.items() if v is not None or k not in known}}
+    return {k: v.get("content") if isinstance(v, dict) else v for k, v in merged.items() if k.endswith("_token")}
+
+
+def _end_texts(folder: Path) -> list[str]:
+    """Return the texts of the end-of-text tokens that the model's files name, by text or by id, the first one first."""
+    added = {t["id"]: t["content"] for t in _read_object(folder / "tokenizer.json").get("added_tokens", [])}
+    settings = _read_object(folder / "generation_config.json")
+    ids = settings.get("eos_token_id", _read_object(folder / "config.json").get("eos_token_id"))
+    named = _special_tokens(folder).get("eos_token")
+    texts = [*(named if isinstance(named, list) else [named]), *map(added.get, ids if isinstance(ids, list) else [ids])]
+    return list(dict.fromkeys(text for text in texts if text))
 
 
 def _detect_template(folder: Path) -> Template:
@@ -232,8 +258,8 @@ def _detect_template(folder: Path) -> Template:
 
     tokenizer = json.loads((folder / "tokenizer.json").read_text("utf-8"))
     vocabulary = {token["content"]: token["id"] for token in tokenizer.get("added_tokens", [])}
-    eos = _special_tokens(folder).get("eos_token")
-    if not eos:
+    ends = _end_texts(folder)
+    if not ends:
         raise UserError(f"the tokenizer in {folder} names no eos_token: add it to tokenizer_config.json")
 
     def cosine(token: int, others: list[int]) -> float:
@@ -248,4 +274,4 @@ def _detect_template(folder: Path) -> Template:
                     return float(torch.nn.functional.cosine_similarity(rows[token].float(), mean, dim=0))
         return 0.0
 
-    return detect(vocabulary, eos, cosine)
+    return detect(vocabulary, ends[0], cosine)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -61,7 +62,17 @@ def convert(gguf: Path, tokenizer: Path, target: Path) -> None:
         )
     import torch
 
-    model = _from_gguf("AutoModelForCausalLM", gguf, dtype=torch.float32)
+    if re.search(r"-\d{5}-of-(?!00001)\d{5}\.gguf$", gguf.name):
+        raise UserError(
+            f"{gguf.name} is one of several parts, which transformers cannot read: join them with llama.cpp's "
+            "llama-gguf-split --merge, or name the model's Hugging Face folder"
+        )
+    model, loading = _from_gguf("AutoModelForCausalLM", gguf, dtype=torch.float32, output_loading_info=True)
+    if missing := sorted(loading["missing_keys"]):
+        raise UserError(
+            f"transformers finds no {missing[0]} in {gguf.name} ({len(missing)} weights are missing): give the model's "
+            "Hugging Face folder with the GGUF inside it"
+        )
     with atomic.new_folder(target) as folder:
         # Otherwise save_pretrained refuses, because it takes the weights for quantised ones.
         if hasattr(model.config, "quantization_config"):

@@ -1,13 +1,15 @@
-"""Find the base model that the recipe names: "embedded", a GGUF file, a Hugging Face folder, or a hub id."""
+"""Find the base model that the recipe names: "embedded", a GGUF file, a Hugging Face folder, or a name on the hub."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from pathlib import Path
 
 from selfalign.errors import UserError
-from selfalign.model.base_model import HUB_ID, Model
+from selfalign.model import hub
+from selfalign.model.base_model import Model
 from selfalign.system import atomic
 from selfalign.system.environment import cache_folder, cache_subfolder
 
@@ -22,7 +24,7 @@ _IDENTITY_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json")
 
 
 def resolve(source: str) -> Model:
-    """Find the model that the recipe names.
+    """Find the model that the recipe names. The `source` of a hub model names its commit.
 
     Raises:
         UserError: there is no such model, or its file is damaged.
@@ -31,16 +33,21 @@ def resolve(source: str) -> Model:
         return _embedded()
     path = Path(source).expanduser()
     if path.is_file():
-        with path.open("rb") as file:
-            if file.read(4) != b"GGUF":
-                raise UserError(f"model {source!r} is not a GGUF file: its first bytes are not GGUF")
-        return Model(source, identity_of([path]), path.absolute(), None, _licence_text(path.parent))
+        return _from_gguf(source, path.absolute())
     if path.is_dir():
         return _from_folder(source, path.absolute())
     looks_local = source.endswith((".gguf", ".safetensors")) or (path.parent != Path() and path.parent.exists())
-    if HUB_ID.fullmatch(source) and not source.startswith((".", "/")) and not looks_local:
-        return _from_hub(source)
-    raise UserError(f"model {source!r} is not 'embedded', a GGUF file, a folder or a hub id (owner/name)")
+    if (name := hub.parse(source)) and (source.startswith("hf:") or not looks_local):
+        folder, gguf, pinned = hub.download(name)
+        if gguf and not hub.weight_files(f.name for f in folder.iterdir()):
+            return _from_gguf(str(pinned), folder / gguf)
+        return _from_folder(str(pinned), folder, folder / gguf if gguf else None)
+    if path.is_absolute():
+        raise UserError(f"model {source!r} does not exist: set `model` to its new path")
+    raise UserError(
+        f"model {source!r} is not 'embedded', a GGUF file, a folder or a hub id (owner/name[:QUANT][@REVISION], "
+        "hf:owner/name/FILE.gguf)"
+    )
 
 
 def _embedded() -> Model:
@@ -70,36 +77,67 @@ def _embedded() -> Model:
     return Model("embedded", digest[:16], target, None, _GEMMA_NOTICE, "gemma", "google/gemma-3-270m")
 
 
-def _from_folder(source: str, folder: Path) -> Model:
+def _from_gguf(source: str, path: Path) -> Model:
+    with path.open("rb") as file:
+        if file.read(4) != b"GGUF":
+            raise UserError(f"model {source!r} is not a GGUF file: its first bytes are not GGUF")
+    for first, parts in hub.model_ggufs(f.name for f in path.parent.iterdir()).items():
+        if path.name in (first, *parts):
+            hub.check_parts(first, parts, str(path.parent))
+            files = [path.with_name(part) for part in parts]
+            return Model(source, identity_of(files), path.with_name(first), None, _licence_text(path.parent))
+    raise UserError(f"model {source!r} accompanies a model, by its name, and is none: name the model's own file")
+
+
+def _from_folder(source: str, folder: Path, gguf: Path | None = None) -> Model:
+    """Return the model in a folder.
+
+    Args:
+        gguf: the file that the engine loads, if it is not the folder's only one.
+    """
+    names = [f.name for f in folder.iterdir()]
+    ggufs = hub.model_ggufs(names)
+    if len(ggufs) > 1 and gguf is None:
+        raise UserError(
+            f"model {source!r} has several GGUF files ({', '.join(ggufs)}): keep only the one that the engine should "
+            "load"
+        )
+    gguf = gguf or next((folder / first for first in ggufs), None)
+    weights = [folder / name for name in hub.weight_files(names)]
+    if gguf and not weights:
+        return _from_gguf(source, gguf)
     if not (folder / "config.json").is_file():
         raise UserError(f"model {source!r} has no config.json: it is not a Hugging Face model folder")
-    weights = sorted(folder.glob("*.safetensors"))
     if not weights:
         raise UserError(f"model {source!r} has no *.safetensors; only safetensors weights are loaded")
     for name in ("config.json", "tokenizer_config.json"):
         if (folder / name).is_file() and '"auto_map"' in (folder / name).read_text("utf-8", "replace"):
             raise UserError(f"model {source!r}: {name} needs custom code (auto_map), which selfalign never runs")
-    ggufs = sorted(folder.glob("*.gguf"))
-    if len(ggufs) > 1:
-        names = ", ".join(g.name for g in ggufs)
-        raise UserError(
-            f"model {source!r} has several GGUF files ({names}): keep only the one that the engine should load"
-        )
-    files = [*weights, *ggufs, *(f for n in _IDENTITY_FILES if (f := folder / n).is_file())]
-    return Model(source, identity_of(files), ggufs[0] if ggufs else None, folder, _licence_text(folder))
+    _check_weights(source, folder, weights)
+    parts = (
+        [gguf.with_name(name) for name in hub.model_ggufs(f.name for f in gguf.parent.iterdir())[gguf.name]]
+        if gguf
+        else []
+    )
+    if gguf:
+        hub.check_parts(gguf.name, [part.name for part in parts], str(gguf.parent))
+    files = [*weights, *parts, *(f for n in _IDENTITY_FILES if (f := folder / n).is_file())]
+    return Model(source, identity_of(files), gguf, folder, _licence_text(folder))
 
 
-def _from_hub(source: str) -> Model:
+def _check_weights(source: str, folder: Path, weights: list[Path]) -> None:
+    """Raise UserError if files that the folder's index names are missing, or only point to Git LFS."""
     try:
-        from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-    except ImportError:
-        raise UserError("a hub id needs the extra `train`: pip install 'selfalign[train]'") from None
-    try:
-        folder = snapshot_download(source, allow_patterns=["*.safetensors", "*.json", "*.gguf", "LICENSE*", "NOTICE*"])
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise UserError(f"hub model {source!r} cannot be downloaded: {' '.join(str(error).split())[:160]}") from None
-    return _from_folder(source, Path(folder))
+        index = json.loads((folder / "model.safetensors.index.json").read_text("utf-8"))
+        named = {str(name) for name in index["weight_map"].values()}
+    except (OSError, ValueError, LookupError, AttributeError, TypeError):
+        named = set()
+    if missing := sorted(named - {path.name for path in weights}):
+        raise UserError(f"model {source!r} lacks {missing[0]}, one of its {len(named)} files of weights: download it")
+    for path in weights:
+        with path.open("rb") as file:
+            if file.read(24) == b"version https://git-lfs.":
+                raise UserError(f"model {source!r}: {path.name} only points to the weights: run `git lfs pull` there")
 
 
 def _licence_text(folder: Path) -> str:

@@ -11,6 +11,7 @@ from selfalign.data import user_data
 from selfalign.errors import UserError
 from selfalign.generation import engines, executors
 from selfalign.generation.calibration import calibrate
+from selfalign.model import hub
 from selfalign.model.base_model import Model
 from selfalign.planning import capacity, clusters, costs
 from selfalign.run import recipe as recipes
@@ -34,8 +35,9 @@ def prepare(
     Raises:
         SelfAlignError: one of them is invalid.
     """
-    kind, data = frozen_choices(out) if out is not None else (None, None)
+    kind, data, base = frozen_choices(out) if out is not None else (None, None, None)
     chosen = _load(recipe, settings, limit, prompts, data)
+    chosen = chosen.model_copy(update={"model": hub.with_frozen_commit(chosen.model, base)})
     if not chosen.model:
         raise UserError(
             f"recipe {recipe} names no model: set one with --set model=NAME, a Hugging Face folder or a hub id such as "
@@ -51,6 +53,8 @@ def prepare(
     texts = constitution.load(chosen.constitution)
     constitution.load_seeds(chosen.seeds)
     model = engines.base_model(chosen.model, chosen.engine)
+    if not model.is_fake and model.repository:  # with the commit
+        chosen = chosen.model_copy(update={"model": model.source})
     return chosen, texts, model
 
 

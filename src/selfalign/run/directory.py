@@ -111,7 +111,7 @@ class RunDir:
             # The content of user prompts counts; their path may differ on another machine.
             sha256 = requested.prompts.file_sha256
             moved = ["prompts.file:"] if sha256 and sha256 == existing.recipe.prompts.file_sha256 else []
-            if _is_moved(existing.recipe.model, requested.model):
+            if _may_be(existing.recipe.model, requested.model):
                 moved.append("model:")
             changes = [c for c in changes if not c.startswith((*_MAY_CHANGE, *moved))]
             if existing.constitution.digest() != constitution.digest():
@@ -269,8 +269,10 @@ _MAY_CHANGE = (
 makes the stage train again. Of the constitution, only the path may change, not the content."""
 
 
-def _is_moved(old: str, new: str) -> bool:
-    """Return whether a model that is gone from its path may be the one of the same name at another path."""
+def _may_be(old: str, new: str) -> bool:
+    """Return whether the model is gone from its path and has the same name at another, or has got its commit."""
+    if old == new.rpartition("@")[0]:
+        return True
     gone = Path(old).is_absolute() and not Path(old).exists()
     return gone and Path(new).is_absolute() and Path(old).name == Path(new).name
 
@@ -282,16 +284,18 @@ def _frozen_recipe(path: Path) -> dict[str, Any]:
     return recipe.upgrade(value) if isinstance(value, dict) else {}
 
 
-def frozen_choices(path: Path) -> tuple[str | None, str | None]:
-    """Return the kind of engine and the `prompts.file` of the run in a folder; None for what it does not have."""
+def frozen_choices(path: Path) -> tuple[str | None, str | None, str | None]:
+    """Return the engine's kind, `prompts.file` and `model` of the run in a folder; None for what it does not have."""
     if not (path / "journal.sqlite").exists() or not (path / "recipe.yaml").is_file():
-        return None, None
+        return None, None, None
     value = _frozen_recipe(path)
     engine, prompts = (part if isinstance(part := value.get(key), dict) else {} for key in ("engine", "prompts"))
     kind, file = engine.get("kind", "auto") if engine else None, prompts.get("file")
     if kind == "auto":
         kind = _auto_of_0_1(engine.get("url"))
-    return kind if kind in ("llama_cpp", "vllm", "openai") else None, file if isinstance(file, str) else None
+    kind = kind if kind in ("llama_cpp", "vllm", "openai") else None
+    file, model = (v if isinstance(v, str) else None for v in (file, value.get("model")))
+    return kind, file, model
 
 
 def _auto_of_0_1(url: str | None) -> str:

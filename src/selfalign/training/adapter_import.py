@@ -119,7 +119,9 @@ def publish(adapter: ImportedAdapter, target: Path, model: Model, card: str) -> 
 
     with atomic.new_folder(target) as building:
         save_file(dict(adapter.tensors), str(building / WEIGHTS), metadata={"format": "pt"})
-        config = lora_config(adapter.lora, base_model_name_or_path=model.source, inference_mode=True)
+        config = lora_config(
+            adapter.lora, base_model_name_or_path=model.repository or model.source, inference_mode=True
+        )
         config.save_pretrained(str(building))
         write_about(building, model, card)
 

@@ -97,7 +97,7 @@ def add_tensors(model: Any, tensors: Mapping[str, Any], config: TrainingSettings
 def save_adapter(model: Any, folder: Path, base: Model, card: str) -> None:
     """Publish the model's adapter in PEFT's format (safetensors), with a card and the files about its base."""
     for config in model.peft_config.values():
-        config.base_model_name_or_path = base.source  # not the path of this machine's cache
+        config.base_model_name_or_path = base.repository or base.source  # not the path of this machine's cache
     with atomic.new_folder(folder) as building:
         # Embeddings are never trained; "auto" would query the hub about the base.
         model.save_pretrained(str(building), safe_serialization=True, save_embedding_layers=False)
