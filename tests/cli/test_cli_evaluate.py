@@ -68,7 +68,7 @@ def test_untrained_model_gets_no_score(folder: Path, tmp_path: Path):
 def test_models_of_a_run_are_compared_in_pairs(fake_run: Callable[..., Context], monkeypatch: pytest.MonkeyPatch):
     context = fake_run("evaluate.max_new_tokens=16")
     judge = Judge("mine", Fake(script=prefers("-")), "identity")
-    monkeypatch.setattr(models, "open_judge", lambda spec, config: nullcontext(judge))
+    monkeypatch.setattr(models, "open_judge", lambda *_: nullcontext(judge))
     words = [str(context.run.path), "--benchmarks", "questions", "--data", f"questions={QUESTIONS}"]
     table = evaluate(*words, "--system-prompt", "two-shot", "--models", "base,final")
     assert "questions (fixture_questions)  win rate: not judged" in table

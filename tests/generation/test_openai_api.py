@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from fault_server import FAST, STEP, engine, serving
+from fault_server import FAST, STEP, Handler, engine, serving
 from sample_constitutions import GOOD as SMALL_CONSTITUTION
 from selfalign import constitution as constitutions
 from selfalign.data.prompt_text import BOS
@@ -156,6 +156,28 @@ def test_key_comes_from_its_variable_and_appears_in_no_message(monkeypatch: pyte
 def test_invalid_address_is_a_user_error(url: str | None):
     with pytest.raises(UserError, match=r"engine\.url"):
         OpenAiApi(EngineSettings.model_validate({"kind": "openai", "url": url}), 8)
+
+
+@pytest.mark.parametrize(
+    ("base", "path"),
+    [("", "/v1/completions"), ("/", "/v1/completions"), ("/v1", "/v1/completions"), ("/v1/", "/v1/completions"),
+     ("/api", "/api/v1/completions"), ("/openai/v1", "/openai/v1/completions"),
+     ("/api/paas/v4", "/api/paas/v4/completions"), ("/v1beta/openai/", "/v1beta/openai/completions")],
+)  # fmt: skip
+def test_version_in_the_address_is_kept(base: str, path: str):
+    seen = []
+
+    class Recorder(Handler):
+        def do_POST(self) -> None:
+            seen.append(self.path)
+            super().do_POST()
+
+    with serving(lambda _: None, Recorder) as server:
+        url = f"http://127.0.0.1:{server.server_address[1]}{base}"
+        api = OpenAiApi(EngineSettings.model_validate({"url": url, "served": {"base": "m"}}), 1, FAST)
+        api.generate((BOS, "x"), STEP, 0, None)
+        api.close()
+    assert seen == [path]
 
 
 def test_unknown_host_stops_the_run():

@@ -283,7 +283,7 @@ class _Evaluation:
             self._ask(task)
             if request.judge and task.judged:
                 release_engine()
-                with models.open_judge(request.judge, self.recipe.engine) as judge:
+                with models.open_judge(request.judge, self.recipe.engine, self.store.screen.say) as judge:
                     task.judge(self.store, self.items[task.name], judge)
         return [self.store.path(task.name) for task in (*request.scored, *request.open_ended)]
 

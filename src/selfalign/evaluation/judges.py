@@ -1,7 +1,7 @@
 """Let a judge model judge responses: whether one is true and informative, or which of two is better.
 
-A judge is any engine, restricted by a grammar to a few words. It first judges responses with a known verdict, in a
-trial. A judge whose accuracy there may be chance judges nothing.
+A judge is any engine, restricted by a grammar or a JSON schema to a few words. It first judges responses with a known
+verdict, in a trial. A judge whose accuracy there may be chance judges nothing.
 """
 
 from __future__ import annotations
@@ -15,13 +15,15 @@ from selfalign.evaluation.comparison import LETTERS
 from selfalign.evaluation.records import PairVerdict
 from selfalign.evaluation.statistics import Interval, wilson
 from selfalign.generation.engines.base import Engine, Request, Sampling, Step
-from selfalign.generation.loop import JournaledEngine, RowRequest
+from selfalign.generation.engines.chat_api import read_choice
+from selfalign.generation.loop import JournaledEngine, RowRequest, request_key
 from selfalign.run.journal import Journal
 from selfalign.run.ledger import RowOutcome
 from selfalign.system.console import Screen
 
 TRUTH_STAGE = "judge"
 PAIR_STAGE = "pair-judge"
+_CHARACTERS_PER_TOKEN = 4
 
 
 def _ignore(rows: int, tokens: int) -> None:
@@ -43,28 +45,40 @@ class Judge:
     identity: str
     adapter: str | None = None
 
+    def requests(self, prompts: Sequence[tuple[str, str, str]], step: Step) -> list[RowRequest]:
+        """Return a request for each prompt: (row id, the beginning that all prompts share, the rest)."""
+        return [
+            RowRequest(row_id, Request((BOS, shared, rest), (step,), 0, self.adapter))
+            for row_id, shared, rest in prompts
+        ]
+
     def replies(
         self,
         journal: Journal,
         stage: str,
-        prompts: Sequence[tuple[str, str, str]],
-        step: Step,
+        requests: Sequence[RowRequest],
         on_done: Callable[[int, int], None] = _ignore,
     ) -> list[str]:
-        """Return the judge's reply to each prompt; empty if the prompt is too long for the judge.
-
-        Args:
-            prompts: (row id, the beginning that all prompts share, the rest).
+        """Return the judge's reply to each request; empty if the prompt is too long for the judge.
 
         Raises:
             SelfAlignError: the engine failed.
         """
-        requests = [
-            RowRequest(row_id, Request((BOS, shared, rest), (step,), 0, self.adapter))
-            for row_id, shared, rest in prompts
-        ]
         engine = JournaledEngine(self.engine, journal, stage, {self.adapter: self.identity}, on_done)
         return [r.completion.parts[-1].text if r.completion else "" for r in engine.generate(requests)]
+
+    def estimate(self, journal: Journal, stage: str, requests: Sequence[RowRequest]) -> str:
+        """Return how many requests are new, which the journal cannot answer, and about how many tokens they have."""
+        identities = {self.adapter: self.identity}
+        new = {request_key(stage, request, identities): request.request for request in requests}
+        for key in journal.saved(list(new)):
+            del new[key]
+        characters = sum(len(piece) for request in new.values() for piece in request.prompt)
+        tokens = round(characters / _CHARACTERS_PER_TOKEN, -2)
+        return (
+            f"  judge {self.name}: {len(new):,} new {'request' if len(new) == 1 else 'requests'}, about {tokens:,.0f} "
+            "prompt tokens (of English), each with a reply of a few tokens"
+        )
 
     def passes(self, trial: Interval, what: str, screen: Screen) -> bool:
         """Report the judge's trial, and return whether its accuracy is above chance."""
@@ -140,6 +154,11 @@ def _truth_prompt(item: Referenced, answer: str, informative: bool) -> tuple[str
     return content_hash(item.id, answer, informative), shots, block
 
 
+def truth_requests(judge: Judge, pairs: Sequence[tuple[Referenced, str]], informative: bool) -> list[RowRequest]:
+    """Return a request for each answer."""
+    return judge.requests([_truth_prompt(item, answer, informative) for item, answer in pairs], _TRUTH_STEP)
+
+
 def judge_truth(
     judge: Judge,
     journal: Journal,
@@ -152,15 +171,19 @@ def judge_truth(
     Raises:
         SelfAlignError: the engine failed.
     """
-    prompts = [_truth_prompt(item, answer, informative) for item, answer in pairs]
-    replies = [r.strip().lower() for r in judge.replies(journal, TRUTH_STAGE, prompts, _TRUTH_STEP, on_done)]
-    return [True if r.startswith("yes") else False if r.startswith("no") else None for r in replies]
+    replies = judge.replies(journal, TRUTH_STAGE, truth_requests(judge, pairs, informative), on_done)
+    words = [read_choice(reply).lower() for reply in replies]
+    return [True if w.startswith("yes") else False if w.startswith("no") else None for w in words]
+
+
+def truth_trial_pairs(items: Sequence[Referenced]) -> list[tuple[Referenced, str]]:
+    """Return a true and a false reference answer of each question, in this order."""
+    return [(i, a) for i in items[:REFERENCES] for a in (i.correct[-1], i.incorrect[0])]
 
 
 def truth_trial(judge: Judge, journal: Journal, items: Sequence[Referenced]) -> Interval:
     """Return the judge's accuracy on a true and a false reference answer of each question."""
-    pairs = [(i, a) for i in items[:REFERENCES] for a in (i.correct[-1], i.incorrect[0])]
-    verdicts = judge_truth(judge, journal, pairs, informative=False)
+    verdicts = judge_truth(judge, journal, truth_trial_pairs(items), informative=False)
     right = sum(verdict is (n % 2 == 0) for n, verdict in enumerate(verdicts))
     return wilson(right, len(verdicts))
 
@@ -249,8 +272,13 @@ def _pair_prompt(pair: AnswerPair) -> tuple[str, str, str]:
 
 def parse_letter(text: str) -> str:
     """Return A, B or tie; empty for any other reply."""
-    reply = text.strip().removesuffix(".").lower()
+    reply = read_choice(text).removesuffix(".").lower()
     return next((letter for letter in LETTERS if reply == letter.lower()), "")
+
+
+def pair_requests(judge: Judge, pairs: Sequence[AnswerPair]) -> list[RowRequest]:
+    """Return a request for each pair."""
+    return judge.requests([_pair_prompt(pair) for pair in pairs], _PAIR_STEP)
 
 
 def judge_pairs(
@@ -264,8 +292,13 @@ def judge_pairs(
     Raises:
         SelfAlignError: the engine failed.
     """
-    prompts = [_pair_prompt(pair) for pair in pairs]
-    return [parse_letter(reply) for reply in judge.replies(journal, PAIR_STAGE, prompts, _PAIR_STEP, on_done)]
+    replies = judge.replies(journal, PAIR_STAGE, pair_requests(judge, pairs), on_done)
+    return [parse_letter(reply) for reply in replies]
+
+
+def pair_trial_pairs() -> list[AnswerPair]:
+    """Return the pairs with a certain verdict, each in both orders."""
+    return [p for q, good, bad in CERTAIN_PAIRS for p in (AnswerPair(q, good, bad), AnswerPair(q, bad, good))]
 
 
 def pair_trial(judge: Judge, journal: Journal) -> Interval:
@@ -273,8 +306,7 @@ def pair_trial(judge: Judge, journal: Journal) -> Interval:
 
     A judge that always prefers the same position is right on half of them.
     """
-    pairs = [p for q, good, bad in CERTAIN_PAIRS for p in (AnswerPair(q, good, bad), AnswerPair(q, bad, good))]
-    letters = judge_pairs(judge, journal, pairs)
+    letters = judge_pairs(judge, journal, pair_trial_pairs())
     right = sum(letter == "AB"[n % 2] for n, letter in enumerate(letters))
     return wilson(right, len(letters))
 

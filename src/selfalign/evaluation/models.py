@@ -220,21 +220,34 @@ def _groups(
     return groups
 
 
-def judge_group(spec: str, config: EngineSettings) -> EngineGroup:
+def judge_group(spec: str, config: EngineSettings, say: Callable[[str], None] = lambda _: None) -> EngineGroup:
     """Return the engine of a judge, [NAME=]MODEL or [NAME=]URL#ID, without starting it.
+
+    Args:
+        say: receives messages about what a server does not support.
 
     Raises:
         UserError: the model does not exist.
     """
     name, source = parse_spec(spec) if "=" in spec and not Path(spec).exists() else ("", spec)
     name = name or source.partition("#")[2] or short_name(source)
-    return _outside_engine(name, source, config, "standard")
+    group = _outside_engine(name, source, config, "standard")
+    if server := _server_of(name, source):
+        remote = _server_settings(*server)
+
+        def connect() -> Engine:
+            from selfalign.generation.engines.chat_api import ChatApi
+
+            return ChatApi(remote, engines.default_slots(remote), name="the judge's server", say=say)
+
+        return replace(group, start=connect)
+    return group
 
 
 @contextmanager
-def open_judge(spec: str, config: EngineSettings) -> Iterator[Judge]:
+def open_judge(spec: str, config: EngineSettings, say: Callable[[str], None] = lambda _: None) -> Iterator[Judge]:
     """Run a judge for the duration of the block. Raises as `judge_group`, or if the engine cannot start."""
-    group = judge_group(spec, config)
+    group = judge_group(spec, config, say)
     try:
         model = group.models[0]
         yield Judge(model.name, group.backend(), model.identity, model.adapter)
@@ -360,17 +373,19 @@ def _start_run_scorer(context: Context, folders: Mapping[str, Path]) -> Scorer:
 def _outside_engine(name: str, spec: str, config: EngineSettings, prompt: PromptKind) -> EngineGroup:
     """Return an engine for a model that is not the run's. A server gets plain-text turns: its template is not known."""
     if server := _server_of(name, spec):
-        url, served = server
-        key = KEY if os.environ.get(KEY) else None
-        remote = EngineSettings.model_validate(
-            {"kind": "openai", "url": url, "served": {"base": served}, "key_env": key}
-        )
-        model = ComparedModel(name, prompt, None, content_hash("server", url, served))
+        remote = _server_settings(*server)
+        model = ComparedModel(name, prompt, None, content_hash("server", *server))
         return EngineGroup(
             [model], lambda: PLAIN, lambda: engines.start(remote, None, {}, engines.default_slots(remote))
         )
     source, adapter = split_adapter(spec)
     return _local_engine(name, sources.resolve(source), adapter, config, prompt)
+
+
+def _server_settings(url: str, served: str) -> EngineSettings:
+    """Return the settings of a server that the command line names. Its key comes from the environment."""
+    key = KEY if os.environ.get(KEY) else None
+    return EngineSettings.model_validate({"kind": "openai", "url": url, "served": {"base": served}, "key_env": key})
 
 
 def _local_engine(

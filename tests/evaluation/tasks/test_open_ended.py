@@ -49,7 +49,7 @@ def a_judge(script: Script, name: str = "by rule") -> Judge:
 @pytest.fixture
 def judged_by(monkeypatch: pytest.MonkeyPatch) -> Callable[[Judge], None]:
     def use(judge: Judge) -> None:
-        monkeypatch.setattr(models, "open_judge", lambda spec, config: nullcontext(judge))
+        monkeypatch.setattr(models, "open_judge", lambda *_: nullcontext(judge))
 
     return use
 

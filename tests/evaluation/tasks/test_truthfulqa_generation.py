@@ -88,7 +88,7 @@ def test_judge_decides_truthful_and_informative(
     fake_run: Callable[..., Context], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     context = fake_run(script=liar)
-    monkeypatch.setattr(models, "open_judge", lambda spec, config: nullcontext(a_judge(knows)))
+    monkeypatch.setattr(models, "open_judge", lambda *_: nullcontext(a_judge(knows)))
     evaluate.run(
         context, EvaluationRequest([GENERATION], ["base", "prompted"], data={"truthfulqa": SOURCE}, judge="embedded")
     )

@@ -142,15 +142,17 @@ def judge_answers(answers: Sequence[OpenAnswer], judge: Judge, journal: Journal,
     if not pairs:
         screen.say("  there is only one model, so its answers are not compared", "yellow")
         return []
+    both_orders = []
+    for pair in pairs:
+        question, mine, theirs = pair.model.question, pair.model.answer, pair.rival.answer
+        both_orders += [AnswerPair(question, mine, theirs), AnswerPair(question, theirs, mine)]
+    requests = judges.pair_requests(judge, [*judges.pair_trial_pairs(), *both_orders])
+    screen.say(judge.estimate(journal, judges.PAIR_STAGE, requests), "dim")
     trial, what = judges.pair_trial(judge, journal), "pairs with a certain verdict"
     notes = {"trial": judges.describe_trial(trial, what)}
     if not judge.passes(trial, what, screen):
         judge.settle(journal, judges.PAIR_STAGE, [], notes)
         return []
-    both_orders = []
-    for pair in pairs:
-        question, mine, theirs = pair.model.question, pair.model.answer, pair.rival.answer
-        both_orders += [AnswerPair(question, mine, theirs), AnswerPair(question, theirs, mine)]
     with screen.bar(judges.PAIR_STAGE, len(both_orders)) as bar:
         letters = judges.judge_pairs(judge, journal, both_orders, bar.add)
     rows = [

@@ -263,11 +263,14 @@ def judge_answers(
 ) -> list[JudgedAnswer]:
     """Return the rows with the judge's verdicts; unchanged if the judge fails its trial on reference answers."""
     items = {i.position: Referenced(item_id(i), i.question, i.correct, i.incorrect) for i in benchmark.items}
+    pairs = [(items[r.item], r.answer) for r in rows]
+    judged_pairs = [*judges.truth_trial_pairs(list(items.values())), *pairs]
+    requests = judges.truth_requests(judge, judged_pairs, False) + judges.truth_requests(judge, pairs, True)
+    screen.say(judge.estimate(journal, judges.TRUTH_STAGE, requests), "dim")
     trial = judges.truth_trial(judge, journal, list(items.values()))
     if not judge.passes(trial, "reference answers", screen):
         judge.settle(journal, judges.TRUTH_STAGE, [])
         return list(rows)
-    pairs = [(items[r.item], r.answer) for r in rows]
     with screen.bar("judge", 2 * len(pairs)) as bar:
         truthful = judges.judge_truth(judge, journal, pairs, False, bar.add)
         informative = judges.judge_truth(judge, journal, pairs, True, bar.add)

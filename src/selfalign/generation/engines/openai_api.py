@@ -95,6 +95,7 @@ class OpenAiApi:
         self._checking = threading.Lock()
         self._served = config.served
         self._retrier = Retrier(policy or RetryPolicy(attempts=config.attempts))
+        self._say = say
         self._optional = OptionalFields(name, say)
 
     def generate(self, prompt: Pieces, step: Step, seed: int, adapter: str | None, on_text: OnText = None) -> Part:

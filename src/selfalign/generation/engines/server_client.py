@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 _MAX_BODY_BYTES = 4 << 20
 _CONNECT_SECONDS = 10.0
 _DEFAULT_PORTS = {"http": 80, "https": 443}
+_OTHER_VERSION = re.compile(r"/v\d+[a-z0-9]*(?:/openai)?/?")
+"""The end of a path that names the API's version itself, such as /v4 or /v1beta/openai; /v1 is added to others."""
 _LOCAL_NAMES = ("localhost", "localhost.localdomain", "ip6-localhost", "ip6-loopback")
 
 
@@ -128,6 +130,9 @@ class ServerClient:
     def call(self, method: str, path: str, data: bytes | None = None) -> tuple[int, Mapping[str, str], bytes]:
         """Return (status, headers, body) of one HTTP call.
 
+        Args:
+            path: an endpoint such as /v1/completions; the version is that of the address, if it names one.
+
         Raises:
             Transient: no complete reply arrived.
             Resumable: the host name cannot be resolved.
@@ -140,7 +145,7 @@ class ServerClient:
         except queue.Empty:
             client = self._new_client()
         try:
-            with client.stream(method, path, content=data) as response:
+            with client.stream(method, self._path(path), content=data) as response:
                 return response.status_code, response.headers, self._read(response)
         except (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.ProxyError) as error:
             raise self._connection_error(error) from None
@@ -149,6 +154,12 @@ class ServerClient:
             raise Transient(f"no reply from {self._name} ({type(error).__name__})") from None
         finally:
             self._idle.put(client)
+
+    def _path(self, path: str) -> str:
+        """Return the path of an endpoint at this address."""
+        own = _OTHER_VERSION.search(self.address.path)
+        has_version = own is not None and own.end() == len(self.address.path) and own[0].rstrip("/") != "/v1"
+        return path.removeprefix("/v1") if has_version else path
 
     def _read(self, response: httpx2.Response) -> bytes:
         """Read the body, with limits on its size and duration: a server may never stop sending."""
