@@ -121,7 +121,7 @@ READ = {
         Row("messages", "Hi", "", "", None, 0, "has a tool call"),
     ),
     "a function of ShareGPT": (
-        shared(("human", "Hi"), ("function_call", "{}"), ("observation", "7"), ("gpt", "Ho")),
+        shared(("human", "Hi"), ("Function-Call", "{}"), ("observation", "7"), ("gpt", "Ho")),
         Row("ShareGPT", "Hi", "", None, None, 3, "has a tool call"),
     ),
     "a later tool call": (
@@ -136,6 +136,10 @@ READ = {
     "a picture": (
         {"messages": [{"role": "user", "content": [{"type": "text", "text": "Hi"}, {"type": "image"}]}]},
         Row("messages", "Hi", "", None, None, 0, "has an image or another file"),
+    ),
+    "turns as pairs": (
+        {"conversation": [{"human": "Hi", "assistant": "Ho"}, {"question": "And?", "answer": "So."}]},
+        Row("dialogue", "Hi", "", "Ho", None, 2),
     ),
     "a lone surrogate": ({"prompt": "Hi\ud83d"}, Row("prompts", "Hi?", problem="has a lone surrogate")),
     "a passage beside a dialogue": (

@@ -63,6 +63,13 @@ def test_missing_table_values_are_empty(tmp_path: Path):
     assert [(r.instruction, r.input, r.answer) for r in results] == [("a", "", None), ("", "b", "c")]
 
 
+def test_rows_with_images_are_dropped_with_a_reason(tmp_path: Path):
+    image = {"bytes": b"\x89PNG" * 1000, "path": None}
+    rows = [{**ROWS[n], "image": image if n % 2 else None} for n in range(100)]
+    results = [row.problem for _, row in UserData(prompts(parquet(tmp_path / "a.parquet", rows)))]
+    assert results == ["", "has an image or another file"] * 50
+
+
 def test_invalid_parquet_is_an_error_with_its_file(tmp_path: Path):
     with pytest.raises(UserError, match=r"a\.parquet:1: unknown row format: the keys are 'text'; known are messages"):
         read(parquet(tmp_path / "a.parquet", [{"text": "a"}]))

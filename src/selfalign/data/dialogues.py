@@ -1,7 +1,8 @@
 """Reduce a list of turns, in any of its published shapes, to the first user message and the response to it.
 
-A turn is an object ({role, content}, {from, value}), a pair ({input, output} or [message, response]) or a plain text,
-where user and assistant alternate. A list may be a JSON string, or an object of lists as Arrow stores it.
+A turn is an object ({role, content}, {from, value}), a pair ({input, output}, {human, assistant}, [message, response])
+or a plain text, where user and assistant alternate. A list may be a JSON string, or an object of lists as Arrow stores
+it.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ _ROLES: dict[str, _Role] = {
     ),
 }  # fmt: skip
 _CALL = re.compile(r"^[ \t]*(<tool_call>|<functioncall>|<function_call>|<\|python_tag\|>|\[TOOL_CALLS\])", re.MULTILINE)
+_PAIR_MESSAGES = ("input", "human", "user", "question", "query", "prompt", "instruction")
+_PAIR_RESPONSES = ("output", "assistant", "answer", "response", "bot")
 _TEXT_PARTS = ("text", "input_text", "output_text")
 _HIDDEN_PARTS = ("thinking", "redacted_thinking", "reasoning")
 _TOOL_PARTS = ("tool_use", "tool_result", "tool_call", "function_call", "function")
@@ -153,11 +156,17 @@ def _turns(value: list[Any], where: str) -> Iterator[Turn]:
             yield Turn("assistant" if number % 2 else "user", item)
         elif isinstance(item, list) and len(item) == 2 and all(isinstance(text, str) for text in item):
             yield from (Turn("user", item[0]), Turn("assistant", item[1]))
-        elif isinstance(item, dict) and not _role_key(item) and "input" in item and "output" in item:
-            yield _turn("user", item["input"], "input", place)
-            yield _turn("assistant", item["output"], "output", place)
+        elif isinstance(item, dict) and not _role_key(item) and (pair := _pair_keys(item)):
+            yield _turn("user", item[pair[0]], pair[0], place)
+            yield _turn("assistant", item[pair[1]], pair[1], place)
         elif item is not None:
             yield _object_turn(item, place)
+
+
+def _pair_keys(turn: dict[str, Any]) -> tuple[str, str] | None:
+    """Return the keys of message and response in an object that has both."""
+    first, second = (next((key for key in keys if key in turn), None) for keys in (_PAIR_MESSAGES, _PAIR_RESPONSES))
+    return (first, second) if first and second else None
 
 
 def is_user(turn: dict[str, Any]) -> bool:
@@ -167,7 +176,7 @@ def is_user(turn: dict[str, Any]) -> bool:
 
 
 def _role(name: str) -> _Role:
-    return _ROLES.get(name.strip(" \t\r\n:#*<>|").lower(), "")
+    return _ROLES.get(name.strip(" \t\r\n:#*<>|").lower().replace("-", "_").replace(" ", "_"), "")
 
 
 def _role_key(turn: dict[str, Any]) -> str | None:

@@ -51,10 +51,11 @@ _ANSWERS = ("output", "outputs", "response", "completion", "assistant", "solutio
 _SEVERAL_ANSWERS = ("answers", "completions")
 _SYSTEMS = ("system", "system_prompt", "system_message")
 _TOOLS = ("tools", "functions")
-_FILES = ("image", "images", "audio", "audios", "video", "videos")
+FILES = ("image", "images", "audio", "audios", "video", "videos")
+"""Keys of what a text cannot carry."""
 
 KNOWN_KEYS = frozenset(
-    {*_DIALOGUES, *_TRANSCRIPTS, *_MESSAGES, *_PASSAGES, *_ANSWERS, *_SYSTEMS, *_TOOLS, *_FILES, *message_trees.READ}
+    {*_DIALOGUES, *_TRANSCRIPTS, *_MESSAGES, *_PASSAGES, *_ANSWERS, *_SYSTEMS, *_TOOLS, *FILES, *message_trees.READ}
     | {"user", "definition", "history", "instances", "rejected"}
 )
 """All keys that some format reads, as `normalize_key` returns them."""
@@ -153,7 +154,7 @@ def parse_row(value: object, where: str) -> Row:
         raise unknown_format(tuple(value), where)
     problem = row.problem or (TOOL_CALL if calls_tool(row.answer) else "")
     problem = problem or (_TOOLS_OFFERED if fields.any_filled(_TOOLS) else "")
-    problem = problem or (NOT_TEXT if fields.any_filled(_FILES) else "")
+    problem = problem or (NOT_TEXT if fields.any_filled(FILES) else "")
     if any(map(_has_surrogate, (row.instruction, row.input, row.answer or "", row.system or ""))):
         row = replace(
             row,

@@ -17,6 +17,7 @@ from selfalign.data.compression import ENDINGS
 from selfalign.errors import UserError
 
 _BATCH = 1000
+_BATCH_WITH_FILES = 16
 _HUB = re.compile(
     r"(?P<name>[\w-][\w.-]*/[\w-][\w.-]*)(/(?P<config>[\w.+-]+))?(:(?P<split>[\w.-]+))?(@(?P<revision>[\w./-]+))?"
 )
@@ -113,7 +114,7 @@ def parquet_rows(path: Path) -> Iterator[tuple[str, Any]]:
         with pq.ParquetFile(path) as file:
             names = tuple(file.schema_arrow.names)
             columns = _columns_to_read(names, str(path))
-            yield from _rows(file.iter_batches(_BATCH, columns=columns), names, str(path))
+            yield from _rows(file.iter_batches(_batch_size(columns), columns=columns), names, str(path))
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{path} cannot be read as Parquet: {_one_line(error)}") from None
 
@@ -157,8 +158,8 @@ def _split_rows(builder: Any, title: str, split: str | None) -> Iterator[tuple[s
         )
     data = builder.as_dataset(split=split)
     names = tuple(data.column_names)
-    columns = data.select_columns(_columns_to_read(names, title))
-    return _rows(columns.with_format("arrow").iter(_BATCH), names, title)
+    columns = _columns_to_read(names, title)
+    return _rows(data.select_columns(columns).with_format("arrow").iter(_batch_size(columns)), names, title)
 
 
 def _columns_to_read(names: tuple[str, ...], where: str) -> list[str]:
@@ -168,6 +169,11 @@ def _columns_to_read(names: tuple[str, ...], where: str) -> list[str]:
     if repeated := next((name for name in names if names.count(name) > 1), None):
         raise UserError(f"{where}: two columns are named {repeated!r}")
     return [name for name in names if formats.normalize_key(name) in formats.KNOWN_KEYS]
+
+
+def _batch_size(columns: list[str]) -> int:
+    """Return the number of rows to read at once: few if they have images, whose presence is read."""
+    return _BATCH_WITH_FILES if any(formats.normalize_key(name) in formats.FILES for name in columns) else _BATCH
 
 
 def _rows(tables: Iterable[Any], names: tuple[str, ...], where: str) -> Iterator[tuple[str, Any]]:
