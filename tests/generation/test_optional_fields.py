@@ -93,6 +93,20 @@ def test_fields_that_the_server_takes_are_kept():
     assert len(said) == 1 and "refuses dry_*, grammar:" in said[0]
 
 
+def test_top_p_is_omitted_only_where_it_has_no_effect():
+    error = {"error": "Input validation error: `top_p` must be > 0.0 and < 1.0"}
+    with serving(lambda _: None, strict({"top_p"}, lambda refused, body: (422, error))) as server:
+        api, said = heard(server)
+        api.generate((BOS, "x"), Step(Sampling(0.0, 1.0, 4)), 0, None)
+        assert "top_p" in server.requests[0][0] and "top_p" not in server.requests[-1][0]
+        with pytest.raises(RowError, match="top_p"):
+            api.generate((BOS, "x"), Step(Sampling(0.7, 0.9, 4)), 0, None)
+        other, silent = heard(server)
+        with pytest.raises(RowError, match="top_p"):
+            other.generate((BOS, "x"), Step(Sampling(0.7, 0.9, 4)), 0, None)
+    assert len(said) == 1 and "refuses top_p: without top_p, the server's own top_p" in said[0] and silent == []
+
+
 def test_invalid_request_teaches_nothing():
     with serving(lambda _: None, strict(set(), error_without_names)) as server:
         api, said = heard(server)
@@ -110,10 +124,11 @@ def test_invalid_request_teaches_nothing():
 
 def test_quoted_input_of_an_error_names_no_field():
     fields = OptionalFields("the server", lambda _: None)
-    body = {"prompt": "x", "seed": 1, "temperature": 0.5}
+    body = {"prompt": "x", "seed": 1, "temperature": 0.0}
     error = {"detail": [{"loc": ["body", "prompt"], "msg": "too short", "input": body, "ctx": {"temperature": 1}}]}
     assert fields.suspects(body, json.dumps(error)) == frozenset()
     assert fields.suspects(body, "Unsupported value: 'temperature' does not support 0") == {"temperature"}
+    assert fields.suspects({**body, "temperature": 0.7}, "'temperature' does not support 0.7") == frozenset()
 
 
 @given(st.text() | st.dictionaries(st.text(max_size=9), st.text(max_size=9)).map(json.dumps), st.booleans())

@@ -23,10 +23,14 @@ _LOSSES = {
     "seed": "the same request may get another text",
     "response_format": "verdicts are read from plain text",
     "temperature": "the server's own temperature applies",
+    "top_p": "the server's own top_p applies",
 }
 """Optional field -> what is lost without it."""
-_NAMED_ONLY = frozenset({"logit_bias", "seed", "temperature"})
+_NAMED_ONLY = frozenset({"logit_bias", "seed", "temperature", "top_p"})
 """Fields of OpenAI's API that nearly all servers know: they are omitted only if the error names them."""
+_ONLY_AT = {"temperature": 0, "top_p": 1}
+"""Field -> the only value at which it is optional: some servers refuse these (TGI, OpenAI's reasoning models). With
+another value, responses would differ."""
 
 
 class OptionalFields:
@@ -46,7 +50,7 @@ class OptionalFields:
 
     def without_refused(self, body: dict[str, Any], suspects: frozenset[str] = frozenset()) -> dict[str, Any]:
         """Return the request without the fields that the server refuses, or is suspected to refuse."""
-        dropped = self._refused | suspects
+        dropped = (self._refused | suspects) & _fields(body) if self._refused or suspects else frozenset()
         return {name: value for name, value in body.items() if _field(name) not in dropped} if dropped else body
 
     def suspects(self, body: dict[str, Any], error: str) -> frozenset[str]:
@@ -79,7 +83,8 @@ def _field(name: str) -> str:
 
 
 def _fields(body: dict[str, Any]) -> frozenset[str]:
-    return frozenset(_field(name) for name in body if _field(name) in _LOSSES)
+    fields = (_field(name) for name, value in body.items() if _ONLY_AT.get(name, value) == value)
+    return frozenset(field for field in fields if field in _LOSSES)
 
 
 def _pattern(field: str) -> re.Pattern[str]:
