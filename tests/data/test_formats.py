@@ -206,6 +206,7 @@ REFUSED = {
     "'text' may be a passage or the response": {"prompt": "Name the colour.", "text": "The door is red."},
     "messages is 'a', not a list of turns": {"messages": "a"},
     "messages is '.a', not a list of turns": {"messages": "[a"},
+    "unknown row format: the keys are 'data'": {"data": [{"instruction": "a", "output": "b"}]},
     "turn 2 is 'b', not an object": {"messages": [{"role": "user", "content": "a"}, "b"]},
     "turn 1: role is None, not text": {"messages": [{"content": "a"}]},
     "turn 1: content is 5, not text": {"messages": [{"role": "user", "content": 5}]},
@@ -231,7 +232,9 @@ def test_long_keys_are_shortened_in_errors():
     assert len(str(caught.value)) < 700
 
 
-@pytest.mark.parametrize("key", ["context", "Passage", "paragraph", "article", "document", "source text", "options"])
+@pytest.mark.parametrize(
+    "key", ["context", "Passage", "paragraph", "article", "document", "source text", "options", "facts", "Content"]
+)
 def test_a_passage_is_never_left_out(key: str):
     assert parse_row({"question": "Who?", key: "Mara.", "answer": "M."}, HERE).message == "Who?\n\nMara."
 

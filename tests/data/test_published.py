@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from published_forms import FORMS
+from selfalign.data import formats, message_trees
 from selfalign.data.formats import Row
 from selfalign.data.user_data import UserData
 from selfalign.run import recipe as recipes
@@ -104,3 +105,9 @@ def _outcome(rows: list[Row]) -> str:
     said += ["what follows the first response is skipped"] * any(row.skipped_turns and not row.problem for row in rows)
     said += [f"dropped if it {problem}" for problem in dict.fromkeys(row.problem for row in rows if row.problem)]
     return "; ".join(said)
+
+
+def test_all_keys_are_in_the_docs():
+    text = TABLE.read_text().partition("## Data sets")[0]
+    extra = {"rejected", "history", "instances", *message_trees.READ, *formats.FILES}
+    assert set(re.findall(r"`(\w+)`", text)) >= formats.KNOWN_KEYS - extra

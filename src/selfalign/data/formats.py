@@ -41,9 +41,12 @@ _TRANSCRIPTS = ("text", "chat")
 _MESSAGES = ("instruction", "prompt", "question", "query", "problem", "message_1")
 """Keys of the user's message; the first one with a value is read. Others count beside certain keys: `_message_keys`."""
 _PASSAGES = ("input", "inputs", "context", "contexts", "passage", "passages", "paragraph", "paragraphs", "article",
-             "document", "documents", "excerpt", "story", "background", "knowledge", "evidence", "source_text",
-             "reference_text", "choices", "options")  # fmt: skip
+             "document", "documents", "excerpt", "story", "background", "knowledge", "evidence", "facts",
+             "snippet", "snippets", "abstract", "sentence", "premise",
+             "hypothesis", "source_text", "source_document", "reference_text", "choices", "options")  # fmt: skip
 """Keys of a text that the message is about. It becomes the row's input."""
+_BODIES = ("text", "content", "body")
+"""Keys that may be a passage, the response, or the whole row rendered as one text."""
 _QUESTIONS = ("question", "query", "problem")
 """Keys that are the row's input if the message has another key and does not contain them."""
 _ANSWERS = ("output", "outputs", "response", "completion", "assistant", "solution", "generated_solution", "answer",
@@ -55,7 +58,18 @@ FILES = ("image", "images", "audio", "audios", "video", "videos")
 """Keys of what a text cannot carry."""
 
 KNOWN_KEYS = frozenset(
-    {*_DIALOGUES, *_TRANSCRIPTS, *_MESSAGES, *_PASSAGES, *_ANSWERS, *_SYSTEMS, *_TOOLS, *FILES, *message_trees.READ}
+    {
+        *_DIALOGUES,
+        *_TRANSCRIPTS,
+        *_MESSAGES,
+        *_PASSAGES,
+        *_BODIES,
+        *_ANSWERS,
+        *_SYSTEMS,
+        *_TOOLS,
+        *FILES,
+        *message_trees.READ,
+    }
     | {"user", "definition", "history", "instances", "rejected"}
 )
 """All keys that some format reads, as `normalize_key` returns them."""
@@ -259,7 +273,7 @@ def _parse(fields: Fields) -> Row | None:
     texts = {*_message_keys(fields.names), "chosen"}
     dialogue = fields.first(_DIALOGUES)
     if dialogue and (fields.filled(dialogue) or not fields.any_filled(texts)):
-        return _with_passages(_parse_turns(fields, dialogue), fields, required=False)
+        return _parse_turns(fields, dialogue)
     if "chosen" in fields.names or any(name in fields.names for name in texts):
         transcript = fields.first(_TRANSCRIPTS)
         if transcript is None or not fields.filled(transcript) or fields.any_filled(texts):
@@ -268,9 +282,13 @@ def _parse(fields: Fields) -> Row | None:
     return _parse_transcript(fields, name) if name else None
 
 
-def _parse_turns(fields: Fields, name: str) -> Row:
-    dialogue = read_dialogue(fields.read(name) or [], name, fields.where)
-    return _dialogue_row(_DIALOGUES[name], dialogue, fields)
+def _parse_turns(fields: Fields, name: str) -> Row | None:
+    turns = fields.read(name) or []
+    if name == "data" and isinstance(turns, list) and any(isinstance(turn, dict) for turn in turns):
+        return None  # not a dialogue, but a data set in one object
+    return _with_passages(
+        _dialogue_row(_DIALOGUES[name], read_dialogue(turns, name, fields.where), fields), fields, required=False
+    )
 
 
 def _parse_transcript(fields: Fields, name: str) -> Row | None:
@@ -406,23 +424,23 @@ def _with_passages(row: Row, fields: Fields, skipped: str = "", required: bool =
             text = fields.text(name)
             if text and (name == "input" or not _contains(row.instruction, text)):
                 texts.append(text)
-    if required and not fields.names & {*_PASSAGES} and (text := _text_beside(row, fields)):
-        texts.append(text)
+    if required and not fields.names & {*_PASSAGES}:
+        texts += filter(None, (_body(name, row, fields) for name in _BODIES))
     return replace(row, input="\n\n".join(texts))
 
 
-def _text_beside(row: Row, fields: Fields) -> str:
-    """Return the passage in a row's `text`, which in other data sets is the row rendered as one text.
+def _body(name: str, row: Row, fields: Fields) -> str:
+    """Return the passage in a key such as `text`, which in other data sets is the row rendered as one text.
 
     Raises:
         UserError: it is neither, so that it may also be the response.
     """
-    text = fields.peek("text")
+    text = fields.peek(name)
     if not isinstance(text, str) or not text.strip() or not row.instruction or _contains(text, row.instruction):
         return ""
     if row.answer is None:
-        raise UserError(f"{fields.where}: 'text' may be a passage or the response: rename it to input or output")
-    return fields.text("text") or ""
+        raise UserError(f"{fields.where}: {name!r} may be a passage or the response: rename it to input or output")
+    return fields.text(name) or ""
 
 
 def _contains(text: str, part: str) -> bool:
