@@ -117,7 +117,7 @@ class JournaledEngine:
             return [result for _, result in results]
 
     def stream(
-        self, requests: Iterable[RowRequest], before_first: Callable[[], None] = lambda: None
+        self, requests: Iterable[RowRequest], prepare: Callable[[RowRequest], None] = lambda request: None
     ) -> Generator[tuple[RowRequest, GenerationResult], None, None]:
         """Yield every request with its result, in the order of the requests.
 
@@ -125,13 +125,13 @@ class JournaledEngine:
         the requests in flight.
 
         Args:
-            before_first: called before the first request that the journal cannot answer.
+            prepare: called before a request that the journal cannot answer is given to the engine.
 
         Raises:
             Interrupted: a signal came; requests in flight were finished and saved first.
             SelfAlignError: the engine failed; its finished requests were saved first.
         """
-        loop = _Loop(requests, self, before_first)
+        loop = _Loop(requests, self, prepare)
         try:
             yield from loop.run()
         finally:
@@ -146,11 +146,11 @@ class _Loop:
     """
 
     def __init__(
-        self, requests: Iterable[RowRequest], target: JournaledEngine, before_first: Callable[[], None]
+        self, requests: Iterable[RowRequest], target: JournaledEngine, prepare: Callable[[RowRequest], None]
     ) -> None:
         self.executor = executor_of(target.engine)
         self._requests = iter(requests)
-        self._before_first = before_first
+        self._prepare = prepare
         # Four requests per slot: an idle slot gets the next one while the journal commits and the stage filters rows.
         self._parallel = target.engine.parallel
         self._capacity = self._parallel * 4
@@ -158,7 +158,7 @@ class _Loop:
         self._journal, self._stage = target.journal, target.stage
         self._identities, self._on_done = target.identities, target.on_done
         self._order: deque[tuple[str, RowRequest]] = deque()
-        self._waiting: dict[str, Request] = {}
+        self._waiting: dict[str, RowRequest] = {}
         self._in_flight: set[str] = set()
         self._results: dict[str, GenerationResult] = {}
         self._copies: Counter[str] = Counter()
@@ -217,7 +217,7 @@ class _Loop:
             new = {key: request for key, request in keyed if key not in known}
             if new:
                 self._journal.begin(self._stage, ((key, request.row_id) for key, request in new.items()))
-                self._waiting |= {key: request.request for key, request in new.items()}
+                self._waiting |= new
             self._on_done(len(batch) - len(new), 0)
             if outputs:
                 return  # yield them before more are read
@@ -225,11 +225,11 @@ class _Loop:
     def _submit(self) -> list[str]:
         started: list[str] = []
         if self._waiting and not self._session and not self._stopping:
-            self._before_first()
             self._session, self._start = self._journal.begin_session(self._stage, self._parallel), time.monotonic()
         while self._waiting and len(self._in_flight) < self._capacity and not self._stopping:
             key = next(iter(self._waiting))
-            self.executor.give(key, self._waiting.pop(key))
+            self._prepare(self._waiting[key])
+            self.executor.give(key, self._waiting.pop(key).request)
             self._in_flight.add(key)
             started.append(key)
         return started

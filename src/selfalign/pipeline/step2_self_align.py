@@ -88,9 +88,9 @@ def _generate(
     """Let the base model respond to the prompts. Responses in the journal are not generated again."""
     request_form = form(context)
     if len(request_form.types) == 1 and context.recipe.align.samples == 1:
-        prefix, requested = request_form.prefix(), _Requested()
+        requested = _Requested()
         requests = ((p, 0) for p in prompts)
-        results = _stream(context, requests, request_form, on_done, lambda: context.warm_prefix(prefix))
+        results = _stream(context, requests, request_form, on_done)
     else:
         requested = _generate_by_type(context, prompts, request_form, writer, on_done)
         requests = ((p, n) for p in prompts for n in requested.samples(p) if sample_id(p, n) not in requested.failures)
@@ -123,37 +123,35 @@ def _generate_by_type(
     writer: ResponseWriter,
     on_done: Callable[[int, int], None],
 ) -> _Requested:
-    """Generate the responses into the journal, type by type.
+    """Generate the responses into the journal, in the order of their types.
 
-    The responses of one type are finished before the next prefix is computed, so that every slot keeps the principles
-    and each type's exemplars are computed once. The file keeps its order, which mixes the types. A prompt gets another
-    sample while none of its responses would be kept.
+    Prompts of the same type follow each other, so that a slot seldom has to change its prefix. The file keeps its
+    order, which mixes the types. A prompt gets another sample while none of its responses would be kept.
     """
     requested = _Requested()
-    for name in form.types:
-        prefix = form.prefix(name)
-        open_prompts: set[str] | None = None
-        for sample in range(context.recipe.align.samples):
-            group = (
-                (p, sample)
-                for p in prompts
-                if form.prefix_type(p.exemplar_type) == name and (open_prompts is None or p.id in open_prompts)
-            )
-            rejected: set[str] = set()
-            # Further samples of a prompt are not further prompts.
-            report = on_done if not sample else (lambda rows, tokens: on_done(0, tokens))
-            with closing(_stream(context, group, form, report, lambda p=prefix: context.warm_prefix(p))) as results:  # type: ignore[misc]
-                for row, result in results:
-                    prompt: Prompt = row.item
-                    if sample:
-                        requested.several[prompt.id] = sample + 1
-                    if result.completion is None:
-                        requested.failures[row.row_id] = result
-                    elif not writer.keeps(_candidate(context, row, result.completion), _accepts(context, prompt)[0]):
-                        rejected.add(prompt.id)
-            open_prompts = rejected
-            if not rejected:
-                break
+    open_prompts: set[str] | None = None
+    for sample in range(context.recipe.align.samples):
+        group = (
+            (p, sample)
+            for name in form.types
+            for p in prompts
+            if form.prefix_type(p.exemplar_type) == name and (open_prompts is None or p.id in open_prompts)
+        )
+        rejected: set[str] = set()
+        # Further samples of a prompt are not further prompts.
+        report = on_done if not sample else (lambda rows, tokens: on_done(0, tokens))
+        with closing(_stream(context, group, form, report)) as results:
+            for row, result in results:
+                prompt: Prompt = row.item
+                if sample:
+                    requested.several[prompt.id] = sample + 1
+                if result.completion is None:
+                    requested.failures[row.row_id] = result
+                elif not writer.keeps(_candidate(context, row, result.completion), _accepts(context, prompt)[0]):
+                    rejected.add(prompt.id)
+        open_prompts = rejected
+        if not rejected:
+            break
     return requested
 
 
@@ -162,11 +160,18 @@ def _stream(
     requests: Iterable[tuple[Prompt, int]],
     form: guided.Form,
     on_done: Callable[[int, int], None] = lambda rows, tokens: None,
-    before_first: Callable[[], None] = lambda: None,
 ) -> Generator[tuple[RowRequest, GenerationResult], None, None]:
     """Yield the results of requests, each given as (prompt, number of the sample)."""
     rows = (RowRequest(sample_id(prompt, n), request(context, prompt, form, n), prompt) for prompt, n in requests)
-    return context.journaled_engine(STAGE, on_done).stream(rows, before_first)
+    warmed: set[str] = set()
+
+    def warm(row: RowRequest) -> None:
+        name = form.prefix_type(row.item.exemplar_type)
+        if name not in warmed:
+            warmed.add(name)
+            context.warm_prefix(form.prefix(name))
+
+    return context.journaled_engine(STAGE, on_done).stream(rows, warm)
 
 
 def _add(

@@ -180,9 +180,9 @@ class Context:
         return Sampling(config.temperature, config.top_p, config.max_new_tokens, top_k=top_k)
 
     def warm_prefix(self, prefix: Pieces) -> None:
-        """Let the engine compute the prefix that the next requests share."""
+        """Let the engine compute a prefix that the next requests share."""
         message = self.engine().warm_prefix(prefix, None)
-        self.screen.detail(f"  the prefix that all requests share: {message}")
+        self.screen.detail(f"  a prefix that many requests share: {message}")
 
     def release_engine(self) -> None:
         """Close the engine and free its memory."""

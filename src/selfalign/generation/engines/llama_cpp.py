@@ -20,6 +20,7 @@ from selfalign.data.prompt_text import BOS, Pieces
 from selfalign.errors import Resumable, UserError
 from selfalign.generation.engines import vocabulary
 from selfalign.generation.engines.base import Finish, OnText, Part, RowError, Step, TooLong
+from selfalign.generation.engines.slot_cache import SavedPrefix, SavedPrefixes, Slot, Slots
 from selfalign.model.dialogue import Tokenizer, encode_pieces
 from selfalign.system.environment import usable_cores
 
@@ -61,8 +62,9 @@ class LlamaCpp:
         self._adapters = {name: number for number, name in enumerate(adapters)}
         self._folder = Path(tempfile.mkdtemp(prefix="selfalign-slots-"))
         self._key = secrets.token_urlsafe(24)
+        self._slots = Slots(slots)
+        self._prefixes = SavedPrefixes(_PREFIX_BYTES)
         self._warm_lock = threading.Lock()
-        self._warmed: tuple[Pieces, str | None] | None = None
         params = xllamacpp.CommonParams()
         params.model.path = str(gguf)
         params.n_parallel = slots
@@ -99,9 +101,9 @@ class LlamaCpp:
 
     def generate(self, prompt: Pieces, step: Step, seed: int, adapter: str | None, on_text: OnText = None) -> Part:
         """See `Engine.generate`."""
-        sampling = step.sampling
+        sampling, ids = step.sampling, self.encode(prompt)
         body: dict[str, Any] = {
-            "prompt": self.encode(prompt),
+            "prompt": ids,
             "n_predict": sampling.max_new_tokens,
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
@@ -118,9 +120,13 @@ class LlamaCpp:
             body["logit_bias"] = [[self.encode((text,))[0], bias] for text, bias in sampling.bias]
         if step.grammar:
             body["grammar"] = step.grammar
-        if on_text is not None:
-            return self._stream(body, on_text)
-        reply = self._checked(self._http("/completion", body))
+        with self._slots.use(ids, adapter) as slot:
+            body["id_slot"] = slot.number
+            self._restore(slot, ids, adapter)
+            slot.tokens, slot.adapter = ids, adapter
+            if on_text is not None:
+                return self._stream(body, on_text)
+            reply = self._checked(self._http("/completion", body))
         finish: Finish = _FINISH.get(reply["stop_type"], "cancelled")
         return _part(reply["content"], finish, reply["timings"])
 
@@ -241,28 +247,37 @@ class LlamaCpp:
     # -- prefix --------------------------------------------------------------------------------------------------
 
     def warm_prefix(self, prefix: Pieces, adapter: str | None) -> str:
-        """Compute the prefix in slot 0 and copy its cache to the other slots, in a few milliseconds each."""
-        with self._warm_lock:
-            if (prefix, adapter) == self._warmed:
+        """Compute the prefix in one slot and save its cache, which the other slots read in a few milliseconds."""
+        ids = self.encode(prefix)
+        with self._warm_lock, self._slots.use(ids, adapter) as slot:
+            saved, _ = self._prefixes.find(ids, adapter)
+            if saved and saved.tokens == ids:
                 return _COPIED
             body = {
-                "prompt": self.encode(prefix),
+                "prompt": ids,
                 "n_predict": 0,
-                "id_slot": 0,
+                "id_slot": slot.number,
                 "cache_prompt": True,
                 "lora": self._lora(adapter),
             }
+            file = self._folder / f"{secrets.token_hex(8)}.bin"
+            slot.tokens, slot.adapter = ids, adapter
             try:
                 self._checked(self._server.handle_completions(body))
-                self._checked(self._http("/slots/0?action=save", {"filename": "prefix.bin"}))
-                for slot in range(1, self.parallel):
-                    self._checked(self._http(f"/slots/{slot}?action=restore", {"filename": "prefix.bin"}))
+                self._checked(self._http(f"/slots/{slot.number}?action=save", {"filename": file.name}))
             except (RowError, OSError) as error:
-                return f"computed once per slot (it could not be copied: {error})"
-            finally:
-                (self._folder / "prefix.bin").unlink(missing_ok=True)
-            self._warmed = (prefix, adapter)
+                file.unlink(missing_ok=True)
+                return f"computed once per slot (it could not be saved: {error})"
+            self._prefixes.add(SavedPrefix(ids, adapter, file))
             return _COPIED
+
+    def _restore(self, slot: Slot, ids: list[int], adapter: str | None) -> None:
+        """Read a saved prefix of the prompt into the slot, unless the slot's cache has at least as much of it."""
+        saved, length = self._prefixes.find(ids, adapter)
+        if saved is None or self._slots.cached(slot, ids, adapter) >= length:
+            return
+        with contextlib.suppress(RowError):  # the slot computes the prefix again
+            self._checked(self._http(f"/slots/{slot.number}?action=restore", {"filename": saved.file.name}))
 
     def close(self) -> None:
         """Stop the server and free its memory."""
@@ -273,6 +288,8 @@ class LlamaCpp:
 _OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 """Without proxies, because the address is on this machine."""
 _COPIED = "computed once, copied to the other slots"
+_PREFIX_BYTES = 2**30
+"""Space for saved prefixes."""
 _FINISH: dict[str, Finish] = {"eos": "end", "word": "stop", "limit": "length"}
 """llama.cpp's stop_type -> `Finish`."""
 

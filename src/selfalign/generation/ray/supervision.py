@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ _TAKE_SECONDS = 5.0
 _CALL_SECONDS = 30.0
 """Timeout of a call that a running worker answers at once."""
 _JOIN_SECONDS = 30.0
+_PREFIXES = 32
+"""Number of prefixes that a worker computes when it starts: the last ones that were asked for."""
 _MAX_DEATHS_IN_ROW = 4
 """Deaths in a row without a result after which a worker is not restarted, since its engine or machine is at fault."""
 
@@ -60,7 +63,7 @@ class Supervisor:
         self.launch = launch
         self.lock = threading.Lock()
         self.closing = False
-        self.warm_prefixes: dict[str | None, Pieces] = {}
+        self.warm_prefixes: deque[tuple[Pieces, str | None]] = deque(maxlen=_PREFIXES)
         self.note = ""
         self._say = say
         self._changed = threading.Condition(self.lock)
@@ -101,7 +104,8 @@ class Supervisor:
         import ray
 
         with self.lock:
-            self.warm_prefixes = {adapter: prefix}
+            if (prefix, adapter) not in self.warm_prefixes:
+                self.warm_prefixes.append((prefix, adapter))
         notes = []
         for reference in [actor.warm_prefix.remote(prefix, adapter) for actor in self._running()]:
             with suppress(ray.exceptions.RayError):  # the handle's thread notices the death
@@ -298,7 +302,7 @@ class WorkerHandle(WorkerSlot):
             answer = ray.get(started)
             if isinstance(answer, str):
                 raise _WorkerDied(answer)
-            for adapter, prefix in supervisor.warm_prefixes.items():
+            for prefix, adapter in list(supervisor.warm_prefixes):
                 ray.get(self.actor.warm_prefix.remote(prefix, adapter))
             return answer  # type: ignore[no-any-return]
         except Exception as error:  # from Ray, from us, or from settings that Ray refuses
