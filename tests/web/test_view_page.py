@@ -148,8 +148,9 @@ def test_filters_search_and_pages(open_page: Open, url: str):
     wait_for_rows(page, 20)
     page.reload()
     wait_for_rows(page, 20)
-    for _ in range(2):
-        page.locator("#chosen button").first.click()
+    page.locator("#chosen button").first.click()
+    page.wait_for_function("() => document.querySelectorAll('#chosen button').length === 1")
+    page.locator("#chosen button").click()
     wait_for_rows(page, 400)
     page.get_by_role("button", name="Next").click()
     page.wait_for_function("() => document.getElementById('matches').textContent.startsWith('51')")
