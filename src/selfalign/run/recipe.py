@@ -195,7 +195,7 @@ RENAMED_KEYS = {
     "engine.tensor_parallel": "engine.tensor_parallel_size",
     "engine.served.clone": "engine.served.verbose_cloning",
 }
-"""Keys of version 0.1 -> of this version."""
+"""Keys of version 0.1, which recipes and `--set` may still use -> of this version."""
 
 
 def _old_keys(value: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
@@ -209,22 +209,28 @@ def _old_keys(value: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]
             yield old, new, target
 
 
-def refuse_renamed_keys(value: dict[str, Any], where: str) -> None:
-    """Raise UserError if the recipe uses a key or stage of version 0.1; the error names the new one."""
-    for old, new, _ in _old_keys(value):
-        raise UserError(f"{where}: the key {old!r} is now called {new!r}: rename it")
-    stages = value.get("stages")
-    if isinstance(stages, list) and "clone" in stages:
-        raise UserError(f"{where}: the stage 'clone' is now called 'verbose_cloning': rename it in `stages`")
-
-
 def upgrade(value: dict[str, Any]) -> dict[str, Any]:
-    """Rename the keys and stages in the recipe of a run of version 0.1, in place; return the recipe."""
+    """Rename the keys and stages of version 0.1 in a recipe, in place; return the recipe.
+
+    Raises:
+        UserError: the recipe has a value under both names.
+    """
     for old, new, target in _old_keys(value):
-        target[new.rsplit(".", 1)[-1]] = target.pop(old.rsplit(".", 1)[-1])
+        last, old_last = new.rsplit(".", 1)[-1], old.rsplit(".", 1)[-1]
+        if last in target:
+            raise UserError(f"the recipe has both {new!r} and its old name {old!r}: remove the old one")
+        target[last] = target.pop(old_last)
     if isinstance(value.get("stages"), list):
         value["stages"] = ["verbose_cloning" if stage == "clone" else stage for stage in value["stages"]]
     return value
+
+
+def _new_key(key: str) -> str:
+    """Return the present name of a key that may be of version 0.1."""
+    for old, new in RENAMED_KEYS.items():
+        if key == old or key.startswith(f"{old}."):
+            return new + key[len(old) :]
+    return key
 
 
 def load(source: str, settings: list[str] | None = None, limit: int | None = None) -> Recipe:
@@ -246,9 +252,10 @@ def load(source: str, settings: list[str] | None = None, limit: int | None = Non
     value = parse_yaml(text, source)
     if not isinstance(value, dict):
         raise UserError(f"recipe {source} must be a mapping of keys")
+    upgrade(value)
     for setting in settings or []:
         _apply(value, setting)
-    refuse_renamed_keys(value, f"recipe {source}")
+    upgrade(value)  # a setting may name a stage by its old name
     recipe = validate(Recipe, value, f"recipe {source}")
     return recipe if limit is None else limited(recipe, limit)
 
@@ -288,7 +295,7 @@ def located(recipe: Recipe, prompts: Path | None = None, source: str = "", froze
 
 def _apply(value: dict[str, Any], setting: str) -> None:
     key, equals, text = setting.partition("=")
-    parts = key.strip().split(".")
+    parts = _new_key(key.strip()).split(".")
     if not equals or not all(parts):
         raise UserError(f"--set {setting!r}: write key=value, for example --set align.temperature=0.7")
     if parts == ["filters", "base"]:  # a base sets all its values
