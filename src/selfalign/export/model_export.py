@@ -45,7 +45,7 @@ def export(
     """
     trained = find_trained_model(context, model)
     weight_type = _check_weight_type(form, weight_type)
-    context.model.check_trainable()
+    context.model.check_trainable(with_gguf="gguf" in form)
     context.model.check_adapter(trained.adapter)
     target = out or standard_folder(trained, form, weight_type)
     record.check_free(target, force)

@@ -15,7 +15,7 @@ from selfalign.data.prompt_text import Turn
 from selfalign.generation.engines.llama_cpp import LlamaCpp
 from selfalign.model.dialogue import Template, Tokenizer
 from selfalign.system.signals import STOP
-from selfalign.training.forward import causal_lm
+from selfalign.training.forward import causal_lm, output_scale
 
 POSITIONS = 200
 _MAX_LOSS_OF_AGREEMENT = 0.02
@@ -111,7 +111,7 @@ def _logits(model: Any, positions: list[Span]) -> list[torch.Tensor]:
         STOP.check()
         ids = torch.tensor([row], device=inner.lm_head.weight.device)
         hidden = inner.model(input_ids=ids, use_cache=False).last_hidden_state[0]
-        logits = inner.lm_head(hidden[[i - 1 for i in span]]).float().cpu()
+        logits = inner.lm_head(hidden[[i - 1 for i in span]]).float().cpu() * output_scale(inner.config)
         results.append(torch.tanh(logits / cap) * cap if cap else logits)
     return results
 

@@ -134,19 +134,29 @@ class Model:
                     convert_tokenizer(self.gguf, target)
         return target
 
-    def check_trainable(self) -> None:
+    def check_trainable(self, with_gguf: bool = True) -> None:
         """Check, before the hours of generation, that this model can be trained here.
 
+        Args:
+            with_gguf: whether llama.cpp will load the adapter.
+
         Raises:
-            UserError: packages are missing, or the architecture has no GGUF adapter yet.
+            UserError: packages are missing, or llama.cpp cannot load adapters of this architecture.
         """
         missing = [m for m in ("torch", "transformers", "peft", "gguf", "safetensors") if not find_spec(m)]
         if missing:
             raise UserError(f"training needs {', '.join(missing)}: pip install 'selfalign[train]'")
-        if self.folder_path is not None:
+        if self.folder_path is not None and with_gguf:
             from selfalign.model import gguf_adapter
 
             gguf_adapter.architecture(json.loads((self.folder_path / "config.json").read_text("utf-8")))
+
+    @property
+    def has_gguf_adapters(self) -> bool:
+        """Whether llama.cpp can load adapters of this architecture."""
+        from selfalign.model import gguf_adapter
+
+        return gguf_adapter.is_supported(_read_object(self.folder() / "config.json"))
 
     def base_json(self) -> str:
         """Return the content of `BASE_NOTE` for adapters that are trained on this model."""

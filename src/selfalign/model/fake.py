@@ -46,7 +46,7 @@ class FakeModel(Model):
         """Return a function that counts words."""
         return lambda text: len(text.split())
 
-    def check_trainable(self) -> None:
+    def check_trainable(self, with_gguf: bool = True) -> None:
         """Do nothing: stages 3 and 4 write their examples and train no adapter."""
 
     def has_adapter(self, gguf: Path) -> bool:

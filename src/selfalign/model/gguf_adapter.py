@@ -12,10 +12,21 @@ from selfalign.errors import UserError
 from selfalign.model import plain_lora
 from selfalign.system import atomic
 
-_ARCHITECTURES = {"gemma3_text": "gemma3", "llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
-"""transformers' model_type -> llama.cpp's architecture."""
-_PERMUTED = {"llama"}
-"""Architectures whose query and key rows llama.cpp reorders for its rotary embedding."""
+_ARCHITECTURES = {
+    "arcee": "arcee", "cohere": "command-r", "cohere2": "cohere2", "ernie4_5": "ernie4_5", "exaone4": "exaone4",
+    "gemma": "gemma", "gemma2": "gemma2", "gemma3_text": "gemma3", "glm4": "glm4", "granite": "granite",
+    "hunyuan_v1_dense": "hunyuan-dense", "llama": "llama", "ministral3": "mistral3", "mistral": "llama",
+    "nemotron": "nemotron", "olmo": "olmo", "olmo2": "olmo2", "olmo3": "olmo2", "phi3": "phi3", "qwen2": "qwen2",
+    "qwen3": "qwen3", "seed_oss": "seed_oss", "smollm3": "smollm3", "stablelm": "stablelm", "starcoder2": "starcoder2",
+}  # fmt: skip
+"""transformers' model_type -> llama.cpp's architecture. tests/model/test_families.py compares each in both."""
+_PERMUTED = frozenset({"arcee", "granite", "llama", "ministral3", "mistral", "olmo", "smollm3"})
+"""Model types whose query and key rows llama.cpp reorders for its rotary embedding."""
+
+
+def is_supported(config: dict[str, Any]) -> bool:
+    """Return whether llama.cpp can apply adapters of this architecture. `config` is the model's config.json."""
+    return config.get("model_type") in _ARCHITECTURES and "num_hidden_layers" in config
 
 
 def architecture(config: dict[str, Any]) -> str:
@@ -27,13 +38,12 @@ def architecture(config: dict[str, Any]) -> str:
     Raises:
         UserError: adapters of this architecture are not supported.
     """
-    name = _ARCHITECTURES.get(config.get("model_type", ""))
-    if name is None or "num_hidden_layers" not in config:
+    if not is_supported(config):
         raise UserError(
-            f"a GGUF adapter for the model type {config.get('model_type')!r} is not supported yet; "
-            f"known: {', '.join(_ARCHITECTURES)}"
+            f"a GGUF adapter for the model type {config.get('model_type')!r} is not supported: use the engine vllm, or "
+            f"a model of the types {', '.join(_ARCHITECTURES)}"
         )
-    return name
+    return _ARCHITECTURES[config["model_type"]]
 
 
 def tensors(adapter: Path, base: Path) -> dict[str, Any]:
@@ -65,34 +75,43 @@ def tensors(adapter: Path, base: Path) -> dict[str, Any]:
         if not match or not name:
             raise UserError(f"{adapter}: the tensor {key!r} has no counterpart in a GGUF")
         module = match[1].rpartition(".")[2]
-        if name_of in _PERMUTED and match[2] == "B" and module in heads:
+        if config["model_type"] in _PERMUTED and match[2] == "B" and module in heads:
             value = _permute(value, heads[module])
         arrays[f"{name}.weight.lora_{match[2].lower()}"] = np.ascontiguousarray(value, dtype=np.float32)
     return arrays
 
 
-def write(adapter: Path, base: Path, target: Path, notice: str) -> None:
+def write(adapter: Path, base: Path, target: Path, notice: str, required: bool = True) -> None:
     """Write `adapter` (a PEFT folder), trained on the folder `base`, to the GGUF file `target`.
 
     Args:
         notice: the base's licence notice, to store in the file's metadata.
+        required: whether llama.cpp must be able to load the file. Otherwise, an adapter of another architecture is
+            stored under PEFT's names; the file then only identifies it.
 
     Raises:
         UserError: as `tensors` and `plain_lora.uniform`.
     """
     import gguf
+    from safetensors.numpy import load_file
 
-    arrays, (alpha, _) = tensors(adapter, base), plain_lora.uniform(adapter)
-    with tempfile.TemporaryDirectory() as folder:
+    config = json.loads((base / "config.json").read_text("utf-8"))
+    if required or is_supported(config):
+        name, arrays = architecture(config), tensors(adapter, base)
+    else:
+        name, arrays = str(config.get("model_type")), load_file(adapter / "adapter_model.safetensors")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    alpha, _ = plain_lora.uniform(adapter)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.", suffix=".incomplete") as folder:
         part = Path(folder) / "adapter.gguf"
-        writer = gguf.GGUFWriter(part, architecture(json.loads((base / "config.json").read_text("utf-8"))))
+        writer = gguf.GGUFWriter(part, name)
         writer.add_type("adapter")
         writer.add_string("adapter.type", "lora")
         writer.add_float32("adapter.lora.alpha", alpha)
         if notice:
             writer.add_string("general.license.name", notice[:2000])
-        for name, value in arrays.items():
-            writer.add_tensor(name, value)
+        for key, value in arrays.items():
+            writer.add_tensor(key, value)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()

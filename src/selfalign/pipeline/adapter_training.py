@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 from selfalign.data.records import Example, content_hash, read_jsonl, write_jsonl
 from selfalign.errors import Resumable, UserError
+from selfalign.generation import engines
 from selfalign.model.dialogue import Encoded, encode_example
 from selfalign.planning import costs
 from selfalign.report import model_card
@@ -121,7 +122,7 @@ def _train(
     clock.add(record.seconds_before)
     target = context.run.adapter(kind)
     lora.save_adapter(adapted, target, model, _card(context, kind, len(rows)))
-    gguf_adapter.write(target, folder, context.run.adapter_gguf(kind), model.notice)
+    gguf_adapter.write(target, folder, context.run.adapter_gguf(kind), model.notice, _needs_gguf(context))
     parity = _parity(context, kind, adapted)
     del adapted
     gc.collect()
@@ -203,7 +204,7 @@ def _import(
     )
     adapted = _load_imported(context, adapter, source, folder) if model.gguf_path is not None else None
     adapter_import.publish(adapter, target, model, _card(context, kind, len(encoded)))
-    gguf_adapter.write(target, folder, context.run.adapter_gguf(kind), model.notice)
+    gguf_adapter.write(target, folder, context.run.adapter_gguf(kind), model.notice, _needs_gguf(context))
     parity = _parity(context, kind, adapted)
     del adapted
     gc.collect()
@@ -313,9 +314,13 @@ def _preflight(
     return report
 
 
+def _needs_gguf(context: Context) -> bool:
+    return engines.kind(context.recipe.engine) == "llama_cpp"
+
+
 def _parity(context: Context, kind: Kind, adapted: object) -> dict[str, float]:
-    """Compare the next tokens of torch and llama.cpp; return an empty dict if the model has no GGUF."""
-    if context.model.gguf_path is None:
+    """Compare the next tokens of torch and llama.cpp; return an empty dict if llama.cpp cannot load the model."""
+    if context.model.gguf_path is None or not (_needs_gguf(context) or context.model.has_gguf_adapters):
         return {}
     from selfalign.generation import parity
     from selfalign.generation.engines.llama_cpp import LlamaCpp

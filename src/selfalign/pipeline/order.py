@@ -13,6 +13,7 @@ from selfalign.evaluation import evaluate
 from selfalign.evaluation.evaluate import EvaluationRequest
 from selfalign.evaluation.scoring import ScoredTask
 from selfalign.evaluation.tasks import TASKS, heldout
+from selfalign.generation import engines
 from selfalign.pipeline import (
     step1_prompts,
     step1a_self_instruct,
@@ -212,7 +213,7 @@ def check_ready(context: Context) -> None:
     if "evaluate" in context.recipe.stages:
         evaluate.check_ready(context)
     if {"engrave", "verbose_cloning", "evaluate"} & set(context.recipe.stages):
-        context.model.check_trainable()
+        context.model.check_trainable(with_gguf=engines.kind(context.recipe.engine) == "llama_cpp")
 
 
 _SETTINGS: dict[Stage, tuple[str, ...]] = {

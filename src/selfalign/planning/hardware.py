@@ -76,6 +76,8 @@ class Shape:
             "gate_proj": self.hidden + self.inner,
             "up_proj": self.hidden + self.inner,
             "down_proj": self.inner + self.hidden,
+            "qkv_proj": self.hidden + wide + 2 * narrow,
+            "gate_up_proj": self.hidden + 2 * self.inner,
         }
         return self.layers * rank * sum(sides[name] for name in targets)
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
+from selfalign.errors import UserError
 from selfalign.model.dialogue import Encoded
 from selfalign.system.signals import STOP
 from selfalign.training.batches import MicroBatch
@@ -24,9 +25,35 @@ def causal_lm(model: Any) -> Any:
 
 
 def cross_entropy(model: Any) -> LinearCrossEntropy:
-    """Return the loss under the model's output layer, with its logit soft-capping."""
+    """Return the loss under the model's output layer, with its logit soft-capping. Raises as `check_output_layer`."""
     lm = causal_lm(model)
+    check_output_layer(lm)
     return LinearCrossEntropy(lm.lm_head.weight, getattr(lm.config, "final_logit_softcapping", None))
+
+
+def output_scale(config: Any) -> float:
+    """Return the factor of the logits: Cohere's `logit_scale`, the inverse of Granite's `logits_scaling`, or 1."""
+    return float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)
+
+
+@torch.no_grad()
+def check_output_layer(lm: Any) -> None:
+    """Check, on three tokens, that the model's logits are those of weights, scale and soft-capping.
+
+    Raises:
+        UserError: the output layer computes something else, which the loss would ignore.
+    """
+    ids = torch.arange(3, device=lm.lm_head.weight.device)[None]
+    hidden = lm.model(input_ids=ids, use_cache=False).last_hidden_state
+    logits = torch.nn.functional.linear(hidden * output_scale(lm.config), lm.lm_head.weight).float()
+    if cap := getattr(lm.config, "final_logit_softcapping", None):
+        logits = torch.tanh(logits / cap) * cap
+    expected = lm(input_ids=ids, use_cache=False).logits.float()
+    if not torch.allclose(logits, expected, rtol=0.05, atol=0.05 * float(expected.abs().max())):
+        raise UserError(
+            f"the output layer of the model type {lm.config.model_type!r} is not supported here: train it elsewhere "
+            "(engrave.elsewhere)"
+        )
 
 
 def loss_tokens(rows: Sequence[Encoded]) -> int:
@@ -61,6 +88,8 @@ def hidden_at_loss(model: Any, rows: Sequence[Encoded], prefix: int = 0) -> tupl
         attention = torch.cat([attention.new_ones(len(rows), prefix), attention], 1)
         cache = {"use_cache": True, "past_key_values": keys}
     hidden = body(input_ids=ids, attention_mask=attention, **cache).last_hidden_state[positions]
+    if (scale := output_scale(causal_lm(model).config)) != 1.0:
+        hidden = hidden * scale
     return hidden, torch.roll(ids, -1, 1)[positions]
 
 

@@ -53,9 +53,17 @@ def lora_config(config: TrainingSettings, **options: Any) -> Any:
 
 
 def with_new_adapter(base: Any, config: TrainingSettings, seed: int) -> Any:
-    """Return the base with a new LoRA adapter: A is random, B is zero."""
+    """Return the base with a new LoRA adapter: A is random, B is zero.
+
+    Raises:
+        UserError: the base lacks one of the layers that the settings name.
+    """
     import peft
 
+    linear = {name.rpartition(".")[2] for name, module in base.named_modules() if isinstance(module, torch.nn.Linear)}
+    if missing := [name for name in config.targets if name not in linear]:
+        known = ", ".join(sorted(linear - {"lm_head"}))
+        raise UserError(f"engrave.targets: the base has no layer {missing[0]!r}; its linear layers are {known}")
     torch.manual_seed(seed)
     with warnings.catch_warnings(**_NO_FUTURE_WARNINGS):
         return peft.get_peft_model(base, lora_config(config))

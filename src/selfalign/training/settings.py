@@ -18,10 +18,12 @@ class TrainingSettings(Strict):
     """LoRA's scale: the adapter adds alpha / rank * B @ A to a weight."""
     dropout: float = Field(0.05, ge=0, lt=1)
     """Dropout on the adapter's input."""
-    targets: list[Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]] = Field(
-        ["q_proj", "k_proj", "v_proj", "o_proj"], min_length=1
-    )
-    """Linear layers that get an adapter."""
+    targets: list[
+        Literal[
+            "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "qkv_proj", "gate_up_proj"
+        ]
+    ] = Field(["q_proj", "k_proj", "v_proj", "o_proj"], min_length=1)  # fmt: skip
+    """Linear layers that get an adapter; the base must have all of them."""
     learning_rate: float = Field(4.0e-4, gt=0)
     """Peak learning rate."""
     epochs: int = Field(2, ge=1)
