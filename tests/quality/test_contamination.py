@@ -60,12 +60,13 @@ def test_items_may_have_a_threshold_of_their_own():
     ("text", "found"),
     [
         ("How do I repair my red bike?", False),  # 4 of 7 words, the frame only
-        ("How do I slice my rye breads?", True),  # also 4 of 7, with a form of the same word
-        ("How do I bake my bread at home?", True),
+        ("How do I store my rye breads?", True),  # also a form of the same word
+        ("How do I slice my rye breads?", False),  # 4 of 7, one of three content words
+        ("How do I bake my bread at home?", False),
         ("How do I pay my taxes?", False),
     ],
 )
-def test_near_scenarios_share_a_content_word(text: str, found: bool):
+def test_near_scenarios_share_most_content_words(text: str, found: bool):
     benchmarks = Benchmarks()
     benchmarks.add("scenarios", ["How do I store my bread?"], SCENARIO_ROUGE, SCENARIO_FRAME)
     assert (benchmarks.find(text) is not None) == found

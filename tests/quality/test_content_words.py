@@ -44,7 +44,11 @@ def test_other_words_have_another_stem(a: str, b: str):
     ("a", "b", "shared"),
     [
         ("How do I bake bread?", "How do I repair it?", False),
-        ("Where are the best bakers?", "How do I bake bread?", True),
+        ("Where are the best bakers?", "How do I bake bread?", False),
+        ("How do I bake bread?", "How do I bake a big cake?", False),
+        ("What is 8 + 2?", "What is 7 plus 8?", False),
+        ("What does 🍎 mean?", "What does it mean to be online?", False),
+        ("Where are the best bread bakers?", "How do I bake bread?", True),
         ("What is it?", "Where is the moon?", True),
     ],
 )
@@ -71,5 +75,5 @@ def test_same_stem_is_symmetric_and_reflexive(a: str, b: str):
 @given(TEXT, TEXT)
 def test_share_content_is_symmetric(a: str, b: str):
     assert share_content(a, b) == share_content(b, a)
-    assert share_content(a, a) and share_content(a, f"{a} {b}")
+    assert share_content(a, a)
     assert share_content(a, "what is it?")

@@ -341,3 +341,4 @@ def test_engraved_start_needs_training_in_the_run():
     assert load("quick", ["verbose_cloning.start=engraved"]).verbose_cloning.start == "engraved"
     with pytest.raises(UserError, match=r"verbose_cloning\.start is engraved: set it to base"):
         load("quick", ["verbose_cloning.start=engraved", "engrave.elsewhere=true"])
+    assert load("quick", ["engrave.elsewhere=true", "stages=[prompts,align,engrave]"]).engrave.elsewhere

@@ -27,7 +27,7 @@ _MAX_ROUGE_TOKENS = 1000
 SCENARIO_ROUGE = 0.6 - 1e-9
 """The threshold for scenarios: an F1 of 0.6 is already too near."""
 SCENARIO_FRAME = 0.75
-"""Below this F1, a text and a scenario must also have a content word in common."""
+"""Below this F1, a text and a scenario must also share more than half of their content words."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ class _Near:
     """An index of items that finds texts with a ROUGE-L F1 above its threshold.
 
     Two short questions may share a frame of words only ("How do I bake bread?", "How do I repair it?"). Below an F1 of
-    `frame`, they must therefore have a content word in common.
+    `frame`, they must therefore share more than half of their content words.
     """
 
     def __init__(self, rouge: float, frame: float) -> None:
@@ -110,7 +110,7 @@ class Benchmarks:
 
         Args:
             rouge: the threshold for these items; by default, that of all.
-            frame: the F1 below which a text must also have a content word in common with one of these items.
+            frame: the F1 below which a text must also share more than half of its content words with an item.
         """
         rouge = self._rouge if rouge is None else rouge
         near = next((n for n in self._near if (n.rouge, n.frame) == (rouge, frame)), None)

@@ -25,7 +25,20 @@ def same_stem(a: str, b: str) -> bool:
     return a[:length] == b[:length]
 
 
+_SYMBOL = re.compile(r"[^\w\s.,;:!?'\"()…–—-]")
+"""A character that says what a text is about, such as an operator or an emoji."""
+
+
 def share_content(a: str, b: str) -> bool:
-    """Return whether two texts have a content word in common, or one of them has none."""
-    words_a, words_b = content_words(a), content_words(b)
-    return not words_a or not words_b or any(same_stem(x, y) for x in words_a for y in words_b)
+    """Return whether two texts share more than half of their content words and symbols, or one of them has none.
+
+    The half is of the text that has more of them: "What is 8 + 2?" and "What is 7 plus 8?" share one of three.
+    """
+    words_a, words_b = ([*content_words(text), *_SYMBOL.findall(text)] for text in (a, b))
+    if not words_a or not words_b:
+        return True
+    shared = min(
+        sum(any(same_stem(word, other) for other in others) for word in words)
+        for words, others in ((words_a, words_b), (words_b, words_a))
+    )
+    return 2 * shared > max(len(words_a), len(words_b))

@@ -164,7 +164,8 @@ class Recipe(Strict):
 
     @model_validator(mode="after")
     def _trained_here(self) -> Recipe:
-        if self.engrave.elsewhere and self.verbose_cloning.start == "engraved":
+        cloning = "verbose_cloning" in self.stages
+        if cloning and self.engrave.elsewhere and self.verbose_cloning.start == "engraved":
             raise ValueError(
                 "engrave.elsewhere trains new adapters only, and verbose_cloning.start is engraved: set it to base"
             )
