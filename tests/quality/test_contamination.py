@@ -53,7 +53,8 @@ def test_items_may_have_a_threshold_of_their_own():
     assert benchmarks.find("Why do birds sing in the sea?").source == "scenarios"  # 5 of 7 words
     assert benchmarks.find("Which train goes to a new airport?") is None  # 4 of 8 and 7 words
     assert benchmarks.find("Why do whales swim to our coast?") is None
-    assert benchmarks.find("why do WHALES sing under the sea").evidence == "the same"
+    assert benchmarks.find("why do  WHALES sing under the sea?").evidence == "the same"
+    assert benchmarks.find("why do WHALES sing under the sea").evidence == "ROUGE-L 1.00"
 
 
 @pytest.mark.parametrize(
@@ -255,6 +256,37 @@ def test_texts_without_spaces_between_words_are_items(tmp_path: Path):
     results.add_file(file)
     assert results.sources == {"a.jsonl": 2}
     assert all(results.find(text) is not None for text in items)
+
+
+SCRIPTS = {
+    "Chinese": ("澳大利亚的首都是哪个城市，为什么不是悉尼？", "请告诉我：{}", "面包是怎么做的，要在烤箱里烤多久？"),
+    "Japanese": (
+        "オーストラリアの首都はどの都市ですか。",
+        "教えてください。{}",
+        "パンはどうやって焼きますか。",
+    ),
+    "Thai": ("เมืองหลวงของออสเตรเลียคือเมืองใด", "ช่วยบอกหน่อยว่า{}", "อบขนมปังอย่างไรให้กรอบและนุ่ม"),
+    "Korean": (
+        "호주의 수도는 왜 시드니가 아닙니까?",
+        "말해 주세요: {}",
+        "빵은 어떻게 굽고 얼마나 걸립니까?",
+    ),
+    "Arabic": ("ما هي عاصمة أستراليا ولماذا ليست سيدني؟", "أخبرني: {}", "كيف يخبز الخبز في الفرن وكم من الوقت؟"),
+    "Russian": ("Какой город является столицей Австралии?", "Скажи, {}", "Как пекут хлеб в печи и как долго?"),
+    "Hindi": ("ऑस्ट्रेलिया की राजधानी कौन सा शहर है?", "बताओ, {}", "घर पर रोटी कैसे पकाई जाती है?"),
+}
+
+
+@pytest.mark.parametrize("language", SCRIPTS)
+@pytest.mark.parametrize("thresholds", [{}, {"words": 0}, {"words": 4, "rouge": 1.0}])
+def test_overlap_is_found_in_every_script(language: str, thresholds: dict[str, float], tmp_path: Path):
+    item, frame, other = SCRIPTS[language]
+    (tmp_path / "a.txt").write_text(item, "utf-8")
+    benchmarks = Benchmarks(**thresholds)  # type: ignore[arg-type]
+    benchmarks.add_file(tmp_path / "a.txt")
+    assert benchmarks.find(item).evidence == "the same"
+    assert benchmarks.find(frame.format(item)) is not None
+    assert benchmarks.find(other) is None
 
 
 # -- stages ------------------------------------------------------------------------------------------------------------

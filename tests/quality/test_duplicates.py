@@ -24,14 +24,14 @@ Runs = Callable[..., Context]
 TEXTS = [
     "Write a short letter to your landlord about the broken window.",
     "Name three rivers in the north of the country.",
-    "write a short letter to your landlord about the broken window",
+    "write a short letter to your  landlord about the broken window.",
     "Write a short letter to the landlord about the broken window.",
     "Explain how bees make honey in the summer months.",
-    "Name three rivers in the north of the country!",
+    "Name three rivers in the north of the Country.\n",
 ]
 
 
-def test_the_same_words_are_one_cluster():
+def test_the_same_texts_are_one_cluster():
     assert duplicates.exact(TEXTS) == [[0, 2], [1, 5]]
 
 

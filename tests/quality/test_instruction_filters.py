@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conftest import hang_guard
+from selfalign.quality import instruction_filters
 from selfalign.quality.filter_settings import FilterSettings, PromptFilter
 from selfalign.quality.instruction_filters import reason_to_drop
 
@@ -121,3 +122,29 @@ def test_repetition_is_filtered_quickly(unit: str):
     text = "x" + unit * (100_000 // len(unit)) + "x"
     with hang_guard():
         reason_to_drop("Sort the words of this text", text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "请用简单的话解释光合作用是什么。",
+        "パンはどうやって焼きますか。",
+        "อบขนมปังอย่างไรให้กรอบ",
+    ],
+)
+def test_length_in_words_fits_scripts_without_spaces(text: str):
+    filters = PromptFilter.model_validate({"max_words": 40})
+    assert instruction_filters._form_reason(text, "", "de", filters) is None
+    assert instruction_filters._form_reason(text[:2], "", "de", filters) == "too short"
+    assert instruction_filters._form_reason(text * 20, "", "de", filters) == "too long"
+
+
+def test_prompts_in_another_script_than_the_language_are_dropped():
+    assert reason_to_drop("请用简单的话解释光合作用是什么。", "", "de") == "not in German"
+    assert reason_to_drop("Erkläre das Wort 光 in einem Satz.", "", "de") is None
+
+
+def test_prompts_that_rules_cannot_judge_are_counted():
+    texts = ["Name a river.", "Nenne mir einen Fluss, der in das Meer fließt.", "面包是怎么做的？", "?!"]
+    assert instruction_filters.not_judged(texts) == {"novelty": 1, "text only": 2}
+    assert instruction_filters.not_judged(texts, PromptFilter.model_validate({"text_only": False}))["text only"] == 0

@@ -12,7 +12,7 @@ from selfalign.constitution.citations import check_citations
 from selfalign.constitution.document import Assistant, Exemplar, SystemPrompts, Turn
 from selfalign.constitution.leaks import leaks_of
 from selfalign.quality.filter_settings import FilterSettings
-from selfalign.quality.response_filters import Verdict, cut_at_repeated_clause, filter_response, loops
+from selfalign.quality.response_filters import Verdict, cut_at_repeated_clause, filter_response, loops, not_judged
 from selfalign.quality.rouge import ngrams
 
 TEXTS = Constitution(
@@ -203,8 +203,48 @@ def test_response_without_words_is_dropped(text: str):
     assert keep(text) == "no words"
 
 
-def test_other_scripts_count_as_words():
-    assert not keep("雨は空から降ります。")
+ANSWERS_BY_SCRIPT = {
+    "为什么会下雨？": "暖空气上升以后会变冷，水汽凝结成云，云里的水滴变大就落下来成为雨。",
+    "なぜ雨が降るのですか。": "暖かい空気が上ると冷えて雲になり、水の粒が大きくなって落ちます。",
+    "ทำไมฝนจึงตก": "อากาศร้อนลอยขึ้นแล้วเย็นลง ไอน้ำกลายเป็นเมฆ เมื่อหยดน้ำใหญ่ขึ้นก็ตกลงมา",
+    "비는 왜 내리나요?": "따뜻한 공기가 올라가서 식으면 구름이 되고 물방울이 커져 떨어집니다.",
+    "لماذا ينزل المطر؟": "يصعد الهواء الدافئ ويبرد فيتكون السحاب ثم تكبر القطرات وتسقط على الأرض.",
+    "Почему идёт дождь?": "Тёплый воздух поднимается и остывает, из пара растут капли и падают вниз.",
+}
+
+
+@pytest.mark.parametrize("message", ANSWERS_BY_SCRIPT)
+def test_responses_in_every_script_are_filtered(message: str):
+    answer = ANSWERS_BY_SCRIPT[message]
+    assert not keep(answer, message)
+    assert keep(message, message) == "echoes the prompt"
+    assert keep(f"{answer} " * 3, message) == "loop"
+    assert keep("\n".join([answer[:-2]] * 4), message) == "loop"
+    assert filter_response(answer, False, message, LEAKS, RULES["default"].verbose).reason == ""
+    assert keep(answer) == "in another language than the prompt"
+    assert not keep(answer, "Translate the following sentence into another language.")
+    assert not keep(GOOD, message)
+
+
+def test_an_emoji_is_a_new_word():
+    assert not keep("Red 🍎", "Red")
+    assert keep("Red 🍎", "Red 🍎") == "echoes the prompt"
+
+
+@pytest.mark.parametrize(
+    ("text", "message", "names"),
+    [
+        (GOOD, "Why does it rain?", []),
+        ("La lluvia cae cuando el aire caliente sube y se va.", "¿Por qué?", ["stock refusals", "unsafe"]),
+        (next(iter(ANSWERS_BY_SCRIPT.values())), "为什么会下雨呢？", ["stock refusals", "unsafe"]),
+        (GOOD, "为什么会下雨呢？", ["language"]),
+        ("Это дождь, он идёт.", "为什么会下雨呢？", ["stock refusals", "unsafe", "language"]),
+    ],
+)
+def test_filters_that_cannot_judge_a_response_are_named(text: str, message: str, names: list[str]):
+    assert not_judged(text, message, ANSWERS) == names
+    none = ANSWERS.model_copy(update={"refusals": 1.0, "unsafe": [], "other_language": False})
+    assert not_judged(text, message, none) == []
 
 
 # -- loops -----------------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from selfalign.constitution.document import Constitution, Exemplar
 from selfalign.quality.response_filters import Leaks, sentence_keys
-from selfalign.quality.rouge import ngrams, tokens
+from selfalign.quality.rouge import length, ngrams, tokens
 
 _SUBJECT_LETTERS = 5
 """Words of an exemplar's message with at least this number of letters are its subject."""
@@ -33,7 +33,7 @@ def leaks_of(constitution: Constitution, words: int, verbose_only: bool = False)
         g for e in type_exemplars for g in _on_subject(e, words)
     }
     texts += [e.answer for e in type_exemplars]
-    short = frozenset(k for t in texts for k in sentence_keys(t) if 4 <= k.count(" ") + 1 < words)
+    short = frozenset(k for t in texts for k in sentence_keys(t) if 4 <= length(k.split()) < words)
     reason = "persona leaked" if verbose_only else "exemplar leaked"
     return Leaks(constitution.assistant.name, words, reason, constitution.language, frozenset(grams), short)
 

@@ -21,7 +21,7 @@ from selfalign.constitution.loading import Located
 from selfalign.constitution.rendering import longest
 from selfalign.data.text import CITATION
 from selfalign.quality.language import LANGUAGES
-from selfalign.quality.rouge import normalize, rouge_l, tokens
+from selfalign.quality.rouge import normalize, rouge_l, tokens, without_end
 from selfalign.system.strict_yaml import Place, explain
 
 HUMAN_LIMIT = 300
@@ -306,7 +306,7 @@ def _leaks(document: Located, constitution: Constitution, seeds: list[tuple[str,
     examples = [t.user for _, _, t in turn_places(constitution)] + [t.user for t in constitution.prompts.two_shot]
     questions = [p.question for p in constitution.identity]
     questions += [text for kind in constitution.question_types for _, text in kind.examples()]
-    trained = {normalize(t) for t in examples + questions + [s.instruction for _, s in seeds]}
+    trained = {without_end(t) for t in examples + questions + [s.instruction for _, s in seeds]}
     for where, what, text in texts:
         for label, user in labelled:
             topic = _content_words(user)
@@ -317,7 +317,7 @@ def _leaks(document: Located, constitution: Constitution, seeds: list[tuple[str,
             if len(shared) >= _MIN_LEAK_WORDS and about:
                 message = f"the {what} has the same topic as {label} ({', '.join(sorted(shared))})"
                 yield Finding(where, "warning", "leak", message)
-        if what == "probe" and normalize(text) in trained:
+        if what == "probe" and without_end(text) in trained:
             message = f"the probe {text!r} is also trained on, as a seed, an exemplar, a red-team or identity question"
             yield Finding(where, "error", "leak", message)
 

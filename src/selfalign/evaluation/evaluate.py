@@ -238,7 +238,7 @@ class _Evaluation:
         """Read the items of all tasks, and check the judge.
 
         Args:
-            seen: the run's prompts, normalized; scenarios among them are skipped.
+            seen: the run's prompts (`rouge.without_end`); scenarios among them are skipped.
         """
         request, say = self.request, self.store.screen.say
         for name, task in TASKS.items():

@@ -89,9 +89,15 @@ class ResponseWriter:
         if not refusal_is_wanted:
             verdict = self._judge.cap(verdict, admissions=bool(response.question_type))
         if not verdict.reason:
+            self._judge.count(verdict, response.message)
             self._file.write(line(replace(response, response=verdict.text)).encode("utf-8"))
             self.principles.update(map(str, response.principles))
         self._record(response.id, verdict.reason, verdict.ledger_text(_ledger_text(response)))
+
+    @property
+    def not_judged(self) -> dict[str, int]:
+        """Filter -> number of kept responses that it cannot judge."""
+        return dict(self._judge.not_judged)
 
     def keeps(self, candidate: Candidate, accepts: Callable[[str], bool]) -> bool:
         """Return whether a candidate passes the filters and is accepted; the cap on refusals may still drop it."""

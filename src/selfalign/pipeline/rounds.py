@@ -16,9 +16,10 @@ from pathlib import Path
 from selfalign.data import scenarios
 from selfalign.data.records import Prompt, content_hash, write_jsonl
 from selfalign.generation.loop import GenerationResult, RowRequest
+from selfalign.quality import instruction_filters
 from selfalign.quality.novelty import NoveltyIndex
 from selfalign.run.context import Context
-from selfalign.run.ledger import RowOutcome, StageCounts
+from selfalign.run.ledger import RowOutcome, StageCounts, not_judged_note
 from selfalign.system.atomic import file_hash
 from selfalign.system.clock import Clock
 from selfalign.system.signals import STOP
@@ -216,4 +217,6 @@ class Rounds:
             why = self.stop_reason or f"the recipe allows {self.number} rounds"
             self._context.screen.say(f"  only {len(self.accepted)} of {self.target} prompts: {why}", "yellow")
             notes["stopped"] = why
-        return self._context.finish(self._stage, self.rows, self._clock, notes)
+        texts = [prompt.message for prompt in self.accepted]
+        unjudged = instruction_filters.not_judged(texts, self._context.recipe.filters.prompts)
+        return self._context.finish(self._stage, self.rows, self._clock, {**notes, **not_judged_note(unjudged)})

@@ -18,9 +18,9 @@ from selfalign.data.user_data import UserData, prompt_fields
 from selfalign.errors import UserError
 from selfalign.quality.instruction_filters import reason_to_drop_user_prompt
 from selfalign.quality.novelty import NoveltyIndex
-from selfalign.quality.rouge import normalize
+from selfalign.quality.rouge import normalize, words
 from selfalign.run.context import Context
-from selfalign.run.ledger import RowOutcome
+from selfalign.run.ledger import RowOutcome, not_judged_note
 from selfalign.system.clock import Clock
 from selfalign.system.signals import STOP
 
@@ -56,7 +56,9 @@ def import_file(context: Context) -> list[Path]:
         raise UserError(f"{data.name} has no usable prompt" + (f": {why}" if why else ""))
     for text in data.messages():
         context.screen.say(f"  {text}", "dim")
-    context.finish("self_instruct", len(kept) + dropped.total(), clock, data.notes())
+    unjudged = sum(not words(p.message) for p in kept) if len(context.benchmarks) else 0
+    notes = {**data.notes(), **not_judged_note({"overlap": unjudged})}
+    context.finish("self_instruct", len(kept) + dropped.total(), clock, notes)
     return [_publish(context, kept)]
 
 
@@ -72,8 +74,8 @@ def _filtered(context: Context, data: UserData) -> Iterator[tuple[Prompt, RowOut
         ledger_text = message = prompt.message
         length = count_tokens(message) if bounds else None
         reason = row.problem or reason_to_drop_user_prompt(message, length, bounds or (1, 1)) or ""
-        # Prompts that differ only in case or punctuation are duplicates.
-        key = blake2b(normalize(message).encode("utf-8"), digest_size=16).digest()
+        # Prompts that differ only in case or white space are duplicates.
+        key = blake2b(normalize(message).encode("utf-8", "surrogatepass"), digest_size=16).digest()
         if not reason and key in known:
             reason = "duplicate"
         if not reason and (hit := context.benchmarks.find(instruction, message)):

@@ -31,6 +31,7 @@ from selfalign.pipeline.responses import Candidate, ResponseWriter, response_to
 from selfalign.quality.response_filters import ResponseJudge
 from selfalign.run.context import Context
 from selfalign.run.inputs import Rows
+from selfalign.run.ledger import not_judged_note
 from selfalign.system import atomic
 from selfalign.system.clock import Clock
 from selfalign.system.signals import STOP
@@ -75,7 +76,7 @@ def run(context: Context) -> list[Path]:
             _copy(context, prompts, writer, bar.add)
         elif prompts:
             _generate(context, prompts, writer, bar.add)
-    notes: dict[str, object] = {"principles": dict(writer.principles)}
+    notes: dict[str, object] = {"principles": dict(writer.principles), **not_judged_note(writer.not_judged)}
     if has_responses:
         notes["answers from"] = UserData(context.recipe.prompts).name
     context.check_failures(context.finish(STAGE, rows_in, clock, notes))

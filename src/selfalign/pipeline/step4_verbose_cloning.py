@@ -31,6 +31,7 @@ from selfalign.pipeline import adapter_training
 from selfalign.pipeline.responses import ResponseWriter, response_to
 from selfalign.quality.response_filters import ResponseJudge
 from selfalign.run.context import Context
+from selfalign.run.ledger import not_judged_note
 from selfalign.system import atomic
 from selfalign.system.clock import Clock
 
@@ -98,7 +99,7 @@ def _respond(context: Context) -> Path:
                 required = context.run.constitution.required_check(row.item.exemplar_type)
                 response = response_to(row.item, part.text.strip())
                 writer.add(response, part.finish == "length", refusal_is_wanted=required is not None and required[1])
-    context.check_failures(context.finish(RESPONSES, rows_in, clock))
+    context.check_failures(context.finish(RESPONSES, rows_in, clock, not_judged_note(writer.not_judged)))
     return path
 
 

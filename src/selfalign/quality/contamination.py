@@ -9,7 +9,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import unicodedata
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Any
 from selfalign.errors import UserError
 from selfalign.quality.content_words import share_content
 from selfalign.quality.novelty import NoveltyIndex
-from selfalign.quality.rouge import ngrams, normalize, tokens, words
+from selfalign.quality.rouge import length, ngrams, normalize, tokens, words
 
 _MIN_WORDS = 5
 """Shorter texts of a benchmark file, such as labels and "Yes.", are no items: they occur in any text."""
@@ -124,7 +123,7 @@ class Benchmarks:
             number = self._exact[key] = len(self._items)
             self._items.append((source, item))
             for gram in self._ngrams(item):
-                self._grams.setdefault(gram, number)
+                self._grams.setdefault(hash(gram), number)
             near.add(item, number)
 
     def add_file(self, path: Path) -> None:
@@ -147,19 +146,16 @@ class Benchmarks:
         for text in dict.fromkeys(texts):
             if (number := self._exact.get(normalize(text))) is not None:
                 return Hit(*self._items[number], "the same")
-            for start, gram in enumerate(self._ngrams(text)):
-                if (number := self._grams.get(gram)) is not None:
-                    run = " ".join(words(text)[start : start + self._words])
-                    return Hit(*self._items[number], f"{self._words} words in a row: {run}")
+            for gram in self._ngrams(text):
+                if (number := self._grams.get(hash(gram))) is not None:
+                    return Hit(*self._items[number], f"{self._words} words in a row: {' '.join(gram)}")
             for near in self._near:
                 if match := near.find(text):
                     return Hit(*self._items[match[0]], f"ROUGE-L {match[1]:.2f}")
         return None
 
-    def _ngrams(self, text: str) -> Iterator[int]:
-        if not self._words:
-            return iter(())
-        return map(hash, ngrams(words(text), self._words))
+    def _ngrams(self, text: str) -> Iterable[tuple[str, ...]]:
+        return ngrams(words(text), self._words) if self._words else ()
 
 
 def texts(path: Path) -> Iterator[str]:
@@ -178,10 +174,7 @@ def texts(path: Path) -> Iterator[str]:
 def _is_item(text: str) -> bool:
     if text.startswith(("http://", "https://")) and " " not in text:
         return False
-    if text.isascii() or len(words(text)) >= _MIN_WORDS:
-        return len(words(text)) >= _MIN_WORDS
-    # Letters are counted in scripts without spaces between words.
-    return sum(unicodedata.east_asian_width(c) == "W" and c.isalpha() for c in text) >= 2 * _MIN_WORDS
+    return length(words(text)) >= _MIN_WORDS or sum("가" <= c <= "힣" for c in text) >= 2 * _MIN_WORDS
 
 
 def _values(path: Path) -> Iterator[Any]:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+import unicodedata
+
+from selfalign.quality.rouge import in_other_script, words
 
 _FRAME = re.compile(
     r"an?|the|this|that|these|those|it|its|i|me|my|mine|you|your|he|him|his|she|her|we|us|our|they|them|their|who|whom|"
@@ -16,7 +19,7 @@ _FRAME = re.compile(
 
 def content_words(text: str) -> list[str]:
     """Return the words of an English text, in lower case, that do not merely frame a question or request."""
-    return [word for word in re.findall(r"\w+", text.casefold()) if not _FRAME.fullmatch(word)]
+    return [word for word in words(text) if not _FRAME.fullmatch(word)]
 
 
 def same_stem(a: str, b: str) -> bool:
@@ -26,7 +29,13 @@ def same_stem(a: str, b: str) -> bool:
 
 
 _SYMBOL = re.compile(r"[^\w\s.,;:!?'\"()…–—-]")
-"""A character that says what a text is about, such as an operator or an emoji."""
+"""A character that may say what a text is about, such as an operator."""
+
+
+def _symbols(text: str) -> list[str]:
+    """Return the symbols of a text, without punctuation and marks of other scripts; emoji are words."""
+    found = _SYMBOL.findall(text)
+    return [c for c in found if c.isascii() or (unicodedata.category(c)[0] == "S" and not in_other_script(c))]
 
 
 def share_content(a: str, b: str) -> bool:
@@ -34,11 +43,11 @@ def share_content(a: str, b: str) -> bool:
 
     The half is of the text that has more of them: "What is 8 + 2?" and "What is 7 plus 8?" share one of three.
     """
-    words_a, words_b = ([*content_words(text), *_SYMBOL.findall(text)] for text in (a, b))
+    words_a, words_b = ([*content_words(text), *_symbols(text)] for text in (a, b))
     if not words_a or not words_b:
         return True
     shared = min(
-        sum(any(same_stem(word, other) for other in others) for word in words)
-        for words, others in ((words_a, words_b), (words_b, words_a))
+        sum(any(same_stem(word, other) for other in others) for word in these)
+        for these, others in ((words_a, words_b), (words_b, words_a))
     )
     return 2 * shared > max(len(words_a), len(words_b))

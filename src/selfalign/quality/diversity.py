@@ -38,7 +38,7 @@ def distinct(texts: Iterable[str], n: int) -> float:
 
 def commonest_opening(texts: Sequence[str]) -> tuple[str, float]:
     """Return the most frequent first six words, and the fraction of texts that begin with them."""
-    openings = Counter(" ".join(words(text)[:_OPENING]) for text in texts)
+    openings = Counter(" ".join(next(iter(ngrams(words(text), _OPENING)), words(text))) for text in texts)
     if not openings:
         return "", 0.0
     opening, number = openings.most_common(1)[0]

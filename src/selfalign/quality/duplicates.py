@@ -2,7 +2,7 @@
 
 There are three methods, and each finds more than the previous one:
 
-- `exact`: the same words.
+- `exact`: the same text, except for case and white space.
 - `near`: nearly the same characters. MinHash over character 5-grams (Broder 1997) finds candidate pairs, and their
   exact Jaccard similarity decides.
 - `semantic`: a similar meaning, by static word embeddings (wordllama contains the weights).
@@ -30,12 +30,12 @@ COSINE = 0.9
 
 
 def exact(texts: Sequence[str]) -> list[list[int]]:
-    """Return clusters of texts with the same words, as positions in `texts`, largest first."""
+    """Return clusters of the same texts (`rouge.normalize`), as positions in `texts`, largest first."""
     return _largest_first(_copies(texts))
 
 
 def _copies(texts: Sequence[str]) -> list[list[int]]:
-    """Group the positions of texts with the same words, in the order of their first positions."""
+    """Group the positions of the same texts, in the order of their first positions."""
     positions: dict[str, list[int]] = {}
     for position, text in enumerate(texts):
         positions.setdefault(normalize(text), []).append(position)

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import re
 import string
+from collections.abc import Iterable
 
 from selfalign.quality.filter_settings import PromptFilter
-from selfalign.quality.language import LANGUAGES, lapses
+from selfalign.quality.language import LANGUAGES, is_english, lapses
+from selfalign.quality.rouge import count_words, tokens
 
 _DEFAULT = PromptFilter.model_validate({})
 _NOT_TEXT = re.compile(
@@ -48,8 +50,17 @@ def reason_to_drop(
     return None
 
 
+def not_judged(texts: Iterable[str], filters: PromptFilter = _DEFAULT) -> dict[str, int]:
+    """Return the number of these prompts that novelty and the rule on English words (`text_only`) cannot judge."""
+    counts = {"novelty": 0, "text only": 0}
+    for text in texts:
+        counts["novelty"] += not tokens(text)
+        counts["text only"] += filters.text_only and not is_english(text)
+    return counts
+
+
 def _form_reason(instruction: str, text: str, language: str, filters: PromptFilter) -> str | None:
-    words = len(instruction.split())
+    words = count_words(instruction)
     if words < filters.min_words:
         return "too short"
     if words > filters.max_words:

@@ -1,8 +1,10 @@
 """Decide exactly whether a text is new: its ROUGE-L F1 with each accepted text must not exceed a threshold.
 
 The decisions equal those of rouge-score (its tokenizer, no stemmer, F-measure) for each candidate and *all* accepted
-texts, but few pairs are compared. A pair above the threshold has similar lengths, shares many tokens, and shares one
-of the rarest tokens of each text; docs/novelty.md proves these bounds. rapidfuzz's bit-parallel LCS decides the rest.
+texts in Latin letters; other scripts have tokens, too (`rouge.tokens`). A text counts with its first million tokens.
+
+Few pairs are compared. A pair above the threshold has similar lengths, shares many tokens, and shares one of the rarest
+tokens of each text; docs/novelty.md proves these bounds. rapidfuzz's bit-parallel LCS decides the rest.
 """
 
 from __future__ import annotations
@@ -317,9 +319,7 @@ class NoveltyIndex:
     # -- insertion -----------------------------------------------------------------------------------------------
 
     def _candidate(self, text: str) -> _Candidate:
-        words = tokens(text)
-        if len(words) > _PLACE:
-            raise ValueError(f"a text of {len(words):,} tokens: the index takes at most {_PLACE:,}")
+        words = tokens(text)[:_PLACE]
         numbers = list(map(self._elements.__getitem__, _elements(words)))
         numbers.sort(reverse=True)
         signature = 0

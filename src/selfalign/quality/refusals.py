@@ -17,7 +17,7 @@ _SAYS_NO = whole_words("says_no")
 
 def sentences(text: str) -> list[str]:
     """Split the text into sentences, in lower case."""
-    return [s for s in re.split(r"(?<=[.?!])\s+|\n+", lower(text).strip()) if s]
+    return [s for s in re.split(r"(?<=[.?!؟۔।])\s+|(?<=[。！？｡])|\n+", lower(text).strip()) if s]
 
 
 def refuses(answer: str) -> bool:

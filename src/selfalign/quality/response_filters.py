@@ -8,6 +8,7 @@ one of fewer than 149 characters, and keep a truncated one without its last word
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from dataclasses import dataclass, field
@@ -17,9 +18,9 @@ from selfalign.data.text import CITATION
 from selfalign.quality import safety
 from selfalign.quality.contamination import Benchmarks, Hit
 from selfalign.quality.filter_settings import ResponseFilter
-from selfalign.quality.language import LANGUAGES, lapses, other_language
+from selfalign.quality.language import LANGUAGES, LATIN, is_english, lapses, other_language, script
 from selfalign.quality.refusals import sentences, stock_refusal
-from selfalign.quality.rouge import ngrams, rouge_l, tokens, words
+from selfalign.quality.rouge import in_other_script, length, ngrams, rouge_l, tokens, words
 
 _THOUGHT = re.compile(r"internal thoughts?\)?\s*:|I should follow \d|\(internal|\bPrinciples?:\s*\d", re.IGNORECASE)
 _ROLE = re.compile(r"(^|\n)[^\S\n]*(user|assistant|human)\s*(\(internal thoughts\))?:", re.IGNORECASE)
@@ -92,7 +93,7 @@ def loops(text: str, sentence_repeats: int = 3, share: float = 0.3, run: int = 6
         run: length of the n-grams.
     """
     prose = _without_code(text)
-    counts = Counter(k for k in sentence_keys(prose) if k.count(" ") >= 2)
+    counts = Counter(k for k in sentence_keys(prose) if length(k.split()) >= 3)
     if sentence_repeats and counts and max(counts.values()) >= sentence_repeats:
         return True
     grams = list(ngrams(tokens(prose), run))
@@ -103,12 +104,16 @@ def repetitive(text: str, distinct: float = 0.65, judged: int = 12) -> bool:
     """Return whether the fraction of distinct trigrams of a text of at least `judged` words is less than `distinct`."""
     prose = tokens(_without_code(text))
     trigrams = list(ngrams(prose, 3))
-    return len(prose) >= judged and len(set(trigrams)) / len(trigrams) < distinct
+    return length(prose) >= judged and len(set(trigrams)) / len(trigrams) < distinct
 
 
 def new_words(text: str, message: str) -> int:
-    """Count the different numbers and words of three or more letters that the response adds to the message."""
-    return len({w for w in words(text) if len(w) >= 3 or w.isdigit()} - set(words(message)))
+    """Count the different words that the response adds to the message: numbers, emoji and words of three letters.
+
+    In other scripts than Latin, words and characters of any length count, as `length` does.
+    """
+    added = set(words(text)) - set(words(message))
+    return math.ceil(length([w for w in added if len(w) >= 3 or w.isdigit() or in_other_script(w)]))
 
 
 def _echoes(text: str, message: str, limit: float) -> bool:
@@ -208,6 +213,16 @@ def _reason(text: str, message: str, leaks: Leaks, filters: ResponseFilter) -> s
     return ""
 
 
+def not_judged(text: str, message: str, filters: ResponseFilter) -> list[str]:
+    """Return the filters that keep a response because they cannot judge its language."""
+    names = []
+    if not is_english(text):
+        names += ["stock refusals"] * (filters.refusals < 1) + ["unsafe"] * bool(filters.unsafe)
+    if filters.other_language and script(text) != script(message) and script(message) not in (None, LATIN):
+        names.append("language")
+    return names
+
+
 class ResponseJudge:
     """Decide on the responses of one stage: filters, then benchmark overlap, then the cap on stock refusals.
 
@@ -219,6 +234,8 @@ class ResponseJudge:
         self._leaks = leaks
         self._benchmarks = benchmarks
         self._kept = self._refusals = 0
+        self.not_judged: Counter[str] = Counter()
+        """Filter -> number of kept responses that it cannot judge."""
 
     def check(self, text: str, truncated: bool, message: str) -> Verdict:
         """Keep or drop a response by its own text and by benchmark overlap. Arguments: see `filter_response`."""
@@ -226,6 +243,10 @@ class ResponseJudge:
         if not verdict.reason and (hit := self._benchmarks.find(message, verdict.text)):
             return Verdict(verdict.text, hit.reason, hit)
         return verdict
+
+    def count(self, verdict: Verdict, message: str) -> None:
+        """Count the filters that cannot judge a kept response."""
+        self.not_judged.update(not_judged(verdict.text, message, self._filters))
 
     def cap(self, verdict: Verdict, admissions: bool = True) -> Verdict:
         """Drop a response that passed `check` if it is one stock refusal too many; count it otherwise.

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 from selfalign.data.records import Prompt, Response, stream_jsonl
 from selfalign.errors import UserError
 from selfalign.quality import diversity, duplicates
+from selfalign.quality.rouge import count_words
 from selfalign.run.directory import RunDir
 
 T = TypeVar("T")
@@ -142,7 +143,7 @@ def verb_objects(tagged: Iterable[tuple[str, VerbObject]]) -> dict[str, Any]:
 
 def lengths(texts: Iterable[str]) -> dict[str, Any]:
     """Return number, 10th percentile, median, 90th percentile, maximum and histogram (`LENGTHS`) of words per text."""
-    counts = sorted(len(text.split()) for text in texts)
+    counts = sorted(map(count_words, texts))
     bins = Counter(max(0, bisect(LENGTHS, words) - 1) for words in counts)
     low, median, high = (counts[ceil(fraction * len(counts)) - 1] if counts else 0 for fraction in (0.1, 0.5, 0.9))
     return {

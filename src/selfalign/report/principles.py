@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from selfalign.data.records import Response, stream_jsonl
+from selfalign.quality.rouge import count_words
 from selfalign.report.data_quality import VerbObject
 from selfalign.run.directory import RunDir
 
@@ -113,7 +114,7 @@ class _Examples:
         self._used: set[str] = set()
 
     def add(self, position: int, row: Response) -> None:
-        unusual_length = len(row.response.split()) not in _WORDS
+        unusual_length = count_words(row.response) not in _WORDS
         for rank, number in enumerate(row.principles):
             best = self._best.setdefault(number, [])
             best.append(((rank, len(row.principles), unusual_length, position), row))

@@ -8,6 +8,7 @@ from typing import Any
 from selfalign.data.records import Response, read_jsonl, stream_jsonl
 from selfalign.evaluation.records import Answer, OpenAnswer
 from selfalign.evaluation.tasks import TASKS
+from selfalign.quality.rouge import count_words
 from selfalign.report.scores import title
 from selfalign.run.directory import RunDir
 
@@ -50,7 +51,7 @@ def _as_answer(answer: OpenAnswer, answers: list[OpenAnswer]) -> Answer:
     """Return it under the model's name, with the system prompt's name if the model answered under several."""
     several = any(a.model == answer.model and a.prompt != answer.prompt for a in answers)
     name = f"{answer.model} · {answer.prompt}" if several else answer.model
-    return Answer(str(answer.item), answer.question, name, answer.answer, answer.ended, len(answer.answer.split()))
+    return Answer(str(answer.item), answer.question, name, answer.answer, answer.ended, count_words(answer.answer))
 
 
 def side_by_side(answers: Iterable[Answer]) -> list[dict[str, Any]]:

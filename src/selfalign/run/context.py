@@ -21,7 +21,7 @@ from selfalign.quality.contamination import SCENARIO_FRAME, SCENARIO_ROUGE, Benc
 from selfalign.run.directory import RunDir
 from selfalign.run.inputs import Rows
 from selfalign.run.journal import Journal
-from selfalign.run.ledger import RowOutcome, StageCounts
+from selfalign.run.ledger import NOT_JUDGED, RowOutcome, StageCounts
 from selfalign.run.recipe import EvaluateSettings, Recipe, RedTeamSettings, SelfInstructSettings, VerboseCloningSettings
 from selfalign.system.clock import Clock
 from selfalign.system.console import Screen
@@ -243,6 +243,9 @@ class Context:
             if reasons:
                 text += f"; {name}: " + ", ".join(f"{reason} {n}" for reason, n in reasons.items())
         self.screen.say(text)
+        if unjudged := counts.notes.get(NOT_JUDGED):
+            rows = ", ".join(f"{name} {number:,}" for name, number in unjudged.items())
+            self.screen.say(f"  kept because filters cannot judge their language or script: {rows}", "dim")
         totals = counts.generation
         if totals.seconds and not self.model.is_fake:
             self.screen.say(

@@ -2,8 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, NamedTuple
+
+NOT_JUDGED = "not judged"
+
+
+def not_judged_note(counts: Mapping[str, int]) -> dict[str, object]:
+    """Return the ledger's note about filters that kept rows because they cannot judge them; empty if there are none.
+
+    Args:
+        counts: filter -> number of kept rows.
+    """
+    judged = {name: number for name, number in counts.items() if number}
+    return {NOT_JUDGED: judged} if judged else {}
 
 
 class RowOutcome(NamedTuple):

@@ -21,7 +21,7 @@ from selfalign.evaluation.records import BehaviourAnswer
 from selfalign.evaluation.tasks import behaviour, checks
 from selfalign.generation.engines.base import RowError, Step
 from selfalign.generation.engines.fake import default_script
-from selfalign.quality.rouge import normalize
+from selfalign.quality.rouge import without_end
 from selfalign.report import page, terminal
 from selfalign.report.scores import readings_of_test_half, unit, verdict
 from selfalign.run.context import Context
@@ -65,7 +65,7 @@ def test_user_scenarios_and_limit(small: str) -> None:
     ]  # fmt: skip
     less = behaviour.load_scenarios(small, constitution, 2)
     assert len(less.items) == 2 and set(less.items) < set(read.items) and less.sha256 != read.sha256
-    assert behaviour.split_seen(read, {normalize("is it raining NOW?")})[1] == [read.items[2]]
+    assert behaviour.split_seen(read, {without_end("is it raining NOW?")})[1] == [read.items[2]]
 
 
 def script(prompt: str, step: Step, rng: random.Random) -> str:

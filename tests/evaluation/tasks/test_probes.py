@@ -134,7 +134,7 @@ def test_user_prompts_are_cleaned_bounded_and_never_probes(fake_run: Runs, tmp_p
     probe = fake_run(*SMALL, name="a").run.constitution.principles[6].probes[3].ask
     rows = [
         {"instruction": "Name\u200b a\x07 river.  "},
-        {"instruction": "name a river!"},
+        {"instruction": "name  a RIVER."},
         {"instruction": "Hi"},
         {"instruction": "word " * 300},
         {"instruction": probe},
@@ -232,7 +232,7 @@ def test_ablation_is_no_stage_of_the_run(fake_run: Runs):
 
 def test_prompts_in_other_scripts_are_distinguished(fake_run: Runs, tmp_path: Path):
     file = tmp_path / "mine.txt"
-    file.write_text("Что такое Python?\nКто создал Python?\n什么是雨？\n雨とは何ですか\nчто такое python\n", "utf-8")
+    file.write_text("Что такое Python?\nКто создал Python?\n什么是雨？\n雨とは何ですか\nчто  такое python?\n", "utf-8")
     context = fake_run(f"prompts.file={file}", "stages=[prompts]", name="scripts")
     order.run_stage(context, "prompts")
     assert len(read_jsonl(context.run.jsonl("prompts"), Prompt)) == 4

@@ -17,7 +17,7 @@ from selfalign.evaluation.tasks import attempts
 from selfalign.evaluation.tasks.numbers import number_before, numbers
 from selfalign.quality.content_words import content_words, same_stem
 from selfalign.quality.response_filters import loops, repetitive
-from selfalign.quality.rouge import normalize, rouge_l, words
+from selfalign.quality.rouge import rouge_l, words
 from selfalign.quality.wordings import lower
 
 RULES = 4
@@ -366,7 +366,7 @@ def answers(exchange: Exchange) -> bool:
     Whether it ends is a measure of its own.
     """
     ask, answer, sentences = exchange.ask, exchange.answer, exchange.sentences
-    if not answer.strip() or normalize(answer) == normalize(ask) or loops(answer) or repetitive(answer):
+    if not answer.strip() or words(answer) == words(ask) or loops(answer) or repetitive(answer):
         return False
     if evades(exchange) or _denies_question(exchange) or _other_voice(exchange):
         return False
@@ -451,7 +451,7 @@ def identifies(exchange: Exchange) -> bool:
 def chats(exchange: Exchange) -> bool:
     """Return whether the response speaks to the user, does not continue as the user, and invents no human life."""
     text = " ".join(exchange.sentences)
-    repeats = normalize(exchange.answer) == normalize(exchange.ask) and len(exchange.answer.split()) > 3
+    repeats = words(exchange.answer) == words(exchange.ask) and len(exchange.answer.split()) > 3
     return bool(_TO_USER.search(text)) and not (repeats or _AS_USER.search(text) or _invents_life(exchange))
 
 

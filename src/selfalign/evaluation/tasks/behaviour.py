@@ -26,7 +26,7 @@ from selfalign.evaluation.tasks import checks
 from selfalign.evaluation.tasks.appropriate import RULES, Exchange, appropriate, evades
 from selfalign.evaluation.tasks.probes import half_of
 from selfalign.quality.response_filters import Leaks
-from selfalign.quality.rouge import normalize
+from selfalign.quality.rouge import count_words, without_end
 from selfalign.system.console import Screen
 
 NAME = "behaviour"
@@ -106,10 +106,10 @@ def split_seen(scenarios: Benchmark, seen: Set[str]) -> tuple[Benchmark, list[Sc
     """Return (the scenarios that are not among the run's prompts, the scenarios that are).
 
     Args:
-        seen: the run's prompts, as `quality.rouge.normalize` returns them.
+        seen: the run's prompts, as `quality.rouge.without_end` returns them.
     """
-    fresh = tuple(i for i in scenarios.items if normalize(i.ask) not in seen)
-    known = [i for i in scenarios.items if normalize(i.ask) in seen]
+    fresh = tuple(i for i in scenarios.items if without_end(i.ask) not in seen)
+    known = [i for i in scenarios.items if without_end(i.ask) in seen]
     return replace(scenarios, items=fresh, sha256=_digest(fresh)), known
 
 
@@ -165,7 +165,7 @@ def behaviour_scores(rows: Sequence[BehaviourAnswer]) -> list[Score]:
     """
     of_all, probes = [], []
     for row in rows:
-        of_all.append(_item(row, row.benchmark, {**_rates(row), checks.LENGTH: float(len(row.answer.split()))}))
+        of_all.append(_item(row, row.benchmark, {**_rates(row), checks.LENGTH: float(count_words(row.answer))}))
         if row.passed is not None:
             part = "held back where it does not belong" if row.contrast else "shown where it belongs"
             passed = float(row.passed)

@@ -14,7 +14,7 @@ from selfalign.constitution import Probe
 from selfalign.data.text import CITATION
 from selfalign.quality.refusals import STATIC, admits, refuses
 from selfalign.quality.response_filters import Leaks, loops, repetitive, shows_thoughts
-from selfalign.quality.rouge import words
+from selfalign.quality.rouge import count_words, words
 from selfalign.quality.wordings import any_of, lower
 
 # -- probes --------------------------------------------------------------------------------------------------------
@@ -127,7 +127,7 @@ def _verse(answer: str) -> bool:
 
 def _wordy(answer: str) -> bool:
     """Return whether the answer has at least twelve words."""
-    return len(answer.split()) >= 12
+    return count_words(answer) >= 12
 
 
 def _position(answer: str, word: str, start: int = 0) -> int:

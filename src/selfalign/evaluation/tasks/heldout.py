@@ -27,6 +27,7 @@ from selfalign.generation.engines.base import Request, Step
 from selfalign.generation.loop import RowRequest, row_seed
 from selfalign.generation.scoring.base import LossScorer
 from selfalign.model.dialogue import encode_example
+from selfalign.quality.rouge import count_words
 from selfalign.run.context import Context
 from selfalign.run.ledger import RowOutcome
 from selfalign.system import atomic
@@ -79,7 +80,7 @@ def _answers(context: Context, prompts: list[Prompt]) -> tuple[list[Answer], lis
             part = result.completion.parts[0]
             text = part.text.strip()
             ended, own_end = part.finish != "length", part.finish == "end"
-            answers.append(Answer(prompt.id, prompt.message, name, text, ended, len(text.split()), own_end))
+            answers.append(Answer(prompt.id, prompt.message, name, text, ended, count_words(text), own_end))
     return answers, outcomes
 
 

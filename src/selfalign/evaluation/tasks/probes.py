@@ -21,7 +21,7 @@ from selfalign.evaluation.models import PROMPTED, ComparedModel, EngineGroup, en
 from selfalign.evaluation.records import ProbeAnswer
 from selfalign.evaluation.statistics import Interval, bootstrap_mean, wilson
 from selfalign.evaluation.tasks.checks import passes
-from selfalign.quality.rouge import normalize
+from selfalign.quality.rouge import without_end
 from selfalign.run.context import Context
 from selfalign.run.ledger import RowOutcome
 from selfalign.system.clock import Clock
@@ -66,11 +66,11 @@ def half_of(probes: Sequence[tuple[Principle, Probe]], half: Half) -> list[tuple
 
 
 def seen_messages(context: Context) -> set[str]:
-    """Return the run's prompts, normalized: those of stage 1 and those of the training examples."""
-    seen = {normalize(p.message) for p in context.prompts()} if context.run.jsonl("prompts").exists() else set()
+    """Return the run's prompts (`rouge.without_end`): those of stage 1 and those of the training examples."""
+    seen = {without_end(p.message) for p in context.prompts()} if context.run.jsonl("prompts").exists() else set()
     for name in ("engrave_examples", "verbose_cloning_examples"):
         if (path := context.run.jsonl(name)).exists():
-            seen |= {normalize(e.user) for e in read_jsonl(path, Example)}
+            seen |= {without_end(e.user) for e in read_jsonl(path, Example)}
     return seen
 
 
@@ -130,9 +130,9 @@ def _unseen(context: Context, probes: list[tuple[Principle, Probe]]) -> list[tup
     """Return the probes that are not among the run's prompts; report the others."""
     seen = seen_messages(context)
     for _, probe in probes:
-        if normalize(probe.ask) in seen:
+        if without_end(probe.ask) in seen:
             context.screen.say(f"  skipped, it is one of the run's prompts: {probe.ask}", "yellow")
-    return [(principle, probe) for principle, probe in probes if normalize(probe.ask) not in seen]
+    return [(principle, probe) for principle, probe in probes if without_end(probe.ask) not in seen]
 
 
 def _prompted(context: Context, name: str) -> list[EngineGroup]:
