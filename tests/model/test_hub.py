@@ -152,6 +152,18 @@ def test_missing_repository_and_revision_are_one_line(server: FakeHub):
             sources.resolve(name)
 
 
+def test_hub_cache_that_cannot_be_written_names_the_setting(
+    server: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    from huggingface_hub import constants
+
+    server.add("owner/name", config__json=b"{}", model__safetensors=b"x")
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "file/hub"))
+    with pytest.raises(UserError, match=r"hub's cache .* cannot be written .*set HF_HOME"):
+        sources.resolve("owner/name")
+
+
 def write(folder: Path, **files: str) -> Path:
     folder.mkdir(exist_ok=True)
     for name, text in files.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -138,7 +139,7 @@ def download(model: HubModel) -> tuple[Path, str | None, HubModel]:
         Resumable: the disk is full.
     """
     try:
-        from huggingface_hub import HfApi, snapshot_download
+        from huggingface_hub import HfApi, constants, snapshot_download
         from huggingface_hub.errors import HfHubHTTPError
     except ImportError:
         raise UserError("a hub id needs the extra `train`: pip install 'selfalign[train]'") from None
@@ -152,7 +153,7 @@ def download(model: HubModel) -> tuple[Path, str | None, HubModel]:
     chosen, gguf = choose(files, model)
     patterns = [re.sub(r"([*?[])", r"[\1]", file) for file in chosen]
     try:
-        with atomic.disk_errors(Path.cwd()):
+        with atomic.disk_errors(Path(constants.HF_HUB_CACHE)):
             folder = snapshot_download(model.repo, revision=commit, allow_patterns=patterns)
     except Resumable:
         raise
@@ -176,6 +177,10 @@ def _cached(model: HubModel, error: Exception) -> tuple[Path, str | None, HubMod
 
 def _refused(model: HubModel, error: Any) -> UserError:
     kind = type(error).__name__
+    if isinstance(error, OSError) and error.filename and error.errno in (errno.EACCES, errno.EROFS, errno.ENOTDIR):
+        return UserError(
+            f"the hub's cache {error.filename} cannot be written ({error.strerror}): set HF_HOME to a folder"
+        )
     if kind == "GatedRepoError":
         return UserError(
             f"hub model '{model}' is gated: accept its terms on its page, then log in with `hf auth login`"
