@@ -6,7 +6,7 @@ export SELFALIGN_BENCHMARKS ?= $(wildcard $(abspath ../shared/data))
 STAMP := .venv/.installed
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 
-.PHONY: run test test-slow test-vllm browser check format wheel clean
+.PHONY: run test test-slow test-vllm browser check format wheel test-wheel clean
 
 run: $(STAMP)
 	$(BIN)/selfalign run
@@ -47,8 +47,12 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# Build the wheel; `make test-wheel PYTHONS="python3.12 python3.13"` also tries it in empty environments.
 wheel: $(STAMP)
 	$(BIN)/python -m build --wheel
+
+test-wheel: wheel
+	$(BIN)/python tools/try_wheel.py $(or $(PYTHONS),$(PYTHON))
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from selfalign.cli.main import explain
+from selfalign.system.version import __version__
 
 pytestmark = pytest.mark.integration
 
@@ -69,6 +70,10 @@ def test_run_writes_tables_report_and_manifest(tmp_path: Path) -> None:
         assert stage["rows_in"] == decided
     assert "2 self-align" in done.stdout and "final" in done.stdout
     assert (run / "report/index.html").read_text().startswith("<!doctype html>")
+
+
+def test_version_is_printed(tmp_path: Path) -> None:
+    assert selfalign("--version", cwd=tmp_path).stdout == f"selfalign {__version__}\n"
 
 
 def test_same_command_again_changes_nothing(folder: Path) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Annotated
 
 import typer
 
 from selfalign.cli import chat, constitution, evaluate, export, runs, suggest, web
 from selfalign.cli.options import Quiet, Verbose
+from selfalign.system.version import __version__
 
 app = typer.Typer(
     help="Align language models from scratch, with principles and few human-written items.",
@@ -27,8 +29,19 @@ constitution.app.command()(suggest.suggest)
 app.add_typer(constitution.app, name="constitution")
 
 
+def _print_version(value: bool) -> None:
+    if value:
+        typer.echo(f"selfalign {__version__}")
+        raise typer.Exit
+
+
+Version = Annotated[
+    bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+]
+
+
 @app.callback()
-def _options(verbose: Verbose = False, quiet: Quiet = False) -> None:
+def _options(verbose: Verbose = False, quiet: Quiet = False, version: Version = False) -> None:
     pass
 
 
