@@ -22,6 +22,7 @@ MACHINE = Machine(8, SPEED, 1000.0, True, True, 4096, 241.0)
 SIZES = (
     "prompts.self_instruct.count=60", "prompts.red_team.count=60", "prompts.red_team.form=by_topic", "align.samples=1",
     "align.max_new_tokens=160", "verbose_cloning.prompts=64", "verbose_cloning.replay=0", "evaluate.heldout_prompts=40",
+    "evaluate.tasks=[]",
 )  # fmt: skip
 """One request for each row, so that the numbers of requests are exact."""
 

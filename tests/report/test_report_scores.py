@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from selfalign.evaluation import comparison
 from selfalign.evaluation.records import OpenAnswer, Score
 from selfalign.report.page import match
-from selfalign.report.scores import findings, folded, groups, p_text, score_text, verdict
+from selfalign.report.scores import folded, groups, p_text, score_text, verdict
 from selfalign.system import strict_yaml
 
 
@@ -105,19 +105,6 @@ def test_measure_has_one_unit():
     assert groups(rows)[0]["measures"][0]["unit"] == "number"
 
 
-def test_findings_compare_the_final_model():
-    rows = [
-        compared("loss", -0.5, -0.1),
-        compared("loss", -0.1, 0.1, model="engraved"),
-        compared("accuracy", -0.1, 0.2),
-    ]
-    assert findings(rows) == [
-        "Held-out prompts, loss: better, −0.300 vs base (−0.500 to −0.100)",
-        "Held-out prompts, accuracy: no difference, +5 points vs base (−10 to +20)",
-    ]
-    assert findings([score("loss", 1.0)]) == []
-
-
 def test_subsets_are_grouped_and_second_comparison_is_a_repeat():
     rows = [score("accuracy", 0.5, "base", benchmark="hhh"), score("accuracy", 0.5, "base", benchmark="hhh/honest")]
     rows += [score("accuracy", 0.6, benchmark="hhh", vs=vs, difference=0.1) for vs in ("base", "engraved")]
@@ -129,7 +116,6 @@ def test_subsets_are_grouped_and_second_comparison_is_a_repeat():
         ("base", False),
         ("engraved", True),
     ]
-    assert len(findings(rows)) == 2
 
 
 def test_unjudged_score_is_a_dash():
@@ -176,11 +162,6 @@ def test_counts_are_folded_into_their_win_rate():
     counts = "7 won, 2 tied, 0 lost vs base, 1 unparsable; by position in both orders: first 1, second 0"
     assert score_text(row, group["measures"][1]["unit"])[::2] == ("89%", counts)
     assert (row["verdict"], row["n"], row["p_text"]) == ("better", 9, "p 0.016")
-    [line] = findings(scores)
-    assert line.startswith("Vicuna questions, win rate against base, judged by j: better, 89% (") and line.endswith(
-        counts
-    )
-    assert len(folded(scores)) == 2 and scores == pair_scores([("A", "B")] * 7 + [("A", "A"), ("tie", "A"), ("B", "")])
 
 
 def test_count_without_win_rate_is_dropped():

@@ -51,7 +51,7 @@ def test_quick_has_its_documented_values():
         verbose_cloning.max_new_tokens,
     ) == (30, 0.7, 0.9, 160)
     assert (verbose_cloning.start, verbose_cloning.replay, verbose_cloning.epochs) == ("engraved", 0.5, 1)
-    assert recipe.evaluate.heldout_prompts == 24
+    assert recipe.evaluate.heldout_prompts == 16
     assert recipe.engine.kind == "auto"
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from selfalign.evaluation.records import BehaviourAnswer, Score
 
@@ -27,8 +27,17 @@ docs/evaluation.md has the figures of all groups.
 AnyScore = TypeVar("AnyScore", bound=Score)
 
 
-def subset(row: BehaviourAnswer) -> str:
-    """Return the name of the response's group, with its own name for twins."""
+class Grouped(Protocol):
+    """A scenario, or a response to one."""
+
+    @property
+    def kind(self) -> str: ...
+    @property
+    def twin(self) -> bool: ...
+
+
+def subset(row: Grouped) -> str:
+    """Return the name of the scenario's group, with its own name for twins."""
     return f"{row.kind} twins" if row.twin else row.kind
 
 

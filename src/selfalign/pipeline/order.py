@@ -11,6 +11,7 @@ from selfalign.data.records import content_hash, write_jsonl
 from selfalign.errors import UserError
 from selfalign.evaluation import evaluate
 from selfalign.evaluation.evaluate import EvaluationRequest
+from selfalign.evaluation.models import run_models
 from selfalign.evaluation.scoring import ScoredTask
 from selfalign.evaluation.tasks import TASKS, heldout
 from selfalign.generation import engines
@@ -43,12 +44,16 @@ def _prompts(context: Context) -> list[Path]:
 def _evaluate(context: Context) -> list[Path]:
     files = heldout.run(context)
     evaluate.refresh(context)
-    tasks = context.recipe.evaluate.tasks
+    config = context.recipe.evaluate
+    tasks = config.tasks
     evaluate.check_tasks(tasks, "evaluate.tasks")
     if context.model.is_fake and any(isinstance(TASKS[t], ScoredTask) for t in tasks):
         context.screen.say("  the fake engine runs no model: nothing is scored", "yellow")
         tasks = [t for t in tasks if not isinstance(TASKS[t], ScoredTask)]
-    return list(dict.fromkeys([*files, *(evaluate.run(context, EvaluationRequest(tasks)) if tasks else [])]))
+    if tasks:
+        models = () if config.prompted_base else tuple(run_models(context))
+        files += evaluate.run(context, EvaluationRequest(tasks, models, limit=config.limit))
+    return list(dict.fromkeys(files))
 
 
 @dataclass(frozen=True, slots=True)

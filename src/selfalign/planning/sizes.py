@@ -313,10 +313,11 @@ class _Sizes:
         limit = config.max_new_tokens
         work: list[Work] = [Generation("evaluate", rows, 30, 20, lengths.evaluation, limit, scored=scored)]
         if "behaviour" in config.tasks:
-            # Four models: base, prompted base, engraved, final. The prompted base reads the constitution.
+            # Base, engraved, final and, if wanted, the prompted base, which reads the constitution.
             from selfalign.evaluation.tasks import behaviour
 
-            scenarios = len(behaviour.load_scenarios(None, self._constitution, half=config.scenarios).items)
-            shared = 20 + self._prefix // 4
-            work.append(Generation("behaviour", 4 * scenarios, 18, shared, lengths.behaviour, limit))
+            items = behaviour.load_scenarios(None, self._constitution, config.limit, config.scenarios).items
+            models = 3 + config.prompted_base
+            shared = 20 + (self._prefix // 4 if config.prompted_base else 0)
+            work.append(Generation("behaviour", models * len(items), 18, shared, lengths.behaviour, limit))
         return work

@@ -13,7 +13,7 @@ from pydantic_core import to_json
 
 from selfalign.constitution.rendering import render as render_constitution
 from selfalign.evaluation.tasks.behaviour import TEST
-from selfalign.report import data_quality, figures, plots, principles, run_summary, scores, side_by_side
+from selfalign.report import data_quality, figures, plots, principles, run_summary, scores, side_by_side, summary
 from selfalign.run.context import Context
 from selfalign.run.directory import RunDir
 from selfalign.run.ledger import TITLES
@@ -92,7 +92,8 @@ def render(report: dict[str, Any]) -> str:
         # Matplotlib and plots.py escape all texts in an SVG.
         svg={name: Markup(plain(svg)) for name, svg in figures.draw(plotted).items()},  # noqa: S704
         groups=groups,
-        findings=scores.findings(report["scores"]),
+        summary=summary.summary(report["scores"], report["supervision"]["total"], report["costs"]["seconds"]),
+        primary_rows=summary.primary_rows(report["scores"]),
         score_text=scores.score_text,
         test_half=TEST,
         times_read=scores.times_read,

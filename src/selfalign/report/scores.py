@@ -223,17 +223,3 @@ def _measure(name: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 def _position(model: str) -> int:
     return MODELS.index(model) if model in MODELS else len(MODELS)
-
-
-def findings(scores: list[dict[str, Any]]) -> list[str]:
-    """Return one line for each comparison of the final model (else the engraved one)."""
-    compared = [s for s in folded(scores) if s["difference"] is not None or s.get("counts")]
-    model = next((m for m in ("final", "engraved") if any(s["model"] == m for s in compared)), "")
-    lines = []
-    for group in groups([s for s in compared if s["model"] == model and "/" not in s["benchmark"]]):
-        for measure in group["measures"]:
-            for row in measure["rows"]:
-                value, interval, difference = score_text(row, measure["unit"])
-                numbers = f"{value} ({interval}), {difference}" if row.get("counts") else difference
-                lines.append(f"{group['title']}, {measure['name']}: {row['verdict'] or 'unknown'}, {numbers}")
-    return lines

@@ -17,10 +17,11 @@ from selfalign.evaluation.records import Answer, ProbeAnswer, Score
 from selfalign.evaluation.tasks.probes import Total
 from selfalign.planning.terminal import new_table
 from selfalign.report.data_quality import Row
-from selfalign.report.run_summary import plan_and_actual
+from selfalign.report.run_summary import plan_and_actual, supervision
 from selfalign.report.scores import groups, score_text, times_read
 from selfalign.report.side_by_side import side_by_side
 from selfalign.report.status import status
+from selfalign.report.summary import summary
 from selfalign.run.directory import RunDir
 from selfalign.run.ledger import TITLES
 from selfalign.system.console import Screen, plain, stdout_console
@@ -44,13 +45,17 @@ def _clip(text: str, most: int) -> str:
 
 
 def show(run: RunDir, screen: Screen) -> None:
-    """Print the results at the end of `selfalign run`: tables, a few responses of every model, the report's path."""
-    console = stdout_console()
+    """Print the results at the end of `selfalign run`: counts, a summary, a few responses, and where to look next.
+
+    With --verbose, the tables of generation, scores and costs are printed, too.
+    """
+    console, state = stdout_console(), status(run)
+    details = screen.verbosity > 0
     console.print()
-    state = status(run)
-    _show_tables(run, state, console, examples=False)
+    _show_tables(run, state, console, examples=False, details=details)
     costs = plan_and_actual(run, state["stages"])
-    if costs["disk_mb"] is not None:  # there is a plan
+    _show_summary(run, state["scores"], costs["seconds"], console)
+    if details and costs["disk_mb"] is not None:  # there is a plan
         console.print()
         console.print(_plan_table(costs))
         console.print(_resources(costs), style="dim")
@@ -58,6 +63,15 @@ def show(run: RunDir, screen: Screen) -> None:
         _show_responses(run, console)
     if run.report.exists():
         console.print(f"\nreport: {run.report}", soft_wrap=True)
+    if state["scores"]:
+        console.print(f"details: selfalign status {run.path}", soft_wrap=True, markup=False)
+
+
+def _show_summary(run: RunDir, scores: list[dict[str, Any]], seconds: float, console: Console) -> None:
+    if run.recipe.engine.kind == "fake":
+        return
+    for question, answer in summary(scores, supervision(run)["total"], seconds):
+        console.print(f"\n[bold]{question}[/bold] {escape(plain(answer))}")
 
 
 def show_status(run: RunDir) -> None:
@@ -65,7 +79,7 @@ def show_status(run: RunDir) -> None:
     _show_tables(run, status(run), stdout_console(), examples=True)
 
 
-def _show_tables(run: RunDir, state: dict[str, Any], console: Console, examples: bool) -> None:
+def _show_tables(run: RunDir, state: dict[str, Any], console: Console, examples: bool, details: bool = True) -> None:
     fake, stages = run.recipe.engine.kind == "fake", state["stages"]
     if fake:
         console.print(_FAKE, style="yellow")
@@ -76,7 +90,7 @@ def _show_tables(run: RunDir, state: dict[str, Any], console: Console, examples:
         console.print(f"{state['state']}\n", style="dim")
     console.print(_stages_table(stages))
     generated = [row for row in stages if row["requests"] and row["generation_seconds"]]
-    if generated and not fake:
+    if details and generated and not fake:
         console.print()
         console.print(_generation_table(generated))
     for row in stages:
@@ -84,7 +98,7 @@ def _show_tables(run: RunDir, state: dict[str, Any], console: Console, examples:
             rows = "row" if number == 1 else "rows"
             text = f"{_title(row)}: control tokens in the text of {number:,} {rows} were escaped (--json lists them)"
             console.print(text, style="yellow", soft_wrap=True)
-    if state["scores"]:
+    if details and state["scores"]:
         console.print()
         console.print(_scores_table(state["scores"], console.width < 100))
         if state["test_half_read"]:

@@ -127,6 +127,12 @@ class EvaluateSettings(Strict):
     tasks: list[str] = []
     """Benchmarks that the stage runs; `selfalign evaluate RUN --benchmarks ...` runs more of them later. Only that
     command can judge generated answers, with its option --judge."""
+    limit: int | None = Field(None, ge=1)
+    """Maximum number of items of each benchmark in `tasks`; null: all. `behaviour` takes the scenarios that count
+    towards the primary endpoints first."""
+    prompted_base: bool = True
+    """Whether open-ended benchmarks also ask the base with the constitution in its prompt, which takes longer than the
+    other models together."""
     scenarios: Half = "development"
     """The half of the shipped scenarios that `behaviour` asks. Read `test` for published runs only."""
     benchmarks: list[str] = []
@@ -324,6 +330,7 @@ def limited(recipe: Recipe, limit: int) -> Recipe:
     value["prompts"]["rows"] = min(value["prompts"]["rows"] or limit, limit)
     value["verbose_cloning"]["prompts"] = min(value["verbose_cloning"]["prompts"] or limit, limit)
     value["evaluate"]["heldout_prompts"] = min(value["evaluate"]["heldout_prompts"], max(1, limit // 2))
+    value["evaluate"]["limit"] = min(value["evaluate"]["limit"] or limit, limit)
     return validate(Recipe, value, "recipe")
 
 

@@ -58,6 +58,11 @@ class Scenario:
     """The index in the file, from 0; probes come after the file's scenarios."""
 
     @property
+    def counts(self) -> bool:
+        """Whether the scenario counts towards the primary endpoints."""
+        return subset(self) in COUNTED
+
+    @property
     def id(self) -> str:
         """The content hash of the scenario."""
         probe = self.probe and self.probe.model_dump()
@@ -71,7 +76,8 @@ def load_scenarios(
 
     Args:
         source: a YAML file; None for the shipped one.
-        limit: the maximum number of scenarios; those with the smallest hashes are used.
+        limit: the maximum number of scenarios; those that count towards the primary endpoints come first, then those
+            with the smallest hashes.
         half: the half of the shipped scenarios; a user's file has none.
 
     Raises:
@@ -83,7 +89,7 @@ def load_scenarios(
     items += [Scenario("probe", principle.name, probe.ask, probe=probe) for principle, probe in probes]
     items = [replace(item, position=n) for n, item in enumerate({i.id: i for i in items}.values())]
     if limit is not None:
-        chosen = {i.id for i in sorted(items, key=lambda i: i.id)[:limit]}
+        chosen = {i.id for i in sorted(items, key=lambda i: (not i.counts, i.id))[:limit]}
         items = [i for i in items if i.id in chosen]
     part = Path(source).stem if source else "test" if half == "test" else ""
     return Benchmark(NAME, source or "shipped", _digest(items), tuple(items), f"{NAME} ({part})" if part else NAME)
