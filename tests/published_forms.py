@@ -52,6 +52,11 @@ CALL = '<functioncall> {"name": "weather", "arguments": \'{}\'} <|endoftext|>'
 PICTURE = {"type": "image_url", "image_url": {"url": "door.png"}, "text": None}
 QUESTION = {"type": "text", "text": "What is on the picture?", "image_url": None}
 
+TEMPLATE = (
+    "Below is an instruction that describes a task. Respond to it in an own text.\n\n### Instruction:\n{}\n\n"
+    "### Response:\n"
+)
+
 FORMS: dict[str, Form] = {
     "tatsu-lab/alpaca": [
         ({"instruction": RIVER[0], "input": "", "output": RIVER[1], "text": f"### Instruction:\n{RIVER[0]}"},
@@ -264,6 +269,41 @@ FORMS: dict[str, Form] = {
         ({"source": "own", "problem": "What is 8 - 2?", "solution": "6", "messages": None},
          Row("question–answer", "What is 8 - 2?", "", "6")),
     ],
+    "berkeley-nest/Nectar": [
+        ({"prompt": f"\n\nHuman: {RIVER[0]}\n\nAssistant: ", "turns": 1, "num_responses": 2,
+          "answers": [{"answer": "The sea.", "model": "m", "rank": 2.0},
+                      {"answer": RIVER[1], "model": "n", "rank": 1.0}]}, row("question–answer", RIVER)),
+        ({"prompt": f"\n\nHuman: {SALT[0]}\n\nAssistant: ", "turns": 1, "num_responses": 2,
+          "answers": [{"answer": SALT[1], "model": "m", "rank": 1.0},
+                      {"answer": "It is hot.", "model": "n", "rank": 7.0}]}, row("question–answer", SALT)),
+    ],
+    "HuggingFaceH4/stack-exchange-preferences": [
+        ({"qid": 1, "question": RIVER[0], "date": "2020/01/01", "metadata": ["own"],
+          "answers": [{"answer_id": 2, "author": "a", "pm_score": 1, "selected": False, "text": "The sea."},
+                      {"answer_id": 3, "author": "b", "pm_score": 4, "selected": True, "text": RIVER[1]}]},
+         row("question–answer", RIVER)),
+        ({"qid": 2, "question": SALT[0], "date": "2020/01/01", "metadata": ["own"],
+          "answers": [{"answer_id": 4, "author": "a", "pm_score": 2, "selected": False, "text": SALT[1]}]},
+         row("question–answer", SALT)),
+    ],
+    "mosaicml/dolly_hhrlhf": [
+        ({"prompt": TEMPLATE.format(RIVER[0]), "response": RIVER[1]},
+         row("question–answer", RIVER, system=TEMPLATE.partition("\n")[0])),
+        ({"prompt": TEMPLATE.format(SALT[0]), "response": SALT[1]},
+         row("question–answer", SALT, system=TEMPLATE.partition("\n")[0])),
+    ],
+    "trl-lib/kto-mix-14k": [
+        ({"prompt": chat(RIVER[0]), "completion": chat(RIVER[1], names="assistant user"), "label": True},
+         row("prompt–completion", RIVER)),
+        ({"prompt": chat(SALT[0]), "completion": chat("It is hot.", names="assistant user"), "label": False},
+         Row("prompt–completion", SALT[0])),
+    ],
+    "nvidia/ChatQA-Training-Data": [
+        ({"messages": chat(ABOUT[0]), "answers": [ABOUT[1]], "document": PASSAGE},
+         row("messages", ABOUT, passage=PASSAGE)),
+        ({"messages": chat("Where are the bees?"), "answers": ["On her roof.", "Roof."], "document": PASSAGE},
+         row("messages", ("Where are the bees?", "On her roof."), passage=PASSAGE)),
+    ],
     "nvidia/HelpSteer2": [
         ({"prompt": RIVER[0], "response": RIVER[1], "helpfulness": 4, "coherence": 4}, row("question–answer", RIVER)),
         ({"prompt": SALT[0], "response": SALT[1], "helpfulness": 3, "coherence": 4}, row("question–answer", SALT)),
@@ -302,6 +342,15 @@ FORMS: dict[str, Form] = {
                        {"role": "assistant", "content": "It is 12 degrees."}]},
          Row("messages", "How warm is it?", "", None, None, 2, "has a tool call")),
         ({"messages": [*chat(*RIVER)]}, row("messages", RIVER)),
+    ],
+    "Team-ACE/ToolACE": [
+        ({"system": "You can call functions: weather.",
+          "conversations": [*share("How warm is it?", '[weather(city="Oslo")]', names="user assistant"),
+                            {"from": "tool", "value": "12"}]},
+         Row("ShareGPT", "How warm is it?", "", '[weather(city="Oslo")]', "You can call functions: weather.", 1,
+             "has a tool call")),
+        ({"system": "You can call functions: weather.", "conversations": share(*RIVER, names="user assistant")},
+         row("ShareGPT", RIVER, system="You can call functions: weather.")),
     ],
     "liuhaotian/LLaVA-Instruct-150K": [
         ({"id": "1", "image": "door.jpg", "conversations": share("<image>\nWhat is it?", "A door.")},

@@ -273,6 +273,39 @@ def test_long_transcripts_take_linear_time(text: str):
         parse_row({"text": f"USER: a\nASSISTANT: {text}"}, HERE)
 
 
+RESPONSES = {
+    "kto_tag is false": (shared(("human", "Hi"), ("gpt", "Go")) | {"kto_tag": False}, None),
+    "kto_tag is true": (shared(("human", "Hi"), ("gpt", "Ho")) | {"kto_tag": True}, "Ho"),
+    "label of a CSV file": ({"prompt": "Hi", "completion": "Go", "label": "False"}, None),
+    "label of a class": ({"instruction": "Hi", "output": "Ho", "label": False}, "Ho"),
+    "weight 0": ({"messages": [{"role": "user", "content": "Hi"},
+                               {"role": "assistant", "content": "Go", "weight": 0}]}, None),
+    "weight 1": ({"messages": [{"role": "user", "content": "Hi"},
+                               {"role": "assistant", "content": "Ho", "weight": 1}]}, "Ho"),
+    "best of several": ({"prompt": "Hi", "completions": [{"text": "Go", "rank": 2}, {"text": "Ho", "rank": 1}]}, "Ho"),
+    "beside one message": ({"messages": turns(("user", "Hi")), "answer": "Ho"}, "Ho"),
+    "beside a dialogue": ({"messages": turns(("user", "Hi"), ("assistant", "Ho")), "answer": "5"}, "Ho"),
+    "metadata beside one message": ({"messages": turns(("user", "Hi")), "answer": {"score": 1}}, None),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", RESPONSES)
+def test_only_good_responses_are_read(name: str):
+    value, answer = RESPONSES[name]
+    row = parse_row(value, HERE)
+    assert (row.message, row.answer, row.problem) == ("Hi", answer, "")
+
+
+@pytest.mark.parametrize("nothing", [float("nan"), None, "<noinput>", "<No input>", ""])
+def test_an_input_may_say_that_there_is_none(nothing: object):
+    assert parse_row({"instruction": "Hi", "input": nothing, "output": "Ho"}, HERE).input == ""
+
+
+def test_of_a_list_of_messages_the_first_is_read():
+    row = parse_row({"prompt": ["Hi", "And?"], "reference": [], "prompt_id": 5}, HERE)
+    assert (row.message, row.answer, row.skipped_turns) == ("Hi", None, 1)
+
+
 def test_unread_keys_are_listed():
     row = {"Instruction": "a", "Context": "b", "Response": "c", "category": "d", "rejected": "e", "messages": None}
     assert parse_row(row, HERE).unread == ("category", "rejected")

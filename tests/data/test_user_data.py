@@ -111,6 +111,21 @@ AMBIGUOUS = {
         DAMAGED[:-20]: "a.txt is damaged: it cannot be decompressed .Compressed file ended before",
         DAMAGED[:30] + b"xxxx" + DAMAGED[34:]: "a.txt is damaged: it cannot be decompressed",
         b"PK\x03\x04" + b"\x00" * 40: "a.txt is a zip archive or a spreadsheet: unpack it, or save it as CSV",
+        gzip.compress(DAMAGED): "a.txt is compressed twice: unpack it",
+        gzip.compress(b"rows.jsonl".ljust(257, b"\0") + b"ustar"): "a.txt is a tar archive: unpack it",
+        "version https://git-lfs.github.com/spec/v1\noid sha256:4d\n": "a.txt only points to the data: run",
+        "\n<!DOCTYPE html>\n<html>": "a.txt is a web page or XML: download the file itself",
+        "%PDF-1.7\n1 0 obj": "a.txt is a PDF file",
+        "Why?\nWho?".encode("utf-16-le"): "a.txt is a binary file, or UTF-16",
+        "Why is it so?\rWho is it?\r": "a.txt:1 has line ends of carriage returns alone",
+        '["Why?",\n5]': "a.txt:2 is not JSON .expected an object or a text",
+    },
+    "a.yaml": {
+        "- instruction: Why?\n": "a.yaml is a .yaml file, not a prompt per line: save its rows as JSON lines or CSV"
+    },
+    "a.json": {
+        '{\n  "prompt": "Why?"\n}': "a.json:1 is not JSON .*: write each object in one line, as `jq -c .` does",
+        '{"instruction": ["Why?", "Who?"], "output": ["So.", "She."]}': "output are lists of 2: write a row",
     },
     "a.parquet.gz": {gzip.compress(b"PAR1" + b"\x00" * 40): "a.parquet.gz cannot be read as Parquet"},
 }
@@ -128,6 +143,21 @@ def test_braces_and_brackets_in_prompts_are_text(tmp_path: Path):
     lines = ["{name} is a place: which?", "[Insert a name] is here.", '["a", "b"]: which is first?', "{", "a, b"]
     assert [row[0] for row in read(tmp_path / "a.txt", "\n".join(lines))] == lines
     assert [row[0] for row in read(tmp_path / "a", "\n".join(lines[2:]))] == lines[2:]
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.txt"])
+def test_an_array_of_texts_is_prompts(tmp_path: Path, name: str):
+    assert [row[0] for row in read(tmp_path / name, '["Why?",\n"Who \\"she\\"?"]')] == ["Why?", 'Who "she"?']
+
+
+def test_a_prompt_may_begin_with_json(tmp_path: Path):
+    lines = ['{"name": "Bob"}: how do I parse this?', "What is JSON?"]
+    assert [row[0] for row in read(tmp_path / "a.txt", "\n".join(lines))] == lines
+
+
+def test_columns_without_a_name_are_ignored(tmp_path: Path):
+    data = given_file(tmp_path / "a.csv", ",prompt,completion,,\n0,Why?,So.,,\n")
+    assert [(row.message, row.answer, row.unread) for _, row in data] == [("Why?", "So.", ())]
 
 
 def test_unknown_suffix_is_read_as_lines(tmp_path: Path):

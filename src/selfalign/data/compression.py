@@ -9,6 +9,7 @@ import bz2
 import gzip
 import io
 import lzma
+import re
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -28,8 +29,18 @@ _REFUSED = {
     b"ARROW1": "is an Arrow file: save it as Parquet or JSON lines, or name its folder",
     b"\xff\xfe": "is UTF-16: save it as UTF-8",
     b"\xfe\xff": "is UTF-16: save it as UTF-8",
+    b"version https://git-lfs": "only points to the data: run `git lfs pull` there, or download the file itself",
+    b"%PDF-": "is a PDF file: save its rows as JSON lines or CSV",
+    b"{\\rtf": "is a document in RTF: save its rows as JSON lines or CSV",
+    b"SQLite format 3": "is an SQLite database: save its rows as JSON lines or CSV",
+    b"\x04\x22\x4d\x18": "is compressed with lz4: unpack it",
+    b"\x1f\x9d": "is compressed with compress: unpack it",
+    b"\x5d\x00\x00": "is compressed with lzma: unpack it",
 }
 """First bytes of a file -> what is wrong with it."""
+_START = 512
+"""Number of bytes that show what a file is."""
+_PAGE = re.compile(rb"\s*<(!doctype html|html[^>]*>\s*<|\?xml )", re.IGNORECASE)
 
 
 def open_data(path: Path) -> IO[bytes]:
@@ -41,9 +52,7 @@ def open_data(path: Path) -> IO[bytes]:
     """
     file = path.open("rb")
     try:
-        start = file.read(8)
-        if reason := next((text for magic, text in _REFUSED.items() if start.startswith(magic)), None):
-            raise UserError(f"{path} {reason}")
+        check_start(path, start := file.read(_START))
         opener = next((opener for magic, opener in _OPENERS.items() if start.startswith(magic)), None)
         if opener is None:
             file.seek(0)
@@ -53,6 +62,19 @@ def open_data(path: Path) -> IO[bytes]:
         raise
     file.close()
     return cast("IO[bytes]", opener(path))
+
+
+def check_start(path: Path, start: bytes, decompressed: bool = False) -> None:
+    """Raise UserError if the first bytes of a file, or of what it contains, are those of no text."""
+    reason = next((text for magic, text in _REFUSED.items() if start.startswith(magic)), None)
+    if start[257:262] == b"ustar":
+        reason = "is a tar archive: unpack it"
+    elif _PAGE.match(start):
+        reason = "is a web page or XML: download the file itself, or save its rows as JSON lines or CSV"
+    elif decompressed and any(start.startswith(magic) for magic in _OPENERS):
+        reason = "is compressed twice: unpack it"
+    if reason:
+        raise UserError(f"{path} {reason}")
 
 
 def uncompressed_name(path: Path) -> Path:

@@ -111,8 +111,10 @@ def reduce_turns(turns: list[Turn]) -> Dialogue:
     used = exchange[start:end]
     after = exchange[middle].role if middle < len(exchange) else "assistant"
     problem = next((turn.problem for turn in used if turn.problem), "")
-    if not problem and after in ("tool", ""):
-        problem = TOOL_CALL if after == "tool" else UNKNOWN_ROLE
+    if not problem and any(turn.role == "tool" for turn in exchange[end : end + 1]):
+        problem = TOOL_CALL  # a response that is followed by a tool's result calls it, in whatever notation
+    if not problem and not after:
+        problem = UNKNOWN_ROLE
     answers = [turn.text for turn in exchange[middle:end] if turn.text is not None]
     message = "\n\n".join(turn.text for turn in exchange[start:middle] if turn.text)
     return Dialogue(message, "\n\n".join(answers) if answers else None, system, len(exchange) - len(used), problem)
@@ -195,7 +197,8 @@ def _object_turn(turn: object, where: str) -> Turn:
     read = _turn(_role(role), turn.get(key), key, where)
     if any(turn.get(key) for key in ("tool_calls", "function_call")):
         return read._replace(problem=TOOL_CALL)
-    return read
+    # OpenAI's mark of a response that must not be trained on.
+    return read._replace(text=None) if read.role == "assistant" and turn.get("weight") == 0 else read
 
 
 def _turn(role: _Role, content: object, key: str, where: str) -> Turn:

@@ -23,6 +23,9 @@ _CHUNK = 1 << 16
 _LONGEST_CELL = 1 << 28
 _DELIMITERS = ",;\t|"
 _OBJECT = re.compile(r'\s*\{\s*["}]')
+_JSON_ENDINGS = (".json", ".jsonl", ".ndjson")
+_JSON = re.compile(r'\{\s*["}]|\[\s*[{"]')
+_OTHER_LANGUAGES = (".yaml", ".yml", ".toml", ".xml", ".html", ".htm")
 _SEPARATOR_LINE = re.compile(r'\s*"?sep=(.)"?\s*')
 """The line in which Excel names the delimiter."""
 
@@ -41,12 +44,16 @@ def values(path: Path, allow_surrogates: bool = False) -> Iterator[tuple[str, An
         start = _first_text(path)
         if start.startswith(b"PAR1") or suffix == ".parquet":
             yield from tables.parquet_rows(path)
-        elif re.match(rb"\[\s*\{" if suffix not in (".json", ".jsonl", ".ndjson") else rb"\[", start):
-            yield from json_array.elements(path, allow_surrogates)
-        elif suffix in (".json", ".jsonl", ".ndjson") or re.match(rb'\{\s*["}]', start):
+        elif start.startswith(b"[") and (suffix in _JSON_ENDINGS or _is_json(start)):
+            for where, value in json_array.elements(path, allow_surrogates):
+                yield where, {"prompt": value} if isinstance(value, str) else value
+        elif suffix in _JSON_ENDINGS or _is_json(start):
             yield from ((f"{path}:{n}", value) for n, value in json_lines(path, allow_surrogates))
         elif suffix in (".csv", ".tsv"):
             yield from _csv_rows(path, suffix)
+        elif suffix in _OTHER_LANGUAGES or b"\0" in start:
+            what = f"a {suffix} file" if suffix in _OTHER_LANGUAGES else "a binary file, or UTF-16"
+            raise UserError(f"{path} is {what}, not a prompt per line: save its rows as JSON lines or CSV, in UTF-8")
         else:
             yield from _prompt_lines(path)
     except compression.DAMAGED as error:
@@ -63,12 +70,26 @@ def unreadable(path: Path, error: OSError) -> UserError:
 def _first_text(path: Path) -> bytes:
     """Return the beginning of a file's content, from the first character that is not white space."""
     with compression.open_data(path) as file:
-        text = file.read(_CHUNK).removeprefix(codecs.BOM_UTF8)
+        text = file.read(_CHUNK)
+        compression.check_start(path, text, decompressed=True)
+        text = text.removeprefix(codecs.BOM_UTF8)
         while not text.strip():
             if not (text := file.read(_CHUNK)):
                 return b""
         text = text.lstrip()
         return text if len(text) > len(b"[ {") else text + file.read(_CHUNK)
+
+
+def _is_json(start: bytes) -> bool:
+    """Return whether a file of any name is JSON: no text follows its first value in the same line."""
+    text = start.decode("utf-8", "ignore")
+    if not _JSON.match(text):
+        return False
+    try:
+        _, end = json.JSONDecoder().raw_decode(text)
+    except (ValueError, RecursionError):  # a value that is longer than the text, or invalid
+        return True
+    return text[end:].partition("\n")[0].strip() in ("", ",")
 
 
 def _prompt_lines(path: Path) -> Iterator[tuple[str, Any]]:
@@ -78,6 +99,8 @@ def _prompt_lines(path: Path) -> Iterator[tuple[str, Any]]:
         text = line.strip()
         if not text:
             continue
+        if "\r" in text:
+            raise UserError(f"{path}:{number} has line ends of carriage returns alone: save the file with LF or CRLF")
         if header_is_possible and any(_names_columns(text, delimiter) for delimiter in _DELIMITERS):
             raise UserError(
                 f"{path}:{number} names the columns of a table: save the file as .csv or .tsv, or delete the line"
@@ -132,7 +155,7 @@ def _csv_rows(path: Path, suffix: str) -> Iterator[tuple[str, Any]]:
                 names = [cell.strip().lower() for cell in cells]
                 if formats.detect_format(tuple(names)) is None:
                     raise formats.unknown_format(tuple(names), f"{where}: the header")
-                if repeated := next((n for n in names if names.count(n) > 1), None):
+                if repeated := next((n for n in names if n and names.count(n) > 1), None):
                     raise UserError(f"{where}: the header names {repeated!r} twice")
             elif cells:  # a blank line has no cells
                 if len(cells) != len(names):

@@ -52,6 +52,11 @@ _QUESTIONS = ("question", "query", "problem")
 _ANSWERS = ("output", "outputs", "response", "completion", "assistant", "solution", "generated_solution", "answer",
             "chosen", "target", "targets", "demonstration", "message_2", "answers", "completions")  # fmt: skip
 _SEVERAL_ANSWERS = ("answers", "completions")
+_ANSWER_TEXTS = ("response", "answer", "text", "content")
+"""Keys of the text of one response of several."""
+_SCORES = {"overall_score": 1, "pm_score": 1, "rank": -1}
+"""Key of the mark of one response of several -> whether the best one is the highest (1) or lowest."""
+_NO_INPUT = ("<noinput>", "<no input>")
 _SYSTEMS = ("system", "system_prompt", "system_message")
 _TOOLS = ("tools", "functions")
 FILES = ("image", "images", "audio", "audios", "video", "videos")
@@ -70,7 +75,7 @@ KNOWN_KEYS = frozenset(
         *FILES,
         *message_trees.READ,
     }
-    | {"user", "definition", "history", "instances", "rejected"}
+    | {"user", "definition", "history", "instances", "rejected", "kto_tag", "label"}
 )
 """All keys that some format reads, as `normalize_key` returns them."""
 
@@ -166,6 +171,8 @@ def parse_row(value: object, where: str) -> Row:
     row = _parse(fields)
     if row is None:
         raise unknown_format(tuple(value), where)
+    if _is_undesirable(fields):
+        row = replace(row, answer=None)
     problem = row.problem or (TOOL_CALL if calls_tool(row.answer) else "")
     problem = problem or (_TOOLS_OFFERED if fields.any_filled(_TOOLS) else "")
     problem = problem or (NOT_TEXT if fields.any_filled(FILES) else "")
@@ -179,6 +186,12 @@ def parse_row(value: object, where: str) -> Row:
         )
         problem = problem or _SURROGATE
     return replace(row, problem=problem, unread=fields.unread())
+
+
+def _is_undesirable(fields: Fields) -> bool:
+    """Return whether the row's response is an example of a bad one, in the forms of KTO's data."""
+    names = ["kto_tag", *(["label"] if {"prompt", "completion"} <= fields.names else [])]
+    return "false" in [str(fields.read(name)).lower() for name in names if fields.filled(name)]
 
 
 def _has_surrogate(text: str) -> bool:
@@ -195,6 +208,11 @@ def unknown_format(keys: tuple[str, ...], where: str) -> UserError:
     return UserError(f"{where}: unknown row format: the keys are {shown or '(none)'}; known are {_KNOWN}")
 
 
+def not_text(where: str, name: str, value: object) -> UserError:
+    """Return the error for a value of a key that must be a text."""
+    return UserError(f"{where}: {name} is {value!r:.60}, not text: make it a text, or rename or remove the key")
+
+
 class Fields:
     """The values of a row by their normalized keys. It remembers which keys were read."""
 
@@ -204,7 +222,8 @@ class Fields:
         self._values: dict[str, Any] = {}
         for key, name in self._keys.items():
             if name not in self._values or _is_filled(value[key]):
-                self._values[name] = value[key]
+                # pandas writes NaN for a missing text.
+                self._values[name] = None if value[key] != value[key] else value[key]
         self._read: set[str] = set()
         self.names = frozenset(self._values)
 
@@ -238,7 +257,7 @@ class Fields:
         """
         value = self.read(name)
         if (text := _joined(value)) is None and value is not None:
-            raise UserError(f"{self.where}: {name} is {value!r:.60}, not text")
+            raise not_text(self.where, name, value)
         return text
 
     def unread(self) -> tuple[str, ...]:
@@ -246,7 +265,7 @@ class Fields:
         return tuple(
             key
             for key, name in self._keys.items()
-            if name not in self._read and (name not in KNOWN_KEYS or _is_filled(self._values[name]))
+            if name and name not in self._read and (name not in KNOWN_KEYS or _is_filled(self._values[name]))
         )
 
 
@@ -286,9 +305,13 @@ def _parse_turns(fields: Fields, name: str) -> Row | None:
     turns = fields.read(name) or []
     if name == "data" and isinstance(turns, list) and any(isinstance(turn, dict) for turn in turns):
         return None  # not a dialogue, but a data set in one object
-    return _with_passages(
-        _dialogue_row(_DIALOGUES[name], read_dialogue(turns, name, fields.where), fields), fields, required=False
-    )
+    dialogue = read_dialogue(turns, name, fields.where)
+    if dialogue.message and dialogue.answer is None and not dialogue.problem and not dialogue.skipped_turns:
+        answers = fields.first(_ANSWERS)
+        if answers and _joined(fields.peek(answers)):
+            answer = _answer(fields)
+            dialogue = replace(dialogue, answer=answer if isinstance(answer, str) else None)
+    return _with_passages(_dialogue_row(_DIALOGUES[name], dialogue, fields), fields, required=False)
 
 
 def _parse_transcript(fields: Fields, name: str) -> Row | None:
@@ -336,16 +359,34 @@ def _parse_texts(fields: Fields) -> Row | None:
         return _with_passages(row, fields, required=False)
     if lead is None or isinstance(answer, list):
         return None
-    row = Row(row_format, fields.text(lead) or "", "", answer, _system(fields))
+    message, skipped = _message(fields, lead)
+    row = Row(row_format, message, "", answer, _system(fields), skipped)
     if fields.filled("instances"):
         return _with_instance(row, fields)
     return _with_passages(row, fields, skipped=lead)
 
 
+def _message(fields: Fields, name: str) -> tuple[str, int]:
+    """Return the user's message, and the number of its later messages, as in the list of MT-Bench's prompts.
+
+    Raises:
+        UserError: the row is a table, an object of columns.
+    """
+    value = fields.peek(name)
+    if name not in _MESSAGES or not isinstance(value, list) or len(value) < 2 or _joined(value) is None:
+        return fields.text(name) or "", 0
+    answers = fields.first(_ANSWERS)
+    if answers and isinstance(column := fields.peek(answers), list) and len(column) == len(value):
+        raise UserError(
+            f"{fields.where}: {name} and {answers} are lists of {len(value)}: write a row per line, not a list per key"
+        )
+    return str(fields.read(name)[0]), len(value) - 1
+
+
 def _parse_history(fields: Fields) -> Row:
     """Parse an Alpaca row with a history, a list of [message, response]; the first pair becomes the row."""
     history = fields.read("history")
-    for name in ("instruction", "input", "output"):
+    for name in (*_MESSAGES, "input", *_ANSWERS):
         fields.read(name)
     dialogue = read_dialogue(history, "history", fields.where)
     return replace(_dialogue_row("Alpaca", dialogue, fields), skipped_turns=dialogue.skipped_turns + 2)
@@ -364,16 +405,20 @@ def _answer(fields: Fields) -> str | list[Any] | None:
         several = several.get("text")
     if isinstance(several, list):
         best = max(several, key=_score, default=None)
-        best = best.get("response") if isinstance(best, dict) else best
+        if isinstance(best, dict) and (key := next((key for key in _ANSWER_TEXTS if key in best), None)):
+            best = best[key]
         value = best if isinstance(best, str) or not isinstance(value, str) else value
     if value is None or isinstance(value, str):
         return value
-    raise UserError(f"{fields.where}: {name} is {fields.read(name)!r:.60}, not text")
+    raise not_text(fields.where, name, fields.read(name))
 
 
 def _score(response: object) -> float:
-    score = response.get("overall_score") if isinstance(response, dict) else None
-    return float(score) if isinstance(score, int | float) else 0.0
+    if isinstance(response, dict):
+        for key, sign in _SCORES.items():
+            if isinstance(score := response.get(key), int | float):
+                return sign * float(score)
+    return 0.0
 
 
 def _turns_of(fields: Fields, lead: str | None, answer: str | list[Any] | None) -> list[Any] | None:
@@ -422,7 +467,11 @@ def _with_passages(row: Row, fields: Fields, skipped: str = "", required: bool =
     for name in names:
         if name in fields.names and (required or _joined(fields.peek(name)) is not None):
             text = fields.text(name)
-            if text and (name == "input" or not _contains(row.instruction, text)):
+            if (
+                text
+                and text.strip().lower() not in _NO_INPUT
+                and (name == "input" or not _contains(row.instruction, text))
+            ):
                 texts.append(text)
     if required and not fields.names & {*_PASSAGES}:
         texts += filter(None, (_body(name, row, fields) for name in _BODIES))

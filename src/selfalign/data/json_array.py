@@ -1,4 +1,4 @@
-"""Read a JSON array of objects one element at a time, with memory for the longest element only.
+"""Read a JSON array of objects or texts one element at a time, with memory for the longest element only.
 
 The standard library decodes each element, so that numbers, escapes and limits are the same as in other files. ijson
 cannot replace this module: its C backend crashes on an integer of 5,000 digits, and replaces lone surrogates by "?".
@@ -21,7 +21,7 @@ CHUNK = 1 << 20
 
 
 def elements(path: Path, allow_surrogates: bool = False) -> Iterator[tuple[str, Any]]:
-    """Yield (file:line, object) for each element of the array.
+    """Yield (file:line, object or text) for each element of the array.
 
     Args:
         allow_surrogates: whether values may contain lone surrogates.
@@ -49,8 +49,8 @@ class _Reader:
     def elements(self) -> Iterator[tuple[str, Any]]:
         self._expect("[", "expected [")
         while self._next_character() != "]":
-            if self._next_character() != "{":
-                raise self._error("expected an object")
+            if self._next_character() not in '{"':
+                raise self._error("expected an object or a text")
             yield self._element()
             if self._next_character() != ",":
                 break

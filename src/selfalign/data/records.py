@@ -159,9 +159,10 @@ def _json_object(path: Path, number: int, text: str, allow_surrogates: bool) -> 
             check_characters(value, text)
     except (ValueError, RecursionError) as error:
         why = getattr(error, "msg", str(error))
-        raise UserError(
-            f"{path}:{number} is not JSON ({why}): correct or delete the line {text.strip()[:80]!r}"
-        ) from None
+        what = f"correct or delete the line {text.strip()[:80]!r}"
+        if text.strip() in ("{", "["):
+            what = "write each object in one line, as `jq -c .` does"
+        raise UserError(f"{path}:{number} is not JSON ({why}): {what}") from None
     if not isinstance(value, dict):
         raise UserError(f"{path}:{number} is not a JSON object: {text[:80]!r}")
     return value

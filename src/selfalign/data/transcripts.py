@@ -26,6 +26,8 @@ _END_TOKENS = (
     "<|im_end|>", "<|eot_id|>", "<|endoftext|>", "<|end_of_text|>", "<|end|>", "<end_of_turn>", "</s>", "<s>", "<eos>"
 )  # fmt: skip
 _FIRST_TOKENS = ("<s>", "<bos>", "<|begin_of_text|>")
+_ALPACA = "Below is an instruction that describes a task"
+"""The beginning of Alpaca's prompt."""
 _SYSTEM = re.compile(r"<<SYS>>(.*?)<</SYS>>", re.DOTALL)
 """The system text in a user turn of Llama 2."""
 
@@ -65,7 +67,8 @@ def turns(text: str, preamble: bool = True) -> list[dict[str, str]] | None:
 
 def ends_open(text: str) -> bool:
     """Return whether the text is a transcript in plain words that ends where the assistant must respond."""
-    found = None if text.lstrip().startswith("<") else turns(text, preamble=False)
+    start = text.lstrip()
+    found = None if start.startswith("<") else turns(text, preamble=start.startswith(_ALPACA))
     return found is not None and found[-1] == {"role": "assistant", "content": ""}
 
 
