@@ -88,6 +88,13 @@ def test_refused_requests_are_not_repeated_and_long_ones_are_dropped():
         assert len(server.requests) == 2
 
 
+def test_a_redirect_is_not_followed_and_names_its_target():
+    with serving(lambda _: "redirect") as server:
+        with pytest.raises(RowError, match=r"returned 302: a redirect to http://127.0.0.1:9/v1/completions: set"):
+            engine(server).generate((BOS, "x"), STEP, 0, None)
+        assert len(server.requests) == 1
+
+
 def test_poison_request_fails_alone(tmp_path: Path):
     with serving(lambda prompt: "500" if "poison" in prompt else None) as server:
         works = [RowRequest(f"r{n}", Request((BOS, "poison" if n == 5 else f"q{n}"), (STEP,), n)) for n in range(20)]

@@ -42,6 +42,18 @@ def groq_error(refused: list[str], body: dict[str, Any]) -> tuple[int, Any]:
     return 400, {"error": {"message": f"property '{refused[0]}' is unsupported", "type": "invalid_request_error"}}
 
 
+def rust_error(refused: list[str], body: dict[str, Any]) -> tuple[int, Any]:
+    return 422, f"unknown field `{refused[0]}`, expected one of `model`, `seed`, `temperature`, `top_p` at line 1"
+
+
+def error_with_accepted_names(refused: list[str], body: dict[str, Any]) -> tuple[int, Any]:
+    return 400, {"error": f"Unknown parameters: {', '.join(refused)}. Supported parameters: model, seed, top_p"}
+
+
+def error_that_says_not_allowed(refused: list[str], body: dict[str, Any]) -> tuple[int, Any]:
+    return 400, {"message": f"not allowed: {', '.join(refused)}"}
+
+
 def error_without_names(refused: list[str], body: dict[str, Any]) -> tuple[int, Any]:
     return 400, {"error": {"message": "the request is not valid"}}
 
@@ -70,7 +82,13 @@ def heard(server: FaultServer) -> tuple[OpenAiApi, list[str]]:
     return api, said
 
 
-@pytest.mark.parametrize("errors", [openai_error, pydantic_error, groq_error, error_without_names])
+ERRORS = [
+    openai_error, pydantic_error, groq_error, rust_error, error_with_accepted_names, error_that_says_not_allowed,
+    error_without_names,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("errors", ERRORS)
 def test_refused_fields_are_omitted_and_reported_once(errors: Errors):
     with serving(lambda _: None, strict(EXTENSIONS, errors)) as server:
         api, said = heard(server)

@@ -261,6 +261,9 @@ class OpenAiApi:
                 wait = read_retry_after(headers)
                 raise Transient(f"{self._name} returned {status}", wait, classify_failure(status, wait))
             case "fail row":
+                if 300 <= status < 400 and (target := headers.get("location")):
+                    address = target.partition("?")[0][:_MESSAGE_CHARS]
+                    message = f"a redirect to {address}: set engine.url to that server's address"
                 reply = raw[:_ERROR_BYTES].decode("utf-8", "replace")
                 raise Refused(f"{self._name} returned {status}: {message}", status, reply)
             case "fail run":

@@ -33,6 +33,14 @@ _ONLY_AT = {"temperature": 0, "top_p": 1}
 another value, responses would differ."""
 
 
+_LIST_OF_ACCEPTED = re.compile(
+    r"(?<!not )\b(?:accepted|allowed|expected|known|permitted|supported|valid)\b"
+    r"[^:.\n]{0,24}?(?:\bone of\b|\bare\b|:).*",
+    re.IGNORECASE | re.DOTALL,
+)
+"""The part of an error that lists the fields that the server accepts, as Rust's servers do."""
+
+
 class OptionalFields:
     """The optional fields of one server's requests. Threads may share it.
 
@@ -95,12 +103,12 @@ def _pattern(field: str) -> re.Pattern[str]:
 
 
 def _without_quoted_input(error: str) -> str:
-    """Return the texts of an error without the parts in which validation errors quote the request."""
+    """Return the texts of an error without the parts that quote the request or list the accepted fields."""
     try:
-        value = json.loads(error)
+        texts = _texts(json.loads(error))
     except (ValueError, RecursionError):
-        return error
-    return "\n".join(_texts(value))
+        texts = [error]
+    return "\n".join(_LIST_OF_ACCEPTED.sub("", text) for text in texts)
 
 
 def _texts(value: Any, depth: int = 0) -> list[str]:
