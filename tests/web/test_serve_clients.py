@@ -58,6 +58,11 @@ def test_superfluous_slashes_are_ignored(running: RunningServer):
         assert running.request("GET", path)[0] == running.request("HEAD", path)[0] == 200
 
 
+def test_a_path_without_version_learns_the_routes(running: RunningServer):
+    status, _, raw = running.request("POST", "/chat/completions", {"model": "base"})
+    assert status == 404 and "the API has /v1/models, /v1/chat/completions" in json.loads(raw)["error"]["message"]
+
+
 def test_ignored_fields_are_reported_once(fake_run: Callable[..., Context], capfd: pytest.CaptureFixture[str]):
     context = fake_run()
     context.screen.verbosity = 0

@@ -49,6 +49,10 @@ def test_minimal_request_leaves_options_to_the_server():
     )  # fmt: skip
 
 
+def test_byte_order_mark_before_the_body_is_ignored():
+    assert openai_api.parse(ChatRequest, b"\xef\xbb\xbf" + body(), 100).model == "final"
+
+
 def test_every_option_is_parsed():
     request = chat(
         stream=True, stream_options={"include_usage": True}, stop=["a", "b"], n=2, seed=-3, temperature=0, top_p=1,
@@ -80,7 +84,8 @@ NEUTRAL: dict[str, Any] = {
     "frequency_penalty": 0, "presence_penalty": 0.0, "logprobs": False, "top_logprobs": 0, "logit_bias": {},
     "tools": [],
     "tool_choice": "auto", "parallel_tool_calls": True, "response_format": {"type": "text"}, "store": False,
-    "user": "me", "metadata": {"a": "b"}, "service_tier": "auto", "min_p": 0.0, "repetition_penalty": 1.0,
+    "user": "me", "metadata": {"a": "b"}, "litellm_call_id": "1", "service_tier": "auto",
+    "min_p": 0.0, "repetition_penalty": 1.0,
     "ignore_eos": False, "grammar": "", "lora": None, "stream_options": {"include_usage": True},
 }  # fmt: skip
 ASKING: dict[str, Any] = {

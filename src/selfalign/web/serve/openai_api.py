@@ -172,7 +172,7 @@ def parse(
         RequestError: the request is malformed, exceeds a limit, or needs something that the server does not support.
     """
     try:
-        value = json.loads(body.decode())
+        value = json.loads(body.decode("utf-8-sig"))
         if isinstance(value, dict):
             value = _select_fields(kind, value, on_ignored)
         text = json.dumps(value, ensure_ascii=False).encode("utf-8", "replace")

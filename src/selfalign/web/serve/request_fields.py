@@ -54,7 +54,7 @@ _BOOKKEEPING = frozenset({
     "return_progress", "model_item", "background_tasks", "provider", "extra_headers",
 })  # fmt: skip
 _IDENTIFIER = re.compile(
-    r"(?:(?:chat|client|conversation|litellm|message|organization|parent|project|request|response|run|session|span|task"
+    r"(?:(?:call|chat|client|conversation|litellm|message|organization|parent|project|request|response|run|session|span|task"
     r"|tenant|thread|trace|user)_?)+(?:id|name|uuid|metadata)",
     re.IGNORECASE,
 )

@@ -250,7 +250,10 @@ async def _request_error(request: Request, error: RequestError) -> Response:
 
 
 async def _http_error(request: Request, error: Any) -> Response:
-    messages = {404: "there is no such route", 405: "this route does not support the method"}
+    messages = {
+        404: "there is no such route: the API has /v1/models, /v1/chat/completions and /v1/completions",
+        405: "this route does not support the method",
+    }
     message = messages.get(error.status_code, str(error.detail))
     response = RequestError(error.status_code, message).response()
     response.headers.update(error.headers or {})  # the methods that the route supports
