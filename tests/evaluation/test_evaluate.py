@@ -225,8 +225,11 @@ def test_ray_scores_under_the_same_journal_keys(
         write_jsonl(context.run.jsonl("responses"), rows)
     losses = heldout._losses(other)
     assert started[1:] == [("ray", "torch", {"engrave"})]
-    assert losses == {name: result for name, result in heldout._losses(run).items() if name != "final"}
-    assert losses["base"] != losses["engraved"] and len(losses["base"]) == 9
+    local = heldout._losses(run)
+    assert losses == {m: {name: v for name, v in by_model.items() if name != "final"} for m, by_model in local.items()}
+    for measure, number in ((heldout.LOSS, 9), (heldout.NEUTRAL_LOSS, len(heldout.neutral_texts()))):
+        by_model = losses[measure]
+        assert by_model["base"] != by_model["engraved"] and len(by_model["base"]) == number
     other.journal.close()
 
 

@@ -303,6 +303,14 @@ def _control_pattern(controls: frozenset[str]) -> re.Pattern[str]:
     return re.compile("|".join((*sorted(named, key=lambda n: (-len(n), n)), _NAMED.pattern)))
 
 
+def encode_text(tokenizer: Tokenizer, text: str) -> Encoded:
+    """Encode a text without turns, with loss on every token but the one that begins every text."""
+    start, ids = tokenizer.encode((BOS,)), tokenizer.ids(text)
+    if not start:  # the first token has no prediction
+        start, ids = ids[:1], ids[1:]
+    return Encoded(start + ids, [False] * len(start) + [True] * len(ids))
+
+
 def encode_example(
     tokenizer: Tokenizer, template: Template, system: str, user: str, assistant: str, label: str
 ) -> Encoded:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from selfalign.evaluation.records import Answer
-from selfalign.evaluation.tasks.heldout import answer_scores, loss_scores
+from selfalign.evaluation.tasks.heldout import LOSS, answer_scores, loss_scores
 
 
 def answers(model: str, words: list[int], ended: list[bool]) -> list[Answer]:
@@ -34,7 +34,7 @@ def test_run_on_empty_and_length_by_model() -> None:
 
 def test_loss_difference_is_paired() -> None:
     base = [1.0, 2.0, 3.0, 4.0]
-    result = {s.model: s for s in loss_scores({"base": base, "engraved": [b - 0.5 for b in base]})}
+    result = {s.model: s for s in loss_scores(LOSS, {"base": base, "engraved": [b - 0.5 for b in base]})}
     assert result["base"].value == pytest.approx(2.5) and result["base"].difference is None
     engraved = result["engraved"]
     # Rows differ widely, their differences do not: paired, the interval is narrow.
@@ -45,7 +45,7 @@ def test_loss_difference_is_paired() -> None:
 
 def test_final_loss_is_compared_with_base_and_engraved() -> None:
     base = [1.0, 2.0, 3.0]
-    rows = loss_scores({"base": base, "engraved": [0.5, 1.5, 2.5], "final": [0.75, 1.75, 2.75]})
+    rows = loss_scores(LOSS, {"base": base, "engraved": [0.5, 1.5, 2.5], "final": [0.75, 1.75, 2.75]})
     result = [(s.model, s.vs, s.difference) for s in rows]
     assert result == [
         ("base", None, None), ("engraved", "base", -0.5), ("final", "base", -0.25), ("final", "engraved", 0.25)
@@ -53,4 +53,4 @@ def test_final_loss_is_compared_with_base_and_engraved() -> None:
 
 
 def test_model_without_answers_has_no_scores() -> None:
-    assert answer_scores([], 320, ["base"]) == [] and loss_scores({}) == []
+    assert answer_scores([], 320, ["base"]) == [] and loss_scores(LOSS, {}) == []

@@ -4,7 +4,8 @@
 
 No model was trained on these prompts. The loss is computed on stage 2's kept held-out responses *without* the
 constitution: the mean over rows of the mean per token. A response is run-on if the model writes neither its end token
-nor the marker of the next turn within the limit; whether it wrote its end token is a measure of its own.
+nor the marker of the next turn within the limit; whether it wrote its end token is a measure of its own. The loss on
+neutral texts, which have nothing to do with the constitution, shows whether training made the model worse at English.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
+from importlib import resources
 from pathlib import Path
 from statistics import median
 from typing import cast
@@ -26,7 +28,7 @@ from selfalign.generation import executors
 from selfalign.generation.engines.base import Request, Step
 from selfalign.generation.loop import RowRequest, row_seed
 from selfalign.generation.scoring.base import LossScorer
-from selfalign.model.dialogue import encode_example
+from selfalign.model.dialogue import encode_example, encode_text
 from selfalign.quality.rouge import count_words
 from selfalign.run.context import Context
 from selfalign.run.ledger import RowOutcome
@@ -34,6 +36,9 @@ from selfalign.system import atomic
 from selfalign.system.clock import Clock
 
 STAGE = "evaluate"
+LOSS = "loss without constitution"
+NEUTRAL_LOSS = "loss on neutral texts"
+"""A difference of 0.049 is one of 5 % in perplexity."""
 
 
 def run(context: Context) -> list[Path]:
@@ -44,7 +49,8 @@ def run(context: Context) -> list[Path]:
     write_jsonl(context.run.jsonl("answers"), answers)
     scores = answer_scores(answers, context.recipe.evaluate.max_new_tokens, list(run_models(context)))
     if not context.model.is_fake:
-        scores = loss_scores(_losses(context)) + scores
+        losses = _losses(context)
+        scores = [s for measure, by_model in losses.items() for s in loss_scores(measure, by_model)] + scores
     atomic.write_text(context.run.scores, json.dumps([asdict(s) for s in scores], indent=1) + "\n")
     context.check_failures(context.write_ledger(STAGE, outcomes, len(prompts) * len(run_models(context)), clock))
     return [context.run.jsonl("answers"), context.run.scores]
@@ -117,8 +123,14 @@ def _score(measure: str, name: str, n: int, interval: Interval) -> Score:
     return Score("heldout", measure, name, "standard", n, interval.value, interval.low, interval.high)
 
 
-def _losses(context: Context) -> dict[str, list[float]]:
-    """Return model -> the mean loss per token of each held-out response, in nats."""
+def neutral_texts() -> list[str]:
+    """Return the neutral texts: short English passages of our own that no model is trained on."""
+    text = (resources.files("selfalign") / "assets/neutral_texts.txt").read_text("utf-8")
+    return text.strip().split("\n\n")
+
+
+def _losses(context: Context) -> dict[str, dict[str, list[float]]]:
+    """Return measure -> model -> the mean loss per token of each held-out response or neutral text, in nats."""
     rows = [r for r in context.responses() if r.split == "heldout"]
     if not rows:
         return {}
@@ -127,6 +139,8 @@ def _losses(context: Context) -> dict[str, list[float]]:
     constitution = context.run.constitution
     system, label = constitution.system_prompt("standard"), constitution.assistant.name
     encoded = [encode_example(tokenizer, template, system, r.message, r.response, label) for r in rows]
+    texts = neutral_texts() if constitution.language == "en" else []
+    encoded += [encode_text(tokenizer, text) for text in texts]
     models = run_models(context)
     adapters, recipe = {s: context.adapter(s) for s in models.values() if s}, context.recipe
     say = context.screen.say
@@ -134,16 +148,18 @@ def _losses(context: Context) -> dict[str, list[float]]:
         LossScorer, executors.scorer(recipe.executor, recipe.engine, context.model, adapters, "torch", say=say)
     )
     try:
-        return {name: [sum(row) / len(row) for row in scorer.score(encoded, stage)] for name, stage in models.items()}
+        means = {name: [sum(r) / len(r) for r in scorer.score(encoded, stage)] for name, stage in models.items()}
     finally:
         scorer.close()
+    losses = {LOSS: {name: values[: len(rows)] for name, values in means.items()}}
+    return losses | ({NEUTRAL_LOSS: {name: values[len(rows) :] for name, values in means.items()}} if texts else {})
 
 
-def loss_scores(losses: dict[str, list[float]]) -> list[Score]:
+def loss_scores(measure: str, losses: dict[str, list[float]]) -> list[Score]:
     """Return the mean loss of each model, compared with the base; the final model also with the engraved one."""
     scores = []
     for name, values in losses.items():
-        score = _score("loss without constitution", name, len(values), bootstrap_mean(values))
+        score = _score(measure, name, len(values), bootstrap_mean(values))
         rivals = [r for r in ("base", "engraved") if name != "base" and (r == "base" or name == "final")]
         for rival in rivals:
             if rival in losses:
