@@ -188,6 +188,7 @@ class Recipe(Strict):
         own = self.verbose_cloning
         return self.engrave.model_copy(
             update={
+                "method": "sft",
                 "max_length": own.max_length,
                 "learning_rate": own.learning_rate or self.engrave.learning_rate,
                 "epochs": own.epochs or self.engrave.epochs,

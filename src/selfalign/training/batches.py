@@ -23,6 +23,23 @@ class MicroBatch:
     rows: list[Encoded]
     prefix: int
     """Number of leading tokens that all rows share and that have no loss; their keys and values are computed once."""
+    together: int = 1
+    """Number of neighbouring rows that cannot be in different micro-batches: 2 for pairs, in the order chosen,
+    rejected."""
+
+
+@dataclass(frozen=True, slots=True)
+class PairRow(Encoded):
+    """A training row, the chosen response, with the rejected response to the same prompt."""
+
+    rejected: Encoded
+    number: int = 0
+    """The row's index among all rows."""
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longer of the two."""
+        return max(len(self.ids), len(self.rejected.ids))
 
 
 def length_grouped_batches(rows: Sequence[Encoded], size: int, rng: random.Random) -> list[list[Encoded]]:
@@ -59,9 +76,7 @@ def micro_batches(batch: Sequence[Encoded], max_tokens: int, share: bool = True)
     """
     result = []
     for group in _prefix_groups(sorted(batch, key=lambda r: r.ids)) if share else [list(batch)]:
-        prefix = _shared_prefix(group) if share else 0
-        if prefix * (len(group) - 1) < _MIN_SAVED_TOKENS:
-            prefix = 0
+        prefix = _worthwhile_prefix(group) if share else 0
         current: list[Encoded] = []
         for row in sorted(group, key=lambda r: len(r.ids)):
             if current and (len(row.ids) - prefix) * (len(current) + 1) + prefix > max_tokens:
@@ -70,6 +85,35 @@ def micro_batches(batch: Sequence[Encoded], max_tokens: int, share: bool = True)
             current.append(row)
         result.append(MicroBatch(current, prefix))
     return result
+
+
+def pair_micro_batches(batch: Sequence[Encoded], max_tokens: int, share: bool = True) -> list[MicroBatch]:
+    """Split a batch into micro-batches of whole pairs and, after them, of rows without a rejected response.
+
+    Arguments: see `micro_batches`. A pair counts as two rows; a longer pair goes alone.
+    """
+    pairs = sorted((row for row in batch if isinstance(row, PairRow)), key=lambda p: p.longest)
+    others = [row for row in batch if not isinstance(row, PairRow)]
+    common = _worthwhile_prefix(_both(pairs)) if share and pairs else 0
+    parts: list[list[PairRow]] = []
+    for pair in pairs:
+        if not parts or (pair.longest - common) * 2 * (len(parts[-1]) + 1) + common > max_tokens:
+            parts.append([])
+        parts[-1].append(pair)
+    # The pairs of one micro-batch may share more than all of them do; a pair alone shares its whole prompt.
+    result = [MicroBatch(rows, max(common, _worthwhile_prefix(rows)) if share else 0, 2) for rows in map(_both, parts)]
+    return result + (micro_batches(others, max_tokens, share) if others else [])
+
+
+def _both(pairs: Sequence[PairRow]) -> list[Encoded]:
+    """Return the rows of pairs in the order chosen, rejected, chosen, rejected..."""
+    return [row for pair in pairs for row in (pair, pair.rejected)]
+
+
+def _worthwhile_prefix(rows: Sequence[Encoded]) -> int:
+    """Return the length of the rows' shared prefix; 0 if computing it once saves too little."""
+    prefix = _shared_prefix(sorted(rows, key=lambda r: r.ids))
+    return prefix if prefix * (len(rows) - 1) >= _MIN_SAVED_TOKENS else 0
 
 
 def common_prefix_length(a: Sequence[int], b: Sequence[int]) -> int:

@@ -93,19 +93,22 @@ def hidden_at_loss(model: Any, rows: Sequence[Encoded], prefix: int = 0) -> tupl
     return hidden, torch.roll(ids, -1, 1)[positions]
 
 
-def backward(model: Any, loss: LinearCrossEntropy, micro_batch: MicroBatch, total: int) -> float:
+def backward(
+    model: Any, loss: LinearCrossEntropy, micro_batch: MicroBatch, total: int, weight: float = 1.0
+) -> float:
     """Run a micro-batch forward and backward, adding its gradient to the adapter's parameters.
 
     Args:
         total: number of loss positions of the whole batch; the micro-batches' results add up to the batch's mean.
+        weight: factor of the gradient.
 
     Returns:
         The micro-batch's summed loss divided by `total`.
     """
     hidden, target = hidden_at_loss(model, micro_batch.rows, micro_batch.prefix)
-    value, gradient = loss.loss_and_gradient(hidden.detach(), target)
-    hidden.backward(gradient / total)
-    return float(value / total)
+    values, gradient = loss.losses_and_gradients(hidden.detach(), target)
+    hidden.backward(gradient * (weight / total))
+    return float(values.double().sum() / total)
 
 
 @torch.no_grad()

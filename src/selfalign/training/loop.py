@@ -3,7 +3,8 @@
 AdamW without weight decay, warm-up and then linear or cosine decay to zero, clipped gradients (SELF-ALIGN, arXiv
 2305.03047, appendix D). A step's loss is the mean over the loss tokens of its batch, in nats.
 
-Begin with `train`; `Trainer.step` is one optimiser step. `loss` computes the loss, `forward` the forward pass.
+Begin with `train`; `Trainer.step` is one optimiser step. `loss` computes the loss, `forward` the forward pass;
+`preference` trains on pairs.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ def train(
     checkpoint: Checkpoint | None = None,
     on_step: OnStep = lambda step, steps, loss, tokens: None,
     say: Callable[[str], None] = lambda text: None,
+    kind: type[Trainer] | None = None,
 ) -> TrainingRecord:
     """Train the model's adapter in place.
 
@@ -55,6 +57,7 @@ def train(
         checkpoint: file to resume from, if it exists, and to save the state to.
         on_step: called with (step, steps, loss, tokens so far) after each optimiser step.
         say: receives a message about anything unusual.
+        kind: the class that computes the loss; by default `Trainer`.
 
     Raises:
         UserError: there are no rows, or the loss became infinite or NaN.
@@ -63,7 +66,7 @@ def train(
     """
     if not rows:
         raise UserError("no training rows: every response was dropped; see `selfalign status`")
-    trainer = Trainer(model, rows, config, seed, validation, checkpoint, say)
+    trainer = (kind or Trainer)(model, rows, config, seed, validation, checkpoint, say)
     trainer.resume()
     trainer.validate()
     while not trainer.done:
@@ -112,6 +115,8 @@ class Trainer:
         )
         self.loss = cross_entropy(model)
         self.record = TrainingRecord(micro_batch_tokens=config.micro_batch_tokens)
+        self.state: dict[str, torch.Tensor] = {}
+        """Further tensors that checkpoints save and restore."""
         self.best: dict[str, torch.Tensor] = {}
         """With `patience`: the parameters with the lowest held-out loss so far."""
         self.stopped_early = False
@@ -190,23 +195,36 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         self.record.losses.append(loss)
         self.record.rates.append(learning_rate)
-        self.record.tokens += sum(len(r.ids) for r in batch)
-        self.record.loss_tokens += loss_tokens(batch)
+        texts = self.texts(batch)
+        self.record.tokens += sum(len(r.ids) for r in texts)
+        self.record.loss_tokens += loss_tokens(texts)
         self.record.seconds += time.monotonic() - start
         return loss
 
     def _accumulate_gradients(self, batch: Sequence[Encoded], number: int) -> float:
         """Compute the batch's mean loss, leaving its gradient on the parameters. Raises as `_within_memory`."""
-        total = loss_tokens(batch)
 
         def compute(parts: list[MicroBatch]) -> float:
             self.optimizer.zero_grad(set_to_none=True)
             # Dropout depends on the step alone, so that a resumed run draws the same numbers.
             digest = hashlib.sha256(f"{self.seed} {number}".encode()).digest()
             torch.manual_seed(int.from_bytes(digest[:8]) >> 1)
-            return sum(backward(self.model, self.loss, part, total) for part in parts)
+            return self.backward(batch, parts)
 
         return self._within_memory(batch, compute)
+
+    def split(self, rows: Sequence[Encoded]) -> list[MicroBatch]:
+        """Return the micro-batches of these rows."""
+        return micro_batches(rows, self.record.micro_batch_tokens, self.share_prefixes)
+
+    def backward(self, batch: Sequence[Encoded], parts: Sequence[MicroBatch]) -> float:
+        """Run a batch, in micro-batches, forward and backward; return its loss."""
+        total = loss_tokens(batch)
+        return sum(backward(self.model, self.loss, part, total) for part in parts)
+
+    def texts(self, batch: Sequence[Encoded]) -> list[Encoded]:
+        """Return all texts that the model reads for a batch."""
+        return list(batch)
 
     def _within_memory(self, rows: Sequence[Encoded], compute: Callable[[list[MicroBatch]], Value]) -> Value:
         """Call `compute` on the rows' micro-batches; when memory runs out, halve their size and call it again.
@@ -216,7 +234,7 @@ class Trainer:
         """
         step = len(self.record.losses) + 1
         while True:
-            parts = micro_batches(rows, self.record.micro_batch_tokens, self.share_prefixes) if rows else []
+            parts = self.split(rows) if rows else []
             try:
                 return compute(parts)
             except (RuntimeError, MemoryError) as error:
@@ -226,7 +244,7 @@ class Trainer:
             gc.collect()
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
-            if all(len(part.rows) <= 1 for part in parts):
+            if all(len(part.rows) <= part.together for part in parts):
                 raise Resumable(
                     f"out of memory at step {step} with one row at a time: lower engrave.max_length, set "
                     "engrave.gradient_checkpointing, or close other programs; then run the same command again"
@@ -290,7 +308,7 @@ class Trainer:
         for name, parameter in self.parameters.items():
             state = self.optimizer.state[parameter]
             tensors |= {f"{key} {name}": state[key] for key in _MOMENTS if key in state}
-        tensors |= {f"best {name}": value for name, value in self.best.items()}
+        tensors |= {**{f"best {name}": value for name, value in self.best.items()}, **self.state}
         record = {  # keys as in the checkpoints of earlier versions
             "made": asdict(self.record),
             "dtype": str(next(iter(self.model.parameters())).dtype).removeprefix("torch."),
@@ -319,6 +337,8 @@ class Trainer:
                 **{**record, "validation": [(step, loss) for step, loss in record["validation"]]}
             )
             moments, self.stopped_early = {name: tensors[name] for name in names}, bool(saved["stopped"])
+            for name, value in self.state.items():
+                value.copy_(tensors[name])
             if saved["asked"] != self.config.micro_batch_tokens:  # the recipe has changed since
                 self.record.micro_batch_tokens = self.config.micro_batch_tokens
         except (KeyError, TypeError, ValueError):

@@ -6,8 +6,8 @@ With autograd, torch would keep three tensors of shape (N, V): logits, softmax a
 computed in closed form, softmax - one_hot(target), chunk by chunk: a chunk's logits become its softmax in place, in a
 buffer that all chunks share, and are at once multiplied by the head's weight (benchmarks/training.py).
 
-To change the loss, change `LinearCrossEntropy._losses_and_softmax` (the values) and `loss_and_gradient` (their
-gradient); tests/training/test_loss.py compares both with autograd. The class also computes the held-out losses of
+To change the loss, change `LinearCrossEntropy._losses_and_softmax` (the values) and `losses_and_gradients`
+(their gradient); tests/training/test_loss.py compares both with autograd. The class also computes the held-out losses of
 training and evaluation (`forward.token_losses`). Folders made by `selfalign export RUN launch` train with TRL's loss.
 """
 
@@ -53,13 +53,13 @@ class LinearCrossEntropy:
         return torch.cat(parts) if parts else hidden.new_zeros(0)
 
     @torch.no_grad()
-    def loss_and_gradient(self, hidden: torch.Tensor, target: torch.Tensor) -> tuple[float, torch.Tensor]:
-        """Return the loss summed over all positions, and its gradient (N, d) with respect to `hidden`; see `losses`."""
+    def losses_and_gradients(self, hidden: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the loss of each position (N,), and its gradient with respect to `hidden` (N, d); see `losses`."""
         gradient = torch.empty_like(hidden)
-        loss, start = 0.0, 0
+        loss, start = torch.empty(len(target), device=hidden.device), 0
         for h, t in zip(hidden.split(CHUNK), target.split(CHUNK), strict=True):
             losses, softmax, cap_slope = self._losses_and_softmax(h, t)
-            loss += float(losses.sum())
+            loss[start : start + len(t)] = losses
             likely = self._likely_tokens(softmax, t)
             softmax[t, torch.arange(len(t), device=t.device)] -= 1  # now the gradient with respect to the logits
             if cap_slope is not None:

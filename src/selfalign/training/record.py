@@ -17,6 +17,10 @@ class TrainingRecord:
     """Mean loss (nats) per loss token, of each optimiser step."""
     rates: list[float] = field(default_factory=list)
     """Learning rate of each optimiser step."""
+    margins: list[float | None] = field(default_factory=list)
+    """With pairs: mean of `beta` times the difference in log-ratio, of each step; None for a step without pairs."""
+    accuracies: list[float | None] = field(default_factory=list)
+    """With pairs: fraction of pairs whose difference is above 0, of each step."""
     tokens: int = 0
     """Tokens of the rows trained on, padding not counted."""
     loss_tokens: int = 0

@@ -24,6 +24,18 @@ class TrainingSettings(Strict):
         ]
     ] = Field(["q_proj", "k_proj", "v_proj", "o_proj"], min_length=1)  # fmt: skip
     """Linear layers that get an adapter; the base must have all of them."""
+    method: Literal["sft", "dpo"] = "sft"
+    """How stage 3 trains. sft: on stage 2's responses, as in the paper; dpo: also to prefer them to responses without
+    the constitution (docs/dpo.md). Stage 4 always uses sft."""
+    beta: float = Field(0.1, gt=0)
+    """dpo: the scale of the difference between the log-probabilities of the adapter and of the base."""
+    sft_weight: float = Field(1.0, ge=0)
+    """dpo: weight of the sft loss on the chosen responses, which is the only loss of examples without a rejected
+    response. 0: without it, and without these examples."""
+    pair_samples: int = Field(4, ge=1, le=16)
+    """dpo: maximum rejected responses per prompt: another one is generated until one is usable."""
+    length_ratio: float = Field(2.0, ge=1)
+    """dpo: a pair is dropped if one response has more than this many times the characters of the other."""
     learning_rate: float = Field(4.0e-4, gt=0)
     """Peak learning rate."""
     epochs: int = Field(2, ge=1)
@@ -67,8 +79,18 @@ class TrainingSettings(Strict):
             raise ValueError("patience needs held-out rows: set validation, for example to 0.05")
         return self
 
+    @model_validator(mode="after")
+    def _check_elsewhere(self) -> TrainingSettings:
+        if self.elsewhere and self.method == "dpo":
+            raise ValueError(
+                "elsewhere trains with sft only, and method is dpo: train on the pairs of `selfalign export RUN dataset "
+                "--format preference`, and set elsewhere to false"
+            )
+        return self
+
     def deciding(self) -> dict[str, Any]:
         """Return the settings that influence the trained adapter."""
-        return self.model_dump(
-            mode="json", exclude={"preflight", "checkpoint_seconds", "micro_batch_tokens", "elsewhere"}
-        )
+        unused = {"preflight", "checkpoint_seconds", "micro_batch_tokens", "elsewhere"}
+        if self.method == "sft":  # the settings of versions without methods
+            unused |= {"method", "beta", "sft_weight", "pair_samples", "length_ratio"}
+        return self.model_dump(mode="json", exclude=unused)
