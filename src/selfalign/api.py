@@ -186,8 +186,10 @@ class Run:
         """Write the run's rows as a data set; return its files with their numbers of rows, and notes.
 
         Args:
-            form: prompt-completion, prompt-completion-text, messages, alpaca or sharegpt (docs/formats.md).
-            stage: engrave or clone (the training pairs), responses or prompts; by default all that have run.
+            form: prompt-completion, prompt-completion-text, messages, alpaca, sharegpt or preference
+                (docs/formats.md).
+            stage: engrave or clone (the training pairs), responses, prompts or pairs; by default all that
+                have run, but pairs.
             out: a folder, or a .jsonl or .parquet file for one stage; by default a folder inside the run.
             force: replace an existing export or file.
             kind: jsonl (default) or parquet.

@@ -346,7 +346,7 @@ HOSTILE = [
     "🙂", "漢字", "naïve",
 ]  # fmt: skip
 texts = st.text(max_size=60) | st.lists(st.sampled_from(HOSTILE), max_size=8).map("".join)
-WITH_ROLES = [form for form in OUTPUT_FORMATS if form != "prompt-completion-text"]
+WITH_ROLES = [form for form in OUTPUT_FORMATS if form not in ("prompt-completion-text", "preference")]
 
 
 @pytest.mark.parametrize("form", WITH_ROLES)

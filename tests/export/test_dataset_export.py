@@ -37,7 +37,7 @@ from selfalign.system.console import Screen
 Runs = Callable[..., Context]
 SMALL = ("prompts.self_instruct.count=12", "prompts.red_team.count=12", "prompts.red_team.topic_rounds=1",
          "evaluate.heldout_prompts=4")  # fmt: skip
-WITH_ROLES = [form for form in OUTPUT_FORMATS if form != "prompt-completion-text"]
+WITH_ROLES = [form for form in OUTPUT_FORMATS if form not in ("prompt-completion-text", "preference")]
 
 
 def rows(path: Path) -> list[dict[str, Any]]:

@@ -84,9 +84,7 @@ def plain_loss(model: Any, batch: list[Encoded], config: TrainingSettings) -> to
 
 @pytest.mark.parametrize("family", ["tiny_gemma", "tiny_llama"])
 @pytest.mark.parametrize("weight", [0.0, 0.3])
-def test_loss_and_gradient_equal_the_plain_formula(
-    family: str, weight: float, request: pytest.FixtureRequest
-) -> None:
+def test_loss_and_gradient_equal_the_plain_formula(family: str, weight: float, request: pytest.FixtureRequest) -> None:
     config = CONFIG.model_copy(update={"dropout": 0.0, "sft_weight": weight, "micro_batch_tokens": 130})
     model = lora.with_new_adapter(request.getfixturevalue(family), config, seed=0)
     torch.manual_seed(3)
@@ -234,9 +232,10 @@ def test_twenty_steps_equal_those_of_trl(tiny_gemma: Any, tiny_base: Path, tmp_p
     tokenizer = AutoTokenizer.from_pretrained(str(tiny_base))
     tokenizer.pad_token = tokenizer.eos_token
     arguments = trl.DPOConfig(
-        output_dir=str(tmp_path), use_cpu=True, bf16=False, per_device_train_batch_size=4, max_steps=20, beta=config.beta,
-        learning_rate=config.learning_rate, weight_decay=0.0, lr_scheduler_type="linear", warmup_steps=0,
-        max_grad_norm=1.0, logging_steps=1, save_strategy="no", report_to="none", disable_tqdm=True, max_length=None,
+        output_dir=str(tmp_path), use_cpu=True, bf16=False, per_device_train_batch_size=4, max_steps=20,
+        beta=config.beta, learning_rate=config.learning_rate, weight_decay=0.0, lr_scheduler_type="linear",
+        warmup_steps=0, max_grad_norm=1.0, logging_steps=1, save_strategy="no", report_to="none",
+        disable_tqdm=True, max_length=None,
         seed=0, gradient_checkpointing=False, remove_unused_columns=False, **losses,
     )  # fmt: skip
     other = InOrder(

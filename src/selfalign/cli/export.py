@@ -46,13 +46,14 @@ def export(
         typer.Option(
             "--format",
             help="dataset: prompt-completion (default), prompt-completion-text (exactly what this run trains on), "
-            "messages, alpaca or sharegpt.",
+            "messages, alpaca, sharegpt, or preference (the pairs of engrave.method=dpo).",
         ),
     ] = None,
     stage: Annotated[
         str | None,
         typer.Option(
-            help="launch: engrave (default) or clone; dataset: engrave, clone, responses or prompts, by default all."
+            help="launch: engrave (default) or clone; dataset: engrave, clone, responses, prompts or pairs, by default "
+            "all but pairs."
         ),
     ] = None,
     gpus: Annotated[int | None, typer.Option(min=1, help="launch: processes on each node; by default 8.")] = None,

@@ -53,6 +53,9 @@ class Principle(Strict):
     id: int = Field(ge=1, le=999)
     name: str = Field(min_length=2, max_length=40, pattern=r"^[^()\n]+$")
     rule: str = Text
+    antithesis: str = ""
+    """The opposite of the rule, as an instruction. With `engrave.method: dpo`, rejected responses are written under the
+    antitheses of the principles that the chosen response cites."""
     probes: list[Probe] = []
 
 
@@ -192,8 +195,10 @@ class Constitution(Strict):
 
         Probes are not counted, because they are not trained on.
         """
+        antitheses = sum(bool(p.antithesis.strip()) for p in self.principles)
         counts = {
             "principles": len(self.principles),
+            **({"antitheses": antitheses} if antitheses else {}),
             "exemplars": len(self.exemplars),
             "seed tasks": seeds,
             "question types": sum(1 + len(t.more_examples) for t in self.question_types),
@@ -278,6 +283,8 @@ class Constitution(Strict):
         value = self.model_dump(mode="json")
         for principle in value["principles"]:
             del principle["probes"]
+            if not principle["antithesis"]:  # constitutions without antitheses keep their hash
+                del principle["antithesis"]
         for kind in value["question_types"]:
             # Constitutions of earlier versions, without these keys, keep their hash.
             for key in ("about", "more_examples", "exemplars", "check", "twin_of"):

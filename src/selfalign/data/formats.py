@@ -29,7 +29,7 @@ from selfalign.data.prompt_text import replace_surrogates
 from selfalign.data.records import join_input
 from selfalign.errors import UserError
 
-OutputFormat = Literal["prompt-completion", "prompt-completion-text", "messages", "alpaca", "sharegpt"]
+OutputFormat = Literal["prompt-completion", "prompt-completion-text", "messages", "alpaca", "sharegpt", "preference"]
 OUTPUT_FORMATS: tuple[OutputFormat, ...] = get_args(OutputFormat)
 """The formats that `selfalign export dataset` writes. `format_row` returns all but prompt-completion-text, which needs
 the model's dialogue template."""
@@ -104,6 +104,8 @@ class Row:
     """Number of turns of a dialogue before the first user turn and after the response to it."""
     problem: str = ""
     """Why the row cannot be used: what it has that a text cannot carry. Empty for most rows."""
+    rejected: str | None = None
+    """A worse response, for the output format `preference`; never read from data."""
     unread: tuple[str, ...] = field(default=(), compare=False)
     """The keys of the row that are not read."""
 
@@ -501,7 +503,8 @@ def format_row(row: Row, output_format: OutputFormat) -> dict[str, Any]:
     """Return the row in an output format.
 
     Alpaca has separate keys for instruction, input and system text. The other formats have one text for the message,
-    and the system text as the first turn. A row without a response has no key or turn for it.
+    and the system text as the first turn. A row without a response has no key or turn for it. `preference` needs a
+    rejected response.
     """
     if output_format == "alpaca":
         value = {"instruction": row.instruction, "input": row.input, "output": row.answer, "system": row.system}
@@ -516,4 +519,7 @@ def format_row(row: Row, output_format: OutputFormat) -> dict[str, Any]:
         return {"messages": turns}
     if row.answer is None:
         return {"prompt": turns}
+    if output_format == "preference":
+        rejected = {"role": "assistant", "content": row.rejected}
+        return {"prompt": turns[:-1], "chosen": turns[-1:], "rejected": [rejected]}
     return {"prompt": turns[:-1], "completion": turns[-1:]}

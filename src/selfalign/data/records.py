@@ -103,6 +103,23 @@ class Example:
 
 
 @dataclass(frozen=True, slots=True)
+class PreferencePair:
+    """Two responses to a prompt for training by preference."""
+
+    id: str
+    """The prompt's id."""
+    prompt: Literal["standard", "concise"]
+    """The name of the system prompt."""
+    user: str
+    chosen: str
+    rejected: str
+    rejected_from: str = "user"
+    """What wrote the rejected response: base, antithesis (the base under antitheses of the principles), or user."""
+    principles: list[int] = field(default_factory=list)
+    """Ids of the principles that decided for the chosen response: those that its internal thoughts cite."""
+
+
+@dataclass(frozen=True, slots=True)
 class Drop:
     """A row that was not kept: dropped (by a decision) or failed (with an error)."""
 

@@ -1,8 +1,8 @@
 """Export a run's rows as a data set for other programs, with a card.
 
-It reads {3_engrave,4_verbose_clone}/examples.jsonl, 2_self_align/responses.jsonl and 1_prompts/prompts.jsonl. It writes
-a folder with the split train, the split test if rows are held out from training, and README.md, constitution.yaml,
-NOTICE and export.json.
+It reads {3_engrave,4_verbose_clone}/examples.jsonl, 3_engrave/pairs.jsonl, 2_self_align/responses.jsonl and
+1_prompts/prompts.jsonl. It writes a folder with the split train, the split test if rows are held out from training, and
+README.md, constitution.yaml, NOTICE and export.json.
 
 Each row has the system prompt of its training text. In the format prompt-completion-text, the rows are the training
 text itself, and rows that another trainer would encode to different tokens are skipped.
@@ -18,7 +18,7 @@ from typing import Any
 
 from selfalign.data import formats
 from selfalign.data.formats import OUTPUT_FORMATS, OutputFormat, Row
-from selfalign.data.records import Example, Prompt, Response, stream_jsonl
+from selfalign.data.records import Example, PreferencePair, Prompt, Response, stream_jsonl
 from selfalign.errors import UserError
 from selfalign.export import dataset_card, record, row_files
 from selfalign.export.dataset_card import Configs
@@ -33,8 +33,10 @@ STAGES = {
     "verbose_cloning": "verbose_cloning_examples",
     "responses": "responses",
     "prompts": "prompts",
+    "pairs": "pairs",
 }
-"""Rows that can be exported -> their file in the run. engrave and verbose_cloning are the training pairs."""
+"""Rows that can be exported -> their file in the run. engrave and verbose_cloning are the training pairs; pairs are the
+preference pairs, in the format preference only."""
 
 _SPLITS = {"train": "train", "heldout": "test"}
 """Split of a row -> name of its file."""
@@ -67,7 +69,7 @@ def write(
     Args:
         row_format: one of `formats.OUTPUT_FORMATS`.
         stage: one of `STAGES`. If empty, each stage that has run becomes a configuration of the data set; a single
-            file gets the rows of engrave.
+            file gets the rows of engrave. The format preference has the rows of pairs.
         out: a folder, or a file (.jsonl, .parquet) for the training rows only; by default, RUN/export/....
         force: replace an existing export, or overwrite an existing file.
         file_type: jsonl or parquet; by default the suffix of `out`, else jsonl.
@@ -79,6 +81,13 @@ def write(
         raise UserError(f"unknown --format {row_format!r}; use one of {', '.join(OUTPUT_FORMATS)}")
     if stage and stage not in STAGES:
         raise UserError(f"unknown --stage {stage!r}; use one of {', '.join(STAGES)}")
+    if row_format == "preference":
+        stage = stage or "pairs"
+    if (row_format == "preference") != (stage == "pairs"):
+        raise UserError(
+            f"--format {row_format} does not apply to --stage {stage or 'engrave'}: the rows of pairs, and only these, "
+            "have the format preference"
+        )
     if out is not None:
         record.check_outside_run(context, out)
         if out.suffix.removeprefix(".") in row_files.FILE_TYPES and not out.is_dir():
@@ -101,7 +110,8 @@ def standard_folder(context: Context, row_format: str, stage: str = "") -> Path:
 
 def stages(context: Context, stage: str = "") -> list[str]:
     """Return the given stage, or all that have run. Raises UserError if there are no rows."""
-    names = [stage] if stage else [name for name in STAGES if context.run.jsonl(STAGES[name]).exists()]
+    known = [name for name in STAGES if name != "pairs"]
+    names = [stage] if stage else [name for name in known if context.run.jsonl(STAGES[name]).exists()]
     for name in names or ["prompts"]:
         _source(context, name)
     return names
@@ -109,7 +119,8 @@ def stages(context: Context, stage: str = "") -> list[str]:
 
 def _source(context: Context, stage: str) -> Path:
     if not (path := context.run.jsonl(STAGES[stage])).exists():
-        raise UserError(f"{path} is missing: its stage has not run")
+        why = "only engrave.method=dpo makes pairs, in stage 3" if stage == "pairs" else "its stage has not run"
+        raise UserError(f"{path} is missing: {why}")
     return path
 
 
@@ -180,22 +191,31 @@ def _rows(context: Context, stage: str, split: str) -> Iterator[tuple[str, Row]]
     """Yield the id and the row of each record of a split in the stage's file, without duplicates."""
     system_prompt, seen = context.run.constitution.system_prompt, set()
     path, heldout_ids = context.run.jsonl(STAGES[stage]), set()
-    if stage in ADAPTER_STAGES and (fraction := context.recipe.engrave.validation):
-        heldout_ids = held_out_ids([entry.id for entry in _records(path, stage)], fraction)
+    if stage in (*ADAPTER_STAGES, "pairs") and (fraction := context.recipe.engrave.validation):
+        trained = "engrave" if stage == "pairs" else stage
+        examples = _records(context.run.jsonl(STAGES[trained]), trained)
+        heldout_ids = held_out_ids([example.id for example in examples], fraction)
     for entry in _records(path, stage):
         in_training = "heldout" if entry.id in heldout_ids else "train"
         entry_split = entry.split if isinstance(entry, Prompt | Response) else in_training
         if entry.id in seen or split != entry_split:
             continue
         seen.add(entry.id)
-        if isinstance(entry, Example):
+        if isinstance(entry, PreferencePair):
+            system = system_prompt(entry.prompt)
+            yield entry.id, Row("selfalign pairs", entry.user, "", entry.chosen, system, rejected=entry.rejected)
+        elif isinstance(entry, Example):
             yield entry.id, Row("selfalign pairs", entry.user, "", entry.assistant, system_prompt(entry.prompt))
         else:
             response = entry.response if isinstance(entry, Response) else None
             yield entry.id, Row("selfalign", entry.instruction, entry.input, response, system_prompt("standard"))
 
 
-def _records(path: Path, stage: str) -> Iterator[Example] | Iterator[Response] | Iterator[Prompt]:
+def _records(
+    path: Path, stage: str
+) -> Iterator[Example] | Iterator[Response] | Iterator[Prompt] | Iterator[PreferencePair]:
+    if stage == "pairs":
+        return stream_jsonl(path, PreferencePair)
     if stage == "prompts":
         return stream_jsonl(path, Prompt)
     return stream_jsonl(path, Response) if stage == "responses" else stream_jsonl(path, Example)

@@ -11,6 +11,7 @@ from selfalign.run.context import Context
 DESCRIPTIONS = {
     "engrave": "the pairs that stage 3 trained on (principle engraving), including the identity pairs",
     "verbose_cloning": "the pairs that stage 4 trained on (verbose cloning), including the identity pairs",
+    "pairs": "the preference pairs of stage 3: a chosen and a rejected response to each prompt",
     "responses": "stage 2's responses that passed the filters",
     "prompts": "stage 1's prompts, without responses",
 }

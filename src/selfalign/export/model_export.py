@@ -103,6 +103,7 @@ def _write(trained: TrainedModel, form: str, weight_type: str, folder: Path, out
         name=trained.name,
         weight_type=weight_type,
         stage="given" if user_responses else trained.stage,
+        pairs=context.journal.counts("engrave").notes.get("pairs", 0) if trained.stage == "engrave" else 0,
         comparison=" ".join([*comparison, *([f"{outdated}."] if outdated else [])]),
     )
     (folder / "README.md").write_text(card, "utf-8")

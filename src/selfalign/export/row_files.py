@@ -13,7 +13,12 @@ FILE_TYPES = ("jsonl", "parquet")
 """Types of files, which are also their suffixes."""
 _ROW_GROUP = 1000
 """Rows in a row group, the unit in which readers load a Parquet file."""
-_MESSAGES = {"messages": ("messages",), "sharegpt": ("conversations",), "prompt-completion": ("prompt", "completion")}
+_MESSAGES = {
+    "messages": ("messages",),
+    "sharegpt": ("conversations",),
+    "prompt-completion": ("prompt", "completion"),
+    "preference": ("prompt", "chosen", "rejected"),
+}
 _STRINGS = {"alpaca": ("instruction", "input", "output", "system"), "prompt-completion-text": ("prompt", "completion")}
 _RESPONSES = ("output", "completion")
 
@@ -30,6 +35,8 @@ def trl_type(row_format: str, has_responses: bool) -> str:
         return "conversational language modeling" if has_responses else ""
     if row_format in ("alpaca", "sharegpt"):
         return ""
+    if row_format == "preference":
+        return "conversational preference"
     style = "standard" if row_format == "prompt-completion-text" else "conversational"
     return f"{style} {'prompt-completion' if has_responses else 'prompt-only'}"
 

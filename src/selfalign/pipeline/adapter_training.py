@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from statistics import fmean
+from typing import TYPE_CHECKING, Any, Literal
 
 from selfalign.data.records import Example, content_hash, read_jsonl, write_jsonl
 from selfalign.errors import Resumable, UserError
@@ -22,6 +23,7 @@ from selfalign.system.atomic import file_hash
 from selfalign.system.clock import Clock
 from selfalign.system.console import Bar
 from selfalign.training import adapter_import, preflight
+from selfalign.training.batches import PairRow
 from selfalign.training.record import thin_curve
 from selfalign.training.settings import TrainingSettings
 
@@ -47,6 +49,7 @@ def run(
     examples: Sequence[Example],
     removed: Iterable[RowOutcome] = (),
     adapter: Path | None = None,
+    rejected: Mapping[str, str] | None = None,
 ) -> list[Path]:
     """Apply the user's marks, encode the examples, train an adapter of the base and publish it; return the files.
 
@@ -54,6 +57,7 @@ def run(
         examples: the candidates; those longer than `max_length` tokens are dropped.
         removed: outcomes of rows that were removed from the input file.
         adapter: an adapter that was trained elsewhere, to publish instead of training.
+        rejected: with dpo, id of an example -> the response that it is preferred to.
     """
     clock, config = Clock(), context.recipe.training(kind)
     examples, dropped, message = marks.apply(marks.read(context.run), kind, examples)
@@ -61,6 +65,12 @@ def run(
         context.screen.say(f"  {message}", "dim")
     outcomes = [*removed, *dropped]
     rows_in = len(examples) + len(outcomes)
+    if rejected is not None and not config.sft_weight:
+        reason = "has no rejected response, and engrave.sft_weight is 0"
+        outcomes += [
+            RowOutcome(e.id, i, "dropped", reason, e.user) for i, e in enumerate(examples) if e.id not in rejected
+        ]
+        examples = [example for example in examples if example.id in rejected]
     files = [context.run.jsonl(f"{kind}_examples")]
     if context.model.is_fake:
         if adapter:
@@ -75,6 +85,8 @@ def run(
         if adapter:
             notes = _import(context, kind, encoded, config, adapter)
         else:
+            if rejected is not None:
+                encoded = _paired(context, kept, encoded, rejected)
             report = _preflight(context, kept, encoded, config, outcomes)
             if config.elsewhere:
                 raise Resumable(adapter_import.next_steps(context.run.path, kind))
@@ -83,6 +95,30 @@ def run(
     context.write_ledger(kind, outcomes, rows_in, clock, notes)
     context.run.checkpoint(kind).unlink(missing_ok=True)
     return files
+
+
+def _paired(
+    context: Context, examples: Sequence[Example], encoded: Sequence[Encoded], rejected: Mapping[str, str]
+) -> list[Encoded]:
+    """Return the rows with their rejected responses.
+
+    Raises:
+        UserError: there is not a single pair.
+    """
+    tokenizer, template, constitution = context.model.tokenizer(), context.model.template, context.run.constitution
+    rows: list[Encoded] = []
+    for example, row in zip(examples, encoded, strict=True):
+        if text := rejected.get(example.id):
+            system = constitution.system_prompt(example.prompt)
+            other = encode_example(tokenizer, template, system, example.user, text, constitution.assistant.name)
+            row = PairRow(row.ids, row.mask, other)
+        rows.append(row)
+    if not any(isinstance(row, PairRow) for row in rows):
+        raise UserError(
+            "no preference pairs: every rejected response was dropped (`selfalign status` lists the reasons); raise "
+            "engrave.pair_samples or engrave.length_ratio, or set engrave.method to sft"
+        )
+    return rows
 
 
 def _train(
@@ -95,7 +131,7 @@ def _train(
 ) -> dict[str, object]:
     """Train, publish the adapter in both forms and compare them; return notes for the ledger."""
     from selfalign.model import gguf_adapter
-    from selfalign.training import batches, checkpoint, device, loop, lora
+    from selfalign.training import batches, checkpoint, device, loop, lora, preference
 
     model = context.model
     folder = model.folder(context.screen.say)
@@ -118,15 +154,18 @@ def _train(
             checkpoint=_checkpoint(context, kind, rows, validation, config, placement),
             on_step=_step_display(context, bar),
             say=lambda text: context.screen.say(f"  {text}", "yellow"),
+            kind=preference.PreferenceTrainer if config.method == "dpo" else loop.Trainer,
         )
     clock.add(record.seconds_before)
     target = context.run.adapter(kind)
-    lora.save_adapter(adapted, target, model, _card(context, kind, len(rows)))
+    pairs = sum(isinstance(row, PairRow) for row in rows)
+    lora.save_adapter(adapted, target, model, _card(context, kind, len(rows), pairs))
     gguf_adapter.write(target, folder, context.run.adapter_gguf(kind), model.notice, _needs_gguf(context))
     parity = _parity(context, kind, adapted)
     del adapted
     gc.collect()
-    return {**_notes(record, validation), "computed": f"{placement.dtype} on {placement.device}", "parity": parity}
+    notes = {**_notes(record, validation), **_preference_notes(record, rows, config.epochs)}
+    return {**notes, "computed": f"{placement.dtype} on {placement.device}", "parity": parity}
 
 
 def _start(context: Context, kind: Kind) -> Path | None:
@@ -148,7 +187,9 @@ def _checkpoint(
     from selfalign.training.checkpoint import Checkpoint
 
     settings = config.deciding()
-    texts = [[(r.ids, sum(r.mask)) for r in part] for part in (rows, validation)]
+    texts: list[Any] = [[(r.ids, sum(r.mask)) for r in part] for part in (rows, validation)]
+    if config.method == "dpo":
+        texts.append([row.rejected.ids if isinstance(row, PairRow) else [] for row in rows])
     key = content_hash(context.model.identity, context.recipe.seed, settings, placement.dtype, placement.device, texts)
     if start := _start(context, kind):
         key = content_hash(key, file_hash(start / "adapter_model.safetensors"))
@@ -188,6 +229,18 @@ def _notes(record: TrainingRecord, validation: Sequence[Encoded]) -> dict[str, o
         notes["heldout_rows"] = len(validation)
     if record.best_step:
         notes["best_step"] = record.best_step
+    return notes
+
+
+def _preference_notes(record: TrainingRecord, rows: Sequence[Encoded], epochs: int) -> dict[str, object]:
+    """Return the ledger's notes about a training on pairs: means over the steps of the last epoch."""
+    if not (pairs := sum(isinstance(row, PairRow) for row in rows)):
+        return {}
+    notes: dict[str, object] = {"pairs": pairs}
+    steps = max(1, len(record.losses) // epochs)
+    for name, values in (("margin", record.margins), ("accuracy", record.accuracies)):
+        known = [value for value in values[-steps:] if value is not None]
+        notes[name] = round(fmean(known), 4) if known else None
     return notes
 
 
@@ -295,9 +348,13 @@ def _preflight(
     weights = sum(f.stat().st_size for f in model.folder().glob("*.safetensors")) / 1e6
     needed = costs.training_megabytes(weights, config.micro_batch_tokens)
     warning = preflight.check_memory(needed, environment.free_megabytes())
-    text = f"  {report.text()}; about {needed / 1000:.1f} GB"
+    pairs = [row for row in encoded if isinstance(row, PairRow)]
+    rejected = sum(len(row.rejected.ids) for row in pairs)
+    reference = rejected + sum(len(row.ids) for row in pairs)
+    text = f"  {report.text()}{f', {len(pairs):,} pairs' if pairs else ''}; about {needed / 1000:.1f} GB"
     if context.recipe.engine.slots == "auto" and (speed := context.speed()):
-        text += f" and {costs.training_seconds(report.tokens * config.epochs, speed) / 60:.0f} min"
+        seconds = costs.training_seconds((report.tokens + rejected) * config.epochs, speed, reference)
+        text += f" and {seconds / 60:.0f} min"
     context.screen.say(text, "dim")
     for finding in (*report.findings, *([warning] if warning else [])):
         which = f" (first: {examples[finding.rows[0]].id})" if finding.rows else ""
@@ -345,6 +402,6 @@ def _parity(context: Context, kind: Kind, adapted: object) -> dict[str, float]:
     return {**{k: round(v, 4) for k, v in asdict(result).items()}, "holds": result.holds}
 
 
-def _card(context: Context, kind: Kind, count: int) -> str:
+def _card(context: Context, kind: Kind, count: int, pairs: int = 0) -> str:
     is_given = kind == "engrave" and context.recipe.align.form == "given"
-    return model_card.adapter_card(context.model, context.run.constitution, "given" if is_given else kind, count)
+    return model_card.adapter_card(context.model, context.run.constitution, "given" if is_given else kind, count, pairs)

@@ -87,7 +87,7 @@ STEPS: dict[Stage, Step] = {
         "3  Principle engraving",
         step3_principle_engraving.run,
         lambda run: [run.jsonl("responses")],
-        lambda run: _adapter(run, "engrave"),
+        lambda run: [run.jsonl("pairs"), *_adapter(run, "engrave")],
     ),
     "verbose_cloning": Step(
         "4  Verbose cloning",
@@ -181,7 +181,12 @@ def _plan(context: Context) -> None:
         return
     recipe = context.recipe
     has_prompts, has_responses = recipe.prompts.file is not None, recipe.align.form == "given"
-    idle = {"engrave", "report", *(["prompts"] if has_prompts else []), *(["align"] if has_responses else [])}
+    idle = {
+        "report",
+        *(["engrave"] if recipe.engrave.method == "sft" else []),
+        *(["prompts"] if has_prompts else []),
+        *(["align"] if has_responses else []),
+    }
     generates = set(recipe.stages) - idle
     # The speed is used only if the run measures it anyway.
     speed = context.speed() if generates and recipe.engine.slots == "auto" else None
@@ -247,7 +252,8 @@ def inputs_hash(context: Context, stage: Stage) -> str:
     seeds = Path(run.recipe.seeds)
     seeds_hash = file_hash(seeds) if stage == "prompts" and seeds.is_file() else ""
     benchmarks = [file_hash(Path(f)) for f in run.recipe.evaluate.benchmarks if Path(f).is_file()]
-    if stage in ("prompts", "align", "verbose_cloning"):
+    has_pairs = stage == "engrave" and run.recipe.engrave.method == "dpo"
+    if stage in ("prompts", "align", "verbose_cloning") or has_pairs:
         benchmarks.append(scenarios.digest())
     # Without marks the hash is that of versions without marks, so that their runs are not trained again.
     stage_marks = [digest] if stage in marks.STAGES and (digest := marks.digest(run, stage)) else []

@@ -3,7 +3,8 @@
 2_self_align/responses.jsonl -> 3_engrave/examples.jsonl, 3_engrave/adapter/, 3_engrave/adapter.gguf
 
 The examples are the kept responses of the training split and the constitution's identity pairs, under the standard
-system prompt. (SELF-ALIGN, arXiv 2305.03047, section 3.4.)
+system prompt. (SELF-ALIGN, arXiv 2305.03047, section 3.4.) With `engrave.method: dpo`, the responses are also preferred
+to rejected ones (`preference_pairs`).
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Final
 
 from selfalign.constitution import Constitution
 from selfalign.data.records import Example, content_hash
-from selfalign.pipeline import adapter_training
+from selfalign.pipeline import adapter_training, preference_pairs
 from selfalign.run.context import Context
 
 STAGE: Final = "engrave"
@@ -41,6 +42,14 @@ def run(context: Context, adapter: Path | None = None) -> list[Path]:
         adapter: an adapter that was trained elsewhere, to publish instead of training.
     """
     responses = context.responses()
-    examples = [Example(r.id, "standard", r.message, r.response, r.source) for r in responses if r.split == "train"]
+    train = [r for r in responses if r.split == "train"]
+    examples = [Example(r.id, "standard", r.message, r.response, r.source) for r in train]
+    rejected, files = None, list[Path]()
+    if context.recipe.engrave.method == "dpo":
+        rejected = preference_pairs.run(context, examples, {r.id: r.principles for r in train})
+        files = [context.run.jsonl("pairs")]
+    else:
+        context.run.jsonl("pairs").unlink(missing_ok=True)  # of a run whose method has changed
+        context.journal.restart(preference_pairs.STAGE)
     examples += identity_examples(context.run.constitution, context.recipe.engrave.identity_repeats)
-    return adapter_training.run(context, STAGE, examples, responses.removed(), adapter)
+    return [*files, *adapter_training.run(context, STAGE, examples, responses.removed(), adapter, rejected)]

@@ -29,6 +29,8 @@ TRAINING_SPEED, TRAINING_START = 0.37, 21.0
 SCORING_SPEED, SCORING_START = 0.6, 8.0
 """The same for log-probabilities: 270 tokens/s for TruthfulQA's choices; loading takes 8 seconds
 (benchmarks/training.py)."""
+FORWARD_SHARE = 1 / 3
+"""The work of a forward pass without a backward pass, relative to both."""
 _CONVERSION = 70
 """Seconds to convert the embedded model's weights."""
 _ROW_BYTES = 2600
@@ -159,9 +161,13 @@ def training_megabytes(weights_mb: float, micro_batch_tokens: int = 1024) -> flo
     return float(weights_mb * 1.3 + micro_batch_tokens * 1.1 * (weights_mb / 1072) ** 0.67 + 1300)
 
 
-def training_seconds(tokens: int, speed: Calibration) -> float:
-    """Return the seconds to train on that many tokens, including the start."""
-    return tokens / (speed.prompt_tokens_per_second * TRAINING_SPEED) + TRAINING_START
+def training_seconds(tokens: int, speed: Calibration, reference: int = 0) -> float:
+    """Return the seconds to train on that many tokens, including the start.
+
+    Args:
+        reference: tokens whose log-probabilities under the reference are computed.
+    """
+    return (tokens + FORWARD_SHARE * reference) / (speed.prompt_tokens_per_second * TRAINING_SPEED) + TRAINING_START
 
 
 def _generation(work: sizes.Generation, machine: Machine) -> StagePlan:
@@ -187,7 +193,7 @@ def _generation(work: sizes.Generation, machine: Machine) -> StagePlan:
 def _training(work: sizes.Training, machine: Machine) -> StagePlan:
     seconds = None
     if machine.speed:
-        seconds = training_seconds(work.total, machine.speed)
+        seconds = training_seconds(work.total, machine.speed, work.reference)
         seconds += 0 if machine.converted or work.stage != "engrave" else _CONVERSION
     return StagePlan(work.stage, 0, 0, 0, work.total, work.total, seconds)
 

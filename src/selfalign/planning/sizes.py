@@ -9,7 +9,7 @@ responses, so their lengths are given as fractions of the limits.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from selfalign.constitution import Constitution
@@ -36,6 +36,12 @@ ANSWERS_KEPT = 0.958
 _SAMPLE_REJECTED = 0.255
 """The fraction of responses after which stage 2 generates another one (`align.samples`): 214 responses to 162 prompts,
 with at most three samples."""
+_UNUSABLE = 0.845
+"""The fraction of responses without the constitution after which `engrave.method: dpo` generates another one: 236
+responses to 75 prompts, with at most four samples, gave 35 pairs."""
+_UNCHECKED_LENGTH, _REJECTED_LENGTH = 0.79, 0.73
+"""Lengths in that run: of these responses relative to those of stage 2, and of the rejected response of a pair relative
+to the chosen one."""
 VERBOSE_KEPT = 0.738
 TURN_TOKENS = 46.5
 """Tokens of an example without its response: system prompt, message and turns."""
@@ -121,6 +127,8 @@ class Training:
     batch: int
     """Examples of an optimiser step."""
     longest: int
+    reference: int = 0
+    """Tokens whose log-probabilities under the reference are computed, with dpo."""
 
     @property
     def total(self) -> int:
@@ -191,7 +199,11 @@ class _Sizes:
                 work.append(self._align())
             elif stage == "engrave":
                 answered = (self._prompts - self._heldout) * ANSWERS_KEPT
-                work.append(self._train("engrave", [self._engraved(round(answered) + self._identity())]))
+                rows = self._engraved(round(answered) + self._identity())
+                if self._recipe.engrave.method == "dpo":
+                    work += self._prefer(round(answered), rows)
+                else:
+                    work.append(self._train("engrave", [rows]))
             elif stage == "verbose_cloning":
                 verbose = self._verbose()
                 kept = round(verbose.requests * VERBOSE_KEPT)
@@ -298,6 +310,20 @@ class _Sizes:
     def _engraved(self, count: int) -> _Rows:
         answer = min(self._lengths.answer, self._recipe.align.max_new_tokens)
         return _Rows(count, answer * KEPT_LENGTH["engrave"])
+
+    def _prefer(self, chosen: int, rows: _Rows) -> list[Work]:
+        """Return the rejected responses to that many prompts, and the training, where a rejected response is a row."""
+        config, limit = self._recipe.engrave, self._recipe.align.max_new_tokens
+        requests = round(chosen * sum(_UNUSABLE**n for n in range(config.pair_samples)))
+        shared = round(len(self._constitution.system_prompt("standard")) / _CHARACTERS_PER_TOKEN)
+        pairs = _Rows(round(chosen * (1 - _UNUSABLE**config.pair_samples)), rows.answer * _REJECTED_LENGTH)
+        training = self._train("engrave", [rows, pairs])
+        reference = round(2 * pairs.examples * (TURN_TOKENS + (rows.answer + pairs.answer) / 2))
+        tokens = min(self._lengths.answer * _UNCHECKED_LENGTH, limit)
+        return [
+            Generation("pairs", requests, 20, shared, tokens, limit),
+            replace(training, reference=reference),
+        ]
 
     def _train(self, stage: str, rows: list[_Rows]) -> Training:
         config, kept = self._recipe.training(stage), sum(r.examples for r in rows)

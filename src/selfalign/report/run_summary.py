@@ -38,7 +38,9 @@ def story(run: RunDir) -> str:
     steps = {
         "prompts": "took the user's prompts" if user_prompts else "wrote prompts",
         "align": "took the user's responses" if user_responses else "responded to them under the constitution",
-        "engrave": "was trained on these responses" + ("" if user_responses else " without the constitution"),
+        "engrave": "was trained on these responses"
+        + ("" if user_responses else " without the constitution")
+        + (", to prefer them to responses that it wrote without it" if run.recipe.engrave.method == "dpo" else ""),
         "verbose_cloning": "was trained on its own verbose responses",
     }
     parts = [text for stage, text in steps.items() if stage in run.recipe.stages] or ["was evaluated"]
@@ -64,7 +66,8 @@ def facts(run: RunDir) -> list[list[str]]:
         "engrave": [
             "engraving",
             f"LoRA rank {engrave.rank}, alpha {engrave.alpha}, on {', '.join(engrave.targets)}; learning rate "
-            f"{engrave.learning_rate:g}, epochs {engrave.epochs}, batch {engrave.batch_size}",
+            f"{engrave.learning_rate:g}, epochs {engrave.epochs}, batch {engrave.batch_size}"
+            + (f"; DPO, beta {engrave.beta:g}, sft weight {engrave.sft_weight:g}" if engrave.method == "dpo" else ""),
         ],
         "verbose_cloning": ["verbose responses", _sampling(recipe.verbose_cloning)],
         "evaluate": [
@@ -140,6 +143,7 @@ def funnel(run: RunDir, stages: list[dict[str, Any]], human: dict[str, int]) -> 
     )
     steps += [
         ("align", "responses under the constitution"),
+        ("pairs", "preference pairs"),
         ("engrave", "examples for engraving, with identity pairs"),
         ("verbose_responses", "verbose responses"),
         ("verbose_cloning", "examples for verbose cloning"),
@@ -161,9 +165,11 @@ def funnel(run: RunDir, stages: list[dict[str, Any]], human: dict[str, int]) -> 
 def training(stages: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return the training record of each stage that trained.
 
-    `curve` has [step, loss, learning rate], `heldout` [step, loss]; both may be empty.
+    `curve` has [step, loss, learning rate], `heldout` [step, loss]; both may be empty. For `preference`, see
+    `preference`.
     """
     records = []
+    lengths: dict[str, Any] = next((stage["notes"] for stage in stages if stage["stage"] == "pairs"), {})
     for stage in stages:
         notes = stage["notes"]
         if "loss_last" not in notes and "curve" not in notes:
@@ -178,9 +184,23 @@ def training(stages: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 "parity": notes.get("parity") or {},
                 "curve": notes.get("curve") or [],
                 "heldout": notes.get("heldout") or [],
+                "preference": preference(notes, lengths),
             }
         )
     return records
+
+
+def preference(notes: dict[str, Any], pairs: dict[str, Any]) -> dict[str, Any]:
+    """Return the numbers of a training on pairs, and the remaining difference in length; empty without pairs.
+
+    Args:
+        notes: those of the training's ledger.
+        pairs: those of the ledger of the pairs.
+    """
+    if not notes.get("pairs"):
+        return {}
+    keys = ("chosen_characters", "rejected_characters", "chosen_longer")
+    return {**{key: notes.get(key) for key in ("pairs", "margin", "accuracy")}, **{key: pairs.get(key) for key in keys}}
 
 
 def plan_and_actual(run: RunDir, stages: list[dict[str, Any]]) -> dict[str, Any]:

@@ -28,6 +28,7 @@ JSONL_FILES = {
     "prompts": "1_prompts/prompts.jsonl",
     "responses": "2_self_align/responses.jsonl",
     "engrave_examples": "3_engrave/examples.jsonl",
+    "pairs": "3_engrave/pairs.jsonl",
     "verbose_responses": "4_verbose_clone/responses.jsonl",
     "verbose_cloning_examples": "4_verbose_clone/examples.jsonl",
     "answers": "5_evaluation/answers.jsonl",

@@ -94,6 +94,7 @@ TITLES = {
     "topics": "1b topics",
     "red_team": "1b red-teaming",
     "align": "2 self-align",
+    "pairs": "3 preference pairs",
     "engrave": "3 engrave",
     "verbose_responses": "4 verbose responses",
     "verbose_cloning": "4 verbose cloning",

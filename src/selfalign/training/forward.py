@@ -93,9 +93,7 @@ def hidden_at_loss(model: Any, rows: Sequence[Encoded], prefix: int = 0) -> tupl
     return hidden, torch.roll(ids, -1, 1)[positions]
 
 
-def backward(
-    model: Any, loss: LinearCrossEntropy, micro_batch: MicroBatch, total: int, weight: float = 1.0
-) -> float:
+def backward(model: Any, loss: LinearCrossEntropy, micro_batch: MicroBatch, total: int, weight: float = 1.0) -> float:
     """Run a micro-batch forward and backward, adding its gradient to the adapter's parameters.
 
     Args:

@@ -7,8 +7,9 @@ computed in closed form, softmax - one_hot(target), chunk by chunk: a chunk's lo
 buffer that all chunks share, and are at once multiplied by the head's weight (benchmarks/training.py).
 
 To change the loss, change `LinearCrossEntropy._losses_and_softmax` (the values) and `losses_and_gradients`
-(their gradient); tests/training/test_loss.py compares both with autograd. The class also computes the held-out losses of
-training and evaluation (`forward.token_losses`). Folders made by `selfalign export RUN launch` train with TRL's loss.
+(their gradient); tests/training/test_loss.py compares both with autograd. The class also computes the held-out losses
+of training and evaluation (`forward.token_losses`). Folders made by `selfalign export RUN launch` train with TRL's
+loss.
 """
 
 from __future__ import annotations

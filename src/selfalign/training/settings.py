@@ -83,8 +83,8 @@ class TrainingSettings(Strict):
     def _check_elsewhere(self) -> TrainingSettings:
         if self.elsewhere and self.method == "dpo":
             raise ValueError(
-                "elsewhere trains with sft only, and method is dpo: train on the pairs of `selfalign export RUN dataset "
-                "--format preference`, and set elsewhere to false"
+                "elsewhere trains with sft only, and method is dpo: set elsewhere to false, or train on the pairs of "
+                "`selfalign export RUN dataset --format preference`"
             )
         return self
 

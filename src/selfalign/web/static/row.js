@@ -62,10 +62,11 @@ function stage(step, detail, own) {
   const parts = [h("h3", {}, title(step.stage), " ", outcome(step))];
   if (step.message !== own.message) parts.push(h("p", { class: "pre" }, step.message));
   if (step.thoughts) parts.push(h("p", { class: "pre thoughts" }, step.thoughts));
-  if (step.principles.length && step.stage !== "engrave") {
+  if (step.principles.length && !["pairs", "engrave"].includes(step.stage)) {
     parts.push(h("p", { class: "cites" }, step.principles.map((p) =>
       h("button", { class: "quiet", title: "Show only rows that cite it", onclick: () => setFilter("principle", p) }, h("b", {}, String(p)), ` ${about.principles[p] ?? ""}`))));
   }
+  if (step.stage === "pairs" && step.answer) parts.push(h("p", { class: "soft small" }, "Rejected response:"));
   const isRepeated = detail.steps.some((other) => other !== step && other.answer === step.answer && ["align", "verbose_responses"].includes(other.stage));
   if (step.answer && !(isRepeated && ["engrave", "verbose_cloning"].includes(step.stage))) parts.push(h("p", { class: "pre" }, step.answer));
   else if (isRepeated && step.answer) parts.push(h("p", { class: "soft small" }, `Training example: the response above under the ${step.prompt || "standard"} system prompt.`));

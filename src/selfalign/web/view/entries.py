@@ -67,6 +67,7 @@ FILES: dict[str, tuple[str, ...]] = {
     "topics": ("topics",),
     "red_team": ("prompts", "red_team"),
     "align": ("prompts", "responses"),
+    "pairs": ("prompts", "pairs"),
     "engrave": ("prompts", "responses", "engrave_examples"),
     "verbose_responses": ("prompts", "verbose_responses"),
     "verbose_cloning": ("prompts", "verbose_cloning_examples"),
@@ -141,6 +142,8 @@ class EntryBuilder:
         rows = {name: file.get(outcome.id) for name, file in self._files.items()}
         if self._stage in ("align", "verbose_responses"):
             return self._response(outcome, rows)
+        if self._stage == "pairs":
+            return self._pair(outcome, rows)
         if self._stage in ("engrave", "verbose_cloning"):
             return self._example(outcome, rows)
         if self._stage == "evaluate":
@@ -174,6 +177,17 @@ class EntryBuilder:
             outcome, described, message=_text(example, "user") or outcome.text, answer=_text(example, "assistant"),
             principles=_numbers(response.get("principles")), prompt=_text(example, "prompt"),
         )  # fmt: skip
+
+    def _pair(self, outcome: RowOutcome, rows: Mapping[str, dict[str, Any]]) -> Entry:
+        """Return the rejected response; the chosen one is that of stage 2."""
+        prompt, pair = rows["prompts"], rows["pairs"]
+        if pair and outcome.state == "kept":
+            return _entry(
+                outcome, prompt, message=_text(pair, "user"), answer=_text(pair, "rejected"),
+                principles=_numbers(pair.get("principles")), prompt=_text(pair, "prompt"),
+            )  # fmt: skip
+        message, _, answer = split_ledger_text(outcome.text, _message(prompt))
+        return _entry(outcome, prompt, message=message, answer=answer)
 
     def _evaluation(self, outcome: RowOutcome, answer: dict[str, Any]) -> Entry:
         prompt = self._files["prompts"].get(_text(answer, "id"))
