@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from selfalign.constitution import Constitution
+from selfalign.constitution.diff import diff
 from selfalign.data.records import Example, PreferencePair, Response, read_jsonl, write_jsonl
 from selfalign.errors import Interrupted, UserError
 from selfalign.export import dataset, launch
@@ -120,6 +121,8 @@ def test_antitheses_of_the_cited_principles_are_shown(fake_run: Runs, default_co
     assert texts.human_items(0)["antitheses"] == 2
     assert texts.human_items(0)["total"] == default_constitution.human_items(0)["total"] + 2
     assert texts.digest() != default_constitution.digest()
+    (first, _) = diff(default_constitution, texts, len)["principles"]["reworded"]
+    assert first["to"] == "Never mind rule 1." and first["name"].endswith(", antithesis")
     context = prepare(fake_run(*DPO, script=script, texts=texts), "good")
     order.run_stage(context, "engrave")
     assert "Never mind rule 3." in seen[0] and "Never mind rule 1." not in seen[0]

@@ -36,6 +36,9 @@ def diff(old: Constitution, new: Constitution, count: Callable[[str], int]) -> C
             "renumbered": [{"name": q.name, "from": p.id, "to": q.id} for p, q in shared if p.id != q.id],
             "reworded": [
                 {"id": q.id, "name": q.name, "from": p.rule, "to": q.rule} for p, q in shared if p.rule != q.rule
+            ] + [
+                {"id": q.id, "name": f"{q.name}, antithesis", "from": p.antithesis, "to": q.antithesis}
+                for p, q in shared if p.antithesis != q.antithesis
             ],
             "probes": [
                 {"id": q.id, "name": q.name, "from": len(p.probes), "to": len(q.probes), **_probes(p, q)}
