@@ -152,7 +152,7 @@ def test_digest_includes_types_only_if_they_have_exemplars(typed: Constitution, 
 def test_digest_without_the_new_keys_is_unchanged(typed: Constitution):
     value = typed.model_dump(mode="json")
     for principle in value["principles"]:
-        del principle["probes"]
+        del principle["probes"], principle["antithesis"]
     new = {"about": "", "more_examples": [], "weight": 1, "exemplars": [], "check": None, "twin_of": ""}
     for kind in value["question_types"]:
         for key in new:
