@@ -436,6 +436,29 @@ def test_file_is_pinned_by_its_sha256(tmp_path: Path, monkeypatch: pytest.Monkey
         list(UserData(results))
 
 
+ADDRESSES = {
+    "https://huggingface.co/datasets/tatsu-lab/alpaca": "is an address: name the hub data set as tatsu-lab/alpaca$",
+    "hf://datasets/tatsu-lab/alpaca/data": "is an address: name the hub data set as tatsu-lab/alpaca$",
+    "s3://bucket/rows.jsonl": "is an address: download the file, and name that",
+    "-": "is no regular file: rows are read several times, so save them in one",
+    "/dev/null": "is no regular file",
+    "~nobody-of-that-name/rows.jsonl": "does not exist",
+}
+
+
+@pytest.mark.parametrize("name", ADDRESSES)
+def test_what_is_no_file_is_an_error_with_advice(name: str):
+    for text in (name, str(Path(name))):
+        with pytest.raises(UserError, match=ADDRESSES[name]):
+            user_data.pin_source(text)
+
+
+def test_home_is_expanded_in_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "mine.jsonl").write_text('{"prompt": "a"}\n')
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert user_data.pin_source("~/mine.jsonl")[0] == str(tmp_path / "mine.jsonl")
+
+
 def test_recipe_without_a_file_is_an_error():
     with pytest.raises(UserError, match=r"has no prompts\.file"):
         UserData(QUICK)

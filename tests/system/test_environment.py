@@ -24,6 +24,10 @@ def no_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
+def test_unknown_user_in_a_path_is_no_error():
+    assert environment.expand_home("~nobody-of-that-name/x") == Path("~nobody-of-that-name/x")
+
+
 def test_missing_home_names_the_setting(no_home: None):
     with pytest.raises(UserError, match=r"no home folder.*set SELFALIGN_CACHE"):
         environment.cache_folder()

@@ -9,6 +9,7 @@ import sys
 
 import pytest
 
+from selfalign.system.console import Screen
 from selfalign.system.streams import prepare_streams, print_document
 
 TEXT = "Übung – 🍎"
@@ -36,6 +37,12 @@ def test_documents_lose_no_character(monkeypatch: pytest.MonkeyPatch, encoding: 
     print("before")
     print_document(json.dumps({"text": TEXT}, ensure_ascii=False))
     assert content.getvalue().decode() == f'before\n{{"text": "{TEXT}"}}\n'
+
+
+def test_terminal_of_no_width_shows_messages(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    monkeypatch.setenv("COLUMNS", "0")
+    Screen().say("kept: 5")
+    assert capsys.readouterr().err == "kept: 5\n"
 
 
 def test_closed_streams_do_not_give_their_numbers_to_files():

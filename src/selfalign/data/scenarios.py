@@ -10,12 +10,12 @@ import json
 from collections.abc import Iterator
 from functools import cache
 from importlib import resources
-from pathlib import Path
 from typing import Any, Literal, get_args
 
 from pydantic import Field
 
 from selfalign.data.records import content_hash
+from selfalign.system.environment import expand_home
 from selfalign.system.strict_yaml import Strict, parse_yaml, read_text, validate
 
 Group = Literal[
@@ -91,7 +91,7 @@ def read_scenarios(source: str) -> ScenarioFile:
     Raises:
         UserError: the file does not have the format of scenarios.
     """
-    text, where = read_text(Path(source).expanduser(), "scenarios"), f"scenarios {source}"
+    text, where = read_text(expand_home(source), "scenarios"), f"scenarios {source}"
     return validate(ScenarioFile, parse_yaml(text, where), where)
 
 

@@ -6,6 +6,7 @@ and compares its SHA-256 with that of the recipe.
 
 from __future__ import annotations
 
+import re
 import sqlite3
 from collections import Counter
 from collections.abc import Iterator
@@ -18,8 +19,10 @@ from selfalign.data.records import prompt_id
 from selfalign.data.text import clean_text, remove_control_characters
 from selfalign.errors import Resumable, UserError
 from selfalign.system.atomic import file_hash
+from selfalign.system.environment import expand_home
 
 _UNREAD_KEYS_SHOWN = 6
+_HUB_ADDRESS = re.compile(r"(?:https?:/+huggingface\.co/datasets|hf:/+datasets)/([\w.-]+/[\w.-]+)")
 
 
 class UserDataSettings(Protocol):
@@ -43,12 +46,23 @@ def pin_source(name: str, frozen: str | None = None) -> tuple[str, str | None]:
     Raises:
         UserError: the file does not exist, or the hub cannot be reached.
     """
-    path = Path(name)
+    path = expand_home(name)
     if path.is_file() or path.is_dir():
         return str(path.absolute()), _hash(path)
     if data_set := tables.parse_hub_name(name):
         return tables.pin_revision(data_set, frozen), None
-    raise UserError(f"prompts file {name!r} does not exist")
+    raise UserError(f"prompts file {name!r} {_reason(name, path)}")
+
+
+def _reason(name: str, path: Path) -> str:
+    """Return why a name is no source, and what to do about it."""
+    if match := _HUB_ADDRESS.match(name):
+        return f"is an address: name the hub data set as {match[1]}"
+    if re.match(r"\w+:/", name):
+        return "is an address: download the file, and name that"
+    if name == "-" or path.exists():
+        return "is no regular file: rows are read several times, so save them in one"
+    return "does not exist"
 
 
 def _hash(path: Path) -> str:

@@ -18,6 +18,7 @@ from typing import Any, ClassVar, Protocol
 
 from selfalign.data.records import content_hash, json_lines
 from selfalign.errors import UserError
+from selfalign.system.environment import expand_home
 
 FOLDER = "SELFALIGN_BENCHMARKS"
 """The environment variable that names the folder with benchmark files."""
@@ -128,7 +129,7 @@ def load(origin: Origin, source: str | None = None, recipe_files: Sequence[str] 
     source = source or origin.find(recipe_files)
     if source is None:
         raise UserError(f"{name}: no benchmark file was found; {origin.remedy}")
-    path = Path(source).expanduser()
+    path = expand_home(source)
     if path.exists():
         items, sha256 = origin.read(path)
     elif re.fullmatch(r"[\w.-]+/[\w.-]+", source) and not path.parent.exists():

@@ -23,6 +23,7 @@ import numpy as np
 from selfalign.errors import UserError
 from selfalign.model import gguf_adapter, plain_lora
 from selfalign.system import atomic
+from selfalign.system.environment import expand_home
 from selfalign.system.signals import STOP
 
 SCRIPT = "convert_hf_to_gguf.py"
@@ -192,7 +193,7 @@ def find_converter(source: str, folder: Path) -> Path:
         UserError: the script is not installed.
     """
     setting = os.environ.get(VARIABLE, "")
-    path = Path(setting).expanduser()
+    path = expand_home(setting)
     candidates = [path, path / SCRIPT] if setting else [Path(p) for p in [shutil.which(SCRIPT)] if p]
     for candidate in candidates:
         if candidate.is_file():

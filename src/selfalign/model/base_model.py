@@ -16,7 +16,7 @@ from selfalign.model import hub, plain_lora
 from selfalign.model.conversion import convert, convert_tokenizer, folder_lock
 from selfalign.model.dialogue import Template, Tokenizer, detect
 from selfalign.system.atomic import file_hash
-from selfalign.system.environment import cache_folder, cache_subfolder, read_cached, save_cached
+from selfalign.system.environment import cache_folder, cache_subfolder, expand_home, read_cached, save_cached
 
 BASE_NOTE = "base.json"
 """The file in an adapter's folder that names the base it was trained on."""
@@ -78,7 +78,7 @@ class Model:
     @property
     def name(self) -> str:
         """The source without local folders: "embedded", a hub id, or the last part of a path."""
-        path = Path(self.source).expanduser()
+        path = expand_home(self.source)
         return path.name if self.source != "embedded" and path.exists() else self.repository or self.source
 
     @property

@@ -11,7 +11,7 @@ from selfalign.errors import UserError
 from selfalign.model import hub
 from selfalign.model.base_model import Model
 from selfalign.system import atomic
-from selfalign.system.environment import cache_folder, cache_subfolder
+from selfalign.system.environment import cache_folder, cache_subfolder, expand_home
 
 _GEMMA_NOTICE = (
     "Made from Gemma 3 270M. Gemma is provided under and subject to the Gemma Terms of Use found at "
@@ -31,7 +31,7 @@ def resolve(source: str) -> Model:
     """
     if source == "embedded":
         return _embedded()
-    path = Path(source).expanduser()
+    path = expand_home(source)
     if path.is_file():
         return _from_gguf(source, path.absolute())
     if path.is_dir():

@@ -5,11 +5,11 @@ from __future__ import annotations
 import difflib
 import re
 from dataclasses import dataclass
-from pathlib import Path
 
 from selfalign.errors import UserError
 from selfalign.planning import hardware
 from selfalign.planning.hardware import Gpu, Shape
+from selfalign.system.environment import expand_home
 from selfalign.system.format import did_you_mean
 
 _KEYS = ("gpus", "nodes", "model", "network")
@@ -114,7 +114,7 @@ def shape_of(name: str, recipe_model: str) -> Shape:
         model = "270m"
     if shape := hardware.SHAPES.get(model.lower()):
         return shape
-    path = Path(model).expanduser()
+    path = expand_home(model)
     if path.is_dir():
         return hardware.read_shape(path)
     where = "--cluster model" if name else "the recipe's model"

@@ -27,6 +27,7 @@ from selfalign.generation.settings import (
 )
 from selfalign.quality.filter_settings import FilterSettings
 from selfalign.run.storage import Location
+from selfalign.system.environment import expand_home
 from selfalign.system.strict_yaml import Strict, parse_yaml, read_text, validate
 from selfalign.training.settings import TrainingSettings
 
@@ -285,7 +286,7 @@ def located(recipe: Recipe, prompts: Path | None = None, source: str = "", froze
     folder = Path() if source in ("", *SHIPPED) else Path(source).parent
 
     def locate(text: str) -> Path:
-        return folder / text if (folder / text).exists() else Path(text)
+        return folder / text if (folder / text).exists() else expand_home(text)
 
     for key in ("model", "seeds", "constitution"):
         if value[key] not in ("", "embedded", *CONSTITUTIONS) and locate(value[key]).exists():

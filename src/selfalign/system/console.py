@@ -34,6 +34,8 @@ class Screen:
     def __init__(self, verbosity: int = 0) -> None:
         self.verbosity = verbosity
         self.console = Console(stderr=True, highlight=False)
+        if self.console.width < 1:  # some terminals without a window say 0, and rich then prints nothing
+            self.console.width = 80
 
     def say(self, text: str, style: str = "") -> None:
         """Print a message unless quiet. Control characters are removed."""

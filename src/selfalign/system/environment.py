@@ -94,6 +94,14 @@ def provide_home() -> None:
         os.environ["HOME"] = os.environ.get("SELFALIGN_CACHE") or os.devnull
 
 
+def expand_home(path: str | Path) -> Path:
+    """Return a path with the home folder for "~" or "~name"; unchanged if there is no such user."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
+
+
 def share_processor() -> None:
     """Let idle OpenMP threads sleep, unless OMP_WAIT_POLICY is set. Call it before torch is imported.
 
