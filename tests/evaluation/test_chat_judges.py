@@ -155,6 +155,26 @@ def test_any_reply_is_read(text: str):
     assert isinstance(alternatives(text), list)
 
 
+VERDICTS = {
+    "A": "A", " b.\n": "B", "**Tie**": "tie", "`A`": "A", "(B)": "B", '```json\n{"verdict": "A"}\n```': "A",
+    "A is better": "", "neither": "", "": "", "AB": "", '{"verdict": 5}': "", "C": "", "I refuse": "",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("text", VERDICTS)
+def test_verdict_in_plain_text_is_one_of_the_choices(text: str):
+    assert judges.parse_letter(text) == VERDICTS[text]
+
+
+@pytest.mark.parametrize(
+    ("text", "verdict"),
+    [("Yes", True), ("**No**", False), ("no, it is false", False), ("Note that it is", None), ("Yesterday", None),
+     ("None of it", None), ("", None), ('{"verdict": "yes"}', True)],
+)  # fmt: skip
+def test_truth_in_plain_text_is_a_word(text: str, verdict: bool | None):
+    assert judges.parse_truth(text) is verdict
+
+
 def test_alternatives_of_a_grammar_are_listed():
     assert alternatives('root ::= " yes" | " no"') == ["yes", "no"]
     assert alternatives(judges._PAIR_STEP.grammar) == ["A", "B", "tie"]

@@ -6,6 +6,7 @@ verdict, in a trial. A judge whose accuracy there may be chance judges nothing.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -172,8 +173,18 @@ def judge_truth(
         SelfAlignError: the engine failed.
     """
     replies = judge.replies(journal, TRUTH_STAGE, truth_requests(judge, pairs, informative), on_done)
-    words = [read_choice(reply).lower() for reply in replies]
-    return [True if w.startswith("yes") else False if w.startswith("no") else None for w in words]
+    return [parse_truth(reply) for reply in replies]
+
+
+def parse_truth(text: str) -> bool | None:
+    """Return whether a reply begins with the word yes or no; None for any other reply."""
+    word = re.match(r"(yes|no)\b", _plain_choice(text))
+    return word[1] == "yes" if word else None
+
+
+def _plain_choice(text: str) -> str:
+    """Return the choice in a reply in lower case, without the marks around it, such as those of bold text."""
+    return read_choice(text).strip(" \n.*`\"'()").lower()
 
 
 def truth_trial_pairs(items: Sequence[Referenced]) -> list[tuple[Referenced, str]]:
@@ -272,7 +283,7 @@ def _pair_prompt(pair: AnswerPair) -> tuple[str, str, str]:
 
 def parse_letter(text: str) -> str:
     """Return A, B or tie; empty for any other reply."""
-    reply = read_choice(text).removesuffix(".").lower()
+    reply = _plain_choice(text)
     return next((letter for letter in LETTERS if reply == letter.lower()), "")
 
 

@@ -22,6 +22,7 @@ _REASONING_LIMIT = 4096
 """Maximum tokens of a reply, once a reply of `_SHORT_LIMIT` tokens has ended before its text began."""
 _STRING = r'"(?:[^"\\]|\\.)*"'
 _ALTERNATIVES = re.compile(rf"root ::= {_STRING}(?: \| {_STRING})*")
+_FENCE = re.compile(r"```(?:json)?\s*(\{.*\})\s*```", re.DOTALL)
 _THOUGHT = re.compile(r"\s*<think>.*?</think>", re.DOTALL)
 
 
@@ -136,6 +137,8 @@ def alternatives(grammar: str) -> list[str]:
 def read_choice(text: str) -> str:
     """Return the choice in a reply: the value of a JSON object with one key, or the text after a thought."""
     text = _THOUGHT.sub("", text, count=1).strip()
+    if fence := _FENCE.fullmatch(text):
+        text = fence[1]
     if not text.startswith("{"):
         return text
     try:
