@@ -186,7 +186,7 @@ def test_benchmarks_are_found_by_variable_and_recipe(tmp_path: Path, monkeypatch
         ("vicuna", "x.jsonl", '{"turns": ["a", 1]}\n', "needs a question as text"),
         ("questions", "x.jsonl", '{"prompt": "a"}\n{"prompt": " "}\n', "x.jsonl:2: needs a question as text"),
         ("questions", "x.jsonl", '{"ask": "a"}\n', "under one of turns, question, text, instruction, prompt"),
-        ("questions", "x.json", '["a"]', "expected an object"),
+        ("questions", "x.json", "[5]", "expected an object"),
         ("questions", "x.txt", "\n", "has no items"),
     ],
 )
