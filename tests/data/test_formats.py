@@ -296,6 +296,30 @@ def test_only_good_responses_are_read(name: str):
     assert (row.message, row.answer, row.problem) == ("Hi", answer, "")
 
 
+CALLS = [
+    '<tool_call>\n{"name": "f"}\n</tool_call>', 'Let me see. <tool_call> {"name": "f"}</tool_call>', 
+    'So:[TOOL_CALLS][{}]',
+    '<function=weather>{"city": "Oslo"}</function>', "<｜tool▁calls▁begin｜>f", '<|tool_call|>[{"name": "f"}]',
+    "I call it.\n<function_calls>\n<invoke>", "```tool_code\nf()\n```", "<|tool_calls_section_begin|>f",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", CALLS)
+def test_tool_calls_in_texts_are_found(text: str):
+    assert parse_row({"prompt": "Hi", "completion": text}, HERE).problem == "has a tool call"
+
+
+@pytest.mark.parametrize("text", ["A call begins with <tool_call> or [TOOL_CALLS].", "Write `<function=name>` there."])
+def test_a_text_about_tool_calls_is_a_response(text: str):
+    assert not parse_row({"prompt": "Hi", "completion": text}, HERE).problem
+
+
+def test_padding_of_parts_and_lists_is_ignored():
+    parts = [{"type": "text", "text": None}, {"type": "text", "text": "Hi"}]
+    row = parse_row({"messages": [{"role": "user", "content": parts}], "images": [None], "tools": [None]}, HERE)
+    assert (row.message, row.problem) == ("Hi", "")
+
+
 @pytest.mark.parametrize("nothing", [float("nan"), None, "<noinput>", "<No input>", ""])
 def test_an_input_may_say_that_there_is_none(nothing: object):
     assert parse_row({"instruction": "Hi", "input": nothing, "output": "Ho"}, HERE).input == ""

@@ -34,7 +34,13 @@ _ROLES: dict[str, _Role] = {
         "tool",
     ),
 }  # fmt: skip
-_CALL = re.compile(r"^[ \t]*(<tool_call>|<functioncall>|<function_call>|<\|python_tag\|>|\[TOOL_CALLS\])", re.MULTILINE)
+_CALL_MARK = r"(?:<tool_call>|<functioncall>|<function_call>|<\|python_tag\|>|\[TOOL_CALLS\]|<\|tool_call\|>)"
+_CALL = re.compile(
+    rf"^[ \t]*(?:{_CALL_MARK}|<function_calls>|```tool_code$)|(?:{_CALL_MARK}|<function=[\w.-]+>)\s*[\[{{]"
+    r"|<｜tool▁call|<\|tool_calls_section",
+    re.MULTILINE,
+)
+"""A tool call in a text: at the beginning of a line, or anywhere if JSON follows the mark."""
 _PAIR_MESSAGES = ("input", "human", "user", "question", "query", "prompt", "instruction")
 _PAIR_RESPONSES = ("output", "assistant", "answer", "response", "bot")
 _TEXT_PARTS = ("text", "input_text", "output_text")
@@ -223,8 +229,8 @@ def _part(part: object, where: str) -> Turn:
         raise UserError(f"{where}: a part of content is {part!r:.60}, not text")
     kind = part.get("type") or "text"
     if kind in _TEXT_PARTS:
-        if isinstance(text := part.get("text"), str):
-            return Turn("", text)
+        if isinstance(text := part.get("text", 0), str | None):
+            return Turn("", text or "")
         raise UserError(f"{where}: a part of content is {part!r:.60}, not text")
     if kind in _HIDDEN_PARTS:
         return Turn("", "")

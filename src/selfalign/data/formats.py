@@ -272,7 +272,7 @@ class Fields:
 
 
 def _is_filled(value: object) -> bool:
-    return value is not None and value not in ("", "[]", "{}", [], {})
+    return value is not None and value not in ("", "[]", "{}", [], {}, [None])
 
 
 def _joined(value: object) -> str | None:
