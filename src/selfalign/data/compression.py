@@ -65,7 +65,7 @@ def open_data(path: Path) -> IO[bytes]:
 
 
 def check_start(path: Path, start: bytes, decompressed: bool = False) -> None:
-    """Raise UserError if the first bytes of a file, or of what it contains, are those of no text."""
+    """Raise UserError if the first bytes of a file, or of its decompressed content, show that it has no rows."""
     reason = next((text for magic, text in _REFUSED.items() if start.startswith(magic)), None)
     if start[257:262] == b"ustar":
         reason = "is a tar archive: unpack it"

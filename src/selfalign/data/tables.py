@@ -22,7 +22,7 @@ _HUB = re.compile(
     r"(?P<name>[\w-][\w.-]*/[\w-][\w.-]*)(/(?P<config>[\w.+-]+))?(:(?P<split>[\w.-]+))?(@(?P<revision>[\w./-]+))?"
 )
 _FILES = (".jsonl", ".jsonlines", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".txt", ".md", ".zip", *ENDINGS)
-"""Endings of files, which a data set on the hub has not."""
+"""Endings of names that are files, not data sets on the hub."""
 _BUILDERS = ("parquet", "json", "csv", "text", "arrow", "cache")
 """The library's readers for formats that cannot contain code; its pandas reader would unpickle."""
 _TIMEOUT_SECONDS = 30

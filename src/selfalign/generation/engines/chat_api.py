@@ -117,7 +117,7 @@ def _schema(choices: Sequence[str]) -> dict[str, Any]:
 
 
 def _lacks_completions(error: Refused | RefusesAll) -> bool:
-    """Return whether the error may mean that the server has chats only; a missing model looks alike."""
+    """Return whether the error may mean that the server has chats only; a missing model looks the same."""
     if error.status in (404, 405):
         return True
     text = str(error).lower()
