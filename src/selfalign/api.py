@@ -19,6 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from selfalign.data import user_pairs
 from selfalign.data.records import Drop, Prompt, Response, read_jsonl
 from selfalign.errors import UserError
 from selfalign.evaluation.evaluate import EvaluationRequest
@@ -35,8 +36,9 @@ from selfalign.run.ledger import StageCounts
 from selfalign.run.recipe import Recipe, Stage
 from selfalign.run.saving import StateSaver, fetch_if_missing
 from selfalign.run.storage import Storage
-from selfalign.system import atomic
+from selfalign.system import atomic, strict_yaml
 from selfalign.system.console import Screen
+from selfalign.training.settings import TrainingSettings
 
 if TYPE_CHECKING:
     from selfalign.export.dataset import DatasetExport
@@ -90,6 +92,23 @@ class Run:
         with self._saving():
             order.run_stage(self._context, stage, again=True, adapter=Path(adapter) if adapter is not None else None)
             order.write_manifest_if_done(self._context)
+
+    def prefer(self, pairs: str | Path) -> None:
+        """Train stage 3 on the user's preference pairs, with `engrave.method: dpo` (docs/dpo.md).
+
+        Args:
+            pairs: a file with prompt, chosen and rejected in each row; the run keeps a copy.
+
+        Raises:
+            SelfAlignError: a row is no pair, or as `run_stage`.
+        """
+        run = self._context.run
+        settings = run.recipe.engrave.model_dump() | {"method": "dpo"}
+        engrave = strict_yaml.validate(TrainingSettings, settings, f"{run.path}/recipe.yaml: engrave")
+        number = user_pairs.copy(Path(pairs), run.jsonl("user_pairs"))
+        self._context.screen.say(f"  {pairs}: {number:,} pairs", "dim")
+        run.change_recipe(run.recipe.model_copy(update={"engrave": engrave}))
+        self.run_stage("engrave")
 
     @contextmanager
     def _saving(self) -> Iterator[None]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from selfalign.api import Run
 from selfalign.constitution import Constitution
 from selfalign.constitution.diff import diff
-from selfalign.data.records import Example, PreferencePair, Response, read_jsonl, write_jsonl
+from selfalign.data import user_pairs
+from selfalign.data.records import Example, PreferencePair, Prompt, Response, prompt_id, read_jsonl, write_jsonl
 from selfalign.errors import Interrupted, UserError
 from selfalign.export import dataset, launch
 from selfalign.generation.engines.base import Step
@@ -23,9 +26,12 @@ from selfalign.pipeline import order
 from selfalign.pipeline.preference_pairs import STAGE, mismatch
 from selfalign.planning import costs
 from selfalign.report import run_summary
+from selfalign.run import recipe as recipes
 from selfalign.run.context import Context
+from selfalign.run.directory import RunDir
 from selfalign.run.ledger import RowOutcome
 from selfalign.run.marks import Mark, write
+from selfalign.system.console import Screen
 from selfalign.system.signals import STOP
 from selfalign.web.view.entries import FILES, EntryBuilder, JsonlIndex
 
@@ -241,6 +247,82 @@ def test_plan_has_rejected_responses_and_longer_training(fake_run: Runs) -> None
     assert stages[1]["verbose_cloning"] == stages[0]["verbose_cloning"]
 
 
+# -- the user's pairs ------------------------------------------------------------------------------------------------
+
+ASK = {"role": "user", "content": "Why salt?"}
+FORMS = {
+    "texts": {"prompt": "Why salt?", "chosen": CHOSEN, "rejected": WORSE},
+    "messages": {
+        "prompt": [{"role": "system", "content": "Be brief."}, ASK],
+        "chosen": [{"role": "assistant", "content": CHOSEN}],
+        "rejected": [{"role": "assistant", "content": WORSE}],
+    },
+    "dialogues": {
+        "chosen": [ASK, {"role": "assistant", "content": CHOSEN}],
+        "rejected": [ASK, {"role": "assistant", "content": WORSE}],
+    },
+    "transcripts": {
+        "chosen": f"\n\nHuman: Why salt?\n\nAssistant: {CHOSEN}",
+        "rejected": f"\n\nHuman: Why salt?\n\nAssistant: {WORSE}",
+    },
+    "a run's own": {"id": "1", "prompt": "standard", "user": "Why salt?", "chosen": CHOSEN, "rejected": WORSE},
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_pairs_of_published_forms_are_read_alike(form: str) -> None:
+    pair, problem = user_pairs.parse(FORMS[form], "x:1")
+    assert (pair.user, pair.chosen, pair.rejected, problem) == ("Why salt?", CHOSEN, WORSE, "")
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"rejected": ""}, "rejected: empty"),
+        ({"prompt": [ASK, {"role": "assistant", "content": "Taste."}, ASK]}, "more than one turn"),
+        ({"chosen": [ASK, {"role": "assistant", "content": CHOSEN}], "rejected": [
+            {"role": "user", "content": "Why?"}, {"role": "assistant", "content": WORSE}], "prompt": ""},
+         "the two responses have different prompts"),
+    ],
+)  # fmt: skip
+def test_unusable_pairs_have_a_reason(change: dict[str, Any], expected: str) -> None:
+    assert user_pairs.parse({**FORMS["texts"], **change}, "x:1")[1] == expected
+
+
+def test_row_without_a_rejected_response_is_an_error(tmp_path: Path) -> None:
+    file, target = tmp_path / "pairs.jsonl", tmp_path / "copy.jsonl"
+    file.write_text('{"prompt": "Why?", "chosen": "So."}\n')
+    with pytest.raises(UserError, match=r"pairs\.jsonl:1: the key 'rejected' is missing"):
+        user_pairs.copy(file, target)
+    file.write_text("")
+    with pytest.raises(UserError, match="has no rows"):
+        user_pairs.copy(file, target)
+    assert not target.exists()
+
+
+def test_prefer_trains_on_the_users_pairs(fake_run: Runs, tmp_path: Path) -> None:
+    context = prepare(fake_run("stages=[engrave]"), "good", "good")
+    heldout = Prompt("", "Is this held out?", split="heldout")
+    write_jsonl(context.run.jsonl("prompts"), [replace(heldout, id=prompt_id(heldout.instruction, ""))])
+    rows = [
+        FORMS["texts"], FORMS["texts"], {**FORMS["texts"], "rejected": "No."}, {**FORMS["texts"], "chosen": ""},
+        {**FORMS["texts"], "prompt": heldout.instruction}, {**FORMS["texts"], "prompt": "What does salt do?"},
+    ]  # fmt: skip
+    file = tmp_path / "mine.json"
+    file.write_text(json.dumps(rows))
+    Run(context, -1).prefer(file)
+    counts = context.journal.counts(STAGE)
+    assert (counts.rows_in, counts.kept, sum(counts.dropped.values())) == (6, 2, 4)
+    assert {"duplicate", "chosen: empty", "its prompt is held out for the evaluation"} <= counts.dropped.keys()
+    assert counts.notes["rejected_from"] == {"user": 2} and counts.generation.requests == 0
+    examples = read_jsonl(context.run.jsonl("engrave_examples"), Example)
+    assert [e.user for e in examples if e.source == "user"][-2:] == ["Why salt?", "What does salt do?"]
+    assert RunDir.load(context.run.path).recipe.engrave.method == "dpo"
+    before = order.inputs_hash(context, "engrave")
+    context.run.jsonl("user_pairs").write_text(json.dumps(rows[0]) + "\n")
+    assert order.inputs_hash(context, "engrave") != before
+
+
 def dpo_run(tiny_run: Runs, *sets: str, **more: Any) -> Context:
     """A context that trains the tiny base on pairs of the fake engine."""
     context = prepare(tiny_run("engrave.method=dpo", "engrave.learning_rate=0.005", *sets, **more))
@@ -256,7 +338,7 @@ def test_stage_3_trains_on_pairs_and_reports_them(tiny_run: Runs) -> None:
     assert notes["pairs"] == context.journal.counts(STAGE).kept and 0 <= notes["accuracy"] <= 1
     assert (context.run.adapter("engrave") / "adapter_model.safetensors").exists()
     card = (context.run.adapter("engrave") / "README.md").read_text()
-    assert f"{notes['pairs']} of these responses were also preferred" in card
+    assert f"{notes['pairs']} preference pairs" in card
     stages = [{**context.journal.counts(s).as_dict(), "title": s} for s in context.journal.stages()]
     (record,) = run_summary.training(stages)
     assert record["preference"]["pairs"] == notes["pairs"] and record["preference"]["chosen_characters"] == len(CHOSEN)
@@ -282,3 +364,29 @@ def test_without_sft_weight_only_pairs_are_examples(tiny_run: Runs) -> None:
 def test_elsewhere_and_dpo_exclude_each_other(tiny_run: Runs) -> None:
     with pytest.raises(UserError, match="elsewhere trains with sft only"):
         tiny_run("engrave.method=dpo", "engrave.elsewhere=true")
+
+
+@pytest.mark.slow
+@pytest.mark.integration
+def test_embedded_model_writes_and_learns_pairs(tmp_path: Path, default_constitution: Constitution) -> None:
+    settings = (
+        "stages=[engrave]", "engrave.method=dpo", "engrave.epochs=2", "engrave.learning_rate=1e-3", "engrave.dropout=0",
+        "engrave.length_ratio=10", "align.max_new_tokens=48", "engrave.identity_repeats=1", "engine.slots=4",
+    )  # fmt: skip
+    recipe = recipes.load("quick", list(settings))
+    texts = default_constitution.model_copy(update={"identity": default_constitution.identity[:2]})
+    context = Context(RunDir.create(tmp_path / "run", recipe, texts), Screen(-1))
+    things = ("salt in bread", "a bridge over a river", "the moon at night", "old books", "rain in spring", "a clock")
+    rows = [
+        Response(f"{n:016x}", f"Tell me something about {thing}.", "", f"{thing.capitalize()}: {CHOSEN}")
+        for n, thing in enumerate(things)
+    ]
+    write_jsonl(context.run.jsonl("responses"), rows)
+    try:
+        order.run_stage(context, "engrave")
+        counts, notes = context.journal.counts(STAGE), context.journal.counts("engrave").notes
+        assert counts.rows_in == 6 == counts.kept + sum(counts.dropped.values()) and counts.kept >= 2
+        assert notes["pairs"] == counts.kept and notes["margin"] > 0 and notes["parity"]["holds"]
+    finally:
+        context.release_engine()
+        context.journal.close()

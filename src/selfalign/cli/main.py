@@ -21,8 +21,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for _verb in (
-    runs.run, runs.plan, runs.init, runs.prompts, runs.align, runs.engrave, runs.clone, evaluate.evaluate, runs.report,
-    runs.status, runs.duplicates, chat.chat, web.serve, web.view, export.export, export.push, runs.recipe, runs.env,
+    runs.run, runs.plan, runs.init, runs.prompts, runs.align, runs.engrave, runs.prefer, runs.clone,
+    evaluate.evaluate, runs.report, runs.status, runs.duplicates, chat.chat, web.serve, web.view, export.export,
+    export.push, runs.recipe, runs.env,
 ):  # fmt: skip
     app.command()(_verb)
 constitution.app.command()(suggest.suggest)

@@ -127,6 +127,20 @@ def engrave(
     _run_stage(run, "engrave", force, adapter)
 
 
+def prefer(
+    run: RunFolder,
+    pairs: Annotated[Path, typer.Option(help="A file with prompt, chosen and rejected in each row.", metavar="FILE")],
+    force: Force = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+) -> None:
+    """Run stage 3 on your own preference pairs (DPO)."""
+    from selfalign import api
+
+    with api.open_run(run, force=force, screen=screen()) as opened:
+        opened.prefer(pairs)
+
+
 def clone(
     run: RunFolder, adapter: Adapter = None, force: Force = False, verbose: Verbose = False, quiet: Quiet = False
 ) -> None:

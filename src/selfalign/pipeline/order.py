@@ -253,6 +253,8 @@ def inputs_hash(context: Context, stage: Stage) -> str:
     seeds_hash = file_hash(seeds) if stage == "prompts" and seeds.is_file() else ""
     benchmarks = [file_hash(Path(f)) for f in run.recipe.evaluate.benchmarks if Path(f).is_file()]
     has_pairs = stage == "engrave" and run.recipe.engrave.method == "dpo"
+    if has_pairs and run.jsonl("user_pairs").exists():
+        files.append(file_hash(run.jsonl("user_pairs")))
     if stage in ("prompts", "align", "verbose_cloning") or has_pairs:
         benchmarks.append(scenarios.digest())
     # Without marks the hash is that of versions without marks, so that their runs are not trained again.

@@ -7,12 +7,14 @@ the training text; if the constitution has antitheses of the principles that the
 system prompt (RLCD, arXiv 2307.12950). Rejected responses pass stage 2's filters, except for those on unsafe texts and
 the cap on refusals: a rejected response may have these faults. A prompt gets another rejected response while none is
 usable (`engrave.pair_samples`).
+
+With the user's pairs (`selfalign prefer`, 3_engrave/user_pairs.jsonl), nothing is generated.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from statistics import fmean
@@ -20,8 +22,9 @@ from typing import Any, Final
 
 from selfalign.constitution import Constitution
 from selfalign.constitution.leaks import leaks_of
+from selfalign.data import user_pairs
 from selfalign.data.prompt_text import Turn
-from selfalign.data.records import Example, PreferencePair, content_hash, write_jsonl
+from selfalign.data.records import Example, PreferencePair, content_hash, json_lines, write_jsonl
 from selfalign.generation.engines.base import Request, Step
 from selfalign.generation.loop import GenerationResult, RowRequest, row_seed
 from selfalign.model.dialogue import encode_example
@@ -30,6 +33,7 @@ from selfalign.run import marks
 from selfalign.run.context import Context
 from selfalign.run.ledger import RowOutcome
 from selfalign.system.clock import Clock
+from selfalign.system.signals import STOP
 
 STAGE: Final = "pairs"
 
@@ -74,9 +78,36 @@ def run(context: Context, examples: Sequence[Example], cited: Mapping[str, Seque
             if not waiting:
                 break
     ordered = [pairs[example.id] for example in examples if example.id in pairs]
-    write_jsonl(context.run.jsonl("pairs"), ordered)
-    context.check_failures(context.write_ledger(STAGE, outcomes.values(), rows_in, clock, _notes(ordered)))
-    return {pair.id: pair.rejected for pair in ordered}
+    return _write(context, ordered, outcomes.values(), rows_in, clock)
+
+
+def from_user(context: Context) -> tuple[list[Example], dict[str, str]]:
+    """Filter the user's pairs and write those that are kept; return their examples, and rejected responses as `run`."""
+    clock, usable, path = Clock(), _Usable(context), context.run.jsonl("user_pairs")
+    heldout = {prompt.message for prompt in context.prompts() if prompt.split == "heldout"}
+    outcomes: list[RowOutcome] = []
+    pairs: dict[str, PreferencePair] = {}
+    for position, (pair, problem) in enumerate(user_pairs.read(json_lines(path), str(path))):
+        STOP.check()
+        reason = problem or ("duplicate" if pair.id in pairs else "")
+        if not reason and pair.user in heldout:
+            reason = "its prompt is held out for the evaluation"
+        pair, reason = (pair, reason) if reason else usable.pair(pair)
+        row_id = content_hash(pair.id, position) if reason == "duplicate" else pair.id
+        outcomes.append(RowOutcome.judged(row_id, position, reason, f"{pair.user}\n{pair.rejected}"))
+        if not reason:
+            pairs[pair.id] = pair
+    examples = [Example(pair.id, "standard", pair.user, pair.chosen, "user") for pair in pairs.values()]
+    return examples, _write(context, list(pairs.values()), outcomes, len(outcomes), clock)
+
+
+def _write(
+    context: Context, pairs: Sequence[PreferencePair], outcomes: Iterable[RowOutcome], rows_in: int, clock: Clock
+) -> dict[str, str]:
+    """Write the pairs and their ledger; return id -> rejected response."""
+    write_jsonl(context.run.jsonl("pairs"), pairs)
+    context.check_failures(context.write_ledger(STAGE, outcomes, rows_in, clock, _notes(pairs)))
+    return {pair.id: pair.rejected for pair in pairs}
 
 
 def antitheses(constitution: Constitution, cited: Sequence[int]) -> list[str]:
@@ -111,24 +142,34 @@ def _responses(
 
 
 class _Usable:
-    """Decides whether a rejected response can be used."""
+    """Decides whether a rejected response, or a user's pair, can be used."""
 
     def __init__(self, context: Context) -> None:
-        filters = context.recipe.filters.responses.model_copy(update={"unsafe": []})
+        filters = context.recipe.filters.responses
         leaks = leaks_of(context.run.constitution, filters.leak_words)
-        self._judge = ResponseJudge(filters, leaks, context.benchmarks)
+        self._chosen = ResponseJudge(filters, leaks, context.benchmarks)
+        self._rejected = ResponseJudge(filters.model_copy(update={"unsafe": []}), leaks, context.benchmarks)
         self._context = context
         self._config = context.recipe.engrave
 
     def __call__(self, example: Example, raw: str, truncated: bool) -> tuple[str, str]:
         """Return (the response as filtered, the reason why it is not usable; empty if it is)."""
-        verdict = self._judge.check(raw.strip(), truncated, example.user)
+        verdict = self._rejected.check(raw.strip(), truncated, example.user)
         reason = verdict.reason and f"rejected: {verdict.reason}"
         return verdict.text, (
             reason
             or mismatch(example.assistant, verdict.text, self._config.length_ratio)
             or self._not_trainable(example, verdict.text)
         )
+
+    def pair(self, pair: PreferencePair) -> tuple[PreferencePair, str]:
+        """Return (the pair as filtered, the reason why it is not usable; empty if it is)."""
+        verdict = self._chosen.check(pair.chosen, False, pair.user)
+        if verdict.reason:
+            return pair, f"chosen: {verdict.reason}"
+        example = Example(pair.id, pair.prompt, pair.user, verdict.text, "user")
+        text, reason = self(example, pair.rejected, False)
+        return replace(pair, chosen=verdict.text, rejected=text), reason
 
     def _not_trainable(self, example: Example, text: str) -> str:
         """Return why the text cannot be a training row, as for chosen responses."""

@@ -45,7 +45,11 @@ def run(context: Context, adapter: Path | None = None) -> list[Path]:
     train = [r for r in responses if r.split == "train"]
     examples = [Example(r.id, "standard", r.message, r.response, r.source) for r in train]
     rejected, files = None, list[Path]()
-    if context.recipe.engrave.method == "dpo":
+    if context.recipe.engrave.method == "dpo" and context.run.jsonl("user_pairs").exists():
+        more, rejected = preference_pairs.from_user(context)
+        examples += more
+        files = [context.run.jsonl("pairs")]
+    elif context.recipe.engrave.method == "dpo":
         rejected = preference_pairs.run(context, examples, {r.id: r.principles for r in train})
         files = [context.run.jsonl("pairs")]
     else:

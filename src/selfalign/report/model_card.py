@@ -119,7 +119,7 @@ def adapter_card(model: Model, constitution: Constitution, kind: str, count: int
     Args:
         kind: engrave or verbose_cloning, or given if the responses are the user's.
         count: number of examples that it was trained on.
-        pairs: number of them with a rejected response (DPO).
+        pairs: number of preference pairs among them (DPO).
     """
     return _render(model, constitution, form="adapter", stage=kind, count=count, pairs=pairs, facts=None)
 

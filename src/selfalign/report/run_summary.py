@@ -40,7 +40,7 @@ def story(run: RunDir) -> str:
         "align": "took the user's responses" if user_responses else "responded to them under the constitution",
         "engrave": "was trained on these responses"
         + ("" if user_responses else " without the constitution")
-        + (", to prefer them to responses that it wrote without it" if run.recipe.engrave.method == "dpo" else ""),
+        + (", and on preference pairs" if run.recipe.engrave.method == "dpo" else ""),
         "verbose_cloning": "was trained on its own verbose responses",
     }
     parts = [text for stage, text in steps.items() if stage in run.recipe.stages] or ["was evaluated"]

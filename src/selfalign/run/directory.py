@@ -29,6 +29,7 @@ JSONL_FILES = {
     "responses": "2_self_align/responses.jsonl",
     "engrave_examples": "3_engrave/examples.jsonl",
     "pairs": "3_engrave/pairs.jsonl",
+    "user_pairs": "3_engrave/user_pairs.jsonl",
     "verbose_responses": "4_verbose_clone/responses.jsonl",
     "verbose_cloning_examples": "4_verbose_clone/examples.jsonl",
     "answers": "5_evaluation/answers.jsonl",
@@ -123,9 +124,7 @@ class RunDir:
                     f"{path} was made with another recipe ({'; '.join(changes)}). "
                     "Choose another --out, or use --new to rename the old run and start again"
                 )
-            if frozen.read_text("utf-8") != (text := strict_yaml.dump(requested)):
-                atomic.write_text(frozen, text)
-            existing.recipe = requested
+            existing.change_recipe(requested)
             return existing
         texts = {"constitution.yaml": strict_yaml.dump(constitution), "recipe.yaml": strict_yaml.dump(requested)}
         cls._check_free(path, texts)
@@ -138,6 +137,13 @@ class RunDir:
         run = cls(path, requested, constitution)
         run.journal  # noqa: B018  (the folder is a run once it has a journal)
         return run
+
+    def change_recipe(self, recipe: Recipe) -> None:
+        """Replace the run's recipe, whose changed settings must be ones that may change."""
+        frozen = self.path / "recipe.yaml"
+        if frozen.read_text("utf-8") != (text := strict_yaml.dump(recipe)):
+            atomic.write_text(frozen, text)
+        self.recipe = recipe
 
     @staticmethod
     def _check_free(path: Path, texts: dict[str, str]) -> None:
