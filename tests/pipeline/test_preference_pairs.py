@@ -19,7 +19,7 @@ from selfalign.constitution.diff import diff
 from selfalign.data import user_pairs
 from selfalign.data.records import Example, PreferencePair, Prompt, Response, prompt_id, read_jsonl, write_jsonl
 from selfalign.errors import Interrupted, UserError
-from selfalign.export import dataset, launch
+from selfalign.export import dataset, launch, push
 from selfalign.generation.engines.base import Step
 from selfalign.generation.engines.fake import Fake
 from selfalign.pipeline import order
@@ -213,6 +213,10 @@ def test_pairs_are_exported_for_trl(fake_run: Runs, tmp_path: Path) -> None:
     assert row["rejected"] == [{"role": "assistant", "content": WORSE}]
     assert "conversational preference" in (tmp_path / "pairs/README.md").read_text()
     assert set(dataset.stages(context)) == {"engrave", "responses"}
+    folder = push.find_or_export(context, "dataset", row_format="preference", file_type="jsonl")
+    assert (
+        folder == push.find_or_export(context, "dataset", row_format="preference") and (folder / "README.md").exists()
+    )
     for options in ({"row_format": "messages", "stage": "pairs"}, {"row_format": "preference", "stage": "engrave"}):
         with pytest.raises(UserError, match="does not apply to --stage"):
             dataset.write(context, **options, out=tmp_path / "other")

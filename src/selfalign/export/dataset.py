@@ -81,13 +81,7 @@ def write(
         raise UserError(f"unknown --format {row_format!r}; use one of {', '.join(OUTPUT_FORMATS)}")
     if stage and stage not in STAGES:
         raise UserError(f"unknown --stage {stage!r}; use one of {', '.join(STAGES)}")
-    if row_format == "preference":
-        stage = stage or "pairs"
-    if (row_format == "preference") != (stage == "pairs"):
-        raise UserError(
-            f"--format {row_format} does not apply to --stage {stage or 'engrave'}: the rows of pairs, and only these, "
-            "have the format preference"
-        )
+    stage = stage_of(row_format, stage)
     if out is not None:
         record.check_outside_run(context, out)
         if out.suffix.removeprefix(".") in row_files.FILE_TYPES and not out.is_dir():
@@ -103,8 +97,20 @@ def write(
     return _write_folder(context, row_format, names, target, file_type)
 
 
+def stage_of(row_format: str, stage: str = "") -> str:
+    """Return the stage, which is pairs for the format preference. Raises UserError if they do not fit together."""
+    stage = stage or ("pairs" if row_format == "preference" else "")
+    if (row_format == "preference") != (stage == "pairs"):
+        raise UserError(
+            f"--format {row_format} does not apply to --stage {stage}: the rows of pairs, and only these, have the "
+            "format preference"
+        )
+    return stage
+
+
 def standard_folder(context: Context, row_format: str, stage: str = "") -> Path:
     """Return the default folder of such an export, which is in the run."""
+    stage = "" if row_format == "preference" else stage
     return context.run.export("-".join(filter(None, ("dataset", stage, row_format))))
 
 

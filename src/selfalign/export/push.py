@@ -69,8 +69,8 @@ def find_or_export(
         if not folder.exists():
             dataset.write(context, row_format, stage, file_type=file_type or "parquet")
             return folder
-        record = read_record(folder)
-        sources = {name: file_hash(context.run.jsonl(dataset.STAGES[name])) for name in dataset.stages(context, stage)}
+        record, names = read_record(folder), dataset.stages(context, dataset.stage_of(row_format, stage))
+        sources = {name: file_hash(context.run.jsonl(dataset.STAGES[name])) for name in names}
         current = record.get("sources") == sources
     else:
         trained = find_trained_model(context, model)
