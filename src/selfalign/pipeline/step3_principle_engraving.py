@@ -52,8 +52,9 @@ def run(context: Context, adapter: Path | None = None) -> list[Path]:
     elif context.recipe.engrave.method == "dpo":
         rejected = preference_pairs.run(context, examples, {r.id: r.principles for r in train})
         files = [context.run.jsonl("pairs")]
-    else:
-        context.run.jsonl("pairs").unlink(missing_ok=True)  # of a run whose method has changed
+    elif context.run.jsonl("pairs").exists():  # of a run whose method has changed
         context.journal.restart(preference_pairs.STAGE)
+        context.journal.finish(preference_pairs.STAGE, 0, 0.0)
+        context.run.jsonl("pairs").unlink()
     examples += identity_examples(context.run.constitution, context.recipe.engrave.identity_repeats)
     return [*files, *adapter_training.run(context, STAGE, examples, responses.removed(), adapter, rejected)]
