@@ -20,7 +20,7 @@ def test_run_and_read_the_results(tmp_path: Path):
         prompts, responses = list(run.prompts()), list(run.responses())
         assert {r.id for r in responses} <= {p.id for p in prompts}
         assert len(prompts) == 28
-        assert {s.model for s in run.scores()} == {"base", "engraved", "final"}
+        assert {s.model for s in run.scores()} >= {"base", "engraved", "final"}
         for counts in run.counts():
             assert counts.rows_in == counts.kept + sum(counts.dropped.values()) + sum(counts.failed.values())
         assert len(list(run.drops())) == sum(c.rows_in - c.kept for c in run.counts())

@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import json
 import random
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -148,3 +150,12 @@ def test_responses_of_both_stages_are_compared(fake_run: Runs):
     results = data_quality.clusters(answers, "exact")
     assert all({row.stage for row in cluster} == {"responses", "verbose_responses"} for cluster in results)
     assert len(results) == len(answers) / 2
+
+
+def test_embedding_leaves_the_log_as_it_was():
+    program = (
+        "import logging; from selfalign.quality.duplicates import embed; embed(['a']); "
+        "print(logging.getLogger().handlers, logging.getLogger().level)"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert (result.stdout, result.stderr) == ("[] 30\n", "")

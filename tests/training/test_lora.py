@@ -50,6 +50,16 @@ def test_saved_adapter_can_be_trained_further(tiny_gemma: Any, tmp_path: Path) -
     assert sum(map(sum, forward.token_losses(again, ROWS))) < sum(map(sum, after))
 
 
+def test_dropout_does_not_disturb_the_check_of_the_output_layer(tiny_gemma: Any) -> None:
+    model = lora.with_new_adapter(tiny_gemma, CONFIG.model_copy(update={"dropout": 0.9}), seed=0)
+    for name, weight in model.named_parameters():
+        if "lora_B" in name:
+            weight.data.normal_(0, 1.0)
+    model.train()
+    forward.cross_entropy(model)
+    assert model.training
+
+
 def test_micro_batches_add_up_to_the_batch(tiny_gemma: Any) -> None:
     other = copy.deepcopy(tiny_gemma)
     whole = train(lora.with_new_adapter(tiny_gemma, CONFIG, seed=0), epochs=3, batch_size=6)

@@ -25,7 +25,7 @@ CANDIDATES = (1, 2, 4, 8, 16, 32)
 """Numbers of slots that are tried."""
 _SECONDS = 2.0
 """Duration of the measurement of each candidate."""
-_GAIN = 1.15
+_GAIN = 1.05
 """Minimum factor by which more slots must increase the throughput, because they cost memory."""
 _PREFIX_TOKENS = 1300
 """Length of a constitution: the cost of a token depends on how many tokens it attends to."""

@@ -10,6 +10,7 @@ There are three methods, and each finds more than the previous one:
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -93,10 +94,15 @@ def semantic(texts: Sequence[str], threshold: float = COSINE) -> list[list[int]]
 
 def embed(texts: Sequence[str]) -> NDArray[np.float32]:
     """Return unit vectors of shape (texts, 256). Nothing is downloaded."""
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
     try:
         import wordllama
     except ImportError:
         raise UserError("sentence embeddings need wordllama: pip install wordllama") from None
+    finally:  # its import makes every library log to the terminal
+        root.handlers[:] = handlers
+        root.setLevel(level)
     # The package contains the weights, but does not find its own tokenizer folder.
     model = wordllama.WordLlama.load(cache_dir=Path(wordllama.__file__).parent, disable_download=True)
     return model.embed([text or " " for text in texts], norm=True)  # type: ignore[no-any-return]
