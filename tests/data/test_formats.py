@@ -297,7 +297,7 @@ def test_only_good_responses_are_read(name: str):
 
 
 CALLS = [
-    '<tool_call>\n{"name": "f"}\n</tool_call>', 'Let me see. <tool_call> {"name": "f"}</tool_call>', 
+    '<tool_call>\n{"name": "f"}\n</tool_call>', 'Let me see. <tool_call> {"name": "f"}</tool_call>',
     'So:[TOOL_CALLS][{}]',
     '<function=weather>{"city": "Oslo"}</function>', "<｜tool▁calls▁begin｜>f", '<|tool_call|>[{"name": "f"}]',
     "I call it.\n<function_calls>\n<invoke>", "```tool_code\nf()\n```", "<|tool_calls_section_begin|>f",
@@ -323,6 +323,14 @@ def test_padding_of_parts_and_lists_is_ignored():
 @pytest.mark.parametrize("nothing", [float("nan"), None, "<noinput>", "<No input>", ""])
 def test_an_input_may_say_that_there_is_none(nothing: object):
     assert parse_row({"instruction": "Hi", "input": nothing, "output": "Ho"}, HERE).input == ""
+
+
+@pytest.mark.parametrize(
+    "choices",
+    [{"A": "red", "B": "blue", "C": None}, {"text": ["red", "blue"], "label": ["A", "B"]}, ["A. red", "B. blue"]],
+)  # fmt: skip
+def test_choices_are_a_part_of_the_question(choices: Any):
+    assert parse_row({"question": "Which?", "options": choices, "answer": "red"}, HERE).input == "A. red\nB. blue"
 
 
 def test_of_a_list_of_messages_the_first_is_read():

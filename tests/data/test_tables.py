@@ -179,6 +179,15 @@ def test_folder_is_pinned_by_its_content(offline: Path, tmp_path: Path):
     assert [row.message for _, row in UserData(again)][-1] == "Name river X."
 
 
+def test_files_of_a_folder_that_no_split_has_are_reported(offline: Path, tmp_path: Path):
+    path = folder(tmp_path / "mine", train=ROWS[:2], test=ROWS[:1])
+    (path / "more.csv").write_text("prompt\na\n")
+    (path / "dataset_info.json").write_text("{}")
+    (path / ".hidden.csv").write_text("prompt\na\n")
+    data = UserData(prompts(path))
+    assert len(list(data)) == 2 and "files that are not read: more.csv" in data.messages()
+
+
 def test_only_split_of_a_parquet_folder_is_read(offline: Path, tmp_path: Path):
     path = tmp_path / "mine"
     path.mkdir()

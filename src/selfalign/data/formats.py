@@ -45,6 +45,7 @@ _PASSAGES = ("input", "inputs", "context", "contexts", "passage", "passages", "p
              "snippet", "snippets", "abstract", "sentence", "premise",
              "hypothesis", "source_text", "source_document", "reference_text", "choices", "options")  # fmt: skip
 """Keys of a text that the message is about. It becomes the row's input."""
+_CHOICES = ("choices", "options")
 _BODIES = ("text", "content", "body")
 """Keys that may be a passage, the response, or the whole row rendered as one text."""
 _QUESTIONS = ("question", "query", "problem")
@@ -257,7 +258,7 @@ class Fields:
         Raises:
             UserError: the value is no text.
         """
-        value = self.read(name)
+        value = _labelled(self.read(name)) if name in _CHOICES else self.read(name)
         if (text := _joined(value)) is None and value is not None:
             raise not_text(self.where, name, value)
         return text
@@ -275,10 +276,19 @@ def _is_filled(value: object) -> bool:
     return value is not None and value not in ("", "[]", "{}", [], {}, [None])
 
 
+def _labelled(choices: Any) -> Any:
+    """Return choices with labels, {label: text} or {label: [...], text: [...]}, as a list of texts."""
+    if not isinstance(choices, dict):
+        return choices
+    if isinstance(choices.get("text"), list) and isinstance(choices.get("label"), list):
+        pairs = list(zip(choices["label"], choices["text"], strict=False))
+    else:
+        pairs = [(label, text) for label, text in choices.items() if text is not None]
+    return [f"{label}. {text}" for label, text in pairs] if all(isinstance(text, str) for _, text in pairs) else choices
+
+
 def _joined(value: object) -> str | None:
-    """Return a text, a list of texts, or labelled choices as one text; None for another value."""
-    if isinstance(value, dict) and isinstance(value.get("text"), list) and isinstance(value.get("label"), list):
-        value = [f"{label}. {text}" for label, text in zip(value["label"], value["text"], strict=False)]
+    """Return a text, or a list of texts as one text; None for another value."""
     if isinstance(value, list) and all(isinstance(text, str) for text in value):
         return "\n".join(value)
     return value if isinstance(value, str) else None
@@ -467,7 +477,7 @@ def _with_passages(row: Row, fields: Fields, skipped: str = "", required: bool =
         names += _QUESTIONS
     texts = []
     for name in names:
-        if name in fields.names and (required or _joined(fields.peek(name)) is not None):
+        if name in fields.names and (required or _joined(_labelled(fields.peek(name))) is not None):
             text = fields.text(name)
             if (
                 text

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from selfalign.data import formats
-from selfalign.data.compression import ENDINGS
+from selfalign.data.compression import ENDINGS, uncompressed_name
 from selfalign.errors import UserError
 
 _BATCH = 1000
@@ -21,8 +21,11 @@ _BATCH_WITH_FILES = 16
 _HUB = re.compile(
     r"(?P<name>[\w-][\w.-]*/[\w-][\w.-]*)(/(?P<config>[\w.+-]+))?(:(?P<split>[\w.-]+))?(@(?P<revision>[\w./-]+))?"
 )
-_FILES = (".jsonl", ".jsonlines", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".txt", ".md", ".zip", *ENDINGS)
+_ROW_FILES = (".jsonl", ".jsonlines", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
+_FILES = (*_ROW_FILES, ".txt", ".md", ".zip", *ENDINGS)
 """Endings of names that are files, not data sets on the hub."""
+_DESCRIPTIONS = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
+"""Files in which the library describes a data set."""
 _BUILDERS = ("parquet", "json", "csv", "text", "arrow", "cache")
 """The library's readers for formats that cannot contain code; its pandas reader would unpickle."""
 _TIMEOUT_SECONDS = 30
@@ -91,8 +94,10 @@ def hub_rows(data_set: HubData) -> Iterator[tuple[str, Any]]:
     return _split_rows(builder, name, data_set.split)
 
 
-def folder_rows(folder: Path, digest: str) -> Iterator[tuple[str, Any]]:
-    """Yield (folder:row, value) for each row of the split "train", or of the only split. Raises as `hub_rows`.
+def folder_rows(folder: Path, digest: str) -> tuple[Iterator[tuple[str, Any]], list[str]]:
+    """Return the rows of the split "train", or of the only split, and the names of files that belong to no split.
+
+    A row is (folder:row, value). The library reads only the files of the most frequent type. Raises as `hub_rows`.
 
     Args:
         digest: hash of the folder's content; it selects the cache.
@@ -100,7 +105,17 @@ def folder_rows(folder: Path, digest: str) -> Iterator[tuple[str, Any]]:
     from selfalign.system.environment import cache_subfolder
 
     cache = cache_subfolder("datasets") / digest[:16]
-    return _split_rows(_builder(str(folder), str(folder), cache_dir=str(cache)), str(folder), None)
+    builder = _builder(str(folder), str(folder), cache_dir=str(cache))
+    read = {Path(str(file)).resolve() for files in (builder.config.data_files or {}).values() for file in files}
+    others = (
+        path
+        for path in sorted(folder.rglob("*"))
+        if uncompressed_name(path).suffix.lower() in _ROW_FILES
+        and path.resolve() not in read
+        and path.name not in _DESCRIPTIONS
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    )
+    return _split_rows(builder, str(folder), None), [str(path.relative_to(folder)) for path in others]
 
 
 def parquet_rows(path: Path) -> Iterator[tuple[str, Any]]:

@@ -21,7 +21,7 @@ from selfalign.errors import Resumable, UserError
 from selfalign.system.atomic import file_hash
 from selfalign.system.environment import expand_home
 
-_UNREAD_KEYS_SHOWN = 6
+_UNREAD_SHOWN = 6
 _HUB_ADDRESS = re.compile(r"(?:https?:/+huggingface\.co/datasets|hf:/+datasets)/([\w.-]+/[\w.-]+)")
 
 
@@ -96,6 +96,8 @@ class UserData:
         self._formats: Counter[str] = Counter()
         self._unread: Counter[str] = Counter()
         """Keys of rows that are not read."""
+        self._unread_files: list[str] = []
+        """Files of a folder that are not read."""
         self._shortened = 0
         """Number of dialogues with skipped turns."""
         self._systems = 0
@@ -123,15 +125,18 @@ class UserData:
         digest = _hash(path)
         if self._sha256 and digest != self._sha256:
             raise UserError(f"{path} has changed since the run was started: restore it, or start again with --new")
-        return tables.folder_rows(path, digest) if path.is_dir() else files.values(path, allow_surrogates=True)
+        if path.is_dir():
+            rows, self._unread_files = tables.folder_rows(path, digest)
+            return rows
+        return files.values(path, allow_surrogates=True)
 
     def messages(self) -> list[str]:
         """Describe for the screen how the rows were read, one text per line."""
         lines = [f"{self.name}: read as " + ", ".join(f"{name} {n:,}" for name, n in self._formats.most_common())]
-        if self._unread:
-            names = [f"{key:.40}" for key, _ in self._unread.most_common()]
-            ellipsis = ", …" if len(names) > _UNREAD_KEYS_SHOWN else ""
-            lines.append(f"keys that are not read: {', '.join(names[:_UNREAD_KEYS_SHOWN])}{ellipsis}")
+        for what, unread in (("files", self._unread_files), ("keys", [key for key, _ in self._unread.most_common()])):
+            if unread:
+                names = ", ".join(f"{name:.40}" for name in unread[:_UNREAD_SHOWN])
+                lines.append(f"{what} that are not read: {names}{', …' if len(unread) > _UNREAD_SHOWN else ''}")
         if self._shortened:
             lines.append(f"dialogues read only up to the response to the first user turn: {self._shortened:,}")
         if self._systems:
