@@ -18,6 +18,7 @@ from sample_constitutions import GOOD as SMALL_CONSTITUTION
 from selfalign import constitution as constitutions
 from selfalign.data.prompt_text import BOS
 from selfalign.errors import Resumable, UserError
+from selfalign.generation.engines import openai_api
 from selfalign.generation.engines.base import Request, RowError, Sampling, Step, TooLong
 from selfalign.generation.engines.llama_cpp import LlamaCpp
 from selfalign.generation.engines.openai_api import OpenAiApi, _part
@@ -86,6 +87,23 @@ def test_refused_requests_are_not_repeated_and_long_ones_are_dropped():
         with pytest.raises(TooLong):
             engine(server).generate((BOS, "long"), STEP, 0, None)
         assert len(server.requests) == 2
+
+
+ERRORS = {
+    b'{"error": {"message": "no such\\nparameter"}}': "no such parameter",
+    b'{"error": "no such parameter", "error_type": "validation"}': "no such parameter",
+    b'{"object": "error", "message": "no such parameter"}': "no such parameter",
+    b'{"error": null, "detail": "Not Found"}': "Not Found",
+    b"<!DOCTYPE html><html><head><style>b {}</style><title>403 Forbidden</title></head></html>": "403 Forbidden",
+    b"\x1b[31mBad\x00 \xff": "[31mBad \ufffd",
+    b"[1]": "[1]",
+    b"": "",
+}
+
+
+@pytest.mark.parametrize("raw", ERRORS)
+def test_message_of_an_error_is_read_from_every_form(raw: bytes):
+    assert openai_api._error_message(raw) == ERRORS[raw]
 
 
 def test_a_redirect_is_not_followed_and_names_its_target():

@@ -9,6 +9,7 @@ user serves the base, engraved and final model. Fields that the server refuses a
 from __future__ import annotations
 
 import json
+import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -26,6 +27,7 @@ from selfalign.model.dialogue import Tokenizer, as_text
 
 _MESSAGE_CHARS = 160
 _ERROR_BYTES = 1 << 16
+_TAGS = re.compile(r"<(style|script)\b.*?</\1>|<[^<>]*>", re.DOTALL | re.IGNORECASE)
 _INVALID = (400, 422)
 """Statuses of requests that the server considers invalid."""
 OTHER_VOCABULARY = "its vocabulary is not the model's"
@@ -281,7 +283,9 @@ class OpenAiApi:
 def _error_message(raw: bytes) -> str:
     try:
         value = json.loads(raw)
-        error = value.get("error", value.get("message", value)) if isinstance(value, dict) else value
+        error = value
+        if isinstance(value, dict):
+            error = next((value[key] for key in ("error", "message", "detail") if value.get(key)), value)
         text = error.get("message", error) if isinstance(error, dict) else error
     except (ValueError, RecursionError):
         return _excerpt(raw)
@@ -289,7 +293,9 @@ def _error_message(raw: bytes) -> str:
 
 
 def _excerpt(raw: bytes) -> str:
-    return " ".join(raw[:400].decode("utf-8", "replace").split())[:_MESSAGE_CHARS]
+    """Return the beginning of a reply on one line, without the tags of a web page."""
+    text = _TAGS.sub(" ", raw[:2000].decode("utf-8", "replace"))
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())[:_MESSAGE_CHARS]
 
 
 def _part(text: str, choice: dict[str, Any], reply: dict[str, Any]) -> Part:
