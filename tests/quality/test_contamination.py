@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import random
 from collections.abc import Callable
@@ -212,14 +213,16 @@ ANSWERS = ["Nothing at all happens to them", "The stone leaves the body after a 
         ("a.csv", f'Question,Answers,Source\n"{QUESTION}","{"; ".join(ANSWERS)}",https://stones.example/cherry\n'),
         ("a.tsv", f"Question\tAnswers\n{QUESTION}\t{'; '.join(ANSWERS)}\n"),
         ("a.txt", "\n".join([QUESTION, *ANSWERS, "Yes."])),
+        ("a.ndjson", json.dumps({"turns": [QUESTION]}) + "\n" + json.dumps({"choices": ANSWERS}) + "\n"),
+        ("a", json.dumps([QUESTION, *ANSWERS])),
     ],
 )
 def test_every_kind_of_file_is_read(tmp_path: Path, name: str, content: str):
-    file = tmp_path / name
-    file.write_text(content, "utf-8")
-    results = set(texts(file))
-    assert {QUESTION, *ANSWERS} <= results
-    assert not {"Yes.", "https://stones.example/cherry"} & results
+    for file, data in ((tmp_path / name, content.encode()), (tmp_path / f"{name}.gz", gzip.compress(content.encode()))):
+        file.write_bytes(data)
+        results = set(texts(file))
+        assert {QUESTION, *ANSWERS} <= results
+        assert not {"Yes.", "https://stones.example/cherry"} & results
 
 
 @pytest.mark.parametrize(
@@ -237,6 +240,8 @@ def test_unreadable_benchmark_file_is_an_error(tmp_path: Path, name: str, conten
     ("name", "content", "why"),
     [
         ("a.csv", 'n,q\n1,"Hello there\n2,Why do cats purr at night?\n', "a.csv.* is not valid CSV"),
+        ("a.txt", "version https://git-lfs.github.com/spec/v1\noid sha256:4d\n", "a.txt only points to the data"),
+        ("a.data", "PAR1" + "x" * 40, "'.*a.data' is Parquet: save it as JSON lines or CSV"),
         ("b.jsonl", '{"q": "Why do cats purr at night?"}\n{"q": \n', "b.jsonl:2 is not valid JSONL"),
         ("c.csv", "n,q\n", "has no text of 5 words"),
         ("d.json", "[]", "has no text of 5 words"),

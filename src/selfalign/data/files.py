@@ -44,10 +44,10 @@ def values(path: Path, allow_surrogates: bool = False) -> Iterator[tuple[str, An
         start = _first_text(path)
         if start.startswith(b"PAR1") or suffix == ".parquet":
             yield from tables.parquet_rows(path)
-        elif start.startswith(b"[") and (suffix in _JSON_ENDINGS or _is_json(start)):
+        elif start.startswith(b"[") and (suffix in _JSON_ENDINGS or is_json(start.decode("utf-8", "ignore"))):
             for where, value in json_array.elements(path, allow_surrogates):
                 yield where, {"prompt": value} if isinstance(value, str) else value
-        elif suffix in _JSON_ENDINGS or _is_json(start):
+        elif suffix in _JSON_ENDINGS or is_json(start.decode("utf-8", "ignore")):
             yield from ((f"{path}:{n}", value) for n, value in json_lines(path, allow_surrogates))
         elif suffix in (".csv", ".tsv"):
             yield from _csv_rows(path, suffix)
@@ -80,9 +80,8 @@ def _first_text(path: Path) -> bytes:
         return text if len(text) > len(b"[ {") else text + file.read(_CHUNK)
 
 
-def _is_json(start: bytes) -> bool:
-    """Return whether a file of any name is JSON: no text follows its first value in the same line."""
-    text = start.decode("utf-8", "ignore")
+def is_json(text: str) -> bool:
+    """Return whether a file of any name that begins so is JSON: no text follows its first value in the same line."""
     if not _JSON.match(text):
         return False
     try:

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from selfalign.data import compression
+from selfalign.data.files import is_json
 from selfalign.errors import UserError
 from selfalign.quality.content_words import share_content
 from selfalign.quality.novelty import NoveltyIndex
@@ -178,30 +180,39 @@ def _is_item(text: str) -> bool:
 
 
 def _values(path: Path) -> Iterator[Any]:
-    number = 1
+    number, suffix = 1, compression.uncompressed_name(path).suffix.lower()
     try:
-        text = path.read_text("utf-8-sig")
-        if path.suffix == ".json":
+        with compression.open_data(path) as file:
+            content = file.read()
+        compression.check_start(path, content, decompressed=True)
+        if content.startswith(b"PAR1"):
+            raise UserError(f"benchmark file {str(path)!r} is Parquet: save it as JSON lines or CSV")
+        text = content.decode("utf-8-sig")
+        if suffix not in (".json", ".jsonl", ".csv", ".tsv") and is_json(start := text.lstrip()):
+            suffix = ".json" if start.startswith("[") else ".jsonl"
+        if suffix == ".json":
             yield json.loads(text)
-        elif path.suffix == ".jsonl":
+        elif suffix == ".jsonl":
             for number, line in enumerate(text.split("\n"), 1):  # noqa: B007  (used in the error)
                 if line.strip():
                     yield json.loads(line)
-        elif path.suffix == ".csv":
+        elif suffix == ".csv":
             csv.field_size_limit(max(csv.field_size_limit(), len(text) + 1))
             # Without `strict`, an unclosed quote would include the rest of the file.
             yield from csv.reader(io.StringIO(text), strict=True)
-        elif path.suffix == ".tsv":
+        elif suffix == ".tsv":
             yield from ([cell.strip('"') for cell in line.split("\t")] for line in text.split("\n"))
         else:
             yield from text.split("\n")
+    except compression.DAMAGED as error:
+        raise UserError(f"benchmark file {str(path)!r} is damaged: it cannot be decompressed ({error})") from None
     except OSError as error:
         raise UserError(f"benchmark file {str(path)!r} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise UserError(f"benchmark file {str(path)!r} is not UTF-8 (byte {error.start}): save it as UTF-8") from None
     except (ValueError, RecursionError, csv.Error) as error:
         why = getattr(error, "msg", str(error))
-        raise UserError(f"benchmark file {path}:{number} is not valid {path.suffix[1:].upper()}: {why}") from None
+        raise UserError(f"benchmark file {path}:{number} is not valid {suffix[1:].upper()}: {why}") from None
 
 
 def _strings(value: Any) -> Iterator[str]:

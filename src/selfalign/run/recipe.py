@@ -293,7 +293,8 @@ def located(recipe: Recipe, prompts: Path | None = None, source: str = "", froze
             value[key] = str(locate(value[key]).absolute())
     for number, name in enumerate(value["evaluate"]["benchmarks"]):
         if not locate(name).is_file():
-            raise UserError(f"evaluate.benchmarks: {name!r} does not exist")
+            reason = "is no file: name the files" if locate(name).exists() else "does not exist"
+            raise UserError(f"evaluate.benchmarks: {name!r} {reason}")
         value["evaluate"]["benchmarks"][number] = str(locate(name).absolute())
     if prompts is None and value["prompts"]["file"]:
         prompts = locate(value["prompts"]["file"])
