@@ -257,6 +257,16 @@ def test_transcript_is_split_into_its_turns(form: str, message: str, answer: str
     assert (row.message, row.answer, row.system) == (message.strip(), answer.strip(), None)
 
 
+@pytest.mark.parametrize(
+    "prompt",
+    ["<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n", "[INST] Hi [/INST]", "\n\nHuman: Hi\n\nAssistant:",
+     "<start_of_turn>user\nHi<end_of_turn>\n<start_of_turn>model\n"],
+)  # fmt: skip
+def test_open_turn_of_a_rendered_prompt_is_no_response(prompt: str):
+    row = parse_row({"prompt": prompt}, HERE)
+    assert (row.message, row.answer) == ("Hi", "")
+
+
 def test_system_text_of_a_transcript_is_separate():
     text = "<s>[INST] <<SYS>>\nBe brief.\n<</SYS>>\n\nHi [/INST] Ho </s><s>[INST] And? [/INST] Yes </s>"
     assert parse_row({"text": text}, HERE) == Row("transcript", "Hi", "", "Ho", "Be brief.", 2)

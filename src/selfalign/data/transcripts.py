@@ -11,10 +11,10 @@ _FAMILIES = tuple(
         r"### ?(?:(?P<user>Human|User)|(?P<assistant>Assistant)|(?P<system>System)):",
         r"### ?(?:(?P<user>Instruction|Input)|(?P<assistant>Response|Output)):",
         r"\[\|(?:(?P<user>Human)|(?P<assistant>AI))\|\]",
-        r"<\|im_start\|>[ \n]?(?:(?P<user>user)|(?P<assistant>assistant)|(?P<system>system)|(?P<tool>tool))\n",
+        r"<\|im_start\|>[ \n]?(?:(?P<user>user)|(?P<assistant>assistant)|(?P<system>system)|(?P<tool>tool))(?:\n|$)",
         r"<\|start_header_id\|>(?:(?P<user>user)|(?P<assistant>assistant)|(?P<system>system)|(?P<tool>ipython))"
         r"<\|end_header_id\|>",
-        r"<start_of_turn>(?:(?P<user>user)|(?P<assistant>model))\n",
+        r"<start_of_turn>(?:(?P<user>user)|(?P<assistant>model))(?:\n|$)",
         r"<\|(?:(?P<user>user|prompter)|(?P<assistant>assistant)|(?P<system>system))\|>",
         r"<(?:(?P<user>human)|(?P<assistant>bot))>:",
         r"(?P<user>\[INST\])|(?P<assistant>\[/INST\])",
