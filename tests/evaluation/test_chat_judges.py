@@ -65,6 +65,14 @@ class PlainServer(ChatServer):
     schemas = False
 
 
+class ServerOfParts(ChatServer):
+    def answer(self, body: dict[str, Any]) -> dict[str, Any]:
+        reply = super().answer(body)
+        message = reply["choices"][0]["message"]
+        message["content"] = [{"type": "thinking", "thinking": []}, {"type": "text", "text": message["content"]}]
+        return reply
+
+
 class NewestServer(ChatServer):
     newest = True
 
@@ -102,6 +110,11 @@ def test_server_without_schemas_is_read_as_plain_text(journal: Journal):
     assert trial.value == 1
     assert [text for text in said if "refuses response_format: without response_format, verdicts are read" in text]
     assert len(said) == 2
+
+
+def test_reply_in_parts_is_read(journal: Journal):
+    with serving(lambda _: None, ServerOfParts) as server:
+        assert run_trial(server, journal)[0].value == 1
 
 
 def test_reasoning_models_get_their_own_limit(journal: Journal):

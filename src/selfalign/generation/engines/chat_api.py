@@ -76,6 +76,8 @@ class ChatApi(OpenAiApi):
             reply: dict[str, Any] = json.loads(raw)
             choice: dict[str, Any] = reply["choices"][0]
             text = choice["message"].get("content") or ""
+            if isinstance(text, list):  # parts, such as a thought and a text
+                text = "".join(part["text"] for part in text if part.get("type") == "text")
             if isinstance(text, str):
                 return reply, choice, text
         except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):

@@ -34,7 +34,7 @@ OTHER_VOCABULARY = "its vocabulary is not the model's"
 _HINTS = {
     401: "; check the key",
     403: "; check what the key permits",
-    404: "; check the address and engine.served",
+    404: "; check the address and the model id (engine.served)",
 }
 
 
