@@ -157,7 +157,9 @@ def fake_run(tmp_path: Path, default_constitution: Constitution) -> Iterator[Cal
     made: list[Context] = []
 
     def make(*sets: str, name: str = "run", texts: Constitution | None = None, **fake: Any) -> Context:
-        recipe = recipes.load("quick", ["engine.kind=fake", "prompts.red_team.form=by_topic", *sets])
+        recipe = recipes.load(
+            "quick", ["engine.kind=fake", "prompts.red_team.form=by_topic", "evaluate.limit=6", *sets]
+        )
         texts = texts or default_constitution
         context = Context(RunDir.create(tmp_path / name, recipe, texts), Screen(-1))
         context._engine = Fake(parallel=context.slots(), **{"script": default_script, **fake})

@@ -11,7 +11,7 @@ import pytest
 
 import selfalign
 
-SMALL = {"engine.kind": "fake", "prompts.self_instruct.count": 8, "prompts.red_team.count": 20}
+SMALL = {"engine.kind": "fake", "evaluate.limit": 4, "prompts.self_instruct.count": 8, "prompts.red_team.count": 20}
 
 
 def test_run_and_read_the_results(tmp_path: Path):

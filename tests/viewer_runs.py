@@ -43,7 +43,7 @@ def make(folder: Path, rows: int, say: Say = default_text, engine: str = "fake")
 
     The run's journal is closed.
     """
-    settings = ["engine.kind=fake"] if engine == "fake" else [f"engine.kind={engine}"]
+    settings = ["engine.kind=fake", "evaluate.limit=4"] if engine == "fake" else [f"engine.kind={engine}"]
     run = RunDir.create(folder, recipe.load("quick", settings), constitution.load("default"))
     numbers = [p.id for p in run.constitution.principles]
     write_jsonl(run.jsonl("prompts"), (p for _, p in prompts(rows, say)))

@@ -21,7 +21,7 @@ from selfalign.system.version import __version__
 
 pytestmark = pytest.mark.integration
 
-FAKE = ["--set", "engine.kind=fake"]
+FAKE = ["--set", "engine.kind=fake", "--set", "evaluate.limit=4"]
 WHOLE = [*FAKE, "--set", "prompts.self_instruct.count=12", "--set", "prompts.red_team.count=20"]
 SMALL = [*WHOLE, "--set", "stages=[prompts, align, engrave, verbose_cloning, evaluate]"]
 """Without the report, which takes seconds to import."""

@@ -15,6 +15,7 @@ pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
 SETTINGS = (
     "engine.kind=fake",
+    "evaluate.limit=4",
     "prompts.self_instruct.count=8",
     "prompts.red_team.count=8",
     "evaluate.heldout_prompts=4",

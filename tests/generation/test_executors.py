@@ -315,7 +315,7 @@ def test_scoring_survives_a_death_and_reports_errors(local: cluster.Cluster, tmp
 def test_worker_that_cannot_start_is_one_line(local: cluster.Cluster, monkeypatch: pytest.MonkeyPatch):
     executor = ExecutorSettings.model_validate({"kind": "ray", "cpus": 0.1})
     missing = Model("/nowhere/base.gguf", "f00", None, None, "")
-    with pytest.raises(UserError, match=r"a Ray worker cannot start: model '/nowhere/base\.gguf' is not") as caught:
+    with pytest.raises(UserError, match=r"cannot start: model '/nowhere/base\.gguf' does not exist") as caught:
         Pool(executor, EngineSettings.model_validate({"kind": "llama_cpp"}), missing, {})
     assert "\n" not in str(caught.value)
     monkeypatch.setattr("selfalign.generation.ray.pool.__version__", "9.9")

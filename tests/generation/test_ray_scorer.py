@@ -234,7 +234,9 @@ def test_worker_that_cannot_score_the_same_refuses(tiny_base: Path, tmp_path: Pa
     model = sources.resolve(str(tiny_base))
     assert "this command 9.9: install the same" in refused(order(model, version="9.9"))
     assert f"its {tiny_base} holds other weights" in refused(order(model, identity="f00"))
-    assert refused(order(replace(model, source="/nowhere/base.gguf"))).startswith("model '/nowhere/base.gguf' is not")
+    assert refused(order(replace(model, source="/nowhere/base.gguf"))).startswith(
+        "model '/nowhere/base.gguf' does not exist"
+    )
     name = "0/adapter/adapter_config.json"
     reason = refused(order(model, adapters=("mine",), sha256={name: "0" * 64}), {name: b"{}"})
     assert reason == f"the adapter's file {name} arrived incomplete or altered: run the same command again"
@@ -313,7 +315,7 @@ def test_poison_chunk_ends_the_command_with_one_line(local: cluster.Cluster, tin
 @pytest.mark.slow
 def test_refusal_ends_the_command_with_one_line(local: cluster.Cluster):
     missing = Model("/nowhere/base.gguf", "f00", None, None, "")
-    with pytest.raises(UserError, match=r"a Ray worker cannot start: model '/nowhere/base\.gguf' is not") as caught:
+    with pytest.raises(UserError, match=r"cannot start: model '/nowhere/base\.gguf' does not exist") as caught:
         on_ray(missing, 1, START)
     assert "\n" not in str(caught.value)
 

@@ -24,6 +24,7 @@ SETTINGS = [
     "engrave.identity_repeats=1",
     "align.samples=1",
     "evaluate.heldout_prompts=2",
+    "evaluate.limit=3",
     "evaluate.max_new_tokens=32",
 ]
 

@@ -51,7 +51,7 @@ def allowed() -> bool:
 def fill(tmp_path: Path, levels: list[int]) -> list[dict[str, object]]:
     disk = tmp_path / "disk"
     disk.mkdir()
-    settings = ["engine.kind=fake", "prompts.self_instruct.count=40", "prompts.red_team.count=40"]
+    settings = ["engine.kind=fake", "evaluate.limit=4", "prompts.self_instruct.count=40", "prompts.red_team.count=40"]
     sets = [a for s in settings for a in ("--set", s)]
     command = ["unshare", "-rm", sys.executable, "-c", INSIDE, str(disk), str(4 << 20), json.dumps(levels), *sets]
     done = subprocess.run(command, capture_output=True, text=True, timeout=380, check=False)

@@ -6,6 +6,7 @@ import contextlib
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from selfalign.data.prompt_text import Pieces, Turn, replace_surrogates
@@ -19,7 +20,6 @@ from selfalign.run import feedback
 from selfalign.run.context import Context
 from selfalign.system import atomic
 from selfalign.system.console import plain
-from selfalign.system.environment import expand_home
 from selfalign.system.signals import STOP, interruptible
 
 HELP = """\
@@ -317,7 +317,7 @@ def _save(dialogue: Dialogue, target: str) -> None:
     talk = {"messages": _messages(dialogue), "model": dialogue.model, "prompt": dialogue.system_prompt}
     talk["run"] = dialogue.context.run.path.name
     try:
-        path = expand_home(target).resolve()  # an atomic write would replace a link
+        path = Path(target).expanduser().resolve()  # an atomic write would replace a link
         before = path.read_text("utf-8") if path.exists() else ""
         before += "\n" if before and not before.endswith("\n") else ""
         atomic.write_text(path, before + to_json(talk) + "\n")
