@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 from hypothesis import given
@@ -31,6 +32,15 @@ def test_the_slot_with_most_of_the_prompt_is_used() -> None:
         assert again.number == first
     with slots.use([1, 2, 3, 4], "adapter") as third:
         assert third.number not in (first, other.number)
+
+
+def test_a_failed_request_leaves_nothing_recorded_in_its_slot() -> None:
+    slots = Slots(1)
+    with suppress(ValueError), slots.use([1, 2], None) as slot:
+        slot.tokens = [1, 2]
+        raise ValueError
+    with slots.use([1, 2], None) as again:
+        assert again.tokens == []
 
 
 def test_threads_get_a_slot_in_the_order_of_their_calls() -> None:

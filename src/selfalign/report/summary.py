@@ -114,7 +114,7 @@ def _choice(scores: Scores, model: str) -> str:
     if against_engraved is not None and verdict(against_engraved) == "worse":
         best, reason = "engraved", "verbose cloning made the responses less appropriate"
     else:
-        best, reason = model, "it is the last one that was trained, and no worse than the one before"
+        best, reason = model, "the last one that was trained; its primary endpoint is not worse than before"
     unsure = row is None or verdict(row) != "better"
     return f"{best}: {reason}." + (
         " More prompts (recipe standard) or a larger base may show a difference." if unsure else ""

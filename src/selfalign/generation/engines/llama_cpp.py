@@ -227,11 +227,12 @@ class LlamaCpp:
             "temperature": 0.0,
             "n_probs": 1,
             "cache_prompt": True,
-            "id_slot": 0,
             "return_tokens": True,
             "lora": self._lora(adapter),
         }
-        reply = self._checked(self._http("/completion", body))
+        with self._slots.use(ids, adapter) as slot:
+            slot.tokens, slot.adapter = ids, adapter
+            reply = self._checked(self._http("/completion", {**body, "id_slot": slot.number}))
         probabilities = reply.get("completion_probabilities") or [{"logprob": math.nan}]
         return int(reply["tokens"][0]), float(probabilities[0]["logprob"])
 

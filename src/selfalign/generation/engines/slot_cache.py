@@ -57,6 +57,9 @@ class Slots:
             self._changed.notify_all()
         try:
             yield slot
+        except BaseException:
+            slot.tokens = []  # what the cache holds is unknown
+            raise
         finally:
             with self._changed:
                 self._uses += 1
