@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -17,6 +18,7 @@ from hypothesis import HealthCheck, settings
 import report_numbers
 from selfalign import constitution as constitutions
 from selfalign.constitution import Constitution
+from selfalign.generation.engines import llama_cpp
 from selfalign.generation.engines.fake import Fake, default_script
 from selfalign.run import recipe as recipes
 from selfalign.run.context import Context
@@ -25,6 +27,9 @@ from selfalign.system.console import Screen
 from selfalign.system.environment import share_processor
 
 share_processor()
+# One thread for each test process: several of them share the cores, and threads that wait for each other waste them.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+llama_cpp.usable_cores = lambda: 1
 # The public benchmarks, where they lie beside the checkout; tests that need them are skipped elsewhere.
 _BESIDE = Path(__file__).parents[2] / "shared/data"
 if _BESIDE.is_dir():
@@ -44,6 +49,12 @@ settings.load_profile("fixed")
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Start with the longest file, so that it does not run alone at the end."""
     items.sort(key=lambda item: item.path.name != "test_end_to_end.py")
+
+
+def pytest_collection_finish() -> None:
+    """Exempt what the test files have imported from garbage collection, which would visit all of it again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 @contextmanager

@@ -48,7 +48,7 @@ def gather(path: Path) -> dict[str, Any]:
         "verbose_cloning.prompts=10",
         "evaluate.heldout_prompts=14",
     )
-    recipe = recipes.load("quick", ["engine.kind=fake", *sizes])
+    recipe = recipes.load("quick", ["engine.kind=fake", "evaluate.limit=6", *sizes])
     context = Context(RunDir.create(path, recipe, constitutions.load("default")), Screen(-1))
     context._engine = Fake(parallel=context.slots(), script=default_script)
     context._engine_for = context.identities(("engrave", "verbose_cloning"))

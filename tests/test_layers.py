@@ -5,13 +5,20 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import selfalign
 
 ROOT = Path(selfalign.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
-TREES = {f.relative_to(ROOT).as_posix(): ast.parse(f.read_text("utf-8")) for f in FILES}
+NAMES = [f.relative_to(ROOT).as_posix() for f in FILES]
+
+
+@cache
+def trees() -> dict[str, ast.Module]:
+    """Return the parsed files, which the other test processes do without."""
+    return {name: ast.parse(f.read_text("utf-8")) for name, f in zip(NAMES, FILES, strict=True)}
 
 
 ROOMS = (
@@ -42,14 +49,14 @@ def module_name(file: str) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-MODULES = {module_name(file): file for file in TREES}
+MODULES = {module_name(file): file for file in NAMES}
 
 
 def imported(name: str) -> set[str]:
     """Return the full names of all modules, and of all names taken from modules, that a file imports anywhere."""
     found: set[str] = set()
     package = ["selfalign", *Path(name).parts[:-1]]
-    for node in ast.walk(TREES[name]):
+    for node in ast.walk(trees()[name]):
         if isinstance(node, ast.Import):
             found |= {a.name for a in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -99,15 +106,15 @@ def cycles(graph: dict[str, set[str]]) -> list[list[str]]:
 
 
 def test_every_folder_is_a_known_room():
-    folders = {Path(name).parts[0] for name in TREES if len(Path(name).parts) > 1} - {"assets"}
+    folders = {Path(name).parts[0] for name in NAMES if len(Path(name).parts) > 1} - {"assets"}
     assert folders == set(ROOMS)
-    assert {name for name in TREES if "/" not in name} == {f"{name}.py" for name in TOP_MODULES}
+    assert {name for name in NAMES if "/" not in name} == {f"{name}.py" for name in TOP_MODULES}
 
 
 def test_rooms_import_only_downwards():
     upward = [
         f"{module_name(name)} -> {module}"
-        for name in TREES
+        for name in NAMES
         if module_name(name) != "selfalign"
         for module in imported_modules(name)
         if level(module) > level(module_name(name))
@@ -117,7 +124,7 @@ def test_rooms_import_only_downwards():
 
 def test_no_import_cycles():
     # The package itself loads the API when first asked for it; nothing imports the package.
-    graph = {module_name(name): imported_modules(name) - {"selfalign"} for name in TREES}
+    graph = {module_name(name): imported_modules(name) - {"selfalign"} for name in NAMES}
     assert cycles(graph) == []
 
 
@@ -134,16 +141,16 @@ def test_stages_never_import_each_other():
 
 def test_every_room_documents_itself():
     for room in ROOMS:
-        text = ast.get_docstring(TREES[f"{room}/__init__.py"]) or ""
+        text = ast.get_docstring(trees()[f"{room}/__init__.py"]) or ""
         assert "Imports" in text and "Begin with" in text, room
 
 
 def calls() -> list[tuple[str, ast.Call]]:
-    return [(n, node) for n, tree in TREES.items() for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    return [(n, node) for n, tree in trees().items() for node in ast.walk(tree) if isinstance(node, ast.Call)]
 
 
 def test_nothing_unpickles_or_runs_text_as_code():
-    for name in TREES:
+    for name in NAMES:
         heads = {m.split(".")[0] for m in imported(name)}
         assert not heads & {"pickle", "cPickle", "dill", "cloudpickle", "shelve", "marshal", "joblib"}, name
     for name, call in calls():
@@ -161,7 +168,7 @@ def test_yaml_is_read_by_a_safe_loader_only():
         given = [ast.unparse(a) for a in call.args[1:2]] + [
             ast.unparse(k.value) for k in call.keywords if k.arg == "Loader"
         ]
-        classes = {c.name: [ast.unparse(b) for b in c.bases] for c in TREES[name].body if isinstance(c, ast.ClassDef)}
+        classes = {c.name: [ast.unparse(b) for b in c.bases] for c in trees()[name].body if isinstance(c, ast.ClassDef)}
         assert len(given) == 1, f"{name}: yaml.load without a loader"
         assert classes.get(given[0]) == ["yaml.SafeLoader"], f"{name}: {given[0]} is no SafeLoader"
 
@@ -169,7 +176,7 @@ def test_yaml_is_read_by_a_safe_loader_only():
 def test_no_function_is_over_60_lines():
     long = {
         f"{name}:{node.lineno} {node.name}": lines
-        for name, tree in TREES.items()
+        for name, tree in trees().items()
         for node in ast.walk(tree)
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
         and (lines := (node.end_lineno or 0) - node.lineno + 1) > 60
@@ -200,10 +207,10 @@ def test_the_pipeline_loads_nothing_heavy():
 
 
 def test_every_module_says_what_it_is():
-    silent = [n for n, tree in TREES.items() if tree.body and not ast.get_docstring(tree)]
+    silent = [n for n, tree in trees().items() if tree.body and not ast.get_docstring(tree)]
     assert silent == []
 
 
 def test_only_one_file_knows_the_embedded_models_name():
-    knows = {n for n, f in zip(TREES, FILES, strict=True) if "gemma3_270m" in f.read_text("utf-8")}
+    knows = {n for n, f in zip(NAMES, FILES, strict=True) if "gemma3_270m" in f.read_text("utf-8")}
     assert knows <= {"model/sources.py"}

@@ -1,4 +1,4 @@
-"""Run the command line as a user does: processes on the fake engine."""
+"""Run the command line as a user does: processes on the fake engine (command_line.py)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import errno
 import json
 import os
 import re
-import resource
 import shutil
 import signal
 import subprocess
@@ -16,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from command_line import selfalign
 from selfalign.cli.main import explain
 from selfalign.system.version import __version__
 
@@ -24,20 +24,7 @@ pytestmark = pytest.mark.integration
 FAKE = ["--set", "engine.kind=fake", "--set", "evaluate.limit=4"]
 WHOLE = [*FAKE, "--set", "prompts.self_instruct.count=12", "--set", "prompts.red_team.count=20"]
 SMALL = [*WHOLE, "--set", "stages=[prompts, align, engrave, verbose_cloning, evaluate]"]
-"""Without the report, which takes seconds to import."""
-
-
-def selfalign(*arguments: str, cwd: Path, columns: int = 120, **options: object) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "NO_COLOR": "1", "COLUMNS": str(columns)}
-    return subprocess.run(
-        [sys.executable, "-m", "selfalign.cli.main", *arguments],
-        cwd=cwd,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        **options,  # type: ignore[call-overload]
-    )
+"""Without the report, which takes seconds."""
 
 
 def files(run: Path) -> dict[str, bytes]:
@@ -84,12 +71,14 @@ def test_same_command_again_changes_nothing(folder: Path) -> None:
 
 
 def test_killed_run_resumes_to_the_same_files(tmp_path: Path) -> None:
-    many = [*FAKE, "--set", "stages=[prompts, align]", "--set", "prompts.self_instruct.count=900"]
+    many = [*FAKE, "--set", "stages=[prompts, align]", "--set", "prompts.self_instruct.count=400"]
     assert selfalign("run", *many, "--out", "a", cwd=tmp_path).returncode == 0
     command = [sys.executable, "-m", "selfalign.cli.main", "run", *many, "--out", "b"]
     killed = 0
-    for seconds in (0.6, 0.9, 1.2):
+    for seconds in (0.1, 0.4):
         process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        while not (tmp_path / "b/journal.sqlite").exists():
+            time.sleep(0.05)
         time.sleep(seconds)
         killed += process.poll() is None
         process.kill()
@@ -125,10 +114,7 @@ def test_fake_engine_loads_no_model(tmp_path: Path) -> None:
 
 
 def test_full_disk_exits_75_and_resumes(tmp_path: Path, finished: Path) -> None:
-    def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
-
-    full = selfalign("run", *SMALL, cwd=tmp_path, preexec_fn=limit)
+    full = selfalign("run", *SMALL, cwd=tmp_path, max_file_size=60_000)
     assert full.returncode == 75, full.stderr
     assert len(full.stderr.strip().splitlines()[-1]) < 300 and "Traceback" not in full.stderr
     assert selfalign("run", *SMALL, cwd=tmp_path).returncode == 0

@@ -1,4 +1,4 @@
-"""Run `selfalign constitution ...` and `init` as processes."""
+"""Run `selfalign constitution ...` and `init` (command_line.py)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
-from test_cli import selfalign
+
+from command_line import selfalign
 
 pytestmark = pytest.mark.integration
 

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +13,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+import command_line
 import selfalign
 from selfalign import constitution as constitutions
 from selfalign.constitution import Constitution
@@ -230,10 +228,9 @@ def test_command_and_api_write_the_same_rows(tmp_path: Path):
     with selfalign.create("quick", tmp_path / "run", settings=settings) as run:
         run.run_all()
         files = run.export_dataset("alpaca", "engrave", out=tmp_path / "api").files
-    command = [sys.executable, "-m", "selfalign.cli.main", "export", "run", "dataset", "--format", "alpaca", "--stage",
-               "engrave"]  # fmt: skip
+    command = ["export", "run", "dataset", "--format", "alpaca", "--stage", "engrave"]
     first, again, forced = (
-        subprocess.run([*command, *more], cwd=tmp_path, capture_output=True, text=True, env={**os.environ})
+        command_line.selfalign(*command, *more, cwd=tmp_path)
         for more in ([], [], ["--force", "--out", "run/export/dataset-engrave-alpaca"])
     )
     path = "run/export/dataset-engrave-alpaca/train.jsonl"

@@ -19,6 +19,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+import command_line
 import selfalign
 from selfalign.errors import Resumable, UserError
 from selfalign.export import launch
@@ -198,13 +199,13 @@ def test_invalid_requests_are_one_line_errors(
 
 
 def test_command_writes_the_folder(launch_folder: SimpleNamespace, tmp_path: Path):
-    command = [sys.executable, "-m", "selfalign.cli.main", "export", str(launch_folder.context.run.path)]
+    command = ["export", str(launch_folder.context.run.path)]
     arguments = ["launch", "--out", str(tmp_path / "by"), "--gpus", "3", "--strategy", "fsdp"]
-    done = subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=120, env=dict(os.environ))
+    done = command_line.selfalign(*command, *arguments, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "rounded up" in done.stdout and (tmp_path / "by/train.py").is_file()
     assert json.loads((tmp_path / "by/training.json").read_text())["batch_size"] == 6
-    done = subprocess.run([*command, "parquet", "--out", "y"], capture_output=True, text=True, timeout=120)
+    done = command_line.selfalign(*command, "parquet", "--out", "y", cwd=tmp_path)
     assert done.returncode == 1 and "Traceback" not in done.stderr
 
 

@@ -12,9 +12,12 @@ from selfalign.model import sources
 pytestmark = pytest.mark.integration
 
 
-def test_real_model_is_measured_once_and_cached(monkeypatch: pytest.MonkeyPatch):
+def test_real_model_is_measured_once_and_cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     model = sources.resolve("embedded")
-    measured = calibration.calibrate(model.gguf, model.identity, 4096, 0)
+    monkeypatch.setattr(calibration, "_SECONDS", 0.4)
+    monkeypatch.setattr(calibration, "CANDIDATES", (1, 2, 4))
+    monkeypatch.setenv("SELFALIGN_CACHE", str(tmp_path))
+    measured = calibration.calibrate(model.gguf, model.identity, 4096, 1)
     assert str(measured.slots) in measured.by_slots
     assert measured.tokens_per_second == measured.by_slots[str(measured.slots)]
     assert measured.tokens_per_second >= measured.by_slots["1"]
@@ -25,9 +28,9 @@ def test_real_model_is_measured_once_and_cached(monkeypatch: pytest.MonkeyPatch)
         raise AssertionError("measured again")
 
     monkeypatch.setattr(calibration, "_measure", never)
-    assert calibration.calibrate(model.gguf, model.identity, 4096, 0) == measured
+    assert calibration.calibrate(model.gguf, model.identity, 4096, 1) == measured
     with pytest.raises(AssertionError, match="measured again"):
-        calibration.calibrate(model.gguf, model.identity, 4096, 0, fresh=True)
+        calibration.calibrate(model.gguf, model.identity, 4096, 1, fresh=True)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"slots": 8}'])

@@ -12,30 +12,51 @@ import pytest
 import yaml
 
 SETTINGS = [
-    "prompts.self_instruct.count=4",
+    "engine.slots=2",
+    "engine.threads=1",  # the other test processes need the other cores
+    "prompts.self_instruct.count=3",
     "prompts.self_instruct.requests_per_round=2",
-    "prompts.self_instruct.max_new_tokens=160",
-    "prompts.red_team.count=6",
-    "align.max_new_tokens=80",
-    "verbose_cloning.prompts=6",
-    "verbose_cloning.max_new_tokens=128",
+    "prompts.self_instruct.max_new_tokens=120",
+    "prompts.red_team.count=4",
+    "align.max_new_tokens=60",
+    "align.samples=1",
+    "filters.responses.truncated=trim",
+    "filters.verbose.truncated=trim",
+    "filters.verbose.new_words=0",
+    "verbose_cloning.prompts=3",
+    "verbose_cloning.max_new_tokens=48",
     "engrave.epochs=1",
     "engrave.batch_size=2",
+    "engrave.warmup_steps=1",
+    "engrave.learning_rate=1.0e-3",
     "engrave.identity_repeats=1",
-    "align.samples=1",
     "evaluate.heldout_prompts=2",
-    "evaluate.limit=3",
-    "evaluate.max_new_tokens=32",
+    "evaluate.limit=2",
+    "evaluate.max_new_tokens=24",
 ]
+TYPES = ("opinions", "general knowledge")
+"""Question types of the run's constitution: one with a check, one without."""
+COMMAND = """
+from selfalign.cli.main import main
+from selfalign.evaluation.tasks import heldout
+from selfalign.generation import parity
+
+texts = heldout.neutral_texts()[:2]
+heldout.neutral_texts = lambda: texts
+parity.spans.__defaults__ = (100,)
+main()
+"""
+"""The command line, with fewer neutral texts and compared positions."""
 
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(1000)]
 
 
 def _constitution(folder: Path) -> Path:
-    """Write the default constitution with a quarter of its question types, for a shorter run."""
+    """Write the default constitution with two question types and six identity pairs, for a shorter run."""
     document = yaml.safe_load((resources.files("selfalign") / "assets/constitutions/default.yaml").read_text("utf-8"))
-    document["question_types"] = document["question_types"][::4]
+    document["question_types"] = [t for t in document["question_types"] if t["name"] in TYPES]
+    document["identity"] = document["identity"][:6]
     path = folder / "constitution.yaml"
     path.write_text(yaml.safe_dump(document, allow_unicode=True), "utf-8")
     return path
@@ -44,7 +65,7 @@ def _constitution(folder: Path) -> Path:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("real")
-    command = [sys.executable, "-m", "selfalign.cli.main", "run", "--out", "run"]
+    command = [sys.executable, "-c", COMMAND, "run", "--out", "run"]
     settings = [*SETTINGS, f"constitution={_constitution(folder)}"]
     command += [part for setting in settings for part in ("--set", setting)]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=900)
@@ -77,7 +98,7 @@ def test_counts_balance_and_training_text_has_no_thoughts(run: Path) -> None:
     for stage in manifest["stages"]:
         assert stage["rows_in"] == stage["kept"] + sum(stage["dropped"].values()) + sum(stage["failed"].values())
     responses = rows(run / "2_self_align/responses.jsonl")
-    assert len(rows(run / "1_prompts/prompts.jsonl")) == 10
+    assert len(rows(run / "1_prompts/prompts.jsonl")) == 7
     assert len(responses) >= 3
     assert all(r["thoughts"] and r["principles"] for r in responses)
     heldout = {r["id"] for r in rows(run / "1_prompts/prompts.jsonl") if r["split"] == "heldout"}
@@ -95,9 +116,9 @@ def test_adapters_change_output_and_torch_matches_engine(run: Path) -> None:
     counts = {s["stage"]: s["notes"] for s in json.loads((run / "manifest.json").read_text())["stages"]}
     for stage in ("engrave", "verbose_cloning"):
         parity = counts[stage]["parity"]
-        assert parity["positions"] == 200
+        assert parity["positions"] == 100
         assert parity["agreement_base"] > 0.9
-        assert parity["agreement_adapter"] >= parity["agreement_base"] - 0.02
+        assert parity["agreement_adapter"] >= parity["agreement_base"] - 0.05
         assert parity["changed"] >= 0.10
 
 

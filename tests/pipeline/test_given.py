@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +10,7 @@ from typing import Any
 
 import pytest
 
+import command_line
 import selfalign
 from selfalign.constitution import Constitution
 from selfalign.data.records import Example, Response, read_jsonl
@@ -199,19 +197,13 @@ def test_hostile_pairs_have_one_outcome_and_no_control_characters(fake_run: Runs
     assert not any(ord(c) < 32 and c not in "\n\t" for r in kept for c in r.message + r.response)
 
 
-def cli(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "selfalign.cli.main", *arguments]
-    where = {**os.environ, "NO_COLOR": "1", "COLUMNS": "160", **environment}
-    return subprocess.run(command, cwd=cwd, env=where, capture_output=True, text=True, timeout=580)
-
-
 def test_preview_prints_user_rows(user_pairs: Path, tmp_path: Path):
     fake = ("run", "--set", "engine.kind=fake", "--prompts", "mine.json", "--preview", "2")
-    done = cli(*fake, "--set", "align.form=given", cwd=tmp_path)
+    done = command_line.selfalign(*fake, "--set", "align.form=given", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "──── mine.json:2 ──── given\nWhere does the Rhine end?\n⟦The Rhine flows" in done.stdout
     assert done.stdout.count("────") == 4
-    preview = cli(*fake, cwd=tmp_path)
+    preview = command_line.selfalign(*fake, cwd=tmp_path)
     assert preview.returncode == 0, preview.stderr
     assert "User: Why do bakers salt their dough?\n\nAlma (internal thoughts):" in preview.stdout
     assert "self-instruct" not in preview.stdout and not (tmp_path / "runs").exists()
@@ -221,7 +213,9 @@ def test_preview_prints_user_rows(user_pairs: Path, tmp_path: Path):
 @pytest.mark.timeout(1000)
 def test_user_pairs_are_engraved_into_the_real_model(user_pairs: Path, tmp_path: Path):
     sets = ["align.form=given", "stages=[prompts, align, engrave]", "evaluate.heldout_prompts=2", "engrave.epochs=1"]
-    done = cli("run", "--prompts", "mine.json", "--out", "run", *(p for s in sets for p in ("--set", s)), cwd=tmp_path)
+    done = command_line.selfalign(
+        "run", "--prompts", "mine.json", "--out", "run", *(p for s in sets for p in ("--set", s)), cwd=tmp_path
+    )
     assert done.returncode == 0, done.stderr
     assert "mine.json: read as Alpaca 16, selfalign 1" in done.stderr and "engine" not in done.stderr
     stages = {s["stage"]: s for s in json.loads((tmp_path / "run/manifest.json").read_text())["stages"]}

@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import tiny_models
+from command_line import selfalign
 from selfalign import api
 from selfalign.constitution import Constitution
 from selfalign.data.records import Example, Response, write_jsonl
@@ -367,8 +368,7 @@ def test_only_training_stages_accept_an_adapter(context: Context, adapter_folder
     path = context.run.path
     with api.open_run(path) as run, pytest.raises(UserError, match="takes no adapter; engrave and verbose_cloning do"):
         run.run_stage("align", adapter_folder)
-    command = [sys.executable, "-m", "selfalign.cli.main", "engrave", str(path), "--adapter", str(adapter_folder)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = selfalign("engrave", str(path), "--adapter", str(adapter_folder), cwd=path.parent)
     assert done.returncode == 0, done.stderr
     assert (path / "manifest.json").is_file()
 
