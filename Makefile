@@ -6,7 +6,11 @@ export SELFALIGN_BENCHMARKS ?= $(wildcard $(abspath ../shared/data))
 STAMP := .venv/.installed
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 
-.PHONY: run test test-slow test-vllm browser check format wheel test-wheel clean
+SITE ?= build/site
+
+.PHONY: install run test test-slow test-vllm browser check format docs wheel dist test-wheel clean
+
+install: $(STAMP)
 
 run: $(STAMP)
 	$(BIN)/selfalign run
@@ -47,9 +51,21 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# Build the site into build/site; a warning is an error.
+docs: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	$(BIN)/python -m sphinx -W --keep-going --quiet --builder html docs $(SITE)
+
 # Build the wheel; `make test-wheel PYTHONS="python3.12 python3.13"` also tries it in empty environments.
 wheel: $(STAMP)
 	$(BIN)/python -m build --wheel
+
+# What a release uploads: source and wheel, with a check of the metadata and the rendered README.
+dist: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt twine
+	rm -rf dist
+	$(BIN)/python -m build
+	$(BIN)/python -m twine check --strict dist/*
 
 test-wheel: wheel
 	$(BIN)/python tools/try_wheel.py $(or $(PYTHONS),$(PYTHON))

@@ -142,13 +142,18 @@ class EvaluateSettings(Strict):
 
 
 class Recipe(Strict):
-    """See docs/recipe.md. `selfalign recipe --schema` prints the JSON Schema for editors."""
+    """All settings of a run (docs/recipe.md)."""
 
     model: str = "embedded"
+    """The base model: embedded, a GGUF file, a model folder, or a hub id (docs/own-base.md)."""
     constitution: str = "default"
+    """default, two-stage, or the path of a constitution."""
     seeds: str = "default"
+    """The seed tasks: default, or the path of a JSONL file."""
     seed: int = Field(0, ge=0, lt=2**32)
+    """The random seed. Each request's seed is derived from it and from the row's content."""
     stages: list[Stage] = list(STAGES)
+    """The stages to run, in order."""
     engine: EngineSettings = EngineSettings()  # type: ignore[call-arg]
     executor: ExecutorSettings = ExecutorSettings()  # type: ignore[call-arg]
     storage: Location | None = None
