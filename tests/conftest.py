@@ -46,9 +46,17 @@ settings.register_profile(
 settings.load_profile("fixed")
 
 
+LONGEST = (
+    "test_end_to_end.py", "test_cli.py", "test_export.py", "test_executors.py", "test_view_page.py", "test_report.py",
+    "test_exemplar_cache.py", "test_serve_chat_page.py", "test_constitution_verbs.py", "test_crash.py",
+    "test_real_tokens.py", "test_loop.py", "test_view_index.py",
+)  # fmt: skip
+"""The test files that take longest, the longest first."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Start with the longest file, so that it does not run alone at the end."""
-    items.sort(key=lambda item: item.path.name != "test_end_to_end.py")
+    """Start with the longest files, so that none of them runs alone at the end."""
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
 
 
 def pytest_collection_finish() -> None:

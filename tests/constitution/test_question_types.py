@@ -20,6 +20,7 @@ from selfalign.constitution.rendering import longest, prompt_types, render, rend
 from selfalign.data.records import content_hash
 from selfalign.errors import UserError
 from selfalign.evaluation.tasks.behaviour import load_scenarios
+from selfalign.quality import duplicates
 from selfalign.quality.novelty import NoveltyIndex
 
 TYPED = GOOD.replace(
@@ -282,6 +283,7 @@ def test_a_type_without_exemplars_is_near_its_own_question(tmp_path: Path):
 
 def test_missing_wordllama_is_a_clear_error(typed: Constitution, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(__import__("sys").modules, "wordllama", None)
+    duplicates._embedder.cache_clear()
     with pytest.raises(UserError, match="pip install wordllama"):
         nearest_types(typed, ["Who won the vote?"])
 

@@ -49,7 +49,7 @@ SETTINGS = {
 }
 DATED = ("recipe.yaml", "5_evaluation/benchmarks.json")
 """Files that hold paths or dates."""
-EVALUATED = {"stages": ["prompts", "align", "engrave", "verbose_cloning", "evaluate"], "evaluate.tasks": ["behaviour"]}
+EVALUATED = {"stages": ["prompts", "align", "engrave", "verbose_cloning", "evaluate"], "evaluate.limit": 20}
 RAY = {"kind": "ray", "workers": 2, "cpus": 0.5}
 FAKE = EngineSettings.model_validate({"kind": "fake", "slots": 4})
 

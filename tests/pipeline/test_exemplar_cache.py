@@ -18,8 +18,8 @@ pytestmark = pytest.mark.integration
 
 SMALL = ("engine.slots=2", "engine.context=2048", "align.max_new_tokens=8", "align.max_thought_tokens=12")
 QUESTIONS = {
-    "opinions": ("Is tea better than coffee?", "Should parks be open at night?", "Is snow nicer than rain?"),
-    "general knowledge": ("What is a comet?", "Name a river in Spain.", "What is a flute made of?"),
+    "opinions": ("Is tea better than coffee?", "Should parks be open at night?"),
+    "general knowledge": ("What is a comet?", "Name a river in Spain."),
 }
 
 
@@ -38,4 +38,4 @@ def test_prompts_of_two_types_come_from_the_cache(tmp_path: Path, default_consti
         context.release_engine()
         context.journal.close()
     assert totals.hit_rate > 0.9
-    assert totals.prompt_tokens < 6 * 120
+    assert totals.prompt_tokens < 4 * 120

@@ -50,6 +50,7 @@ def test_the_same_meaning_is_one_cluster():
 
 def test_missing_wordllama_error_names_the_package(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(__import__("sys").modules, "wordllama", None)
+    duplicates._embedder.cache_clear()
     with pytest.raises(duplicates.UserError, match="pip install wordllama"):
         duplicates.semantic(TEXTS)
 

@@ -16,6 +16,7 @@ import signal
 import sqlite3
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +31,14 @@ from selfalign.run import directory
 from selfalign.run.journal import Journal
 from selfalign.system import atomic
 
-SETTINGS = {
+LARGE: dict[str, Any] = {
     "engine.kind": "fake",
     "stages": ["prompts", "align", "engrave", "verbose_cloning"],
     "prompts.self_instruct.count": 250,
     "prompts.red_team.count": 250,
     "verbose_cloning.prompts": 200,
 }
+SMALL = LARGE | {"prompts.self_instruct.count": 90, "prompts.red_team.count": 60, "verbose_cloning.prompts": 80}
 IN_FLIGHT = 8 * 4
 
 Arm = Callable[[], None]
@@ -45,7 +47,17 @@ Arm = Callable[[], None]
 pytestmark = pytest.mark.integration
 
 
-def work(folder: Path, arm: Arm | None = None, seconds: float | None = None) -> int:
+@dataclass(frozen=True)
+class Undisturbed:
+    """A run that nothing disturbed."""
+
+    settings: dict[str, Any]
+    files: dict[str, bytes]
+    seconds: float
+    requests: int
+
+
+def work(folder: Path, settings: dict[str, Any], arm: Arm | None = None, seconds: float | None = None) -> int:
     """Run in a forked child, killed after so many seconds if it still runs; returns its wait status."""
     child = os.fork()
     if child:
@@ -56,7 +68,7 @@ def work(folder: Path, arm: Arm | None = None, seconds: float | None = None) -> 
     try:
         if arm:
             arm()
-        with selfalign.create("quick", folder, settings=SETTINGS) as run:
+        with selfalign.create("quick", folder, settings=settings) as run:
             run.run_all()
         os._exit(0)
     except BaseException:
@@ -94,13 +106,13 @@ def paid(folder: Path) -> dict[str, tuple[str, float]]:
     return {key: (raw, seconds) for key, raw, seconds in rows}
 
 
-def resume(folder: Path, expected: dict[str, bytes], requests: int) -> None:
+def resume(folder: Path, undisturbed: Undisturbed) -> None:
     """Check that the files are the same and that no saved request was sent again, under any key."""
     before = paid(folder)
-    assert work(folder) == 0
-    assert files(folder) == expected
+    assert work(folder, undisturbed.settings) == 0
+    assert files(folder) == undisturbed.files
     after = paid(folder)
-    assert len(after) == requests
+    assert len(after) == undisturbed.requests
     assert {key: after.get(key) for key in before} == before
 
 
@@ -117,38 +129,47 @@ def running(folder: Path) -> int:
     return int(number)
 
 
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, bytes], float, int]:
-    """An undisturbed run's files, how long it took, and its number of requests."""
-    folder = tmp_path_factory.mktemp("whole") / "run"
+def undisturbed(folder: Path, settings: dict[str, Any], prompts: int) -> Undisturbed:
+    # The forked processes inherit what a run has loaded.
+    with selfalign.create("quick", folder.with_name("first"), settings=settings, limit=4) as run:
+        run.run_all()
     start = time.monotonic()
-    assert work(folder) == 0
+    assert work(folder, settings) == 0
     seconds = time.monotonic() - start
     rows = [n for n in files(folder) if n.endswith(".jsonl")]
     assert {"1_prompts/prompts.jsonl", "2_self_align/responses.jsonl", "4_verbose_clone/responses.jsonl"} <= set(rows)
-    assert files(folder)["1_prompts/prompts.jsonl"].count(b"\n") == 500
-    return files(folder), seconds, len(paid(folder))
+    assert files(folder)["1_prompts/prompts.jsonl"].count(b"\n") == prompts
+    return Undisturbed(settings, files(folder), seconds, len(paid(folder)))
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
+    return undisturbed(tmp_path_factory.mktemp("whole") / "run", LARGE, 500)
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
+    return undisturbed(tmp_path_factory.mktemp("whole") / "run", SMALL, 150)
 
 
 @pytest.mark.slow
-def test_ten_random_kills(tmp_path: Path, undisturbed: tuple[dict[str, bytes], float, int]):
-    kill_at_random(tmp_path, undisturbed, 10)
+def test_ten_random_kills(tmp_path: Path, large: Undisturbed):
+    kill_at_random(tmp_path, large, 10)
 
 
 @pytest.mark.slow
-def test_fifty_random_kills(tmp_path: Path, undisturbed: tuple[dict[str, bytes], float, int]):
-    kill_at_random(tmp_path, undisturbed, 50)
+def test_fifty_random_kills(tmp_path: Path, large: Undisturbed):
+    kill_at_random(tmp_path, large, 50)
 
 
-def kill_at_random(tmp_path: Path, undisturbed: tuple[dict[str, bytes], float, int], number: int) -> None:
-    expected, seconds, requests = undisturbed
+def kill_at_random(tmp_path: Path, large: Undisturbed, number: int) -> None:
     rng = random.Random(number)
     died, lost = 0, []
     for attempt in range(number):
         folder = tmp_path / str(attempt)
-        died += killed(work(folder, seconds=rng.uniform(0.02, 0.95) * seconds))
+        died += killed(work(folder, LARGE, seconds=rng.uniform(0.02, 0.95) * large.seconds))
         lost.append(running(folder))
-        resume(folder, expected, requests)
+        resume(folder, large)
         shutil.rmtree(folder)
     assert died >= number * 0.5  # the others finished before the signal
     assert max(lost) <= IN_FLIGHT
@@ -213,24 +234,24 @@ def at(point: str, when: str, call: int) -> Arm:
     return arm
 
 
-def test_ten_kills_of_one_run(tmp_path: Path, undisturbed: tuple[dict[str, bytes], float, int]):
-    """Each time it is resumed it comes four turns of the loop further."""
+def test_ten_kills_of_one_run(tmp_path: Path, small: Undisturbed):
+    """Each time it is resumed it comes two turns of the loop further."""
     folder = tmp_path / "run"
     for number in range(10):
         when = "before" if number % 2 else "after"
-        assert killed(work(folder, at("journal: commit a turn", when, 4)))
+        assert killed(work(folder, SMALL, at("journal: commit a turn", when, 2)))
         assert running(folder) <= IN_FLIGHT
-    resume(folder, undisturbed[0], undisturbed[2])
+    resume(folder, small)
 
 
-def kill_at(tmp_path: Path, undisturbed: tuple[dict[str, bytes], float, int], point: str, call: int) -> int:
+def kill_at(tmp_path: Path, undisturbed: Undisturbed, point: str, call: int) -> int:
     """Kill before and after that call; returns how often the process died."""
     died = 0
     for when in ("before", "after"):
         folder = tmp_path / when
-        died += killed(work(folder, at(point, when, call)))
+        died += killed(work(folder, undisturbed.settings, at(point, when, call)))
         assert running(folder) <= IN_FLIGHT
-        resume(folder, undisturbed[0], undisturbed[2])
+        resume(folder, undisturbed)
         shutil.rmtree(folder)
     return died
 
@@ -239,12 +260,12 @@ FAST = ("journal: commit a turn", "journal: record outcomes", "file: rename", "r
 
 
 @pytest.mark.parametrize("point", FAST)
-def test_kills_at_important_points(tmp_path: Path, undisturbed: tuple[dict[str, bytes], float, int], point: str):
-    assert kill_at(tmp_path, undisturbed, point, 3) == 2
+def test_kills_at_important_points(tmp_path: Path, small: Undisturbed, point: str):
+    assert kill_at(tmp_path, small, point, 3) == 2
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("point", POINTS)
-def test_kills_at_every_point(tmp_path: Path, undisturbed: tuple[dict[str, bytes], float, int], point: str):
-    died = sum(kill_at(tmp_path / str(call), undisturbed, point, call) for call in (1, 2, 5))
+def test_kills_at_every_point(tmp_path: Path, large: Undisturbed, point: str):
+    died = sum(kill_at(tmp_path / str(call), large, point, call) for call in (1, 2, 5))
     assert died >= 1

@@ -16,7 +16,7 @@ from typing import Any
 from selfalign.constitution.document import Constitution, Layout, SeedTask, inconsistencies
 from selfalign.data.records import json_lines
 from selfalign.errors import UserError
-from selfalign.system.strict_yaml import Place, lines_of, parse_yaml, read_text, validate
+from selfalign.system.strict_yaml import Place, parse_with_lines, read_text, validate
 
 SHIPPED = ("default", "two-stage")
 
@@ -59,10 +59,10 @@ def merged(source: str, text: str | None = None, seen: tuple[str, ...] = ()) -> 
         return _shipped(source)
     if text is None:
         text = read_text(Path(source), "constitution")
-    value = parse_yaml(text, source)
+    value, lines = parse_with_lines(text, source)
     if not isinstance(value, dict):
         raise UserError(f"constitution {source} must be a mapping of keys, not {type(value).__name__}")
-    places = {place: f"{source}:{line}" for place, line in lines_of(text).items()}
+    places = {place: f"{source}:{line}" for place, line in lines.items()}
     own = Located(source, value, places)
     if "extends" in value:
         base = value.pop("extends")

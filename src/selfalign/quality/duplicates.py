@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from selfalign.errors import UserError
 from selfalign.quality.rouge import normalize
@@ -94,6 +95,12 @@ def semantic(texts: Sequence[str], threshold: float = COSINE) -> list[list[int]]
 
 def embed(texts: Sequence[str]) -> NDArray[np.float32]:
     """Return unit vectors of shape (texts, 256). Nothing is downloaded."""
+    return _embedder().embed([text or " " for text in texts], norm=True)  # type: ignore[no-any-return]
+
+
+@cache
+def _embedder() -> Any:
+    """Return the embedding model, which is loaded once."""
     root = logging.getLogger()
     handlers, level = list(root.handlers), root.level
     try:
@@ -104,8 +111,7 @@ def embed(texts: Sequence[str]) -> NDArray[np.float32]:
         root.handlers[:] = handlers
         root.setLevel(level)
     # The package contains the weights, but does not find its own tokenizer folder.
-    model = wordllama.WordLlama.load(cache_dir=Path(wordllama.__file__).parent, disable_download=True)
-    return model.embed([text or " " for text in texts], norm=True)  # type: ignore[no-any-return]
+    return wordllama.WordLlama.load(cache_dir=Path(wordllama.__file__).parent, disable_download=True)
 
 
 def _shingles(text: str) -> frozenset[str]:

@@ -26,8 +26,22 @@ class Strict(BaseModel):
 Document = TypeVar("Document", bound=Strict)
 
 
+Place = tuple[int | str, ...]
+"""The place of a value in a document: the keys and list positions that lead to it."""
+
+
 class _Loader(yaml.SafeLoader):
-    """A safe loader that refuses duplicate keys, which PyYAML would silently overwrite."""
+    """A safe loader that refuses duplicate keys, which PyYAML would silently overwrite.
+
+    It also refuses aliases, because they can expand exponentially.
+    """
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            alias = self.peek_event()  # type: ignore[no-untyped-call]
+            problem = f"aliases (*{alias.anchor}) are not allowed"
+            raise yaml.composer.ComposerError(None, None, problem, alias.start_mark)
+        return super().compose_node(parent, index)
 
 
 def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
@@ -52,7 +66,16 @@ _Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping
 
 
 def parse_yaml(text: str, where: str) -> Any:
-    """Return the value of a YAML text. Aliases are refused, because they can expand exponentially.
+    """Return the value of a YAML text.
+
+    Raises:
+        UserError: the text is too large, is not YAML, or contains an alias.
+    """
+    return parse_with_lines(text, where)[0]
+
+
+def parse_with_lines(text: str, where: str) -> tuple[Any, dict[Place, int]]:
+    """Return the value of a YAML text, and the line of every key and list item; `()` is the document.
 
     Raises:
         UserError: the text is too large, is not YAML, or contains an alias.
@@ -60,10 +83,11 @@ def parse_yaml(text: str, where: str) -> Any:
     if len(text) > _MAX_BYTES:
         raise UserError(f"{where} has {len(text):,} characters; the limit is {_MAX_BYTES:,}")
     try:
-        for token in yaml.scan(text):
-            if isinstance(token, yaml.AliasToken):
-                raise UserError(f"{where}:{token.start_mark.line + 1}: aliases (*{token.value}) are not allowed")
-        return yaml.load(text, _Loader)  # noqa: S506  (a SafeLoader)
+        loader = _Loader(text)
+        if (root := loader.get_single_node()) is None:
+            return None, {(): 1}
+        lines = _lines_of(root)  # first, because the constructor resolves merge keys in place
+        return loader.construct_document(root), lines
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else "?"
         raise UserError(f"{where}:{line}: {error.problem or error.context}") from None
@@ -82,13 +106,8 @@ def compose(text: str) -> yaml.Node | None:
     return yaml.compose(text, _Loader)
 
 
-Place = tuple[int | str, ...]
-"""The place of a value in a document: the keys and list positions that lead to it."""
-
-
-def lines_of(text: str) -> dict[Place, int]:
-    """Return the line of every key and list item of a YAML text that `parse_yaml` accepts; `()` is the document."""
-    lines: dict[Place, int] = {}
+def _lines_of(root: yaml.Node) -> dict[Place, int]:
+    lines: dict[Place, int] = {(): 1}
 
     def walk(node: yaml.Node, path: Place) -> None:
         if isinstance(node, yaml.MappingNode):
@@ -101,9 +120,7 @@ def lines_of(text: str) -> dict[Place, int]:
                 lines[(*path, number)] = value.start_mark.line + 1
                 walk(value, (*path, number))
 
-    lines[()] = 1
-    if (root := compose(text)) is not None:
-        walk(root, ())
+    walk(root, ())
     return lines
 
 
