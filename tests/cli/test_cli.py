@@ -263,6 +263,15 @@ def test_console_of_40_ascii_columns_shows_every_number(folder: Path, monkeypatc
     assert json.loads(status.stdout)["stages"] and status.returncode == 0
 
 
+def test_tables_have_a_json_form(tmp_path: Path) -> None:
+    stages = "stages=[prompts, align]"
+    done = selfalign("run", *WHOLE, "--set", stages, "--json", cwd=tmp_path)
+    value = json.loads(done.stdout)
+    assert value["state"] == "finished" and [row["stage"] for row in value["stages"]][-1] == "align"
+    assert json.loads(selfalign("status", "runs/quick", "--json", cwd=tmp_path).stdout) == value
+    one_line(selfalign("report", "runs/quick", "--json", cwd=tmp_path), 1, "several runs", "status RUN --json")
+
+
 def test_private_umask_and_closed_input_are_respected(tmp_path: Path) -> None:
     (tmp_path / "ä b").mkdir()
     rows = tmp_path / "ä b/rows ü.jsonl"

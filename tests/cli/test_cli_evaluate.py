@@ -113,6 +113,8 @@ def test_report_compares_runs_with_different_seeds(tmp_path: Path, monkeypatch: 
     assert "vs base" in done.stdout and "vs prompted base" in done.stdout and "primary, Holm p" in done.stdout
     stored = json.loads(Path("comparisons/s0_s1_s2.json").read_text("utf-8"))
     assert [run["seed"] for run in stored["runs"]] == [0, 1, 2]
+    as_json = CliRunner().invoke(app, ["report", "s0", "s1", "s2", "--json"])
+    assert json.loads(as_json.stdout) == stored
     assert [s["vs"] for s in stored["primary"]] == ["base", "prompted base"]
     assert all(len(s["values"]) == 3 and s["holm"] is None for s in stored["exploratory"] if s["prompt"])
     seed_runs.write(Path("other"), 9, base="another model").journal.close()

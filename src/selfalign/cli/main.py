@@ -14,8 +14,7 @@ from selfalign.system.version import __version__
 
 app = typer.Typer(
     help="Align language models from scratch, with principles and few human-written items.",
-    no_args_is_help=True,
-    add_completion=False,
+    invoke_without_command=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -42,8 +41,12 @@ Version = Annotated[
 
 
 @app.callback()
-def _options(verbose: Verbose = False, quiet: Quiet = False, version: Version = False) -> None:
-    pass
+def _options(context: typer.Context, verbose: Verbose = False, quiet: Quiet = False, version: Version = False) -> None:
+    if context.invoked_subcommand is None:
+        from selfalign.cli import next_steps
+
+        for line in next_steps.lines(next_steps.find_runs(Path())):
+            typer.echo(line)
 
 
 def main() -> None:

@@ -46,6 +46,7 @@ def run(
     ] = None,
     new: Annotated[bool, typer.Option("--new", help="Rename an existing run and start a new one.")] = False,
     force: Force = False,
+    as_json: AsJson = False,
     verbose: Verbose = False,
     quiet: Quiet = False,
 ) -> None:
@@ -64,7 +65,10 @@ def run(
         recipe, out, settings=settings, limit=limit, prompts=prompts, new=new, force=force, screen=screen()
     ) as opened:
         opened.run_all()
-        terminal.show(opened.context.run, opened.context.screen)
+        if as_json:
+            print_document(json.dumps(opened.status(), indent=1, ensure_ascii=False))
+        else:
+            terminal.show(opened.context.run, opened.context.screen)
 
 
 def plan(
@@ -159,6 +163,7 @@ def report(
         ),
     ] = None,
     force: Force = False,
+    as_json: AsJson = False,
     verbose: Verbose = False,
     quiet: Quiet = False,
 ) -> None:
@@ -168,12 +173,14 @@ def report(
             raise UserError(
                 "--out is only for a comparison of several runs: omit it, the report of one run is written into the run"
             )
+        if as_json:
+            raise UserError("--json is for a comparison of several runs; use `selfalign status RUN --json` for one run")
         _run_stage(runs[0], "report", force)
     else:
-        _compare_seeds(runs, out)
+        _compare_seeds(runs, out, as_json)
 
 
-def _compare_seeds(paths: Sequence[Path], out: Path | None) -> None:
+def _compare_seeds(paths: Sequence[Path], out: Path | None, as_json: bool) -> None:
     from selfalign.evaluation import seeds
     from selfalign.report import seeds as tables
     from selfalign.system import atomic
@@ -181,7 +188,11 @@ def _compare_seeds(paths: Sequence[Path], out: Path | None) -> None:
     runs = [seeds.read(open_context(path).run) for path in paths]
     scores = seeds.compare(runs)
     file = out or Path("comparisons") / f"{joined_names(map(str, paths))}.json"
-    atomic.write_text(file, json.dumps(seeds.as_dict(scores, runs), indent=1, ensure_ascii=False) + "\n")
+    text = json.dumps(seeds.as_dict(scores, runs), indent=1, ensure_ascii=False)
+    atomic.write_text(file, text + "\n")
+    if as_json:
+        print_document(text)
+        return
     tables.show(scores, runs)
     if names := ", ".join(seeds.skipped(scores, runs)):
         screen().say(f"  skipped, because not every run has it: {names}", "yellow")

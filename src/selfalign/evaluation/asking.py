@@ -92,7 +92,7 @@ def ask(
     """
     responses: list[ModelResponse] = []
     outcomes: list[RowOutcome] = []
-    with screen.bar(stage, sum(len(g.models) for g in groups) * len(messages)) as bar:
+    with screen.bar(stage, sum(len(g.models) for g in groups) * len(messages), stage) as bar:
         # Model by model, because a slot must compute the prompt again when its adapter or prefix changes.
         for group, model in [(g, m) for g in groups for m in g.models]:
             template = group.template()
@@ -115,6 +115,7 @@ def ask(
                     text = _response(model, request.request, result.completion, constitution)
                     finish = result.completion.parts[-1].finish
                     responses.append(ModelResponse(model, position, text, finish != "length", finish == "end"))
+                    bar.sample(message.text, text)
             if failed:
                 count = f"{model.name} failed on {len(failed)} of {len(requests)} messages"
                 screen.say(f"  {stage}: {count} ({failed[0]}); run the same command to retry them", "yellow")

@@ -144,7 +144,7 @@ def _train(
         adapted = lora.with_saved_adapter(base, start, context.recipe.seed)
     else:
         adapted = lora.with_new_adapter(base, config, context.recipe.seed)
-    with context.screen.bar(f"train {kind}", None) as bar:
+    with context.screen.bar(f"train {kind}", None, kind) as bar:
         record = loop.train(
             adapted,
             rows,

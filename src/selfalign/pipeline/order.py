@@ -32,6 +32,7 @@ from selfalign.run.directory import RunDir
 from selfalign.run.recipe import Stage
 from selfalign.system import atomic
 from selfalign.system.atomic import file_hash
+from selfalign.system.schedule import Schedule
 from selfalign.system.signals import STOP
 
 
@@ -170,6 +171,8 @@ def run_all(context: Context) -> None:
     """Run the recipe's unfinished stages, then write the manifest."""
     check_ready(context)
     _plan(context)
+    if (plan := costs.read(context.run.plan)) and plan.seconds is not None:
+        context.screen.schedule = Schedule({stage.stage: stage.seconds or 0.0 for stage in plan.stages})
     for stage in context.recipe.stages:
         run_stage(context, stage)
     context.run.write_manifest()

@@ -53,7 +53,7 @@ def run(context: Context, examples: Sequence[Example], cited: Mapping[str, Seque
     outcomes = {outcome.id: outcome for outcome in dropped}
     pairs: dict[str, PreferencePair] = {}
     waiting, positions = list(examples), {example.id: n for n, example in enumerate(examples)}
-    with context.screen.bar("rejected responses", len(examples)) as bar:
+    with context.screen.bar("rejected responses", len(examples), STAGE) as bar:
         for sample in range(context.recipe.engrave.pair_samples):
             # Further samples of a prompt are not further prompts.
             report = bar.add if not sample else (lambda rows, tokens: bar.add(0, tokens))

@@ -50,12 +50,20 @@ class ResponseWriter:
     Args:
         file: gets the kept responses as JSON lines.
         ledger: gets the outcomes.
+        sample: gets message and response of rows that are kept, for the progress.
     """
 
-    def __init__(self, file: BinaryIO, ledger: LedgerWriter, judge: ResponseJudge) -> None:
+    def __init__(
+        self,
+        file: BinaryIO,
+        ledger: LedgerWriter,
+        judge: ResponseJudge,
+        sample: Callable[[str, str], None] = lambda message, response: None,
+    ) -> None:
         self._file = file
         self._ledger = ledger
         self._judge = judge
+        self._sample = sample
         self._position = 0
         self.principles: Counter[str] = Counter()
         """The number of citations of each principle in the kept responses."""
@@ -90,6 +98,7 @@ class ResponseWriter:
             verdict = self._judge.cap(verdict, admissions=bool(response.question_type))
         if not verdict.reason:
             self._judge.count(verdict, response.message)
+            self._sample(response.message, verdict.text)
             self._file.write(line(replace(response, response=verdict.text)).encode("utf-8"))
             self.principles.update(map(str, response.principles))
         self._record(response.id, verdict.reason, verdict.ledger_text(_ledger_text(response)))
@@ -101,7 +110,10 @@ class ResponseWriter:
 
     def keeps(self, candidate: Candidate, accepts: Callable[[str], bool]) -> bool:
         """Return whether a candidate passes the filters and is accepted; the cap on refusals may still drop it."""
-        return not self._check(candidate, accepts).reason
+        verdict = self._check(candidate, accepts)
+        if not verdict.reason:
+            self._sample(candidate.response.message, verdict.text)
+        return not verdict.reason
 
     def _check(self, candidate: Candidate, accepts: Callable[[str], bool]) -> Verdict:
         response = candidate.response

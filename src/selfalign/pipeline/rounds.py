@@ -120,7 +120,7 @@ class Rounds:
         Raises:
             TooManyFailed: more requests failed than the recipe allows.
         """
-        with self._context.screen.bar(title, self.target) as bar:
+        with self._context.screen.bar(title, self.target, self._stage) as bar:
             bar.set(len(self.accepted))
             while self.missing > 0 and self.number < max_rounds and not self.stop_reason:
                 requests = make_requests()
@@ -129,6 +129,8 @@ class Rounds:
                 candidates = [candidate for request, result in results for candidate in parse(request, result)]
                 self.close(candidates, Counter(request.item for request in requests))
                 bar.set(len(self.accepted))
+                if self.accepted:
+                    bar.sample(self.accepted[-1].message)
                 STOP.check()
         path = self._context.run.jsonl(self._stage)
         write_jsonl(path, self.accepted)

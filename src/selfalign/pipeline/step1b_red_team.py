@@ -72,7 +72,7 @@ def _grow_topics(context: Context, types: list[QuestionType]) -> dict[str, list[
     topics = {t.name: [t.topic] for t in types}
     outcomes: list[RowOutcome] = []
     language = context.run.constitution.language
-    with context.screen.bar("topics", None) as bar:
+    with context.screen.bar("topics", None, TOPICS) as bar:
         engine = context.journaled_engine(TOPICS, bar.add)
         for number in range(config.topic_rounds):
             requests = [r for kind in types for r in _topic_requests(context, kind, topics[kind.name], number)]

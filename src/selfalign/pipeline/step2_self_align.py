@@ -65,13 +65,13 @@ def run(context: Context) -> list[Path]:
     has_responses, filters = context.recipe.align.form == "given", context.recipe.filters.responses
     judge = ResponseJudge(filters, leaks_of(context.run.constitution, filters.leak_words), context.benchmarks)
     with (
-        context.screen.bar("self-align", len(prompts)) as bar,
+        context.screen.bar("self-align", len(prompts), STAGE) as bar,
         atomic.new_file(path) as file,
         context.journal.ledger(STAGE, rows_in) as ledger,
     ):
         for outcome in prompts.removed():
             ledger.record(outcome)
-        writer = ResponseWriter(file, ledger, judge)
+        writer = ResponseWriter(file, ledger, judge, bar.sample)
         if has_responses:
             _copy(context, prompts, writer, bar.add)
         elif prompts:

@@ -84,11 +84,11 @@ def _respond(context: Context) -> Path:
     path, filters = context.run.jsonl("verbose_responses"), context.recipe.filters.verbose
     leaks = leaks_of(context.run.constitution, filters.leak_words, verbose_only=True)
     with (
-        context.screen.bar("verbose responses", rows_in) as bar,
+        context.screen.bar("verbose responses", rows_in, RESPONSES) as bar,
         atomic.new_file(path) as file,
         context.journal.ledger(RESPONSES, rows_in) as ledger,
     ):
-        writer = ResponseWriter(file, ledger, ResponseJudge(filters, leaks, context.benchmarks))
+        writer = ResponseWriter(file, ledger, ResponseJudge(filters, leaks, context.benchmarks), bar.sample)
         requests = (RowRequest(p.id, request(context, p), p) for p in _prompts(context))
         with closing(context.journaled_engine(RESPONSES, bar.add, ("engrave",)).stream(requests)) as results:
             for row, result in results:

@@ -13,8 +13,14 @@ from rich.padding import Padding
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.text import Text
 
+from selfalign.system.format import duration
+from selfalign.system.schedule import Schedule
+
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 _LINE_EVERY_S = 10.0
+_SAMPLE_EVERY_S = 30.0
+_WIDE = 104
+"""Columns in which a long bar and its text have room."""
 _TABLE_WIDTH = 80
 """Columns that every table needs to show its numbers in full."""
 
@@ -33,6 +39,8 @@ class Screen:
 
     def __init__(self, verbosity: int = 0) -> None:
         self.verbosity = verbosity
+        self.schedule = Schedule({})
+        """The plan of the whole run; empty if there is none."""
         self.console = Console(stderr=True, highlight=False)
         if self.console.width < 1:  # some terminals without a window say 0, and rich then prints nothing
             self.console.width = 80
@@ -55,9 +63,14 @@ class Screen:
                 shown.append(plain(text), style="green" if marked else "dim")
             self.console.print(Padding(shown, (0, 0, 1, 4)))
 
-    def bar(self, name: str, total: int | None) -> Bar:
-        """Return a progress bar, to be used as a context manager."""
-        return Bar(self, name, total)
+    @property
+    def is_live(self) -> bool:
+        """Whether lines can be rewritten: not in a file, a pipe or a dumb terminal, even if colours are forced."""
+        return self.console.is_terminal and not self.console.is_dumb_terminal and self.console.file.isatty()
+
+    def bar(self, name: str, total: int | None, part: str = "") -> Bar:
+        """Return a progress bar, to be used as a context manager. Its arguments are those of `Bar`."""
+        return Bar(self, name, total, part)
 
 
 class Bar:
@@ -65,20 +78,20 @@ class Bar:
 
     Args:
         total: number of rows; None if unknown.
+        part: the part of the screen's schedule, for the time left of the whole run.
     """
 
-    def __init__(self, screen: Screen, name: str, total: int | None) -> None:
+    def __init__(self, screen: Screen, name: str, total: int | None, part: str = "") -> None:
         self._screen = screen
         self._name = name
         self._total = total
+        self._part = part
         self._done = self._done_before = self._tokens = 0
-        self._start = self._last_line = time.monotonic()
-        self._live = screen.verbosity >= 0 and screen.console.is_terminal
-        columns = (
-            TextColumn("  {task.description:<14}"),
-            BarColumn(bar_width=28 if screen.console.width >= _TABLE_WIDTH else 6),
-            TextColumn("{task.fields[note]}"),
-        )
+        self._start = self._last_line = self._last_sample = time.monotonic()
+        self._live = screen.verbosity >= 0 and screen.is_live
+        width = screen.console.width
+        bar = [BarColumn(bar_width=28 if width >= _WIDE else 6)] if width >= _TABLE_WIDTH else []
+        columns = (TextColumn("  {task.description:<14}"), *bar, TextColumn("{task.fields[note]}"))
         self._progress = Progress(*columns, console=screen.console, transient=True)
         self._task = self._progress.add_task(name, total=total, note="")
 
@@ -87,20 +100,34 @@ class Bar:
             self._progress.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, *_: object) -> None:
         if self._live:
             self._progress.stop()
+        if kind is None and self._done and not self._done_before:
+            self._screen.schedule.finish(self._part, time.monotonic() - self._start)
 
     def note(self) -> str:
-        """Return the progress as text: `12 of 60 · 75 tokens/s · 1:20 left`."""
+        """Return the progress as text: `12 of 60 · 75 tokens/s · 1:20 left (run 24 min)`."""
         seconds = max(time.monotonic() - self._start, 1e-6)
         text = f"{self._done} of {self._total}" if self._total else f"{self._done}"
         if self._tokens:
             text += f" · {self._tokens / seconds:.0f} tokens/s"
+        own = None
         if self._total and 0 < self._done < self._total:
-            left = int(seconds / max(1, self._done - self._done_before) * (self._total - self._done))
-            text += f" · {left // 60}:{left % 60:02d} left"
-        return text
+            own = seconds / max(1, self._done - self._done_before) * (self._total - self._done)
+            text += f" · {int(own) // 60}:{int(own) % 60:02d} left"
+        whole = self._screen.schedule.left(self._part, own)
+        return text if whole is None else f"{text} (run {duration(whole)})"
+
+    def sample(self, message: str, response: str = "") -> None:
+        """Print one row now and then, so that the texts can be followed. Most calls print nothing."""
+        now = time.monotonic()
+        if now - self._last_sample < _SAMPLE_EVERY_S:
+            return
+        self._last_sample = now
+        row = " → ".join(" ".join(text.split()) for text in (message, response) if text)
+        room = max(self._screen.console.width, 40) - 12
+        self._screen.say(f"  sample: {row if len(row) <= room else row[: room - 2] + ' …'}", "dim")
 
     def total(self, rows: int) -> None:
         """Set the total number of rows."""

@@ -76,7 +76,7 @@ def _answers(context: Context, prompts: list[Prompt]) -> tuple[list[Answer], lis
     requests = [
         RowRequest(content_hash(prompt.id, name), request(context, prompt, adapter)) for name, adapter, prompt in pairs
     ]
-    with context.screen.bar("answers", len(requests)) as bar:
+    with context.screen.bar("answers", len(requests), STAGE) as bar:
         results = context.journaled_engine(STAGE, bar.add, adapters).generate(requests)
     answers: list[Answer] = []
     outcomes: list[RowOutcome] = []
