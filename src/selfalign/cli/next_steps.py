@@ -44,7 +44,7 @@ def lines(runs: Sequence[FoundRun]) -> Iterator[str]:
             ("selfalign run", "all stages on the embedded model"),
             ("selfalign plan", "its time and memory on this machine"),
             ("selfalign run --set engine.kind=fake --limit 10 --out runs/try", ""),
-            ("", "try the installation in seconds, without a model"),
+            ("", "the same in seconds, with random words"),
             ("selfalign init mine", "a constitution and a recipe of your own"),
         )
         yield ""
