@@ -10,6 +10,7 @@ import selfalign
 from selfalign.data.prompt_text import BOS
 from selfalign.errors import UserError
 from selfalign.generation import engines
+from selfalign.generation.engines import vllm_environment
 from selfalign.generation.engines.llama_cpp import LlamaCpp
 from selfalign.generation.settings import EngineSettings
 from selfalign.model import base_model, sources
@@ -24,7 +25,7 @@ def config(**settings: object) -> EngineSettings:
     ("settings", "devices", "vllm", "kind", "why"),
     [
         ({"url": "http://h/v1"}, ["cuda"], True, "openai", "engine.url"),
-        ({}, ["cuda"], True, "vllm", "accelerator"),
+        ({}, ["cuda"], True, "vllm_server", "accelerator"),
         ({}, ["rocm"], False, "llama_cpp", "vLLM is not installed"),
         ({}, [], True, "llama_cpp", "no accelerator"),
         ({"kind": "fake", "url": "http://h/v1"}, ["cuda"], True, "fake", "names it"),
@@ -34,7 +35,7 @@ def test_auto_selects_the_available_engine_with_a_reason(
     monkeypatch: pytest.MonkeyPatch, settings: dict[str, str], devices: list[str], vllm: bool, kind: str, why: str
 ):
     monkeypatch.setattr(engines, "accelerators", lambda: devices)
-    monkeypatch.setattr(engines, "find_spec", lambda name: object() if vllm else None)
+    monkeypatch.setattr(vllm_environment, "find", lambda config: Path("python") if vllm else None)
     chosen, reason = engines.choose(config(**settings))
     assert chosen == kind == engines.kind(config(**settings))
     assert why in reason
@@ -57,7 +58,7 @@ def test_run_keeps_the_engine_that_it_chose(tmp_path: Path, monkeypatch: pytest.
     with selfalign.create("quick", tmp_path / "run", settings={"prompts.red_team.count": 3}) as run:
         assert run.recipe.engine.kind == "llama_cpp"
     monkeypatch.setattr(engines, "accelerators", lambda: ["cuda"])
-    monkeypatch.setattr(engines, "find_spec", lambda name: object())
+    monkeypatch.setattr(vllm_environment, "find", lambda config: Path("python"))
     with selfalign.create("quick", tmp_path / "run", settings={"prompts.red_team.count": 3}) as run:
         assert run.recipe.engine.kind == "llama_cpp"
     with pytest.raises(UserError, match=r'engine\.kind: "llama_cpp" -> "fake"'):

@@ -161,6 +161,24 @@ def test_run_stopped_at_any_step_resumes_with_equal_losses(
 
 
 @pytest.mark.slow
+def test_fused_optimiser_resumes_with_equal_losses(
+    tiny_gemma: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected, _ = trained(tiny_gemma)
+    monkeypatch.setattr(loop, "_FUSED_ON", ("cpu",))
+    checkpoint = Checkpoint(tmp_path / "state", "key")
+
+    def stop(step: int, *_: object) -> None:
+        if step == 4:
+            monkeypatch.setattr(STOP, "_signum", signal.SIGTERM)
+
+    with pytest.raises(Interrupted):
+        trained(tiny_gemma, checkpoint=checkpoint, on_step=stop)
+    monkeypatch.setattr(STOP, "_signum", None)
+    record, _ = trained(tiny_gemma, checkpoint=checkpoint)
+    assert record.resumed_at == 4 and record.losses == pytest.approx(expected.losses, rel=1e-5)
+
+
 def test_run_killed_at_random_instants_ends_with_equal_losses(tiny_gemma: Any, tmp_path: Path) -> None:
     expected, weights = trained(tiny_gemma)
     checkpoint, rng, kills = Checkpoint(tmp_path / "c.safetensors", "key"), random.Random(0), 0

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from selfalign.cli import chat, constitution, evaluate, export, runs, suggest, web
+from selfalign.cli import chat, constitution, evaluate, export, runs, setup, suggest, web
 from selfalign.cli.options import Quiet, Verbose
 from selfalign.system.version import __version__
 
@@ -22,7 +22,7 @@ app = typer.Typer(
 for _verb in (
     runs.run, runs.plan, runs.init, runs.prompts, runs.align, runs.engrave, runs.prefer, runs.clone,
     evaluate.evaluate, runs.report, runs.status, runs.duplicates, chat.chat, web.serve, web.view, export.export,
-    export.push, runs.recipe, runs.env,
+    export.push, setup.setup, runs.recipe, runs.env,
 ):  # fmt: skip
     app.command()(_verb)
 constitution.app.command()(suggest.suggest)

@@ -361,6 +361,7 @@ def _start_run_scorer(context: Context, folders: Mapping[str, Path]) -> Scorer:
         return executors.scorer(executor, config, model, folders, "vllm", config.vllm_dtype(), say)
     why = {
         "llama_cpp": ": llama.cpp gives no log-probabilities of prompts",
+        "vllm_server": ": vLLM is a process of its own, and the weights are on this machine",
         "openai": ": few servers give log-probabilities of prompts, and the weights are on this machine",
     }.get(kind, "")
     say(f"  scored by torch in float32{where}{why}", "dim")
@@ -403,7 +404,7 @@ def _local_engine(
 def _start_engine(model: Model, adapters: dict[str, Path], config: EngineSettings) -> Engine:
     """Start an engine for weights on this machine: of the configured kind if that kind can load them."""
     kind = engines.kind(config)
-    if kind not in ("llama_cpp", "vllm"):
+    if kind not in ("llama_cpp", *engines.VLLM):
         kind = "llama_cpp"
     if kind == "llama_cpp" and model.gguf_path is None and find_spec("vllm"):
         kind = "vllm"

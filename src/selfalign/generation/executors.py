@@ -25,11 +25,13 @@ def start(
     adapters: Mapping[str, Path],
     slots: Callable[[], int],
     say: Callable[[str], None],
+    log: Path | None = None,
 ) -> Engine:
     """Start the recipe's engine. See `engines.start` and `Pool`.
 
     Args:
         slots: returns the number of slots of an engine in this process; Ray workers determine their own.
+        log: the file for the output of an engine that is a process of its own.
     """
     if executor.kind == "ray":
         from selfalign.generation.ray.pool import Pool
@@ -37,7 +39,7 @@ def start(
         return Pool(executor, config, model, adapters, say)
     from selfalign.generation import engines
 
-    return engines.start(config, model, adapters, slots(), say)
+    return engines.start(config, model, adapters, slots(), say, log)
 
 
 def scorer(

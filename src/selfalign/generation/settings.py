@@ -79,8 +79,9 @@ def _servers(value: Any) -> Any:
 class EngineSettings(Strict):
     """The engine that generates responses."""
 
-    kind: Literal["auto", "llama_cpp", "vllm", "openai", "fake"] = "auto"
-    """auto: openai if `url` or `urls` is set, vllm if it is installed and there is an accelerator, else llama_cpp."""
+    kind: Literal["auto", "llama_cpp", "vllm", "vllm_server", "openai", "fake"] = "auto"
+    """auto: openai if `url` or `urls` is set, vllm_server if vLLM is installed and there is an accelerator, else
+    llama_cpp."""
     url: str | None = None
     """openai: the server's address, such as http://127.0.0.1:8080/v1."""
     urls: Annotated[
@@ -101,16 +102,21 @@ class EngineSettings(Strict):
 
     slots: Annotated[int | Literal["auto"], _auto_or_number(1, 1024)] = "auto"
     """Concurrent requests; with several servers, the maximum per server. auto: for llama_cpp the fastest number in a
-    short measurement of this machine, 64 for vllm on an accelerator, else 8."""
+    short measurement of this machine, 64 for vLLM on an accelerator, else 8."""
     context: int = Field(4096, ge=256, le=131072)
     """Context size in tokens, per slot."""
     threads: int = Field(0, ge=0)
     """llama_cpp: CPU threads; 0: all cores that this process may use."""
+    vllm_python: str | None = None
+    """vllm_server: the Python of the environment that vLLM is installed in. null: that of `selfalign setup vllm`, or
+    this one."""
+    start_seconds: float = Field(1800.0, gt=0)
+    """vllm_server: maximum seconds from the start of vLLM until it answers."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """vllm: the type to compute in. auto: vLLM's choice on an accelerator; on a CPU bfloat16 if a short test finds it
+    """vLLM: the type to compute in. auto: vLLM's choice on an accelerator; on a CPU bfloat16 if a short test finds it
     faster, else float32."""
     tensor_parallel_size: int = Field(1, ge=1, le=64)
-    """vllm: number of accelerators that share one copy of the model; a Ray worker takes as many."""
+    """vLLM: number of accelerators that share one copy of the model; a Ray worker takes as many."""
     top_k: int = Field(1000, ge=0)
     """Draw from the k most likely tokens, before top_p. 0: no limit, which halves the speed with a vocabulary of
     262,144 tokens (benchmarks/sampling.py)."""

@@ -30,6 +30,7 @@ from selfalign.training.settings import TrainingSettings
 if TYPE_CHECKING:
     from peft import PeftModel
 
+    from selfalign.model.base_model import Model
     from selfalign.training.checkpoint import Checkpoint
     from selfalign.training.device import Placement
     from selfalign.training.record import TrainingRecord
@@ -162,8 +163,8 @@ def _train(
     lora.save_adapter(adapted, target, model, _card(context, kind, len(rows), pairs))
     gguf_adapter.write(target, folder, context.run.adapter_gguf(kind), model.notice, _needs_gguf(context))
     parity = _parity(context, kind, adapted)
-    del adapted
-    gc.collect()
+    del adapted, base
+    device.free_memory()
     notes = {**_notes(record, validation), **_preference_notes(record, rows, config.epochs)}
     return {**notes, "computed": f"{placement.dtype} on {placement.device}", "parity": parity}
 
@@ -345,13 +346,13 @@ def _preflight(
     report = preflight.inspect_rows(
         encoded, tokenizer, model.template, context.run.constitution.assistant.name, too_long
     )
-    weights = sum(f.stat().st_size for f in model.folder().glob("*.safetensors")) / 1e6
-    needed = costs.training_megabytes(weights, config.micro_batch_tokens)
-    warning = preflight.check_memory(needed, environment.free_megabytes())
+    needed = _cpu_megabytes(model, config)
+    warning = preflight.check_memory(needed, environment.free_megabytes()) if needed else None
     pairs = [row for row in encoded if isinstance(row, PairRow)]
     rejected = sum(len(row.rejected.ids) for row in pairs)
     reference = rejected + sum(len(row.ids) for row in pairs)
-    text = f"  {report.text()}{f', {len(pairs):,} pairs' if pairs else ''}; about {needed / 1000:.1f} GB"
+    text = f"  {report.text()}{f', {len(pairs):,} pairs' if pairs else ''}"
+    text += f"; about {needed / 1000:.1f} GB" if needed else ""
     if context.recipe.engine.slots == "auto" and (speed := context.speed()):
         seconds = costs.training_seconds((report.tokens + rejected) * config.epochs, speed, reference)
         text += f" and {seconds / 60:.0f} min"
@@ -369,6 +370,16 @@ def _preflight(
             "engrave.preflight=warn"
         )
     return report
+
+
+def _cpu_megabytes(model: Model, config: TrainingSettings) -> float | None:
+    """Return the memory that training on the CPU needs, in MB; None elsewhere (`gpu_fit` checks a GPU's)."""
+    from selfalign.training import device
+
+    if not config.elsewhere and device.choose(config).device != "cpu":
+        return None
+    weights = sum(f.stat().st_size for f in model.folder().glob("*.safetensors")) / 1e6
+    return costs.training_megabytes(weights, config.micro_batch_tokens)
 
 
 def _needs_gguf(context: Context) -> bool:

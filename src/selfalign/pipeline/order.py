@@ -23,7 +23,7 @@ from selfalign.pipeline import (
     step3_principle_engraving,
     step4_verbose_cloning,
 )
-from selfalign.planning import costs
+from selfalign.planning import costs, gpu_fit
 from selfalign.planning.prepare import check_prompts, user_prompts
 from selfalign.report import page
 from selfalign.run import marks
@@ -34,6 +34,7 @@ from selfalign.system import atomic
 from selfalign.system.atomic import file_hash
 from selfalign.system.schedule import Schedule
 from selfalign.system.signals import STOP
+from selfalign.training import device
 
 
 def _prompts(context: Context) -> list[Path]:
@@ -207,9 +208,17 @@ def check_ready(context: Context) -> None:
     """Check before the first stage that no later stage will fail for a missing input.
 
     Raises:
-        UserError: an input is missing and no earlier stage writes it, or the model cannot be trained here.
+        UserError: an input is missing and no earlier stage writes it, or the model cannot be trained here, or the
+            GPU is too small.
     """
     check_prompts(context.recipe)
+    if warning := engines.advice(context.recipe.engine):
+        context.screen.say(f"  {warning}", "yellow")
+    if problems := gpu_fit.problems(context.recipe, context.model):
+        raise UserError(problems[0])
+    config = context.recipe.engrave
+    if {"engrave", "verbose_cloning"} & set(context.recipe.stages) and config.device == "cuda" and not config.elsewhere:
+        device.choose(config)  # torch may lack support for the GPU
     written: set[Path] = set()
     for stage in context.recipe.stages:
         step = STEPS[stage]

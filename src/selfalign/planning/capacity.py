@@ -33,9 +33,9 @@ SPEED_RANGE = 1.5
 """Factor by which times may be shorter or longer; docs/capacity.md compares with public figures."""
 LENGTH_FRACTIONS = (0.25, 0.5, 1.0)
 """Lengths of a large model's responses as fractions of their limits: low, expected, high."""
-_ENGINE_MEMORY, _TRAINING_MEMORY = 0.9, 0.92
+ENGINE_MEMORY, TRAINING_MEMORY = 0.9, 0.92
 """Fractions of a GPU's memory that may be used; 0.9 is vLLM's default."""
-_RESERVE = 2e9
+RESERVE = 2e9
 """Bytes of a GPU for its context, graphs and activations."""
 _START, _READ = 120.0, 1e9
 """Seconds to start an engine or a training, and bytes/s to read the weights."""
@@ -143,7 +143,7 @@ def prefill_seconds(shape: Shape, gpu: Gpu, gpus: int, tokens: float) -> float:
 def max_batch(work: Generation, shape: Shape, gpu: Gpu, gpus: int) -> int:
     """Return how many requests' keys and values fit next to the weights; 0 if the longest does not fit."""
     split = min(gpus, shape.kv_heads)
-    free = gpu.memory * _ENGINE_MEMORY - _RESERVE - 2 * shape.parameters / gpus
+    free = gpu.memory * ENGINE_MEMORY - RESERVE - 2 * shape.parameters / gpus
     token = shape.kv_bytes / split
     if free < token * (work.shared + work.own + work.limit):
         return 0
@@ -163,7 +163,7 @@ def fit_generation(work: Generation, shape: Shape, cluster: Cluster, slots: int)
         seconds = _generation_seconds(work, shape, cluster.gpu, gpus, replicas, batch)
         if best is None or seconds < best.seconds:
             cached = work.shared + batch * (work.own + work.tokens)
-            memory = 2 * shape.parameters / gpus + _RESERVE + cached * shape.kv_bytes / min(gpus, shape.kv_heads)
+            memory = 2 * shape.parameters / gpus + RESERVE + cached * shape.kv_bytes / min(gpus, shape.kv_heads)
             best = Fit(seconds, gpus, replicas, round(batch), memory)
     return best
 
@@ -199,9 +199,13 @@ def training_memory(shape: Shape, adapter: int, tokens: int, sharded: int) -> fl
     if sharded > 1:  # two layers and an embedding are gathered at a time
         weights += 2 * (2 * shape.body / shape.layers + shape.vocabulary * shape.hidden)
     checkpoints = tokens * shape.hidden * 2 * shape.layers
-    inside = tokens * 2 * (10 * shape.hidden + 4 * shape.inner)
     logits = tokens * shape.vocabulary * 10  # in 16 bits, in float32, and their gradient
-    return weights + _OPTIMISER * adapter / sharded + checkpoints + inside + logits + _RESERVE
+    return weights + _OPTIMISER * adapter / sharded + checkpoints + layer_bytes(shape, tokens) + logits + RESERVE
+
+
+def layer_bytes(shape: Shape, tokens: int) -> int:
+    """Return the bytes that one layer keeps for its backward pass, in 16 bits."""
+    return tokens * 2 * (10 * shape.hidden + 4 * shape.inner)
 
 
 def fit_training(work: Training, shape: Shape, cluster: Cluster, config: TrainingSettings) -> Fit | None:
@@ -215,7 +219,7 @@ def fit_training(work: Training, shape: Shape, cluster: Cluster, config: Trainin
             each = math.ceil(work.batch / gpus)  # a batch is rounded up, as `export launch` does
             for rows in (n for n in range(min(_ROWS_AT_ONCE, each), 0, -1) if each % n == 0):
                 memory = training_memory(shape, adapter, rows * work.longest, sharded)
-                if memory > cluster.gpu.memory * _TRAINING_MEMORY:
+                if memory > cluster.gpu.memory * TRAINING_MEMORY:
                     continue
                 transfer = _transfer_seconds(shape, cluster, nodes, sharded)
                 seconds = _training_seconds(work, shape, cluster.gpu, gpus, rows, transfer)

@@ -8,7 +8,7 @@ run prints next to the actual times. `capacity` does the same for a cluster.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +69,8 @@ class Plan:
     """Size of the converted weights, if they are not in the cache yet."""
     slots: int
     """Requests at once."""
+    problems: list[str] = field(default_factory=list)
+    """Why the recipe cannot run on this machine, one line each."""
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -116,7 +118,7 @@ def describe_machine(recipe: Recipe, model: Model | None, speed: Calibration | N
         speed,
         weights / 1e6,
         folder is not None or model is None or model.is_fake,
-        kind in ("llama_cpp", "vllm"),
+        kind in ("llama_cpp", *engines.VLLM),
         recipe.engine.context,
         engine_bytes / 1e6,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from selfalign import constitution
@@ -13,7 +14,7 @@ from selfalign.generation import engines, executors
 from selfalign.generation.calibration import calibrate
 from selfalign.model import hub
 from selfalign.model.base_model import Model
-from selfalign.planning import capacity, clusters, costs
+from selfalign.planning import capacity, clusters, costs, gpu_fit
 from selfalign.run import recipe as recipes
 from selfalign.run.directory import frozen_choices
 from selfalign.run.recipe import Recipe
@@ -45,6 +46,10 @@ def prepare(
         )
     if chosen.engine.kind != "auto" or chosen.engine.url or chosen.engine.urls or kind is None:
         kind = engines.kind(chosen.engine)
+    if kind == "vllm_server" and chosen.executor.kind == "ray":  # each worker has its own vLLM
+        if chosen.engine.kind == "vllm_server":
+            raise UserError("engine.kind vllm_server serves this machine only: set engine.kind to vllm for Ray workers")
+        kind = "vllm"
     engine = chosen.engine.model_copy(update={"kind": kind})
     executors.check(chosen.executor)
     if chosen.executor.kind == "local" or engine.kind == "openai":
@@ -81,7 +86,8 @@ def plan(
     if model and engines.kind(chosen.engine) == "llama_cpp":
         config = chosen.engine
         speed = calibrate(model.gguf, model.identity, config.context, config.threads, fresh, say)
-    return costs.plan(chosen, texts, costs.describe_machine(chosen, model, speed), user_prompts(chosen))
+    estimate = costs.plan(chosen, texts, costs.describe_machine(chosen, model, speed), user_prompts(chosen))
+    return replace(estimate, problems=gpu_fit.problems(chosen, model))
 
 
 def plan_cluster(

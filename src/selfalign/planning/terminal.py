@@ -30,6 +30,8 @@ def show(plan: Plan) -> None:
     memory = f"Peak memory: {plan.memory_mb / 1000:.1f} GB. " if plan.memory_mb else ""
     cache = f", {plan.cache_mb / 1000:.1f} GB for converted weights in the cache" if plan.cache_mb else ""
     console.print(f"{memory}Disk: {plan.disk_mb:,.0f} MB for the run{cache}. Concurrent requests: {plan.slots}.")
+    for problem in plan.problems:
+        console.print(escape(plain(problem)), style="yellow", soft_wrap=True)
     if plan.seconds is not None:
         console.print("Times are estimates based on the embedded model; a run prints plan and actual.", style="dim")
 

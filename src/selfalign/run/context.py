@@ -98,7 +98,9 @@ class Context:
             trained = () if self.model.is_fake else adapters
             folders = {a: self.run.adapter(a) if served else self.adapter(a) for a in trained}
             executor = self.recipe.executor
-            self._engine = executors.start(executor, config, self.model, folders, self.slots, self.screen.say)
+            self._engine = executors.start(
+                executor, config, self.model, folders, self.slots, self.screen.say, self.run.log
+            )
             self._engine_for = identities
             self._print_engine(self._engine.parallel)
         return self._engine

@@ -56,6 +56,8 @@ class RunDir:
         self.report_json = path / "report/report.json"
         self.plan = path / "plan.json"
         self.manifest = path / "manifest.json"
+        self.log = path / "logs/vllm.log"
+        """The output of vLLM as a process of its own."""
         self.view = path / "view.sqlite"
         """The viewer's cache, which may be deleted."""
 
@@ -254,7 +256,16 @@ class RunDir:
         atomic.write_text(self.manifest, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
 
-_NOT_IN_MANIFEST = ("journal", "manifest.json", "export/", "view.sqlite", "storage.json", "feedback.jsonl", ".")
+_NOT_IN_MANIFEST = (
+    "journal",
+    "manifest.json",
+    "export/",
+    "view.sqlite",
+    "storage.json",
+    "feedback.jsonl",
+    "logs/",
+    ".",
+)
 """Beginnings of the names of files that are not in the manifest."""
 
 _MAY_CHANGE = (
@@ -269,6 +280,8 @@ _MAY_CHANGE = (
     "verbose_cloning.epochs:",
     "verbose_cloning.max_length:",
     *(f"engine.{key}:" for key in ("slots", "threads", "context", "url", "urls", "key_env", "attempts", "timeout")),
+    "engine.vllm_python:",
+    "engine.start_seconds:",
     "engine.served.",
     "engine.tensor_parallel_size:",
 )
@@ -300,7 +313,7 @@ def frozen_choices(path: Path) -> tuple[str | None, str | None, str | None]:
     kind, file = engine.get("kind", "auto") if engine else None, prompts.get("file")
     if kind == "auto":
         kind = _auto_of_0_1(engine.get("url"))
-    kind = kind if kind in ("llama_cpp", "vllm", "openai") else None
+    kind = kind if kind in ("llama_cpp", "vllm", "vllm_server", "openai") else None
     file, model = (v if isinstance(v, str) else None for v in (file, value.get("model")))
     return kind, file, model
 

@@ -25,7 +25,7 @@ from selfalign.system.signals import STOP
 from selfalign.system.strict_yaml import Strict
 
 JOURNAL = "journal.sqlite"
-NOT_SAVED = re.compile(r"(journal\.|view\.sqlite|export/|storage\.json).*|(.*/)?\..*")
+NOT_SAVED = re.compile(r"(journal\.|view\.sqlite|export/|logs/|storage\.json).*|(.*/)?\..*")
 """Files that are not part of a state. Exports and caches can be created again; the journal is saved as a copy."""
 _BLOCK = 1 << 22
 

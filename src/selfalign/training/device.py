@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from dataclasses import dataclass
 
 from selfalign.errors import UserError
@@ -18,6 +19,15 @@ class Placement:
 
 
 CPU = Placement("cpu", "float32")
+
+
+def free_memory() -> None:
+    """Return the memory of deleted models to the device, for vLLM to start in."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def choose(config: TrainingSettings, resumed_dtype: str | None = None) -> Placement:

@@ -9,7 +9,6 @@ Begin with `train`; `Trainer.step` is one optimiser step. `loss` computes the lo
 
 from __future__ import annotations
 
-import gc
 import hashlib
 import math
 import time
@@ -24,6 +23,7 @@ from selfalign.model.dialogue import Encoded
 from selfalign.system.signals import STOP
 from selfalign.training.batches import MicroBatch, micro_batches, training_batches
 from selfalign.training.checkpoint import Checkpoint, UnusableCheckpoint
+from selfalign.training.device import free_memory
 from selfalign.training.forward import backward, causal_lm, cross_entropy, hidden_at_loss, loss_tokens
 from selfalign.training.record import TrainingRecord
 from selfalign.training.settings import TrainingSettings
@@ -34,6 +34,9 @@ _TOLERANCE = 1e-3
 """Relative difference up to which a loss with a shared prefix counts as equal (float32 rounds to 1e-6)."""
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 """AdamW's state of a parameter, as torch names it."""
+
+_FUSED_ON = ("cuda",)
+"""Devices on which AdamW updates all parameters in one kernel, instead of several for each."""
 
 
 def train(
@@ -110,8 +113,9 @@ class Trainer:
         self.steps_per_epoch = math.ceil(len(rows) / config.batch_size)
         self.warmup = min(config.warmup_steps, len(self.batches) // 4)
         self.parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        self.fused = all(p.device.type in _FUSED_ON for p in self.parameters.values())
         self.optimizer = torch.optim.AdamW(
-            self.parameters.values(), lr=config.learning_rate, betas=(0.9, 0.999), weight_decay=0.0
+            self.parameters.values(), config.learning_rate, (0.9, 0.999), weight_decay=0.0, fused=self.fused or None
         )
         self.loss = cross_entropy(model)
         self.record = TrainingRecord(micro_batch_tokens=config.micro_batch_tokens)
@@ -241,9 +245,7 @@ class Trainer:
                 if not out_of_memory(error):
                     raise
             self.loss.free_buffer()
-            gc.collect()
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
+            free_memory()
             if all(len(part.rows) <= part.together for part in parts):
                 raise Resumable(
                     f"out of memory at step {step} with one row at a time: lower engrave.max_length, set "
@@ -348,7 +350,9 @@ class Trainer:
             for name, parameter in self.parameters.items():
                 parameter.copy_(tensors[name])
                 state = {key: moments[f"{key} {name}"].to(parameter.device) for key in _MOMENTS}
-                self.optimizer.state[parameter] = {"step": torch.tensor(float(self.record.resumed_at)), **state}
+                place = parameter.device if self.fused else None  # where AdamW keeps its count
+                count = torch.tensor(float(self.record.resumed_at), device=place)
+                self.optimizer.state[parameter] = {"step": count, **state}
         self.best = {n: tensors[f"best {n}"] for n in self.parameters if f"best {n}" in tensors}
         self.say(f"resuming after step {self.record.resumed_at} of {len(self.batches)}")
 

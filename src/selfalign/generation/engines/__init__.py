@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from selfalign.errors import UserError
+from selfalign.generation.engines import vllm_environment
 from selfalign.generation.engines.base import Engine
 from selfalign.generation.settings import EngineSettings
 from selfalign.model import sources
@@ -55,6 +56,17 @@ def _vllm(model: Model, adapters: Adapters, config: EngineSettings, slots: int, 
     return VllmOffline(VllmDriver(model.folder(), adapters, slots, config.context, dtype, size), tokenizer, ends)
 
 
+def _vllm_server(
+    model: Model, adapters: Adapters, config: EngineSettings, slots: int, say: Say, log: Path | None = None
+) -> Engine:
+    from selfalign.generation.engines import vllm_server
+
+    vllm_environment.version(config)  # an error if vLLM is gone
+    python = vllm_environment.find(config) or Path()
+    folder, tokenizer, ends = model.folder(say), model.tokenizer(say), model.end_tokens()
+    return vllm_server.start(python, folder, adapters, config, slots, tokenizer, ends, log, say)
+
+
 def _openai(model: Model | None, adapters: Adapters, config: EngineSettings, slots: int, say: Say) -> Engine:
     from selfalign.generation.engines.openai_api import OpenAiApi
 
@@ -75,9 +87,13 @@ def _fake(model: Model | None, adapters: Adapters, config: EngineSettings, slots
 ENGINES: dict[str, Callable[..., Engine]] = {
     "llama_cpp": _llama_cpp,
     "vllm": _vllm,
+    "vllm_server": _vllm_server,
     "openai": _openai,
     "fake": _fake,
 }
+
+VLLM = ("vllm", "vllm_server")
+"""The kinds that run vLLM: in this process, and as a process of its own."""
 
 
 def choose(config: EngineSettings) -> tuple[str, str]:
@@ -89,10 +105,10 @@ def choose(config: EngineSettings) -> tuple[str, str]:
     if config.urls:
         return "openai", "engine.urls is set"
     devices = accelerators()
-    if devices and find_spec("vllm"):
-        return "vllm", f"vLLM is installed, and there is an accelerator ({devices[0]})"
+    if devices and vllm_environment.find(config):
+        return "vllm_server", f"vLLM is installed, and there is an accelerator ({devices[0]})"
     if devices:
-        return "llama_cpp", f"in process; the accelerator ({devices[0]}) stays unused because vLLM is not installed"
+        return "llama_cpp", f"in process; vLLM is not installed for the accelerator ({devices[0]})"
     return "llama_cpp", "in process; no engine.url and no accelerator"
 
 
@@ -113,6 +129,25 @@ def check(config: EngineSettings) -> None:
         parse_addresses(config)
     if kind(config) == "vllm" and not find_spec("vllm"):
         raise UserError("engine vllm: vLLM is not installed in this environment: install it as in docs/engines.md")
+    if kind(config) == "vllm_server":
+        vllm_environment.version(config)
+
+
+def advice(config: EngineSettings) -> str:
+    """Return a warning about the engine for the user, before anything is generated; empty if there is none.
+
+    Raises:
+        UserError: vLLM is not installed, and the recipe needs it.
+    """
+    devices = accelerators()
+    if kind(config) == "vllm_server":
+        return vllm_environment.untested(vllm_environment.version(config))
+    if kind(config) == "llama_cpp" and devices:
+        return (
+            f"llama.cpp generates, on the CPU unless its build uses the accelerator ({devices[0]}): with vLLM it is "
+            f"many times faster; {vllm_environment.ADVICE}, --new starts again with it"
+        )
+    return ""
 
 
 def base_model(source: str, config: EngineSettings) -> Model:
@@ -122,7 +157,7 @@ def base_model(source: str, config: EngineSettings) -> Model:
 
 def default_slots(config: EngineSettings) -> int:
     """Return the number of slots for `engine.slots: auto`, except for llama.cpp, where `calibration` measures it."""
-    return 64 if kind(config) == "vllm" and accelerators() else 8
+    return 64 if kind(config) in VLLM and accelerators() else 8
 
 
 def slots(config: EngineSettings, calibrated: Callable[[], int]) -> int:
@@ -133,15 +168,22 @@ def slots(config: EngineSettings, calibrated: Callable[[], int]) -> int:
 
 
 def start(
-    config: EngineSettings, model: Model | None, adapters: Adapters, slots: int, say: Say = lambda _: None
+    config: EngineSettings,
+    model: Model | None,
+    adapters: Adapters,
+    slots: int,
+    say: Say = lambda _: None,
+    log: Path | None = None,
 ) -> Engine:
     """Start the recipe's engine with the base model and the adapters that requests may name.
 
     Args:
         model: a server uses only its tokenizer; None if the model is unknown.
         slots: concurrent requests; with several servers, per server.
+        log: the file for the output of an engine that is a process of its own.
 
     Raises:
         UserError: the engine cannot be started.
     """
-    return ENGINES[kind(config)](model, adapters, config, slots, say)
+    options = {"log": log} if kind(config) == "vllm_server" else {}
+    return ENGINES[kind(config)](model, adapters, config, slots, say, **options)

@@ -72,6 +72,7 @@ class OpenAiApi:
         tokenizer: the base model's tokenizer; without it, prompts are sent as text.
         name: the server's name in messages.
         say: receives a message when the server refuses an optional field.
+        key: the server's key, instead of the one in the environment.
 
     Raises:
         UserError: the address, or the variable with the key, is invalid or missing.
@@ -85,8 +86,9 @@ class OpenAiApi:
         tokenizer: Tokenizer | None = None,
         name: str = "the server",
         say: Callable[[str], None] = lambda _: None,
+        key: str = "",
     ) -> None:
-        self.client = ServerClient(config, name)
+        self.client = ServerClient(config, name, key)
         self._name = name
         self.parallel = slots
         self.note = "" if tokenizer else f"{name} gets text: this machine does not have the model's tokenizer"
@@ -125,7 +127,8 @@ class OpenAiApi:
         if self._tokenizer and self._takes_ids:
             body["prompt"] = self._tokenizer.encode(prompt)
             if step.sampling.bias:
-                body["logit_bias"] = {str(self._tokenizer.first(text)): bias for text, bias in step.sampling.bias}
+                biases = {str(self._tokenizer.first(text)): bias for text, bias in step.sampling.bias}
+                body["logit_bias"] = biases | body.get("logit_bias", {})
         else:
             body["prompt"], escaped = as_text(prompt, self._controls)
         part = self._complete(body)

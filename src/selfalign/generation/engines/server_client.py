@@ -93,16 +93,17 @@ class ServerClient:
     Args:
         config: address, the key's variable, timeout.
         name: the server's name in messages.
+        key: the key, instead of the one in the environment.
 
     Raises:
         UserError: the address, the variable with the key, or the environment's proxy is invalid or missing.
     """
 
-    def __init__(self, config: EngineSettings, name: str) -> None:
+    def __init__(self, config: EngineSettings, name: str, key: str = "") -> None:
         self.address = parse_address(config.url)
         self._name, self._timeout = name, config.timeout
         self._headers = {"content-type": "application/json", "accept-encoding": "identity"}
-        if key := _read_key(config.key_env):
+        if key := key or _read_key(config.key_env):
             self._headers["authorization"] = f"Bearer {key}"
         self._certificates = ssl.create_default_context()
         self._idle: queue.LifoQueue[httpx2.Client] = queue.LifoQueue()

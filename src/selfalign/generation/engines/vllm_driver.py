@@ -80,7 +80,7 @@ class VllmDriver:
         self._submitting = threading.Lock()
         self._ended = False
         """Set under the lock when the driver ends; the driver answers all calls that were queued before."""
-        args = _engine_args(folder, list(adapters.values()), max_num_seqs, max_model_len, dtype, tensor_parallel_size)
+        args = engine_args(folder, list(adapters.values()), max_num_seqs, max_model_len, dtype, tensor_parallel_size)
         started: Future[None] = Future()
         # Started by its own thread: on a CPU, vLLM binds the thread that starts it, and only that one, to its cores.
         self._thread = threading.Thread(target=self._drive, args=({**args, **arguments}, started), daemon=True)
@@ -201,9 +201,10 @@ def _import_vllm() -> Any:
     return vllm
 
 
-def _engine_args(
+def engine_args(
     folder: Path, adapters: list[Path], max_num_seqs: int, max_model_len: int, dtype: str, tensor_parallel_size: int
 ) -> dict[str, Any]:
+    """Return vLLM's `EngineArgs` for the base model in `folder` and its adapters. See `VllmDriver`."""
     args: dict[str, Any] = {
         "model": str(folder),
         "dtype": dtype,
