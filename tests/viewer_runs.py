@@ -10,6 +10,7 @@ from selfalign import constitution
 from selfalign.data.records import Example, Prompt, Response, prompt_id, write_jsonl
 from selfalign.run import recipe
 from selfalign.run.directory import RunDir
+from selfalign.run.ledger import CandidateOutcome
 
 _TEXT = (
     "the a of and to in is river winter teacher engine letter garden music number friend window market planet bread "
@@ -69,6 +70,11 @@ def make(folder: Path, rows: int, say: Say = default_text, engine: str = "fake")
             if n % 7
             else (r.id, n, "dropped", REASONS[n % len(REASONS)], f"{r.message}\n[{r.thoughts}]\n{say(n, 'dropped')}")
             for n, _, r in answered()
+        ),
+        (
+            CandidateOutcome(r.id, sample, "dropped" if sample else "kept", "another response" * sample, 0.25 - sample)
+            for n, _, r in answered()
+            for sample in (range(2) if n % 7 == 1 else ())
         ),
     )
     journal.finish("align", rows, 2.5)

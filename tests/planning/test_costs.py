@@ -101,6 +101,8 @@ def test_several_samples_add_expected_responses(default_constitution: Constituti
     # 162 prompts of the embedded model took 214 responses with at most three samples.
     many = stage_plans(load("align.samples=3"), default_constitution, own=162)["align"]
     assert many.requests == pytest.approx(214, rel=0.02)
+    ranked = stage_plans(load("align.samples=3", "align.rank=contrast"), default_constitution, own=162)["align"]
+    assert ranked.requests == 3 * 162
 
 
 def test_replay_trains_on_the_engraving_examples_again(default_constitution: Constitution):

@@ -162,6 +162,14 @@ def test_filters_search_and_pages(open_page: Open, url: str):
     wait_for_rows(page, 2)
 
 
+def test_row_shows_its_candidates_with_their_scores(open_page: Open, url: str):
+    page = open_page(f"{url}?stage=align&state=kept")
+    page.locator("#list .item").first.click()
+    page.get_by_text("2 candidates").click()
+    shown = page.locator(".candidate .tag .outcome").all_inner_texts()
+    assert shown == ["kept", "score +0.250", "dropped: another response", "score −0.750"]
+
+
 def test_keyboard_navigation(open_page: Open, url: str):
     page = open_page(f"{url}?stage=align&state=kept")
     wait_for_rows(page, 120)

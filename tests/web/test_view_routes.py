@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
+import sqlite3
 import threading
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -243,6 +245,27 @@ def test_prompt_of_a_later_sample_is_that_samples(fake_run: Any):
     for response in read_jsonl(context.run.jsonl("responses"), Response):
         shown = Viewer(index).prompt({"stage": "align", "id": response.id})
         assert shown["proved"] and shown["parts"][-1][1].strip() == response.response
+    several: dict[str, list[Any]] = {}
+    for outcome in context.journal.candidates("align"):
+        several.setdefault(outcome.id, []).append(outcome)
+    assert several
+    for row_id, outcomes in several.items():
+        (step,) = (s for s in Viewer(index).row({"stage": "align", "id": row_id})["steps"] if s["stage"] == "align")
+        names = ("sample", "state", "reason", "score")
+        assert [[c[n] for n in names] for c in step["candidates"]] == [list(o[1:]) for o in outcomes]
+        assert all(c["thoughts"] and c["answer"] for c in step["candidates"])
+        kept = [c["answer"] for c in step["candidates"] if c["state"] == "kept"]
+        assert kept == ([step["answer"]] if step["state"] == "kept" else [])
+
+
+def test_journals_of_older_versions_have_no_candidates(tmp_path: Path):
+    run = viewer_runs.make(tmp_path / "run", 3)
+    with closing(sqlite3.connect(run.path / "journal.sqlite")) as db:
+        db.execute("DROP TABLE candidates")
+    index = Index(run.path, run.constitution, run.view)
+    index.refresh()
+    row = Viewer(index).page({"stage": "align"})["rows"][1]
+    assert [s["candidates"] for s in Viewer(index).row({"stage": "align", "id": row["id"]})["steps"]] == [[], [], []]
 
 
 def test_prompt_without_journal_entry_is_not_proved(viewer: Viewer):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from selfalign.constitution import Constitution
@@ -27,7 +27,7 @@ from selfalign.generation.scoring.base import Scored, Scorer, Text
 from selfalign.run.journal import Journal
 from selfalign.run.ledger import RowOutcome
 from selfalign.system.clock import Clock
-from selfalign.system.console import Bar, Screen
+from selfalign.system.console import Screen
 from selfalign.system.signals import STOP
 
 _VERSION = 1
@@ -52,11 +52,11 @@ class ScoredTask(Task[ItemScore]):
 
 
 @dataclass(frozen=True, slots=True)
-class _Work:
-    """An item to score in one form by one model."""
+class Work:
+    """Texts that a model scores together, and whose results the journal stores together."""
 
     key: str
-    item: Item
+    row_id: str
     texts: tuple[Text, ...]
 
 
@@ -85,14 +85,14 @@ def score(
     with screen.bar(task.name, len(pairs) * len(task.forms) * len(benchmark.items)) as bar:
         for group, model in pairs:
             for form in task.forms:
-                works = [_work(item, form, group, model, constitution) for item in benchmark.items]
-                results, tokens = _score_form(journal, bar, task.name, works, group, model, (session, clock))
+                works = [_item_work(item, form, group, model, constitution) for item in benchmark.items]
+                results, tokens = score_works(journal, bar.add, task.name, works, group, model, (session, clock))
                 requested, computed = requested + tokens[0], computed + tokens[1]
-                for work in works:
+                for item, work in zip(benchmark.items, works, strict=True):
                     result = results[work.key]
-                    outcomes.append(_outcome(work, form, model, len(outcomes), result is not None))
+                    outcomes.append(_outcome(item, form, model, len(outcomes), result is not None))
                     if result is not None:
-                        rows.append(_row(benchmark, form, model, work.item, result))
+                        rows.append(_row(benchmark, form, model, item, result))
     # The scorers stay open for the next benchmark.
     journal.restart(task.name)
     journal.record(task.name, outcomes)
@@ -107,30 +107,44 @@ def score(
     return rows
 
 
-def _work(item: Item, form: Form, group: ScorerGroup, model: ComparedModel, constitution: Constitution) -> _Work:
+def _item_work(item: Item, form: Form, group: ScorerGroup, model: ComparedModel, constitution: Constitution) -> Work:
     template = group.template()
     texts = tuple(cell_text(template, constitution, model.prompt, cell) for cell in form.cells(item))
+    return work(content_hash(item_id(item), model.name), model, texts)
+
+
+def work(row_id: str, model: ComparedModel, texts: tuple[Text, ...]) -> Work:
+    """Return the work of scoring these texts by the model, with its key in the journal."""
     spelled = [[[isinstance(p, Control), str(p)] for p in context] + [answer] for context, answer in texts]
-    return _Work(content_hash("score", _VERSION, model.identity, spelled), item, texts)
+    return Work(content_hash("score", _VERSION, model.identity, spelled), row_id, texts)
 
 
-def _score_form(
+def score_works(
     journal: Journal,
-    bar: Bar,
+    on_done: Callable[[int, int], None],
     stage: str,
-    works: Sequence[_Work],
+    works: Sequence[Work],
     group: ScorerGroup,
     model: ComparedModel,
     session: tuple[int, Clock],
 ) -> tuple[dict[str, list[Scored] | None], tuple[int, int]]:
-    """Return ({key: results, None if too long}, (tokens requested, computed)) of one model and form."""
+    """Score the works that the journal has no results of, and save them.
+
+    Args:
+        on_done: receives (works, tokens) as they are scored.
+        stage: the stage of the works in the journal.
+        session: the journal's session and the time since it began.
+
+    Returns:
+        ({key: results, None if too long}, (tokens requested, tokens computed)).
+    """
     raw = journal.saved(w.key for w in works)
     todo = list({w.key: w for w in works if w.key not in raw}.values())
-    bar.add(len(works) - len(todo))
+    on_done(len(works) - len(todo), 0)
     requested = computed = 0
     if todo:
         scorer = _checked_scorer(group)
-        journal.begin(stage, ((w.key, content_hash(item_id(w.item), model.name)) for w in todo))
+        journal.begin(stage, ((w.key, w.row_id) for w in todo))
         size = _BATCH * getattr(scorer, "workers", 1)
         for part in (todo[start : start + size] for start in range(0, len(todo), size)):
             STOP.check()
@@ -144,8 +158,8 @@ def _score_form(
             number, since = session
             journal.progress(saved=saved, session=(number, since.seconds(), since.seconds()))
             raw.update({key: text for key, text, *_ in saved})
-            bar.add(len(part), tokens[0])
-    return {w.key: _parsed(raw[w.key]) for w in works}, (requested, computed)
+            on_done(len(part), tokens[0])
+    return {w.key: parse_scores(raw[w.key]) for w in works}, (requested, computed)
 
 
 def _checked_scorer(group: ScorerGroup) -> Scorer:
@@ -169,14 +183,15 @@ def _raw_outputs(scored: dict[str, list[Scored | None]], tokens: tuple[int, int]
     return rows
 
 
-def _parsed(raw: str) -> list[Scored] | None:
+def parse_scores(raw: str) -> list[Scored] | None:
+    """Parse the results of a work as the journal stores them; None if a text is too long for the model."""
     value = json.loads(raw)
     return None if value is None else [Scored(tuple(logprobs)) for logprobs in value]
 
 
-def _outcome(work: _Work, form: Form, model: ComparedModel, position: int, scored: bool) -> RowOutcome:
-    name = content_hash(_row_id(work.item, form, model), model.name)
-    text = f"item {work.item.position} of {work.item.subset}, {form.name}, {model.name}"
+def _outcome(item: Item, form: Form, model: ComparedModel, position: int, scored: bool) -> RowOutcome:
+    name = content_hash(_row_id(item, form, model), model.name)
+    text = f"item {item.position} of {item.subset}, {form.name}, {model.name}"
     if scored:
         return RowOutcome(name, position, "kept", "", text)
     return RowOutcome(name, position, "dropped", "too long for the model", text)

@@ -152,8 +152,11 @@ class AlignSettings(Strict):
     """Penalty on the token that would repeat a sequence of 7 tokens (in one pass 6) in internal thoughts and response,
     doubled for each further token; 0 is off, as in the paper."""
     samples: int = Field(1, ge=1, le=16)
-    """Maximum responses per prompt: another one is generated until one passes the filters and shows what the prompt's
-    type asks for (the type's `check`)."""
+    """Maximum responses per prompt. See `rank`."""
+    rank: Literal["first", "contrast"] = "first"
+    """first: generate another response until one passes the filters and shows what the prompt's type asks for (the
+    type's `check`); contrast: generate all `samples`, and of those that pass keep the one that the constitution makes
+    likelier by most (docs/recipe.md)."""
     exemplars: Literal["by_type", "fixed"] = "by_type"
     """by_type: show the exemplars of the prompt's question type, or the general ones for a prompt without a type;
     fixed: show the general exemplars for every prompt, as in the paper."""

@@ -7,15 +7,18 @@ the principles that apply, and responds. The thoughts are stored in a separate f
 text. (SELF-ALIGN, arXiv 2305.03047, section 3.3, where the exemplars are the same for every prompt: `align.exemplars:
 fixed`.)
 
+With several samples (`align.samples`), the first acceptable response is kept, or the one that `ranking` prefers
+(`align.rank`).
+
 With `align.form: given`, nothing is generated: the responses come from the user data, and pass the same filters.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Sequence
+import json
+from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import closing
-from dataclasses import dataclass, field
-from itertools import islice
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from selfalign.constitution import Probe
@@ -26,7 +29,8 @@ from selfalign.data.user_data import UserData, UserResponses
 from selfalign.evaluation.tasks import checks
 from selfalign.generation import guided
 from selfalign.generation.engines.base import Completion, Request
-from selfalign.generation.loop import GenerationResult, RowRequest, row_seed
+from selfalign.generation.loop import GenerationResult, RowRequest, request_key, row_seed
+from selfalign.pipeline import ranking
 from selfalign.pipeline.responses import Candidate, ResponseWriter, response_to
 from selfalign.quality.response_filters import ResponseJudge
 from selfalign.run.context import Context
@@ -89,32 +93,53 @@ def _generate(
     """Let the base model respond to the prompts. Responses in the journal are not generated again."""
     request_form = form(context)
     if len(request_form.types) == 1 and context.recipe.align.samples == 1:
-        requested = _Requested()
-        requests = ((p, 0) for p in prompts)
-        results = _stream(context, requests, request_form, on_done)
-    else:
-        requested = _generate_by_type(context, prompts, request_form, writer, on_done)
-        requests = ((p, n) for p in prompts for n in requested.samples(p) if sample_id(p, n) not in requested.failures)
-        results = _stream(context, requests, request_form)
-    with closing(results):
-        for prompt in prompts:
-            row_ids = [sample_id(prompt, n) for n in requested.samples(prompt)]
-            failed = [requested.failures[row_id] for row_id in row_ids if row_id in requested.failures]
-            _add(context, writer, prompt, [*((None, f) for f in failed), *islice(results, len(row_ids) - len(failed))])
+        with closing(_stream(context, ((p, 0) for p in prompts), request_form, on_done)) as results:
+            for row, result in results:
+                _add(context, writer, row.item, {0: (row, result)})
+        return
+    contrast = ranking.Contrast(context, request_form) if ranking.is_on(context) else None
+    samples = _generate_by_type(context, prompts, request_form, writer, on_done)
+    if contrast is not None:
+        context.screen.say("  ranking the responses", "dim")
+        contrast.compute(
+            (p, text)
+            for name in request_form.types
+            for p in prompts
+            if request_form.prefix_type(p.exemplar_type) == name
+            for text in _to_rank(context, writer, p, samples.of(p))
+        )
+    for prompt in prompts:
+        _add(context, writer, prompt, samples.of(prompt), contrast)
 
 
 @dataclass
-class _Requested:
-    """What was requested for the prompts of a run."""
+class _Samples:
+    """The samples of a run's prompts, which are in the journal."""
 
+    context: Context
+    form: guided.Form
     failures: dict[str, GenerationResult] = field(default_factory=dict)
     """Id of a request -> its failure."""
     several: dict[str, int] = field(default_factory=dict)
     """Id of a prompt -> the number of its samples, if there are several."""
 
-    def samples(self, prompt: Prompt) -> range:
-        """Return the numbers of the prompt's samples."""
-        return range(self.several.get(prompt.id, 1))
+    def __post_init__(self) -> None:
+        self._identities = self.context.identities()
+
+    def of(self, prompt: Prompt) -> dict[int, tuple[RowRequest, GenerationResult]]:
+        """Return the results of a prompt's samples by number. They are read without an engine."""
+        numbers = range(self.several.get(prompt.id, 1))
+        rows = [_row(self.context, prompt, self.form, n) for n in numbers]
+        keys = [request_key(STAGE, row, self._identities) for row in rows]
+        raw = self.context.journal.saved(
+            k for k, row in zip(keys, rows, strict=True) if row.row_id not in self.failures
+        )
+        results = {}
+        for number, row, key in zip(numbers, rows, keys, strict=True):
+            failure = self.failures.get(row.row_id)
+            completion = None if failure else Completion.from_json(json.loads(raw[key]))
+            results[number] = (row, failure or GenerationResult(row.row_id, completion))
+        return results
 
 
 def _generate_by_type(
@@ -123,13 +148,14 @@ def _generate_by_type(
     form: guided.Form,
     writer: ResponseWriter,
     on_done: Callable[[int, int], None],
-) -> _Requested:
+) -> _Samples:
     """Generate the responses into the journal, in the order of their types.
 
     Prompts of the same type follow each other, so that a slot seldom has to change its prefix. The file keeps its
-    order, which mixes the types. A prompt gets another sample while none of its responses would be kept.
+    order, which mixes the types. A prompt gets another sample while none of its responses would be kept, or all
+    samples if they are ranked.
     """
-    requested = _Requested()
+    samples, is_ranked = _Samples(context, form), ranking.is_on(context)
     open_prompts: set[str] | None = None
     for sample in range(context.recipe.align.samples):
         group = (
@@ -145,15 +171,17 @@ def _generate_by_type(
             for row, result in results:
                 prompt: Prompt = row.item
                 if sample:
-                    requested.several[prompt.id] = sample + 1
+                    samples.several[prompt.id] = sample + 1
                 if result.completion is None:
-                    requested.failures[row.row_id] = result
-                elif not writer.keeps(_candidate(context, row, result.completion), _accepts(context, prompt)[0]):
+                    samples.failures[row.row_id] = result
+                elif is_ranked or not writer.kept_text(
+                    _candidate(context, row, result.completion), _accepts(context, prompt)[0]
+                ):
                     rejected.add(prompt.id)
         open_prompts = rejected
         if not rejected:
             break
-    return requested
+    return samples
 
 
 def _stream(
@@ -163,7 +191,7 @@ def _stream(
     on_done: Callable[[int, int], None] = lambda rows, tokens: None,
 ) -> Generator[tuple[RowRequest, GenerationResult], None, None]:
     """Yield the results of requests, each given as (prompt, number of the sample)."""
-    rows = (RowRequest(sample_id(prompt, n), request(context, prompt, form, n), prompt) for prompt, n in requests)
+    rows = (_row(context, prompt, form, n) for prompt, n in requests)
     warmed: set[str] = set()
 
     def warm(row: RowRequest) -> None:
@@ -175,19 +203,50 @@ def _stream(
     return context.journaled_engine(STAGE, on_done).stream(rows, warm)
 
 
+def _row(context: Context, prompt: Prompt, form: guided.Form, sample: int) -> RowRequest:
+    return RowRequest(sample_id(prompt, sample), request(context, prompt, form, sample), prompt)
+
+
 def _add(
     context: Context,
     writer: ResponseWriter,
     prompt: Prompt,
-    results: Sequence[tuple[RowRequest | None, GenerationResult]],
+    samples: Mapping[int, tuple[RowRequest, GenerationResult]],
+    contrast: ranking.Contrast | None = None,
 ) -> None:
-    """Read the raw outputs for a prompt, and write its first acceptable response or the reason why there is none."""
-    candidates = [_candidate(context, row, result.completion) for row, result in results if row and result.completion]
+    """Read the raw outputs for a prompt, and write its best acceptable response or the reason why there is none."""
+    candidates = _candidates(context, samples)
+    failures = {number: result for number, (_, result) in samples.items() if result.completion is None}
     if not candidates:
-        writer.add_failure(prompt, results[0][1])
+        writer.add_failures(prompt, failures)
         return
     accepts, refusal_is_wanted = _accepts(context, prompt)
-    writer.add_best(candidates, accepts, refusal_is_wanted)
+    if contrast is not None:
+        texts = [writer.kept_text(c, accepts) for c in candidates]
+        scores = iter(contrast.scores(prompt, [text for text in texts if text]))
+        candidates = [replace(c, score=next(scores)) if t else c for c, t in zip(candidates, texts, strict=True)]
+    writer.add_best(candidates, accepts, refusal_is_wanted, failures)
+
+
+def _candidates(context: Context, samples: Mapping[int, tuple[RowRequest, GenerationResult]]) -> list[Candidate]:
+    return [
+        replace(_candidate(context, row, result.completion), sample=number)
+        for number, (row, result) in samples.items()
+        if result.completion is not None
+    ]
+
+
+def _to_rank(
+    context: Context,
+    writer: ResponseWriter,
+    prompt: Prompt,
+    samples: Mapping[int, tuple[RowRequest, GenerationResult]],
+) -> list[str]:
+    """Return the different texts that would be kept, if there are several."""
+    accepts, _ = _accepts(context, prompt)
+    texts = {writer.kept_text(c, accepts): None for c in _candidates(context, samples)}
+    texts.pop("", None)
+    return list(texts) if len(texts) > 1 else []
 
 
 def _accepts(context: Context, prompt: Prompt) -> tuple[Callable[[str], bool], bool]:

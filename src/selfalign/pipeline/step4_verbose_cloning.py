@@ -93,7 +93,7 @@ def _respond(context: Context) -> Path:
         with closing(context.journaled_engine(RESPONSES, bar.add, ("engrave",)).stream(requests)) as results:
             for row, result in results:
                 if result.completion is None:
-                    writer.add_failure(row.item, result)
+                    writer.add_failures(row.item, {0: result})
                     continue
                 part = result.completion.parts[-1]
                 required = context.run.constitution.required_check(row.item.exemplar_type)

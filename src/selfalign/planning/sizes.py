@@ -276,7 +276,8 @@ class _Sizes:
         tokens = min(lengths.thought, config.max_thought_tokens) + lengths.citation
         tokens += min(lengths.answer, config.max_new_tokens)
         limit = config.max_new_tokens + (config.max_thought_tokens + 64 if guided else 0)
-        requests = round(self._prompts * sum(_SAMPLE_REJECTED**n for n in range(config.samples)))
+        rejected = 1.0 if config.rank == "contrast" else _SAMPLE_REJECTED
+        requests = round(self._prompts * sum(rejected**n for n in range(config.samples)))
         return Generation("align", requests, 35, self._prefix, tokens, limit, passes=3 if guided else 1)
 
     def _without_check(self) -> int:

@@ -2,6 +2,7 @@
 
 There are two main tables. `work` has the requests to an engine; a raw output is committed before anything reads it.
 `rows` has the ledgers: each row (a parsed candidate in stage 1, an input row elsewhere) is kept, dropped or failed.
+`candidates` has the outcomes of the samples among which stage 2 chose a row's response.
 """
 
 from __future__ import annotations
@@ -10,14 +11,14 @@ import json
 import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from selfalign.data.records import Drop
 from selfalign.errors import CountMismatch, Resumable, UserError
 from selfalign.generation.loop import RawOutput
-from selfalign.run.ledger import TITLES, Generation, RowOutcome, StageCounts
+from selfalign.run.ledger import TITLES, CandidateOutcome, Generation, RowOutcome, StageCounts
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS work(
@@ -32,6 +33,10 @@ CREATE TABLE IF NOT EXISTS rows(
   state TEXT NOT NULL CHECK (state IN ('kept', 'dropped', 'failed')), reason TEXT NOT NULL, text TEXT NOT NULL,
   PRIMARY KEY (stage, id));
 CREATE INDEX IF NOT EXISTS rows_order ON rows(stage, position);
+CREATE TABLE IF NOT EXISTS candidates(
+  stage TEXT NOT NULL, id TEXT NOT NULL, sample INTEGER NOT NULL,
+  state TEXT NOT NULL CHECK (state IN ('kept', 'dropped', 'failed')), reason TEXT NOT NULL, score REAL,
+  PRIMARY KEY (stage, id, sample)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS stages(
   stage TEXT PRIMARY KEY, finished INTEGER NOT NULL, rows_in INTEGER NOT NULL, seconds REAL NOT NULL,
   notes TEXT NOT NULL) WITHOUT ROWID;
@@ -70,6 +75,7 @@ class LedgerWriter:
         self._journal = journal
         self._stage = stage
         self._batch: list[RowOutcome] = []
+        self._candidates: list[CandidateOutcome] = []
         self._committed = time.monotonic()
 
     def __enter__(self) -> LedgerWriter:
@@ -79,15 +85,16 @@ class LedgerWriter:
         if kind is None:
             self._commit()
 
-    def record(self, outcome: RowOutcome) -> None:
-        """Record the outcome of a row."""
+    def record(self, outcome: RowOutcome, candidates: Sequence[CandidateOutcome] = ()) -> None:
+        """Record the outcome of a row, and those of the candidates for it if there are several."""
         self._batch.append(outcome)
+        self._candidates += candidates
         if len(self._batch) >= _BATCH_ROWS or time.monotonic() - self._committed > _BATCH_SECONDS:
             self._commit()
 
     def _commit(self) -> None:
-        self._journal.record(self._stage, self._batch)
-        self._batch, self._committed = [], time.monotonic()
+        self._journal.record(self._stage, self._batch, self._candidates)
+        self._batch, self._candidates, self._committed = [], [], time.monotonic()
 
 
 class Journal:
@@ -243,10 +250,19 @@ class Journal:
                 self._db.execute("INSERT INTO stages VALUES (?, 0, ?, 0, '{}')", (stage, rows_in))
         return LedgerWriter(self, stage)
 
-    def record(self, stage: str, outcomes: Iterable[RowOutcome]) -> None:
+    def record(self, stage: str, outcomes: Iterable[RowOutcome], candidates: Iterable[CandidateOutcome] = ()) -> None:
         """Commit the outcomes of rows in one transaction. An outcome replaces an earlier one of the same row."""
         with self.transaction():
             self._insert(stage, outcomes)
+            query = (
+                "INSERT OR REPLACE INTO candidates(stage, id, sample, state, reason, score) VALUES (?, ?, ?, ?, ?, ?)"
+            )
+            self._db.executemany(query, ((stage, *candidate) for candidate in candidates))
+
+    def candidates(self, stage: str) -> list[CandidateOutcome]:
+        """Return the outcomes of the candidates for the stage's rows, row by row."""
+        query = "SELECT id, sample, state, reason, score FROM candidates WHERE stage = ? ORDER BY id, sample"
+        return [CandidateOutcome(*row) for row in self._read(query, (stage,))]
 
     def _insert(self, stage: str, outcomes: Iterable[RowOutcome]) -> None:
         self._db.executemany(
@@ -287,7 +303,7 @@ class Journal:
     def restart(self, stage: str) -> None:
         """Delete the stage's outcomes and rounds, but no raw outputs: the stage decides on them again."""
         with self.transaction():
-            for table in ("rows", "rounds", "stages"):
+            for table in ("rows", "candidates", "rounds", "stages"):
                 self._db.execute(f"DELETE FROM {table} WHERE stage = ?", (stage,))  # noqa: S608
 
     def finish(self, stage: str, rows_in: int, seconds: float, notes: dict[str, Any] | None = None) -> StageCounts:
@@ -360,9 +376,9 @@ class Journal:
         return {row_id: json.loads(tokens) for row_id, tokens in self._read(query, (stage,))}
 
     def stages(self) -> list[str]:
-        """Return the names of all ledgers in the order of the pipeline, without ablations of the constitution."""
+        """Return the names of all ledgers in the order of the pipeline, without works that have no ledger."""
         known = {r[0] for r in self._read("SELECT stage FROM stages UNION SELECT DISTINCT stage FROM work")}
-        return [s for s in LEDGER if s in known] + sorted(known - set(LEDGER) - {"ablation"})
+        return [s for s in LEDGER if s in known] + sorted(known - set(LEDGER) - set(WITHOUT_LEDGER))
 
     def open_work(self, stage: str) -> int:
         """Return the number of the stage's requests that are pending or running."""
@@ -427,10 +443,10 @@ class Journal:
 def is_outdated(db: sqlite3.Connection) -> bool:
     """Return whether version 0.1 wrote the journal; `Journal` upgrades it when it opens it for writing."""
     query = "SELECT name FROM sqlite_master WHERE type = 'table'"
-    with closing(sqlite3.connect(":memory:")) as empty:
-        empty.executescript(_SCHEMA)
-        return bool(set(empty.execute(query)) - set(db.execute(query)))
+    return not _OLD_TABLES.keys().isdisjoint(name for (name,) in db.execute(query))
 
 
+WITHOUT_LEDGER = ("ablation", "align_scores")
+"""Stages of works without a ledger: ablations of the constitution, and the scores that stage 2 ranks responses by."""
 LEDGER = tuple(TITLES)
 """The ledgers in the order of the pipeline: stage 1 has three, stage 4 two (responses and training pairs)."""

@@ -36,6 +36,19 @@ class RowOutcome(NamedTuple):
         return cls(row_id, position, "dropped" if reason else "kept", reason, text)
 
 
+class CandidateOutcome(NamedTuple):
+    """The outcome of one of several candidates for a row."""
+
+    id: str
+    """The row's id."""
+    sample: int
+    state: Literal["kept", "dropped", "failed"]
+    reason: str
+    """Why the candidate was not kept; empty if it was."""
+    score: float | None = None
+    """The score by which candidates were ranked; None if it was not computed."""
+
+
 @dataclass(frozen=True, slots=True)
 class Generation:
     """Totals of a stage's requests, over all sessions."""

@@ -71,6 +71,7 @@ function stage(step, detail, own) {
   if (step.answer && !(isRepeated && ["engrave", "verbose_cloning"].includes(step.stage))) parts.push(h("p", { class: "pre" }, step.answer));
   else if (isRepeated && step.answer) parts.push(h("p", { class: "soft small" }, `Training example: the response above under the ${step.prompt || "standard"} system prompt.`));
   if (step.edited && isOpen) parts.push(h("p", { class: "soft small" }, "Edited manually; training uses:"), h("p", { class: "pre edited" }, step.edited));
+  if (step.candidates.length) parts.push(candidates(step));
   if (hasMore(step)) parts.push(folded("Text in the ledger", h("pre", {}, step.ledger)));
   parts.push(...unfoldable(step, isOpen), marking(step, isOpen), feedback(step, isOpen));
   return h("section", { class: isOpen ? "step own" : "step" }, parts);
@@ -80,6 +81,16 @@ function stage(step, detail, own) {
 function hasMore(step) {
   const rest = [step.message, step.thoughts, step.answer].reduce((text, part) => text.replace(part, ""), step.ledger);
   return /[^\s[\]]/.test(rest);
+}
+
+// All samples among which the stage chose the response.
+function candidates(step) {
+  const signed = (score) => `${score < 0 ? "−" : "+"}${Math.abs(score).toFixed(3)}`;
+  return folded(plural(step.candidates.length, "candidate"), step.candidates.map((candidate) => h("div", { class: "candidate" },
+    h("p", { class: "tag" }, h("b", {}, String(candidate.sample + 1)), outcome(candidate),
+      candidate.score === null ? null : h("span", { class: "outcome", title: "Nats per token by which the constitution makes it likelier" }, `score ${signed(candidate.score)}`)),
+    candidate.thoughts ? h("p", { class: "pre thoughts" }, candidate.thoughts) : null,
+    candidate.state === "failed" ? null : h("p", { class: "pre" }, candidate.answer || "(empty)"))));
 }
 
 function folded(name, ...inside) {

@@ -11,7 +11,7 @@ from typing import Any
 from selfalign.report import run_summary
 from selfalign.run import ledger
 from selfalign.run.directory import RunDir, is_locked
-from selfalign.run.journal import LEDGER
+from selfalign.run.journal import LEDGER, WITHOUT_LEDGER
 from selfalign.web.view.index import Index
 from selfalign.web.view.index_file import read_only
 
@@ -93,7 +93,7 @@ class RunProgress:
             values = json.loads(notes)
             ledger["notes"] = {k: values[k] for k in ("steps", "loss_first", "loss_last") if k in values}
         for stage, state, number in journal.execute("SELECT stage, state, COUNT(*) FROM work GROUP BY stage, state"):
-            if stage == "ablation":
+            if stage in WITHOUT_LEDGER:
                 continue
             ledger = ledgers.setdefault(stage, _empty(stage))
             ledger["answered" if state == "raw_saved" else "lost" if state == "failed" else "open"] += number

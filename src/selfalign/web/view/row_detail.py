@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 import threading
 from contextlib import closing
 from typing import Any
@@ -39,7 +40,7 @@ class RowDetails:
     def __init__(self, index: Index) -> None:
         self._index = index
         self.context = Context(RunDir.load(index.run), Screen(-1))
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         """Guards the context, which loads the model's files once and is not thread-safe."""
 
     # -- the path through the stages -------------------------------------------------------------------------------
@@ -67,7 +68,27 @@ class RowDetails:
             for step in steps:
                 query = "SELECT text FROM rows WHERE stage = ? AND id = ?"
                 step["ledger"] = next((t for (t,) in journal.execute(query, (step["stage"], step["id"]))), "")
+                step["candidates"] = _candidates(journal, step["stage"], step["id"])
+        self._add_texts(about[0], steps)
         return {"stage": stage, "id": row_id, "about": about[0], "steps": steps}
+
+    def _add_texts(self, prompt_id: str, steps: list[dict[str, Any]]) -> None:
+        """Add the internal thoughts and the response of each candidate, from its raw output."""
+        name = self.context.run.constitution.assistant.name
+        for step in steps:
+            if not step["candidates"]:
+                continue
+            with self._lock:
+                prompt = self._prompt_of({**step, "about": prompt_id})
+                form = step2_self_align.form(self.context)
+            for candidate in step["candidates"]:
+                number = candidate["sample"]
+                request = step2_self_align.request(self.context, prompt, form, number)
+                work_id = step2_self_align.sample_id(prompt, number)
+                raw, _ = self._output(step["stage"], work_id, self._key(step["stage"], work_id, request)[0])
+                completion = Completion.from_json(json.loads(raw)) if raw else None
+                thoughts, text, _ = split(completion, request, name) if completion else ("", "", False)
+                candidate |= {"thoughts": thoughts, "answer": text.strip()}
 
     def _row(self, stage: str, row_id: str) -> dict[str, Any]:
         """Return the row. Raises UserError if it does not exist."""
@@ -280,6 +301,15 @@ class RowDetails:
         row = encode_example(tokenizer, template, system, user, assistant, constitution.assistant.name)
         tokens = split_tokens(row, tokenizer)
         return {"tokens": tokens, "trained": sum(row.mask), "all": len(row.ids), "prompt": prompt}
+
+
+def _candidates(journal: sqlite3.Connection, stage: str, row_id: str) -> list[dict[str, Any]]:
+    """Return the outcomes of the samples among which the stage chose; none if there was one, or in older runs."""
+    if not journal.execute("SELECT 1 FROM sqlite_master WHERE name = 'candidates'").fetchone():
+        return []
+    columns = ("sample", "state", "reason", "score")
+    query = f"SELECT {', '.join(columns)} FROM candidates WHERE stage = ? AND id = ? ORDER BY sample"  # noqa: S608
+    return [dict(zip(columns, row, strict=True)) for row in journal.execute(query, (stage, row_id))]
 
 
 def _is_response(row: dict[str, Any]) -> bool:
