@@ -14,6 +14,8 @@ def test_time_left_is_that_of_the_later_parts():
     schedule = Schedule(PLANNED)
     assert schedule.left("align", 30) == 270
     assert schedule.left("align") == 360
+    assert schedule.left("align", spent=100) == 260
+    assert schedule.left("align", spent=200) == 240
     assert schedule.left("engrave", 0) == 0
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from rich.console import Console
 from rich.markup import escape
 from rich.padding import Padding
-from rich.progress import BarColumn, Progress, TextColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.text import Text
 
 from selfalign.system.format import duration
@@ -91,9 +91,9 @@ class Bar:
         self._live = screen.verbosity >= 0 and screen.is_live
         width = screen.console.width
         bar = [BarColumn(bar_width=28 if width >= _WIDE else 6)] if width >= _TABLE_WIDTH else []
-        columns = (TextColumn("  {task.description:<14}"), *bar, TextColumn("{task.fields[note]}"))
+        columns = (TextColumn("  {task.description:<14}"), *bar, _NoteColumn(self.note))
         self._progress = Progress(*columns, console=screen.console, transient=True)
-        self._task = self._progress.add_task(name, total=total, note="")
+        self._task = self._progress.add_task(name, total=total)
 
     def __enter__(self) -> Bar:
         if self._live:
@@ -116,7 +116,7 @@ class Bar:
         if self._total and 0 < self._done < self._total:
             own = seconds / max(1, self._done - self._done_before) * (self._total - self._done)
             text += f" · {int(own) // 60}:{int(own) % 60:02d} left"
-        whole = self._screen.schedule.left(self._part, own)
+        whole = self._screen.schedule.left(self._part, own, seconds)
         return text if whole is None else f"{text} (run {duration(whole)})"
 
     def sample(self, message: str, response: str = "") -> None:
@@ -143,7 +143,7 @@ class Bar:
         self._done, self._tokens = done, self._tokens + tokens
         now = time.monotonic()
         if self._live:
-            self._progress.update(self._task, completed=done, note=self.note())
+            self._progress.update(self._task, completed=done)
         elif now - self._last_line >= _LINE_EVERY_S:
             self._last_line = now
             self._screen.say(f"  {self._name}: {self.note()}")
@@ -151,6 +151,18 @@ class Bar:
     def add(self, rows: int, tokens: int = 0) -> None:
         """Add rows and tokens."""
         self.set(self._done + rows, tokens)
+
+
+class _NoteColumn(ProgressColumn):
+    """The text of a bar, computed at each refresh, so that its times move while no row is finished."""
+
+    def __init__(self, note: Callable[[], str]) -> None:
+        super().__init__()
+        self._note = note
+
+    def render(self, task: Task) -> Text:
+        """Return the text."""
+        return Text(self._note(), no_wrap=True)
 
 
 def stdout_console() -> Console:

@@ -24,18 +24,21 @@ class Schedule:
         if self._planned.get(part):
             self._measured[part] = seconds
 
-    def left(self, part: str, own: float | None = None) -> float | None:
+    def left(self, part: str, own: float | None = None, spent: float = 0.0) -> float | None:
         """Return the seconds until the run ends; None if the part is not planned.
 
         Args:
             part: the current part.
-            own: the seconds until it ends, if known; the plan's otherwise.
+            own: the seconds until it ends, if known; otherwise they follow from the plan.
+            spent: the seconds that it has taken so far.
         """
         if part not in self._planned:
             return None
         names = list(self._planned)
         later = sum(self._planned[name] for name in names[names.index(part) + 1 :])
-        return (self._planned[part] * self._factor if own is None else own) + later * self._factor
+        if own is None:
+            own = max(0.0, self._planned[part] * self._factor - spent)
+        return own + later * self._factor
 
     @property
     def _factor(self) -> float:
