@@ -21,7 +21,7 @@ def sections(index: str) -> Iterator[tuple[str, list[str]]]:
         caption = re.search(r":caption: (.*)", block)
         yield (
             caption[1] if caption else "Start here",
-            [line.strip() for line in block.splitlines() if line.strip() and not line.startswith(":")],
+            [line.rpartition("<")[2].rstrip("> ") for line in block.splitlines() if line and not line.startswith(":")],
         )
 
 
