@@ -32,8 +32,9 @@ browser:
 
 # vLLM pins other versions than we do, so it gets its own environment. Its vision and audio packages are not needed and
 # fail to load on some machines.
-test-vllm: .venv-vllm/.installed
+test-vllm: .venv-vllm/.installed $(STAMP)
 	.venv-vllm/bin/pytest -q -m slow -o filterwarnings=default tests/generation/test_vllm_offline.py tests/generation/test_vllm_scorer.py
+	SELFALIGN_VLLM_PYTHON=.venv-vllm/bin/python $(BIN)/pytest -q -m slow tests/pipeline/test_single_gpu.py
 
 .venv-vllm/.installed: pyproject.toml
 	test -x .venv-vllm/bin/python || $(PYTHON) -m venv .venv-vllm

@@ -124,6 +124,8 @@ def test_failed_starts_are_explained_in_one_line(
     monkeypatch.setenv("FAKE_VLLM", "exit")
     with pytest.raises(UserError, match=r"code 1 \(ValueError: Free memory on device .*; its log is .*vllm.log$"):
         start(tmp_path, model)
+    with pytest.raises(UserError, match=r"code 1 \(ValueError: Free memory on device [^;]*\)$"):
+        engines.start(config(tmp_path), model, {}, 4)  # without a log
     monkeypatch.setenv("FAKE_VLLM", "silent")
     with pytest.raises(Resumable, match=r"does not answer after 1 s \(engine.start_seconds\); its log"):
         start(tmp_path, model, start_seconds=1)

@@ -37,7 +37,7 @@ def problems(recipe: Recipe, model: Model | None) -> list[str]:
     found = []
     if engines.kind(recipe.engine) in engines.VLLM:
         found.append(_generation(recipe, shape, cards[0].name, least))
-    if trains and recipe.engrave.device != "cpu":
+    if trains and recipe.engrave.device == "cuda":  # auto may train on the CPU
         found.append(_training(recipe, shape, cards[0].name, least))
     return [line for line in found if line]
 

