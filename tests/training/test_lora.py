@@ -14,7 +14,7 @@ from selfalign.generation.scoring.torch_scorer import TorchScorer
 from selfalign.model import gguf_adapter
 from selfalign.model.base_model import Model
 from selfalign.model.dialogue import Encoded
-from selfalign.training import forward, loop, lora
+from selfalign.training import device, forward, loop, lora
 from selfalign.training.record import TrainingRecord
 from selfalign.training.settings import TrainingSettings
 
@@ -84,6 +84,22 @@ def test_scorer_switches_between_base_and_adapters(tiny_gemma: Any, tmp_path: Pa
     for mine, theirs in zip(TorchScorer(tmp_path / "base", {}).score(ROWS, None), expected[None], strict=True):
         assert mine == pytest.approx(theirs, rel=1e-4)
     scorer.close()
+
+
+def test_scorer_takes_the_gpu_if_float32_weights_fit(
+    tiny_gemma: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny_gemma.bfloat16().save_pretrained(tmp_path)
+    needed = device._SCORING_BYTES + 4 * sum(p.numel() for p in tiny_gemma.parameters())
+    free = [needed]
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda: (free[0], 80e9))
+    assert device.choose_float32(tmp_path) == device.Placement("cuda", "float32")
+    free[0] -= 1
+    assert device.choose_float32(tmp_path) == device.CPU
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    free[0] = 80e9
+    assert device.choose_float32(tmp_path) == device.CPU
 
 
 def test_adapter_is_saved_for_peft_and_llama_cpp(tiny_gemma: Any, tmp_path: Path) -> None:

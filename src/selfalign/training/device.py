@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gc
+import math
 from dataclasses import dataclass
+from pathlib import Path
 
 from selfalign.errors import UserError
 from selfalign.system import environment
@@ -19,6 +21,22 @@ class Placement:
 
 
 CPU = Placement("cpu", "float32")
+_SCORING_BYTES = 3e9
+"""Memory for the activations and logits of a batch that is scored."""
+
+
+def choose_float32(folder: Path) -> Placement:
+    """Return the accelerator if a model fits in its free memory in float32, else the CPU."""
+    import torch
+    from safetensors import safe_open
+
+    if not torch.cuda.is_available():
+        return CPU
+    needed = _SCORING_BYTES
+    for path in folder.glob("*.safetensors"):
+        with safe_open(str(path), "pt") as file:
+            needed += sum(4 * math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+    return Placement("cuda", "float32") if needed <= torch.cuda.mem_get_info()[0] else CPU
 
 
 def free_memory() -> None:

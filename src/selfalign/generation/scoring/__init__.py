@@ -29,7 +29,7 @@ def start(
     """Load the base model and the adapters that a call may select.
 
     Args:
-        kind: torch computes in float32 on the CPU, and returns a `LossScorer`.
+        kind: torch computes in float32, and returns a `LossScorer`.
         context: maximum tokens of a text; vllm only.
         dtype: auto, float32, bfloat16 or float16; vllm only.
         tensor_parallel_size: number of accelerators that hold the model; vllm only.

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from selfalign.generation.scoring.base import Scored, ScoreRequest, Text, encode_all
 from selfalign.model.dialogue import Encoded, Tokenizer
-from selfalign.training import forward, lora
+from selfalign.training import device, forward, lora
 
 
 class TorchScorer:
     """The base model in memory once, with adapters that each call may select.
 
-    Computes in float32, because models differ by less than the rounding of shorter types.
+    Computes in float32, because models differ by less than the rounding of shorter types; on the accelerator if the
+    weights fit there, else on the CPU.
 
     Args:
         folder: the base model's Hugging Face folder.
@@ -32,7 +32,7 @@ class TorchScorer:
     def __init__(self, folder: Path, adapters: Mapping[str, Path], tokenizer: Tokenizer | None = None) -> None:
         from selfalign.generation.scoring.tree_scoring import TreeScoring
 
-        self._model: Any = lora.load_base(folder)
+        self._model: Any = lora.load_base(folder, device.choose_float32(folder))
         for name, path in adapters.items():
             self._model = lora.add_adapter(self._model, path, name)
         self._tokenizer = tokenizer
@@ -87,4 +87,4 @@ class TorchScorer:
         """Free the memory."""
         self._model = None
         self._trees.close()
-        gc.collect()
+        device.free_memory()
