@@ -70,6 +70,7 @@ def gather(path: Path) -> dict[str, Any]:
     trained |= {"parity": {"agreement_adapter": 0.99, "positions": 200}}
     lengths = {"chosen_characters": 154.3, "rejected_characters": 112.3, "chosen_longer": 0.94}
     trained["preference"] = {"pairs": 3, "margin": 0.5, "accuracy": 0.9, **lengths}
+    trained["on_policy"] = [{"responses": 60, "divergence_first": 0.51, "divergence_last": 0.42}] * 2
     found["training"] = [{**trained, "curve": [[1, 2.5, 1e-4], [2, 2.0, 5e-5]], "heldout": [[0, 2.6], [2, 2.1]]}]
     hit = {"stage": "align", "reason": "overlaps with x.csv", "text": "a text", "item": "an item"}
     found["data"]["contamination"] = {"against": ["probes", "x.csv"], "number": 7, "hits": [hit] * 6}

@@ -135,7 +135,7 @@ def commands(text: str) -> Iterator[tuple[list[str], str]]:
 
 ELSEWHERE = re.compile(
     r"://|\b(?:ORG|OWNER|me)/|path/to|ray\b|vllm|hhh|vicuna|truthfulqa|launch|gguf|merged|adapter|elsewhere|3f2a|"
-    r"^report runs/quick|--probes|standard|method=dpo|format preference|--pairs|^view|^serve|mine\.yaml"
+    r"^report runs/quick|--probes|standard|method=(?:dpo|on_policy)|format preference|--pairs|^view|^serve|mine\.yaml"
 )
 """Commands that need a server, a network, weights, a benchmark, a file that the page does not make, or much time."""
 

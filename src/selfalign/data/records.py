@@ -78,7 +78,7 @@ class Response:
     input: str
     response: str
     thoughts: str = ""
-    """The internal thoughts (stage 2), for inspection only; they never reach training text."""
+    """The internal thoughts (stage 2). They never reach training text; the teacher of `on_policy` reads them."""
     principles: list[int] = field(default_factory=list)
     """Ids of the principles that the internal thoughts cite, in order, without repeats."""
     source: str = "user"
@@ -100,6 +100,19 @@ class Example:
     user: str
     assistant: str
     source: str
+
+
+@dataclass(frozen=True, slots=True)
+class OwnResponse:
+    """A response of the model in training, without the constitution, that it was trained on with `on_policy`."""
+
+    id: str
+    prompt_id: str
+    round: int
+    user: str
+    assistant: str
+    complete: bool
+    """Whether the model ended it; otherwise the token limit did."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -140,6 +140,11 @@ def _rows(context: Context, stage: str) -> list[Any]:
     """Return the encoded rows of the stage, after the same checks as a training in the run."""
     if context.recipe.training(stage).validation:
         raise UserError("a launch folder cannot measure a validation loss: set engrave.validation to 0")
+    if context.recipe.training(stage).method == "on_policy":
+        raise UserError(
+            "a launch folder trains with sft, and engrave.method is on_policy, which generates with the adapter: set "
+            "engrave.method to sft"
+        )
     if context.recipe.training(stage).method == "dpo":
         raise UserError(
             "a launch folder trains with sft, and engrave.method is dpo: train on the pairs of "

@@ -94,6 +94,7 @@ def _write(trained: TrainedModel, form: str, weight_type: str, folder: Path, out
     if model.notice:
         (folder / "NOTICE").write_text(model.notice + "\n", "utf-8")
     comparison = [f"{checks.details['comparison']['text']}.", *(f"Does not match: {fault}." for fault in checks.faults)]
+    notes = context.journal.counts("engrave").notes if trained.stage == "engrave" else {}
     user_responses = context.recipe.align.form == "given" and trained.stage == "engrave"
     card = model_card.export_card(
         model,
@@ -103,7 +104,8 @@ def _write(trained: TrainedModel, form: str, weight_type: str, folder: Path, out
         name=trained.name,
         weight_type=weight_type,
         stage="given" if user_responses else trained.stage,
-        pairs=context.journal.counts("engrave").notes.get("pairs", 0) if trained.stage == "engrave" else 0,
+        pairs=notes.get("pairs", 0),
+        responses=sum(part["responses"] for part in notes.get("on_policy", [])),
         comparison=" ".join([*comparison, *([f"{outdated}."] if outdated else [])]),
     )
     (folder / "README.md").write_text(card, "utf-8")

@@ -54,6 +54,12 @@ class Form:
         """Return the beginning of all requests of this type: the principles, then the exemplars."""
         return self._prefixes[self.prefix_type(exemplar_type)]
 
+    def answered(self, message: str, thoughts: str, exemplar_type: str = "") -> Pieces:
+        """Return the prompt of this type up to where the response begins, after these internal thoughts."""
+        name = self._constitution.assistant.name
+        asked = f"{query(self._constitution, message)} {thoughts.strip()}" if thoughts.strip() else f"User: {message}"
+        return (*self.prefix(exemplar_type), f"{asked}\n\n{name}:")
+
     def request(self, message: str, seed: int, question_type: str = "", exemplar_type: str = "") -> Request:
         """Return the request for one message.
 

@@ -220,6 +220,17 @@ class Tokenizer:
         """Return the id of a text's first token, or of a `Control`."""
         return self.ids(str(text), special=isinstance(text, Control))[0]
 
+    def joined(self, ending: str) -> dict[int, int]:
+        """Return token -> the token of its text without `ending`, for all tokens of a longer text that ends so."""
+        plain: dict[int, int] = {}
+        for token in range(self._backend.get_vocab_size()):
+            text = self.text([token])
+            if len(text) > len(ending) and text.endswith(ending) and text.strip():
+                ids = self.ids(text.removesuffix(ending))
+                if len(ids) == 1:
+                    plain[token] = ids[0]
+        return plain
+
     def controls(self) -> frozenset[int]:
         """Return the ids of the control tokens: those that the file calls special, and those with known names."""
         return frozenset(self._controls)

@@ -25,6 +25,7 @@ from selfalign.system.console import Bar
 from selfalign.training import adapter_import, preflight
 from selfalign.training.batches import PairRow
 from selfalign.training.record import thin_curve
+from selfalign.training.response_rows import ResponseRow
 from selfalign.training.settings import TrainingSettings
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ def run(
     removed: Iterable[RowOutcome] = (),
     adapter: Path | None = None,
     rejected: Mapping[str, str] | None = None,
+    rounds: Callable[[Sequence[Example], Train], dict[str, Any]] | None = None,
 ) -> list[Path]:
     """Apply the user's marks, encode the examples, train an adapter of the base and publish it; return the files.
 
@@ -59,6 +61,7 @@ def run(
         removed: outcomes of rows that were removed from the input file.
         adapter: an adapter that was trained elsewhere, to publish instead of training.
         rejected: with dpo, id of an example -> the response that it is preferred to.
+        rounds: with on_policy, (kept examples, `Train`) -> notes, to train in rounds.
     """
     clock, config = Clock(), context.recipe.training(kind)
     examples, dropped, message = marks.apply(marks.read(context.run), kind, examples)
@@ -91,7 +94,8 @@ def run(
             report = _preflight(context, kept, encoded, config, outcomes)
             if config.elsewhere:
                 raise Resumable(adapter_import.next_steps(context.run.path, kind))
-            notes = {**_train(context, kind, kept, encoded, config, clock), "preflight": report.text()}
+            train = _trains(context, kind, kept, encoded, config, clock)
+            notes = {**(rounds(kept, train) if rounds else train(kind)), "preflight": report.text()}
         files += [context.run.adapter(kind), context.run.adapter_gguf(kind)]
     context.write_ledger(kind, outcomes, rows_in, clock, notes)
     context.run.checkpoint(kind).unlink(missing_ok=True)
@@ -122,67 +126,106 @@ def _paired(
     return rows
 
 
-def _train(
+Train = Callable[..., dict[str, Any]]
+"""Trains an adapter, and returns notes for the ledger. Arguments: its name (a stage, or a round of it); the name of the
+adapter that it continues; the rows of a round, by default the examples; the number of responses of all rounds."""
+
+
+def _trains(
     context: Context,
     kind: Kind,
     examples: Sequence[Example],
     encoded: Sequence[Encoded],
     config: TrainingSettings,
     clock: Clock,
-) -> dict[str, object]:
-    """Train, publish the adapter in both forms and compare them; return notes for the ledger."""
-    from selfalign.model import gguf_adapter
-    from selfalign.training import batches, checkpoint, device, loop, lora, preference
+) -> Train:
+    """Return a function that trains an adapter on the examples, or on a round's rows, and publishes it."""
+    from selfalign.training import batches
 
+    held_out = batches.held_out_ids([e.id for e in examples], config.validation)
+    learnt = [row for row, e in zip(encoded, examples, strict=True) if e.id not in held_out]
+    validation = [row for row, e in zip(encoded, examples, strict=True) if e.id in held_out]
+
+    def train(
+        name: str, start: str | None = None, rows: Sequence[Encoded] | None = None, responses: int = 0
+    ) -> dict[str, Any]:
+        changes: dict[str, Any] = {}
+        if rows is not None:
+            changes = {"epochs": 1, "learning_rate": config.on_policy.learning_rate}
+        elif config.method == "on_policy":
+            changes = {"method": "sft"}
+        if kind == "verbose_cloning" and context.recipe.verbose_cloning.start == "engraved":
+            start = "engrave"
+        pairs = sum(isinstance(row, PairRow) for row in learnt)
+        warmed_up = rows is None or config.on_policy.warmup == "sft"
+        card = _card(context, kind, len(learnt) if warmed_up else 0, pairs, responses)
+        texts = learnt if rows is None else rows
+        return _train(context, name, texts, validation, config.model_copy(update=changes), clock, start, card)
+
+    return train
+
+
+def _train(
+    context: Context,
+    name: str,
+    rows: Sequence[Encoded],
+    validation: Sequence[Encoded],
+    config: TrainingSettings,
+    clock: Clock,
+    start: str | None,
+    card: str,
+) -> dict[str, Any]:
+    """Train, publish the adapter in both forms and compare them; return notes for the ledger.
+
+    Args:
+        name: a stage, or a round of it, whose adapter is not compared.
+        start: the adapter that the training continues; None for a new one.
+    """
+    from selfalign.model import gguf_adapter
+    from selfalign.training import checkpoint, device, distillation, loop, lora, preference
+
+    kinds = {"dpo": preference.PreferenceTrainer, "on_policy": distillation.DistillationTrainer}
     model = context.model
     folder = model.folder(context.screen.say)
-    placement = device.choose(config, checkpoint.saved_dtype(context.run.checkpoint(kind)))
-    validation_ids = batches.held_out_ids([e.id for e in examples], config.validation)
-    rows = [row for row, e in zip(encoded, examples, strict=True) if e.id not in validation_ids]
-    validation = [row for row, e in zip(encoded, examples, strict=True) if e.id in validation_ids]
-    base, start = lora.load_base(folder, placement), _start(context, kind)
-    if start:
-        adapted = lora.with_saved_adapter(base, start, context.recipe.seed)
+    placement = device.choose(config, checkpoint.saved_dtype(context.run.checkpoint(name)))
+    base, saved = lora.load_base(folder, placement), context.run.adapter(start) if start else None
+    if saved:
+        adapted = lora.with_saved_adapter(base, saved, context.recipe.seed)
     else:
         adapted = lora.with_new_adapter(base, config, context.recipe.seed)
-    with context.screen.bar(f"train {kind}", None, kind) as bar:
+    part = "" if config.method == "on_policy" else name  # one of several rounds says little about the whole
+    with context.screen.bar(f"train {name}", None, part) as bar:
         record = loop.train(
             adapted,
             rows,
             config,
             context.recipe.seed,
             validation=validation,
-            checkpoint=_checkpoint(context, kind, rows, validation, config, placement),
+            checkpoint=_checkpoint(context, name, rows, validation, config, placement, saved),
             on_step=_step_display(context, bar),
             say=lambda text: context.screen.say(f"  {text}", "yellow"),
-            kind=preference.PreferenceTrainer if config.method == "dpo" else loop.Trainer,
+            kind=kinds.get(config.method, loop.Trainer),
         )
     clock.add(record.seconds_before)
-    target = context.run.adapter(kind)
-    pairs = sum(isinstance(row, PairRow) for row in rows)
-    lora.save_adapter(adapted, target, model, _card(context, kind, len(rows), pairs))
-    gguf_adapter.write(target, folder, context.run.adapter_gguf(kind), model.notice, _needs_gguf(context))
-    parity = _parity(context, kind, adapted)
+    target = context.run.adapter(name)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    lora.save_adapter(adapted, target, model, card)
+    gguf_adapter.write(target, folder, context.run.adapter_gguf(name), model.notice, _needs_gguf(context))
+    parity = _parity(context, name, adapted) if "-" not in name else {}
     del adapted, base
     device.free_memory()
     notes = {**_notes(record, validation), **_preference_notes(record, rows, config.epochs)}
     return {**notes, "computed": f"{placement.dtype} on {placement.device}", "parity": parity}
 
 
-def _start(context: Context, kind: Kind) -> Path | None:
-    """Return the adapter that the training continues; None for a new one."""
-    if kind == "engrave" or context.recipe.verbose_cloning.start == "base":
-        return None
-    return context.run.adapter("engrave")
-
-
 def _checkpoint(
     context: Context,
-    kind: Kind,
+    name: str,
     rows: Sequence[Encoded],
     validation: Sequence[Encoded],
     config: TrainingSettings,
     placement: Placement,
+    start: Path | None,
 ) -> Checkpoint:
     """Return the training's checkpoint in the run; it is valid for these rows, settings and weights only."""
     from selfalign.training.checkpoint import Checkpoint
@@ -191,10 +234,12 @@ def _checkpoint(
     texts: list[Any] = [[(r.ids, sum(r.mask)) for r in part] for part in (rows, validation)]
     if config.method == "dpo":
         texts.append([row.rejected.ids if isinstance(row, PairRow) else [] for row in rows])
+    if config.method == "on_policy":
+        texts.append([row.teacher.ids if isinstance(row, ResponseRow) else [] for row in rows])
     key = content_hash(context.model.identity, context.recipe.seed, settings, placement.dtype, placement.device, texts)
-    if start := _start(context, kind):
+    if start:
         key = content_hash(key, file_hash(start / "adapter_model.safetensors"))
-    return Checkpoint(context.run.checkpoint(kind), key)
+    return Checkpoint(context.run.checkpoint(name), key)
 
 
 def _step_display(context: Context, bar: Bar) -> Callable[[int, int, float, int], None]:
@@ -386,7 +431,7 @@ def _needs_gguf(context: Context) -> bool:
     return engines.kind(context.recipe.engine) == "llama_cpp"
 
 
-def _parity(context: Context, kind: Kind, adapted: object) -> dict[str, float]:
+def _parity(context: Context, kind: str, adapted: object) -> dict[str, float]:
     """Compare the next tokens of torch and llama.cpp; return an empty dict if llama.cpp cannot load the model."""
     if context.model.gguf_path is None or not (_needs_gguf(context) or context.model.has_gguf_adapters):
         return {}
@@ -413,6 +458,6 @@ def _parity(context: Context, kind: Kind, adapted: object) -> dict[str, float]:
     return {**{k: round(v, 4) for k, v in asdict(result).items()}, "holds": result.holds}
 
 
-def _card(context: Context, kind: Kind, count: int, pairs: int = 0) -> str:
-    is_given = kind == "engrave" and context.recipe.align.form == "given"
-    return model_card.adapter_card(context.model, context.run.constitution, "given" if is_given else kind, count, pairs)
+def _card(context: Context, kind: Kind, count: int, pairs: int = 0, responses: int = 0) -> str:
+    name = "given" if kind == "engrave" and context.recipe.align.form == "given" else kind
+    return model_card.adapter_card(context.model, context.run.constitution, name, count, pairs, responses)

@@ -16,6 +16,7 @@ from selfalign.evaluation.scoring import ScoredTask
 from selfalign.evaluation.tasks import TASKS, heldout
 from selfalign.generation import engines
 from selfalign.pipeline import (
+    on_policy,
     step1_prompts,
     step1a_self_instruct,
     step1b_red_team,
@@ -89,7 +90,7 @@ STEPS: dict[Stage, Step] = {
         "3  Principle engraving",
         step3_principle_engraving.run,
         lambda run: [run.jsonl("responses")],
-        lambda run: [run.jsonl("pairs"), *_adapter(run, "engrave")],
+        lambda run: [run.jsonl("pairs"), run.jsonl("on_policy"), *_adapter(run, "engrave")],
     ),
     "verbose_cloning": Step(
         "4  Verbose cloning",
@@ -219,6 +220,8 @@ def check_ready(context: Context) -> None:
     config = context.recipe.engrave
     if {"engrave", "verbose_cloning"} & set(context.recipe.stages) and config.device == "cuda" and not config.elsewhere:
         device.choose(config)  # torch may lack support for the GPU
+    if "engrave" in context.recipe.stages:
+        on_policy.check(context)
     written: set[Path] = set()
     for stage in context.recipe.stages:
         step = STEPS[stage]
@@ -264,10 +267,11 @@ def inputs_hash(context: Context, stage: Stage) -> str:
     seeds = Path(run.recipe.seeds)
     seeds_hash = file_hash(seeds) if stage == "prompts" and seeds.is_file() else ""
     benchmarks = [file_hash(Path(f)) for f in run.recipe.evaluate.benchmarks if Path(f).is_file()]
-    has_pairs = stage == "engrave" and run.recipe.engrave.method == "dpo"
-    if has_pairs and run.jsonl("user_pairs").exists():
+    method = run.recipe.engrave.method
+    generates = stage in ("prompts", "align", "verbose_cloning") or (stage == "engrave" and method != "sft")
+    if stage == "engrave" and method == "dpo" and run.jsonl("user_pairs").exists():
         files.append(file_hash(run.jsonl("user_pairs")))
-    if stage in ("prompts", "align", "verbose_cloning") or has_pairs:
+    if generates:
         benchmarks.append(scenarios.digest())
     # Without marks the hash is that of versions without marks, so that their runs are not trained again.
     stage_marks = [digest] if stage in marks.STAGES and (digest := marks.digest(run, stage)) else []

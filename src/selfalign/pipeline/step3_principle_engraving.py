@@ -4,17 +4,18 @@
 
 The examples are the kept responses of the training split and the constitution's identity pairs, under the standard
 system prompt. (SELF-ALIGN, arXiv 2305.03047, section 3.4.) With `engrave.method: dpo`, the responses are also preferred
-to rejected ones (`preference_pairs`).
+to rejected ones (`preference_pairs`). With `on_policy`, the model then trains on its own responses (`on_policy`).
 """
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Final
 
 from selfalign.constitution import Constitution
 from selfalign.data.records import Example, content_hash
-from selfalign.pipeline import adapter_training, preference_pairs
+from selfalign.pipeline import adapter_training, on_policy, preference_pairs
 from selfalign.run.context import Context
 
 STAGE: Final = "engrave"
@@ -41,20 +42,28 @@ def run(context: Context, adapter: Path | None = None) -> list[Path]:
     Args:
         adapter: an adapter that was trained elsewhere, to publish instead of training.
     """
-    responses = context.responses()
+    on_policy.check(context)
+    responses, method = context.responses(), context.recipe.engrave.method
     train = [r for r in responses if r.split == "train"]
     examples = [Example(r.id, "standard", r.message, r.response, r.source) for r in train]
     rejected, files = None, list[Path]()
-    if context.recipe.engrave.method == "dpo" and context.run.jsonl("user_pairs").exists():
+    if method == "dpo" and context.run.jsonl("user_pairs").exists():
         more, rejected = preference_pairs.from_user(context)
         examples += more
-        files = [context.run.jsonl("pairs")]
-    elif context.recipe.engrave.method == "dpo":
+    elif method == "dpo":
         rejected = preference_pairs.run(context, examples, {r.id: r.principles for r in train})
-        files = [context.run.jsonl("pairs")]
     elif context.run.jsonl("pairs").exists():  # of a run whose method has changed
         context.journal.restart(preference_pairs.STAGE)
         context.journal.finish(preference_pairs.STAGE, 0, 0.0)
         context.run.jsonl("pairs").unlink()
+    if rejected is not None:
+        files = [context.run.jsonl("pairs")]
+    rounds = None
+    if method == "on_policy" and adapter is None and not context.model.is_fake:
+        rounds, files = on_policy.Rounds(context, train), [context.run.jsonl("on_policy")]
+    else:
+        on_policy.remove(context)
     examples += identity_examples(context.run.constitution, context.recipe.engrave.identity_repeats)
-    return [*files, *adapter_training.run(context, STAGE, examples, responses.removed(), adapter, rejected)]
+    files += adapter_training.run(context, STAGE, examples, responses.removed(), adapter, rejected, rounds)
+    shutil.rmtree(context.run.rounds, ignore_errors=True)
+    return files

@@ -313,7 +313,12 @@ class _Planner:
         """Return the start time of the stage: an engine starts first and after each training; each training starts."""
         stages = self.recipe.stages
         first = {"self_instruct"} if "prompts" in stages else {"align"}
-        counts = isinstance(work, Training) or work.stage in first | {"pairs", "verbose_responses", "evaluate"}
+        counts = isinstance(work, Training) or work.stage in first | {
+            "pairs",
+            "on_policy",
+            "verbose_responses",
+            "evaluate",
+        }
         return self.start if counts else 0.0
 
     def _storage(self, work: sizes.Work) -> float:

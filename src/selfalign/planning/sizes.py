@@ -128,12 +128,14 @@ class Training:
     """Examples of an optimiser step."""
     longest: int
     reference: int = 0
-    """Tokens whose log-probabilities under the reference are computed, with dpo."""
+    """Tokens whose log-probabilities under the reference are computed, with dpo and on_policy."""
+    rounds: int = 0
+    """Tokens of the rounds of on_policy, which follow the epochs."""
 
     @property
     def total(self) -> int:
-        """Return the training tokens of all epochs."""
-        return round(self.examples * self.length * self.epochs)
+        """Return the training tokens of all epochs and rounds."""
+        return round(self.examples * self.length * self.epochs) + self.rounds
 
 
 Work = Generation | Training
@@ -202,6 +204,8 @@ class _Sizes:
                 rows = self._engraved(round(answered) + self._identity())
                 if self._recipe.engrave.method == "dpo":
                     work += self._prefer(round(answered), rows)
+                elif self._recipe.engrave.method == "on_policy":
+                    work += self._distill(round(answered), rows)
                 else:
                     work.append(self._train("engrave", [rows]))
             elif stage == "verbose_cloning":
@@ -325,6 +329,23 @@ class _Sizes:
             Generation("pairs", requests, 20, shared, tokens, limit),
             replace(training, reference=reference),
         ]
+
+    def _distill(self, answered: int, rows: _Rows) -> list[Work]:
+        """Return the responses of all rounds, and the training, where the teacher reads them after the constitution."""
+        config, limit = self._recipe.engrave.on_policy, self._recipe.align.max_new_tokens
+        requests = config.rounds * min(config.prompts, answered)
+        shared = round(len(self._constitution.system_prompt("standard")) / _CHARACTERS_PER_TOKEN)
+        length = TURN_TOKENS + rows.answer
+        types = config.rounds * len(prompt_types(self._constitution))
+        thoughts = self._lengths.thought + self._lengths.citation
+        training = replace(
+            self._train("engrave", [rows]),
+            reference=round(types * self._prefix / 2 + requests * (length + thoughts)),
+            rounds=round(requests * length),
+        )
+        if config.warmup == "none":
+            training = replace(training, epochs=0)
+        return [Generation("on_policy", requests, 20, shared, min(self._lengths.answer, limit), limit), training]
 
     def _train(self, stage: str, rows: list[_Rows]) -> Training:
         config, kept = self._recipe.training(stage), sum(r.examples for r in rows)

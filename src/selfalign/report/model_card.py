@@ -113,15 +113,20 @@ def _table(head: list[str], rows: list[list[str]]) -> str:
 # -- cards -----------------------------------------------------------------------------------------------------------
 
 
-def adapter_card(model: Model, constitution: Constitution, kind: str, count: int, pairs: int = 0) -> str:
+def adapter_card(
+    model: Model, constitution: Constitution, kind: str, count: int, pairs: int = 0, responses: int = 0
+) -> str:
     """Return the card that is written next to an adapter after its training.
 
     Args:
         kind: engrave or verbose_cloning, or given if the responses are the user's.
         count: number of examples that it was trained on.
         pairs: number of preference pairs among them (DPO).
+        responses: number of its own responses that it was then trained on (`on_policy`).
     """
-    return _render(model, constitution, form="adapter", stage=kind, count=count, pairs=pairs, facts=None)
+    return _render(
+        model, constitution, form="adapter", stage=kind, count=count, pairs=pairs, responses=responses, facts=None
+    )
 
 
 def export_card(
@@ -135,6 +140,7 @@ def export_card(
     stage: str,
     comparison: str,
     pairs: int = 0,
+    responses: int = 0,
 ) -> str:
     """Return the card of an exported model.
 
@@ -144,12 +150,12 @@ def export_card(
         weight_type: type of the weights; "" for adapters.
         stage: as `kind` of `adapter_card`.
         comparison: how the export, loaded back, compares with the trained model.
-        pairs: as in `adapter_card`.
+        pairs, responses: as in `adapter_card`.
     """
     slug = re.sub(r"[^a-z0-9]+", "-", constitution.assistant.name.lower()).strip("-") or "assistant"
     return _render(
         model, constitution, facts=facts, form=form, form_name=_FORM_NAMES[form], name=name, weight_type=weight_type,
-        stage=stage, comparison=comparison, slug=slug, pairs=pairs,
+        stage=stage, comparison=comparison, slug=slug, pairs=pairs, responses=responses,
     )  # fmt: skip
 
 

@@ -12,6 +12,7 @@ from selfalign.run.directory import RunDir
 from selfalign.run.ledger import TITLES
 from selfalign.run.recipe import Recipe
 from selfalign.system import environment
+from selfalign.training.settings import TrainingSettings
 
 
 def gather(run: RunDir, stages: list[dict[str, Any]]) -> dict[str, Any]:
@@ -40,7 +41,7 @@ def story(run: RunDir) -> str:
         "align": "took the user's responses" if user_responses else "responded to them under the constitution",
         "engrave": "was trained on these responses"
         + ("" if user_responses else " without the constitution")
-        + (", and on preference pairs" if run.recipe.engrave.method == "dpo" else ""),
+        + _ALSO.get(run.recipe.engrave.method, ""),
         "verbose_cloning": "was trained on its own verbose responses",
     }
     parts = [text for stage, text in steps.items() if stage in run.recipe.stages] or ["was evaluated"]
@@ -66,8 +67,7 @@ def facts(run: RunDir) -> list[list[str]]:
         "engrave": [
             "engraving",
             f"LoRA rank {engrave.rank}, alpha {engrave.alpha}, on {', '.join(engrave.targets)}; learning rate "
-            f"{engrave.learning_rate:g}, epochs {engrave.epochs}, batch {engrave.batch_size}"
-            + (f"; DPO, beta {engrave.beta:g}, sft weight {engrave.sft_weight:g}" if engrave.method == "dpo" else ""),
+            f"{engrave.learning_rate:g}, epochs {engrave.epochs}, batch {engrave.batch_size}" + _method(engrave),
         ],
         "verbose_cloning": ["verbose responses", _sampling(recipe.verbose_cloning)],
         "evaluate": [
@@ -85,6 +85,23 @@ def facts(run: RunDir) -> list[list[str]]:
         ["seed", str(recipe.seed)],
         *(row for stage, row in by_stage.items() if stage in recipe.stages),
     ]
+
+
+_ALSO = {"dpo": ", and on preference pairs", "on_policy": ", and on responses of its own"}
+"""What stage 3 also trains on, by its method."""
+
+
+def _method(engrave: TrainingSettings) -> str:
+    """Return the settings of a method other than sft."""
+    if engrave.method == "dpo":
+        return f"; DPO, beta {engrave.beta:g}, sft weight {engrave.sft_weight:g}"
+    if engrave.method == "on_policy":
+        own = engrave.on_policy
+        return (
+            f"; on-policy distillation, warm-up {own.warmup}, {own.rounds} rounds of {own.prompts} prompts, divergence "
+            f"{own.divergence}, clip {own.clip:g}, learning rate {own.learning_rate:g}"
+        )
+    return ""
 
 
 def _prompts(recipe: Recipe) -> str:
@@ -144,6 +161,7 @@ def funnel(run: RunDir, stages: list[dict[str, Any]], human: dict[str, int]) -> 
     steps += [
         ("align", "responses under the constitution"),
         ("pairs", "preference pairs"),
+        ("on_policy", "responses of the model in training"),
         ("engrave", "examples for engraving, with identity pairs"),
         ("verbose_responses", "verbose responses"),
         ("verbose_cloning", "examples for verbose cloning"),
@@ -166,7 +184,7 @@ def training(stages: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return the training record of each stage that trained.
 
     `curve` has [step, loss, learning rate], `heldout` [step, loss]; both may be empty. For `preference`, see
-    `preference`.
+    `preference`. `on_policy` has the responses and the divergences of each round.
     """
     records = []
     lengths: dict[str, Any] = next((stage["notes"] for stage in stages if stage["stage"] == "pairs"), {})
@@ -185,6 +203,7 @@ def training(stages: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 "curve": notes.get("curve") or [],
                 "heldout": notes.get("heldout") or [],
                 "preference": preference(notes, lengths),
+                "on_policy": notes.get("on_policy") or [],
             }
         )
     return records

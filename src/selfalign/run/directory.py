@@ -30,6 +30,7 @@ JSONL_FILES = {
     "engrave_examples": "3_engrave/examples.jsonl",
     "pairs": "3_engrave/pairs.jsonl",
     "user_pairs": "3_engrave/user_pairs.jsonl",
+    "on_policy": "3_engrave/on_policy.jsonl",
     "verbose_responses": "4_verbose_clone/responses.jsonl",
     "verbose_cloning_examples": "4_verbose_clone/examples.jsonl",
     "answers": "5_evaluation/answers.jsonl",
@@ -73,8 +74,15 @@ class RunDir:
         return self.path / JSONL_FILES[name]
 
     def adapter(self, stage: str) -> Path:
-        """Return the folder of the PEFT adapter of engrave or verbose_cloning."""
-        return self.path / {"engrave": "3_engrave", "verbose_cloning": "4_verbose_clone"}[stage] / "adapter"
+        """Return the folder of the PEFT adapter of engrave or verbose_cloning, or of a round: engrave-1."""
+        name, _, number = stage.partition("-")
+        folder = self.path / {"engrave": "3_engrave", "verbose_cloning": "4_verbose_clone"}[name]
+        return folder / (f"rounds/{number}/adapter" if number else "adapter")
+
+    @property
+    def rounds(self) -> Path:
+        """The folder of the adapters of the rounds of stage 3, which exists until the stage ends."""
+        return self.path / "3_engrave/rounds"
 
     def adapter_gguf(self, stage: str) -> Path:
         """Return the same adapter's file for llama.cpp."""

@@ -108,6 +108,7 @@ TITLES = {
     "red_team": "1b red-teaming",
     "align": "2 self-align",
     "pairs": "3 preference pairs",
+    "on_policy": "3 own responses",
     "engrave": "3 engrave",
     "verbose_responses": "4 verbose responses",
     "verbose_cloning": "4 verbose cloning",

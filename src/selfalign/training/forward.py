@@ -6,8 +6,9 @@ counts in the loss. The output layer is applied to loss positions only, and a sh
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
@@ -18,6 +19,8 @@ from selfalign.system.signals import STOP
 from selfalign.training.batches import MicroBatch
 from selfalign.training.loss import LinearCrossEntropy
 
+Loss = TypeVar("Loss", bound=LinearCrossEntropy)
+
 
 def causal_lm(model: Any) -> Any:
     """Return the transformers model inside a PEFT model."""
@@ -26,9 +29,14 @@ def causal_lm(model: Any) -> Any:
 
 def cross_entropy(model: Any) -> LinearCrossEntropy:
     """Return the loss under the model's output layer, with its logit soft-capping. Raises as `check_output_layer`."""
+    return output_loss(model, LinearCrossEntropy)
+
+
+def output_loss(model: Any, kind: type[Loss]) -> Loss:
+    """Return a loss of this class under the model's output layer. Raises as `check_output_layer`."""
     lm = causal_lm(model)
     check_output_layer(lm)
-    return LinearCrossEntropy(lm.lm_head.weight, getattr(lm.config, "final_logit_softcapping", None))
+    return kind(lm.lm_head.weight, getattr(lm.config, "final_logit_softcapping", None))
 
 
 def output_scale(config: Any) -> float:
@@ -64,13 +72,23 @@ def loss_tokens(rows: Sequence[Encoded]) -> int:
     return sum(sum(r.mask[1:]) for r in rows)
 
 
-def hidden_at_loss(model: Any, rows: Sequence[Encoded], prefix: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+def prefix_keys(model: Any, ids: Sequence[int], before: Any = None) -> Any:
+    """Return the keys and values (a cache of transformers) of tokens that follow those in the cache `before`."""
+    body = causal_lm(model).model
+    tokens = torch.tensor([list(ids)], device=body.embed_tokens.weight.device)
+    return body(input_ids=tokens, past_key_values=copy.deepcopy(before), use_cache=True).past_key_values
+
+
+def hidden_at_loss(
+    model: Any, rows: Sequence[Encoded], prefix: int = 0, keys: Any = None
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the last hidden states at the loss positions, and the tokens to predict there.
 
     Args:
         prefix: number of leading tokens that are the same in all rows and have no loss. Their keys and values are
             computed once and precede the other tokens of each row; gradients flow through them as if each row had
             its own.
+        keys: the prefix's keys and values, if they are known.
 
     Returns:
         (hidden states (N, d), target ids (N,)), row by row.
@@ -86,7 +104,7 @@ def hidden_at_loss(model: Any, rows: Sequence[Encoded], prefix: int = 0) -> tupl
     ids, attention, positions = (pad_sequence(column, batch_first=True).to(device) for column in columns)
     cache: dict[str, Any] = {"use_cache": False}
     if prefix:
-        keys = body(input_ids=torch.tensor([rows[0].ids[:prefix]], device=device), use_cache=True).past_key_values
+        keys = copy.deepcopy(keys) if keys is not None else prefix_keys(model, rows[0].ids[:prefix])
         keys.batch_repeat_interleave(len(rows))
         attention = torch.cat([attention.new_ones(len(rows), prefix), attention], 1)
         cache = {"use_cache": True, "past_key_values": keys}

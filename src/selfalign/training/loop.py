@@ -30,7 +30,7 @@ from selfalign.training.settings import TrainingSettings
 
 Value = TypeVar("Value")
 OnStep = Callable[[int, int, float, int], None]
-_TOLERANCE = 1e-3
+TOLERANCE = 1e-3
 """Relative difference up to which a loss with a shared prefix counts as equal (float32 rounds to 1e-6)."""
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 """AdamW's state of a parameter, as torch names it."""
@@ -155,9 +155,10 @@ class Trainer:
                 self._loss_and_gradient(MicroBatch(rows, prefix)) for prefix in (0, longest.prefix)
             )
             is_float32 = next(iter(self.model.parameters())).dtype == torch.float32
-            tolerance = _TOLERANCE if is_float32 else 30 * _TOLERANCE
+            tolerance = TOLERANCE if is_float32 else 30 * TOLERANCE
             same_gradient = bool((gradient - expected).norm() <= 10 * tolerance * expected.norm())
-            self.share_prefixes = same_gradient and abs(expected_loss - loss) <= tolerance * abs(expected_loss)
+            # Near 0, the rounding of bfloat16 is a large part of a loss.
+            self.share_prefixes = same_gradient and abs(expected_loss - loss) <= tolerance * max(1, expected_loss)
         except (RuntimeError, ValueError, TypeError, AttributeError, NotImplementedError) as error:
             # If memory ran out, nothing was compared: keep sharing, and let the steps use smaller micro-batches.
             self.share_prefixes = out_of_memory(error)

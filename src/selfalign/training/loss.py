@@ -61,11 +61,11 @@ class LinearCrossEntropy:
         for h, t in zip(hidden.split(CHUNK), target.split(CHUNK), strict=True):
             losses, softmax, cap_slope = self._losses_and_softmax(h, t)
             loss[start : start + len(t)] = losses
-            likely = self._likely_tokens(softmax, t)
+            likely = self._likely_tokens(softmax.amax(1), t)
             softmax[t, torch.arange(len(t), device=t.device)] -= 1  # now the gradient with respect to the logits
             if cap_slope is not None:
                 softmax.mul_(cap_slope)
-            gradient[start : start + len(t)] = _times_head(softmax, self._head, likely)
+            gradient[start : start + len(t)] = times_head(softmax, self._head, likely)
             start += len(t)
         return loss, gradient
 
@@ -103,17 +103,22 @@ class LinearCrossEntropy:
             return torch.mm(self._head, hidden.T, out=logits)
         return logits.copy_(self._head @ hidden.to(self._head.dtype).T)
 
-    def _likely_tokens(self, softmax: torch.Tensor, target: torch.Tensor) -> torch.Tensor | None:
-        """Return the ids of the tokens that count in a chunk's gradient; None if skipping the others saves nothing."""
-        if len(softmax) < _LARGE_VOCABULARY:
+    def _likely_tokens(self, largest: torch.Tensor, targets: torch.Tensor) -> torch.Tensor | None:
+        """Return the ids of the tokens that count in a chunk's gradient; None if skipping the others saves nothing.
+
+        Args:
+            largest: the largest value of each token in the chunk, (V,).
+            targets: tokens that count in any case.
+        """
+        if len(largest) < _LARGE_VOCABULARY:
             return None
-        is_likely = softmax.amax(1) > NEGLIGIBLE
-        is_likely[target] = True
+        is_likely = largest > NEGLIGIBLE
+        is_likely[targets] = True
         likely = is_likely.nonzero()[:, 0]
-        return likely if len(likely) < 0.7 * len(softmax) else None
+        return likely if len(likely) < 0.7 * len(largest) else None
 
 
-def _times_head(weights: torch.Tensor, head: torch.Tensor, likely: torch.Tensor | None) -> torch.Tensor:
+def times_head(weights: torch.Tensor, head: torch.Tensor, likely: torch.Tensor | None) -> torch.Tensor:
     """Return weights.T @ head, over the `likely` rows only: weights (V, n), head (V, d) -> (n, d)."""
     if likely is None:
         return weights.T.to(head.dtype) @ head

@@ -9,6 +9,23 @@ from pydantic import Field, model_validator
 from selfalign.system.strict_yaml import Strict
 
 
+class OnPolicySettings(Strict):
+    """How `method: on_policy` trains (docs/on_policy.md)."""
+
+    warmup: Literal["sft", "none"] = "sft"
+    """What precedes the rounds. sft: the training of `method: sft`, with its settings; none: nothing."""
+    rounds: int = Field(3, ge=1, le=100)
+    """Rounds, each of which generates responses with the adapter so far and trains on them once."""
+    prompts: int = Field(64, ge=1)
+    """Maximum responses of a round, each to another training prompt."""
+    divergence: Literal["forward", "reverse", "js"] = "reverse"
+    """forward: KL(teacher, student); reverse: KL(student, teacher); js: Jensen-Shannon."""
+    clip: float = Field(2.0, gt=0)
+    """A token with a larger divergence, in nats, has the weight clip / divergence."""
+    learning_rate: float = Field(1.0e-4, gt=0)
+    """Peak learning rate of a round."""
+
+
 class TrainingSettings(Strict):
     """How stages 3 and 4 train their adapters."""
 
@@ -24,9 +41,10 @@ class TrainingSettings(Strict):
         ]
     ] = Field(["q_proj", "k_proj", "v_proj", "o_proj"], min_length=1)  # fmt: skip
     """Linear layers that get an adapter; the base must have all of them."""
-    method: Literal["sft", "dpo"] = "sft"
+    method: Literal["sft", "dpo", "on_policy"] = "sft"
     """How stage 3 trains. sft: on stage 2's responses, as in the paper; dpo: also to prefer them to responses without
-    the constitution (docs/dpo.md). Stage 4 always uses sft."""
+    the constitution (docs/dpo.md); on_policy: to assign the constitution's probabilities to its own responses
+    (docs/on_policy.md). Stage 4 always uses sft."""
     beta: float = Field(0.1, gt=0)
     """dpo: the scale of the difference between the log-probabilities of the adapter and of the base."""
     sft_weight: float = Field(1.0, ge=0)
@@ -36,6 +54,8 @@ class TrainingSettings(Strict):
     """dpo: maximum rejected responses per prompt: another one is generated until one is usable."""
     length_ratio: float = Field(2.0, ge=1)
     """dpo: a pair is dropped if one response has more than this many times the characters of the other."""
+    on_policy: OnPolicySettings = OnPolicySettings()  # type: ignore[call-arg]
+    """on_policy: its rounds and its loss."""
     learning_rate: float = Field(4.0e-4, gt=0)
     """Peak learning rate."""
     epochs: int = Field(2, ge=1)
@@ -81,6 +101,8 @@ class TrainingSettings(Strict):
 
     @model_validator(mode="after")
     def _check_elsewhere(self) -> TrainingSettings:
+        if self.elsewhere and self.method == "on_policy":
+            raise ValueError("elsewhere trains with sft only, and method is on_policy: set elsewhere to false")
         if self.elsewhere and self.method == "dpo":
             raise ValueError(
                 "elsewhere trains with sft only, and method is dpo: set elsewhere to false, or train on the pairs of "
@@ -91,6 +113,11 @@ class TrainingSettings(Strict):
     def deciding(self) -> dict[str, Any]:
         """Return the settings that influence the trained adapter."""
         unused = {"preflight", "checkpoint_seconds", "micro_batch_tokens", "elsewhere"}
-        if self.method == "sft":  # the settings of versions without methods
-            unused |= {"method", "beta", "sft_weight", "pair_samples", "length_ratio"}
+        # Without a method's settings, the others have the hashes of versions without it.
+        if self.method != "dpo":
+            unused |= {"beta", "sft_weight", "pair_samples", "length_ratio"}
+        if self.method != "on_policy":
+            unused |= {"on_policy"}
+        if self.method == "sft":
+            unused |= {"method"}
         return self.model_dump(mode="json", exclude=unused)

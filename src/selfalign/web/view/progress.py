@@ -18,7 +18,7 @@ from selfalign.web.view.index_file import read_only
 _LEDGERS: dict[str, tuple[str, ...]] = {
     "prompts": ("self_instruct", "topics", "red_team"),
     "align": ("align",),
-    "engrave": ("pairs", "engrave"),
+    "engrave": ("pairs", "on_policy", "engrave"),
     "verbose_cloning": ("verbose_responses", "verbose_cloning"),
     "evaluate": ("evaluate",),
 }
@@ -76,8 +76,8 @@ class RunProgress:
             ledger["decided"] = decided
             ledger["rows_in"] = max(ledger["rows_in"], decided)
         names = [ledger for stage in self._run.recipe.stages for ledger in _LEDGERS.get(stage, ())]
-        if self._run.recipe.engrave.method == "sft":
-            names = [name for name in names if name != "pairs"]
+        used = {"dpo": "pairs", "on_policy": "on_policy"}.get(self._run.recipe.engrave.method)
+        names = [name for name in names if name not in ("pairs", "on_policy") or name == used]
         current = next((name for name in names if name not in ledgers or not ledgers[name]["finished"]), None)
         if running and current is not None:
             ledgers.setdefault(current, _empty(current))
