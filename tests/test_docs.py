@@ -127,7 +127,7 @@ def commands(text: str) -> Iterator[tuple[list[str], str]]:
     for code in blocks(text, "sh"):
         for line in code.replace("\\\n", " ").splitlines():
             line = line.replace(".venv/bin/", "").replace("vllm/bin/", "").rpartition("| ")[2]
-            words = shlex.split(line, comments=True)
+            words = shlex.split(re.sub(r"(^|\s)#.*", "", line))  # shlex would cut URL#ID, too
             if words and words[0] == "selfalign":
                 at = words.index("<") if "<" in words else len(words)
                 yield words[1:at], " ".join(words[at + 1 :])
