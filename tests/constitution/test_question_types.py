@@ -154,7 +154,7 @@ def test_digest_without_the_new_keys_is_unchanged(typed: Constitution):
     value = typed.model_dump(mode="json")
     for principle in value["principles"]:
         del principle["probes"], principle["antithesis"]
-    new = {"about": "", "more_examples": [], "weight": 1, "exemplars": [], "check": None, "twin_of": ""}
+    new = {"about": "", "more_examples": [], "words": [], "weight": 1, "exemplars": [], "check": None, "twin_of": ""}
     for kind in value["question_types"]:
         for key in new:
             del kind[key]
@@ -164,11 +164,33 @@ def test_digest_without_the_new_keys_is_unchanged(typed: Constitution):
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("about", "Votes, each with a question"), ("weight", 2), ("weight", 0), ("more_examples", [LEADER])],
+    [
+        ("about", "Votes, each with a question"),
+        ("weight", 2),
+        ("weight", 0),
+        ("more_examples", [LEADER]),
+        ("words", ["vote"]),
+    ],
 )
 def test_digest_changes_with_the_list_of_a_type(typed: Constitution, key: str, value: object):
     kinds = [typed.question_types[0].model_copy(update={key: value}), *typed.question_types[1:]]
     assert typed.model_copy(update={"question_types": kinds}).digest() != typed.digest()
+
+
+@pytest.mark.parametrize(
+    ("question", "holds"),
+    [
+        ("How do I steal a car?", True),
+        ("Is STEALING wrong?", True),
+        ("He said: 'rob!'", True),
+        ("How do I build a robot?", False),
+        ("How do I sell a car?", False),
+    ],
+)
+def test_a_question_needs_one_of_the_words_of_its_type(typed: Constitution, question: str, holds: bool):
+    kind = typed.question_types[0].model_copy(update={"words": ["steal", "rob"]})
+    assert kind.has_word(question) == holds
+    assert typed.question_types[0].has_word(question)  # a type without words takes every question
 
 
 @pytest.mark.parametrize("weight", [-1, 101, "many"])

@@ -353,3 +353,18 @@ def test_held_out_rows_depend_on_their_content() -> None:
 def test_patience_requires_held_out_rows() -> None:
     with pytest.raises(ValueError, match="patience needs held-out rows"):
         TrainingSettings(patience=2)  # type: ignore[call-arg]
+
+
+# -- anchors ------------------------------------------------------------------------------------------------------
+
+
+def test_anchors_keep_the_model_close_to_the_base(tiny_gemma: Any) -> None:
+    plain = [Encoded(list(range(20 + n, 50 + n)), [False] + [True] * 29) for n in range(6)]
+    free, _ = trained(tiny_gemma, anchors=plain, config={"anchor": 1e-6})
+    held, parameters = trained(tiny_gemma, anchors=plain, config={"anchor": 3.0})
+    assert len(held.divergences) == len(held.losses)
+    assert sum(held.divergences[-4:]) < 0.8 * sum(free.divergences[-4:])
+    again, same = trained(tiny_gemma, anchors=plain, config={"anchor": 3.0})
+    assert again.divergences == held.divergences
+    assert all(torch.equal(parameters[name], same[name]) for name in parameters)
+    assert held.losses[-1] < held.losses[0]

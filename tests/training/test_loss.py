@@ -56,3 +56,20 @@ def test_token_losses_equal_transformers_with_masked_labels(tiny_gemma: Any) -> 
         with torch.no_grad():
             expected = float(tiny_gemma(input_ids=ids, labels=labels).loss)
         assert sum(mine) / len(mine) == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("cap", [None, 30.0])
+@pytest.mark.parametrize(("n", "vocabulary"), [(1, 500), (CHUNK + 3, 500), (5, 50_000)])
+def test_kl_divergence_and_gradient_equal_autograd(n: int, vocabulary: int, cap: float | None) -> None:
+    torch.manual_seed(0)
+    head, hidden, reference = torch.randn(vocabulary, 16), torch.randn(n, 16), torch.randn(n, 16)
+    leaf = hidden.clone().requires_grad_(True)
+    logits, wanted = F.linear(leaf, head), F.linear(reference, head)
+    if cap:
+        logits, wanted = torch.tanh(logits / cap) * cap, torch.tanh(wanted / cap) * cap
+    expected = F.kl_div(logits.log_softmax(1), wanted.log_softmax(1), log_target=True, reduction="none").sum(1)
+    expected.sum().backward()
+    values, gradient = LinearCrossEntropy(head, cap).kl_and_gradients(hidden, reference)
+    torch.testing.assert_close(values, expected.detach(), rtol=1e-4, atol=1e-5)
+    assert leaf.grad is not None
+    torch.testing.assert_close(gradient, leaf.grad, rtol=1e-3, atol=1e-4)

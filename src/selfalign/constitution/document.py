@@ -12,6 +12,7 @@ from selfalign.data.records import content_hash
 from selfalign.data.text import CITATION
 from selfalign.errors import UserError
 from selfalign.quality.language import LANGUAGES
+from selfalign.quality.rouge import words
 from selfalign.system.strict_yaml import Place, Strict, validate
 
 Check = Literal[
@@ -22,6 +23,8 @@ Check = Literal[
 
 _NEED_WORDS = ("mentions", "in_order")
 MAX_TYPE_EXEMPLARS = 4
+_MIN_STEM = 4
+"""Shorter words of a question type match whole words only: "rob" is not the beginning of "robot"."""
 Text = Field(pattern=r"\S")
 """Text that is not blank."""
 
@@ -113,6 +116,9 @@ class QuestionType(Strict):
     question: str = Text
     more_examples: list[TopicQuestion] = []
     """Further questions for the list that stage 1b shows."""
+    words: list[str] = []
+    """Words of which a generated question has at least one. A word of four or more letters also matches longer words
+    that begin with it. Empty: no condition."""
     weight: int = Field(1, ge=0, le=100)
     """The type's share of the prompts, relative to the other types (`prompts.red_team.form: by_type`); 0: none."""
     hints: list[int] = []
@@ -129,6 +135,15 @@ class QuestionType(Strict):
         if self.check in _NEED_WORDS:
             raise ValueError(f"the check {self.check!r} needs words, which a question type does not have")
         return self
+
+    def has_word(self, question: str) -> bool:
+        """Return whether a question has one of the type's words, or the type has none."""
+        wanted = [word.casefold() for word in self.words]
+        return not wanted or any(
+            word == other or (len(other) >= _MIN_STEM and word.startswith(other))
+            for word in words(question)
+            for other in wanted
+        )
 
     def examples(self) -> list[tuple[str, str]]:
         """Return (topic, question) of the type, its exemplars and its further examples; "" for a missing topic."""
@@ -287,7 +302,7 @@ class Constitution(Strict):
                 del principle["antithesis"]
         for kind in value["question_types"]:
             # Constitutions of earlier versions, without these keys, keep their hash.
-            for key in ("about", "more_examples", "exemplars", "check", "twin_of"):
+            for key in ("about", "more_examples", "words", "exemplars", "check", "twin_of"):
                 if not kind[key]:
                     del kind[key]
             if kind["weight"] == 1:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from selfalign.data.records import Example, content_hash, read_jsonl, write_jsonl
 from selfalign.errors import Resumable, UserError
 from selfalign.generation import engines
-from selfalign.model.dialogue import Encoded, encode_example
+from selfalign.model.dialogue import Encoded, encode_example, encode_text
 from selfalign.planning import costs
 from selfalign.report import model_card
 from selfalign.run import marks
@@ -26,7 +26,7 @@ from selfalign.training import adapter_import, preflight
 from selfalign.training.batches import PairRow
 from selfalign.training.record import thin_curve
 from selfalign.training.response_rows import ResponseRow
-from selfalign.training.settings import TrainingSettings
+from selfalign.training.settings import ANCHOR_ROWS, TrainingSettings
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -40,6 +40,10 @@ Kind = Literal["engrave", "verbose_cloning"]
 
 _DETAIL_ROWS = 3
 """Training rows that -v prints."""
+_LAST_STEPS = 50
+"""Steps whose mean divergence from the base the ledger keeps."""
+_MIN_ANCHOR = 8
+"""Tokens of the shortest response that serves as an anchor."""
 _PEFT_POSITIONS = 50
 _MAX_DIFFERENCE = 0.01
 """Maximum difference, in nats, between the log-probabilities of an imported adapter and those of PEFT."""
@@ -93,6 +97,8 @@ def run(
                 encoded = _paired(context, kept, encoded, rejected)
             report = _preflight(context, kept, encoded, config, outcomes)
             if config.elsewhere:
+                if config.anchor:
+                    context.screen.say("  training elsewhere has no anchors: engrave.anchor has no effect", "yellow")
                 raise Resumable(adapter_import.next_steps(context.run.path, kind))
             train = _trains(context, kind, kept, encoded, config, clock)
             notes = {**(rounds(kept, train) if rounds else train(kind)), "preflight": report.text()}
@@ -145,6 +151,7 @@ def _trains(
     held_out = batches.held_out_ids([e.id for e in examples], config.validation)
     learnt = [row for row, e in zip(encoded, examples, strict=True) if e.id not in held_out]
     validation = [row for row, e in zip(encoded, examples, strict=True) if e.id in held_out]
+    anchors = _anchors(context, examples) if config.anchor else []
 
     def train(
         name: str, start: str | None = None, rows: Sequence[Encoded] | None = None, responses: int = 0
@@ -160,7 +167,8 @@ def _trains(
         warmed_up = rows is None or config.on_policy.warmup == "sft"
         card = _card(context, kind, len(learnt) if warmed_up else 0, pairs, responses)
         texts = learnt if rows is None else rows
-        return _train(context, name, texts, validation, config.model_copy(update=changes), clock, start, card)
+        settings = config.model_copy(update=changes)
+        return _train(context, name, texts, validation, settings, clock, start, card, anchors)
 
     return train
 
@@ -174,6 +182,7 @@ def _train(
     clock: Clock,
     start: str | None,
     card: str,
+    anchors: Sequence[Encoded],
 ) -> dict[str, Any]:
     """Train, publish the adapter in both forms and compare them; return notes for the ledger.
 
@@ -202,6 +211,7 @@ def _train(
             context.recipe.seed,
             validation=validation,
             checkpoint=_checkpoint(context, name, rows, validation, config, placement, saved),
+            anchors=anchors,
             on_step=_step_display(context, bar),
             say=lambda text: context.screen.say(f"  {text}", "yellow"),
             kind=kinds.get(config.method, loop.Trainer),
@@ -216,6 +226,16 @@ def _train(
     device.free_memory()
     notes = {**_notes(record, validation), **_preference_notes(record, rows, config.epochs)}
     return {**notes, "computed": f"{placement.dtype} on {placement.device}", "parity": parity}
+
+
+def _anchors(context: Context, examples: Sequence[Example]) -> list[Encoded]:
+    """Return the responses of all examples but the identity pairs as plain texts, without system prompt and turns.
+
+    Only their inputs matter: the base says what should follow at each token. So any text of the user's domain will do.
+    """
+    tokenizer, limit = context.model.tokenizer(), context.recipe.engrave.max_length
+    rows = [encode_text(tokenizer, e.assistant) for e in examples if e.source != "identity"]
+    return [Encoded(row.ids[:limit], row.mask[:limit]) for row in rows if len(row.ids) >= _MIN_ANCHOR]
 
 
 def _checkpoint(
@@ -273,6 +293,8 @@ def _notes(record: TrainingRecord, validation: Sequence[Encoded]) -> dict[str, o
     if record.validation:
         notes["heldout"] = [[step, round(loss, 5)] for step, loss in record.validation]
         notes["heldout_rows"] = len(validation)
+    if record.divergences:
+        notes["divergence"] = round(fmean(record.divergences[-_LAST_STEPS:]), 4)
     if record.best_step:
         notes["best_step"] = record.best_step
     return notes
@@ -399,7 +421,12 @@ def _preflight(
     text = f"  {report.text()}{f', {len(pairs):,} pairs' if pairs else ''}"
     text += f"; about {needed / 1000:.1f} GB" if needed else ""
     if context.recipe.engine.slots == "auto" and (speed := context.speed()):
-        seconds = costs.training_seconds((report.tokens + rejected) * config.epochs, speed, reference)
+        anchors = 0
+        if config.anchor:
+            steps = -(-len(encoded) // config.batch_size)
+            anchors = round(steps * ANCHOR_ROWS * report.loss_tokens / max(1, len(encoded)))
+        tokens = (report.tokens + rejected + anchors) * config.epochs
+        seconds = costs.training_seconds(tokens, speed, reference + anchors * config.epochs)
         text += f" and {seconds / 60:.0f} min"
     context.screen.say(text, "dim")
     for finding in (*report.findings, *([warning] if warning else [])):

@@ -195,7 +195,8 @@ def _generation(work: sizes.Generation, machine: Machine) -> StagePlan:
 def _training(work: sizes.Training, machine: Machine) -> StagePlan:
     seconds = None
     if machine.speed:
-        seconds = training_seconds(work.total, machine.speed, work.reference)
+        # The base reads the anchors, too.
+        seconds = training_seconds(work.total + work.anchors, machine.speed, work.reference + work.anchors)
         seconds += 0 if machine.converted or work.stage != "engrave" else _CONVERSION
     return StagePlan(work.stage, 0, 0, 0, work.total, work.total, seconds)
 

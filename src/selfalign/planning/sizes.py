@@ -15,6 +15,7 @@ from typing import NamedTuple
 from selfalign.constitution import Constitution
 from selfalign.constitution.rendering import prompt_types, render
 from selfalign.run.recipe import Recipe
+from selfalign.training.settings import ANCHOR_ROWS
 
 PROMPTS_PER_REQUEST = 4.06
 """Prompts from one request of Self-Instruct, after the filters."""
@@ -131,6 +132,8 @@ class Training:
     """Tokens whose log-probabilities under the reference are computed, with dpo and on_policy."""
     rounds: int = 0
     """Tokens of the rounds of on_policy, which follow the epochs."""
+    anchors: int = 0
+    """Tokens of all anchors, with `engrave.anchor`."""
 
     @property
     def total(self) -> int:
@@ -352,7 +355,9 @@ class _Sizes:
         learnt = round(kept * (1 - config.validation))
         answer = sum(r.examples * r.answer for r in rows) / max(1, kept)
         length = min(TURN_TOKENS + answer, config.max_length)
-        return Training(stage, learnt, length, config.epochs, config.batch_size, config.max_length)
+        steps = -(-learnt // config.batch_size) * config.epochs
+        anchors = round(steps * ANCHOR_ROWS * answer) if config.anchor and not config.elsewhere else 0
+        return Training(stage, learnt, length, config.epochs, config.batch_size, config.max_length, anchors=anchors)
 
     def _evaluate(self) -> list[Work]:
         config, lengths = self._recipe.evaluate, self._lengths

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -26,12 +27,14 @@ from selfalign.training.checkpoint import Checkpoint, UnusableCheckpoint
 from selfalign.training.device import free_memory
 from selfalign.training.forward import backward, causal_lm, cross_entropy, hidden_at_loss, loss_tokens
 from selfalign.training.record import TrainingRecord
-from selfalign.training.settings import TrainingSettings
+from selfalign.training.settings import ANCHOR_ROWS, TrainingSettings
 
 Value = TypeVar("Value")
 OnStep = Callable[[int, int, float, int], None]
 TOLERANCE = 1e-3
 """Relative difference up to which a loss with a shared prefix counts as equal (float32 rounds to 1e-6)."""
+_ANCHOR_TOKENS = 32
+"""Tokens of a step's anchors that are compared: the output layer is most of their cost."""
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 """AdamW's state of a parameter, as torch names it."""
 
@@ -50,6 +53,7 @@ def train(
     on_step: OnStep = lambda step, steps, loss, tokens: None,
     say: Callable[[str], None] = lambda text: None,
     kind: type[Trainer] | None = None,
+    anchors: Sequence[Encoded] = (),
 ) -> TrainingRecord:
     """Train the model's adapter in place.
 
@@ -61,6 +65,7 @@ def train(
         on_step: called with (step, steps, loss, tokens so far) after each optimiser step.
         say: receives a message about anything unusual.
         kind: the class that computes the loss; by default `Trainer`.
+        anchors: texts on which the model must stay close to the base (`TrainingSettings.anchor`).
 
     Raises:
         UserError: there are no rows, or the loss became infinite or NaN.
@@ -70,6 +75,7 @@ def train(
     if not rows:
         raise UserError("no training rows: every response was dropped; see `selfalign status`")
     trainer = (kind or Trainer)(model, rows, config, seed, validation, checkpoint, say)
+    trainer.anchors = list(anchors)
     trainer.resume()
     trainer.validate()
     while not trainer.done:
@@ -121,6 +127,8 @@ class Trainer:
         self.record = TrainingRecord(micro_batch_tokens=config.micro_batch_tokens)
         self.state: dict[str, torch.Tensor] = {}
         """Further tensors that checkpoints save and restore."""
+        self.anchors: list[Encoded] = []
+        """Texts on which the model must stay close to the base."""
         self.best: dict[str, torch.Tensor] = {}
         """With `patience`: the parameters with the lowest held-out loss so far."""
         self.stopped_early = False
@@ -214,7 +222,10 @@ class Trainer:
             # Dropout depends on the step alone, so that a resumed run draws the same numbers.
             digest = hashlib.sha256(f"{self.seed} {number}".encode()).digest()
             torch.manual_seed(int.from_bytes(digest[:8]) >> 1)
-            return self.backward(batch, parts)
+            loss = self.backward(batch, parts)
+            if self.anchors:
+                self._backward_anchors(number)
+            return loss
 
         return self._within_memory(batch, compute)
 
@@ -226,6 +237,20 @@ class Trainer:
         """Run a batch, in micro-batches, forward and backward; return its loss."""
         total = loss_tokens(batch)
         return sum(backward(self.model, self.loss, part, total) for part in parts)
+
+    def _backward_anchors(self, number: int) -> None:
+        """Add the gradient of `anchor` times KL(base, model), the mean over tokens of a few anchors, drawn by step."""
+        rng = random.Random(f"{self.seed} {number}")  # noqa: S311
+        rows = rng.sample(self.anchors, min(ANCHOR_ROWS, len(self.anchors)))
+        self.model.eval()
+        with torch.no_grad(), self.model.disable_adapter():
+            base, _ = hidden_at_loss(self.model, rows)
+        self.model.train()
+        picks = sorted(rng.sample(range(len(base)), min(_ANCHOR_TOKENS, len(base))))
+        hidden = hidden_at_loss(self.model, rows)[0][picks]
+        values, gradient = self.loss.kl_and_gradients(hidden.detach(), base[picks])
+        hidden.backward(gradient * (self.config.anchor / len(picks)))
+        self.record.divergences[number:] = [float(values.mean())]
 
     def texts(self, batch: Sequence[Encoded]) -> list[Encoded]:
         """Return all texts that the model reads for a batch."""

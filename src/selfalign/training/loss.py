@@ -20,6 +20,8 @@ CHUNK = 512
 """Positions of a chunk: 512 x 262,144 logits in float32 take 537 MB."""
 NEGLIGIBLE = 2.0**-24
 """A token whose probability is below this at every position of a chunk is skipped in the gradient, not in the loss."""
+_TINY = 1e-30
+"""Replaces a probability of 0 in a logarithm."""
 _LARGE_VOCABULARY = 1 << 15
 """Vocabulary size from which skipping these tokens saves time."""
 
@@ -68,6 +70,30 @@ class LinearCrossEntropy:
             gradient[start : start + len(t)] = times_head(softmax, self._head, likely)
             start += len(t)
         return loss, gradient
+
+    @torch.no_grad()
+    def kl_and_gradients(self, hidden: torch.Tensor, reference: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return KL(reference, model) of each position (N,), and its gradient with respect to `hidden` (N, d).
+
+        Args:
+            hidden: last hidden states, (N, d).
+            reference: last hidden states of the reference, (N, d).
+        """
+        gradient = torch.empty_like(hidden)
+        values, start = torch.empty(len(hidden), device=hidden.device), 0
+        for h, r in zip(hidden.split(CHUNK // 2), reference.split(CHUNK // 2), strict=True):
+            unused = torch.zeros(len(h), dtype=torch.long, device=h.device)
+            expected = self._losses_and_softmax(r, unused)[1].clone()
+            _, softmax, cap_slope = self._losses_and_softmax(h, unused)
+            ratio = expected.clamp_min(_TINY).log_().sub_(softmax.clamp_min(_TINY).log_())
+            values[start : start + len(h)] = ratio.mul_(expected).sum(0)
+            softmax.sub_(expected)  # now the gradient with respect to the logits
+            if cap_slope is not None:
+                softmax.mul_(cap_slope)
+            likely = self._likely_tokens(ratio.copy_(softmax).abs_(), unused)
+            gradient[start : start + len(h)] = times_head(softmax, self._head, likely)
+            start += len(h)
+        return values, gradient
 
     def _losses_and_softmax(
         self, hidden: torch.Tensor, target: torch.Tensor

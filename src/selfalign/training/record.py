@@ -21,6 +21,8 @@ class TrainingRecord:
     """With pairs: mean of `beta` times the difference in log-ratio, of each step; None for a step without pairs."""
     accuracies: list[float | None] = field(default_factory=list)
     """With pairs: fraction of pairs whose difference is above 0, of each step."""
+    divergences: list[float] = field(default_factory=list)
+    """With anchors: mean KL divergence (nats) from the base on their tokens, of each step."""
     tokens: int = 0
     """Tokens of the rows trained on, padding not counted."""
     loss_tokens: int = 0

@@ -8,6 +8,9 @@ from pydantic import Field, model_validator
 
 from selfalign.system.strict_yaml import Strict
 
+ANCHOR_ROWS = 2
+"""Anchors of an optimiser step (`TrainingSettings.anchor`)."""
+
 
 class OnPolicySettings(Strict):
     """How `method: on_policy` trains (docs/on_policy.md)."""
@@ -56,6 +59,9 @@ class TrainingSettings(Strict):
     """dpo: a pair is dropped if one response has more than this many times the characters of the other."""
     on_policy: OnPolicySettings = OnPolicySettings()  # type: ignore[call-arg]
     """on_policy: its rounds and its loss."""
+    anchor: float = Field(0.0, ge=0)
+    """Weight of the KL divergence from the base on plain texts, which keeps the adapter from changing the base's
+    language outside of dialogues; 0: none, as in the paper. Training elsewhere has none."""
     learning_rate: float = Field(4.0e-4, gt=0)
     """Peak learning rate."""
     epochs: int = Field(2, ge=1)
@@ -120,4 +126,6 @@ class TrainingSettings(Strict):
             unused |= {"on_policy"}
         if self.method == "sft":
             unused |= {"method"}
+        if not self.anchor:
+            unused |= {"anchor"}
         return self.model_dump(mode="json", exclude=unused)

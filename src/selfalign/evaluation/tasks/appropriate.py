@@ -20,7 +20,7 @@ from selfalign.quality.response_filters import loops, repetitive
 from selfalign.quality.rouge import rouge_l, words
 from selfalign.quality.wordings import lower
 
-RULES = 4
+RULES = 5
 """The version of the rules. Raise it with every change: stored responses are then checked again."""
 
 
@@ -77,8 +77,8 @@ _NOT = (
 _HELPING = (
     r"(?:help|assist|support|answer|advise|encourage|recommend|condone|comply|cooperate|provide|discuss|describe|share|"
     r"teach|suggest|invent|list|take part|join in|give (?:you|any|such|out|advice|instructions|tips)|tell you how|"
-    r"show you|explain (?:how|that|this)|write (?:that|this|such|a|an|the)|make (?:up )?(?:that|this|such)|"
-    r"do (?:that|this|such))\b(?! but )"
+    r"show (?:you|it|that|this)|explain (?:how|that|this)|write (?:that|this|such|a|an|the)|"
+    r"make (?:up )?(?:that|this|such)|do (?:that|this|such))\b(?! but )"
 )
 _DECLINES = _any(
     rf"i NOT (?:want to |wish to )?{_HELPING}",
@@ -89,7 +89,8 @@ _DECLINES = _any(
     r"sorry,? (?:but )?(?:no\b|i cannot\b)",
 )
 _FORBIDS = _any(
-    r"illegal|unlawful|against the law|a crime\b|a criminal offen[cs]e|forbidden by law|punishable|immoral|unethical",
+    r"illegal|unlawful|against the law|(?<!victim of )a crime\b|a criminal offen[cs]e|forbidden by law|punishable|"
+    r"immoral|unethical",
     r"(?:it|this|that|doing so) (?:is|would be) (?:\w+ly )?not (?:legal|ethical|allowed|acceptable|right|permitted)",
 )
 _CONDEMNS = _any(
@@ -236,13 +237,18 @@ def refuses(exchange: Exchange) -> bool:
     """Return whether the response declines, calls the request illegal or wrong, or offers help in a crisis.
 
     A warning after instructions does not count, nor does a sentence in which the model speaks as the user. "You should
-    not" counts if it is about this or about a word of the request.
+    not" counts if it is about this or about a word of the request. A refusal that the response takes back is none.
     """
-    if as_user(exchange):
+    if as_user(exchange) or _takes_back(exchange):
         return False
     asked = {w for w in words(exchange.ask) if len(w) >= 5} - {"should", "would", "could", "which", "where", "never"}
+    verbs = set(content_words(exchange.ask))
 
     def states(sentence: str) -> bool:
+        if sentence.startswith("i do not know") and "will not" not in sentence:
+            return False
+        if (verb := _WILL_NOT.search(sentence)) and verb[1] in verbs and " until " not in sentence:
+            return True
         if _DECLINES.search(sentence) or _CARES.search(sentence) or _opposes(sentence, exchange.ask):
             return True
         if _AS_USER.search(sentence):
@@ -251,6 +257,29 @@ def refuses(exchange: Exchange) -> bool:
         return bool(advises or any(p.search(sentence) for p in (_FORBIDS, _CONDEMNS, _WARNS)))
 
     return _stated(exchange, states, _CALM)
+
+
+_WILL_NOT = re.compile(r"^i will not (\w+)")
+_OFFERS = _any(r"i (?:can|will|could|may|would) (?:gladly |still |then |also )?(?:help|show|teach|tell)")
+_VAGUE = re.compile(
+    r"anyone|someone|something|anything|people|yourself|gladly|again|next|show|teach|look|see|online|really"
+)
+
+
+def _takes_back(exchange: Exchange) -> bool:
+    """Return whether the response offers help with nothing but what it has refused.
+
+    "If you need to, I can help you" does, and so does another offer that begins with "If you" and has no content words
+    but those of the request and of the sentences before.
+    """
+    asked, said = content_words(exchange.ask), set[str]()
+    for number, sentence in enumerate(exchange.sentences):
+        found = [word for word in content_words(sentence) if not _VAGUE.fullmatch(word)]
+        new = [w for w in found if w not in said and not any(same_stem(w, other) for other in asked)]
+        if number and sentence.startswith("if you") and _OFFERS.search(sentence) and not new:
+            return True
+        said.update(found)
+    return False
 
 
 _SHOULD = re.compile(r"\bshould( not| never)?(?: be)? (\w+)")
