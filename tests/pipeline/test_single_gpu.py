@@ -9,10 +9,12 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -133,10 +135,22 @@ def command(out: Path, settings: dict[str, object]) -> list[str]:
     return [sys.executable, "-m", "selfalign.cli.main", "run", "single-gpu", "--out", str(out), *changes]
 
 
+def saved(run: Path) -> dict[str, str]:
+    """Key -> raw output of every request that was answered and saved."""
+    if not (run / "journal.sqlite").exists():
+        return {}
+    with closing(sqlite3.connect(run / "journal.sqlite")) as db:
+        try:
+            return dict(db.execute("SELECT key, raw FROM work WHERE state = 'raw_saved'"))
+        except sqlite3.OperationalError:  # killed before the tables were created
+            return {}
+
+
 @pytest.mark.slow
 def test_ten_kills_leave_no_process_and_lose_nothing(tmp_path: Path, settings: dict[str, object]):
     starts, out = tmp_path / "starts", tmp_path / "run"
     settings["engrave.checkpoint_seconds"] = 0
+    before: dict[str, str] = {}
     for name, instant in INSTANTS.items():
         with subprocess.Popen(command(out, settings), stderr=subprocess.DEVNULL) as run:
             while not instant(out, fake_vllm.starts(starts)):
@@ -144,9 +158,11 @@ def test_ten_kills_leave_no_process_and_lose_nothing(tmp_path: Path, settings: d
                 time.sleep(0.005)
             run.kill()
         assert fake_vllm.running(starts) == [], name
+        assert before.items() <= saved(out).items(), name
+        before = saved(out)
     done = subprocess.run(command(out, settings), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert fake_vllm.running(starts) == []
+    assert fake_vllm.running(starts) == [] and before.items() <= saved(out).items()
     check(out, fake_vllm.starts(starts))
 
 
