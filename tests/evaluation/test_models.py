@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from selfalign.errors import UserError
 from selfalign.evaluation import models
+from selfalign.generation import engines
 from selfalign.generation.settings import EngineSettings
+from selfalign.model import gguf_adapter
 
 
 def test_missing_judge_is_an_error_of_one_line(tmp_path: Path) -> None:
@@ -17,3 +21,28 @@ def test_missing_judge_is_an_error_of_one_line(tmp_path: Path) -> None:
             models.judge_group(spec, EngineSettings())  # type: ignore[call-arg]
     with pytest.raises(UserError, match="not a PEFT adapter"):
         models.engines_of([f"embedded+{tmp_path}"], "standard", False)
+
+
+def test_adapter_without_gguf_is_converted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[Path] = []
+
+    def write(adapter: Path, base: Path, target: Path, notice: str) -> None:
+        written.append(target)
+        target.write_text("GGUF", "utf-8")
+
+    monkeypatch.setattr(gguf_adapter, "write", write)
+    monkeypatch.setattr(engines, "start", lambda *args: args[2])
+    model: Any = SimpleNamespace(
+        gguf_path=tmp_path / "base.gguf", notice="", folder=lambda: tmp_path, check_adapter=lambda folder: None
+    )
+    adapters = {"mine": tmp_path / "mine"}
+    settings = EngineSettings(kind="llama_cpp", slots=2)  # type: ignore[call-arg]
+    for _ in range(2):
+        assert models._start_engine(model, adapters, settings) == adapters
+    assert written == [tmp_path / "mine.gguf"]
+    (tmp_path / "mine.gguf").unlink()
+    monkeypatch.setattr(
+        gguf_adapter, "write", lambda *args: (_ for _ in ()).throw(OSError(30, "Read-only file system"))
+    )
+    with pytest.raises(UserError, match=r"mine\.gguf cannot be written: Read-only"):
+        models._start_engine(model, adapters, settings)

@@ -412,9 +412,14 @@ def _start_engine(model: Model, adapters: dict[str, Path], config: EngineSetting
         model.check_adapter(folder)
         file = folder.with_suffix(".gguf")
         if kind == "llama_cpp" and not file.exists():
-            raise UserError(
-                f"llama.cpp needs the adapter {name!r} as GGUF, but {file} does not exist; vLLM needs no GGUF"
-            )
+            from selfalign.model import gguf_adapter
+
+            try:
+                gguf_adapter.write(folder, model.folder(), file, model.notice)
+            except OSError as error:
+                raise UserError(
+                    f"llama.cpp needs the adapter {name!r} as GGUF, and {file} cannot be written: {error.strerror}"
+                ) from None
     used = config.model_copy(update={"kind": kind, "url": None, "urls": None})
     slots = config.slots if config.slots != "auto" else engines.default_slots(used)
     return engines.start(used, model, adapters, slots)
