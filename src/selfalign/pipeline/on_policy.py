@@ -97,7 +97,7 @@ class Rounds:
             UserError: no response of a round is usable.
             TooManyFailed: as `Context.check_failures`.
         """
-        context, clock = self._context, Clock()
+        context = self._context
         held_out = held_out_ids([example.id for example in examples], context.recipe.engrave.validation)
         chosen = [e for e in examples if e.id in self._responses and e.id not in held_out]
         if context.run.jsonl("prompts").exists():
@@ -120,10 +120,9 @@ class Rounds:
             all_notes.append({**notes, "responses": len(rows)})
             start = name
         write_jsonl(context.run.jsonl(STAGE), self._own)
-        counts = context.write_ledger(
-            STAGE, self._outcomes, len(self._outcomes), clock, {"rounds": self._config.rounds}
-        )
-        context.check_failures(counts)
+        # The ledger of stage 3 has the time of the rounds; this one has no more than that of its requests.
+        notes = {"rounds": self._config.rounds}
+        context.check_failures(context.write_ledger(STAGE, self._outcomes, len(self._outcomes), Clock(), notes))
         return _joined(all_notes, self._config.warmup == "sft")
 
     def _respond(self, number: int, examples: Sequence[Example], adapter: str | None) -> list[Encoded]:

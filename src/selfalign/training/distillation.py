@@ -26,6 +26,8 @@ from selfalign.training.settings import TrainingSettings
 
 TOP = 64
 """The teacher's most likely tokens that are kept at each position."""
+_EXEMPLARS = 24
+"""Rows with as many common tokens after the principles have the same exemplars."""
 
 
 class DistillationTrainer(Trainer):
@@ -48,10 +50,15 @@ class DistillationTrainer(Trainer):
         """The teacher's distributions for the rows of the remaining steps."""
 
     def split(self, rows: Sequence[Encoded]) -> list[MicroBatch]:
-        tokens = self.record.micro_batch_tokens
-        if isinstance(rows[0], TeacherRow):  # without gradients, four times the tokens need no more memory
-            return micro_batches(rows, 4 * tokens)
-        return super().split(rows)
+        if not isinstance(rows[0], TeacherRow):
+            return super().split(rows)
+        # Rows with the same exemplars; without gradients, four times the tokens need no more memory.
+        groups: list[list[Encoded]] = []
+        for row in sorted(rows, key=lambda row: row.ids):
+            if not groups or common_prefix_length(groups[-1][-1].ids, row.ids) < _EXEMPLARS:
+                groups.append([])
+            groups[-1].append(row)
+        return [part for group in groups for part in micro_batches(group, 4 * self.record.micro_batch_tokens)]
 
     def step(self) -> float:
         if not self._tops:
@@ -97,23 +104,23 @@ class DistillationTrainer(Trainer):
                         kept = torch.tensor(rows[row.number].mask[-len(ids) :], device=ids.device)
                         self._tops[row.number] = TopTokens(ids[kept], shares[kept])
 
-            self._within_memory(teachers, compute)
+            self._within_memory([keys.without_common(row) for row in teachers], compute)
 
 
 class _PrefixKeys:
     """Computes hidden states of rows; the keys and values of what many rows begin with are computed once.
 
-    All rows begin with the principles, and the rows of a micro-batch with the same exemplars.
+    All rows begin with the principles, and the rows of a micro-batch then have the same exemplars.
     """
 
-    def __init__(self, model: Any, rows: Sequence[Encoded]) -> None:
+    def __init__(self, model: Any, rows: Sequence[TeacherRow]) -> None:
         self._model = model
         first, last = min(row.ids for row in rows), max(row.ids for row in rows)
         # The token before a row's first loss token belongs to the row.
         limit = min(row.mask.index(True) - 1 for row in rows)
         self._common = first[: min(common_prefix_length(first, last), limit)]
         self._keys = prefix_keys(model, self._common) if self._common else None
-        self._prefix, self._prefix_keys = self._common, self._keys
+        self._prefix, self._prefix_keys = list[int](), self._keys
         self.usable = bool(self._common) and self._agrees(rows[0])
 
     def _agrees(self, row: Encoded) -> bool:
@@ -126,15 +133,21 @@ class _PrefixKeys:
         tolerance = TOLERANCE if plain.dtype == torch.float32 else 30 * TOLERANCE
         return bool((plain - kept).norm() <= tolerance * plain.norm())
 
+    def without_common(self, row: TeacherRow) -> TeacherRow:
+        """Return what follows the tokens that all rows begin with."""
+        return replace(row, ids=row.ids[len(self._common) :], mask=row.mask[len(self._common) :])
+
     def hidden(self, part: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return what `hidden_at_loss` does."""
+        """Return what `hidden_at_loss` does, for rows without their common tokens."""
+        common = self._common
+        rows = [Encoded([*common, *row.ids], [False] * len(common) + row.mask) for row in part.rows]
         if not self.usable:
-            return hidden_at_loss(self._model, part.rows)
-        prefix = part.rows[0].ids[: max(part.prefix, len(self._common))]
+            return hidden_at_loss(self._model, rows)
+        prefix = part.rows[0].ids[: part.prefix]
         if prefix != self._prefix:
-            rest = prefix[len(self._common) :]
-            self._prefix, self._prefix_keys = prefix, prefix_keys(self._model, rest, self._keys) if rest else self._keys
-        return hidden_at_loss(self._model, part.rows, len(prefix), self._prefix_keys)
+            keys = prefix_keys(self._model, prefix, self._keys) if prefix else self._keys
+            self._prefix, self._prefix_keys = prefix, keys
+        return hidden_at_loss(self._model, rows, len(common) + len(prefix), self._prefix_keys)
 
 
 def _responses(rows: Sequence[Encoded]) -> list[ResponseRow]:
