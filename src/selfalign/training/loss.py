@@ -90,7 +90,8 @@ class LinearCrossEntropy:
             softmax.sub_(expected)  # now the gradient with respect to the logits
             if cap_slope is not None:
                 softmax.mul_(cap_slope)
-            likely = self._likely_tokens(ratio.copy_(softmax).abs_(), unused)
+            low, high = softmax.aminmax(dim=1)
+            likely = self._likely_tokens(torch.maximum(high, -low), unused)
             gradient[start : start + len(h)] = times_head(softmax, self._head, likely)
             start += len(h)
         return values, gradient
