@@ -22,8 +22,9 @@ INTRODUCTION = """\
 These are all commands and options of the program, from its help texts (`python tools/cli_reference.py` writes this \
 page; do not edit it). [exit-codes.md](exit-codes.md) explains the exit codes.
 
-`selfalign` without a verb says what to do next. `selfalign --install-completion` installs the completion of verbs and \
-options for bash, zsh, fish or PowerShell, for the shell in which it runs. Every verb that prints a table has `--json`.
+`selfalign` without a verb suggests the next commands. `selfalign --install-completion` installs the completion of \
+verbs and options for the shell in which it runs (bash, zsh, fish or PowerShell). \
+Every verb that prints a table has `--json`.
 """
 
 

@@ -1,4 +1,4 @@
-"""`selfalign` without a verb says what to do next."""
+"""`selfalign` without a verb suggests the next commands."""
 
 from __future__ import annotations
 

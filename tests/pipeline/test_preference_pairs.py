@@ -366,7 +366,7 @@ def test_without_sft_weight_only_pairs_are_examples(tiny_run: Runs) -> None:
 
 
 def test_elsewhere_and_dpo_exclude_each_other(tiny_run: Runs) -> None:
-    with pytest.raises(UserError, match="elsewhere trains with sft only"):
+    with pytest.raises(UserError, match="elsewhere supports sft only"):
         tiny_run("engrave.method=dpo", "engrave.elsewhere=true")
 
 

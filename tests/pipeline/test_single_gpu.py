@@ -227,7 +227,7 @@ def test_plan_states_the_memory_that_is_missing(
 
     assert problems(80) == []
     vllm, training = problems(16)
-    assert "vLLM with 8B (8.2 billion parameters) needs a GPU with 21 GB, and GPU X has 16 GB, 5.1 too few" in vllm
+    assert "vLLM with 8B (8.2 billion parameters) needs a GPU with 21 GB, and GPU X has 16 GB, 5.1 GB too few" in vllm
     assert "a base of up to 5.9 billion parameters" in vllm and "engine.context" in vllm
     assert training.startswith("training with 8B") and "engrave.elsewhere" in training
     unsaved = {"engrave.gradient_checkpointing": False}
@@ -244,4 +244,4 @@ def test_missing_vllm_is_advised_before_anything_is_generated(
         assert run.recipe.engine.kind == "llama_cpp"
         with pytest.raises(UserError, match="has no GGUF for the engine"):
             run.run_all()
-    assert "with vLLM it is many times faster; `selfalign setup vllm`" in " ".join(capfd.readouterr().err.split())
+    assert "vLLM is many times faster: run `selfalign setup vllm`" in " ".join(capfd.readouterr().err.split())

@@ -1,4 +1,4 @@
-"""Say what to do next: what `selfalign` prints without a verb."""
+"""Suggest the next commands: what `selfalign` prints without a verb."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ def lines(runs: Sequence[FoundRun]) -> Iterator[str]:
     if not runs:
         yield "There is no run in ./runs yet. Begin with one of these:\n"
         yield from _commands(
-            ("selfalign run", "all stages on the embedded model"),
-            ("selfalign plan", "its time and memory on this machine"),
+            ("selfalign run", "run all stages on the embedded model"),
+            ("selfalign plan", "estimate its time and memory on this machine"),
             ("selfalign run --set engine.kind=fake --limit 10 --out runs/try", ""),
-            ("", "the same in seconds, with random words"),
-            ("selfalign init mine", "a constitution and a recipe of your own"),
+            ("", "try all stages in seconds, with random words"),
+            ("selfalign init mine", "write a constitution and a recipe to edit"),
         )
         yield ""
     for run in runs[:_MOST_RUNS]:

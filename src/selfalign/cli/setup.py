@@ -10,15 +10,15 @@ from selfalign.errors import UserError
 
 
 def setup(
-    engine: Annotated[str, typer.Argument(help="vllm, which needs an environment of its own.", metavar="ENGINE")],
+    engine: Annotated[str, typer.Argument(help="The engine: vllm.", metavar="ENGINE")],
     package: Annotated[
-        str, typer.Option(metavar="REQUIREMENT", help="Another version than the tested one, such as vllm==0.31.0.")
+        str, typer.Option(metavar="REQUIREMENT", help="Install this instead of the tested version: vllm==0.31.0.")
     ] = "",
 ) -> None:
-    """Install an engine once, in the cache: vLLM for the GPU, or for the CPU without one."""
+    """Install vLLM in an environment of its own, in the cache: for the GPU, or for the CPU if there is none."""
     from selfalign.generation.engines import vllm_environment
 
     if engine != "vllm":
-        raise UserError(f"setup {engine}: only vllm can be set up; llama.cpp comes with selfalign")
+        raise UserError(f"the engine {engine!r} needs no setup or is unknown: the only one to set up is vllm")
     for line in vllm_environment.install(package):
         typer.echo(line)

@@ -142,12 +142,12 @@ def _rows(context: Context, stage: str) -> list[Any]:
         raise UserError("a launch folder cannot measure a validation loss: set engrave.validation to 0")
     if context.recipe.training(stage).method == "on_policy":
         raise UserError(
-            "a launch folder trains with sft, and engrave.method is on_policy, which generates with the adapter: set "
+            "a launch folder supports sft only, and engrave.method is on_policy, which generates during training: set "
             "engrave.method to sft"
         )
     if context.recipe.training(stage).method == "dpo":
         raise UserError(
-            "a launch folder trains with sft, and engrave.method is dpo: train on the pairs of "
+            "a launch folder supports sft only, and engrave.method is dpo: train on the pairs of "
             f"`selfalign export {context.run.path} dataset --format preference`, or set engrave.method to sft"
         )
     if stage == "verbose_cloning" and context.recipe.verbose_cloning.start == "engraved":

@@ -108,8 +108,8 @@ class EngineSettings(Strict):
     threads: int = Field(0, ge=0)
     """llama_cpp: CPU threads; 0: all cores that this process may use."""
     vllm_python: str | None = None
-    """vllm_server: the Python of the environment that vLLM is installed in. null: that of `selfalign setup vllm`, or
-    this one."""
+    """vllm_server: the Python of an environment with vLLM. null: that of `selfalign setup vllm`, or else selfalign's
+    own."""
     start_seconds: float = Field(1800.0, gt=0)
     """vllm_server: maximum seconds from the start of vLLM until it answers."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -154,9 +154,9 @@ class AlignSettings(Strict):
     samples: int = Field(1, ge=1, le=16)
     """Maximum responses per prompt. See `rank`."""
     rank: Literal["first", "contrast"] = "first"
-    """first: generate another response until one passes the filters and shows what the prompt's type asks for (the
-    type's `check`); contrast: generate all `samples`, and of those that pass keep the one that the constitution makes
-    likelier by most (docs/recipe.md)."""
+    """first: generate responses until one passes the filters and shows the behaviour that the prompt's type requires
+    (its `check`); contrast: generate all `samples`, and of those that pass, keep the one whose likelihood the
+    constitution raises most (docs/recipe.md)."""
     exemplars: Literal["by_type", "fixed"] = "by_type"
     """by_type: show the exemplars of the prompt's question type, or the general ones for a prompt without a type;
     fixed: show the general exemplars for every prompt, as in the paper."""

@@ -98,7 +98,9 @@ def run(
             report = _preflight(context, kept, encoded, config, outcomes)
             if config.elsewhere:
                 if config.anchor:
-                    context.screen.say("  training elsewhere has no anchors: engrave.anchor has no effect", "yellow")
+                    context.screen.say(
+                        "  engrave.anchor has no effect, because engrave.elsewhere trains without anchors", "yellow"
+                    )
                 raise Resumable(adapter_import.next_steps(context.run.path, kind))
             train = _trains(context, kind, kept, encoded, config, clock)
             notes = {**(rounds(kept, train) if rounds else train(kind)), "preflight": report.text()}
@@ -231,7 +233,7 @@ def _train(
 def _anchors(context: Context, examples: Sequence[Example]) -> list[Encoded]:
     """Return the responses of all examples but the identity pairs as plain texts, without system prompt and turns.
 
-    Only their inputs matter: the base says what should follow at each token. So any text of the user's domain will do.
+    They need not be good responses: only their inputs matter, because the base gives the target at each token.
     """
     tokenizer, limit = context.model.tokenizer(), context.recipe.engrave.max_length
     rows = [encode_text(tokenizer, e.assistant) for e in examples if e.source != "identity"]

@@ -1,4 +1,4 @@
-"""Rank the responses to a prompt by how much likelier the constitution makes them (`align.rank: contrast`).
+"""Rank the responses to a prompt by how much the constitution raises their likelihood (`align.rank: contrast`).
 
 A response's score is the mean over its tokens of log p(token | principles, exemplars, message) minus
 log p(token | message), both under the base. The internal thoughts are in neither context. A sum would grow with the

@@ -78,6 +78,6 @@ def _missing(
     largest = max(0.0, memory * usable - other) / weights * shape.parameters
     return (
         f"{what} with {shape.name} ({shape.parameters / 1e9:.1f} billion parameters) needs a GPU with "
-        f"{needed / 1e9:.0f} GB, and {name} has {memory / 1e9:.0f} GB, {(needed - memory) / 1e9:.1f} too few: "
-        f"take a base of up to {largest / 1e9:.1f} billion parameters, {advice}"
+        f"{needed / 1e9:.0f} GB, and {name} has {memory / 1e9:.0f} GB, {(needed - memory) / 1e9:.1f} GB too few: "
+        f"use a base of up to {largest / 1e9:.1f} billion parameters, {advice}"
     )

@@ -49,7 +49,7 @@ def prepare(
         kind = engines.kind(chosen.engine)
     if kind == "vllm_server" and chosen.executor.kind == "ray":  # each worker has its own vLLM
         if chosen.engine.kind == "vllm_server":
-            raise UserError("engine.kind vllm_server serves this machine only: set engine.kind to vllm for Ray workers")
+            raise UserError("engine.kind vllm_server does not run on Ray workers: set engine.kind to vllm")
         kind = "vllm" if find_spec("vllm") else "llama_cpp"
     engine = chosen.engine.model_copy(update={"kind": kind})
     executors.check(chosen.executor)

@@ -239,7 +239,7 @@ class Trainer:
         return sum(backward(self.model, self.loss, part, total) for part in parts)
 
     def _backward_anchors(self, number: int) -> None:
-        """Add the gradient of `anchor` times KL(base, model), the mean over tokens of a few anchors, drawn by step."""
+        """Add the gradient of `anchor` times the mean KL(base, model) over random tokens of `ANCHOR_ROWS` anchors."""
         rng = random.Random(f"{self.seed} {number}")  # noqa: S311
         rows = rng.sample(self.anchors, min(ANCHOR_ROWS, len(self.anchors)))
         self.model.eval()

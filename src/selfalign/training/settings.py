@@ -16,7 +16,7 @@ class OnPolicySettings(Strict):
     """How `method: on_policy` trains (docs/on_policy.md)."""
 
     warmup: Literal["sft", "none"] = "sft"
-    """What precedes the rounds. sft: the training of `method: sft`, with its settings; none: nothing."""
+    """What precedes the rounds. sft: the training of `method: sft`; none: nothing."""
     rounds: int = Field(3, ge=1, le=100)
     """Rounds, each of which generates responses with the adapter so far and trains on them once."""
     prompts: int = Field(64, ge=1)
@@ -46,8 +46,8 @@ class TrainingSettings(Strict):
     """Linear layers that get an adapter; the base must have all of them."""
     method: Literal["sft", "dpo", "on_policy"] = "sft"
     """How stage 3 trains. sft: on stage 2's responses, as in the paper; dpo: also to prefer them to responses without
-    the constitution (docs/dpo.md); on_policy: to assign the constitution's probabilities to its own responses
-    (docs/on_policy.md). Stage 4 always uses sft."""
+    the constitution (docs/dpo.md); on_policy: then also on the model's own responses, towards the base's
+    probabilities with the constitution (docs/on_policy.md). Stage 4 always uses sft."""
     beta: float = Field(0.1, gt=0)
     """dpo: the scale of the difference between the log-probabilities of the adapter and of the base."""
     sft_weight: float = Field(1.0, ge=0)
@@ -60,8 +60,8 @@ class TrainingSettings(Strict):
     on_policy: OnPolicySettings = OnPolicySettings()  # type: ignore[call-arg]
     """on_policy: its rounds and its loss."""
     anchor: float = Field(0.0, ge=0)
-    """Weight of the KL divergence from the base on plain texts, which keeps the adapter from changing the base's
-    language outside of dialogues; 0: none, as in the paper. Training elsewhere has none."""
+    """Weight of the KL divergence from the base on plain texts, which preserves the base's language outside of
+    dialogues; 0: off, as in the paper. `elsewhere` ignores it."""
     learning_rate: float = Field(4.0e-4, gt=0)
     """Peak learning rate."""
     epochs: int = Field(2, ge=1)
@@ -108,10 +108,12 @@ class TrainingSettings(Strict):
     @model_validator(mode="after")
     def _check_elsewhere(self) -> TrainingSettings:
         if self.elsewhere and self.method == "on_policy":
-            raise ValueError("elsewhere trains with sft only, and method is on_policy: set elsewhere to false")
+            raise ValueError(
+                "elsewhere supports sft only, and method is on_policy: set elsewhere to false, or method to sft"
+            )
         if self.elsewhere and self.method == "dpo":
             raise ValueError(
-                "elsewhere trains with sft only, and method is dpo: set elsewhere to false, or train on the pairs of "
+                "elsewhere supports sft only, and method is dpo: set elsewhere to false, or train on the pairs of "
                 "`selfalign export RUN dataset --format preference`"
             )
         return self

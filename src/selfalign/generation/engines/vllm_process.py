@@ -112,10 +112,10 @@ class VllmProcess:
         while not self._answers():
             STOP.check()
             if (code := self._child.exit_code()) is not None:
-                raise UserError(f"vLLM cannot start, it ended with {self._ending(code)}")
+                raise UserError(f"vLLM ended while it started, with {self._ending(code)}")
             if time.monotonic() > deadline:
                 raise Resumable(
-                    f"vLLM does not answer after {seconds:.0f} s (engine.start_seconds){self._where()}: "
+                    f"vLLM did not answer within {seconds:.0f} s (engine.start_seconds){self._where()}: "
                     "run the same command again"
                 )
             time.sleep(_POLL_SECONDS)

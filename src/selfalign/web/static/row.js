@@ -88,7 +88,7 @@ function candidates(step) {
   const signed = (score) => `${score < 0 ? "−" : "+"}${Math.abs(score).toFixed(3)}`;
   return folded(plural(step.candidates.length, "candidate"), step.candidates.map((candidate) => h("div", { class: "candidate" },
     h("p", { class: "tag" }, h("b", {}, String(candidate.sample + 1)), outcome(candidate),
-      candidate.score === null ? null : h("span", { class: "outcome", title: "Nats per token by which the constitution makes it likelier" }, `score ${signed(candidate.score)}`)),
+      candidate.score === null ? null : h("span", { class: "outcome", title: "Nats per token by which the constitution raises its log-likelihood" }, `score ${signed(candidate.score)}`)),
     candidate.thoughts ? h("p", { class: "pre thoughts" }, candidate.thoughts) : null,
     candidate.state === "failed" ? null : h("p", { class: "pre" }, candidate.answer || "(empty)"))));
 }
