@@ -48,9 +48,23 @@ def test_finished_bar_corrects_the_next_estimate(screen: Screen, clock: Callable
     screen.schedule = Schedule({"align": 100, "engrave": 600})
     with screen.bar("self-align", 1, "align") as bar:
         clock(200)
-        bar.add(1)
+        bar.add(1, 50)
     with screen.bar("train", None, "engrave") as bar:
         assert bar.note() == "0 (run 20 min)"
+
+
+def test_rows_of_an_earlier_session_do_not_shorten_estimates(screen: Screen, clock: Callable[[float], None]):
+    screen.schedule = Schedule({"self_instruct": 100, "align": 100, "engrave": 600})
+    with screen.bar("prompts", 30, "self_instruct") as bar:
+        bar.add(30)
+    with screen.bar("self-align", 40, "align") as bar:
+        bar.add(20)
+        clock(20)
+        bar.add(10, 1500)
+        assert bar.note() == "30 of 40 · 75 tokens/s · 0:20 left (run 10 min)"
+        bar.add(10, 1500)
+    with screen.bar("train", None, "engrave") as bar:
+        assert bar.note() == "0 (run 10 min)"
 
 
 def test_lines_replace_the_bar_in_a_file(

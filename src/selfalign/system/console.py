@@ -103,7 +103,7 @@ class Bar:
     def __exit__(self, kind: object, *_: object) -> None:
         if self._live:
             self._progress.stop()
-        if kind is None and self._done and not self._done_before:
+        if kind is None and self._tokens and not self._done_before:
             self._screen.schedule.finish(self._part, time.monotonic() - self._start)
 
     def note(self) -> str:
@@ -140,6 +140,8 @@ class Bar:
 
     def set(self, done: int, tokens: int = 0) -> None:
         """Set the number of rows done, and add tokens."""
+        if tokens and not self._tokens:  # the journal answered the rows before
+            self._done_before = self._done
         self._done, self._tokens = done, self._tokens + tokens
         now = time.monotonic()
         if self._live:
