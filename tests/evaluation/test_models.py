@@ -35,14 +35,14 @@ def test_adapter_without_gguf_is_converted_once(tmp_path: Path, monkeypatch: pyt
     model: Any = SimpleNamespace(
         gguf_path=tmp_path / "base.gguf", notice="", folder=lambda: tmp_path, check_adapter=lambda folder: None
     )
-    adapters = {"mine": tmp_path / "mine"}
+    adapters = {"mine": tmp_path / "mine-0.1", "other": tmp_path / "mine-0.2"}
     settings = EngineSettings(kind="llama_cpp", slots=2)  # type: ignore[call-arg]
     for _ in range(2):
         assert models._start_engine(model, adapters, settings) == adapters
-    assert written == [tmp_path / "mine.gguf"]
-    (tmp_path / "mine.gguf").unlink()
+    assert written == [tmp_path / "mine-0.1.gguf", tmp_path / "mine-0.2.gguf"]
+    written[0].unlink()
     monkeypatch.setattr(
         gguf_adapter, "write", lambda *args: (_ for _ in ()).throw(OSError(30, "Read-only file system"))
     )
-    with pytest.raises(UserError, match=r"mine\.gguf cannot be written: Read-only"):
+    with pytest.raises(UserError, match=r"mine-0\.1\.gguf cannot be written: Read-only"):
         models._start_engine(model, adapters, settings)

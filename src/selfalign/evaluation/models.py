@@ -24,7 +24,7 @@ from selfalign.generation.engines.base import Engine
 from selfalign.generation.scoring.base import Scorer
 from selfalign.generation.scoring.server_scorer import KEY
 from selfalign.generation.settings import EngineSettings
-from selfalign.model import sources
+from selfalign.model import gguf_adapter, sources
 from selfalign.model.base_model import Model
 from selfalign.model.dialogue import PLAIN, Template
 from selfalign.run.context import Context
@@ -410,10 +410,8 @@ def _start_engine(model: Model, adapters: dict[str, Path], config: EngineSetting
         kind = "vllm"
     for name, folder in adapters.items():
         model.check_adapter(folder)
-        file = folder.with_suffix(".gguf")
+        file = gguf_adapter.path_of(folder)
         if kind == "llama_cpp" and not file.exists():
-            from selfalign.model import gguf_adapter
-
             try:
                 gguf_adapter.write(folder, model.folder(), file, model.notice)
             except OSError as error:

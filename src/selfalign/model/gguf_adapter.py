@@ -24,6 +24,11 @@ _PERMUTED = frozenset({"arcee", "granite", "llama", "ministral3", "mistral", "ol
 """Model types whose query and key rows llama.cpp reorders for its rotary embedding."""
 
 
+def path_of(adapter: Path) -> Path:
+    """Return the GGUF file of a PEFT folder, next to it. A dot in the folder's name begins no suffix."""
+    return adapter.with_name(f"{adapter.name}.gguf")
+
+
 def is_supported(config: dict[str, Any]) -> bool:
     """Return whether llama.cpp can apply adapters of this architecture. `config` is the model's config.json."""
     return config.get("model_type") in _ARCHITECTURES and "num_hidden_layers" in config

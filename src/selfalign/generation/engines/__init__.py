@@ -11,7 +11,7 @@ from selfalign.errors import UserError
 from selfalign.generation.engines import vllm_environment
 from selfalign.generation.engines.base import Engine
 from selfalign.generation.settings import EngineSettings
-from selfalign.model import sources
+from selfalign.model import gguf_adapter, sources
 from selfalign.model.fake import FakeModel
 from selfalign.system.environment import accelerators
 
@@ -38,7 +38,7 @@ def _tokenizer(model: Model | None, say: Say) -> tuple[Tokenizer | None, str]:
 def _llama_cpp(model: Model, adapters: Adapters, config: EngineSettings, slots: int, say: Say) -> Engine:
     from selfalign.generation.engines.llama_cpp import LlamaCpp
 
-    ggufs = {name: folder.with_suffix(".gguf") for name, folder in adapters.items()}
+    ggufs = {name: gguf_adapter.path_of(folder) for name, folder in adapters.items()}
     gguf = model.gguf  # first, since a missing GGUF is an error and a missing tokenizer only a note
     tokenizer, reason = _tokenizer(model, say)
     engine = LlamaCpp(gguf, ggufs, slots, config.context, config.threads, tokenizer)

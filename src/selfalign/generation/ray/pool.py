@@ -24,6 +24,7 @@ from selfalign.generation.ray.jobs import WorkerJob
 from selfalign.generation.ray.supervision import Launch, Supervisor
 from selfalign.generation.ray.worker import Worker, WorkerSettings
 from selfalign.generation.settings import EngineSettings, ExecutorSettings
+from selfalign.model import gguf_adapter
 from selfalign.model.base_model import Model
 from selfalign.system.version import __version__
 
@@ -159,7 +160,7 @@ def adapter_files(adapters: Mapping[str, Path], gguf: bool) -> dict[str, bytes]:
     files: dict[str, bytes] = {}
     for number, folder in enumerate(adapters.values()):
         if gguf:
-            files[f"{number}/adapter.gguf"] = folder.with_suffix(".gguf").read_bytes()
+            files[f"{number}/adapter.gguf"] = gguf_adapter.path_of(folder).read_bytes()
             continue
         for file in sorted(p for p in folder.iterdir() if p.is_file() and p.suffix in (".json", ".safetensors")):
             files[f"{number}/adapter/{file.name}"] = file.read_bytes()
