@@ -264,6 +264,8 @@ def test_memory_of_gpus_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert [(one.name, round(one.total_mb)) for one in gpu.visible()] == [("NVIDIA A100, 80 GB", 85899)]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert gpu.visible() == []
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-5c3ea2b0-1a2b-5c3d-9e4f-0123456789ab")
+    assert gpu.visible() == []
     nvidia_smi(tmp_path, "echo 'No devices were found'; exit 6", monkeypatch)
     with pytest.raises(UserError, match=r"nvidia-smi fails \(No devices were found\)"):
         gpu.visible()

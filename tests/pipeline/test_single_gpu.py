@@ -221,7 +221,11 @@ def test_plan_states_the_memory_that_is_missing(
     settings |= {"engrave.max_length": 512, "engine.context": 4096}
 
     def problems(gigabytes: float, **more: object) -> list[str]:
-        monkeypatch.setattr(gpu_fit.gpu, "visible", lambda: [GpuMemory("GPU X", gigabytes * 1000, gigabytes * 1000)])
+        monkeypatch.setattr(
+            gpu_fit.gpu,
+            "visible",
+            lambda: [GpuMemory("GPU Y", 9e4, 9e4), GpuMemory("GPU X", gigabytes * 1000, gigabytes * 1000)],
+        )
         found: list[str] = selfalign.plan("single-gpu", settings={**settings, **more}).problems
         return found
 

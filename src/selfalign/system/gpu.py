@@ -24,14 +24,16 @@ class GpuMemory:
 
 
 def visible() -> list[GpuMemory]:
-    """Return the GPUs that CUDA_VISIBLE_DEVICES allows (all if it is not set); an empty list without nvidia-smi.
+    """Return the GPUs that CUDA_VISIBLE_DEVICES allows (all if it is not set).
+
+    The list is empty without nvidia-smi, and for parts of a GPU (MIG), whose memory it does not list.
 
     Raises:
         UserError: the driver does not answer.
     """
     selected = os.environ.get("CUDA_VISIBLE_DEVICES")
     program = shutil.which("nvidia-smi")
-    if program is None or (selected is not None and selected.strip() in ("", "-1")):
+    if program is None or (selected is not None and (selected.strip() in ("", "-1") or "MIG" in selected)):
         return []
     command = [program, "--query-gpu=name,memory.total,memory.free", "--format=csv,noheader,nounits"]
     if selected:
