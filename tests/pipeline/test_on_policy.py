@@ -295,3 +295,11 @@ def test_embedded_model_learns_from_its_own_responses(tmp_path: Path, default_co
     finally:
         context.release_engine()
         context.journal.close()
+
+
+def test_notes_have_the_last_divergence_from_anchors() -> None:
+    part = {"steps": 3, "training_tokens": 9, "training_seconds": 1.0, "computed": "float32 on cpu", "parity": {}}
+    own = {**part, "responses": 5, "loss_first": 0.4, "loss_last": 0.2, "divergence": 0.01}
+    joined = on_policy._joined([{**part, "divergence": 0.03}, own], True)
+    assert joined["divergence"] == 0.01 and joined["steps"] == 6
+    assert joined["on_policy"] == [{"responses": 5, "divergence_first": 0.4, "divergence_last": 0.2}]

@@ -111,7 +111,7 @@ class Rounds:
             rows = self._respond(number, chosen, start)
             if not rows:
                 raise UserError(
-                    f"round {number} of engrave.method on_policy has no usable response (the first reason: "
+                    f"round {number} of engrave.method on_policy has no usable response (the last reason: "
                     f"{self._outcomes[-1].reason if self._outcomes else 'there are no prompts'}): set "
                     "engrave.on_policy.warmup to sft, or engrave.method to sft"
                 )
@@ -220,4 +220,5 @@ def _joined(notes: Sequence[dict[str, Any]], has_warmup: bool) -> dict[str, Any]
         {"responses": part["responses"], "divergence_first": part["loss_first"], "divergence_last": part["loss_last"]}
         for part in notes[has_warmup:]
     ]
-    return {**joined, "computed": notes[-1]["computed"], "parity": notes[-1]["parity"], "on_policy": rounds}
+    joined |= {key: value for key, value in notes[-1].items() if key in ("divergence", "computed", "parity")}
+    return {**joined, "on_policy": rounds}
