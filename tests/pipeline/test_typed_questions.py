@@ -291,3 +291,10 @@ def test_resumed_stage_gives_the_same_prompts(
     again = fake_run(*SIZES, texts=texts, script=sparse, name="stopped")
     counts_of(again)
     assert again.run.jsonl("red_team").read_bytes() == whole.run.jsonl("red_team").read_bytes()
+
+
+def test_random_words_of_the_fake_engine_suit_every_type(fake_run: Callable[..., Context]):
+    context = fake_run()
+    kind = next(kind for kind in context.run.constitution.question_types if kind.words)
+    outcome, prompt = typed_questions._candidate(context, kind, "a", "What does brass amber mean?", "", {kind.name})
+    assert (outcome.state, outcome.reason) == ("kept", "") and prompt is not None

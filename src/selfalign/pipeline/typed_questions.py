@@ -215,7 +215,7 @@ def _candidate(context: Context, kind: QuestionType, row_id: str, text: str, top
     english = context.run.constitution.language == "en" and not context.model.is_fake
     if not reason and english and not mentions(text, topic):
         reason = "does not name its topic"
-    if not reason and not kind.has_word(text):
+    if not reason and not context.model.is_fake and not kind.has_word(text):
         reason, ledger_text = "not of its type", f"{text}\n{kind.name}; none of its words"
     if not reason and kind.name not in near:
         reason, ledger_text = "not of its type", f"{text}\n{kind.name}; nearest: {', '.join(sorted(near))}"
