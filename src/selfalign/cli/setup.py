@@ -15,7 +15,10 @@ def setup(
         str, typer.Option(metavar="REQUIREMENT", help="Install this instead of the tested version: vllm==0.31.0.")
     ] = "",
 ) -> None:
-    """Install vLLM in an environment of its own, in the cache: for the GPU, or for the CPU if there is none."""
+    """Install vLLM in an environment of its own.
+
+    It is in the cache, and for the GPU, or for the CPU if there is none.
+    """
     from selfalign.generation.engines import vllm_environment
 
     if engine != "vllm":

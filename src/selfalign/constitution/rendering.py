@@ -52,6 +52,11 @@ def _dialogue(exemplar: Exemplar, name: str) -> str:
     return "\n\n".join(parts)
 
 
+def direct_query(name: str, message: str) -> str:
+    """Return the user's message and the cue for the response of the assistant `name`, without internal thoughts."""
+    return f"User: {message}\n\n{name}:"
+
+
 def query(constitution: Constitution, message: str) -> str:
     """Return the user's message and the cue for the internal thoughts."""
     return f"User: {message}\n\n{constitution.assistant.name} (internal thoughts):"

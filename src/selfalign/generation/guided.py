@@ -25,6 +25,9 @@ _MAY_REPEAT = 6
 """Sequences of up to this many tokens may repeat in the guided form. With fewer, the penalty would suppress the names
 in the user's message, and the phrases that the exemplars teach."""
 
+NEXT_MESSAGE = "\n\nUser:"
+"""Begins the user's next message in the prompt of stage 2, and so ends a response."""
+
 
 class Form:
     """The parts of a request that all messages of a question type share, rendered once.
@@ -76,7 +79,7 @@ class Form:
     def _make_steps(self, hint: str) -> tuple[Step, ...]:
         constitution, sampling = self._constitution, self._sampling
         name = constitution.assistant.name
-        ends = ("\n\nUser:", "\nUser:")
+        ends = (NEXT_MESSAGE, NEXT_MESSAGE[1:])
         if self._config.form == "paper":
             return (Step(replace(sampling, breaks=_LABELS, repetition_length=5), stop=ends),)
         sampling = replace(sampling, repetition_length=_MAY_REPEAT)

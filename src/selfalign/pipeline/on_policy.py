@@ -172,7 +172,7 @@ class Rounds:
     def _end(self) -> TurnEnd:
         """How turns end: the teacher's by the text before the next message, as in the prompt of stage 2."""
         tokenizer, template = self._context.model.tokenizer(), self._context.model.template
-        turn = tokenizer.first("\n\nUser:")
+        turn = tokenizer.first(guided.NEXT_MESSAGE)
         joined = tokenizer.joined(tokenizer.text([turn]))
         return TurnEnd(tokenizer.first(Control(template.end)), turn, tuple(joined), tuple(joined.values()))
 

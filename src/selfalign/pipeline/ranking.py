@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from selfalign.constitution.rendering import direct_query
 from selfalign.data.prompt_text import BOS
 from selfalign.data.records import Prompt, content_hash
 from selfalign.evaluation.models import scorers_of_run
@@ -40,7 +41,7 @@ class Contrast:
     def _works(self, prompt: Prompt, text: str) -> tuple[Work, Work]:
         """Return the works of scoring a response with and without the constitution."""
         (model,) = self._group.models
-        message, answer = f"User: {prompt.message}\n\n{self._name}:", f" {text}"
+        message, answer = direct_query(self._name, prompt.message), f" {text}"
         contexts = ((*self._form.prefix(prompt.exemplar_type), message), (BOS, message))
         named, plain = (work(content_hash(prompt.id, text), model, ((pieces, answer),)) for pieces in contexts)
         return named, plain
