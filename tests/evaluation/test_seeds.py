@@ -85,6 +85,12 @@ def test_equal_seeds_are_refused(result: Callable[..., RunResults]):
         seeds.compare([result(0), result(0)])
 
 
+def test_runs_without_the_prompted_base_are_compared_with_the_base(result: Callable[..., RunResults]):
+    rows = [[r for r in seed_runs.answers(seed) if r.model != "prompted base"] for seed in (0, 1)]
+    scores = seeds.compare([result(seed, rows=rows[seed]) for seed in (0, 1)])
+    assert {seeds._rival(s) for s in scores if seeds.is_primary(s)} == {"base"}
+
+
 def test_runs_need_all_primary_endpoints(result: Callable[..., RunResults], tmp_path: Path):
     rows = [r for r in seed_runs.answers(1) if r.model != "prompted base"]
     with pytest.raises(UserError, match="not every run compares final with prompted base"):
