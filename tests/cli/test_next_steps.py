@@ -34,6 +34,11 @@ def test_runs_are_found_latest_first(tmp_path: Path):
     ]
 
 
+def test_a_path_with_spaces_is_quoted():
+    text = "\n".join(next_steps.lines([FoundRun("runs/my run", finished=True, has_report=True, is_trained=True)]))
+    assert "selfalign chat 'runs/my run'" in text and "selfalign export 'runs/my run' gguf" in text
+
+
 def test_missing_folder_has_no_runs(tmp_path: Path):
     assert next_steps.find_runs(tmp_path) == []
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -36,10 +38,16 @@ def test_adapter_without_gguf_is_converted_once(tmp_path: Path, monkeypatch: pyt
         gguf_path=tmp_path / "base.gguf", notice="", folder=lambda: tmp_path, check_adapter=lambda folder: None
     )
     adapters = {"mine": tmp_path / "mine-0.1", "other": tmp_path / "mine-0.2"}
+    for folder in adapters.values():
+        folder.mkdir()
+        (folder / "adapter_model.safetensors").touch()
     settings = EngineSettings(kind="llama_cpp", slots=2)  # type: ignore[call-arg]
     for _ in range(2):
         assert models._start_engine(model, adapters, settings) == adapters
     assert written == [tmp_path / "mine-0.1.gguf", tmp_path / "mine-0.2.gguf"]
+    os.utime(adapters["mine"] / "adapter_model.safetensors", (time.time() + 60,) * 2)  # trained again in place
+    models._start_engine(model, adapters, settings)
+    assert written[2:] == [tmp_path / "mine-0.1.gguf"]
     written[0].unlink()
     monkeypatch.setattr(
         gguf_adapter, "write", lambda *args: (_ for _ in ()).throw(OSError(30, "Read-only file system"))

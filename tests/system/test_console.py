@@ -38,10 +38,10 @@ def screen(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) 
 def test_note_has_rows_rate_and_both_times(screen: Screen, clock: Callable[[float], None]):
     screen.schedule = Schedule({"align": 100, "engrave": 600})
     with screen.bar("self-align", 40, "align") as bar:
-        assert bar.note() == "0 of 40 (run 12 min)"
+        assert bar.note() == "0 of 40 · whole run 12 min left"
         clock(20)
         bar.add(10, 1500)
-        assert bar.note() == "10 of 40 · 75 tokens/s · 1:00 left (run 11 min)"
+        assert bar.note() == "10 of 40 · 75 tokens/s · 1:00 left · whole run 11 min left"
 
 
 def test_finished_bar_corrects_the_next_estimate(screen: Screen, clock: Callable[[float], None]):
@@ -50,7 +50,7 @@ def test_finished_bar_corrects_the_next_estimate(screen: Screen, clock: Callable
         clock(200)
         bar.add(1, 50)
     with screen.bar("train", None, "engrave") as bar:
-        assert bar.note() == "0 (run 20 min)"
+        assert bar.note() == "0 · whole run 20 min left"
 
 
 def test_rows_of_an_earlier_session_do_not_shorten_estimates(screen: Screen, clock: Callable[[float], None]):
@@ -61,10 +61,10 @@ def test_rows_of_an_earlier_session_do_not_shorten_estimates(screen: Screen, clo
         bar.add(20)
         clock(20)
         bar.add(10, 1500)
-        assert bar.note() == "30 of 40 · 75 tokens/s · 0:20 left (run 10 min)"
+        assert bar.note() == "30 of 40 · 75 tokens/s · 0:20 left · whole run 10 min left"
         bar.add(10, 1500)
     with screen.bar("train", None, "engrave") as bar:
-        assert bar.note() == "0 (run 10 min)"
+        assert bar.note() == "0 · whole run 10 min left"
 
 
 def test_lines_replace_the_bar_in_a_file(

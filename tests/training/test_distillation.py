@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
 
@@ -31,14 +30,6 @@ CONFIG = TrainingSettings(  # type: ignore[call-arg]
     method="on_policy", on_policy=OnPolicySettings(clip=100.0), rank=4, alpha=8, dropout=0.0, learning_rate=0.02,  # type: ignore[call-arg]
     epochs=1, batch_size=4, warmup_steps=2, checkpoint_seconds=0, micro_batch_tokens=70,
 )  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def row(number: int) -> ResponseRow:

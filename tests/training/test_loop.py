@@ -8,7 +8,6 @@ import os
 import random
 import signal
 import time
-from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -27,16 +26,6 @@ from selfalign.training.checkpoint import Checkpoint, UnusableCheckpoint, saved_
 from selfalign.training.record import TrainingRecord
 from selfalign.training.settings import TrainingSettings
 
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """A tiny model is slower on several threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 CONFIG = TrainingSettings(  # type: ignore[call-arg]
     rank=4, alpha=8, dropout=0.1, learning_rate=0.02, epochs=2, batch_size=4, warmup_steps=2, checkpoint_seconds=0
 )
@@ -50,6 +39,8 @@ def row(kind: int, own: int, answer: int) -> Encoded:
     return Encoded(ids, [False] * (40 + own) + [True] * (answer + 1))
 
 
+PLAIN = [Encoded(list(range(20 + n, 50 + n)), [False] + [True] * 29) for n in range(6)]
+"""Anchors: texts without turns."""
 ROWS = [row(n // 10, 2 + n % 5, 3 + n) for n in range(20)]
 
 
@@ -133,9 +124,9 @@ def test_model_with_unshareable_cache_trains_without_sharing(tiny_gemma: Any, mo
 def test_run_stopped_at_any_step_resumes_with_equal_losses(
     tiny_gemma: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A signal stops the run after each step in turn; dropout, moments, schedule and order are restored."""
-    validation = [row(0, 3, 7), row(1, 4, 5)]
-    expected, weights = trained(tiny_gemma, validation=validation)
+    """A signal stops the run after each step in turn; dropout, moments, schedule, order and anchors are restored."""
+    more: dict[str, Any] = {"validation": [row(0, 3, 7), row(1, 4, 5)], "anchors": PLAIN}
+    expected, weights = trained(tiny_gemma, **more, config={"anchor": 1.0})
     assert len(expected.losses) == 10
     for stop in range(1, 10):
         checkpoint = Checkpoint(tmp_path / f"{stop}.safetensors", "key")
@@ -145,12 +136,12 @@ def test_run_stopped_at_any_step_resumes_with_equal_losses(
 
         with pytest.raises(Interrupted):
             trained(
-                tiny_gemma, validation=validation, checkpoint=checkpoint, on_step=stopped,
-                config={"checkpoint_seconds": 1e9},
+                tiny_gemma, **more, checkpoint=checkpoint, on_step=stopped,
+                config={"anchor": 1.0, "checkpoint_seconds": 1e9},
             )  # fmt: skip
         monkeypatch.setattr(STOP, "_signum", None)
-        record, again = trained(tiny_gemma, validation=validation, checkpoint=checkpoint)
-        assert record.resumed_at == stop
+        record, again = trained(tiny_gemma, **more, checkpoint=checkpoint, config={"anchor": 1.0})
+        assert record.resumed_at == stop and record.divergences == pytest.approx(expected.divergences, abs=1e-6)
         assert record.losses == pytest.approx(expected.losses, abs=1e-6) and record.rates == expected.rates
         assert (
             sum(record.validation, ()) == pytest.approx(sum(expected.validation, ()))
@@ -359,12 +350,11 @@ def test_patience_requires_held_out_rows() -> None:
 
 
 def test_anchors_keep_the_model_close_to_the_base(tiny_gemma: Any) -> None:
-    plain = [Encoded(list(range(20 + n, 50 + n)), [False] + [True] * 29) for n in range(6)]
-    free, _ = trained(tiny_gemma, anchors=plain, config={"anchor": 1e-6})
-    held, parameters = trained(tiny_gemma, anchors=plain, config={"anchor": 3.0})
+    free, _ = trained(tiny_gemma, anchors=PLAIN, config={"anchor": 1e-6})
+    held, parameters = trained(tiny_gemma, anchors=PLAIN, config={"anchor": 3.0})
     assert len(held.divergences) == len(held.losses)
     assert sum(held.divergences[-4:]) < 0.8 * sum(free.divergences[-4:])
-    again, same = trained(tiny_gemma, anchors=plain, config={"anchor": 3.0})
+    again, same = trained(tiny_gemma, anchors=PLAIN, config={"anchor": 3.0})
     assert again.divergences == held.divergences
     assert all(torch.equal(parameters[name], same[name]) for name in parameters)
     assert held.losses[-1] < held.losses[0]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +27,6 @@ CONFIG = TrainingSettings(  # type: ignore[call-arg]
     method="dpo", beta=0.5, sft_weight=0.3, rank=4, alpha=8, dropout=0.1, learning_rate=0.02, epochs=2, batch_size=4,
     warmup_steps=2, checkpoint_seconds=0,
 )  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def text(rng: random.Random, length: int) -> list[int]:

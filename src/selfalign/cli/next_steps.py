@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,17 +25,22 @@ class FoundRun:
 def find_runs(folder: Path) -> list[FoundRun]:
     """Return the runs in `folder/runs`, the one that was changed last first."""
     found = []
-    try:
-        for path in (folder / "runs").iterdir():
+    for path in _folders(folder / "runs"):
+        with contextlib.suppress(OSError):  # it cannot be read, or was removed in the meantime
             if (path / "recipe.yaml").is_file() and (path / "journal.sqlite").is_file():
                 finished = (path / "manifest.json").exists()
                 report = (path / "report/index.html").exists()
                 trained = any(path.glob("[34]_*/adapter"))
                 run = FoundRun(os.path.relpath(path, folder), finished, report, trained)
                 found.append((path.stat().st_mtime, run))
-    except OSError:  # there is no such folder, or it cannot be read
-        pass
     return [run for _, run in sorted(found, key=lambda entry: (-entry[0], entry[1].path))]
+
+
+def _folders(parent: Path) -> list[Path]:
+    try:
+        return list(parent.iterdir())
+    except OSError:  # there is no such folder, or it cannot be read
+        return []
 
 
 def lines(runs: Sequence[FoundRun]) -> Iterator[str]:
@@ -49,19 +56,20 @@ def lines(runs: Sequence[FoundRun]) -> Iterator[str]:
         )
         yield ""
     for run in runs[:_MOST_RUNS]:
+        argument = shlex.quote(run.path)
         if run.finished:
             yield f"{run.path} is finished:\n"
             yield from _commands(
-                (f"selfalign chat {run.path}", "chat with its models"),
-                (f"selfalign view {run.path}", "read every row, and why rows were dropped"),
+                (f"selfalign chat {argument}", "chat with its models"),
+                (f"selfalign view {argument}", "read every row, and why rows were dropped"),
             )
             if run.is_trained:
-                yield from _commands((f"selfalign export {run.path} gguf", "write a file for llama.cpp and Ollama"))
+                yield from _commands((f"selfalign export {argument} gguf", "write a file for llama.cpp and Ollama"))
             if run.has_report:
                 yield f"  Report: {run.path}/report/index.html"
         else:
             yield f"{run.path} is not finished. The command that started it resumes it.\n"
-            yield from _commands((f"selfalign status {run.path}", "see how far it is"))
+            yield from _commands((f"selfalign status {argument}", "see how far it is"))
         yield ""
     if len(runs) > _MOST_RUNS:
         yield f"There are {len(runs) - _MOST_RUNS} more runs in ./runs.\n"

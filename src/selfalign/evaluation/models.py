@@ -411,7 +411,7 @@ def _start_engine(model: Model, adapters: dict[str, Path], config: EngineSetting
     for name, folder in adapters.items():
         model.check_adapter(folder)
         file = gguf_adapter.path_of(folder)
-        if kind == "llama_cpp" and not file.exists():
+        if kind == "llama_cpp" and not gguf_adapter.is_current(folder):
             try:
                 gguf_adapter.write(folder, model.folder(), file, model.notice)
             except OSError as error:

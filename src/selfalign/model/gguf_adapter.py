@@ -29,6 +29,12 @@ def path_of(adapter: Path) -> Path:
     return adapter.with_name(f"{adapter.name}.gguf")
 
 
+def is_current(adapter: Path) -> bool:
+    """Return whether an adapter has a GGUF that is not older than its weights."""
+    file = path_of(adapter)
+    return file.exists() and file.stat().st_mtime_ns >= (adapter / "adapter_model.safetensors").stat().st_mtime_ns
+
+
 def is_supported(config: dict[str, Any]) -> bool:
     """Return whether llama.cpp can apply adapters of this architecture. `config` is the model's config.json."""
     return config.get("model_type") in _ARCHITECTURES and "num_hidden_layers" in config

@@ -212,7 +212,7 @@ def _train(
             config,
             context.recipe.seed,
             validation=validation,
-            checkpoint=_checkpoint(context, name, rows, validation, config, placement, saved),
+            checkpoint=_checkpoint(context, name, (rows, validation, anchors), config, placement, saved),
             anchors=anchors,
             on_step=_step_display(context, bar),
             say=lambda text: context.screen.say(f"  {text}", "yellow"),
@@ -243,17 +243,22 @@ def _anchors(context: Context, examples: Sequence[Example]) -> list[Encoded]:
 def _checkpoint(
     context: Context,
     name: str,
-    rows: Sequence[Encoded],
-    validation: Sequence[Encoded],
+    parts: tuple[Sequence[Encoded], Sequence[Encoded], Sequence[Encoded]],
     config: TrainingSettings,
     placement: Placement,
     start: Path | None,
 ) -> Checkpoint:
-    """Return the training's checkpoint in the run; it is valid for these rows, settings and weights only."""
+    """Return the training's checkpoint in the run; it is valid for these texts, settings and weights only.
+
+    Args:
+        parts: rows, held-out rows and anchors.
+    """
     from selfalign.training.checkpoint import Checkpoint
 
     settings = config.deciding()
-    texts: list[Any] = [[(r.ids, sum(r.mask)) for r in part] for part in (rows, validation)]
+    rows, _, anchors = parts
+    # Without anchors, the key is that of earlier versions.
+    texts: list[Any] = [[(r.ids, sum(r.mask)) for r in part] for part in parts[: 3 if anchors else 2]]
     if config.method == "dpo":
         texts.append([row.rejected.ids if isinstance(row, PairRow) else [] for row in rows])
     if config.method == "on_policy":

@@ -29,6 +29,7 @@ from selfalign.generation import engines, guided
 from selfalign.generation.loop import GenerationResult, RowRequest
 from selfalign.model.dialogue import Encoded
 from selfalign.pipeline import preference_pairs
+from selfalign.pipeline.adapter_training import Train
 from selfalign.quality.response_filters import ResponseJudge
 from selfalign.run.context import Context
 from selfalign.run.ledger import RowOutcome
@@ -37,9 +38,6 @@ from selfalign.training.batches import held_out_ids
 from selfalign.training.response_rows import TurnEnd, response_row
 
 STAGE: Final = "on_policy"
-
-Train = Callable[..., dict[str, Any]]
-"""See `adapter_training.Train`."""
 
 
 def check(context: Context) -> None:

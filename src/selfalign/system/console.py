@@ -107,7 +107,7 @@ class Bar:
             self._screen.schedule.finish(self._part, time.monotonic() - self._start)
 
     def note(self) -> str:
-        """Return the progress as text: `12 of 60 · 75 tokens/s · 1:20 left (run 24 min)`."""
+        """Return the progress as text: `12 of 60 · 75 tokens/s · 1:20 left · whole run 24 min left`."""
         seconds = max(time.monotonic() - self._start, 1e-6)
         text = f"{self._done} of {self._total}" if self._total else f"{self._done}"
         if self._tokens:
@@ -117,7 +117,7 @@ class Bar:
             own = seconds / max(1, self._done - self._done_before) * (self._total - self._done)
             text += f" · {int(own) // 60}:{int(own) % 60:02d} left"
         whole = self._screen.schedule.left(self._part, own, seconds)
-        return text if whole is None else f"{text} (run {duration(whole)})"
+        return text if whole is None else f"{text} · whole run {duration(whole)} left"
 
     def sample(self, message: str, response: str = "") -> None:
         """Print one row now and then, so that the texts can be followed. Most calls print nothing."""

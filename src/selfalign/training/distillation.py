@@ -8,7 +8,7 @@ loss of a step is the mean `divergence` over the loss tokens of its rows (GKD, a
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,12 +17,10 @@ import torch
 from selfalign.model.dialogue import Encoded
 from selfalign.system.signals import STOP
 from selfalign.training.batches import MicroBatch, common_prefix_length, micro_batches
-from selfalign.training.checkpoint import Checkpoint
 from selfalign.training.divergence import LinearDivergence, TopTokens
 from selfalign.training.forward import hidden_at_loss, loss_tokens, output_loss, prefix_keys
 from selfalign.training.loop import TOLERANCE, Trainer, out_of_memory
 from selfalign.training.response_rows import ResponseRow, TeacherRow
-from selfalign.training.settings import TrainingSettings
 
 TOP = 64
 """The teacher's most likely tokens that are kept at each position."""
@@ -33,21 +31,19 @@ _EXEMPLARS = 24
 class DistillationTrainer(Trainer):
     """A `Trainer` of `ResponseRow`s. The held-out loss is the SFT loss of the validation rows."""
 
-    def __init__(
-        self,
-        model: Any,
-        rows: Sequence[Encoded],
-        config: TrainingSettings,
-        seed: int,
-        validation: Sequence[Encoded] = (),
-        checkpoint: Checkpoint | None = None,
-        say: Callable[[str], None] = lambda text: None,
-    ) -> None:
-        numbered = [replace(r, teacher=replace(r.teacher, number=n)) for n, r in enumerate(_responses(rows))]
-        super().__init__(model, numbered, config, seed, validation, checkpoint, say)
-        self.loss: LinearDivergence = output_loss(model, LinearDivergence)
+    loss: LinearDivergence
+
+    def prepare(
+        self, rows: Sequence[Encoded], validation: Sequence[Encoded]
+    ) -> tuple[Sequence[Encoded], Sequence[Encoded]]:
+        """Number the responses."""
         self._tops: dict[int, TopTokens] = {}
         """The teacher's distributions for the rows of the remaining steps."""
+        return [replace(r, teacher=replace(r.teacher, number=n)) for n, r in enumerate(_responses(rows))], validation
+
+    def output_loss(self) -> LinearDivergence:
+        """Return the loss, which also computes the divergence from the teacher."""
+        return output_loss(self.model, LinearDivergence)
 
     def split(self, rows: Sequence[Encoded]) -> list[MicroBatch]:
         if not isinstance(rows[0], TeacherRow):

@@ -26,6 +26,7 @@ from selfalign.training.batches import MicroBatch, micro_batches, training_batch
 from selfalign.training.checkpoint import Checkpoint, UnusableCheckpoint
 from selfalign.training.device import free_memory
 from selfalign.training.forward import backward, causal_lm, cross_entropy, hidden_at_loss, loss_tokens
+from selfalign.training.loss import LinearCrossEntropy
 from selfalign.training.record import TrainingRecord
 from selfalign.training.settings import ANCHOR_ROWS, TrainingSettings
 
@@ -114,7 +115,10 @@ class Trainer:
         say: Callable[[str], None] = lambda text: None,
     ) -> None:
         self.model, self.config, self.seed, self.say = model, config, seed, say
-        self.validation, self.checkpoint = validation, checkpoint
+        self.state: dict[str, torch.Tensor] = {}
+        """Further tensors that checkpoints save and restore."""
+        rows, self.validation = self.prepare(rows, validation)
+        self.checkpoint = checkpoint
         self.batches = training_batches(rows, config.batch_size, config.epochs, seed)
         self.steps_per_epoch = math.ceil(len(rows) / config.batch_size)
         self.warmup = min(config.warmup_steps, len(self.batches) // 4)
@@ -123,10 +127,8 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(
             self.parameters.values(), config.learning_rate, (0.9, 0.999), weight_decay=0.0, fused=self.fused or None
         )
-        self.loss = cross_entropy(model)
+        self.loss = self.output_loss()
         self.record = TrainingRecord(micro_batch_tokens=config.micro_batch_tokens)
-        self.state: dict[str, torch.Tensor] = {}
-        """Further tensors that checkpoints save and restore."""
         self.anchors: list[Encoded] = []
         """Texts on which the model must stay close to the base."""
         self.best: dict[str, torch.Tensor] = {}
@@ -141,6 +143,16 @@ class Trainer:
             getattr(lm, "activation_checkpointing_enable", lm.gradient_checkpointing_enable)()
         else:
             self._check_prefix_sharing()
+
+    def prepare(
+        self, rows: Sequence[Encoded], validation: Sequence[Encoded]
+    ) -> tuple[Sequence[Encoded], Sequence[Encoded]]:
+        """Return the rows and the held-out rows as this class trains on them and measures them."""
+        return rows, validation
+
+    def output_loss(self) -> LinearCrossEntropy:
+        """Return the loss under the model's output layer."""
+        return cross_entropy(self.model)
 
     @property
     def done(self) -> bool:

@@ -11,7 +11,7 @@ log-probabilities are computed in the first epoch, just before the step of their
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -19,10 +19,8 @@ from torch.nn.functional import logsigmoid
 
 from selfalign.model.dialogue import Encoded
 from selfalign.training.batches import MicroBatch, PairRow, pair_micro_batches
-from selfalign.training.checkpoint import Checkpoint
 from selfalign.training.forward import backward, hidden_at_loss, loss_tokens
 from selfalign.training.loop import Trainer
-from selfalign.training.settings import TrainingSettings
 
 
 def preference_loss(
@@ -46,20 +44,13 @@ def preference_loss(
 class PreferenceTrainer(Trainer):
     """A `Trainer` whose rows may be pairs. The held-out loss is the SFT loss on chosen responses, as with sft."""
 
-    def __init__(
-        self,
-        model: object,
-        rows: Sequence[Encoded],
-        config: TrainingSettings,
-        seed: int,
-        validation: Sequence[Encoded] = (),
-        checkpoint: Checkpoint | None = None,
-        say: Callable[[str], None] = lambda text: None,
-    ) -> None:
-        numbered = [replace(row, number=n) if isinstance(row, PairRow) else row for n, row in enumerate(rows)]
-        chosen = [Encoded(row.ids, row.mask) for row in validation]
-        super().__init__(model, numbered, config, seed, chosen, checkpoint, say)
+    def prepare(
+        self, rows: Sequence[Encoded], validation: Sequence[Encoded]
+    ) -> tuple[Sequence[Encoded], Sequence[Encoded]]:
+        """Number the pairs, and keep the chosen responses of the held-out rows."""
         self.state["reference"] = torch.zeros(len(rows), 2, dtype=torch.float64)
+        numbered = [replace(row, number=n) if isinstance(row, PairRow) else row for n, row in enumerate(rows)]
+        return numbered, [Encoded(row.ids, row.mask) for row in validation]
 
     def split(self, rows: Sequence[Encoded]) -> list[MicroBatch]:
         return pair_micro_batches(rows, self.record.micro_batch_tokens, self.share_prefixes)
