@@ -87,6 +87,10 @@ def test_model_to_use_depends_on_the_primary_endpoint():
     assert answers(better)["Which model to use?"].startswith("final")
     after = score("final", 0.7, "engraved", -0.3, -0.1)
     assert answers(better, after)["Which model to use?"].startswith("engraved: verbose cloning")
+    unsure, gain = score("final", 0.5, "base", -0.1, 0.2), score("engraved", 0.7, "base", 0.1, 0.3)
+    assert answers(unsure, gain)["Which model to use?"].startswith("engraved: it is better than the base")
+    assert "may show" not in answers(unsure, gain)["Which model to use?"]
+    assert answers(unsure)["Which model to use?"].startswith("final")
     assert answers(score("final", 0.3, "base", -0.3, -0.1))["Which model to use?"].startswith("The base")
 
 

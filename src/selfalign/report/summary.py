@@ -111,11 +111,15 @@ def _choice(scores: Scores, model: str) -> str:
     if row is not None and verdict(row) == "worse":
         return "The base: training made its responses less appropriate."
     against_engraved = _compared(primary, model, "engraved")
+    engraved = _compared(primary, "engraved", "base")
+    gained = [compared is not None and verdict(compared) == "better" for compared in (engraved, row)]
     if against_engraved is not None and verdict(against_engraved) == "worse":
         best, reason = "engraved", "verbose cloning made the responses less appropriate"
+    elif gained == [True, False]:
+        best, reason = "engraved", "it is better than the base beyond chance (exploratory), and the final model is not"
     else:
         best, reason = model, "the last one that was trained; its primary endpoint is not worse than before"
-    unsure = row is None or verdict(row) != "better"
+    unsure = not gained[best != "engraved"]
     return f"{best}: {reason}." + (
         " More prompts (recipe standard) or a larger base may show a difference." if unsure else ""
     )
