@@ -110,7 +110,7 @@ def open_page(browser: Any, serve: Serve) -> Iterator[Open]:
         root = "/".join(url.split("/")[:3])
         page.on("request", lambda r: None if r.url.startswith(f"{root}/") else events.append(f"request: {r.url}"))
         page.goto(url)
-        page.wait_for_function("() => document.getElementById('matches').textContent")
+        page.wait_for_function("() => document.getElementById('matches')?.textContent")
         pages.append(page)
         return page
 
@@ -130,7 +130,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def wait_for_rows(page: Any, number: int) -> None:
     """Wait until that many rows match."""
     page.wait_for_function(
-        "n => document.getElementById('matches').textContent.endsWith(`of ${n} rows`)", arg=f"{number:,}"
+        "n => document.getElementById('matches')?.textContent.endsWith(`of ${n} rows`)", arg=f"{number:,}"
     )
 
 
@@ -153,11 +153,11 @@ def test_filters_search_and_pages(open_page: Open, url: str):
     page.locator("#chosen button").click()
     wait_for_rows(page, 400)
     page.get_by_role("button", name="Next").click()
-    page.wait_for_function("() => document.getElementById('matches').textContent.startsWith('51')")
+    page.wait_for_function("() => document.getElementById('matches')?.textContent.startsWith('51')")
     page.get_by_role("button", name="Last").click()
-    page.wait_for_function("() => document.getElementById('matches').textContent.startsWith('351')")
+    page.wait_for_function("() => document.getElementById('matches')?.textContent.startsWith('351')")
     page.get_by_role("button", name="Previous").click()
-    page.wait_for_function("() => document.getElementById('matches').textContent.startsWith('301')")
+    page.wait_for_function("() => document.getElementById('matches')?.textContent.startsWith('301')")
     page.locator("#words").fill('"answer 17"')
     wait_for_rows(page, 2)
 
@@ -176,9 +176,9 @@ def test_keyboard_navigation(open_page: Open, url: str):
     for _ in range(50):
         page.keyboard.press("j")
     page.keyboard.press("j")
-    page.wait_for_function("() => document.getElementById('matches').textContent.startsWith('51')")
+    page.wait_for_function("() => document.getElementById('matches')?.textContent.startsWith('51')")
     page.keyboard.press("k")
-    page.wait_for_function("() => document.getElementById('matches').textContent.startsWith('1 ')")
+    page.wait_for_function("() => document.getElementById('matches')?.textContent.startsWith('1 ')")
     page.wait_for_function("() => document.querySelector('#list li:last-child [aria-current]')")
     last = page.locator("[aria-current]").get_attribute("data-row")
     page.wait_for_function("row => document.getElementById('row').dataset.row === row", arg=last)
@@ -234,7 +234,7 @@ def test_hostile_texts_are_shown_and_never_run(open_page: Open, serve: Serve, tm
             break
         before = page.locator("#matches").text_content()
         page.get_by_role("button", name="Next").click()
-        page.wait_for_function("t => document.getElementById('matches').textContent !== t", arg=before)
+        page.wait_for_function("t => document.getElementById('matches')?.textContent !== t", arg=before)
     short = [t if len(t) <= 320 else t[:320] + "…" for t in texts]
     assert [t for t in short if t not in seen] == []
     assert sum(any(s.endswith(t) for s in seen) for t in texts) >= 250  # whole reasons
@@ -297,7 +297,7 @@ def test_feedback_by_keyboard(open_page: Open, serve: Serve, tmp_path: Path):
     page.wait_for_function("() => document.activeElement.matches('.note textarea')")
     page.keyboard.type("<b>no</b> source")
     page.keyboard.press("Enter")
-    page.wait_for_function("() => document.querySelector('.note .saved').textContent.startsWith('Saved')")
+    page.wait_for_function("() => document.querySelector('.note .saved')?.textContent.startsWith('Saved')")
     (entry,) = [json.loads(line) for line in run.jsonl("feedback").read_text("utf-8").splitlines()]
     assert (entry["verdict"], entry["note"], entry["source"]) == ("bad", "<b>no</b> source", "view")
     assert page.locator(".note textarea").input_value() == "<b>no</b> source"
@@ -328,12 +328,12 @@ def test_run_is_shown_live(open_page: Open, serve: Serve, tmp_path: Path, monkey
     journal.record("verbose_responses", [("0" * 16, 0, "kept", "", "first question\nfirst answer")])
     address = serve(run)
     page = open_page(f"{address}?stage=verbose_responses")
-    one_match = "() => document.getElementById('matches').textContent.endsWith('of 1 row')"
+    one_match = "() => document.getElementById('matches')?.textContent.endsWith('of 1 row')"
     page.wait_for_function(one_match)
-    page.wait_for_function("() => document.getElementById('state').textContent.includes('running')")
+    page.wait_for_function("() => document.getElementById('state')?.textContent.includes('running')")
     journal.record("verbose_responses", [(f"{n:016x}", n, "kept", "", f"{n} question\nanswer") for n in range(1, 6)])
     wait_for_rows(page, 6)
-    page.wait_for_function("() => document.getElementById('state').textContent.includes('6 of 10')")
+    page.wait_for_function("() => document.getElementById('state')?.textContent.includes('6 of 10')")
     journal.close()
 
 
@@ -370,7 +370,7 @@ def test_300000_rows_are_filtered_and_paged_in_the_browser(open_page: Open, serv
     page.locator("#facets button", has_text="truncated").click()
     wait_for_rows(page, 3750)
     page.get_by_role("button", name="Last").click()
-    page.wait_for_function("() => document.getElementById('matches').textContent.startsWith('3,701')")
+    page.wait_for_function("() => document.getElementById('matches')?.textContent.startsWith('3,701')")
     page.go_back()
     wait_for_rows(page, 15_000)
     page.goto(address)
