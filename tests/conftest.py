@@ -149,6 +149,7 @@ def tiny_run(
 
     def make(*sets: str, name: str = "run", answers: int = 13) -> Context:
         lora = ["engrave.targets=[q_proj, k_proj, v_proj, o_proj]", "engrave.identity_repeats=1"]
+        lora += ["engrave.exemplar_repeats=0", "engrave.seed_repeats=0"]
         lora += ["verbose_cloning.start=base", "verbose_cloning.learning_rate=null"]
         lora += ["engrave.rank=4", "engrave.dropout=0.0", "engrave.max_length=2048", "engrave.learning_rate=0.02"]
         # No server is asked: stage 3 only trains.
@@ -176,8 +177,9 @@ def fake_run(tmp_path: Path, default_constitution: Constitution) -> Iterator[Cal
     made: list[Context] = []
 
     def make(*sets: str, name: str = "run", texts: Constitution | None = None, **fake: Any) -> Context:
+        few = ["engrave.exemplar_repeats=0", "engrave.seed_repeats=0"]
         recipe = recipes.load(
-            "quick", ["engine.kind=fake", "prompts.red_team.form=by_topic", "evaluate.limit=6", *sets]
+            "quick", ["engine.kind=fake", "prompts.red_team.form=by_topic", "evaluate.limit=6", *few, *sets]
         )
         texts = texts or default_constitution
         context = Context(RunDir.create(tmp_path / name, recipe, texts), Screen(-1))

@@ -278,6 +278,7 @@ def test_embedded_model_learns_from_its_own_responses(tmp_path: Path, default_co
     settings = (
         "stages=[engrave]", "engrave.method=on_policy", "engrave.on_policy.rounds=1", "engrave.on_policy.prompts=4",
         "engrave.epochs=1", "align.max_new_tokens=32", "engrave.identity_repeats=1", "engine.slots=2",
+        "engrave.exemplar_repeats=0", "engrave.seed_repeats=0",
     )  # fmt: skip
     texts = default_constitution.model_copy(update={"identity": default_constitution.identity[:2]})
     context = Context(RunDir.create(tmp_path / "run", recipes.load("quick", list(settings)), texts), Screen(-1))

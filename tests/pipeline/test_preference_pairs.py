@@ -376,6 +376,7 @@ def test_embedded_model_writes_and_learns_pairs(tmp_path: Path, default_constitu
     settings = (
         "stages=[engrave]", "engrave.method=dpo", "engrave.epochs=2", "engrave.learning_rate=1e-3", "engrave.dropout=0",
         "engrave.length_ratio=10", "align.max_new_tokens=48", "engrave.identity_repeats=1", "engine.slots=4",
+        "engrave.exemplar_repeats=0", "engrave.seed_repeats=0",
     )  # fmt: skip
     recipe = recipes.load("quick", list(settings))
     texts = default_constitution.model_copy(update={"identity": default_constitution.identity[:2]})

@@ -43,7 +43,8 @@ def test_quick_has_its_documented_values():
     assert recipe.filters.base == "default"
     assert (recipe.engrave.rank, recipe.engrave.alpha, recipe.engrave.dropout) == (16, 16, 0.05)
     assert (len(recipe.engrave.targets), recipe.engrave.identity_repeats) == (7, 3)
-    assert (recipe.engrave.learning_rate, recipe.engrave.epochs) == (4.0e-4, 3)
+    assert (recipe.engrave.exemplar_repeats, recipe.engrave.seed_repeats) == (2, 1)
+    assert (recipe.engrave.learning_rate, recipe.engrave.epochs) == (4.0e-4, 2)
     assert (
         verbose_cloning.prompts,
         verbose_cloning.temperature,

@@ -170,10 +170,12 @@ class IdentityPair(Strict):
 
 
 class SeedTask(Strict):
-    """A human-written task. The model sees only its instruction and the first instance's input."""
+    """A human-written task. Stage 1 shows its instruction and the first instance's input; `engrave.seed_repeats` also
+    trains on that instance's output."""
 
     instruction: str
     input: str
+    output: str = ""
 
 
 class Layout(Strict):

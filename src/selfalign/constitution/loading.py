@@ -189,8 +189,13 @@ def parse_seed(row: Any) -> SeedTask | None:
         return None
     instances = row.get("instances")
     first = instances[0] if isinstance(instances, list) and instances else {}
-    text = first.get("input", "") if isinstance(first, dict) else None
-    return SeedTask(instruction=row["instruction"].strip(), input=text.strip()) if isinstance(text, str) else None
+    if not isinstance(first, dict):
+        return None
+    text, output = first.get("input", ""), first.get("output", "")
+    if not isinstance(text, str):
+        return None
+    output = output.strip() if isinstance(output, str) else ""
+    return SeedTask(instruction=row["instruction"].strip(), input=text.strip(), output=output)
 
 
 def _read_seeds(path: Path) -> list[tuple[int, SeedTask]]:

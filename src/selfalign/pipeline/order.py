@@ -265,12 +265,16 @@ def inputs_hash(context: Context, stage: Stage) -> str:
         del settings["evaluate"]["scenarios"]
     files = [file_hash(f) if f.exists() else "" for f in STEPS[stage].inputs(run)]
     seeds = Path(run.recipe.seeds)
-    seeds_hash = file_hash(seeds) if stage == "prompts" and seeds.is_file() else ""
+    reads_seeds = stage == "prompts" or (stage == "engrave" and run.recipe.engrave.seed_repeats > 0)
+    seeds_hash = file_hash(seeds) if reads_seeds and seeds.is_file() else ""
     benchmarks = [file_hash(Path(f)) for f in run.recipe.evaluate.benchmarks if Path(f).is_file()]
     method = run.recipe.engrave.method
     generates = stage in ("prompts", "align", "verbose_cloning") or (stage == "engrave" and method != "sft")
     if stage == "engrave" and method == "dpo" and run.jsonl("user_pairs").exists():
         files.append(file_hash(run.jsonl("user_pairs")))
+    if stage == "engrave" and (run.recipe.engrave.exemplar_repeats or reads_seeds):
+        settings["seeds"] = recipe["seeds"]
+        generates = True  # the human-written examples are compared with the scenarios
     if generates:
         benchmarks.append(scenarios.digest())
     # Without marks the hash is that of versions without marks, so that their runs are not trained again.

@@ -2,8 +2,9 @@
 
 2_self_align/responses.jsonl -> 3_engrave/examples.jsonl, 3_engrave/adapter/, 3_engrave/adapter.gguf
 
-The examples are the kept responses of the training split and the constitution's identity pairs, under the standard
-system prompt. (SELF-ALIGN, arXiv 2305.03047, section 3.4.) With `engrave.method: dpo`, the responses are also preferred
+The examples are the kept responses of the training split, the constitution's identity pairs and, if the recipe asks
+for them, the other human-written items (`human_examples`), under the standard system prompt. (SELF-ALIGN, arXiv
+2305.03047, section 3.4.) With `engrave.method: dpo`, the responses are also preferred
 to rejected ones (`preference_pairs`). With `on_policy`, the model then trains on its own responses (`on_policy`).
 """
 
@@ -13,27 +14,11 @@ import shutil
 from pathlib import Path
 from typing import Final
 
-from selfalign.constitution import Constitution
-from selfalign.data.records import Example, content_hash
-from selfalign.pipeline import adapter_training, on_policy, preference_pairs
+from selfalign.data.records import Example
+from selfalign.pipeline import adapter_training, human_examples, on_policy, preference_pairs
 from selfalign.run.context import Context
 
 STAGE: Final = "engrave"
-
-
-def identity_examples(constitution: Constitution, repeats: int = 1) -> list[Example]:
-    """Return the constitution's identity pairs as training examples, each `repeats` times."""
-    return [
-        Example(
-            content_hash("identity", pair.question, pair.answer, *([number] if number else [])),
-            "standard",
-            pair.question,
-            pair.answer,
-            "identity",
-        )
-        for number in range(repeats)
-        for pair in constitution.identity
-    ]
 
 
 def run(context: Context, adapter: Path | None = None) -> list[Path]:
@@ -63,7 +48,8 @@ def run(context: Context, adapter: Path | None = None) -> list[Path]:
         rounds, files = on_policy.Rounds(context, train), [context.run.jsonl("on_policy")]
     else:
         on_policy.remove(context)
-    examples += identity_examples(context.run.constitution, context.recipe.engrave.identity_repeats)
-    files += adapter_training.run(context, STAGE, examples, responses.removed(), adapter, rejected, rounds)
+    written, dropped = human_examples.of_run(context)
+    removed = [*responses.removed(), *dropped]
+    files += adapter_training.run(context, STAGE, examples + written, removed, adapter, rejected, rounds)
     shutil.rmtree(context.run.rounds, ignore_errors=True)
     return files

@@ -12,7 +12,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from selfalign.constitution import Constitution
+from selfalign.constitution import Constitution, load_seeds
 from selfalign.constitution.rendering import prompt_types, render
 from selfalign.run.recipe import Recipe
 from selfalign.training.settings import ANCHOR_ROWS
@@ -204,7 +204,7 @@ class _Sizes:
                 work.append(self._align())
             elif stage == "engrave":
                 answered = (self._prompts - self._heldout) * ANSWERS_KEPT
-                rows = self._engraved(round(answered) + self._identity())
+                rows = self._engraved(round(answered) + self._human(1.0))
                 if self._recipe.engrave.method == "dpo":
                     work += self._prefer(round(answered), rows)
                 elif self._recipe.engrave.method == "on_policy":
@@ -296,8 +296,14 @@ class _Sizes:
         checked = self._recipe.prompts.red_team.count * (1 - plain / max(1, sum(t.weight for t in types)))
         return round(train * (1 - checked / max(1, self._prompts)))
 
-    def _identity(self) -> int:
-        return len(self._constitution.identity) * self._recipe.engrave.identity_repeats
+    def _human(self, share: float) -> int:
+        """Return the number of human-written examples: all identity pairs, and a share of the others."""
+        config, constitution = self._recipe.engrave, self._constitution
+        exemplars = len(constitution.exemplars) + sum(len(kind.exemplars) for kind in constitution.question_types)
+        others = exemplars * config.exemplar_repeats
+        if config.seed_repeats:
+            others += len(load_seeds(self._recipe.seeds)) * config.seed_repeats
+        return len(constitution.identity) * config.identity_repeats + round(share * others)
 
     def _replayed(self, cloned: int) -> int:
         """Return the number of engraving examples in stage 4, of whose prompts `cloned` have a verbose response."""
@@ -306,7 +312,7 @@ class _Sizes:
             return 0
         plain = self._without_check()
         checked = self._prompts - self._heldout - plain
-        return self._identity() + round((checked + share * max(0, plain - cloned)) * ANSWERS_KEPT)
+        return self._human(share) + round((checked + share * max(0, plain - cloned)) * ANSWERS_KEPT)
 
     def _verbose(self) -> Generation:
         config = self._recipe.verbose_cloning

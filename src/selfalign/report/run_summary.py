@@ -125,15 +125,17 @@ def supervision(run: RunDir) -> dict[str, Any]:
     """
     user_prompts = run.recipe.prompts.file is not None
     missing, seeds = "", 0
-    if not user_prompts:
+    uses_seeds = not user_prompts or run.recipe.engrave.seed_repeats > 0
+    if uses_seeds:
         try:
             seeds = len(load_seeds(run.recipe.seeds))
         except UserError:
             missing = "the file of seed tasks no longer exists"
     counts = run.constitution.human_items(seeds)
     total = counts.pop("total")
-    if user_prompts:
+    if not uses_seeds:
         del counts["seed tasks"]
+    if user_prompts:
         path = run.jsonl("prompts")
         number = sum(1 for p in stream_jsonl(path, Prompt) if p.source == "user") if path.exists() else 0
         counts, total = {"prompts of the user": number, **counts}, total + number

@@ -91,6 +91,11 @@ class TrainingSettings(Strict):
     """Type of the frozen weights; auto: bfloat16 if it is faster on this machine, else float32."""
     identity_repeats: int = Field(1, ge=1, le=100)
     """Copies of each of the constitution's identity pairs among the examples. The original has about eleven."""
+    exemplar_repeats: int = Field(0, ge=0, le=100)
+    """Copies of each exemplar of the constitution among the examples, without internal thoughts. The original has
+    none."""
+    seed_repeats: int = Field(0, ge=0, le=100)
+    """Copies of each seed task that has an output among the examples. The original has none."""
     max_length: int = Field(512, ge=16)
     """Maximum tokens of an example; a longer one is dropped, never truncated."""
     preflight: Literal["refuse", "warn"] = "refuse"
@@ -128,6 +133,5 @@ class TrainingSettings(Strict):
             unused |= {"on_policy"}
         if self.method == "sft":
             unused |= {"method"}
-        if not self.anchor:
-            unused |= {"anchor"}
+        unused |= {name for name in ("anchor", "exemplar_repeats", "seed_repeats") if not getattr(self, name)}
         return self.model_dump(mode="json", exclude=unused)
