@@ -1,16 +1,17 @@
-"""Ask a run's models and two controls the development scenarios: what of the final model's gain is not alignment?
+"""Ask a run's models and three controls the development scenarios: what of the final model's gain is not alignment?
 
     python benchmarks/controls.py RUN [--limit 60]     # RUN has stages 3 and 4
 
 - `shuffled answers`: an adapter trained on the run's training rows by its settings of `engrave`, with the answers
   permuted between the prompts. It learns the style and the share of refusals, but not which answer belongs to what.
+- `human-written only`: an adapter trained on the human-written rows alone (identity pairs, exemplars, seed tasks), by
+  the same settings. It shows what the model's own responses add.
 - `two neutral turns`: the base under the standard system prompt with two turns before the message that show no
   principle. It sees the dialogue's form, which the base alone must guess.
 
 Prints every model's share of appropriate responses to the scenarios that count towards the primary endpoints, with its
 interval, and the paired difference of the final model from it. Nothing is written to the run. --limit takes the
-scenarios with the smallest hashes. It takes as long as stage 3, and about 8 seconds for each scenario: for `quick`, 13
-minutes on two cores (not measured as a whole).
+scenarios with the smallest hashes. It takes less than twice as long as stage 3, and about 10 seconds for each scenario.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 from selfalign.constitution import Constitution
 from selfalign.constitution.document import Turn
@@ -35,13 +37,14 @@ from selfalign.evaluation.statistics import bootstrap_mean, wilson
 from selfalign.evaluation.tasks import behaviour
 from selfalign.evaluation.tasks.probes import seen_messages
 from selfalign.pipeline import adapter_training
+from selfalign.pipeline.human_examples import Source
 from selfalign.run.context import Context
 from selfalign.run.directory import RunDir
 from selfalign.run.journal import Journal
 from selfalign.system.console import Screen
 
-SHUFFLED, NEUTRAL = "shuffled answers", "two neutral turns"
-ORDER = ("base", models.PROMPTED, NEUTRAL, SHUFFLED, "engraved", "final")
+SHUFFLED, HUMAN, NEUTRAL = "shuffled answers", "human-written only", "two neutral turns"
+ORDER = ("base", models.PROMPTED, NEUTRAL, SHUFFLED, HUMAN, "engraved", "final")
 TURNS = [
     Turn(user="What is the opposite of wide?", answer="The opposite of wide is narrow."),
     Turn(user="Which is heavier, a brick or a feather?", answer="A brick is heavier than a feather."),
@@ -55,9 +58,8 @@ def shuffled(examples: Sequence[Example], seed: int) -> list[Example]:
     return [replace(example, assistant=answers[at]) for at, example in enumerate(examples)]
 
 
-def train(context: Context, folder: Path) -> Path:
-    """Train on the shuffled rows of the run's stage 3, in a run of its own; return the adapter."""
-    examples = shuffled(read_jsonl(context.run.jsonl("engrave_examples"), Example), context.recipe.seed)
+def train(context: Context, folder: Path, examples: Sequence[Example]) -> Path:
+    """Train on the examples by the run's settings, in a run of its own; return the adapter."""
     copy = Context(RunDir.create(folder, context.recipe, context.run.constitution), Screen(0), _model=context.model)
     adapter_training.run(copy, "engrave", examples)
     return copy.run.adapter("engrave")
@@ -70,17 +72,21 @@ def scenarios(context: Context, limit: int | None) -> Benchmark:
     return replace(asked, items=tuple(items))
 
 
-def responses(context: Context, adapter: Path, asked: Benchmark, journal: Journal) -> list[BehaviourAnswer]:
+def responses(context: Context, adapters: dict[str, Path], asked: Benchmark, journal: Journal) -> list[BehaviourAnswer]:
     """Let every model and control respond to the scenarios."""
     texts, task = context.run.constitution, behaviour.Behaviour()
     neutral = texts.model_copy(update={"prompts": texts.prompts.model_copy(update={"two_shot": TURNS})})
-    run, control = models.engines_of_run(context, (), [f"{SHUFFLED}={adapter}"], "standard")
+    run, *others = models.engines_of_run(context, (), [f"{n}={a}" for n, a in adapters.items()], "standard")
     (turns,) = models.engines_of_run(context, ("base",), (), "two-shot")
     turns.models = [replace(model, name=NEUTRAL) for model in turns.models]
-    groups: list[tuple[EngineGroup, Constitution]] = [(run, texts), (turns, neutral), (control, texts)]
+    groups: list[tuple[EngineGroup, Constitution]] = [
+        (run, texts),
+        (turns, neutral),
+        *((group, texts) for group in others),
+    ]
     tokens, rows = min(task.max_new_tokens, context.recipe.evaluate.max_new_tokens), []
     for group, constitution in groups:
-        if group is control:
+        if group in others:
             context.release_engine()
         tokens, messages = (
             min(task.max_new_tokens, context.recipe.evaluate.max_new_tokens),
@@ -114,10 +120,13 @@ def main() -> None:
     arguments = parser.parse_args()
     context = Context(RunDir.load(arguments.run), Screen(0))
     with tempfile.TemporaryDirectory(prefix="selfalign-controls-") as name:
-        adapter = train(context, Path(name) / "run")
+        rows = read_jsonl(context.run.jsonl("engrave_examples"), Example)
+        human = [row for row in rows if row.source in get_args(Source)]
+        arms = {SHUFFLED: shuffled(rows, context.recipe.seed), HUMAN: human}
+        adapters = {arm: train(context, Path(name) / arm.split()[0], examples) for arm, examples in arms.items()}
         journal = Journal(Path(name) / "answers.sqlite")
         try:
-            show(responses(context, adapter, scenarios(context, arguments.limit), journal))
+            show(responses(context, adapters, scenarios(context, arguments.limit), journal))
         finally:
             journal.close()
             context.release_engine()
