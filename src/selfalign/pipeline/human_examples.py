@@ -44,7 +44,7 @@ def _repeated(source: Source, pairs: list[tuple[str, str]], repeats: int) -> lis
 def of_run(context: Context) -> tuple[list[Example], list[RowOutcome]]:
     """Return the examples that the recipe asks for, and the outcomes of those that overlap with the evaluation.
 
-    With a constitution in another language than English, the shipped seed tasks are left out.
+    With a constitution in another language than English, the shipped seed tasks are skipped.
 
     Raises:
         UserError: the seed tasks cannot be read.
