@@ -134,6 +134,8 @@ def test_empty_and_too_long_rows_give_warnings(tmp_path: Path):
     assert set(rules(report)) == {"empty answer", "too long"}
     assert report.errors == ()
     assert rules(preflight.inspect_rows([row(tok, PLAIN)] * 99, tok, PLAIN, "Alma", too_long=1)) == {}
+    few = [row(tok, PLAIN)] * 95 + [row(tok, PLAIN, answer="")] * 5
+    assert rules(preflight.inspect_rows(few, tok, PLAIN, "Alma")) == {}
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,8 @@ from selfalign.model.dialogue import Encoded, Template, Tokenizer, encode_exampl
 
 _MIN_LOSS_TOKENS = 3
 """Loss tokens, including the end token, below which a response counts as empty."""
+_MAX_EMPTY = 0.05
+"""Fraction of rows with an empty response above which there is a warning: one-word labels are good responses."""
 _MAX_TOO_LONG = 0.05
 """Fraction of rows over `max_length` above which there is a warning."""
 
@@ -144,4 +146,6 @@ def _check_rows(rows: Sequence[Encoded], tokenizer: Tokenizer, template: Templat
             message = "do not have exactly the template's control tokens: text forged a turn, or a turn is missing"
             add("error", "forged turn", message, position)
     for (level, rule, message), positions in faults.items():
+        if rule == "empty answer" and len(positions) <= _MAX_EMPTY * len(rows):
+            continue
         yield Finding(level, rule, f"{len(positions)} of {len(rows)} rows {message}", tuple(positions))
