@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import selfalign
+from selfalign.system.console import Screen
 
 SMALL = {"engine.kind": "fake", "evaluate.limit": 4, "prompts.self_instruct.count": 8, "prompts.red_team.count": 20}
 
@@ -59,6 +60,13 @@ def test_mistakes_leave_no_lock(tmp_path: Path):
     selfalign.create("quick", tmp_path / "run", settings=SMALL).close()
     with pytest.raises(selfalign.UserError, match="not a run"):
         selfalign.open_run(tmp_path / "none")
+
+
+def test_changed_training_settings_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    for number, epochs in enumerate((2, 7, 7)):
+        settings = {**SMALL, "engrave.epochs": epochs}
+        selfalign.create("quick", tmp_path / "run", settings=settings, screen=Screen(0)).close()
+        assert ("engrave.epochs: 2 -> 7" in capsys.readouterr().err) == (number == 1)
 
 
 def test_import_loads_nothing_heavy():

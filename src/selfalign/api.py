@@ -312,6 +312,12 @@ def create(
         if lock is not None:
             os.close(lock)
         raise
+    if directory.training_changes:
+        screen.say(
+            f"training settings have changed ({'; '.join(directory.training_changes)}): the stages that depend on them "
+            "run again and replace their adapters. To keep them, stop and use --new or another --out",
+            "yellow",
+        )
     return Run(Context(directory, screen, force=force, _model=model), lock)
 
 

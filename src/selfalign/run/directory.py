@@ -50,6 +50,8 @@ class RunDir:
         self.path = path
         self.recipe = recipe
         self.constitution = constitution
+        self.training_changes: list[str] = []
+        """The training settings that `create` has changed, as `key: old -> new`."""
         self.evaluation = path / "5_evaluation"
         """The folder of the evaluation; its tasks name their own files."""
         self.scores = self.evaluation / "scores.json"
@@ -125,6 +127,7 @@ class RunDir:
             moved = ["prompts.file:"] if sha256 and sha256 == existing.recipe.prompts.file_sha256 else []
             if _may_be(existing.recipe.model, requested.model):
                 moved.append("model:")
+            training = [c for c in changes if c.startswith(("engrave.", "verbose_cloning."))]
             changes = [c for c in changes if not c.startswith((*_MAY_CHANGE, *moved))]
             if existing.constitution.digest() != constitution.digest():
                 changes.append(f"the constitution differs from {path / 'constitution.yaml'}")
@@ -135,6 +138,7 @@ class RunDir:
                     "Choose another --out, or use --new to rename the old run and start again"
                 )
             existing.change_recipe(requested)
+            existing.training_changes = training
             return existing
         texts = {"constitution.yaml": strict_yaml.dump(constitution), "recipe.yaml": strict_yaml.dump(requested)}
         cls._check_free(path, texts)
