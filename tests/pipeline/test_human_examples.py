@@ -76,3 +76,16 @@ def test_changed_seed_file_engraves_again(fake_run: Runs, tmp_path: Path) -> Non
             hashes.append(order.inputs_hash(context, "engrave"))
     without_first, with_first, without_second, with_second = hashes
     assert without_first == without_second and with_first != with_second
+
+
+def test_english_seeds_are_skipped_in_another_language(
+    fake_run: Runs, tmp_path: Path, default_constitution: Constitution
+) -> None:
+    german = default_constitution.model_copy(update={"language": "de"})
+    own = seed_file(tmp_path / "seeds.jsonl", ("Nenne einen Baum.", "", "Die Eiche."))
+    found = []
+    for seeds in ("default", own):
+        settings = (f"seeds={seeds}", "engrave.seed_repeats=1", "engrave.exemplar_repeats=0")
+        context = fake_run(*settings, texts=german, name=f"run{len(found)}")
+        found.append([e.user for e in human_examples.of_run(context)[0] if e.source == "seed"])
+    assert found == [[], ["Nenne einen Baum."]]

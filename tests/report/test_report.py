@@ -246,6 +246,9 @@ def test_user_prompts_count_as_human_items(fake_run: Callable[..., Context], tmp
     report = page_of(context)
     assert report["supervision"]["counts"]["prompts of the user"] == 2
     assert "seed tasks" not in report["supervision"]["counts"]
+    trained = fake_run(f"prompts.file={file}", "engrave.seed_repeats=1", name="trained")
+    order.run_stage(trained, "prompts")
+    assert page_of(trained)["supervision"]["counts"]["seed tasks"] == 175
     assert report["funnel"][0] == {"title": "prompts of the user", "human": True, "rows_in": 2, "kept": 2, "lost": 0}
 
 

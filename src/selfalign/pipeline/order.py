@@ -268,14 +268,14 @@ def inputs_hash(context: Context, stage: Stage) -> str:
     reads_seeds = stage == "prompts" or (stage == "engrave" and run.recipe.engrave.seed_repeats > 0)
     seeds_hash = file_hash(seeds) if reads_seeds and seeds.is_file() else ""
     benchmarks = [file_hash(Path(f)) for f in run.recipe.evaluate.benchmarks if Path(f).is_file()]
-    method = run.recipe.engrave.method
-    generates = stage in ("prompts", "align", "verbose_cloning") or (stage == "engrave" and method != "sft")
+    engrave = run.recipe.engrave
+    method = engrave.method
+    compares = stage in ("prompts", "align", "verbose_cloning") or (
+        stage == "engrave" and (method != "sft" or engrave.exemplar_repeats > 0 or reads_seeds)
+    )
     if stage == "engrave" and method == "dpo" and run.jsonl("user_pairs").exists():
         files.append(file_hash(run.jsonl("user_pairs")))
-    if stage == "engrave" and (run.recipe.engrave.exemplar_repeats or reads_seeds):
-        settings["seeds"] = recipe["seeds"]
-        generates = True  # the human-written examples are compared with the scenarios
-    if generates:
+    if compares:  # its texts are compared with the scenarios
         benchmarks.append(scenarios.digest())
     # Without marks the hash is that of versions without marks, so that their runs are not trained again.
     stage_marks = [digest] if stage in marks.STAGES and (digest := marks.digest(run, stage)) else []

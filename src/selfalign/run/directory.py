@@ -127,7 +127,9 @@ class RunDir:
             moved = ["prompts.file:"] if sha256 and sha256 == existing.recipe.prompts.file_sha256 else []
             if _may_be(existing.recipe.model, requested.model):
                 moved.append("model:")
-            training = [c for c in changes if c.startswith(("engrave.", "verbose_cloning."))]
+            deciding = existing.recipe.engrave.deciding() | requested.engrave.deciding()
+            names = tuple(f"engrave.{key}{end}" for key in deciding for end in ".:")
+            training = [c for c in changes if c.startswith(("verbose_cloning.", *names))]
             changes = [c for c in changes if not c.startswith((*_MAY_CHANGE, *moved))]
             if existing.constitution.digest() != constitution.digest():
                 changes.append(f"the constitution differs from {path / 'constitution.yaml'}")
