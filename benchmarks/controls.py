@@ -88,10 +88,7 @@ def responses(context: Context, adapters: dict[str, Path], asked: Benchmark, jou
     for group, constitution in groups:
         if group in others:
             context.release_engine()
-        tokens, messages = (
-            min(task.max_new_tokens, context.recipe.evaluate.max_new_tokens),
-            task.messages(asked, context.screen),
-        )
+        messages = task.messages(asked, context.screen)
         answers, _ = ask(task.name, journal, context.screen, [group], messages, context.recipe, constitution, tokens)
         rows += task.rows(asked, answers, texts)
     return rows
