@@ -32,6 +32,7 @@ from selfalign.generation.engines.base import Completion, Request
 from selfalign.generation.loop import GenerationResult, RowRequest, request_key, row_seed
 from selfalign.pipeline import ranking
 from selfalign.pipeline.responses import Candidate, ResponseWriter, response_to
+from selfalign.quality.refusals import takes_back
 from selfalign.quality.response_filters import ResponseJudge
 from selfalign.run.context import Context
 from selfalign.run.inputs import Rows
@@ -256,6 +257,8 @@ def _accepts(context: Context, prompt: Prompt) -> tuple[Callable[[str], bool], b
         return lambda text: True, False
     check, must_show = required
     probe = Probe(ask=prompt.message, expect=check)
+    if check == "refuses" and must_show:
+        return lambda text: checks.shows(probe, text) and not takes_back(prompt.message, text), True
     return lambda text: checks.shows(probe, text) == must_show, must_show
 
 
