@@ -30,7 +30,7 @@ SETTINGS = [
     "engrave.warmup_steps=1",
     "engrave.learning_rate=1.0e-3",
     "engrave.identity_repeats=1",
-    "engrave.exemplar_repeats=0",
+    "engrave.exemplar_repeats=1",
     "engrave.seed_repeats=0",
     "evaluate.heldout_prompts=2",
     "evaluate.limit=2",
@@ -104,7 +104,9 @@ def test_counts_balance_and_training_text_has_no_thoughts(run: Path) -> None:
     assert len(responses) >= 3
     assert all(r["thoughts"] and r["principles"] for r in responses)
     heldout = {r["id"] for r in rows(run / "1_prompts/prompts.jsonl") if r["split"] == "heldout"}
-    trained = rows(run / "3_engrave/examples.jsonl") + rows(run / "4_verbose_clone/examples.jsonl")
+    engraved = rows(run / "3_engrave/examples.jsonl")
+    assert {r["source"] for r in engraved} >= {"exemplar", "identity", "red_team"}
+    trained = engraved + rows(run / "4_verbose_clone/examples.jsonl")
     assert len(heldout) == 2 and not heldout & {r["id"] for r in trained}
     assert not any("internal thoughts" in str(r["assistant"]) or "Principles:" in str(r["assistant"]) for r in trained)
 
