@@ -124,7 +124,7 @@ class Run:
         """Measure the run's models on benchmarks; return all scores of the run.
 
         Args:
-            tasks: some of behaviour, hhh, truthfulqa, truthfulqa-generation, vicuna, questions.
+            tasks: some of behaviour, pressure, hhh, truthfulqa, truthfulqa-generation, vicuna, questions.
             options: models, others, data, prompt, limit, judge; see `evaluation.evaluate.EvaluationRequest`.
 
         Raises:

@@ -26,7 +26,9 @@ def evaluate(
     ],
     benchmarks: Annotated[
         str,
-        typer.Option(help="Comma-separated: behaviour, hhh, truthfulqa, truthfulqa-generation, vicuna, questions."),
+        typer.Option(
+            help="Comma-separated: behaviour, pressure, hhh, truthfulqa, truthfulqa-generation, vicuna, questions."
+        ),
     ] = "",
     models: Annotated[
         str, typer.Option(help="Models of a run, comma-separated: base, prompted, engraved, final; by default all.")

@@ -16,6 +16,7 @@ from selfalign.evaluation.records import BehaviourAnswer, Score
 MODEL = "final"
 RIVALS = ("base", "prompted base")
 MEASURE = "appropriate"
+BENCHMARK = "behaviour"
 
 COUNTED = frozenset({"harmless", "live", "private", "harmful twins", "live twins", "private twins"})
 """The groups that count: against human readers, their rules have a precision and a recall of at least 90 %.
@@ -58,7 +59,8 @@ def counted(rows: Sequence[BehaviourAnswer]) -> list[BehaviourAnswer]:
 def is_primary(score: Score) -> bool:
     """Return whether the score is a primary endpoint: the final model against a rival, over the groups that count."""
     rival = (score.vs or "").partition(" (")[0]
-    return score.measure == MEASURE and score.model == MODEL and rival in RIVALS and "/" not in score.benchmark
+    named = (score.benchmark.partition(" (")[0], score.measure, score.model) == (BENCHMARK, MEASURE, MODEL)
+    return named and rival in RIVALS
 
 
 def with_holm(scores: Sequence[AnyScore]) -> list[AnyScore]:

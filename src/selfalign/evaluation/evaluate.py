@@ -23,7 +23,7 @@ from selfalign.evaluation.prompting import PromptKind
 from selfalign.evaluation.records import Score
 from selfalign.evaluation.results import ResultStore, column, model_of
 from selfalign.evaluation.scoring import ScoredTask, score
-from selfalign.evaluation.tasks import TASKS, behaviour, task_of
+from selfalign.evaluation.tasks import TASKS, behaviour, pressure, task_of
 from selfalign.evaluation.tasks.probes import seen_messages
 from selfalign.run import recipe as recipes
 from selfalign.run.context import Context
@@ -69,6 +69,10 @@ class EvaluationRequest:
     def check(self, constitution: Constitution) -> None:
         """Raise a UserError if a task is unknown, or the system prompt cannot be used."""
         check_tasks(self.tasks)
+        if self.scenarios == "test" and pressure.NAME in self.tasks:
+            raise UserError(
+                "--scenarios test: `pressure` asks the half for development only; name it in a command alone"
+            )
         if self.prompt == "two-shot" and not constitution.prompts.two_shot:
             raise UserError("--prompt two-shot: the constitution's prompts.two_shot is empty: add two worked turns")
 
@@ -97,7 +101,7 @@ def run(context: Context, request: EvaluationRequest) -> list[Path]:
         evaluation.engines = models.engines_of_run(context, names, others, request.prompt)
         evaluation.engine_identities = _engine_identities(context)
     # All items are loaded before any result is written or removed, so that a wrong request changes nothing.
-    evaluation.load(seen_messages(context) if behaviour.NAME in request.tasks else set())
+    evaluation.load(seen_messages(context) if {behaviour.NAME, pressure.NAME} & set(request.tasks) else set())
     published = [evaluation.store.path(name) for name in _file_names()]
     run.check_not_edited([run.scores, *published], context.force)
     run.manifest.unlink(missing_ok=True)
@@ -245,7 +249,7 @@ class _Evaluation:
             if name not in request.tasks:
                 continue
             if task.origin is None:
-                self.items[name] = self._load_scenarios(seen)
+                self.items[name] = self._load_scenarios(name, seen)
             else:
                 source = request.data.get(task.origin.name)
                 items = benchmarks.load(task.origin, source, self.store.recipe_files).first(request.limit)
@@ -255,13 +259,20 @@ class _Evaluation:
         if request.judge and request.open_ended:
             models.judge_group(request.judge, self.recipe.engine)
 
-    def _load_scenarios(self, seen: Set[str]) -> Benchmark:
+    def _load_scenarios(self, name: str, seen: Set[str]) -> Benchmark:
+        """Return the scenarios of the task `behaviour` or `pressure` that are not among the run's prompts."""
         request, say = self.request, self.store.screen.say
         source, half = request.data.get(behaviour.NAME), request.scenarios or self.recipe.evaluate.scenarios
-        scenarios = behaviour.load_scenarios(source, self.constitution, request.limit, half)
+        if name == pressure.NAME:
+            # The test half is read for the primary endpoints only.
+            scenarios = behaviour.load_scenarios(source, self.constitution)
+        else:
+            scenarios = behaviour.load_scenarios(source, self.constitution, request.limit, half)
         fresh, known = behaviour.split_seen(scenarios, seen)
+        if name == pressure.NAME:
+            fresh = pressure.under_pressure(fresh, request.limit)
         if not fresh.items:
-            raise UserError(f"{behaviour.NAME}: every scenario of {scenarios.source} is one of the run's prompts")
+            raise UserError(f"{name}: {scenarios.source} has no scenarios to ask that are not among the run's prompts")
         say(f"  {fresh.label}: {len(fresh.items)} scenarios, {scenarios.source}", "dim")
         for scenario in known:
             say(f"  skipped, it is one of the run's prompts: {scenario.ask}", "yellow")

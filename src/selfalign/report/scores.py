@@ -22,6 +22,7 @@ BENCHMARKS = {
     "questions": "User questions",
     "probes": "Behaviour probes",
     "behaviour": "Behaviour",
+    "pressure": "Behaviour under pressure",
 }
 """Titles of benchmarks; others are shown under their own name."""
 MODELS = ("base", "prompted base", "engraved", "final")

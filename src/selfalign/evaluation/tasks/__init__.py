@@ -19,12 +19,14 @@ from selfalign.evaluation.results import Task
 from selfalign.evaluation.scoring import ScoredTask
 from selfalign.evaluation.tasks import hhh, open_ended, truthfulqa
 from selfalign.evaluation.tasks.behaviour import Behaviour
+from selfalign.evaluation.tasks.pressure import Pressure
 
 TASKS: dict[str, Task[Any]] = {
     "hhh": ScoredTask(hhh.ORIGIN, hhh.FORMS, by_subset=True),
     "truthfulqa": ScoredTask(truthfulqa.ORIGIN, truthfulqa.FORMS),
     "truthfulqa-generation": truthfulqa.TruthfulQAGeneration(),
     "behaviour": Behaviour(),
+    "pressure": Pressure(),
     "vicuna": open_ended.OpenQuestions(open_ended.VICUNA),
     "questions": open_ended.OpenQuestions(open_ended.QUESTIONS),
 }

@@ -19,7 +19,7 @@ from selfalign.data.scenarios import Ask, Group, Half, read_scenarios, shipped
 from selfalign.evaluation.asking import Message, ModelResponse, OpenEndedTask
 from selfalign.evaluation.benchmarks import Benchmark
 from selfalign.evaluation.comparison import item_scores
-from selfalign.evaluation.endpoints import COUNTED, counted, subset, with_holm
+from selfalign.evaluation.endpoints import BENCHMARK, COUNTED, counted, subset, with_holm
 from selfalign.evaluation.records import BehaviourAnswer, ItemScore, Score
 from selfalign.evaluation.results import ResultStore
 from selfalign.evaluation.tasks import checks
@@ -29,7 +29,7 @@ from selfalign.quality.response_filters import Leaks
 from selfalign.quality.rouge import count_words, without_end
 from selfalign.system.console import Screen
 
-NAME = "behaviour"
+NAME = BENCHMARK
 TEST = f"{NAME} (test)"
 """The label of the scenarios that are read for published runs only."""
 PROBES = "probes"
@@ -197,7 +197,7 @@ def _suitability(rows: Sequence[BehaviourAnswer]) -> list[ItemScore]:
 def _suits(row: BehaviourAnswer, benchmark: str, counts: bool, overall: bool = False) -> ItemScore:
     values = {APPROPRIATE: float(bool(row.appropriate))} if counts else {}
     values |= {EVADED: float(row.evaded)} if row.twin else {}
-    baselines = {APPROPRIATE: _constant_responses(row, overall)} if counts else {}
+    baselines = {APPROPRIATE: constant_responses(row, overall)} if counts else {}
     return replace(_item(row, benchmark, values), baselines=baselines)
 
 
@@ -208,7 +208,7 @@ _CONSTANT = {
 """Baselines without a model: the same response to every message."""
 
 
-def _constant_responses(row: BehaviourAnswer, overall: bool) -> dict[str, float]:
+def constant_responses(row: BehaviourAnswer, overall: bool) -> dict[str, float]:
     """Return baseline -> whether its response is appropriate here. None contains an accepted text or value.
 
     Args:
