@@ -26,7 +26,7 @@ def config(**settings: object) -> EngineSettings:
     [
         ({"url": "http://h/v1"}, ["cuda"], True, "openai", "engine.url"),
         ({}, ["cuda"], True, "vllm_server", "accelerator"),
-        ({}, ["rocm"], False, "llama_cpp", "(rocm), is not installed"),
+        ({}, ["rocm"], False, "torch", "(rocm), is not installed"),
         ({}, [], True, "llama_cpp", "no accelerator"),
         ({"kind": "fake", "url": "http://h/v1"}, ["cuda"], True, "fake", "names it"),
     ],

@@ -404,10 +404,10 @@ def _local_engine(
 def _start_engine(model: Model, adapters: dict[str, Path], config: EngineSettings) -> Engine:
     """Start an engine for weights on this machine: of the configured kind if that kind can load them."""
     kind = engines.kind(config)
-    if kind not in ("llama_cpp", *engines.VLLM):
+    if kind not in ("llama_cpp", "torch", *engines.VLLM):
         kind = "llama_cpp"
-    if kind == "llama_cpp" and model.gguf_path is None and find_spec("vllm"):
-        kind = "vllm"
+    if kind == "llama_cpp" and model.gguf_path is None:
+        kind = "vllm" if find_spec("vllm") else "torch"
     for name, folder in adapters.items():
         model.check_adapter(folder)
         file = gguf_adapter.path_of(folder)

@@ -79,9 +79,9 @@ def _servers(value: Any) -> Any:
 class EngineSettings(Strict):
     """The engine that generates responses."""
 
-    kind: Literal["auto", "llama_cpp", "vllm", "vllm_server", "openai", "fake"] = "auto"
-    """auto: openai if `url` or `urls` is set, vllm_server if vLLM is installed and there is an accelerator, else
-    llama_cpp."""
+    kind: Literal["auto", "llama_cpp", "torch", "vllm", "vllm_server", "openai", "fake"] = "auto"
+    """auto: openai if `url` or `urls` is set; on an accelerator vllm_server if vLLM is installed, else torch; otherwise
+    llama_cpp, or torch for a model without a GGUF."""
     url: str | None = None
     """openai: the server's address, such as http://127.0.0.1:8080/v1."""
     urls: Annotated[
@@ -102,7 +102,7 @@ class EngineSettings(Strict):
 
     slots: Annotated[int | Literal["auto"], _auto_or_number(1, 1024)] = "auto"
     """Concurrent requests; with several servers, the maximum per server. auto: for llama_cpp the fastest number in a
-    short measurement of this machine, 64 for vLLM on an accelerator, else 8."""
+    short measurement of this machine, 64 for torch and for vLLM on an accelerator, else 8."""
     context: int = Field(4096, ge=256, le=131072)
     """Context size in tokens, per slot."""
     threads: int = Field(0, ge=0)
@@ -113,8 +113,8 @@ class EngineSettings(Strict):
     start_seconds: float = Field(1800.0, gt=0)
     """vllm_server: maximum seconds from the start of vLLM until it answers."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """vLLM: the type to compute in. auto: vLLM's choice on an accelerator; on a CPU bfloat16 if a short test finds it
-    faster, else float32."""
+    """vLLM and torch: the type to compute in. auto: on an accelerator bfloat16 (torch) or vLLM's choice; on a CPU
+    bfloat16 if a short test finds it faster, else float32."""
     tensor_parallel_size: int = Field(1, ge=1, le=64)
     """vLLM: number of accelerators that share one copy of the model; a Ray worker takes as many."""
     top_k: int = Field(1000, ge=0)

@@ -90,8 +90,8 @@ class Model:
         """
         if self.gguf_path is None:
             raise UserError(
-                f"model {self.source!r} has no GGUF for the engine. Create one with llama.cpp: "
-                f"`python convert_hf_to_gguf.py {self.folder_path} --outtype f16 "
+                f"model {self.source!r} has no GGUF for the engine. Set engine.kind to torch, or create a GGUF with "
+                f"llama.cpp: `python convert_hf_to_gguf.py {self.folder_path} --outtype f16 "
                 f"--outfile {self.folder_path}/model-f16.gguf`, then run the same command again"
             )
         return self.gguf_path

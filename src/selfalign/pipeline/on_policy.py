@@ -49,7 +49,7 @@ def check(context: Context) -> None:
     if context.recipe.engrave.method == STAGE and engines.kind(context.recipe.engine) == "openai":
         raise UserError(
             "engrave.method on_policy generates with the adapter of every round, which a server does not load: set "
-            "engine.kind to llama_cpp or vllm, or engrave.method to sft"
+            "engine.kind to llama_cpp, torch or vllm, or engrave.method to sft"
         )
 
 

@@ -118,7 +118,7 @@ def describe_machine(recipe: Recipe, model: Model | None, speed: Calibration | N
         speed,
         weights / 1e6,
         folder is not None or model is None or model.is_fake,
-        kind in ("llama_cpp", *engines.VLLM),
+        kind in ("llama_cpp", "torch", *engines.VLLM),
         recipe.engine.context,
         engine_bytes / 1e6,
     )

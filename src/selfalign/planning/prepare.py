@@ -47,6 +47,7 @@ def prepare(
         )
     if chosen.engine.kind != "auto" or chosen.engine.url or chosen.engine.urls or kind is None:
         kind = engines.kind(chosen.engine)
+    automatic = chosen.engine.kind == "auto"
     if kind == "vllm_server" and chosen.executor.kind == "ray":  # each worker has its own vLLM
         if chosen.engine.kind == "vllm_server":
             raise UserError("engine.kind vllm_server does not run on Ray workers: set engine.kind to vllm")
@@ -59,6 +60,9 @@ def prepare(
     texts = constitution.load(chosen.constitution)
     constitution.load_seeds(chosen.seeds)
     model = engines.base_model(chosen.model, chosen.engine)
+    if automatic and kind == "llama_cpp" and not model.is_fake and model.gguf_path is None:
+        chosen = chosen.model_copy(update={"engine": engine.model_copy(update={"kind": "torch"})})
+        engines.check(chosen.engine)
     if not model.is_fake and model.repository:  # with the commit
         chosen = chosen.model_copy(update={"model": model.source})
     return chosen, texts, model

@@ -327,7 +327,7 @@ def frozen_choices(path: Path) -> tuple[str | None, str | None, str | None]:
     kind, file = engine.get("kind", "auto") if engine else None, prompts.get("file")
     if kind == "auto":
         kind = _auto_of_0_1(engine.get("url"))
-    kind = kind if kind in ("llama_cpp", "vllm", "vllm_server", "openai") else None
+    kind = kind if kind in ("llama_cpp", "torch", "vllm", "vllm_server", "openai") else None
     file, model = (v if isinstance(v, str) else None for v in (file, value.get("model")))
     return kind, file, model
 

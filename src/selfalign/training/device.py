@@ -39,6 +39,22 @@ def choose_float32(folder: Path) -> Placement:
     return Placement("cuda", "float32") if needed <= torch.cuda.mem_get_info()[0] else CPU
 
 
+def for_generation(dtype: str) -> Placement:
+    """Return the accelerator or the CPU, with `auto` resolved to the fastest type there.
+
+    Args:
+        dtype: `engine.dtype`.
+    """
+    import torch
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if dtype != "auto":
+        return Placement(device, dtype)
+    if device == "cuda":
+        return Placement(device, "bfloat16" if torch.cuda.is_bf16_supported() else "float16")
+    return Placement(device, environment.processor_dtype())
+
+
 def free_memory() -> None:
     """Return the memory of deleted models to the device, for vLLM to start in."""
     import torch

@@ -67,6 +67,15 @@ def _vllm_server(
     return vllm_server.start(python, folder, adapters, config, slots, tokenizer, ends, log, say)
 
 
+def _torch(model: Model, adapters: Adapters, config: EngineSettings, slots: int, say: Say) -> Engine:
+    from selfalign.generation.engines.torch_engine import TorchEngine
+    from selfalign.training.device import for_generation
+
+    model.check_weights("the engine torch needs them")
+    folder, tokenizer, ends = model.folder(say), model.tokenizer(say), model.end_tokens()
+    return TorchEngine(folder, adapters, for_generation(config.dtype), slots, config.context, tokenizer, ends)
+
+
 def _openai(model: Model | None, adapters: Adapters, config: EngineSettings, slots: int, say: Say) -> Engine:
     from selfalign.generation.engines.openai_api import OpenAiApi
 
@@ -86,6 +95,7 @@ def _fake(model: Model | None, adapters: Adapters, config: EngineSettings, slots
 
 ENGINES: dict[str, Callable[..., Engine]] = {
     "llama_cpp": _llama_cpp,
+    "torch": _torch,
     "vllm": _vllm,
     "vllm_server": _vllm_server,
     "openai": _openai,
@@ -107,8 +117,8 @@ def choose(config: EngineSettings) -> tuple[str, str]:
     devices = accelerators()
     if devices and vllm_environment.find(config):
         return "vllm_server", f"vLLM is installed, and there is an accelerator ({devices[0]})"
-    if devices:
-        return "llama_cpp", f"in process; vLLM, which would use the accelerator ({devices[0]}), is not installed"
+    if devices and find_spec("torch"):
+        return "torch", f"in process; vLLM, which is faster on the accelerator ({devices[0]}), is not installed"
     return "llama_cpp", "in process; no engine.url and no accelerator"
 
 
@@ -129,6 +139,8 @@ def check(config: EngineSettings) -> None:
         parse_addresses(config)
     if kind(config) == "vllm" and not find_spec("vllm"):
         raise UserError("engine vllm: vLLM is not installed in this environment: install it as in docs/engines.md")
+    if kind(config) == "torch" and (missing := [m for m in ("torch", "transformers", "peft") if not find_spec(m)]):
+        raise UserError(f"engine torch needs {', '.join(missing)}: pip install 'selfalign[train]'")
     if kind(config) == "vllm_server":
         vllm_environment.version(config)
 
@@ -142,6 +154,11 @@ def advice(config: EngineSettings) -> str:
     devices = accelerators()
     if kind(config) == "vllm_server":
         return vllm_environment.untested(vllm_environment.version(config))
+    if kind(config) == "torch" and devices:
+        return (
+            f"torch generates, on the accelerator ({devices[0]}) if it finds it. vLLM is faster: "
+            f"{vllm_environment.ADVICE}, then start again with --new"
+        )
     if kind(config) == "llama_cpp" and devices:
         return (
             f"llama.cpp generates, on the CPU unless its build uses the accelerator ({devices[0]}). vLLM is many times "
@@ -157,7 +174,8 @@ def base_model(source: str, config: EngineSettings) -> Model:
 
 def default_slots(config: EngineSettings) -> int:
     """Return the number of slots for `engine.slots: auto`, except for llama.cpp, where `calibration` measures it."""
-    return 64 if kind(config) in VLLM and accelerators() else 8
+    chosen = kind(config)
+    return 64 if chosen == "torch" or (chosen in VLLM and accelerators()) else 8
 
 
 def slots(config: EngineSettings, calibrated: Callable[[], int]) -> int:
