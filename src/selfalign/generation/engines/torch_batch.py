@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,8 +26,12 @@ _CHUNK = 512
 _MEMORY = 0.5
 """Fraction of the free memory that slots may take."""
 _UNKNOWN_MEGABYTES = 4000.0
-_KEPT = 4
-"""Prefixes that are kept."""
+_PREFIX_MEMORY = 0.1
+"""Fraction of the free memory that kept prefixes may take."""
+_SHARED = 48
+"""Tokens that two prompts must share, beyond a kept prefix, for their common beginning to be kept."""
+_RECENT = 64
+"""Earlier prompts that a new one is compared with."""
 _KNOWN_LAYERS = {"full_attention", "sliding_attention"}
 _TRIAL = (
     "The capital of France is the city of",
@@ -70,12 +75,13 @@ class Batch:
         self._adapter: str | None = None
         self._prefixes: dict[tuple[tuple[int, ...], str | None], Prefix | None] = {}
         """(tokens, adapter) -> the prefix; None until it is computed."""
+        self._recent: deque[Sequence[int]] = deque(maxlen=_RECENT)
+        self._free = _free_bytes(self._device)
         self._check(folder, tokenizer)
         for name, path in adapters.items():
             self._model = lora.add_adapter(self._model, path, name)
         self._adapter = next(iter(adapters), None)
         self._select(None)
-        self._free = _free_bytes(self._device)
 
     @property
     def max_tokens(self) -> int:
@@ -101,6 +107,7 @@ class Batch:
         All texts in the batch must have the same adapter.
         """
         self._select(adapter)
+        self._notice(prompts, adapter)
         prefixes = [self._prefix_of(prompt, adapter) for prompt in prompts]
         first = len(self._texts)
         rest = [list(prompt[len(prefix.tokens) :]) for prompt, prefix in zip(prompts, prefixes, strict=True)]
@@ -149,10 +156,24 @@ class Batch:
             return Prefix()
         prefix = self._prefixes.pop(key) or self._compute_prefix(key[0])
         self._prefixes[key] = prefix  # the most recent one stands last
-        computed = [k for k, kept in self._prefixes.items() if kept is not None]
-        for old in computed[:-_KEPT]:
-            self._prefixes[old] = None
+        size = self._cache.bytes_per_token() * sum(len(tokens) for (tokens, _), kept in self._prefixes.items() if kept)
+        for old, kept in list(self._prefixes.items()):
+            if size <= _PREFIX_MEMORY * self._free or old == key:
+                break
+            if kept:
+                size -= self._cache.bytes_per_token() * len(old[0])
+                del self._prefixes[old]
         return prefix
+
+    def _notice(self, prompts: Sequence[Sequence[int]], adapter: str | None) -> None:
+        """Keep the beginnings that new prompts share with each other, or with recent prompts."""
+        for prompt in prompts:
+            known = len(prompt) - self.rest(prompt, adapter)
+            # The last token is always computed with its text.
+            shared = max((_common(prompt[:-1], other) for other in self._recent), default=0)
+            if shared - known >= _SHARED:
+                self.expect(prompt[:shared], adapter)
+            self._recent.append(prompt)
 
     def _key_of(self, prompt: Sequence[int], adapter: str | None) -> tuple[tuple[int, ...], str | None] | None:
         """Return the key of the longest prefix of a prompt that leaves at least one token; None if there is none."""
@@ -233,6 +254,7 @@ class Batch:
             raise UserError(f"{where} cannot generate in batches ({why}): {advice}") from None
         finally:
             self._texts, self._prefixes = [], {}
+            self._recent.clear()
             self._cache.clear()
         mine = torch.cat([logits, after]).log_softmax(1)
         pairs = zip(mine, own, strict=True)
@@ -253,6 +275,16 @@ class Batch:
         self._cache.clear()
         self._prefixes.clear()
         device.free_memory()
+
+
+def _common(one: Sequence[int], other: Sequence[int]) -> int:
+    """Return the length of the longest common beginning."""
+    shortest = min(len(one), len(other))
+    low, high = 0, shortest
+    while low < high:  # comparing slices is much faster than comparing tokens
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if one[low:middle] == other[low:middle] else (low, middle - 1)
+    return low
 
 
 def _free_bytes(where: torch.device) -> int:
