@@ -170,3 +170,19 @@ def test_model_without_a_gguf_selects_the_engine(tmp_path: Path, monkeypatch: py
         gguf.unlink()
     assert prepare("quick", settings, None, None)[0].engine.kind == "torch"
     assert prepare("quick", [*settings, "engine.kind=llama_cpp"], None, None)[0].engine.kind == "llama_cpp"
+
+
+def test_shared_beginnings_are_found(engine: TorchEngine) -> None:
+    parts = [engine.generate((BOS, prompt), Step(GREEDY), 0, None) for prompt in PROMPTS]
+    # The first prompt is computed as a whole; the second one decides what is kept.
+    assert parts[0].cached_tokens == 0 and all(part.cached_tokens >= 48 for part in parts[1:])
+    sizes = [len(tokens) for tokens, _ in engine._batch._prefixes]
+    assert sizes and min(sizes) < len(engine._tokenizer.encode((BOS, PROMPTS[0])))
+
+
+def test_prefixes_make_room_for_new_ones(engine: TorchEngine) -> None:
+    engine._batch._free = 0
+    for word in ("the", "in", "other", "an"):
+        for end in ("", " the", " in"):
+            engine.generate((BOS, f"{word} hour of the day " * 8 + end), Step(GREEDY), 0, None)
+    assert sum(kept is not None for kept in engine._batch._prefixes.values()) == 1
