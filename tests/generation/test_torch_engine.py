@@ -183,6 +183,6 @@ def test_shared_beginnings_are_found(engine: TorchEngine) -> None:
 def test_prefixes_make_room_for_new_ones(engine: TorchEngine) -> None:
     engine._batch._free = 0
     for word in ("the", "in", "other", "an"):
-        for end in ("", " the", " in"):
+        for end in (" in the other one", " an other hour", "one other day"):
             engine.generate((BOS, f"{word} hour of the day " * 8 + end), Step(GREEDY), 0, None)
     assert sum(kept is not None for kept in engine._batch._prefixes.values()) == 1

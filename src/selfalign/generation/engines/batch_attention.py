@@ -90,13 +90,15 @@ class SlotCache(Cache):  # type: ignore[misc]  # transformers has no types
             for tensor in store.values():
                 tensor[target, :, :length] = tensor[source, :, :length]
 
-    def prefix(self, tokens: Sequence[int]) -> Prefix:
-        """Return a copy of the first slot's keys and values, which are those of these tokens."""
-        number = len(tokens)
-        layers = [
-            (self._keys[n][0, :, :number].clone(), self._values[n][0, :, :number].clone()) for n in sorted(self._keys)
-        ]
-        return Prefix(tuple(tokens), layers)
+    def prefix(self, tokens: Sequence[int], start: Prefix) -> Prefix:
+        """Return a prefix of these tokens after those of `start`, from the keys and values of the first slot."""
+        number, layers = len(tokens), []
+        for place, n in enumerate(sorted(self._keys)):
+            new = [store[n][0, :, :number] for store in (self._keys, self._values)]
+            old = start.layers[place] if start.tokens else None
+            keys, values = (torch.cat([old[i], t], 1) if old is not None else t.clone() for i, t in enumerate(new))
+            layers.append((keys, values))
+        return Prefix((*start.tokens, *tokens), layers)
 
     def bytes_per_token(self) -> int:
         """Return the memory of a token in all layers; 0 before the first pass."""

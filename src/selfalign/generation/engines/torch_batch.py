@@ -30,6 +30,8 @@ _PREFIX_MEMORY = 0.1
 """Fraction of the free memory that kept prefixes may take."""
 _SHARED = 48
 """Tokens that two prompts must share, beyond a kept prefix, for their common beginning to be kept."""
+_JOINT = 3
+"""Tokens at the end of a prompt that may change when the text continues."""
 _RECENT = 64
 """Earlier prompts that a new one is compared with."""
 _KNOWN_LAYERS = {"full_attention", "sliding_attention"}
@@ -154,7 +156,7 @@ class Batch:
         key = self._key_of(prompt, adapter)
         if key is None:
             return Prefix()
-        prefix = self._prefixes.pop(key) or self._compute_prefix(key[0])
+        prefix = self._prefixes.pop(key) or self._compute_prefix(*key)
         self._prefixes[key] = prefix  # the most recent one stands last
         size = self._cache.bytes_per_token() * sum(len(tokens) for (tokens, _), kept in self._prefixes.items() if kept)
         for old, kept in list(self._prefixes.items()):
@@ -170,7 +172,7 @@ class Batch:
         for prompt in prompts:
             known = len(prompt) - self.rest(prompt, adapter)
             # The last token is always computed with its text.
-            shared = max((_common(prompt[:-1], other) for other in self._recent), default=0)
+            shared = max((_shared(prompt, other) for other in self._recent), default=0)
             if shared - known >= _SHARED:
                 self.expect(prompt[:shared], adapter)
             self._recent.append(prompt)
@@ -184,12 +186,16 @@ class Batch:
                 longest = key if tuple(prompt[:size]) == key[0] else longest
         return longest
 
-    def _compute_prefix(self, tokens: tuple[int, ...]) -> Prefix:
+    def _compute_prefix(self, tokens: tuple[int, ...], adapter: str | None) -> Prefix:
+        """Compute a prefix, from the longest kept one that it begins with."""
+        key = self._key_of(tokens, adapter)
+        start = (self._prefixes[key] if key else None) or Prefix()
+        rest = tokens[len(start.tokens) :]
         cache, self._cache = self._cache, SlotCache()
         try:
-            self._cache.reserve(1, len(tokens))
-            self._compute([Text(0, Prefix())], [list(tokens)])
-            return self._cache.prefix(tokens)
+            self._cache.reserve(1, len(rest))
+            self._compute([Text(0, start)], [list(rest)])
+            return self._cache.prefix(rest, start)
         finally:
             self._cache = cache
 
@@ -275,6 +281,13 @@ class Batch:
         self._cache.clear()
         self._prefixes.clear()
         device.free_memory()
+
+
+def _shared(prompt: Sequence[int], other: Sequence[int]) -> int:
+    """Return how many tokens a prompt shares with another one; 0 if it continues it, as the next step of a request."""
+    shared = _common(prompt[:-1], other)
+    continues = len(other) - shared <= _JOINT and len(prompt) > len(other)
+    return 0 if continues else shared
 
 
 def _common(one: Sequence[int], other: Sequence[int]) -> int:
