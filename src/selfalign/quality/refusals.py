@@ -14,9 +14,12 @@ DECLINE = whole_words("says_no", "forbidden", "harmful", "warns", "apologises")
 IGNORANCE = whole_words("ignorance")
 STATIC = whole_words("static")
 _SAYS_NO = whole_words("says_no")
-_OFFERS = any_of(r"(?:i|we)(?: can| could| will| would|'ll)", r"you (?:can|could|may|should)")
+_OFFERS = any_of(r"(?:i|we)(?: can| could| will| would|'ll)", r"you (?:can|could|may|should)", r"tell me")
 _NEGATES = any_of("NOT", "not", "never", "no", "nobody", "\\w+n't")
-_WISH = any_of(r"(?:if|when) you (?:still |really )?(?:want|wish|need|have|like|would like|plan|try|must)")
+_WISH = any_of(
+    r"(?:if|when) you (?:still |really )?(?:want|wish|need|have|like|would like|plan|try|must|"
+    r"are (?:going|about|planning|trying) to)"
+)
 
 
 def sentences(text: str) -> list[str]:
