@@ -115,7 +115,9 @@ def test_adapters_change_output_and_torch_matches_engine(run: Path) -> None:
     answers = rows(run / "5_evaluation/answers.jsonl")
     by_model = {m: [a["answer"] for a in answers if a["model"] == m] for m in ("base", "engraved", "final")}
     assert len(by_model["base"]) == len(by_model["engraved"]) == len(by_model["final"]) == 2
-    assert by_model["base"] != by_model["engraved"] != by_model["final"]
+    assert by_model["base"] not in (by_model["engraved"], by_model["final"])
+    adapters = [run / name / "adapter/adapter_model.safetensors" for name in ("3_engrave", "4_verbose_clone")]
+    assert adapters[0].read_bytes() != adapters[1].read_bytes()  # two responses may be the same
     assert len(rows(run / "4_verbose_clone/responses.jsonl")) > 0
     counts = {s["stage"]: s["notes"] for s in json.loads((run / "manifest.json").read_text())["stages"]}
     for stage in ("engrave", "verbose_cloning"):

@@ -243,7 +243,7 @@ def test_no_usable_response_is_an_error_with_advice(tiny_run: Runs, engines: Eng
 def test_servers_and_training_elsewhere_are_refused(tiny_run: Runs) -> None:
     with pytest.raises(UserError, match="elsewhere supports sft only, and method is on_policy"):
         tiny_run("engrave.method=on_policy", "engrave.elsewhere=true")
-    with pytest.raises(UserError, match=r"engine\.kind to llama_cpp or vllm"):
+    with pytest.raises(UserError, match=r"engine\.kind to llama_cpp, torch or vllm"):
         order.run_stage(tiny_run("engrave.method=on_policy", name="server"), "engrave")
 
 

@@ -244,8 +244,13 @@ def test_missing_vllm_is_advised_before_anything_is_generated(
     monkeypatch.setattr(order.engines, "accelerators", lambda: ["cuda"])
     monkeypatch.setattr(vllm_environment, "find", lambda config: None)
     settings |= {"engine.kind": "auto", "engine.vllm_python": "null"}
+
+    def refuse(*_: object, **__: object) -> None:
+        raise UserError("nothing was generated")
+
+    monkeypatch.setattr(order.engines, "start", refuse)
     with selfalign.create("single-gpu", tmp_path / "run", settings=settings, screen=Screen()) as run:
-        assert run.recipe.engine.kind == "llama_cpp"
-        with pytest.raises(UserError, match="has no GGUF for the engine"):
+        assert run.recipe.engine.kind == "torch"
+        with pytest.raises(UserError, match="nothing was generated"):
             run.run_all()
-    assert "vLLM is many times faster: run `selfalign setup vllm`" in " ".join(capfd.readouterr().err.split())
+    assert "vLLM is faster: run `selfalign setup vllm`" in " ".join(capfd.readouterr().err.split())
